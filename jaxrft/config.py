@@ -1,0 +1,263 @@
+"""What a run is: frozen dataclasses, read from a configs/*.py, changed by flags, written as JSON."""
+
+import dataclasses
+import difflib
+import importlib.util
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxrft.types import InputError
+
+
+@dataclass(frozen=True)
+class TasksConfig:
+    """Where tasks come from."""
+
+    source: str = ""
+    """A .jsonl or .parquet file, or `builtin:NAME` for a generated family."""
+    name: str = ""
+    """What the set is called in metrics; the file's or family's name by default."""
+    prompt_column: str | None = None
+    """Column of the prompts; found by itself for the columns of TRL, verl, GURU and GSM8K."""
+    answer_column: str | None = None
+    """Column of the ground truths, handed to rewards as `answer`; found by itself likewise."""
+    pass_rate_columns: tuple[str, ...] = ()
+    """Columns with the pass rates of reference policies, weakest policy first."""
+    system_prompt: str | None = None
+    """System message put before prompts that have none."""
+    limit: int | None = None
+    """Use only the first so many tasks."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation on held-out tasks."""
+
+    tasks: tuple[TasksConfig, ...] = ()
+    """Held-out sets; each gives eval/<name>/greedy, eval/<name>/avg@k and eval/<name>/pass@k."""
+    num_samples: int = 8
+    """Samples a task (the k of avg@k and pass@k), at the temperature of training; 0 = greedy only."""
+    batch_size: int | None = None
+    """Tasks rolled out at once; the training batch size by default."""
+
+
+@dataclass(frozen=True)
+class SelectConfig:
+    """How the next tasks are chosen: a selector and the union of the selectors' hyper-parameters."""
+
+    name: str = "bots"
+    """Selector: uniform or bots."""
+    decay: float = 0.1
+    """bots: pull of the posterior towards its prior each step, in [0, 1]; 0 keeps all evidence."""
+    rho: float = 0.1
+    """bots: weight of implicit against explicit evidence, in [0, 1]."""
+    momentum: float = 0.9
+    """bots: smoothing of the capability estimated on each batch, in [0, 1)."""
+    target: float = 0.5
+    """bots: pass rate whose neighbours are chosen, in (0, 1)."""
+    prior: tuple[float, float] = (1.0, 1.0)
+    """bots: pseudo-successes and pseudo-failures of a task not seen yet."""
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the device mesh; their product is the number of devices, -1 takes what is left."""
+
+    data: int = -1
+    """Copies of the policy, each with its own rows."""
+    fsdp: int = 1
+    """Shards of parameters and optimiser state, each with its own rows."""
+    model: int = 1
+    """Shards of heads, hidden units and vocabulary (tensor parallelism)."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run of `jaxrft train`."""
+
+    model: str
+    """Folder of a Hugging Face checkpoint: config.json, safetensors, tokenizer."""
+    tasks: TasksConfig
+    output_dir: str
+    """Folder of the run: metrics.jsonl, config.json, checkpoints/, policy/."""
+    evaluation: EvalConfig = EvalConfig()
+    select: SelectConfig = SelectConfig()
+    mesh: MeshConfig = MeshConfig()
+
+    steps: int = 100
+    """Selections, rollouts and updates; one step rolls out batch_size tasks."""
+    seed: int = 0
+    """Every random stream derives from it."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the policy; parameters and optimiser are float32 always."""
+
+    batch_size: int = 32
+    """Tasks a step."""
+    num_generations: int = 8
+    """Rollouts a task; at least 2, since advantages compare them."""
+    max_prompt_length: int = 1024
+    """Tokens; tasks with longer prompts are dropped and counted, never cut."""
+    max_completion_length: int = 1024
+    """Tokens."""
+    temperature: float = 1.0
+    """Sampling temperature; ratios and log-probabilities are taken at it too."""
+    top_p: float = 1.0
+    """Nucleus sampling; 1 = off."""
+    top_k: int = 0
+    """Sample among the k likeliest tokens; 0 = off."""
+
+    rewards: tuple[str, ...] = ("math",)
+    """Names (exact, gsm8k, math) or dotted paths package.module:function; one reward each."""
+    reward_weights: tuple[float, ...] | None = None
+    """Weights of the rewards in the sum that is trained on; 1 each by default."""
+    success_reward: str | None = None
+    """Reward in [0, 1] that selectors count as success; the first by default."""
+    reward_timeout: float = 10.0
+    """Seconds one completion's grading may take before its worker is killed."""
+    reward_workers: int | None = None
+    """Grading processes a host; the number of cores, at most 8, by default."""
+
+    loss_type: Literal["grpo", "dapo", "dr_grpo"] = "dapo"
+    """Reduction of the token losses: mean of sequence means, mean over tokens, sum over a constant length."""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """What advantages are divided by: the group's standard deviation, the batch's, or nothing."""
+    epsilon: float = 0.2
+    """Clip range of the ratio below 1, and above it unless epsilon_high is given."""
+    epsilon_high: float | None = None
+    """Clip range of the ratio above 1 (clip-higher)."""
+    kl_coef: float = 0.0
+    """Weight of the k3 KL to the starting policy; 0 needs no reference forward."""
+    mask_truncated_completions: bool = False
+    """Leave completions without an end out of the loss."""
+    num_iterations: int = 1
+    """Passes over the rollouts of a step."""
+    mini_batch_size: int | None = None
+    """Tasks an optimiser update; batch_size by default."""
+    micro_batch_size: int | None = None
+    """Rows a forward and backward pass, to fit memory; changes no number."""
+
+    learning_rate: float = 1e-6
+    """Peak learning rate of AdamW."""
+    warmup_steps: int = 0
+    """Optimiser updates of linear warm-up."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
+
+    eval_steps: int = 0
+    """Evaluate every so many steps, and at the start and the end; 0 = never."""
+    save_steps: int = 50
+    """Save a checkpoint every so many steps, and at the end."""
+    keep_checkpoints: int = 3
+    """How many of the newest checkpoints stay."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto continues the run in output_dir if there is one; never refuses a folder that holds a run."""
+    log_completions_steps: int = 10
+    """Show a table of completions every so many steps; 0 = never."""
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a value out of its range."""
+        check(self)
+
+    @property
+    def tasks_per_update(self) -> int:
+        """Tasks of an optimiser mini-batch."""
+        return self.mini_batch_size or self.batch_size
+
+    @property
+    def rows_per_micro_batch(self) -> int:
+        """Rows of a forward and backward pass."""
+        return self.micro_batch_size or self.tasks_per_update * self.num_generations
+
+
+def check(config: Config) -> None:
+    """Raises InputError, one sentence, for the first value that cannot work."""
+    c = config
+    at_least_one = "steps batch_size max_prompt_length max_completion_length num_iterations keep_checkpoints save_steps"
+    ranges = [(name, getattr(c, name) >= 1, "at least 1") for name in at_least_one.split()]
+    ranges += [
+        (name, getattr(c, name) >= 0, "0 or more")
+        for name in "top_k kl_coef learning_rate warmup_steps weight_decay eval_steps seed log_completions_steps".split()
+    ]
+    ranges += [
+        ("num_generations", c.num_generations >= 2, "at least 2, because an advantage compares the samples of a task"),
+        ("temperature", c.temperature > 0, "positive; evaluation is greedy by itself"),
+        ("top_p", 0 < c.top_p <= 1, "in (0, 1]"),
+        ("epsilon", 0 < c.epsilon < 1, "in (0, 1)"),
+        ("epsilon_high", c.epsilon_high is None or c.epsilon_high > 0, "positive"),
+        ("max_grad_norm", c.max_grad_norm > 0, "positive"),
+        ("reward_timeout", c.reward_timeout > 0, "positive, in seconds"),
+        ("reward_workers", c.reward_workers is None or c.reward_workers >= 1, "at least 1"),
+        ("rewards", len(c.rewards) >= 1, "at least one reward"),
+        ("reward_weights", c.reward_weights is None or len(c.reward_weights) == len(c.rewards), "one for each reward"),
+        ("success_reward", c.success_reward in (None, *c.rewards), f"one of the rewards {', '.join(c.rewards)}"),
+        ("mini_batch_size", divides(c.tasks_per_update, c.batch_size), f"a divisor of batch_size {c.batch_size}"),
+        (
+            "micro_batch_size",
+            divides(c.rows_per_micro_batch, c.tasks_per_update * c.num_generations)
+            and (divides(c.rows_per_micro_batch, c.num_generations) or c.rows_per_micro_batch % c.num_generations == 0),
+            f"in rows, a divisor of a mini-batch's {c.tasks_per_update * c.num_generations} and a divisor or a multiple "
+            f"of num_generations {c.num_generations}",
+        ),
+    ]
+    for name, fits, wanted in ranges:
+        if not fits:
+            raise InputError(f"{name} is {getattr(c, name)!r}: it must be {wanted}")
+
+
+def divides(divisor: int, number: int) -> bool:
+    """Whether `divisor` is positive and `number` a multiple of it."""
+    return divisor > 0 and number % divisor == 0
+
+
+def load(path: str) -> Config:
+    """Runs the Python file at `path` and returns the `config` it defines.
+
+    A config is the user's own program: never load one that you have not read.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"no config file {path}: give the path of a .py file that defines `config = Config(...)`")
+    module_spec = importlib.util.spec_from_file_location("jaxrft_config", path)
+    if module_spec is None or module_spec.loader is None:
+        raise InputError(f"config {path} is not a Python file: it must end in .py")
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+    except (TypeError, SyntaxError, ImportError) as error:
+        raise InputError(f"config {path}: {error}{_nearest_field(str(error))}") from error
+    config = getattr(module, "config", None)
+    if not isinstance(config, Config):
+        raise InputError(f"config {path} defines no `config = Config(...)`")
+    return config
+
+
+def _nearest_field(message: str) -> str:
+    """'; did you mean ...?' for the message of a call with an unknown field."""
+    unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
+    if not unknown:
+        return ""
+    kinds = {kind.__name__: kind for kind in (Config, TasksConfig, EvalConfig, SelectConfig, MeshConfig)}
+    kind = kinds.get(unknown[1])
+    near = difflib.get_close_matches(unknown[2], [f.name for f in dataclasses.fields(kind)], n=1) if kind else []
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def to_json(config: Config) -> str:
+    """The config as indented JSON."""
+    return json.dumps(dataclasses.asdict(config), indent=2)
+
+
+def differences(config: Config, other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted field -> (here, there) for every field that differs from the JSON of another config."""
+
+    def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+        if not isinstance(tree, dict):
+            return {prefix: tree}
+        return {k: v for key, value in tree.items() for k, v in flat(value, f"{prefix}.{key}".strip(".")).items()}
+
+    here, there = flat(json.loads(to_json(config))), flat(other)
+    return {key: (here.get(key), there.get(key)) for key in here | there if here.get(key) != there.get(key)}

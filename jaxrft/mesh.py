@@ -1,0 +1,91 @@
+"""The device mesh and the one table from logical axes to mesh axes."""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxrft.types import InputError
+
+AXES = ("data", "fsdp", "model")
+
+# Logical axis -> mesh axes. A mesh axis serves one dimension of an array; the first to ask gets it, so that
+# "embed" shards a parameter over `fsdp` but an activation, whose "batch" comes first, not again.
+RULES: dict[str, tuple[str, ...]] = {
+    "task": ("data", "fsdp"),  # N, tasks in the table
+    "batch": ("data", "fsdp"),  # B prompts or R rows
+    "embed": ("fsdp",),
+    "vocab": ("model",),
+    "heads": ("model",),
+    "kv_heads": ("model",),
+    "mlp": ("model",),
+    "layer": (),
+    "head": (),
+    "time": (),
+}
+
+
+def make(data: int = -1, fsdp: int = 1, model: int = 1, *, devices: list[Any] | None = None) -> Mesh:
+    """A mesh of axes (data, fsdp, model); one size may be -1 and takes what the others leave.
+
+    Raises InputError when the sizes do not multiply to the number of devices.
+    """
+    count = len(devices) if devices is not None else jax.device_count()
+    sizes = [data, fsdp, model]
+    named = ", ".join(f"{name}={size}" for name, size in zip(AXES, sizes, strict=True))
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise InputError(f"mesh {named}: sizes are positive and at most one may be -1, which takes what is left")
+    known = math.prod(size for size in sizes if size != -1)
+    if count % known or (-1 not in sizes and known != count):
+        raise InputError(f"mesh {named} does not divide the {count} devices: make the product of the sizes {count}")
+    sizes = [count // known if size == -1 else size for size in sizes]
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def spec(*axes: str | None) -> PartitionSpec:
+    """The partition of an array whose dimensions have these logical names (None: not sharded)."""
+    used: set[str] = set()
+    parts = []
+    for axis in axes:
+        free = tuple(name for name in (RULES[axis] if axis else ()) if name not in used)
+        used.update(free)
+        parts.append(free or None)
+    return PartitionSpec(*parts)
+
+
+def shards(mesh: Mesh | jax.sharding.AbstractMesh | None, axis: str) -> int:
+    """Over how many devices the logical axis `axis` is split on `mesh`; 1 without a mesh."""
+    return math.prod(dict(mesh.shape).get(name, 1) for name in RULES[axis]) if mesh is not None else 1
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Shards `x` by the names of its dimensions on the ambient mesh (`jax.set_mesh`); without one, `x` itself."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(*axes))
+
+
+def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
+    """The sharding on `mesh` of an array whose dimensions have these logical names."""
+    return NamedSharding(mesh, spec(*axes))
+
+
+def task_sharding(mesh: Mesh, shape: tuple[int, ...], num_tasks: int) -> NamedSharding:
+    """Shards over tasks what has a row a task, if the mesh divides their number; replicates everything else."""
+    rows = shape[:1] == (num_tasks,) and num_tasks % shards(mesh, "task") == 0
+    return sharding(mesh, *(("task",) + (None,) * (len(shape) - 1) if rows else ()))
+
+
+def check_divides(mesh: Mesh, what: str, size: int, axis: str) -> None:
+    """Raises InputError unless `mesh` splits `size` of `what` evenly along the logical axis `axis`."""
+    count = shards(mesh, axis)
+    if size % count:
+        names = " x ".join(f"{name}={mesh.shape[name]}" for name in RULES[axis])
+        raise InputError(f"{what} {size} does not divide over the mesh axes {names}: choose a multiple of {count}")
+
+
+def from_host(mesh: Mesh, x: np.ndarray, *axes: str | None) -> jax.Array:
+    """Puts a host array that every process holds whole onto `mesh`, sharded by its logical axes."""
+    return jax.make_array_from_callback(x.shape, sharding(mesh, *axes), lambda index: x[index])

@@ -1,0 +1,60 @@
+"""The words the whole package shares: what a task, a choice, a rollout and its feedback are.
+
+Glossary of axis letters, used in every signature and comment:
+
+| letter | meaning |
+|---|---|
+| N | tasks in the table |
+| B | tasks chosen in a step (`batch_size`) |
+| G | rollouts a task (`num_generations`) |
+| R | rows of a rollout, R = B * G, the samples of a task next to each other |
+| P | prompt tokens, padded |
+| T | completion tokens, padded (`max_completion_length`) |
+| K | reference policies |
+| E | width of a prompt embedding |
+| V, D, L, H | vocabulary, width, layers and heads of the policy |
+"""
+
+from typing import NamedTuple
+
+import jax
+
+Array = jax.Array
+
+
+class InputError(ValueError):
+    """A mistake of the user's: one sentence that names the thing, its value and the remedy."""
+
+
+class Tasks(NamedTuple):
+    """Device arrays about every task; None means that this run has none."""
+
+    reference_pass_rates: Array | None = None  # [N, K] float32, weakest policy first; NaN = unknown
+    embeddings: Array | None = None  # [N, E] float32
+    domain: Array | None = None  # [N] int32
+
+
+class Choice(NamedTuple):
+    """The tasks to roll out in a step."""
+
+    ids: Array  # [B] int32, distinct
+    pass_rate: Array  # [B] float32, posterior mean; NaN from a selector that believes nothing
+
+
+class Feedback(NamedTuple):
+    """What the rollouts of a step said about their tasks."""
+
+    ids: Array  # [B] int32
+    successes: Array  # [B] float32, 0..trials
+    trials: Array  # [B] float32; 0 marks padding and changes nothing
+    tokens: Array  # [B] float32, completion tokens spent
+
+
+class Rollout(NamedTuple):
+    """Sampled completions and what they were drawn with."""
+
+    tokens: Array  # [R, T] int32, padding after the end
+    lengths: Array  # [R] int32, tokens up to and including EOS
+    mask: Array  # [R, T] float32, 1 up to and including EOS
+    logprobs: Array  # [R, T] float32, log pi of the untruncated policy at the sampling temperature
+    sampling_logprobs: Array  # [R, T] float32, of the distribution really drawn from (top-p, top-k)
