@@ -1,0 +1,1 @@
+"""The policy: model, weights, tokenizer, sampling, rollout."""
