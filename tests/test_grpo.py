@@ -1,0 +1,294 @@
+import inspect
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from jaxrft.config import Config
+from jaxrft.learn import grpo, masked
+from jaxrft.types import InputError
+
+LOSS_TYPES = ("grpo", "dapo", "dr_grpo")
+MAX_LENGTH = 32
+GROUPS = hnp.arrays(np.float32, (4, 8), elements=st.integers(-8, 8).map(lambda k: np.float32(k / 4)))
+MASKS = hnp.arrays(np.bool_, (4, 8))
+LOGPROBS = hnp.arrays(np.float32, (8, 12), elements=st.integers(-40, 0).map(lambda k: np.float32(k / 20)))
+ROWS = st.fixed_dictionaries(
+    {
+        "logprobs": LOGPROBS,
+        "behaviour_logprobs": LOGPROBS,
+        "advantages": hnp.arrays(np.float32, (8, 12), elements=st.sampled_from(np.float32([-1.5, 0, 0.5]))),
+        "mask": hnp.arrays(np.bool_, (8, 12)),
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def vectors():
+    """The published implementation's inputs and outputs: 6 groups of 8, 20 tokens; its reduction is the token mean."""
+    with np.load(Path(__file__).parent / "vectors" / "grpo.npz") as arrays:
+        return {name: jnp.asarray(arrays[name]) for name in arrays.files}
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Log-probabilities far enough apart that both clips act; rows of different lengths, one empty."""
+    rng = np.random.default_rng(0)
+    behaviour = rng.normal(-2, 1, (8, 12)).astype(np.float32)
+    lengths = np.array([12, 3, 7, 1, 0, 9, 5, 12])
+    return {
+        "logprobs": jnp.asarray(behaviour + rng.normal(0, 0.4, behaviour.shape).astype(np.float32)),
+        "behaviour_logprobs": jnp.asarray(behaviour),
+        "advantages": jnp.asarray(np.repeat(rng.normal(0, 1, (8, 1)), 12, axis=1).astype(np.float32)),
+        "mask": jnp.asarray((np.arange(12) < lengths[:, None]).astype(np.float32)),
+    }
+
+
+@partial(jax.jit, static_argnames=("loss_type", "epsilon", "epsilon_high"))
+def loss_and_gradient(arrays, *, normaliser=None, loss_type="dapo", epsilon=0.2, epsilon_high=None):
+    def loss(logprobs):
+        return grpo.policy_loss(
+            **{**arrays, "logprobs": logprobs},
+            loss_type=loss_type,
+            epsilon=epsilon,
+            epsilon_high=epsilon_high,
+            normaliser=normaliser,
+            max_completion_length=MAX_LENGTH,
+        )
+
+    (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(arrays["logprobs"])
+    return value, metrics, gradient
+
+
+# ---------------------------------------------------------------------------------------------------- advantages
+
+
+def test_advantages_worked_by_hand():
+    rewards = jnp.array([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 4.0, 0.0]])
+    # group: means 0.5 and 1, unbiased variances (4 * 0.25) / 3 = 1/3 and (9 + 3) / 3 = 4
+    expected = np.array([[0.5, -0.5, -0.5, 0.5], [-1, -1, 3, -1]])
+    group = expected / (np.array([[np.sqrt(1 / 3)], [2.0]]) + 1e-6)
+    np.testing.assert_allclose(grpo.advantages(rewards), group, rtol=1e-6)
+    np.testing.assert_allclose(grpo.advantages(rewards, scale_rewards="none"), expected, rtol=1e-6)
+    # batch: mean 6/8, sum of squares 18, unbiased variance (18 - 8 * 0.5625) / 7
+    batch = expected / (np.sqrt(13.5 / 7) + 1e-6)
+    np.testing.assert_allclose(grpo.advantages(rewards, scale_rewards="batch"), batch, rtol=1e-6)
+
+
+def test_advantages_match_the_published_ones(vectors):
+    advantages = grpo.advantages(vectors["rewards"].reshape(-1, int(vectors["group_size"])))
+    ours = advantages.reshape(-1, 1) * vectors["mask"].astype(jnp.float32)
+    np.testing.assert_allclose(ours, vectors["advantages"], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("scale_rewards", list(grpo.SCALES))
+def test_a_sample_without_reward_is_as_if_it_were_not_there(scale_rewards):
+    rewards = jnp.array([[1.0, jnp.nan, 0.0, 2.0], [jnp.inf, 1.0, 3.0, 5.0]])
+    mask = jnp.array([[1, 0, 1, 1], [0, 1, 1, 1]])
+    ours = grpo.advantages(rewards, mask=mask, scale_rewards=scale_rewards)
+    without = grpo.advantages(jnp.array([[1.0, 0.0, 2.0], [1.0, 3.0, 5.0]]), scale_rewards=scale_rewards)
+    np.testing.assert_allclose(np.asarray(ours)[np.asarray(mask) > 0], without.ravel(), rtol=1e-6)
+    assert not np.asarray(ours)[np.asarray(mask) == 0].any()
+
+
+def test_informative_is_exact_and_counts_only_what_was_rewarded():
+    nan = jnp.nan
+    rewards = jnp.array([[0.1, 0.1, 0.1], [0.1, 0.1, 0.1000001], [1.0, nan, 0.0], [1.0, nan, nan], [nan, nan, nan]])
+    np.testing.assert_array_equal(grpo.informative(rewards, ~jnp.isnan(rewards)), [False, True, True, False, False])
+    np.testing.assert_array_equal(grpo.informative(rewards[:2]), [False, True])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(-1e6, 1e6, width=32), st.sampled_from(list(grpo.SCALES)))
+def test_eight_equal_rewards_give_exactly_zero(reward, scale_rewards):
+    rewards = jnp.stack([jnp.full(8, reward, jnp.float32), jnp.arange(8.0)])
+    assert not np.asarray(grpo.advantages(rewards, scale_rewards=scale_rewards))[0].any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(GROUPS, MASKS, st.integers(-64, 64), st.sampled_from(list(grpo.SCALES)))
+def test_a_constant_shift_of_the_rewards_changes_nothing(rewards, mask, shift, scale_rewards):
+    ours, shifted = (
+        grpo.advantages(jnp.asarray(r), scale_rewards=scale_rewards, mask=jnp.asarray(mask))
+        for r in (rewards, rewards + np.float32(shift / 4))
+    )
+    np.testing.assert_allclose(ours, shifted, atol=2e-4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(GROUPS, MASKS, st.permutations(range(4)), st.sampled_from(list(grpo.SCALES)))
+def test_groups_may_be_permuted(rewards, mask, order, scale_rewards):
+    order = np.array(order)
+    ours = grpo.advantages(jnp.asarray(rewards), scale_rewards=scale_rewards, mask=jnp.asarray(mask))
+    permuted = grpo.advantages(jnp.asarray(rewards[order]), scale_rewards=scale_rewards, mask=jnp.asarray(mask[order]))
+    np.testing.assert_allclose(np.asarray(ours)[order], permuted, rtol=1e-5, atol=1e-6)
+
+
+# --------------------------------------------------------------------------------------------------- policy loss
+
+
+@pytest.mark.parametrize("epsilon", [0.2, 0.28])
+@pytest.mark.parametrize("form", ["on", "replay"])
+def test_loss_metrics_and_gradient_match_the_published_ones(vectors, form, epsilon):
+    old = vectors["old_logprobs"]
+    arrays = {name: vectors[name] for name in ("logprobs", "advantages", "mask")}
+    arrays["behaviour_logprobs"] = old if form == "on" else vectors["behaviour_logprobs"]
+    if form == "replay":
+        arrays["anchor_logprobs"] = old
+    loss, metrics, gradient = loss_and_gradient(arrays, epsilon=epsilon)
+    expected = {name: vectors[f"{form}_eps{epsilon}_{name}"] for name in ("loss", "clipfrac", "approx_kl", "grad")}
+    np.testing.assert_allclose(loss, expected["loss"], atol=1e-7)
+    np.testing.assert_allclose(metrics["clip_ratio/region_mean"], expected["clipfrac"], atol=1e-7)
+    np.testing.assert_allclose(metrics["approx_kl"], expected["approx_kl"], atol=1e-7)
+    np.testing.assert_allclose(gradient, expected["grad"], atol=1e-8)
+
+
+def test_loss_types_worked_by_hand():
+    """Ratios 1, losses -A: a row of one token with A = 6, a row of three with A = -2."""
+    mask = jnp.array([[1, 0, 0], [1, 1, 1]])
+    zeros, advantages = jnp.zeros((2, 3)), jnp.array([[6.0], [-2.0]])
+    expected = {"grpo": (-6 + 2) / 2, "dapo": (-6 + 2 * 3) / 4, "dr_grpo": (-6 + 2 * 3 + 0) / (2 * 8)}
+    counts = {"grpo": 2, "dapo": 4, "dr_grpo": 16}
+    for loss_type in LOSS_TYPES:
+        loss, _ = grpo.policy_loss(zeros, zeros, advantages, mask, loss_type=loss_type, max_completion_length=8)
+        assert loss == expected[loss_type] and loss.dtype == jnp.float32
+        assert grpo.normaliser(mask, loss_type, 8) == counts[loss_type]
+
+
+def test_clips_worked_by_hand():
+    """Ratios 0.5 and 2 with either sign of A: only moving further away is cut, each side by its own epsilon."""
+    behaviour = jnp.zeros((1, 4))
+    logprobs = jnp.log(jnp.array([[0.5, 0.5, 2.0, 2.0]]))
+    advantages = jnp.array([[1.0, -1.0, 1.0, -1.0]])
+    arrays = {"logprobs": logprobs, "behaviour_logprobs": behaviour, "advantages": advantages, "mask": jnp.ones((1, 4))}
+    loss, metrics, gradient = loss_and_gradient(arrays, epsilon=0.2, epsilon_high=0.3)
+    np.testing.assert_allclose(loss, -(0.5 - 0.8 + 1.3 - 2) / 4, rtol=1e-6)
+    np.testing.assert_allclose(gradient, [[-0.5 / 4, 0, 0, 2 / 4]], rtol=1e-6)
+    assert metrics["clip_ratio/low_mean"] == metrics["clip_ratio/high_mean"] == 0.25
+    assert metrics["clip_ratio/region_mean"] == 0.5
+    # Around an anchor twice as likely as the behaviour, [1.6, 2.6], the ratio 2 is inside and 0.5 below.
+    arrays["anchor_logprobs"] = jnp.log(jnp.full((1, 4), 2.0))
+    loss, metrics, _ = loss_and_gradient(arrays, epsilon=0.2, epsilon_high=0.3)
+    np.testing.assert_allclose(loss, -(0.5 - 1.6 + 2 - 2) / 4, rtol=1e-6)
+    assert metrics["clip_ratio/low_mean"] == 0.25 and metrics["clip_ratio/high_mean"] == 0
+
+
+def test_on_policy_gradient_is_the_policy_gradient_even_if_the_behaviour_is_traced(rows):
+    arrays = {name: rows[name] for name in ("logprobs", "advantages", "mask")}
+    gradient = jax.grad(
+        lambda logprobs: grpo.policy_loss(**{**arrays, "logprobs": logprobs, "behaviour_logprobs": logprobs})[0]
+    )
+    expected = -rows["advantages"] * rows["mask"] / rows["mask"].sum()
+    np.testing.assert_allclose(gradient(rows["logprobs"]), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("garbage", [np.nan, np.inf, -np.inf, 1e30])
+def test_nothing_under_the_mask_leaks(rows, loss_type, garbage):
+    hidden = rows["mask"] == 0
+    arrays = {**rows, "anchor_logprobs": rows["behaviour_logprobs"] + 0.1}
+    clean = loss_and_gradient(arrays, loss_type=loss_type)
+    for name in ("logprobs", "behaviour_logprobs", "advantages", "anchor_logprobs"):
+        dirty = {**arrays, name: jnp.where(hidden, garbage, arrays[name])}
+        jax.tree.map(np.testing.assert_array_equal, clean, loss_and_gradient(dirty, loss_type=loss_type))
+    assert not np.asarray(clean[2])[np.asarray(hidden)].any()
+
+
+def assert_close(ours, theirs):
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), ours, theirs)
+
+
+@settings(max_examples=30, deadline=None)
+@given(ROWS, st.sampled_from(LOSS_TYPES))
+def test_padding_changes_nothing(arrays, loss_type):
+    """More columns and more empty rows: the same loss, metrics and gradient."""
+    loss, metrics, gradient = loss_and_gradient(arrays, loss_type=loss_type)
+    padded = {name: np.pad(x, ((0, 3), (0, 4))) for name, x in arrays.items()}
+    assert_close(loss_and_gradient(padded, loss_type=loss_type), (loss, metrics, np.pad(gradient, ((0, 3), (0, 4)))))
+
+
+@settings(max_examples=30, deadline=None)
+@given(ROWS, st.sampled_from(LOSS_TYPES), st.sampled_from([2, 4]))
+def test_micro_batches_add_up(arrays, loss_type, parts):
+    total = grpo.normaliser(arrays["mask"], loss_type, MAX_LENGTH)
+    split = [
+        loss_and_gradient({k: np.split(x, parts)[i] for k, x in arrays.items()}, loss_type=loss_type, normaliser=total)
+        for i in range(parts)
+    ]
+    losses, metrics, gradients = zip(*split, strict=True)
+    summed = sum(losses), jax.tree.map(lambda *parts: sum(parts), *metrics), np.concatenate(gradients)
+    assert_close(summed, loss_and_gradient(arrays, loss_type=loss_type))
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_metrics_are_averages_of_any_loss_type(rows, loss_type):
+    """All tokens of all rows cut: the share is 1, however long the constant length is."""
+    arrays = {**rows, "logprobs": rows["behaviour_logprobs"] + 1.0, "advantages": jnp.ones((8, 1))}
+    _, metrics, _ = loss_and_gradient(arrays, loss_type=loss_type)
+    np.testing.assert_allclose(metrics["clip_ratio/high_mean"], 1, rtol=1e-6)
+    np.testing.assert_allclose(metrics["approx_kl"], -1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_no_tokens_and_no_advantages_give_zero_and_no_gradient(rows, loss_type):
+    far = {**rows, "logprobs": rows["logprobs"] + 1000.0, "advantages": jnp.zeros((8, 1))}
+    empty = {**rows, "mask": jnp.zeros((8, 12))}
+    for arrays in (far, empty):
+        loss, _, gradient = loss_and_gradient(arrays, loss_type=loss_type)
+        assert loss == 0 and not np.asarray(gradient).any()
+
+
+def test_an_advantage_per_row_serves_all_its_tokens(rows):
+    per_row = {**rows, "advantages": rows["advantages"][:, :1]}
+    assert_close(loss_and_gradient(per_row), loss_and_gradient(rows))
+
+
+def test_float32_inside(rows):
+    half = {name: x.astype(jnp.bfloat16) for name, x in rows.items()}
+    loss, metrics, gradient = loss_and_gradient(half)
+    assert {x.dtype for x in (loss, *metrics.values())} == {jnp.dtype(jnp.float32)}
+    assert gradient.dtype == jnp.bfloat16
+    upcast = {name: x.astype(jnp.float32) for name, x in half.items()}
+    np.testing.assert_allclose(loss, loss_and_gradient(upcast)[0], rtol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------ KL, errors, config
+
+
+def test_k3_matches_the_published_one_and_is_finite(vectors):
+    ours = grpo.kl_k3(vectors["logprobs"], vectors["ref_logprobs"])
+    np.testing.assert_allclose(ours, vectors["k3_kl"], atol=1e-6)
+    # log 2 - log 1: 2 - log 2 - 1
+    np.testing.assert_allclose(grpo.kl_k3(jnp.zeros((1, 1)), jnp.log(jnp.full((1, 1), 2.0))), 1 - np.log(2), rtol=1e-6)
+    logprobs, mask = jnp.array([[-jnp.inf, -1.0]]), jnp.array([[0, 1]])
+    value, gradient = jax.value_and_grad(lambda x: masked.mean(grpo.kl_k3(x, jnp.zeros((1, 2))), mask))(logprobs)
+    np.testing.assert_allclose(value, np.e - 2, rtol=1e-6)
+    np.testing.assert_allclose(gradient, [[0, 1 - np.e]], rtol=1e-6)
+
+
+def test_mistakes_name_the_choices(rows):
+    with pytest.raises(InputError, match="loss_type is 'gspo'.*grpo, dapo, dr_grpo"):
+        grpo.policy_loss(**rows, loss_type="gspo")
+    with pytest.raises(InputError, match="max_completion_length is None"):
+        grpo.normaliser(rows["mask"], "dr_grpo")
+    with pytest.raises(InputError, match="scale_rewards is 'std'.*group, batch, none"):
+        grpo.advantages(jnp.zeros((2, 4)), scale_rewards="std")
+    with pytest.raises(AssertionError):
+        grpo.advantages(jnp.zeros(8))
+    with pytest.raises(AssertionError):
+        grpo.policy_loss(**{**rows, "advantages": rows["advantages"][:, 0]})
+    with pytest.raises(AssertionError):
+        grpo.policy_loss(**{**rows, "mask": rows["mask"][:, 1:]})
+
+
+@pytest.mark.parametrize("function", [grpo.advantages, grpo.policy_loss])
+def test_defaults_are_the_configs(function):
+    defaults = {name: p.default for name, p in inspect.signature(function).parameters.items()}
+    shared = {"scale_rewards", "loss_type", "epsilon", "epsilon_high"} & set(defaults)
+    assert shared and all(defaults[name] == getattr(Config, name) for name in shared)
