@@ -1,0 +1,235 @@
+"""Tasks from .jsonl and .parquet files with the columns of TRL, verl, GURU and GSM8K, or from the built-in generator.
+
+Rows and lines in messages count from 1.
+"""
+
+import difflib
+import json
+import logging
+import math
+import re
+from numbers import Real
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrft.config import TasksConfig
+from jaxrft.lm.tokenizer import Prompt
+from jaxrft.types import InputError
+
+logger = logging.getLogger(__name__)
+
+Columns = dict[str, list[Any]]  # name -> [N] entries
+
+BUILTIN = "builtin:"
+ANSWERS = ("reward_model.ground_truth", "answer", "solution", "ground_truth")  # verl and GURU; TRL and GSM8K
+
+
+class Rows(NamedTuple):
+    """Tasks as they were written down."""
+
+    prompts: list[Prompt]  # [N] text or messages
+    columns: Columns  # [N] JSON values each, handed to rewards by name; `answer` is the ground truth
+    reference_pass_rates: np.ndarray | None = None  # [N, K] float32, NaN = unknown
+
+
+def load(config: TasksConfig) -> Rows:
+    """The tasks of `config.source`; their prompts, ground truths and pass rates under the names of this package.
+
+    | columns | prompt | `answer` |
+    |---|---|---|
+    | verl, GURU | `prompt` | `reward_model.ground_truth` |
+    | TRL | `prompt` | `answer`, `solution` or `ground_truth`, if there is one |
+    | GSM8K | `question`, as a user message | the number after ####; the whole text becomes `solution` |
+
+    `prompt_column` and `answer_column` name other columns, taken as they are (`a.b` is the field b of column a).
+    Raises InputError for a source that cannot be read and for the first value that cannot be used.
+    """
+    if config.limit is not None and config.limit < 1:
+        raise InputError(f"tasks.limit is {config.limit}: it must be at least 1, or None for all tasks")
+    columns, references = _read(config.source)
+    columns = {name: entries[: config.limit] for name, entries in columns.items()}
+    if not any(columns.values()):
+        raise InputError(f"{config.source} holds no tasks: give a source with at least one")
+    name, prompts = _prompts(columns, config)
+    if config.pass_rate_columns:
+        references = _pass_rates(columns, config)
+    elif references is not None:
+        references = references[: config.limit]
+    columns = _with_answer(columns, config)
+    further = {key: entries for key, entries in columns.items() if key != name or key == "answer"}
+    return Rows(prompts, _json_columns(further, config.source), references)
+
+
+def _read(source: str) -> tuple[Columns, np.ndarray | None]:
+    """The columns of a source, and the reference pass rates that a built-in family brings along."""
+    if source.startswith(BUILTIN):
+        from jaxrft.tasks import builtin
+
+        rows = builtin.load(source.removeprefix(BUILTIN))
+        return {"prompt": rows.prompts, **rows.columns}, rows.reference_pass_rates
+    path = Path(source)
+    readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
+    if path.suffix not in readers:
+        raise InputError(f"tasks.source is {source!r}: give a .jsonl or .parquet file, or {BUILTIN}NAME")
+    if not path.is_file():
+        there = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, there, n=3)
+        hint = f"did you mean {' or '.join(near)} there?" if near else "give the path of a .jsonl or .parquet file"
+        raise InputError(f"no task file {source}: {hint}")
+    return readers[path.suffix](path), None
+
+
+def _read_jsonl(path: Path) -> Columns:
+    """One JSON object a line; blank lines are skipped, and a key that a line does not have is None in its row."""
+    rows = []
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                reason = getattr(error, "msg", "not UTF-8 text")
+                raise InputError(f"{path} line {number} is not JSON ({reason}): write one object a line") from error
+            if not isinstance(row, dict):
+                raise InputError(f"{path} line {number} is {_shown(row)}: write one JSON object a line")
+            rows.append(row)
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _read_parquet(path: Path) -> Columns:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_table(path).to_pydict()
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} cannot be read as parquet ({reason}): write the file again") from error
+
+
+def _find(columns: Columns, name: str) -> list[Any] | None:
+    """The column `name`, else the field b of column a for `a.b`; None if there is neither."""
+    if name in columns:  # first, because names such as qwen2.5_7b_pass_rate have dots of their own
+        return columns[name]
+    column, _, field = name.partition(".")
+    entries = [entry.get(field) if isinstance(entry, dict) else None for entry in columns.get(column, ())]
+    return entries if any(entry is not None for entry in entries) else None
+
+
+def _need(columns: Columns, name: str, option: str, source: str) -> list[Any]:
+    entries = _find(columns, name)
+    if entries is None:
+        near = difflib.get_close_matches(name, columns, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"set tasks.{option} to one of them"
+        raise InputError(f"{source} has no column {name}, only {', '.join(columns)}: {hint}")
+    return entries
+
+
+def _prompts(columns: Columns, config: TasksConfig) -> tuple[str, list[Prompt]]:
+    """The name of the prompt column and its prompts, each with the system message if one is configured."""
+    if config.prompt_column is None and "prompt" not in columns and "question" in columns:
+        name, entries = "question", [_as_messages(question) for question in columns["question"]]
+    else:
+        name = config.prompt_column or "prompt"
+        entries = _need(columns, name, "prompt_column", config.source)
+    prompts = [_prompt(entry, f"{config.source} row {row}, column {name}") for row, entry in enumerate(entries, 1)]
+    if config.system_prompt is not None:
+        prompts = [_with_system(prompt, config.system_prompt) for prompt in prompts]
+    return name, prompts
+
+
+def _as_messages(text: Any) -> Any:
+    return [{"role": "user", "content": text}] if isinstance(text, str) else text
+
+
+def _prompt(entry: Any, where: str) -> Prompt:
+    """Checks one prompt; fields that are None, which parquet writes for absent ones, leave its messages."""
+    if isinstance(entry, str):
+        return entry
+    if not isinstance(entry, list) or not entry:
+        raise InputError(f"{where} is {_shown(entry)}: a prompt is text or a list of messages")
+    for message in entry:
+        fields = message if isinstance(message, dict) else {}
+        if not all(isinstance(fields.get(field), str) for field in ("role", "content")):
+            raise InputError(f"{where} has the message {_shown(message)}: a message has a role and a content, as text")
+    return [{field: value for field, value in message.items() if value is not None} for message in entry]
+
+
+def _with_system(prompt: Prompt, system_prompt: str) -> Prompt:
+    messages: list[dict] = _as_messages(prompt)
+    if any(message["role"] == "system" for message in messages):
+        return messages
+    return [{"role": "system", "content": system_prompt}, *messages]
+
+
+def _with_answer(columns: Columns, config: TasksConfig) -> Columns:
+    """Adds the column `answer` if the source has a ground truth under any of its names."""
+    name = config.answer_column or next((name for name in ANSWERS if _find(columns, name) is not None), None)
+    if name is None:
+        return columns
+    answers = _need(columns, name, "answer_column", config.source)
+    asked = config.answer_column is not None or "prompt" in columns or "question" not in columns
+    if asked or not any("####" in str(answer) for answer in answers):
+        return {**columns, "answer": answers}
+    numbers = [_gsm8k_number(answer, f"{config.source} row {row}") for row, answer in enumerate(answers, 1)]
+    return {"solution": answers, **columns, "answer": numbers}
+
+
+def _gsm8k_number(answer: Any, where: str) -> str:
+    """The number after ####, without the commas between thousands."""
+    found = re.search(r"####\s*\$?(-?[\d,.]*\d)\s*$", answer) if isinstance(answer, str) else None
+    if not found:
+        raise InputError(f"{where} has the answer {_shown(answer)}: an answer of GSM8K ends in #### and a number")
+    return found[1].replace(",", "")
+
+
+def _pass_rates(columns: Columns, config: TasksConfig) -> np.ndarray:
+    """[N, K] float32, a column a reference policy."""
+    rates = [
+        [
+            _pass_rate(value, f"{config.source} row {row}, column {name}")
+            for row, value in enumerate(_need(columns, name, "pass_rate_columns", config.source), 1)
+        ]
+        for name in config.pass_rate_columns
+    ]
+    return np.array(rates, np.float32).T
+
+
+def _pass_rate(value: Any, where: str) -> float:
+    """One pass rate; None and NaN are unknown."""
+    if value is None:
+        return math.nan
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise InputError(f"{where} is {_shown(value)}: a pass rate is a number in [0, 1], or empty if it is not known")
+    rate = float(value)
+    if not (math.isnan(rate) or 0 <= rate <= 1):
+        raise InputError(f"{where} is {_shown(value)}: a pass rate lies in [0, 1] and is not in percent")
+    return rate
+
+
+def _json_columns(columns: Columns, source: str) -> Columns:
+    """The columns that JSON can carry to the processes that grade; others (images, dates) are left out, and it is said.
+
+    Raises InputError for a column whose name a reward needs for its own arguments.
+    """
+    kept = {}
+    for name, entries in columns.items():
+        if name in ("prompts", "completions"):
+            raise InputError(f"{source} has a column {name}, which rewards get from this package: rename the column")
+        try:
+            for entry in entries:
+                json.dumps(entry)
+            kept[name] = entries
+        except (TypeError, ValueError) as error:
+            logger.warning("%s: column %s is left out, rewards do not get it (%s)", source, name, error)
+    return kept
+
+
+def _shown(value: Any) -> str:
+    """The value as a message shows it: on one line, cut to 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,267 @@
+import json
+import logging
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from test_tokenizer import TEMPLATE
+from test_tokenizer import make as make_tokenizer
+
+from jaxrft import tasks
+from jaxrft.config import TasksConfig
+from jaxrft.lm import tokenizer as lm_tokenizer
+from jaxrft.types import InputError
+
+USER = [{"role": "user", "content": "1 + 2"}]
+SYSTEM = {"role": "system", "content": "Add."}
+VERL = [
+    {
+        "data_source": "sums",
+        "prompt": prompt,
+        "ability": "math",
+        "reward_model": {"ground_truth": "3", "style": "rule"},
+        "extra_info": {"index": index, "level": [1, 2]},
+        "qwen2.5_7b_pass_rate": rate,
+        "qwen3_30b_pass_rate": 0.75,
+    }
+    for index, (prompt, rate) in enumerate([(USER, 0.25), ([SYSTEM, *USER], None), (USER, float("nan"))])
+]
+TRL = [{"prompt": "1 + 2 =", "solution": "3", "level": 1}, {"prompt": USER, "solution": "3"}]
+GSM8K = [
+    {"question": "How many?", "answer": "Half of <<2500*2=5000>>5,000.\n#### 2,500"},
+    {"question": "How cold?", "answer": "#### -7"},
+]
+
+
+def write(path, rows):
+    """Rows as .jsonl or .parquet, by the file's ending."""
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def load(path, rows, **options):
+    return tasks.load(TasksConfig(source=write(path, rows), **options))
+
+
+SOURCES = {
+    "verl.parquet": VERL,
+    "verl.jsonl": VERL,
+    "text.parquet": TRL[:1],
+    "trl.jsonl": TRL,
+    "gsm8k.jsonl": GSM8K,
+    "gsm8k.parquet": GSM8K,
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_source_gives_prompts_answers_and_json_columns(tmp_path, name):
+    rows = load(tmp_path / name, SOURCES[name])
+    count = len(SOURCES[name])
+    assert len(rows.prompts) == count and rows.reference_pass_rates is None
+    assert all(isinstance(prompt, str) or {"role", "content"} == set(prompt[-1]) for prompt in rows.prompts)
+    assert all(len(entries) == count for entries in rows.columns.values())
+    assert all(isinstance(answer, str) for answer in rows.columns["answer"])
+    assert "prompt" not in rows.columns and "question" not in rows.columns
+    json.dumps(rows.columns)
+
+
+@pytest.mark.parametrize("name", ["verl.parquet", "verl.jsonl"])
+def test_verl_columns_become_python_and_pass_rates_float32_with_nan_for_unknown(tmp_path, name):
+    columns = ("qwen2.5_7b_pass_rate", "qwen3_30b_pass_rate")
+    rows = load(tmp_path / name, VERL, pass_rate_columns=columns)
+    assert rows.prompts == [row["prompt"] for row in VERL]
+    assert rows.columns["answer"] == ["3", "3", "3"]
+    assert rows.columns["data_source"] == ["sums"] * 3
+    assert rows.columns["extra_info"][2] == {"index": 2, "level": [1, 2]}
+    assert rows.reference_pass_rates is not None and rows.reference_pass_rates.dtype == np.float32
+    np.testing.assert_array_equal(rows.reference_pass_rates, [[0.25, 0.75], [np.nan, 0.75], [np.nan, 0.75]])
+
+
+def test_trl_columns_are_handed_on_with_none_where_a_row_has_none(tmp_path):
+    rows = load(tmp_path / "trl.jsonl", TRL)
+    assert rows.prompts == ["1 + 2 =", USER]
+    assert rows.columns == {"solution": ["3", "3"], "level": [1, None], "answer": ["3", "3"]}
+
+
+def test_gsm8k_gives_user_messages_the_bare_number_and_the_whole_solution(tmp_path):
+    rows = load(tmp_path / "gsm8k.jsonl", GSM8K)
+    assert rows.prompts == [[{"role": "user", "content": row["question"]}] for row in GSM8K]
+    assert rows.columns == {"answer": ["2500", "-7"], "solution": [row["answer"] for row in GSM8K]}
+
+
+def test_questions_with_plain_answers_keep_them(tmp_path):
+    rows = load(tmp_path / "qa.jsonl", [{"question": "1 + 2", "answer": 3}])
+    assert rows == tasks.Rows([USER], {"answer": [3]}, None)
+
+
+def test_named_columns_are_taken_as_they_are(tmp_path):
+    row = {"question": "?", "problem": "1 + 2", "answer": "#### 9", "extra_info": {"gold": "3"}}
+    rows = load(tmp_path / "a.jsonl", [row], prompt_column="problem", answer_column="extra_info.gold")
+    assert rows.prompts == ["1 + 2"] and rows.columns["answer"] == ["3"]
+    assert rows.columns["question"] == ["?"]
+
+
+def test_a_system_prompt_is_put_before_prompts_without_one(tmp_path):
+    rows = load(tmp_path / "a.jsonl", [*TRL, {"prompt": [SYSTEM, *USER]}], system_prompt="Be brief.")
+    ours = {"role": "system", "content": "Be brief."}
+    assert rows.prompts == [[ours, {"role": "user", "content": "1 + 2 ="}], [ours, *USER], [SYSTEM, *USER]]
+
+
+def test_limit_keeps_the_first_tasks_and_looks_no_further(tmp_path):
+    rows = load(tmp_path / "a.jsonl", [*GSM8K, {"question": 5}], limit=2)
+    assert len(rows.prompts) == len(rows.columns["answer"]) == 2
+
+
+def test_blank_lines_are_skipped_and_absent_message_fields_of_parquet_too(tmp_path):
+    (tmp_path / "a.jsonl").write_text('\n{"prompt": "a"}\n\n{"prompt": "b"}\n')
+    assert tasks.load(TasksConfig(source=str(tmp_path / "a.jsonl"))).prompts == ["a", "b"]
+    named = [{"role": "user", "content": "1 + 2", "name": "Ann"}]
+    rows = load(tmp_path / "a.parquet", [{"prompt": named}, {"prompt": USER}])
+    assert rows.prompts == [named, USER]
+
+
+def test_columns_that_are_not_json_are_left_out_and_it_is_said(tmp_path, caplog):
+    rows = load(tmp_path / "a.parquet", [{"prompt": "What is it?", "answer": "a cat", "image": b"\x89PNG"}])
+    assert rows.columns == {"answer": ["a cat"]}
+    assert "column image is left out" in caplog.text
+
+
+LINES = '{"prompt": "a", "answer": "b", "rate": 0.5}\n'
+ERRORS = {
+    "unknown ending": (
+        "",
+        {"source": "tasks.jsonI"},
+        r"tasks.source is .*jsonI': give a .jsonl or .parquet file",
+    ),
+    "no such file": ("", {"source": "task.jsonl"}, r"no task file .*task.jsonl: did you mean tasks.jsonl there"),
+    "no folder": ("", {"source": "nowhere/t.jsonl"}, r"no task file .*nowhere/t.jsonl: give the path"),
+    "extension": ("", {"source": "tasks.csv"}, r"give a .jsonl or .parquet file, or builtin:NAME"),
+    "not parquet": ("PAR1", {"source": "tasks.parquet"}, r"tasks.parquet cannot be read as parquet \(.*: write"),
+    "not JSON": (LINES + "{'prompt': 1}\n", {}, r"tasks.jsonl line 2 is not JSON \(.*\): write one object a line"),
+    "not UTF-8": (LINES.encode() + b'{"prompt": "\xff"}', {}, r"tasks.jsonl line 2 is not JSON \(not UTF-8 text\)"),
+    "not an object": (LINES + "[1]\n", {}, r"tasks.jsonl line 2 is \[1\]: write one JSON object a line"),
+    "empty": ("\n", {}, r"tasks.jsonl holds no tasks"),
+    "limit": (LINES, {"limit": 0}, r"tasks.limit is 0: it must be at least 1"),
+    "no prompt": ('{"text": "a"}\n', {}, r"no column prompt, only text: set tasks.prompt_column to one of them"),
+    "prompt column": (LINES, {"prompt_column": "promt"}, r"no column promt, only prompt, answer, rate: did you mean p"),
+    "answer column": (LINES, {"answer_column": "answers"}, r"no column answers, .*: did you mean answer\?"),
+    "pass rate column": (LINES, {"pass_rate_columns": ("zz",)}, r"no column zz, .*: set tasks.pass_rate_columns to"),
+    "prompt type": (
+        LINES + '{"prompt": 7}\n',
+        {},
+        r"row 2, column prompt is 7: a prompt is text or a list of",
+    ),
+    "prompt absent": (LINES + '{"answer": 7}\n', {}, r"row 2, column prompt is None: a prompt is text or"),
+    "no messages": ('{"prompt": []}\n', {}, r"row 1, column prompt is \[\]: a prompt is text or"),
+    "question type": ('{"question": 7}\n', {}, r"row 1, column question is 7: a prompt is text or"),
+    "no role": ('{"prompt": [{"content": "a"}]}\n', {}, r"row 1, .* has the message {'content': 'a'}: a message has a"),
+    "no content": ('{"prompt": [{"role": "user"}]}\n', {}, r"row 1, .*: a message has a role and a content, as text"),
+    "a string in a list": ('{"prompt": ["hello"]}\n', {}, r"row 1, .* has the message 'hello': a message has"),
+    "gsm8k": (
+        '{"question": "a", "answer": "#### 1"}\n{"question": "a", "answer": "one"}\n',
+        {},
+        r"row 2 has the answer 'one': an answer of GSM8K ends in #### and a number",
+    ),
+    "reserved": ('{"prompt": "a", "completions": 1}\n', {}, r"has a column completions, .*: rename the column"),
+}
+RATES = {
+    "1.2": "row 2, column rate is 1.2: a pass rate lies in",
+    "-0.1": "row 2, column rate is -0.1: a pass rate lies in",
+    "Infinity": "row 2, column rate is inf: a pass rate lies in",
+    '"0.5"': "row 2, column rate is '0.5': a pass rate is a number",
+    "true": "row 2, column rate is True: a pass rate is a number",
+}
+for value, message in RATES.items():
+    broken = LINES + LINES.replace("0.5", value)
+    ERRORS[f"rate {value}"] = (broken, {"pass_rate_columns": ("rate",)}, message)
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_a_mistake_is_one_sentence_that_names_it(tmp_path, case):
+    content, options, message = ERRORS[case]
+    source = tmp_path / options.get("source", "tasks.jsonl")
+    written = source if source.suffix == ".parquet" else tmp_path / "tasks.jsonl"
+    written.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=message) as raised:
+        tasks.load(TasksConfig(**{**options, "source": str(source)}))
+    assert "\n" not in str(raised.value)
+
+
+def test_no_source_and_an_unknown_family_are_errors():
+    with pytest.raises(InputError, match="tasks.source is '': give a .jsonl or .parquet file, or builtin:NAME"):
+        tasks.load(TasksConfig())
+    pytest.importorskip("jaxrft.tasks.builtin")
+    with pytest.raises(InputError, match="no-such-family"):
+        tasks.load(TasksConfig(source="builtin:no-such-family"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return lm_tokenizer.load(make_tokenizer(tmp_path_factory.mktemp("tokenizer"), template=TEMPLATE))
+
+
+def test_prepare_drops_long_prompts_from_every_field_and_says_so(tokenizer, caplog):
+    rates = np.array([[0.1], [0.2], [0.3]], np.float32)
+    rows = tasks.Rows(["Z", "Z" * 50, USER], {"answer": ["a", "b", "c"]}, rates)
+    with caplog.at_level(logging.WARNING):
+        table = tasks.prepare(rows, tokenizer, 40)
+    assert "1 of 3 tasks dropped: prompts over 40 tokens" in caplog.text and table.dropped == 1
+    assert table.prompts == ["Z", USER] and table.columns == {"answer": ["a", "c"]}
+    np.testing.assert_array_equal(table.reference_pass_rates, rates[[0, 2]])
+    assert table.tokens.dtype == table.lengths.dtype == np.int32
+    for i, prompt in enumerate(table.prompts):
+        length = table.lengths[i]
+        assert table.tokens[i, :length].tolist() == lm_tokenizer.render(tokenizer, prompt)
+        assert not table.tokens[i, length:].any()
+
+
+def test_a_prompt_of_just_the_limit_stays(tokenizer):
+    length = len(lm_tokenizer.render(tokenizer, "Z" * 9))
+    table = tasks.prepare(tasks.Rows(["Z" * 9], {}), tokenizer, length)
+    assert table.lengths.tolist() == [length] and table.dropped == 0
+    with pytest.raises(
+        InputError, match=rf"the shortest has {length} tokens, raise max_prompt_length \(now {length - 1}"
+    ):
+        tasks.prepare(tasks.Rows(["Z" * 9, "Z" * 12], {}), tokenizer, length - 1)
+
+
+def test_a_prompt_without_tokens_is_an_error(tmp_path):
+    bare = lm_tokenizer.load(make_tokenizer(tmp_path, bos=False))
+    with pytest.raises(InputError, match="task row 2 has no token"):
+        tasks.prepare(tasks.Rows(["a", ""], {}), bare, 8)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "widths"),
+    [([3, 800], (104, 200, 400, 800)), ([1, 65], (16, 24, 40, 72)), ([5], (8,)), ([150, 800], (200, 400, 800))],
+)
+def test_buckets_by_hand(lengths, widths):
+    assert tasks.buckets(np.array(lengths, np.int32)) == widths
+
+
+@given(arrays.arrays(np.int32, st.integers(1, 20), elements=st.integers(1, 5000)))
+def test_buckets_are_few_and_the_smallest_that_fits_is_found(lengths):
+    widths = tasks.buckets(lengths)
+    assert 1 <= len(widths) <= 4 and widths == tuple(sorted(set(widths)))
+    assert lengths.max() <= widths[-1] < lengths.max() + 8
+    width = tasks.bucket_of(lengths[:1], widths)
+    assert width in widths and width >= lengths[0]
+    assert all(smaller < lengths[0] for smaller in widths[: widths.index(width)])
+
+
+def test_a_batch_is_the_rows_of_the_table_in_the_width_asked_for(tokenizer):
+    table = tasks.prepare(tasks.Rows(["Z", "Z" * 30, "ZZ"], {}), tokenizer, 64)
+    ids = np.array([2, 0], np.int32)
+    width = tasks.bucket_of(table.lengths[ids], tasks.buckets(table.lengths))
+    tokens, lengths = tasks.batch(table, ids, width)
+    assert tokens.shape == (2, 8) and lengths.tolist() == table.lengths[[2, 0]].tolist()
+    np.testing.assert_array_equal(tokens, table.tokens[[2, 0], :8])
+    with pytest.raises(ValueError, match="width 8 cuts a prompt"):
+        tasks.batch(table, np.array([1], np.int32), 8)
