@@ -1,0 +1,127 @@
+"""From the name of a reward, or the function itself, to something that a fresh process can load.
+
+Worker processes import this file, so it stays clear of jax, which `jaxrft.types` brings.
+"""
+
+import difflib
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from importlib.machinery import SourceFileLoader
+from types import ModuleType
+from typing import Any, NamedTuple
+
+Reward = Callable[..., list[float | None]]
+
+REWARDS = {
+    "exact": "jaxrft.rewards.functions:exact",
+    "gsm8k": "jaxrft.rewards.functions:gsm8k",
+    "math": "jaxrft.rewards.mathematics:math",
+}
+
+
+class Source(NamedTuple):
+    """Where a function is defined."""
+
+    module: str | None  # None: only the file is known, as of a script run as __main__
+    file: str | None  # loaded where the module cannot be imported by its name
+    attribute: str  # dotted from the module's top level
+
+
+def resolve(reward: str | Reward) -> Reward:
+    """The function behind a name of `REWARDS` or a path `package.module:function`; a function is itself.
+
+    Modules are found as python finds them, then in the current directory. Raises InputError.
+    """
+    from jaxrft.types import InputError
+
+    if not isinstance(reward, str):
+        return reward
+    try:
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
+        return load(locate(reward))
+    except (ImportError, LookupError) as error:
+        raise InputError(f"reward {reward}: {sentence(error)}") from error
+
+
+def locate(reward: str | Reward) -> Source:
+    """Where a reward is defined, without importing it; raises InputError for what a fresh process cannot find."""
+    from jaxrft.types import InputError
+
+    if not isinstance(reward, str):
+        return _locate_function(reward)
+    module, colon, attribute = REWARDS.get(reward, reward).partition(":")
+    if colon and module and attribute:
+        return Source(module, None, attribute)
+    near = difflib.get_close_matches(reward, REWARDS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"give one of {', '.join(REWARDS)} or a path package.module:function"
+    raise InputError(f"no reward is named {reward!r}: {hint}")
+
+
+def _locate_function(function: Reward) -> Source:
+    from jaxrft.types import InputError
+
+    name = getattr(function, "__qualname__", repr(function))
+    for module_name in (getattr(function, "__module__", None), "__main__"):
+        module = sys.modules.get(module_name or "")
+        attribute = _attribute(module, name, function) if module else None
+        if module is None or attribute is None:
+            continue
+        file = getattr(module, "__file__", None)
+        if module.__name__ != "__main__":
+            return Source(module.__name__, file and os.path.abspath(file), attribute)
+        if module.__spec__ is not None:  # python -m package.module
+            return Source(module.__spec__.name, None, attribute)
+        if file:
+            return Source(None, os.path.abspath(file), attribute)
+        raise InputError(f"reward {name} is defined in an interactive session, where workers cannot find it: import it")
+    raise InputError(
+        f"reward {name} cannot be found by a worker process: define it, or give it a name, at the top level of a module"
+    )
+
+
+def _attribute(module: ModuleType, qualname: str, function: Reward) -> str | None:
+    """The name under which a module holds this very function: its own, else any (of a decorated or wrapped one)."""
+    held: Any = module
+    for part in qualname.split("."):
+        held = getattr(held, part, None)
+    return qualname if held is function else next((k for k, v in vars(module).items() if v is function), None)
+
+
+def load(source: Source) -> Callable[..., Any]:
+    """Imports the module and returns the function; raises ImportError or LookupError, a sentence."""
+    held: Any = _module(source)
+    for part in source.attribute.split("."):
+        if not hasattr(held, part):
+            near = difflib.get_close_matches(part, vars(held), n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise LookupError(f"{source.module or source.file} defines no {part!r}{hint}")
+        held = getattr(held, part)
+    if not callable(held):
+        raise LookupError(f"{source.attribute!r} of {source.module or source.file} is not a function")
+    return held
+
+
+def _module(source: Source) -> ModuleType:
+    if source.module:
+        try:
+            return importlib.import_module(source.module)
+        except ModuleNotFoundError as error:
+            if source.file is None or error.name != source.module.partition(".")[0]:
+                raise
+    # A name that is not __main__ leaves out what a script does under `if __name__ == "__main__"`.
+    name = source.module or "__jaxrft_main__"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_loader(name, SourceFileLoader(name, source.file or ""))
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def sentence(error: BaseException) -> str:
+    """An error on one line of bounded length: its kind and its message."""
+    return f"{type(error).__name__}: {error}".replace("\n", " ")[:300]

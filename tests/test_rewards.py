@@ -1,0 +1,138 @@
+"""The built-in rewards, by hand, and how a name or a function becomes something that a worker can load."""
+
+import functools
+import subprocess
+import sys
+
+import pytest
+
+from jaxrft.rewards import REWARDS, exact, gsm8k, resolve, verl
+from jaxrft.rewards.lookup import load, locate
+from jaxrft.types import InputError
+
+# reward -> (completion, answer) worth 1, worth 0, and an answer that cannot be judged
+CONTRACT = {
+    "exact": ((" 3 1 2\n", "3 1 2"), ("3 1 2.", "3 1 2"), None),
+    "gsm8k": (("so #### 72", "72"), ("so #### 71", "72"), "none"),
+    "math": ((r"so \boxed{72}", "72"), (r"so \boxed{71}", "72"), ""),
+}
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_contract(name):
+    """One reward each, in order, ignoring other columns; 0 for a completion, None for a gold that says nothing."""
+    reward = resolve(name)
+    right, wrong, unknown = CONTRACT[name]
+    completions = [wrong[0], right[0], "", "?!", "\\boxed{\\frac{", right[0], right[0]]
+    answers = [wrong[1], right[1], right[1], right[1], right[1], unknown, None]
+    rewards = reward(["q"] * 7, completions, answer=answers, other=[0] * 7)
+    assert rewards == [0.0, 1.0, 0.0, 0.0, 0.0, None, None]
+    assert reward([], [], answer=[]) == []
+    with pytest.raises(ValueError):
+        reward(["q"], ["1"], answer=["1", "2"])
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "expected"),
+    [
+        ("6 * 12 = 72\n#### 72", "She sold 6 * 12.\n#### 72", 1.0),
+        ("#### 1,080", "1080", 1.0),
+        ("#### $1,080.00.", 1080, 1.0),
+        ("It costs $72.", "#### 72", 1.0),
+        ("72 of 100", "72", 0.0),
+        ("#### 72 and not 73", "72", 1.0),
+        ("#### 5 \n#### 72", "72", 1.0),
+        ("#### nothing, but 72", "72", 1.0),
+        ("a loss of -5", "-5", 1.0),
+        ("a loss of -$5", "#### -5", 1.0),
+        ("10-5", "5", 1.0),
+        ("one of 1,2345", "2345", 1.0),
+        ("one half is .5", "0.50", 1.0),
+        ("12345678901234567890", "12345678901234567891", 0.0),
+        ("٣", "3", 0.0),
+    ],
+)
+def test_gsm8k(completion, answer, expected):
+    assert gsm8k(["q"], [completion], answer=[answer]) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "expected"),
+    [
+        (r"\boxed{\frac{1}{2}}", "0.5", 1.0),
+        (r"\boxed{\dfrac12}", r"$\frac{1}{2}$", 1.0),
+        (r"\boxed{2/4}", r"\boxed{\frac{1}{2}}", 1.0),
+        (r"\boxed{(1,2]}", "(1,2]", 1.0),
+        (r"\boxed{(1,2)}", "(1,2]", 0.0),
+        (r"\boxed{1,000}", "1000", 1.0),
+        (r"\boxed{5\text{ cm}}", "5", 1.0),
+        (r"\boxed{90^\circ}", "90", 1.0),
+        (r"\boxed{x=5}", "5", 1.0),
+        (r"\boxed{\{2, 1\}}", r"\{1,2\}", 1.0),
+        (r"\boxed{(x+1)^2}", "x^2+2x+1", 1.0),
+        (r"\boxed{007}", "7", 1.0),
+        (r"first \boxed{3}, no: \boxed{4}", "4", 1.0),
+        (r"first \boxed{3}, no: \boxed{4}", "3", 0.0),
+        (r"\boxed{4} and then \boxed{5", "4", 1.0),
+        (r"\boxed{}", "4", 0.0),
+        (r"The answer is $\sqrt{8}$.", r"2\sqrt{2}", 1.0),
+        ("The answer is 1/2.", r"\frac12", 1.0),
+        (r"\boxed{72}", "6 * 12 = 72\n#### 72", 1.0),
+        (r"\boxed{__import__('os')._exit(1)}", "4", 0.0),
+    ],
+)
+def test_math(completion, answer, expected):
+    assert resolve("math")(["q"], [completion], answer=[answer]) == [expected]
+
+
+def compute_score(data_source, solution_str, ground_truth, extra_info):
+    return {"score": float(solution_str == ground_truth + data_source + str(extra_info)), "other": 1}
+
+
+scored = verl(compute_score)
+
+
+def test_verl():
+    columns = {"answer": ["a", "a"], "data_source": ["b", "b"], "extra_info": [1, 2]}
+    assert scored(["q", "q"], ["ab1", "ab1"], **columns) == [1.0, 0.0]
+    plain = verl(lambda data_source, solution_str, ground_truth, extra_info: 0.25)
+    assert plain(["q"], ["x"], answer=["y"]) == [0.25]
+
+
+def test_functions_are_found_where_they_are_held():
+    """By their own name; by another one, if their own leads to something else; else not at all."""
+    assert resolve(exact) is exact
+    assert resolve("jaxrft.rewards.functions:exact") is exact
+    assert locate(exact).attribute == "exact"
+    assert locate(scored).attribute == "scored"
+    assert load(locate(scored)) is scored
+    for hidden in (lambda prompts, completions: [1.0], functools.partial(exact), verl(compute_score)):
+        with pytest.raises(InputError, match="top level of a module"):
+            locate(hidden)
+
+
+def test_a_path_is_found_in_the_current_directory(tmp_path, monkeypatch):
+    (tmp_path / "scores_here.py").write_text("def score(prompts, completions, **columns):\n    return [0.5]\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert resolve("scores_here:score")([], []) == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("maths", "no reward is named 'maths': did you mean math"),
+        ("zzz", "exact, gsm8k, math or a path package.module:function"),
+        ("no_such_module:score", "No module named 'no_such_module'"),
+        ("jaxrft.rewards.functions:gsmk", "did you mean gsm8k"),
+        ("jaxrft.rewards.functions:_NUMBER", "is not a function"),
+    ],
+)
+def test_unknown_names(name, said):
+    with pytest.raises(InputError, match=said):
+        resolve(name)
+
+
+def test_workers_load_without_jax():
+    code = "import sys, jaxrft.rewards.worker, jaxrft.rewards.mathematics; assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
