@@ -61,8 +61,8 @@ def shards(mesh: Mesh | jax.sharding.AbstractMesh | None, axis: str) -> int:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Shards `x` by the names of its dimensions on the ambient mesh (`jax.set_mesh`); without one, `x` itself."""
-    if jax.sharding.get_abstract_mesh().empty:
+    """Shards `x` by the names of its dimensions on the ambient mesh (`jax.set_mesh`) of AXES; without it, `x` itself."""
+    if not set(AXES) <= set(jax.sharding.get_abstract_mesh().axis_names):  # none, or that of another's program
         return x
     return jax.lax.with_sharding_constraint(x, spec(*axes))
 

@@ -1,0 +1,24 @@
+"""Which tasks to roll out next: posteriors, evidence, acquisition, and the selectors composed of them.
+
+Only arrays come in and go out, so that any JAX training loop can use a selector:
+
+>>> import jax
+>>> from jaxrft.select import selectors
+>>> from jaxrft.types import Feedback, Tasks
+>>> selector, tasks = selectors.uniform(batch_size=2, num_generations=4), Tasks()
+>>> state = selector.init(tasks, 6)
+>>> choice, state = jax.jit(selector.select)(jax.random.key(0), state, tasks)
+>>> successes, trials, tokens = jax.numpy.ones(2), jax.numpy.full(2, 4.0), jax.numpy.zeros(2)
+>>> state = jax.jit(selector.update)(state, tasks, Feedback(choice.ids, successes, trials, tokens))
+>>> int(state.visits.sum())
+2
+"""
+
+from . import acquire as acquire
+from . import evidence as evidence
+from . import posterior as posterior
+from . import selectors as selectors
+from .evidence import Evidence as Evidence
+from .posterior import BetaState as BetaState
+from .selectors import Selector as Selector
+from .selectors import make as make

@@ -1,0 +1,78 @@
+"""Posteriors over the pass rate of every task."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
+
+from jaxrft.mesh import constrain
+from jaxrft.types import Array, Feedback
+
+Prior = tuple[ArrayLike, ArrayLike]  # (alpha0, beta0), scalars or [N], positive
+
+
+class BetaState(NamedTuple):
+    """Beta(alpha, beta) over the pass rate of each task."""
+
+    alpha: Array  # [N], pseudo-successes
+    beta: Array  # [N], pseudo-failures
+
+
+def init(num_tasks: int, *, prior: Prior = (1.0, 1.0), dtype: DTypeLike = jnp.float32) -> BetaState:
+    """The prior of every task, in arrays [N] of its own (donating them leaves `prior` alone)."""
+    alpha, beta = (jnp.array(jnp.broadcast_to(jnp.asarray(count, dtype), (num_tasks,))) for count in prior)
+    return BetaState(alpha, beta)
+
+
+def update(
+    state: BetaState,
+    feedback: Feedback,
+    implicit_pass_rate: Array,
+    *,
+    decay: ArrayLike,
+    rho: ArrayLike,
+    num_generations: int,
+    prior: Prior = (1.0, 1.0),
+) -> BetaState:
+    """alpha <- (1 - decay) alpha + decay alpha0 + (1 - rho) s + rho s~, and beta with the failures [arXiv 2510.26374].
+
+    s~ = num_generations * p~ for p~ = `implicit_pass_rate` [N], where NaN adds nothing. An observed task has p~ = s/n,
+    hence its full counts whatever rho is. Successes may be fractional; rows with `trials == 0` change nothing.
+    Deviation: the prior may differ per task.
+    """
+    dtype, num_tasks = state.alpha.dtype, state.alpha.shape[0]
+    decay, rho = jnp.asarray(decay, dtype), jnp.asarray(rho, dtype)
+    successes, trials = counts(feedback, num_tasks, dtype=dtype)
+    implicit = implicit_pass_rate.astype(dtype)
+    weight = jnp.where(jnp.isnan(implicit), 0, rho * num_generations)  # [N], implicit rollouts
+    implicit = jnp.nan_to_num(implicit)
+
+    def step(old: Array, prior_count: ArrayLike, explicit: Array, pass_rate: Array) -> Array:
+        gained = jnp.where(trials > 0, explicit, weight * pass_rate)
+        return constrain((1 - decay) * old + decay * jnp.asarray(prior_count, dtype) + gained, "task")
+
+    return BetaState(
+        step(state.alpha, prior[0], successes, implicit),
+        step(state.beta, prior[1], trials - successes, 1 - implicit),
+    )
+
+
+def counts(feedback: Feedback, num_tasks: int, *, dtype: DTypeLike = jnp.float32) -> tuple[Array, Array]:
+    """Successes and trials of every task, [N] each and 0 where nothing was rolled out."""
+    ids = jnp.where(feedback.trials > 0, feedback.ids, num_tasks)  # padding points behind the table and is dropped
+    successes, trials = (
+        constrain(jnp.zeros(num_tasks, dtype).at[ids].add(x.astype(dtype), mode="drop"), "task")
+        for x in (feedback.successes, feedback.trials)
+    )
+    return successes, trials
+
+
+def mean(state: BetaState) -> Array:
+    """Posterior mean alpha / (alpha + beta) of every pass rate, [N]."""
+    return state.alpha / (state.alpha + state.beta)
+
+
+def sample(key: Array, state: BetaState) -> Array:
+    """One draw from the posterior of every task, [N], for Thompson sampling."""
+    return constrain(jax.random.beta(key, state.alpha, state.beta, dtype=state.alpha.dtype), "task")

@@ -1,0 +1,54 @@
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrft import mesh as meshes
+from jaxrft.select import acquire
+
+NAN, INF = float("nan"), float("inf")
+
+
+def test_nearest_by_hand():
+    pass_rate = jnp.array([0.0, 0.45, 1.0, 0.6, NAN, 0.52])
+    ids = acquire.nearest(jax.random.key(0), pass_rate, batch_size=3)
+    assert ids.dtype == jnp.int32 and ids.tolist() == [5, 1, 3]
+    assert acquire.nearest(jax.random.key(0), pass_rate, batch_size=1, target=0.9).tolist() == [2]
+
+
+@pytest.mark.parametrize("nan", [NAN, -NAN])
+def test_nan_is_chosen_last_and_then_at_random(nan):
+    score = jnp.array([nan, INF, nan, -INF])
+    ids = jax.vmap(lambda key: acquire.smallest(key, score, batch_size=3))(jax.random.split(jax.random.key(0), 32))
+    assert set(map(tuple, ids[:, :2].tolist())) == {(3, 1)}
+    assert set(ids[:, 2].tolist()) == {0, 2}
+
+
+def test_ties_are_broken_evenly_by_the_key():
+    keys = jax.random.split(jax.random.key(1), 600)
+    ids = jax.vmap(lambda key: acquire.smallest(key, jnp.zeros(6), batch_size=2))(keys)
+    counts = Counter(ids.ravel().tolist())  # 200 each, standard deviation 11.5
+    assert set(counts) == set(range(6)) and max(abs(count - 200) for count in counts.values()) < 60
+
+
+@pytest.mark.parametrize("crowded", [False, True], ids=["spread", "best-in-one-shard"])
+@pytest.mark.parametrize(("num_tasks", "batch_size"), [(64, 8), (64, 40), (62, 8)])
+def test_top_k_is_exact_and_the_same_on_a_mesh(mesh, num_tasks, batch_size, crowded):
+    score = np.random.default_rng(0).integers(0, 12, num_tasks)
+    score = jnp.array(np.sort(score) if crowded else score, jnp.float32).at[3].set(NAN)
+    choose = jax.jit(lambda key, score: acquire.smallest(key, score, batch_size=batch_size))
+    alone = choose(jax.random.key(2), score)
+    assert np.array_equal(score[alone], np.sort(score)[:batch_size])
+    with jax.set_mesh(mesh):
+        assert np.array_equal(choose(jax.random.key(2), score), alone)
+
+
+def test_a_sharded_table_is_not_gathered(mesh):
+    score = jax.ShapeDtypeStruct((4096,), jnp.float32, sharding=meshes.sharding(mesh, "task"))
+    with jax.set_mesh(mesh):
+        choose = jax.jit(lambda key, score: acquire.smallest(key, score, batch_size=8))
+        program = choose.lower(jax.eval_shape(jax.random.key, 0), score).compile().as_text()
+    assert "f32[1024]" in program  # a shard
+    assert "f32[4096]" not in program and "f32[4,1024]" not in program

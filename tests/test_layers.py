@@ -1,0 +1,42 @@
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "jaxrft"
+LAYERS = (
+    {"types", "config", "mesh"},
+    {"select", "learn", "lm"},
+    {"tasks", "rewards", "checkpoint", "report"},
+    {"runtime", "train", "evaluate", "simulate", "bench"},
+    {"cli"},
+)
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+LIBRARY = [*ROOT.glob("select/*.py"), *(ROOT / f"learn/{name}.py" for name in ("masked", "grpo", "replay"))]
+LIBRARY = {path for path in LIBRARY if path.exists()}  # what other people's JAX code imports
+ALLOWED = {"jax", "optax", "flax", "numpy", *sys.stdlib_module_names}
+
+
+def imports(path):
+    """Dotted names of all that the file imports, anywhere in it."""
+    package = ("jaxrft", *path.relative_to(ROOT).parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            folder = package[: len(package) + 1 - node.level] if node.level else ()
+            base = ".".join(filter(None, (*folder, node.module)))
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path):
+    own = path.relative_to(ROOT).with_suffix("").parts[0]
+    for name in imports(path):
+        top, *rest = name.split(".")
+        if top == "jaxrft" and rest and own in LEVEL:
+            assert LEVEL.get(rest[0], 0) <= LEVEL[own], f"{own} imports {name}, which stands above it"
+        if path in LIBRARY:
+            inside = top == "jaxrft" and {*rest[:1]} <= {"types", "mesh", own} and rest[:2] != ["learn", "update"]
+            assert top in ALLOWED or inside, f"{own} imports {name}"

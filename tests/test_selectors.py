@@ -1,0 +1,272 @@
+import dataclasses
+import doctest
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxrft.select
+from jaxrft import mesh as meshes
+from jaxrft.config import SelectConfig
+from jaxrft.select import evidence, selectors
+from jaxrft.types import Feedback, InputError, Tasks
+
+N, B, G = 16, 4, 8
+NAN = float("nan")
+VECTORS = np.load(Path(__file__).parent / "vectors" / "bots.npz")
+TRUTH = jnp.linspace(0.0, 1.0, N)
+TASKS = Tasks(jnp.stack([0.5 * TRUTH, 0.2 + 0.8 * TRUTH], axis=1).at[3].set(NAN))
+
+# Every selector, with a function of one hyper-parameter to sweep where it has a number among them.
+CONTRACT = {
+    "uniform": (selectors.uniform, None),
+    "uniform-replacement": (lambda b, g: selectors.uniform(b, g, order="replacement"), None),
+    "uniform-sequential": (lambda b, g: selectors.uniform(b, g, order="sequential"), None),
+    "bots": (selectors.bots, lambda x: selectors.bots(B, G, decay=x, rho=x, momentum=x, target=x, prior=(1 + x, 1.0))),
+}
+every_selector = pytest.mark.parametrize("name", CONTRACT)
+
+
+def feedback_of(ids):
+    """Rollouts of a policy that solves what TRUTH says."""
+    return Feedback(ids, jnp.round(TRUTH[ids] * G), jnp.full(ids.shape, float(G)), jnp.full(ids.shape, 100.0))
+
+
+def stepper(selector):
+    """(state, key) -> (state, choice): what a training loop does, rollouts aside."""
+
+    def step(state, key):
+        choice, state = selector.select(key, state, TASKS)
+        return selector.update(state, TASKS, feedback_of(choice.ids)), choice
+
+    return step
+
+
+def run(step, state, keys):
+    """(state, choices [S, B]) after a Python loop over the keys [S]."""
+    choices = []
+    for key in keys:
+        state, choice = step(state, key)
+        choices.append(choice)
+    return state, jax.tree.map(lambda *x: jnp.stack(x), *choices)
+
+
+def assert_equal(a, b, *, rtol=0.0):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol), a, b)
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+
+
+KEYS = jax.random.split(jax.random.key(7), 10)
+
+
+def test_the_contract_holds_every_selector():
+    assert {name.split("-")[0] for name in CONTRACT} == set(selectors.SELECTORS)
+
+
+@every_selector
+def test_a_step_is_traced_once_and_keeps_the_state_fixed(name):
+    selector = CONTRACT[name][0](B, G)
+    traces = []
+
+    @jax.jit
+    def step(state, key):
+        traces.append(name)
+        return stepper(selector)(state, key)
+
+    state = selector.init(TASKS, N)
+    jax.tree.map(lambda x: x.weak_type and pytest.fail("weakly typed state"), state)
+    middle, _ = run(step, state, KEYS[:4])
+    # A state that went through the host continues as if it never had.
+    leaves, structure = jax.tree.flatten(middle)
+    restored = jax.tree.unflatten(structure, [jnp.asarray(np.array(leaf)) for leaf in leaves])
+    straight, choices = run(step, middle, KEYS[4:])
+    assert_equal(run(step, restored, KEYS[4:]), (straight, choices))
+    assert len(traces) == 1
+    shape = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
+    assert shape(straight) == shape(state)
+
+    assert choices.ids.dtype == jnp.int32 and choices.ids.shape == (6, B)
+    assert all(len(set(ids)) == B and 0 <= min(ids) and max(ids) < N for ids in choices.ids.tolist())
+    assert selector.pass_rate(straight, TASKS).shape == (N,)
+    believed = selector.pass_rate(middle, TASKS)[choices.ids[0]]
+    assert np.array_equal(choices.pass_rate[0], believed, equal_nan=True)
+
+
+@every_selector
+def test_eager_scan_and_seeds_by_vmap_equal_jit(name):
+    selector = CONTRACT[name][0](B, G)
+    step, state, keys = stepper(selector), selector.init(TASKS, N), KEYS[:3]
+    expected = run(jax.jit(step), state, keys)
+    assert_equal(run(step, state, keys[:1]), run(jax.jit(step), state, keys[:1]), rtol=1e-6)
+    assert_equal(jax.lax.scan(step, state, keys), expected, rtol=1e-6)
+    _, choices = jax.vmap(lambda keys: jax.lax.scan(step, state, keys))(jnp.stack([KEYS[3:6], keys]))
+    assert_equal(jax.tree.map(lambda x: x[1], choices), expected[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name, (_, sweep) in CONTRACT.items() if sweep])
+def test_hyper_parameters_are_swept_by_a_factory_inside_vmap(name):
+    def trial(x):
+        selector = CONTRACT[name][1](x)
+        return jax.lax.scan(stepper(selector), selector.init(TASKS, N), KEYS[:3])
+
+    swept = jax.vmap(trial)(jnp.array([0.2, 0.6]))
+    assert_equal(jax.tree.map(lambda x: x[1], swept), trial(0.6), rtol=2e-5)
+
+
+@every_selector
+def test_sharded_over_eight_devices_equals_unsharded(name, mesh):
+    selector = CONTRACT[name][0](B, G)
+
+    def step(state, tasks, key):
+        choice, state = selector.select(key, state, tasks)
+        return selector.update(state, tasks, feedback_of(choice.ids)), choice
+
+    state = selector.init(TASKS, N)
+    expected = run(lambda state, key: jax.jit(step)(state, TASKS, key), state, KEYS[:3])
+    with jax.set_mesh(mesh):
+        state, tasks = jax.tree.map(
+            lambda x: jax.device_put(x, meshes.task_sharding(mesh, x.shape, N)), (selector.init(TASKS, N), TASKS)
+        )
+        result = run(lambda state, key: jax.jit(step)(state, tasks, key), state, KEYS[:3])
+    assert_equal(jax.device_get(result), jax.device_get(expected), rtol=1e-5)
+    tables = [x for x in jax.tree.leaves(result[0]) if x.shape == (N,)]
+    assert tables and all(x.sharding.spec == jax.P(("data", "fsdp")) for x in tables)
+
+
+def test_the_mesh_of_another_program_is_left_alone():
+    selector = selectors.uniform(B, G)
+    step, state = stepper(selector), selector.init(TASKS, N)
+    expected = jax.jit(step)(state, KEYS[0])
+    with jax.set_mesh(jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))):
+        assert_equal(jax.device_get(jax.jit(step)(state, KEYS[0])), jax.device_get(expected))
+
+
+@every_selector
+def test_padding_is_inert(name):
+    selector = CONTRACT[name][0](B, G)
+    update, state = jax.jit(selector.update), selector.init(TASKS, N)
+    real = Feedback(*(jnp.array(x) for x in ([1, 9], [2.0, 7.0], [8.0, 8.0], [10.0, 20.0])))
+    padded = Feedback(*(jnp.array(x) for x in ([9, 1, 9, N], [NAN, 2, 7, 8.0], [0, 8, 8, 0.0], [99, 10, 20, 99.0])))
+    assert_equal(update(state, TASKS, real), update(state, TASKS, padded), rtol=1e-6)
+    nothing = real._replace(trials=jnp.zeros(2))
+    believed = state.evidence if name == "bots" else state
+    after = update(state, TASKS, nothing)
+    assert_equal(after.evidence if name == "bots" else after, believed)
+
+
+def test_bots_matches_the_published_estimator():
+    """Five runs of 24 updates each; the factory is built inside vmap, a run a row."""
+
+    def trial(decay, rho, momentum, references, feedbacks):
+        selector = selectors.bots(8, 16, decay=decay, rho=rho, momentum=momentum)
+        tasks = Tasks(references)
+        model = evidence.interpolation(momentum)
+
+        def step(state, feedback):
+            state = selector.update(state, tasks, feedback)
+            return state, (*state.posterior, state.evidence.capability, model.predict(state.evidence, tasks))
+
+        return jax.lax.scan(step, selector.init(tasks, 64), feedbacks)[1]
+
+    def check(dtype, tolerance):
+        decay, rho, momentum, references, observed = (
+            jnp.array(VECTORS[name], dtype) for name in ("decay", "rho", "momentum", "reference_pass_rates", "observed")
+        )
+        feedbacks = Feedback(jnp.array(VECTORS["ids"]), observed * 16, jnp.full_like(observed, 16), observed)
+        *found, implicit = jax.jit(jax.vmap(trial))(decay, rho, momentum, references, feedbacks)
+        assert all(x.dtype == dtype for x in found)
+        steps = VECTORS["steps"]
+        for name, x in zip(("alpha", "beta", "capability"), found, strict=True):
+            x = x if name == "capability" else x[:, steps]
+            np.testing.assert_allclose(x, VECTORS[name], rtol=tolerance, atol=tolerance, err_msg=name)
+        chosen = np.zeros((5, len(steps), 64), bool)
+        np.put_along_axis(chosen, VECTORS["ids"][:, steps], True, axis=2)
+        np.testing.assert_allclose(
+            np.where(chosen, 0, implicit[:, steps]), np.where(chosen, 0, VECTORS["implicit"]), atol=tolerance
+        )
+
+    assert set(VECTORS["num_generations"].tolist()) == {16}
+    check(jnp.float32, 1e-4)
+    with jax.enable_x64(True):
+        check(jnp.float64, 1e-6)
+
+
+def test_bots_finds_the_middle_and_uniform_does_not():
+    selector = selectors.bots(B, G)
+    state, choices = jax.lax.scan(stepper(selector), selector.init(TASKS, N), jax.random.split(jax.random.key(3), 60))
+    assert float(jnp.abs(TRUTH[choices.ids[20:]] - 0.5).mean()) < 0.17  # uniform: 0.27
+    assert np.corrcoef(selector.pass_rate(state, TASKS), TRUTH)[0, 1] > 0.9
+    assert np.array_equal(selector.pass_rate(state, TASKS), state.posterior.alpha / sum(state.posterior))
+
+
+@pytest.mark.parametrize("order", ["shuffled", "sequential"])
+@pytest.mark.parametrize(("num_tasks", "batch_size"), [(10, 4), (7, 6), (5, 5), (9, 1)])
+def test_epochs_visit_every_task_once_before_any_twice(order, num_tasks, batch_size):
+    selector = selectors.uniform(batch_size, G, order=order)
+    select, state, ids = jax.jit(selector.select), selector.init(Tasks(), num_tasks), []
+    for key in jax.random.split(jax.random.key(0), 12):
+        choice, state = select(key, state, Tasks())
+        assert len(set(choice.ids.tolist())) == batch_size and np.isnan(choice.pass_rate).all()
+        ids += choice.ids.tolist()
+        visits = np.bincount(ids, minlength=num_tasks)
+        assert np.array_equal(visits, state.visits) and visits.max() - visits.min() <= 1
+    if order == "sequential":
+        assert ids == [i % num_tasks for i in range(len(ids))]
+    elif num_tasks > batch_size:
+        assert ids[:num_tasks] != sorted(ids[:num_tasks])
+
+
+def test_make_gives_a_factory_its_own_fields_only():
+    fields = dataclasses.asdict(SelectConfig())
+    assert selectors.make(**fields | {"name": "uniform"}, batch_size=B, num_generations=G).probe is None
+    selector = selectors.make("bots", B, G, prior=(2.0, 6.0), order="sequential")
+    assert np.allclose(selector.pass_rate(selector.init(TASKS, N), TASKS), 0.25)
+
+
+def test_the_configuration_has_the_same_defaults():
+    fields = dataclasses.asdict(SelectConfig())
+    for name, factory in selectors.SELECTORS.items():
+        for parameter in inspect.signature(factory).parameters.values():
+            if parameter.name in fields:
+                assert fields[parameter.name] == parameter.default, f"{name}.{parameter.name}"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: selectors.make("bot", B, G), "no selector 'bot': did you mean bots?"),
+        (lambda: selectors.make("random", B, G), r"no selector 'random'.*\(uniform, bots\)"),
+        (lambda: selectors.make("bots", B, G, decya=0.5), "no selector has a field 'decya': did you mean decay?"),
+        (lambda: selectors.uniform(B, G, order="epochs"), "no order 'epochs'.*shuffled"),
+        (lambda: selectors.bots(B, G, decay=1.5), r"decay is 1.5: it must be in \[0, 1\]"),
+        (lambda: selectors.bots(B, G, rho=-0.1), "rho is -0.1"),
+        (lambda: selectors.bots(B, G, momentum=1.0), "momentum is 1.0"),
+        (lambda: selectors.bots(B, G, target=NAN), "target is nan"),
+        (lambda: selectors.bots(B, G, prior=(1.0, 0.0)), "prior is 0.0"),
+        (lambda: selectors.bots(0, G), "batch_size is 0"),
+        (lambda: selectors.uniform(B, 0), "num_generations is 0"),
+        (lambda: selectors.uniform(B, G).init(Tasks(), 3), "batch_size is 4 but there are 3 tasks"),
+        (lambda: selectors.bots(B, G).init(TASKS, 3), "batch_size is 4 but there are 3 tasks"),
+        (lambda: selectors.bots(B, G).init(Tasks(), N), "tasks.pass_rate_columns, or choose select.name uniform"),
+    ],
+)
+def test_a_mistake_is_one_sentence_that_names_it(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
+
+
+def test_documentation_runs():
+    assert doctest.testmod(jaxrft.select).failed == 0
+
+
+def test_selection_imports_nothing_beyond_jax_and_its_kin():
+    """What other people's loops import must not bring, nor need, the trainer's dependencies."""
+    program = "import sys; from jaxrft.select import selectors; print(*{name.split('.')[0] for name in sys.modules})"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert "jax" in found
+    assert not {"transformers", "orbax", "tyro", "rich", "pyarrow", "tensorflow_datasets", "safetensors"} & set(found)
