@@ -61,7 +61,7 @@ def shards(mesh: Mesh | jax.sharding.AbstractMesh | None, axis: str) -> int:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Shards `x` by the names of its dimensions on the ambient mesh (`jax.set_mesh`) of AXES; without it, `x` itself."""
+    """Shards `x` by the names of its dimensions on the ambient mesh (`jax.set_mesh`), if there is one of AXES."""
     if not set(AXES) <= set(jax.sharding.get_abstract_mesh().axis_names):  # none, or that of another's program
         return x
     return jax.lax.with_sharding_constraint(x, spec(*axes))
