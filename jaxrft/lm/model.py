@@ -67,7 +67,7 @@ class Weight(NamedTuple):
     axes: tuple[str | None, ...]  # logical names, jaxrft.mesh.RULES
     fan_in: int | None  # normal with variance 1 / fan_in; None = the constant below
     hf: str  # name in a Hugging Face checkpoint; {} is the layer
-    transpose: bool = False  # Hugging Face stores [out, in]; then it is only reshaped
+    transpose: bool = False  # whether Hugging Face stores [out, in]; if not, only "head" is merged
     constant: float = 0.0
 
     @property
@@ -176,7 +176,7 @@ def apply(
     rope = _rope(positions, config.head_dim, config.rope_theta)
     seen = jnp.where(valid, positions, PADDED)
     # All rows advance together, so that row 0 of layer 0 tells the slot to write.
-    slot = None if cache is None else jnp.sum(cache.positions[0, 0] != FREE, dtype=jnp.int32)
+    slot = jnp.sum(cache.positions[0, 0] != FREE, dtype=jnp.int32) if cache is not None else jnp.zeros((), jnp.int32)
 
     def layer(carry: tuple[Array, Cache | None], xs: Any) -> tuple[Any, Any]:
         (x, cache), (index, weights, prefix) = carry, xs
@@ -265,7 +265,7 @@ def _rotate(x: Array, cos: Array, sin: Array) -> Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-def _write(cache: Array, new: Array, layer: Array, slot: Array | None) -> Array:
+def _write(cache: Array, new: Array, layer: Array, slot: Array) -> Array:
     """Writes new [rows, T, ...] into cache [L, rows, length, ...] of `layer` from `slot` on."""
     zero = jnp.zeros((), jnp.int32)
     start = (layer, zero, slot, *(zero,) * (new.ndim - 2))

@@ -1,0 +1,308 @@
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from jaxrft.lm import model, weights
+from jaxrft.types import InputError
+
+CONFIG = model.ModelConfig(
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=48,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    rope_theta=5000.0,
+    rms_norm_eps=1e-5,
+)
+TIED = CONFIG._replace(tie_word_embeddings=True)
+
+
+def random_params(config):
+    """Every weight random, norms and biases too."""
+    rows = model.table(config)
+    keys = jax.random.split(jax.random.key(0), len(rows))
+    return {row.name: jax.random.normal(key, row.shape) for row, key in zip(rows, keys, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def params():
+    return random_params(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(params, tmp_path_factory):
+    """A float32 checkpoint in one file; tests that change it take a copy."""
+    folder = tmp_path_factory.mktemp("weights") / "checkpoint"
+    weights.save(folder, params, CONFIG, source=weights.hf_config(CONFIG, eos_token_id=[1, 2]))
+    return folder
+
+
+@pytest.fixture
+def copied(checkpoint, tmp_path):
+    return shutil.copytree(checkpoint, tmp_path / "copy")
+
+
+def assert_equal(got, want):
+    assert got.keys() == want.keys()
+    for name in want:
+        assert got[name].dtype == want[name].dtype, name
+        np.testing.assert_array_equal(got[name], want[name], err_msg=name)
+
+
+@pytest.mark.parametrize("config", [CONFIG, TIED])
+def test_load_of_save_is_the_same_bit_for_bit(config, tmp_path):
+    params = random_params(config)
+    weights.save(tmp_path / "a", params, config, source=weights.hf_config(config))
+    assert weights.read_config(tmp_path / "a") == config
+    assert_equal(weights.load(tmp_path / "a", config), params)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
+
+
+def test_the_layout_is_that_of_hugging_face(checkpoint, params):
+    """y = x W^T with W [out, in]; query head h is rows h * head_dim on, and of o_proj the columns."""
+    stored = load_file(checkpoint / "model.safetensors")
+    np.testing.assert_array_equal(stored["model.layers.1.self_attn.q_proj.weight"][18], params["q"][1, :, 1, 2])
+    np.testing.assert_array_equal(stored["model.layers.1.self_attn.q_proj.bias"][18], params["q_bias"][1, 1, 2])
+    np.testing.assert_array_equal(stored["model.layers.0.self_attn.o_proj.weight"][:, 18], params["o"][0, 1, 2])
+    np.testing.assert_array_equal(stored["model.layers.1.mlp.gate_proj.weight"], params["gate"][1].T)
+    np.testing.assert_array_equal(stored["lm_head.weight"], params["unembed"])
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_narrow_files_are_rounded_once(dtype, params, tmp_path):
+    weights.save(tmp_path / "a", params, CONFIG, source=weights.hf_config(CONFIG), dtype=dtype)
+    keys = json.loads((tmp_path / "a/config.json").read_text())
+    assert keys["torch_dtype"] == np.dtype(dtype).name and "dtype" not in keys
+    rounded = {name: value.astype(dtype) for name, value in params.items()}
+    assert_equal(weights.load(tmp_path / "a", CONFIG, dtype=dtype), rounded)
+    wide = {name: value.astype(jnp.float32) for name, value in rounded.items()}
+    assert_equal(weights.load(tmp_path / "a", CONFIG), wide)
+
+
+def test_several_files_and_their_index(params, tmp_path):
+    limit = 20_000
+    weights.save(tmp_path / "a", params, CONFIG, source=weights.hf_config(CONFIG), max_shard_size=limit)
+    index = json.loads((tmp_path / "a" / weights.INDEX).read_text())
+    files = sorted(path.name for path in (tmp_path / "a").glob("*.safetensors"))
+    assert files == sorted(set(index["weight_map"].values())) and len(files) > 2
+    assert files[0] == f"model-00001-of-{len(files):05}.safetensors"
+    assert index["metadata"]["total_size"] == sum(value.nbytes for value in params.values())
+    for file in files:
+        held = load_file(tmp_path / "a" / file)
+        assert sum(tensor.nbytes for tensor in held.values()) <= limit
+        assert all(index["weight_map"][name] == file for name in held)
+        with safe_open(tmp_path / "a" / file, framework="numpy") as opened:
+            assert opened.metadata() == {"format": "pt"}
+    assert_equal(weights.load(tmp_path / "a", CONFIG), params)
+
+
+def test_sharded_parameters_load_and_save_as_whole_ones(mesh, checkpoint, params, tmp_path, monkeypatch):
+    read, elements = weights._read_layer, []
+
+    def counted(*arguments):
+        block = read(*arguments)
+        elements.append(block.size)
+        return block
+
+    monkeypatch.setattr(weights, "_read_layer", counted)
+    sharded = weights.load(checkpoint, CONFIG, mesh=mesh)
+    assert sum(elements) == sum(value.size for value in params.values())  # each block once, not once a device
+    assert_equal(sharded, params)
+    for name, sharding in model.shardings(CONFIG, mesh).items():
+        assert sharded[name].sharding.is_equivalent_to(sharding, sharded[name].ndim), name
+    weights.save(tmp_path / "a", sharded, CONFIG, source=checkpoint)
+    assert_equal(weights.load(tmp_path / "a", CONFIG), params)
+
+
+def test_the_files_of_the_source_go_along(checkpoint, copied, params, tmp_path):
+    (copied / "tokenizer.json").write_text("{}")
+    (copied / "generation_config.json").write_text('{"eos_token_id": [1, 2]}')
+    (copied / "notes.txt").write_text("not part of a checkpoint")
+    weights.save(tmp_path / "a", params, CONFIG, source=copied)
+    names = {path.name for path in (tmp_path / "a").iterdir()}
+    assert names == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
+    assert (tmp_path / "a/generation_config.json").read_text() == '{"eos_token_id": [1, 2]}'
+    assert json.loads((tmp_path / "a/config.json").read_text()) == json.loads((checkpoint / "config.json").read_text())
+
+
+def test_a_checkpoint_is_replaced_even_by_itself(copied, params):
+    doubled = {name: 2 * value for name, value in params.items()}
+    (copied / "old.txt").write_text("of the checkpoint before")
+    weights.save(copied, doubled, CONFIG, source=copied)
+    assert_equal(weights.load(copied, CONFIG), doubled)
+    assert {path.name for path in copied.parent.iterdir()} == {"copy"} and not (copied / "old.txt").exists()
+
+
+def test_a_failed_save_leaves_the_checkpoint_before(copied, params, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(weights, "save_file", full)
+    with pytest.raises(InputError, match="cannot write .*copy.*No space left.*disk with room"):
+        weights.save(copied, params, CONFIG, source=copied)
+    assert_equal(weights.load(copied, CONFIG), params)
+    assert {path.name for path in copied.parent.iterdir()} == {"copy"}
+
+
+def test_a_save_killed_between_its_renames_is_put_right(copied, params):
+    copied.rename(copied.with_name(".copy.old"))
+    with pytest.raises(KeyError), weights._replacing(copied):
+        raise KeyError
+    assert_equal(weights.load(copied, CONFIG), params)
+
+
+def test_other_folders_are_never_replaced(checkpoint, params, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="exists and is not a checkpoint"):
+        weights.save(tmp_path, params, CONFIG, source=checkpoint)
+    with pytest.raises(InputError, match="exists and is not a checkpoint"):
+        weights.save(tmp_path / "thesis.tex", params, CONFIG, source=checkpoint)
+    with pytest.raises(InputError, match="cannot write .*thesis.tex"):
+        weights.save(tmp_path / "thesis.tex" / "a", params, CONFIG, source=checkpoint)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_the_config_of_another_model_is_not_saved(params, tmp_path):
+    with pytest.raises(InputError, match="another model's"):
+        weights.save(tmp_path / "a", params, CONFIG, source=weights.hf_config(TIED))
+    assert not (tmp_path / "a").exists()
+
+
+def test_what_a_tied_checkpoint_and_old_versions_store_too_is_ignored(tmp_path):
+    params = random_params(TIED)
+    weights.save(tmp_path / "a", params, TIED, source=weights.hf_config(TIED))
+    change_tensors(tmp_path / "a", lambda stored: stored | {"lm_head.weight": stored["model.embed_tokens.weight"]})
+    buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(8, np.float32)}
+    change_tensors(tmp_path / "a", lambda stored: stored | buffer)
+    assert_equal(weights.load(tmp_path / "a", TIED), params)
+
+
+# config.json
+
+V4 = {"rope_theta": 1e6, "rope_scaling": None, "torch_dtype": "bfloat16"}
+V5 = {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}, "dtype": "bfloat16"}
+
+
+def keys_of(extra, without=()):
+    known = weights.hf_config(CONFIG)
+    return {key: value for key, value in known.items() if key not in ("rope_theta", "torch_dtype", *without)} | extra
+
+
+def write_config(folder, keys):
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(keys))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("keys", "wanted"),
+    [
+        (keys_of(V4), {"rope_theta": 1e6}),
+        (keys_of(V5), {"rope_theta": 1e6}),
+        (keys_of({}), {"rope_theta": 10_000.0}),
+        (keys_of(V4, without=["head_dim"]), {"rope_theta": 1e6, "head_dim": 8}),
+        (keys_of(V4 | {"head_dim": None, "num_key_value_heads": None}), {"head_dim": 8, "num_kv_heads": 4}),
+        (keys_of(V4, without=["tie_word_embeddings", "rms_norm_eps"]), {"rms_norm_eps": 1e-6}),
+        (keys_of(V4 | {"use_sliding_window": False, "sliding_window": 4096}), {}),
+        (keys_of(V4 | {"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 2}), {}),
+        (keys_of(V5 | {"layer_types": ["full_attention"] * 2}), {}),
+    ],
+)
+def test_the_config_keys_of_transformers_4_and_5(keys, wanted, tmp_path):
+    config = weights.read_config(write_config(tmp_path, keys))
+    assert config == CONFIG._replace(**{"rope_theta": config.rope_theta} | wanted)
+    assert isinstance(config.rope_theta, float)
+
+
+@pytest.mark.parametrize("keys", [V4, V5])
+def test_a_saved_config_keeps_its_keys_and_names_the_new_dtype(keys, params, tmp_path):
+    config = CONFIG._replace(rope_theta=1e6)
+    source = write_config(tmp_path / "source", keys_of(keys | {"eos_token_id": [1, 2]}))
+    weights.save(tmp_path / "a", params, config, source=source)
+    saved = json.loads((tmp_path / "a/config.json").read_text())
+    named = "torch_dtype" if "torch_dtype" in keys else "dtype"
+    assert saved == keys_of(keys | {"eos_token_id": [1, 2], named: "float32"})
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (keys_of({"model_type": "mamba"}), "model_type 'mamba' is not supported, only 'qwen2'"),
+        (keys_of({}, without=["model_type"]), "model_type None"),
+        (keys_of({"hidden_act": "gelu"}), "hidden_act 'gelu' is not supported, only 'silu'"),
+        (keys_of({"rope_scaling": {"type": "yarn", "factor": 4.0}}), "rope type 'yarn' is not supported"),
+        (keys_of({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}), "rope type 'linear'"),
+        (keys_of({"use_sliding_window": True, "max_window_layers": 1}), "sliding window"),
+        (keys_of({"layer_types": ["full_attention", "sliding_attention"]}), "sliding window"),
+        (keys_of({}, without=["vocab_size"]), "no key 'vocab_size'"),
+    ],
+)
+def test_configs_that_cannot_be_computed_are_refused(keys, message, tmp_path):
+    with pytest.raises(InputError, match=message) as caught:
+        weights.read_config(write_config(tmp_path, keys))
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+# Broken checkpoints
+
+
+def change_tensors(folder, change):
+    save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def without(name):
+    return lambda folder: change_tensors(folder, lambda stored: {k: v for k, v in stored.items() if k != name})
+
+
+def with_(name, tensor):
+    return lambda folder: change_tensors(folder, lambda stored: stored | {name: tensor})
+
+
+def only_bin(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def cut(folder):
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+
+
+def lose_a_file(folder):
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
+    (folder / weights.INDEX).write_text(json.dumps(index))
+
+
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: shutil.rmtree(folder), "no folder .*copy"),
+        (lambda folder: (folder / "config.json").unlink(), "no config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
+        (only_bin, "pytorch_model.bin, but only safetensors are read"),
+        (cut, "model.safetensors is broken"),
+        (lose_a_file, "no model-00001-of-00002.safetensors"),
+        (without(UP), f"no tensor {UP}"),
+        (without("lm_head.weight"), "no tensor lm_head.weight"),
+        (with_(UP, np.zeros((32, 48), np.float32)), rf"{UP} has shape \(32, 48\), but .* \(48, 32\)"),
+        (with_(UP, np.zeros((48, 32), np.int8)), f"{UP} is of dtype I8, but only F32"),
+        (with_("model.layers.2.mlp.up_proj.weight", np.zeros(1, np.float32)), "layers.2.* has no place in the decoder"),
+    ],
+)
+def test_broken_checkpoints_are_refused_in_one_sentence(damage, message, copied):
+    damage(copied)
+    with pytest.raises(InputError, match=message) as caught:
+        weights.load(copied, weights.read_config(copied))
+    assert str(copied) in str(caught.value) and "\n" not in str(caught.value)
