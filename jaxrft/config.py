@@ -86,6 +86,9 @@ class Config:
     evaluation: EvalConfig = EvalConfig()
     select: SelectConfig = SelectConfig()
     mesh: MeshConfig = MeshConfig()
+    distributed: bool = False
+    """Run as one of several processes. TPU pods and SLURM jobs find each other by themselves; elsewhere set
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."""
 
     steps: int = 100
     """Selections, rollouts and updates; one step rolls out batch_size tasks."""
@@ -169,6 +172,11 @@ class Config:
         return self.mini_batch_size or self.batch_size
 
     @property
+    def eval_batch_size(self) -> int:
+        """Tasks an evaluation rolls out at once."""
+        return self.evaluation.batch_size or self.batch_size
+
+    @property
     def rows_per_micro_batch(self) -> int:
         """Rows of a forward and backward pass."""
         return self.micro_batch_size or self.tasks_per_update * self.num_generations
@@ -181,7 +189,10 @@ def check(config: Config) -> None:
     ranges = [(name, getattr(c, name) >= 1, "at least 1") for name in at_least_one.split()]
     ranges += [
         (name, getattr(c, name) >= 0, "0 or more")
-        for name in "top_k kl_coef learning_rate warmup_steps weight_decay eval_steps seed log_completions_steps".split()
+        for name in (
+            *("top_k", "kl_coef", "learning_rate", "warmup_steps", "weight_decay"),
+            *("eval_steps", "seed", "log_completions_steps"),
+        )
     ]
     ranges += [
         ("num_generations", c.num_generations >= 2, "at least 2, because an advantage compares the samples of a task"),
@@ -200,8 +211,8 @@ def check(config: Config) -> None:
             "micro_batch_size",
             divides(c.rows_per_micro_batch, c.tasks_per_update * c.num_generations)
             and (divides(c.rows_per_micro_batch, c.num_generations) or c.rows_per_micro_batch % c.num_generations == 0),
-            f"in rows, a divisor of a mini-batch's {c.tasks_per_update * c.num_generations} and a divisor or a multiple "
-            f"of num_generations {c.num_generations}",
+            f"in rows, a divisor of a mini-batch's {c.tasks_per_update * c.num_generations} "
+            f"and a divisor or a multiple of num_generations {c.num_generations}",
         ),
     ]
     for name, fits, wanted in ranges:

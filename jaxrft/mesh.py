@@ -86,6 +86,16 @@ def check_divides(mesh: Mesh, what: str, size: int, axis: str) -> None:
         raise InputError(f"{what} {size} does not divide over the mesh axes {names}: choose a multiple of {count}")
 
 
+def place(x: Any, where: NamedSharding) -> jax.Array:
+    """Puts a host array that every process holds whole where `where` says."""
+    return jax.make_array_from_callback(np.shape(x), where, lambda index: np.asarray(x)[index])
+
+
 def from_host(mesh: Mesh, x: np.ndarray, *axes: str | None) -> jax.Array:
     """Puts a host array that every process holds whole onto `mesh`, sharded by its logical axes."""
-    return jax.make_array_from_callback(x.shape, sharding(mesh, *axes), lambda index: x[index])
+    return place(x, sharding(mesh, *axes))
+
+
+def place_table(tree: Any, mesh: Mesh, num_tasks: int) -> Any:
+    """Puts a pytree of host arrays onto `mesh`, those with a row a task sharded over tasks."""
+    return jax.tree.map(lambda x: place(np.asarray(x), task_sharding(mesh, np.shape(x), num_tasks)), tree)

@@ -7,7 +7,6 @@ a mask is 0 or 1, of any dtype.
 from collections.abc import Callable
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -57,7 +56,7 @@ def advantages(rewards: Array, *, scale_rewards: str = "group", mask: Array | No
 
 def _rewards(rewards: Array, mask: Array | None) -> tuple[Array, Array]:
     """Rewards [B, G] in float32, 0 where the mask hides them, and the mask [B, G] as bool, all True by default."""
-    chex.assert_rank(rewards, 2)
+    masked.same_shape(rewards, rank=2)
     mask = jnp.ones(rewards.shape, bool) if mask is None else mask.astype(bool)
     return masked.zero(rewards, mask), mask
 
@@ -113,7 +112,7 @@ def normaliser(mask: Array, loss_type: str, max_completion_length: int | None = 
     do), and an empty batch counts as one row of one token. `mask` [R, T] of the whole batch. Returns [] float32.
     Raises InputError for an unknown `loss_type`, or dr_grpo without `max_completion_length`.
     """
-    chex.assert_rank(mask, 2)
+    masked.same_shape(mask, rank=2)
     reduction, length = _reduction(loss_type, max_completion_length)
     return reduction.count(mask, length)
 
@@ -159,9 +158,9 @@ def policy_loss(
     Raises InputError for an unknown `loss_type`, or dr_grpo without `max_completion_length`.
     """
     anchor_logprobs = behaviour_logprobs if anchor_logprobs is None else anchor_logprobs
-    chex.assert_rank(logprobs, 2)
-    chex.assert_equal_shape([logprobs, behaviour_logprobs, anchor_logprobs, mask])
-    chex.assert_shape(advantages, (logprobs.shape[0], {1, logprobs.shape[1]}))
+    masked.same_shape(logprobs, behaviour_logprobs, anchor_logprobs, mask, rank=2)
+    if advantages.shape not in (mask.shape, (mask.shape[0], 1)):
+        raise ValueError(f"advantages {advantages.shape} must be [R, T] or [R, 1] for a mask {mask.shape}")
     reduction, length = _reduction(loss_type, max_completion_length)
     total = reduction.count(mask, length) if normaliser is None else jnp.asarray(normaliser, jnp.float32)
 
@@ -196,8 +195,7 @@ def kl_k3(logprobs: Array, ref_logprobs: Array) -> Array:
     result are [R, T]. It knows no mask: where padding may hold NaN put both through `masked.zero` first, or the NaN
     enters the gradient.
     """
-    chex.assert_rank(logprobs, 2)
-    chex.assert_equal_shape([logprobs, ref_logprobs])
+    masked.same_shape(logprobs, ref_logprobs, rank=2)
     difference = _cut(ref_logprobs.astype(jnp.float32) - logprobs.astype(jnp.float32))
     return jnp.expm1(difference) - difference
 

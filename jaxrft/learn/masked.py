@@ -5,7 +5,6 @@ What stands at a masked place (NaN, inf, garbage) changes nothing; over an empty
 `keepdims` are numpy's.
 """
 
-import chex
 import jax.numpy as jnp
 
 from jaxrft.types import Array
@@ -13,12 +12,20 @@ from jaxrft.types import Array
 Axis = int | tuple[int, ...] | None
 
 
+def same_shape(*arrays: Array, rank: int | None = None) -> None:
+    """Raises ValueError unless all arrays have one shape, of `rank` dimensions if given."""
+    shapes = {array.shape for array in arrays}
+    if len(shapes) > 1 or (rank is not None and arrays[0].ndim != rank):
+        wanted = "one shape" if rank is None else f"one shape of {rank} dimensions"
+        raise ValueError(f"these arrays must have {wanted}, not {', '.join(map(str, shapes))}")
+
+
 def zero(x: Array, mask: Array) -> Array:
     """`x` in float32 with exactly 0, and gradient 0, where the mask is 0.
 
     Call it before, not after, a function that can overflow (exp, log, 1/x): a product with the mask keeps 0 * inf.
     """
-    chex.assert_equal_shape([x, mask])
+    same_shape(x, mask)
     return jnp.where(mask.astype(bool), x.astype(jnp.float32), 0.0)
 
 

@@ -1,0 +1,63 @@
+"""Evaluation on held-out tasks: greedy, avg@k and pass@k of success."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxrft import runtime
+from jaxrft.config import Config, TasksConfig
+from jaxrft.rewards.pool import Pool
+from jaxrft.runtime import LanguageModel
+from jaxrft.tasks import table
+from jaxrft.tasks.table import TaskTable
+from jaxrft.types import InputError
+
+
+def name_of(tasks: TasksConfig) -> str:
+    """What a set is called in metrics."""
+    return tasks.name or tasks.source.removeprefix("builtin:").rsplit("/", 1)[-1].rsplit(".", 1)[0]
+
+
+def make(config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool) -> Callable[[Any, int], dict[str, float]]:
+    """The evaluation (params, step) -> metrics of every held-out set: eval/<name>/greedy, /avg@k and /pass@k.
+
+    avg@k is the mean success of k samples a task, pass@k the share of tasks that one of k samples solves fully; a
+    sample without a reward counts as failed. Samples depend on the seed, the step and the task only.
+    Raises InputError for sets that do not load or share a name.
+    """
+    names = [name_of(tasks) for tasks in config.evaluation.tasks]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"two held-out sets are called {twice[0]!r}: give each a `name` of its own")
+    sets = {
+        name: runtime.open_tasks(tasks, config, lm.tokenizer)
+        for name, tasks in zip(names, config.evaluation.tasks, strict=True)
+    }
+    k = config.evaluation.num_samples
+    greedy = runtime.generator(lm, config, mesh, use="eval", num_generations=1, greedy=True)
+    sample = runtime.generator(lm, config, mesh, use="eval", num_generations=k) if k else None
+    counted = runtime.success_index(config)
+
+    def successes(generate: Callable[..., Any], params: Any, step: int, tasks: TaskTable) -> np.ndarray:
+        """Success [N, samples] of every task, in batches of one shape; the last one is filled up and cut."""
+        count, found = len(tasks.lengths), []
+        widths = table.buckets(tasks.lengths)[-1:]
+        for start in range(0, count, config.eval_batch_size):
+            ids = np.arange(start, start + config.eval_batch_size, dtype=np.int32) % count
+            rollouts = generate(params, np.int32(step), *runtime.prompt_batch(tasks, ids, widths, mesh), ids)
+            verdicts = runtime.verify(rollouts, pool, lm.tokenizer, tasks, ids)
+            found.append(np.nan_to_num(verdicts.rewards[:, counted]).reshape(len(ids), -1))
+        return np.concatenate(found)[:count]
+
+    def evaluate(params: Any, step: int) -> dict[str, float]:
+        metrics = {}
+        for name, tasks in sets.items():
+            metrics[f"eval/{name}/greedy"] = float(successes(greedy, params, step, tasks).mean())
+            if sample is not None:
+                solved = successes(sample, params, step, tasks)
+                metrics[f"eval/{name}/avg@{k}"] = float(solved.mean())
+                metrics[f"eval/{name}/pass@{k}"] = float((solved.max(axis=1) >= 1.0).mean())
+        return metrics
+
+    return evaluate

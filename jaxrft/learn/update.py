@@ -1,0 +1,232 @@
+"""The training step: mini-batches, micro-batches, log-probabilities in chunks, one optimiser update each."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxrft import mesh as meshes
+from jaxrft.learn import grpo, masked
+from jaxrft.lm import sampling
+from jaxrft.lm.model import Policy
+from jaxrft.lm.rollout import prefill
+from jaxrft.mesh import constrain
+from jaxrft.types import Array
+
+# Logits are computed for so many positions at a time that a chunk holds about this many numbers (32 MB in float32),
+# however large the vocabulary.
+CHUNK = 2**23
+
+
+class Batch(NamedTuple):
+    """What a step learns from: the groups of B tasks."""
+
+    prompts: Array  # [B, P] int32, right-padded
+    lengths: Array  # [B] int32, of the prompts
+    tokens: Array  # [B, G, T] int32
+    mask: Array  # [B, G, T] float32, 0 = leaves the loss
+    logprobs: Array  # [B, G, T] float32, of the policy that sampled the tokens
+    advantages: Array  # [B, G] float32
+
+
+class Update(NamedTuple):
+    """A training step, ready to be jitted; donate `params` and `optimizer_state`."""
+
+    init: Callable[..., Any]
+    """params -> optimizer_state, float32."""
+    step: Callable[..., tuple[Any, Any, dict[str, Array]]]
+    """(key, params, optimizer_state, batch, ref_params=None) -> (params, optimizer_state, metrics)."""
+
+
+def adamw(
+    *, learning_rate: float, warmup_steps: int = 0, weight_decay: float = 0.0, max_grad_norm: float = 1.0
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """AdamW behind clipping by global norm, with linear warm-up over so many updates; and its learning rate."""
+    schedule = optax.linear_schedule(learning_rate / (warmup_steps + 1), learning_rate, warmup_steps)
+    if warmup_steps == 0:
+        schedule = optax.constant_schedule(learning_rate)
+    return (
+        optax.chain(
+            optax.clip_by_global_norm(max_grad_norm),
+            optax.adamw(schedule, weight_decay=weight_decay, mu_dtype=jnp.float32),
+        ),
+        schedule,
+    )
+
+
+def completion_logprobs(
+    policy: Policy, params: Any, prompts: Array, lengths: Array, tokens: Array, *, temperature: float = 1.0
+) -> tuple[Array, Array]:
+    """log pi of completions [R, T] after prompts [B, P] at `temperature`, and the entropy of each step, both [R, T].
+
+    Row r follows prompt r // (R / B), which is computed once. Logits exist for a few positions at a time only.
+    The entropy carries no gradient.
+    """
+    rows, steps = tokens.shape
+    generations = rows // prompts.shape[0]
+    last, prefix = prefill(policy, params, prompts, lengths)
+    positions = jnp.repeat(lengths, generations)[:, None] + jnp.arange(steps - 1, dtype=jnp.int32)[None]
+    hidden = jnp.repeat(last, generations, axis=0)[:, None]
+    if steps > 1:
+        rest, _ = policy.apply(params, tokens[:, :-1], positions, jnp.ones(positions.shape, bool), None, prefix)
+        hidden = jnp.concatenate([hidden, rest], axis=1)
+    return _chunked_logprobs(policy, params, hidden, tokens, temperature)
+
+
+def _chunked_logprobs(
+    policy: Policy, params: Any, hidden: Array, tokens: Array, temperature: float
+) -> tuple[Array, Array]:
+    """log pi of tokens [R, T] and entropies [R, T] from hidden states [R, T, D], over chunks of time."""
+    rows, steps = tokens.shape
+    vocabulary = jax.eval_shape(policy.unembed, params, hidden[:, :1]).shape[-1]
+    width = min(steps, max(1, CHUNK // (rows * vocabulary)))
+    padding = -steps % width
+
+    def split(x: Array) -> Array:  # [R, T, ...] -> [chunks, R, width, ...]
+        x = jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(rows, -1, width, *x.shape[2:]), 1, 0)
+
+    @jax.checkpoint
+    def chunk(_: None, xs: tuple[Array, Array]) -> tuple[None, tuple[Array, Array]]:
+        logp = jax.nn.log_softmax(policy.unembed(params, xs[0]) / temperature)
+        entropy = -jnp.sum(jnp.exp(logp) * logp, axis=-1)
+        return None, (sampling.pick(logp, xs[1]), jax.lax.stop_gradient(entropy))
+
+    _, chunks = jax.lax.scan(chunk, None, (split(hidden), split(tokens)))
+    logprobs, entropy = (jnp.moveaxis(x, 0, 1).reshape(rows, -1)[:, :steps] for x in chunks)
+    return logprobs, entropy
+
+
+def micro_batches(batch: Batch, rows: int) -> Batch:
+    """Cuts a batch into micro-batches of `rows` rows: leaves [n, prompts, samples, ...], prompts [n, prompts, ...].
+
+    Each takes as many whole groups as fit, but at least a prompt for each shard of the mesh, so that all devices
+    work on all micro-batches; a prompt whose group is cut is repeated in several. Micro-batch i takes the i-th task
+    of every shard, which moves nothing between devices.
+    """
+    tasks, generations = batch.advantages.shape
+    mesh = jax.sharding.get_abstract_mesh()
+    wide = max(1 if mesh.empty else meshes.shards(mesh, "batch"), rows // generations)
+    deep = rows // wide
+    repeats = generations // deep
+
+    def prompts(x: Array) -> Array:
+        x = jnp.swapaxes(x.reshape(wide, tasks // wide, *x.shape[1:]), 0, 1)
+        return constrain(jnp.repeat(x, repeats, axis=0), None, "batch", *(None,) * (x.ndim - 2))
+
+    def samples(x: Array) -> Array:
+        x = x.reshape(wide, tasks // wide, repeats, deep, *x.shape[2:])
+        x = jnp.moveaxis(x, 0, 2).reshape(-1, wide, deep, *x.shape[4:])
+        return constrain(x, None, "batch", *(None,) * (x.ndim - 2))
+
+    return Batch(
+        prompts=prompts(batch.prompts),
+        lengths=prompts(batch.lengths),
+        **{name: samples(getattr(batch, name)) for name in ("tokens", "mask", "logprobs", "advantages")},
+    )
+
+
+def make(
+    policy: Policy,
+    *,
+    mini_batch_size: int,
+    micro_batch_size: int,
+    num_iterations: int = 1,
+    loss_type: str = "dapo",
+    epsilon: float = 0.2,
+    epsilon_high: float | None = None,
+    kl_coef: float = 0.0,
+    temperature: float = 1.0,
+    learning_rate: float = 1e-6,
+    warmup_steps: int = 0,
+    weight_decay: float = 0.0,
+    max_grad_norm: float = 1.0,
+) -> Update:
+    """The step that takes `num_iterations` passes over a batch, one AdamW update a mini-batch of tasks.
+
+    `mini_batch_size` counts tasks, `micro_batch_size` rows: gradients of micro-batches are summed in float32 and change
+    no number. Mini-batches are drawn anew each pass. A reference policy is evaluated only if `kl_coef` > 0.
+    Metrics are means over the updates of the step.
+    """
+    optimizer, schedule = adamw(
+        learning_rate=learning_rate, warmup_steps=warmup_steps, weight_decay=weight_decay, max_grad_norm=max_grad_norm
+    )
+
+    def loss(params: Any, batch: Batch, ref_params: Any, normaliser: Array) -> tuple[Array, dict[str, Array]]:
+        """The loss of a micro-batch, prompts [b, P] and tokens [b, g, T], over the normaliser of its mini-batch."""
+        tokens, mask, behaviour = (x.reshape(-1, x.shape[-1]) for x in (batch.tokens, batch.mask, batch.logprobs))
+        where = (batch.prompts, batch.lengths, tokens)
+        logprobs, entropy = completion_logprobs(policy, params, *where, temperature=temperature)
+        value, metrics = grpo.policy_loss(
+            logprobs,
+            behaviour,
+            batch.advantages.reshape(-1, 1),
+            mask,
+            loss_type=loss_type,
+            epsilon=epsilon,
+            epsilon_high=epsilon_high,
+            normaliser=normaliser,
+            max_completion_length=tokens.shape[1],
+        )
+        reduction, length = grpo.REDUCTIONS[loss_type], tokens.shape[1]
+        metrics["policy_loss"] = value
+        metrics["entropy"] = jnp.sum(reduction.metric_weights(mask, length) * masked.zero(entropy, mask)) / normaliser
+        if kl_coef > 0:
+            reference, _ = completion_logprobs(policy, ref_params, *where, temperature=temperature)
+            kl = grpo.kl_k3(masked.zero(logprobs, mask), jax.lax.stop_gradient(masked.zero(reference, mask)))
+            value = value + kl_coef * jnp.sum(reduction.weights(mask, length) * kl) / normaliser
+            metrics["kl"] = jnp.sum(reduction.metric_weights(mask, length) * kl) / normaliser
+        return value, metrics
+
+    def gradient(params: Any, batch: Batch, ref_params: Any) -> tuple[Any, dict[str, Array]]:
+        """Gradient and metrics of a mini-batch, summed over its micro-batches."""
+        mask = batch.mask.reshape(-1, batch.mask.shape[-1])
+        normaliser = grpo.normaliser(mask, loss_type, mask.shape[1])
+        micro = micro_batches(batch, micro_batch_size)
+
+        def add(total: Any, part: Batch) -> tuple[Any, None]:
+            (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, part, ref_params, normaliser)
+            return jax.tree.map(jnp.add, total, (grads, metrics)), None
+
+        first = jax.tree.map(lambda x: x[0], micro)
+        shapes = jax.eval_shape(lambda: jax.value_and_grad(loss, has_aux=True)(params, first, ref_params, normaliser))
+        (_, metrics), grads = shapes
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, metrics))
+        return jax.lax.scan(add, zeros, micro)[0]
+
+    def step(
+        key: Array, params: Any, optimizer_state: Any, batch: Batch, ref_params: Any = None
+    ) -> tuple[Any, Any, dict[str, Array]]:
+        tasks = batch.advantages.shape[0]
+        passes = jax.vmap(lambda k: jax.random.permutation(k, tasks))(jax.random.split(key, num_iterations))
+
+        def update(carry: tuple[Any, Any], rows: Array) -> tuple[Any, dict[str, Array]]:
+            params, state = carry
+            part = batch if mini_batch_size == tasks else jax.tree.map(lambda x: x[rows], batch)
+            grads, metrics = gradient(params, part, ref_params)
+            metrics |= {"grad_norm": optax.global_norm(grads), "learning_rate": _learning_rate(schedule, state)}
+            with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts and floats
+                change, state = optimizer.update(grads, state, params)
+            return (optax.apply_updates(params, change), state), metrics
+
+        mini = passes.reshape(-1, mini_batch_size)
+        (params, optimizer_state), metrics = jax.lax.scan(update, (params, optimizer_state), mini)
+        return params, optimizer_state, jax.tree.map(lambda x: jnp.mean(x), metrics)
+
+    return Update(init=optimizer.init, step=step)
+
+
+def _learning_rate(schedule: optax.Schedule, state: Any) -> Array:
+    """The learning rate of the next update, from the optimiser's own count."""
+    count = optax.tree_utils.tree_get(state, "ScaleByScheduleState").count
+    return jnp.asarray(schedule(count), jnp.float32)
+
+
+def optimizer_shardings(make: Update, params: Any, everywhere: Any) -> Any:
+    """The shardings of the optimiser's state: a parameter's moments lie where it lies, all else `everywhere`."""
+    shapes = jax.eval_shape(make.init, params)
+    return optax.tree_map_params(
+        make.init, lambda _, x: x.sharding, shapes, params, transform_non_params=lambda _: everywhere
+    )

@@ -1,0 +1,42 @@
+"""Which tokens may be drawn: temperature, top-k, top-p over logits."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxrft.types import Array
+
+
+def truncate(logits: Array, *, top_k: int = 0, top_p: float = 1.0) -> Array:
+    """Sets to -inf the logits [..., V] outside the k likeliest tokens (0 = off) and outside the nucleus (1 = off).
+
+    The nucleus is the smallest set of likeliest tokens whose probability reaches `top_p` (arXiv 1904.09751), taken
+    of what top-k leaves. At least one token stays; tokens tied with the last one stay too.
+    """
+    if top_k:
+        kth = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][..., -1:]
+        logits = jnp.where(logits < kth, -jnp.inf, logits)
+    if top_p < 1.0:
+        ordered = jnp.sort(logits, axis=-1, descending=True)
+        probability = jax.nn.softmax(ordered, axis=-1)
+        before = jnp.cumsum(probability, axis=-1) - probability
+        last = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+        logits = jnp.where(logits < last, -jnp.inf, logits)
+    return logits
+
+
+def row_keys(key: Array, ids: Array, num_generations: int) -> Array:
+    """Keys [R] of the samples of tasks `ids` [B]: a sample's depends on nothing but (key, task id, sample)."""
+    samples = jnp.arange(num_generations)
+    per_task = jax.vmap(lambda task: jax.vmap(lambda sample: jax.random.fold_in(task, sample))(samples))
+    return per_task(jax.vmap(lambda i: jax.random.fold_in(key, i))(ids)).reshape(-1)
+
+
+def draw(keys: Array, time: Array, logits: Array) -> Array:
+    """Draws a token a row from logits [R, V] by the Gumbel trick, with the keys of rows [R] at step `time`."""
+    noise = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, time), logits.shape[-1:], jnp.float32))(keys)
+    return jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
+
+
+def pick(log_probabilities: Array, tokens: Array) -> Array:
+    """The entries [...] of log-probabilities [..., V] at tokens [...]."""
+    return jnp.take_along_axis(log_probabilities, tokens[..., None], axis=-1)[..., 0]

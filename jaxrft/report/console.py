@@ -1,0 +1,77 @@
+"""What a person sees of a run: progress, the few numbers that matter, now and then some completions."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+SHOWN = (  # metric, its name on the console
+    ("reward", "reward"),
+    ("select/effective_group_ratio", "informative"),
+    ("completions/mean_length", "length"),
+    ("entropy", "entropy"),
+    ("step_time", "s/step"),
+)
+
+
+class Display:
+    """A progress display; a context manager. Only one process shows it."""
+
+    def __init__(self, steps: int, *, start: int = 0, every: int = 10, visible: bool = True):
+        """Of a run of `steps`, from `start` on; without a terminal a line every `every` steps instead of a bar."""
+        self.console = Console(quiet=not visible, highlight=False)
+        self.every = every
+        self.progress = Progress(
+            TextColumn("[bold]step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            console=self.console,
+            disable=not (visible and self.console.is_terminal),
+        )
+        self.task = self.progress.add_task("train", total=steps, completed=start, numbers="")
+
+    def __enter__(self) -> "Display":
+        """Starts the display."""
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stops the display."""
+        self.progress.stop()
+
+    def step(self, step: int, metrics: dict[str, Any]) -> None:
+        """Shows the numbers of a finished step."""
+        numbers = "  ".join(f"{name} {metrics[key]:.3g}" for key, name in SHOWN if metrics.get(key) is not None)
+        self.progress.update(self.task, completed=step, numbers=numbers)
+        if self.progress.disable and self.every and (step % self.every == 0 or step == 1):
+            self.say(f"step {step}  {numbers}")
+
+    def say(self, message: str) -> None:
+        """Prints a line above the bar."""
+        self.console.print(Text(message), soft_wrap=True)
+
+    def evaluation(self, step: int, metrics: dict[str, Any]) -> None:
+        """Shows the results of an evaluation."""
+        numbers = "  ".join(f"{name.removeprefix('eval/')} {value:.3f}" for name, value in metrics.items())
+        self.say(f"evaluation at step {step}:  {numbers}")
+
+    def completions(self, step: int, rows: list[tuple[str, str, float]]) -> None:
+        """Shows (prompt, completion, reward) of a few samples."""
+        table = Table(title=f"samples of step {step}", title_justify="left", expand=False)
+        for heading in ("prompt", "completion", "reward"):
+            table.add_column(heading, overflow="fold", max_width=60)
+        for prompt, completion, reward in rows:
+            table.add_row(Text(_short(prompt)), Text(_short(completion)), f"{reward:.3g}")
+        self.console.print(table)
+
+
+def _short(text: str, limit: int = 300) -> str:
+    """Text without its middle when it is long."""
+    half = limit // 2
+    return text if len(text) <= limit else f"{text[:half]} ... {text[-half:]}"

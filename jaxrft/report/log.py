@@ -1,0 +1,74 @@
+"""metrics.jsonl: a line a step, written one step late so that the host never waits for the device."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxrft.report.console import Display
+
+
+def plain(value: Any) -> float | int | str | None:
+    """A JSON value of a scalar: null for NaN and infinities."""
+    if isinstance(value, str):
+        return value
+    number = value.item() if hasattr(value, "item") else value
+    return number if math.isfinite(number) else None
+
+
+def cut_back(path: Path, step: int) -> None:
+    """Removes the lines after `step`, and a torn last line, so that a resumed run writes each step once."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:  # torn by a kill in the middle of a write
+            continue
+        if entry["step"] <= step:
+            kept.append(line + "\n")
+    fresh = path.with_suffix(".tmp")
+    fresh.write_text("".join(kept), encoding="utf-8")
+    os.replace(fresh, path)
+
+
+class Reporter:
+    """Writes the metrics of a step when the next one is under way."""
+
+    def __init__(self, path: Path, display: Display, *, write: bool = True):
+        """To `path`, if this process is the one that writes."""
+        self.path, self.display, self.write = path, display, write
+        self.step, self.metrics = 0, {}
+        self.without_signal = 0
+
+    def add(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Holds metrics of `step`, device scalars among them; more of the same step join them."""
+        if step != self.step:
+            self.flush()
+        self.step = step
+        self.metrics |= metrics
+
+    def flush(self) -> None:
+        """Writes what is held."""
+        if not self.metrics:
+            return
+        entry = {"step": self.step} | {name: plain(value) for name, value in sorted(self.metrics.items())}
+        self.metrics = {}
+        if self.write:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry, allow_nan=False) + "\n")
+        if "reward" in entry:
+            self.display.step(self.step, entry)
+            self._say_without_signal(entry["frac_reward_zero_std"] == 1.0)
+
+    def _say_without_signal(self, silent: bool) -> None:
+        """Says so, at the first of several steps and then now and then, when a step had nothing to learn from."""
+        self.without_signal = self.without_signal + 1 if silent else 0
+        if self.without_signal % 10 == 1:
+            self.display.say(
+                f"step {self.step}: the rewards of every group are all equal, so that its gradient is exactly zero "
+                f"({self.without_signal} such steps in a row)"
+            )

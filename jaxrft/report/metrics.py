@@ -1,0 +1,92 @@
+"""The numbers of a step, computed on the device from arrays.
+
+| name | meaning | normaliser |
+|---|---|---|
+| `reward` | weighted sum of the rewards | samples with a reward |
+| `reward_std` | standard deviation of a group's rewards | tasks |
+| `frac_reward_zero_std` | groups whose rewards are all equal | tasks |
+| `rewards/<name>/mean`, `/std` | one reward function | samples with that reward |
+| `rewards/<kind>` | rewards lost to timeout, crash, wrong_length, error, invalid | count |
+| `completions/{mean,min,max}_length` | tokens up to and including EOS | samples |
+| `completions/clipped_ratio` | completions without an end | samples |
+| `sampling/importance_sampling_ratio/{min,mean,max}` | policy / distribution drawn from | tokens |
+| `num_tokens` | tokens sampled since the start of the run | count |
+| `policy_loss`, `entropy`, `kl`, `approx_kl`, `clip_ratio/*` | see `learn.grpo` | as the loss; mean over updates |
+| `grad_norm`, `learning_rate` | before clipping | mean over updates |
+| `select/effective_group_ratio` | groups whose successes are not all equal | tasks |
+| `select/brier` | (believed pass rate - success)^2 | samples |
+| `select/pearson` | of believed and observed pass rates | tasks of the batch |
+| `select/auc` | of believed 4 p (1 - p) for "the group is informative" | pairs of tasks |
+| `select/coverage` | tasks rolled out at least once so far | tasks in the table |
+| `select/seconds`, `timing/*`, `step_time` | wall clock | seconds |
+| `eval/<name>/greedy`, `/avg@k`, `/pass@k` | success on held-out tasks | tasks |
+
+A number that does not exist (a Pearson correlation without spread) is null in metrics.jsonl.
+"""
+
+import jax.numpy as jnp
+
+from jaxrft.learn import masked
+from jaxrft.types import Array, Choice, Feedback, Rollout
+
+
+def rewards(values: Array, names: tuple[str, ...], total: Array, valid: Array, informative: Array) -> dict[str, Array]:
+    """Of rewards [B, G, F] with NaN = none, their sum [B, G], where it exists [B, G], and groups that teach [B]."""
+    found = {
+        "reward": masked.mean(total, valid),
+        "reward_std": jnp.mean(masked.std(total, valid, axis=1)),
+        "frac_reward_zero_std": 1.0 - jnp.mean(informative.astype(jnp.float32)),
+    }
+    for index, name in enumerate(names):
+        column = values[..., index]
+        given = jnp.isfinite(column)
+        found[f"rewards/{name}/mean"] = masked.mean(column, given)
+        found[f"rewards/{name}/std"] = masked.std(column, given)
+    return found
+
+
+def completions(rollout: Rollout, truncated: Array) -> dict[str, Array]:
+    """Of a rollout and which of its rows [R] have no end."""
+    lengths = rollout.lengths.astype(jnp.float32)
+    log_ratio = masked.zero(rollout.logprobs - rollout.sampling_logprobs, rollout.mask)
+    ratio = jnp.exp(log_ratio)
+    inside = rollout.mask > 0
+    return {
+        "completions/mean_length": jnp.mean(lengths),
+        "completions/min_length": jnp.min(lengths),
+        "completions/max_length": jnp.max(lengths),
+        "completions/clipped_ratio": jnp.mean(truncated.astype(jnp.float32)),
+        "sampling/importance_sampling_ratio/mean": masked.mean(ratio, rollout.mask),
+        "sampling/importance_sampling_ratio/min": jnp.min(jnp.where(inside, ratio, jnp.inf)),
+        "sampling/importance_sampling_ratio/max": jnp.max(jnp.where(inside, ratio, 0.0)),
+    }
+
+
+def selection(choice: Choice, feedback: Feedback, informative: Array, last_seen: Array) -> dict[str, Array]:
+    """How good the predictions for this batch were; `informative` [B], `last_seen` [N], -1 = never."""
+    believed, trials = choice.pass_rate, feedback.trials
+    observed = feedback.successes / jnp.maximum(trials, 1.0)
+    # E (p - y)^2 over y in {0, 1}; a fractional success counts as its share of ones.
+    squares = observed * (1.0 - believed) ** 2 + (1.0 - observed) * believed**2
+    return {
+        "select/effective_group_ratio": jnp.mean(informative.astype(jnp.float32)),
+        "select/brier": jnp.sum(trials * squares) / jnp.maximum(jnp.sum(trials), 1.0),
+        "select/pearson": pearson(believed, observed, trials > 0),
+        "select/auc": auc(believed * (1.0 - believed), informative),
+        "select/coverage": jnp.mean((last_seen >= 0).astype(jnp.float32)),
+    }
+
+
+def pearson(x: Array, y: Array, mask: Array) -> Array:
+    """Correlation of x and y [B] where the mask is set; NaN when either does not vary."""
+    x = masked.zero(x - masked.mean(x, mask), mask)
+    y = masked.zero(y - masked.mean(y, mask), mask)
+    return jnp.sum(x * y) / jnp.sqrt(jnp.sum(x * x) * jnp.sum(y * y))
+
+
+def auc(score: Array, positive: Array) -> Array:
+    """Chance that a positive of [B] scores higher than a negative, ties counting half; NaN without both."""
+    pairs = (positive[:, None] & ~positive[None]).astype(jnp.float32)
+    above = (score[:, None] > score[None]).astype(jnp.float32) + 0.5 * (score[:, None] == score[None])
+    ratio = jnp.sum(pairs * above) / jnp.sum(pairs)
+    return jnp.where(jnp.any(jnp.isnan(score)), jnp.nan, ratio)

@@ -1,0 +1,207 @@
+"""What training and evaluation share: the policy on its mesh, prompts, rollouts, and their rewards."""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from jaxrft import mesh as meshes
+from jaxrft.config import Config, TasksConfig
+from jaxrft.lm import model, rollout, tokenizer, weights
+from jaxrft.rewards import REWARDS
+from jaxrft.rewards import pool as pools
+from jaxrft.tasks import sources, table
+from jaxrft.types import Array, InputError, Rollout
+
+logger = logging.getLogger(__name__)
+
+USES = ("select", "rollout", "learn", "eval")  # the random streams of a step
+
+
+class LanguageModel(NamedTuple):
+    """A policy, its parameters on the mesh, and its tokenizer."""
+
+    config: model.ModelConfig
+    policy: model.Policy
+    params: Any
+    tokenizer: Any
+    eos_ids: tuple[int, ...]
+
+
+def start(config: Config) -> Mesh:
+    """Joins the other processes if there are any, and lays out the mesh."""
+    if config.distributed and not jax.distributed.is_initialized():
+        count, index = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
+        jax.distributed.initialize(
+            num_processes=None if count is None else int(count), process_id=None if index is None else int(index)
+        )
+    mesh = meshes.make(config.mesh.data, config.mesh.fsdp, config.mesh.model)
+    check_mesh(config, mesh)
+    return mesh
+
+
+def check_mesh(config: Config, mesh: Mesh) -> None:
+    """Raises InputError for batches that the mesh does not divide."""
+    count, rows = meshes.shards(mesh, "batch"), config.rows_per_micro_batch
+    for name in ("batch_size", "tasks_per_update", "rows_per_micro_batch", "eval_batch_size"):
+        what = {"tasks_per_update": "mini_batch_size", "rows_per_micro_batch": "micro_batch_size"}.get(name, name)
+        meshes.check_divides(mesh, what, getattr(config, name), "batch")
+    groups = rows // config.num_generations
+    if groups >= count and config.tasks_per_update % groups == 0 and groups % count == 0:
+        return
+    if groups < count and config.num_generations % (rows // count) == 0:
+        return
+    raise InputError(
+        f"micro_batch_size {rows} does not divide over data x fsdp = {count} devices: choose a multiple of "
+        f"{count * config.num_generations} rows, or {count} times a divisor of num_generations {config.num_generations}"
+    )
+
+
+def open_model(config: Config, mesh: Mesh) -> LanguageModel:
+    """Loads the policy of a Hugging Face folder onto the mesh."""
+    text = tokenizer.load(config.model)
+    shape = weights.read_config(config.model)
+    if len(text) > shape.vocab_size:
+        raise InputError(
+            f"the tokenizer of {config.model} has {len(text)} tokens but the model only {shape.vocab_size}: "
+            "they do not belong together"
+        )
+    eos_ids = tokenizer.eos_ids(text, config.model)
+    params = weights.load(config.model, shape, mesh=mesh)
+    policy = model.decoder(shape, dtype=jnp.dtype(config.dtype))
+    return LanguageModel(shape, policy, params, text, eos_ids)
+
+
+def open_tasks(tasks: TasksConfig, config: Config, text: Any) -> table.TaskTable:
+    """Reads and tokenizes tasks."""
+    return table.prepare(sources.load(tasks), text, config.max_prompt_length)
+
+
+def open_rewards(config: Config, reward: dict[str, Any] | None = None) -> pools.Pool:
+    """The workers that grade: the functions of `reward` by name, or else the configured rewards."""
+    named = dict(reward or zip(config.rewards, config.rewards, strict=True))
+    return pools.Pool(list(named.items()), workers=config.reward_workers, timeout=config.reward_timeout)
+
+
+def stream(seed: int, step: Array | int, use: str) -> Array:
+    """The key of one use in one step: derived, never stored."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), USES.index(use))
+
+
+def generator(lm: LanguageModel, config: Config, mesh: Mesh, **options: Any) -> Callable[..., Rollout]:
+    """The jitted rollout: (params, step, prompts, lengths, ids) -> Rollout, its rows sharded over the mesh.
+
+    `options` are `rollout.generate`'s, beside those of the config, and `use`, the random stream.
+    """
+    use = options.pop("use", "rollout")
+    settings = {
+        "num_generations": config.num_generations,
+        "max_completion_length": config.max_completion_length,
+        "temperature": config.temperature,
+        "top_p": config.top_p,
+        "top_k": config.top_k,
+        "eos_ids": lm.eos_ids,
+    } | options
+
+    def generate(params: Any, step: Array, prompts: Array, lengths: Array, ids: Array) -> Rollout:
+        # One cast for the whole decoding instead of one a token; the learner casts the same parameters the same way.
+        params = jax.tree.map(lambda x: x.astype(config.dtype), params)
+        key = stream(config.seed, step, use)
+        return rollout.generate(lm.policy, params, key, prompts, lengths, ids, **settings)
+
+    rows, cells = meshes.sharding(mesh, "batch"), meshes.sharding(mesh, "batch", None)
+    return jax.jit(generate, out_shardings=Rollout._make((cells, rows, cells, cells, cells)))
+
+
+def prompt_batch(tasks: table.TaskTable, ids: np.ndarray, widths: tuple[int, ...], mesh: Mesh) -> tuple[Array, Array]:
+    """Prompts [B, P] of the tasks `ids` in the narrowest of the widths, and their lengths [B], on the mesh."""
+    tokens, lengths = table.batch(tasks, ids, table.bucket_of(tasks.lengths[ids], widths))
+    return meshes.from_host(mesh, tokens, "batch", None), meshes.from_host(mesh, lengths, "batch")
+
+
+class Verdicts(NamedTuple):
+    """What graders said of a rollout."""
+
+    rewards: np.ndarray  # [R, F] float32, NaN = no reward; the same on every process
+    failures: dict[str, int]  # rewards lost, by kind
+    samples: list[tuple[int, str]]  # (row, text) of the completions that this process graded
+
+
+def verify(rollouts: Rollout, pool: pools.Pool, text: Any, tasks: table.TaskTable, ids: np.ndarray) -> Verdicts:
+    """Rewards of a rollout of tasks `ids` [B]: each process grades the rows it holds, and all learn all rewards.
+
+    Of a row that several processes hold, the one with its first copy is in charge.
+    """
+    rows, generations = rollouts.lengths.shape[0], rollouts.lengths.shape[0] // len(ids)
+    lengths = {_start(shard): np.asarray(shard.data) for shard in rollouts.lengths.addressable_shards}
+    mine, tokens = [], []
+    for shard in rollouts.tokens.addressable_shards:
+        if shard.replica_id == 0:
+            first, block = _start(shard), np.asarray(shard.data)
+            mine += range(first, first + len(block))
+            tokens += [row[:length] for row, length in zip(block, lengths[first], strict=True)]
+    completions = text.batch_decode(tokens, skip_special_tokens=True)
+    asked = [int(ids[row // generations]) for row in mine]
+    columns = {name: [entries[i] for i in asked] for name, entries in tasks.columns.items()}
+    graded = pool.grade([tasks.prompts[i] for i in asked], completions, columns)
+    rewards = np.zeros((rows, len(graded.rewards)), np.float32)
+    rewards[mine] = np.array(graded.rewards, np.float32).T.reshape(len(mine), -1)  # None becomes NaN
+    counts = np.array([graded.failures[kind] for kind in pools.KINDS])
+    if jax.process_count() > 1:  # rows of other processes are 0 here, so that sums put all together
+        rewards, counts = (x.sum(axis=0) for x in multihost_utils.process_allgather((rewards, counts)))
+    failures: dict[str, int] = dict(zip(pools.KINDS, counts.tolist(), strict=True))
+    return Verdicts(rewards, failures, list(zip(mine, completions, strict=True)))
+
+
+def _start(shard: Any) -> int:
+    return shard.index[0].start or 0
+
+
+def any_process(flag: bool) -> bool:
+    """Whether any process says so."""
+    return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def success_index(config: Config) -> int:
+    """Which of the rewards is success."""
+    return config.rewards.index(config.success_reward or config.rewards[0])
+
+
+def check_columns(config: Config, tasks: table.TaskTable) -> None:
+    """Raises InputError when a built-in reward has no ground truths to compare with."""
+    needy = [name for name in config.rewards if name in REWARDS]
+    if needy and "answer" not in tasks.columns:
+        raise InputError(
+            f"the reward {needy[0]} needs ground truths but {config.tasks.source} has only the columns "
+            f"{', '.join(tasks.columns) or '(none)'}: name theirs with tasks.answer_column"
+        )
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Within it, SIGTERM and Ctrl-C only set a flag, which the value tells; a second Ctrl-C interrupts at once."""
+    received: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        if number == signal.SIGINT and number in received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    if threading.current_thread() is not threading.main_thread():  # Python delivers signals to the main thread only
+        yield lambda: False
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

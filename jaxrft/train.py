@@ -1,0 +1,310 @@
+"""The loop: select, roll out, verify, learn, report; and what it takes to start, stop and resume it."""
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxrft import evaluate as evaluation
+from jaxrft import mesh as meshes
+from jaxrft import runtime
+from jaxrft.checkpoint import Checkpoints, RunState, Tally, open_folder, write_records
+from jaxrft.config import Config
+from jaxrft.learn import grpo, update
+from jaxrft.lm import weights
+from jaxrft.report import log, metrics
+from jaxrft.report.console import Display
+from jaxrft.rewards.pool import Pool
+from jaxrft.runtime import LanguageModel
+from jaxrft.select import selectors
+from jaxrft.select.selectors import Selector
+from jaxrft.tasks import table
+from jaxrft.tasks.table import TaskTable
+from jaxrft.types import Array, Choice, Feedback, InputError, Rollout, Tasks
+
+MILLION = 1_000_000
+
+
+class Run(NamedTuple):
+    """All that a run is made of, beside its state."""
+
+    config: Config
+    mesh: Mesh
+    lm: LanguageModel
+    table: TaskTable  # of the tasks, on the host
+    tasks: Tasks  # on the devices
+    selector: Selector
+    learner: update.Update
+    pool: Pool
+    evaluate: Callable[[Any, int], dict[str, float]]
+
+
+def train(config: Config, *, reward: Any = None) -> RunState:
+    """Trains `config.model` on `config.tasks`, or goes on where the run in `config.output_dir` stopped.
+
+    `reward` takes the place of `config.rewards`: a function of TRL's signature at the top level of a module or script,
+    or a dict of several by name. Returns the final state; the policy is exported to <output_dir>/policy. SIGTERM and
+    Ctrl-C save and return early. Raises InputError for mistakes in config or data, before anything is written.
+    """
+    functions = {reward.__name__: reward} if callable(reward) else reward
+    if functions is not None:
+        config = dataclasses.replace(config, rewards=tuple(functions))
+    mesh = runtime.start(config)
+    with ExitStack() as stack:
+        pool = stack.enter_context(runtime.open_rewards(config, functions))
+        run, state = set_up(config, mesh, pool)
+        stack.enter_context(jax.set_mesh(mesh))
+        folder = open_folder(config)
+        checkpoints = stack.enter_context(
+            Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints, identity=identity(run))
+        )
+        resumed = checkpoints.latest() is not None
+        state = checkpoints.restore(state) if resumed else state
+        if jax.process_index() == 0:
+            write_records(folder, config)
+            log.cut_back(folder / "metrics.jsonl", int(state.step) if resumed else -1)
+        display = Display(
+            config.steps,
+            start=int(state.step),
+            every=config.log_completions_steps,
+            visible=jax.process_index() == 0,
+        )
+        stack.enter_context(display)
+        if resumed:
+            display.say(f"going on after step {int(state.step)} of the run in {folder}")
+        stopped = stack.enter_context(runtime.stop_signals())
+        state = loop(run, state, folder, checkpoints, display, stopped)
+        if int(state.step) >= config.steps:
+            weights.save(folder / "policy", state.params, run.lm.config, source=config.model)
+            display.say(f"the trained policy is in {folder / 'policy'}")
+        return state
+
+
+def loop(
+    run: Run, state: RunState, folder: Path, checkpoints: Checkpoints, display: Display, stopped: Callable[[], bool]
+) -> RunState:
+    """Steps from the state's on, until all are done or a signal comes."""
+    config, mesh = run.config, run.mesh
+    select, generate, learn = compile_steps(run, state)
+    widths = table.buckets(run.table.lengths)
+    report = log.Reporter(folder / "metrics.jsonl", display, write=jax.process_index() == 0)
+
+    def evaluate(step: int) -> None:
+        found = run.evaluate(state.params, step)
+        report.add(step, found)
+        display.evaluation(step, found)
+
+    if int(state.step) == 0 and config.eval_steps:
+        evaluate(0)
+    first = int(state.step) + 1
+    for step in range(first, config.steps + 1):
+        timer = Timer()
+        choice, chosen = select(state.selector, state.step, run.tasks)
+        ids = np.asarray(choice.ids)
+        timer.lap("select")
+        prompts = runtime.prompt_batch(run.table, ids, widths, mesh)
+        rollouts = generate(state.params, state.step, *prompts, choice.ids)
+        jax.block_until_ready(rollouts.lengths)
+        timer.lap("rollout")
+        verdicts = runtime.verify(rollouts, run.pool, run.lm.tokenizer, run.table, ids)
+        check_verdicts(config, verdicts, first_step=step == first)
+        timer.lap("reward")
+        rewards = verdicts.rewards.reshape(len(ids), config.num_generations, -1)
+        rewards = meshes.from_host(mesh, rewards, "batch", None, None)
+        state, found = learn(state._replace(selector=chosen), run.tasks, choice, prompts, rollouts, rewards)
+        report.flush()  # the step before, while the device works at this one
+        if due(step, config.log_completions_steps):
+            display.completions(step, sample_rows(run, ids, verdicts))
+        timer.lap("report")
+        jax.block_until_ready(state.step)
+        timer.lap("learn")
+        found |= {f"rewards/{kind}": lost for kind, lost in verdicts.failures.items()}
+        report.add(step, found | timer.metrics() | {"num_tokens": total(state.tally)})
+        last = step == config.steps
+        stopping = runtime.any_process(stopped())
+        if config.eval_steps and (last or due(step, config.eval_steps)) and not stopping:
+            evaluate(step)
+        if last or stopping or due(step, config.save_steps):
+            report.flush()  # before the checkpoint, or a kill between the two would lose the line
+            checkpoints.save(state)
+        if stopping:
+            display.say(f"stopped by a signal after step {step}, saved; the same command goes on from here")
+            break
+    report.flush()
+    return state
+
+
+def compile_steps(run: Run, state: RunState) -> tuple[Callable, Callable, Callable]:
+    """The programs of a step, select, generate and learn: they keep the state's shardings and reuse its memory."""
+    config, mesh = run.config, run.mesh
+    everywhere = meshes.sharding(mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    ref_params = jax.tree.map(jnp.copy, run.lm.params) if config.kl_coef > 0 else None
+    weights = np.array(config.reward_weights or [1.0] * len(config.rewards), np.float32)
+
+    def select(selector_state: Any, step: Array, tasks: Tasks) -> tuple[Choice, Any]:
+        return run.selector.select(runtime.stream(config.seed, step, "select"), selector_state, tasks)
+
+    def learn(
+        state: RunState, tasks: Tasks, choice: Choice, prompts: Any, rollouts: Rollout, rewards: Array, ref: Any
+    ) -> tuple[RunState, dict[str, Array]]:
+        """Updates selector and policy; rewards [B, G, F], NaN = none."""
+        groups = rewards.shape[:2]
+        valid = jnp.all(jnp.isfinite(rewards), axis=-1)
+        total = jnp.sum(jnp.where(valid[..., None], rewards, 0.0) * weights, axis=-1)
+        success = jnp.where(valid, rewards[..., runtime.success_index(config)], 0.0)
+        trials = jnp.sum(valid, axis=1, dtype=jnp.float32)
+        spent = jnp.sum(rollouts.lengths.reshape(groups), axis=1)
+        feedback = Feedback(choice.ids, jnp.sum(success, axis=1), trials, spent.astype(jnp.float32))
+        last = jnp.take_along_axis(rollouts.tokens, rollouts.lengths[:, None] - 1, axis=1)
+        truncated = ~jnp.any(last == jnp.asarray(run.lm.eos_ids, jnp.int32)[None], axis=1)
+        leaves = truncated.reshape(groups) if config.mask_truncated_completions else jnp.zeros(groups, bool)
+        batch = update.Batch(
+            *prompts,
+            tokens=rollouts.tokens.reshape(*groups, -1),
+            mask=rollouts.mask.reshape(*groups, -1) * (valid & ~leaves)[..., None],
+            logprobs=rollouts.logprobs.reshape(*groups, -1),
+            advantages=grpo.advantages(total, scale_rewards=config.scale_rewards, mask=valid),
+        )
+        key = runtime.stream(config.seed, state.step, "learn")
+        params, optimizer, found = run.learner.step(key, state.params, state.optimizer, batch, ref)
+        tally = count(state.tally, choice.ids, state.step + 1, jnp.sum(spent))
+        found |= metrics.rewards(rewards, config.rewards, total, valid, grpo.informative(total, valid))
+        found |= metrics.completions(rollouts, truncated)
+        found |= metrics.selection(choice, feedback, grpo.informative(success, valid), tally.last_seen)
+        selector = run.selector.update(state.selector, tasks, feedback)
+        return RunState(state.step + 1, params, optimizer, selector, state.replay, tally), found
+
+    learn = jax.jit(learn, donate_argnums=0, out_shardings=(shardings, everywhere))
+    return (
+        jax.jit(select, out_shardings=(everywhere, shardings.selector)),
+        runtime.generator(run.lm, config, mesh),
+        lambda *arguments: learn(*arguments, ref=ref_params),
+    )
+
+
+def count(tally: Tally, ids: Array, step: Array, tokens: Array) -> Tally:
+    """The tally after a step that rolled out `ids` [B] and sampled `tokens`."""
+    rest = tally.tokens[1] + tokens
+    return Tally(tally.last_seen.at[ids].set(step), jnp.stack([tally.tokens[0] + rest // MILLION, rest % MILLION]))
+
+
+def total(tally: Tally) -> int:
+    """Tokens sampled so far."""
+    millions, rest = np.asarray(tally.tokens)
+    return MILLION * int(millions) + int(rest)
+
+
+def set_up(config: Config, mesh: Mesh, pool: Pool) -> tuple[Run, RunState]:
+    """Opens and checks all that the run needs, and makes its first state."""
+    lm = runtime.open_model(config, mesh)
+    rows = runtime.open_tasks(config.tasks, config, lm.tokenizer)
+    runtime.check_columns(config, rows)
+    number = len(rows.lengths)
+    selector = selectors.make(
+        batch_size=config.batch_size, num_generations=config.num_generations, **dataclasses.asdict(config.select)
+    )
+    tasks = Tasks(reference_pass_rates=rows.reference_pass_rates)  # pyright: ignore[reportArgumentType]
+    selector_state = selector.init(tasks, number)
+    learner = make_learner(config, lm)
+    everywhere = meshes.sharding(mesh)
+    shardings = update.optimizer_shardings(learner, lm.params, everywhere)
+    state = RunState(
+        step=meshes.place(np.int32(0), everywhere),
+        params=lm.params,
+        optimizer=jax.jit(learner.init, out_shardings=shardings)(lm.params),
+        selector=meshes.place_table(selector_state, mesh, number),
+        replay=None,
+        tally=meshes.place_table(Tally._make((np.full(number, -1, np.int32), np.zeros(2, np.int32))), mesh, number),
+    )
+    tasks = meshes.place_table(tasks, mesh, number)
+    return Run(config, mesh, lm, rows, tasks, selector, learner, pool, evaluation.make(config, lm, mesh, pool)), state
+
+
+def make_learner(config: Config, lm: LanguageModel) -> update.Update:
+    """The training step of the config."""
+    return update.make(
+        lm.policy,
+        mini_batch_size=config.tasks_per_update,
+        micro_batch_size=config.rows_per_micro_batch,
+        num_iterations=config.num_iterations,
+        loss_type=config.loss_type,
+        epsilon=config.epsilon,
+        epsilon_high=config.epsilon_high,
+        kl_coef=config.kl_coef,
+        temperature=config.temperature,
+        learning_rate=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+    )
+
+
+def identity(run: Run) -> dict[str, Any]:
+    """What a checkpoint of this run belongs to: the model's shape, the tasks and their order, the selector."""
+    digest = hashlib.sha256(run.table.tokens.tobytes() + run.table.lengths.tobytes()).hexdigest()[:12]
+    shape = {f"model's {name}": value for name, value in run.lm.config._asdict().items()}
+    return shape | {
+        "number of tasks": len(run.table.lengths),
+        "digest of the tasks": digest,
+        "selector": run.config.select.name,
+    }
+
+
+def check_verdicts(config: Config, verdicts: runtime.Verdicts, *, first_step: bool) -> None:
+    """Raises InputError for a success outside [0, 1], and when graders fail at everything from the first step on."""
+    success = verdicts.rewards[:, runtime.success_index(config)]
+    outside = success[(success < 0) | (success > 1)]
+    if len(outside):
+        name = config.success_reward or config.rewards[0]
+        raise InputError(
+            f"the reward {name} gave {outside[0]:g}, but a success must lie in [0, 1]: name another with success_reward"
+        )
+    if first_step and not np.isfinite(verdicts.rewards).all(axis=1).any():
+        counts = ", ".join(f"{n} {kind}" for kind, n in verdicts.failures.items() if n) or "all None"
+        raise InputError(
+            f"no completion of the first step got a reward ({counts}): see the warning above, and check the rewards "
+            f"{', '.join(config.rewards)} and the columns of the tasks"
+        )
+
+
+def sample_rows(run: Run, ids: np.ndarray, verdicts: runtime.Verdicts, limit: int = 4) -> list[tuple[str, str, float]]:
+    """(prompt, completion, success) of the first sample of a few tasks."""
+    success = verdicts.rewards[:, runtime.success_index(run.config)]
+    generations = run.config.num_generations
+    firsts = [(row, text) for row, text in verdicts.samples if row % generations == 0][:limit]
+    prompts = [run.table.prompts[ids[row // generations]] for row, _ in firsts]
+    shown = [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts]
+    return [(prompt, text, float(success[row])) for prompt, (row, text) in zip(shown, firsts, strict=True)]
+
+
+def due(step: int, every: int) -> bool:
+    """Whether something that happens every so many steps, 0 = never, happens after this one."""
+    return every > 0 and step % every == 0
+
+
+class Timer:
+    """Seconds between laps."""
+
+    def __init__(self) -> None:
+        """Starts."""
+        self.start = self.last = time.perf_counter()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        """Ends the lap `name`."""
+        now = time.perf_counter()
+        self.laps[name], self.last = now - self.last, now
+
+    def metrics(self) -> dict[str, float]:
+        """timing/<lap>, select/seconds and step_time so far."""
+        found = {f"timing/{name}": seconds for name, seconds in self.laps.items()}
+        return found | {"select/seconds": self.laps["select"], "step_time": self.last - self.start}
