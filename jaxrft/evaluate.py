@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -61,3 +62,15 @@ def make(config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool) -> Callable[
         return metrics
 
     return evaluate
+
+
+def run(config: Config) -> dict[str, float]:
+    """Evaluates `config.model` on the held-out sets of the config; see `make` for what is measured."""
+    if not config.evaluation.tasks:
+        raise InputError("the config has no held-out tasks: name some in evaluation.tasks")
+    mesh = runtime.start(config)
+    with runtime.open_rewards(config) as pool:
+        lm = runtime.open_model(config, mesh)
+        evaluate = make(config, lm, mesh, pool)
+        with jax.set_mesh(mesh):
+            return evaluate(lm.params, 0)

@@ -1,0 +1,78 @@
+"""The command line: jaxrft train CONFIG [flags], jaxrft eval CONFIG [flags]."""
+
+import logging
+import os
+import sys
+from typing import Any
+
+from jaxrft.types import InputError
+
+USAGE = """usage: jaxrft COMMAND CONFIG [flags]
+
+commands:
+  train  finetune a policy, or go on with the run in the config's output_dir
+  eval   evaluate a policy on the config's held-out tasks
+
+CONFIG is a .py file that defines `config = Config(...)`; every field of it is a flag:
+  jaxrft train configs/quickstart.py --steps 20 --output-dir runs/a --select.decay 0.2
+  jaxrft eval configs/quickstart.py --model runs/quickstart/policy
+`jaxrft train --help` explains every field.
+"""
+STOPPED = 143  # 128 + SIGTERM, what schedulers expect of a job that saved and left
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command; returns its exit code: 0, 2 for a mistake of the user's, 143 after a stop by a signal."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    logging.basicConfig(level=logging.WARNING, format="jaxrft: %(message)s")
+    logging.getLogger("jaxrft").setLevel(logging.INFO)
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found" is as it should be
+    commands = {"train": _train, "eval": _eval}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if arguments else 2
+    try:
+        if arguments[0] not in commands:
+            raise InputError(f"no command {arguments[0]!r}: it is one of {', '.join(commands)}")
+        return commands[arguments[0]](arguments[1:], f"jaxrft {arguments[0]} CONFIG")
+    except InputError as error:
+        print(f"jaxrft: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _config(arguments: list[str], prog: str) -> Any:
+    """The Config of the command line: the file's, changed by flags."""
+    import tyro
+
+    from jaxrft import config as configs
+
+    path = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    if path is not None:
+        flags, default = arguments[1:], configs.load(path)
+    elif {"-h", "--help"} & set(arguments):
+        flags, default = ["--help"], configs.Config(model="", tasks=configs.TasksConfig(), output_dir="")
+    else:
+        raise InputError(f"no config given: {prog} [flags], CONFIG a .py file such as configs/quickstart.py")
+    description = f"Flags change the config file {path or 'CONFIG'}, whose values are the defaults below."
+    return tyro.cli(configs.Config, default=default, args=flags, prog=prog, description=description)
+
+
+def _train(arguments: list[str], prog: str) -> int:
+    config = _config(arguments, prog)
+    from jaxrft import train
+
+    state = train.train(config)
+    return 0 if int(state.step) >= config.steps else STOPPED
+
+
+def _eval(arguments: list[str], prog: str) -> int:
+    config = _config(arguments, prog)
+    from jaxrft import evaluate
+
+    for name, value in evaluate.run(config).items():
+        print(f"{name} {value:.4f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
