@@ -1,0 +1,74 @@
+"""A picture of runs side by side: python -m jaxrft.report.picture RUN [RUN ...] --out FILE."""
+
+import argparse
+import json
+from pathlib import Path
+
+from jaxrft.types import InputError
+
+PANELS = (  # title, how the metric's name begins and ends
+    ("share of informative groups", "select/effective_group_ratio", ""),
+    ("held-out accuracy, sampled", "eval/", "/avg@"),
+    ("held-out accuracy, greedy", "eval/", "/greedy"),
+)
+WINDOW = 5  # steps of the running mean drawn over what is measured at every step
+
+
+def read(run: Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl."""
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        raise InputError(f"no {path}: give the output_dir of a run")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def series(lines: list[dict], begin: str, end: str) -> tuple[list[int], list[float]]:
+    """(rollouts so far, in steps; values) of the first metric of that name."""
+    names = {name for line in lines for name in line if name.startswith(begin) and end in name}
+    name = min(names, default="")
+    points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def smooth(values: list[float]) -> list[float]:
+    """The mean of each value and the ones just before it."""
+    windows = [values[max(0, i + 1 - WINDOW) : i + 1] for i in range(len(values))]
+    return [sum(window) / len(window) for window in windows]
+
+
+def draw(runs: list[Path], out: Path) -> None:
+    """Writes the picture of `runs` to `out`; the suffix chooses the format."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(PANELS), figsize=(11, 3.2), constrained_layout=True)
+    for run in runs:
+        lines = read(run)
+        for axis, (title, begin, end) in zip(axes, PANELS, strict=True):
+            steps, values = series(lines, begin, end)
+            (line,) = axis.plot(steps, values if end else smooth(values), label=run.name, marker="o" if end else None)
+            if not end:
+                axis.plot(steps, values, color=line.get_color(), alpha=0.25, linewidth=0.8)
+            axis.set(title=title, xlabel="step", ylim=(0, 1))
+            axis.grid(alpha=0.3)
+    axes[0].legend(frameon=False)
+    figure.savefig(out, dpi=110)
+    pyplot.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m jaxrft.report.picture", description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, help="output_dir of a run")
+    parser.add_argument("--out", type=Path, required=True, help="file to write: .png, .svg or .pdf")
+    options = parser.parse_args(arguments)
+    try:
+        draw(options.runs, options.out)
+    except InputError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
