@@ -73,7 +73,7 @@ class Checkpoints:
         )
 
     def restore(self, like: RunState) -> RunState:
-        """The newest state, with the shapes, dtypes and shardings of `like`.
+        """The newest state, with the shapes, dtypes and shardings of `like`, whose memory it takes.
 
         Raises InputError when it belongs to another model, another number of tasks or another selector.
         """
@@ -87,6 +87,7 @@ class Checkpoints:
                     f"{_short(here)}; choose another output_dir, or the config it was made with"
                 )
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+        jax.tree.map(lambda x: x.delete(), like)  # or a state that fits the devices once would have to fit twice
         restored = self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
         return restored["state"]
 

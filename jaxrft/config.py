@@ -50,6 +50,8 @@ class SelectConfig:
 
     name: str = "bots"
     """Selector: uniform or bots."""
+    order: Literal["shuffled", "replacement", "sequential"] = "shuffled"
+    """uniform: epochs in random order, every batch drawn afresh, or epochs in the order of the table."""
     decay: float = 0.1
     """bots: pull of the posterior towards its prior each step, in [0, 1]; 0 keeps all evidence."""
     rho: float = 0.1

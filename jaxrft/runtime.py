@@ -49,11 +49,19 @@ def start(config: Config) -> Mesh:
     return mesh
 
 
+# What check_mesh reads from the config: property -> the field to change.
+FIELDS = {
+    "tasks_per_update": "mini_batch_size",
+    "rows_per_micro_batch": "micro_batch_size",
+    "eval_batch_size": "evaluation.batch_size",
+}
+
+
 def check_mesh(config: Config, mesh: Mesh) -> None:
     """Raises InputError for batches that the mesh does not divide."""
     count, rows = meshes.shards(mesh, "batch"), config.rows_per_micro_batch
-    for name in ("batch_size", "tasks_per_update", "rows_per_micro_batch", "eval_batch_size"):
-        what = {"tasks_per_update": "mini_batch_size", "rows_per_micro_batch": "micro_batch_size"}.get(name, name)
+    for name in ("batch_size", *FIELDS):
+        what = FIELDS.get(name, name)
         meshes.check_divides(mesh, what, getattr(config, name), "batch")
     groups = rows // config.num_generations
     if groups >= count and config.tasks_per_update % groups == 0 and groups % count == 0:
@@ -160,6 +168,23 @@ def verify(rollouts: Rollout, pool: pools.Pool, text: Any, tasks: table.TaskTabl
         rewards, counts = (x.sum(axis=0) for x in multihost_utils.process_allgather((rewards, counts)))
     failures: dict[str, int] = dict(zip(pools.KINDS, counts.tolist(), strict=True))
     return Verdicts(rewards, failures, list(zip(mine, completions, strict=True)))
+
+
+def check_verdicts(config: Config, verdicts: Verdicts, *, first_step: bool) -> None:
+    """Raises InputError for a success outside [0, 1], and when graders fail at everything from the first step on."""
+    success = verdicts.rewards[:, success_index(config)]
+    outside = success[(success < 0) | (success > 1)]
+    if len(outside):
+        name = config.success_reward or config.rewards[0]
+        raise InputError(
+            f"the reward {name} gave {outside[0]:g}, but a success must lie in [0, 1]: name another with success_reward"
+        )
+    if first_step and not np.isfinite(verdicts.rewards).all(axis=1).any():
+        counts = ", ".join(f"{n} {kind}" for kind, n in verdicts.failures.items() if n) or "all None"
+        raise InputError(
+            f"no completion of the first step got a reward ({counts}): see the warning above, and check the rewards "
+            f"{', '.join(config.rewards)} and the columns of the tasks"
+        )
 
 
 def _start(shard: Any) -> int:

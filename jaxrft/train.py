@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,7 +27,7 @@ from jaxrft.select import selectors
 from jaxrft.select.selectors import Selector
 from jaxrft.tasks import table
 from jaxrft.tasks.table import TaskTable
-from jaxrft.types import Array, Choice, Feedback, InputError, Rollout, Tasks
+from jaxrft.types import Array, Choice, Feedback, Rollout, Tasks
 
 MILLION = 1_000_000
 
@@ -45,6 +44,7 @@ class Run(NamedTuple):
     learner: update.Update
     pool: Pool
     evaluate: Callable[[Any, int], dict[str, float]]
+    reference: Any  # parameters of the policy that the KL is taken to; None = no KL
 
 
 def train(config: Config, *, reward: Any = None) -> RunState:
@@ -106,7 +106,7 @@ def loop(
         evaluate(0)
     first = int(state.step) + 1
     for step in range(first, config.steps + 1):
-        timer = Timer()
+        timer = log.Timer()
         choice, chosen = select(state.selector, state.step, run.tasks)
         ids = np.asarray(choice.ids)
         timer.lap("select")
@@ -115,7 +115,7 @@ def loop(
         jax.block_until_ready(rollouts.lengths)
         timer.lap("rollout")
         verdicts = runtime.verify(rollouts, run.pool, run.lm.tokenizer, run.table, ids)
-        check_verdicts(config, verdicts, first_step=step == first)
+        runtime.check_verdicts(config, verdicts, first_step=step == first)
         timer.lap("reward")
         rewards = verdicts.rewards.reshape(len(ids), config.num_generations, -1)
         rewards = meshes.from_host(mesh, rewards, "batch", None, None)
@@ -147,7 +147,6 @@ def compile_steps(run: Run, state: RunState) -> tuple[Callable, Callable, Callab
     config, mesh = run.config, run.mesh
     everywhere = meshes.sharding(mesh)
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    ref_params = jax.tree.map(jnp.copy, run.lm.params) if config.kl_coef > 0 else None
     weights = np.array(config.reward_weights or [1.0] * len(config.rewards), np.float32)
 
     def select(selector_state: Any, step: Array, tasks: Tasks) -> tuple[Choice, Any]:
@@ -187,7 +186,7 @@ def compile_steps(run: Run, state: RunState) -> tuple[Callable, Callable, Callab
     return (
         jax.jit(select, out_shardings=(everywhere, shardings.selector)),
         runtime.generator(run.lm, config, mesh),
-        lambda *arguments: learn(*arguments, ref=ref_params),
+        lambda *arguments: learn(*arguments, ref=run.reference),
     )
 
 
@@ -225,8 +224,18 @@ def set_up(config: Config, mesh: Mesh, pool: Pool) -> tuple[Run, RunState]:
         replay=None,
         tally=meshes.place_table(Tally._make((np.full(number, -1, np.int32), np.zeros(2, np.int32))), mesh, number),
     )
-    tasks = meshes.place_table(tasks, mesh, number)
-    return Run(config, mesh, lm, rows, tasks, selector, learner, pool, evaluation.make(config, lm, mesh, pool)), state
+    return Run(
+        config,
+        mesh,
+        lm._replace(params=None),  # the state's from now on, which each step gives new memory
+        rows,
+        meshes.place_table(tasks, mesh, number),
+        selector,
+        learner,
+        pool,
+        evaluation.make(config, lm, mesh, pool),
+        reference=jax.tree.map(jnp.copy, lm.params) if config.kl_coef > 0 else None,
+    ), state
 
 
 def make_learner(config: Config, lm: LanguageModel) -> update.Update:
@@ -259,23 +268,6 @@ def identity(run: Run) -> dict[str, Any]:
     }
 
 
-def check_verdicts(config: Config, verdicts: runtime.Verdicts, *, first_step: bool) -> None:
-    """Raises InputError for a success outside [0, 1], and when graders fail at everything from the first step on."""
-    success = verdicts.rewards[:, runtime.success_index(config)]
-    outside = success[(success < 0) | (success > 1)]
-    if len(outside):
-        name = config.success_reward or config.rewards[0]
-        raise InputError(
-            f"the reward {name} gave {outside[0]:g}, but a success must lie in [0, 1]: name another with success_reward"
-        )
-    if first_step and not np.isfinite(verdicts.rewards).all(axis=1).any():
-        counts = ", ".join(f"{n} {kind}" for kind, n in verdicts.failures.items() if n) or "all None"
-        raise InputError(
-            f"no completion of the first step got a reward ({counts}): see the warning above, and check the rewards "
-            f"{', '.join(config.rewards)} and the columns of the tasks"
-        )
-
-
 def sample_rows(run: Run, ids: np.ndarray, verdicts: runtime.Verdicts, limit: int = 4) -> list[tuple[str, str, float]]:
     """(prompt, completion, success) of the first sample of a few tasks."""
     success = verdicts.rewards[:, runtime.success_index(run.config)]
@@ -289,22 +281,3 @@ def sample_rows(run: Run, ids: np.ndarray, verdicts: runtime.Verdicts, limit: in
 def due(step: int, every: int) -> bool:
     """Whether something that happens every so many steps, 0 = never, happens after this one."""
     return every > 0 and step % every == 0
-
-
-class Timer:
-    """Seconds between laps."""
-
-    def __init__(self) -> None:
-        """Starts."""
-        self.start = self.last = time.perf_counter()
-        self.laps: dict[str, float] = {}
-
-    def lap(self, name: str) -> None:
-        """Ends the lap `name`."""
-        now = time.perf_counter()
-        self.laps[name], self.last = now - self.last, now
-
-    def metrics(self) -> dict[str, float]:
-        """timing/<lap>, select/seconds and step_time so far."""
-        found = {f"timing/{name}": seconds for name, seconds in self.laps.items()}
-        return found | {"select/seconds": self.laps["select"], "step_time": self.last - self.start}

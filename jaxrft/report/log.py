@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -72,3 +73,22 @@ class Reporter:
                 f"step {self.step}: the rewards of every group are all equal, so that its gradient is exactly zero "
                 f"({self.without_signal} such steps in a row)"
             )
+
+
+class Timer:
+    """Seconds between laps."""
+
+    def __init__(self) -> None:
+        """Starts."""
+        self.start = self.last = time.perf_counter()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        """Ends the lap `name`."""
+        now = time.perf_counter()
+        self.laps[name], self.last = now - self.last, now
+
+    def metrics(self) -> dict[str, float]:
+        """timing/<lap>, select/seconds and step_time so far."""
+        found = {f"timing/{name}": seconds for name, seconds in self.laps.items()}
+        return found | {"select/seconds": self.laps["select"], "step_time": self.last - self.start}
