@@ -69,7 +69,6 @@ def train(config: Config, *, reward: Any = None) -> RunState:
         resumed = checkpoints.latest() is not None
         state = checkpoints.restore(state) if resumed else state
         if jax.process_index() == 0:
-            write_records(folder, config)
             log.cut_back(folder / "metrics.jsonl", int(state.step) if resumed else -1)
         display = Display(
             config.steps,
@@ -116,6 +115,8 @@ def loop(
         timer.lap("rollout")
         verdicts = runtime.verify(rollouts, run.pool, run.lm.tokenizer, run.table, ids)
         runtime.check_verdicts(config, verdicts, first_step=step == first)
+        if step == first and jax.process_index() == 0:
+            write_records(folder, config)  # no earlier: a mistake must not leave its mark on an existing run
         timer.lap("reward")
         rewards = verdicts.rewards.reshape(len(ids), config.num_generations, -1)
         rewards = meshes.from_host(mesh, rewards, "batch", None, None)
@@ -147,7 +148,7 @@ def compile_steps(run: Run, state: RunState) -> tuple[Callable, Callable, Callab
     config, mesh = run.config, run.mesh
     everywhere = meshes.sharding(mesh)
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    weights = np.array(config.reward_weights or [1.0] * len(config.rewards), np.float32)
+    weights = np.array(config.reward_weights or [1.0] * len(config.rewards), np.float32)[None, None]
 
     def select(selector_state: Any, step: Array, tasks: Tasks) -> tuple[Choice, Any]:
         return run.selector.select(runtime.stream(config.seed, step, "select"), selector_state, tasks)
@@ -169,7 +170,7 @@ def compile_steps(run: Run, state: RunState) -> tuple[Callable, Callable, Callab
         batch = update.Batch(
             *prompts,
             tokens=rollouts.tokens.reshape(*groups, -1),
-            mask=rollouts.mask.reshape(*groups, -1) * (valid & ~leaves)[..., None],
+            mask=jnp.where((valid & ~leaves)[..., None], rollouts.mask.reshape(*groups, -1), 0.0),
             logprobs=rollouts.logprobs.reshape(*groups, -1),
             advantages=grpo.advantages(total, scale_rewards=config.scale_rewards, mask=valid),
         )

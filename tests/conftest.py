@@ -16,3 +16,44 @@ def mesh():
     from jaxrft import mesh as meshes
 
     return meshes.make(2, 2, 2)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """A folder with a random policy and tasks for it; programs compiled for one run serve all that are alike."""
+    import helpers
+    from jax.experimental.compilation_cache import compilation_cache
+
+    folder = tmp_path_factory.mktemp("world")
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()  # jax decides once whether it uses one
+    helpers.write_policy(folder / "policy")
+    helpers.write_rows(folder / "tasks.jsonl", helpers.task_rows())
+    yield folder
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="session")
+def configure(world):
+    """(output_dir, **changes) -> the config of a short run."""
+    import functools
+
+    import helpers
+
+    return functools.partial(helpers.make_config, str(world / "policy"), str(world / "tasks.jsonl"))
+
+
+@pytest.fixture(scope="session")
+def whole(world, configure):
+    """(folder, final state) of six steps without interruption; leave the folder as it is."""
+    from jaxrft import train
+
+    return world / "whole", train.train(configure(world / "whole"))

@@ -87,6 +87,6 @@ def pearson(x: Array, y: Array, mask: Array) -> Array:
 def auc(score: Array, positive: Array) -> Array:
     """Chance that a positive of [B] scores higher than a negative, ties counting half; NaN without both."""
     pairs = (positive[:, None] & ~positive[None]).astype(jnp.float32)
-    above = (score[:, None] > score[None]).astype(jnp.float32) + 0.5 * (score[:, None] == score[None])
+    above = 0.5 * (1.0 + jnp.sign(score[:, None] - score[None]))
     ratio = jnp.sum(pairs * above) / jnp.sum(pairs)
     return jnp.where(jnp.any(jnp.isnan(score)), jnp.nan, ratio)

@@ -1,0 +1,46 @@
+"""Reward functions of the end-to-end tests; workers import this file, so it imports nothing heavy."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+
+def starts(prompts, completions, *, answer, **columns):
+    """1 for a completion whose first character is one of the answer's.
+
+    Notes what it was asked in the file RECORD; sends the signal SEND to the trainer, once, when the file LOG has LINES.
+    """
+    if "RECORD" in os.environ:
+        with open(os.environ["RECORD"], "a") as file:
+            file.writelines(f"{prompt} {text}\n" for prompt, text in zip(prompts, completions, strict=True))
+    if "SEND" in os.environ:
+        log, sent = Path(os.environ["LOG"]), Path(os.environ["LOG"] + ".sent")
+        if log.exists() and len(log.read_text().splitlines()) >= int(os.environ["LINES"]) and not sent.exists():
+            sent.touch()
+            os.kill(os.getppid(), signal.Signals[os.environ["SEND"]])
+    return [float(text[:1] != "" and text[0] in first) for text, first in zip(completions, answer, strict=True)]
+
+
+def zero(prompts, completions, **columns):
+    return [0.0] * len(completions)
+
+
+def three(prompts, completions, **columns):
+    return [3.0] * len(completions)
+
+
+def broken(prompts, completions, **columns):
+    raise RuntimeError("the grader is broken")
+
+
+def troubles(prompts, completions, *, answer, **columns):
+    """As `starts`, but hangs, dies, raises or answers twice for some completions."""
+    first = completions[0][:1]
+    if first == "1" and "11" in completions[0]:
+        time.sleep(1000)
+    if first == "2":
+        os._exit(3)
+    if first == "3":
+        raise RuntimeError("no threes")
+    return starts(prompts, completions, answer=answer) * (2 if first == "4" else 1)

@@ -1,0 +1,137 @@
+"""What the end-to-end tests share: a tiny policy, tasks that it can learn, ways to run `jaxrft` and to compare runs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from jaxrft.config import Config, MeshConfig, TasksConfig
+from jaxrft.lm import model, weights
+
+CHARACTERS = "0123456789+= ?"
+SHAPE = model.ModelConfig(16, 16, 32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, tie_word_embeddings=True)
+TIMES = ("timing/", "step_time", "select/seconds")
+TIMEOUT = 240  # seconds after which a process that hangs fails its test
+
+
+def write_tokenizer(folder, *, eos="<eos>"):
+    """One token a character."""
+    vocabulary = {"<|endoftext|>": 0, "<eos>": 1} | {character: i for i, character in enumerate(CHARACTERS, 2)}
+    characters = Tokenizer(models.WordLevel(vocabulary, unk_token="<|endoftext|>"))
+    characters.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    fast = PreTrainedTokenizerFast(tokenizer_object=characters, pad_token="<|endoftext|>", eos_token=eos)
+    fast.save_pretrained(folder)
+
+
+def write_policy(folder, shape=SHAPE, *, eos="<eos>"):
+    """A Hugging Face folder with a random Qwen2."""
+    weights.save(folder, model.init(jax.random.key(7), shape), shape, source=weights.hf_config(shape))
+    write_tokenizer(folder, eos=eos)
+    return str(folder)
+
+
+def task_rows(number=16):
+    """Tasks that a few of fourteen first characters solve, and two references that know how many."""
+    rows = []
+    for i in range(number):
+        answer = CHARACTERS[: 1 + i % 13]
+        rate = len(answer) / len(CHARACTERS)
+        rows.append({"prompt": f"{i}+{i}=", "answer": answer, "weak": rate / 2, "strong": (1 + rate) / 2})
+    return rows
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def make_config(policy, tasks_file, output_dir, **changes):
+    """A run of a few seconds."""
+    settings = {
+        "model": policy,
+        "output_dir": str(output_dir),
+        "tasks": TasksConfig(source=tasks_file, pass_rate_columns=("weak", "strong")),
+        "mesh": MeshConfig(data=2, fsdp=2, model=2),
+        "steps": 6,
+        "save_steps": 3,
+        "batch_size": 8,
+        "num_generations": 4,
+        "max_prompt_length": 64,
+        "max_completion_length": 4,
+        "rewards": ("graders:starts",),
+        "reward_workers": 1,
+        "learning_rate": 1e-2,
+        "log_completions_steps": 0,
+    }
+    return Config(**settings | changes)
+
+
+def write_config(path, config, **changes):
+    """A config file; `changes` may be mistakes."""
+    text = f"from dataclasses import replace\n\nfrom jaxrft.config import *\n\nconfig = {config!r}\n"
+    path.write_text(text + f"config = replace(config, **{changes!r})\n")
+    return str(path)
+
+
+def start(*arguments, devices=8, **environment):
+    """A Python process that finds the graders and shares the cache of compiled programs."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    path = {"PYTHONPATH": str(Path(__file__).parent), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    environment = os.environ | path | cache | {name: str(value) for name, value in environment.items()}
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, *arguments], env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def finish(*processes):
+    """(exit code, stdout, stderr) of each; those that take too long are killed."""
+    try:
+        outputs = [process.communicate(timeout=TIMEOUT) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, *texts) for process, texts in zip(processes, outputs, strict=True)]
+
+
+def jaxrft(*arguments, **environment):
+    """Exit code, stdout and stderr of the command line."""
+    (result,) = finish(start("-m", "jaxrft.cli", *arguments, **environment))
+    return result
+
+
+def metrics(folder):
+    """The lines of metrics.jsonl without the numbers that are times."""
+    lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if not name.startswith(TIMES)} for line in lines]
+
+
+def checkpoints(folder):
+    """The steps that have a checkpoint."""
+    return sorted(int(path.name) for path in (Path(folder) / "checkpoints").iterdir())
+
+
+def contents(folder):
+    """Path -> bytes of every file below a folder."""
+    return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def assert_same_bits(state, other):
+    """Two pytrees of arrays are equal bit for bit."""
+    assert jax.tree.structure(state) == jax.tree.structure(other)
+    for (path, a), b in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(other), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes()), jax.tree_util.keystr(path)
+
+
+def assert_close(state, other, atol=1e-4):
+    """Two pytrees of arrays are equal to rounding."""
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=atol), state, other)

@@ -1,0 +1,161 @@
+"""Mistakes in a config, its data or its folder: one sentence, exit code 2, nothing of an existing run touched."""
+
+import re
+import shutil
+
+import helpers
+import pytest
+
+from jaxrft import cli
+from jaxrft.config import MeshConfig, SelectConfig, TasksConfig
+
+
+def rows(**changes):
+    return [row | changes for row in helpers.task_rows()]
+
+
+def tasks(folder, entries, **options):
+    return TasksConfig(source=helpers.write_rows(folder / "tasks.jsonl", entries), **options)
+
+
+def policy(folder, **options):
+    (folder / "policy").mkdir()
+    return helpers.write_policy(folder / "policy", **options)
+
+
+def in_the_way(folder):
+    (folder / "file").write_text("kept")
+    return str(folder / "file" / "run")
+
+
+REFERENCES = {"pass_rate_columns": ("weak", "strong")}
+SMALL = helpers.SHAPE._replace(intermediate_size=16)
+# What is wrong; changes of a config that works, from an empty folder; what the sentence says.
+MISTAKES = {
+    "no such data file": (lambda d: {"tasks": TasksConfig(source=str(d / "tasks.json1"))}, "tasks.json1"),
+    "no such model": (lambda d: {"model": str(d / "nowhere")}, "no folder .*nowhere"),
+    "missing prompts": (lambda d: {"tasks": tasks(d, [{"text": "1"}] * 16)}, "no column prompt, only text"),
+    "missing reference": (
+        lambda d: {"tasks": tasks(d, rows(), pass_rate_columns=("week",))},
+        "week.*did you mean weak",
+    ),
+    "missing ground truth": (
+        lambda d: {"tasks": tasks(d, [{"prompt": "1", "weak": 0.5}] * 16), "rewards": ("exact",)},
+        "exact needs ground truths .*answer_column",
+    ),
+    "no task": (lambda d: {"tasks": tasks(d, [])}, "holds no tasks"),
+    "pass rate 1.2": (
+        lambda d: {"tasks": tasks(d, rows(strong=1.2), **REFERENCES)},
+        "row 1, column strong is 1.2.*0, 1",
+    ),
+    "bots without reference": (lambda d: {"tasks": tasks(d, rows())}, "reference"),
+    "prompts too long": (lambda d: {"max_prompt_length": 2}, "no prompt is short enough"),
+    "too few tasks": (lambda d: {"tasks": tasks(d, rows()[:7], **REFERENCES)}, "batch_size is 8 but there are 7 tasks"),
+    "tokenizer without EOS": (lambda d: {"model": policy(d, eos=None)}, "no token that ends a completion"),
+    "folder that cannot be written": (lambda d: {"output_dir": in_the_way(d)}, "cannot write to output_dir"),
+    "num_generations 1": (lambda d: {"num_generations": 1}, "num_generations is 1: it must be at least 2"),
+    "unknown reward": (lambda d: {"rewards": ("exakt",)}, "no reward is named 'exakt': did you mean exact?"),
+    "unknown module": (lambda d: {"rewards": ("nowhere:reward",)}, "nowhere"),
+    "unknown selector": (lambda d: {"select": SelectConfig(name="bot")}, "no selector 'bot'.*bots"),
+    "mesh": (lambda d: {"mesh": MeshConfig(data=3)}, "data=3.*8 devices"),
+    "mesh and model": (lambda d: {"mesh": MeshConfig(data=2, model=4)}, "num_key_value_heads 2 does not divide"),
+    "batch and mesh": (lambda d: {"batch_size": 6}, "batch_size 6 does not divide"),
+    "micro_batch_size": (lambda d: {"micro_batch_size": 12}, "micro_batch_size is 12"),
+    "success outside [0, 1]": (lambda d: {"rewards": ("graders:three",)}, "graders:three gave 3.*success_reward"),
+    "broken grader": (lambda d: {"rewards": ("graders:broken",)}, r"no completion .* got a reward \(32 error\)"),
+}
+
+
+def refused(arguments, capsys):
+    """The one sentence that a command ends with, whatever it warned of before."""
+    code = cli.main(arguments)
+    said = capsys.readouterr().err
+    last = said.splitlines()[-1]
+    assert code == 2 and last.startswith("jaxrft: error: ") and said.count("jaxrft: error: ") == 1
+    assert "Traceback" not in said
+    return last
+
+
+@pytest.fixture
+def attempt(configure, tmp_path, capsys):
+    """Runs `jaxrft train` on changes of a config that works."""
+
+    def run(*flags, **changes):
+        path = helpers.write_config(tmp_path / "config.py", configure(tmp_path / "run"), **changes)
+        return refused(["train", path, *flags], capsys)
+
+    return run
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence(mistake, attempt, tmp_path):
+    make_changes, wanted = MISTAKES[mistake]
+    assert re.search(wanted, attempt(**make_changes(tmp_path)))
+    assert not (tmp_path / "run/config.json").exists() and not (tmp_path / "run/policy").exists()
+    assert not (tmp_path / "file").exists() or (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("make_changes", "wanted"),
+    [
+        (lambda d: {"resume": "never"}, "holds a run already"),
+        (lambda d: {"model": policy(d, shape=SMALL)}, "model's intermediate_size is 32, this run's is 16"),
+        (lambda d: {"select": SelectConfig(name="uniform")}, "selector is 'bots', this run's is 'uniform'"),
+        (lambda d: {"tasks": tasks(d, rows()[:15], **REFERENCES)}, "number of tasks is 16, this run's is 15"),
+        (lambda d: {"tasks": tasks(d, rows()[::-1], **REFERENCES)}, "digest of the tasks"),
+        (lambda d: {"tasks": tasks(d, [], **REFERENCES)}, "holds no tasks"),
+        (lambda d: {"model": str(d / "nowhere")}, "no folder"),
+        (lambda d: {"steps": 9, "rewards": ("graders:three",)}, "gave 3"),
+        (lambda d: {"steps": 9, "rewards": ("graders:broken",)}, "no completion"),
+    ],
+)
+def test_a_mistake_leaves_an_existing_run_as_it_was(make_changes, wanted, attempt, whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "run")
+    before = helpers.contents(tmp_path / "run")
+    assert re.search(wanted, attempt(**make_changes(tmp_path)))
+    assert helpers.contents(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["trian"], "no command 'trian'"),
+        (["train"], "no config given"),
+        (["train", "nowhere.py"], "no config file nowhere.py"),
+        (["eval", "nowhere.py"], "no config file nowhere.py"),
+    ],
+)
+def test_a_mistake_in_the_command(arguments, wanted, capsys):
+    assert wanted in refused(arguments, capsys)
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        (["--stepz", "3"], "Unrecognized options: --stepz.* Perhaps you meant: --steps"),
+        (["--select.dekay", "0.1"], "--select.dekay.* Perhaps you meant: --select.decay"),
+        (["--num-generations", "1"], "num_generations is 1: it must be at least 2"),
+        (["--steps", "many"], "parsing --steps.*'many'"),
+        (["--resume", "sometimes"], "choice 'sometimes' for argument '--resume'. Expected one of .'auto', 'never'."),
+    ],
+)
+def test_a_mistake_in_a_flag_is_answered_by_the_parser(flags, wanted, configure, capsys, tmp_path):
+    path = helpers.write_config(tmp_path / "config.py", configure(tmp_path / "run"))
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["train", path, *flags])
+    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert exit.value.code == 2 and re.search(wanted, said) and "Traceback" not in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("config = 3", "defines no `config = Config"),
+        ("from jaxrft.config import *\nconfig = Config(model='a', tasks=TasksConfig(), output='b')", "output_dir"),
+        ("config = ", "invalid syntax"),
+    ],
+)
+def test_a_mistake_in_a_config_file(text, wanted, capsys, tmp_path):
+    (tmp_path / "config.py").write_text(text)
+    assert wanted in refused(["train", str(tmp_path / "config.py")], capsys)

@@ -1,0 +1,62 @@
+"""A run that was stopped, in whatever way, ends bit for bit as one that was not."""
+
+import helpers
+import pytest
+
+from jaxrft import train
+from jaxrft.config import MeshConfig
+
+HARD = {  # every random stream, a reference policy and optimiser updates within a step
+    "mini_batch_size": 4,
+    "micro_batch_size": 8,
+    "num_iterations": 2,
+    "kl_coef": 0.05,
+    "top_k": 9,
+    "warmup_steps": 5,
+}
+
+
+def stop(config, folder, **environment):
+    path = helpers.write_config(folder / "config.py", config)
+    return helpers.jaxrft("train", path, LOG=f"{config.output_dir}/metrics.jsonl", **environment)
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(configure, tmp_path):
+    whole, killed = configure(tmp_path / "whole", **HARD), configure(tmp_path / "killed", **HARD)
+    state = train.train(whole)
+    code, _, _ = stop(killed, tmp_path, SEND="SIGKILL", LINES=4)  # four lines: in step 6
+    assert code == -9
+    assert helpers.checkpoints(killed.output_dir) == [3] and len(helpers.metrics(killed.output_dir)) == 4
+    with (tmp_path / "killed/metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "rew')  # as a kill in the middle of a write leaves it
+    helpers.assert_same_bits(train.train(killed), state)
+    assert helpers.metrics(killed.output_dir) == helpers.metrics(whole.output_dir)
+    assert [line["step"] for line in helpers.metrics(killed.output_dir)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_sigterm_saves_within_the_step_and_the_run_goes_on(configure, whole, tmp_path):
+    folder, state = whole
+    config = configure(tmp_path / "run", save_steps=100)
+    code, said, errors = stop(config, tmp_path, SEND="SIGTERM", LINES=1)  # one line: in step 3
+    assert code == 143, errors
+    assert "stopped by a signal after step 3, saved" in said and not (tmp_path / "run/policy").exists()
+    assert helpers.checkpoints(config.output_dir) == [3] and len(helpers.metrics(config.output_dir)) == 3
+    helpers.assert_same_bits(train.train(config), state)
+    assert helpers.metrics(config.output_dir) == helpers.metrics(folder)
+
+
+def test_a_finished_run_has_nothing_left_to_do(configure, whole, capsys):
+    folder, state = whole
+    before = helpers.contents(folder / "checkpoints") | {0: (folder / "metrics.jsonl").read_bytes()}
+    helpers.assert_same_bits(train.train(configure(folder)), state)
+    assert helpers.contents(folder / "checkpoints") | {0: (folder / "metrics.jsonl").read_bytes()} == before
+    assert "going on after step 6" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(data=8), MeshConfig(data=1, fsdp=8), MeshConfig(data=4, model=2)])
+def test_a_checkpoint_opens_on_another_mesh(configure, whole, mesh):
+    folder, state = whole
+    restored = train.train(configure(folder, mesh=mesh))
+    helpers.assert_same_bits(restored, state)
+    sharding = restored.params["gate"].sharding
+    assert dict(sharding.mesh.shape) | {} == {"data": mesh.data, "fsdp": mesh.fsdp, "model": mesh.model}

@@ -1,0 +1,97 @@
+"""A run from end to end: what it writes and says, and that trouble costs rewards, not the run."""
+
+import json
+import math
+from collections import Counter
+
+import graders
+import helpers
+import jax
+import numpy as np
+import pytest
+
+from jaxrft import config as configs
+from jaxrft import train
+from jaxrft.config import TasksConfig
+from jaxrft.lm import weights
+
+NAMES = """
+reward reward_std frac_reward_zero_std rewards/graders:starts/mean rewards/graders:starts/std entropy policy_loss
+clip_ratio/low_mean clip_ratio/high_mean clip_ratio/region_mean completions/mean_length completions/min_length
+completions/max_length completions/clipped_ratio sampling/importance_sampling_ratio/min
+sampling/importance_sampling_ratio/mean sampling/importance_sampling_ratio/max num_tokens step_time grad_norm
+learning_rate select/effective_group_ratio select/brier select/pearson select/auc select/coverage select/seconds
+timing/select timing/rollout timing/reward timing/learn timing/report
+""".split()
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_line_a_step_under_the_names_that_people_know(whole):
+    folder, _ = whole
+    found = lines(folder)
+    assert [line["step"] for line in found] == [1, 2, 3, 4, 5, 6]
+    for line in found:
+        assert set(NAMES) <= line.keys()
+        assert all(value is None or math.isfinite(value) for value in line.values())
+    rows = 8 * 4
+    spent = np.cumsum([rows * line["completions/mean_length"] for line in found])
+    assert [line["num_tokens"] for line in found] == spent.tolist()
+    assert found[0]["select/coverage"] == 0.5 and found[0]["learning_rate"] == pytest.approx(1e-2)
+    assert found[0]["sampling/importance_sampling_ratio/min"] == found[0]["sampling/importance_sampling_ratio/max"] == 1
+
+
+def test_the_posterior_counts_what_was_seen(whole):
+    folder, state = whole
+    assert int(state.step) == 6 and np.asarray(state.tally.last_seen).max() == 6
+    believed = state.selector.posterior
+    assert (np.asarray(believed.alpha) > 0).all() and (np.asarray(believed.beta) > 0).all()
+
+
+def test_the_run_keeps_its_config_versions_checkpoints_and_policy(whole, configure):
+    folder, state = whole
+    assert configs.differences(configure(folder), json.loads((folder / "config.json").read_text())) == {}
+    assert {"jax", "jaxrft", "devices"} <= json.loads((folder / "versions.json").read_text()).keys()
+    assert helpers.checkpoints(folder) == [3, 6]
+    helpers.assert_same_bits(weights.load(folder / "policy", helpers.SHAPE), state.params)
+    assert (folder / "policy/tokenizer.json").is_file()
+
+
+def test_equal_rewards_leave_the_parameters_exactly_as_they_were(configure, world, tmp_path, capsys):
+    state = train.train(configure(tmp_path, steps=3), reward={"graders:starts": graders.zero})
+    helpers.assert_same_bits(state.params, weights.load(world / "policy", helpers.SHAPE))
+    assert [line["grad_norm"] for line in lines(tmp_path)] == [0, 0, 0]
+    said = capsys.readouterr().out
+    assert said.count("the rewards of every group are all equal, so that its gradient is exactly zero") == 1
+
+
+def test_graders_that_hang_die_raise_or_answer_twice_cost_their_rewards_only(configure, tmp_path):
+    config = configure(tmp_path, steps=3, reward_timeout=1.0, reward_workers=2)
+    state = train.train(config, reward={"graders:starts": graders.troubles})
+    assert int(state.step) == 3
+    for kind in ("timeout", "crash", "error", "wrong_length"):
+        assert sum(line[f"rewards/{kind}"] for line in lines(tmp_path)) > 0, kind
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+    seen = np.asarray(state.selector.posterior.alpha + state.selector.posterior.beta)
+    assert np.isfinite(seen).all()
+
+
+def test_a_program_is_compiled_once_for_each_width_of_prompts(configure, tmp_path):
+    rows = helpers.task_rows()
+    rows[6]["prompt"] *= 4
+    tasks = TasksConfig(helpers.write_rows(tmp_path / "tasks.jsonl", rows), pass_rate_columns=("weak", "strong"))
+    compiled = Counter()
+
+    def note(event, seconds, fun_name="", **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled[fun_name] += 1
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        train.train(configure(tmp_path / "run", tasks=tasks))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+    assert compiled["jit(select)"] == 1
+    assert compiled["jit(generate)"] == compiled["jit(learn)"] == 2  # prompts of up to 8 and 24 tokens
