@@ -6,8 +6,9 @@ import importlib.util
 import json
 import re
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 from jaxrft.types import InputError
 
@@ -171,17 +172,18 @@ class Config:
     @property
     def tasks_per_update(self) -> int:
         """Tasks of an optimiser mini-batch."""
-        return self.mini_batch_size or self.batch_size
+        return self.batch_size if self.mini_batch_size is None else self.mini_batch_size
 
     @property
     def eval_batch_size(self) -> int:
         """Tasks an evaluation rolls out at once."""
-        return self.evaluation.batch_size or self.batch_size
+        return self.batch_size if self.evaluation.batch_size is None else self.evaluation.batch_size
 
     @property
     def rows_per_micro_batch(self) -> int:
         """Rows of a forward and backward pass."""
-        return self.micro_batch_size or self.tasks_per_update * self.num_generations
+        whole = self.tasks_per_update * self.num_generations
+        return whole if self.micro_batch_size is None else self.micro_batch_size
 
 
 def check(config: Config) -> None:
@@ -208,6 +210,8 @@ def check(config: Config) -> None:
         ("rewards", len(c.rewards) >= 1, "at least one reward"),
         ("reward_weights", c.reward_weights is None or len(c.reward_weights) == len(c.rewards), "one for each reward"),
         ("success_reward", c.success_reward in (None, *c.rewards), f"one of the rewards {', '.join(c.rewards)}"),
+        ("evaluation.num_samples", c.evaluation.num_samples >= 0, "0 or more"),
+        ("evaluation.batch_size", c.eval_batch_size >= 1, "at least 1"),
         ("mini_batch_size", divides(c.tasks_per_update, c.batch_size), f"a divisor of batch_size {c.batch_size}"),
         (
             "micro_batch_size",
@@ -217,9 +221,13 @@ def check(config: Config) -> None:
             f"and a divisor or a multiple of num_generations {c.num_generations}",
         ),
     ]
+    for field in dataclasses.fields(c):
+        if get_origin(field.type) is Literal:
+            choices = get_args(field.type)
+            ranges.append((field.name, getattr(c, field.name) in choices, f"one of {', '.join(choices)}"))
     for name, fits, wanted in ranges:
         if not fits:
-            raise InputError(f"{name} is {getattr(c, name)!r}: it must be {wanted}")
+            raise InputError(f"{name} is {attrgetter(name)(c)!r}: it must be {wanted}")
 
 
 def divides(divisor: int, number: int) -> bool:

@@ -1,0 +1,205 @@
+import dataclasses
+import inspect
+import json
+from typing import get_args
+
+import pytest
+
+from jaxrft import config as configs
+from jaxrft import mesh as meshes
+from jaxrft.config import Config, EvalConfig, MeshConfig, SelectConfig, TasksConfig
+from jaxrft.learn import grpo, update
+from jaxrft.lm import rollout, sampling
+from jaxrft.rewards.pool import Pool
+from jaxrft.select import selectors
+from jaxrft.types import InputError
+
+
+def make(**changes):
+    return Config(**{"model": "policy", "tasks": TasksConfig("tasks.jsonl"), "output_dir": "run"} | changes)
+
+
+# field, a value out of its range, what the message says beside them
+OUT_OF_RANGE = [
+    *((name, 0, "at least 1") for name in ("steps", "batch_size", "max_prompt_length", "max_completion_length")),
+    *((name, 0, "at least 1") for name in ("num_iterations", "keep_checkpoints", "save_steps", "reward_workers")),
+    *((name, -1, "0 or more") for name in ("top_k", "warmup_steps", "eval_steps", "seed", "log_completions_steps")),
+    *((name, -0.5, "0 or more") for name in ("kl_coef", "learning_rate", "weight_decay")),
+    ("learning_rate", float("nan"), "0 or more"),
+    ("num_generations", 1, "at least 2, because an advantage compares the samples of a task"),
+    ("temperature", 0.0, "positive; evaluation is greedy by itself"),
+    ("top_p", 0.0, "in (0, 1]"),
+    ("top_p", 1.1, "in (0, 1]"),
+    ("epsilon", 0.0, "in (0, 1)"),
+    ("epsilon", 1.0, "in (0, 1)"),
+    ("epsilon_high", 0.0, "positive"),
+    ("max_grad_norm", 0.0, "positive"),
+    ("reward_timeout", 0.0, "positive, in seconds"),
+    ("rewards", (), "at least one reward"),
+    ("reward_weights", (1.0, 2.0), "one for each reward"),
+    ("success_reward", "exact", "one of the rewards math"),
+    ("mini_batch_size", 0, "a divisor of batch_size 32"),
+    ("mini_batch_size", 5, "a divisor of batch_size 32"),
+    ("micro_batch_size", 0, "a divisor of a mini-batch's 256"),
+    ("micro_batch_size", 96, "a divisor of a mini-batch's 256"),
+    ("dtype", "float16", "one of float32, bfloat16"),
+    ("loss_type", "ppo", "one of grpo, dapo, dr_grpo"),
+    ("scale_rewards", "tasks", "one of group, batch, none"),
+    ("resume", "always", "one of auto, never"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "wanted"), OUT_OF_RANGE, ids=str)
+def test_a_value_out_of_range_is_refused(name, value, wanted):
+    with pytest.raises(InputError) as error:
+        make(**{name: value})
+    assert str(error.value).startswith(f"{name} is {value!r}: it must be ") and wanted in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"num_samples": -1}, "evaluation.num_samples is -1: it must be 0 or more"),
+        ({"batch_size": 0}, "evaluation.batch_size is 0: it must be at least 1"),
+    ],
+)
+def test_an_evaluation_out_of_range_is_refused(changes, wanted):
+    with pytest.raises(InputError, match=wanted):
+        make(evaluation=EvalConfig(**changes))
+
+
+def test_the_edges_of_the_ranges_are_allowed():
+    make(steps=1, batch_size=1, num_generations=2, top_k=0, top_p=1.0, learning_rate=0.0, seed=0, save_steps=1)
+    make(mini_batch_size=8, micro_batch_size=4, evaluation=EvalConfig(num_samples=0, batch_size=1))
+    make(rewards=("math", "exact"), reward_weights=(1.0, 0.2), success_reward="exact", epsilon_high=1.5)
+
+
+@pytest.mark.parametrize("generations, rows", [(6, 4), (4, 6)])
+def test_a_micro_batch_holds_whole_groups_or_a_part_of_one(generations, rows):
+    """12 rows are divisible by both, but neither divides the other."""
+    with pytest.raises(InputError, match=f"micro_batch_size is {rows}: .* multiple of num_generations {generations}"):
+        make(batch_size=12 // generations, num_generations=generations, micro_batch_size=rows)
+
+
+def test_sizes_that_are_not_given():
+    config = make(batch_size=8, num_generations=4)
+    assert (config.tasks_per_update, config.rows_per_micro_batch, config.eval_batch_size) == (8, 32, 8)
+    config = make(batch_size=8, num_generations=4, mini_batch_size=2, evaluation=EvalConfig(batch_size=3))
+    assert (config.tasks_per_update, config.rows_per_micro_batch, config.eval_batch_size) == (2, 8, 3)
+    assert make(micro_batch_size=16).rows_per_micro_batch == 16
+
+
+GOOD = """
+from jaxrft.config import Config, SelectConfig, TasksConfig
+config = Config("policy", TasksConfig("tasks.jsonl"), "run", seed=3, select=SelectConfig(decay=0.2))
+"""
+
+
+def write(tmp_path, text, name="experiment.py"):
+    (tmp_path / name).write_text(text)
+    return str(tmp_path / name)
+
+
+def test_load(tmp_path):
+    assert configs.load(write(tmp_path, GOOD)) == make(seed=3, select=SelectConfig(decay=0.2))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("seed=", "sed=", "experiment.py: .*'sed'.*; did you mean seed?"),
+        ("seed=3", "batchsize=3", "'batchsize'.*; did you mean batch_size?"),
+        ("decay=", "decy=", "'decy'.*; did you mean decay?"),
+        ('TasksConfig("tasks.jsonl")', 'TasksConfig(sorce="x")', "'sorce'.*; did you mean source?"),
+        ("seed=3", "zzzzzz=3", "'zzzzzz'"),
+        ("seed=3", "seed=-3", "seed is -3: it must be 0 or more"),
+        ('"run", ', "", "output_dir"),  # a required field is missing
+        ("config =", "settings =", r"defines no `config = Config\(...\)`"),
+        ("config = Config(", "config = dict(a=(", "experiment.py"),  # a syntax error
+        ("SelectConfig, ", "SelectConfg, ", "SelectConfg"),
+    ],
+)
+def test_a_config_that_does_not_load_says_why(tmp_path, before, after, message):
+    text = GOOD.replace(before, after)
+    assert text != GOOD
+    with pytest.raises(InputError, match=message):
+        configs.load(write(tmp_path, text))
+
+
+def test_what_is_no_config_file(tmp_path):
+    with pytest.raises(InputError, match="no config file .*absent.py: give the path"):
+        configs.load(str(tmp_path / "absent.py"))
+    with pytest.raises(InputError, match="experiment.yaml is not a Python file"):
+        configs.load(write(tmp_path, GOOD, "experiment.yaml"))
+
+
+def test_json_tells_what_differs():
+    config = make(evaluation=EvalConfig((TasksConfig("held.jsonl"),)), rewards=("math", "exact"))
+    saved = json.loads(configs.to_json(config))
+    assert saved["evaluation"]["tasks"][0]["source"] == "held.jsonl"
+    assert configs.differences(config, saved) == {}
+    changed = dataclasses.replace(config, seed=4, select=SelectConfig(rho=0.3), rewards=("math",))
+    assert configs.differences(changed, saved) == {
+        "seed": (4, 0),
+        "select.rho": (0.3, 0.1),
+        "rewards": (["math"], ["math", "exact"]),
+    }
+    del saved["seed"]
+    saved["mesh"]["expert"] = 2
+    assert configs.differences(config, saved) == {"seed": (0, None), "mesh.expert": (None, 2)}
+
+
+def defaults(kind):
+    """Default values of a dataclass's fields."""
+    return {field.name: field.default for field in dataclasses.fields(kind)}
+
+
+NAMESAKES = [
+    (Config, rollout.generate, {"temperature", "top_p", "top_k"}),
+    (Config, sampling.truncate, {"top_p", "top_k"}),
+    (Config, update.completion_logprobs, {"temperature"}),
+    (Config, update.adamw, {"warmup_steps", "weight_decay", "max_grad_norm"}),
+    (
+        Config,
+        update.make,
+        {"num_iterations", "loss_type", "epsilon", "epsilon_high", "kl_coef", "temperature", "learning_rate"}
+        | {"warmup_steps", "weight_decay", "max_grad_norm"},
+    ),
+    (Config, grpo.advantages, {"scale_rewards"}),
+    (Config, grpo.policy_loss, {"loss_type", "epsilon", "epsilon_high"}),
+    (SelectConfig, selectors.uniform, {"order"}),
+    (SelectConfig, selectors.bots, {"decay", "rho", "momentum", "target", "prior"}),
+    (MeshConfig, meshes.make, {"data", "fsdp", "model"}),
+]
+
+
+@pytest.mark.parametrize(("kind", "function", "names"), NAMESAKES, ids=lambda x: getattr(x, "__name__", ""))
+def test_defaults_are_those_of_the_functions(kind, function, names):
+    given = {p.name: p.default for p in inspect.signature(function).parameters.values() if p.default is not p.empty}
+    # The functions that reduce to a constant length take it only where it is needed.
+    assert (given.keys() & defaults(kind).keys()) - {"max_completion_length"} == names
+    assert {name: given[name] for name in names} == {name: defaults(kind)[name] for name in names}
+
+
+def test_the_pool_waits_as_long_as_the_config_says():
+    assert inspect.signature(Pool).parameters["timeout"].default == defaults(Config)["reward_timeout"]
+
+
+def test_choices_are_those_of_the_functions():
+    choices = {
+        field.name: get_args(field.type) for kind in (Config, SelectConfig) for field in dataclasses.fields(kind)
+    }
+    assert choices["loss_type"] == tuple(grpo.REDUCTIONS)
+    assert choices["scale_rewards"] == tuple(grpo.SCALES)
+    assert choices["order"] == get_args(selectors.Order)
+
+
+def test_select_holds_the_union_of_the_selectors_fields():
+    fields = {
+        parameter.name
+        for factory in selectors.SELECTORS.values()
+        for parameter in inspect.signature(factory).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    assert defaults(SelectConfig).keys() == fields | {"name"}
+    assert SelectConfig().name in selectors.SELECTORS

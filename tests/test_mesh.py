@@ -1,0 +1,199 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from jaxrft import mesh as meshes
+from jaxrft.learn import update
+from jaxrft.lm import model, rollout
+from jaxrft.types import InputError
+
+CONFIG = model.ModelConfig(
+    vocab_size=32, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8
+)
+POLICY = model.decoder(CONFIG, remat=False)
+TASKS, GROUP, TIME = 8, 2, 5
+KEY = jax.random.key(0)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shape"), [((2, 2, 2), (2, 2, 2)), ((-1, 2, 1), (4, 2, 1)), ((1, -1, 4), (1, 2, 4)), ((), (8, 1, 1))]
+)
+def test_one_size_takes_what_is_left(sizes, shape):
+    assert tuple(meshes.make(*sizes).shape.items()) == tuple(zip(meshes.AXES, shape, strict=True))
+
+
+def test_a_mesh_of_some_devices():
+    assert meshes.make(-1, 2, devices=jax.devices()[:4]).devices.shape == (2, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((3, 1, 1), "data=3, fsdp=1, model=1 does not divide the 8 devices: make the product of the sizes 8"),
+        ((2, 2, 1), "data=2, fsdp=2, model=1 does not divide the 8 devices"),
+        ((-1, 3, 1), "data=-1, fsdp=3, model=1 does not divide the 8 devices"),
+        ((16, 1, 1), "data=16"),
+        ((-1, -1, 1), "at most one may be -1"),
+        ((0, 1, 1), "data=0, .*sizes are positive"),
+        ((4, 2, -2), "model=-2: sizes are positive"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(sizes, message):
+    with pytest.raises(InputError, match=message):
+        meshes.make(*sizes)
+
+
+def test_a_mesh_axis_serves_the_first_dimension_that_asks():
+    both = ("data", "fsdp")
+    assert meshes.spec("vocab", "embed") == P(("model",), ("fsdp",))
+    assert meshes.spec("batch", "time", "embed") == P(both, None, None)
+    assert meshes.spec("embed", "batch") == P(("fsdp",), ("data",))
+    assert meshes.spec("batch", None, "vocab") == P(both, None, ("model",))
+    assert meshes.spec() == P()
+
+
+def test_shards_and_division(mesh):
+    assert [meshes.shards(mesh, axis) for axis in ("batch", "embed", "vocab", "time")] == [4, 2, 2, 1]
+    assert meshes.shards(None, "batch") == 1
+    meshes.check_divides(mesh, "batch_size", 12, "batch")
+    with pytest.raises(InputError, match="batch_size 6 does not divide .* data=2 x fsdp=2: choose a multiple of 4"):
+        meshes.check_divides(mesh, "batch_size", 6, "batch")
+
+
+def test_constrain_needs_a_mesh_of_ours(mesh):
+    x = jnp.zeros((8, 3))
+    assert meshes.constrain(x, "batch", None) is x
+    with jax.set_mesh(jax.make_mesh((8,), ("x",))):  # somebody else's
+        assert meshes.constrain(x, "batch", None) is x
+    with jax.set_mesh(mesh):
+        placed = jax.jit(lambda x: meshes.constrain(x, "batch", None))(x)
+    assert placed.sharding.shard_shape(x.shape) == (2, 3)
+
+
+def test_arrays_of_the_host_are_placed(mesh):
+    x = np.arange(24.0, dtype=np.float32).reshape(8, 3)
+    placed = meshes.from_host(mesh, x, "batch", None)
+    np.testing.assert_array_equal(placed, x)
+    assert placed.sharding.shard_shape(x.shape) == (2, 3)
+
+
+def test_a_table_is_sharded_over_tasks_where_it_has_a_row_a_task(mesh):
+    table = {"rates": np.ones((8, 2), np.float32), "count": np.int32(3), "other": np.ones((4, 2), np.float32)}
+    placed = meshes.place_table(table, mesh, 8)
+    shapes = {name: leaf.sharding.shard_shape(leaf.shape) for name, leaf in placed.items()}
+    assert shapes == {"rates": (2, 2), "count": (), "other": (4, 2)}
+    odd = meshes.place_table(np.ones(7, np.float32), mesh, 7)  # 4 devices do not divide 7 tasks
+    assert odd.sharding.is_fully_replicated
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.jit(partial(model.init, config=CONFIG))(KEY)
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    """Prompts [B, P] with ragged lengths [B] and ids [B]."""
+    rng = np.random.default_rng(0)
+    ragged = rng.integers(1, 5, TASKS, np.int32), np.arange(TASKS, dtype=np.int32)
+    return rng.integers(2, 32, (TASKS, 4), np.int32), *ragged
+
+
+def place(mesh, params):
+    return jax.device_put(params, model.shardings(CONFIG, mesh))
+
+
+def place_rows(mesh, tree):
+    """Puts arrays with a row a task where a step expects them."""
+    return jax.tree.map(lambda x: meshes.from_host(mesh, x, "batch", *(None,) * (x.ndim - 1)), tree)
+
+
+def test_a_greedy_rollout_is_the_same_on_the_mesh(mesh, params, prompts):
+    options = {"num_generations": GROUP, "max_completion_length": TIME, "eos_ids": (0, 1), "greedy": True}
+    generate = jax.jit(partial(rollout.generate, POLICY, **options))
+    want = generate(params, KEY, *prompts)
+    with jax.set_mesh(mesh):
+        got = generate(place(mesh, params), KEY, *place_rows(mesh, prompts))
+    np.testing.assert_array_equal(got.tokens, want.tokens)
+    np.testing.assert_array_equal(got.lengths, want.lengths)
+    np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-5)
+    assert got.tokens.sharding.shard_shape(got.tokens.shape) == (TASKS * GROUP // 4, TIME)
+
+
+def make(micro_batch_size=TASKS * GROUP):
+    sizes = {"mini_batch_size": TASKS, "micro_batch_size": micro_batch_size}
+    return update.make(POLICY, **sizes, learning_rate=1e-4, max_grad_norm=1e9)
+
+
+@pytest.fixture(scope="module")
+def batch(prompts):
+    rng = np.random.default_rng(1)
+    groups = (TASKS, GROUP, TIME)
+    return update.Batch(
+        *prompts[:2],
+        tokens=rng.integers(0, 32, groups, np.int32),
+        mask=(np.arange(TIME) < rng.integers(1, TIME + 1, (TASKS, GROUP, 1))).astype(np.float32),
+        logprobs=rng.normal(-3.0, 0.5, groups).astype(np.float32),
+        advantages=rng.normal(size=(TASKS, GROUP)).astype(np.float32),
+    )
+
+
+@pytest.fixture(scope="module")
+def on_one_device(params, batch):
+    """Parameters, optimizer state and metrics after an update of the whole batch at once."""
+    learner = make()
+    return jax.jit(learner.step)(KEY, params, learner.init(params), jax.tree.map(jnp.asarray, batch))
+
+
+@pytest.mark.parametrize("micro_batch_size", [4, 8])  # a sample, a group for each shard
+def test_an_update_is_the_same_on_the_mesh(mesh, params, batch, on_one_device, micro_batch_size):
+    """Given the same tokens: the parameters, the gradient (Adam's first moment is a tenth of it), the metrics."""
+    learner, placed = make(micro_batch_size), place(mesh, params)
+    shardings = update.optimizer_shardings(learner, placed, meshes.sharding(mesh))
+    state = jax.jit(learner.init, out_shardings=shardings)(placed)
+    with jax.set_mesh(mesh):
+        got = jax.jit(learner.step)(KEY, placed, state, place_rows(mesh, batch))
+    assert_close(got[0], on_one_device[0])
+    assert_close(*(optax.tree_utils.tree_get(state, "mu") for state in (got[1], on_one_device[1])), atol=1e-6)
+    assert_close(got[2], on_one_device[2])
+
+
+def assert_close(got, want, atol=1e-5):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), got, want)
+
+
+def test_the_moments_of_a_parameter_lie_where_it_lies(mesh, params):
+    placed = place(mesh, params)
+    shardings = update.optimizer_shardings(make(), placed, meshes.sharding(mesh))
+    for name in ("mu", "nu"):
+        moments = optax.tree_utils.tree_get(shardings, name)
+        assert moments == {key: value.sharding for key, value in placed.items()}
+    assert optax.tree_utils.tree_get(shardings, "ScaleByAdamState").count == meshes.sharding(mesh)
+
+
+@pytest.mark.parametrize(
+    ("rows", "tasks", "samples"),
+    [
+        (8, [[0, 2, 4, 6], [1, 3, 5, 7]], [[0, 1]] * 2),  # whole groups
+        (4, [[0, 2, 4, 6]] * 2 + [[1, 3, 5, 7]] * 2, [[0], [1], [0], [1]]),  # groups cut in two
+    ],
+)
+def test_a_micro_batch_takes_a_task_of_every_shard(mesh, rows, tasks, samples):
+    """8 tasks of 2 samples over 4 devices, 2 tasks each; everything tells whose it is: 10 x task + sample."""
+    task = np.arange(TASKS, dtype=np.int32)
+    number = 10 * task[:, None] + np.arange(GROUP, dtype=np.int32)
+    cells = np.repeat(number[..., None], TIME, axis=2)
+    batch = update.Batch(task[:, None], task, cells, cells, cells, number)
+    with jax.set_mesh(mesh):
+        micro = jax.jit(partial(update.micro_batches, rows=rows))(place_rows(mesh, batch))
+    np.testing.assert_array_equal(micro.prompts[..., 0], tasks)
+    np.testing.assert_array_equal(micro.lengths, tasks)
+    want = 10 * np.array(tasks)[:, :, None] + np.array(samples)[:, None]
+    np.testing.assert_array_equal(micro.advantages, want)
+    np.testing.assert_array_equal(micro.tokens, np.repeat(want[..., None], TIME, axis=3))
+    assert micro.tokens.sharding.shard_shape(micro.tokens.shape)[1] == 1

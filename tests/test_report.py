@@ -1,0 +1,196 @@
+import json
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrft.report import log, metrics
+from jaxrft.report.console import Display
+from jaxrft.types import Choice, Feedback, Rollout
+
+NAN = math.nan
+
+
+@pytest.mark.parametrize(
+    ("score", "positive", "want"),
+    [
+        ([0.9, 0.8, 0.1], [1, 1, 0], 1.0),
+        ([0.9, 0.8, 0.1], [0, 0, 1], 0.0),
+        ([0.3, 0.5, 0.5, 0.1], [1, 1, 0, 0], (0 + 1 + 0.5 + 1) / 4),
+        ([0.3, 0.5], [1, 1], NAN),
+        ([0.3, 0.5], [0, 0], NAN),
+        ([0.3, NAN, 0.1], [1, 0, 0], NAN),
+    ],
+)
+def test_auc_by_hand(score, positive, want):
+    np.testing.assert_allclose(metrics.auc(jnp.array(score), jnp.array(positive, bool)), want)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "mask", "want"),
+    [
+        # centred -1, 0, 1 and -1, 1, 0: 1 / sqrt(2 * 2)
+        ([1.0, 2.0, 3.0], [0.0, 2.0, 1.0], [1, 1, 1], 0.5),
+        ([1.0, 2.0, NAN, 3.0], [6.0, 4.0, 9.0, 2.0], [1, 1, 0, 1], -1.0),
+        ([1.0, 1.0], [0.0, 1.0], [1, 1], NAN),
+        ([1.0, NAN], [0.0, 1.0], [1, 1], NAN),
+    ],
+)
+def test_pearson_by_hand(x, y, mask, want):
+    np.testing.assert_allclose(metrics.pearson(jnp.array(x), jnp.array(y), jnp.array(mask, bool)), want, rtol=1e-6)
+
+
+def selection(pass_rate, successes, trials, informative):
+    count = len(pass_rate)
+    feedback = Feedback(jnp.arange(count), jnp.array(successes), jnp.array(trials), jnp.zeros(count))
+    choice = Choice(jnp.arange(count), jnp.array(pass_rate))
+    found = metrics.selection(choice, feedback, jnp.array(informative, bool), jnp.array([-1, 0, 3, 7]))
+    return {name.removeprefix("select/"): float(value) for name, value in found.items()}
+
+
+def test_selection_by_hand():
+    """Task 0: 3 of 4 where 0.5 was believed; task 1: 0 of 2 where 0.2 was; task 2 was not graded."""
+    found = selection([0.5, 0.2, 0.9], [3.0, 0.0, 0.0], [4.0, 2.0, 0.0], [1, 0, 0])
+    assert found["brier"] == pytest.approx((4 * 0.25 + 2 * 0.04) / 6)
+    assert found["pearson"] == pytest.approx(1.0)  # of two points
+    assert found["auc"] == 1.0  # 0.25 over 0.16 and 0.09
+    assert found["effective_group_ratio"] == pytest.approx(1 / 3)
+    assert found["coverage"] == 0.75
+
+
+def test_a_selector_that_believes_nothing_has_no_figures_of_prediction():
+    found = selection([NAN, NAN], [1.0, 4.0], [4.0, 4.0], [1, 0])
+    assert all(math.isnan(found[name]) for name in ("brier", "pearson", "auc"))
+    assert found["effective_group_ratio"] == 0.5
+
+
+def test_rewards_by_hand():
+    """Two tasks of two samples; the second reward is missing once, and with it that sample's sum."""
+    values = jnp.array([[[1.0, 0.5], [0.0, 0.1]], [[1.0, NAN], [1.0, 0.3]]])
+    valid = jnp.isfinite(values).all(axis=-1)
+    found = metrics.rewards(values, ("right", "style"), values.sum(axis=-1), valid, jnp.array([True, False]))
+    want = {
+        "reward": (1.5 + 0.1 + 1.3) / 3,
+        "reward_std": (1.4 / math.sqrt(2) + 0.0) / 2,  # a sample alone has no spread
+        "frac_reward_zero_std": 0.5,
+        "rewards/right/mean": 0.75,
+        "rewards/right/std": 0.5,
+        "rewards/style/mean": 0.3,
+        "rewards/style/std": 0.2,
+    }
+    assert {name: float(value) for name, value in found.items()} == pytest.approx(want)
+
+
+def test_completions_by_hand():
+    """Lengths 2 and 1; what stands beyond them is not looked at."""
+    mask = jnp.array([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    drawn_from = jnp.log(jnp.array([[0.5, 0.5, 0.01], [0.8, 0.01, 0.01]]))
+    logprobs = jnp.log(jnp.array([[0.25, 0.5, 0.9], [0.2, 0.9, 0.9]]))
+    rollout = Rollout(jnp.zeros((2, 3), jnp.int32), jnp.array([2, 1]), mask, logprobs, drawn_from)
+    found = metrics.completions(rollout, jnp.array([True, False]))
+    want = {"mean_length": 1.5, "min_length": 1.0, "max_length": 2.0, "clipped_ratio": 0.5}
+    want = {f"completions/{name}": value for name, value in want.items()}
+    ratios = {"mean": (0.5 + 1.0 + 0.25) / 3, "min": 0.25, "max": 1.0}
+    want |= {f"sampling/importance_sampling_ratio/{name}": value for name, value in ratios.items()}
+    assert {name: float(value) for name, value in found.items()} == pytest.approx(want)
+
+
+def test_json_has_null_for_what_is_no_number():
+    values = [1, 2.5, "x", NAN, math.inf, jnp.float32(-jnp.inf), jnp.float32(0.5), jnp.int32(3), np.float64(NAN)]
+    assert [log.plain(value) for value in values] == [1, 2.5, "x", None, None, None, 0.5, 3, None]
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("torn", ["", '{"step": 4, "rew', "{"])
+def test_a_resumed_log_ends_at_the_restored_step(tmp_path, torn):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in (0, 1, 2, 3)) + torn)
+    log.cut_back(path, 2)
+    assert path.read_text().endswith("\n")
+    assert [line["step"] for line in lines(path)] == [0, 1, 2]
+    log.cut_back(path, -1)
+    assert lines(path) == []
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_without_a_log_nothing_is_cut_back(tmp_path):
+    log.cut_back(tmp_path / "metrics.jsonl", 2)
+    assert not list(tmp_path.iterdir())
+
+
+def reporter(tmp_path, *, write=True, visible=False):
+    return log.Reporter(tmp_path / "metrics.jsonl", Display(9, visible=visible, every=1), write=write)
+
+
+def step(reward, zero_std=0.0):
+    return {"reward": jnp.float32(reward), "frac_reward_zero_std": jnp.float32(zero_std)}
+
+
+def test_a_step_is_written_when_the_next_is_under_way(tmp_path):
+    """In the order of steps; what is said of a step later joins its line."""
+    report, path = reporter(tmp_path), tmp_path / "metrics.jsonl"
+    report.flush()
+    report.add(0, {"eval/held/greedy": 0.25})
+    assert not path.exists()
+    report.add(1, step(0.5))
+    assert lines(path) == [{"step": 0, "eval/held/greedy": 0.25}]
+    report.add(1, {"eval/held/greedy": NAN})
+    report.flush()
+    report.flush()
+    report.add(2, step(1.0))
+    report.flush()
+    assert lines(path)[1:] == [
+        {"step": 1, "eval/held/greedy": None, "frac_reward_zero_std": 0.0, "reward": 0.5},
+        {"step": 2, "frac_reward_zero_std": 0.0, "reward": 1.0},
+    ]
+
+
+def test_only_the_process_in_charge_writes(tmp_path):
+    report = reporter(tmp_path, write=False)
+    report.add(1, step(0.5))
+    report.flush()
+    assert not list(tmp_path.iterdir())
+
+
+def test_steps_without_signal_are_said_now_and_then(tmp_path, capsys):
+    report = reporter(tmp_path, visible=True)
+    silent = [2, 3, *range(5, 17)]
+    for number in range(1, 18):
+        report.add(number, step(0.5, float(number in silent)))
+    report.flush()
+    said = [line for line in capsys.readouterr().out.splitlines() if "exactly zero" in line]
+    assert [line.split(":")[0] for line in said] == ["step 2", "step 5", "step 15"]
+    assert "11 such steps in a row" in said[-1]
+
+
+def test_without_a_terminal_the_console_says_a_line_now_and_then(capsys):
+    with Display(30, every=10) as display:
+        for number in (1, 2, 10, 11):
+            display.step(number, {"reward": 0.123456, "entropy": None, "step_time": 2.0})
+        display.evaluation(10, {"eval/held/greedy": 0.5})
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.strip()] == [
+        "step 1  reward 0.123  s/step 2",
+        "step 10  reward 0.123  s/step 2",
+        "evaluation at step 10:  held/greedy 0.500",
+    ]
+
+
+def test_completions_are_shown_as_they_are(capsys):
+    """Brackets are no markup, and long ones lose their middle."""
+    display = Display(3)
+    display.completions(1, [("say [bold]hi[/bold]", "a" * 200 + "middle" + "z" * 200, 0.5)])
+    shown = capsys.readouterr().out
+    assert "[bold]hi[/bold]" in shown and "0.5" in shown
+    assert "middle" not in shown and "..." in shown
+
+
+def test_an_invisible_display_says_nothing(capsys):
+    with Display(3, visible=False) as display:
+        display.say("hello")
+        display.step(1, {"reward": 1.0})
+        display.completions(1, [("a", "b", 1.0)])
+    assert capsys.readouterr().out == ""

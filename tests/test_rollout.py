@@ -1,0 +1,175 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrft import runtime
+from jaxrft.learn import update
+from jaxrft.lm import model, rollout
+
+CONFIG = model.ModelConfig(
+    vocab_size=32, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8
+)
+POLICY = model.decoder(CONFIG, remat=False)
+GROUP, TIME = 2, 6
+EOS = (0, 1)
+
+# Three prompts of different lengths, right-padded.
+PROMPTS = np.array([[5, 7, 0, 0, 0, 0], [9, 2, 3, 8, 4, 6], [11, 12, 13, 14, 0, 0]], np.int32)
+LENGTHS = np.array([2, 6, 4], np.int32)
+IDS = np.array([40, 7, 23], np.int32)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.jit(partial(model.init, config=CONFIG))(jax.random.key(0))
+
+
+# The temperature is traced here, so that all tests share a compilation.
+options = {"num_generations": GROUP, "max_completion_length": TIME, "eos_ids": EOS}
+sample = jax.jit(partial(rollout.generate, POLICY, **options))
+learner_logprobs = jax.jit(partial(update.completion_logprobs, POLICY))
+greedy = jax.jit(partial(rollout.generate, POLICY, **options, greedy=True))
+
+
+@jax.jit
+def full_logits(params, tokens):
+    """Logits [R, P + T, V] by a forward pass without cache."""
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
+    hidden, _ = POLICY.apply(params, tokens, positions, jnp.ones(tokens.shape, bool))
+    return POLICY.unembed(params, hidden)
+
+
+def each_row(params, rollouts):
+    """(row, its completion [length], the logits [length, V] before its tokens)."""
+    spans = [(LENGTHS[row // GROUP], int(length)) for row, length in enumerate(rollouts.lengths)]
+    whole = np.zeros((len(spans), PROMPTS.shape[1] + TIME), np.int32)  # causal: what comes after changes nothing
+    for row, (start, length) in enumerate(spans):
+        whole[row, :start] = PROMPTS[row // GROUP, :start]
+        whole[row, start : start + length] = rollouts.tokens[row, :length]
+    logits = np.asarray(full_logits(params, whole))
+    for row, (start, length) in enumerate(spans):
+        yield row, np.asarray(rollouts.tokens[row, :length]), logits[row, start - 1 : start - 1 + length]
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.0])
+def test_logprobs_are_those_of_the_full_forward_and_of_the_learner(params, temperature):
+    got = sample(params, jax.random.key(1), PROMPTS, LENGTHS, IDS, temperature=temperature)
+    learned, _ = learner_logprobs(params, PROMPTS, LENGTHS, got.tokens, temperature=temperature)
+    np.testing.assert_allclose(got.logprobs, learned * got.mask, atol=1e-4)
+    np.testing.assert_array_equal(got.sampling_logprobs, got.logprobs)  # nothing was cut off
+    for row, completion, logits in each_row(params, got):
+        want = jax.nn.log_softmax(logits / temperature)[np.arange(len(completion)), completion]
+        np.testing.assert_allclose(got.logprobs[row, : len(completion)], want, atol=1e-4)
+
+
+def test_greedy_takes_the_likeliest_token_and_ignores_the_key(params):
+    got, again = (greedy(params, jax.random.key(seed), PROMPTS, LENGTHS, IDS) for seed in (1, 2))
+    np.testing.assert_array_equal(got.tokens, again.tokens)
+    np.testing.assert_array_equal(got.tokens[::GROUP], got.tokens[1::GROUP])
+    assert not np.any(got.sampling_logprobs)  # it is certain of what it takes
+    for _, completion, logits in each_row(params, got):
+        np.testing.assert_array_equal(completion, logits.argmax(axis=-1))
+
+
+def test_the_same_seed_and_step_give_the_same_samples_and_no_other_do(params):
+    def tokens(seed, step):
+        return sample(params, runtime.stream(seed, step, "rollout"), PROMPTS, LENGTHS, IDS, temperature=1.0).tokens
+
+    first = tokens(0, 1)
+    np.testing.assert_array_equal(first, tokens(0, 1))
+    for other in (tokens(0, 2), tokens(1, 1)):
+        assert np.all(np.any(first != other, axis=1))  # each row
+    assert np.all(np.any(first[::GROUP] != first[1::GROUP], axis=1))  # the samples of a group differ
+
+
+def test_a_sample_is_the_same_alone_in_its_group_in_another_batch_and_with_more_padding(params):
+    key = jax.random.key(5)
+    want = sample(params, key, PROMPTS, LENGTHS, IDS, temperature=1.0)
+
+    def check(got, rows):
+        for leaf, wanted in zip(got, want, strict=True):
+            np.testing.assert_allclose(leaf, wanted[jnp.array(rows)], atol=1e-5)
+
+    other = np.array([1, 2, 0])
+    check(sample(params, key, PROMPTS[other], LENGTHS[other], IDS[other], temperature=1.0), [2, 3, 4, 5, 0, 1])
+    padded = np.pad(PROMPTS, ((0, 0), (0, 4)), constant_values=3)  # another bucket
+    check(sample(params, key, padded, LENGTHS, IDS, temperature=1.0), range(6))
+    alone = jax.jit(partial(rollout.generate, POLICY, **options | {"num_generations": 1}))
+    check(alone(params, key, PROMPTS[2:], LENGTHS[2:], IDS[2:]), [4])
+
+
+# A policy whose next token depends on the last one only: params[i] are the logits after token i.
+BIGRAM = model.Policy(
+    apply=lambda params, tokens, positions, valid, cache=None, prefix=None: (params[tokens], cache),
+    unembed=lambda params, hidden: hidden,
+    init_cache=lambda rows, length: (),
+)
+
+
+def chain(follower):
+    """Parameters of BIGRAM after which token i is followed by follower[i], as good as surely."""
+    return 100.0 * jax.nn.one_hot(jnp.array(follower), len(follower), dtype=jnp.float32)
+
+
+# 3 -> 4 -> 5 -> 1, an end; 6 -> 1 at once; 7 -> 2, the other end; 8 <-> 9 for ever; nothing follows padding but 9.
+FOLLOWER = [9, 1, 2, 4, 5, 1, 1, 2, 9, 8]
+ENDINGS = {3: [4, 5, 1], 6: [1], 7: [2], 8: [9, 8, 9, 8, 9]}
+
+
+def follow(last_tokens, calls=None):
+    """The rollout of prompts that end with these tokens, and a decoding call noted in `calls` each."""
+
+    def apply(params, tokens, *rest):
+        if calls is not None and tokens.shape[1] == 1:
+            jax.debug.callback(lambda: calls.append(1))
+        return BIGRAM.apply(params, tokens, *rest)
+
+    prompts = jnp.array([[8, last, 0] for last in last_tokens])
+    lengths = jnp.full(len(last_tokens), 2)
+    run = partial(rollout.generate, BIGRAM._replace(apply=apply), num_generations=2, max_completion_length=5)
+    out = jax.jit(partial(run, eos_ids=(1, 2)))(
+        chain(FOLLOWER), jax.random.key(0), prompts, lengths, jnp.arange(len(last_tokens))
+    )
+    jax.effects_barrier()
+    return out
+
+
+def test_a_completion_ends_with_any_end_at_the_first_token_or_never():
+    got = follow(ENDINGS)
+    for row, want in enumerate(ending for ending in ENDINGS.values() for _ in range(2)):
+        rest = 5 - len(want)
+        assert got.lengths[row] == len(want)
+        assert got.tokens[row].tolist() == want + [0] * rest
+        assert got.mask[row].tolist() == [1.0] * len(want) + [0.0] * rest
+        assert not np.any(got.logprobs[row, len(want) :])
+
+
+@pytest.mark.parametrize(("last_tokens", "passes"), [((6, 7), 0), ((3, 6, 7), 2), ((3, 8), 4)])
+def test_decoding_stops_when_all_rows_have_ended(last_tokens, passes):
+    """The prompt gives the first token, so that n tokens take n - 1 decoding passes."""
+    calls = []
+    follow(last_tokens, calls)
+    assert len(calls) == passes
+
+
+@pytest.mark.parametrize(
+    ("cut", "temperature", "policy", "drawn_from"),
+    [
+        ({"top_k": 2}, 1.0, [0.4, 0.3], [4 / 7, 3 / 7]),
+        ({"top_p": 0.41}, 1.0, [0.4, 0.3], [4 / 7, 3 / 7]),
+        # At temperature 1/2 probabilities are squared: 16, 9, 4, 1 of 30.
+        ({"top_k": 2}, 0.5, [16 / 30, 9 / 30], [16 / 25, 9 / 25]),
+        ({"top_p": 0.6}, 0.5, [16 / 30, 9 / 30], [16 / 25, 9 / 25]),
+    ],
+)
+def test_both_logprobs_of_a_truncated_distribution_by_hand(cut, temperature, policy, drawn_from):
+    params = jnp.log(jnp.tile(jnp.array([0.4, 0.3, 0.2, 0.1], jnp.float32), (4, 1)))
+    generate = partial(rollout.generate, BIGRAM, num_generations=8, max_completion_length=4, eos_ids=(3,), **cut)
+    prompt = (jnp.zeros((2, 2), jnp.int32), jnp.array([1, 2]), jnp.array([0, 1]))
+    got = jax.jit(partial(generate, temperature=temperature))(params, jax.random.key(0), *prompt)
+    assert set(np.unique(got.tokens)) == {0, 1}
+    np.testing.assert_allclose(got.logprobs, np.log(policy)[got.tokens], rtol=1e-5)
+    np.testing.assert_allclose(got.sampling_logprobs, np.log(drawn_from)[got.tokens], rtol=1e-5)

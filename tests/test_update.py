@@ -1,0 +1,287 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxrft.learn import grpo, masked, update
+from jaxrft.lm import model, rollout
+
+WIDTH, VOCABULARY = 8, 24
+
+
+def apply(params, tokens, positions, valid, cache=None, prefix=None):
+    """A policy quick to compile: the next token depends on the last one and on the sum of the prompt, its prefix."""
+    x = params["embed"][tokens]
+    total = jnp.sum(jnp.where(valid[..., None], x, 0.0), axis=1, keepdims=True)[None]  # [1, rows, 1, D]
+    if prefix is not None:
+        x = x + jnp.repeat(prefix[0], tokens.shape[0] // prefix.shape[1], axis=0)
+    return jnp.tanh(jnp.einsum("rtd,de->rte", x, params["mix"])), total
+
+
+POLICY = model.Policy(
+    apply=apply,
+    unembed=lambda params, hidden: jnp.einsum("...d,vd->...v", hidden, params["unembed"]),
+    init_cache=lambda rows, length: jnp.zeros((1, rows, 1, WIDTH)),
+)
+DECODER = model.ModelConfig(
+    vocab_size=1024, hidden_size=8, intermediate_size=24, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4
+)
+TASKS, GROUP, TIME = 4, 4, 6
+ROWS = TASKS * GROUP
+KEY = jax.random.key(9)
+
+
+@pytest.fixture(scope="module")
+def params():
+    shapes = {"embed": (VOCABULARY, WIDTH), "mix": (WIDTH, WIDTH), "unembed": (VOCABULARY, WIDTH)}
+    rng = np.random.default_rng(0)
+    return {name: jnp.asarray(rng.normal(0.0, 0.7, shape).astype(np.float32)) for name, shape in shapes.items()}
+
+
+@pytest.fixture(scope="module")
+def batch(params):
+    """Ragged prompts and completions, one row empty, sampled by a policy some updates away."""
+    rng = np.random.default_rng(1)
+    prompts = rng.integers(2, 24, (TASKS, 5), np.int32)
+    lengths = np.array([5, 2, 3, 4], np.int32)
+    tokens = rng.integers(2, 24, (ROWS, TIME), np.int32)
+    mask = np.arange(TIME)[None] < rng.integers(1, TIME + 1, (ROWS, 1))
+    mask[5] = False
+    logprobs, _ = learner_logprobs(params, prompts, lengths, tokens)
+    logprobs = logprobs + rng.normal(0.0, 0.3, (ROWS, TIME)).astype(np.float32)
+    groups = (TASKS, GROUP, TIME)
+    return update.Batch(
+        jnp.asarray(prompts),
+        jnp.asarray(lengths),
+        jnp.asarray(tokens).reshape(groups),
+        jnp.asarray(mask, jnp.float32).reshape(groups),
+        logprobs.reshape(groups),
+        jnp.asarray(rng.normal(size=(TASKS, GROUP)).astype(np.float32)),
+    )
+
+
+learner_logprobs = jax.jit(partial(update.completion_logprobs, POLICY))
+
+
+def make(policy=POLICY, **options):
+    """An update whose clipping by norm does not act."""
+    sizes = {"mini_batch_size": TASKS, "micro_batch_size": ROWS, "learning_rate": 1e-3, "max_grad_norm": 1e9}
+    return update.make(policy, **sizes | options)
+
+
+def run(params, batch, ref_params=None, **options):
+    """(params, optimizer state, metrics) after a step from a fresh optimizer."""
+    learner = make(**options)
+    return jax.jit(learner.step)(KEY, params, learner.init(params), batch, ref_params)
+
+
+def gradient(state):
+    """The gradient of the first update, from Adam's first moment (1 - 0.9) g."""
+    return jax.tree.map(lambda x: x / 0.1, optax.tree_utils.tree_get(state, "mu"))
+
+
+def assert_close(got, want, atol=1e-5):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), got, want)
+
+
+def plain_loss(params, batch, ref_params=None, *, loss_type, kl_coef=0.0):
+    """The loss of a whole batch, without micro-batches."""
+    tokens, mask, behaviour = (x.reshape(ROWS, TIME) for x in (batch.tokens, batch.mask, batch.logprobs))
+    where = (batch.prompts, batch.lengths, tokens)
+    logprobs, _ = update.completion_logprobs(POLICY, params, *where)
+    advantages = batch.advantages.reshape(-1, 1)
+    options = {"loss_type": loss_type, "max_completion_length": TIME}
+    loss, metrics = grpo.policy_loss(logprobs, behaviour, advantages, mask, **options)
+    if kl_coef:
+        reference, _ = update.completion_logprobs(POLICY, ref_params, *where)
+        metrics["kl"] = masked.mean(grpo.kl_k3(logprobs, reference), mask)  # with dapo
+        loss = loss + kl_coef * metrics["kl"]
+    return loss, metrics
+
+
+plain_gradient = jax.jit(jax.value_and_grad(plain_loss, has_aux=True), static_argnames=("loss_type", "kl_coef"))
+
+
+@pytest.mark.parametrize("loss_type", grpo.REDUCTIONS)
+@pytest.mark.parametrize("micro_batch_size", [2, 8])  # half a group, two groups
+def test_micro_batches_change_no_number(params, batch, loss_type, micro_batch_size):
+    (loss, metrics), want = plain_gradient(params, batch, loss_type=loss_type)
+    _, state, got = run(params, batch, loss_type=loss_type, micro_batch_size=micro_batch_size)
+    assert_close(gradient(state), want)
+    assert_close({name: got[name] for name in metrics}, metrics)
+    np.testing.assert_allclose(got["policy_loss"], loss, atol=1e-5)
+    np.testing.assert_allclose(got["grad_norm"], optax.global_norm(want), rtol=1e-5)
+    assert metrics["clip_ratio/low_mean"] > 0 and metrics["clip_ratio/high_mean"] > 0  # clipping was tried
+
+
+def test_mini_batches_share_out_the_tasks_of_each_pass(params, batch):
+    """At learning rate 0 the mean over equal mini-batches of a mean over rows is the mean over all rows."""
+    batch = batch._replace(mask=batch.mask.at[..., 0].set(1.0))  # no row is empty
+    (loss, _), _ = plain_gradient(params, batch, loss_type="grpo")
+    for mini_batch_size, num_iterations, updates in ((4, 3, 3), (2, 2, 4), (1, 1, 4)):
+        sizes = {"mini_batch_size": mini_batch_size, "micro_batch_size": 4, "num_iterations": num_iterations}
+        after, state, metrics = run(params, batch, loss_type="grpo", learning_rate=0.0, **sizes)
+        assert optax.tree_utils.tree_get(state, "ScaleByAdamState").count == updates
+        np.testing.assert_allclose(metrics["policy_loss"], loss, atol=1e-5)
+        jax.tree.map(np.testing.assert_array_equal, after, params)
+
+
+def test_the_first_ratio_after_a_rollout_is_one(params):
+    prompts, lengths = jnp.array([[2, 3, 4], [5, 6, 0], [7, 0, 0], [8, 9, 0]]), jnp.array([3, 2, 1, 2])
+    options = {"num_generations": GROUP, "max_completion_length": TIME, "eos_ids": (0,), "temperature": 0.6}
+    generate = jax.jit(partial(rollout.generate, POLICY, **options))
+    got = generate(params, jax.random.key(0), prompts, lengths, jnp.arange(TASKS))
+    tokens, mask, logprobs = (x.reshape(TASKS, GROUP, TIME) for x in (got.tokens, got.mask, got.logprobs))
+    advantages = jnp.tile(jnp.array([[1.0, -1.0, 2.0, -2.0]]), (TASKS, 1))
+    on_policy = update.Batch(prompts, lengths, tokens, mask, logprobs, advantages)
+    for temperature, is_one in ((0.6, True), (1.0, False)):
+        *_, metrics = run(params, on_policy, temperature=temperature)
+        ratios = [abs(float(metrics[name])) for name in ("approx_kl", "clip_ratio/region_mean")]
+        assert (max(ratios) < 1e-5) == is_one
+        if is_one:
+            want = -jnp.sum(advantages[..., None] * mask) / jnp.sum(mask)
+            np.testing.assert_allclose(metrics["policy_loss"], want, atol=1e-5)
+
+
+def test_kl_to_a_reference(params, batch):
+    other = jax.tree.map(lambda x: x * 0.7, params)
+    (_, metrics), want = plain_gradient(params, batch, other, loss_type="dapo", kl_coef=0.5)
+    _, state, got = run(params, batch, other, kl_coef=0.5, micro_batch_size=8)
+    assert metrics["kl"] > 0.01
+    np.testing.assert_allclose(got["kl"], metrics["kl"], atol=1e-5)
+    assert_close(gradient(state), want)
+
+
+def test_without_kl_the_reference_is_never_evaluated(params, batch):
+    """With a reference at hand no pass of the policy more is traced than without; with kl_coef twice as many."""
+    traced = []
+    policy = POLICY._replace(apply=lambda *arguments: traced.append(arguments[0]) or POLICY.apply(*arguments))
+    without, weighted = make(policy), make(policy, kl_coef=0.1)
+    state = without.init(params)
+    jax.make_jaxpr(without.step)(KEY, params, state, batch)
+    passes, traced[:] = len(traced), []
+    jax.make_jaxpr(without.step)(KEY, params, state, batch, params)
+    assert len(traced) == passes
+    traced[:] = []
+    jax.make_jaxpr(weighted.step)(KEY, params, state, batch, params)
+    assert len(traced) == 2 * passes
+
+
+def test_zero_advantages_give_exactly_no_gradient(params, batch):
+    after, state, metrics = run(params, batch._replace(advantages=jnp.zeros((TASKS, GROUP))))
+    assert metrics["grad_norm"] == 0.0
+    jax.tree.map(np.testing.assert_array_equal, after, params)
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves((state, metrics)))
+
+
+def sizes(jaxpr):
+    """The number of elements of every array that a program computes, in its inner programs too."""
+    for equation in jaxpr.eqns:
+        yield from (variable.aval.size for variable in equation.outvars)
+        for inner in jax.tree.leaves(tuple(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            if hasattr(inner, "eqns"):
+                yield from sizes(inner)
+
+
+def test_logits_of_all_positions_never_exist(monkeypatch):
+    """Forward and backward: the largest array is the logits of the two positions that fit into a chunk."""
+    policy, time, full = model.decoder(DECODER), 8, ROWS * 8 * 1024
+    shapes = jax.eval_shape(partial(model.init, config=DECODER), jax.random.key(0))
+    int32, float32 = (partial(jax.ShapeDtypeStruct, dtype=dtype) for dtype in (jnp.int32, jnp.float32))
+    groups = (TASKS, GROUP, time)
+    batch = update.Batch(
+        int32((TASKS, 3)), int32((TASKS,)), int32(groups), float32(groups), float32(groups), float32((TASKS, GROUP))
+    )
+
+    def largest():
+        learner = make(policy, kl_coef=0.1)
+        program = jax.make_jaxpr(learner.step)(KEY, shapes, jax.eval_shape(learner.init, shapes), batch, shapes)
+        return max(sizes(program.jaxpr))
+
+    assert largest() >= full  # they fit into one chunk
+    monkeypatch.setattr(update, "CHUNK", ROWS * 1024 * 2)
+    assert largest() == full * 2 // time
+
+
+@pytest.mark.parametrize("positions", [1, 4])  # TIME is not a multiple of 4: the last chunk is padded
+def test_chunks_change_no_number(monkeypatch, params, batch, positions):
+    where = (batch.prompts, batch.lengths, batch.tokens.reshape(ROWS, TIME))
+
+    def mean(params):
+        logprobs, entropy = update.completion_logprobs(POLICY, params, *where, temperature=0.7)
+        return jnp.mean(logprobs), (logprobs, entropy)
+
+    want = jax.jit(jax.grad(mean, has_aux=True))(params)
+    monkeypatch.setattr(update, "CHUNK", positions * ROWS * VOCABULARY)
+    assert_close(jax.jit(jax.grad(mean, has_aux=True))(params), want)
+
+
+def test_logprobs_and_entropy_by_hand():
+    """A policy that gives two tokens the chances 3/4 and 1/4, at temperature 1/2 9/10 and 1/10."""
+    policy = model.Policy(
+        apply=lambda params, tokens, *_: (jnp.zeros((*tokens.shape, 1)), None),
+        unembed=lambda params, hidden: hidden + params[(None,) * (hidden.ndim - 1)],
+        init_cache=lambda rows, length: (),
+    )
+    params = jnp.log(jnp.array([3.0, 1.0]))
+    where = (jnp.zeros((1, 2), jnp.int32), jnp.array([2]), jnp.array([[0, 1, 0]]))
+    for temperature, chances in ((1.0, np.array([0.75, 0.25])), (0.5, np.array([0.9, 0.1]))):
+        logprobs, entropy = update.completion_logprobs(policy, params, *where, temperature=temperature)
+        np.testing.assert_allclose(logprobs, np.log(chances)[[[0, 1, 0]]], rtol=1e-5)
+        np.testing.assert_allclose(entropy, np.full((1, 3), -np.sum(chances * np.log(chances))), rtol=1e-5)
+
+
+def test_learning_rate_warms_up():
+    _, schedule = update.adamw(learning_rate=1.0, warmup_steps=4)
+    np.testing.assert_allclose([schedule(i) for i in range(7)], [0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.0], rtol=1e-6)
+    _, schedule = update.adamw(learning_rate=0.3)
+    assert [float(schedule(i)) for i in (0, 9)] == [0.3, 0.3]
+
+
+def test_adamw_by_hand():
+    """The first change is the learning rate against the gradient's sign, and the decay; gradients are clipped."""
+    options = {"learning_rate": 0.2, "warmup_steps": 1, "weight_decay": 0.5, "max_grad_norm": 1.0}
+    optimizer, _ = update.adamw(**options)
+    params = {"a": jnp.array([2.0, -4.0])}
+    state = optimizer.init(params)
+    with jax.numpy_dtype_promotion("standard"):
+        change, state = optimizer.update({"a": jnp.array([3.0, -4.0])}, state, params)
+    np.testing.assert_allclose(change["a"], [-0.1 * (1 + 1.0), -0.1 * (-1 - 2.0)], rtol=1e-5)
+    np.testing.assert_allclose(gradient(state)["a"], [0.6, -0.8], rtol=1e-5)
+
+
+def test_steps_are_traced_once_and_keep_float32(batch):
+    """The decoder, in bfloat16 arithmetic too; metrics give each step's own learning rate."""
+    params = jax.jit(partial(model.init, config=DECODER))(jax.random.key(0))
+    learner, traced = (
+        make(model.decoder(DECODER, dtype=jnp.bfloat16, remat=False), warmup_steps=3, learning_rate=4e-3),
+        [],
+    )
+
+    def step(*arguments):
+        traced.append(1)
+        return learner.step(*arguments)
+
+    step, state, rates = jax.jit(step), learner.init(params), []
+    for number in range(5):
+        params, state, metrics = step(jax.random.fold_in(KEY, number), params, state, batch)
+        rates.append(metrics["learning_rate"])
+        assert all(x.dtype == jnp.float32 and x.shape == () for x in metrics.values())
+    assert len(traced) == 1
+    assert {x.dtype for x in jax.tree.leaves((params, state))} == {jnp.dtype("float32"), jnp.dtype("int32")}
+    np.testing.assert_allclose(rates, [1e-3, 2e-3, 3e-3, 4e-3, 4e-3], rtol=1e-5)
+
+
+def test_good_samples_become_likelier(params, batch):
+    """And bad ones less likely, over a few updates."""
+    prompts = (batch.prompts, batch.lengths, batch.tokens.reshape(ROWS, TIME))
+    before, _ = learner_logprobs(params, *prompts)
+    learner = make(num_iterations=4, learning_rate=1e-3)
+    after, _, _ = jax.jit(learner.step)(
+        KEY, params, learner.init(params), batch._replace(logprobs=before.reshape(batch.logprobs.shape))
+    )
+    change = (learner_logprobs(after, *prompts)[0] - before).reshape(batch.mask.shape) * batch.mask
+    assert float(jnp.sum(change * batch.advantages[..., None])) > 0.1
