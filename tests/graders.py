@@ -22,6 +22,11 @@ def starts(prompts, completions, *, answer, **columns):
     return [float(text[:1] != "" and text[0] in first) for text, first in zip(completions, answer, strict=True)]
 
 
+def letters(prompts, completions, **columns):
+    """The share of a completion's characters that are letters."""
+    return [sum(character.isalpha() for character in text) / max(1, len(text)) for text in completions]
+
+
 def zero(prompts, completions, **columns):
     return [0.0] * len(completions)
 
@@ -37,7 +42,7 @@ def broken(prompts, completions, **columns):
 def troubles(prompts, completions, *, answer, **columns):
     """As `starts`, but hangs, dies, raises or answers twice for some completions."""
     first = completions[0][:1]
-    if first == "1" and "11" in completions[0]:
+    if first == "1":
         time.sleep(1000)
     if first == "2":
         os._exit(3)

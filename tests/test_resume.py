@@ -4,15 +4,16 @@ import helpers
 import pytest
 
 from jaxrft import train
-from jaxrft.config import MeshConfig
+from jaxrft.config import EvalConfig, MeshConfig, TasksConfig
 
-HARD = {  # every random stream, a reference policy and optimiser updates within a step
+HARD = {  # every random stream, a reference policy, several updates a step
     "mini_batch_size": 4,
     "micro_batch_size": 8,
     "num_iterations": 2,
     "kl_coef": 0.05,
     "top_k": 9,
     "warmup_steps": 5,
+    "eval_steps": 2,
 }
 
 
@@ -21,17 +22,23 @@ def stop(config, folder, **environment):
     return helpers.jaxrft("train", path, LOG=f"{config.output_dir}/metrics.jsonl", **environment)
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(configure, tmp_path):
-    whole, killed = configure(tmp_path / "whole", **HARD), configure(tmp_path / "killed", **HARD)
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(configure, world, tmp_path):
+    held_out = TasksConfig(str(world / "tasks.jsonl"), name="held_out", limit=8)
+    hard = HARD | {"evaluation": EvalConfig((held_out,), num_samples=0)}
+    whole, killed = configure(tmp_path / "whole", **hard), configure(tmp_path / "killed", **hard)
     state = train.train(whole)
-    code, _, _ = stop(killed, tmp_path, SEND="SIGKILL", LINES=4)  # four lines: in step 6
-    assert code == -9
-    assert helpers.checkpoints(killed.output_dir) == [3] and len(helpers.metrics(killed.output_dir)) == 4
+    code, _, errors = stop(killed, tmp_path, SEND="SIGKILL", LINES=5)  # evaluation and four steps: it is in step 6
+    assert code == -9, errors
+    assert helpers.checkpoints(killed.output_dir) == [3]
+    assert [line["step"] for line in helpers.metrics(killed.output_dir)] == [0, 1, 2, 3, 4]
     with (tmp_path / "killed/metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "rew')  # as a kill in the middle of a write leaves it
     helpers.assert_same_bits(train.train(killed), state)
     assert helpers.metrics(killed.output_dir) == helpers.metrics(whole.output_dir)
-    assert [line["step"] for line in helpers.metrics(killed.output_dir)] == [1, 2, 3, 4, 5, 6]
+    lines = helpers.metrics(killed.output_dir)
+    assert [line["step"] for line in lines] == [0, 1, 2, 3, 4, 5, 6]
+    assert ["eval/held_out/greedy" in line for line in lines] == [True, False] * 3 + [True]
+    assert (tmp_path / "killed/policy/model.safetensors").is_file()
 
 
 def test_sigterm_saves_within_the_step_and_the_run_goes_on(configure, whole, tmp_path):
@@ -58,5 +65,4 @@ def test_a_checkpoint_opens_on_another_mesh(configure, whole, mesh):
     folder, state = whole
     restored = train.train(configure(folder, mesh=mesh))
     helpers.assert_same_bits(restored, state)
-    sharding = restored.params["gate"].sharding
-    assert dict(sharding.mesh.shape) | {} == {"data": mesh.data, "fsdp": mesh.fsdp, "model": mesh.model}
+    assert restored.params["gate"].sharding.mesh.shape == {"data": mesh.data, "fsdp": mesh.fsdp, "model": mesh.model}

@@ -68,7 +68,7 @@ def test_equal_rewards_leave_the_parameters_exactly_as_they_were(configure, worl
 
 
 def test_graders_that_hang_die_raise_or_answer_twice_cost_their_rewards_only(configure, tmp_path):
-    config = configure(tmp_path, steps=3, reward_timeout=1.0, reward_workers=2)
+    config = configure(tmp_path, steps=3, reward_timeout=0.5, reward_workers=2)
     state = train.train(config, reward={"graders:starts": graders.troubles})
     assert int(state.step) == 3
     for kind in ("timeout", "crash", "error", "wrong_length"):
