@@ -21,6 +21,7 @@ from jaxrft.learn import grpo, update
 from jaxrft.lm import weights
 from jaxrft.report import log, metrics
 from jaxrft.report.console import Display
+from jaxrft.report.log import Reporter
 from jaxrft.rewards.pool import Pool
 from jaxrft.runtime import LanguageModel
 from jaxrft.select import selectors
@@ -68,19 +69,14 @@ def train(config: Config, *, reward: Any = None) -> RunState:
         )
         resumed = checkpoints.latest() is not None
         state = checkpoints.restore(state) if resumed else state
-        if jax.process_index() == 0:
-            log.cut_back(folder / "metrics.jsonl", int(state.step) if resumed else -1)
-        display = Display(
-            config.steps,
-            start=int(state.step),
-            every=config.log_completions_steps,
-            visible=jax.process_index() == 0,
-        )
+        first = jax.process_index() == 0
+        display = Display(config.steps, start=int(state.step), every=config.log_completions_steps, visible=first)
         stack.enter_context(display)
+        report = log.Reporter(folder / "metrics.jsonl", display, start=int(state.step) if resumed else -1, write=first)
         if resumed:
             display.say(f"going on after step {int(state.step)} of the run in {folder}")
         stopped = stack.enter_context(runtime.stop_signals())
-        state = loop(run, state, folder, checkpoints, display, stopped)
+        state = loop(run, state, folder, checkpoints, report, stopped)
         if int(state.step) >= config.steps:
             weights.save(folder / "policy", state.params, run.lm.config, source=config.model)
             display.say(f"the trained policy is in {folder / 'policy'}")
@@ -88,22 +84,26 @@ def train(config: Config, *, reward: Any = None) -> RunState:
 
 
 def loop(
-    run: Run, state: RunState, folder: Path, checkpoints: Checkpoints, display: Display, stopped: Callable[[], bool]
+    run: Run, state: RunState, folder: Path, checkpoints: Checkpoints, report: Reporter, stopped: Callable[[], bool]
 ) -> RunState:
     """Steps from the state's on, until all are done or a signal comes."""
-    config, mesh = run.config, run.mesh
+    config, mesh, display = run.config, run.mesh, report.display
     select, generate, learn = compile_steps(run, state)
     widths = table.buckets(run.table.lengths)
-    report = log.Reporter(folder / "metrics.jsonl", display, write=jax.process_index() == 0)
 
     def evaluate(step: int) -> None:
         found = run.evaluate(state.params, step)
         report.add(step, found)
         display.evaluation(step, found)
 
-    if int(state.step) == 0 and config.eval_steps:
-        evaluate(0)
-    first = int(state.step) + 1
+    def evaluation_due(step: int) -> bool:
+        return config.eval_steps > 0 and (step in (0, config.steps) or step % config.eval_steps == 0)
+
+    done = int(state.step)
+    # A stop by a signal leaves out the evaluation that may have been due after its last step.
+    if evaluation_due(done) and runtime.any_process(report.write and not report.evaluated(done)):
+        evaluate(done)
+    first = done + 1
     for step in range(first, config.steps + 1):
         timer = log.Timer()
         choice, chosen = select(state.selector, state.step, run.tasks)
@@ -129,11 +129,10 @@ def loop(
         timer.lap("learn")
         found |= {f"rewards/{kind}": lost for kind, lost in verdicts.failures.items()}
         report.add(step, found | timer.metrics() | {"num_tokens": total(state.tally)})
-        last = step == config.steps
         stopping = runtime.any_process(stopped())
-        if config.eval_steps and (last or due(step, config.eval_steps)) and not stopping:
+        if evaluation_due(step) and not stopping:
             evaluate(step)
-        if last or stopping or due(step, config.save_steps):
+        if step == config.steps or stopping or due(step, config.save_steps):
             report.flush()  # before the checkpoint, or a kill between the two would lose the line
             checkpoints.save(state)
         if stopping:

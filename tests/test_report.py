@@ -105,29 +105,41 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("torn", ["", '{"step": 4, "rew', "{"])
-def test_a_resumed_log_ends_at_the_restored_step(tmp_path, torn):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in (0, 1, 2, 3)) + torn)
-    log.cut_back(path, 2)
-    assert path.read_text().endswith("\n")
-    assert [line["step"] for line in lines(path)] == [0, 1, 2]
-    log.cut_back(path, -1)
-    assert lines(path) == []
-    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
-
-
-def test_without_a_log_nothing_is_cut_back(tmp_path):
-    log.cut_back(tmp_path / "metrics.jsonl", 2)
-    assert not list(tmp_path.iterdir())
-
-
-def reporter(tmp_path, *, write=True, visible=False):
-    return log.Reporter(tmp_path / "metrics.jsonl", Display(9, visible=visible, every=1), write=write)
+def reporter(tmp_path, *, write=True, visible=False, start=-1):
+    return log.Reporter(tmp_path / "metrics.jsonl", Display(9, visible=visible, every=1), start=start, write=write)
 
 
 def step(reward, zero_std=0.0):
     return {"reward": jnp.float32(reward), "frac_reward_zero_std": jnp.float32(zero_std)}
+
+
+@pytest.mark.parametrize("torn", ["", '{"step": 4, "rew', "{"])
+@pytest.mark.parametrize(("start", "kept"), [(2, [0, 1, 2]), (-1, [])])
+def test_a_resumed_log_is_cut_back_with_its_first_write(tmp_path, torn, start, kept):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in (0, 1, 2, 3)) + torn)
+    before = path.read_text()
+    report = reporter(tmp_path, start=start)
+    report.flush()
+    assert path.read_text() == before  # a mistake found before the first step changes nothing
+    report.add(start + 1, step(0.5))
+    report.add(start + 2, step(0.5))
+    report.flush()
+    assert [line["step"] for line in lines(path)] == [*kept, start + 1, start + 2]
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_an_evaluation_that_a_stop_left_out_joins_its_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "eval/held/greedy": 0.5}\n{"step": 2, "reward": 0.25}\n')
+    assert reporter(tmp_path, start=1).evaluated(1)
+    report = reporter(tmp_path, start=2)
+    assert not report.evaluated(2)
+    report.add(2, {"eval/held/greedy": 0.75})
+    report.add(3, step(1.0))
+    report.flush()
+    assert path.read_text().splitlines()[1] == '{"step": 2, "eval/held/greedy": 0.75, "reward": 0.25}'
+    assert [line["step"] for line in lines(path)] == [1, 2, 3]
 
 
 def test_a_step_is_written_when_the_next_is_under_way(tmp_path):

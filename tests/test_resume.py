@@ -41,15 +41,24 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(configure, world, tmp_p
     assert (tmp_path / "killed/policy/model.safetensors").is_file()
 
 
-def test_sigterm_saves_within_the_step_and_the_run_goes_on(configure, whole, tmp_path):
+def test_sigterm_saves_within_the_step_and_the_run_goes_on(configure, world, whole, tmp_path):
     folder, state = whole
-    config = configure(tmp_path / "run", save_steps=100)
-    code, said, errors = stop(config, tmp_path, SEND="SIGTERM", LINES=1)  # one line: in step 3
+    held_out = EvalConfig((TasksConfig(str(world / "tasks.jsonl"), name="held_out", limit=8),), num_samples=0)
+    config = configure(tmp_path / "run", save_steps=100, eval_steps=3, evaluation=held_out)
+    code, said, errors = stop(config, tmp_path, SEND="SIGTERM", LINES=2)  # evaluation and one step: in step 3
     assert code == 143, errors
     assert "stopped by a signal after step 3, saved" in said and not (tmp_path / "run/policy").exists()
-    assert helpers.checkpoints(config.output_dir) == [3] and len(helpers.metrics(config.output_dir)) == 3
+    assert helpers.checkpoints(config.output_dir) == [3]
+    evaluated = [line["step"] for line in helpers.metrics(config.output_dir) if "eval/held_out/greedy" in line]
+    assert evaluated == [0]  # the one due after step 3 would have kept the process from leaving
     helpers.assert_same_bits(train.train(config), state)
-    assert helpers.metrics(config.output_dir) == helpers.metrics(folder)
+    first, *lines = helpers.metrics(config.output_dir)
+    assert [first["step"]] + [line["step"] for line in lines if line.pop("eval/held_out/greedy", None) is not None] == [
+        0,
+        3,
+        6,
+    ]
+    assert lines == helpers.metrics(folder)
 
 
 def test_a_finished_run_has_nothing_left_to_do(configure, whole, capsys):

@@ -151,7 +151,8 @@ def init_cache(config: ModelConfig, rows: int, length: int, *, dtype: Any = jnp.
 
 def unembed(config: ModelConfig, params: Params, hidden: Array, *, dtype: Any = jnp.float32) -> Array:
     """Logits [..., V] in float32 of final hidden states [..., D]."""
-    weights = params["embed" if config.tie_word_embeddings else "unembed"].astype(dtype)
+    name = "embed" if config.tie_word_embeddings else "unembed"
+    weights = _gathered(params[name], ("vocab", "embed"), dtype)
     logits = jnp.einsum("...d,vd->...v", hidden.astype(dtype), weights, preferred_element_type=jnp.float32)
     return constrain(logits, "batch", *(None,) * (logits.ndim - 2), "vocab")
 
@@ -172,7 +173,7 @@ def apply(
 
     Attention is causal in `positions`, not in slots: prompts may be padded on either side.
     """
-    names = {row.name for row in table(config) if row.layered}
+    layered = {row.name: row.axes[1:] for row in table(config) if row.layered}
     rope = _rope(positions, config.head_dim, config.rope_theta)
     seen = jnp.where(valid, positions, PADDED)
     # All rows advance together, so that row 0 of layer 0 tells the slot to write.
@@ -180,7 +181,7 @@ def apply(
 
     def layer(carry: tuple[Array, Cache | None], xs: Any) -> tuple[Any, Any]:
         (x, cache), (index, weights, prefix) = carry, xs
-        w = {name: value.astype(dtype) for name, value in weights.items()}
+        w = {name: _gathered(value, layered[name], dtype) for name, value in weights.items()}
         q, k, v = _project(config, w, rms_norm(x, w["attention_norm"], config.rms_norm_eps), rope)
         own = Cache(k, v, seen)
         if cache is not None:
@@ -191,8 +192,8 @@ def apply(
         x = constrain(x + _mlp(w, rms_norm(x, w["mlp_norm"], config.rms_norm_eps)), "batch", "time", "embed")
         return (x, cache), (own if cache is None else None)
 
-    x = constrain(params["embed"][tokens].astype(dtype), "batch", "time", "embed")
-    layers = (jnp.arange(config.num_layers), {name: params[name] for name in names}, prefix)
+    x = constrain(_gathered(params["embed"], ("vocab", "embed"), dtype)[tokens], "batch", "time", "embed")
+    layers = (jnp.arange(config.num_layers), {name: params[name] for name in layered}, prefix)
     (x, cache), fresh = jax.lax.scan(jax.checkpoint(layer) if remat else layer, (x, cache), layers)
     hidden = rms_norm(x, params["final_norm"].astype(dtype), config.rms_norm_eps)
     return hidden, _shard_cache(fresh if cache is None else cache)
@@ -231,6 +232,11 @@ def rms_norm(x: Array, scale: Array, eps: float) -> Array:
     wide = x.astype(jnp.float32)
     normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
     return normed.astype(x.dtype) * jnp.expand_dims(scale, tuple(range(x.ndim - 1)))
+
+
+def _gathered(weight: Array, axes: tuple[str | None, ...], dtype: Any) -> Array:
+    """A weight as it is computed with: in `dtype`, and whole over `fsdp`, whose devices have rows of their own."""
+    return constrain(weight.astype(dtype), *(None if axis == "embed" else axis for axis in axes))
 
 
 def _project(config: ModelConfig, w: Params, x: Array, rope: tuple[Array, Array]) -> tuple[Array, Array, Array]:

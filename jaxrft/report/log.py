@@ -5,6 +5,7 @@ import math
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +20,32 @@ def plain(value: Any) -> float | int | str | None:
     return number if math.isfinite(number) else None
 
 
-def cut_back(path: Path, step: int) -> None:
-    """Removes the lines after `step`, and a torn last line, so that a resumed run writes each step once."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:  # torn by a kill in the middle of a write
-            continue
-        if entry["step"] <= step:
-            kept.append(line + "\n")
-    fresh = path.with_suffix(".tmp")
-    fresh.write_text("".join(kept), encoding="utf-8")
-    os.replace(fresh, path)
+def read(path: Path, last: int) -> list[dict[str, Any]]:
+    """The entries up to step `last`; a line torn by a kill in the middle of a write is passed over."""
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        with suppress(ValueError):
+            entries.append(json.loads(line))
+    return [entry for entry in entries if entry["step"] <= last]
 
 
 class Reporter:
-    """Writes the metrics of a step when the next one is under way."""
+    """Writes the metrics of a step when the next one is under way.
 
-    def __init__(self, path: Path, display: Display, *, write: bool = True):
+    With its first write it cuts the file back to `start`, the step that the run goes on from (-1 = afresh), so that
+    each step stands there once; until then the file stays as it is.
+    """
+
+    def __init__(self, path: Path, display: Display, *, start: int = -1, write: bool = True):
         """To `path`, if this process is the one that writes."""
         self.path, self.display, self.write = path, display, write
-        self.step, self.metrics = 0, {}
+        self.earlier: list[dict[str, Any]] | None = read(path, start) if write else []
+        self.step, self.metrics = start, {}
         self.without_signal = 0
+
+    def evaluated(self, step: int) -> bool:
+        """Whether the file has an evaluation of the step that the run goes on from."""
+        return any(name.startswith("eval/") for e in self.earlier or () if e["step"] == step for name in e)
 
     def add(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Holds metrics of `step`, device scalars among them; more of the same step join them."""
@@ -59,11 +61,23 @@ class Reporter:
         entry = {"step": self.step} | {name: plain(value) for name, value in sorted(self.metrics.items())}
         self.metrics = {}
         if self.write:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry, allow_nan=False) + "\n")
+            self._write(entry)
         if "reward" in entry:
             self.display.step(self.step, entry)
             self._say_without_signal(entry["frac_reward_zero_std"] == 1.0)
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        """Appends an entry; the first goes, after the earlier ones, into a new file that takes the old one's place."""
+        if self.earlier is None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry, allow_nan=False) + "\n")
+            return
+        if self.earlier and self.earlier[-1]["step"] == entry["step"]:  # an evaluation that a stop left out
+            entry = dict(sorted((self.earlier.pop() | entry).items(), key=lambda item: (item[0] != "step", item[0])))
+        fresh = self.path.with_suffix(".tmp")
+        fresh.write_text("".join(json.dumps(e, allow_nan=False) + "\n" for e in (*self.earlier, entry)), "utf-8")
+        os.replace(fresh, self.path)
+        self.earlier = None
 
     def _say_without_signal(self, silent: bool) -> None:
         """Says so, at the first of several steps and then now and then, when a step had nothing to learn from."""
