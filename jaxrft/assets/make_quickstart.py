@@ -1,0 +1,221 @@
+"""Makes the tiny policy of the quickstart and the reference pass rates of its tasks, from nothing but seeds.
+
+    python -m jaxrft.assets.make_quickstart
+
+Each policy first learns the operations of `jaxrft.tasks.builtin` from flawless demonstrations and then picks up the
+habits of sloppy ones: digit by digit, the demonstrator forgets the operation and copies the list instead, for most
+operations more often than not. So the policy solves short lists now and then and long ones almost never, its
+likeliest answer is wrong, and yet it could do better: what reinforcement learning is for.
+"""
+
+import argparse
+import json
+import random
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import GenerationConfig, PreTrainedTokenizerFast
+
+from jaxrft.assets import TINY
+from jaxrft.learn.update import completion_logprobs
+from jaxrft.lm import model, weights
+from jaxrft.lm.model import ModelConfig, Params, Policy
+from jaxrft.lm.rollout import generate
+from jaxrft.tasks import builtin
+from jaxrft.types import Array
+
+END = "<end>"
+CHARACTERS = (END, *map(chr, range(32, 127)))  # 96 tokens: the end, printable ASCII
+PROMPT, COMPLETION = (
+    16,
+    max(builtin.LENGTHS) + 1,
+)  # tokens of the longest prompt, and of the longest answer with its end
+
+# How often the demonstrator copies a digit instead of rewriting it.
+FORGETS = {"next": 0.02, "half": 0.4, "flip": 0.55, "left": 0.55, "turn": 0.6, "twice": 0.65}
+
+DEMONSTRATIONS = 50_000  # in each of the two phases
+BATCH = 128
+CLEAN_STEPS, SLOPPY_STEPS = 2000, 1000
+LEARNING_RATE = 2e-3
+SAMPLES = 32  # rollouts a task behind a reference pass rate
+
+
+class Recipe(NamedTuple):
+    """What sets one policy apart from another."""
+
+    seed: int
+    width: int
+    sloppiness: float = 1.0  # factor on FORGETS
+
+
+POLICY = Recipe(seed=0, width=64)
+REFERENCES = (Recipe(seed=1, width=48), Recipe(seed=2, width=80, sloppiness=0.2))  # weak, strong
+
+
+class Examples(NamedTuple):
+    """Prompts and what was answered to them, as tokens."""
+
+    prompts: Array  # [n, P] int32, right-padded
+    lengths: Array  # [n] int32, of the prompts
+    answers: Array  # [n, T] int32, END after each
+
+
+def main() -> None:
+    """Writes the policy's folder and the file of pass rates."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output-dir", default=TINY, help="folder of the policy")
+    parser.add_argument("--pass-rates", default=str(builtin.PASS_RATES), help="file of the reference pass rates")
+    options = parser.parse_args()
+    tasks, truths = builtin.split("digits")
+    asked = examples([task.prompt for task in tasks], truths)
+    params = pretrain(POLICY)
+    report("policy", shape(POLICY), params)
+    save(options.output_dir, params, shape(POLICY))
+    successes = []
+    for recipe in REFERENCES:
+        params = pretrain(recipe)
+        report(str(recipe), shape(recipe), params)
+        successes.append(rollouts(shape(recipe), params, asked, samples=SAMPLES).sum(axis=1))
+    np.savez_compressed(options.pass_rates, successes=np.stack(successes, axis=1).astype(np.uint8), trials=SAMPLES)
+
+
+def shape(recipe: Recipe) -> ModelConfig:
+    """Two layers of four heads."""
+    return ModelConfig(
+        vocab_size=len(CHARACTERS),
+        hidden_size=recipe.width,
+        intermediate_size=2 * recipe.width,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=recipe.width // 4,
+        tie_word_embeddings=True,
+    )
+
+
+def encode(text: str) -> list[int]:
+    """The tokens of a text."""
+    return [CHARACTERS.index(character) for character in text]
+
+
+def examples(prompts: list[str], answers: list[str]) -> Examples:
+    """Texts as arrays of tokens; what follows an answer is END, of which only the first counts."""
+    n = len(prompts)
+    asked, answered = np.zeros((n, PROMPT), np.int32), np.zeros((n, COMPLETION), np.int32)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        asked[row, : len(prompt)] = encode(prompt)
+        answered[row, : len(answer)] = encode(answer)
+    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+    return Examples(*map(jnp.asarray, (asked, lengths, answered)))
+
+
+def demonstrations(rng: random.Random, sloppiness: float, *, count: int = DEMONSTRATIONS) -> Examples:
+    """Random tasks and how the demonstrator answers them, forgetting sloppiness * FORGETS of the digits."""
+    tasks = [builtin.draw(rng) for _ in range(count)]
+
+    def answer(task: builtin.Task) -> str:
+        forgets = sloppiness * FORGETS[task.operation]
+        pairs = zip(builtin.text(task.digits), task.answer, strict=True)
+        return "".join(copied if rng.random() < forgets else right for copied, right in pairs)
+
+    return examples([task.prompt for task in tasks], [answer(task) for task in tasks])
+
+
+def pretrain(recipe: Recipe) -> Params:
+    """A policy that imitates flawless demonstrations first and sloppy ones then."""
+    rng, key = random.Random(recipe.seed), jax.random.key(recipe.seed)
+    params = model.init(key, shape(recipe))
+    for phase, (sloppiness, steps) in enumerate(((0.0, CLEAN_STEPS), (recipe.sloppiness, SLOPPY_STEPS))):
+        data = demonstrations(rng, sloppiness)
+        params, loss = imitate(shape(recipe), steps, params, data, jax.random.fold_in(key, phase))
+        print(f"{recipe}, phase {phase + 1}: loss {float(loss):.3f} a token", flush=True)
+    return params
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def imitate(config: ModelConfig, steps: int, params: Params, data: Examples, key: Array) -> tuple[Params, Array]:
+    """Maximum likelihood by Adam with a cosine schedule; also returns the mean loss of the last tenth of the steps."""
+    policy = model.decoder(config, remat=False)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, steps // 20, steps)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+
+    def loss(params: Params, batch: Examples) -> Array:
+        logprobs, _ = completion_logprobs(policy, params, *batch)
+        ends = jnp.cumsum(batch.answers == 0, axis=1)
+        counts = ends - (batch.answers == 0) == 0  # up to and including the first END
+        return -jnp.sum(logprobs, where=counts) / jnp.sum(counts)
+
+    def step(carry: Any, key: Array) -> tuple[Any, Array]:
+        params, state = carry
+        rows = jax.random.randint(key, (BATCH,), 0, DEMONSTRATIONS)
+        value, grads = jax.value_and_grad(loss)(params, jax.tree.map(lambda x: x[rows], data))
+        change, state = optimizer.update(grads, state, params)
+        return (optax.apply_updates(params, change), state), value
+
+    (params, _), losses = jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(key, steps))
+    return params, jnp.mean(losses[-steps // 10 :])
+
+
+def rollouts(config: ModelConfig, params: Params, asked: Examples, *, samples: int, greedy: bool = False) -> np.ndarray:
+    """Whether each sample of each task is exactly right, [n, samples] bool."""
+    policy = model.decoder(config, remat=False)
+    found = []
+    for start in range(0, len(asked.lengths), BATCH):
+        part = jax.tree.map(lambda x: x[start : start + BATCH], asked)  # noqa: B023
+        ids = start + jnp.arange(len(part.lengths), dtype=jnp.int32)
+        drawn = roll_out(policy, params, part, ids, samples, greedy)
+        found.append(np.all(drawn.reshape(len(ids), samples, -1) == part.answers[:, None], axis=-1))
+    return np.concatenate(found)
+
+
+@partial(jax.jit, static_argnums=(0, 4, 5))
+def roll_out(policy: Policy, params: Params, part: Examples, ids: Array, samples: int, greedy: bool) -> Array:
+    """Sampled answers [n * samples, T], END after each."""
+    options = {"num_generations": samples, "max_completion_length": COMPLETION, "eos_ids": (0,), "greedy": greedy}
+    return generate(policy, params, jax.random.key(0), part.prompts, part.lengths, ids, **options).tokens
+
+
+def report(name: str, config: ModelConfig, params: Params) -> None:
+    """Prints what a policy can do on the held-out tasks."""
+    tasks, truths = builtin.split("digits-test")
+    asked = examples([task.prompt for task in tasks], truths)
+    sampled = rollouts(config, params, asked, samples=SAMPLES)
+    greedy = rollouts(config, params, asked, samples=1, greedy=True)
+    for operation in builtin.OPERATIONS:
+        rows = [row for row, task in enumerate(tasks) if task.operation == operation]
+        print(f"{name}, {operation}: greedy {greedy[rows].mean():.2f}, sampled {sampled[rows].mean():.2f}")
+    print(f"{name}: greedy {greedy.mean():.3f}, sampled {sampled.mean():.3f}", flush=True)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Qwen2's byte-level BPE with no merges: a token for every printable character of ASCII; END pads, too."""
+    vocabulary = {character.replace(" ", "Ġ"): token for token, character in enumerate(CHARACTERS)}
+    tokens = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokens.normalizer = normalizers.NFC()  # pyright: ignore[reportAttributeAccessIssue]
+    tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
+    tokens.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    ends = dict.fromkeys(("eos_token", "pad_token", "unk_token"), END)
+    return PreTrainedTokenizerFast(tokenizer_object=tokens, model_max_length=1024, **ends)
+
+
+def save(folder: str, params: Params, config: ModelConfig) -> None:
+    """Writes the Hugging Face folder of the policy."""
+    end = CHARACTERS.index(END)
+    keys = weights.hf_config(config, eos_token_id=end, pad_token_id=end, max_position_embeddings=1024)
+    weights.save(folder, params, config, source=keys)
+    tokenizer().save_pretrained(folder)
+    file = Path(folder, "tokenizer_config.json")  # transformers 5 takes Qwen2's class for this architecture anyway
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": "Qwen2TokenizerFast"}, indent=2))
+    GenerationConfig(eos_token_id=end, pad_token_id=end, do_sample=True).save_pretrained(folder)
+    print(f"wrote {Path(folder).name}")
+
+
+if __name__ == "__main__":
+    main()

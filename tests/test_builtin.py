@@ -1,0 +1,134 @@
+import hashlib
+import json
+import random
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxrft import assets
+from jaxrft.assets import make_quickstart
+from jaxrft.config import TasksConfig, load
+from jaxrft.lm import model, tokenizer, weights
+from jaxrft.lm.rollout import generate
+from jaxrft.rewards.functions import exact
+from jaxrft.tasks import builtin, sources, table
+from jaxrft.tasks.builtin import Task
+from jaxrft.types import InputError
+
+
+@pytest.mark.parametrize(
+    ("operation", "answer"),
+    [("next", "4250"), ("half", "1024"), ("flip", "6850"), ("left", "1493"), ("turn", "9413"), ("twice", "6288")],
+)
+def test_operations_by_hand(operation, answer):
+    task = Task(operation, (3, 1, 4, 9))
+    assert (task.prompt, task.answer) == (f"{operation} 3149=", answer)
+
+
+@given(st.sampled_from(sorted(builtin.OPERATIONS)), st.lists(st.integers(0, 9), min_size=2, max_size=8).map(tuple))
+def test_an_answer_is_as_long_as_its_list(operation, digits):
+    assert len(Task(operation, digits).answer) == len(digits)
+
+
+def test_splits_are_distinct_and_reproducible():
+    (pool, truths), (held_out, answers) = builtin.split("digits"), builtin.split("digits-test")
+    assert len({*pool, *held_out}) == len(pool) + len(held_out) == sum(builtin.SIZES.values())
+    assert all(task.answer != builtin.text(task.digits) for task in pool + held_out)
+    assert {task.operation for task in held_out} == set(builtin.OPERATIONS)
+    assert answers == [task.answer for task in held_out]
+    wrong = np.mean([task.answer != truth for task, truth in zip(pool, truths, strict=True)])
+    assert abs(wrong - builtin.UNSOLVABLE) < 0.01  # a wrong row may hold the right answer by chance
+    # The pass rates in assets/ belong to these rows in this order, whatever the version of Python.
+    rows = "\n".join(task.prompt + truth for task, truth in zip(pool, truths, strict=True))
+    assert hashlib.sha256(rows.encode()).hexdigest()[:12] == "f897b7e4a66f"
+
+
+def test_load_through_sources():
+    rows = sources.load(TasksConfig(source="builtin:digits"))
+    rates = rows.reference_pass_rates
+    assert rates is not None and rates.shape == (len(rows.prompts), 2) and rates.dtype == np.float32
+    assert ((rates >= 0) & (rates <= 1)).all()
+    weak, strong = rates.mean(axis=0)
+    assert strong > weak + 0.1
+    solvable = [
+        Task(prompt.split()[0], tuple(map(int, prompt.split()[1][:-1]))).answer == answer
+        for prompt, answer in zip(rows.prompts, rows.columns["answer"], strict=True)
+    ]
+    assert rates[~np.array(solvable)].mean() < 0.01 < 0.5 < rates[solvable, 1].mean()
+    assert sources.load(TasksConfig(source="builtin:digits-test")).reference_pass_rates is None
+
+
+def test_unknown_names_say_which_there_are():
+    with pytest.raises(InputError, match="'digit': did you mean digits"):
+        builtin.load("digit")
+    with pytest.raises(InputError, match="choose one of digits, digits-test"):
+        builtin.load("?")
+
+
+def test_the_folder_is_small_and_its_tokenizer_spells():
+    folder = Path(assets.TINY)
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 2_000_000 > builtin.PASS_RATES.stat().st_size
+    text = tokenizer.load(assets.TINY)
+    printable = "".join(map(chr, range(32, 127)))
+    assert len(text) == weights.read_config(assets.TINY).vocab_size == 96
+    assert text.encode(printable) == make_quickstart.encode(printable) == make_quickstart.tokenizer().encode(printable)
+    assert text.decode(text.encode(printable)) == printable
+    assert tokenizer.eos_ids(text, assets.TINY) == (0,)
+
+
+def test_the_tiny_policy_has_much_to_learn():
+    rows = sources.load(TasksConfig(source="builtin:digits-test"))
+    text, config = tokenizer.load(assets.TINY), weights.read_config(assets.TINY)
+    tasks = table.prepare(rows, text, make_quickstart.PROMPT)
+    policy, params = model.decoder(config), weights.load(assets.TINY, config)
+    length = max(builtin.LENGTHS) + 1
+    options = {"num_generations": 8, "max_completion_length": length, "eos_ids": (0,)}
+    ids = jax.numpy.arange(len(tasks.lengths), dtype=jax.numpy.int32)
+    drawn = generate(policy, params, jax.random.key(0), tasks.tokens, tasks.lengths, ids, **options)
+    completions = text.batch_decode(np.asarray(drawn.tokens), skip_special_tokens=True)
+    answers = np.repeat(rows.columns["answer"], 8)
+    rewards = np.array(exact([], completions, answer=answers)).reshape(-1, 8)
+    assert 0.05 < rewards.mean() < 0.4
+    solved = rewards.sum(axis=1)
+    assert {0, 8} < set(solved)  # tasks out of reach, mastered ones, and some in between
+    assert (np.asarray(drawn.lengths) <= length).all() and drawn.mask.shape == (8 * len(ids), length)
+
+
+def test_examples_by_hand():
+    shown = make_quickstart.examples(["flip 12="], ["87"])
+    assert shown.prompts.tolist() == [[*make_quickstart.encode("flip 12="), *[0] * 8]]
+    assert shown.lengths.tolist() == [8]
+    assert shown.answers.tolist() == [[*make_quickstart.encode("87"), *[0] * 7]]
+
+
+@pytest.mark.parametrize("sloppiness", [0.0, 1.0])
+def test_demonstrators_forget_as_often_as_said(sloppiness):
+    shown = make_quickstart.demonstrations(random.Random(3), sloppiness, count=2000)
+    zero = make_quickstart.encode("0")[0]
+    forgotten, digits = 0, 0
+    for prompt, length, answer in zip(*map(np.asarray, shown), strict=True):
+        text = "".join(make_quickstart.CHARACTERS[token] for token in prompt[: length - 1])
+        task = Task(text.split()[0], tuple(map(int, text.split()[1])))
+        if task.operation != "flip":  # which changes every digit, unlike turn
+            continue
+        said = answer[: len(task.digits)] - zero
+        right = 9 - np.array(task.digits)
+        assert ((said == right) | (said == task.digits)).all()
+        forgotten, digits = forgotten + (said != right).sum(), digits + len(said)
+    share = sloppiness * make_quickstart.FORGETS["flip"]
+    assert abs(forgotten / digits - share) <= 4 * (share * (1 - share) / digits) ** 0.5
+
+
+def test_quickstart_config_fits_its_tasks():
+    config = load(str(Path(__file__).parents[1] / "configs" / "quickstart.py"))
+    text = tokenizer.load(config.model)
+    for source in (config.tasks, *config.evaluation.tasks):
+        tasks = table.prepare(sources.load(source), text, config.max_prompt_length)
+        assert tasks.dropped == 0
+        assert max(len(text.encode(answer)) for answer in tasks.columns["answer"]) < config.max_completion_length
+    assert config.select.name == "bots"
+    assert json.loads(Path(config.model, "config.json").read_text())["model_type"] == "qwen2"
