@@ -98,7 +98,8 @@ class Config:
     seed: int = 0
     """Every random stream derives from it."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the policy; parameters and optimiser are float32 always."""
+    """Arithmetic of the policy; parameters and optimiser are float32 always. In bfloat16 the rounding of rollout and
+    learner differs, so that first ratios are 1 to a few per cent only."""
 
     batch_size: int = 32
     """Tasks a step."""

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -25,8 +24,8 @@ def make(config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool) -> Callable[
     """The evaluation (params, step) -> metrics of every held-out set: eval/<name>/greedy, /avg@k and /pass@k.
 
     avg@k is the mean success of k samples a task, pass@k the share of tasks that one of k samples solves fully; a
-    sample without a reward counts as failed. Samples depend on the seed, the step and the task only.
-    Raises InputError for sets that do not load or share a name.
+    sample without a reward counts as failed, but a first batch without any is an InputError. Samples depend on the
+    seed, the step and the task only. Raises InputError for sets that do not load or share a name.
     """
     names = [name_of(tasks) for tasks in config.evaluation.tasks]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -48,6 +47,7 @@ def make(config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool) -> Callable[
             ids = np.arange(start, start + config.eval_batch_size, dtype=np.int32) % count
             rollouts = generate(params, np.int32(step), *runtime.prompt_batch(tasks, ids, widths, mesh), ids)
             verdicts = runtime.verify(rollouts, pool, lm.tokenizer, tasks, ids)
+            verdicts = runtime.check_verdicts(config, verdicts, first=start == 0)
             found.append(np.nan_to_num(verdicts.rewards[:, counted]).reshape(len(ids), -1))
         return np.concatenate(found)[:count]
 
@@ -72,5 +72,5 @@ def run(config: Config) -> dict[str, float]:
     with runtime.open_rewards(config) as pool:
         lm = runtime.open_model(config, mesh)
         evaluate = make(config, lm, mesh, pool)
-        with jax.set_mesh(mesh):
+        with runtime.on(mesh, config):
             return evaluate(lm.params, 0)

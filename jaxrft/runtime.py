@@ -90,8 +90,10 @@ def open_model(config: Config, mesh: Mesh) -> LanguageModel:
 
 
 def open_tasks(tasks: TasksConfig, config: Config, text: Any) -> table.TaskTable:
-    """Reads and tokenizes tasks."""
-    return table.prepare(sources.load(tasks), text, config.max_prompt_length)
+    """Reads and tokenizes tasks; raises InputError when they do not load or lack what the rewards need."""
+    found = table.prepare(sources.load(tasks), text, config.max_prompt_length)
+    check_columns(config, found, tasks.source)
+    return found
 
 
 def open_rewards(config: Config, reward: dict[str, Any] | None = None) -> pools.Pool:
@@ -157,12 +159,15 @@ def verify(rollouts: Rollout, pool: pools.Pool, text: Any, tasks: table.TaskTabl
             first, block = _start(shard), np.asarray(shard.data)
             mine += range(first, first + len(block))
             tokens += [row[:length] for row, length in zip(block, lengths[first], strict=True)]
-    completions = text.batch_decode(tokens, skip_special_tokens=True)
+    # A process may hold only second copies; batch_decode would make one text out of no tokens at all.
+    completions = text.batch_decode(tokens, skip_special_tokens=True) if mine else []
     asked = [int(ids[row // generations]) for row in mine]
     columns = {name: [entries[i] for i in asked] for name, entries in tasks.columns.items()}
     graded = pool.grade([tasks.prompts[i] for i in asked], completions, columns)
     rewards = np.zeros((rows, len(graded.rewards)), np.float32)
-    rewards[mine] = np.array(graded.rewards, np.float32).T.reshape(len(mine), -1)  # None becomes NaN
+    rewards[mine] = np.array(graded.rewards, np.float32).T.reshape(
+        len(mine), -1 if mine else rewards.shape[1]
+    )  # None = NaN
     counts = np.array([graded.failures[kind] for kind in pools.KINDS])
     if jax.process_count() > 1:  # rows of other processes are 0 here, so that sums put all together
         rewards, counts = (x.sum(axis=0) for x in multihost_utils.process_allgather((rewards, counts)))
@@ -170,21 +175,29 @@ def verify(rollouts: Rollout, pool: pools.Pool, text: Any, tasks: table.TaskTabl
     return Verdicts(rewards, failures, list(zip(mine, completions, strict=True)))
 
 
-def check_verdicts(config: Config, verdicts: Verdicts, *, first_step: bool) -> None:
-    """Raises InputError for a success outside [0, 1], and when graders fail at everything from the first step on."""
+def check_verdicts(config: Config, verdicts: Verdicts, *, first: bool) -> Verdicts:
+    """Takes away successes outside [0, 1], as rewards lost to `invalid`.
+
+    Raises InputError for them in the `first` batch, and when graders fail at all of it: then something is wrong with
+    the rewards, and nothing is lost yet.
+    """
     success = verdicts.rewards[:, success_index(config)]
-    outside = success[(success < 0) | (success > 1)]
-    if len(outside):
-        name = config.success_reward or config.rewards[0]
+    outside = (success < 0) | (success > 1)
+    if first and outside.any():
+        name = config.rewards[success_index(config)]
         raise InputError(
-            f"the reward {name} gave {outside[0]:g}, but a success must lie in [0, 1]: name another with success_reward"
+            f"the reward {name} gave {success[outside][0]:g}, but a success must lie in [0, 1]: "
+            "name another with success_reward"
         )
-    if first_step and not np.isfinite(verdicts.rewards).all(axis=1).any():
+    if first and not np.isfinite(verdicts.rewards).all(axis=1).any():
         counts = ", ".join(f"{n} {kind}" for kind, n in verdicts.failures.items() if n) or "all None"
         raise InputError(
-            f"no completion of the first step got a reward ({counts}): see the warning above, and check the rewards "
+            f"no completion of the first batch got a reward ({counts}): see the warning above, and check the rewards "
             f"{', '.join(config.rewards)} and the columns of the tasks"
         )
+    rewards = np.where(outside[:, None], np.float32(np.nan), verdicts.rewards)
+    failures = verdicts.failures | {"invalid": verdicts.failures["invalid"] + int(outside.sum())}
+    return verdicts._replace(rewards=rewards, failures=failures)
 
 
 def _start(shard: Any) -> int:
@@ -201,14 +214,21 @@ def success_index(config: Config) -> int:
     return config.rewards.index(config.success_reward or config.rewards[0])
 
 
-def check_columns(config: Config, tasks: table.TaskTable) -> None:
+def check_columns(config: Config, tasks: table.TaskTable, source: str) -> None:
     """Raises InputError when a built-in reward has no ground truths to compare with."""
     needy = [name for name in config.rewards if name in REWARDS]
     if needy and "answer" not in tasks.columns:
         raise InputError(
-            f"the reward {needy[0]} needs ground truths but {config.tasks.source} has only the columns "
+            f"the reward {needy[0]} needs ground truths but {source} has only the columns "
             f"{', '.join(tasks.columns) or '(none)'}: name theirs with tasks.answer_column"
         )
+
+
+@contextmanager
+def on(mesh: Mesh, config: Config) -> Iterator[None]:
+    """Computes on `mesh`; in float32, products are float32 on accelerators too, whose default is less."""
+    with jax.set_mesh(mesh), jax.default_matmul_precision("highest" if config.dtype == "float32" else "default"):
+        yield
 
 
 @contextmanager

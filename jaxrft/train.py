@@ -28,7 +28,7 @@ from jaxrft.select import selectors
 from jaxrft.select.selectors import Selector
 from jaxrft.tasks import table
 from jaxrft.tasks.table import TaskTable
-from jaxrft.types import Array, Choice, Feedback, Rollout, Tasks
+from jaxrft.types import Array, Choice, Feedback, InputError, Rollout, Tasks
 
 MILLION = 1_000_000
 
@@ -62,7 +62,7 @@ def train(config: Config, *, reward: Any = None) -> RunState:
     with ExitStack() as stack:
         pool = stack.enter_context(runtime.open_rewards(config, functions))
         run, state = set_up(config, mesh, pool)
-        stack.enter_context(jax.set_mesh(mesh))
+        stack.enter_context(runtime.on(mesh, config))
         folder = open_folder(config)
         checkpoints = stack.enter_context(
             Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints, identity=identity(run))
@@ -114,7 +114,7 @@ def loop(
         jax.block_until_ready(rollouts.lengths)
         timer.lap("rollout")
         verdicts = runtime.verify(rollouts, run.pool, run.lm.tokenizer, run.table, ids)
-        runtime.check_verdicts(config, verdicts, first_step=step == first)
+        verdicts = runtime.check_verdicts(config, verdicts, first=step == first)
         if step == first and jax.process_index() == 0:
             write_records(folder, config)  # no earlier: a mistake must not leave its mark on an existing run
         timer.lap("reward")
@@ -127,6 +127,7 @@ def loop(
         timer.lap("report")
         jax.block_until_ready(state.step)
         timer.lap("learn")
+        check_finite(step, found, checkpoints.latest())
         found |= {f"rewards/{kind}": lost for kind, lost in verdicts.failures.items()}
         report.add(step, found | timer.metrics() | {"num_tokens": total(state.tally)})
         stopping = runtime.any_process(stopped())
@@ -206,7 +207,6 @@ def set_up(config: Config, mesh: Mesh, pool: Pool) -> tuple[Run, RunState]:
     """Opens and checks all that the run needs, and makes its first state."""
     lm = runtime.open_model(config, mesh)
     rows = runtime.open_tasks(config.tasks, config, lm.tokenizer)
-    runtime.check_columns(config, rows)
     number = len(rows.lengths)
     selector = selectors.make(
         batch_size=config.batch_size, num_generations=config.num_generations, **dataclasses.asdict(config.select)
@@ -266,6 +266,15 @@ def identity(run: Run) -> dict[str, Any]:
         "digest of the tasks": digest,
         "selector": run.config.select.name,
     }
+
+
+def check_finite(step: int, found: dict[str, Array], saved: int | None) -> None:
+    """Raises InputError, before anything of it is saved, when an update has gone wrong."""
+    values = {name: float(found[name]) for name in ("policy_loss", "grad_norm")}
+    if not np.isfinite(list(values.values())).all():
+        numbers = ", ".join(f"{name} {value:g}" for name, value in values.items())
+        left = "there is no checkpoint yet" if saved is None else f"the newest checkpoint is of step {saved}"
+        raise InputError(f"step {step} has diverged ({numbers}) and is not saved, {left}: lower the learning_rate")
 
 
 def sample_rows(run: Run, ids: np.ndarray, verdicts: runtime.Verdicts, limit: int = 4) -> list[tuple[str, str, float]]:

@@ -49,3 +49,12 @@ def troubles(prompts, completions, *, answer, **columns):
     if first == "3":
         raise RuntimeError("no threes")
     return starts(prompts, completions, answer=answer) * (2 if first == "4" else 1)
+
+
+asked = [0]
+
+
+def late(prompts, completions, **columns):
+    """A success until one step of 32 completions is graded, then now and then more than that."""
+    asked[0] += 1
+    return [1.5 if asked[0] > 32 and asked[0] % 4 == 0 else float(asked[0] % 2)]

@@ -110,7 +110,11 @@ def reporter(tmp_path, *, write=True, visible=False, start=-1):
 
 
 def step(reward, zero_std=0.0):
-    return {"reward": jnp.float32(reward), "frac_reward_zero_std": jnp.float32(zero_std)}
+    return {
+        "reward": jnp.float32(reward),
+        "frac_reward_zero_std": jnp.float32(zero_std),
+        "grad_norm": jnp.float32(1.0 - zero_std),
+    }
 
 
 @pytest.mark.parametrize("torn", ["", '{"step": 4, "rew', "{"])
@@ -156,8 +160,8 @@ def test_a_step_is_written_when_the_next_is_under_way(tmp_path):
     report.add(2, step(1.0))
     report.flush()
     assert lines(path)[1:] == [
-        {"step": 1, "eval/held/greedy": None, "frac_reward_zero_std": 0.0, "reward": 0.5},
-        {"step": 2, "frac_reward_zero_std": 0.0, "reward": 1.0},
+        {"step": 1, "eval/held/greedy": None, "frac_reward_zero_std": 0.0, "grad_norm": 1.0, "reward": 0.5},
+        {"step": 2, "frac_reward_zero_std": 0.0, "grad_norm": 1.0, "reward": 1.0},
     ]
 
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from jaxrft import config as configs
-from jaxrft import train
-from jaxrft.config import TasksConfig
+from jaxrft import evaluate, train
+from jaxrft.config import EvalConfig, TasksConfig
 from jaxrft.lm import weights
+from jaxrft.types import InputError
 
 NAMES = """
 reward reward_std frac_reward_zero_std rewards/graders:starts/mean rewards/graders:starts/std entropy policy_loss
@@ -95,3 +96,28 @@ def test_a_program_is_compiled_once_for_each_width_of_prompts(configure, tmp_pat
         jax.monitoring.unregister_event_duration_listener(note)
     assert compiled["jit(select)"] == 1
     assert compiled["jit(generate)"] == compiled["jit(learn)"] == 2  # prompts of up to 8 and 24 tokens
+
+
+def test_a_run_that_diverges_stops_before_it_is_saved(configure, tmp_path):
+    with pytest.raises(InputError, match="step 2 has diverged .* the newest checkpoint is of step 1: lower"):
+        train.train(configure(tmp_path / "run", learning_rate=1e30, save_steps=1))
+    assert helpers.checkpoints(tmp_path / "run") == [1] and not (tmp_path / "run/policy").exists()
+
+
+def test_a_late_success_outside_its_range_costs_that_reward_only(configure, tmp_path):
+    train.train(configure(tmp_path / "run", rewards=("graders:late",), steps=2))
+    first, second = lines(tmp_path / "run")
+    assert first["rewards/invalid"] == 0 and second["rewards/invalid"] == 8  # every fourth of 32
+    assert second["rewards/graders:late/mean"] == pytest.approx(16 / 24)
+
+
+def test_evaluation_refuses_what_it_cannot_grade(configure, tmp_path):
+    """Instead of a score of 0."""
+    helpers.write_rows(tmp_path / "bare.jsonl", [{"prompt": "1"}] * 8)
+    held_out = EvalConfig((TasksConfig(str(tmp_path / "bare.jsonl")),), num_samples=0)
+    with pytest.raises(InputError, match="exact needs ground truths but .*bare.jsonl has only"):
+        evaluate.run(configure(tmp_path / "run", rewards=("exact",), evaluation=held_out))
+    with pytest.raises(InputError, match=r"no completion of the first batch got a reward \(8 error\)"):
+        evaluate.run(configure(tmp_path / "run", rewards=("graders:broken",), evaluation=held_out))
+    with pytest.raises(InputError, match="graders:three gave 3, but a success must lie in"):
+        evaluate.run(configure(tmp_path / "run", rewards=("graders:three",), evaluation=held_out))

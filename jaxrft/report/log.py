@@ -1,4 +1,4 @@
-"""metrics.jsonl: a line a step, written one step late so that the host never waits for the device."""
+"""metrics.jsonl: a line a step, written while the devices learn from the next one."""
 
 import json
 import math
@@ -64,7 +64,7 @@ class Reporter:
             self._write(entry)
         if "reward" in entry:
             self.display.step(self.step, entry)
-            self._say_without_signal(entry["frac_reward_zero_std"] == 1.0)
+            self._say_without_signal(entry["frac_reward_zero_std"] == 1.0 and entry["grad_norm"] == 0.0)
 
     def _write(self, entry: dict[str, Any]) -> None:
         """Appends an entry; the first goes, after the earlier ones, into a new file that takes the old one's place."""

@@ -9,7 +9,7 @@
 | `rewards/<kind>` | rewards lost to timeout, crash, wrong_length, error, invalid | count |
 | `completions/{mean,min,max}_length` | tokens up to and including EOS | samples |
 | `completions/clipped_ratio` | completions without an end | samples |
-| `sampling/importance_sampling_ratio/{min,mean,max}` | policy / distribution drawn from | tokens |
+| `sampling/importance_sampling_ratio/{min,mean,max}` | policy / what it was drawn from; 1 if not truncated | tokens |
 | `num_tokens` | tokens sampled since the start of the run | count |
 | `policy_loss`, `entropy`, `kl`, `approx_kl`, `clip_ratio/*` | see `learn.grpo` | as the loss; mean over updates |
 | `grad_norm`, `learning_rate` | before clipping | mean over updates |
