@@ -27,6 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="jaxrft: %(message)s")
     logging.getLogger("jaxrft").setLevel(logging.INFO)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found" is as it should be
+    flags = os.environ.get("XLA_FLAGS", "")  # read when the first program is compiled
+    if "xla_gpu_deterministic_ops" not in flags:  # without it a resumed run on GPUs differs in the last bits
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
     commands = {"train": _train, "eval": _eval}
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
