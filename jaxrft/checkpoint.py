@@ -1,21 +1,29 @@
 """The folder of a run; saves and restores ONE pytree, `RunState`, by orbax: atomic, the newest n."""
 
+import errno
 import importlib.metadata
 import json
 import logging
+import os
 import platform
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from jaxrft import config as configs
 from jaxrft.config import Config
 from jaxrft.types import Array, InputError
 
 logger = logging.getLogger(__name__)
+
+FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
 class Tally(NamedTuple):
@@ -44,9 +52,15 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, *, keep: int, identity: dict[str, Any]):
-        """Opens `folder`, which need not exist; `keep` newest checkpoints stay."""
-        # One process's clock or disk must not decide: orbax lets process 0 commit, the others wait for it.
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=False)
+        """Opens `folder`, which need not exist; `keep` newest checkpoints stay, what killed saves left is removed."""
+        # Process 0 decides for all: it lists the steps, removes leftovers and commits, the others wait for it.
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            create=True,
+            cleanup_tmp_directories=True,
+            single_host_load_and_broadcast=True,
+            enable_async_checkpointing=False,
+        )
         self.folder = folder.absolute()
         self.identity = json.loads(json.dumps(identity))
         self.manager = ocp.CheckpointManager(self.folder, options=options)
@@ -56,21 +70,20 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Waits for what is being written."""
+        """Waits for what is being written; a folder without any checkpoint goes."""
         self.manager.close()
+        with suppress(OSError):  # not empty, or another process was first
+            self.folder.rmdir()
 
     def latest(self) -> int | None:
         """The newest complete step, None if there is none."""
         return self.manager.latest_step()
 
     def save(self, state: RunState) -> None:
-        """Saves `state` under its step; one that is there already is kept."""
-        step = int(state.step)
-        if step in self.manager.all_steps():
-            return
-        self.manager.save(
-            step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), identity=ocp.args.JsonSave(self.identity))
-        )
+        """Saves `state` under its step; raises InputError when the disk is full."""
+        saved = ocp.args.Composite(state=ocp.args.StandardSave(state), identity=ocp.args.JsonSave(self.identity))
+        with writing(self.folder), _without_stacks(logging.getLogger("absl")):
+            self.manager.save(int(state.step), args=saved)
 
     def restore(self, like: RunState) -> RunState:
         """The newest state, with the shapes, dtypes and shardings of `like`, whose memory it takes.
@@ -99,32 +112,118 @@ def _short(value: Any) -> str:
     return repr(value)
 
 
-def open_folder(config: Config) -> Path:
-    """The run's folder, made if need be.
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Raises InputError for what the disk of `folder` refuses to take."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # tensorstore tells of a full disk in the text of a ValueError
+        told = next((reason for reason in FULL if reason in str(error)), None)
+        if reason := getattr(error, "strerror", None) or told:
+            remedy = "put that right, and the same command goes on from the newest checkpoint"
+            raise InputError(f"cannot write to {folder} ({reason}): {remedy}") from error
+        raise
 
-    Raises InputError when it cannot be written to, or holds a run that is not to be resumed.
+
+@contextmanager
+def _without_stacks(library: logging.Logger) -> Iterator[None]:
+    """Keeps a library from printing the stack of an error that it raises as well."""
+
+    def stackless(record: logging.LogRecord) -> bool:
+        return not record.exc_info
+
+    library.addFilter(stackless)
+    try:
+        yield
+    finally:
+        library.removeFilter(stackless)
+
+
+def open_folder(config: Config) -> Path:
+    """The run's folder, made if need be; process 0 decides and all raise alike.
+
+    Raises InputError when it cannot be written to, is not the same folder for all processes, or holds a run that is
+    not to be resumed or would be lost.
     """
     folder = Path(config.output_dir)
-    if config.resume == "never" and (folder / "config.json").exists():
-        raise InputError(f"{folder} holds a run already: choose another output_dir, or resume=auto to go on with it")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(f"cannot write to output_dir {folder} ({error.strerror}): choose another folder") from error
+    if "://" in config.output_dir:
+        raise InputError(
+            f"output_dir {config.output_dir} is a URL, but runs are written to folders only: give the path under which "
+            "that storage is mounted"
+        )
+    with ExitStack() as stack:
+        mistake = probe = ""
+        if jax.process_index() == 0:
+            try:
+                _check_contents(folder, config.resume)
+                folder.mkdir(parents=True, exist_ok=True)
+                probe = stack.enter_context(tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-")).name
+            except InputError as error:
+                mistake = str(error)
+            except OSError as error:
+                mistake = f"cannot write to output_dir {folder} ({error.strerror}): choose another folder"
+        if mistake := _from_first(mistake):
+            raise InputError(mistake)
+        seen = (folder / _from_first(Path(probe).name)).exists() and os.access(folder, os.W_OK)
+        if not np.all(multihost_utils.process_allgather(np.array(seen))):  # or the first save would wait for ever
+            raise InputError(
+                f"not every host finds in output_dir {folder} what process 0 writes there: output_dir must be on "
+                "storage that all hosts share and may write to"
+            )
     return folder
+
+
+def _check_contents(folder: Path, resume: str) -> None:
+    """Raises InputError when `folder` holds a run that a new one would overwrite."""
+    saved = _has_checkpoints(folder)
+    begun = (folder / "config.json").exists() or (folder / "metrics.jsonl").exists()
+    if (folder / "policy").exists() and not saved:
+        raise InputError(
+            f"{folder} holds a trained policy but no checkpoints to go on from: choose another output_dir, or move "
+            f"{folder / 'policy'} away to start afresh"
+        )
+    if resume == "never" and (saved or begun):
+        raise InputError(f"{folder} holds a run already: choose another output_dir, or resume=auto to go on with it")
+    if begun and not saved:
+        logger.warning("the run in %s ended before its first checkpoint: it starts afresh", folder)
+
+
+def _has_checkpoints(folder: Path) -> bool:
+    """Whether there is a complete one; orbax renames a checkpoint to its step at the end."""
+    return any(path.name.isdigit() for path in (folder / "checkpoints").glob("*"))
+
+
+def _from_first(text: str, size: int = 1024) -> str:
+    """The `text` of process 0, up to `size` bytes of it."""
+    sent = np.frombuffer(text.encode()[:size].ljust(size, b"\0"), np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(sent)).tobytes().rstrip(b"\0").decode(errors="ignore")
 
 
 def write_records(folder: Path, config: Config) -> None:
     """Writes config.json and versions.json; logs what differs from the config the run had so far."""
-    path = folder / "config.json"
-    if path.exists():
-        for name, (now, before) in configs.differences(config, json.loads(path.read_text(encoding="utf-8"))).items():
-            logger.warning("this run goes on with another %s: %s, it was %s", name, now, before)
-    path.write_text(configs.to_json(config) + "\n", encoding="utf-8")
+    if _has_checkpoints(folder):
+        _log_differences(folder / "config.json", config)
     packages = ("jaxrft", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "math-verify")
     versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {jax.process_count()} processes"
-    text = json.dumps(versions | {"devices": devices}, indent=2)
-    (folder / "versions.json").write_text(text + "\n", encoding="utf-8")
+    with writing(folder):
+        _replace(folder / "config.json", configs.to_json(config))
+        _replace(folder / "versions.json", json.dumps(versions | {"devices": devices}, indent=2))
+
+
+def _log_differences(path: Path, config: Config) -> None:
+    """Logs the fields in which `config` differs from the one at `path`."""
+    try:
+        earlier = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        logger.warning("what this run's config was so far is unknown, since %s cannot be read: it is rewritten", path)
+        return
+    for name, (now, before) in configs.differences(config, earlier).items():
+        logger.warning("this run goes on with another %s: %s, it was %s", name, now, before)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file that is at no time there in part."""
+    fresh = path.with_suffix(".tmp")
+    fresh.write_text(text + "\n", encoding="utf-8")
+    os.replace(fresh, path)

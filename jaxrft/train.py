@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -53,17 +54,18 @@ def train(config: Config, *, reward: Any = None) -> RunState:
 
     `reward` takes the place of `config.rewards`: a function of TRL's signature at the top level of a module or script,
     or a dict of several by name. Returns the final state; the policy is exported to <output_dir>/policy. SIGTERM and
-    Ctrl-C save and return early. Raises InputError for mistakes in config or data, before anything is written.
+    Ctrl-C save and return early. Raises InputError for mistakes in config or data, before anything of a run that is in
+    the folder already is touched, and when the disk is full.
     """
     functions = {reward.__name__: reward} if callable(reward) else reward
     if functions is not None:
         config = dataclasses.replace(config, rewards=tuple(functions))
     mesh = runtime.start(config)
+    folder = open_folder(config)
     with ExitStack() as stack:
         pool = stack.enter_context(runtime.open_rewards(config, functions))
         run, state = set_up(config, mesh, pool)
         stack.enter_context(runtime.on(mesh, config))
-        folder = open_folder(config)
         checkpoints = stack.enter_context(
             Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints, identity=identity(run))
         )
@@ -259,11 +261,17 @@ def make_learner(config: Config, lm: LanguageModel) -> update.Update:
 
 def identity(run: Run) -> dict[str, Any]:
     """What a checkpoint of this run belongs to: the model's shape, the tasks and their order, the selector."""
-    digest = hashlib.sha256(run.table.tokens.tobytes() + run.table.lengths.tobytes()).hexdigest()[:12]
+
+    def digest(content: bytes) -> str:
+        return hashlib.sha256(content).hexdigest()[:12]
+
+    answers, rates = run.table.columns.get("answer"), run.table.reference_pass_rates
     shape = {f"model's {name}": value for name, value in run.lm.config._asdict().items()}
     return shape | {
         "number of tasks": len(run.table.lengths),
-        "digest of the tasks": digest,
+        "digest of the tasks": digest(run.table.tokens.tobytes() + run.table.lengths.tobytes()),
+        "digest of the ground truths": None if answers is None else digest(json.dumps(answers, default=str).encode()),
+        "digest of the reference pass rates": None if rates is None else digest(rates.tobytes()),
         "selector": run.config.select.name,
     }
 

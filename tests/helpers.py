@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +103,13 @@ def finish(*processes):
         for process in processes:
             process.kill()
     return [(process.returncode, *texts) for process, texts in zip(processes, outputs, strict=True)]
+
+
+def free_port():
+    """A port for processes to meet at."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
 
 
 def jaxrft(*arguments, **environment):

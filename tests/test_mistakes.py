@@ -53,6 +53,7 @@ MISTAKES = {
     "too few tasks": (lambda d: {"tasks": tasks(d, rows()[:7], **REFERENCES)}, "batch_size is 8 but there are 7 tasks"),
     "tokenizer without EOS": (lambda d: {"model": policy(d, eos=None)}, "no token that ends a completion"),
     "folder that cannot be written": (lambda d: {"output_dir": in_the_way(d)}, "cannot write to output_dir"),
+    "folder in a bucket": (lambda d: {"output_dir": "gs://bucket/run"}, "output_dir gs://bucket/run is a URL"),
     "num_generations 1": (lambda d: {"num_generations": 1}, "num_generations is 1: it must be at least 2"),
     "unknown reward": (lambda d: {"rewards": ("exakt",)}, "no reward is named 'exakt': did you mean exact?"),
     "unknown module": (lambda d: {"rewards": ("nowhere:reward",)}, "nowhere"),
@@ -91,7 +92,7 @@ def attempt(configure, tmp_path, capsys):
 def test_a_mistake_is_one_sentence(mistake, attempt, tmp_path):
     make_changes, wanted = MISTAKES[mistake]
     assert re.search(wanted, attempt(**make_changes(tmp_path)))
-    assert not (tmp_path / "run/config.json").exists() and not (tmp_path / "run/policy").exists()
+    assert not list((tmp_path / "run").glob("*"))
     assert not (tmp_path / "file").exists() or (tmp_path / "file").read_text() == "kept"
 
 
@@ -103,6 +104,8 @@ def test_a_mistake_is_one_sentence(mistake, attempt, tmp_path):
         (lambda d: {"select": SelectConfig(name="uniform")}, "selector is 'bots', this run's is 'uniform'"),
         (lambda d: {"tasks": tasks(d, rows()[:15], **REFERENCES)}, "number of tasks is 16, this run's is 15"),
         (lambda d: {"tasks": tasks(d, rows()[::-1], **REFERENCES)}, "digest of the tasks"),
+        (lambda d: {"tasks": tasks(d, rows(answer="7"), **REFERENCES)}, "digest of the ground truths"),
+        (lambda d: {"tasks": tasks(d, rows(weak=0.1), **REFERENCES)}, "digest of the reference pass rates"),
         (lambda d: {"tasks": tasks(d, [], **REFERENCES)}, "holds no tasks"),
         (lambda d: {"model": str(d / "nowhere")}, "no folder"),
         (lambda d: {"steps": 9, "rewards": ("graders:three",)}, "gave 3"),

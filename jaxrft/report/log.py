@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from jaxrft.checkpoint import writing
 from jaxrft.report.console import Display
 
 
@@ -61,7 +62,8 @@ class Reporter:
         entry = {"step": self.step} | {name: plain(value) for name, value in sorted(self.metrics.items())}
         self.metrics = {}
         if self.write:
-            self._write(entry)
+            with writing(self.path.parent):
+                self._write(entry)
         if "reward" in entry:
             self.display.step(self.step, entry)
             self._say_without_signal(entry["frac_reward_zero_std"] == 1.0 and entry["grad_norm"] == 0.0)

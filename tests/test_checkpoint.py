@@ -1,0 +1,196 @@
+"""The folder of a run: whether it may be used, and that nothing in it is lost or half written."""
+
+import json
+import logging
+import shutil
+import sys
+from pathlib import Path
+
+import helpers
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrft import config as configs
+from jaxrft import train
+from jaxrft.checkpoint import Checkpoints, RunState, Tally, open_folder, write_records
+from jaxrft.config import Config, TasksConfig
+from jaxrft.report.console import Display
+from jaxrft.report.log import Reporter
+from jaxrft.types import InputError
+
+
+def settings(folder, **changes):
+    return Config(model="", tasks=TasksConfig(), output_dir=str(folder), **changes)
+
+
+def state(step):
+    noise = np.random.default_rng(step).normal(size=30_000).astype(np.float32)  # does not compress
+    tally = Tally(jnp.zeros(3, jnp.int32), jnp.zeros(2, jnp.int32))
+    return RunState(jnp.int32(step), {"w": jnp.asarray(noise)}, {}, {}, None, tally)
+
+
+def saved(folder, *steps):
+    with Checkpoints(folder / "checkpoints", keep=3, identity={}) as checkpoints:
+        for step in steps:
+            checkpoints.save(state(step))
+    return folder
+
+
+def fill(folder, names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}\n")
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/run", "s3://bucket/run", "file:///run"])
+def test_a_url_is_no_folder(url, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=f"output_dir {url} is a URL.*mounted"):
+        open_folder(settings(url))
+    assert not list(tmp_path.iterdir())
+
+
+def test_opening_leaves_nothing_behind(tmp_path):
+    assert open_folder(settings(tmp_path / "a/run")) == tmp_path / "a/run"
+    assert not list((tmp_path / "a/run").iterdir())
+    saved(tmp_path / "a/run")  # a mistake found before the first checkpoint
+    assert not list((tmp_path / "a/run").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("resume", "names", "wanted"),
+    [
+        ("auto", ["policy/config.json", "config.json", "metrics.jsonl"], "holds a trained policy but no checkpoints"),
+        ("never", ["policy/config.json"], "move .*policy away to start afresh"),
+        ("never", ["config.json"], "holds a run already"),
+        ("never", ["metrics.jsonl"], "holds a run already"),
+        ("never", ["checkpoints/3/state/data"], "holds a run already"),
+    ],
+)
+def test_a_folder_that_would_be_overwritten_is_refused(resume, names, wanted, tmp_path):
+    fill(tmp_path, names)
+    with pytest.raises(InputError, match=wanted):
+        open_folder(settings(tmp_path, resume=resume))
+
+
+@pytest.mark.parametrize(
+    ("resume", "names", "afresh"),
+    [
+        ("never", ["checkpoints/3.orbax-checkpoint-tmp/state"], False),
+        ("never", ["notes.txt"], False),
+        ("auto", ["config.json", "metrics.jsonl"], True),
+        ("auto", ["metrics.jsonl", "checkpoints/3.orbax-checkpoint-tmp/state"], True),
+        ("auto", ["config.json", "metrics.jsonl", "policy/config.json", "checkpoints/3/state/data"], False),
+    ],
+)
+def test_a_folder_that_is_used(resume, names, afresh, tmp_path, caplog):
+    fill(tmp_path, names)
+    with caplog.at_level(logging.INFO, "jaxrft"):
+        open_folder(settings(tmp_path, resume=resume))
+    assert ["starts afresh" in message for message in caplog.messages] == [True] * afresh
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(configure, whole, tmp_path, caplog):
+    folder, end = whole
+    run = tmp_path / "run"
+    shutil.copytree(folder, run, ignore=shutil.ignore_patterns("checkpoints", "policy"))
+    with caplog.at_level(logging.WARNING, "jaxrft"):
+        helpers.assert_same_bits(train.train(configure(run)), end)
+    assert helpers.metrics(run) == helpers.metrics(folder)
+    assert "goes on with another" not in caplog.text  # output_dir differs, but nothing goes on
+
+
+@pytest.mark.parametrize("text", ["", '{"steps": 3, "se', "3", "\0\xff"])
+def test_a_config_that_cannot_be_read_is_rewritten(text, tmp_path, caplog):
+    saved(tmp_path, 1)
+    (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+    with caplog.at_level(logging.INFO, "jaxrft"):
+        write_records(tmp_path, settings(tmp_path))
+    assert len(caplog.messages) == 1 and "unknown" in caplog.messages[0]
+    assert configs.differences(settings(tmp_path), json.loads((tmp_path / "config.json").read_text())) == {}
+    caplog.clear()
+    write_records(tmp_path, settings(tmp_path, seed=3))
+    assert caplog.messages == ["this run goes on with another seed: 3, it was 0"]
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "config.json", "versions.json"}
+
+
+def fill_the_disk(folder):
+    """Each way of writing to a run's folder when files of more than 1000 bytes do not fit."""
+    import resource
+
+    metrics = {f"metric{i}": float(i) for i in range(100)}
+    reporter = Reporter(folder / "metrics.jsonl", Display(3, visible=False))
+    reporter.add(1, metrics)
+    reporter.flush()
+    with Checkpoints(folder / "checkpoints", keep=3, identity={}) as checkpoints:
+        checkpoints.save(state(1))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        reporter.add(2, metrics)
+        for write in (
+            lambda: checkpoints.save(state(2)),
+            reporter.flush,
+            lambda: write_records(folder, settings(folder, seed=3)),
+        ):
+            try:
+                write()
+            except InputError as error:
+                print(error)
+
+
+def test_a_full_disk_is_one_sentence_and_costs_nothing_that_was_saved(world, tmp_path):
+    write_records(tmp_path, settings(tmp_path))
+    before = (tmp_path / "config.json").read_text()
+    ((code, said, errors),) = helpers.finish(helpers.start(__file__, tmp_path))
+    assert code == 0 and "absl" not in errors, errors  # the stack that orbax logs
+    sentences = said.splitlines()
+    assert len(sentences) == 3
+    for sentence, folder in zip(sentences, (tmp_path / "checkpoints", tmp_path, tmp_path), strict=True):
+        assert sentence.startswith(f"cannot write to {folder} (File too large): ")
+        assert "the same command goes on from the newest checkpoint" in sentence
+    assert (tmp_path / "config.json").read_text() == before
+    left = [path.name for path in (tmp_path / "checkpoints").iterdir()]
+    assert "1" in left and len(left) == 2  # and what there is of step 2
+    with Checkpoints(tmp_path / "checkpoints", keep=3, identity={}) as checkpoints:
+        assert checkpoints.latest() == 1
+        helpers.assert_same_bits(checkpoints.restore(state(2)), state(1))
+        checkpoints.save(state(2))
+    assert helpers.checkpoints(tmp_path) == [1, 2]
+
+
+def train_in_two_processes(folder, configurations):
+    address = f"localhost:{helpers.free_port()}"
+    members = []
+    for index, config in enumerate(configurations):
+        path = helpers.write_config(folder / f"config{index}.py", config)
+        where = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": 2, "JAX_PROCESS_ID": index}
+        members.append(helpers.start("-m", "jaxrft.cli", "train", path, devices=4, **where))
+    return helpers.finish(*members)
+
+
+def test_processes_with_folders_of_their_own_are_refused(configure, tmp_path):
+    outcomes = train_in_two_processes(tmp_path, [configure(tmp_path / name, distributed=True) for name in "ab"])
+    for code, _, errors in outcomes:
+        assert code == 2 and "output_dir must be on storage that all hosts share" in errors, errors
+        assert "Traceback" not in errors
+
+
+def test_processes_are_refused_by_the_first_alike(configure, tmp_path):
+    fill(tmp_path / "run", ["policy/config.json"])
+    for code, _, errors in train_in_two_processes(tmp_path, [configure(tmp_path / "run", distributed=True)] * 2):
+        assert code == 2 and "holds a trained policy but no checkpoints" in errors, errors
+
+
+def test_processes_go_on_together_from_what_one_has_saved(configure, whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole[0], run)
+    fill(run, ["checkpoints/7.orbax-checkpoint-tmp/state"])
+    outcomes = train_in_two_processes(tmp_path, [configure(run, distributed=True)] * 2)
+    assert [code for code, _, _ in outcomes] == [0, 0], outcomes
+    assert "going on after step 6" in outcomes[0][1] and "going on" not in outcomes[1][1]
+    assert helpers.checkpoints(run) == [3, 6]  # and no leftover
+
+
+if __name__ == "__main__":
+    fill_the_disk(Path(sys.argv[1]))
