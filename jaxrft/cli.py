@@ -3,7 +3,11 @@
 import logging
 import os
 import sys
+import time
+import traceback
 from typing import Any
+
+import jax
 
 from jaxrft.types import InputError
 
@@ -19,6 +23,7 @@ CONFIG is a .py file that defines `config = Config(...)`; every field of it is a
 `jaxrft train --help` explains every field.
 """
 STOPPED = 143  # 128 + SIGTERM, what schedulers expect of a job that saved and left
+GRACE = 3.0  # seconds that a process with a mistake leaves the others
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,7 +45,20 @@ def main(arguments: list[str] | None = None) -> int:
         return commands[arguments[0]](arguments[1:], f"jaxrft {arguments[0]} CONFIG")
     except InputError as error:
         print(f"jaxrft: error: {error}", file=sys.stderr)
-        return 2
+        code = 2
+    except Exception:
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()
+        code = 1
+    if jax.distributed.is_initialized():
+        # At a normal exit JAX waits for the other processes, which wait for this one. When it is gone, JAX ends them,
+        # so those that found the same mistake get the time to say so.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        time.sleep(GRACE)
+        os._exit(code)
+    return code
 
 
 def _config(arguments: list[str], prog: str) -> Any:

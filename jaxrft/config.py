@@ -5,9 +5,12 @@ import difflib
 import importlib.util
 import json
 import re
+import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, get_args, get_origin
 
 from jaxrft.types import InputError
@@ -167,7 +170,7 @@ class Config:
     """Show a table of completions every so many steps; 0 = never."""
 
     def __post_init__(self) -> None:
-        """Raises InputError for a value out of its range."""
+        """Raises InputError for a value of another type or out of its range."""
         check(self)
 
     @property
@@ -189,6 +192,8 @@ class Config:
 
 def check(config: Config) -> None:
     """Raises InputError, one sentence, for the first value that cannot work."""
+    for name, value, wanted in misfits("", config, Config):
+        raise InputError(f"{name} is {value!r}: it must be {wanted}")
     c = config
     at_least_one = "steps batch_size max_prompt_length max_completion_length num_iterations keep_checkpoints save_steps"
     ranges = [(name, getattr(c, name) >= 1, "at least 1") for name in at_least_one.split()]
@@ -222,13 +227,35 @@ def check(config: Config) -> None:
             f"and a divisor or a multiple of num_generations {c.num_generations}",
         ),
     ]
-    for field in dataclasses.fields(c):
-        if get_origin(field.type) is Literal:
-            choices = get_args(field.type)
-            ranges.append((field.name, getattr(c, field.name) in choices, f"one of {', '.join(choices)}"))
     for name, fits, wanted in ranges:
         if not fits:
             raise InputError(f"{name} is {attrgetter(name)(c)!r}: it must be {wanted}")
+
+
+def misfits(name: str, value: Any, kind: Any) -> Iterator[tuple[str, Any, str]]:
+    """(dotted field, value, what it must be) for all in `value`, called `name`, that is not of the type `kind`.
+
+    `kind` is what configs are annotated with: plain types, dataclasses, tuples and unions of these, and Literal.
+    """
+    inner, origin = get_args(kind), get_origin(kind)
+    wanted = f"of type {kind.__name__ if isinstance(kind, type) else str(kind).replace(f'{__name__}.', '')}"
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, kind):
+        for field in dataclasses.fields(kind):
+            yield from misfits(f"{name}.{field.name}".lstrip("."), getattr(value, field.name), field.type)
+    elif origin is UnionType:
+        if all(any(misfits(name, value, choice)) for choice in inner):
+            yield name, value, wanted
+    elif origin is Literal:
+        if value not in inner:
+            yield name, value, f"one of {', '.join(inner)}"
+    elif origin is tuple and isinstance(value, tuple) and (inner[-1] is ... or len(inner) == len(value)):
+        for i, item in enumerate(value):
+            yield from misfits(f"{name}[{i}]", item, inner[0] if inner[-1] is ... else inner[i])
+    elif origin is tuple:
+        example = tuple(value) if isinstance(value, list) else (value,)
+        yield name, value, wanted if isinstance(value, tuple) else f"{wanted}, such as {example!r}"
+    elif not isinstance(value, int | float if kind is float else kind) or isinstance(value, bool) != (kind is bool):
+        yield name, value, wanted  # Python takes a bool for an int
 
 
 def divides(divisor: int, number: int) -> bool:
@@ -249,12 +276,22 @@ def load(path: str) -> Config:
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
-    except (TypeError, SyntaxError, ImportError) as error:
-        raise InputError(f"config {path}: {error}{_nearest_field(str(error))}") from error
+    except Exception as error:  # whatever the user's own program may raise
+        said = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        where = f"config {path}{_line_of(error, module_spec.origin)}"
+        raise InputError(f"{where}: {said}{_nearest_field(said)}") from error
     config = getattr(module, "config", None)
     if not isinstance(config, Config):
         raise InputError(f"config {path} defines no `config = Config(...)`")
     return config
+
+
+def _line_of(error: Exception, file: str | None) -> str:
+    """', line <n>' where `file` was when it raised the error, if Python knows."""
+    if isinstance(error, SyntaxError):
+        return ""  # its message says where
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f", line {lines[-1]}" if lines else ""
 
 
 def _nearest_field(message: str) -> str:

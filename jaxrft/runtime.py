@@ -40,13 +40,25 @@ class LanguageModel(NamedTuple):
 def start(config: Config) -> Mesh:
     """Joins the other processes if there are any, and lays out the mesh."""
     if config.distributed and not jax.distributed.is_initialized():
-        count, index = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
-        jax.distributed.initialize(
-            num_processes=None if count is None else int(count), process_id=None if index is None else int(index)
-        )
+        join()
     mesh = meshes.make(config.mesh.data, config.mesh.fsdp, config.mesh.model)
     check_mesh(config, mesh)
     return mesh
+
+
+def join() -> None:
+    """Joins the other processes of the run; raises InputError when nothing says which they are."""
+    address, count, index = map(os.environ.get, ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+    try:
+        jax.distributed.initialize(
+            num_processes=None if count is None else int(count), process_id=None if index is None else int(index)
+        )
+    except (ValueError, IndexError) as error:  # an address without a port is an IndexError
+        raise InputError(
+            f"distributed is True, but JAX_COORDINATOR_ADDRESS is {address}, JAX_NUM_PROCESSES {count} and "
+            f"JAX_PROCESS_ID {index} ({error}): set them to, for example, localhost:1234, 2 and 0 to 1, outside of "
+            "TPU pods and SLURM jobs"
+        ) from error
 
 
 # What check_mesh reads from the config: property -> the field to change.
@@ -83,10 +95,21 @@ def open_model(config: Config, mesh: Mesh) -> LanguageModel:
             f"the tokenizer of {config.model} has {len(text)} tokens but the model only {shape.vocab_size}: "
             "they do not belong together"
         )
+    check_length(config)
     eos_ids = tokenizer.eos_ids(text, config.model)
     params = weights.load(config.model, shape, mesh=mesh)
     policy = model.decoder(shape, dtype=jnp.dtype(config.dtype))
     return LanguageModel(shape, policy, params, text, eos_ids)
+
+
+def check_length(config: Config) -> None:
+    """Raises InputError when prompts and completions may outgrow what the model was made for."""
+    most, limit = config.max_prompt_length + config.max_completion_length, weights.max_positions(config.model)
+    if limit is not None and most > limit:
+        raise InputError(
+            f"max_prompt_length {config.max_prompt_length} + max_completion_length {config.max_completion_length} is "
+            f"{most}, but {config.model} has max_position_embeddings {limit}: lower one of the two"
+        )
 
 
 def open_tasks(tasks: TasksConfig, config: Config, text: Any) -> table.TaskTable:
@@ -94,6 +117,14 @@ def open_tasks(tasks: TasksConfig, config: Config, text: Any) -> table.TaskTable
     found = table.prepare(sources.load(tasks), text, config.max_prompt_length)
     check_columns(config, found, tasks.source)
     return found
+
+
+def rewards_by_name(reward: Any) -> dict[str, Any]:
+    """One function, or a dict of several, as a dict; raises InputError for anything else."""
+    functions: dict[Any, Any] = reward if isinstance(reward, dict) else {getattr(reward, "__name__", None): reward}
+    if not functions or not all(isinstance(name, str) and callable(f) for name, f in functions.items()):
+        raise InputError(f"reward is {reward!r}: give a function from a module's top level or a dict of some by name")
+    return functions
 
 
 def open_rewards(config: Config, reward: dict[str, Any] | None = None) -> pools.Pool:

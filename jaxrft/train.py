@@ -57,7 +57,7 @@ def train(config: Config, *, reward: Any = None) -> RunState:
     Ctrl-C save and return early. Raises InputError for mistakes in config or data, before anything of a run that is in
     the folder already is touched, and when the disk is full.
     """
-    functions = {reward.__name__: reward} if callable(reward) else reward
+    functions = None if reward is None else runtime.rewards_by_name(reward)
     if functions is not None:
         config = dataclasses.replace(config, rewards=tuple(functions))
     mesh = runtime.start(config)

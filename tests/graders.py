@@ -5,15 +5,28 @@ import signal
 import time
 from pathlib import Path
 
+from jaxrft.rewards.functions import exact
+
+
+def note(prompts, completions):
+    """Adds a line for each completion to the file RECORD, if there is to be one."""
+    if "RECORD" in os.environ:
+        with open(os.environ["RECORD"], "a") as file:
+            file.writelines(f"{prompt} {text}\n" for prompt, text in zip(prompts, completions, strict=True))
+
+
+def noted(prompts, completions, *, answer, **columns):
+    """The built-in reward `exact`, which notes what it was asked in the file RECORD."""
+    note(prompts, completions)
+    return exact(prompts, completions, answer=answer)
+
 
 def starts(prompts, completions, *, answer, **columns):
     """1 for a completion whose first character is one of the answer's.
 
     Notes what it was asked in the file RECORD; sends the signal SEND to the trainer, once, when the file LOG has LINES.
     """
-    if "RECORD" in os.environ:
-        with open(os.environ["RECORD"], "a") as file:
-            file.writelines(f"{prompt} {text}\n" for prompt, text in zip(prompts, completions, strict=True))
+    note(prompts, completions)
     if "SEND" in os.environ:
         log, sent = Path(os.environ["LOG"]), Path(os.environ["LOG"] + ".sent")
         if log.exists() and len(log.read_text().splitlines()) >= int(os.environ["LINES"]) and not sent.exists():

@@ -1,10 +1,12 @@
-"""One process of several: trains by a config, then writes the parameters as its own devices hold them."""
+"""`jaxrft` as one process of several, which then writes the parameters as its own devices hold them."""
 
 import sys
 
 import numpy as np
 
-from jaxrft import config, train
+from jaxrft import cli, train
+
+run = train.train
 
 
 def held(array):
@@ -15,6 +17,12 @@ def held(array):
     return whole
 
 
+def run_and_write(config):
+    state = run(config)
+    np.savez(sys.argv[1], **{name: held(array) for name, array in state.params.items()})
+    return state
+
+
 if __name__ == "__main__":
-    state = train.train(config.load(sys.argv[1]))
-    np.savez(sys.argv[2], **{name: held(array) for name, array in state.params.items()})
+    train.train = run_and_write
+    sys.exit(cli.main(sys.argv[2:]))

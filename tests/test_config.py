@@ -1,6 +1,7 @@
 import dataclasses
 import inspect
 import json
+import re
 from typing import get_args
 
 import pytest
@@ -57,6 +58,46 @@ def test_a_value_out_of_range_is_refused(name, value, wanted):
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": 3}, "model is 3: it must be of type str"),
+        ({"tasks": None}, "tasks is None: it must be of type TasksConfig"),
+        ({"tasks": TasksConfig(None)}, "tasks.source is None: it must be of type str"),
+        ({"steps": "3"}, "steps is '3': it must be of type int"),
+        ({"steps": 3.0}, "steps is 3.0: it must be of type int"),
+        ({"steps": True}, "steps is True: it must be of type int"),
+        ({"top_p": False}, "top_p is False: it must be of type float"),
+        ({"distributed": 1}, "distributed is 1: it must be of type bool"),
+        ({"epsilon_high": "0.3"}, "epsilon_high is '0.3': it must be of type float | None"),
+        ({"rewards": "math"}, "rewards is 'math': it must be of type tuple[str, ...], such as ('math',)"),
+        ({"rewards": ["math"]}, "rewards is ['math']: it must be of type tuple[str, ...], such as ('math',)"),
+        ({"rewards": ("math", max)}, f"rewards[1] is {max!r}: it must be of type str"),
+        ({"reward_weights": 1.0}, "reward_weights is 1.0: it must be of type tuple[float, ...] | None"),
+        ({"select": SelectConfig(prior=(1.0,))}, "select.prior is (1.0,): it must be of type tuple[float, float]"),
+        ({"select": SelectConfig(prior=(1, "1"))}, "select.prior[1] is '1': it must be of type float"),
+        ({"select": SelectConfig(order="none")}, "order is 'none': it must be one of shuffled, replacement, sequent"),
+        ({"mesh": MeshConfig(model=2.0)}, "mesh.model is 2.0: it must be of type int"),
+        (
+            {"evaluation": EvalConfig(TasksConfig("a"))},
+            "it must be of type tuple[TasksConfig, ...], such as (TasksConfig(",
+        ),
+        (
+            {"evaluation": EvalConfig((TasksConfig("a"), TasksConfig("b", limit="3")))},
+            "evaluation.tasks[1].limit is '3': it must be of type int | None",
+        ),
+    ],
+    ids=str,
+)
+def test_a_value_of_another_type_is_refused(changes, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        make(**changes)
+
+
+def test_an_int_is_a_float():
+    assert make(temperature=1, epsilon_high=1, reward_weights=(1,), select=SelectConfig(prior=(1, 1))).temperature == 1
+
+
+@pytest.mark.parametrize(
     ("changes", "wanted"),
     [
         ({"num_samples": -1}, "evaluation.num_samples is -1: it must be 0 or more"),
@@ -107,15 +148,19 @@ def test_load(tmp_path):
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ("seed=", "sed=", "experiment.py: .*'sed'.*; did you mean seed?"),
+        ("seed=", "sed=", "experiment.py, line 3: .*'sed'.*; did you mean seed?"),
         ("seed=3", "batchsize=3", "'batchsize'.*; did you mean batch_size?"),
         ("decay=", "decy=", "'decy'.*; did you mean decay?"),
         ('TasksConfig("tasks.jsonl")', 'TasksConfig(sorce="x")', "'sorce'.*; did you mean source?"),
         ("seed=3", "zzzzzz=3", "'zzzzzz'"),
-        ("seed=3", "seed=-3", "seed is -3: it must be 0 or more"),
+        ("seed=3", "seed=-3", "experiment.py, line 3: seed is -3: it must be 0 or more"),
+        ("seed=3", "seed=three", "experiment.py, line 3: NameError: name 'three' is not defined"),
+        ("seed=3", "seed=3 // 0", "experiment.py, line 3: ZeroDivisionError: "),
+        ("seed=3", "seed=int('x')", "experiment.py, line 3: ValueError: invalid literal"),
+        ("seed=3", "seed=max(*[int])", "experiment.py, line 3: TypeError: "),
         ('"run", ', "", "output_dir"),  # a required field is missing
         ("config =", "settings =", r"defines no `config = Config\(...\)`"),
-        ("config = Config(", "config = dict(a=(", "experiment.py"),  # a syntax error
+        ("config = Config(", "config = dict(a=(", "experiment.py: SyntaxError: .*line 3"),
         ("SelectConfig, ", "SelectConfg, ", "SelectConfg"),
     ],
 )

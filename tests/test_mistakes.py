@@ -1,13 +1,16 @@
 """Mistakes in a config, its data or its folder: one sentence, exit code 2, nothing of an existing run touched."""
 
+import functools
 import re
 import shutil
 
+import graders
 import helpers
 import pytest
 
-from jaxrft import cli
+from jaxrft import cli, runtime, train
 from jaxrft.config import MeshConfig, SelectConfig, TasksConfig
+from jaxrft.types import InputError
 
 
 def rows(**changes):
@@ -52,6 +55,10 @@ MISTAKES = {
     "prompts too long": (lambda d: {"max_prompt_length": 2}, "no prompt is short enough"),
     "too few tasks": (lambda d: {"tasks": tasks(d, rows()[:7], **REFERENCES)}, "batch_size is 8 but there are 7 tasks"),
     "tokenizer without EOS": (lambda d: {"model": policy(d, eos=None)}, "no token that ends a completion"),
+    "longer than the model": (
+        lambda d: {"model": policy(d, max_position_embeddings=67)},
+        "max_prompt_length 64 . max_completion_length 4 is 68, but .*policy has max_position_embeddings 67: lower",
+    ),
     "folder that cannot be written": (lambda d: {"output_dir": in_the_way(d)}, "cannot write to output_dir"),
     "folder in a bucket": (lambda d: {"output_dir": "gs://bucket/run"}, "output_dir gs://bucket/run is a URL"),
     "num_generations 1": (lambda d: {"num_generations": 1}, "num_generations is 1: it must be at least 2"),
@@ -157,8 +164,40 @@ def test_a_mistake_in_a_flag_is_answered_by_the_parser(flags, wanted, configure,
         ("config = 3", "defines no `config = Config"),
         ("from jaxrft.config import *\nconfig = Config(model='a', tasks=TasksConfig(), output='b')", "output_dir"),
         ("config = ", "invalid syntax"),
+        ("steps = 3\nconfig = stepz", "config.py, line 2: NameError: name 'stepz' is not defined"),
     ],
 )
 def test_a_mistake_in_a_config_file(text, wanted, capsys, tmp_path):
     (tmp_path / "config.py").write_text(text)
     assert wanted in refused(["train", str(tmp_path / "config.py")], capsys)
+
+
+def test_a_model_may_be_used_to_its_full_length(configure, tmp_path):
+    runtime.check_length(configure(tmp_path, model=policy(tmp_path, max_position_embeddings=68)))
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [functools.partial(graders.zero), 3, "math", [graders.zero], {}, {"zero": 3}, {1: graders.zero}],
+    ids=lambda reward: type(reward).__name__,
+)
+def test_a_reward_that_is_no_function(reward, configure, tmp_path):
+    with pytest.raises(InputError, match=re.escape(f"reward is {reward!r}: give a function")):
+        train.train(configure(tmp_path / "run"), reward=reward)
+
+
+def test_processes_that_are_not_told_of_each_other(configure, tmp_path):
+    path = helpers.write_config(tmp_path / "config.py", configure(tmp_path / "run"))
+    code, _, said = helpers.jaxrft("train", path, "--distributed")
+    assert code == 2 and "Traceback" not in said
+    wanted = "JAX_COORDINATOR_ADDRESS is None, JAX_NUM_PROCESSES None and JAX_PROCESS_ID None .*: set them to"
+    assert re.search(f"jaxrft: error: .*{wanted}", said)
+
+
+@pytest.mark.parametrize(("count", "index"), [("two", "0"), ("2", "first")])
+def test_processes_that_are_not_counted(count, index, configure, monkeypatch, tmp_path):
+    values = {"JAX_COORDINATOR_ADDRESS": "localhost:1234", "JAX_NUM_PROCESSES": count, "JAX_PROCESS_ID": index}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=f"is localhost:1234, JAX_NUM_PROCESSES {count} and JAX_PROCESS_ID {index} "):
+        runtime.start(configure(tmp_path, distributed=True))

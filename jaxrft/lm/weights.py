@@ -49,6 +49,11 @@ def read_config(folder: str | Path) -> ModelConfig:
     return _model_config(_read_keys(Path(folder)), str(folder))
 
 
+def max_positions(folder: str | Path) -> int | None:
+    """Tokens, prompt and completion together, that the decoder in a Hugging Face folder was made for; None = unsaid."""
+    return _read_keys(Path(folder)).get("max_position_embeddings")
+
+
 def hf_config(config: ModelConfig, **extra: Any) -> dict[str, Any]:
     """The config.json of a decoder made here, in the keys of transformers 4, which transformers 5 reads too.
 
