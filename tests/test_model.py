@@ -98,6 +98,26 @@ def test_attention_by_hand():
     np.testing.assert_allclose(out.ravel(), [5.0], rtol=1e-6)
 
 
+def test_blocks_of_queries_change_no_number(monkeypatch):
+    """Eight queries of two samples, whose keys are their prompt's and their own, in blocks of three."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    q, own, shared = (jax.random.normal(k, (r, 8, h, 4)) for k, r, h in zip(keys, (2, 2, 1), (4, 2, 2), strict=True))
+    time = jnp.arange(8)[None]
+    positions = jnp.concatenate([time + 5, time + 2])
+    prompt = model.Cache(shared, shared[::-1] + 1, jnp.where(time < 5, time, model.PADDED))
+
+    def gradient(queries):
+        monkeypatch.setattr(model, "QUERIES", queries)
+
+        def loss(q, own):
+            out = model.attend(q, positions, [prompt, model.Cache(own, jnp.cos(own), positions)])
+            return jnp.sum(jnp.sin(out)), out
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(q, own)
+
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), gradient(3), gradient(8))
+
+
 def test_a_later_token_changes_nothing_before_it(params):
     tokens, positions, valid = batch()
     changed = tokens.at[:, 5].set((tokens[:, 5] + 1) % CONFIG.vocab_size)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrft import mesh as meshes
+from jaxrft.lm import blocks
 from jaxrft.mesh import constrain
 from jaxrft.types import Array
 
@@ -20,6 +21,9 @@ Params = dict[str, Array]
 # Positions of keys that no query may see: every real position is smaller, and attention is causal in positions.
 FREE = jnp.iinfo(jnp.int32).max  # a slot of a cache that nothing was written to
 PADDED = FREE - 1  # a slot that holds padding
+
+# Attention takes so many queries at a time, so that its float32 scores never exist for all pairs of positions.
+QUERIES = 256
 
 
 class ModelConfig(NamedTuple):
@@ -200,11 +204,17 @@ def apply(
 
 
 def attend(q: Array, positions: Array, sources: list[Cache]) -> Array:
-    """Grouped-query attention over several sources of keys as one softmax.
+    """Grouped-query attention over several sources of keys as one softmax, QUERIES queries at a time.
 
     q [rows, T, H, head], positions [rows, T]; a source's leaves are one layer's, [B, length, ...], and its row b
     serves the rows / B queries from b * rows / B on. Returns [rows, T, H, head].
     """
+    mixed = blocks.over_time(partial(_attend_block, sources=sources), QUERIES, q, positions)
+    return constrain(mixed, "batch", "time", "heads", "head")
+
+
+def _attend_block(q: Array, positions: Array, *, sources: list[Cache]) -> Array:
+    """`attend` for one block of queries; its scores are [rows, H, T, all lengths]."""
     rows, steps, heads, width = q.shape
     scores = []
     for source in sources:
@@ -224,7 +234,7 @@ def attend(q: Array, positions: Array, sources: list[Cache]) -> Array:
         start += length
         out = jnp.einsum("bgkqts,bske->bgtkqe", part, source.values)
         mixed = mixed + out.reshape(q.shape)
-    return constrain(mixed, "batch", "time", "heads", "head")
+    return mixed
 
 
 def rms_norm(x: Array, scale: Array, eps: float) -> Array:
