@@ -103,6 +103,9 @@ class Config:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the policy; parameters and optimiser are float32 always. In bfloat16 the rounding of rollout and
     learner differs, so that first ratios are 1 to a few per cent only."""
+    gather_for_rollout: bool = True
+    """Gather the policy over `fsdp` once a rollout. False gathers a layer at a time for every token, much slower, for
+    when a whole copy in `dtype` (split over `model` only) does not fit beside the training state."""
 
     batch_size: int = 32
     """Tasks a step."""

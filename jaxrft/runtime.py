@@ -155,7 +155,10 @@ def generator(lm: LanguageModel, config: Config, mesh: Mesh, **options: Any) -> 
 
     def generate(params: Any, step: Array, prompts: Array, lengths: Array, ids: Array) -> Rollout:
         # One cast for the whole decoding instead of one a token; the learner casts the same parameters the same way.
-        params = jax.tree.map(lambda x: x.astype(config.dtype), params)
+        if config.gather_for_rollout:
+            params = model.gathered(lm.config, params, config.dtype)
+        else:
+            params = jax.tree.map(lambda x: x.astype(config.dtype), params)
         key = stream(config.seed, step, use)
         return rollout.generate(lm.policy, params, key, prompts, lengths, ids, **settings)
 

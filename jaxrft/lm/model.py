@@ -134,6 +134,15 @@ def shardings(config: ModelConfig, mesh: jax.sharding.Mesh) -> dict[str, jax.sha
     return {row.name: meshes.sharding(mesh, *row.axes) for row in table(config)}
 
 
+def gathered(config: ModelConfig, params: Params, dtype: Any) -> Params:
+    """The parameters as the decoder computes with them: in `dtype` and whole over `fsdp`, split over `model` only.
+
+    A loop that runs the decoder many times on the same parameters gathers them once in this way, instead of a layer at
+    a time in each pass.
+    """
+    return {row.name: _gathered(params[row.name], row.axes, dtype) for row in table(config)}
+
+
 def decoder(config: ModelConfig, *, dtype: Any = jnp.float32, remat: bool = True) -> Policy:
     """The decoder as a Policy that computes in `dtype` whatever the parameters' dtype is.
 
