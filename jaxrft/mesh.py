@@ -44,9 +44,12 @@ def make(data: int = -1, fsdp: int = 1, model: int = 1, *, devices: list[Any] | 
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def spec(*axes: str | None) -> PartitionSpec:
-    """The partition of an array whose dimensions have these logical names (None: not sharded)."""
-    used: set[str] = set()
+def spec(*axes: str | None, taken: tuple[str, ...] = ()) -> PartitionSpec:
+    """The partition of an array whose dimensions have these logical names (None: not sharded).
+
+    Mesh axes in `taken` are left out.
+    """
+    used = set(taken)
     parts = []
     for axis in axes:
         free = tuple(name for name in (RULES[axis] if axis else ()) if name not in used)
@@ -61,10 +64,14 @@ def shards(mesh: Mesh | jax.sharding.AbstractMesh | None, axis: str) -> int:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Shards `x` by the names of its dimensions on the ambient mesh (`jax.set_mesh`), if there is one of AXES."""
-    if not set(AXES) <= set(jax.sharding.get_abstract_mesh().axis_names):  # none, or that of another's program
+    """Shards `x` by the names of its dimensions on the ambient mesh (`jax.set_mesh`), if there is one of AXES.
+
+    Inside of `jax.shard_map`, only over the axes that are left to the compiler.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not set(AXES) <= set(mesh.axis_names):  # none, or that of another's program
         return x
-    return jax.lax.with_sharding_constraint(x, spec(*axes))
+    return jax.lax.with_sharding_constraint(x, spec(*axes, taken=mesh.manual_axes))
 
 
 def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:

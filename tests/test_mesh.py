@@ -1,3 +1,5 @@
+import math
+import re
 from functools import partial
 
 import jax
@@ -8,6 +10,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from jaxrft import mesh as meshes
+from jaxrft import runtime
+from jaxrft.config import Config, TasksConfig
 from jaxrft.learn import update
 from jaxrft.lm import model, rollout
 from jaxrft.types import InputError
@@ -164,6 +168,63 @@ def test_an_update_is_the_same_on_the_mesh(mesh, params, batch):
 
 def assert_close(got, want, atol=1e-5):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), got, want)
+
+
+def collectives(compiled, *operations):
+    """(whether in a loop, its number of elements) of every array that these operations of a program give."""
+    text = compiled.as_text()
+    bodies = dict(re.findall(r"^(?:ENTRY )?%?([\w.-]+) \(.*?\{\n(.*?)^\}", text, re.M | re.S))
+    looped, left = set(), set(re.findall(r"body=%?([\w.-]+)", text))
+    while left:
+        looped.add(name := left.pop())
+        left |= set(re.findall(r"(?:calls|to_apply|body|condition)=%?([\w.-]+)", bodies[name])) - looped
+    operation = re.compile(rf"= (.*?) (?:{'|'.join(operations)})(?:-start)?\(")
+    return [
+        (name in looped, math.prod(int(size) for size in shape.split(",") if size))
+        for name, body in bodies.items()
+        for result in operation.findall(body)
+        for shape in re.findall(r"\w\[([\d,]*)\]", result)
+    ]
+
+
+def shapes_of(tree):
+    """What a program is compiled for in place of arrays on the mesh."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def test_the_unembedding_is_gathered_and_its_gradient_reduced_outside_of_the_chunks(monkeypatch, mesh, batch):
+    """A chunk a position; with one micro-batch no other loop is around them. The embedding is the unembedding."""
+    monkeypatch.setattr(update, "CHUNK", 1)
+    config = CONFIG._replace(vocab_size=1024, tie_word_embeddings=True)
+    sizes = {"mini_batch_size": TASKS, "micro_batch_size": TASKS * GROUP}
+    learner = update.make(model.decoder(config), **sizes)
+    where, everywhere = model.shardings(config, mesh), meshes.sharding(mesh)
+    params = {row.name: meshes.place(np.zeros(row.shape, np.float32), where[row.name]) for row in model.table(config)}
+    state = jax.eval_shape(learner.init, params)
+    state = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        state,
+        update.optimizer_shardings(learner, params, everywhere),
+    )
+    with jax.set_mesh(mesh):
+        step = jax.jit(learner.step).lower(KEY, shapes_of(params), state, shapes_of(place_rows(mesh, batch)))
+        found = collectives(step.compile(), "all-gather", "all-reduce", "reduce-scatter")
+    large = [looped for looped, size in found if size >= 1024 * 16 / 8]  # a device's part of it is larger than a layer
+    assert large and not any(large)
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_a_rollout_gathers_the_parameters_once(mesh, params, prompts, once):
+    """No weight is gathered in the loops over tokens and layers; a layer at a time if so configured."""
+    sizes = {"batch_size": TASKS, "num_generations": GROUP, "max_completion_length": TIME}
+    config = Config(model="", tasks=TasksConfig(), output_dir="", gather_for_rollout=once, **sizes)
+    policy = runtime.LanguageModel(CONFIG, POLICY, place(mesh, params), None, (0, 1))
+    generate = runtime.generator(policy, config, mesh)
+    with jax.set_mesh(mesh):
+        program = generate.lower(shapes_of(policy.params), np.int32(0), *shapes_of(place_rows(mesh, prompts)))
+        found = collectives(program.compile(), "all-gather")
+    smallest = 16 * 8 * CONFIG.num_kv_heads // 2  # a layer's weights of keys, on a device
+    assert any(looped and size >= smallest for looped, size in found) != once
 
 
 def test_the_moments_of_a_parameter_lie_where_it_lies(mesh, params):

@@ -1,23 +1,25 @@
 """The training step: mini-batches, micro-batches, log-probabilities in chunks, one optimiser update each."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 
 from jaxrft import mesh as meshes
 from jaxrft.learn import grpo, masked
-from jaxrft.lm import sampling
+from jaxrft.lm import blocks, sampling
 from jaxrft.lm.model import Policy
 from jaxrft.lm.rollout import prefill
 from jaxrft.mesh import constrain
 from jaxrft.types import Array
 
-# Logits are computed for so many positions at a time that a chunk holds about this many numbers (32 MB in float32),
-# however large the vocabulary.
-CHUNK = 2**23
+# Logits are computed for so many positions at a time that a device's chunk holds about this many numbers (256 MB in
+# float32), however large the vocabulary.
+CHUNK = 2**26
 
 
 class Batch(NamedTuple):
@@ -78,25 +80,34 @@ def completion_logprobs(
 def _chunked_logprobs(
     policy: Policy, params: Any, hidden: Array, tokens: Array, temperature: float
 ) -> tuple[Array, Array]:
-    """log pi of tokens [R, T] and entropies [R, T] from hidden states [R, T, D], over chunks of time."""
-    rows, steps = tokens.shape
-    vocabulary = jax.eval_shape(policy.unembed, params, hidden[:, :1]).shape[-1]
-    width = min(steps, max(1, CHUNK // (rows * vocabulary)))
-    padding = -steps % width
+    """log pi of tokens [R, T] and entropies [R, T] from hidden states [R, T, D], over chunks of time.
 
-    def split(x: Array) -> Array:  # [R, T, ...] -> [chunks, R, width, ...]
-        x = jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(rows, -1, width, *x.shape[2:]), 1, 0)
+    On a mesh each shard of the rows goes through its chunks by itself: what `unembed` uses is gathered over `data` and
+    `fsdp` once before the loop, and its gradient, summed by each device over its own rows, is reduced once after it.
+    The price is a whole copy of it, and of its gradient, in the parameters' own dtype, split over `model` only.
+    """
 
-    @jax.checkpoint
-    def chunk(_: None, xs: tuple[Array, Array]) -> tuple[None, tuple[Array, Array]]:
-        logp = jax.nn.log_softmax(policy.unembed(params, xs[0]) / temperature)
+    def chunk(params: Any, hidden: Array, tokens: Array) -> tuple[Array, Array]:
+        logp = jax.nn.log_softmax(policy.unembed(params, hidden) / temperature)
         entropy = -jnp.sum(jnp.exp(logp) * logp, axis=-1)
-        return None, (sampling.pick(logp, xs[1]), jax.lax.stop_gradient(entropy))
+        return sampling.pick(logp, tokens), jax.lax.stop_gradient(entropy)
 
-    _, chunks = jax.lax.scan(chunk, None, (split(hidden), split(tokens)))
-    logprobs, entropy = (jnp.moveaxis(x, 0, 1).reshape(rows, -1)[:, :steps] for x in chunks)
-    return logprobs, entropy
+    mesh = jax.sharding.get_abstract_mesh()
+    axes, shards = meshes.RULES["batch"], meshes.shards(mesh, "batch")
+    vocabulary = jax.eval_shape(policy.unembed, params, hidden[:, :1]).shape[-1] // meshes.shards(mesh, "vocab")
+    width = max(1, CHUNK // (hidden.shape[0] // shards * vocabulary))
+    if shards == 1:
+        return blocks.over_time(partial(chunk, params), width, hidden, tokens)
+
+    def shard(params: Any, hidden: Array, tokens: Array) -> tuple[Array, Array]:
+        # Different on each device from here on: the sum over devices, the transpose of this, is not in the loop then.
+        params = jax.tree.map(lambda x: jax.lax.pcast(x, axes, to="varying"), params)
+        return blocks.over_time(partial(chunk, params), width, hidden, tokens)
+
+    rows = PartitionSpec(axes)
+    return jax.shard_map(shard, in_specs=(PartitionSpec(), rows, rows), out_specs=(rows, rows), axis_names=set(axes))(
+        params, hidden, tokens
+    )
 
 
 def micro_batches(batch: Batch, rows: int) -> Batch:
@@ -128,6 +139,16 @@ def micro_batches(batch: Batch, rows: int) -> Batch:
     )
 
 
+class Objective(NamedTuple):
+    """What the policy is trained to minimise."""
+
+    loss_type: str
+    epsilon: float
+    epsilon_high: float | None
+    kl_coef: float
+    temperature: float
+
+
 def make(
     policy: Policy,
     *,
@@ -153,48 +174,7 @@ def make(
     optimizer, schedule = adamw(
         learning_rate=learning_rate, warmup_steps=warmup_steps, weight_decay=weight_decay, max_grad_norm=max_grad_norm
     )
-
-    def loss(params: Any, batch: Batch, ref_params: Any, normaliser: Array) -> tuple[Array, dict[str, Array]]:
-        """The loss of a micro-batch, prompts [b, P] and tokens [b, g, T], over the normaliser of its mini-batch."""
-        tokens, mask, behaviour = (x.reshape(-1, x.shape[-1]) for x in (batch.tokens, batch.mask, batch.logprobs))
-        where = (batch.prompts, batch.lengths, tokens)
-        logprobs, entropy = completion_logprobs(policy, params, *where, temperature=temperature)
-        value, metrics = grpo.policy_loss(
-            logprobs,
-            behaviour,
-            batch.advantages.reshape(-1, 1),
-            mask,
-            loss_type=loss_type,
-            epsilon=epsilon,
-            epsilon_high=epsilon_high,
-            normaliser=normaliser,
-            max_completion_length=tokens.shape[1],
-        )
-        reduction, length = grpo.REDUCTIONS[loss_type], tokens.shape[1]
-        metrics["policy_loss"] = value
-        metrics["entropy"] = jnp.sum(reduction.metric_weights(mask, length) * masked.zero(entropy, mask)) / normaliser
-        if kl_coef > 0:
-            reference, _ = completion_logprobs(policy, ref_params, *where, temperature=temperature)
-            kl = grpo.kl_k3(masked.zero(logprobs, mask), jax.lax.stop_gradient(masked.zero(reference, mask)))
-            value = value + kl_coef * jnp.sum(reduction.weights(mask, length) * kl) / normaliser
-            metrics["kl"] = jnp.sum(reduction.metric_weights(mask, length) * kl) / normaliser
-        return value, metrics
-
-    def gradient(params: Any, batch: Batch, ref_params: Any) -> tuple[Any, dict[str, Array]]:
-        """Gradient and metrics of a mini-batch, summed over its micro-batches."""
-        mask = batch.mask.reshape(-1, batch.mask.shape[-1])
-        normaliser = grpo.normaliser(mask, loss_type, mask.shape[1])
-        micro = micro_batches(batch, micro_batch_size)
-
-        def add(total: Any, part: Batch) -> tuple[Any, None]:
-            (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, part, ref_params, normaliser)
-            return jax.tree.map(jnp.add, total, (grads, metrics)), None
-
-        first = jax.tree.map(lambda x: x[0], micro)
-        shapes = jax.eval_shape(lambda: jax.value_and_grad(loss, has_aux=True)(params, first, ref_params, normaliser))
-        (_, metrics), grads = shapes
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, metrics))
-        return jax.lax.scan(add, zeros, micro)[0]
+    objective = Objective(loss_type, epsilon, epsilon_high, kl_coef, temperature)
 
     def step(
         key: Array, params: Any, optimizer_state: Any, batch: Batch, ref_params: Any = None
@@ -205,7 +185,7 @@ def make(
         def update(carry: tuple[Any, Any], rows: Array) -> tuple[Any, dict[str, Array]]:
             params, state = carry
             part = batch if mini_batch_size == tasks else jax.tree.map(lambda x: x[rows], batch)
-            grads, metrics = gradient(params, part, ref_params)
+            grads, metrics = gradient(policy, objective, params, part, ref_params, rows=micro_batch_size)
             metrics |= {"grad_norm": optax.global_norm(grads), "learning_rate": _learning_rate(schedule, state)}
             with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts and floats
                 change, state = optimizer.update(grads, state, params)
@@ -216,6 +196,56 @@ def make(
         return params, optimizer_state, jax.tree.map(lambda x: jnp.mean(x), metrics)
 
     return Update(init=optimizer.init, step=step)
+
+
+def gradient(
+    policy: Policy, objective: Objective, params: Any, batch: Batch, ref_params: Any, *, rows: int
+) -> tuple[Any, dict[str, Array]]:
+    """Gradient and metrics of a mini-batch, summed over its micro-batches of `rows` rows."""
+    mask = batch.mask.reshape(-1, batch.mask.shape[-1])
+    normaliser = grpo.normaliser(mask, objective.loss_type, mask.shape[1])
+    micro = micro_batches(batch, rows)
+
+    def part(batch: Batch) -> tuple[Any, dict[str, Array]]:
+        of = partial(loss, policy, objective, batch=batch, ref_params=ref_params, normaliser=normaliser)
+        grads, metrics = jax.grad(of, has_aux=True)(params)
+        return grads, metrics
+
+    def add(total: Any, batch: Batch) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, part(batch)), None
+
+    shapes = jax.eval_shape(part, jax.tree.map(lambda x: x[0], micro))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(add, zeros, micro)[0]
+
+
+def loss(
+    policy: Policy, objective: Objective, params: Any, *, batch: Batch, ref_params: Any, normaliser: Array
+) -> tuple[Array, dict[str, Array]]:
+    """The loss of a micro-batch, prompts [b, P] and tokens [b, g, T], over the normaliser of its mini-batch."""
+    tokens, mask, behaviour = (x.reshape(-1, x.shape[-1]) for x in (batch.tokens, batch.mask, batch.logprobs))
+    where = (batch.prompts, batch.lengths, tokens)
+    logprobs, entropy = completion_logprobs(policy, params, *where, temperature=objective.temperature)
+    value, metrics = grpo.policy_loss(
+        logprobs,
+        behaviour,
+        batch.advantages.reshape(-1, 1),
+        mask,
+        loss_type=objective.loss_type,
+        epsilon=objective.epsilon,
+        epsilon_high=objective.epsilon_high,
+        normaliser=normaliser,
+        max_completion_length=tokens.shape[1],
+    )
+    reduction, length = grpo.REDUCTIONS[objective.loss_type], tokens.shape[1]
+    metrics["policy_loss"] = value
+    metrics["entropy"] = jnp.sum(reduction.metric_weights(mask, length) * masked.zero(entropy, mask)) / normaliser
+    if objective.kl_coef > 0:
+        reference, _ = completion_logprobs(policy, ref_params, *where, temperature=objective.temperature)
+        kl = grpo.kl_k3(masked.zero(logprobs, mask), jax.lax.stop_gradient(masked.zero(reference, mask)))
+        value = value + objective.kl_coef * jnp.sum(reduction.weights(mask, length) * kl) / normaliser
+        metrics["kl"] = jnp.sum(reduction.metric_weights(mask, length) * kl) / normaliser
+    return value, metrics
 
 
 def _learning_rate(schedule: optax.Schedule, state: Any) -> Array:
