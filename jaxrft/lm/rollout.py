@@ -23,6 +23,14 @@ class Decoding(NamedTuple):
     cache: Any
 
 
+class Drawn(NamedTuple):
+    """A token of each row."""
+
+    token: Array  # [R] int32
+    logprob: Array  # [R] float32
+    sampling_logprob: Array  # [R] float32
+
+
 def prefill(policy: Policy, params: Any, prompts: Array, lengths: Array) -> tuple[Array, Any]:
     """The last hidden states [B, D] of right-padded prompts [B, P], and their cache to be used as a prefix."""
     positions = jnp.broadcast_to(jnp.arange(prompts.shape[1], dtype=jnp.int32)[None], prompts.shape)
@@ -58,27 +66,10 @@ def generate(
     ends = jnp.asarray(eos_ids, jnp.int32)
 
     def write(state: Decoding, hidden: Array) -> Decoding:
-        """Draws the token after `hidden` [R, D] and writes it at `time`; rows that are done stay as they are."""
+        """Draws the token after `hidden` [R, D] and writes it."""
         logits = policy.unembed(params, hidden) / temperature
-        allowed = sampling.truncate(logits, top_k=top_k, top_p=top_p)
-        token = jnp.argmax(logits, axis=-1).astype(jnp.int32) if greedy else sampling.draw(keys, state.time, allowed)
-        live = ~state.done
-        logprob = sampling.pick(jax.nn.log_softmax(logits), token)
-        drawn_from = jnp.zeros_like(logprob) if greedy else sampling.pick(jax.nn.log_softmax(allowed), token)
-
-        def put(buffer: Array, column: Array) -> Array:
-            column = jnp.where(live, column, jnp.zeros_like(column))
-            return jax.lax.dynamic_update_slice(buffer, column[:, None], (jnp.zeros_like(state.time), state.time))
-
-        return Decoding(
-            time=state.time + 1,
-            done=state.done | jnp.any(token[:, None] == ends[None], axis=-1),
-            lengths=state.lengths + live.astype(jnp.int32),
-            tokens=put(state.tokens, token),
-            logprobs=put(state.logprobs, logprob),
-            sampling_logprobs=put(state.sampling_logprobs, drawn_from),
-            cache=state.cache,
-        )
+        drawn = _draw(keys, state.time, logits, top_p=top_p, top_k=top_k, greedy=greedy)
+        return _write(state, drawn, ends)
 
     def advance(state: Decoding) -> Decoding:
         token = jax.lax.dynamic_slice_in_dim(state.tokens, state.time - 1, 1, axis=1)
@@ -101,3 +92,31 @@ def generate(
     state = jax.lax.while_loop(lambda s: (s.time < max_completion_length) & ~jnp.all(s.done), advance, state)
     mask = jnp.arange(max_completion_length)[None] < state.lengths[:, None]
     return Rollout(state.tokens, state.lengths, mask.astype(jnp.float32), state.logprobs, state.sampling_logprobs)
+
+
+def _draw(keys: Array, time: Array, logits: Array, *, top_p: float, top_k: int, greedy: bool) -> Drawn:
+    """The rows' tokens number `time`, from their keys [R] and logits [R, V] at the sampling temperature."""
+    allowed = sampling.truncate(logits, top_k=top_k, top_p=top_p)
+    token = jnp.argmax(logits, axis=-1).astype(jnp.int32) if greedy else sampling.draw(keys, time, allowed)
+    logprob = sampling.pick(jax.nn.log_softmax(logits), token)
+    drawn_from = jnp.zeros_like(logprob) if greedy else sampling.pick(jax.nn.log_softmax(allowed), token)
+    return Drawn(token, logprob, drawn_from)
+
+
+def _write(state: Decoding, drawn: Drawn, ends: Array) -> Decoding:
+    """Writes tokens at `time`, of which `ends` [E] end a row; rows that are done stay as they are."""
+    live = ~state.done
+
+    def put(buffer: Array, column: Array) -> Array:
+        column = jnp.where(live, column, jnp.zeros_like(column))
+        return jax.lax.dynamic_update_slice(buffer, column[:, None], (jnp.zeros_like(state.time), state.time))
+
+    return Decoding(
+        time=state.time + 1,
+        done=state.done | jnp.any(drawn.token[:, None] == ends[None], axis=-1),
+        lengths=state.lengths + live.astype(jnp.int32),
+        tokens=put(state.tokens, drawn.token),
+        logprobs=put(state.logprobs, drawn.logprob),
+        sampling_logprobs=put(state.sampling_logprobs, drawn.sampling_logprob),
+        cache=state.cache,
+    )
