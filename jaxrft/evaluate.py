@@ -24,8 +24,8 @@ def make(config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool) -> Callable[
     """The evaluation (params, step) -> metrics of every held-out set: eval/<name>/greedy, /avg@k and /pass@k.
 
     avg@k is the mean success of k samples a task, pass@k the share of tasks that one of k samples solves fully; a
-    sample without a reward counts as failed, but a first batch without any is an InputError. Samples depend on the
-    seed, the step and the task only. Raises InputError for sets that do not load or share a name.
+    sample without a reward counts as failed, but a first batch without any, at step 0, is an InputError. Samples depend
+    on the seed, the step and the task only. Raises InputError for sets that do not load or share a name.
     """
     names = [name_of(tasks) for tasks in config.evaluation.tasks]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -47,7 +47,7 @@ def make(config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool) -> Callable[
             ids = np.arange(start, start + config.eval_batch_size, dtype=np.int32) % count
             rollouts = generate(params, np.int32(step), *runtime.prompt_batch(tasks, ids, widths, mesh), ids)
             verdicts = runtime.verify(rollouts, pool, lm.tokenizer, tasks, ids)
-            verdicts = runtime.check_verdicts(config, verdicts, first=start == 0)
+            verdicts = runtime.check_verdicts(config, verdicts, first=start == step == 0)
             found.append(np.nan_to_num(verdicts.rewards[:, counted]).reshape(len(ids), -1))
         return np.concatenate(found)[:count]
 

@@ -59,8 +59,13 @@ def spec(*axes: str | None, taken: tuple[str, ...] = ()) -> PartitionSpec:
 
 
 def shards(mesh: Mesh | jax.sharding.AbstractMesh | None, axis: str) -> int:
-    """Over how many devices the logical axis `axis` is split on `mesh`; 1 without a mesh."""
-    return math.prod(dict(mesh.shape).get(name, 1) for name in RULES[axis]) if mesh is not None else 1
+    """Over how many devices the logical axis `axis` is split on `mesh`; 1 unless it has our axes."""
+    return math.prod(mesh.shape[name] for name in RULES[axis]) if mesh is not None and _is_ours(mesh) else 1
+
+
+def _is_ours(mesh: Mesh | jax.sharding.AbstractMesh) -> bool:
+    """Whether a mesh has the axes AXES; no mesh at all has none, and another program's has others."""
+    return set(AXES) <= set(mesh.axis_names)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
@@ -69,7 +74,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     Inside of `jax.shard_map`, only over the axes that are left to the compiler.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if not set(AXES) <= set(mesh.axis_names):  # none, or that of another's program
+    if not _is_ours(mesh):
         return x
     return jax.lax.with_sharding_constraint(x, spec(*axes, taken=mesh.manual_axes))
 

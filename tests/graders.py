@@ -71,3 +71,9 @@ def late(prompts, completions, **columns):
     """A success until one step of 32 completions is graded, then now and then more than that."""
     asked[0] += 1
     return [1.5 if asked[0] > 32 and asked[0] % 4 == 0 else float(asked[0] % 2)]
+
+
+def later(prompts, completions, **columns):
+    """Successes until an evaluation of 16 tasks and a step of 32 samples are graded, then nothing."""
+    asked[0] += 1
+    return [1.0 if asked[0] <= 48 else None]

@@ -257,3 +257,12 @@ def test_a_micro_batch_takes_a_task_of_every_shard(mesh, rows, tasks, samples):
     np.testing.assert_array_equal(micro.advantages, want)
     np.testing.assert_array_equal(micro.tokens, np.repeat(want[..., None], TIME, axis=3))
     assert micro.tokens.sharding.shard_shape(micro.tokens.shape)[1] == 1
+
+
+@pytest.mark.parametrize("axes", [("data",), ("data", "model"), ("x",)])
+def test_the_mesh_of_another_program_splits_nothing(axes):
+    """Whatever its axes are called: our pure functions then compute as without a mesh."""
+    theirs = jax.make_mesh((8, 1)[: len(axes)], axes, axis_types=(jax.sharding.AxisType.Auto,) * len(axes))
+    assert [meshes.shards(theirs, name) for name in ("batch", "vocab", "task")] == [1, 1, 1]
+    with jax.set_mesh(theirs):
+        assert meshes.constrain(jnp.ones((8, 8)), "batch", "vocab").shape == (8, 8)

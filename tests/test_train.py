@@ -111,6 +111,14 @@ def test_a_late_success_outside_its_range_costs_that_reward_only(configure, tmp_
     assert second["rewards/graders:late/mean"] == pytest.approx(16 / 24)
 
 
+def test_graders_that_fail_at_a_later_evaluation_do_not_end_the_run(configure, world, tmp_path):
+    held_out = EvalConfig((TasksConfig(str(world / "tasks.jsonl"), name="held_out"),), num_samples=0)
+    grader = {"rewards": ("graders:later",), "evaluation": held_out, "eval_steps": 1, "steps": 1}
+    train.train(configure(tmp_path / "run", **grader))
+    first, second = lines(tmp_path / "run")
+    assert first["eval/held_out/greedy"] > second["eval/held_out/greedy"] == 0.0
+
+
 def test_evaluation_refuses_what_it_cannot_grade(configure, tmp_path):
     """Instead of a score of 0."""
     helpers.write_rows(tmp_path / "bare.jsonl", [{"prompt": "1"}] * 8)
