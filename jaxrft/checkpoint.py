@@ -207,8 +207,8 @@ def write_records(folder: Path, config: Config) -> None:
     versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {jax.process_count()} processes"
     with writing(folder):
-        _replace(folder / "config.json", configs.to_json(config))
-        _replace(folder / "versions.json", json.dumps(versions | {"devices": devices}, indent=2))
+        replace_file(folder / "config.json", configs.to_json(config) + "\n")
+        replace_file(folder / "versions.json", json.dumps(versions | {"devices": devices}, indent=2) + "\n")
 
 
 def _log_differences(path: Path, config: Config) -> None:
@@ -222,8 +222,8 @@ def _log_differences(path: Path, config: Config) -> None:
         logger.warning("this run goes on with another %s: %s, it was %s", name, now, before)
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
     """Writes a file that is at no time there in part."""
     fresh = path.with_suffix(".tmp")
-    fresh.write_text(text + "\n", encoding="utf-8")
+    fresh.write_text(text, encoding="utf-8")
     os.replace(fresh, path)

@@ -199,9 +199,7 @@ def verify(rollouts: Rollout, pool: pools.Pool, text: Any, tasks: table.TaskTabl
     columns = {name: [entries[i] for i in asked] for name, entries in tasks.columns.items()}
     graded = pool.grade([tasks.prompts[i] for i in asked], completions, columns)
     rewards = np.zeros((rows, len(graded.rewards)), np.float32)
-    rewards[mine] = np.array(graded.rewards, np.float32).T.reshape(
-        len(mine), -1 if mine else rewards.shape[1]
-    )  # None = NaN
+    rewards[mine] = np.array(graded.rewards, np.float32).T  # None becomes NaN
     counts = np.array([graded.failures[kind] for kind in pools.KINDS])
     if jax.process_count() > 1:  # rows of other processes are 0 here, so that sums put all together
         rewards, counts = (x.sum(axis=0) for x in multihost_utils.process_allgather((rewards, counts)))

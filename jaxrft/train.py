@@ -99,7 +99,7 @@ def loop(
         display.evaluation(step, found)
 
     def evaluation_due(step: int) -> bool:
-        return config.eval_steps > 0 and (step in (0, config.steps) or step % config.eval_steps == 0)
+        return config.eval_steps > 0 and (step in (0, config.steps) or due(step, config.eval_steps))
 
     done = int(state.step)
     # A stop by a signal leaves out the evaluation that may have been due after its last step.
@@ -150,7 +150,7 @@ def compile_steps(run: Run, state: RunState) -> tuple[Callable, Callable, Callab
     config, mesh = run.config, run.mesh
     everywhere = meshes.sharding(mesh)
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    weights = np.array(config.reward_weights or [1.0] * len(config.rewards), np.float32)[None, None]
+    reward_weights = np.array(config.reward_weights or [1.0] * len(config.rewards), np.float32)[None, None]
 
     def select(selector_state: Any, step: Array, tasks: Tasks) -> tuple[Choice, Any]:
         return run.selector.select(runtime.stream(config.seed, step, "select"), selector_state, tasks)
@@ -161,7 +161,7 @@ def compile_steps(run: Run, state: RunState) -> tuple[Callable, Callable, Callab
         """Updates selector and policy; rewards [B, G, F], NaN = none."""
         groups = rewards.shape[:2]
         valid = jnp.all(jnp.isfinite(rewards), axis=-1)
-        total = jnp.sum(jnp.where(valid[..., None], rewards, 0.0) * weights, axis=-1)
+        total = jnp.sum(jnp.where(valid[..., None], rewards, 0.0) * reward_weights, axis=-1)
         success = jnp.where(valid, rewards[..., runtime.success_index(config)], 0.0)
         trials = jnp.sum(valid, axis=1, dtype=jnp.float32)
         spent = jnp.sum(rollouts.lengths.reshape(groups), axis=1)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
+from jaxrft.lm import weights
 from jaxrft.types import InputError
 
 if TYPE_CHECKING:  # transformers takes seconds to import: only `load` needs it
@@ -87,7 +87,8 @@ def eos_ids(tokenizer: PreTrainedTokenizerBase, folder: str) -> tuple[int, ...]:
     """
     found = [tokenizer.eos_token_id]
     for name in ("generation_config.json", "config.json"):
-        value = _read_json(Path(folder) / name).get("eos_token_id")
+        path = Path(folder) / name
+        value = weights.read_json(path).get("eos_token_id") if path.is_file() else None
         found += value if isinstance(value, list) else [value]
     ids = tuple(dict.fromkeys(token for token in found if isinstance(token, int)))
     if not ids:
@@ -96,12 +97,3 @@ def eos_ids(tokenizer: PreTrainedTokenizerBase, folder: str) -> tuple[int, ...]:
             "or eos_token_id in generation_config.json"
         )
     return ids
-
-
-def _read_json(path: Path) -> dict:
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}): copy it again from the checkpoint") from error

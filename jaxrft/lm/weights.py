@@ -144,7 +144,7 @@ def _read_keys(folder: Path) -> dict[str, Any]:
         raise InputError(f"no folder {folder}: give the folder of a downloaded Hugging Face checkpoint")
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} has no config.json: give the folder of a Hugging Face checkpoint")
-    return _read_json(folder / "config.json")
+    return read_json(folder / "config.json")
 
 
 def _model_config(keys: Mapping[str, Any], where: str) -> ModelConfig:
@@ -185,7 +185,8 @@ def _slides(keys: Mapping[str, Any]) -> bool:
     return windowed and keys.get("max_window_layers", 28) < keys.get("num_hidden_layers", 0)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a checkpoint; raises InputError when it is something else."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -237,7 +238,7 @@ def _open(folder: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
     if (folder / SINGLE).is_file():
         files = [SINGLE]
     elif (folder / INDEX).is_file():
-        files = sorted(set(_read_json(folder / INDEX)["weight_map"].values()))
+        files = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
     elif other := sorted(path.name for path in folder.glob("*.bin")):
         raise InputError(f"{folder} has {other[0]}, but only safetensors are read: save it again with transformers")
     else:

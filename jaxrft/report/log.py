@@ -2,14 +2,13 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from jaxrft.checkpoint import writing
+from jaxrft.checkpoint import replace_file, writing
 from jaxrft.report.console import Display
 
 
@@ -76,9 +75,8 @@ class Reporter:
             return
         if self.earlier and self.earlier[-1]["step"] == entry["step"]:  # an evaluation that a stop left out
             entry = dict(sorted((self.earlier.pop() | entry).items(), key=lambda item: (item[0] != "step", item[0])))
-        fresh = self.path.with_suffix(".tmp")
-        fresh.write_text("".join(json.dumps(e, allow_nan=False) + "\n" for e in (*self.earlier, entry)), "utf-8")
-        os.replace(fresh, self.path)
+        lines = (json.dumps(e, allow_nan=False) + "\n" for e in (*self.earlier, entry))
+        replace_file(self.path, "".join(lines))
         self.earlier = None
 
     def _say_without_signal(self, silent: bool) -> None:
