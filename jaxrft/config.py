@@ -21,7 +21,14 @@ class TasksConfig:
     """Where tasks come from."""
 
     source: str = ""
-    """A .jsonl or .parquet file, or `builtin:NAME` for a generated family."""
+    """A .jsonl or .parquet file, `builtin:NAME` for a generated family, `tfds:NAME[/CONFIG][:VERSION]` for a prepared
+    TFDS data set, or `hub:OWNER/NAME` for one of the Hugging Face hub."""
+    split: str = "train"
+    """Which split of a TFDS or hub data set."""
+    subset: str | None = None
+    """Which configuration of a hub data set; needed only where there are several."""
+    data_dir: str | None = None
+    """Folder of the prepared TFDS data sets; TFDS' own default otherwise."""
     name: str = ""
     """What the set is called in metrics; the file's or family's name by default."""
     prompt_column: str | None = None
