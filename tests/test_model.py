@@ -48,6 +48,7 @@ VARIANTS = [
     CONFIG,
     CONFIG._replace(tie_word_embeddings=True),
     CONFIG._replace(attention_bias=False, tie_word_embeddings=True),
+    CONFIG._replace(output_bias=True, qk_norm=True),
 ]
 
 
@@ -87,6 +88,33 @@ def test_rms_norm_by_hand():
     x = jnp.array([[3.0, 4.0]])  # rms = sqrt(12.5)
     out = model.rms_norm(x, jnp.array([1.0, 2.0]), 0.0)
     np.testing.assert_allclose(out, [[3 / 12.5**0.5, 8 / 12.5**0.5]], rtol=1e-6)
+
+
+def test_qk_norm_by_hand():
+    """Queries and keys (3, 4), of rms sqrt(12.5), are scaled and then rotated, a quarter turn; values stay."""
+    config = CONFIG._replace(hidden_size=2, num_heads=1, num_kv_heads=1, head_dim=2, attention_bias=False, qk_norm=True)
+    identity = jnp.eye(2)[:, None]
+    w = {"q": identity, "k": identity, "v": identity, "q_norm": jnp.array([1.0, 2.0]), "k_norm": jnp.array([1.0, 0.5])}
+    turn = jnp.zeros((1, 1, 1, 1)), jnp.ones((1, 1, 1, 1))  # cosine, sine
+    q, k, v = model._project(config._replace(rms_norm_eps=0.0), w, jnp.array([[[3.0, 4.0]]]), turn)
+    np.testing.assert_allclose(q.ravel(), [-8 / 12.5**0.5, 3 / 12.5**0.5], rtol=1e-6)
+    np.testing.assert_allclose(k.ravel(), [-2 / 12.5**0.5, 3 / 12.5**0.5], rtol=1e-6)
+    np.testing.assert_array_equal(v.ravel(), [3.0, 4.0])
+
+
+def test_rope_frequencies_by_hand():
+    """Waves of 2 pi, 20 pi and 200 pi positions; of 100, those below 25 are kept and those above 100 stretched by 8.
+
+    The middle one turns 100 / 20 pi = 1.59155 times in 100, (1.59155 - 1) / (4 - 1) = 0.197183 of the way from 1 to 4:
+    0.197183 * 0.1 + 0.802817 * 0.1 / 8 = 0.0297535.
+    """
+    config = CONFIG._replace(head_dim=6, rope_theta=1000.0)
+    frequencies = model.rope_frequencies(config)
+    assert frequencies.dtype == np.float32
+    np.testing.assert_allclose(frequencies, [1.0, 0.1, 0.01], rtol=1e-6)
+    scaled = model.rope_frequencies(config._replace(rope_scaling=model.RopeScaling(8.0, 1.0, 4.0, 100)))
+    assert scaled.dtype == np.float32
+    np.testing.assert_allclose(scaled, [1.0, 0.0297535, 0.00125], rtol=1e-5)
 
 
 def test_attention_by_hand():

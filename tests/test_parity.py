@@ -23,18 +23,28 @@ SHAPE = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 128,
 }
-ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}}
-if int(transformers.__version__.split(".")[0]) < 5:
-    ROPE = {"rope_theta": 5000.0}
 EOS = [3, 5, 7]
+# Of the four waves of head_dim 8 at rope_theta 5000 one is kept, two are in between and one is stretched.
+LLAMA3 = {"factor": 4.0, "low_freq_factor": 0.1, "high_freq_factor": 8.0, "original_max_position_embeddings": 64}
 
 
-def write(folder, dtype, **changes):
-    """A random Qwen2 checkpoint by transformers, norms and biases random too."""
+def rope(**scaling):
+    """The keys of transformers' config classes."""
+    if int(transformers.__version__.split(".")[0]) < 5:
+        return {"rope_theta": 5000.0} | ({"rope_scaling": scaling} if scaling else {})
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0} | scaling}
+
+
+QWEN2 = {"model_type": "qwen2"} | rope()
+QWEN3 = {"model_type": "qwen3", "head_dim": 12} | rope()
+LLAMA = {"model_type": "llama"} | rope(rope_type="llama3", **LLAMA3)
+
+
+def write(folder, dtype, model_type, **changes):
+    """A random checkpoint by transformers, norms and biases random too."""
     limit = changes.pop("max_shard_size", "1GB")
     torch.manual_seed(0)
-    config = transformers.Qwen2Config(**SHAPE | ROPE | changes)
-    lm = transformers.Qwen2ForCausalLM(config)
+    lm = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(model_type, **SHAPE | changes))
     with torch.no_grad():
         for parameter in lm.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -42,19 +52,35 @@ def write(folder, dtype, **changes):
     lm.to(dtype).save_pretrained(folder, max_shard_size=limit)
 
 
-def torch_logits(folder, tokens):
+def torch_logits(folder, tokens, **mask):
     lm = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
-        return lm(torch.tensor(tokens)).logits.numpy(), lm.generation_config.eos_token_id
+        mask = {name: torch.tensor(value) for name, value in mask.items()}
+        return lm(torch.tensor(tokens), **mask).logits.numpy(), lm.generation_config.eos_token_id
 
 
-def our_logits(folder, tokens):
+def our_logits(folder, tokens, lengths=None, prompt=None):
+    """Logits [rows, time, V] of rows padded on the right; what follows a `prompt` is decoded from its cache."""
     config = weights.read_config(folder)
     params, policy = weights.load(folder, config), model.decoder(config)
     rows, time = tokens.shape
     positions = jnp.broadcast_to(jnp.arange(time)[None], (rows, time))
-    forward = jax.jit(lambda *x: policy.unembed(params, policy.apply(params, *x)[0]))
-    return forward(jnp.asarray(tokens), positions, jnp.ones((rows, time), bool))
+    valid = positions < jnp.asarray([time] * rows if lengths is None else lengths)[:, None]
+    batch = jnp.asarray(tokens), positions, valid
+
+    @jax.jit
+    def forward(batch, cache=None, prefix=None):
+        hidden, cache = policy.apply(params, *batch, cache, prefix)
+        return policy.unembed(params, hidden), cache
+
+    if prompt is None:
+        return forward(batch)[0]
+    first, prefix = forward([x[:, :prompt] for x in batch])
+    logits, cache = [first], policy.init_cache(rows, time - prompt)
+    for t in range(prompt, time):
+        found, cache = forward([x[:, t : t + 1] for x in batch], cache, prefix)
+        logits.append(found)
+    return jnp.concatenate(logits, axis=1)
 
 
 def stored(folder):
@@ -69,17 +95,27 @@ def tokens():
 @pytest.mark.parametrize(
     ("dtype", "changes"),
     [
-        ("float32", {"tie_word_embeddings": True}),
-        ("float32", {"tie_word_embeddings": False, "head_dim": 12}),
-        ("bfloat16", {"tie_word_embeddings": True, "max_shard_size": "20KB"}),
-        ("bfloat16", {"tie_word_embeddings": False}),
+        ("float32", QWEN2 | {"tie_word_embeddings": True}),
+        ("float32", QWEN2 | {"tie_word_embeddings": False, "head_dim": 12}),
+        ("bfloat16", QWEN2 | {"tie_word_embeddings": True, "max_shard_size": "20KB"}),
+        ("bfloat16", QWEN2 | {"tie_word_embeddings": False}),
+        ("float32", QWEN3 | {"tie_word_embeddings": True}),
+        ("float32", QWEN3 | {"tie_word_embeddings": False, "attention_bias": True}),
+        ("bfloat16", QWEN3 | {"tie_word_embeddings": False, "max_shard_size": "20KB"}),
+        ("float32", LLAMA | {"tie_word_embeddings": True}),
+        ("float32", LLAMA | {"tie_word_embeddings": False, "attention_bias": True}),
+        ("bfloat16", LLAMA | {"tie_word_embeddings": True, "num_key_value_heads": None} | rope()),
     ],
 )
 def test_logits_and_folders_agree_with_transformers(dtype, changes, tokens, tmp_path):
     source, saved = tmp_path / "source", tmp_path / "saved"
     write(source, getattr(torch, dtype), **changes)
     want, _ = torch_logits(source, tokens)
-    np.testing.assert_allclose(our_logits(source, tokens), want, atol=1e-4)
+    np.testing.assert_allclose(our_logits(source, tokens, prompt=9), want, atol=1e-4)
+    lengths = [17, 5, 11]
+    mask = np.arange(17)[None] < np.array(lengths)[:, None]
+    padded, _ = torch_logits(source, tokens, attention_mask=mask.astype(int))
+    np.testing.assert_allclose(our_logits(source, tokens, lengths)[mask], padded[mask], atol=1e-4)
 
     config = weights.read_config(source)
     assert config.tie_word_embeddings == changes["tie_word_embeddings"] and config.rope_theta == 5000.0
@@ -98,13 +134,62 @@ def test_logits_and_folders_agree_with_transformers(dtype, changes, tokens, tmp_
     assert keys == json.loads((saved / "config.json").read_text())
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_decoder_made_here_opens_in_transformers(tied, tokens, tmp_path):
-    config = model.ModelConfig(96, 32, 48, 2, 4, 2, head_dim=12, rope_theta=500.0, tie_word_embeddings=tied)
+SMALL = model.ModelConfig(96, 32, 48, 2, 4, 2, head_dim=12, rope_theta=500.0)
+PLAIN = SMALL._replace(attention_bias=False)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "config"),
+    [
+        ("qwen2", SMALL._replace(tie_word_embeddings=True)),
+        ("qwen2", SMALL),
+        ("qwen3", PLAIN._replace(qk_norm=True)),
+        ("qwen3", SMALL._replace(qk_norm=True, output_bias=True)),
+        ("llama", PLAIN._replace(rope_scaling=model.RopeScaling(**LLAMA3), tie_word_embeddings=True)),
+        ("llama", SMALL._replace(output_bias=True)),
+    ],
+)
+def test_a_decoder_made_here_opens_in_transformers(model_type, config, tokens, tmp_path):
     rows = model.table(config)
     keys = jax.random.split(jax.random.key(0), len(rows))
     params = {row.name: 0.3 * jax.random.normal(key, row.shape) for row, key in zip(rows, keys, strict=True)}
-    weights.save(tmp_path / "a", params, config, source=weights.hf_config(config, eos_token_id=EOS))
+    keys = weights.hf_config(config, eos_token_id=EOS)
+    assert keys["model_type"] == model_type
+    weights.save(tmp_path / "a", params, config, source=keys)
     want, eos = torch_logits(tmp_path / "a", tokens)
     np.testing.assert_allclose(our_logits(tmp_path / "a", tokens), want, atol=1e-4)
     assert eos == EOS
+
+
+@pytest.mark.parametrize(
+    ("model_type", "theta", "scaling"),
+    [
+        ("qwen2", 10_000.0, {}),
+        ("qwen3", 1_000_000.0, {}),
+        (
+            "llama",
+            500_000.0,
+            LLAMA3 | {"factor": 32.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192},
+        ),
+    ],
+)
+def test_the_rope_frequencies_are_those_of_transformers(model_type, theta, scaling):
+    keys = SHAPE | {"model_type": model_type, "head_dim": 128, "rope_theta": theta}
+    if scaling:
+        keys["rope_scaling"] = {"rope_type": "llama3"} | scaling
+    lm = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**keys))
+    ours = model.rope_frequencies(weights.model_config(keys, "keys"))
+    np.testing.assert_allclose(ours, lm.model.rotary_emb.inv_freq.numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("model_type", weights.FAMILIES)
+def test_absent_keys_are_read_as_transformers_reads_them(model_type):
+    keys = {"model_type": model_type, "vocab_size": 96, "hidden_size": 4096, "intermediate_size": 48}
+    keys |= {"num_hidden_layers": 1, "num_attention_heads": 64}
+    theirs, ours = transformers.AutoConfig.for_model(**keys), weights.model_config(keys, "keys")
+    lm = transformers.AutoModelForCausalLM.from_config(theirs)
+    assert {row.hf.format(0): weights._stored_shape(row) for row in model.table(ours)} == {
+        name: tuple(parameter.shape) for name, parameter in lm.named_parameters()
+    }
+    assert ours.rms_norm_eps == theirs.rms_norm_eps and ours.tie_word_embeddings == theirs.tie_word_embeddings
+    np.testing.assert_allclose(model.rope_frequencies(ours), lm.model.rotary_emb.inv_freq.numpy(), rtol=1e-6)

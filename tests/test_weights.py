@@ -23,6 +23,9 @@ CONFIG = model.ModelConfig(
     rms_norm_eps=1e-5,
 )
 TIED = CONFIG._replace(tie_word_embeddings=True)
+PLAIN = CONFIG._replace(attention_bias=False)
+QWEN3 = PLAIN._replace(qk_norm=True, tie_word_embeddings=True)
+LLAMA = PLAIN._replace(rope_scaling=model.RopeScaling(32.0, 1.0, 4.0, 8192))
 
 
 def random_params(config):
@@ -57,7 +60,7 @@ def assert_equal(got, want):
         np.testing.assert_array_equal(got[name], want[name], err_msg=name)
 
 
-@pytest.mark.parametrize("config", [CONFIG, TIED])
+@pytest.mark.parametrize("config", [CONFIG, TIED, QWEN3, LLAMA, LLAMA._replace(attention_bias=True, output_bias=True)])
 def test_load_of_save_is_the_same_bit_for_bit(config, tmp_path):
     params = random_params(config)
     weights.save(tmp_path / "a", params, config, source=weights.hf_config(config))
@@ -222,6 +225,82 @@ def test_the_config_keys_of_transformers_4_and_5(keys, wanted, tmp_path):
     assert isinstance(config.rope_theta, float)
 
 
+QWEN3_0_6B = {  # as published, without what no family reads
+    "architectures": ["Qwen3ForCausalLM"],
+    "attention_bias": False,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 40960,
+    "max_window_layers": 28,
+    "model_type": "qwen3",
+    "num_attention_heads": 16,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-06,
+    "sliding_window": None,
+    "tie_word_embeddings": True,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+LLAMA_3_2_1B = {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "max_position_embeddings": 131072,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 16,
+    "num_key_value_heads": 8,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "tie_word_embeddings": True,
+    "vocab_size": 128256,
+}
+LLAMA3 = {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192}
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"rope_theta": 1000000, "rope_scaling": None, "torch_dtype": "bfloat16"},
+        {"rope_parameters": {"rope_theta": 1000000, "rope_type": "default"}, "dtype": "bfloat16"},
+    ],
+)
+def test_qwen3_as_published(keys):
+    config = weights.model_config(QWEN3_0_6B | keys, "Qwen3-0.6B")
+    tied = {"tie_word_embeddings": True, "attention_bias": False, "qk_norm": True}
+    assert config == model.ModelConfig(151936, 1024, 3072, 28, 16, 8, head_dim=128, rope_theta=1e6, **tied)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"rope_theta": 500000.0, "rope_scaling": LLAMA3 | {"rope_type": "llama3"}, "torch_dtype": "bfloat16"},
+        {"rope_theta": 500000.0, "rope_scaling": LLAMA3 | {"type": "llama3"}},
+        {"rope_parameters": LLAMA3 | {"rope_theta": 500000.0, "rope_type": "llama3"}, "dtype": "bfloat16"},
+    ],
+)
+def test_llama_as_published(keys):
+    config = weights.model_config(LLAMA_3_2_1B | keys, "Llama-3.2-1B")
+    assert config == model.ModelConfig(
+        *(128256, 2048, 8192, 16, 32, 8),
+        head_dim=64,
+        rope_theta=5e5,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        attention_bias=False,
+        rope_scaling=model.RopeScaling(
+            factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192
+        ),
+    )
+
+
 @pytest.mark.parametrize("keys", [V4, V5])
 def test_a_saved_config_keeps_its_keys_and_names_the_new_dtype(keys, params, tmp_path):
     config = CONFIG._replace(rope_theta=1e6)
@@ -235,7 +314,10 @@ def test_a_saved_config_keeps_its_keys_and_names_the_new_dtype(keys, params, tmp
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        (keys_of({"model_type": "mamba"}), "model_type 'mamba' is not supported, only 'qwen2'"),
+        (keys_of({"model_type": "mistral"}), "model_type 'mistral' is not supported, only 'qwen2', 'qwen3', 'llama'"),
+        (keys_of({"model_type": "llama", "mlp_bias": True}), "mlp_bias True is not supported, only False"),
+        (keys_of({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}), "no key 'low_freq_factor'"),
+        (keys_of({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}), "rope type 'by layer'"),
         (keys_of({}, without=["model_type"]), "model_type None"),
         (keys_of({"hidden_act": "gelu"}), "hidden_act 'gelu' is not supported, only 'silu'"),
         (keys_of({"rope_scaling": {"type": "yarn", "factor": 4.0}}), "rope type 'yarn' is not supported"),
@@ -249,6 +331,11 @@ def test_configs_that_cannot_be_computed_are_refused(keys, message, tmp_path):
     with pytest.raises(InputError, match=message) as caught:
         weights.read_config(write_config(tmp_path, keys))
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_shape_of_no_family_gets_no_config():
+    with pytest.raises(InputError, match="attention_bias=True, output_bias=False, qk_norm=True fits none of .* llama"):
+        weights.hf_config(CONFIG._replace(qk_norm=True))
 
 
 # Broken checkpoints

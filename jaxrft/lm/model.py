@@ -1,6 +1,7 @@
 """The policy as pure functions: a decoder-only transformer, with and without cache, and its one table of weights.
 
-Sources: Llama (arXiv 2302.13971), Qwen2 (arXiv 2407.10671); grouped-query attention (arXiv 2305.13245).
+Sources: Llama (arXiv 2302.13971, 2407.21783), Qwen2 (arXiv 2407.10671), Qwen3 (arXiv 2505.09388); grouped-query
+attention (arXiv 2305.13245).
 """
 
 import math
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrft import mesh as meshes
 from jaxrft.lm import blocks
@@ -26,6 +28,15 @@ PADDED = FREE - 1  # a slot that holds padding
 QUERIES = 256
 
 
+class RopeScaling(NamedTuple):
+    """Llama 3.1's stretching of rotary position embeddings to contexts `factor` times as long."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
 class ModelConfig(NamedTuple):
     """The shape of a decoder; hashable."""
 
@@ -39,7 +50,10 @@ class ModelConfig(NamedTuple):
     rope_theta: float = 10_000.0
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
-    attention_bias: bool = True
+    attention_bias: bool = True  # of queries, keys and values
+    output_bias: bool = False  # of what attention adds to the residual stream
+    qk_norm: bool = False  # queries and keys pass an RMSNorm over head_dim before they are rotated
+    rope_scaling: RopeScaling | None = None
 
 
 class Cache(NamedTuple):
@@ -103,6 +117,13 @@ def table(config: ModelConfig) -> tuple[Weight, ...]:
             Weight("q_bias", (n, h, e), ("layer", "heads", "head"), None, attention + "q_proj.bias"),
             Weight("k_bias", (n, kv, e), ("layer", "kv_heads", "head"), None, attention + "k_proj.bias"),
             Weight("v_bias", (n, kv, e), ("layer", "kv_heads", "head"), None, attention + "v_proj.bias"),
+        ]
+    if c.output_bias:
+        rows.append(Weight("o_bias", (n, d), ("layer", "embed"), None, attention + "o_proj.bias"))
+    if c.qk_norm:
+        rows += [
+            Weight("q_norm", (n, e), ("layer", "head"), None, attention + "q_norm.weight", constant=1.0),
+            Weight("k_norm", (n, e), ("layer", "head"), None, attention + "k_norm.weight", constant=1.0),
         ]
     if not c.tie_word_embeddings:
         rows.append(Weight("unembed", (c.vocab_size, d), ("vocab", "embed"), d, "lm_head.weight"))
@@ -187,7 +208,7 @@ def apply(
     Attention is causal in `positions`, not in slots: prompts may be padded on either side.
     """
     layered = {row.name: row.axes[1:] for row in table(config) if row.layered}
-    rope = _rope(positions, config.head_dim, config.rope_theta)
+    rope = _rope(positions, rope_frequencies(config))
     seen = jnp.where(valid, positions, PADDED)
     # All rows advance together, so that row 0 of layer 0 tells the slot to write.
     slot = jnp.sum(cache.positions[0, 0] != FREE, dtype=jnp.int32) if cache is not None else jnp.zeros((), jnp.int32)
@@ -202,6 +223,8 @@ def apply(
         here = own if cache is None else jax.tree.map(lambda leaf: leaf[index], cache)
         mixed = attend(q, positions, [here] if prefix is None else [prefix, here])
         x = x + jnp.einsum("rthe,hed->rtd", mixed, w["o"])
+        if config.output_bias:
+            x = x + w["o_bias"][None, None]
         x = constrain(x + _mlp(w, rms_norm(x, w["mlp_norm"], config.rms_norm_eps)), "batch", "time", "embed")
         return (x, cache), (own if cache is None else None)
 
@@ -265,6 +288,8 @@ def _project(config: ModelConfig, w: Params, x: Array, rope: tuple[Array, Array]
         out = jnp.einsum("rtd,dhe->rthe", x, w[name])
         if config.attention_bias:
             out = out + w[f"{name}_bias"][None, None]
+        if config.qk_norm and name != "v":
+            out = rms_norm(out, w[f"{name}_norm"], config.rms_norm_eps)
         return constrain(out, "batch", "time", "heads" if name == "q" else "kv_heads", "head")
 
     return _rotate(project("q"), *rope), _rotate(project("k"), *rope), project("v")
@@ -277,9 +302,25 @@ def _mlp(w: Params, x: Array) -> Array:
     return jnp.einsum("rtf,fd->rtd", inner, w["down"])
 
 
-def _rope(positions: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
+def rope_frequencies(config: ModelConfig) -> np.ndarray:
+    """Radians a position [head_dim / 2] of rotary position embeddings, float32: theta^(-2i / head_dim).
+
+    With `rope_scaling`, those whose wave is longer than the original context / low_freq_factor are divided by factor,
+    those shorter than it / high_freq_factor are kept, and in between both are mixed, linearly in original context /
+    wavelength [arXiv 2407.21783; Hugging Face's `llama3`]. Made by numpy, so that they are the same on all devices.
+    """
+    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+    frequencies = 1 / np.float32(config.rope_theta) ** exponents
+    if config.rope_scaling is None:
+        return frequencies
+    factor, low, high, context = map(np.float32, config.rope_scaling)
+    waves = context * frequencies / np.float32(2 * np.pi)  # of each pair, in the original context
+    kept = np.clip((waves - low) / (high - low), 0, 1)
+    return kept * frequencies + (1 - kept) * frequencies / factor
+
+
+def _rope(positions: Array, frequencies: np.ndarray) -> tuple[Array, Array]:
     """Cosines and sines [rows, T, 1, head_dim / 2] of rotary position embeddings (arXiv 2104.09864)."""
-    frequencies = theta ** -(jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angles = positions.astype(jnp.float32)[..., None, None] * frequencies[None, None, None]
     return jnp.cos(angles), jnp.sin(angles)
 

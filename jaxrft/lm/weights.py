@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jaxrft.lm import model
-from jaxrft.lm.model import ModelConfig, Params, Weight
+from jaxrft.lm.model import ModelConfig, Params, RopeScaling, Weight
 from jaxrft.types import Array, InputError
 
 SINGLE = "model.safetensors"
@@ -35,10 +35,17 @@ class Family(NamedTuple):
     """What a `model_type` of transformers says about the decoder without spelling it out."""
 
     architecture: str
-    attention_bias: bool
+    qk_norm: bool
+    attention_bias: bool | None  # of queries, keys and values; None = the key attention_bias says so, of the output too
+    num_key_value_heads: int | None  # where the key is absent; None = as many as heads
+    head_dim: int | None  # likewise; None = hidden_size / heads
 
 
-FAMILIES = {"qwen2": Family("Qwen2ForCausalLM", attention_bias=True)}
+FAMILIES = {
+    "qwen2": Family("Qwen2ForCausalLM", False, attention_bias=True, num_key_value_heads=32, head_dim=None),
+    "qwen3": Family("Qwen3ForCausalLM", True, attention_bias=None, num_key_value_heads=32, head_dim=128),
+    "llama": Family("LlamaForCausalLM", False, attention_bias=None, num_key_value_heads=None, head_dim=None),
+}
 
 
 def read_config(folder: str | Path) -> ModelConfig:
@@ -46,7 +53,7 @@ def read_config(folder: str | Path) -> ModelConfig:
 
     Raises InputError when there is no such folder or file, or for a decoder that `model.py` does not compute.
     """
-    return _model_config(_read_keys(Path(folder)), str(folder))
+    return model_config(_read_keys(Path(folder)), str(folder))
 
 
 def max_positions(folder: str | Path) -> int | None:
@@ -59,12 +66,7 @@ def hf_config(config: ModelConfig, **extra: Any) -> dict[str, Any]:
 
     `extra` adds keys such as eos_token_id and max_position_embeddings. Raises InputError if no family has this shape.
     """
-    families = [name for name, family in FAMILIES.items() if family.attention_bias == config.attention_bias]
-    if not families:
-        raise InputError(f"attention_bias={config.attention_bias} fits none of the model types {', '.join(FAMILIES)}")
-    return {
-        "architectures": [FAMILIES[families[0]].architecture],
-        "model_type": families[0],
+    keys = {
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -77,8 +79,17 @@ def hf_config(config: ModelConfig, **extra: Any) -> dict[str, Any]:
         "rms_norm_eps": config.rms_norm_eps,
         "tie_word_embeddings": config.tie_word_embeddings,
         "torch_dtype": "float32",
-        **extra,
     }
+    if config.output_bias:
+        keys["attention_bias"] = True
+    if config.rope_scaling is not None:
+        keys["rope_scaling"] = {"rope_type": "llama3"} | config.rope_scaling._asdict()
+    for name, family in FAMILIES.items():
+        named = {"architectures": [family.architecture], "model_type": name} | keys
+        if model_config(named, name) == config:
+            return named | extra
+    shape = ", ".join(f"{name}={getattr(config, name)}" for name in ("attention_bias", "output_bias", "qk_norm"))
+    raise InputError(f"{shape} fits none of the model types {', '.join(FAMILIES)}")
 
 
 def load(
@@ -115,7 +126,7 @@ def save(
     """
     dtype = np.dtype(dtype)
     keys = dict(source) if isinstance(source, Mapping) else _read_keys(Path(source))
-    if _model_config(keys, "source") != config:
+    if model_config(keys, "source") != config:
         raise InputError("the config.json to be saved is another model's: give the folder the parameters came from")
     files = _split(config, dtype.itemsize, max_shard_size)
     with _replacing(Path(folder)) as new:
@@ -147,17 +158,23 @@ def _read_keys(folder: Path) -> dict[str, Any]:
     return read_json(folder / "config.json")
 
 
-def _model_config(keys: Mapping[str, Any], where: str) -> ModelConfig:
-    rope = keys.get("rope_parameters") or keys.get("rope_scaling") or {}
+def model_config(keys: Mapping[str, Any], where: str) -> ModelConfig:
+    """The shape of the decoder that the keys of a config.json describe; where they are silent, as transformers has it.
+
+    Raises InputError, which names `where`, for a decoder that `model.py` does not compute.
+    """
+    rope = keys.get("rope_scaling") or keys.get("rope_parameters") or {}
     supported = (
         ("model_type", keys.get("model_type"), tuple(FAMILIES)),
         ("hidden_act", keys.get("hidden_act", "silu"), ("silu",)),
-        ("rope type", rope.get("rope_type", rope.get("type", "default")), ("default",)),
+        ("mlp_bias", keys.get("mlp_bias", False), (False,)),
+        ("rope type", _rope_type(rope), ("default", "llama3")),
         ("attention with a sliding window", _slides(keys), (False,)),
     )
     for what, value, values in supported:
         if value not in values:
             raise InputError(f"{where}: {what} {value!r} is not supported, only {', '.join(map(repr, values))}")
+    family, told_bias = FAMILIES[keys["model_type"]], bool(keys.get("attention_bias", False))
     try:
         heads, width = keys["num_attention_heads"], keys["hidden_size"]
         return ModelConfig(
@@ -166,15 +183,29 @@ def _model_config(keys: Mapping[str, Any], where: str) -> ModelConfig:
             intermediate_size=keys["intermediate_size"],
             num_layers=keys["num_hidden_layers"],
             num_heads=heads,
-            num_kv_heads=keys.get("num_key_value_heads") or heads,
-            head_dim=keys.get("head_dim") or width // heads,
+            num_kv_heads=keys.get("num_key_value_heads", family.num_key_value_heads) or heads,
+            head_dim=keys.get("head_dim") or family.head_dim or width // heads,
             rope_theta=float(rope.get("rope_theta", keys.get("rope_theta", 10_000.0))),
             rms_norm_eps=keys.get("rms_norm_eps", 1e-6),
             tie_word_embeddings=keys.get("tie_word_embeddings", False),
-            attention_bias=FAMILIES[keys["model_type"]].attention_bias,
+            attention_bias=told_bias if family.attention_bias is None else family.attention_bias,
+            output_bias=told_bias and family.attention_bias is None,
+            qk_norm=family.qk_norm,
+            rope_scaling=_scaling(rope),
         )
     except KeyError as error:
         raise InputError(f"{where}: config.json has no key {error}: copy it again from the checkpoint") from error
+
+
+def _rope_type(rope: Mapping[str, Any]) -> str:
+    """The kind of rotary embeddings; transformers 5 may give each kind of layer its own, which no family here has."""
+    if any(isinstance(value, Mapping) for value in rope.values()):
+        return "by layer"
+    return rope.get("rope_type", rope.get("type", "default"))
+
+
+def _scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
+    return RopeScaling(*(rope[name] for name in RopeScaling._fields)) if _rope_type(rope) == "llama3" else None
 
 
 def _slides(keys: Mapping[str, Any]) -> bool:
