@@ -1,4 +1,4 @@
-"""The command line: jaxrft train CONFIG [flags], jaxrft eval CONFIG [flags]."""
+"""The command line: jaxrft train CONFIG [flags], jaxrft eval CONFIG [flags], jaxrft simulate [flags]."""
 
 import logging
 import os
@@ -16,6 +16,7 @@ USAGE = """usage: jaxrft COMMAND CONFIG [flags]
 commands:
   train  finetune a policy, or go on with the run in the config's output_dir
   eval   evaluate a policy on the config's held-out tasks
+  simulate  compare selectors without a language model; no CONFIG, `jaxrft simulate --help` explains its flags
 
 CONFIG is a .py file that defines `config = Config(...)`; every field of it is a flag:
   jaxrft train configs/quickstart.py --steps 20 --output-dir runs/a --select.decay 0.2
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     flags = os.environ.get("XLA_FLAGS", "")  # read when the first program is compiled
     if "xla_gpu_deterministic_ops" not in flags:  # without it a resumed run on GPUs differs in the last bits
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
-    commands = {"train": _train, "eval": _eval}
+    commands = {"train": _train, "eval": _eval, "simulate": _simulate}
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if arguments else 2
@@ -93,6 +94,12 @@ def _eval(arguments: list[str], prog: str) -> int:
     for name, value in evaluate.run(config).items():
         print(f"{name} {value:.4f}")
     return 0
+
+
+def _simulate(arguments: list[str], prog: str) -> int:
+    from jaxrft.simulate import command
+
+    return command.main(arguments, prog.removesuffix(" CONFIG"))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,187 @@
+"""The command: jaxrft simulate [--responses FILE.npz] [flags]."""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxrft.config import SelectConfig
+from jaxrft.select import selectors
+from jaxrft.select.selectors import Selector
+from jaxrft.simulate import worlds
+from jaxrft.simulate.trials import Trace, interval, run, scores
+from jaxrft.types import InputError
+
+FIGURES = ("effective_group_ratio", "signal", "mse", "pearson", "auc", "coverage")
+ABILITY = "ability"  # of students only: a replayed policy does not learn
+
+
+@dataclass(frozen=True)
+class SimulateConfig:
+    """Selectors compared without a language model, on synthetic students or on a replayed response matrix."""
+
+    responses: str | None = None
+    """An .npz with `responses` [policies, tasks] of 1 right, 0 wrong, -1 missing, rows sorted by ability, weakest
+    first; optionally `embeddings` and `domain`. Replayed as one changing policy; without it, synthetic students."""
+    selectors: tuple[str, ...] = ("uniform", "bots")
+    """Selectors to compare."""
+    steps: int = 200
+    """Steps of a run."""
+    batch_size: int = 16
+    """Tasks a step."""
+    num_generations: int = 16
+    """Rollouts a task."""
+    seeds: int = 5
+    """Runs of each selector; the same seed meets the same world."""
+    schedule: tuple[str, ...] = ("up",)
+    """How the replayed policy moves between the quantiles `begin` and `end` of the rows: up, still (half-way), down,
+    jump (at half-time). One for all tasks or one a domain; without domains, task i follows schedule i modulo them."""
+    begin: float = 0.15
+    """Quantile of the rows at which a replayed policy begins."""
+    end: float = 0.85
+    """Quantile at which it ends."""
+    students: worlds.StudentConfig = worlds.StudentConfig()
+    select: SelectConfig = SelectConfig()
+    """Hyper-parameters of the selectors; its name is not used."""
+    json: bool = False
+    """Print the figures as a JSON list instead of a table."""
+    plot: str | None = None
+    """Draw the runs into this file; the suffix chooses the format."""
+
+
+def main(arguments: list[str], prog: str) -> int:
+    """Parses, simulates and prints; returns the exit code. Raises InputError for a mistake of the user's."""
+    import tyro
+
+    config = tyro.cli(SimulateConfig, args=arguments, prog=prog)
+    if config.plot and not Path(config.plot).absolute().parent.is_dir():
+        raise InputError(f"the picture cannot be written to {config.plot}: its folder does not exist")
+    traces, rows = simulate(config)
+    if config.plot:
+        draw(traces, config.plot)
+    print("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]" if config.json else table(rows))
+    return 0
+
+
+def simulate(config: SimulateConfig) -> tuple[dict[str, Trace], list[dict[str, Any]]]:
+    """Traces by selector, and a row of figures a selector: means over seeds, `ci95` their intervals, None = unknown."""
+    world = _world(config)
+    traces = {
+        name: run(world, _selector(name, config), config.seeds, config.steps, oracle=name == "oracle")
+        for name in _words(config.selectors)
+    }
+    return traces, [_row(name, trace, world.num_tasks, config) for name, trace in traces.items()]
+
+
+def _world(config: SimulateConfig) -> worlds.World:
+    for name in ("steps", "batch_size", "num_generations", "seeds"):
+        if getattr(config, name) < 1:
+            raise InputError(f"{name} is {getattr(config, name)}: it must be at least 1")
+    for name in ("begin", "end"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise InputError(f"{name} is {getattr(config, name)}: a quantile of the rows lies in [0, 1]")
+    if config.responses is None:
+        return worlds.students(config.students, num_generations=config.num_generations)
+    return worlds.replay(
+        worlds.load(config.responses),
+        steps=config.steps,
+        num_generations=config.num_generations,
+        schedule=_words(config.schedule),
+        begin=config.begin,
+        end=config.end,
+    )
+
+
+def _words(values: tuple[str, ...]) -> tuple[str, ...]:
+    """The words of a flag given as `a b` or `a,b`."""
+    return tuple(word for value in values for word in value.split(",") if word)
+
+
+def _selector(name: str, config: SimulateConfig) -> Selector:
+    """The selector; `uniform`, which believes nothing, is judged by what `bots` would believe of its rollouts."""
+    fields = {key: value for key, value in asdict(config.select).items() if key != "name"}
+    chosen, bots = (
+        selectors.make(each, config.batch_size, config.num_generations, **fields) for each in (name, "bots")
+    )
+    references = config.responses is not None or config.students.references != "none"
+    return believing(chosen, bots) if name == "uniform" and references else chosen
+
+
+def believing(chooser: Selector, believer: Selector) -> Selector:
+    """Chooses as `chooser` and believes what `believer` makes of the same rollouts."""
+
+    def select(key, state, tasks):
+        choice, chosen = chooser.select(key, state[0], tasks)
+        return choice, (chosen, state[1])
+
+    return Selector(
+        init=lambda tasks, num_tasks: (chooser.init(tasks, num_tasks), believer.init(tasks, num_tasks)),
+        select=select,
+        update=lambda state, tasks, feedback: (
+            chooser.update(state[0], tasks, feedback),
+            believer.update(state[1], tasks, feedback),
+        ),
+        pass_rate=lambda state, tasks: believer.pass_rate(state[1], tasks),
+    )
+
+
+def _row(name: str, trace: Trace, num_tasks: int, config: SimulateConfig) -> dict[str, Any]:
+    """The JSON row of a selector."""
+    figures = (*FIGURES, ABILITY) if config.responses is None else FIGURES
+    found = {key: value for key, value in scores(trace, num_tasks).items() if key in figures}
+    return {
+        "selector": name,
+        **{key: _finite(value.mean()) for key, value in found.items()},
+        "ci95": {key: [_finite(end) for end in interval(value)] for key, value in found.items()},
+    }
+
+
+def _finite(x: float) -> float | None:
+    """A number for JSON, which knows no NaN."""
+    return round(float(x), 6) if math.isfinite(x) else None
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows for people: means and half the width of their 95 % intervals."""
+    names = [key for key in rows[0] if key not in ("selector", "ci95")]
+    width = max(len(row["selector"]) for row in rows)
+    lines = [" " * width + "".join(f"  {name.replace('effective_group_ratio', 'effective'):>14}" for name in names)]
+    for row in rows:
+        cells = [_cell(row[name], row["ci95"][name]) for name in names]
+        lines.append(f"{row['selector']:<{width}}" + "".join(f"  {cell:>14}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _cell(mean: float | None, ends: list[float | None]) -> str:
+    if mean is None:
+        return "-"
+    low, high = ends
+    return f"{mean:.3f}" if low is None or high is None else f"{mean:.3f} ± {(high - low) / 2:.3f}"
+
+
+def draw(traces: dict[str, Trace], out: str) -> None:
+    """Writes a picture of informative groups, error and the policy's pass rate over the steps to `out`."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.2), constrained_layout=True)
+    panels = (
+        ("share of informative groups", lambda trace: trace.informative.mean(axis=2), 10),
+        ("squared error of believed pass rates", lambda trace: trace.squared_error, 1),
+        ("mean pass rate of the policy", lambda trace: trace.ability, 1),
+    )
+    for axis, (title, values, window) in zip(axes, panels, strict=True):
+        for name, trace in traces.items():
+            kernel = np.ones(min(window, trace.ids.shape[1]))
+            mean = np.convolve(np.mean(values(trace), axis=0), kernel / kernel.size, mode="valid")
+            axis.plot(np.arange(kernel.size - 1, kernel.size - 1 + mean.size), mean, label=name)
+        axis.set(title=title, xlabel="step", ylim=(0, None))
+        axis.grid(alpha=0.3)
+    axes[0].legend(frameon=False)
+    figure.savefig(out, dpi=110)
+    pyplot.close(figure)

@@ -1,0 +1,279 @@
+"""Worlds: a policy and its tasks without a language model, as pure functions of arrays."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrft.types import Array, Feedback, InputError, Tasks
+
+
+class World(NamedTuple):
+    """Pure functions; `step` counts from 0, and a world's state is a pytree."""
+
+    num_tasks: int
+    init: Callable[[Array], tuple[Tasks, Any]]  # key -> what selectors may know, state
+    pass_rates: Callable[[Any, Array], Array]  # (state, step) -> [N], the policy's own; NaN where there is none
+    roll_out: Callable[[Array, Any, Array, Array], Feedback]  # (key, state, step, ids [B])
+    learn: Callable[[Array, Any, Feedback], Any]  # (key, state, feedback) -> state
+
+
+Reference = Literal["good", "anti", "constant", "zero", "none"]
+Reward = Literal["true", "noise"]
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """Synthetic students: p = sigmoid(ability in the task's skill - difficulty); training raises ability."""
+
+    tasks: int = 1000
+    """Tasks of the pool."""
+    skills: int = 4
+    """Abilities of a student; each task needs one of them."""
+    difficulty: float = 2.0
+    """Mean difficulty, in logits above the student's first ability."""
+    spread: float = 2.0
+    """Standard deviation of the difficulties, in logits."""
+    unsolvable: float = 0.2
+    """Share of tasks that nobody ever solves."""
+    rate: float = 0.04
+    """Ability, in logits, that a step's batch of perfect groups teaches."""
+    transfer: float = 0.3
+    """Share of what is learnt that counts for every skill."""
+    forgetting: float = 0.0
+    """Ability, in logits, lost a step whatever is trained on: a policy that gets worse."""
+    rewards: Reward = "true"
+    """true, or noise: a fair coin for every rollout, which teaches nothing."""
+    references: Reference = "good"
+    """Pass rates of two reference policies: of a student 1 below and one 4 above the first ability (good), those of the
+    reversed difficulties (anti), 0.5 everywhere (constant), 0 everywhere (zero), or none."""
+    signal: float = 0.5
+    """Share of the embeddings' variance that difficulty and skill make; the rest is noise."""
+    width: int = 32
+    """Width of the embeddings; 0 = none."""
+
+
+class Student(NamedTuple):
+    """What a student can do, and what is asked of it."""
+
+    ability: Array  # [skills]
+    difficulty: Array  # [N], infinite = unsolvable
+    skill: Array  # [N] int32
+
+
+def students(config: StudentConfig, *, num_generations: int) -> World:
+    """A new student, pool of tasks and embeddings for every key.
+
+    A batch moves the ability of skill k by rate * sum_b m_k(b) 4 v_b / B, where v_b = s/n (1 - s/n) of the group and
+    m_k(b) = transfer + (1 - transfer) * skills * [b needs k]; the expected squared gradient of a group-relative
+    objective is proportional to v. Rewards of pure noise move it by a normal number of that size instead.
+    Raises InputError for values out of range.
+    """
+    _check_students(config)
+
+    def init(key: Array) -> tuple[Tasks, Student]:
+        keys = jax.random.split(key, 4)
+        difficulty = config.difficulty + config.spread * jax.random.normal(keys[0], (config.tasks,))
+        unsolvable = jax.random.uniform(keys[1], difficulty.shape) < config.unsolvable
+        difficulty = jnp.where(unsolvable, jnp.inf, difficulty)
+        skill = jax.random.randint(keys[2], difficulty.shape, 0, config.skills)
+        state = Student(jnp.zeros(config.skills), difficulty, skill)
+        embeddings = _embeddings(keys[3], config, state) if config.width else None
+        return Tasks(_references(config, difficulty), embeddings, skill), state
+
+    def pass_rates(state: Student, step: Array) -> Array:
+        return jax.nn.sigmoid(state.ability[state.skill] - state.difficulty)
+
+    def roll_out(key: Array, state: Student, step: Array, ids: Array) -> Feedback:
+        chance = pass_rates(state, step)[ids] if config.rewards == "true" else jnp.full(ids.shape, 0.5)
+        draws = jax.random.uniform(key, (*ids.shape, num_generations)) < chance[:, None]
+        return _feedback(ids, draws.sum(axis=1), jnp.full(ids.shape, num_generations))
+
+    def learn(key: Array, state: Student, feedback: Feedback) -> Student:
+        rate = feedback.successes / feedback.trials
+        needed = jax.nn.one_hot(state.skill[feedback.ids], config.skills)  # [B, skills]
+        share = config.transfer + (1 - config.transfer) * config.skills * needed
+        gain = config.rate * jnp.mean(share * (4 * rate * (1 - rate))[:, None], axis=0)
+        if config.rewards == "noise":
+            gain = gain * jax.random.normal(key, gain.shape)
+        return state._replace(ability=state.ability + gain - config.forgetting)
+
+    return World(config.tasks, init, pass_rates, roll_out, learn)
+
+
+def _embeddings(key: Array, config: StudentConfig, state: Student) -> Array:
+    """Random mixtures [N, E] of difficulty and skills, and noise."""
+    key_mix, key_noise = jax.random.split(key)
+    told = jnp.minimum(state.difficulty, config.difficulty + 3 * config.spread)
+    features = jnp.concatenate([told[:, None], jax.nn.one_hot(state.skill, config.skills)], axis=1)
+    mixed = _standard(features) @ jax.random.normal(key_mix, (config.skills + 1, config.width))
+    noise = jax.random.normal(key_noise, mixed.shape)
+    return jnp.sqrt(config.signal) * _standard(mixed) + jnp.sqrt(1 - config.signal) * noise
+
+
+def _standard(x: Array) -> Array:
+    """The columns of x [N, E] with mean 0 and variance 1; constant ones are 0."""
+    return (x - x.mean(axis=0, keepdims=True)) / jnp.maximum(x.std(axis=0, keepdims=True), 1e-6)
+
+
+def _references(config: StudentConfig, difficulty: Array) -> Array | None:
+    """Pass rates [N, 2] of the two reference policies."""
+    if config.references == "none":
+        return None
+    if config.references in ("constant", "zero"):
+        return jnp.full((config.tasks, 2), 0.5 if config.references == "constant" else 0.0)
+    if config.references == "anti":
+        difficulty = 2 * config.difficulty - difficulty
+    return jax.nn.sigmoid(jnp.array([[-1.0, 4.0]]) - difficulty[:, None])
+
+
+def _check_students(c: StudentConfig) -> None:
+    """Raises InputError for the first value that cannot work."""
+    shares = [(name, 0 <= getattr(c, name) <= 1, "in [0, 1]") for name in ("unsolvable", "transfer", "signal")]
+    others = [(name, getattr(c, name) >= 0, "0 or more") for name in ("spread", "rate", "forgetting", "width")]
+    words = [
+        (name, getattr(c, name) in get_args(kind), f"one of {', '.join(get_args(kind))}")
+        for name, kind in (("rewards", Reward), ("references", Reference))
+    ]
+    least = [(name, getattr(c, name) >= 1, "at least 1") for name in ("tasks", "skills")]
+    for name, fits, wanted in shares + others + words + least:
+        if not fits:
+            raise InputError(f"students.{name} is {getattr(c, name)!r}: it must be {wanted}")
+
+
+class Responses(NamedTuple):
+    """Answers of many policies to the same tasks."""
+
+    responses: np.ndarray  # [P, N] int8, 1 right, 0 wrong, -1 missing; rows sorted by ability, weakest first
+    embeddings: np.ndarray | None = None  # [N, E]
+    domain: np.ndarray | None = None  # [N]
+
+
+SCHEDULES: dict[str, Callable[[Array], Array]] = {  # progress of the run in [0, 1] -> of the quantile
+    "up": lambda u: u,
+    "still": lambda u: jnp.full_like(u, 0.5),
+    "down": lambda u: 1 - u,
+    "jump": lambda u: (u >= 0.5).astype(u.dtype),
+}
+HALF_WINDOW = 0.02  # of the rows
+REFERENCE_QUANTILES, REFERENCE_ROWS = (0.10, 0.95), 64
+
+
+def load(path: str) -> Responses:
+    """A response matrix from an .npz file: `responses` [P, N], optionally `embeddings` [N, E] and `domain` [N].
+
+    Raises InputError for a file that is not there, is no .npz, or holds something else.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"no file {path}: --responses wants an .npz with an array `responses` of policies x tasks")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in Responses._fields if name in file}
+    except Exception as error:  # numpy raises what the damaged part happens to raise
+        raise InputError(f"{path} cannot be read as an .npz file ({error}): write it with numpy.savez") from error
+    if "responses" not in found:
+        raise InputError(
+            f"{path} has no array `responses`: it must hold policies x tasks, 1 right, 0 wrong, -1 missing"
+        )
+    table = found["responses"]
+    if table.ndim != 2 or not np.isin(table, (-1, 0, 1)).all():
+        raise InputError(f"`responses` of {path} must be a matrix of policies x tasks, 1 right, 0 wrong, -1 missing")
+    for name, array in found.items():
+        if name != "responses" and len(array) != table.shape[1]:
+            raise InputError(
+                f"`{name}` of {path} has {len(array)} rows: it needs one for each of {table.shape[1]} tasks"
+            )
+    return Responses(**found)
+
+
+def replay(
+    data: Responses,
+    *,
+    steps: int,
+    num_generations: int,
+    schedule: tuple[str, ...] = ("up",),
+    begin: float = 0.15,
+    end: float = 0.85,
+) -> World:
+    """A changing policy: the rows within 2 % around a quantile that moves from `begin` to `end` in `steps`.
+
+    A task's rollouts are `num_generations` rows of the window drawn without replacement, its pass rate the window's,
+    missing answers left out. `schedule`: one for all tasks; or one a domain, in the order of the domains' values; if
+    the data have no domains, task i follows schedule i modulo their number. Reference pass rates are those of 64 rows
+    around the 10 % and the 95 % quantile.
+    Raises InputError for schedules that do not fit and a window with fewer rows than `num_generations`.
+    """
+    table = np.asarray(data.responses, np.int8)
+    policies, num_tasks = table.shape
+    width = round(2 * HALF_WINDOW * policies)
+    if width < num_generations:
+        raise InputError(
+            f"num_generations is {num_generations} but a window holds {width} of the {policies} policies: "
+            "lower it, or give more rows"
+        )
+    follows = _schedules(data, schedule)  # [N], index into schedule
+    right, given = (_cumulative(table == 1), _cumulative(table >= 0))  # [P + 1, N]
+    tasks = Tasks(
+        reference_pass_rates=jnp.stack([_around(table, quantile) for quantile in REFERENCE_QUANTILES], axis=1),
+        embeddings=None if data.embeddings is None else jnp.asarray(data.embeddings, jnp.float32),
+        domain=None if data.domain is None else jnp.asarray(np.unique(data.domain, return_inverse=True)[1], jnp.int32),
+    )
+    answers = jnp.asarray(table)
+
+    def first_rows(step: Array) -> Array:  # [N], where each task's window begins
+        progress = jnp.asarray(step, jnp.float32) / max(steps - 1, 1)
+        quantile = begin + (end - begin) * jnp.stack([SCHEDULES[name](progress) for name in schedule])
+        start = jnp.round((quantile - HALF_WINDOW) * policies).astype(jnp.int32)
+        return jnp.clip(start, 0, policies - width)[follows]
+
+    def pass_rates(state: tuple[()], step: Array) -> Array:
+        start, task = first_rows(step), jnp.arange(num_tasks)
+        solved, count = (x[start + width, task] - x[start, task] for x in (right, given))
+        return jnp.where(count > 0, solved / jnp.maximum(count, 1), jnp.nan)
+
+    def roll_out(key: Array, state: tuple[()], step: Array, ids: Array) -> Feedback:
+        rows = first_rows(step)[ids][:, None] + jnp.arange(width)[None]  # [B, width]
+        window = answers[rows, ids[:, None]]
+        order = jnp.where(window < 0, 1.0, jax.random.uniform(key, window.shape))  # missing answers last
+        drawn = jnp.take_along_axis(window, jnp.argsort(order, axis=1)[:, :num_generations], axis=1)
+        return _feedback(ids, (drawn == 1).sum(axis=1), (drawn >= 0).sum(axis=1))
+
+    return World(num_tasks, lambda key: (tasks, ()), pass_rates, roll_out, lambda key, state, feedback: state)
+
+
+def _schedules(data: Responses, schedule: tuple[str, ...]) -> np.ndarray:
+    """Which schedule [N] every task follows."""
+    for name in schedule:
+        if name not in SCHEDULES:
+            raise InputError(f"no schedule {name!r}: it is one of {', '.join(SCHEDULES)}")
+    num_tasks = data.responses.shape[1]
+    if len(schedule) == 1 or data.domain is None:
+        return np.arange(num_tasks) % len(schedule)
+    names, index = np.unique(data.domain, return_inverse=True)
+    if len(names) != len(schedule):
+        raise InputError(f"{len(schedule)} schedules for {len(names)} domains: give one for all, or one for each")
+    return index
+
+
+def _cumulative(x: np.ndarray) -> Array:
+    """Sums [P + 1, N] of the rows before each."""
+    return jnp.asarray(np.pad(np.cumsum(x, axis=0, dtype=np.int32), ((1, 0), (0, 0))))
+
+
+def _around(table: np.ndarray, quantile: float) -> Array:
+    """Pass rates [N] of the rows around a quantile; NaN where all their answers are missing."""
+    start = np.clip(round(quantile * len(table)) - REFERENCE_ROWS // 2, 0, max(len(table) - REFERENCE_ROWS, 0))
+    rows = table[start : start + REFERENCE_ROWS]
+    count = (rows >= 0).sum(axis=0)
+    rates = np.where(count > 0, (rows == 1).sum(axis=0) / np.maximum(count, 1), np.nan)
+    return jnp.asarray(rates, jnp.float32)
+
+
+def _feedback(ids: Array, successes: Array, trials: Array) -> Feedback:
+    """Counts as feedback; a rollout spends one token."""
+    successes, trials = (x.astype(jnp.float32) for x in (successes, trials))
+    return Feedback(ids, successes, trials, trials)
