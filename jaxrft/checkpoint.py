@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
@@ -24,6 +25,7 @@ from jaxrft.types import Array, InputError
 logger = logging.getLogger(__name__)
 
 FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+MILLION = 1_000_000
 
 
 class Tally(NamedTuple):
@@ -31,6 +33,18 @@ class Tally(NamedTuple):
 
     last_seen: Array  # [N] int32, the step that last rolled the task out, -1 = none
     tokens: Array  # [2] int32, sampled tokens: millions and rest, since int32 alone would overflow
+
+
+def count(tally: Tally, ids: Array, step: Array, tokens: Array) -> Tally:
+    """The tally after a step that rolled out `ids` [B] and sampled `tokens`."""
+    rest = tally.tokens[1] + tokens
+    return Tally(tally.last_seen.at[ids].set(step), jnp.stack([tally.tokens[0] + rest // MILLION, rest % MILLION]))
+
+
+def total(tally: Tally) -> int:
+    """Tokens sampled so far."""
+    millions, rest = np.asarray(tally.tokens)
+    return MILLION * int(millions) + int(rest)
 
 
 class RunState(NamedTuple):

@@ -76,7 +76,14 @@ def _config(arguments: list[str], prog: str) -> Any:
     else:
         raise InputError(f"no config given: {prog} [flags], CONFIG a .py file such as configs/quickstart.py")
     description = f"Flags change the config file {path or 'CONFIG'}, whose values are the defaults below."
-    return tyro.cli(configs.Config, default=default, args=flags, prog=prog, description=description)
+    return tyro.cli(
+        configs.Config,
+        default=default,
+        args=flags,
+        prog=prog,
+        description=description,
+        config=(tyro.conf.AvoidSubcommands,),  # `tasks` is one set or several, as the default says
+    )
 
 
 def _train(arguments: list[str], prog: str) -> int:

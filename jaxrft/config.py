@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import math
 import re
 import traceback
 from collections.abc import Iterator
@@ -30,17 +31,32 @@ class TasksConfig:
     data_dir: str | None = None
     """Folder of the prepared TFDS data sets; TFDS' own default otherwise."""
     name: str = ""
-    """What the set is called in metrics; the file's or family's name by default."""
+    """What the set is called in metrics; the name of the file, family or data set by default."""
     prompt_column: str | None = None
     """Column of the prompts; found by itself for the columns of TRL, verl, GURU and GSM8K."""
     answer_column: str | None = None
     """Column of the ground truths, handed to rewards as `answer`; found by itself likewise."""
     pass_rate_columns: tuple[str, ...] = ()
     """Columns with the pass rates of reference policies, weakest policy first."""
+    domain_column: str | None = None
+    """Column of the tasks' domains, which metrics tell apart; `domain` if there is one, else all are of the set's."""
     system_prompt: str | None = None
     """System message put before prompts that have none."""
     limit: int | None = None
     """Use only the first so many tasks."""
+    weight: float | None = None
+    """In a mixture, the set's share of the pool relative to the other weights. Sets are thinned at random, by the seed,
+    to the largest pool in which all shares hold; no task is repeated. Without weights every task is in the pool."""
+
+    @property
+    def title(self) -> str:
+        """What the set is called: its `name`, or else the file's, the family's or the data set's own."""
+        if self.name:
+            return self.name
+        kind, _, rest = self.source.partition(":")
+        if kind == "tfds":  # NAME/CONFIG:VERSION
+            return re.split("[/:]", rest)[0]
+        return rest.rsplit("/", 1)[-1] if kind in ("builtin", "hub") else Path(self.source).stem
 
 
 @dataclass(frozen=True)
@@ -93,7 +109,8 @@ class Config:
 
     model: str
     """Folder of a Hugging Face checkpoint: config.json, safetensors, tokenizer."""
-    tasks: TasksConfig
+    tasks: TasksConfig | tuple[TasksConfig, ...]
+    """What is trained on: one set, or a mixture of several."""
     output_dir: str
     """Folder of the run: metrics.jsonl, config.json, checkpoints/, policy/."""
     evaluation: EvalConfig = EvalConfig()
@@ -184,6 +201,11 @@ class Config:
         check(self)
 
     @property
+    def task_sets(self) -> tuple[TasksConfig, ...]:
+        """The sets that are trained on, one or several."""
+        return (self.tasks,) if isinstance(self.tasks, TasksConfig) else self.tasks
+
+    @property
     def tasks_per_update(self) -> int:
         """Tasks of an optimiser mini-batch."""
         return self.batch_size if self.mini_batch_size is None else self.mini_batch_size
@@ -240,6 +262,27 @@ def check(config: Config) -> None:
     for name, fits, wanted in ranges:
         if not fits:
             raise InputError(f"{name} is {attrgetter(name)(c)!r}: it must be {wanted}")
+    check_sets(c)
+
+
+def check_sets(config: Config) -> None:
+    """Raises InputError for no sets to train on, sets of one name, and weights that make no mixture."""
+    if not config.task_sets:
+        raise InputError("tasks is (): give at least one set of tasks")
+    for field, sets in (("tasks", config.task_sets), ("evaluation.tasks", config.evaluation.tasks)):
+        titles = [tasks.title for tasks in sets]
+        if twice := [title for title in titles if titles.count(title) > 1]:
+            raise InputError(f"two sets of {field} are called {twice[0]!r}: give each a `name` of its own")
+    for tasks in config.evaluation.tasks:
+        if tasks.weight is not None:
+            raise InputError(f"the held-out set {tasks.title} has a weight: only sets that are trained on have one")
+    for tasks in config.task_sets:
+        if tasks.weight is not None and not 0 < tasks.weight < math.inf:
+            raise InputError(f"the weight of {tasks.title} is {tasks.weight}: it must be positive")
+    weighted = [tasks.weight is not None for tasks in config.task_sets]
+    if any(weighted) and not all(weighted):
+        bare = config.task_sets[weighted.index(False)].title
+        raise InputError(f"{bare} has no weight but other sets of tasks have: give one to all of them or to none")
 
 
 def misfits(name: str, value: Any, kind: Any) -> Iterator[tuple[str, Any, str]]:
@@ -253,7 +296,11 @@ def misfits(name: str, value: Any, kind: Any) -> Iterator[tuple[str, Any, str]]:
         for field in dataclasses.fields(kind):
             yield from misfits(f"{name}.{field.name}".lstrip("."), getattr(value, field.name), field.type)
     elif origin is UnionType:
-        if all(any(misfits(name, value, choice)) for choice in inner):
+        whole = isinstance(value, tuple) or dataclasses.is_dataclass(value)
+        held = [choice for choice in inner if whole and isinstance(value, get_origin(choice) or choice)]
+        if held:  # a mistake is inside of it
+            yield from misfits(name, value, held[0])
+        elif all(any(misfits(name, value, choice)) for choice in inner):
             yield name, value, wanted
     elif origin is Literal:
         if value not in inner:

@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxrft import runtime
-from jaxrft.config import Config, TasksConfig
+from jaxrft.config import Config
 from jaxrft.rewards.pool import Pool
 from jaxrft.runtime import LanguageModel
 from jaxrft.tasks import table
@@ -15,25 +15,14 @@ from jaxrft.tasks.table import TaskTable
 from jaxrft.types import InputError
 
 
-def name_of(tasks: TasksConfig) -> str:
-    """What a set is called in metrics."""
-    return tasks.name or tasks.source.removeprefix("builtin:").rsplit("/", 1)[-1].rsplit(".", 1)[0]
-
-
 def make(config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool) -> Callable[[Any, int], dict[str, float]]:
     """The evaluation (params, step) -> metrics of every held-out set: eval/<name>/greedy, /avg@k and /pass@k.
 
     avg@k is the mean success of k samples a task, pass@k the share of tasks that one of k samples solves fully; a
     sample without a reward counts as failed, but a first batch without any, at step 0, is an InputError. Samples depend
-    on the seed, the step and the task only. Raises InputError for sets that do not load or share a name.
+    on the seed, the step and the task only. Raises InputError for sets that do not load.
     """
-    names = [name_of(tasks) for tasks in config.evaluation.tasks]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise InputError(f"two held-out sets are called {twice[0]!r}: give each a `name` of its own")
-    sets = {
-        name: runtime.open_tasks(tasks, config, lm.tokenizer)
-        for name, tasks in zip(names, config.evaluation.tasks, strict=True)
-    }
+    sets = {tasks.title: runtime.open_tasks(tasks, config, lm.tokenizer) for tasks in config.evaluation.tasks}
     k = config.evaluation.num_samples
     greedy = runtime.generator(lm, config, mesh, use="eval", num_generations=1, greedy=True)
     sample = runtime.generator(lm, config, mesh, use="eval", num_generations=k) if k else None

@@ -19,7 +19,7 @@ from jaxrft.config import Config, TasksConfig
 from jaxrft.lm import model, rollout, tokenizer, weights
 from jaxrft.rewards import REWARDS
 from jaxrft.rewards import pool as pools
-from jaxrft.tasks import sources, table
+from jaxrft.tasks import mixture, sources, table
 from jaxrft.types import Array, InputError, Rollout
 
 logger = logging.getLogger(__name__)
@@ -114,8 +114,18 @@ def check_length(config: Config) -> None:
 
 def open_tasks(tasks: TasksConfig, config: Config, text: Any) -> table.TaskTable:
     """Reads and tokenizes tasks; raises InputError when they do not load or lack what the rewards need."""
-    found = table.prepare(sources.load(tasks), text, config.max_prompt_length)
+    found = table.prepare(sources.load(tasks), text, config.max_prompt_length, name=tasks.title)
     check_columns(config, found, tasks.source)
+    return found
+
+
+def open_mixture(config: Config, text: Any) -> table.TaskTable:
+    """The tasks to train on: those of all sets, in the shares that their weights ask for."""
+    tables = {tasks.title: open_tasks(tasks, config, text) for tasks in config.task_sets}
+    weights = [tasks.weight for tasks in config.task_sets if tasks.weight is not None]
+    found = mixture.mix(tables, weights or None, seed=config.seed)
+    if count := mixture.duplicates(found):
+        logger.warning("%d of %d tasks have the prompt and answer of another one", count, len(found.lengths))
     return found
 
 

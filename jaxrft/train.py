@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxrft import checkpoint, runtime
 from jaxrft import evaluate as evaluation
 from jaxrft import mesh as meshes
-from jaxrft import runtime
 from jaxrft.checkpoint import Checkpoints, RunState, Tally, open_folder, write_records
 from jaxrft.config import Config
 from jaxrft.learn import grpo, update
@@ -30,8 +30,6 @@ from jaxrft.select.selectors import Selector
 from jaxrft.tasks import table
 from jaxrft.tasks.table import TaskTable
 from jaxrft.types import Array, Choice, Feedback, InputError, Rollout, Tasks
-
-MILLION = 1_000_000
 
 
 class Run(NamedTuple):
@@ -131,7 +129,7 @@ def loop(
         timer.lap("learn")
         check_finite(step, found, checkpoints.latest())
         found |= {f"rewards/{kind}": lost for kind, lost in verdicts.failures.items()}
-        report.add(step, found | timer.metrics() | {"num_tokens": total(state.tally)})
+        report.add(step, found | timer.metrics() | {"num_tokens": checkpoint.total(state.tally)})
         stopping = runtime.any_process(stopped())
         if evaluation_due(step) and not stopping:
             evaluate(step)
@@ -178,10 +176,12 @@ def compile_steps(run: Run, state: RunState) -> tuple[Callable, Callable, Callab
         )
         key = runtime.stream(config.seed, state.step, "learn")
         params, optimizer, found = run.learner.step(key, state.params, state.optimizer, batch, ref)
-        tally = count(state.tally, choice.ids, state.step + 1, jnp.sum(spent))
+        tally = checkpoint.count(state.tally, choice.ids, state.step + 1, jnp.sum(spent))
         found |= metrics.rewards(rewards, config.rewards, total, valid, grpo.informative(total, valid))
         found |= metrics.completions(rollouts, truncated)
-        found |= metrics.selection(choice, feedback, grpo.informative(success, valid), tally.last_seen)
+        informative = grpo.informative(success, valid)
+        found |= metrics.selection(choice, feedback, informative, tally.last_seen)
+        found |= metrics.by_domain(informative, choice, tasks, run.table.domains)
         selector = run.selector.update(state.selector, tasks, feedback)
         return RunState(state.step + 1, params, optimizer, selector, state.replay, tally), found
 
@@ -193,27 +193,15 @@ def compile_steps(run: Run, state: RunState) -> tuple[Callable, Callable, Callab
     )
 
 
-def count(tally: Tally, ids: Array, step: Array, tokens: Array) -> Tally:
-    """The tally after a step that rolled out `ids` [B] and sampled `tokens`."""
-    rest = tally.tokens[1] + tokens
-    return Tally(tally.last_seen.at[ids].set(step), jnp.stack([tally.tokens[0] + rest // MILLION, rest % MILLION]))
-
-
-def total(tally: Tally) -> int:
-    """Tokens sampled so far."""
-    millions, rest = np.asarray(tally.tokens)
-    return MILLION * int(millions) + int(rest)
-
-
 def set_up(config: Config, mesh: Mesh, pool: Pool) -> tuple[Run, RunState]:
     """Opens and checks all that the run needs, and makes its first state."""
     lm = runtime.open_model(config, mesh)
-    rows = runtime.open_tasks(config.tasks, config, lm.tokenizer)
+    rows = runtime.open_mixture(config, lm.tokenizer)
     number = len(rows.lengths)
     selector = selectors.make(
         batch_size=config.batch_size, num_generations=config.num_generations, **dataclasses.asdict(config.select)
     )
-    tasks = Tasks(reference_pass_rates=rows.reference_pass_rates)  # pyright: ignore[reportArgumentType]
+    tasks = Tasks(rows.reference_pass_rates, domain=rows.domain)  # pyright: ignore[reportArgumentType]
     selector_state = selector.init(tasks, number)
     learner = make_learner(config, lm)
     everywhere = meshes.sharding(mesh)
@@ -271,6 +259,7 @@ def identity(run: Run) -> dict[str, Any]:
         "number of tasks": len(run.table.lengths),
         "digest of the tasks": digest(run.table.tokens.tobytes() + run.table.lengths.tobytes()),
         "digest of the ground truths": None if answers is None else digest(json.dumps(answers, default=str).encode()),
+        "digest of the domains": digest(run.table.domain.tobytes() + json.dumps(run.table.domains).encode()),
         "digest of the reference pass rates": None if rates is None else digest(rates.tobytes()),
         "selector": run.config.select.name,
     }

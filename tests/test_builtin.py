@@ -128,7 +128,7 @@ def test_quickstart_config_fits_its_tasks():
     text = tokenizer.load(config.model)
     for source in (config.tasks, *config.evaluation.tasks):
         tasks = table.prepare(sources.load(source), text, config.max_prompt_length)
-        assert tasks.dropped == 0
+        assert tasks.dropped == ()
         assert max(len(text.encode(answer)) for answer in tasks.columns["answer"]) < config.max_completion_length
     assert config.select.name == "bots"
     assert json.loads(Path(config.model, "config.json").read_text())["model_type"] == "qwen2"

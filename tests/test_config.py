@@ -1,6 +1,7 @@
 import dataclasses
 import inspect
 import json
+import math
 import re
 from typing import get_args
 
@@ -61,7 +62,9 @@ def test_a_value_out_of_range_is_refused(name, value, wanted):
     ("changes", "message"),
     [
         ({"model": 3}, "model is 3: it must be of type str"),
-        ({"tasks": None}, "tasks is None: it must be of type TasksConfig"),
+        ({"tasks": None}, "tasks is None: it must be of type TasksConfig | tuple[TasksConfig, ...]"),
+        ({"tasks": [TasksConfig("a")]}, "it must be of type TasksConfig | tuple[TasksConfig, ...]"),
+        ({"tasks": (TasksConfig("a"), TasksConfig("b", limit="3"))}, "tasks[1].limit is '3': it must be of type int"),
         ({"tasks": TasksConfig(None)}, "tasks.source is None: it must be of type str"),
         ({"steps": "3"}, "steps is '3': it must be of type int"),
         ({"steps": 3.0}, "steps is 3.0: it must be of type int"),
@@ -107,6 +110,55 @@ def test_an_int_is_a_float():
 def test_an_evaluation_out_of_range_is_refused(changes, wanted):
     with pytest.raises(InputError, match=wanted):
         make(evaluation=EvalConfig(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"tasks": ()}, "tasks is (): give at least one set of tasks"),
+        (
+            {"tasks": (TasksConfig("x/a.jsonl"), TasksConfig("y/a.parquet"))},
+            "two sets of tasks are called 'a': give each a `name` of its own",
+        ),
+        (
+            {"evaluation": EvalConfig((TasksConfig("a.jsonl"), TasksConfig("b.jsonl", name="a")))},
+            "two sets of evaluation.tasks are called 'a'",
+        ),
+        (
+            {"evaluation": EvalConfig((TasksConfig("a.jsonl", weight=1.0),))},
+            "the held-out set a has a weight: only sets that are trained on have one",
+        ),
+        ({"tasks": TasksConfig("a.jsonl", weight=0.0)}, "the weight of a is 0.0: it must be positive"),
+        ({"tasks": TasksConfig("a.jsonl", weight=math.inf)}, "the weight of a is inf: it must be positive"),
+        (
+            {"tasks": (TasksConfig("a.jsonl", weight=1), TasksConfig("b.jsonl"))},
+            "b has no weight but other sets of tasks have: give one to all of them or to none",
+        ),
+    ],
+    ids=str,
+)
+def test_sets_that_make_no_mixture_are_refused(changes, wanted):
+    with pytest.raises(InputError, match=re.escape(wanted)):
+        make(**changes)
+
+
+def test_one_set_or_several():
+    a, b = TasksConfig("a.jsonl"), TasksConfig("b.jsonl")
+    assert make(tasks=a).task_sets == (a,) and make(tasks=(a, b)).task_sets == (a, b)
+
+
+@pytest.mark.parametrize(
+    ("source", "title"),
+    [
+        ("data/gsm8k.train.jsonl", "gsm8k.train"),
+        ("builtin:digits", "digits"),
+        ("tfds:gsm8k", "gsm8k"),
+        ("tfds:math/algebra:1.0.0", "math"),
+        ("hub:openai/gsm8k", "gsm8k"),
+    ],
+)
+def test_a_set_is_called_after_its_source_or_as_it_says(source, title):
+    assert TasksConfig(source).title == title and TasksConfig(source, name="mine").title == "mine"
 
 
 def test_the_edges_of_the_ranges_are_allowed():

@@ -144,6 +144,10 @@ def test_a_mistake_in_the_command(arguments, wanted, capsys):
     [
         (["--stepz", "3"], "Unrecognized options: --stepz.* Perhaps you meant: --steps"),
         (["--select.dekay", "0.1"], "--select.dekay.* Perhaps you meant: --select.decay"),
+        (
+            ["--tasks.0.source", "a.jsonl"],
+            "Unrecognized options: --tasks.0.source.* Perhaps you meant: .*--tasks.source",
+        ),
         (["--num-generations", "1"], "num_generations is 1: it must be at least 2"),
         (["--steps", "many"], "parsing --steps.*'many'"),
         (["--resume", "sometimes"], "choice 'sometimes' for argument '--resume'. Expected one of .'auto', 'never'."),

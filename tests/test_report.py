@@ -7,7 +7,7 @@ import pytest
 
 from jaxrft.report import log, metrics
 from jaxrft.report.console import Display
-from jaxrft.types import Choice, Feedback, Rollout
+from jaxrft.types import Choice, Feedback, Rollout, Tasks
 
 NAN = math.nan
 
@@ -63,6 +63,16 @@ def test_a_selector_that_believes_nothing_has_no_figures_of_prediction():
     found = selection([NAN, NAN], [1.0, 4.0], [4.0, 4.0], [1, 0])
     assert all(math.isnan(found[name]) for name in ("brier", "pearson", "auc"))
     assert found["effective_group_ratio"] == 0.5
+
+
+def test_domains_by_hand():
+    """Of tasks 3, 0 and 1; domain z has none in the batch."""
+    tasks = Tasks(domain=jnp.array([0, 1, 2, 0], jnp.int32))
+    choice = Choice(jnp.array([3, 0, 1]), jnp.zeros(3))
+    found = metrics.by_domain(jnp.array([True, False, True]), choice, tasks, ("x", "y", "z"))
+    values = {name.removeprefix("select/effective_group_ratio/"): float(value) for name, value in found.items()}
+    assert (values["x"], values["y"]) == (0.5, 1.0) and math.isnan(values["z"])
+    assert metrics.by_domain(jnp.array([True]), choice, tasks, ("x",)) == {}
 
 
 def test_rewards_by_hand():

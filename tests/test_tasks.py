@@ -152,6 +152,12 @@ ERRORS = {
     "no prompt": ('{"text": "a"}\n', {}, r"no column prompt, only text: set tasks.prompt_column to one of them"),
     "prompt column": (LINES, {"prompt_column": "promt"}, r"no column promt, only prompt, answer, rate: did you mean p"),
     "answer column": (LINES, {"answer_column": "answers"}, r"no column answers, .*: did you mean answer\?"),
+    "domain column": (LINES, {"domain_column": "rates"}, r"no column rates, .*: did you mean rate\?"),
+    "domain type": (
+        '{"prompt": "a", "topic": ["b"]}\n',
+        {"domain_column": "topic"},
+        r"row 1, column topic is \['b'\]: a domain is a name or a number",
+    ),
     "pass rate column": (LINES, {"pass_rate_columns": ("zz",)}, r"no column zz, .*: set tasks.pass_rate_columns to"),
     "prompt type": (
         LINES + '{"prompt": 7}\n',
@@ -208,13 +214,16 @@ def tokenizer(tmp_path_factory):
 
 
 def test_prepare_drops_long_prompts_from_every_field_and_says_so(tokenizer, caplog):
-    rates = np.array([[0.1], [0.2], [0.3]], np.float32)
-    rows = tasks.Rows(["Z", "Z" * 50, USER], {"answer": ["a", "b", "c"]}, rates)
+    rates = np.array([[0.1], [0.2], [0.3], [0.4]], np.float32)
+    rows = tasks.Rows(["Z", "Z" * 50, USER, "Z"], {"answer": ["a", "b", "c", "d"]}, rates, ["x", "y", "z", "x"])
     with caplog.at_level(logging.WARNING):
-        table = tasks.prepare(rows, tokenizer, 40)
-    assert "1 of 3 tasks dropped: prompts over 40 tokens" in caplog.text and table.dropped == 1
-    assert table.prompts == ["Z", USER] and table.columns == {"answer": ["a", "c"]}
-    np.testing.assert_array_equal(table.reference_pass_rates, rates[[0, 2]])
+        table = tasks.prepare(rows, tokenizer, 40, name="sums")
+    (dropped,) = table.dropped
+    assert "1 of 4 tasks of sums dropped: prompts over 40 tokens, up to 5" in caplog.text
+    assert dropped[:2] == ("sums", 1) and dropped.reason.startswith("over 40 tokens, up to 5")
+    assert table.prompts == ["Z", USER, "Z"] and table.columns == {"answer": ["a", "c", "d"]}
+    assert table.domains == ("x", "y", "z") and table.domain.tolist() == [0, 2, 0]
+    np.testing.assert_array_equal(table.reference_pass_rates, rates[[0, 2, 3]])
     assert table.tokens.dtype == table.lengths.dtype == np.int32
     for i, prompt in enumerate(table.prompts):
         length = table.lengths[i]
@@ -225,17 +234,29 @@ def test_prepare_drops_long_prompts_from_every_field_and_says_so(tokenizer, capl
 def test_a_prompt_of_just_the_limit_stays(tokenizer):
     length = len(lm_tokenizer.render(tokenizer, "Z" * 9))
     table = tasks.prepare(tasks.Rows(["Z" * 9], {}), tokenizer, length)
-    assert table.lengths.tolist() == [length] and table.dropped == 0
+    assert table.lengths.tolist() == [length] and table.dropped == ()
     with pytest.raises(
         InputError, match=rf"the shortest has {length} tokens, raise max_prompt_length \(now {length - 1}"
     ):
         tasks.prepare(tasks.Rows(["Z" * 9, "Z" * 12], {}), tokenizer, length - 1)
 
 
-def test_a_prompt_without_tokens_is_an_error(tmp_path):
+def test_a_prompt_without_tokens_is_dropped(tmp_path):
     bare = lm_tokenizer.load(make_tokenizer(tmp_path, bos=False))
-    with pytest.raises(InputError, match="task row 2 has no token"):
-        tasks.prepare(tasks.Rows(["a", ""], {}), bare, 8)
+    table = tasks.prepare(tasks.Rows(["a", ""], {}), bare, 8)
+    assert table.prompts == ["a"] and table.dropped == (("tasks", 1, "without any token"),)
+    with pytest.raises(InputError, match="no prompt of empty has any token"):
+        tasks.prepare(tasks.Rows([""], {}), bare, 8, name="empty")
+
+
+def test_domains_are_the_column_of_that_name_or_the_one_that_is_named(tmp_path):
+    rows = [{"prompt": "a", "domain": "x", "level": 3}, {"prompt": "b", "domain": None, "level": 4}]
+    assert load(tmp_path / "both.jsonl", rows).domains == ["x", "both"]
+    assert load(tmp_path / "both.jsonl", rows, name="set").domains == ["x", "set"]
+    assert load(tmp_path / "both.jsonl", rows, domain_column="level").domains == ["3", "4"]
+    assert load(tmp_path / "verl.jsonl", VERL, domain_column="data_source").domains == ["sums"] * 3
+    assert load(tmp_path / "other.jsonl", [{"prompt": "a", "domain": ["x", "y"]}]).domains is None
+    assert load(tmp_path / "none.jsonl", [{"prompt": "a"}]).domains is None
 
 
 @pytest.mark.parametrize(

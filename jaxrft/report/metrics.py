@@ -14,6 +14,7 @@
 | `policy_loss`, `entropy`, `kl`, `approx_kl`, `clip_ratio/*` | see `learn.grpo` | as the loss; mean over updates |
 | `grad_norm`, `learning_rate` | before clipping | mean over updates |
 | `select/effective_group_ratio` | groups whose successes are not all equal | tasks |
+| `select/effective_group_ratio/<domain>` | the same of a domain, where there are 2 to 32 | its tasks in the batch |
 | `select/brier` | (believed pass rate - success)^2 | samples |
 | `select/pearson` | of believed and observed pass rates | tasks of the batch |
 | `select/auc` | of believed 4 p (1 - p) for "the group is informative" | pairs of tasks |
@@ -24,10 +25,13 @@
 A number that does not exist (a Pearson correlation without spread) is null in metrics.jsonl.
 """
 
+import jax
 import jax.numpy as jnp
 
 from jaxrft.learn import masked
-from jaxrft.types import Array, Choice, Feedback, Rollout
+from jaxrft.types import Array, Choice, Feedback, Rollout, Tasks
+
+MOST_DOMAINS = 32  # more of them are not told apart
 
 
 def rewards(values: Array, names: tuple[str, ...], total: Array, valid: Array, informative: Array) -> dict[str, Array]:
@@ -75,6 +79,15 @@ def selection(choice: Choice, feedback: Feedback, informative: Array, last_seen:
         "select/auc": auc(believed * (1.0 - believed), informative),
         "select/coverage": jnp.mean((last_seen >= 0).astype(jnp.float32)),
     }
+
+
+def by_domain(informative: Array, choice: Choice, tasks: Tasks, names: tuple[str, ...]) -> dict[str, Array]:
+    """How many of `informative` [B] in each of the domains `names`; NaN for one without a task in the batch."""
+    if tasks.domain is None or not 1 < len(names) <= MOST_DOMAINS:
+        return {}
+    member = jax.nn.one_hot(tasks.domain[choice.ids], len(names), axis=0)  # [domains, B]
+    ratio = member @ informative.astype(jnp.float32) / jnp.sum(member, axis=1)
+    return {f"select/effective_group_ratio/{name}": ratio[index] for index, name in enumerate(names)}
 
 
 def pearson(x: Array, y: Array, mask: Array) -> Array:

@@ -32,6 +32,7 @@ class Rows(NamedTuple):
     prompts: list[Prompt]  # [N] text or messages
     columns: Columns  # [N] JSON values each, handed to rewards by name; `answer` is the ground truth
     reference_pass_rates: np.ndarray | None = None  # [N, K] float32, NaN = unknown
+    domains: list[str] | None = None  # [N] names; None = all tasks are of one domain
 
 
 def load(config: TasksConfig) -> Rows:
@@ -44,6 +45,7 @@ def load(config: TasksConfig) -> Rows:
     | GSM8K | `question`, as a user message | the number after ####; the whole text becomes `solution` |
 
     `prompt_column` and `answer_column` name other columns, taken as they are (`a.b` is the field b of column a).
+    A column `domain` of names, or the one that `domain_column` names, tells the tasks' domains.
     Raises InputError for a source that cannot be read and for the first value that cannot be used.
     """
     if config.limit is not None and config.limit < 1:
@@ -57,9 +59,10 @@ def load(config: TasksConfig) -> Rows:
         references = _pass_rates(columns, config)
     elif references is not None:
         references = references[: config.limit]
+    domains = _domains(columns, config)
     columns = _with_answer(columns, config)
     further = {key: entries for key, entries in columns.items() if key != name or key == "answer"}
-    return Rows(prompts, _json_columns(further, config.source), references)
+    return Rows(prompts, _json_columns(further, config.source), references, domains)
 
 
 def _read(source: str) -> tuple[Columns, np.ndarray | None]:
@@ -209,6 +212,19 @@ def _pass_rate(value: Any, where: str) -> float:
     if not (math.isnan(rate) or 0 <= rate <= 1):
         raise InputError(f"{where} is {_shown(value)}: a pass rate lies in [0, 1] and is not in percent")
     return rate
+
+
+def _domains(columns: Columns, config: TasksConfig) -> list[str] | None:
+    """The domain of every task, the set's own title where the column has none; None without such a column."""
+    name = config.domain_column or "domain"
+    if config.domain_column is None and not all(isinstance(entry, str | None) for entry in columns.get(name, (0,))):
+        return None  # no column, or one that is about something else
+    entries = _need(columns, name, "domain_column", config.source)
+    for row, entry in enumerate(entries, 1):
+        if not isinstance(entry, str | int | None):
+            where = f"{config.source} row {row}, column {name}"
+            raise InputError(f"{where} is {_shown(entry)}: a domain is a name or a number")
+    return [config.title if entry is None else str(entry) for entry in entries]
 
 
 def _json_columns(columns: Columns, source: str) -> Columns:

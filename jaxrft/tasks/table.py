@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+class Dropped(NamedTuple):
+    """Tasks that were left out for one reason."""
+
+    name: str  # of their set
+    count: int
+    reason: str
+
+
 class TaskTable(NamedTuple):
     """The tasks of a run; entry i of every field is about task i."""
 
@@ -26,38 +34,65 @@ class TaskTable(NamedTuple):
     prompts: list[Prompt]  # [N] text or messages, as rewards get them
     columns: Columns  # [N] entries each, handed to rewards by name
     reference_pass_rates: np.ndarray | None  # [N, K] float32, NaN = unknown
-    dropped: int  # tasks left out because their prompts were too long
+    domain: np.ndarray  # [N] int32, index into `domains`
+    domains: tuple[str, ...]  # names, in the order of their first tasks
+    dropped: tuple[Dropped, ...]  # tasks that are not in the table, and why
 
 
-def prepare(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int) -> TaskTable:
-    """Tokenizes all prompts and drops, never cuts, those of more than `max_prompt_length` tokens.
+def prepare(
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, *, name: str = "tasks"
+) -> TaskTable:
+    """Tokenizes all prompts and drops, never cuts, those of more than `max_prompt_length` tokens, and empty ones.
 
-    Raises InputError for a prompt without any token, and when no prompt is short enough.
+    `name` is the set's, and the domain of its tasks if they have none of their own. Raises InputError when no task is
+    left.
     """
     encoded = [tokenizers.render(tokenizer, prompt) for prompt in rows.prompts]
     lengths = np.array([len(tokens) for tokens in encoded], np.int32)
-    if not lengths.all():
-        raise InputError(f"the prompt of task row {lengths.argmin() + 1} has no token: give it text or leave it out")
-    keep = np.flatnonzero(lengths <= max_prompt_length)
-    dropped = len(lengths) - len(keep)
-    if not len(keep):
+    longest = int(lengths.max())
+    keep = np.flatnonzero((lengths > 0) & (lengths <= max_prompt_length))
+    if not len(keep) and longest > 0:
         raise InputError(
-            f"no prompt is short enough: the shortest has {lengths.min()} tokens, raise max_prompt_length "
-            f"(now {max_prompt_length}) to at least that"
+            f"no prompt of {name} is short enough: the shortest has {lengths[lengths > 0].min()} tokens, raise "
+            f"max_prompt_length (now {max_prompt_length}) to at least that"
         )
-    if dropped:
-        logger.warning("%d of %d tasks dropped: prompts over %d tokens", dropped, len(lengths), max_prompt_length)
-    lengths = lengths[keep]
-    tokens = np.zeros((len(keep), buckets(lengths)[-1]), np.int32)
+    if not len(keep):
+        raise InputError(f"no prompt of {name} has any token: give them text")
+    found = (
+        Dropped(name, int((lengths > max_prompt_length).sum()), f"over {max_prompt_length} tokens, up to {longest}"),
+        Dropped(name, int((lengths == 0).sum()), "without any token"),
+    )
+    dropped = tuple(drop for drop in found if drop.count)
+    for drop in dropped:
+        logger.warning("%d of %d tasks of %s dropped: prompts %s", drop.count, len(lengths), name, drop.reason)
+    numbers = {domain: number for number, domain in enumerate(dict.fromkeys(rows.domains or [name]))}
+    tokens = np.zeros((len(keep), buckets(lengths[keep])[-1]), np.int32)
     for row, i in enumerate(keep):
-        tokens[row, : lengths[row]] = encoded[i]
+        tokens[row, : lengths[i]] = encoded[i]
     return TaskTable(
         tokens=tokens,
-        lengths=lengths,
+        lengths=lengths[keep],
         prompts=[rows.prompts[i] for i in keep],
-        columns={name: [entries[i] for i in keep] for name, entries in rows.columns.items()},
+        columns={column: [entries[i] for i in keep] for column, entries in rows.columns.items()},
         reference_pass_rates=None if rows.reference_pass_rates is None else rows.reference_pass_rates[keep],
+        domain=np.array([numbers[rows.domains[i]] if rows.domains else 0 for i in keep], np.int32),
+        domains=tuple(numbers),
         dropped=dropped,
+    )
+
+
+def take(table: TaskTable, ids: np.ndarray, *dropped: Dropped) -> TaskTable:
+    """The tasks `ids` of a table, in that order; `dropped` says why the others are not there."""
+    lengths, rates = table.lengths[ids], table.reference_pass_rates
+    return TaskTable(
+        tokens=table.tokens[ids, : buckets(lengths)[-1]],
+        lengths=lengths,
+        prompts=[table.prompts[i] for i in ids],
+        columns={name: [entries[i] for i in ids] for name, entries in table.columns.items()},
+        reference_pass_rates=None if rates is None else rates[ids],
+        domain=table.domain[ids],
+        domains=table.domains,
+        dropped=(*table.dropped, *dropped),
     )
 
 
