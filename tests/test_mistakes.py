@@ -52,7 +52,7 @@ MISTAKES = {
         "row 1, column strong is 1.2.*0, 1",
     ),
     "bots without reference": (lambda d: {"tasks": tasks(d, rows())}, "reference"),
-    "prompts too long": (lambda d: {"max_prompt_length": 2}, "no prompt is short enough"),
+    "prompts too long": (lambda d: {"max_prompt_length": 2}, "no prompt of tasks is short enough"),
     "too few tasks": (lambda d: {"tasks": tasks(d, rows()[:7], **REFERENCES)}, "batch_size is 8 but there are 7 tasks"),
     "tokenizer without EOS": (lambda d: {"model": policy(d, eos=None)}, "no token that ends a completion"),
     "longer than the model": (
