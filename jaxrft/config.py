@@ -22,8 +22,8 @@ class TasksConfig:
     """Where tasks come from."""
 
     source: str = ""
-    """A .jsonl or .parquet file, `builtin:NAME` for a generated family, `tfds:NAME[/CONFIG][:VERSION]` for a prepared
-    TFDS data set, or `hub:OWNER/NAME` for one of the Hugging Face hub."""
+    """A .parquet, .jsonl or .json file, `builtin:NAME` for a generated family, `tfds:NAME[/CONFIG][:VERSION]` for a
+    prepared TFDS data set, or `hub:OWNER/NAME` for one of the Hugging Face hub."""
     split: str = "train"
     """Which split of a TFDS or hub data set."""
     subset: str | None = None

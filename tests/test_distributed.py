@@ -113,4 +113,4 @@ def test_a_mistake_in_one_process_ends_both(configure, tmp_path):
     first, second = helpers.finish(*start_pair(tmp_path, path, devices=1, only_second=mistake))
     assert time.monotonic() - begin < 100
     assert first[0] != 0
-    assert second[0] == 2 and "jaxrft: error: no task file" in second[2] and "Traceback" not in second[2]
+    assert second[0] == 2 and "jaxrft: error: no file" in second[2] and "Traceback" not in second[2]

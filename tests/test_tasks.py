@@ -2,9 +2,8 @@ import json
 import logging
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+import writers
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -37,17 +36,8 @@ GSM8K = [
 ]
 
 
-def write(path, rows):
-    """Rows as .jsonl or .parquet, by the file's ending."""
-    if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
 def load(path, rows, **options):
-    return tasks.load(TasksConfig(source=write(path, rows), **options))
+    return tasks.load(TasksConfig(source=writers.write_file(path, rows), **options))
 
 
 SOURCES = {
@@ -55,14 +45,30 @@ SOURCES = {
     "verl.jsonl": VERL,
     "text.parquet": TRL[:1],
     "trl.jsonl": TRL,
+    "trl.json": TRL,
     "gsm8k.jsonl": GSM8K,
     "gsm8k.parquet": GSM8K,
+    "hub:verl": VERL,
+    "hub:text": TRL[:1],
+    "hub:gsm8k": GSM8K,
+    "tfds:verl": VERL,
+    "tfds:text": TRL[:1],
+    "tfds:gsm8k": GSM8K,
 }
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_every_source_gives_prompts_answers_and_json_columns(tmp_path, name):
-    rows = load(tmp_path / name, SOURCES[name])
+def test_every_source_gives_prompts_answers_and_json_columns(tmp_path, monkeypatch, name):
+    kind, _, dataset = name.rpartition(":")
+    if kind == "hub":
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+        writers.write_hub(tmp_path, f"someone/{dataset}", {"data/train-00000-of-00001.parquet": SOURCES[name]})
+        rows = tasks.load(TasksConfig(source=f"hub:someone/{dataset}"))
+    elif kind == "tfds":
+        writers.write_tfds(tmp_path, dataset, SOURCES[name])
+        rows = tasks.load(TasksConfig(source=name, data_dir=str(tmp_path)))
+    else:
+        rows = load(tmp_path / name, SOURCES[name])
     count = len(SOURCES[name])
     assert len(rows.prompts) == count and rows.reference_pass_rates is None
     assert all(isinstance(prompt, str) or {"role", "content"} == set(prompt[-1]) for prompt in rows.prompts)
@@ -138,11 +144,11 @@ ERRORS = {
     "unknown ending": (
         "",
         {"source": "tasks.jsonI"},
-        r"tasks.source is .*jsonI': give a .jsonl or .parquet file",
+        r"tasks.source is .*jsonI': give a .parquet, .jsonl or .json file",
     ),
-    "no such file": ("", {"source": "task.jsonl"}, r"no task file .*task.jsonl: did you mean tasks.jsonl there"),
-    "no folder": ("", {"source": "nowhere/t.jsonl"}, r"no task file .*nowhere/t.jsonl: give the path"),
-    "extension": ("", {"source": "tasks.csv"}, r"give a .jsonl or .parquet file, or builtin:NAME"),
+    "no such file": ("", {"source": "task.jsonl"}, r"no file .*task.jsonl: did you mean tasks.jsonl there"),
+    "no folder": ("", {"source": "nowhere/t.jsonl"}, r"no file .*nowhere/t.jsonl: give the path"),
+    "extension": ("", {"source": "tasks.csv"}, r"give a .parquet, .jsonl or .json file, builtin:NAME, tfds:"),
     "not parquet": ("PAR1", {"source": "tasks.parquet"}, r"tasks.parquet cannot be read as parquet \(.*: write"),
     "not JSON": (LINES + "{'prompt': 1}\n", {}, r"tasks.jsonl line 2 is not JSON \(.*\): write one object a line"),
     "not UTF-8": (LINES.encode() + b'{"prompt": "\xff"}', {}, r"tasks.jsonl line 2 is not JSON \(not UTF-8 text\)"),
@@ -201,7 +207,7 @@ def test_a_mistake_is_one_sentence_that_names_it(tmp_path, case):
 
 
 def test_no_source_and_an_unknown_family_are_errors():
-    with pytest.raises(InputError, match="tasks.source is '': give a .jsonl or .parquet file, or builtin:NAME"):
+    with pytest.raises(InputError, match="tasks.source is '': give a .parquet, .jsonl or .json file, builtin:NAME"):
         tasks.load(TasksConfig())
     pytest.importorskip("jaxrft.tasks.builtin")
     with pytest.raises(InputError, match="no-such-family"):

@@ -1,6 +1,6 @@
-"""Tasks from .jsonl and .parquet files with the columns of TRL, verl, GURU and GSM8K, or from the built-in generator.
+"""Tasks from files, TFDS, the hub or the built-in generator, with the columns of TRL, verl, GURU and GSM8K.
 
-Rows and lines in messages count from 1.
+Rows in messages count from 1.
 """
 
 import difflib
@@ -16,13 +16,12 @@ import numpy as np
 
 from jaxrft.config import TasksConfig
 from jaxrft.lm.tokenizer import Prompt
+from jaxrft.tasks import files, hub, tfds
+from jaxrft.tasks.files import Columns, shown
 from jaxrft.types import InputError
 
 logger = logging.getLogger(__name__)
 
-Columns = dict[str, list[Any]]  # name -> [N] entries
-
-BUILTIN = "builtin:"
 ANSWERS = ("reward_model.ground_truth", "answer", "solution", "ground_truth")  # verl and GURU; TRL and GSM8K
 
 
@@ -50,7 +49,7 @@ def load(config: TasksConfig) -> Rows:
     """
     if config.limit is not None and config.limit < 1:
         raise InputError(f"tasks.limit is {config.limit}: it must be at least 1, or None for all tasks")
-    columns, references = _read(config.source)
+    columns, references = _read(config)
     columns = {name: entries[: config.limit] for name, entries in columns.items()}
     if not any(columns.values()):
         raise InputError(f"{config.source} holds no tasks: give a source with at least one")
@@ -65,53 +64,22 @@ def load(config: TasksConfig) -> Rows:
     return Rows(prompts, _json_columns(further, config.source), references, domains)
 
 
-def _read(source: str) -> tuple[Columns, np.ndarray | None]:
+def _read(config: TasksConfig) -> tuple[Columns, np.ndarray | None]:
     """The columns of a source, and the reference pass rates that a built-in family brings along."""
-    if source.startswith(BUILTIN):
+    kind, _, name = config.source.partition(":")
+    if kind == "builtin":
         from jaxrft.tasks import builtin
 
-        rows = builtin.load(source.removeprefix(BUILTIN))
+        rows = builtin.load(name)
         return {"prompt": rows.prompts, **rows.columns}, rows.reference_pass_rates
-    path = Path(source)
-    readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    if path.suffix not in readers:
-        raise InputError(f"tasks.source is {source!r}: give a .jsonl or .parquet file, or {BUILTIN}NAME")
-    if not path.is_file():
-        there = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, there, n=3)
-        hint = f"did you mean {' or '.join(near)} there?" if near else "give the path of a .jsonl or .parquet file"
-        raise InputError(f"no task file {source}: {hint}")
-    return readers[path.suffix](path), None
-
-
-def _read_jsonl(path: Path) -> Columns:
-    """One JSON object a line; blank lines are skipped, and a key that a line does not have is None in its row."""
-    rows = []
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                reason = getattr(error, "msg", "not UTF-8 text")
-                raise InputError(f"{path} line {number} is not JSON ({reason}): write one object a line") from error
-            if not isinstance(row, dict):
-                raise InputError(f"{path} line {number} is {_shown(row)}: write one JSON object a line")
-            rows.append(row)
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}
-
-
-def _read_parquet(path: Path) -> Columns:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.read_table(path).to_pydict()
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} cannot be read as parquet ({reason}): write the file again") from error
+    if kind == "tfds":
+        return tfds.read(name, split=config.split, data_dir=config.data_dir), None
+    if kind == "hub":
+        return hub.read(name, split=config.split, subset=config.subset), None
+    if Path(config.source).suffix not in files.ENDINGS:
+        kinds = f"{files.KINDS}, builtin:NAME, tfds:NAME or hub:OWNER/NAME"
+        raise InputError(f"tasks.source is {config.source!r}: give {kinds}")
+    return files.read(Path(config.source)), None
 
 
 def _find(columns: Columns, name: str) -> list[Any] | None:
@@ -150,16 +118,17 @@ def _as_messages(text: Any) -> Any:
 
 
 def _prompt(entry: Any, where: str) -> Prompt:
-    """Checks one prompt; fields that are None, which parquet writes for absent ones, leave its messages."""
+    """Checks one prompt; the role comes first in its messages, and fields that are None, absent in parquet, go."""
     if isinstance(entry, str):
         return entry
     if not isinstance(entry, list) or not entry:
-        raise InputError(f"{where} is {_shown(entry)}: a prompt is text or a list of messages")
+        raise InputError(f"{where} is {shown(entry)}: a prompt is text or a list of messages")
     for message in entry:
         fields = message if isinstance(message, dict) else {}
         if not all(isinstance(fields.get(field), str) for field in ("role", "content")):
-            raise InputError(f"{where} has the message {_shown(message)}: a message has a role and a content, as text")
-    return [{field: value for field, value in message.items() if value is not None} for message in entry]
+            raise InputError(f"{where} has the message {shown(message)}: a message has a role and a content, as text")
+    first = dict.fromkeys(("role", "content"))
+    return [first | {field: value for field, value in message.items() if value is not None} for message in entry]
 
 
 def _with_system(prompt: Prompt, system_prompt: str) -> Prompt:
@@ -186,7 +155,7 @@ def _gsm8k_number(answer: Any, where: str) -> str:
     """The number after ####, without the commas between thousands."""
     found = re.search(r"####\s*\$?(-?[\d,.]*\d)\s*$", answer) if isinstance(answer, str) else None
     if not found:
-        raise InputError(f"{where} has the answer {_shown(answer)}: an answer of GSM8K ends in #### and a number")
+        raise InputError(f"{where} has the answer {shown(answer)}: an answer of GSM8K ends in #### and a number")
     return found[1].replace(",", "")
 
 
@@ -207,10 +176,10 @@ def _pass_rate(value: Any, where: str) -> float:
     if value is None:
         return math.nan
     if not isinstance(value, Real) or isinstance(value, bool):
-        raise InputError(f"{where} is {_shown(value)}: a pass rate is a number in [0, 1], or empty if it is not known")
+        raise InputError(f"{where} is {shown(value)}: a pass rate is a number in [0, 1], or empty if it is not known")
     rate = float(value)
     if not (math.isnan(rate) or 0 <= rate <= 1):
-        raise InputError(f"{where} is {_shown(value)}: a pass rate lies in [0, 1] and is not in percent")
+        raise InputError(f"{where} is {shown(value)}: a pass rate lies in [0, 1] and is not in percent")
     return rate
 
 
@@ -223,7 +192,7 @@ def _domains(columns: Columns, config: TasksConfig) -> list[str] | None:
     for row, entry in enumerate(entries, 1):
         if not isinstance(entry, str | int | None):
             where = f"{config.source} row {row}, column {name}"
-            raise InputError(f"{where} is {_shown(entry)}: a domain is a name or a number")
+            raise InputError(f"{where} is {shown(entry)}: a domain is a name or a number")
     return [config.title if entry is None else str(entry) for entry in entries]
 
 
@@ -243,9 +212,3 @@ def _json_columns(columns: Columns, source: str) -> Columns:
         except (TypeError, ValueError) as error:
             logger.warning("%s: column %s is left out, rewards do not get it (%s)", source, name, error)
     return kept
-
-
-def _shown(value: Any) -> str:
-    """The value as a message shows it: on one line, cut to 80 characters."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
