@@ -76,7 +76,7 @@ class SelectConfig:
     """How the next tasks are chosen: a selector and the union of the selectors' hyper-parameters."""
 
     name: str = "bots"
-    """Selector: uniform or bots."""
+    """Selector: uniform, easy_to_hard, mopps, greso, bots or oracle."""
     order: Literal["shuffled", "replacement", "sequential"] = "shuffled"
     """uniform: epochs in random order, every batch drawn afresh, or epochs in the order of the table."""
     decay: float = 0.1
@@ -86,9 +86,19 @@ class SelectConfig:
     momentum: float = 0.9
     """bots: smoothing of the capability estimated on each batch, in [0, 1)."""
     target: float = 0.5
-    """bots: pass rate whose neighbours are chosen, in (0, 1)."""
+    """bots, mopps, oracle: pass rate whose neighbours are chosen, in (0, 1)."""
     prior: tuple[float, float] = (1.0, 1.0)
-    """bots: pseudo-successes and pseudo-failures of a task not seen yet."""
+    """bots, mopps: pseudo-successes and pseudo-failures of a task not seen yet."""
+    discount: float = 0.5
+    """mopps: share of a task's evidence that survives its next visit, in [0, 1]."""
+    candidates: int = 8
+    """mopps: tasks drawn to choose from, in batches."""
+    explore: float = 0.5
+    """greso: first base of the chance that a task is tried again after visits that taught nothing, in [0.05, 0.95]."""
+    explore_step: float = 0.01
+    """greso: change of that base a step, in [0, 1)."""
+    zero_variance: float = 0.25
+    """greso: share of groups without variance that is put up with, in [0, 1]."""
 
 
 @dataclass(frozen=True)

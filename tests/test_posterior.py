@@ -22,6 +22,13 @@ def test_update_by_hand():
     assert np.allclose(new.beta, [0.9 + 0.1 + 3, 0.9 * 4 + 0.1, 0.9 * 5 + 0.1 + 2])
 
 
+def test_update_of_visited_tasks_by_hand():
+    state = posterior.BetaState(jnp.array([1.0, 4.0, 3.0]), jnp.array([1.0, 4.0, 5.0]))
+    new = posterior.update_visited(state, feedback([2, 0], [6.0, 5.0], [8.0, 0.0]), discount=0.25, prior=(1.0, 2.0))
+    assert new.alpha.tolist() == [1, 4, 0.25 * 3 + 0.75 + 6]
+    assert new.beta.tolist() == [1, 4, 0.25 * 5 + 0.75 * 2 + 2]
+
+
 def test_fractional_successes_keep_their_trials():
     state = posterior.init(2)
     new = posterior.update(state, feedback([1], [2.5], [7.0]), jnp.full(2, NAN), decay=0.0, rho=0.3, num_generations=8)

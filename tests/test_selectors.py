@@ -20,13 +20,20 @@ N, B, G = 16, 4, 8
 NAN = float("nan")
 VECTORS = np.load(Path(__file__).parent / "vectors" / "bots.npz")
 TRUTH = jnp.linspace(0.0, 1.0, N)
-TASKS = Tasks(jnp.stack([0.5 * TRUTH, 0.2 + 0.8 * TRUTH], axis=1).at[3].set(NAN))
+TASKS = Tasks(jnp.stack([0.5 * TRUTH, 0.2 + 0.8 * TRUTH], axis=1).at[3].set(NAN), pass_rates=TRUTH)
 
 # Every selector, with a function of one hyper-parameter to sweep where it has a number among them.
 CONTRACT = {
     "uniform": (selectors.uniform, None),
     "uniform-replacement": (lambda b, g: selectors.uniform(b, g, order="replacement"), None),
     "uniform-sequential": (lambda b, g: selectors.uniform(b, g, order="sequential"), None),
+    "easy_to_hard": (selectors.easy_to_hard, None),
+    "mopps": (
+        lambda b, g: selectors.mopps(b, g, candidates=2),
+        lambda x: selectors.mopps(B, G, discount=x, target=x, prior=(1 + x, 1.0)),
+    ),
+    "greso": (selectors.greso, lambda x: selectors.greso(B, G, explore=x, explore_step=x / 10, zero_variance=x)),
+    "oracle": (selectors.oracle, lambda x: selectors.oracle(B, G, target=x)),
     "bots": (selectors.bots, lambda x: selectors.bots(B, G, decay=x, rho=x, momentum=x, target=x, prior=(1 + x, 1.0))),
 }
 every_selector = pytest.mark.parametrize("name", CONTRACT)
@@ -221,6 +228,61 @@ def test_epochs_visit_every_task_once_before_any_twice(order, num_tasks, batch_s
         assert ids[:num_tasks] != sorted(ids[:num_tasks])
 
 
+def rounds(selector, tasks, num_tasks, successes, steps):
+    """The choices [steps, B] and the last state when task i has successes[i] of G."""
+    select, update, state, ids = jax.jit(selector.select), jax.jit(selector.update), selector.init(tasks, num_tasks), []
+    for key in jax.random.split(jax.random.key(5), steps):
+        choice, state = select(key, state, tasks)
+        ids.append(choice.ids.tolist())
+        count = jnp.full(len(choice.ids), float(G))
+        state = update(state, tasks, Feedback(choice.ids, jnp.array(successes, jnp.float32)[choice.ids], count, count))
+    return ids, state
+
+
+def test_easy_to_hard_goes_down_the_pass_rates_and_begins_again():
+    rates = jnp.array([[0.2], [0.9], [NAN], [0.5], [0.9]])
+    ids, _ = rounds(selectors.easy_to_hard(2, G), Tasks(rates), 5, [4] * 5, 4)
+    assert ids == [[1, 4], [3, 0], [2, 1], [4, 3]]
+
+
+def test_mopps_learns_from_visits_alone_and_finds_the_middle():
+    truth = [0, 0, 4, 4, 8, 8]
+    ids, state = rounds(selectors.mopps(2, G), Tasks(), 6, truth, 30)
+    assert np.isin(ids[10:], [2, 3]).mean() > 0.8
+    assert selectors.mopps(2, G).pass_rate(state, Tasks())[2] == pytest.approx(0.5, abs=0.02)
+    few, _ = rounds(selectors.mopps(2, G, candidates=1), Tasks(), 6, truth, 60)  # no choice: uniform
+    assert np.bincount(np.ravel(few), minlength=6).min() > 10
+
+
+def test_greso_skips_by_the_length_of_the_streak():
+    """Task 0 is never, 1 always solved; with a frozen base of 1/2 they come ever more rarely."""
+    selector = selectors.greso(2, G, explore_step=0.0)
+    ids, state = rounds(selector, Tasks(), 6, [0, 8, 4, 4, 4, 4], 60)
+    visits = np.bincount(np.ravel(ids), minlength=6)
+    assert visits[:2].max() <= 10 and visits[2:].min() >= 22
+    assert state.streak.tolist() == [-visits[0], visits[1], 0, 0, 0, 0]
+    assert int(state.passes.max() - state.passes.min()) <= 1 and int(state.passes.min()) > 22
+
+
+def test_greso_moves_its_bases_by_hand():
+    selector = selectors.greso(4, 4, explore_step=0.1, zero_variance=0.6)  # put up with: 0.2 easy, 0.4 hard
+    state = selector.init(Tasks(), 8)
+    ids, count = jnp.arange(4), jnp.full(4, 4.0)
+    state = selector.update(state, Tasks(), Feedback(ids, jnp.array([4.0, 0.0, 2.0, 1.5]), count, count))
+    assert state.explore.tolist() == pytest.approx([0.4, 0.6]) and state.streak.tolist() == [1, -1] + [0] * 6
+    state = selector.update(state, Tasks(), Feedback(ids, jnp.array([4.0, 4.0, 0.0, 0.0]), count, count))
+    assert state.explore.tolist() == pytest.approx([0.3, 0.5]) and state.streak.tolist() == [2, 1, -1, -1] + [0] * 4
+
+
+def test_the_oracle_follows_what_it_is_told():
+    told = Tasks(pass_rates=jnp.array([0.1, 0.45, NAN, 0.6, 1.0]))
+    selector = selectors.oracle(2, G)
+    choice, state = selector.select(KEYS[0], selector.init(told, 5), told)
+    assert choice.ids.tolist() == [1, 3] and choice.pass_rate.tolist() == pytest.approx([0.45, 0.6])
+    choice, _ = selector.select(KEYS[0], state, Tasks(pass_rates=jnp.array([0.5, 1.0, 0.4, 1.0, 1.0])))
+    assert choice.ids.tolist() == [0, 2]
+
+
 def test_make_gives_a_factory_its_own_fields_only():
     fields = dataclasses.asdict(SelectConfig())
     assert selectors.make(**fields | {"name": "uniform"}, batch_size=B, num_generations=G).probe is None
@@ -240,7 +302,7 @@ def test_the_configuration_has_the_same_defaults():
     ("call", "message"),
     [
         (lambda: selectors.make("bot", B, G), "no selector 'bot': did you mean bots?"),
-        (lambda: selectors.make("random", B, G), r"no selector 'random'.*\(uniform, bots\)"),
+        (lambda: selectors.make("random", B, G), r"no selector 'random'.*\(uniform, .*bots"),
         (lambda: selectors.make("bots", B, G, decya=0.5), "no selector has a field 'decya': did you mean decay?"),
         (lambda: selectors.uniform(B, G, order="epochs"), "no order 'epochs'.*shuffled"),
         (lambda: selectors.bots(B, G, decay=1.5), r"decay is 1.5: it must be in \[0, 1\]"),
@@ -250,6 +312,12 @@ def test_the_configuration_has_the_same_defaults():
         (lambda: selectors.bots(B, G, prior=(1.0, 0.0)), "prior is 0.0"),
         (lambda: selectors.bots(0, G), "batch_size is 0"),
         (lambda: selectors.uniform(B, 0), "num_generations is 0"),
+        (lambda: selectors.mopps(B, G, discount=2.0), "discount is 2.0"),
+        (lambda: selectors.mopps(B, G, candidates=0), "candidates is 0: it must be at least 1"),
+        (lambda: selectors.greso(B, G, explore=1.0), "explore is 1.0"),
+        (lambda: selectors.greso(B, G, zero_variance=-1.0), "zero_variance is -1.0"),
+        (lambda: selectors.oracle(B, G).init(Tasks(), N), "pass them in Tasks.pass_rates"),
+        (lambda: selectors.easy_to_hard(B, G).init(Tasks(), N), "tasks.pass_rate_columns"),
         (lambda: selectors.uniform(B, G).init(Tasks(), 3), "batch_size is 4 but there are 3 tasks"),
         (lambda: selectors.bots(B, G).init(TASKS, 3), "batch_size is 4 but there are 3 tasks"),
         (lambda: selectors.bots(B, G).init(Tasks(), N), "tasks.pass_rate_columns, or choose select.name uniform"),

@@ -103,20 +103,20 @@ def _references(tasks: Tasks, dtype: DTypeLike) -> Array:
 
 
 _NO_REFERENCES = (
-    "no task has the pass rates of reference policies, between which evidence is interpolated: "
+    "no task has the pass rates of reference policies that this selector needs: "
     "name their columns in tasks.pass_rate_columns, or choose select.name uniform"
 )
 
 
-def check_references(tasks: Tasks, num_tasks: int) -> None:
-    """Raises InputError unless `tasks.reference_pass_rates` is [N, K >= 2] in [0, 1] or NaN; values of tracers pass."""
+def check_references(tasks: Tasks, num_tasks: int, *, least: int = 2) -> None:
+    """Raises InputError unless reference pass rates are [N, K >= `least`] in [0, 1] or NaN; values of tracers pass."""
     rates = tasks.reference_pass_rates
     if rates is None:
         raise InputError(_NO_REFERENCES)
-    if rates.ndim != 2 or rates.shape[0] != num_tasks or rates.shape[1] < 2:
+    if rates.ndim != 2 or rates.shape[0] != num_tasks or rates.shape[1] < least:
         raise InputError(
             f"reference pass rates have shape {rates.shape}: they must be [{num_tasks}, K], a row a task and "
-            "a column for each of at least 2 reference policies, weakest first (tasks.pass_rate_columns)"
+            f"a column for each of at least {least} reference policies, weakest first (tasks.pass_rate_columns)"
         )
     if isinstance(rates, Tracer):
         return

@@ -58,6 +58,26 @@ def update(
     )
 
 
+def update_visited(
+    state: BetaState, feedback: Feedback, *, discount: ArrayLike, prior: Prior = (1.0, 1.0)
+) -> BetaState:
+    """alpha <- discount alpha + (1 - discount) alpha0 + s for observed tasks, and beta with f [arXiv 2507.04632].
+
+    Tasks that were not rolled out stay as they are. Deviation: the prior may differ per task.
+    """
+    dtype = state.alpha.dtype
+    successes, trials = counts(feedback, state.alpha.shape[0], dtype=dtype)
+    kept = jnp.where(trials > 0, jnp.asarray(discount, dtype), 1)  # [N]
+
+    def step(old: Array, prior_count: ArrayLike, explicit: Array) -> Array:
+        return constrain(kept * old + (1 - kept) * jnp.asarray(prior_count, dtype) + explicit, "task")
+
+    return BetaState(
+        step(state.alpha, prior[0], successes),
+        step(state.beta, prior[1], trials - successes),
+    )
+
+
 def counts(feedback: Feedback, num_tasks: int, *, dtype: DTypeLike = jnp.float32) -> tuple[Array, Array]:
     """Successes and trials of every task, [N] each and 0 where nothing was rolled out."""
     ids = jnp.where(feedback.trials > 0, feedback.ids, num_tasks)  # padding points behind the table and is dropped

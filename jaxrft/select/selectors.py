@@ -6,33 +6,19 @@ A new one is a factory that returns a `Selector`, and a row in `SELECTORS`.
 import difflib
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from jaxrft.mesh import constrain
 from jaxrft.select import acquire, evidence, posterior
+from jaxrft.select.baselines import easy_to_hard as easy_to_hard
+from jaxrft.select.baselines import oracle as oracle
+from jaxrft.select.baselines import uniform as uniform
+from jaxrft.select.contract import Selector as Selector
+from jaxrft.select.contract import check, check_belief, check_sizes, check_table
+from jaxrft.select.peers import greso as greso
+from jaxrft.select.peers import mopps as mopps
 from jaxrft.types import Array, Choice, Feedback, InputError, Tasks
-
-
-class Selector(NamedTuple):
-    """Pure functions; their state is a pytree of NamedTuples, a fixed point of `update` in shape and dtype."""
-
-    init: Callable[[Tasks, int], Any]  # (tasks, N) -> state
-    select: Callable[[Array, Any, Tasks], tuple[Choice, Any]]  # (key, state, tasks)
-    update: Callable[[Any, Tasks, Feedback], Any]  # -> state
-    pass_rate: Callable[[Any, Tasks], Array]  # [N], what is believed of every task; NaN where nothing is
-    probe: Callable[[Array, Any, Tasks], Array] | None = None  # ids [K] to roll out only in order to know, every
-    probe_every: int = 0  # so many steps; their feedback goes through the same update
-
-
-class UniformState(NamedTuple):
-    """How often each task has been chosen."""
-
-    visits: Array  # [N] int32
 
 
 class BotsState(NamedTuple):
@@ -40,47 +26,6 @@ class BotsState(NamedTuple):
 
     posterior: posterior.BetaState
     evidence: evidence.InterpolationState
-
-
-Order = Literal["shuffled", "replacement", "sequential"]
-
-
-def uniform(batch_size: int, num_generations: int, *, order: Order = "shuffled") -> Selector:
-    """Every task as often as any other.
-
-    `shuffled` goes through the table in epochs, each in a random order; `sequential` in the order of the table;
-    `replacement` draws every batch afresh. In epochs no task comes twice before all have come once, and a batch is
-    distinct even where one epoch ends and the next begins.
-    """
-    _check_sizes(batch_size, num_generations)
-    if order not in get_args(Order):
-        raise InputError(f"no order {order!r} of the uniform selector: choose one of {', '.join(get_args(Order))}")
-
-    def init(tasks: Tasks, num_tasks: int) -> UniformState:
-        _check_table(batch_size, num_tasks)
-        return UniformState(jnp.zeros(num_tasks, jnp.int32))
-
-    def score(visits: Array) -> Array:  # [N] int32, the smallest are chosen and ties broken at random
-        if order == "replacement":
-            return jnp.zeros_like(visits)
-        seen = (visits > visits.min()).astype(jnp.int32)  # in this epoch
-        if order == "shuffled":
-            return seen
-        num_tasks = visits.shape[0]
-        return seen * num_tasks + jnp.arange(num_tasks, dtype=jnp.int32)
-
-    def select(key: Array, state: UniformState, tasks: Tasks) -> tuple[Choice, UniformState]:
-        ids = acquire.smallest(key, score(state.visits), batch_size=batch_size)
-        visits = constrain(state.visits.at[ids].add(1), "task")
-        return Choice(ids, jnp.full(batch_size, jnp.nan, jnp.float32)), UniformState(visits)
-
-    def update(state: UniformState, tasks: Tasks, feedback: Feedback) -> UniformState:
-        return state
-
-    def pass_rate(state: UniformState, tasks: Tasks) -> Array:
-        return jnp.full(state.visits.shape, jnp.nan, jnp.float32)
-
-    return Selector(init, select, update, pass_rate)
 
 
 def bots(
@@ -102,17 +47,15 @@ def bots(
     `evidence.interpolation`.
     `init` raises InputError for references that are missing or outside [0, 1] and for a table smaller than a batch.
     """
-    _check_sizes(batch_size, num_generations)
-    _check("decay", decay, lambda x: (x >= 0) & (x <= 1), "in [0, 1]")
-    _check("rho", rho, lambda x: (x >= 0) & (x <= 1), "in [0, 1]")
-    _check("momentum", momentum, lambda x: (x >= 0) & (x < 1), "in [0, 1)")
-    _check("target", target, lambda x: (x > 0) & (x < 1), "in (0, 1)")
-    for count in prior:
-        _check("prior", count, lambda x: (x > 0) & (x < np.inf), "two positive numbers")
+    check_sizes(batch_size, num_generations)
+    check("decay", decay, lambda x: (x >= 0) & (x <= 1), "in [0, 1]")
+    check("rho", rho, lambda x: (x >= 0) & (x <= 1), "in [0, 1]")
+    check("momentum", momentum, lambda x: (x >= 0) & (x < 1), "in [0, 1)")
+    check_belief(target, prior)
     implicit = evidence.interpolation(momentum)
 
     def init(tasks: Tasks, num_tasks: int) -> BotsState:
-        _check_table(batch_size, num_tasks)
+        check_table(batch_size, num_tasks)
         state = implicit.init(tasks, num_tasks)
         return BotsState(posterior.init(num_tasks, prior=prior, dtype=state.capability.dtype), state)
 
@@ -139,7 +82,14 @@ def bots(
     return Selector(init, select, update, pass_rate)
 
 
-SELECTORS: dict[str, Callable[..., Selector]] = {"uniform": uniform, "bots": bots}
+SELECTORS: dict[str, Callable[..., Selector]] = {
+    "uniform": uniform,
+    "easy_to_hard": easy_to_hard,
+    "mopps": mopps,
+    "greso": greso,
+    "bots": bots,
+    "oracle": oracle,
+}
 
 
 def make(name: str, batch_size: int, num_generations: int, **hyper_parameters: Any) -> Selector:
@@ -165,21 +115,3 @@ def _fields(factory: Callable[..., Selector]) -> set[str]:
 def _nearest(name: str, names: Any) -> str:
     """The one of `names` spelt most like `name`."""
     return difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.0)[0]
-
-
-def _check(name: str, value: ArrayLike, fits: Callable[[np.ndarray], Any], wanted: str) -> None:
-    """Raises InputError unless all of `value` `fits`; a tracer has no value to check."""
-    if not isinstance(value, Tracer) and not np.all(fits(np.asarray(value))):
-        raise InputError(f"{name} is {value}: it must be {wanted}")
-
-
-def _check_sizes(batch_size: int, num_generations: int) -> None:
-    """Raises InputError unless both are at least 1."""
-    _check("batch_size", batch_size, lambda x: x >= 1, "at least 1")
-    _check("num_generations", num_generations, lambda x: x >= 1, "at least 1")
-
-
-def _check_table(batch_size: int, num_tasks: int) -> None:
-    """Raises InputError for a table smaller than a batch, whose ids could not be distinct."""
-    if num_tasks < batch_size:
-        raise InputError(f"batch_size is {batch_size} but there are {num_tasks} tasks: give more tasks, or lower it")

@@ -11,7 +11,7 @@ from scipy.stats import rankdata
 
 from jaxrft.select.selectors import Selector
 from jaxrft.simulate.worlds import World
-from jaxrft.types import Array
+from jaxrft.types import Array, Tasks
 
 RECENT = 50  # steps over which coverage is counted
 
@@ -38,17 +38,21 @@ def run(world: World, selector: Selector, seeds: int, steps: int, *, oracle: boo
     def trial(seed: Array) -> Trace:
         key_world, key_run = jax.random.split(jax.random.key(seed))
         tasks, state = world.init(key_world)
-        believes = selector.init(tasks, world.num_tasks)
+
+        def told(truth: Array) -> Tasks:
+            return tasks._replace(pass_rates=truth) if oracle else tasks
+
+        believes = selector.init(told(world.pass_rates(state, jnp.int32(0))), world.num_tasks)
 
         def step(carry, index):
             state, believes = carry
             keys = jax.random.split(jax.random.fold_in(key_run, index), 3)
             truth = world.pass_rates(state, index)
-            told = tasks._replace(pass_rates=truth) if oracle else tasks
-            expected = selector.pass_rate(believes, told)
-            choice, believes = selector.select(keys[0], believes, told)
+            known = told(truth)
+            expected = selector.pass_rate(believes, known)
+            choice, believes = selector.select(keys[0], believes, known)
             feedback = world.roll_out(keys[1], state, index, choice.ids)
-            believes = selector.update(believes, told, feedback)
+            believes = selector.update(believes, known, feedback)
             state = world.learn(keys[2], state, feedback)
             seen = feedback.trials > 0
             trace = Trace(

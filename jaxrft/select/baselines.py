@@ -1,0 +1,134 @@
+"""Selectors that learn nothing: by turns, by a fixed curriculum, and by knowing the answer."""
+
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxrft.mesh import constrain
+from jaxrft.select import acquire, evidence
+from jaxrft.select.contract import Selector, check, check_sizes, check_table
+from jaxrft.types import Array, Choice, Feedback, InputError, Tasks
+
+
+class UniformState(NamedTuple):
+    """How often each task has been chosen."""
+
+    visits: Array  # [N] int32
+
+
+class EasyToHardState(NamedTuple):
+    """How often each task has been chosen, and where it stands from easy to hard."""
+
+    visits: Array  # [N] int32
+    rank: Array  # [N] int32, 0 = the easiest
+
+
+class OracleState(NamedTuple):
+    """How often each task has been chosen: an oracle has nothing to learn."""
+
+    visits: Array  # [N] int32
+
+
+Order = Literal["shuffled", "replacement", "sequential"]
+
+
+def uniform(batch_size: int, num_generations: int, *, order: Order = "shuffled") -> Selector:
+    """Every task as often as any other.
+
+    `shuffled` goes through the table in epochs, each in a random order; `sequential` in the order of the table;
+    `replacement` draws every batch afresh. In epochs no task comes twice before all have come once, and a batch is
+    distinct even where one epoch ends and the next begins.
+    """
+    check_sizes(batch_size, num_generations)
+    if order not in get_args(Order):
+        raise InputError(f"no order {order!r} of the uniform selector: choose one of {', '.join(get_args(Order))}")
+
+    def init(tasks: Tasks, num_tasks: int) -> UniformState:
+        check_table(batch_size, num_tasks)
+        return UniformState(jnp.zeros(num_tasks, jnp.int32))
+
+    def score(visits: Array) -> Array:  # [N] int32, the smallest are chosen and ties broken at random
+        if order == "replacement":
+            return jnp.zeros_like(visits)
+        seen = (visits > visits.min()).astype(jnp.int32)  # in this epoch
+        if order == "shuffled":
+            return seen
+        num_tasks = visits.shape[0]
+        return seen * num_tasks + jnp.arange(num_tasks, dtype=jnp.int32)
+
+    def select(key: Array, state: UniformState, tasks: Tasks) -> tuple[Choice, UniformState]:
+        ids = acquire.smallest(key, score(state.visits), batch_size=batch_size)
+        visits = constrain(state.visits.at[ids].add(1), "task")
+        return Choice(ids, jnp.full(batch_size, jnp.nan, jnp.float32)), UniformState(visits)
+
+    def update(state: UniformState, tasks: Tasks, feedback: Feedback) -> UniformState:
+        return state
+
+    def pass_rate(state: UniformState, tasks: Tasks) -> Array:
+        return jnp.full(state.visits.shape, jnp.nan, jnp.float32)
+
+    return Selector(init, select, update, pass_rate)
+
+
+def easy_to_hard(batch_size: int, num_generations: int) -> Selector:
+    """A fixed curriculum: epochs in the order of the mean reference pass rate, easiest first.
+
+    Tasks without any known reference pass rate come last; ties in the order of the table.
+    `init` raises InputError for references that are missing or outside [0, 1] and for a table smaller than a batch.
+    """
+    check_sizes(batch_size, num_generations)
+
+    def init(tasks: Tasks, num_tasks: int) -> EasyToHardState:
+        check_table(batch_size, num_tasks)
+        evidence.check_references(tasks, num_tasks, least=1)
+        mean = jnp.nanmean(jnp.asarray(tasks.reference_pass_rates, jnp.float32), axis=1)  # NaN sorts last
+        row = jnp.arange(num_tasks, dtype=jnp.int32)
+        order = jax.lax.sort((-mean, row), num_keys=2)[1]
+        return EasyToHardState(jnp.zeros(num_tasks, jnp.int32), jnp.zeros(num_tasks, jnp.int32).at[order].set(row))
+
+    def select(key: Array, state: EasyToHardState, tasks: Tasks) -> tuple[Choice, EasyToHardState]:
+        seen = (state.visits > state.visits.min()).astype(jnp.int32)  # in this epoch
+        ids = acquire.smallest(key, seen * state.rank.shape[0] + state.rank, batch_size=batch_size)
+        visits = constrain(state.visits.at[ids].add(1), "task")
+        return Choice(ids, jnp.full(batch_size, jnp.nan, jnp.float32)), state._replace(visits=visits)
+
+    def pass_rate(state: EasyToHardState, tasks: Tasks) -> Array:
+        return jnp.full(state.visits.shape, jnp.nan, jnp.float32)
+
+    return Selector(init, select, lambda state, tasks, feedback: state, pass_rate)
+
+
+def oracle(batch_size: int, num_generations: int, *, target: ArrayLike = 0.5) -> Selector:
+    """Chooses by `tasks.pass_rates`, which the caller measures by rollouts that nobody counts: what knowing is worth.
+
+    The tasks nearest `target`, ties at random; a task without a pass rate (NaN) comes last.
+    `init` raises InputError when there are none, and for a table smaller than a batch.
+    """
+    check_sizes(batch_size, num_generations)
+    check("target", target, lambda x: (x > 0) & (x < 1), "in (0, 1)")
+
+    def init(tasks: Tasks, num_tasks: int) -> OracleState:
+        check_table(batch_size, num_tasks)
+        _measured(tasks)
+        return OracleState(jnp.zeros(num_tasks, jnp.int32))
+
+    def select(key: Array, state: OracleState, tasks: Tasks) -> tuple[Choice, OracleState]:
+        ids = acquire.nearest(key, _measured(tasks), batch_size=batch_size, target=target)
+        visits = constrain(state.visits.at[ids].add(1), "task")
+        return Choice(ids, _measured(tasks)[ids]), OracleState(visits)
+
+    def pass_rate(state: OracleState, tasks: Tasks) -> Array:
+        return _measured(tasks)
+
+    return Selector(init, select, lambda state, tasks, feedback: state, pass_rate)
+
+
+def _measured(tasks: Tasks) -> Array:
+    """The policy's own pass rates [N]."""
+    if tasks.pass_rates is None:
+        raise InputError(
+            "the oracle is given no pass rates: measure them and pass them in Tasks.pass_rates at every step"
+        )
+    return jnp.asarray(tasks.pass_rates, jnp.float32)

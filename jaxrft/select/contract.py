@@ -1,0 +1,46 @@
+"""What a selector is, and the checks that all of them make."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.core import Tracer
+from jax.typing import ArrayLike
+
+from jaxrft.types import Array, Choice, Feedback, InputError, Tasks
+
+
+class Selector(NamedTuple):
+    """Pure functions; their state is a pytree of NamedTuples, a fixed point of `update` in shape and dtype."""
+
+    init: Callable[[Tasks, int], Any]  # (tasks, N) -> state
+    select: Callable[[Array, Any, Tasks], tuple[Choice, Any]]  # (key, state, tasks)
+    update: Callable[[Any, Tasks, Feedback], Any]  # -> state
+    pass_rate: Callable[[Any, Tasks], Array]  # [N], what is believed of every task; NaN where nothing is
+    probe: Callable[[Array, Any, Tasks], Array] | None = None  # ids [K] to roll out only in order to know, every
+    probe_every: int = 0  # so many steps; their feedback goes through the same update
+
+
+def check(name: str, value: ArrayLike, fits: Callable[[np.ndarray], Any], wanted: str) -> None:
+    """Raises InputError unless all of `value` `fits`; a tracer has no value to check."""
+    if not isinstance(value, Tracer) and not np.all(fits(np.asarray(value))):
+        raise InputError(f"{name} is {value}: it must be {wanted}")
+
+
+def check_belief(target: ArrayLike, prior: tuple[ArrayLike, ArrayLike]) -> None:
+    """Raises InputError unless `target` is a pass rate apart from 0 and 1 and `prior` two positive numbers."""
+    check("target", target, lambda x: (x > 0) & (x < 1), "in (0, 1)")
+    for count in prior:
+        check("prior", count, lambda x: (x > 0) & (x < np.inf), "two positive numbers")
+
+
+def check_sizes(batch_size: int, num_generations: int) -> None:
+    """Raises InputError unless both are at least 1."""
+    check("batch_size", batch_size, lambda x: x >= 1, "at least 1")
+    check("num_generations", num_generations, lambda x: x >= 1, "at least 1")
+
+
+def check_table(batch_size: int, num_tasks: int) -> None:
+    """Raises InputError for a table smaller than a batch, whose ids could not be distinct."""
+    if num_tasks < batch_size:
+        raise InputError(f"batch_size is {batch_size} but there are {num_tasks} tasks: give more tasks, or lower it")

@@ -1,0 +1,127 @@
+"""Published selectors that learn from the tasks rolled out alone: MoPPS and GRESO."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxrft.mesh import constrain
+from jaxrft.select import acquire, posterior
+from jaxrft.select.contract import Selector, check, check_belief, check_sizes, check_table
+from jaxrft.types import Array, Choice, Feedback, Tasks
+
+
+class MoppsState(NamedTuple):
+    """What MoPPS believes of every task."""
+
+    posterior: posterior.BetaState
+
+
+class GresoState(NamedTuple):
+    """What GRESO remembers of every task, and how willing it is to try again."""
+
+    passes: Array  # [N] int32, epochs in which the task was rolled out or skipped
+    streak: Array  # [N] int32, visits without variance in a row; negative if they were all wrong
+    explore: Array  # [2], base chance of another try of tasks all right, of tasks all wrong
+
+
+def mopps(
+    batch_size: int,
+    num_generations: int,
+    *,
+    discount: ArrayLike = 0.5,
+    candidates: int = 8,
+    target: ArrayLike = 0.5,
+    prior: posterior.Prior = (1.0, 1.0),
+) -> Selector:
+    """Model predictive prompt selection [arXiv 2507.04632]: explicit Beta posteriors, Thompson among candidates.
+
+    alpha <- discount alpha + (1 - discount) alpha0 + s, and beta with the failures, for the tasks rolled out; others
+    stay as they are. A step draws `candidates` * batch_size tasks uniformly (all, if there are fewer), and of these
+    takes the ones whose draw from the posterior is nearest `target`. `discount` in [0, 1]: share of the evidence that
+    survives a visit. Deviation: candidates are drawn afresh every step, where the paper takes them in epochs.
+    """
+    check_sizes(batch_size, num_generations)
+    check("discount", discount, lambda x: (x >= 0) & (x <= 1), "in [0, 1]")
+    check("candidates", candidates, lambda x: x >= 1, "at least 1")
+    check_belief(target, prior)
+
+    def init(tasks: Tasks, num_tasks: int) -> MoppsState:
+        check_table(batch_size, num_tasks)
+        return MoppsState(posterior.init(num_tasks, prior=prior))
+
+    def select(key: Array, state: MoppsState, tasks: Tasks) -> tuple[Choice, MoppsState]:
+        key_candidates, key_draw, key_tie = jax.random.split(key, 3)
+        num_tasks = state.posterior.alpha.shape[0]
+        count = min(candidates * batch_size, num_tasks)
+        among = acquire.smallest(key_candidates, jnp.zeros(num_tasks), batch_size=count)
+        draws = posterior.sample(key_draw, jax.tree.map(lambda x: x[among], state.posterior))
+        ids = among[acquire.nearest(key_tie, draws, batch_size=batch_size, target=target)]
+        return Choice(ids, posterior.mean(state.posterior)[ids]), state
+
+    def update(state: MoppsState, tasks: Tasks, feedback: Feedback) -> MoppsState:
+        return MoppsState(posterior.update_visited(state.posterior, feedback, discount=discount, prior=prior))
+
+    def pass_rate(state: MoppsState, tasks: Tasks) -> Array:
+        return posterior.mean(state.posterior)
+
+    return Selector(init, select, update, pass_rate)
+
+
+def greso(
+    batch_size: int,
+    num_generations: int,
+    *,
+    explore: ArrayLike = 0.5,
+    explore_step: ArrayLike = 0.01,
+    zero_variance: ArrayLike = 0.25,
+) -> Selector:
+    """Skips tasks whose last visits taught nothing [arXiv 2506.02177].
+
+    In shuffled epochs, a task whose last z visits were all right (or all wrong) is rolled out with chance
+    explore_easy^z (explore_hard^z), else skipped until the next epoch. Both bases begin at `explore` and move by
+    `explore_step` a step, down when the share of such groups in the batch is above its target and up otherwise; the
+    targets are 1/3 and 2/3 of `zero_variance`, the share of groups without variance that is put up with.
+    Deviations: the bases stay in [0.05, 0.95]; a batch is filled up with skipped tasks if no others are left; the
+    batch has a constant size, and what it finds without variance is not rolled out anew.
+    """
+    check_sizes(batch_size, num_generations)
+    check("explore", explore, lambda x: (x >= 0.05) & (x <= 0.95), "in [0.05, 0.95]")
+    check("explore_step", explore_step, lambda x: (x >= 0) & (x < 1), "in [0, 1)")
+    check("zero_variance", zero_variance, lambda x: (x >= 0) & (x <= 1), "in [0, 1]")
+
+    def init(tasks: Tasks, num_tasks: int) -> GresoState:
+        check_table(batch_size, num_tasks)
+        nothing = jnp.zeros(num_tasks, jnp.int32)
+        return GresoState(nothing, jnp.array(nothing), jnp.full(2, explore, jnp.float32))
+
+    def select(key: Array, state: GresoState, tasks: Tasks) -> tuple[Choice, GresoState]:
+        key_order, key_skip, key_tie = jax.random.split(key, 3)
+        shape = state.streak.shape
+        base = jnp.where(state.streak < 0, state.explore[1], state.explore[0])
+        taken = jax.random.uniform(key_skip, shape) < base ** jnp.abs(state.streak).astype(jnp.float32)
+        seen = (state.passes > state.passes.min()).astype(jnp.float32)  # in this epoch
+        order = seen + jax.random.uniform(key_order, shape)  # what is left of this epoch, then the next one
+        score = jnp.where(taken, order, order + 2)
+        ids = acquire.smallest(key_tie, score, batch_size=batch_size)
+        passed = order <= score[ids].max()  # rolled out, or skipped on the way to the last that is
+        passes = constrain(state.passes + passed.astype(jnp.int32), "task")
+        return Choice(ids, jnp.full(batch_size, jnp.nan, jnp.float32)), state._replace(passes=passes)
+
+    def update(state: GresoState, tasks: Tasks, feedback: Feedback) -> GresoState:
+        seen = feedback.trials > 0
+        easy, hard = seen & (feedback.successes >= feedback.trials), seen & (feedback.successes <= 0)
+        old = state.streak[jnp.where(seen, feedback.ids, 0)]
+        new = jnp.where(easy, jnp.maximum(old, 0) + 1, jnp.where(hard, jnp.minimum(old, 0) - 1, 0))
+        ids = jnp.where(seen, feedback.ids, state.streak.shape[0])  # padding points behind the table and is dropped
+        share = jnp.stack([easy.sum(), hard.sum()]) / jnp.maximum(seen.sum(), 1)  # [2]
+        targets = jnp.asarray(zero_variance, jnp.float32) * jnp.array([1 / 3, 2 / 3])
+        step = jnp.where(seen.any(), jnp.asarray(explore_step, jnp.float32), 0.0)
+        moved = jnp.clip(state.explore + jnp.where(share > targets, -step, step), 0.05, 0.95)
+        return state._replace(streak=constrain(state.streak.at[ids].set(new, mode="drop"), "task"), explore=moved)
+
+    def pass_rate(state: GresoState, tasks: Tasks) -> Array:
+        return jnp.full(state.streak.shape, jnp.nan, jnp.float32)
+
+    return Selector(init, select, update, pass_rate)
