@@ -118,7 +118,8 @@ class Config:
     """A run of `jaxrft train`."""
 
     model: str
-    """Folder of a Hugging Face checkpoint: config.json, safetensors, tokenizer."""
+    """Folder of a Hugging Face checkpoint, config.json, safetensors and tokenizer, or its id on the hub,
+    owner/name[@revision], which is downloaded unless it is in the cache."""
     tasks: TasksConfig | tuple[TasksConfig, ...]
     """What is trained on: one set, or a mixture of several."""
     output_dir: str

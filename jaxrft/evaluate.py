@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -59,7 +60,7 @@ def run(config: Config) -> dict[str, float]:
         raise InputError("the config has no held-out tasks: name some in evaluation.tasks")
     mesh = runtime.start(config)
     with runtime.open_rewards(config) as pool:
-        lm = runtime.open_model(config, mesh)
+        lm = runtime.open_model(config, mesh, dtype=jnp.dtype(config.dtype))  # nothing is trained
         evaluate = make(config, lm, mesh, pool)
         with runtime.on(mesh, config):
             return evaluate(lm.params, 0)

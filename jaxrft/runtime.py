@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from jax.sharding import Mesh
 
 from jaxrft import mesh as meshes
 from jaxrft.config import Config, TasksConfig
-from jaxrft.lm import model, rollout, tokenizer, weights
+from jaxrft.lm import hub, model, rollout, tokenizer, weights
 from jaxrft.rewards import REWARDS
 from jaxrft.rewards import pool as pools
 from jaxrft.tasks import mixture, sources, table
@@ -35,6 +36,7 @@ class LanguageModel(NamedTuple):
     params: Any
     tokenizer: Any
     eos_ids: tuple[int, ...]
+    folder: Path  # of its checkpoint
 
 
 def start(config: Config) -> Mesh:
@@ -86,25 +88,26 @@ def check_mesh(config: Config, mesh: Mesh) -> None:
     )
 
 
-def open_model(config: Config, mesh: Mesh) -> LanguageModel:
-    """Loads the policy of a Hugging Face folder onto the mesh."""
-    text = tokenizer.load(config.model)
-    shape = weights.read_config(config.model)
+def open_model(config: Config, mesh: Mesh, *, dtype: Any = jnp.float32) -> LanguageModel:
+    """Loads the policy of a Hugging Face folder, or of an id on the hub, onto the mesh, its parameters in `dtype`."""
+    folder = hub.find(config.model)
+    text = tokenizer.load(str(folder))
+    shape = weights.read_config(folder)
     if len(text) > shape.vocab_size:
         raise InputError(
             f"the tokenizer of {config.model} has {len(text)} tokens but the model only {shape.vocab_size}: "
             "they do not belong together"
         )
-    check_length(config)
-    eos_ids = tokenizer.eos_ids(text, config.model)
-    params = weights.load(config.model, shape, mesh=mesh)
+    check_length(config, weights.max_positions(folder))
+    eos_ids = tokenizer.eos_ids(text, str(folder))
+    params = weights.load(folder, shape, mesh=mesh, dtype=dtype)
     policy = model.decoder(shape, dtype=jnp.dtype(config.dtype))
-    return LanguageModel(shape, policy, params, text, eos_ids)
+    return LanguageModel(shape, policy, params, text, eos_ids, folder)
 
 
-def check_length(config: Config) -> None:
-    """Raises InputError when prompts and completions may outgrow what the model was made for."""
-    most, limit = config.max_prompt_length + config.max_completion_length, weights.max_positions(config.model)
+def check_length(config: Config, limit: int | None) -> None:
+    """Raises InputError when prompts and completions may outgrow the `limit` that the model was made for."""
+    most = config.max_prompt_length + config.max_completion_length
     if limit is not None and most > limit:
         raise InputError(
             f"max_prompt_length {config.max_prompt_length} + max_completion_length {config.max_completion_length} is "

@@ -78,7 +78,7 @@ def train(config: Config, *, reward: Any = None) -> RunState:
         stopped = stack.enter_context(runtime.stop_signals())
         state = loop(run, state, folder, checkpoints, report, stopped)
         if int(state.step) >= config.steps:
-            weights.save(folder / "policy", state.params, run.lm.config, source=config.model)
+            weights.save(folder / "policy", state.params, run.lm.config, source=run.lm.folder)
             display.say(f"the trained policy is in {folder / 'policy'}")
         return state
 

@@ -37,6 +37,10 @@ SMALL = helpers.SHAPE._replace(intermediate_size=16)
 MISTAKES = {
     "no such data file": (lambda d: {"tasks": TasksConfig(source=str(d / "tasks.json1"))}, "tasks.json1"),
     "no such model": (lambda d: {"model": str(d / "nowhere")}, "no folder .*nowhere"),
+    "no such model on the hub": (
+        lambda d: {"model": "owner/nowhere"},
+        "run `hf download owner/nowhere` where there is",
+    ),
     "missing prompts": (lambda d: {"tasks": tasks(d, [{"text": "1"}] * 16)}, "no column prompt, only text"),
     "missing reference": (
         lambda d: {"tasks": tasks(d, rows(), pass_rate_columns=("week",))},
@@ -177,7 +181,11 @@ def test_a_mistake_in_a_config_file(text, wanted, capsys, tmp_path):
 
 
 def test_a_model_may_be_used_to_its_full_length(configure, tmp_path):
-    runtime.check_length(configure(tmp_path, model=policy(tmp_path, max_position_embeddings=68)))
+    config = configure(tmp_path)  # 64 + 4 tokens
+    runtime.check_length(config, 68)
+    runtime.check_length(config, None)
+    with pytest.raises(InputError, match="max_position_embeddings 67"):
+        runtime.check_length(config, 67)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,93 @@
+"""Where a model is: a folder, or an id on the Hugging Face hub, whose files huggingface_hub keeps in its cache."""
+
+import difflib
+import re
+from pathlib import Path
+
+from huggingface_hub import constants, errors, snapshot_download
+
+from jaxrft.lm import weights
+from jaxrft.types import InputError
+
+ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?")  # owner/name[@revision]
+# All that is ever read of a repository, at its top: no code, no pickles, no other formats of the weights.
+FILES = ["config.json", "*.safetensors", weights.INDEX, *weights.CARRIED]
+FOLDERS = ["*/*"]
+
+
+def find(model: str) -> Path:
+    """The folder of `model`: the folder of that name, or its files of the hub, downloaded unless they are in the cache.
+
+    An id is owner/name[@revision]. What is in the cache is used as it is: a branch may be older there than on the hub,
+    and differ between hosts; a commit as revision is the same everywhere. All processes of a run may call this at
+    once, because huggingface_hub locks each file that it downloads: one process of a host gets it, the others wait.
+    Raises InputError, with the remedy, when there is no such folder or it cannot be downloaded.
+    """
+    folder = local(model)
+    if folder is not None:
+        return folder
+    named = ID.fullmatch(model)
+    if named is None:
+        raise InputError(
+            f"no folder {model}{_nearest(model)}: give the folder of a Hugging Face checkpoint, or the id of one on "
+            "the hub, such as Qwen/Qwen2.5-0.5B-Instruct"
+        )
+    try:
+        folder = _snapshot(model)
+        if _complete(folder):
+            return folder
+        reason = f"{folder} lacks config.json, safetensors or the tokenizer"
+    except errors.LocalEntryNotFoundError:
+        reason = "the hub is out of reach"
+    except Exception as error:  # every other kind: the network's, the hub's, the disk's
+        reason = f"{type(error).__name__}: {' '.join(str(error).split()).split('. ')[0]}"
+    repository, revision = named.groups()
+    command = f"hf download {repository}" + (f" --revision {revision}" if revision else "")
+    raise InputError(
+        f"{model} is neither a folder{_nearest(model)} nor whole in the cache {constants.HF_HUB_CACHE}, and cannot be "
+        f"downloaded ({reason}): check the name, or run `{command}` where there is a network, with "
+        "HF_HOME as here, and HF_TOKEN if the model is gated"
+    )
+
+
+def local(model: str) -> Path | None:
+    """The folder of `model` if nothing has to be downloaded, None otherwise."""
+    if Path(model).is_dir():
+        return Path(model)
+    if not ID.fullmatch(model):
+        return None
+    try:
+        folder = _snapshot(model, local_files_only=True)
+    except (errors.LocalEntryNotFoundError, errors.HFValidationError):
+        return None
+    return folder if _complete(folder) else None
+
+
+def _snapshot(model: str, *, local_files_only: bool = False) -> Path:
+    """The folder of an id in the cache; may be incomplete when nothing is downloaded."""
+    repository, _, revision = model.partition("@")
+    return Path(
+        snapshot_download(
+            repository,
+            revision=revision or None,
+            allow_patterns=FILES,
+            ignore_patterns=FOLDERS,
+            local_files_only=local_files_only,
+        )
+    )
+
+
+def _complete(folder: Path) -> bool:
+    """Whether config.json, the tokenizer's and all safetensors are there: a cache may hold a part of a repository."""
+    index = folder / weights.INDEX
+    files = {"config.json", "tokenizer_config.json"}
+    files |= set(weights.read_json(index)["weight_map"].values()) if index.is_file() else {weights.SINGLE}
+    return all((folder / file).is_file() for file in files)
+
+
+def _nearest(model: str) -> str:
+    """' (did you mean ...?)' if a folder has nearly this name."""
+    parent = Path(model).parent
+    names = [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
+    near = difflib.get_close_matches(Path(model).name, names, n=1)
+    return f" (did you mean {parent / near[0]}?)" if near else ""
