@@ -1,0 +1,26 @@
+"""The BOTS paper (arXiv 2510.26374), Qwen2.5-7B on GURU's logic.
+
+    hf download Qwen/Qwen2.5-7B
+    jaxrft train configs/bots/qwen2.5-7b_logic.py
+
+Data, graders, settings and what differs are in qwen2.5-1.5b-instruct_math.py and qwen2.5-1.5b-instruct_logic.py beside
+this file. Start in the folder that configs/ is in.
+
+Hardware: 8 devices of 80 GB (8 x H100, v5p-16); each holds 15 GB of parameters, gradients and moments, 15 GB of
+parameters in bfloat16 for the rollout, and up to 30 GB of key-value cache.
+
+Expected: TTB(100 %) 0.50: `bots` needs half of the steps of random selection to reach what that reaches at its end.
+
+Not yet run.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from jaxrft.config import load
+
+config = replace(
+    load(str(Path(__file__).with_name("qwen2.5-1.5b-instruct_logic.py"))),
+    model="Qwen/Qwen2.5-7B",
+    output_dir="runs/bots/qwen2.5-7b_logic",
+)

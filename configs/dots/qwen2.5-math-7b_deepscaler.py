@@ -1,0 +1,32 @@
+"""The DOTS paper (arXiv 2506.05316), Qwen2.5-Math-7B on DeepScaleR: its baseline, GRPO with uniform selection.
+
+    hf download Qwen/Qwen2.5-Math-7B
+    hf download --repo-type dataset agentica-org/DeepScaleR-Preview-Dataset --local-dir data/deepscaler
+    jaxrft prepare dataset deepscaler --file data/deepscaler/deepscaler.json
+    jaxrft train configs/dots/qwen2.5-math-7b_deepscaler.py
+
+All else, also how to switch on `dots` and replay when they exist, is in qwen2.5-math-1.5b_math.py beside this file.
+
+Hardware: 16 devices of 80 GB (2 x 8 H100) or 95 GB (v5p-32); each holds 8 GB of parameters, gradients and moments, 15
+GB of parameters in bfloat16 for the rollout, and up to 45 GB of key-value cache. The paper's: 8 x A100.
+
+Expected: not stated in numbers (Figure 3, curves). Table 1: DOTS with replay needs 40.00 % fewer steps and 48.03 % less
+time to reach what this baseline reaches in 60 steps.
+
+Not yet run.
+
+Different: the paper draws 10,240 of its 40,315 tasks at random; here all are the pool.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from jaxrft.config import TasksConfig, load
+
+base = load(str(Path(__file__).with_name("qwen2.5-math-1.5b_math.py")))
+config = replace(
+    base,
+    model="Qwen/Qwen2.5-Math-7B",
+    tasks=TasksConfig(source="tfds:deepscaler", system_prompt=base.task_sets[0].system_prompt),
+    output_dir="runs/dots/qwen2.5-math-7b_deepscaler",
+)
