@@ -16,11 +16,13 @@ USAGE = """usage: jaxrft COMMAND CONFIG [flags]
 commands:
   train  finetune a policy, or go on with the run in the config's output_dir
   eval   evaluate a policy on the config's held-out tasks
+  prepare dataset  make a TFDS data set of the files of a published one; no CONFIG, it lists those that it knows
   simulate  compare selectors without a language model; no CONFIG, `jaxrft simulate --help` explains its flags
 
 CONFIG is a .py file that defines `config = Config(...)`; every field of it is a flag:
   jaxrft train configs/quickstart.py --steps 20 --output-dir runs/a --select.decay 0.2
   jaxrft eval configs/quickstart.py --model runs/quickstart/policy
+  jaxrft prepare dataset gsm8k --file train.jsonl
 `jaxrft train --help` explains every field.
 """
 STOPPED = 143  # 128 + SIGTERM, what schedulers expect of a job that saved and left
@@ -36,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     flags = os.environ.get("XLA_FLAGS", "")  # read when the first program is compiled
     if "xla_gpu_deterministic_ops" not in flags:  # without it a resumed run on GPUs differs in the last bits
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
-    commands = {"train": _train, "eval": _eval, "simulate": _simulate}
+    commands = {"train": _train, "eval": _eval, "prepare": _prepare, "simulate": _simulate}
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if arguments else 2
@@ -101,6 +103,19 @@ def _eval(arguments: list[str], prog: str) -> int:
     for name, value in evaluate.run(config).items():
         print(f"{name} {value:.4f}")
     return 0
+
+
+def _prepare(arguments: list[str], prog: str) -> int:
+    kinds = {"dataset": _prepare_dataset}
+    if not arguments or arguments[0] not in kinds:
+        raise InputError(f"jaxrft prepare makes {', '.join(kinds)}, not {arguments[0] if arguments else 'nothing'!r}")
+    return kinds[arguments[0]](arguments[1:], prog.replace("prepare", f"prepare {arguments[0]}"))
+
+
+def _prepare_dataset(arguments: list[str], prog: str) -> int:
+    from jaxrft.prepare import dataset
+
+    return dataset.main(arguments, prog.removesuffix(" CONFIG"))
 
 
 def _simulate(arguments: list[str], prog: str) -> int:

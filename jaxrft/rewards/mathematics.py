@@ -35,14 +35,14 @@ def math(prompts: Sequence, completions: Sequence[str], *, answer: Sequence, **c
 
 def _grade(completion: str, gold: str) -> float | None:
     gold = gold.rpartition("####")[2]
-    gold = (_last_boxed(gold) or gold).strip()
+    gold = (last_boxed(gold) or gold).strip()
     if not _parse_gold(gold):
         return None
-    boxed = _last_boxed(completion)
+    boxed = last_boxed(completion)
     return float(_equal(gold, completion) if boxed is None else _equal_boxed(gold, boxed.strip()))
 
 
-def _last_boxed(text: str) -> str | None:
+def last_boxed(text: str) -> str | None:
     r"""What the last `\boxed{...}` that is closed holds, or None."""
     opening = len(text)
     while (opening := text.rfind("\\boxed{", 0, opening)) >= 0:

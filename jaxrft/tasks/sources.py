@@ -147,16 +147,18 @@ def _with_answer(columns: Columns, config: TasksConfig) -> Columns:
     asked = config.answer_column is not None or "prompt" in columns or "question" not in columns
     if asked or not any("####" in str(answer) for answer in answers):
         return {**columns, "answer": answers}
-    numbers = [_gsm8k_number(answer, f"{config.source} row {row}") for row, answer in enumerate(answers, 1)]
+    numbers = [gsm8k_number(answer) for answer in answers]
+    if None in numbers:
+        row = numbers.index(None)
+        where = f"{config.source} row {row + 1} has the answer {shown(answers[row])}"
+        raise InputError(f"{where}: an answer of GSM8K ends in #### and a number")
     return {"solution": answers, **columns, "answer": numbers}
 
 
-def _gsm8k_number(answer: Any, where: str) -> str:
-    """The number after ####, without the commas between thousands."""
+def gsm8k_number(answer: Any) -> str | None:
+    """The number after #### at the end of an answer, without the commas between thousands; None if there is none."""
     found = re.search(r"####\s*\$?(-?[\d,.]*\d)\s*$", answer) if isinstance(answer, str) else None
-    if not found:
-        raise InputError(f"{where} has the answer {shown(answer)}: an answer of GSM8K ends in #### and a number")
-    return found[1].replace(",", "")
+    return found[1].replace(",", "") if found else None
 
 
 def _pass_rates(columns: Columns, config: TasksConfig) -> np.ndarray:

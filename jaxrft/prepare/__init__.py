@@ -1,0 +1,1 @@
+"""What is made ready before a run: data sets, and the pass rates of reference policies."""
