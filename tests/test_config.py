@@ -13,7 +13,7 @@ from jaxrft.config import Config, EvalConfig, MeshConfig, SelectConfig, TasksCon
 from jaxrft.learn import grpo, update
 from jaxrft.lm import rollout, sampling
 from jaxrft.rewards.pool import Pool
-from jaxrft.select import selectors
+from jaxrft.select import baselines, selectors
 from jaxrft.types import InputError
 
 
@@ -288,7 +288,7 @@ def test_choices_are_those_of_the_functions():
     }
     assert choices["loss_type"] == tuple(grpo.REDUCTIONS)
     assert choices["scale_rewards"] == tuple(grpo.SCALES)
-    assert choices["order"] == get_args(selectors.Order)
+    assert choices["order"] == get_args(baselines.Order)
 
 
 def test_select_holds_the_union_of_the_selectors_fields():
