@@ -1,15 +1,18 @@
 """The device mesh and the one table from logical axes to mesh axes."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxrft.types import InputError
 
 AXES = ("data", "fsdp", "model")
+
+AnyMesh = Mesh | AbstractMesh
 
 # Logical axis -> mesh axes. A mesh axis serves one dimension of an array; the first to ask gets it, so that
 # "embed" shards a parameter over `fsdp` but an activation, whose "batch" comes first, not again.
@@ -32,16 +35,30 @@ def make(data: int = -1, fsdp: int = 1, model: int = 1, *, devices: list[Any] | 
 
     Raises InputError when the sizes do not multiply to the number of devices.
     """
-    count = len(devices) if devices is not None else jax.device_count()
-    sizes = [data, fsdp, model]
+    sizes = _sizes(data, fsdp, model, count=len(devices) if devices is not None else jax.device_count())
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def abstract(data: int = -1, fsdp: int = 1, model: int = 1) -> AbstractMesh:
+    """The mesh of these sizes without its devices, however many there are here: for shapes and shardings.
+
+    A size of -1 takes what the others leave of the devices that are here, at least 1. Raises InputError for sizes that
+    no number of devices has.
+    """
+    given = math.prod(size for size in (data, fsdp, model) if size > 0)
+    count = given * max(1, jax.device_count() // given) if -1 in (data, fsdp, model) else given
+    return AbstractMesh(_sizes(data, fsdp, model, count=count), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _sizes(*sizes: int, count: int) -> tuple[int, ...]:
+    """The sizes of a mesh of `count` devices, with a number in place of -1; raises InputError if they do not fit."""
     named = ", ".join(f"{name}={size}" for name, size in zip(AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise InputError(f"mesh {named}: sizes are positive and at most one may be -1, which takes what is left")
     known = math.prod(size for size in sizes if size != -1)
     if count % known or (-1 not in sizes and known != count):
         raise InputError(f"mesh {named} does not divide the {count} devices: make the product of the sizes {count}")
-    sizes = [count // known if size == -1 else size for size in sizes]
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return tuple(count // known if size == -1 else size for size in sizes)
 
 
 def spec(*axes: str | None, taken: tuple[str, ...] = ()) -> PartitionSpec:
@@ -58,12 +75,12 @@ def spec(*axes: str | None, taken: tuple[str, ...] = ()) -> PartitionSpec:
     return PartitionSpec(*parts)
 
 
-def shards(mesh: Mesh | jax.sharding.AbstractMesh | None, axis: str) -> int:
+def shards(mesh: AnyMesh | None, axis: str) -> int:
     """Over how many devices the logical axis `axis` is split on `mesh`; 1 unless it has our axes."""
     return math.prod(mesh.shape[name] for name in RULES[axis]) if mesh is not None and _is_ours(mesh) else 1
 
 
-def _is_ours(mesh: Mesh | jax.sharding.AbstractMesh) -> bool:
+def _is_ours(mesh: AnyMesh) -> bool:
     """Whether a mesh has the axes AXES; no mesh at all has none, and another program's has others."""
     return set(AXES) <= set(mesh.axis_names)
 
@@ -79,18 +96,18 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(*axes, taken=mesh.manual_axes))
 
 
-def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
+def sharding(mesh: AnyMesh, *axes: str | None) -> NamedSharding:
     """The sharding on `mesh` of an array whose dimensions have these logical names."""
     return NamedSharding(mesh, spec(*axes))
 
 
-def task_sharding(mesh: Mesh, shape: tuple[int, ...], num_tasks: int) -> NamedSharding:
+def task_sharding(mesh: AnyMesh, shape: tuple[int, ...], num_tasks: int) -> NamedSharding:
     """Shards over tasks what has a row a task, if the mesh divides their number; replicates everything else."""
     rows = shape[:1] == (num_tasks,) and num_tasks % shards(mesh, "task") == 0
     return sharding(mesh, *(("task",) + (None,) * (len(shape) - 1) if rows else ()))
 
 
-def check_divides(mesh: Mesh, what: str, size: int, axis: str) -> None:
+def check_divides(mesh: AnyMesh, what: str, size: int, axis: str) -> None:
     """Raises InputError unless `mesh` splits `size` of `what` evenly along the logical axis `axis`."""
     count = shards(mesh, axis)
     if size % count:
@@ -103,11 +120,16 @@ def place(x: Any, where: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(np.shape(x), where, lambda index: np.asarray(x)[index])
 
 
+def describe(x: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:
+    """What `place` would give, without its memory; `x` may be a description itself."""
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+
 def from_host(mesh: Mesh, x: np.ndarray, *axes: str | None) -> jax.Array:
     """Puts a host array that every process holds whole onto `mesh`, sharded by its logical axes."""
     return place(x, sharding(mesh, *axes))
 
 
-def place_table(tree: Any, mesh: Mesh, num_tasks: int) -> Any:
-    """Puts a pytree of host arrays onto `mesh`, those with a row a task sharded over tasks."""
-    return jax.tree.map(lambda x: place(np.asarray(x), task_sharding(mesh, np.shape(x), num_tasks)), tree)
+def place_table(tree: Any, mesh: AnyMesh, num_tasks: int, *, put: Callable[..., Any] = place) -> Any:
+    """Puts a pytree of host arrays onto `mesh`, those with a row a task sharded over tasks; `put` may be `describe`."""
+    return jax.tree.map(lambda x: put(np.asarray(x), task_sharding(mesh, np.shape(x), num_tasks)), tree)

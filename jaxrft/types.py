@@ -26,6 +26,10 @@ class InputError(ValueError):
     """A mistake of the user's: one sentence that names the thing, its value and the remedy."""
 
 
+class Missing(InputError):
+    """Something that has to be brought here first, such as a file or a download; the sentence says how."""
+
+
 class Tasks(NamedTuple):
     """Device arrays about every task; None means that this run has none."""
 

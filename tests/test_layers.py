@@ -9,7 +9,7 @@ LAYERS = (
     {"types", "config", "mesh"},
     {"select", "learn", "lm"},
     {"tasks", "rewards", "checkpoint", "report"},
-    {"runtime", "train", "evaluate", "simulate", "bench", "prepare"},
+    {"runtime", "steps", "train", "evaluate", "simulate", "bench", "prepare"},
     {"cli"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

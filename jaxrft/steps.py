@@ -1,0 +1,144 @@
+"""What a run is made of, its first state, and the programs of its steps; described ones too, without any memory."""
+
+import dataclasses
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrft import checkpoint, runtime
+from jaxrft import mesh as meshes
+from jaxrft.checkpoint import RunState, Tally
+from jaxrft.config import Config
+from jaxrft.learn import grpo, update
+from jaxrft.report import metrics
+from jaxrft.runtime import LanguageModel
+from jaxrft.select import selectors
+from jaxrft.select.selectors import Selector
+from jaxrft.tasks.table import TaskTable
+from jaxrft.types import Array, Choice, Feedback, Rollout, Tasks
+
+
+class Run(NamedTuple):
+    """All that a run is made of, beside its state."""
+
+    config: Config
+    mesh: Any
+    lm: LanguageModel
+    table: TaskTable  # of the tasks, on the host
+    tasks: Tasks  # on the devices
+    selector: Selector
+    learner: update.Update
+    reference: Any  # parameters of the policy that the KL is taken to; None = no KL
+    pool: Any = None  # graders, of a run that is carried out
+    evaluate: Any = None  # (params, step) -> metrics, likewise
+
+
+class Programs(NamedTuple):
+    """The jitted programs of a step; they keep the state's shardings, and `learn` reuses its memory."""
+
+    select: Any  # (selector_state, step, tasks) -> (choice, selector_state)
+    generate: Any  # (params, step, prompts, lengths, ids) -> rollouts
+    learn: Any  # (state, tasks, choice, (prompts, lengths), rollouts, rewards, reference) -> (state, metrics)
+
+
+def assemble(
+    config: Config, mesh: meshes.AnyMesh, lm: LanguageModel, rows: TaskTable, *, described: bool = False
+) -> tuple[Run, RunState]:
+    """A run without its graders and evaluation, and its first state, which takes the parameters of `lm`.
+
+    `described`: those are jax.ShapeDtypeStructs, and so are all arrays of the run and of the state.
+    """
+    number, everywhere = len(rows.lengths), meshes.sharding(mesh)
+    selector = selectors.make(
+        batch_size=config.batch_size, num_generations=config.num_generations, **dataclasses.asdict(config.select)
+    )
+    tasks = Tasks(rows.reference_pass_rates, domain=rows.domain)  # pyright: ignore[reportArgumentType]
+    learner = make_learner(config, lm)
+    shardings = update.optimizer_shardings(learner, lm.params, everywhere)
+    put: Any
+    put, init, copy = meshes.place, jax.jit(learner.init, out_shardings=shardings), jnp.copy
+    if described:
+        put, init, copy = meshes.describe, init.eval_shape, lambda x: x
+    on_mesh: Any = partial(meshes.place_table, mesh=mesh, num_tasks=number, put=put)
+    state = RunState(
+        step=put(np.zeros((), np.int32), everywhere),
+        params=lm.params,
+        optimizer=init(lm.params),
+        selector=on_mesh(selector.init(tasks, number)),
+        replay=None,
+        tally=on_mesh(Tally._make((np.full(number, -1, np.int32), np.zeros(2, np.int32)))),
+    )
+    reference = jax.tree.map(copy, lm.params) if config.kl_coef > 0 else None
+    lm = lm._replace(params=None)  # the state's from now on, which each step gives new memory
+    return Run(config, mesh, lm, rows, on_mesh(tasks), selector, learner, reference), state
+
+
+def make_learner(config: Config, lm: LanguageModel) -> update.Update:
+    """The training step of the config."""
+    return update.make(
+        lm.policy,
+        mini_batch_size=config.tasks_per_update,
+        micro_batch_size=config.rows_per_micro_batch,
+        num_iterations=config.num_iterations,
+        loss_type=config.loss_type,
+        epsilon=config.epsilon,
+        epsilon_high=config.epsilon_high,
+        kl_coef=config.kl_coef,
+        temperature=config.temperature,
+        learning_rate=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+    )
+
+
+def compile_steps(run: Run, state: RunState) -> Programs:
+    """The programs of a run whose state lies as this one does; both may be descriptions."""
+    config, mesh = run.config, run.mesh
+    everywhere = meshes.sharding(mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    reward_weights = np.array(config.reward_weights or [1.0] * len(config.rewards), np.float32)[None, None]
+
+    def select(selector_state: Any, step: Array, tasks: Tasks) -> tuple[Choice, Any]:
+        return run.selector.select(runtime.stream(config.seed, step, "select"), selector_state, tasks)
+
+    def learn(
+        state: RunState, tasks: Tasks, choice: Choice, prompts: Any, rollouts: Rollout, rewards: Array, ref: Any
+    ) -> tuple[RunState, dict[str, Array]]:
+        """Updates selector and policy; rewards [B, G, F], NaN = none."""
+        groups = rewards.shape[:2]
+        valid = jnp.all(jnp.isfinite(rewards), axis=-1)
+        total = jnp.sum(jnp.where(valid[..., None], rewards, 0.0) * reward_weights, axis=-1)
+        success = jnp.where(valid, rewards[..., runtime.success_index(config)], 0.0)
+        trials = jnp.sum(valid, axis=1, dtype=jnp.float32)
+        spent = jnp.sum(rollouts.lengths.reshape(groups), axis=1)
+        feedback = Feedback(choice.ids, jnp.sum(success, axis=1), trials, spent.astype(jnp.float32))
+        last = jnp.take_along_axis(rollouts.tokens, rollouts.lengths[:, None] - 1, axis=1)
+        truncated = ~jnp.any(last == jnp.asarray(run.lm.eos_ids, jnp.int32)[None], axis=1)
+        leaves = truncated.reshape(groups) if config.mask_truncated_completions else jnp.zeros(groups, bool)
+        batch = update.Batch(
+            *prompts,
+            tokens=rollouts.tokens.reshape(*groups, -1),
+            mask=jnp.where((valid & ~leaves)[..., None], rollouts.mask.reshape(*groups, -1), 0.0),
+            logprobs=rollouts.logprobs.reshape(*groups, -1),
+            advantages=grpo.advantages(total, scale_rewards=config.scale_rewards, mask=valid),
+        )
+        key = runtime.stream(config.seed, state.step, "learn")
+        params, optimizer, found = run.learner.step(key, state.params, state.optimizer, batch, ref)
+        tally = checkpoint.count(state.tally, choice.ids, state.step + 1, jnp.sum(spent))
+        found |= metrics.rewards(rewards, config.rewards, total, valid, grpo.informative(total, valid))
+        found |= metrics.completions(rollouts, truncated)
+        informative = grpo.informative(success, valid)
+        found |= metrics.selection(choice, feedback, informative, tally.last_seen)
+        found |= metrics.by_domain(informative, choice, tasks, run.table.domains)
+        selector = run.selector.update(state.selector, tasks, feedback)
+        return RunState(state.step + 1, params, optimizer, selector, state.replay, tally), found
+
+    return Programs(
+        jax.jit(select, out_shardings=(everywhere, shardings.selector)),
+        runtime.generator(run.lm, config, mesh),
+        jax.jit(learn, donate_argnums=0, out_shardings=(shardings, everywhere)),
+    )
