@@ -1,12 +1,17 @@
-"""`jaxrft` as one process of several, which then writes the parameters as its own devices hold them."""
+"""`jaxrft` as one process of several, which then writes the parameters as its own devices hold them.
+
+And `read`: how many elements of them it read from the checkpoint.
+"""
 
 import sys
 
 import numpy as np
 
 from jaxrft import cli, train
+from jaxrft.lm import weights
 
-run = train.train
+run, read_layer = train.train, weights._read_layer
+read = []
 
 
 def held(array):
@@ -17,9 +22,16 @@ def held(array):
     return whole
 
 
+def note_and_read(*arguments):
+    block = read_layer(*arguments)
+    read.append(block.size)
+    return block
+
+
 def run_and_write(config):
+    weights._read_layer = note_and_read
     state = run(config)
-    np.savez(sys.argv[1], **{name: held(array) for name, array in state.params.items()})
+    np.savez(sys.argv[1], read=sum(read), **{name: held(array) for name, array in state.params.items()})
     return state
 
 

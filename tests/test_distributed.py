@@ -91,6 +91,12 @@ def test_halves_of_a_model_make_the_steps_of_a_whole(halves, whole):
     assert_same_metrics(helpers.metrics(halves / "run"), helpers.metrics(whole[0])[:3])
 
 
+def test_a_process_reads_only_what_it_holds(halves):
+    for index in range(2):
+        params = dict(np.load(halves / f"params{index}.npz"))
+        assert params.pop("read") == sum(np.isfinite(value).sum() for value in params.values())
+
+
 def test_their_export_opens(halves):
     assert weights.read_config(halves / "run/policy") == helpers.SHAPE
     first, second = (np.load(halves / f"params{index}.npz") for index in range(2))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxrft import config as configs
-from jaxrft import evaluate, train
+from jaxrft import evaluate, runtime, train
 from jaxrft.config import EvalConfig, TasksConfig
 from jaxrft.lm import weights
 from jaxrft.types import InputError
@@ -117,6 +117,23 @@ def test_graders_that_fail_at_a_later_evaluation_do_not_end_the_run(configure, w
     train.train(configure(tmp_path / "run", **grader))
     first, second = lines(tmp_path / "run")
     assert first["eval/held_out/greedy"] > second["eval/held_out/greedy"] == 0.0
+
+
+def test_eval_in_bfloat16_scores_the_float32_parameters_without_having_them(
+    configure, world, mesh, tmp_path, monkeypatch
+):
+    held_out = EvalConfig((TasksConfig(str(world / "tasks.jsonl"), name="held_out"),), num_samples=0)
+    config = configure(tmp_path / "run", dtype="bfloat16", evaluation=held_out)
+    with runtime.open_rewards(config) as pool, runtime.on(mesh, config):
+        lm = runtime.open_model(config, mesh)
+        assert lm.params["gate"].dtype == np.float32
+        scores = evaluate.make(config, lm, mesh, pool)(lm.params, 0)
+    load, dtypes = weights.load, []
+    monkeypatch.setattr(
+        weights, "load", lambda *args, **options: dtypes.append(options["dtype"]) or load(*args, **options)
+    )
+    assert evaluate.run(config) == scores and scores["eval/held_out/greedy"] > 0
+    assert dtypes == [jax.numpy.bfloat16]
 
 
 def test_evaluation_refuses_what_it_cannot_grade(configure, tmp_path):

@@ -1,5 +1,6 @@
 import json
 import shutil
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -123,6 +124,31 @@ def test_sharded_parameters_load_and_save_as_whole_ones(mesh, checkpoint, params
         assert sharded[name].sharding.is_equivalent_to(sharding, sharded[name].ndim), name
     weights.save(tmp_path / "a", sharded, CONFIG, source=checkpoint)
     assert_equal(weights.load(tmp_path / "a", CONFIG), params)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_bfloat16_checkpoint_is_never_float32_on_the_host(sharded, mesh, tmp_path, monkeypatch):
+    """Memory for two blocks of the largest weight, while one is read and one is placed; half of what float32 takes."""
+    config = CONFIG._replace(vocab_size=4096, hidden_size=256, intermediate_size=512)
+    rows = model.table(config)
+    ones = {row.name: np.ones(row.shape, jnp.bfloat16) for row in rows}
+    weights.save(tmp_path / "a", ones, config, source=weights.hf_config(config), dtype=jnp.bfloat16)
+    read, blocks = weights._read_layer, []
+
+    def noted(*arguments):
+        block = read(*arguments)
+        blocks.append((block.dtype, block.size))
+        return block
+
+    monkeypatch.setattr(weights, "_read_layer", noted)
+    tracemalloc.start()
+    params = weights.load(tmp_path / "a", config, mesh=mesh if sharded else None, dtype=jnp.bfloat16)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert all(value.dtype == jnp.bfloat16 and jnp.all(value == 1) for value in params.values())
+    assert {dtype for dtype, _ in blocks} == {np.dtype(jnp.bfloat16)}
+    assert sum(size for _, size in blocks) == sum(value.size for value in params.values())
+    assert peak < 2.5 * max(value.nbytes for value in params.values())
 
 
 def test_the_files_of_the_source_go_along(checkpoint, copied, params, tmp_path):
