@@ -23,7 +23,7 @@ class TasksConfig:
 
     source: str = ""
     """A .parquet, .jsonl or .json file, `builtin:NAME` for a generated family, `tfds:NAME[/CONFIG][:VERSION]` for a
-    prepared TFDS data set, or `hub:OWNER/NAME` for one of the Hugging Face hub."""
+    prepared TFDS data set, or `hub:OWNER/NAME[@REVISION]` for one of the Hugging Face hub."""
     split: str = "train"
     """Which split of a TFDS or hub data set."""
     subset: str | None = None

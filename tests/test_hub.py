@@ -75,6 +75,7 @@ LAYOUTS = {
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     return tmp_path
 
 
@@ -85,6 +86,13 @@ def test_subsets_and_splits_are_found_in_every_layout(cache, layout):
     writers.write_hub(cache, "someone/sums", {path: [{"prompt": path}] for path in paths}, readme)
     for (subset, split), found in wanted.items():
         assert read("someone/sums", subset=subset, split=split) == {"prompt": found}
+
+
+def test_a_revision_may_be_asked_for(cache):
+    for revision in ("main", "v1"):
+        writers.write_hub(cache, "someone/sums", {"train.jsonl": [{"prompt": revision}]}, revision=revision)
+    assert read("someone/sums@v1", split="train") == {"prompt": ["v1"]}
+    assert read("someone/sums", split="train") == {"prompt": ["main"]}
 
 
 def test_files_of_a_split_are_joined_with_none_for_columns_that_one_lacks(cache):
@@ -104,24 +112,20 @@ def test_gsm8k_by_its_id(cache):
     ("source", "options", "message"),
     [
         ("hub:", {}, "tasks.source is 'hub:': write hub:OWNER/NAME"),
+        ("hub:gsm8k", {}, "tasks.source is 'hub:gsm8k': write hub:OWNER/NAME"),
         ("hub:a b/c", {}, "tasks.source is 'hub:a b/c': write hub:OWNER/NAME"),
-        (
-            "hub:someone/else",
-            {},
-            "is not in the Hugging Face cache: run `hf download --repo-type dataset someone",
-        ),
+        ("hub:a/b", {}, "hub:a/b is not in the .* cannot be downloaded .*`hf download --repo-type dataset a/b`"),
+        ("hub:a/b@v1", {}, "`hf download --repo-type dataset a/b --revision v1`"),
         ("hub:a/sums", {}, "hub:a/sums has several subsets, main, socratic: set tasks.subset to one of them"),
         ("hub:a/sums", {"subset": "man"}, "hub:a/sums has no subset 'man', only main, socratic: set tasks.subset to"),
-        ("hub:a/sums", {"subset": "main", "split": "val"}, "no split 'val' .*, only test, train: set tasks.split"),
-        (
-            "hub:a/script",
-            {},
-            "hub:a/script is in the Hugging Face cache without a .parquet, .jsonl or .json file: run",
-        ),
+        ("hub:a/sums", {"subset": "main", "split": "val"}, "no split 'val', only test, train: .*, or run `hf download"),
+        ("hub:a/part", {}, "hub:a/part is only in part in the .* cache, beside train-00001-of-00003.parquet: run `hf"),
+        ("hub:a/script", {}, "hub:a/script is in the Hugging Face cache without a .parquet, .jsonl or .json file: run"),
     ],
 )
 def test_a_mistake_is_one_sentence_that_names_it(cache, source, options, message):
     writers.write_hub(cache, "a/sums", {path: [{"prompt": "1"}] for path in PARQUET})
+    writers.write_hub(cache, "a/part", {f"train-0000{n}-of-00003.parquet": [{"prompt": "1"}] for n in (1, 2)})
     writers.write_hub(cache, "a/script", {}, "A README without a header")
     with pytest.raises(InputError, match=message) as raised:
         tasks.load(TasksConfig(source=source, **options))

@@ -1,5 +1,6 @@
 """Writers of small data sets in the layouts that jaxrft.tasks reads."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -19,18 +20,18 @@ def write_file(path, rows):
     return str(path)
 
 
-def write_hub(cache, repository, files, readme=None):
+def write_hub(cache, repository, files, readme=None, *, revision="main"):
     """A data set in the layout of the Hugging Face cache: files {path: rows}."""
     folder = cache / f"datasets--{repository.replace('/', '--')}"
-    commit = "0123456789abcdef0123456789abcdef01234567"
+    commit = hashlib.sha1(revision.encode()).hexdigest()
     snapshot = folder / "snapshots" / commit
     for part in (snapshot, folder / "refs"):
-        part.mkdir(parents=True)
+        part.mkdir(parents=True, exist_ok=True)
     for path, rows in files.items():
         write_file(snapshot / path, rows)
     if readme:
         (snapshot / "README.md").write_text(readme)
-    (folder / "refs" / "main").write_text(commit)
+    (folder / "refs" / revision).write_text(commit)
 
 
 def write_tfds(data_dir, name, rows, *, split="train", version="1.0.0", config=None, file_format="array_record"):

@@ -1,11 +1,13 @@
-"""Data sets of the Hugging Face hub, read from its cache: parquet, JSON lines or JSON; no script of theirs is run."""
+"""Data sets of the Hugging Face hub as parquet, JSON lines or JSON; no script of theirs is run."""
 
 import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from jaxrft.lm.hub import ID
 from jaxrft.tasks import files
 from jaxrft.types import InputError
 
@@ -14,41 +16,56 @@ SPLITS = {"train", "validation", "valid", "val", "dev", "test", "eval"}  # told 
 Splits = dict[str, list[str]]  # split -> its files, by their paths in the repository
 
 
-def read(repository: str, *, split: str, subset: str | None = None) -> files.Columns:
-    """The columns of a split of OWNER/NAME as it was last downloaded; `subset` is needed where there are several.
+def read(name: str, *, split: str, subset: str | None = None) -> files.Columns:
+    """The columns of a split of OWNER/NAME[@REVISION]; `subset` is needed where there are several.
 
-    Raises InputError when the data set is not in the cache, or the subset or the split is not there.
+    What is in the cache of huggingface_hub is used as it is, the data set downloaded if nothing of it is there. Raises
+    InputError, with the remedy, when that fails, or the subset, the split or a part of it is not there.
     """
-    source, folder = f"hub:{repository}", _snapshot(repository)
+    repository, _, revision = name.partition("@")
+    command = f"`hf download --repo-type dataset {repository}{revision and f' --revision {revision}'}`"
+    folder = _snapshot(name, command)
     subsets = dict(_configured(folder)) or _found(folder)
     if not subsets:
-        raise InputError(
-            f"{source} is in the Hugging Face cache without {files.KINDS}: run `hf download --repo-type dataset "
-            f"{repository}`, or choose another data set if its files are of other kinds"
-        )
+        kinds = f"{files.KINDS}: run {command}, or choose another data set if its files are of other kinds"
+        raise InputError(f"hub:{name} is in the Hugging Face cache without {kinds}")
     default = next(iter(subsets)) if len(subsets) == 1 else "default"
     if (subset or default) not in subsets:
         said = f"no subset {subset!r}, only" if subset else "several subsets,"
-        raise InputError(f"{source} has {said} {', '.join(subsets)}: set tasks.subset to one of them")
+        raise InputError(f"hub:{name} has {said} {', '.join(subsets)}: set tasks.subset to one of them")
     splits = subsets[subset or default]
     if split not in splits:
-        said = f"no split {split!r} in the Hugging Face cache, only {', '.join(splits)}"
-        raise InputError(f"{source} has {said}: set tasks.split to one of them")
+        said = f"no split {split!r}, only {', '.join(splits)}: set tasks.split to one of them"
+        raise InputError(f"hub:{name} in the Hugging Face cache has {said}, or run {command}")
+    for file in splits[split]:
+        shard = re.fullmatch(r"(.*-)\d+-of-(\d+)\.\w+", file)
+        if shard and sum(other.startswith(shard[1]) for other in splits[split]) < int(shard[2]):
+            raise InputError(f"hub:{name} is only in part in the Hugging Face cache, beside {file}: run {command}")
     return files.joined(files.read(folder / file) for file in splits[split])
 
 
-def _snapshot(repository: str) -> Path:
+def _snapshot(name: str, command: str) -> Path:
     """The data set's folder in the cache."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import errors, snapshot_download
 
+    named = ID.fullmatch(name)
+    if not named:
+        raise InputError(f"tasks.source is 'hub:{name}': write hub:OWNER/NAME or hub:OWNER/NAME@REVISION")
+    wanted = ["README.md", *(f"*{ending}" for ending in files.ENDINGS)]
+    snapshot = partial(snapshot_download, named[1], repo_type="dataset", revision=named[2], allow_patterns=wanted)
     try:
-        return Path(snapshot_download(repository, repo_type="dataset", local_files_only=True))
-    except HFValidationError as error:
-        raise InputError(f"tasks.source is 'hub:{repository}': write hub:OWNER/NAME") from error
-    except LocalEntryNotFoundError as error:
-        remedy = f"run `hf download --repo-type dataset {repository}`"
-        raise InputError(f"hub:{repository} is not in the Hugging Face cache: {remedy}") from error
+        return Path(snapshot(local_files_only=True))
+    except (errors.LocalEntryNotFoundError, errors.HFValidationError):
+        pass
+    try:
+        return Path(snapshot())
+    except Exception as error:  # the network's, the hub's, the disk's
+        out_of_reach = isinstance(error, errors.LocalEntryNotFoundError)
+        reason = "the hub is out of reach" if out_of_reach else f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise InputError(
+            f"hub:{name} is not in the Hugging Face cache and cannot be downloaded ({reason}): check the name, or run "
+            f"{command} where there is a network, with HF_HOME as here, and HF_TOKEN if it is gated"
+        ) from error
 
 
 def _data_files(folder: Path, endings: tuple[str, ...] = files.ENDINGS) -> list[str]:
