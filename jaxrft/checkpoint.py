@@ -176,9 +176,9 @@ def open_folder(config: Config) -> Path:
                 mistake = str(error)
             except OSError as error:
                 mistake = f"cannot write to output_dir {folder} ({error.strerror}): choose another folder"
-        if mistake := _from_first(mistake):
+        if mistake := from_first(mistake):
             raise InputError(mistake)
-        seen = (folder / _from_first(Path(probe).name)).exists() and os.access(folder, os.W_OK)
+        seen = (folder / from_first(Path(probe).name)).exists() and os.access(folder, os.W_OK)
         if not np.all(multihost_utils.process_allgather(np.array(seen))):  # or the first save would wait for ever
             raise InputError(
                 f"not every host finds in output_dir {folder} what process 0 writes there: output_dir must be on "
@@ -207,7 +207,7 @@ def _has_checkpoints(folder: Path) -> bool:
     return any(path.name.isdigit() for path in (folder / "checkpoints").glob("*"))
 
 
-def _from_first(text: str, size: int = 1024) -> str:
+def from_first(text: str, size: int = 1024) -> str:
     """The `text` of process 0, up to `size` bytes of it."""
     sent = np.frombuffer(text.encode()[:size].ljust(size, b"\0"), np.uint8)
     return np.asarray(multihost_utils.broadcast_one_to_all(sent)).tobytes().rstrip(b"\0").decode(errors="ignore")

@@ -1,4 +1,4 @@
-"""The command line: jaxrft train CONFIG [flags], jaxrft eval CONFIG [flags], jaxrft simulate [flags]."""
+"""The command line: jaxrft train, eval and prepare, each with a CONFIG and flags, and jaxrft simulate."""
 
 import logging
 import os
@@ -17,12 +17,14 @@ commands:
   train  finetune a policy, or go on with the run in the config's output_dir
   eval   evaluate a policy on the config's held-out tasks
   prepare dataset  make a TFDS data set of the files of a published one; no CONFIG, it lists those that it knows
+  prepare pass-rates  roll a policy out on the config's tasks; its pass rates become a column of --out FILE.parquet
   simulate  compare selectors without a language model; no CONFIG, `jaxrft simulate --help` explains its flags
 
 CONFIG is a .py file that defines `config = Config(...)`; every field of it is a flag:
   jaxrft train configs/quickstart.py --steps 20 --output-dir runs/a --select.decay 0.2
   jaxrft eval configs/quickstart.py --model runs/quickstart/policy
   jaxrft prepare dataset gsm8k --file train.jsonl
+  jaxrft prepare pass-rates configs/quickstart.py --model runs/quickstart/policy --out rates.parquet
 `jaxrft train --help` explains every field.
 """
 STOPPED = 143  # 128 + SIGTERM, what schedulers expect of a job that saved and left
@@ -64,8 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
-def _config(arguments: list[str], prog: str) -> Any:
-    """The Config of the command line: the file's, changed by flags."""
+def _config(arguments: list[str], prog: str, kind: Any = None) -> Any:
+    """The Config of the command line: the file's, changed by flags; or a `kind` of options that holds one."""
     import tyro
 
     from jaxrft import config as configs
@@ -78,8 +80,9 @@ def _config(arguments: list[str], prog: str) -> Any:
     else:
         raise InputError(f"no config given: {prog} [flags], CONFIG a .py file such as configs/quickstart.py")
     description = f"Flags change the config file {path or 'CONFIG'}, whose values are the defaults below."
+    kind, default = (configs.Config, default) if kind is None else (kind, kind(default, tyro.MISSING))
     return tyro.cli(
-        configs.Config,
+        kind,
         default=default,
         args=flags,
         prog=prog,
@@ -106,7 +109,7 @@ def _eval(arguments: list[str], prog: str) -> int:
 
 
 def _prepare(arguments: list[str], prog: str) -> int:
-    kinds = {"dataset": _prepare_dataset}
+    kinds = {"dataset": _prepare_dataset, "pass-rates": _prepare_pass_rates}
     if not arguments or arguments[0] not in kinds:
         raise InputError(f"jaxrft prepare makes {', '.join(kinds)}, not {arguments[0] if arguments else 'nothing'!r}")
     return kinds[arguments[0]](arguments[1:], prog.replace("prepare", f"prepare {arguments[0]}"))
@@ -116,6 +119,12 @@ def _prepare_dataset(arguments: list[str], prog: str) -> int:
     from jaxrft.prepare import dataset
 
     return dataset.main(arguments, prog.removesuffix(" CONFIG"))
+
+
+def _prepare_pass_rates(arguments: list[str], prog: str) -> int:
+    from jaxrft.prepare import pass_rates
+
+    return 0 if pass_rates.run(_config(arguments, prog, pass_rates.Options)) else STOPPED
 
 
 def _simulate(arguments: list[str], prog: str) -> int:

@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jaxrft import mesh as meshes
+from jaxrft.checkpoint import from_first
 from jaxrft.config import Config, TasksConfig
 from jaxrft.lm import hub, model, rollout, tokenizer, weights
 from jaxrft.rewards import REWARDS
@@ -25,7 +26,7 @@ from jaxrft.types import Array, InputError, Rollout
 
 logger = logging.getLogger(__name__)
 
-USES = ("select", "rollout", "learn", "eval")  # the random streams of a step
+USES = ("select", "rollout", "learn", "eval", "init", "prepare")  # the random streams of a step
 
 
 class LanguageModel(NamedTuple):
@@ -252,6 +253,21 @@ def _start(shard: Any) -> int:
 def any_process(flag: bool) -> bool:
     """Whether any process says so."""
     return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def on_first(function: Callable[[], Any]) -> Any:
+    """What `function` returns on process 0, None on the others, which do not call it; its InputError all raise."""
+    result, mistake = None, ""
+    if jax.process_index() == 0:
+        try:
+            result = function()
+        except InputError as error:
+            mistake = str(error)
+    if jax.process_count() > 1:
+        mistake = from_first(mistake)
+    if mistake:
+        raise InputError(mistake)
+    return result
 
 
 def success_index(config: Config) -> int:

@@ -1,7 +1,6 @@
 """The loop: select, roll out, verify, learn, report; and what it takes to start, stop and resume it."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -134,18 +133,12 @@ def set_up(config: Config, mesh: Mesh, pool: Pool) -> tuple[Run, RunState]:
 
 def identity(run: Run) -> dict[str, Any]:
     """What a checkpoint of this run belongs to: the model's shape, the tasks and their order, the selector."""
-
-    def digest(content: bytes) -> str:
-        return hashlib.sha256(content).hexdigest()[:12]
-
-    answers, rates = run.table.columns.get("answer"), run.table.reference_pass_rates
+    rates = run.table.reference_pass_rates
     shape = {f"model's {name}": value for name, value in run.lm.config._asdict().items()}
     return shape | {
-        "number of tasks": len(run.table.lengths),
-        "digest of the tasks": digest(run.table.tokens.tobytes() + run.table.lengths.tobytes()),
-        "digest of the ground truths": None if answers is None else digest(json.dumps(answers, default=str).encode()),
-        "digest of the domains": digest(run.table.domain.tobytes() + json.dumps(run.table.domains).encode()),
-        "digest of the reference pass rates": None if rates is None else digest(rates.tobytes()),
+        **table.identity(run.table),
+        "digest of the domains": table.digest(run.table.domain.tobytes() + json.dumps(run.table.domains).encode()),
+        "digest of the reference pass rates": None if rates is None else table.digest(rates.tobytes()),
         "selector": run.config.select.name,
     }
 

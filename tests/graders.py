@@ -35,6 +35,12 @@ def starts(prompts, completions, *, answer, **columns):
     return [float(text[:1] != "" and text[0] in first) for text, first in zip(completions, answer, strict=True)]
 
 
+def unsure(prompts, completions, *, answer, **columns):
+    """As `starts`, but without a verdict where there is no answer."""
+    scores = starts(prompts, completions, answer=[first or "" for first in answer])
+    return [None if first is None else score for score, first in zip(scores, answer, strict=True)]
+
+
 def letters(prompts, completions, **columns):
     """The share of a completion's characters that are letters."""
     return [sum(character.isalpha() for character in text) / max(1, len(text)) for text in completions]

@@ -19,12 +19,15 @@ SHOWN = (  # metric, its name on the console
 class Display:
     """A progress display; a context manager. Only one process shows it."""
 
-    def __init__(self, steps: int, *, start: int = 0, every: int = 10, visible: bool = True):
-        """Of a run of `steps`, from `start` on; without a terminal a line every `every` steps instead of a bar."""
+    def __init__(self, steps: int, *, start: int = 0, every: int = 10, visible: bool = True, unit: str = "step"):
+        """Of a run of `steps`, from `start` on; without a terminal a line every `every` steps instead of a bar.
+
+        `unit` is what the bar counts.
+        """
         self.console = Console(quiet=not visible, highlight=False)
         self.every = every
         self.progress = Progress(
-            TextColumn("[bold]step"),
+            TextColumn(f"[bold]{unit}"),
             MofNCompleteColumn(),
             BarColumn(bar_width=24),
             TimeElapsedColumn(),
@@ -48,9 +51,14 @@ class Display:
     def step(self, step: int, metrics: dict[str, Any]) -> None:
         """Shows the numbers of a finished step."""
         numbers = "  ".join(f"{name} {metrics[key]:.3g}" for key, name in SHOWN if metrics.get(key) is not None)
-        self.progress.update(self.task, completed=step, numbers=numbers)
-        if self.progress.disable and self.every and (step % self.every == 0 or step == 1):
-            self.say(f"step {step}  {numbers}")
+        line = f"step {step}  {numbers}" if self.every and (step % self.every == 0 or step == 1) else ""
+        self.advance(step, numbers, line)
+
+    def advance(self, done: int, numbers: str, line: str = "") -> None:
+        """Moves the bar to `done` with `numbers` beside it; without a terminal prints the `line`, if there is one."""
+        self.progress.update(self.task, completed=done, numbers=numbers)
+        if self.progress.disable and line:
+            self.say(line)
 
     def say(self, message: str) -> None:
         """Prints a line above the bar."""
@@ -60,6 +68,15 @@ class Display:
         """Shows the results of an evaluation."""
         numbers = "  ".join(f"{name.removeprefix('eval/')} {value:.3f}" for name, value in metrics.items())
         self.say(f"evaluation at step {step}:  {numbers}")
+
+    def histogram(self, counts: dict[str, int], *, width: int = 40) -> None:
+        """Shows a bar a label, the longest of them of `width` characters."""
+        most = max(1, *counts.values())
+        table = Table(box=None, show_header=False)
+        for label, count in counts.items():
+            table.add_row(label, str(count), "█" * -(-width * count // most))
+        table.columns[1].justify = "right"
+        self.console.print(table)
 
     def completions(self, step: int, rows: list[tuple[str, str, float]]) -> None:
         """Shows (prompt, completion, reward) of a few samples."""

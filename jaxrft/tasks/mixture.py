@@ -38,6 +38,7 @@ def mix(tables: dict[str, TaskTable], weights: Sequence[float] | None = None, *,
             for name in columns
         },
         reference_pass_rates=_joined_rates(tables),
+        rows=np.concatenate([part.rows for part in parts]),
         domain=np.concatenate([_renumbered(part, domains) for part in parts]),
         domains=domains,
         dropped=tuple(dropped for part in parts for dropped in part.dropped),

@@ -47,17 +47,28 @@ def load(config: TasksConfig) -> Rows:
     A column `domain` of names, or the one that `domain_column` names, tells the tasks' domains.
     Raises InputError for a source that cannot be read and for the first value that cannot be used.
     """
+    return interpret(*read(config), config)
+
+
+def read(config: TasksConfig) -> tuple[Columns, np.ndarray | None]:
+    """The columns of `config.source` under its own names, and the reference pass rates that a built-in family brings.
+
+    Raises InputError for a source that cannot be read or holds nothing.
+    """
     if config.limit is not None and config.limit < 1:
         raise InputError(f"tasks.limit is {config.limit}: it must be at least 1, or None for all tasks")
     columns, references = _read(config)
     columns = {name: entries[: config.limit] for name, entries in columns.items()}
     if not any(columns.values()):
         raise InputError(f"{config.source} holds no tasks: give a source with at least one")
+    return columns, None if references is None else references[: config.limit]
+
+
+def interpret(columns: Columns, references: np.ndarray | None, config: TasksConfig) -> Rows:
+    """The tasks in a source's columns, as `load` says; `references` give way to those of `pass_rate_columns`."""
     name, prompts = _prompts(columns, config)
     if config.pass_rate_columns:
         references = _pass_rates(columns, config)
-    elif references is not None:
-        references = references[: config.limit]
     domains = _domains(columns, config)
     columns = _with_answer(columns, config)
     further = {key: entries for key, entries in columns.items() if key != name or key == "answer"}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -34,6 +36,7 @@ class TaskTable(NamedTuple):
     prompts: list[Prompt]  # [N] text or messages, as rewards get them
     columns: Columns  # [N] entries each, handed to rewards by name
     reference_pass_rates: np.ndarray | None  # [N, K] float32, NaN = unknown
+    rows: np.ndarray  # [N] int32, the tasks' rows in the source of their set, from 0
     domain: np.ndarray  # [N] int32, index into `domains`
     domains: tuple[str, ...]  # names, in the order of their first tasks
     dropped: tuple[Dropped, ...]  # tasks that are not in the table, and why
@@ -75,6 +78,7 @@ def prepare(
         prompts=[rows.prompts[i] for i in keep],
         columns={column: [entries[i] for i in keep] for column, entries in rows.columns.items()},
         reference_pass_rates=None if rows.reference_pass_rates is None else rows.reference_pass_rates[keep],
+        rows=keep.astype(np.int32),
         domain=np.array([numbers[rows.domains[i]] if rows.domains else 0 for i in keep], np.int32),
         domains=tuple(numbers),
         dropped=dropped,
@@ -90,10 +94,26 @@ def take(table: TaskTable, ids: np.ndarray, *dropped: Dropped) -> TaskTable:
         prompts=[table.prompts[i] for i in ids],
         columns={name: [entries[i] for i in ids] for name, entries in table.columns.items()},
         reference_pass_rates=None if rates is None else rates[ids],
+        rows=table.rows[ids],
         domain=table.domain[ids],
         domains=table.domains,
         dropped=(*table.dropped, *dropped),
     )
+
+
+def identity(table: TaskTable) -> dict[str, Any]:
+    """What tells these tasks from others: their number and digests of their prompts and ground truths."""
+    answers = table.columns.get("answer")
+    return {
+        "number of tasks": len(table.lengths),
+        "digest of the tasks": digest(table.tokens.tobytes() + table.lengths.tobytes()),
+        "digest of the ground truths": None if answers is None else digest(json.dumps(answers, default=str).encode()),
+    }
+
+
+def digest(content: bytes) -> str:
+    """Twelve characters that differ for different contents."""
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def buckets(lengths: np.ndarray) -> tuple[int, ...]:

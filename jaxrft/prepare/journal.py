@@ -1,0 +1,93 @@
+"""What a long job has done so far, so that a kill costs no more than the piece of work in hand."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jaxrft.types import InputError
+
+
+class Journal:
+    """A file of JSON lines: what the job is, then a line for every piece of work, by its number, as soon as it is done.
+
+    `done` maps the numbers of finished pieces to what came of them. A last line torn by a kill is cut off. A context
+    manager, which leaves the file for the next process that goes on, unless there is nothing in it.
+    """
+
+    def __init__(self, path: Path, identity: dict[str, Any]):
+        """Opens the journal at `path`, or begins one for the job that `identity` tells from all others.
+
+        Raises InputError, which names the first difference, when the one at `path` is another job's and has begun.
+        """
+        self.path = path
+        identity = json.loads(json.dumps(identity))
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            (saved, *entries), end = _read(path)
+            self.done: dict[int, Any] = {number: result for number, result in entries}
+            if self.done:
+                _check(path, identity, saved)
+            self._file = path.open("r+b" if self.done else "wb")
+            self._file.truncate(end if self.done else 0)
+            self._file.seek(0, os.SEEK_END)
+            if not self.done:  # a job that has done nothing yet is any job
+                self._write(identity)
+
+    def add(self, number: int, result: Any) -> None:
+        """Notes that piece `number` is done; when it returns, the note outlasts a kill or a loss of power."""
+        with writing(self.path):
+            self._write([number, result])
+        self.done[number] = result
+
+    def __enter__(self) -> "Journal":
+        """Returns itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes the file; one without any finished piece goes."""
+        self._file.close()
+        if not self.done:
+            self.path.unlink(missing_ok=True)
+
+    def _write(self, entry: Any) -> None:
+        self._file.write(json.dumps(entry).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raises InputError for what the disk refuses to take or to give."""
+    try:
+        yield
+    except OSError as error:
+        remedy = "put that right, and the same command goes on where it stopped"
+        raise InputError(f"cannot write {path} ({error.strerror or error}): {remedy}") from error
+
+
+def _read(path: Path) -> tuple[list[Any], int]:
+    """The entries of a journal, the identity first, and the byte where the last whole line ends."""
+    entries, end = [], 0
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n"):
+            break
+        entries.append(entry)
+        end += len(line)
+    return entries or [None], end
+
+
+def _check(path: Path, identity: dict[str, Any], saved: dict[str, Any]) -> None:
+    for name in identity | saved:
+        here, there = identity.get(name), saved.get(name)
+        if here != there:
+            raise InputError(
+                f"{path} holds the beginning of other work: its {name} is {there!r}, that of this command is {here!r}; "
+                "repeat the command that began it, or remove the file to start afresh"
+            )

@@ -1,0 +1,328 @@
+"""The pass rates of a policy on every task, as a column of a parquet file that is itself a source of tasks.
+
+BOTS takes them as `tasks.pass_rate_columns`, the evidence of its reference policies.
+"""
+
+import dataclasses
+import datetime
+import itertools
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow
+import tyro
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from jaxrft import mesh as meshes
+from jaxrft import runtime
+from jaxrft.config import Config, TasksConfig
+from jaxrft.prepare import task_files
+from jaxrft.prepare.journal import Journal
+from jaxrft.prepare.task_files import TaskFile
+from jaxrft.report.console import Display
+from jaxrft.rewards.pool import Pool
+from jaxrft.runtime import LanguageModel
+from jaxrft.tasks import table
+from jaxrft.tasks.table import TaskTable
+from jaxrft.types import Array, InputError, Rollout
+
+SUFFIX, TRIALS = "_pass_rate", "_trials"
+EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # of the histogram
+LINES = 20  # of progress, where there is no terminal
+# Fields of the config that the pass rates depend on, apart from the model and the tasks.
+SETTINGS = (
+    *("seed", "num_generations", "max_prompt_length", "max_completion_length", "temperature", "top_p", "top_k"),
+    *("rewards", "reward_timeout", "dtype", "batch_size"),
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line of `jaxrft prepare pass-rates`."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    out: str
+    """Parquet file for the tasks, with all columns of their source, and the new column. The columns of a file that is
+    there already, of the same tasks in any order, stay. Of a mixture, a folder, in which each set gets a file."""
+    name: str | None = None
+    """Name of the new column; <model>_pass_rate by default. <model>_trials beside it counts the samples behind it."""
+    overwrite: bool = False
+    """Replace columns that the file has already."""
+    merge: tuple[str, ...] = ()
+    """Roll nothing out, but put together the columns of these files of the same tasks."""
+
+
+class Counts(NamedTuple):
+    """What rollouts of n tasks came to."""
+
+    successes: np.ndarray  # [n] float64, 0..trials
+    trials: np.ndarray  # [n] int64, samples that have a reward
+
+    @property
+    def rates(self) -> np.ndarray:
+        """Pass rates [n]; 0 without any trial."""
+        return self.successes / np.maximum(1, self.trials)
+
+
+class Job(NamedTuple):
+    """A set of tasks, and all that rolling them out takes."""
+
+    config: Config
+    mesh: Mesh
+    lm: LanguageModel
+    pool: Pool
+    tasks: TasksConfig
+    out: Path
+    source: TaskFile  # all of the tasks
+    table: TaskTable  # those that are not dropped
+    stopped: Callable[[], bool]  # whether a signal asks to stop
+
+
+def run(options: Options) -> bool:
+    """Does what the command line says; whether all of it is done."""
+    config, out = options.config, Path(options.out)
+    if not options.merge:
+        return measure(config, out, name=options.name, overwrite=options.overwrite)
+    if options.name is not None:
+        raise InputError(
+            f"--name {options.name} names a column to be measured, but --merge only joins files: leave it out"
+        )
+    merge(config, out, options.merge, overwrite=options.overwrite)
+    return True
+
+
+def merge(config: Config, out: Path, files: tuple[str, ...], *, overwrite: bool = False) -> None:
+    """Adds the columns of `files` to those of `out`, or to those of the config's tasks if there is no such file."""
+    if len(config.task_sets) > 1:
+        titles = ", ".join(tasks.title for tasks in config.task_sets)
+        raise InputError(f"--merge joins files of one set, but tasks is a mixture of {titles}: give a config of one")
+    ((out, tasks),) = files_of(config, out).items()
+    joined = open_target(task_files.load(tasks), tasks, out)
+    for file in files:
+        other = task_files.load(dataclasses.replace(tasks, source=file, limit=None))
+        joined = task_files.join(joined, other, overwrite=overwrite)
+    task_files.write(out, joined.table)
+
+
+def measure(config: Config, out: Path, *, name: str | None = None, overwrite: bool = False) -> bool:
+    """Rolls `config.model` out on every task of `config.tasks` and writes its pass rates to the parquet file `out`.
+
+    Of a mixture, `out` is a folder, in which each set gets a file, whatever its weight. A pass rate is the mean success
+    of num_generations samples; those whose reward is lost do not count, and a task without any that does, or with too
+    long a prompt, has none. Finished batches are noted in a file .partial beside: after a kill the same command goes on
+    from there, and ends with the very files of an uninterrupted one. Returns False when SIGTERM or Ctrl-C ended it
+    early, after the batch in hand. Raises InputError, before any rollout, for mistakes in config, data or `out`.
+    """
+    column = column_of(config.model) if name is None else name
+    success = config.rewards[runtime.success_index(config)]
+    config = dataclasses.replace(config, rewards=(success,), success_reward=None, reward_weights=None)
+    mesh = runtime.start(config)
+    files = files_of(config, out)
+    sources = {file: task_files.load(tasks) for file, tasks in files.items()}
+    for file, tasks in files.items():
+        runtime.on_first(partial(check, sources[file], tasks, file, column, overwrite))
+    with ExitStack() as stack:
+        pool = stack.enter_context(runtime.open_rewards(config))
+        stack.enter_context(runtime.on(mesh, config))
+        lm = runtime.open_model(config, mesh, dtype=jnp.dtype(config.dtype))
+        stopped = stack.enter_context(runtime.stop_signals())
+        jobs = []
+        for file, tasks in files.items():
+            rows = table.prepare(sources[file].rows, lm.tokenizer, config.max_prompt_length, name=tasks.title)
+            runtime.check_columns(config, rows, tasks.source)
+            jobs.append(Job(config, mesh, lm, pool, tasks, file, sources[file], rows, stopped))
+        if not all(measure_set(job, column) for job in jobs):
+            return False
+    for file in files if jax.process_index() == 0 else ():  # no earlier: a set without its journal would be refused
+        note_of(file).unlink()
+    return True
+
+
+def measure_set(job: Job, column: str) -> bool:
+    """Measures one set and writes its file; False when a signal ended it early."""
+    named = {"column": column} | identity(job)
+    with ExitStack() as stack:
+        journal = runtime.on_first(lambda: stack.enter_context(Journal(note_of(job.out), named)))
+        visible = jax.process_index() == 0
+        display = Display(len(job.table.lengths), visible=visible, unit=f"{job.tasks.title}, task")
+        if not roll_out(job, journal, stack.enter_context(display)):
+            display.say("stopped by a signal; the same command goes on from here")
+            return False
+        counts = collect(job, journal)
+        runtime.on_first(partial(write, job, column, counts))
+        if visible:
+            show(display, f"{column} in {job.out}", counts)
+    return True
+
+
+def write(job: Job, column: str, counts: Counts) -> None:
+    """Adds the pass rates, null where there are no trials, and the trials to the columns of the file."""
+    rates = pyarrow.array(counts.rates, mask=counts.trials == 0)
+    columns = pyarrow.table({column: rates, column.removesuffix(SUFFIX) + TRIALS: counts.trials})
+    target = open_target(job.source, job.tasks, job.out)
+    task_files.write(job.out, task_files.join(target, job.source._replace(table=columns), overwrite=True).table)
+
+
+def files_of(config: Config, out: Path) -> dict[Path, TasksConfig]:
+    """The file of each set, read without the pass rates that it may not have yet."""
+    one = len(config.task_sets) == 1
+    if one != (out.suffix == ".parquet"):
+        wanted = "give the path of a .parquet file" if one else "tasks is a mixture, so give a folder, for a file a set"
+        raise InputError(f"--out is {out}: {wanted}")
+    sets = [dataclasses.replace(tasks, pass_rate_columns=()) for tasks in config.task_sets]
+    return {out if one else out / f"{tasks.title}.parquet": tasks for tasks in sets}
+
+
+def note_of(out: Path) -> Path:
+    """Where the journal is while the column of `out` is being measured."""
+    return out.with_name(f"{out.name}.partial")
+
+
+def column_of(model: str) -> str:
+    """The column of a model's pass rates: named as its folder or hub id, or as the run whose `policy` it is."""
+    path = Path(model.partition("@")[0]).absolute()
+    return (path.parent.name if path.name == "policy" else path.name) + SUFFIX
+
+
+def open_target(source: TaskFile, tasks: TasksConfig, out: Path) -> TaskFile:
+    """What gets new columns: the file `out` if there is one, else the tasks with the columns of their source."""
+    return task_files.load(dataclasses.replace(tasks, source=str(out), limit=None)) if out.exists() else source
+
+
+def check(source: TaskFile, tasks: TasksConfig, out: Path, column: str, overwrite: bool) -> None:
+    """Raises InputError when `out` holds other tasks, or the column already."""
+    target = open_target(source, tasks, out)
+    task_files.matched(target, source)
+    # Beside a journal it is the journal's own column: the process was killed between writing it and removing that.
+    if column in target.table.column_names and not overwrite and not note_of(out).exists():
+        raise InputError(
+            f"{target.source} has a column {column} already: give another --name, or --overwrite to replace it"
+        )
+
+
+def identity(job: Job) -> dict[str, Any]:
+    """What the pass rates depend on."""
+    settings = {name: getattr(job.config, name) for name in SETTINGS}
+    shape = {f"model's {name}": value for name, value in job.lm.config._asdict().items()}
+    weights = {"digest of the model's parameters": fingerprint(job.lm.params, job.mesh), "ends": job.lm.eos_ids}
+    return settings | shape | weights | table.identity(job.table)
+
+
+def fingerprint(params: Any, mesh: Mesh) -> str:
+    """A digest of every bit of the parameters, the same on any mesh: integer sums do not depend on their order."""
+
+    def checksums(params: Any) -> Array:
+        return jnp.stack([_checksum(x) for x in jax.tree.leaves(params)])
+
+    sums = jax.jit(checksums, out_shardings=meshes.sharding(mesh))(params)
+    return table.digest(np.asarray(sums).tobytes())
+
+
+def _checksum(x: Array) -> Array:
+    """The sum of x's bits as integers, each times an odd number of its place, modulo 2^32."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(jnp.uint32)
+    place = jnp.zeros(x.shape, jnp.uint32)
+    for axis, size in enumerate(x.shape):
+        place = place * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
+
+
+def batches(lengths: np.ndarray, size: int) -> list[np.ndarray]:
+    """Tasks in batches of `size`, fewer in the last, longest prompts first.
+
+    So each width of prompts is one run of batches, and what does not fit into memory shows at once.
+    """
+    order = np.argsort(-lengths, kind="stable").astype(np.int32)
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def roll_out(job: Job, journal: Journal | None, display: Display) -> bool:
+    """Rolls out the batches that the journal does not have yet; False when a signal comes before the last one."""
+    parts = batches(job.table.lengths, job.config.batch_size)
+    missing = np.flatnonzero(~finished(journal, len(parts))).tolist()
+    afresh = len(missing) == len(parts)
+    generate = runtime.generator(job.lm, job.config, job.mesh, use="prepare")
+    progress = Progress(journal, display, [len(part) for part in parts])
+    for count, number in enumerate(missing, 1):
+        if runtime.any_process(job.stopped()):
+            return False
+        counts, tokens = roll_out_batch(job, generate, parts[number], first=afresh and count == 1)
+        if journal is not None:
+            journal.add(number, [entry.tolist() for entry in counts])
+            progress.add(tokens, len(missing) - count)
+    return True
+
+
+def finished(journal: Journal | None, number: int) -> np.ndarray:
+    """Which of so many batches are in the journal of process 0, [number] bool."""
+    done = np.zeros(number, bool)
+    done[list(journal.done) if journal is not None else []] = True
+    return done if jax.process_count() == 1 else np.asarray(multihost_utils.broadcast_one_to_all(done))
+
+
+def roll_out_batch(job: Job, generate: Callable[..., Rollout], part: np.ndarray, *, first: bool) -> tuple[Counts, int]:
+    """What came of the tasks in `part` [<= B], and the tokens sampled for it; in the `first` batch mistakes show."""
+    config, tasks = job.config, job.table
+    ids = np.resize(part, config.batch_size)  # the last batch is filled up with its own tasks
+    prompts = runtime.prompt_batch(tasks, ids, table.buckets(tasks.lengths), job.mesh)
+    rollouts = generate(job.lm.params, np.int32(0), *prompts, tasks.rows[ids])
+    verdicts = runtime.verify(rollouts, job.pool, job.lm.tokenizer, tasks, ids)
+    verdicts = runtime.check_verdicts(config, verdicts, first=first)
+    success = verdicts.rewards[:, 0].reshape(len(ids), -1)[: len(part)].astype(np.float64)  # [<= B, G]
+    counts = Counts(np.nansum(success, axis=1), np.isfinite(success).sum(axis=1))
+    return counts, int(jnp.sum(rollouts.lengths))
+
+
+def collect(job: Job, journal: Journal | None) -> Counts:
+    """The counts of all rows of the source from the journal of process 0; zeros on the others."""
+    number = len(job.source.keys)
+    counts = Counts(np.zeros(number, np.float64), np.zeros(number, np.int64))
+    parts = batches(job.table.lengths, job.config.batch_size)
+    for batch, entries in journal.done.items() if journal is not None else ():
+        for whole, entry in zip(counts, entries, strict=True):
+            whole[job.table.rows[parts[batch]]] = entry
+    return counts
+
+
+class Progress:
+    """Shows how far process 0 is."""
+
+    def __init__(self, journal: Journal | None, display: Display, sizes: list[int]):
+        """With batches of these `sizes`, of which the journal may have some."""
+        self.journal, self.display, self.sizes = journal, display, sizes
+        self.count, self.tokens, self.begin = 0, 0, time.monotonic()
+        if journal is not None and journal.done:
+            display.say(f"going on after {len(journal.done)} of {len(sizes)} batches, noted in {journal.path}")
+
+    def add(self, tokens: int, missing: int) -> None:
+        """After one more batch, for which so many tokens were sampled, with `missing` batches to go."""
+        assert self.journal is not None
+        self.count, self.tokens = self.count + 1, self.tokens + tokens
+        seconds = time.monotonic() - self.begin
+        successes, trials = (sum(map(sum, entries)) for entries in zip(*self.journal.done.values(), strict=True))
+        numbers = f"mean {successes / max(1, trials):.3f}  {self.tokens / seconds:,.0f} tokens/s"
+        done = sum(self.sizes[number] for number in self.journal.done)
+        left = datetime.timedelta(seconds=round(seconds / self.count * missing))
+        seldom = self.count % max(1, len(self.sizes) // LINES) == 0 or self.count == 1
+        line = f"task {done} of {sum(self.sizes)}  {numbers}  left {left}" if seldom else ""
+        self.display.advance(done, numbers, line)
+
+
+def show(display: Display, title: str, counts: Counts) -> None:
+    """A histogram of the pass rates."""
+    rates = counts.rates[counts.trials > 0]  # not empty, or the first batch would have been refused
+    inner = np.histogram(rates[(rates > 0) & (rates < 1)], EDGES)[0].tolist()
+    ranges = [f"{low:g} to {high:g}" for low, high in itertools.pairwise(EDGES)]
+    bars = {"0": int((rates == 0).sum()), **dict(zip(ranges, inner, strict=True)), "1": int((rates == 1).sum())}
+    between = np.mean((rates > 0) & (rates < 1))
+    display.say(f"{title}: mean {rates.mean():.3f} over {len(rates)} tasks, {between:.0%} of them between 0 and 1")
+    display.histogram(bars | {"unknown": int((counts.trials == 0).sum())})

@@ -1,0 +1,103 @@
+"""Parquet files of tasks, and the columns that they give each other, task by task."""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow
+import pyarrow.parquet
+
+from jaxrft.config import TasksConfig
+from jaxrft.prepare.journal import writing
+from jaxrft.tasks import sources
+from jaxrft.tasks.sources import Rows
+from jaxrft.tasks.table import digest
+from jaxrft.types import InputError
+
+
+class TaskFile(NamedTuple):
+    """Tasks with all the columns of their source, under its own names."""
+
+    source: str  # where they come from
+    table: pyarrow.Table  # N rows
+    rows: Rows  # the same N tasks as a run reads them
+    keys: list[tuple[str, int]]  # [N] digest of prompt and ground truth, and how many rows before have the same
+
+
+def load(tasks: TasksConfig) -> TaskFile:
+    """The tasks of any source, as they will read in a parquet file.
+
+    Raises InputError for a source that cannot be read, and for a column that parquet cannot hold.
+    """
+    columns, _ = sources.read(tasks)
+    table = pyarrow.table({name: _column(name, entries, tasks.source) for name, entries in columns.items()})
+    rows = sources.interpret(table.to_pydict(), None, tasks)
+    return TaskFile(tasks.source, table, rows, _keys(rows))
+
+
+def matched(base: TaskFile, other: TaskFile) -> list[int]:
+    """For each task of `base` its row in `other`; raises InputError when the two do not hold the same tasks."""
+    at = {key: row for row, key in enumerate(other.keys)}
+    if at.keys() != set(base.keys):
+        raise InputError(
+            f"{base.source} holds other tasks than {other.source}: {len(at.keys() & set(base.keys))} of its "
+            f"{len(base.keys)} are among the other's {len(at)}; give the same tasks, or another file with --out"
+        )
+    return [at[key] for key in base.keys]
+
+
+def join(base: TaskFile, other: TaskFile, *, overwrite: bool = False) -> TaskFile:
+    """`base` with the columns of `other` that it lacks, task by task.
+
+    Raises InputError when the two hold different tasks, or, unless `overwrite`, different values of one column.
+    """
+    table, order = base.table, pyarrow.array(matched(base, other))
+    for name in other.table.column_names:
+        column = other.table.column(name).take(order)
+        if name not in table.column_names:
+            table = table.append_column(name, column)
+        elif overwrite:
+            table = table.set_column(table.column_names.index(name), name, column)
+        elif repr(table.column(name).to_pylist()) != repr(column.to_pylist()):  # unlike ==, takes NaN for equal to NaN
+            raise InputError(
+                f"{base.source} and {other.source} have different values in the column {name}: rename one of them, or "
+                "give --overwrite to take the latter's"
+            )
+    return base._replace(table=table)
+
+
+def write(path: Path, table: pyarrow.Table) -> None:
+    """Replaces the file at `path`, which is at no time there in part; equal tables make equal files."""
+    fresh = path.with_name(f".{path.name}.tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with fresh.open("wb") as file:
+            pyarrow.parquet.write_table(table, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, path)
+
+
+def _column(name: str, entries: list[Any], source: str) -> pyarrow.Array:
+    """The entries as parquet takes them, which holds one type a column and no empty objects."""
+    try:
+        column = pyarrow.array(entries)
+        pyarrow.parquet.write_table(pyarrow.table({name: column}), pyarrow.BufferOutputStream())
+    except (pyarrow.ArrowException, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{source}: parquet cannot hold the column {name} ({reason}): give its entries one type, or leave it out"
+        ) from error
+    return column
+
+
+def _keys(rows: Rows) -> list[tuple[str, int]]:
+    answers = rows.columns.get("answer", [None] * len(rows.prompts))
+    seen, keys = Counter[str](), []
+    for pair in zip(rows.prompts, answers, strict=True):
+        key = digest(json.dumps(pair, sort_keys=True, default=str).encode())
+        keys.append((key, seen[key]))
+        seen[key] += 1
+    return keys
