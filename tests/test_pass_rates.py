@@ -14,6 +14,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxrft import cli
 from jaxrft.config import MeshConfig, TasksConfig
 from jaxrft.prepare import pass_rates, task_files
 from jaxrft.tasks import sources
@@ -324,3 +325,16 @@ def test_a_fingerprint_is_that_of_the_values_alone(mesh):
     swapped[0, 0], swapped[0, 1] = values[0, 1], values[0, 0]
     for other in (swapped, values.T.copy(), values.astype(jnp.bfloat16)):
         assert pass_rates.fingerprint({"a": other}, mesh) not in same
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["prepare"], "jaxrft prepare makes pass-rates"),
+        (["prepare", "pass-rate"], "jaxrft prepare makes pass-rates"),
+        (["prepare", "pass-rates"], "no config given: jaxrft prepare pass-rates CONFIG"),
+    ],
+)
+def test_a_mistake_in_the_command(arguments, wanted, capsys):
+    assert cli.main(arguments) == 2
+    assert wanted in capsys.readouterr().err
