@@ -330,8 +330,8 @@ def test_a_fingerprint_is_that_of_the_values_alone(mesh):
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        (["prepare"], "jaxrft prepare makes pass-rates"),
-        (["prepare", "pass-rate"], "jaxrft prepare makes pass-rates"),
+        (["prepare"], "jaxrft prepare makes dataset, pass-rates, not"),
+        (["prepare", "pass-rate"], "jaxrft prepare makes dataset, pass-rates, not"),
         (["prepare", "pass-rates"], "no config given: jaxrft prepare pass-rates CONFIG"),
     ],
 )
