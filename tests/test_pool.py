@@ -8,10 +8,12 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 
 from jaxrft.rewards import Pool, verl
+from jaxrft.rewards import pool as pools
 from jaxrft.types import InputError
 
 
@@ -49,6 +51,23 @@ def length(prompts, completions, *, weight, **columns):
 
 def pid(prompts, completions, **columns):
     return [float(os.getpid())]
+
+
+kept = []
+
+
+def keep(prompts, completions, *, bytes, **columns):
+    """A grader that leaks."""
+    if not kept:
+        kept.append(bytearray(b"x") * bytes[0])
+    return [1.0]
+
+
+def hangs(prompts, completions, **columns):
+    if completions == ["hang"]:
+        Path(os.environ["STARTED"]).write_text(str(subprocess.Popen(["sleep", "1000"], start_new_session=True).pid))
+        time.sleep(1000)
+    return [1.0]
 
 
 def environment(prompts, completions, **columns):
@@ -113,11 +132,23 @@ def test_what_is_no_failure(pool):
     assert grade(pool, ["none", "true", "print", "fork", "a"]) == ([None, 1.0, 5.0, 4.0, 1.0], {})
 
 
-def test_a_hang_that_holds_the_interpreter():
-    r"""`10^9!` in math-verify stops only with its process."""
-    with Pool([("math", "math")], workers=1, timeout=3.0) as pool:
-        graded = pool.grade(["q"] * 3, ["\\boxed{2}", "\\boxed{10^9!}", "\\boxed{3}"], {"answer": ["2", "2", "2"]})
-    assert graded.rewards == [[1.0, None, 0.0]] and graded.failures["timeout"] == 1
+@pytest.mark.parametrize("reason", ["gradings", "bytes"])
+def test_workers_are_recycled(monkeypatch, reason):
+    """Between two chunks, without losing a reward; other workers go on meanwhile."""
+    monkeypatch.setattr(pools, "RECYCLE_GRADINGS", 40 if reason == "gradings" else 10**9)
+    with Pool([("pid", pid), ("keep", keep)], workers=2) as pool:
+        keeping = 200 << 20 if reason == "bytes" else 0
+        monkeypatch.setattr(pools, "RECYCLE_BYTES", 100 << 20)
+        pids = set()
+
+        def replaced():
+            graded = pool.grade(["q"] * 64, ["a"] * 64, {"bytes": [keeping] * 64})
+            assert graded.rewards[1] == [1.0] * 64 and graded.failures == NO_FAILURES
+            pids.update(map(int, graded.rewards[0]))
+            return len(pids) >= 4
+
+        wait_until(replaced)
+        wait_until(lambda: sum(map(alive, pids)) <= 2)
 
 
 def test_functions_by_path_and_adapted():
@@ -159,7 +190,7 @@ def test_columns_that_cannot_be_sent(pool):
 
 
 SCRIPT = """
-import os, sys, time
+import glob, os, subprocess, sys, time
 from jaxrft.rewards import Pool
 
 def mine(prompts, completions, **columns):
@@ -168,7 +199,30 @@ def mine(prompts, completions, **columns):
         sum(iter(int, 1))  # endless, in C
     return [float(os.getpid())]
 
+def starts(prompts, completions, **columns):
+    # what graders start: a child, one of another session whose parent has left, a fork that shares our files
+    sleeper = "import os, sys, time; open(f'started.{os.getpid()}', 'w').close(); time.sleep(1000)"
+    subprocess.Popen([sys.executable, "-c", sleeper])
+    orphan = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {sleeper!r}], start_new_session=True)"
+    subprocess.run([sys.executable, "-c", orphan], check=True)
+    if os.fork() == 0:
+        open(f"started.{os.getpid()}", "w").close()
+        os.setsid()
+        time.sleep(1000)
+    return [1.0]
+
 def main():
+    if sys.argv[1] == "start":
+        pool = Pool([("starts", starts)], workers=2, timeout=60)
+        rewards = pool.grade(["q"] * 2, ["a"] * 2, {}).rewards
+        while len(glob.glob("started.*")) < 6:
+            time.sleep(0.05)
+        print(rewards, flush=True)
+        while sys.argv[2] == "stay":
+            time.sleep(0.1)
+        if sys.argv[2] == "close":
+            pool.close()
+        return
     with Pool([("mine", mine)], workers=2, timeout=60) as pool:
         print(*map(int, pool.grade(["q"] * 4, sys.argv[1:], {}).rewards[0]), flush=True)
 """
@@ -222,3 +276,27 @@ def test_workers_die_with_the_trainer(tmp_path, death):
     script.send_signal(death)
     script.communicate(timeout=60)
     wait_until(lambda: not any(alive(pid) for pid in pids))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere orphans of another session are lost")
+@pytest.mark.parametrize("end", ["close", "leave", signal.SIGKILL, signal.SIGTERM])
+def test_what_graders_started_ends_too(tmp_path, end):
+    """Also what is in a session of its own, whose parent has long left; with or without close()."""
+    script = run_script(tmp_path, GUARDED, "start", end if isinstance(end, str) else "stay")
+    assert script.stdout.readline() == "[[1.0, 1.0]]\n", script.stderr.read()
+    pids = [int(path.suffix[1:]) for path in tmp_path.glob("started.*")]
+    if not isinstance(end, str):
+        assert all(alive(pid) for pid in pids)
+        script.send_signal(end)
+    script.communicate(timeout=60)  # returns when all who share its output are gone
+    assert len(pids) == 6
+    wait_until(lambda: not any(alive(pid) for pid in pids))
+
+
+def test_what_a_killed_grader_started_ends_with_it(tmp_path, monkeypatch):
+    """A timeout kills the grader's processes; the next worker has its own."""
+    monkeypatch.setenv("STARTED", str(tmp_path / "started"))
+    with Pool([("hangs", hangs)], workers=1, timeout=1.0) as pool:
+        graded = pool.grade(["q"] * 2, ["hang", "a"], {})
+        assert graded.rewards == [[None, 1.0]] and graded.failures["timeout"] == 1
+        wait_until(lambda: not alive(int((tmp_path / "started").read_text())))

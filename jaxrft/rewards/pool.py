@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 KINDS = ("timeout", "crash", "wrong_length", "error", "invalid")
 CHUNK = 16  # completions sent at once: a worker idles for a round trip between two chunks
+RECYCLE_GRADINGS = 50_000  # a worker is replaced between two chunks after so many gradings,
+RECYCLE_BYTES = 1 << 30  # or when it holds so much more memory than at its start: sympy keeps what it computes
+STOP_SECONDS = 10.0  # for a warden to kill all that a worker has started
 STARTUP_SECONDS = 120.0  # importing a user's module may be slow, but not endless
 _IS_WORKER = "JAXRFT_REWARD_WORKER"
 
@@ -121,11 +124,13 @@ class Pool:
                 yield from answers
                 if failure:
                     yield from self._replace(worker, failure, queue)
+                elif worker.tired and not any(other.starting for other in self._workers):  # one at a time
+                    self._dismiss(worker)
+                    self._fill()
 
     def _replace(self, worker: "_Worker", failure: str, queue: deque) -> Iterator[tuple[int, int, list]]:
         """Kills a worker, gives up the completion it was at, and puts the rest of its chunk back in the queue."""
-        worker.stop()
-        self._workers.remove(worker)
+        self._dismiss(worker)
         if worker.starting:  # it loaded before: leave the place empty until the next batch rather than try for ever
             logger.error("a reward worker does not start again: %s", failure)
             return
@@ -138,13 +143,16 @@ class Pool:
     def _fill(self) -> None:
         """Replaces workers that died while idle, and starts those that are missing."""
         for worker in [worker for worker in self._workers if worker.idle and wait([worker.wire], 0)]:
-            worker.stop()
-            self._workers.remove(worker)
+            self._dismiss(worker)
         try:
             while len(self._workers) < self._count:
                 self._workers.append(_Worker(self._greeting, self._timeout))
         except OSError as error:
             logger.error("a reward worker cannot be started: %s", error)
+
+    def _dismiss(self, worker: "_Worker") -> None:
+        self._workers.remove(worker)
+        worker.stop()
 
 
 class _Worker:
@@ -157,9 +165,10 @@ class _Worker:
         self.starting = True
         self.deadline = time.monotonic() + STARTUP_SECONDS
         self.reward, self.pending = 0, deque[int]()
+        self.pid, self.resident, self.graded = 0, 0, 0  # known when it has loaded; bytes then; completions since
         self.rest = b""  # the beginning of a line
         # No accelerator for graders; and the same string hashes, hence sympy's orders, in every run. A session of its
-        # own: Ctrl-C does not reach it, and a kill reaches whatever it started. What it prints goes to our stderr.
+        # own: Ctrl-C does not reach it. What it prints goes to our stderr. The process is the worker's warden.
         alone = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "PYTHONHASHSEED": "0", _IS_WORKER: "1"}
         with theirs:
             self.process = subprocess.Popen(
@@ -176,6 +185,11 @@ class _Worker:
     def idle(self) -> bool:
         """Loaded, and owing no answer."""
         return not (self.starting or self.pending)
+
+    @property
+    def tired(self) -> bool:
+        """Idle, and so old or so large that a fresh one should take its place."""
+        return self.idle and (self.graded >= RECYCLE_GRADINGS or _resident(self.pid) > self.resident + RECYCLE_BYTES)
 
     def send(self, reward: int, ids: Sequence[int], prompts: Sequence, completions: Sequence, columns: Mapping) -> None:
         """Asks for one reward of the completions `ids`."""
@@ -214,16 +228,37 @@ class _Worker:
         if messages:
             self.deadline = time.monotonic() + self.timeout
         if self.starting:
-            self.starting = not messages
-            return [], messages[0].get("error") if messages else None
+            return [], self._hear(messages[0]) if messages else None
+        self.graded += len(messages)
         return [(self.reward, self.pending.popleft(), message) for message in messages], None
 
+    def _hear(self, greeting: dict[str, Any]) -> str | None:
+        """Takes down what a worker says when it has loaded the rewards; returns why it has not."""
+        self.starting = False
+        self.pid = greeting.get("pid", 0)
+        self.resident = _resident(self.pid)
+        return greeting.get("error")
+
     def stop(self) -> None:
-        """Kills the process and all that it started."""
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        """Has the warden kill the worker and all that it started."""
+        self.process.terminate()
+        try:
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            logger.error("processes that a reward started cannot be killed")
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
         self.wire.close()
+
+
+def _resident(pid: int) -> int:
+    """Bytes of memory that a process holds, 0 where there is no /proc."""
+    try:
+        with open(f"/proc/{pid}/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 def _wait_for(workers: Sequence[_Worker]) -> None:

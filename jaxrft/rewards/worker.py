@@ -2,10 +2,10 @@
 
 The wire is one inherited socket with a JSON document a line.
 In: a greeting {"sys_path", "sources"}, then chunks {"reward", "prompts", "completions", "columns"}.
-Out: {} or {"error": sentence} to the greeting; then for each completion, in order, [reward] or [null, kind, detail].
+Out: {"pid"} or {"error": sentence} to the greeting; then for each completion, in order, [reward] or
+[null, kind, detail].
 """
 
-import ctypes
 import json
 import math
 import os
@@ -17,15 +17,15 @@ from contextlib import suppress
 from typing import Any, SupportsFloat
 
 from jaxrft.rewards.lookup import Reward, Source, load, sentence
+from jaxrft.rewards.warden import guard
 
 MEMORY = 4 << 30  # bytes of address space that grading may take beyond what loading the rewards took
-_PR_SET_PDEATHSIG = 1
 
 
-def main(descriptor: int, parent: int) -> None:
-    """Answers chunks until the parent closes the wire or dies."""
-    _die_with(parent)
+def main(descriptor: int, trainer: int) -> None:
+    """Answers chunks, in a child with a warden, until the trainer closes the wire or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which then stops its workers
+    guard(trainer, descriptor)
     wire = socket.socket(fileno=descriptor)
     lines = wire.makefile("rb")
     greeting = json.loads(next(lines))
@@ -35,7 +35,7 @@ def main(descriptor: int, parent: int) -> None:
     except BaseException as error:  # a user's module may do anything, sys.exit() included
         return _send(wire, {"error": sentence(error)})
     _limit_memory()
-    _send(wire, {})
+    _send(wire, {"pid": os.getpid()})
     for line in lines:
         chunk = json.loads(line)
         for answer in _answers(rewards[chunk["reward"]], chunk):
@@ -80,14 +80,6 @@ def _checked(result: Any) -> list:
     if number is None or (isinstance(number, float) and math.isfinite(number)):
         return [number]
     return [None, "invalid", f"returned {value!r:.100}, not a finite number"]
-
-
-def _die_with(parent: int) -> None:
-    """Has Linux kill this process when its parent dies; elsewhere the closed wire ends it, unless a grader hangs."""
-    with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before we asked
-        os._exit(1)
 
 
 def _limit_memory() -> None:

@@ -1,0 +1,95 @@
+"""Bounds on what an answer may cost: refused by its looks, by the size of its numbers, and by processor time."""
+
+import math
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import sympy
+from sympy.core.cache import clear_cache
+
+BITS = 1 << 17  # 2002^5000 is an answer, 10^9! is an attack
+DEPTH = 40  # brackets: the time of math-verify's parser grows by more than their number
+_UNFINISHED = (sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit, sympy.Derivative)
+_OPENING, _CLOSING = "([{", ")]}"
+
+
+class OutOfTime(BaseException):
+    """Processor time is used up; no Exception, for sympy catches those."""
+
+
+@contextmanager
+def processor_time(seconds: float) -> Iterator[None]:
+    """Raises OutOfTime in its body after so many seconds of this process' own time, which a busy machine leaves alone.
+
+    Python code and long integers heed it, other C code only when it returns. Does nothing outside of the main thread,
+    where Python takes no signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGPROF, _raise)
+    try:
+        signal.setitimer(signal.ITIMER_PROF, seconds, 0.1)  # and again, for a bare `except:` may swallow the first
+        yield
+    except OutOfTime:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        clear_cache()  # assumptions that it was about to settle are left as "unknown"
+        raise
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def _raise(number: int, frame: Any) -> None:
+    raise OutOfTime
+
+
+def too_deep(text: str) -> bool:
+    """Whether brackets are nested more than DEPTH deep."""
+    depth = 0
+    for character in text:
+        depth += (character in _OPENING) - (character in _CLOSING)
+        if depth > DEPTH:
+            return True
+    return False
+
+
+def too_large(answers: list) -> bool:
+    """Whether working out what math-verify parsed, and left unevaluated, takes numbers of more than BITS bits.
+
+    Integrals, sums, products, limits and derivatives are unbounded: an answer is what remains when they are done.
+    """
+    return any(_bits(answer) > BITS for answer in answers if not isinstance(answer, str))
+
+
+def _bits(node: sympy.Basic | sympy.MatrixBase) -> float:
+    """About the largest log2 of a numerator or denominator met while `node` is evaluated, symbols being 1."""
+    if isinstance(node, _UNFINISHED):
+        return math.inf
+    if isinstance(node, sympy.Rational):
+        return math.log2(max(abs(node.p), node.q))
+    if isinstance(node, sympy.Float):
+        return abs(node._mpf_[2] + node._mpf_[3])
+    parts = [_bits(part) for part in (node.flat() if isinstance(node, sympy.MatrixBase) else node.args)]
+    if max(parts, default=0) > BITS:
+        return math.inf
+    match node:
+        case sympy.Pow():
+            return max(parts[0], 1.0) * _most(node.args[1])
+        case sympy.exp():
+            return 2 * _most(node.args[0])
+        case sympy.factorial() | sympy.factorial2() | sympy.binomial() | sympy.gamma():
+            return parts[0] * _most(node.args[0])
+        case sympy.Mul() | sympy.Add():
+            return sum(parts)
+    return max(parts, default=1.0)
+
+
+def _most(node: sympy.Basic) -> float:
+    """The absolute value of a number, and a bound on that of what has to be evaluated."""
+    if isinstance(node, sympy.Rational):
+        return abs(node.p / node.q) if _bits(node) < 1000 else math.inf
+    return 2.0 ** min(_bits(node), 1000)
