@@ -164,7 +164,7 @@ class Config:
     success_reward: str | None = None
     """Reward in [0, 1] that selectors count as success; the first by default."""
     reward_timeout: float = 10.0
-    """Seconds one completion's grading may take before its worker is killed."""
+    """Seconds one completion's grading may take before its worker is killed; `math` gives up by itself before that."""
     reward_workers: int | None = None
     """Grading processes a host; the number of cores, at most 8, by default."""
 

@@ -78,6 +78,13 @@ def test_gsm8k(completion, answer, expected):
         (r"The answer is $\sqrt{8}$.", r"2\sqrt{2}", 1.0),
         ("The answer is 1/2.", r"\frac12", 1.0),
         (r"\boxed{72}", "6 * 12 = 72\n#### 72", 1.0),
+        (r"\boxed{-1 \le x < 2}", "[-1,2)", 1.0),
+        (r"\boxed{-1 \le x < 2}", "[-1,2]", 0.0),
+        (r"\boxed{x = 1 \text{ or } x = 2}", "2, 1", 1.0),
+        (r"\boxed{\textbf{A}}", r"\text{(A)}", 1.0),
+        (r"\boxed{\$5\text{ dollars}}", "5", 1.0),
+        (r"\boxed{3}", r"\{x \mid 2 < x < 3\}", 0.0),  # its last number
+        (r"\boxed{7\sqrt2}", r"7\sqrt{2}.", 1.0),
         (r"\boxed{__import__('os')._exit(1)}", "4", 0.0),
     ],
 )

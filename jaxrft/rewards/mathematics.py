@@ -29,7 +29,7 @@ TAIL = 100_000  # characters at the end of a completion in which a box is looked
 
 _BRACES = re.compile(r"\\boxed\{|\\.|[{}]", re.DOTALL)
 _FRACTIONS = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
-_SIZES = re.compile(r"\\(?:left|right)(?=\\?[\[\](){}|])|\\!")
+_SIZES = re.compile(r"\\(?:left|right)(?=\\?[\[\](){}|])|\\!|(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))")
 _SPACES = re.compile(r"(?<![0-9a-zA-Z\\,])\s+|\s+(?![0-9a-zA-Z])")  # 1, 234 is a list and 1,234 a number
 
 
@@ -41,7 +41,8 @@ def math(prompts: Sequence, completions: Sequence[str], *, answer: Sequence, **c
     else it would pay to write one. `answer` is LaTeX, bare or in `$` or `\boxed{}`, or GSM8K's "... #### 72"; one that
     cannot be judged itself gives None. Deviation: several boxes are not joined to a set; plain numbers that differ are
     told apart, and texts that are the same found equal, before math-verify is asked; integrals, sums, products, limits
-    and derivatives are questions and no answers.
+    and derivatives are questions and no answers; a gold is read as a whole or compared as text; intervals may be
+    written as inequalities.
     """
     return [
         None if gold is None else _grade(completion, str(gold))
@@ -107,7 +108,9 @@ def _judge(gold: str, text: str) -> bool:
     golds, answers = _parse_gold(gold), _parse(text)
     try:
         with processor_time(SECONDS):
-            return not _apart(golds, answers) and verify(golds, answers, timeout_seconds=_NO_LIMIT)
+            return not _apart(golds, answers) and verify(
+                golds, answers, allow_set_relation_comp=True, timeout_seconds=_NO_LIMIT
+            )
     except OutOfTime:
         return False
 

@@ -38,9 +38,10 @@ class Pool:
     """Worker processes that grade; a context manager, for one thread, with which they end.
 
     `rewards` are (name, function | name of REWARDS | "package.module:function"). A completion whose grading takes more
-    than `timeout` seconds loses its reward and its worker is replaced; so does one whose worker dies. Functions run in
-    fresh processes, so they must be at the top level of a module or script. Raises InputError for rewards that do not
-    load. `workers` is the number of cores, at most 8, by default.
+    than `timeout` seconds loses its reward and its worker is replaced; so does one whose worker dies. Workers that are
+    old or large are replaced between chunks, and what graders start ends with their worker. Functions run in fresh
+    processes, so they must be at the top level of a module or script. Raises InputError for rewards that do not load.
+    `workers` is the number of cores, at most 8, by default.
     """
 
     def __init__(
