@@ -299,22 +299,26 @@ class Progress:
     def __init__(self, journal: Journal | None, display: Display, sizes: list[int]):
         """With batches of these `sizes`, of which the journal may have some."""
         self.journal, self.display, self.sizes = journal, display, sizes
-        self.count, self.tokens, self.begin = 0, 0, time.monotonic()
+        self.count, self.tokens, self.begin = 0, 0, 0.0
         if journal is not None and journal.done:
             display.say(f"going on after {len(journal.done)} of {len(sizes)} batches, noted in {journal.path}")
 
     def add(self, tokens: int, missing: int) -> None:
         """After one more batch, for which so many tokens were sampled, with `missing` batches to go."""
         assert self.journal is not None
-        self.count, self.tokens = self.count + 1, self.tokens + tokens
-        seconds = time.monotonic() - self.begin
         successes, trials = (sum(map(sum, entries)) for entries in zip(*self.journal.done.values(), strict=True))
-        numbers = f"mean {successes / max(1, trials):.3f}  {self.tokens / seconds:,.0f} tokens/s"
         done = sum(self.sizes[number] for number in self.journal.done)
-        left = datetime.timedelta(seconds=round(seconds / self.count * missing))
-        seldom = self.count % max(1, len(self.sizes) // LINES) == 0 or self.count == 1
-        line = f"task {done} of {sum(self.sizes)}  {numbers}  left {left}" if seldom else ""
-        self.display.advance(done, numbers, line)
+        numbers, left = f"mean {successes / max(1, trials):.3f}", ""
+        if self.count == 0:  # which was compiled for, and tells nothing of the speed
+            self.begin = time.monotonic()
+        else:
+            self.tokens += tokens
+            seconds = time.monotonic() - self.begin
+            numbers += f"  {self.tokens / seconds:,.0f} tokens/s"
+            left = f"  left {datetime.timedelta(seconds=round(seconds / self.count * missing))}"
+        seldom = self.count % max(1, len(self.sizes) // LINES) == 0
+        self.display.advance(done, numbers, f"task {done} of {sum(self.sizes)}  {numbers}{left}" if seldom else "")
+        self.count += 1
 
 
 def show(display: Display, title: str, counts: Counts) -> None:
