@@ -51,7 +51,7 @@ class RunState(NamedTuple):
     """All that a run is at a step: what is not here derives from the config and the step."""
 
     step: Array  # scalar int32, steps done
-    params: Any  # float32
+    params: Any  # what is trained, float32
     optimizer: Any
     selector: Any
     replay: Any
@@ -61,7 +61,7 @@ class RunState(NamedTuple):
 class Checkpoints:
     """The checkpoints of a run's folder; use it as a context manager.
 
-    `identity` names what a state belongs to (model, number of tasks, selector): a checkpoint of anything else is
+    `identity` names what a state belongs to (model, tasks, selector): a checkpoint of anything else is
     refused. A state may be restored on another mesh or number of processes than it was saved on.
     """
 

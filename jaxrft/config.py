@@ -102,6 +102,18 @@ class SelectConfig:
 
 
 @dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank adapters that are trained in place of the weights, W + alpha / rank * A B; they start at B = 0."""
+
+    rank: int = 0
+    """Rank of the adapters; 0 = finetune every weight. LoRA wants about ten times the learning_rate."""
+    alpha: float = 16.0
+    """Scale of the adapters, over the rank."""
+    targets: tuple[Literal["q", "k", "v", "o", "gate", "up", "down"], ...] = ("q", "k", "v", "o", "gate", "up", "down")
+    """Weights of each layer that have adapters: of attention (q, k, v, o) and of the MLP (gate, up, down)."""
+
+
+@dataclass(frozen=True)
 class MeshConfig:
     """Sizes of the device mesh; their product is the number of devices, -1 takes what is left."""
 
@@ -126,6 +138,7 @@ class Config:
     """Folder of the run: metrics.jsonl, config.json, checkpoints/, policy/."""
     evaluation: EvalConfig = EvalConfig()
     select: SelectConfig = SelectConfig()
+    lora: LoRAConfig = LoRAConfig()
     mesh: MeshConfig = MeshConfig()
     distributed: bool = False
     """Run as one of several processes. TPU pods and SLURM jobs find each other by themselves; elsewhere set
@@ -136,8 +149,8 @@ class Config:
     seed: int = 0
     """Every random stream derives from it."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the policy; parameters and optimiser are float32 always. In bfloat16 the rounding of rollout and
-    learner differs, so that first ratios are 1 to a few per cent only."""
+    """Arithmetic of the policy; what is trained and its optimiser are float32 always. In bfloat16 the rounding of
+    rollout and learner differs, so that first ratios are 1 to a few per cent only."""
     gather_for_rollout: bool = True
     """Gather the policy over `fsdp` once a rollout. False gathers a layer at a time for every token, much slower, for
     when a whole copy in `dtype` (split over `model` only) does not fit beside the training state."""
@@ -261,6 +274,9 @@ def check(config: Config) -> None:
         ("success_reward", c.success_reward in (None, *c.rewards), f"one of the rewards {', '.join(c.rewards)}"),
         ("evaluation.num_samples", c.evaluation.num_samples >= 0, "0 or more"),
         ("evaluation.batch_size", c.eval_batch_size >= 1, "at least 1"),
+        ("lora.rank", c.lora.rank >= 0, "0 or more; 0 finetunes every weight"),
+        ("lora.alpha", c.lora.alpha > 0, "positive"),
+        ("lora.targets", len(c.lora.targets) >= 1, "at least one weight; lora.rank 0 finetunes every weight"),
         ("mini_batch_size", divides(c.tasks_per_update, c.batch_size), f"a divisor of batch_size {c.batch_size}"),
         (
             "micro_batch_size",
@@ -367,7 +383,7 @@ def _nearest_field(message: str) -> str:
     unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
     if not unknown:
         return ""
-    kinds = {kind.__name__: kind for kind in (Config, TasksConfig, EvalConfig, SelectConfig, MeshConfig)}
+    kinds = {kind.__name__: kind for kind in (Config, TasksConfig, EvalConfig, SelectConfig, LoRAConfig, MeshConfig)}
     kind = kinds.get(unknown[1])
     near = difflib.get_close_matches(unknown[2], [f.name for f in dataclasses.fields(kind)], n=1) if kind else []
     return f"; did you mean {near[0]}?" if near else ""

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -60,7 +59,7 @@ def run(config: Config) -> dict[str, float]:
         raise InputError("the config has no held-out tasks: name some in evaluation.tasks")
     mesh = runtime.start(config)
     with runtime.open_rewards(config) as pool:
-        lm = runtime.open_model(config, mesh, dtype=jnp.dtype(config.dtype))  # nothing is trained
+        lm = runtime.open_model(config, mesh, trained=False)
         evaluate = make(config, lm, mesh, pool)
         with runtime.on(mesh, config):
             return evaluate(lm.params, 0)

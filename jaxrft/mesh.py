@@ -26,6 +26,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "mlp": ("model",),
     "layer": (),
     "head": (),
+    "rank": (),
     "time": (),
 }
 

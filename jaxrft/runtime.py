@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +35,8 @@ class LanguageModel(NamedTuple):
 
     config: model.ModelConfig
     policy: model.Policy
-    params: Any
+    params: Any  # what is trained, float32: all parameters, or the adapters of LoRA
+    frozen: model.Params  # what is not, in the dtype of the config: the base of LoRA, otherwise {}
     tokenizer: Any
     eos_ids: tuple[int, ...]
     folder: Path  # of its checkpoint
@@ -89,11 +91,15 @@ def check_mesh(config: Config, mesh: Mesh) -> None:
     )
 
 
-def open_model(config: Config, mesh: Mesh, *, dtype: Any = jnp.float32) -> LanguageModel:
-    """Loads the policy of a Hugging Face folder, or of an id on the hub, onto the mesh, its parameters in `dtype`."""
+def open_model(config: Config, mesh: Mesh, *, trained: bool = True) -> LanguageModel:
+    """Loads the policy of a Hugging Face folder, or of an id on the hub, onto the mesh.
+
+    What is trained, all parameters or fresh adapters, is float32; the others need no more digits than are computed
+    with. A policy that is not `trained` has no adapters, and its parameters are in the dtype of the config.
+    """
     folder = hub.find(config.model)
     text = tokenizer.load(str(folder))
-    shape = weights.read_config(folder)
+    shape = weights.read_config(folder)._replace(lora=lora(config) if trained else None)
     if len(text) > shape.vocab_size:
         raise InputError(
             f"the tokenizer of {config.model} has {len(text)} tokens but the model only {shape.vocab_size}: "
@@ -101,9 +107,53 @@ def open_model(config: Config, mesh: Mesh, *, dtype: Any = jnp.float32) -> Langu
         )
     check_length(config, weights.max_positions(folder))
     eos_ids = tokenizer.eos_ids(text, str(folder))
-    params = weights.load(folder, shape, mesh=mesh, dtype=dtype)
-    policy = model.decoder(shape, dtype=jnp.dtype(config.dtype))
-    return LanguageModel(shape, policy, params, text, eos_ids, folder)
+    dtype = jnp.dtype(config.dtype)
+    whole = trained and shape.lora is None
+    params, frozen = weights.load(folder, shape, mesh=mesh, dtype=jnp.float32 if whole else dtype), {}
+    if shape.lora is not None:
+        params, frozen = draw_adapters(config, shape, mesh), params
+    return LanguageModel(shape, model.decoder(shape, dtype=dtype), params, frozen, text, eos_ids, folder)
+
+
+def lora(config: Config) -> model.LoRA | None:
+    """The adapters that the config asks for, their targets in one order; None at rank 0."""
+    rank, targets = config.lora.rank, sorted(set(config.lora.targets))
+    return model.LoRA(rank, config.lora.alpha, tuple(targets)) if rank else None
+
+
+def draw_adapters(config: Config, shape: model.ModelConfig, mesh: Mesh) -> model.Params:
+    """Fresh adapters on the mesh."""
+    rows = model.adapters(shape)
+    where = {row.name: meshes.sharding(mesh, *row.axes) for row in rows}
+    return jax.jit(partial(model.draw, rows=rows), out_shardings=where)(stream(config.seed, 0, "init"))
+
+
+def fingerprint(params: Any, mesh: Mesh) -> str:
+    """A digest of every bit of the parameters, the same on any mesh: integer sums do not depend on their order."""
+
+    def checksums(params: Any) -> Array:
+        return jnp.stack([_checksum(x) for x in jax.tree.leaves(params)])
+
+    sums = jax.jit(checksums, out_shardings=meshes.sharding(mesh))(params)
+    return table.digest(np.asarray(sums).tobytes())
+
+
+def _checksum(x: Array) -> Array:
+    """The sum of x's bits as integers, each times an odd number of its place, modulo 2^32."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(jnp.uint32)
+    place = jnp.zeros(x.shape, jnp.uint32)
+    for axis, size in enumerate(x.shape):
+        place = place * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
+
+
+def export(config: Config, lm: LanguageModel, params: Any, folder: Path) -> str:
+    """Writes the trained policy to <folder>/policy, adapters to <folder>/adapter besides; says where they are."""
+    weights.save(folder / "policy", model.whole(params, lm.frozen), lm.config, source=lm.folder)
+    if lm.config.lora is None:
+        return f"the trained policy is in {folder / 'policy'}"
+    weights.save_adapters(folder / "adapter", params, lm.config, source=config.model)
+    return f"the trained policy is in {folder / 'policy'}, its adapters alone are in {folder / 'adapter'}"
 
 
 def check_length(config: Config, limit: int | None) -> None:
@@ -155,7 +205,8 @@ def stream(seed: int, step: Array | int, use: str) -> Array:
 def generator(lm: LanguageModel, config: Config, mesh: Mesh, **options: Any) -> Callable[..., Rollout]:
     """The jitted rollout: (params, step, prompts, lengths, ids) -> Rollout, its rows sharded over the mesh.
 
-    `options` are `rollout.generate`'s, beside those of the config, and `use`, the random stream.
+    `params` are all parameters, frozen ones and adapters. `options` are `rollout.generate`'s, beside those of the
+    config, and `use`, the random stream.
     """
     use = options.pop("use", "rollout")
     settings = {
@@ -168,11 +219,9 @@ def generator(lm: LanguageModel, config: Config, mesh: Mesh, **options: Any) -> 
     } | options
 
     def generate(params: Any, step: Array, prompts: Array, lengths: Array, ids: Array) -> Rollout:
-        # One cast for the whole decoding instead of one a token; the learner casts the same parameters the same way.
-        if config.gather_for_rollout:
-            params = model.gathered(lm.config, params, config.dtype)
-        else:
-            params = jax.tree.map(lambda x: x.astype(config.dtype), params)
+        # Merged and cast once for the whole decoding instead of once a token; the learner does both in the same way.
+        ready = model.gathered if config.gather_for_rollout else model.merged
+        params = ready(lm.config, params, jnp.dtype(config.dtype))
         key = stream(config.seed, step, use)
         return rollout.generate(lm.policy, params, key, prompts, lengths, ids, **settings)
 

@@ -31,7 +31,7 @@ class Run(NamedTuple):
     tasks: Tasks  # on the devices
     selector: Selector
     learner: update.Update
-    reference: Any  # parameters of the policy that the KL is taken to; None = no KL
+    reference: Any  # parameters of the policy that the KL is taken to, with LoRA the frozen ones; None = no KL
     pool: Any = None  # graders, of a run that is carried out
     evaluate: Any = None  # (params, step) -> metrics, likewise
 
@@ -41,7 +41,7 @@ class Programs(NamedTuple):
 
     select: Any  # (selector_state, step, tasks) -> (choice, selector_state)
     generate: Any  # (params, step, prompts, lengths, ids) -> rollouts
-    learn: Any  # (state, tasks, choice, (prompts, lengths), rollouts, rewards, reference) -> (state, metrics)
+    learn: Any  # (state, tasks, choice, (prompts, lengths), rollouts, rewards, reference, frozen) -> (state, metrics)
 
 
 def assemble(
@@ -71,7 +71,7 @@ def assemble(
         replay=None,
         tally=on_mesh(Tally._make((np.full(number, -1, np.int32), np.zeros(2, np.int32)))),
     )
-    reference = jax.tree.map(copy, lm.params) if config.kl_coef > 0 else None
+    reference = (lm.frozen or jax.tree.map(copy, lm.params)) if config.kl_coef > 0 else None
     lm = lm._replace(params=None)  # the state's from now on, which each step gives new memory
     return Run(config, mesh, lm, rows, on_mesh(tasks), selector, learner, reference), state
 
@@ -106,7 +106,14 @@ def compile_steps(run: Run, state: RunState) -> Programs:
         return run.selector.select(runtime.stream(config.seed, step, "select"), selector_state, tasks)
 
     def learn(
-        state: RunState, tasks: Tasks, choice: Choice, prompts: Any, rollouts: Rollout, rewards: Array, ref: Any
+        state: RunState,
+        tasks: Tasks,
+        choice: Choice,
+        prompts: Any,
+        rollouts: Rollout,
+        rewards: Array,
+        ref: Any,
+        frozen: Any,
     ) -> tuple[RunState, dict[str, Array]]:
         """Updates selector and policy; rewards [B, G, F], NaN = none."""
         groups = rewards.shape[:2]
@@ -127,7 +134,7 @@ def compile_steps(run: Run, state: RunState) -> Programs:
             advantages=grpo.advantages(total, scale_rewards=config.scale_rewards, mask=valid),
         )
         key = runtime.stream(config.seed, state.step, "learn")
-        params, optimizer, found = run.learner.step(key, state.params, state.optimizer, batch, ref)
+        params, optimizer, found = run.learner.step(key, state.params, state.optimizer, batch, ref, frozen)
         tally = checkpoint.count(state.tally, choice.ids, state.step + 1, jnp.sum(spent))
         found |= metrics.rewards(rewards, config.rewards, total, valid, grpo.informative(total, valid))
         found |= metrics.completions(rollouts, truncated)

@@ -16,7 +16,7 @@ from jaxrft import evaluate as evaluation
 from jaxrft import mesh as meshes
 from jaxrft.checkpoint import Checkpoints, RunState, open_folder, write_records
 from jaxrft.config import Config
-from jaxrft.lm import weights
+from jaxrft.lm import model
 from jaxrft.report import log
 from jaxrft.report.console import Display
 from jaxrft.report.log import Reporter
@@ -30,9 +30,9 @@ def train(config: Config, *, reward: Any = None) -> RunState:
     """Trains `config.model` on `config.tasks`, or goes on where the run in `config.output_dir` stopped.
 
     `reward` takes the place of `config.rewards`: a function of TRL's signature at the top level of a module or script,
-    or a dict of several by name. Returns the final state; the policy is exported to <output_dir>/policy. SIGTERM and
-    Ctrl-C save and return early. Raises InputError for mistakes in config or data, before anything of a run that is in
-    the folder already is touched, and when the disk is full.
+    or a dict of several by name. Returns the final state; the policy is exported to <output_dir>/policy, LoRA's
+    adapters to <output_dir>/adapter as well. SIGTERM and Ctrl-C save and return early. Raises InputError for mistakes
+    in config or data, before anything of a run that is in the folder already is touched, and when the disk is full.
     """
     functions = None if reward is None else runtime.rewards_by_name(reward)
     if functions is not None:
@@ -57,8 +57,7 @@ def train(config: Config, *, reward: Any = None) -> RunState:
         stopped = stack.enter_context(runtime.stop_signals())
         state = loop(run, state, folder, checkpoints, report, stopped)
         if int(state.step) >= config.steps:
-            weights.save(folder / "policy", state.params, run.lm.config, source=run.lm.folder)
-            display.say(f"the trained policy is in {folder / 'policy'}")
+            display.say(runtime.export(config, run.lm, state.params, folder))
         return state
 
 
@@ -66,12 +65,12 @@ def loop(
     run: Run, state: RunState, folder: Path, checkpoints: Checkpoints, report: Reporter, stopped: Callable[[], bool]
 ) -> RunState:
     """Steps from the state's on, until all are done or a signal comes."""
-    config, mesh, display = run.config, run.mesh, report.display
+    config, mesh, frozen, display = run.config, run.mesh, run.lm.frozen, report.display
     programs = steps.compile_steps(run, state)
     widths = table.buckets(run.table.lengths)
 
     def evaluate(step: int) -> None:
-        found = run.evaluate(state.params, step)
+        found = run.evaluate(model.whole(state.params, frozen), step)
         report.add(step, found)
         display.evaluation(step, found)
 
@@ -89,7 +88,7 @@ def loop(
         ids = np.asarray(choice.ids)
         timer.lap("select")
         prompts = runtime.prompt_batch(run.table, ids, widths, mesh)
-        rollouts = programs.generate(state.params, state.step, *prompts, choice.ids)
+        rollouts = programs.generate(model.whole(state.params, frozen), state.step, *prompts, choice.ids)
         jax.block_until_ready(rollouts.lengths)
         timer.lap("rollout")
         verdicts = runtime.verify(rollouts, run.pool, run.lm.tokenizer, run.table, ids)
@@ -100,7 +99,7 @@ def loop(
         rewards = verdicts.rewards.reshape(len(ids), config.num_generations, -1)
         rewards = meshes.from_host(mesh, rewards, "batch", None, None)
         state = state._replace(selector=chosen)
-        state, found = programs.learn(state, run.tasks, choice, prompts, rollouts, rewards, run.reference)
+        state, found = programs.learn(state, run.tasks, choice, prompts, rollouts, rewards, run.reference, frozen)
         report.flush()  # the step before, while the device works at this one
         if due(step, config.log_completions_steps):
             display.completions(step, sample_rows(run, ids, verdicts))
@@ -135,6 +134,9 @@ def identity(run: Run) -> dict[str, Any]:
     """What a checkpoint of this run belongs to: the model's shape, the tasks and their order, the selector."""
     rates = run.table.reference_pass_rates
     shape = {f"model's {name}": value for name, value in run.lm.config._asdict().items()}
+    if lora := run.lm.config.lora:  # then the weights below the adapters are not in the checkpoint
+        shape |= {"model's lora": lora._asdict(), "model's dtype": run.config.dtype}
+        shape["digest of the model's parameters"] = runtime.fingerprint(run.lm.frozen, run.mesh)
     return shape | {
         **table.identity(run.table),
         "digest of the domains": table.digest(run.table.domain.tobytes() + json.dumps(run.table.domains).encode()),

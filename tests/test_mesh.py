@@ -219,7 +219,7 @@ def test_a_rollout_gathers_the_parameters_once(mesh, params, prompts, once):
     """No weight is gathered in the loops over tokens and layers; a layer at a time if so configured."""
     sizes = {"batch_size": TASKS, "num_generations": GROUP, "max_completion_length": TIME}
     config = Config(model="", tasks=TasksConfig(), output_dir="", gather_for_rollout=once, **sizes)
-    policy = runtime.LanguageModel(CONFIG, POLICY, place(mesh, params), None, (0, 1), Path())
+    policy = runtime.LanguageModel(CONFIG, POLICY, place(mesh, params), {}, None, (0, 1), Path())
     generate = runtime.generator(policy, config, mesh)
     with jax.set_mesh(mesh):
         program = generate.lower(shapes_of(policy.params), np.int32(0), *shapes_of(place_rows(mesh, prompts)))

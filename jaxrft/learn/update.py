@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from jaxrft import mesh as meshes
 from jaxrft.learn import grpo, masked
 from jaxrft.lm import blocks, sampling
-from jaxrft.lm.model import Policy
+from jaxrft.lm.model import Policy, whole
 from jaxrft.lm.rollout import prefill
 from jaxrft.mesh import constrain
 from jaxrft.types import Array
@@ -39,7 +39,8 @@ class Update(NamedTuple):
     init: Callable[..., Any]
     """params -> optimizer_state, float32."""
     step: Callable[..., tuple[Any, Any, dict[str, Array]]]
-    """(key, params, optimizer_state, batch, ref_params=None) -> (params, optimizer_state, metrics)."""
+    """(key, params, optimizer_state, batch, ref_params=None, frozen=None) -> (params, optimizer_state, metrics).
+    Trained are `params`; a policy whose parameters are a dict may have others, `frozen`, which are not."""
 
 
 def adamw(
@@ -177,7 +178,7 @@ def make(
     objective = Objective(loss_type, epsilon, epsilon_high, kl_coef, temperature)
 
     def step(
-        key: Array, params: Any, optimizer_state: Any, batch: Batch, ref_params: Any = None
+        key: Array, params: Any, optimizer_state: Any, batch: Batch, ref_params: Any = None, frozen: Any = None
     ) -> tuple[Any, Any, dict[str, Array]]:
         tasks = batch.advantages.shape[0]
         passes = jax.vmap(lambda k: jax.random.permutation(k, tasks))(jax.random.split(key, num_iterations))
@@ -185,7 +186,7 @@ def make(
         def update(carry: tuple[Any, Any], rows: Array) -> tuple[Any, dict[str, Array]]:
             params, state = carry
             part = batch if mini_batch_size == tasks else jax.tree.map(lambda x: x[rows], batch)
-            grads, metrics = gradient(policy, objective, params, part, ref_params, rows=micro_batch_size)
+            grads, metrics = gradient(policy, objective, params, part, ref_params, frozen, rows=micro_batch_size)
             metrics |= {"grad_norm": optax.global_norm(grads), "learning_rate": _learning_rate(schedule, state)}
             with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts and floats
                 change, state = optimizer.update(grads, state, params)
@@ -199,16 +200,16 @@ def make(
 
 
 def gradient(
-    policy: Policy, objective: Objective, params: Any, batch: Batch, ref_params: Any, *, rows: int
+    policy: Policy, objective: Objective, params: Any, batch: Batch, ref_params: Any, frozen: Any, *, rows: int
 ) -> tuple[Any, dict[str, Array]]:
-    """Gradient and metrics of a mini-batch, summed over its micro-batches of `rows` rows."""
+    """Gradient by `params` and metrics of a mini-batch, summed over its micro-batches of `rows` rows."""
     mask = batch.mask.reshape(-1, batch.mask.shape[-1])
     normaliser = grpo.normaliser(mask, objective.loss_type, mask.shape[1])
     micro = micro_batches(batch, rows)
 
     def part(batch: Batch) -> tuple[Any, dict[str, Array]]:
         of = partial(loss, policy, objective, batch=batch, ref_params=ref_params, normaliser=normaliser)
-        grads, metrics = jax.grad(of, has_aux=True)(params)
+        grads, metrics = jax.grad(lambda params: of(whole(params, frozen)), has_aux=True)(params)
         return grads, metrics
 
     def add(total: Any, batch: Batch) -> tuple[Any, None]:

@@ -1,7 +1,8 @@
 """The policy as pure functions: a decoder-only transformer, with and without cache, and its one table of weights.
 
 Sources: Llama (arXiv 2302.13971, 2407.21783), Qwen2 (arXiv 2407.10671), Qwen3 (arXiv 2505.09388); grouped-query
-attention (arXiv 2305.13245).
+attention (arXiv 2305.13245); LoRA (arXiv 2106.09685), here a reparametrisation: the decoder computes with
+W + alpha / rank * A B, not with x W and x A B apart.
 """
 
 import math
@@ -37,6 +38,14 @@ class RopeScaling(NamedTuple):
     original_max_position_embeddings: int
 
 
+class LoRA(NamedTuple):
+    """Which weights have adapters, and of which rank: W becomes W + alpha / rank * A B."""
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]  # names in the table
+
+
 class ModelConfig(NamedTuple):
     """The shape of a decoder; hashable."""
 
@@ -54,6 +63,7 @@ class ModelConfig(NamedTuple):
     output_bias: bool = False  # of what attention adds to the residual stream
     qk_norm: bool = False  # queries and keys pass an RMSNorm over head_dim before they are rotated
     rope_scaling: RopeScaling | None = None
+    lora: LoRA | None = None
 
 
 class Cache(NamedTuple):
@@ -87,6 +97,7 @@ class Weight(NamedTuple):
     hf: str  # name in a Hugging Face checkpoint; {} is the layer
     transpose: bool = False  # whether Hugging Face stores [out, in]; if not, only "head" is merged
     constant: float = 0.0
+    uniform: bool = False  # between -+1 / sqrt(fan_in) instead of normal
 
     @property
     def layered(self) -> bool:
@@ -95,7 +106,12 @@ class Weight(NamedTuple):
 
 
 def table(config: ModelConfig) -> tuple[Weight, ...]:
-    """Every weight of the decoder: drives initialisation, sharding, loading and export."""
+    """Every weight of the decoder and of its adapters: drives initialisation, sharding, loading and export."""
+    return (*base(config), *adapters(config))
+
+
+def base(config: ModelConfig) -> tuple[Weight, ...]:
+    """The rows of the table without those of adapters: what a Hugging Face checkpoint holds."""
     c, layer = config, "model.layers.{}."
     d, f, h, kv, e, n = c.hidden_size, c.intermediate_size, c.num_heads, c.num_kv_heads, c.head_dim, c.num_layers
     attention, mlp = layer + "self_attn.", layer + "mlp."
@@ -130,16 +146,48 @@ def table(config: ModelConfig) -> tuple[Weight, ...]:
     return tuple(rows)
 
 
-def init(key: Array, config: ModelConfig) -> Params:
-    """Random float32 parameters: normal with variance 1 / fan-in, norms 1, biases 0."""
+def adapters(config: ModelConfig) -> tuple[Weight, ...]:
+    """The rows of the adapters, none without LoRA: for W [in, out] of a layer A [in, rank] and B [rank, out].
 
-    def draw(weight: Weight, key: Array) -> Array:
+    Names, layout and initialisation are those of peft: A Kaiming-uniform with a = sqrt(5), which is uniform between
+    -+1 / sqrt(in), and B zero, so that adapters change nothing at first.
+    """
+    if config.lora is None:
+        return ()
+    rank, rows = config.lora.rank, []
+    for row in base(config):
+        if row.name in config.lora.targets:
+            name_a, name_b = adapter_names(row.name)
+            inputs = 3 if row.axes[2] == "head" else 2  # up to there the dimensions are layer and inputs
+            shapes = (*row.shape[:inputs], rank), (row.shape[0], rank, *row.shape[inputs:])
+            axes = (*row.axes[:inputs], "rank"), ("layer", "rank", *row.axes[inputs:])
+            hf = f"base_model.model.{row.hf.removesuffix('weight')}lora_"
+            rows.append(Weight(name_a, shapes[0], axes[0], row.fan_in, f"{hf}A.weight", True, uniform=True))
+            rows.append(Weight(name_b, shapes[1], axes[1], None, f"{hf}B.weight", True))
+    return tuple(rows)
+
+
+def adapter_names(target: str) -> tuple[str, str]:
+    """What the adapter's two factors of a weight are called."""
+    return f"{target}_lora_a", f"{target}_lora_b"
+
+
+def init(key: Array, config: ModelConfig) -> Params:
+    """Random float32 parameters: normal with variance 1 / fan-in, norms 1, biases 0; adapters as `adapters` says."""
+    return draw(key, table(config))
+
+
+def draw(key: Array, rows: tuple[Weight, ...]) -> Params:
+    """Random float32 parameters of some rows of the table."""
+
+    def one(weight: Weight, key: Array) -> Array:
         if weight.fan_in is None:
             return jnp.full(weight.shape, weight.constant, jnp.float32)
+        if weight.uniform:
+            return jax.random.uniform(key, weight.shape, jnp.float32, -1.0, 1.0) / math.sqrt(weight.fan_in)
         return jax.random.normal(key, weight.shape, jnp.float32) / math.sqrt(weight.fan_in)
 
-    rows = table(config)
-    return {row.name: draw(row, k) for row, k in zip(rows, jax.random.split(key, len(rows)), strict=True)}
+    return {row.name: one(row, k) for row, k in zip(rows, jax.random.split(key, len(rows)), strict=True)}
 
 
 def shardings(config: ModelConfig, mesh: jax.sharding.Mesh) -> dict[str, jax.sharding.NamedSharding]:
@@ -155,13 +203,51 @@ def shardings(config: ModelConfig, mesh: jax.sharding.Mesh) -> dict[str, jax.sha
     return {row.name: meshes.sharding(mesh, *row.axes) for row in table(config)}
 
 
+def whole(params: Any, frozen: Params | None) -> Any:
+    """All parameters of a policy: those that are trained and, if there are any, those that are not."""
+    return {**frozen, **params} if frozen else params
+
+
+def merged(config: ModelConfig, params: Params, dtype: Any) -> Params:
+    """The parameters as the decoder computes with them, in `dtype`: those of the base, with the adapters added."""
+    parts = {row.name: parts_of(params, row.name) for row in base(config)}
+    adapted = {name: parts.pop(name) for name, held in list(parts.items()) if len(held) > 1}
+
+    def merge_all(parts: dict[str, tuple[Array, ...]]) -> Params:
+        return {name: merge(config, held, dtype) for name, held in parts.items()}
+
+    # A layer at a time, so that the float32 sums of all layers never exist together.
+    return merge_all(parts) | (jax.lax.map(merge_all, adapted) if adapted else {})
+
+
 def gathered(config: ModelConfig, params: Params, dtype: Any) -> Params:
-    """The parameters as the decoder computes with them: in `dtype` and whole over `fsdp`, split over `model` only.
+    """The `merged` parameters, whole over `fsdp` and split over `model` only.
 
     A loop that runs the decoder many times on the same parameters gathers them once in this way, instead of a layer at
     a time in each pass.
     """
-    return {row.name: _gathered(params[row.name], row.axes, dtype) for row in table(config)}
+    ready = merged(config, params, dtype)
+    return {row.name: _gathered(ready[row.name], row.axes, dtype) for row in base(config)}
+
+
+def parts_of(params: Params, name: str) -> tuple[Array, ...]:
+    """(W, A, B) of a weight whose adapter is in `params`, (W,) otherwise."""
+    return tuple(params[part] for part in (name, *adapter_names(name)) if part in params)
+
+
+def merge(config: ModelConfig, parts: tuple[Array, ...], dtype: Any) -> Array:
+    """W + alpha / rank * A B of one layer's (W, A, B), summed in float32, in `dtype`; of (W,) alone W.
+
+    The frozen weights alone are thus the policy that LoRA started from. The price of merging before multiplying is a
+    gradient of W's size, one layer's at a time, from which those of A and B are taken. What it buys: rollout, learner
+    and export compute with the same numbers, so that no ratio departs from 1 by the rounding of two ways to multiply,
+    and in decoding an adapter of any rank costs nothing.
+    """
+    if config.lora is None or len(parts) == 1:
+        return parts[0].astype(dtype)
+    weight, a, b = parts
+    product = jnp.tensordot(a, b, 1, precision="highest", preferred_element_type=jnp.float32)
+    return (weight.astype(jnp.float32) + config.lora.alpha / config.lora.rank * product).astype(dtype)
 
 
 def decoder(config: ModelConfig, *, dtype: Any = jnp.float32, remat: bool = True) -> Policy:
@@ -207,7 +293,7 @@ def apply(
 
     Attention is causal in `positions`, not in slots: prompts may be padded on either side.
     """
-    layered = {row.name: row.axes[1:] for row in table(config) if row.layered}
+    axes = {row.name: row.axes[1:] for row in base(config) if row.layered}
     rope = _rope(positions, rope_frequencies(config))
     seen = jnp.where(valid, positions, PADDED)
     # All rows advance together, so that row 0 of layer 0 tells the slot to write.
@@ -215,7 +301,7 @@ def apply(
 
     def layer(carry: tuple[Array, Cache | None], xs: Any) -> tuple[Any, Any]:
         (x, cache), (index, weights, prefix) = carry, xs
-        w = {name: _gathered(value, layered[name], dtype) for name, value in weights.items()}
+        w = {name: _gathered(merge(config, parts, dtype), axes[name], dtype) for name, parts in weights.items()}
         q, k, v = _project(config, w, rms_norm(x, w["attention_norm"], config.rms_norm_eps), rope)
         own = Cache(k, v, seen)
         if cache is not None:
@@ -229,7 +315,7 @@ def apply(
         return (x, cache), (own if cache is None else None)
 
     x = constrain(_gathered(params["embed"], ("vocab", "embed"), dtype)[tokens], "batch", "time", "embed")
-    layers = (jnp.arange(config.num_layers), {name: params[name] for name in layered}, prefix)
+    layers = (jnp.arange(config.num_layers), {name: parts_of(params, name) for name in axes}, prefix)
     (x, cache), fresh = jax.lax.scan(jax.checkpoint(layer) if remat else layer, (x, cache), layers)
     hidden = rms_norm(x, params["final_norm"].astype(dtype), config.rms_norm_eps)
     return hidden, _shard_cache(fresh if cache is None else cache)

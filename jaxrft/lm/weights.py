@@ -23,6 +23,7 @@ from jaxrft.types import Array, InputError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_model.safetensors"
 # What else belongs to a checkpoint and goes along unchanged when it is saved again.
 CARRIED = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
@@ -97,10 +98,10 @@ def load(
 ) -> Params:
     """The parameters of a Hugging Face folder in `dtype`, sharded by `model.shardings` when a mesh is given.
 
-    With a mesh, a process reads only what its devices hold. Raises InputError when a tensor is missing, has the wrong
-    shape or has no place in the decoder, and when there are no safetensors.
+    Adapters are not among them. With a mesh, a process reads only what its devices hold. Raises InputError when a
+    tensor is missing, has the wrong shape or has no place in the decoder, and when there are no safetensors.
     """
-    folder, weights = Path(folder), model.table(config)
+    folder, weights = Path(folder), model.base(config)
     shardings = model.shardings(config, mesh) if mesh is not None else {}
     with contextlib.ExitStack() as stack:
         tensors = _open(folder, stack)
@@ -119,25 +120,19 @@ def save(
 ) -> None:
     """Writes a Hugging Face folder that transformers opens, in files of at most `max_shard_size` bytes.
 
-    `source` is the folder the parameters came from, whose config.json, tokenizer and generation_config.json go along,
-    or the keys of a new config.json (`hf_config`). Every process takes part in gathering, tensor by tensor; process 0
-    writes, and an existing checkpoint is replaced only after the new one is complete. Raises InputError when `folder`
-    cannot be written or holds something else, or when `source` describes another model.
+    Adapters in `params` are added to their weights. `source` is the folder the parameters came from, whose config.json,
+    tokenizer and generation_config.json go along, or the keys of a new config.json (`hf_config`). Every process takes
+    part in gathering, tensor by tensor; process 0 writes, and an existing checkpoint is replaced only after the new one
+    is complete. Raises InputError when `folder` cannot be written or holds something else, or when `source` describes
+    another model.
     """
     dtype = np.dtype(dtype)
     keys = dict(source) if isinstance(source, Mapping) else _read_keys(Path(source))
-    if model_config(keys, "source") != config:
+    if model_config(keys, "source") != config._replace(lora=None):
         raise InputError("the config.json to be saved is another model's: give the folder the parameters came from")
-    files = _split(config, dtype.itemsize, max_shard_size)
+    files = _split(_pieces(model.base(config)), dtype.itemsize, max_shard_size)
     with _replacing(Path(folder)) as new:
-        for file, pieces in files.items():
-            held = {}
-            for piece in pieces:
-                tensor = _gather(piece, params, dtype)
-                if new is not None:
-                    held[piece.name] = tensor
-            if new is not None:
-                save_file(held, new / file, metadata={"format": "pt"})  # transformers 4 insists on a format
+        _write(new, files, params, config, dtype)
         if new is not None:
             _write_index(new, files, dtype.itemsize)
             named = {"torch_dtype", "dtype"} & keys.keys() or {"torch_dtype"}
@@ -145,6 +140,49 @@ def save(
             if not isinstance(source, Mapping):
                 _carry(Path(source), new)
     multihost_utils.sync_global_devices(f"jaxrft: saved {folder}")
+
+
+def save_adapters(folder: str | Path, params: Params, config: ModelConfig, *, source: str) -> None:
+    """Writes the adapters in `params`, float32, as a folder that peft opens on top of the model `source`.
+
+    That is a folder or an id on the hub, owner/name[@revision]. Every process takes part; process 0 writes. Raises
+    InputError when `folder` cannot be written or holds something else.
+    """
+    with _replacing(Path(folder)) as new:
+        _write(new, {ADAPTER: _pieces(model.adapters(config))}, params, config, np.dtype(np.float32))
+        if new is not None:
+            _write_json(new / "adapter_config.json", peft_config(config, source))
+    multihost_utils.sync_global_devices(f"jaxrft: saved {folder}")
+
+
+def peft_config(config: ModelConfig, source: str) -> dict[str, Any]:
+    """The adapter_config.json of adapters on top of the model `source`; raises ValueError for a decoder without."""
+    if config.lora is None:
+        raise ValueError("a decoder without adapters has no adapter_config.json")
+    alpha = config.lora.alpha
+    name, _, revision = (source, "", "") if Path(source).is_dir() else source.partition("@")
+    targets = {row.hf.split(".")[-2] for row in model.base(config) if row.name in config.lora.targets}
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": name,
+        "revision": revision or None,
+        "inference_mode": True,
+        "r": config.lora.rank,
+        "lora_alpha": int(alpha) if alpha.is_integer() else alpha,  # peft's own are integers
+        "target_modules": sorted(targets),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "use_rslora": False,
+        "use_dora": False,
+        "modules_to_save": None,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "layers_to_transform": None,
+        "layers_pattern": None,
+    }
 
 
 # config.json
@@ -350,33 +388,57 @@ class Piece(NamedTuple):
     layer: int | None
 
 
-def _split(config: ModelConfig, itemsize: int, max_shard_size: int) -> dict[str, list[Piece]]:
-    """File name -> the tensors in it: as many, in the order of the table, as fit `max_shard_size` bytes."""
+def _pieces(weights: tuple[Weight, ...]) -> list[Piece]:
+    """The tensors of some rows of the table, in their order."""
+    return [
+        Piece(name, weight, layer if weight.layered else None)
+        for weight in weights
+        for layer, name in enumerate(_names(weight))
+    ]
+
+
+def _split(pieces: list[Piece], itemsize: int, max_shard_size: int) -> dict[str, list[Piece]]:
+    """File name -> the tensors in it: as many, in their order, as fit `max_shard_size` bytes."""
     shards: list[list[Piece]] = [[]]
     size = 0
-    for weight in model.table(config):
-        bytes_each = math.prod(_layer_shape(weight)) * itemsize
-        for layer, name in enumerate(_names(weight)):
-            if shards[-1] and size + bytes_each > max_shard_size:
-                shards.append([])
-                size = 0
-            shards[-1].append(Piece(name, weight, layer if weight.layered else None))
-            size += bytes_each
+    for piece in pieces:
+        bytes_each = math.prod(_layer_shape(piece.weight)) * itemsize
+        if shards[-1] and size + bytes_each > max_shard_size:
+            shards.append([])
+            size = 0
+        shards[-1].append(piece)
+        size += bytes_each
     if len(shards) == 1:
         return {SINGLE: shards[0]}
     return {f"model-{i:05}-of-{len(shards):05}.safetensors": shard for i, shard in enumerate(shards, start=1)}
 
 
-@functools.partial(jax.jit, static_argnames="dtype")
-def _layer(value: Array, layer: Array | None, *, dtype: Any) -> Array:
-    """One layer of stacked values [L, ...], or all of it for None."""
-    return (value if layer is None else jax.lax.dynamic_index_in_dim(value, layer, keepdims=False)).astype(dtype)
+def _write(
+    folder: Path | None, files: Mapping[str, list[Piece]], params: Params, config: ModelConfig, dtype: np.dtype
+) -> None:
+    """Writes the tensors of each file, for which all processes gather them; only one has a folder."""
+    for file, pieces in files.items():
+        held = {}
+        for piece in pieces:
+            tensor = _gather(piece, params, config, dtype)
+            if folder is not None:
+                held[piece.name] = tensor
+        if folder is not None:
+            save_file(held, folder / file, metadata={"format": "pt"})  # transformers 4 insists on a format
 
 
-def _gather(piece: Piece, params: Params, dtype: np.dtype) -> np.ndarray:
+@functools.partial(jax.jit, static_argnames=("config", "dtype"))
+def _layer(parts: tuple[Array, ...], layer: Array | None, *, config: ModelConfig, dtype: Any) -> Array:
+    """One layer of a stacked weight [L, ...] with its adapter, if it has one; all of the weight for None."""
+    if layer is not None:
+        parts = tuple(jax.lax.dynamic_index_in_dim(part, layer, keepdims=False) for part in parts)
+    return model.merge(config, parts, dtype)
+
+
+def _gather(piece: Piece, params: Params, config: ModelConfig, dtype: np.dtype) -> np.ndarray:
     """A tensor of the file, whole, on every process."""
     layer = None if piece.layer is None else np.int32(piece.layer)
-    value = _layer(params[piece.weight.name], layer, dtype=dtype)
+    value = _layer(model.parts_of(params, piece.weight.name), layer, config=config, dtype=dtype)
     here = value.is_fully_addressable or value.is_fully_replicated
     whole = np.asarray(value) if here else multihost_utils.process_allgather(value, tiled=True)
     order = list(itertools.chain(*_layout(piece.weight)))

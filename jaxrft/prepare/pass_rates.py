@@ -22,7 +22,6 @@ import tyro
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from jaxrft import mesh as meshes
 from jaxrft import runtime
 from jaxrft.config import Config, TasksConfig
 from jaxrft.prepare import task_files
@@ -33,7 +32,7 @@ from jaxrft.rewards.pool import Pool
 from jaxrft.runtime import LanguageModel
 from jaxrft.tasks import table
 from jaxrft.tasks.table import TaskTable
-from jaxrft.types import Array, InputError, Rollout
+from jaxrft.types import InputError, Rollout
 
 SUFFIX, TRIALS = "_pass_rate", "_trials"
 EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # of the histogram
@@ -133,7 +132,7 @@ def measure(config: Config, out: Path, *, name: str | None = None, overwrite: bo
     with ExitStack() as stack:
         pool = stack.enter_context(runtime.open_rewards(config))
         stack.enter_context(runtime.on(mesh, config))
-        lm = runtime.open_model(config, mesh, dtype=jnp.dtype(config.dtype))
+        lm = runtime.open_model(config, mesh, trained=False)
         stopped = stack.enter_context(runtime.stop_signals())
         jobs = []
         for file, tasks in files.items():
@@ -213,27 +212,8 @@ def identity(job: Job) -> dict[str, Any]:
     """What the pass rates depend on."""
     settings = {name: getattr(job.config, name) for name in SETTINGS}
     shape = {f"model's {name}": value for name, value in job.lm.config._asdict().items()}
-    weights = {"digest of the model's parameters": fingerprint(job.lm.params, job.mesh), "ends": job.lm.eos_ids}
+    weights = {"digest of the model's parameters": runtime.fingerprint(job.lm.params, job.mesh), "ends": job.lm.eos_ids}
     return settings | shape | weights | table.identity(job.table)
-
-
-def fingerprint(params: Any, mesh: Mesh) -> str:
-    """A digest of every bit of the parameters, the same on any mesh: integer sums do not depend on their order."""
-
-    def checksums(params: Any) -> Array:
-        return jnp.stack([_checksum(x) for x in jax.tree.leaves(params)])
-
-    sums = jax.jit(checksums, out_shardings=meshes.sharding(mesh))(params)
-    return table.digest(np.asarray(sums).tobytes())
-
-
-def _checksum(x: Array) -> Array:
-    """The sum of x's bits as integers, each times an odd number of its place, modulo 2^32."""
-    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(jnp.uint32)
-    place = jnp.zeros(x.shape, jnp.uint32)
-    for axis, size in enumerate(x.shape):
-        place = place * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
 
 
 def batches(lengths: np.ndarray, size: int) -> list[np.ndarray]:
