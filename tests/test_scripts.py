@@ -183,10 +183,12 @@ PRINTED = {  # script and options -> the commands it prints, to be pasted into a
     ("delete.sh", *HOST, "--yes"): "gcloud compute tpus tpu-vm delete rl --zone=us-east5-b --quiet",
     ("gpu_node.sh", "--venv", "absent", "--gpus", "0,1", *TRAIN): f"""python3 -m venv absent
 absent/bin/pip install --quiet {ROOT}\\[cuda\\]
+export XLA_PYTHON_CLIENT_MEM_FRACTION=0.92
 export CUDA_VISIBLE_DEVICES=0\\,1
 exec absent/bin/jaxrft train configs/gsm8k.py --output-dir /mnt/runs/a""",
     ("gpu_node.sh", "--venv", "/", "--detach", "--", "train", "a b.py"): f"""python3 -m venv /
 //bin/pip install --quiet {ROOT}\\[cuda\\]
+export XLA_PYTHON_CLIENT_MEM_FRACTION=0.92
 setsid nohup //bin/jaxrft train a\\ b.py >>jaxrft.log 2>&1 </dev/null &""",
     ("slurm_gpu.sbatch", *TRAIN[1:]): (
         f"srun --gpu-bind=none --cpus-per-task=8 --label {ROOT}/.venv/bin/jaxrft train configs/gsm8k.py "

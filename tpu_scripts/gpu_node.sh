@@ -35,6 +35,7 @@ if [[ ! $dry_run ]]; then # for CUDA 13, which the extra brings
   ((${driver%%.*} >= 580)) || die "the NVIDIA driver is ${driver%%$'\n'*}: 580 or newer is needed"
 fi
 [[ -x $venv/bin/jaxrft ]] || { run python3 -m venv "$venv" && run "$venv/bin/pip" install --quiet "${here}[cuda]"; }
+run export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}" # JAX takes 0.75 of a GPU by itself
 [[ ! $gpus ]] || run export CUDA_VISIBLE_DEVICES="$gpus"
 if [[ ! $detach ]]; then
   run exec "$venv/bin/jaxrft" "$@"

@@ -6,8 +6,8 @@
 Data, settings and what differs are in qwen2.5-1.5b-instruct_math.py beside this file. Answers are graded by GURU's own
 graders, which configs/graders/reasoning360.py tells how to install. Start in the folder that configs/ is in.
 
-Hardware: 8 devices of 40 GB (8 x A100, v5p-16); each holds 3 GB of parameters, gradients and moments, 3 GB of
-parameters in bfloat16 for the rollout, and up to 15 GB of key-value cache. The published example: 8 GPUs.
+Hardware: 8 devices of 40 GB (8 x A100, v5p-16). Each holds 3 GB of parameters, gradients and moments, and during a
+rollout 3 GB of parameters in bfloat16 and 16 GB of key-value cache. The published example: 8 GPUs.
 
 Expected: not found in what could be read of the paper.
 

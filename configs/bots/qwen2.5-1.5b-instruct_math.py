@@ -7,8 +7,8 @@
 
 The files of GURU bring the reference pass rates that BOTS needs. The five files beside this one change it.
 
-Hardware: 8 devices of 40 GB (8 x A100, v5p-16); each holds 3 GB of parameters, gradients and moments, 3 GB of
-parameters in bfloat16 for the rollout, and up to 15 GB of key-value cache. The published example: 8 GPUs.
+Hardware: 8 devices of 40 GB (8 x A100, v5p-16). Each holds 3 GB of parameters, gradients and moments, and during a
+rollout 3 GB of parameters in bfloat16 and 16 GB of key-value cache. The published example: 8 GPUs.
 
 Expected: TTB(100 %) 0.64: `bots` needs 64 % of the steps of random selection to reach what that reaches at its end.
 Accuracies: not found in what could be read. Measured on MATH500 and AIME 2024 (here: eval/math500/avg@1 and

@@ -8,8 +8,8 @@
 All else, also how to switch on `dots` and replay when they exist, is in qwen2.5-math-1.5b_math.py beside this file.
 Completions of up to 4096 tokens.
 
-Hardware: 16 devices of 80 GB (2 x 8 H100, v5p-32); each holds 3 GB of parameters, gradients and moments, 6 GB of
-parameters in bfloat16 for the rollout, and up to 39 GB of key-value cache. The paper's: 8 x L40S.
+Hardware: 16 devices of 80 GB (16 x H100, v5p-32). Each holds 3 GB of parameters, gradients and moments, and during a
+rollout 6 GB of parameters in bfloat16 and 40 GB of key-value cache. The paper's: 8 x L40S.
 
 Expected: not stated in numbers (Figure 3, curves). Table 1: DOTS with replay needs 26.67 % fewer steps and 35.10 % less
 time to reach what this baseline reaches in 60 steps.

@@ -11,9 +11,9 @@ r"""The DOTS paper (arXiv 2506.05316), Qwen2.5-Math-1.5B on MATH: its baseline, 
 change it, when the package has them: target 0.5, 256 reference tasks, temperature 1e-3, selection every 2 steps; half
 of each batch fresh, a buffer of 256 or 512.
 
-Hardware: 8 devices of 80 GB (8 x H100, v5p-16); each holds 3 GB of parameters, gradients and moments, 3 GB of
-parameters in bfloat16 for the rollout, and 45 GB of key-value cache when all completions are as long as they may be.
-The paper's: 8 x L40S.
+Hardware: 8 devices of 80 GB (8 x H100, v5p-16). Each holds 3 GB of parameters, gradients and moments, and during a
+rollout 3 GB of parameters in bfloat16 and 47 GB of key-value cache; the TPU compiler counts 58 GB in all. The paper's:
+8 x L40S.
 
 Expected: not stated in numbers; Figure 3 shows the mean accuracy over GSM8K, MATH500, Minerva Math and OlympiadBench,
 sampled at temperature 0.6 and top-p 0.95, as curves (here: eval/gsm8k/avg@1 and eval/MATH-500/avg@1). Table 1: DOTS

@@ -7,8 +7,8 @@
 
 All else, also how to switch on `dots` and replay when they exist, is in qwen2.5-math-1.5b_math.py beside this file.
 
-Hardware: 16 devices of 80 GB (2 x 8 H100) or 95 GB (v5p-32); each holds 8 GB of parameters, gradients and moments, 15
-GB of parameters in bfloat16 for the rollout, and up to 45 GB of key-value cache. The paper's: 8 x A100.
+Hardware: 16 devices of 95 GB (v5p-32) or 32 of 80 GB (32 x H100). Each of 16 holds 8 GB of parameters, gradients and
+moments, and during a rollout 15 GB of parameters in bfloat16 and 47 GB of key-value cache. The paper's: 8 x A100.
 
 Expected: not stated in numbers (Figure 3, curves). Table 1: DOTS with replay needs 40.00 % fewer steps and 48.03 % less
 time to reach what this baseline reaches in 60 steps.
