@@ -149,8 +149,8 @@ class Config:
     seed: int = 0
     """Every random stream derives from it."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the policy; what is trained and its optimiser are float32 always. In bfloat16 the rounding of
-    rollout and learner differs, so that first ratios are 1 to a few per cent only."""
+    """Arithmetic of the policy; what is trained, its optimiser and the exported policy are float32 always. In bfloat16
+    the rounding of rollout and learner differs, so that first ratios are 1 to a few per cent only."""
     gather_for_rollout: bool = True
     """Gather the policy over `fsdp` once a rollout. False gathers a layer at a time for every token, much slower, for
     when a whole copy in `dtype` (split over `model` only) does not fit beside the training state."""
