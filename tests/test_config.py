@@ -9,9 +9,9 @@ import pytest
 
 from jaxrft import config as configs
 from jaxrft import mesh as meshes
-from jaxrft.config import Config, EvalConfig, MeshConfig, SelectConfig, TasksConfig
+from jaxrft.config import Config, EvalConfig, LoRAConfig, MeshConfig, SelectConfig, TasksConfig
 from jaxrft.learn import grpo, update
-from jaxrft.lm import rollout, sampling
+from jaxrft.lm import model, rollout, sampling
 from jaxrft.rewards.pool import Pool
 from jaxrft.select import baselines, selectors
 from jaxrft.types import InputError
@@ -80,6 +80,7 @@ def test_a_value_out_of_range_is_refused(name, value, wanted):
         ({"select": SelectConfig(prior=(1, "1"))}, "select.prior[1] is '1': it must be of type float"),
         ({"select": SelectConfig(order="none")}, "order is 'none': it must be one of shuffled, replacement, sequent"),
         ({"mesh": MeshConfig(model=2.0)}, "mesh.model is 2.0: it must be of type int"),
+        ({"lora": LoRAConfig(targets=("q", "qkv"))}, "lora.targets[1] is 'qkv': it must be one of q, k, v, o, gate, "),
         (
             {"evaluation": EvalConfig(TasksConfig("a"))},
             "it must be of type tuple[TasksConfig, ...], such as (TasksConfig(",
@@ -110,6 +111,19 @@ def test_an_int_is_a_float():
 def test_an_evaluation_out_of_range_is_refused(changes, wanted):
     with pytest.raises(InputError, match=wanted):
         make(evaluation=EvalConfig(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"rank": -1}, "lora.rank is -1: it must be 0 or more"),
+        ({"alpha": 0.0}, "lora.alpha is 0.0: it must be positive"),
+        ({"targets": ()}, r"lora.targets is \(\): it must be at least one weight"),
+    ],
+)
+def test_adapters_out_of_range_are_refused(changes, wanted):
+    with pytest.raises(InputError, match=wanted):
+        make(lora=LoRAConfig(**changes))
 
 
 @pytest.mark.parametrize(
@@ -289,6 +303,10 @@ def test_choices_are_those_of_the_functions():
     assert choices["loss_type"] == tuple(grpo.REDUCTIONS)
     assert choices["scale_rewards"] == tuple(grpo.SCALES)
     assert choices["order"] == get_args(baselines.Order)
+    lora = model.LoRA(1, 1.0, LoRAConfig().targets)
+    shape = model.ModelConfig(2, 2, 2, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=2, lora=lora)
+    matrices = [row for row in model.base(shape) if row.layered and row.transpose]
+    assert [row.name for row in matrices] == list(lora.targets) and len(model.adapters(shape)) == 2 * len(matrices)
 
 
 def test_select_holds_the_union_of_the_selectors_fields():

@@ -214,15 +214,18 @@ def test_the_unembedding_is_gathered_and_its_gradient_reduced_outside_of_the_chu
     assert large and not any(large)
 
 
-@pytest.mark.parametrize("once", [True, False])
-def test_a_rollout_gathers_the_parameters_once(mesh, params, prompts, once):
+@pytest.mark.parametrize(("once", "lora"), [(True, None), (False, None), (True, model.LoRA(2, 4.0, ("k", "down")))])
+def test_a_rollout_gathers_the_parameters_once(mesh, params, prompts, once, lora):
     """No weight is gathered in the loops over tokens and layers; a layer at a time if so configured."""
     sizes = {"batch_size": TASKS, "num_generations": GROUP, "max_completion_length": TIME}
     config = Config(model="", tasks=TasksConfig(), output_dir="", gather_for_rollout=once, **sizes)
-    policy = runtime.LanguageModel(CONFIG, POLICY, place(mesh, params), {}, None, (0, 1), Path())
+    shape = CONFIG._replace(lora=lora)
+    adapters = {row.name: np.zeros(row.shape, np.float32) for row in model.adapters(shape)}
+    placed = jax.device_put(params | adapters, model.shardings(shape, mesh))
+    policy = runtime.LanguageModel(shape, model.decoder(shape), placed, {}, None, (0, 1), Path())
     generate = runtime.generator(policy, config, mesh)
     with jax.set_mesh(mesh):
-        program = generate.lower(shapes_of(policy.params), np.int32(0), *shapes_of(place_rows(mesh, prompts)))
+        program = generate.lower(shapes_of(placed), np.int32(0), *shapes_of(place_rows(mesh, prompts)))
         found = collectives(program.compile(), "all-gather")
     smallest = 16 * 8 * CONFIG.num_kv_heads // 2  # a layer's weights of keys, on a device
     assert any(looped and size >= smallest for looped, size in found) != once

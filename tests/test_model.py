@@ -49,6 +49,7 @@ VARIANTS = [
     CONFIG._replace(tie_word_embeddings=True),
     CONFIG._replace(attention_bias=False, tie_word_embeddings=True),
     CONFIG._replace(output_bias=True, qk_norm=True),
+    CONFIG._replace(lora=model.LoRA(3, 6.0, ("k", "o", "down"))),
 ]
 
 
@@ -65,6 +66,7 @@ def test_the_table_agrees_with_itself_and_with_the_rules(config):
         "heads": {config.num_heads},
         "kv_heads": {config.num_kv_heads},
         "head": {config.head_dim},
+        "rank": {3},
     }
     for row in rows:
         assert len(row.shape) == len(row.axes), row

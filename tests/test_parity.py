@@ -83,6 +83,15 @@ def our_logits(folder, tokens, lengths=None, prompt=None):
     return jnp.concatenate(logits, axis=1)
 
 
+def adapted_logits(folder, adapter, tokens):
+    """Logits of a checkpoint with an adapter on top, by peft."""
+    peft = pytest.importorskip("peft")
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    lm = peft.PeftModel.from_pretrained(base, adapter).eval()
+    with torch.no_grad():
+        return lm(torch.tensor(tokens)).logits.numpy()
+
+
 def stored(folder):
     return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
@@ -193,3 +202,30 @@ def test_absent_keys_are_read_as_transformers_reads_them(model_type):
     }
     assert ours.rms_norm_eps == theirs.rms_norm_eps and ours.tie_word_embeddings == theirs.tie_word_embeddings
     np.testing.assert_allclose(model.rope_frequencies(ours), lm.model.rotary_emb.inv_freq.numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "targets"),
+    [(QWEN2, ("q", "k", "v", "o", "gate", "up", "down")), (QWEN3, ("v", "o")), (LLAMA, ("q", "down"))],
+)
+def test_a_merged_policy_is_its_base_with_its_adapter(changes, targets, tokens, tmp_path):
+    """In transformers and peft, of adapters that are far from fresh; and peft makes the very same kind of adapter."""
+    base, merged, adapter = (tmp_path / name for name in ("base", "merged", "adapter"))
+    write(base, torch.float32, **changes)
+    config = weights.read_config(base)._replace(lora=model.LoRA(4, 6.0, targets))
+    frozen, fresh = weights.load(base, config), model.draw(jax.random.key(0), model.adapters(config))
+    noise = model.draw(jax.random.key(1), tuple(row._replace(fan_in=4) for row in model.adapters(config)))
+    params = frozen | {name: value + noise[name] for name, value in fresh.items()}
+    weights.save(merged, params, config, source=base)
+    weights.save_adapters(adapter, params, config, source=str(base))
+    want = adapted_logits(base, adapter, tokens)
+    np.testing.assert_allclose(torch_logits(merged, tokens)[0], want, atol=1e-4)
+    np.testing.assert_allclose(our_logits(merged, tokens), want, atol=1e-4)
+    assert np.abs(want - torch_logits(base, tokens)[0]).max() > 0.1
+
+    peft, lm = pytest.importorskip("peft"), transformers.AutoModelForCausalLM.from_pretrained(base)
+    names = [f"{name}_proj" for name in targets]
+    theirs = peft.get_peft_model(lm, peft.LoraConfig(r=4, lora_alpha=6, target_modules=names, task_type="CAUSAL_LM"))
+    theirs.save_pretrained(tmp_path / "theirs")
+    shapes = [{name: x.shape for name, x in stored(folder).items()} for folder in (adapter, tmp_path / "theirs")]
+    assert shapes[0] == shapes[1]
