@@ -145,7 +145,7 @@ class Config:
     tasks: TasksConfig | tuple[TasksConfig, ...]
     """What is trained on: one set, or a mixture of several."""
     output_dir: str
-    """Folder of the run: metrics.jsonl, config.json, checkpoints/, policy/."""
+    """Folder of the run: metrics.jsonl, config.json, checkpoints/, policy/, and adapter/ with LoRA."""
     evaluation: EvalConfig = EvalConfig()
     select: SelectConfig = SelectConfig()
     lora: LoRAConfig = LoRAConfig()

@@ -6,7 +6,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,7 +124,7 @@ def draw_adapters(config: Config, shape: model.ModelConfig, mesh: Mesh) -> model
     """Fresh adapters on the mesh."""
     rows = model.adapters(shape)
     where = {row.name: meshes.sharding(mesh, *row.axes) for row in rows}
-    return jax.jit(partial(model.draw, rows=rows), out_shardings=where)(stream(config.seed, 0, "init"))
+    return jax.jit(lambda: model.draw(stream(config.seed, 0, "init"), rows), out_shardings=where)()
 
 
 def fingerprint(params: Any, mesh: Mesh) -> str:
