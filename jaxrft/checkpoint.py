@@ -169,7 +169,7 @@ def open_folder(config: Config) -> Path:
         mistake = probe = ""
         if jax.process_index() == 0:
             try:
-                _check_contents(folder, config.resume)
+                check_contents(folder, config.resume)
                 folder.mkdir(parents=True, exist_ok=True)
                 probe = stack.enter_context(tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-")).name
             except InputError as error:
@@ -187,7 +187,7 @@ def open_folder(config: Config) -> Path:
     return folder
 
 
-def _check_contents(folder: Path, resume: str) -> None:
+def check_contents(folder: Path, resume: str) -> None:
     """Raises InputError when `folder` holds a run that a new one would overwrite."""
     saved = _has_checkpoints(folder)
     begun = (folder / "config.json").exists() or (folder / "metrics.jsonl").exists()

@@ -5,6 +5,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ commands:
 
 CONFIG is a .py file that defines `config = Config(...)`; every field of it is a flag:
   jaxrft train configs/quickstart.py --steps 20 --output-dir runs/a --select.decay 0.2
+  jaxrft train configs/quickstart.py --dry-run
   jaxrft eval configs/quickstart.py --model runs/quickstart/policy
   jaxrft prepare dataset gsm8k --file train.jsonl
   jaxrft prepare pass-rates configs/quickstart.py --model runs/quickstart/policy --out rates.parquet
@@ -66,8 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
-def _config(arguments: list[str], prog: str, kind: Any = None) -> Any:
-    """The Config of the command line: the file's, changed by flags; or a `kind` of options that holds one."""
+def _config(arguments: list[str], prog: str, options: Callable[[Any], Any] | None = None) -> Any:
+    """The Config of the command line: the file's, changed by flags; or the `options` that hold it, changed likewise."""
     import tyro
 
     from jaxrft import config as configs
@@ -80,9 +82,9 @@ def _config(arguments: list[str], prog: str, kind: Any = None) -> Any:
     else:
         raise InputError(f"no config given: {prog} [flags], CONFIG a .py file such as configs/quickstart.py")
     description = f"Flags change the config file {path or 'CONFIG'}, whose values are the defaults below."
-    kind, default = (configs.Config, default) if kind is None else (kind, kind(default, tyro.MISSING))
+    default = default if options is None else options(default)
     return tyro.cli(
-        kind,
+        type(default),
         default=default,
         args=flags,
         prog=prog,
@@ -92,11 +94,14 @@ def _config(arguments: list[str], prog: str, kind: Any = None) -> Any:
 
 
 def _train(arguments: list[str], prog: str) -> int:
-    config = _config(arguments, prog)
-    from jaxrft import train
+    from jaxrft import plan, train
 
-    state = train.train(config)
-    return 0 if int(state.step) >= config.steps else STOPPED
+    options = _config(arguments, prog, plan.Options)
+    if options.dry_run or options.topology is not None:
+        plan.show(options.config, options.topology)
+        return 0
+    state = train.train(options.config)
+    return 0 if int(state.step) >= options.config.steps else STOPPED
 
 
 def _eval(arguments: list[str], prog: str) -> int:
@@ -122,9 +127,12 @@ def _prepare_dataset(arguments: list[str], prog: str) -> int:
 
 
 def _prepare_pass_rates(arguments: list[str], prog: str) -> int:
+    import tyro
+
     from jaxrft.prepare import pass_rates
 
-    return 0 if pass_rates.run(_config(arguments, prog, pass_rates.Options)) else STOPPED
+    options = _config(arguments, prog, lambda config: pass_rates.Options(config, out=tyro.MISSING))
+    return 0 if pass_rates.run(options) else STOPPED
 
 
 def _simulate(arguments: list[str], prog: str) -> int:

@@ -73,7 +73,7 @@ FIELDS = {
 }
 
 
-def check_mesh(config: Config, mesh: Mesh) -> None:
+def check_mesh(config: Config, mesh: meshes.AnyMesh) -> None:
     """Raises InputError for batches that the mesh does not divide."""
     count, rows = meshes.shards(mesh, "batch"), config.rows_per_micro_batch
     for name in ("batch_size", *FIELDS):
@@ -96,7 +96,16 @@ def open_model(config: Config, mesh: Mesh, *, trained: bool = True) -> LanguageM
     What is trained, all parameters or fresh adapters, is float32; the others need no more digits than are computed
     with. A policy that is not `trained` has no adapters, and its parameters are in the dtype of the config.
     """
-    folder = hub.find(config.model)
+    lm = read_model(config, hub.find(config.model), trained=trained)
+    dtype = jnp.float32 if trained and lm.config.lora is None else jnp.dtype(config.dtype)
+    params = weights.load(lm.folder, lm.config, mesh=mesh, dtype=dtype)
+    if lm.config.lora is None:
+        return lm._replace(params=params)
+    return lm._replace(params=draw_adapters(config, lm.config, mesh), frozen=params)
+
+
+def read_model(config: Config, folder: Path, *, trained: bool = True) -> LanguageModel:
+    """The policy of a Hugging Face folder, all but its parameters."""
     text = tokenizer.load(str(folder))
     shape = weights.read_config(folder)._replace(lora=lora(config) if trained else None)
     if len(text) > shape.vocab_size:
@@ -105,13 +114,8 @@ def open_model(config: Config, mesh: Mesh, *, trained: bool = True) -> LanguageM
             "they do not belong together"
         )
     check_length(config, weights.max_positions(folder))
-    eos_ids = tokenizer.eos_ids(text, str(folder))
-    dtype = jnp.dtype(config.dtype)
-    whole = trained and shape.lora is None
-    params, frozen = weights.load(folder, shape, mesh=mesh, dtype=jnp.float32 if whole else dtype), {}
-    if shape.lora is not None:
-        params, frozen = draw_adapters(config, shape, mesh), params
-    return LanguageModel(shape, model.decoder(shape, dtype=dtype), params, frozen, text, eos_ids, folder)
+    policy = model.decoder(shape, dtype=jnp.dtype(config.dtype))
+    return LanguageModel(shape, policy, None, {}, text, tokenizer.eos_ids(text, str(folder)), folder)
 
 
 def lora(config: Config) -> model.LoRA | None:

@@ -10,6 +10,7 @@ LAYERS = (
     {"select", "learn", "lm"},
     {"tasks", "rewards", "checkpoint", "report"},
     {"runtime", "steps", "train", "evaluate", "simulate", "bench", "prepare"},
+    {"plan"},
     {"cli"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import constants, errors, snapshot_download
 
 from jaxrft.lm import weights
-from jaxrft.types import InputError
+from jaxrft.types import InputError, Missing
 
 ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?")  # owner/name[@revision]
 # All that is ever read of a repository, at its top: no code, no pickles, no other formats of the weights.
@@ -43,7 +43,7 @@ def find(model: str) -> Path:
         reason = f"{type(error).__name__}: {' '.join(str(error).split()).split('. ')[0]}"
     repository, revision = named.groups()
     command = f"hf download {repository}" + (f" --revision {revision}" if revision else "")
-    raise InputError(
+    raise Missing(
         f"{model} is neither a folder{_nearest(model)} nor whole in the cache {constants.HF_HUB_CACHE}, and cannot be "
         f"downloaded ({reason}): check the name, or run `{command}` where there is a network, with "
         "HF_HOME as here, and HF_TOKEN if the model is gated"

@@ -190,7 +190,7 @@ def draw(key: Array, rows: tuple[Weight, ...]) -> Params:
     return {row.name: one(row, k) for row, k in zip(rows, jax.random.split(key, len(rows)), strict=True)}
 
 
-def shardings(config: ModelConfig, mesh: jax.sharding.Mesh) -> dict[str, jax.sharding.NamedSharding]:
+def shardings(config: ModelConfig, mesh: meshes.AnyMesh) -> dict[str, jax.sharding.NamedSharding]:
     """Where each parameter lives on `mesh`; raises InputError for a mesh that does not divide the decoder."""
     for what, size, axis in (
         ("hidden_size", config.hidden_size, "embed"),

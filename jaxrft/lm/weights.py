@@ -109,6 +109,12 @@ def load(
         return {weight.name: _place(weight, tensors, shardings.get(weight.name), dtype) for weight in weights}
 
 
+def check(folder: str | Path, config: ModelConfig) -> None:
+    """Raises InputError where `load` would; reads names and shapes only."""
+    with contextlib.ExitStack() as stack:
+        _check(Path(folder), _open(Path(folder), stack), model.base(config))
+
+
 def save(
     folder: str | Path,
     params: Params,

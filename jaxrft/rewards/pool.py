@@ -48,7 +48,7 @@ class Pool:
         self, rewards: Sequence[tuple[str, str | Reward]], *, workers: int | None = None, timeout: float = 10.0
     ) -> None:
         """Starts the workers, all at once, and waits until each has loaded the rewards."""
-        from jaxrft.types import InputError
+        from jaxrft.types import InputError, Missing
 
         if os.environ.get(_IS_WORKER):
             raise InputError("a script that trains with its own reward needs `if __name__ == '__main__':` around it")
@@ -67,7 +67,9 @@ class Pool:
                 for worker in starting:
                     _, failure = worker.receive()
                     if failure:
-                        raise InputError(f"rewards {', '.join(self._names)} do not load: {failure}")
+                        absent = failure.startswith(("ImportError", "ModuleNotFoundError"))
+                        kind = Missing if absent else InputError
+                        raise kind(f"rewards {', '.join(self._names)} do not load: {failure}")
         except BaseException:
             self.close()
             raise

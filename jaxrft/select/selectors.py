@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 from jax.typing import ArrayLike
 
 from jaxrft.select import acquire, evidence, posterior
-from jaxrft.select.adaptive import adaptive as adaptive
 from jaxrft.select.baselines import easy_to_hard as easy_to_hard
 from jaxrft.select.baselines import oracle as oracle
 from jaxrft.select.baselines import uniform as uniform
@@ -89,7 +88,6 @@ SELECTORS: dict[str, Callable[..., Selector]] = {
     "mopps": mopps,
     "greso": greso,
     "bots": bots,
-    "adaptive": adaptive,
     "oracle": oracle,
 }
 
@@ -101,17 +99,16 @@ def make(name: str, batch_size: int, num_generations: int, **hyper_parameters: A
     """
     if name not in SELECTORS:
         raise InputError(f"no selector {name!r}: did you mean {_nearest(name, SELECTORS)}? ({', '.join(SELECTORS)})")
-    fields = {each: _fields(factory) for each, factory in SELECTORS.items()}
-    known = set().union(*fields.values())
+    known = set().union(*map(fields, SELECTORS))
     for unknown in hyper_parameters.keys() - known:
         raise InputError(f"no selector has a field {unknown!r}: did you mean {_nearest(unknown, known)}?")
-    own = {field: value for field, value in hyper_parameters.items() if field in fields[name]}
+    own = {field: value for field, value in hyper_parameters.items() if field in fields(name)}
     return SELECTORS[name](batch_size, num_generations, **own)
 
 
-def _fields(factory: Callable[..., Selector]) -> set[str]:
-    """Names of the factory's hyper-parameters, its keyword-only arguments."""
-    return {p.name for p in inspect.signature(factory).parameters.values() if p.kind is p.KEYWORD_ONLY}
+def fields(name: str) -> set[str]:
+    """The hyper-parameters of the selector called `name`, its factory's keyword-only arguments."""
+    return {p.name for p in inspect.signature(SELECTORS[name]).parameters.values() if p.kind is p.KEYWORD_ONLY}
 
 
 def _nearest(name: str, names: Any) -> str:

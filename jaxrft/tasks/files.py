@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jaxrft.types import InputError
+from jaxrft.types import InputError, Missing
 
 Columns = dict[str, list[Any]]  # name -> [N] entries
 
@@ -62,7 +62,7 @@ def _ending(path: Path) -> str:
         there = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, there, n=3)
         hint = f"did you mean {' or '.join(near)} there?" if near else f"give the path of {KINDS}"
-        raise InputError(f"no file {path}: {hint}")
+        raise Missing(f"no file {path}: {hint}")
     return path.suffix
 
 

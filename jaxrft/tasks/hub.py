@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxrft.lm.hub import ID
 from jaxrft.tasks import files
-from jaxrft.types import InputError
+from jaxrft.types import InputError, Missing
 
 SPLITS = {"train", "validation", "valid", "val", "dev", "test", "eval"}  # told by the names of files and folders
 
@@ -28,7 +28,7 @@ def read(name: str, *, split: str, subset: str | None = None) -> files.Columns:
     subsets = dict(_configured(folder)) or _found(folder)
     if not subsets:
         kinds = f"{files.KINDS}: run {command}, or choose another data set if its files are of other kinds"
-        raise InputError(f"hub:{name} is in the Hugging Face cache without {kinds}")
+        raise Missing(f"hub:{name} is in the Hugging Face cache without {kinds}")
     default = next(iter(subsets)) if len(subsets) == 1 else "default"
     if (subset or default) not in subsets:
         said = f"no subset {subset!r}, only" if subset else "several subsets,"
@@ -40,7 +40,7 @@ def read(name: str, *, split: str, subset: str | None = None) -> files.Columns:
     for file in splits[split]:
         shard = re.fullmatch(r"(.*-)\d+-of-(\d+)\.\w+", file)
         if shard and sum(other.startswith(shard[1]) for other in splits[split]) < int(shard[2]):
-            raise InputError(f"hub:{name} is only in part in the Hugging Face cache, beside {file}: run {command}")
+            raise Missing(f"hub:{name} is only in part in the Hugging Face cache, beside {file}: run {command}")
     return files.joined(files.read(folder / file) for file in splits[split])
 
 
@@ -62,7 +62,7 @@ def _snapshot(name: str, command: str) -> Path:
     except Exception as error:  # the network's, the hub's, the disk's
         out_of_reach = isinstance(error, errors.LocalEntryNotFoundError)
         reason = "the hub is out of reach" if out_of_reach else f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise InputError(
+        raise Missing(
             f"hub:{name} is not in the Hugging Face cache and cannot be downloaded ({reason}): check the name, or run "
             f"{command} where there is a network, with HF_HOME as here, and HF_TOKEN if it is gated"
         ) from error

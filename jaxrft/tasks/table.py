@@ -68,20 +68,25 @@ def prepare(
     dropped = tuple(drop for drop in found if drop.count)
     for drop in dropped:
         logger.warning("%d of %d tasks of %s dropped: prompts %s", drop.count, len(lengths), name, drop.reason)
-    numbers = {domain: number for number, domain in enumerate(dict.fromkeys(rows.domains or [name]))}
     tokens = np.zeros((len(keep), buckets(lengths[keep])[-1]), np.int32)
     for row, i in enumerate(keep):
         tokens[row, : lengths[i]] = encoded[i]
+    return tabulate(rows, keep, tokens, lengths[keep], name=name)._replace(dropped=dropped)
+
+
+def tabulate(rows: Rows, keep: np.ndarray, tokens: np.ndarray, lengths: np.ndarray, *, name: str) -> TaskTable:
+    """The table of the rows `keep` [N], whose prompts are `tokens` [N, P] and `lengths` [N]."""
+    numbers = {domain: number for number, domain in enumerate(dict.fromkeys(rows.domains or [name]))}
     return TaskTable(
         tokens=tokens,
-        lengths=lengths[keep],
+        lengths=lengths,
         prompts=[rows.prompts[i] for i in keep],
         columns={column: [entries[i] for i in keep] for column, entries in rows.columns.items()},
         reference_pass_rates=None if rows.reference_pass_rates is None else rows.reference_pass_rates[keep],
         rows=keep.astype(np.int32),
         domain=np.array([numbers[rows.domains[i]] if rows.domains else 0 for i in keep], np.int32),
         domains=tuple(numbers),
-        dropped=dropped,
+        dropped=(),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 
 from jaxrft.tasks.files import Columns
-from jaxrft.types import InputError
+from jaxrft.types import InputError, Missing
 
 
 def read(name: str, *, split: str, data_dir: str | None = None) -> Columns:
@@ -57,7 +57,7 @@ def _version_folder(root: Path, name: str) -> Path:
         folder = folder / configs[0]
     versions = _versions(folder)
     if not versions:
-        raise InputError(
+        raise Missing(
             f"tfds:{name} is not prepared in {root}: set tasks.data_dir to where it is, or prepare it with `jaxrft "
             f"prepare dataset {dataset} --file FILE`, and where jaxrft knows no such set with `tfds build {dataset} "
             "--file_format=array_record`"

@@ -1,0 +1,122 @@
+"""`jaxrft train CONFIG --dry-run`: what would be trained on and how; nothing is written, nothing trained."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import numpy as np
+import tyro
+
+from jaxrft import mesh as meshes
+from jaxrft import runtime, steps
+from jaxrft.checkpoint import RunState, check_contents
+from jaxrft.config import Config
+from jaxrft.plan import counts, found, graded, memory, page, programs
+from jaxrft.plan.page import Page
+from jaxrft.select import selectors
+from jaxrft.steps import Run
+from jaxrft.tasks import mixture, table
+from jaxrft.types import Missing
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line of `jaxrft train`."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    dry_run: bool = False
+    """Show what would be trained on and how, and stop: nothing is written."""
+    topology: str | None = None
+    """In a dry run, compile the programs of a step for a slice of TPUs such as v5e:4x4, whose memory then is known;
+    needs no TPU, but libtpu: pip install "jaxrft[tpu]"."""
+
+
+EXAMPLES = 3  # prompts that are shown, and graded
+
+
+def show(config: Config, topology: str | None = None) -> None:
+    """Prints the plan of a run; `topology`, such as v5e:4x4, has its programs compiled for that slice of TPUs.
+
+    What is not here yet (weights, tokenizer, data, modules of rewards, devices) is listed and the rest is shown.
+    Raises InputError for what could not be trained even if all were here.
+    """
+    check_contents(Path(config.output_dir), config.resume)
+    sizes = (config.mesh.data, config.mesh.fsdp, config.mesh.model)
+    mesh = meshes.make(*sizes, devices=programs.devices(topology)) if topology else meshes.abstract(*sizes)
+    runtime.check_mesh(config, mesh)
+    here = found.look(config, mesh)
+    run, state = steps.assemble(config, mesh, here.lm, here.pool.table, described=True)
+    out = Page()
+    out.line("dry run: nothing is written, nothing is trained", "bold")
+    ungraded = _what(out, config, here)
+    _how(out, here, run, state)
+    width = table.buckets(here.pool.table.lengths)[-1]
+    page.memories(out, memory.parts(run, state, width, tasks=here.pool.whole))
+    if topology:
+        page.programs(out, programs.compiled(run, state, width, selects=here.pool.whole), topology)
+    page.ending(out, [*here.missing, *ungraded, *_too_few_devices(config, mesh, topology)])
+
+
+def _what(out: Page, config: Config, here: found.Found) -> list[str]:
+    """What would be trained on; returns what the rewards lack."""
+    pool, any_here = here.pool, any(each.table is not None for each in here.pool.sets)
+    ids = np.linspace(0, len(pool.table.lengths) - 1, EXAMPLES).astype(int).tolist()
+    page.sets(out, pool, here.held_out)
+    if any_here:
+        page.prompts(out, pool, mixture.duplicates(pool.table))
+        page.pass_rates(out, pool.table, _policies(config, pool.table))
+    if any_here and pool.tokenized:
+        page.examples(out, pool.table, here.lm.tokenizer, ids)
+    try:
+        with runtime.open_rewards(config) as workers:
+            trials = graded.trials(config.rewards, workers, pool.table, ids) if any_here else []
+    except Missing as missing:
+        page.rewards(out, [], f"{', '.join(config.rewards)} cannot be loaded yet")
+        return [str(missing)]
+    untried = (
+        f"{', '.join(config.rewards)} loaded, but the tasks {'have no ground truths' if any_here else 'are not here'}"
+    )
+    page.rewards(out, trials, "" if trials else untried)
+    return []
+
+
+def _policies(config: Config, tasks: table.TaskTable) -> list[str]:
+    """Names of the reference policies: their columns in the first set that has any, or numbers."""
+    named = next((tasks.pass_rate_columns for tasks in config.task_sets if tasks.pass_rate_columns), ())
+    rates = tasks.reference_pass_rates
+    return list(named) or [f"reference {k + 1}" for k in range(0 if rates is None else rates.shape[1])]
+
+
+def _how(out: Page, here: found.Found, run: Run, state: RunState) -> None:
+    """How it would be trained: policy, mesh, selector, steps, evaluations, checkpoints."""
+    config, shape, mesh = run.config, run.lm.config, run.mesh
+    trained, frozen = memory.number(state.params), memory.number(run.lm.frozen)
+    known = "its files fit" if here.weights else "shape as published, no file of it is here"
+    sides = " x ".join(f"{name} {mesh.shape[name]}" for name in meshes.AXES)
+    own = selectors.fields(config.select.name)
+    settings = ", ".join(f"{name}={value}" for name, value in vars(config.select).items() if name in own)
+    told = (selectors.SELECTORS[config.select.name].__doc__ or "").splitlines()[0]
+    held_out = [None if each.table is None else len(each.table.lengths) for each in here.held_out]
+    share = f"{counts.short(trained)} of them" if frozen else "all"
+    out.heading("Run")
+    out.pairs(
+        [
+            ("policy", f"{config.model}; {known}"),
+            ("", f"{shape.num_layers} layers of width {shape.hidden_size:,}, {config.dtype} arithmetic"),
+            ("parameters", f"{counts.short(trained + frozen)}, {share} trained"),
+            ("mesh", f"{sides} = {counts.number(mesh.size, 'device')}"),
+            ("selector", f"{config.select.name}({settings}): {told}"),
+            *counts.run(config, len(here.pool.table.lengths) if here.pool.whole else None),
+            *counts.evaluations(config, held_out),
+            *counts.checkpoints(config, memory.whole(state), 4 * memory.number(run.lm.frozen or state.params)),
+        ]
+    )
+
+
+def _too_few_devices(config: Config, mesh: meshes.AnyMesh, topology: str | None) -> list[str]:
+    """What this machine lacks for the mesh; of several machines, or TPUs that are not here, nothing is known."""
+    if topology or config.distributed or mesh.size == jax.device_count():
+        return []
+    wanted, seen = counts.number(mesh.size, "device"), counts.number(jax.device_count(), "device")
+    return [f"a mesh of {wanted}, and this machine has {seen}: start the run where they are, or change the mesh"]

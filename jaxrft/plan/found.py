@@ -1,0 +1,130 @@
+"""What of a config's model and tasks is here, and a run described from it; what is not here stands in by its shape."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrft import mesh as meshes
+from jaxrft import runtime
+from jaxrft.config import Config, TasksConfig
+from jaxrft.lm import hub, model, published, weights
+from jaxrft.runtime import LanguageModel
+from jaxrft.tasks import mixture, sources, table
+from jaxrft.tasks.sources import Rows
+from jaxrft.tasks.table import TaskTable
+from jaxrft.types import Missing
+
+
+class Set(NamedTuple):
+    """One set of tasks."""
+
+    config: TasksConfig
+    table: TaskTable | None  # None: it is not here
+    missing: str  # why, and what to do
+
+
+class Pool(NamedTuple):
+    """The tasks to train on."""
+
+    sets: tuple[Set, ...]
+    table: TaskTable  # of the sets that are here; if none is, of one batch of tasks without content
+    whole: bool  # whether all sets are here
+    tokenized: bool  # if not, the prompts are taken to be as long as the config allows
+
+
+class Found(NamedTuple):
+    """What is here, and a sentence for each thing that is not."""
+
+    lm: LanguageModel  # its parameters described; without its files it has no tokenizer
+    weights: bool  # whether its files are here
+    pool: Pool
+    held_out: tuple[Set, ...]
+    missing: tuple[str, ...]
+
+
+def look(config: Config, mesh: meshes.AnyMesh) -> Found:
+    """Opens what is here; raises InputError for what cannot be used, and for a model whose shape is not known."""
+    folder = hub.local(config.model)
+    lm = _published(config) if folder is None else runtime.read_model(config, folder)
+    missing = []
+    if folder is None:
+        missing.append(f"{config.model}, its weights and its tokenizer: run {_download(config.model)}")
+    else:
+        weights.check(folder, lm.config)
+    pool = open_pool(config, lm.tokenizer)
+    held_out = tuple(open_set(tasks, config, lm.tokenizer) for tasks in config.evaluation.tasks)
+    missing += [each.missing for each in (*pool.sets, *held_out) if each.table is None]
+    return Found(_described(config, lm, mesh), folder is not None, pool, held_out, tuple(missing))
+
+
+def _published(config: Config) -> LanguageModel:
+    """What is known of a model without its files."""
+    keys = published.keys(config.model)
+    if keys is None:
+        raise Missing(
+            f"{config.model} is not here, and its shape is not known: give the folder of a Hugging Face checkpoint, or "
+            f"run {_download(config.model)}"
+        )
+    runtime.check_length(config, keys.get("max_position_embeddings"))
+    shape = weights.model_config(keys, config.model)._replace(lora=runtime.lora(config))
+    policy = model.decoder(shape, dtype=jnp.dtype(config.dtype))
+    return LanguageModel(shape, policy, None, {}, None, (0,), Path(config.model))
+
+
+def _download(repository: str) -> str:
+    name, _, revision = repository.partition("@")
+    return f"`hf download {name}{f' --revision {revision}' if revision else ''}`"
+
+
+def _described(config: Config, lm: LanguageModel, mesh: meshes.AnyMesh) -> LanguageModel:
+    """The model with its parameters, trained and frozen ones, as shapes on the mesh."""
+    where = model.shardings(lm.config, mesh)
+
+    def describe(rows: tuple[model.Weight, ...], dtype: Any) -> dict[str, Any]:
+        return {row.name: jax.ShapeDtypeStruct(row.shape, dtype, sharding=where[row.name]) for row in rows}
+
+    if lm.config.lora is None:
+        return lm._replace(params=describe(model.base(lm.config), jnp.float32))
+    frozen = describe(model.base(lm.config), jnp.dtype(config.dtype))
+    return lm._replace(params=describe(model.adapters(lm.config), jnp.float32), frozen=frozen)
+
+
+def open_set(tasks: TasksConfig, config: Config, text: Any) -> Set:
+    """A set of tasks, its prompts tokenized if there is a tokenizer; raises InputError for one that cannot be used."""
+    try:
+        if text is not None:
+            return Set(tasks, runtime.open_tasks(tasks, config, text), "")
+        found = _untokenized(sources.load(tasks), tasks.title, config.max_prompt_length)
+        runtime.check_columns(config, found, tasks.source)
+        return Set(tasks, found, "")
+    except Missing as missing:
+        return Set(tasks, None, str(missing))
+
+
+def open_pool(config: Config, text: Any) -> Pool:
+    """The tasks to train on, as far as they are here."""
+    sets = tuple(open_set(tasks, config, text) for tasks in config.task_sets)
+    tables = {found.config.title: found.table for found in sets if found.table is not None}
+    weighed = [found.config.weight for found in sets if found.table is not None and found.config.weight is not None]
+    if not tables:
+        nothing = _untokenized(_stand_in(config), "tasks", config.max_prompt_length)
+        return Pool(sets, nothing, False, False)
+    joined = mixture.mix(tables, weighed or None, seed=config.seed)
+    return Pool(sets, joined, len(tables) == len(sets), text is not None)
+
+
+def _untokenized(rows: Rows, name: str, max_prompt_length: int) -> TaskTable:
+    """The table of tasks whose prompts are as long as they may be, and without their tokens."""
+    keep = np.arange(len(rows.prompts))
+    tokens, lengths = np.zeros((len(keep), 1), np.int32), np.full(len(keep), max_prompt_length, np.int32)
+    return table.tabulate(rows, keep, tokens, lengths, name=name)
+
+
+def _stand_in(config: Config) -> Rows:
+    """As many tasks as a batch, with pass rates for the selectors that need some."""
+    policies = max(2, *(len(tasks.pass_rate_columns) for tasks in config.task_sets))
+    rates = np.full((config.batch_size, policies), 0.5, np.float32)
+    return Rows([""] * config.batch_size, {"answer": [""] * config.batch_size}, rates)

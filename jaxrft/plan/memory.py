@@ -1,0 +1,129 @@
+"""Bytes that each device will hold, by part: what stays by its exact shapes and shardings, what comes and goes by rule.
+
+| part | how |
+|---|---|
+| parameters, optimiser, KL reference, selector and task table | exact: the shards of the run's arrays |
+| policy for the rollout, key-value caches | exact: shapes and shardings of the rollout, at the widest prompts |
+| logits of a token | estimate: R rows of the vocabulary in float32, four times (raw, truncated, both normalised) |
+| gradients | estimate: float32, twice (the sum so far and that of a micro-batch) |
+| embeddings gathered | estimate: the unembedding and its gradient in float32, the embedding in the run's dtype |
+| activations | estimate: inputs of all layers, the prompts' keys and values and their gradients, one layer's own |
+| logits of a chunk | estimate: a chunk of `learn.update`, three times (logits, probabilities, gradient) |
+
+What a compiler adds (copies, padding to tiles, fragmentation) is not counted; `programs` asks it.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrft import mesh as meshes
+from jaxrft.checkpoint import RunState
+from jaxrft.learn import update
+from jaxrft.lm import model
+from jaxrft.steps import Run
+
+ALWAYS, ROLLOUT, LEARN = "always", "rollout", "learning"
+
+
+class Part(NamedTuple):
+    """Bytes of one part on each device."""
+
+    name: str
+    bytes: int
+    phase: str  # when they are there: ALWAYS, ROLLOUT or LEARN
+    exact: bool
+
+
+def parts(run: Run, state: RunState, prompt_length: int, *, tasks: bool = True) -> list[Part]:
+    """What a device of the run holds, with prompts padded to `prompt_length` tokens; `tasks`: with their table."""
+    found = (*_always(run, state, tasks), *_rollout(run, prompt_length), *_learning(run, state, prompt_length))
+    return [part for part in found if part.bytes]
+
+
+def peak(found: list[Part], phase: str) -> int:
+    """Bytes on each device in a phase."""
+    return sum(part.bytes for part in found if part.phase in (ALWAYS, phase))
+
+
+def on_device(tree: Any) -> int:
+    """Bytes that each device holds of a pytree of arrays with shardings, or of their descriptions."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def whole(tree: Any) -> int:
+    """Bytes of a pytree of arrays, all shards together."""
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def number(tree: Any) -> int:
+    """How many numbers a pytree of arrays holds."""
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+
+
+def _always(run: Run, state: RunState, tasks: bool) -> list[Part]:
+    kept = {
+        "parameters that are trained": state.params,
+        "optimiser": state.optimizer,
+        "parameters that are not trained": run.lm.frozen,
+        "KL reference": None if run.lm.frozen else run.reference,
+        "selector and task table": (state.selector, state.tally, run.tasks) if tasks else None,
+    }
+    return [Part(name, on_device(tree), ALWAYS, True) for name, tree in kept.items()]
+
+
+def _rollout(run: Run, prompt_length: int) -> list[Part]:
+    config, mesh, dtype = run.config, run.mesh, jnp.dtype(run.config.dtype)
+    rows = config.batch_size * config.num_generations
+    copied = [
+        (row.shape, tuple(None if axis == "embed" and config.gather_for_rollout else axis for axis in row.axes))
+        for row in model.base(run.lm.config)
+    ]
+    cells = rows // meshes.shards(mesh, "batch") * _vocabulary(run)
+    return [
+        Part("policy for the rollout", sum(_bytes(mesh, *weight, dtype) for weight in copied), ROLLOUT, True),
+        Part("prompts' keys and values", _cache(run, config.batch_size, prompt_length), ROLLOUT, True),
+        Part("completions' keys and values", _cache(run, rows, config.max_completion_length), ROLLOUT, True),
+        Part("logits of a token", 4 * 4 * cells, ROLLOUT, False),
+    ]
+
+
+def _learning(run: Run, state: RunState, prompt_length: int) -> list[Part]:
+    config, shape, mesh = run.config, run.lm.config, run.mesh
+    size, split = jnp.dtype(config.dtype).itemsize, meshes.shards(mesh, "heads")
+    shards, steps = meshes.shards(mesh, "batch"), config.max_completion_length
+    rows = max(1, config.rows_per_micro_batch // shards)
+    prompts = max(1, rows // config.num_generations)
+    positions = rows * steps + prompts * prompt_length
+    embedding = _vocabulary(run) * shape.hidden_size
+    own = (2 * shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim + 3 * shape.intermediate_size
+    scores = rows * shape.num_heads * min(steps, model.QUERIES) * (steps + prompt_length) // split
+    layer = positions * (own // split + 2 * shape.hidden_size) * size + 3 * 4 * scores
+    kept = shape.num_layers * positions * shape.hidden_size * size
+    prefix = 2 * _cache(run, prompts * shards, prompt_length)
+    chunk = min(update.CHUNK, rows * steps * _vocabulary(run))
+    return [
+        Part("gradients", 2 * on_device(state.params), LEARN, False),
+        Part("embeddings gathered", (size if run.lm.frozen else 2 * 4) * embedding + size * embedding, LEARN, False),
+        Part("activations of a micro-batch", kept + prefix + layer, LEARN, False),
+        Part("logits of a chunk", 3 * 4 * chunk, LEARN, False),
+    ]
+
+
+def _vocabulary(run: Run) -> int:
+    """The part of the vocabulary that a device has."""
+    return run.lm.config.vocab_size // meshes.shards(run.mesh, "vocab")
+
+
+def _bytes(mesh: meshes.AnyMesh, shape: tuple[int, ...], axes: tuple[str | None, ...], dtype: np.dtype) -> int:
+    return math.prod(meshes.sharding(mesh, *axes).shard_shape(shape)) * dtype.itemsize
+
+
+def _cache(run: Run, rows: int, length: int) -> int:
+    """Bytes of a cache on each device."""
+    axes = ("layer", "batch", None, "kv_heads", "head")
+    leaves = jax.eval_shape(lambda: run.lm.policy.init_cache(rows, length))
+    return sum(_bytes(run.mesh, leaf.shape, axes[: leaf.ndim], leaf.dtype) for leaf in leaves)

@@ -1,0 +1,232 @@
+"""The dry run: what it counts, that it describes the run that would be trained, and what it says of absent things."""
+
+import importlib.util
+import re
+
+import helpers
+import jax
+import numpy as np
+import pytest
+
+from jaxrft import cli, plan, runtime, steps, train
+from jaxrft import mesh as meshes
+from jaxrft.config import Config, EvalConfig, LoRAConfig, MeshConfig, SelectConfig, TasksConfig
+from jaxrft.plan import counts, found, graded, memory, page, programs
+from jaxrft.types import InputError, Missing
+
+SIZES = (2, 2, 2)
+
+
+def described(config, mesh):
+    here = found.look(config, mesh)
+    return here, *steps.assemble(config, mesh, here.lm, here.pool.table, described=True)
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora": LoRAConfig(rank=2), "kl_coef": 0.1}], ids=["whole", "lora"])
+def test_a_described_run_is_that_which_is_trained(changes, configure, tmp_path):
+    config = configure(tmp_path / "run", **changes)
+    mesh = runtime.start(config)
+    _, run, state = described(config, meshes.abstract(*SIZES))
+    real, first = train.set_up(config, mesh, None)
+    for here, there in ((state, first), (run.tasks, real.tasks), (run.reference, real.reference)):
+        assert jax.tree.structure(here) == jax.tree.structure(there)
+        for a, b in zip(jax.tree.leaves(here), jax.tree.leaves(there), strict=True):
+            assert (a.shape, a.dtype, a.sharding.spec) == (b.shape, b.dtype, b.sharding.spec)
+    assert run.lm.frozen.keys() == real.lm.frozen.keys()
+    assert all(run.lm.frozen[name].dtype == value.dtype for name, value in real.lm.frozen.items())
+    assert memory.on_device(state) == sum(
+        leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(first) if leaf is not None
+    )
+
+
+def test_its_programs_are_those_which_training_compiles(whole, configure):
+    """They come out of the cache that the run has filled."""
+    config = configure(whole[0])
+    here, run, state = described(config, runtime.start(config))
+    events = []
+
+    def note(event, **_):
+        events.append(event)
+
+    jax.monitoring.register_event_listener(note)
+    try:
+        compiled = list(programs.compiled(run, state, 8))
+    finally:
+        jax.monitoring.unregister_event_listener(note)
+    assert [each.name for each in compiled] == ["select", "generate", "learn"]
+    assert not any(each.failure for each in compiled) and compiled[2].temporaries > 0
+    assert all(each.peak > memory.on_device(state) and each.flops > 0 for each in compiled)
+    assert here.pool.table.tokens.shape[1] == 8
+    assert "/jax/compilation_cache/cache_hits" in events and "/jax/compilation_cache/cache_misses" not in events
+
+
+def test_memory_by_hand(configure, tmp_path):
+    """Width 16, mlp 32, 2 layers, 4 heads of 4, 2 key-value heads, tied; 8 tasks x 4 of 4 tokens on 2 x 2 x 2."""
+    config = configure(tmp_path, kl_coef=0.1)
+    _, run, state = described(config, meshes.abstract(*SIZES))
+    parts = {part.name: part.bytes for part in memory.parts(run, state, 8)}
+    layer = 2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 32  # q and o, k and v, the three of the mlp: split over fsdp and model
+    split = 2 * layer + 16 * 16  # and the embedding
+    over_fsdp = 5 * 16  # norms
+    over_model = 2 * (16 + 2 * 8)  # biases
+    held = 4 * (split // 4 + over_fsdp // 2 + over_model // 2)
+    assert parts["parameters that are trained"] == parts["KL reference"] == held
+    assert parts["optimiser"] == 2 * held + 2 * 4  # two moments and the counts of two transformations
+    assert parts["policy for the rollout"] == 4 * (split // 2 + over_fsdp + over_model // 2)
+    slot = 2 * (2 * 4 * 4 // 2 * 2 + 4)  # layers x (keys and values of 2 heads of 4 over model, and a position)
+    assert parts["prompts' keys and values"] == 8 // 4 * 8 * slot
+    assert parts["completions' keys and values"] == 32 // 4 * 4 * slot
+    assert parts["logits of a token"] == 4 * 4 * (32 // 4) * (16 // 2)
+    assert parts["gradients"] == 2 * held
+    assert "parameters that are not trained" not in parts
+
+
+def test_a_step_is_counted_by_hand():
+    settings = {"model": "m", "tasks": TasksConfig("a.jsonl"), "output_dir": "nowhere/run"}
+    config = Config(**settings, steps=60, batch_size=512, num_generations=8, mini_batch_size=64, micro_batch_size=128)
+    said = dict(counts.run(config, 10240))
+    assert said["steps"] == "60, each of 512 tasks x 8 = 4,096 rollouts"
+    assert said["rollouts"] == "245,760, 3 times the tasks of the pool"
+    assert said["tokens"] == "at most 4,194,304 sampled a step, 252 M in all"
+    assert said["updates"] == "8 a step, each of 64 tasks in 4 micro-batches of 128 rows"
+    assert dict(counts.run(config, None))["rollouts"] == "245,760"
+    config = Config(**settings, steps=60, eval_steps=25, save_steps=25, keep_checkpoints=2)
+    assert counts.evaluations(config, [100, 50])[0][1].startswith("4, with 9 completions")  # 0, 25, 50 and 60
+    assert counts.evaluations(config, [100, 50])[0][1].endswith(": 5,400 rollouts")
+    assert counts.evaluations(config, [100, None])[0][1].endswith(": sets not all here")
+    assert counts.evaluations(config, []) == [("evaluations", "none")]
+    written, folder = counts.checkpoints(config, 3 * 2**30, 2**20)
+    assert written[1] == "3 of 3.00 GiB before compression, 2 kept; the policy at the end, 1.00 MiB"
+    assert folder[1] == "nowhere/run, new"
+
+
+def test_the_histogram_by_hand():
+    rates = np.array([0, 0.05, 0.1, 0.3, 0.7, 0.95, 1, np.nan], np.float32)
+    assert counts.histogram(rates).tolist() == [2, 1, 0, 1, 0, 0, 0, 1, 0, 2]
+    assert page.Page().bar(np.array([0, 1, 80, 40])) in (" ▁█▄", " .@=")
+
+
+@pytest.mark.parametrize(("value", "text"), [(12, "12 "), (1500, "1.5 k"), (494e6, "494 M"), (1.27e13, "12.7 T")])
+def test_large_numbers_are_short(value, text):
+    assert counts.short(value) == text
+
+
+def test_rewards_are_tried_on_ground_truths(configure, tmp_path):
+    config = configure(tmp_path, rewards=("exact", "math", "graders:zero"), reward_workers=2)
+    rows = [{"prompt": "1+1=", "answer": answer} for answer in (r"\frac{1}{2}", "2", "3")]
+    tasks = TasksConfig(helpers.write_rows(tmp_path / "tasks.jsonl", rows))
+    table = found.open_set(tasks, config, None).table
+    with runtime.open_rewards(config) as pool:
+        exact, math, zero = graded.trials(config.rewards, pool, table, [0, 1, 2])
+    assert (exact.spelling, exact.right, exact.empty, exact.fails) == ("as it is", [1, 1, 1], [0, 0, 0], False)
+    assert math.right == [1, 1, 1] and math.empty == [0, 0, 0] and not math.fails
+    assert zero.fails
+
+
+@pytest.fixture
+def dry(configure, tmp_path, capsys):
+    """Exit code and what `jaxrft train CONFIG --dry-run` says on changes of a config that works."""
+
+    def run(*flags, **changes):
+        path = helpers.write_config(tmp_path / "config.py", configure(tmp_path / "run"), **changes)
+        code = cli.main(["train", path, "--dry-run", *flags])
+        assert not (tmp_path / "run").exists()
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+def test_what_is_here_is_shown_and_nothing_is_written(dry, world, tmp_path):
+    rows = helpers.task_rows(20)
+    rows[4]["prompt"] = "1" * 70
+    first = TasksConfig(helpers.write_rows(tmp_path / "first.jsonl", rows), pass_rate_columns=("weak", "strong"))
+    second = TasksConfig(str(world / "tasks.jsonl"), domain_column="answer")
+    held_out = EvalConfig((TasksConfig(str(world / "tasks.jsonl"), name="held"),), num_samples=2)
+    code, said, _ = dry(tasks=(first, second), evaluation=held_out, eval_steps=3)
+    assert code == 0 and said.endswith("\nready\n")
+    assert re.search(r"first +19 +1 over 64 tokens, up to 70\n", said)
+    assert re.search(r"tasks +16 +none\n", said) and re.search(r"held +16 +held out +none\n", said)
+    assert re.search(r"first +19 +54.3%\n", said) and "2 others" in said
+    assert re.search(r"tasks in the pool +35, 15 with the prompt and answer of another one", said)
+    assert re.search(r"prompt tokens +p5 4 +p50 4 +p95 6 +max 6\n", said)
+    assert re.search(r"weak +0 .{10} 1 +0.\d+ +0.0% +0.0% +45.7%\n", said)
+    assert "task 0 of first, 4 tokens, ground truth 0\n    0+0=\n" in said
+    assert re.search(r"graders:starts +1 +1 +1 +as it is +0 +0 +0\n", said)
+    assert re.search(r"parameters +\d+(\.\d+)? k, all trained", said)
+    assert "data 2 x fsdp 2 x model 2 = 8 devices" in said
+    assert "3, with 3 completions of every held-out task: 144 rollouts" in said
+
+
+def test_a_reward_that_knows_no_truth_is_told(dry):
+    assert "graders:zero gives no ground truth more than an empty answer" in dry(rewards=("graders:zero",))[1]
+
+
+def test_what_is_not_here_is_listed_with_its_remedy(dry, tmp_path):
+    absent = TasksConfig(str(tmp_path / "absent.jsonl"), pass_rate_columns=("weak", "strong"))
+    code, said, _ = dry(
+        *("--mesh.data", "1"),
+        model="Qwen/Qwen2.5-0.5B-Instruct",
+        tasks=absent,
+        rewards=("nowhere_at_all:reward",),
+        max_completion_length=64,
+    )
+    assert code == 0 and said.endswith("\n4 things are missing\n")
+    assert "run `hf download Qwen/Qwen2.5-0.5B-Instruct`" in said and "absent.jsonl" in said
+    assert "nowhere_at_all:reward do not load: ModuleNotFoundError" in said
+    assert "a mesh of 4 devices, and this machine has 8 devices" in said
+    assert "494 M, all trained" in said and "shape as published" in said
+    assert "Prompts as the policy reads them" not in said and "Reference pass rates" not in said
+    assert "selector and task table" not in said and "times the tasks" not in said
+
+
+def test_tasks_without_a_tokenizer_are_counted_but_not_measured(dry):
+    code, said, _ = dry(model="Qwen/Qwen2.5-0.5B-Instruct", max_completion_length=64)
+    assert code == 0 and said.endswith("\n1 thing is missing\n")
+    assert "none is dropped here yet" in said and "Reference pass rates" in said and "p50" not in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"model": "nobody/knows-this"}, "nobody/knows-this is not here, and its shape is not known"),
+        ({"select": SelectConfig(name="bot")}, "no selector 'bot'"),
+        ({"mesh": MeshConfig(data=2, model=4)}, "num_key_value_heads 2 does not divide"),
+        ({"batch_size": 6}, "batch_size 6 does not divide"),
+        ({"batch_size": 24}, "batch_size is 24 but there are 16 tasks"),
+        ({"rewards": ("exakt",)}, "no reward is named 'exakt': did you mean exact?"),
+        ({"max_prompt_length": 2}, "no prompt of tasks is short enough"),
+    ],
+    ids=str,
+)
+def test_a_mistake_is_one_sentence_here_too(changes, wanted, dry):
+    code, _, said = dry(**changes)
+    assert code == 2 and re.search(wanted, said) and said.count("jaxrft: error: ") == 1 and "Traceback" not in said
+
+
+def test_a_run_in_the_folder_goes_on_or_is_in_the_way(whole, configure, capsys):
+    before = helpers.contents(whole[0])
+    plan.show(configure(whole[0], steps=9))
+    assert f"{whole[0]}, goes on after step 6\n" in capsys.readouterr().out.replace("\n               ", "")
+    with pytest.raises(InputError, match="holds a run already"):
+        plan.show(configure(whole[0], resume="never"))
+    assert helpers.contents(whole[0]) == before
+
+
+@pytest.mark.parametrize("topology", ["", "v5e", "4x4", "v9:2x2", "v5e:4", "v5e:4x4x4x4"])
+def test_a_topology_that_is_none(topology):
+    with pytest.raises(InputError, match=f"topology is '{topology}': give one of v4, v5e, v5p, v6e"):
+        programs.devices(topology)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
+def test_without_a_compiler_for_tpus_the_remedy_is_told():
+    with pytest.raises(Missing, match=re.escape('needs the TPU compiler libtpu: pip install "jaxrft[tpu]"')):
+        programs.devices("v5e:4x4")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+def test_programs_are_compiled_for_a_topology(dry):
+    code, said, _ = dry("--topology", "v5e:4x2")
+    assert code == 0 and said.endswith("\nready\n") and "Compiled for v5e:4x2, chips of 16 GiB" in said
+    assert re.search(r"select +fits: .*\n +generate +fits: .*\n +learn +fits: ", said)
