@@ -239,9 +239,9 @@ def merge(config: ModelConfig, parts: tuple[Array, ...], dtype: Any) -> Array:
     """W + alpha / rank * A B of one layer's (W, A, B), summed in float32, in `dtype`; of (W,) alone W.
 
     The frozen weights alone are thus the policy that LoRA started from. The price of merging before multiplying is a
-    gradient of W's size, one layer's at a time, from which those of A and B are taken. What it buys: rollout, learner
-    and export compute with the same numbers, so that no ratio departs from 1 by the rounding of two ways to multiply,
-    and in decoding an adapter of any rank costs nothing.
+    gradient of W's size, one layer's at a time, summed over devices as if W were trained, from which those of A and B
+    are taken. What it buys: rollout, learner and export compute with the same numbers, so that no ratio departs from 1
+    by the rounding of two ways to multiply, and in decoding an adapter of any rank costs nothing.
     """
     if config.lora is None or len(parts) == 1:
         return parts[0].astype(dtype)
