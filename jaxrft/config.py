@@ -76,7 +76,7 @@ class SelectConfig:
     """How the next tasks are chosen: a selector and the union of the selectors' hyper-parameters."""
 
     name: str = "bots"
-    """Selector: uniform, easy_to_hard, mopps, greso, bots or oracle."""
+    """Selector: uniform, easy_to_hard, mopps, greso, bots, adaptive or oracle."""
     order: Literal["shuffled", "replacement", "sequential"] = "shuffled"
     """uniform: epochs in random order, every batch drawn afresh, or epochs in the order of the table."""
     decay: float = 0.1
@@ -99,6 +99,16 @@ class SelectConfig:
     """greso: change of that base a step, in [0, 1)."""
     zero_variance: float = 0.25
     """greso: share of groups without variance that is put up with, in [0, 1]."""
+    utility: Literal["informative", "signal"] = "informative"
+    """adaptive: chance of an informative group (for scale_rewards group), or mean 4 p (1 - p) (for none)."""
+    price: float = 0.075
+    """adaptive: share of the batch's expected utility given up for knowing more, in [0, 1]."""
+    curiosity: float = 2.0
+    """adaptive: weight of what is not known about a task against its utility, 0 or more."""
+    floor: float = 0.3
+    """adaptive: chance a step that one place goes to the task longest not visited, in [0, 1]."""
+    cool_down: int = 0
+    """adaptive: steps for which a chosen task stands behind all others."""
 
 
 @dataclass(frozen=True)
@@ -149,8 +159,8 @@ class Config:
     seed: int = 0
     """Every random stream derives from it."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the policy; what is trained and its optimiser are float32 always. In bfloat16 the rounding of
-    rollout and learner differs, so that first ratios are 1 to a few per cent only."""
+    """Arithmetic of the policy; what is trained, its optimiser and the exported policy are float32 always. In bfloat16
+    the rounding of rollout and learner differs, so that first ratios are 1 to a few per cent only."""
     gather_for_rollout: bool = True
     """Gather the policy over `fsdp` once a rollout. False gathers a layer at a time for every token, much slower, for
     when a whole copy in `dtype` (split over `model` only) does not fit beside the training state."""

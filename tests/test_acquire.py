@@ -94,3 +94,21 @@ def test_per_token_and_cool_down_by_hand():
     cooled = acquire.cool_down(utility, jnp.array([9, 0, 2, 3]), steps=3)
     assert np.argsort(-cooled).tolist() == [0, 3, 2, 1]
     assert acquire.largest(jax.random.key(0), cooled, batch_size=2).tolist() == [0, 3]
+
+
+def test_the_curious_ranking_gets_as_many_places_as_the_price_pays_for():
+    utility, interest = jnp.array([0.9, 0.8, 0.5, 0.1, 0.1]), jnp.array([0.0, 0.1, 0.0, 1.0, 0.5])
+
+    def chosen(price):
+        options = dict(batch_size=3, weight=2.0, price=price)
+        return sorted(acquire.priced(jax.random.key(0), utility, interest, **options).tolist())
+
+    # best 0, 1, 2: 2.2. Curious 3, 4, 1: one place leaves 0.1 + 0.9 + 0.8, two 0.1 + 0.1 + 0.9, three 0.1 + 0.1 + 0.8.
+    assert [chosen(price) for price in (0.0, 0.1, 0.2, 0.4, 0.51, 1.0)] == [
+        [0, 1, 2],
+        [0, 1, 2],
+        [0, 1, 3],
+        [0, 1, 3],
+        [0, 3, 4],
+        [1, 3, 4],
+    ]

@@ -64,6 +64,25 @@ def per_token(utility: Array, tokens: Array) -> Array:
     return utility / jnp.where(known, tokens, jnp.where(mean > 0, mean, 1))
 
 
+def priced(
+    key: Array, utility: Array, interest: Array, *, batch_size: int, weight: ArrayLike, price: ArrayLike
+) -> Array:
+    """Ids [B]: the greatest `utility` [N], but for as many of the greatest utility + `weight` * interest as are paid.
+
+    The first k places go to the curious ranking, k as large as keeps the sum of utilities at or above
+    (1 - `price`) times the sum of the B greatest; the others to the greatest utilities left.
+    """
+    key_best, key_curious, key_rest = jax.random.split(key, 3)
+    weight, price = (jnp.asarray(x, utility.dtype) for x in (weight, price))
+    best = utility[largest(key_best, utility, batch_size=batch_size)]
+    curious = largest(key_curious, utility + weight * interest, batch_size=batch_size)
+    rest = jnp.concatenate([jnp.cumsum(best[:-1])[::-1], jnp.zeros(1, utility.dtype)])  # of the B - k best, k = 1..B
+    count = (jnp.cumsum(utility[curious]) + rest >= (1 - price) * best.sum()).sum()
+    first = jnp.where(jnp.arange(batch_size) < count, curious, utility.shape[0])
+    ahead = jnp.zeros(utility.shape, bool).at[first].set(True, mode="drop")
+    return largest(key_rest, jnp.where(ahead, jnp.inf, utility), batch_size=batch_size)
+
+
 def cool_down(utility: Array, since: Array, *, steps: int) -> Array:
     """`utility` [N] with tasks chosen fewer than `steps` steps ago (`since` [N]) behind all others, in their order."""
     spread = jnp.nanmax(utility) - jnp.nanmin(utility)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from jax.typing import ArrayLike
 
 from jaxrft.select import acquire, evidence, posterior
+from jaxrft.select.adaptive import adaptive as adaptive
 from jaxrft.select.baselines import easy_to_hard as easy_to_hard
 from jaxrft.select.baselines import oracle as oracle
 from jaxrft.select.baselines import uniform as uniform
@@ -88,6 +89,7 @@ SELECTORS: dict[str, Callable[..., Selector]] = {
     "mopps": mopps,
     "greso": greso,
     "bots": bots,
+    "adaptive": adaptive,
     "oracle": oracle,
 }
 

@@ -1,0 +1,201 @@
+"""Our own selector: no reference policies, no reference rollouts, nothing to tune."""
+
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxrft.mesh import constrain
+from jaxrft.select import acquire, drift, logit
+from jaxrft.select.contract import Selector, check, check_sizes, check_table
+from jaxrft.types import Array, Choice, Feedback, InputError, Tasks
+
+NOISE = 0.015  # variance that a step adds to every logit
+LARGEST = 25.0  # variance of a logit about which nothing is known any more
+PRIOR_VARIANCE = 4.0  # of a task's logit before any rollout, worth two tasks
+STALE, STALE_INTEREST = 50.0, 0.02  # steps after which a task counts as not looked at, and what that is worth
+# A jump is a surprise beyond JUMP (1 is expected). When jumps are more frequent than JUMPS of the rollouts' tasks, over
+# some ten steps, tasks that nobody looked at may have jumped too: their variance grows by JUMP_NOISE times the mean
+# squared jump. A task that jumped is learnt anew, with JUMP_VARIANCE.
+JUMP, JUMPS, JUMP_MEMORY, JUMP_NOISE, JUMP_VARIANCE = 12.0, 0.01, 0.9, 10.0, 4.0
+HIGHEST_PRICE = 0.6
+
+Utility = Literal["informative", "signal"]
+
+
+class AdaptiveState(NamedTuple):
+    """What is believed of every task, as of its last visit and as of the next step."""
+
+    mean: Array  # [N], logit at the last visit
+    variance: Array  # [N], of the logit now
+    anchor: Array  # [N], position of the drift at the last visit
+    visited: Array  # [N] int32, step of the last visit; -1 = never
+    population: Array  # [2], mean and variance of the logits of tasks never visited
+    drift: drift.DriftState
+    jumps: Array  # [], smoothed share of the rollouts' tasks that jumped
+    step: Array  # [] int32, updates so far
+    believed: logit.Moments  # [N], of the next step
+
+
+def adaptive(
+    batch_size: int,
+    num_generations: int,
+    *,
+    utility: Utility = "informative",
+    price: ArrayLike = 0.075,
+    curiosity: ArrayLike = 2.0,
+    floor: ArrayLike = 0.3,
+    cool_down: int = 0,
+) -> Selector:
+    """Posterior on the logits, moved by what all tasks share and corrected by what surprises; knowledge at a price.
+
+    Belief: every logit is Gaussian, observed through the binomial counts of its visits (Laplace). Between visits its
+    mean moves by the share, learnt from the tasks that come back, of a drift common to all, learnt from the batches;
+    its variance grows a little each step, and by much after steps in which outcomes contradicted predictions. A task
+    never visited has the mean and spread of those that were.
+
+    Choice: places in the batch go to the tasks of the greatest expected utility + `curiosity` * interest, until the
+    batch's expected utility has fallen by the share `price` below the greatest possible; the rest to the greatest
+    utility. Interest is the standard deviation of the believed pass rate, and a little for not having been looked at.
+    Both numbers grow in proportion once beliefs about visited tasks are on average worse than a single group would
+    make them, i.e. their mean variance exceeds 1 / (4 G). With chance `floor` a step one place goes to the task
+    longest not visited.
+
+    `utility`: the chance of an informative group (with group normalisation), or the mean of 4 p (1 - p) (without);
+    `price` and `floor` in [0, 1]; `curiosity` >= 0; `cool_down`: steps for which a chosen task comes last.
+    `init` raises InputError for a table smaller than a batch.
+    """
+    check_sizes(batch_size, num_generations)
+    if utility not in get_args(Utility):
+        raise InputError(f"no utility {utility!r} of a group: choose one of {', '.join(get_args(Utility))}")
+    check("price", price, lambda x: (x >= 0) & (x <= 1), "in [0, 1]")
+    check("floor", floor, lambda x: (x >= 0) & (x <= 1), "in [0, 1]")
+    check("curiosity", curiosity, lambda x: x >= 0, "0 or more")
+    check("cool_down", cool_down, lambda x: x >= 0, "0 or more")
+
+    def init(tasks: Tasks, num_tasks: int) -> AdaptiveState:
+        check_table(batch_size, num_tasks)
+        nothing = jnp.zeros(num_tasks, jnp.float32)
+        population = jnp.array([0.0, PRIOR_VARIANCE], jnp.float32)
+        return AdaptiveState(
+            mean=nothing,
+            variance=nothing + PRIOR_VARIANCE,
+            anchor=jnp.zeros_like(nothing),
+            visited=jnp.full(num_tasks, -1, jnp.int32),
+            population=population,
+            drift=drift.init(),
+            jumps=jnp.zeros((), jnp.float32),
+            step=jnp.zeros((), jnp.int32),
+            believed=logit.moments(
+                jnp.broadcast_to(population[0], (num_tasks,)),
+                jnp.broadcast_to(population[1], (num_tasks,)),
+                num_generations=num_generations,
+            ),
+        )
+
+    def select(key: Array, state: AdaptiveState, tasks: Tasks) -> tuple[Choice, AdaptiveState]:
+        key_choice, key_floor, key_stale = jax.random.split(key, 3)
+        believed, seen = state.believed, state.visited >= 0
+        since = jnp.where(seen, state.step - state.visited, jnp.iinfo(jnp.int32).max)
+        worth = believed.informative if utility == "informative" else _signal(believed)
+        worth = acquire.cool_down(worth, since, steps=cool_down) if cool_down else worth
+        interest = jnp.sqrt(believed.variance) + STALE_INTEREST * jnp.minimum(since.astype(jnp.float32) / STALE, 1)
+
+        doubt = jnp.where(seen, believed.variance, 0).sum() / (seen.sum().astype(jnp.float32) + 1)
+        raised = jnp.maximum(1, 4 * num_generations * doubt)
+        ids = acquire.priced(
+            key_choice,
+            worth,
+            interest,
+            batch_size=batch_size,
+            weight=jnp.asarray(curiosity, jnp.float32) * raised,
+            price=jnp.minimum(jnp.asarray(price, jnp.float32) * raised, HIGHEST_PRICE),
+        )
+        stalest = acquire.smallest(key_stale, state.visited, batch_size=1)
+        look = (jax.random.uniform(key_floor) < jnp.asarray(floor, jnp.float32)) & ~(ids == stalest).any()
+        ids = ids.at[-1].set(jnp.where(look, stalest[0], ids[-1]))
+        return Choice(ids, believed.pass_rate[ids]), state
+
+    def update(state: AdaptiveState, tasks: Tasks, feedback: Feedback) -> AdaptiveState:
+        valid = feedback.trials > 0
+        new = _observe(state, feedback, valid, num_generations=num_generations)
+        return jax.tree.map(lambda x, y: jnp.where(valid.any(), x, y), new, state)  # no rollouts are no step
+
+    def pass_rate(state: AdaptiveState, tasks: Tasks) -> Array:
+        return state.believed.pass_rate
+
+    return Selector(init, select, update, pass_rate)
+
+
+def _signal(believed: logit.Moments) -> Array:
+    """The mean [N] of 4 p (1 - p)."""
+    return 4 * (believed.pass_rate * (1 - believed.pass_rate) - believed.variance)
+
+
+def _predict(state: AdaptiveState) -> tuple[Array, Array]:
+    """Mean and variance [N] of the logits now."""
+    mean = state.mean + drift.share(state.drift) * (state.drift.position - state.anchor)
+    seen = state.visited >= 0
+    return jnp.where(seen, mean, state.population[0]), jnp.where(seen, state.variance, state.population[1])
+
+
+def _observe(state: AdaptiveState, feedback: Feedback, valid: Array, *, num_generations: int) -> AdaptiveState:
+    """The state after a batch, ready for the next step; rows [B] that are not `valid` change nothing."""
+    num_tasks = state.mean.shape[0]
+    rows = jnp.where(valid, feedback.ids, 0)
+    successes, trials = (jnp.where(valid, x, 1.0) for x in (feedback.successes, feedback.trials))
+    mean, variance = (x[rows] for x in _predict(state))
+    surprise = logit.surprise(jax.tree.map(lambda x: x[rows], state.believed), successes, trials)
+
+    # What all tasks share.
+    seen, noise = _innovation(mean, variance, successes, trials)
+    moved = jnp.where(state.visited[rows] >= 0, state.drift.position - state.anchor[rows], 0)
+    moving = drift.update(state.drift, seen, variance + noise, moved, valid)
+    mean = mean + drift.share(moving) * (moving.position - state.drift.position)
+
+    # What jumped.
+    jumped = valid & (surprise > JUMP)
+    leap = logit.observe(mean, variance + JUMP_VARIANCE, successes, trials)[0] - mean
+    count = valid.sum().astype(jnp.float32)
+    jumps = JUMP_MEMORY * state.jumps + (1 - JUMP_MEMORY) * jumped.sum().astype(jnp.float32) / count
+    spread = jnp.where(jumps >= JUMPS, JUMP_NOISE * jnp.where(jumped, leap * leap, 0).sum() / count, 0)
+
+    # The tasks themselves.
+    variance = variance + jnp.where(jumped, JUMP_VARIANCE, 0)
+    mean, variance = logit.observe(mean, variance, successes, trials)
+    ids = jnp.where(valid, feedback.ids, num_tasks)  # padding points behind the table and is dropped
+    put = lambda table, x: constrain(table.at[ids].set(x, mode="drop"), "task")  # noqa: E731
+    visited = put(state.visited, state.step)
+    variance = put(state.variance, variance)
+    state = AdaptiveState(
+        mean=put(state.mean, mean),
+        variance=jnp.where(visited >= 0, jnp.minimum(variance + NOISE + spread, LARGEST), variance),
+        anchor=put(state.anchor, moving.position),
+        visited=visited,
+        population=state.population,
+        drift=drift.advance(moving),
+        jumps=jumps,
+        step=state.step + 1,
+        believed=state.believed,
+    )
+    state = state._replace(population=_population(state))
+    return state._replace(believed=logit.moments(*_predict(state), num_generations=num_generations))
+
+
+def _innovation(mean: Array, variance: Array, successes: Array, trials: Array) -> tuple[Array, Array]:
+    """Observed minus predicted logit [B] and the observation's variance: what would move a belief as counts do."""
+    after, _ = logit.observe(mean, variance, successes, trials)
+    rate = jax.nn.sigmoid(after)
+    noise = 1 / (trials * rate * (1 - rate) + 1e-3)
+    return (after - mean) * (variance + noise) / variance, noise
+
+
+def _population(state: AdaptiveState) -> Array:
+    """Mean and variance [2] of the visited tasks' logits, as a prior for the others."""
+    seen = state.visited >= 0
+    mean, variance = _predict(state)
+    count = seen.sum().astype(jnp.float32)
+    center = jnp.where(seen, mean, 0).sum() / (count + 1)
+    spread = jnp.where(seen, (mean - center) ** 2 + variance, 0).sum()
+    return jnp.stack([center, (spread + 2 * PRIOR_VARIANCE) / (count + 2)])

@@ -1,0 +1,57 @@
+"""Gaussian beliefs on the logit of a pass rate, and what they say of the pass rate and of the next group."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrft.types import Array
+
+NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(9)  # Gauss-Hermite quadrature for a standard normal
+WEIGHTS = WEIGHTS / WEIGHTS.sum()
+NEWTON_STEPS, LONGEST_STEP = 6, 2.0  # logits; a step from a far mode would overshoot
+
+
+class Moments(NamedTuple):
+    """Of the pass rates under a belief about their logits."""
+
+    pass_rate: Array  # [N], mean
+    variance: Array  # [N], of the pass rate
+    informative: Array  # [N], chance of a group that is neither all right nor all wrong
+
+
+def moments(mean: Array, variance: Array, *, num_generations: int) -> Moments:
+    """Moments of p = sigmoid(x), x ~ N(`mean`, `variance`) [N], and of 1 - p^G - (1 - p)^G, by 9-point quadrature."""
+    deviation = jnp.sqrt(variance)
+    first, second, informative = (jnp.zeros_like(mean) for _ in range(3))
+    for node, weight in zip(NODES.tolist(), WEIGHTS.tolist(), strict=True):  # unrolled: one pass over the table
+        rate = jax.nn.sigmoid(mean + node * deviation)
+        first += weight * rate
+        second += weight * rate * rate
+        informative += weight * (1 - rate**num_generations - (1 - rate) ** num_generations)
+    return Moments(first, jnp.maximum(second - first * first, 0), informative)
+
+
+def observe(mean: Array, variance: Array, successes: Array, trials: Array) -> tuple[Array, Array]:
+    """Laplace's approximation (mean, variance) of the posterior after `successes` of `trials`, by Newton steps.
+
+    The log posterior s x - n log(1 + e^x) - (x - mean)^2 / (2 variance) is concave; all arguments are [B].
+    """
+    x = mean
+    for _ in range(NEWTON_STEPS):
+        rate = jax.nn.sigmoid(x)
+        gradient = successes - trials * rate - (x - mean) / variance
+        x = x + jnp.clip(gradient / (trials * rate * (1 - rate) + 1 / variance), -LONGEST_STEP, LONGEST_STEP)
+    rate = jax.nn.sigmoid(x)
+    return x, 1 / (trials * rate * (1 - rate) + 1 / variance)
+
+
+def surprise(believed: Moments, successes: Array, trials: Array) -> Array:
+    """Squared deviation [B] of `successes` from what was `believed`, over the variance believed; 1 is expected.
+
+    (s - n p)^2 / (n p (1 - p) + n (n - 1) var(p) + 0.05), the last against a certainty that one reward would refute.
+    """
+    rate = believed.pass_rate
+    spread = trials * rate * (1 - rate) + trials * (trials - 1) * believed.variance
+    return (successes - trials * rate) ** 2 / (spread + 0.05)

@@ -1,0 +1,139 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrft.select import drift, logit, selectors
+from jaxrft.types import Feedback, Tasks
+
+
+def floats(*values):
+    return jnp.array(values, jnp.float32)
+
+
+def test_moments_agree_with_draws():
+    mean, variance = floats(-3.0, 0.0, 1.0), floats(1.0, 0.25, 4.0)
+    found = logit.moments(mean, variance, num_generations=8)
+    draws = np.random.default_rng(0).normal(np.array(mean), np.sqrt(variance), (200_000, 3))
+    rates = 1 / (1 + np.exp(-draws))
+    np.testing.assert_allclose(found.pass_rate, rates.mean(axis=0), atol=3e-3)
+    np.testing.assert_allclose(found.variance, rates.var(axis=0), atol=3e-3)
+    np.testing.assert_allclose(found.informative, (1 - rates**8 - (1 - rates) ** 8).mean(axis=0), atol=2e-2)
+    certain = logit.moments(floats(0.0), floats(1e-8), num_generations=2)
+    assert [float(x[0]) for x in certain] == pytest.approx([0.5, 0.0, 0.5], abs=1e-6)
+
+
+def test_observation_by_hand():
+    """The mode solves s - n p = (x - m) / v: with m = 0 and v = 1, p = 3/4 at x = ln 3 for s = 6 + ln 3 of n = 8."""
+    log3 = float(np.log(3))
+    mean, variance = logit.observe(floats(0.0), floats(1.0), floats(6 + log3), floats(8.0))
+    assert float(mean[0]) == pytest.approx(log3, abs=1e-5)
+    assert float(variance[0]) == pytest.approx(1 / (8 * 3 / 16 + 1), rel=1e-5)
+    far, _ = logit.observe(floats(-8.0, 8.0), floats(25.0, 25.0), floats(16.0, 0.0), floats(16.0, 16.0))
+    assert float(far[0]) > 2 and float(far[0]) == pytest.approx(-float(far[1]), abs=1e-4)
+
+
+def test_surprise_by_hand():
+    believed = logit.Moments(floats(0.5, 0.25), floats(0.0, 0.02), floats(0.0, 0.0))
+    found = logit.surprise(believed, floats(8.0, 2.0), floats(8.0, 4.0))
+    assert found.tolist() == pytest.approx([16 / 2.05, 1 / (4 * 3 / 16 + 12 * 0.02 + 0.05)])
+    many = logit.moments(floats(-1.0), floats(0.8), num_generations=8)
+    rng = np.random.default_rng(1)
+    rates = 1 / (1 + np.exp(-rng.normal(-1.0, np.sqrt(0.8), 100_000)))
+    drawn = jnp.array(rng.binomial(8, rates), jnp.float32)
+    assert float(logit.surprise(many, drawn, jnp.float32(8)).mean()) == pytest.approx(1.0, abs=0.05)
+
+
+def test_drift_follows_a_policy_that_learns_and_its_share_the_tasks_that_do():
+    """0.05 logits a step, tasks seen 10 steps ago; none, half or all of the movement is theirs."""
+
+    def shares(own):
+        state = drift.init()
+        for _ in range(60):
+            moved = jnp.full(8, 10 * 0.05)
+            predicted = drift.share(state) * moved
+            innovation = own * moved - predicted
+            one = jnp.ones(8)
+            state = drift.advance(drift.update(state, innovation, 0.1 * one, moved, jnp.ones(8, bool)))
+        return float(drift.share(state))
+
+    assert [shares(own) for own in (0.0, 0.5, 1.0)] == pytest.approx([0, 0.5, 1], abs=0.05)
+    state, one = drift.init(), jnp.ones(4)
+    for step in range(80):
+        error = 0.05 * step - state.position
+        state = drift.update(state, error * one, 0.5 * one, 0 * one, jnp.ones(4, bool))
+        assert step < 40 or abs(float(error)) < 0.1
+        state = drift.advance(state)
+    assert float(state.velocity) == pytest.approx(0.05, abs=0.01)
+    padded = drift.update(state, jnp.full(4, 9.0), one, one, jnp.zeros(4, bool))
+    np.testing.assert_allclose(padded.position, state.position)
+    np.testing.assert_allclose(padded.covariance, state.covariance)
+
+
+def play(selector, rates, steps, seed=0, tasks=None):
+    """(ids [steps, B], squared error [steps], groups that teach [steps, B]) with pass rates [steps, N]."""
+    tasks = Tasks() if tasks is None else tasks
+    group = 16
+
+    def step(state, x):
+        key, truth = x
+        keys = jax.random.split(key)
+        error = jnp.mean((selector.pass_rate(state, tasks) - truth) ** 2)
+        choice, state = selector.select(keys[0], state, tasks)
+        count = jnp.full(choice.ids.shape, float(group))
+        hits = jax.random.uniform(keys[1], (*choice.ids.shape, group)) < truth[choice.ids][:, None]
+        successes = hits.sum(axis=1).astype(jnp.float32)
+        state = selector.update(state, tasks, Feedback(choice.ids, successes, count, count))
+        return state, (choice.ids, error, (successes > 0) & (successes < group))
+
+    keys = jax.random.split(jax.random.key(seed), steps)
+    return jax.jit(lambda: jax.lax.scan(step, selector.init(tasks, rates.shape[1]), (keys, rates))[1])()
+
+
+def logits(num_tasks, seed=0):
+    return 2.5 * np.random.default_rng(seed).normal(size=num_tasks)
+
+
+def sigmoid(x):
+    return jnp.array(1 / (1 + np.exp(-x)), jnp.float32)
+
+
+def test_it_finds_the_tasks_that_teach_and_knows_the_others():
+    time = np.linspace(-2.5, 2.5, 200)[:, None]
+    rates = sigmoid(1.2 * time + logits(200) - 1)
+    ids, error, informative = play(selectors.adaptive(16, 16), rates, 200)
+    uniform = float((1 - rates**16 - (1 - rates) ** 16).mean())
+    assert uniform < 0.72 and float(informative.mean()) > 0.9
+    assert float(error[30:].mean()) < 0.012
+    assert len(np.unique(ids[-50:])) > 0.55 * 200
+
+
+def test_domains_that_move_apart_are_told_apart():
+    """One improves, one stands still, one gets worse, one jumps; nobody says which task belongs where."""
+    u = np.linspace(0, 1, 200)
+    path = np.stack([4 * u - 2, 0 * u, 2 - 4 * u, np.where(u < 0.5, -2, 2)], axis=1)  # [steps, 4]
+    rates = sigmoid(path[:, np.arange(240) % 4] + logits(240, 1) - 1)
+    _, error, informative = play(selectors.adaptive(16, 16), rates, 200)
+    assert float(informative.mean()) > 0.88
+    assert float(error[80:100].mean()) < 0.015 and float(error[160:].mean()) < 0.03  # before and after the jump
+
+
+def test_nothing_to_know_is_no_harm():
+    """Rewards of pure noise: every task is as good as any other, and all of them are looked at."""
+    ids, error, _ = play(selectors.adaptive(8, 16), jnp.full((120, 64), 0.5), 120)
+    assert float(error[20:].mean()) < 0.02
+    assert np.bincount(np.ravel(ids), minlength=64).min() >= 4
+
+
+def test_a_cool_down_keeps_chosen_tasks_away():
+    ids, _, _ = play(selectors.adaptive(4, 16, cool_down=3, floor=0.0), sigmoid(np.tile(logits(24), (40, 1))), 40)
+    assert all(not set(ids[t].tolist()) & set(ids[t - d].tolist()) for t in range(3, 40) for d in (1, 2))
+
+
+def test_the_utility_is_the_one_asked_for():
+    """Task 0 is 0.1 or 0.9, task 1 is 0.25: a group of either teaches, but 4 p (1 - p) is 0.36 and 0.75."""
+    believed = logit.Moments(floats(0.5, 0.25), floats(0.16, 0.0), floats(0.9, 0.8))
+    for utility, best in (("informative", 0), ("signal", 1)):
+        selector = selectors.adaptive(1, 16, utility=utility, price=0.0, floor=0.0)
+        state = selector.init(Tasks(), 2)._replace(believed=believed)
+        assert selector.select(jax.random.key(0), state, Tasks())[0].ids.tolist() == [best]
