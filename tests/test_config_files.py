@@ -1,6 +1,7 @@
 """The files of configs/, which are not run here: they load, say what they must, and fit their models and meshes."""
 
 import ast
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -10,7 +11,7 @@ from jax.sharding import AbstractMesh
 
 from jaxrft import config as configs
 from jaxrft import mesh as meshes
-from jaxrft import runtime
+from jaxrft import plan, runtime
 from jaxrft.lm import published
 from jaxrft.rewards.lookup import resolve
 from jaxrft.types import InputError
@@ -53,7 +54,7 @@ def test_its_mesh_divides_its_batches(file, devices):
 @pytest.mark.parametrize("file", [file for file in FILES if file != "configs/quickstart.py"])
 def test_prompts_and_completions_fit_the_model(file):
     config = load(file)
-    length = published.keys(config.model)["max_position_embeddings"]
+    length = (published.keys(config.model) or {})["max_position_embeddings"]
     assert config.max_prompt_length + config.max_completion_length <= length
 
 
@@ -71,6 +72,19 @@ def test_settings_of_the_papers(file):
         assert config.select.name == "uniform"
     else:
         assert config.select.name == "bots" and all(len(tasks.pass_rate_columns) == 2 for tasks in config.task_sets)
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file != "configs/quickstart.py"])
+def test_its_dry_run_needs_nothing_but_itself(file, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(ROOT)  # where its graders are found
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    config = load(file)
+    plan.show(dataclasses.replace(config, output_dir=str(tmp_path / "run"), reward_workers=1))
+    page = " ".join(capsys.readouterr().out.split())
+    assert f"{config.batch_size} tasks x {config.num_generations}" in page and "Memory a device" in page
+    assert not (tmp_path / "run").exists()
 
 
 FORM = "right</reasoning>\n<answer>\\boxed{%s}</answer>"
