@@ -136,11 +136,11 @@ def test_what_is_believed_is_judged_before_the_step():
 
 @pytest.mark.skipif(not REAL.exists(), reason="the real response matrix is not here")
 def test_published_figures_on_real_responses():
-    config = command.SimulateConfig(responses=str(REAL))
-    uniform, bots = command.simulate(config)[1]
+    uniform, bots, adaptive = command.simulate(command.SimulateConfig(responses=str(REAL)))[1]
     assert uniform["effective_group_ratio"] == pytest.approx(0.704, abs=0.02)
     assert bots["effective_group_ratio"] == pytest.approx(0.887, abs=0.02)
     assert (uniform["mse"], bots["mse"]) == pytest.approx((0.018, 0.023), abs=0.003)
+    assert adaptive["effective_group_ratio"] > 0.92 and adaptive["mse"] < 0.018 and adaptive["coverage"] > 0.55
 
 
 @pytest.fixture
@@ -189,7 +189,8 @@ def test_students_show_their_ability(capsys):
     ],
 )
 def test_a_mistake_is_one_sentence(file, flags, message, capsys):
-    assert cli.main(["simulate", "--steps", "2", "--seeds", "1", "--responses", file, *flags]) == 2
+    short = ["--steps", "2", "--seeds", "1", "--selectors", "uniform", "bots"]
+    assert cli.main(["simulate", *short, "--responses", file, *flags]) == 2
     assert message in capsys.readouterr().err
 
 

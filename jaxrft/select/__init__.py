@@ -22,3 +22,4 @@ from .evidence import Evidence as Evidence
 from .posterior import BetaState as BetaState
 from .selectors import Selector as Selector
 from .selectors import make as make
+from .session import Session as Session

@@ -26,7 +26,7 @@ class SimulateConfig:
     responses: str | None = None
     """An .npz with `responses` [policies, tasks] of 1 right, 0 wrong, -1 missing, rows sorted by ability, weakest
     first; optionally `embeddings` and `domain`. Replayed as one changing policy; without it, synthetic students."""
-    selectors: tuple[str, ...] = ("uniform", "bots")
+    selectors: tuple[str, ...] = ("uniform", "bots", "adaptive")
     """Selectors to compare."""
     steps: int = 200
     """Steps of a run."""

@@ -1,0 +1,116 @@
+"""A selector for other people's loops: plain numbers in and out, whatever framework trains the policy."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrft.select.contract import Selector
+from jaxrft.types import Array, Feedback, InputError, Tasks
+
+
+class Session:
+    """Holds a selector's state between the steps of a loop: `next`, roll out, `record`.
+
+    >>> from jaxrft.select import selectors
+    >>> session = Session(selectors.adaptive(batch_size=2, num_generations=4), 6)
+    >>> ids = session.next()
+    >>> session.record(ids, successes=[4, 1], trials=[4, 4])
+    >>> len(ids), session.pass_rate().shape
+    (2, (6,))
+
+    `tasks` is their number, or the `Tasks` that say something about each. The same seed, selector and records make the
+    same choices; a session that loads another's `state_dict` continues as it would have.
+    """
+
+    def __init__(self, selector: Selector, tasks: Tasks | int, seed: int = 0):
+        """Raises InputError for a selector that asks for what `tasks` do not say, or for more tasks than there are."""
+        self._tasks = Tasks() if isinstance(tasks, int) else jax.tree.map(jnp.asarray, tasks)
+        self._number = tasks if isinstance(tasks, int) else _number(tasks)
+        self._seed, self._step = seed, 0
+        self._state = selector.init(self._tasks, self._number)
+        self._select, self._update = jax.jit(selector.select), jax.jit(selector.update)
+        self._pass_rate = selector.pass_rate
+
+    def next(self) -> np.ndarray:
+        """Ids [B] of the tasks to roll out next."""
+        key = jax.random.fold_in(jax.random.key(self._seed), self._step)
+        choice, self._state = self._select(key, self._state, self._tasks)
+        self._step += 1
+        return np.asarray(choice.ids)
+
+    def record(
+        self,
+        ids: Sequence[int] | np.ndarray,
+        successes: Sequence[float] | np.ndarray,
+        trials: Sequence[float] | np.ndarray,
+        tokens: Sequence[float] | np.ndarray | None = None,
+    ) -> None:
+        """Tells the selector what came of the tasks `ids`: `successes` of `trials` rollouts each, fractions allowed.
+
+        `tokens`: completion tokens of each task's rollouts. `trials` of 0 marks a task of which nothing is known.
+        Raises InputError for lengths that differ, ids that are no task's or come twice, and successes outside
+        [0, trials]. Another number of tasks than before compiles the update again.
+        """
+        columns = [
+            np.asarray(x, np.float32) for x in (successes, trials, np.zeros(len(ids)) if tokens is None else tokens)
+        ]
+        ids = np.asarray(ids, np.int32)
+        self._check(ids, *columns)
+        self._state = self._update(self._state, self._tasks, Feedback(*map(jnp.asarray, (ids, *columns))))
+
+    def pass_rate(self) -> np.ndarray:
+        """Pass rates [N] that the selector believes the tasks to have; NaN where it believes nothing."""
+        return np.asarray(self._pass_rate(self._state, self._tasks))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes, as a flat dictionary of numpy arrays, for numpy.savez or torch.save."""
+        leaves = jax.tree_util.tree_flatten_with_path(self._state)[0]
+        named = {"state" + jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+        return named | {"step": np.asarray(self._step), "seed": np.asarray(self._seed)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues where the session that gave `state` stood.
+
+        Raises InputError for the state of another selector, or of another number of tasks.
+        """
+        expected = self.state_dict()
+        for name, value in expected.items():
+            if name not in state:
+                raise InputError(f"the state has no {name!r}: it is that of another selector")
+            found = np.asarray(state[name])
+            if found.shape != value.shape or found.dtype.kind != value.dtype.kind:
+                had, has = (f"{x.dtype}{list(x.shape)}" for x in (found, value))
+                raise InputError(
+                    f"{name!r} of the state is {had} and not {has}: it is of another selector or other tasks"
+                )
+        leaves, structure = jax.tree.flatten(self._state)
+        names = [name for name in expected if name.startswith("state")]
+        self._state = jax.tree.unflatten(
+            structure, [jnp.asarray(state[name], leaf.dtype) for name, leaf in zip(names, leaves, strict=True)]
+        )
+        self._step, self._seed = int(state["step"]), int(state["seed"])
+
+    def _check(self, ids: np.ndarray, successes: np.ndarray, trials: np.ndarray, tokens: np.ndarray) -> None:
+        """Raises InputError for the first thing that cannot be recorded."""
+        lengths = [len(x) for x in (ids, successes, trials, tokens)]
+        if len(set(lengths)) > 1:
+            raise InputError(
+                f"ids, successes, trials and tokens have lengths {lengths}: they must have one entry a task"
+            )
+        if ((ids < 0) | (ids >= self._number)).any():
+            raise InputError(f"ids are {ids.tolist()}: tasks are numbered from 0 to {self._number - 1}")
+        if len(np.unique(ids)) < len(ids):
+            raise InputError(f"ids are {ids.tolist()}: a task comes once, with the sum over its rollouts")
+        if not ((successes >= 0) & (successes <= trials) & np.isfinite(trials)).all():
+            raise InputError(f"successes are {successes.tolist()} of {trials.tolist()} trials: they lie in [0, trials]")
+
+
+def _number(tasks: Tasks) -> int:
+    """How many tasks there are."""
+    rows: list[Array] = [x for x in tasks if x is not None]
+    if not rows:
+        raise InputError("Tasks() says nothing, not even how many tasks there are: give their number instead")
+    return len(rows[0])

@@ -1,0 +1,71 @@
+import doctest
+
+import numpy as np
+import pytest
+
+from jaxrft.select import Session, selectors, session
+from jaxrft.types import InputError, Tasks
+
+TRUTH = np.linspace(0.0, 1.0, 12)
+
+
+def run(of, steps):
+    """The choices [steps, B] of a loop that knows nothing of JAX."""
+    chosen = []
+    for _ in range(steps):
+        ids = of.next()
+        assert isinstance(ids, np.ndarray)
+        of.record(ids.tolist(), [round(8 * TRUTH[i]) for i in ids], [8] * len(ids), tokens=[100] * len(ids))
+        chosen.append(ids.tolist())
+    return chosen
+
+
+def make(seed=0):
+    return Session(selectors.adaptive(3, 8), len(TRUTH), seed)
+
+
+def test_a_loaded_session_continues_as_the_saved_one(tmp_path):
+    whole = run(make(), 12)
+    first = make()
+    assert run(first, 5) == whole[:5]
+    np.savez(tmp_path / "state.npz", **first.state_dict())
+    second = make(seed=7)
+    second.load_state_dict(dict(np.load(tmp_path / "state.npz")))
+    assert run(second, 7) == whole[5:]
+    assert np.corrcoef(second.pass_rate(), TRUTH)[0, 1] > 0.8
+
+
+def test_seeds_differ_and_tasks_may_say_more():
+    assert run(make(), 2) != run(make(seed=1), 2)
+    rates = np.stack([0.5 * TRUTH, TRUTH], axis=1).astype(np.float32)
+    bots = Session(selectors.bots(3, 8), Tasks(rates))
+    run(bots, 3)
+    assert bots.pass_rate().shape == (12,)
+
+
+def test_a_state_of_something_else_is_refused():
+    with pytest.raises(InputError, match="another selector"):
+        make().load_state_dict(Session(selectors.uniform(3, 8), 12).state_dict())
+    with pytest.raises(InputError, match="or other tasks"):
+        make().load_state_dict(Session(selectors.adaptive(3, 8), 13).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (([0, 1], [1], [8, 8]), r"lengths \[2, 1, 2, 2\]"),
+        (([0, 12], [1, 1], [8, 8]), "numbered from 0 to 11"),
+        (([3, 3], [1, 1], [8, 8]), "comes once"),
+        (([0, 1], [1, 9], [8, 8]), r"lie in \[0, trials\]"),
+        (([0, 1], [1, float("nan")], [8, 8]), r"lie in \[0, trials\]"),
+    ],
+)
+def test_a_record_that_cannot_be_is_refused(record, message):
+    with pytest.raises(InputError, match=message):
+        make().record(*record)
+
+
+def test_documentation_runs():
+    assert doctest.testmod(session).failed == 0
+    with pytest.raises(InputError, match="give their number instead"):
+        Session(selectors.uniform(3, 8), Tasks())
