@@ -101,14 +101,14 @@ class SelectConfig:
     """greso: share of groups without variance that is put up with, in [0, 1]."""
     utility: Literal["informative", "signal"] = "informative"
     """adaptive: chance of an informative group (for scale_rewards group), or mean 4 p (1 - p) (for none)."""
-    price: float = 0.075
+    price: float = 0.07
     """adaptive: share of the batch's expected utility given up for knowing more, in [0, 1]."""
     curiosity: float = 2.0
     """adaptive: weight of what is not known about a task against its utility, 0 or more."""
     floor: float = 0.3
     """adaptive: chance a step that one place goes to the task longest not visited, in [0, 1]."""
     cool_down: int = 0
-    """adaptive: steps for which a chosen task stands behind all others."""
+    """adaptive: steps for which a chosen task comes last."""
 
 
 @dataclass(frozen=True)

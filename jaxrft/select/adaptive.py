@@ -14,7 +14,7 @@ from jaxrft.types import Array, Choice, Feedback, InputError, Tasks
 NOISE = 0.015  # variance that a step adds to every logit
 LARGEST = 25.0  # variance of a logit about which nothing is known any more
 PRIOR_VARIANCE = 4.0  # of a task's logit before any rollout, worth two tasks
-STALE, STALE_INTEREST = 50.0, 0.02  # steps after which a task counts as not looked at, and what that is worth
+STALE, STALE_INTEREST = 25.0, 0.03  # steps after which a task counts as not looked at, and what that is worth
 # A jump is a surprise beyond JUMP (1 is expected). When jumps are more frequent than JUMPS of the rollouts' tasks, over
 # some ten steps, tasks that nobody looked at may have jumped too: their variance grows by JUMP_NOISE times the mean
 # squared jump. A task that jumped is learnt anew, with JUMP_VARIANCE.
@@ -43,7 +43,7 @@ def adaptive(
     num_generations: int,
     *,
     utility: Utility = "informative",
-    price: ArrayLike = 0.075,
+    price: ArrayLike = 0.07,
     curiosity: ArrayLike = 2.0,
     floor: ArrayLike = 0.3,
     cool_down: int = 0,
@@ -58,8 +58,8 @@ def adaptive(
     Choice: places in the batch go to the tasks of the greatest expected utility + `curiosity` * interest, until the
     batch's expected utility has fallen by the share `price` below the greatest possible; the rest to the greatest
     utility. Interest is the standard deviation of the believed pass rate, and a little for not having been looked at.
-    Both numbers grow in proportion once beliefs about visited tasks are on average worse than a single group would
-    make them, i.e. their mean variance exceeds 1 / (4 G). With chance `floor` a step one place goes to the task
+    Both numbers grow in proportion once the pass rates of visited tasks are believed with a mean variance above
+    1 / (4 G), a single group's. With chance `floor` a step one place goes to the task
     longest not visited.
 
     `utility`: the chance of an informative group (with group normalisation), or the mean of 4 p (1 - p) (without);
@@ -102,7 +102,7 @@ def adaptive(
         worth = acquire.cool_down(worth, since, steps=cool_down) if cool_down else worth
         interest = jnp.sqrt(believed.variance) + STALE_INTEREST * jnp.minimum(since.astype(jnp.float32) / STALE, 1)
 
-        doubt = jnp.where(seen, believed.variance, 0).sum() / (seen.sum().astype(jnp.float32) + 1)
+        doubt = jnp.where(seen, believed.variance, 0).mean()
         raised = jnp.maximum(1, 4 * num_generations * doubt)
         ids = acquire.priced(
             key_choice,

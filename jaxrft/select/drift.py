@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxrft.types import Array
 
 SHIFT_NOISE, VELOCITY_NOISE = 0.02, 1e-4  # variance that a step adds to the common position and to its velocity
-MEMORY = 0.95  # share of the evidence for `share` that survives a step
+MEMORY = 0.9  # share of the evidence for `share` that survives a step
 
 
 class DriftState(NamedTuple):
