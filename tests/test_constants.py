@@ -61,6 +61,7 @@ def test_values(text, expected):
         "1/0",
         r"\sqrt{-1}",
         "(-8)^{1/3}",
+        r"\sqrt{(-1)^{0.5}}",
         "3m",
         "e",
         "2i",

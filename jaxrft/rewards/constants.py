@@ -44,7 +44,7 @@ def values(text: str) -> tuple[float, ...] | None:
     try:
         reader = _Reader(text)
         return tuple(reader.list())
-    except (_NoValue, ArithmeticError, ValueError):
+    except (_NoValue, ArithmeticError, ValueError, TypeError):  # the last of math.sqrt, for complex numbers
         return None
 
 
