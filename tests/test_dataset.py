@@ -211,6 +211,8 @@ def test_a_kill_leaves_nothing_that_loads_as_whole_and_the_command_can_be_repeat
             ["--split", "train[:5]"],
             r"--split is 'train\[:5\]': a split is called by a word",
         ),
+        ("gsm8k", {"a.jsonl": GSM8K}, ["--split", "all"], "--split is 'all': a split is called by a word, .* not all"),
+        ("gsm8k", {"a.jsonl": [{"question": "\ud83d", "answer": "#### 5"}]}, [], "a.jsonl line 1 is not JSON"),
         ("gsm8k", {"a.csv": GSM8K}, [], "a.csv is of no kind that can be read: give a .parquet, .jsonl or .json file"),
         ("gsm8k", {"a.jsonl": [*GSM8K, {"question": "?"}]}, [], "a.jsonl row 4 has no answer: give train.jsonl"),
         ("gsm8k", {"a.jsonl": [*GSM8K, {"question": "?", "answer": "5"}]}, [], "row 4 is .* ends in #### and a number"),

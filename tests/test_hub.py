@@ -114,6 +114,8 @@ def test_gsm8k_by_its_id(cache):
         ("hub:", {}, "tasks.source is 'hub:': write hub:OWNER/NAME"),
         ("hub:gsm8k", {}, "tasks.source is 'hub:gsm8k': write hub:OWNER/NAME"),
         ("hub:a b/c", {}, "tasks.source is 'hub:a b/c': write hub:OWNER/NAME"),
+        ("hub:a/sums@..", {}, "tasks.source is 'hub:a/sums@..': write hub:OWNER/NAME"),
+        ("hub:a/sums@../refs/main", {}, "tasks.source is 'hub:a/sums@../refs/main': write hub:OWNER/NAME"),
         ("hub:a/b", {}, "hub:a/b is not in the .* cannot be downloaded .*`hf download --repo-type dataset a/b`"),
         ("hub:a/b@v1", {}, "`hf download --repo-type dataset a/b --revision v1`"),
         ("hub:a/sums", {}, "hub:a/sums has several subsets, main, socratic: set tasks.subset to one of them"),
@@ -129,4 +131,16 @@ def test_a_mistake_is_one_sentence_that_names_it(cache, source, options, message
     writers.write_hub(cache, "a/script", {}, "A README without a header")
     with pytest.raises(InputError, match=message) as raised:
         tasks.load(TasksConfig(source=source, **options))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["configs: [}", "configs: 3", "configs: [main]", "configs: [{data_files: [{split: test}]}]", "a: !!python/tuple []"]
+    + ["configs: [{data_files: 3}]", "configs: [{data_dir: 3}]", "configs: [{config_name: [a]}]"],
+)
+def test_a_header_that_makes_no_sense_is_told(cache, header):
+    writers.write_hub(cache, "someone/sums", {"train.jsonl": [{"prompt": "1"}]}, f"---\n{header}\n---\n")
+    with pytest.raises(InputError, match="hub:someone/sums: .*README.md .*download") as raised:
+        read("someone/sums", split="train")
     assert "\n" not in str(raised.value)

@@ -82,7 +82,7 @@ def test_all_files_of_an_index_count(cache, policy, tmp_path):
     assert hub.local("owner/tiny") == snapshot
 
 
-@pytest.mark.parametrize("name", ["polcy", "./polcy", "runs/../polcy", "/nowhere/at/all", "a/b/c"])
+@pytest.mark.parametrize("name", ["polcy", "./polcy", "runs/../polcy", "/nowhere/at/all", "a/b/c", "a/b@../refs"])
 def test_a_path_that_is_no_id_is_told_as_a_folder(name):
     with pytest.raises(InputError, match=f"^no folder {name}: give the folder of a Hugging Face checkpoint"):
         hub.find(name)

@@ -101,6 +101,7 @@ def test_tensorflow_is_not_imported_and_nothing_is_printed(tmp_path):
     [
         ("tfds:", "train", "tasks.source is 'tfds:': write tfds:NAME"),
         ("tfds:../sums", "train", r"tasks.source is 'tfds:../sums': write tfds:NAME\[/CONFIG\]\[:VERSION\]"),
+        ("tfds:sums/..", "train", "tasks.source is 'tfds:sums/..': write tfds:NAME"),
         (
             "tfds:su",
             "train",
@@ -127,4 +128,18 @@ def test_a_mistake_is_one_sentence_that_names_it(tmp_path, source, split, messag
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
     with pytest.raises(InputError, match=message) as raised:
         tasks.load(TasksConfig(source=source, split=split, data_dir=str(tmp_path)))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("file", ["dataset_info.json", "features.json", "sums-train.array_record-00000-of-00001"])
+@pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], lambda content: b"{}", None])
+def test_a_damaged_data_set_is_told(tmp_path, file, damage):
+    writers.write_tfds(tmp_path, "sums", ROWS)
+    path = tmp_path / "sums" / "1.0.0" / file
+    content = path.read_bytes()
+    path.unlink()
+    if damage is not None:
+        path.write_bytes(damage(content))
+    with pytest.raises(InputError, match="sums.*prepare") as raised:
+        tasks.load(TasksConfig(source="tfds:sums", data_dir=str(tmp_path)))
     assert "\n" not in str(raised.value)

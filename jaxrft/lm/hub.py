@@ -9,7 +9,7 @@ from huggingface_hub import constants, errors, snapshot_download
 from jaxrft.lm import weights
 from jaxrft.types import InputError, Missing
 
-ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?")  # owner/name[@revision]
+ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(?!.*\.\.)(\w[\w./-]*))?")  # owner/name[@revision]; no git name has a ".."
 # All that is ever read of a repository, at its top: no code, no pickles, no other formats of the weights.
 FILES = ["config.json", "*.safetensors", weights.INDEX, *weights.CARRIED]
 FOLDERS = ["*/*"]

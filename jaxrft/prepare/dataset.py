@@ -22,7 +22,7 @@ import tyro
 
 from jaxrft.prepare.recipes import RECIPES, Recipe, Task, as_text
 from jaxrft.tasks import files
-from jaxrft.tasks.tfds import folder_of
+from jaxrft.tasks.tfds import builder_of, folder_of
 from jaxrft.types import InputError
 
 logger = logging.getLogger(__name__)
@@ -75,10 +75,10 @@ def prepare(name: str, paths: Iterable[str], *, split: str = "train", data_dir: 
     recipe, sources = _recipe(name), [Path(path) for path in paths]
     if not sources:
         raise InputError(f"no files of {name} given: add --file, {recipe.files}")
-    if not re.fullmatch(r"\w+", split):
-        raise InputError(f"--split is {split!r}: a split is called by a word, such as train or test")
+    if not re.fullmatch(r"\w+", split) or split == "all":  # of which TFDS makes something else
+        raise InputError(f"--split is {split!r}: a split is called by a word, such as train or test, but not all")
     folder = folder_of(data_dir) / name / VERSION
-    there: Any = tfds.builder_from_directory(folder) if (folder / "dataset_info.json").is_file() else None
+    there = builder_of(folder) if (folder / "dataset_info.json").is_file() else None
     if there is not None and split in there.info.splits:
         raise InputError(f"{folder} has a split {split} already: choose another --split or --data-dir, or delete it")
     with _writing(folder), contextlib.ExitStack() as stack:

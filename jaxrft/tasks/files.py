@@ -59,7 +59,7 @@ def _ending(path: Path) -> str:
     if path.suffix not in ENDINGS:
         raise InputError(f"{path} is of no kind that can be read: give {KINDS}")
     if not path.is_file():
-        there = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+        there = [file.name for file in path.parent.iterdir() if file.is_file()] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, there, n=3)
         hint = f"did you mean {' or '.join(near)} there?" if near else f"give the path of {KINDS}"
         raise Missing(f"no file {path}: {hint}")
@@ -73,7 +73,7 @@ def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = _parsed(line)
             except ValueError as error:
                 raise InputError(
                     f"{path} line {number} is not JSON ({_reason(error)}): write one object a line"
@@ -86,7 +86,7 @@ def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
 def _json(path: Path) -> Iterator[Any]:
     """The entries of a list, the only object, or one object a line, which is often named .json too."""
     try:
-        data = json.loads(path.read_bytes())
+        data = _parsed(path.read_bytes())
     except ValueError as error:
         if getattr(error, "msg", None) == "Extra data":
             yield from _jsonl(path)
@@ -95,6 +95,14 @@ def _json(path: Path) -> Iterator[Any]:
     if not isinstance(data, list | dict):
         raise InputError(f"{path} is {shown(data)}: write a list of objects")
     yield from data if isinstance(data, list) else [data]
+
+
+def _parsed(text: bytes) -> Any:
+    """A JSON value; raises ValueError also for half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
+    value = json.loads(text)
+    if rb"\ud" in text or rb"\uD" in text:
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def _reason(error: ValueError) -> str:

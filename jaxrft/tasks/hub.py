@@ -25,7 +25,7 @@ def read(name: str, *, split: str, subset: str | None = None) -> files.Columns:
     repository, _, revision = name.partition("@")
     command = f"`hf download --repo-type dataset {repository}{revision and f' --revision {revision}'}`"
     folder = _snapshot(name, command)
-    subsets = dict(_configured(folder)) or _found(folder)
+    subsets = _told(folder, name) or _found(folder)
     if not subsets:
         kinds = f"{files.KINDS}: run {command}, or choose another data set if its files are of other kinds"
         raise Missing(f"hub:{name} is in the Hugging Face cache without {kinds}")
@@ -70,6 +70,20 @@ def _snapshot(name: str, command: str) -> Path:
 
 def _data_files(folder: Path, endings: tuple[str, ...] = files.ENDINGS) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in endings)
+
+
+def _told(folder: Path, name: str) -> dict[str, Splits]:
+    """`_configured`; raises InputError for a header of another form."""
+    from yaml import YAMLError
+
+    try:
+        return dict(_configured(folder))
+    except (YAMLError, TypeError, ValueError, AttributeError, KeyError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(
+            f"hub:{name}: its README.md does not tell subsets and splits as the hub's do ({reason}): download its "
+            "files and name one of them as tasks.source"
+        ) from error
 
 
 def _configured(folder: Path) -> Iterator[tuple[str, Splits]]:

@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,13 +17,14 @@ def read(name: str, *, split: str, data_dir: str | None = None) -> Columns:
     """The columns of a split of NAME[/CONFIG][:VERSION], prepared in `data_dir` or in TFDS' default folder.
 
     Text is str, a sequence a list, nested features are dicts. Raises InputError when the data set, the version or the
-    split is not there, and for what only TensorFlow can read.
+    split is not there, when it is damaged, and for what only TensorFlow can read.
     """
     import tensorflow_datasets as tfds
 
     root = folder_of(data_dir)
     bare = name.partition(":")[0]
-    builder: Any = tfds.builder_from_directory(_version_folder(root, name))
+    folder = _version_folder(root, name)
+    builder = builder_of(folder)
     if split not in builder.info.splits:
         there = ", ".join(builder.info.splits) or "none"
         raise InputError(f"tfds:{name} in {root} has no split {split!r}, only {there}: set tasks.split to one of these")
@@ -31,11 +34,34 @@ def read(name: str, *, split: str, data_dir: str | None = None) -> Columns:
             f"`tfds build {bare} --file_format=array_record` where TensorFlow is installed"
         )
     features = builder.info.features
-    try:
-        rows = [_python(row, features) for row in builder.as_data_source(split=split)]
-    except ImportError as error:
-        raise InputError(f"tfds:{name} in {root} has features that only TensorFlow reads ({error})") from error
+    with _reading(folder):
+        try:
+            rows = [_python(row, features) for row in builder.as_data_source(split=split)]
+        except ImportError as error:
+            raise InputError(f"tfds:{name} in {root} has features that only TensorFlow reads ({error})") from error
+        if any(all(value is None for value in row.values()) for row in rows):  # what array_record makes of a lost one
+            raise ValueError("a record is lost")
     return {column: [row[column] for row in rows] for column in sorted(features)}
+
+
+def builder_of(folder: Path) -> Any:
+    """TFDS' read-only builder of the version in a folder; raises InputError for one that is damaged."""
+    import tensorflow_datasets as tfds
+
+    with _reading(folder):
+        return tfds.builder_from_directory(folder)
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Raises InputError for what TFDS, protobuf and array_record, whose errors are of every kind, cannot read."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"the data set in {folder} is damaged ({reason}): delete it and prepare it again") from error
 
 
 def folder_of(data_dir: str | None) -> Path:
@@ -45,7 +71,7 @@ def folder_of(data_dir: str | None) -> Path:
 
 def _version_folder(root: Path, name: str) -> Path:
     """ROOT/NAME[/CONFIG]/VERSION; by default the only config, in its newest version."""
-    asked = re.fullmatch(r"(\w+)(?:/([\w.-]+))?(?::(\d+\.\d+\.\d+))?", name)
+    asked = re.fullmatch(r"(\w+)(?:/(\w[\w.-]*))?(?::(\d+\.\d+\.\d+))?", name)
     if not asked:
         raise InputError(f"tasks.source is 'tfds:{name}': write tfds:NAME[/CONFIG][:VERSION]")
     dataset, config, version = asked.groups()
