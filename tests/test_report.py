@@ -205,6 +205,14 @@ def test_without_a_terminal_the_console_says_a_line_now_and_then(capsys):
     ]
 
 
+def test_where_colours_are_forced_no_bar_moves(capsys, monkeypatch):
+    """As in the cells of a notebook."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with Display(30, every=10) as display:
+        display.step(1, {"reward": 0.5})
+    assert capsys.readouterr().out.splitlines() == ["step 1  reward 0.5"]
+
+
 def test_completions_are_shown_as_they_are(capsys):
     """Brackets are no markup, and long ones lose their middle."""
     display = Display(3)

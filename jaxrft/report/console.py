@@ -1,5 +1,6 @@
 """What a person sees of a run: progress, the few numbers that matter, now and then some completions."""
 
+import sys
 from typing import Any
 
 from rich.console import Console
@@ -35,7 +36,8 @@ class Display:
             TimeRemainingColumn(),
             TextColumn("{task.fields[numbers]}"),
             console=self.console,
-            disable=not (visible and self.console.is_terminal),
+            # Notebooks and build logs force colours, but no bar moves in what they keep.
+            disable=not (visible and self.console.is_terminal and sys.stdout.isatty()),
         )
         self.task = self.progress.add_task("train", total=steps, completed=start, numbers="")
 
