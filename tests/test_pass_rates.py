@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jaxrft import cli, runtime
 from jaxrft.config import MeshConfig, TasksConfig
 from jaxrft.prepare import pass_rates, task_files
+from jaxrft.prepare.journal import Journal
 from jaxrft.tasks import sources
 from jaxrft.types import InputError
 
@@ -226,6 +227,27 @@ def test_a_column_is_replaced_only_if_asked_for(prepare, rates, tmp_path):
     task_files.write(out, changed(rates[0]))
     assert pass_rates.measure(prepare(), out, overwrite=True)
     assert digest(out) == digest(rates[0])
+
+
+def test_neither_a_users_column_nor_an_empty_journal_opens_the_way(prepare, rates, tmp_path):
+    out, journal = tmp_path / "rates.parquet", tmp_path / "rates.parquet.partial"
+    task_files.write(out, pyarrow.parquet.read_table(rates[0]).drop_columns("weaker_pass_rate"))
+    assert "has a column weaker_trials already: give another --name" in refusal(prepare(), out)
+    shutil.copy(rates[0], out)
+    journal.write_text('{"column": "weaker_pass_rate"}\n')  # of a process that was killed in its first batch
+    assert "has a column weaker_pass_rate already: give another --name" in refusal(prepare(), out)
+    assert digest(out) == digest(rates[0])
+
+
+@pytest.mark.parametrize(
+    "lines", ["5\n6\n", "{}\n5\n", '{}\n{"a": 1}\n', '{}\n["0", 1]\n', "[0, 1]\n", "{}\n[[0], 1]\n"]
+)
+def test_a_file_that_is_no_journal_is_left_alone(lines, tmp_path):
+    path = tmp_path / "rates.parquet.partial"
+    path.write_text(lines)
+    with pytest.raises(InputError, match="rates.parquet.partial is not the journal of a command: move it away"):
+        Journal(path, {})
+    assert path.read_text() == lines
 
 
 def changed(path):

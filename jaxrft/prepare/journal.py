@@ -68,18 +68,31 @@ def writing(path: Path) -> Iterator[None]:
         raise InputError(f"cannot write {path} ({error.strerror or error}): {remedy}") from error
 
 
+def begun(path: Path) -> bool:
+    """Whether there is a journal at `path` with a finished piece of work."""
+    return len(_read(path)[0]) > 1
+
+
 def _read(path: Path) -> tuple[list[Any], int]:
-    """The entries of a journal, the identity first, and the byte where the last whole line ends."""
+    """The entries of a journal, the identity first, and the byte where the last whole line ends.
+
+    Raises InputError for a file that is something else, which must not be written over.
+    """
     entries, end = [], 0
-    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+    content = path.read_bytes() if path.exists() else b""
+    fits = not content or content.startswith(b"{")
+    for line in content.splitlines(keepends=True):
         try:
             entry = json.loads(line)
         except ValueError:
             break
         if not line.endswith(b"\n"):
             break
+        fits = fits and (not entries or isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], int))
         entries.append(entry)
         end += len(line)
+    if not fits:
+        raise InputError(f"{path} is not the journal of a command: move it away, or choose another file")
     return entries or [None], end
 
 

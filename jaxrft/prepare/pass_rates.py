@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 from jaxrft import runtime
 from jaxrft.config import Config, TasksConfig
 from jaxrft.prepare import task_files
-from jaxrft.prepare.journal import Journal
+from jaxrft.prepare.journal import Journal, begun
 from jaxrft.prepare.task_files import TaskFile
 from jaxrft.report.console import Display
 from jaxrft.rewards.pool import Pool
@@ -166,7 +166,7 @@ def measure_set(job: Job, column: str) -> bool:
 def write(job: Job, column: str, counts: Counts) -> None:
     """Adds the pass rates, null where there are no trials, and the trials to the columns of the file."""
     rates = pyarrow.array(counts.rates, mask=counts.trials == 0)
-    columns = pyarrow.table({column: rates, column.removesuffix(SUFFIX) + TRIALS: counts.trials})
+    columns = pyarrow.table({column: rates, trials_of(column): counts.trials})
     target = open_target(job.source, job.tasks, job.out)
     task_files.write(job.out, task_files.join(target, job.source._replace(table=columns), overwrite=True).table)
 
@@ -192,19 +192,25 @@ def column_of(model: str) -> str:
     return (path.parent.name if path.name == "policy" else path.name) + SUFFIX
 
 
+def trials_of(column: str) -> str:
+    """The column of the samples behind a column of pass rates."""
+    return column.removesuffix(SUFFIX) + TRIALS
+
+
 def open_target(source: TaskFile, tasks: TasksConfig, out: Path) -> TaskFile:
     """What gets new columns: the file `out` if there is one, else the tasks with the columns of their source."""
     return task_files.load(dataclasses.replace(tasks, source=str(out), limit=None)) if out.exists() else source
 
 
 def check(source: TaskFile, tasks: TasksConfig, out: Path, column: str, overwrite: bool) -> None:
-    """Raises InputError when `out` holds other tasks, or the column already."""
+    """Raises InputError when `out` holds other tasks, or one of the columns already."""
     target = open_target(source, tasks, out)
     task_files.matched(target, source)
-    # Beside a journal it is the journal's own column: the process was killed between writing it and removing that.
-    if column in target.table.column_names and not overwrite and not note_of(out).exists():
+    taken = [name for name in (column, trials_of(column)) if name in target.table.column_names]
+    # Beside a journal they are the journal's own: the process was killed between writing them and removing that.
+    if taken and not overwrite and not begun(note_of(out)):
         raise InputError(
-            f"{target.source} has a column {column} already: give another --name, or --overwrite to replace it"
+            f"{target.source} has a column {taken[0]} already: give another --name, or --overwrite to replace it"
         )
 
 
