@@ -106,8 +106,8 @@ def open_model(config: Config, mesh: Mesh, *, trained: bool = True) -> LanguageM
 
 def read_model(config: Config, folder: Path, *, trained: bool = True) -> LanguageModel:
     """The policy of a Hugging Face folder, all but its parameters."""
-    text = tokenizer.load(str(folder))
     shape = weights.read_config(folder)._replace(lora=lora(config) if trained else None)
+    text = tokenizer.load(str(folder))
     if len(text) > shape.vocab_size:
         raise InputError(
             f"the tokenizer of {config.model} has {len(text)} tokens but the model only {shape.vocab_size}: "

@@ -26,6 +26,12 @@ def policy(folder, **options):
     return helpers.write_policy(folder / "policy", **options)
 
 
+def adapters(folder):
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
+    return str(folder / "adapter")
+
+
 def in_the_way(folder):
     (folder / "file").write_text("kept")
     return str(folder / "file" / "run")
@@ -59,6 +65,7 @@ MISTAKES = {
     "prompts too long": (lambda d: {"max_prompt_length": 2}, "no prompt of tasks is short enough"),
     "too few tasks": (lambda d: {"tasks": tasks(d, rows()[:7], **REFERENCES)}, "batch_size is 8 but there are 7 tasks"),
     "tokenizer without EOS": (lambda d: {"model": policy(d, eos=None)}, "no token that ends a completion"),
+    "adapters instead of a model": (lambda d: {"model": adapters(d)}, "adapter holds adapters only: give"),
     "longer than the model": (
         lambda d: {"model": policy(d, max_position_embeddings=67)},
         "max_prompt_length 64 . max_completion_length 4 is 68, but .*policy has max_position_embeddings 67: lower",
@@ -152,7 +159,6 @@ def test_a_mistake_in_the_command(arguments, wanted, capsys):
             ["--tasks.0.source", "a.jsonl"],
             "Unrecognized options: --tasks.0.source.* Perhaps you meant: .*--tasks.source",
         ),
-        (["--num-generations", "1"], "num_generations is 1: it must be at least 2"),
         (["--steps", "many"], "parsing --steps.*'many'"),
         (["--resume", "sometimes"], "choice 'sometimes' for argument '--resume'. Expected one of .'auto', 'never'."),
     ],
@@ -164,6 +170,10 @@ def test_a_mistake_in_a_flag_is_answered_by_the_parser(flags, wanted, configure,
     said = " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert exit.value.code == 2 and re.search(wanted, said) and "Traceback" not in said
     assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_in_the_value_of_a_flag_is_one_sentence(attempt):
+    assert "error: num_generations is 1: it must be at least 2" in attempt("--num-generations", "1")
 
 
 @pytest.mark.parametrize(

@@ -351,6 +351,10 @@ def test_a_saved_config_keeps_its_keys_and_names_the_new_dtype(keys, params, tmp
         (keys_of({"use_sliding_window": True, "max_window_layers": 1}), "sliding window"),
         (keys_of({"layer_types": ["full_attention", "sliding_attention"]}), "sliding window"),
         (keys_of({}, without=["vocab_size"]), "no key 'vocab_size'"),
+        (keys_of({"rope_scaling": "yarn"}), "rope type 'yarn' is not supported"),
+        (keys_of({"hidden_size": "64"}), "hidden_size is '64': it must be a positive whole number"),
+        (keys_of({"num_attention_heads": None}), "num_attention_heads is None: it must be a positive whole number"),
+        (keys_of({"num_hidden_layers": 0}), "num_hidden_layers is 0: it must be a positive whole number"),
     ],
 )
 def test_configs_that_cannot_be_computed_are_refused(keys, message, tmp_path):
@@ -394,6 +398,11 @@ def lose_a_file(folder):
     (folder / weights.INDEX).write_text(json.dumps(index))
 
 
+def lose_the_map(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / weights.INDEX).write_text("{}")
+
+
 UP = "model.layers.1.mlp.up_proj.weight"
 
 
@@ -403,6 +412,9 @@ UP = "model.layers.1.mlp.up_proj.weight"
         (lambda folder: shutil.rmtree(folder), "no folder .*copy"),
         (lambda folder: (folder / "config.json").unlink(), "no config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "config.json is not a JSON object: copy it again"),
+        (lambda folder: (folder / "config.json").rename(folder / "adapter_config.json"), "holds adapters only: give"),
+        (lose_the_map, "model.safetensors.index.json does not say which tensors are where: copy it again"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
         (only_bin, "pytorch_model.bin, but only safetensors are read"),
         (cut, "model.safetensors is broken"),

@@ -81,7 +81,7 @@ def _complete(folder: Path) -> bool:
     """Whether config.json, the tokenizer's and all safetensors are there: a cache may hold a part of a repository."""
     index = folder / weights.INDEX
     files = {"config.json", "tokenizer_config.json"}
-    files |= set(weights.read_json(index)["weight_map"].values()) if index.is_file() else {weights.SINGLE}
+    files |= weights.files_of(index) if index.is_file() else {weights.SINGLE}
     return all((folder / file).is_file() for file in files)
 
 

@@ -24,12 +24,14 @@ from jaxrft.types import Array, InputError
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
 # What else belongs to a checkpoint and goes along unchanged when it is saved again.
 CARRIED = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json"),
 )
 DTYPES = ("F32", "BF16", "F16")
+SIZES = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"}  # keys
 
 
 class Family(NamedTuple):
@@ -157,7 +159,7 @@ def save_adapters(folder: str | Path, params: Params, config: ModelConfig, *, so
     with _replacing(Path(folder)) as new:
         _write(new, {ADAPTER: _pieces(model.adapters(config))}, params, config, np.dtype(np.float32))
         if new is not None:
-            _write_json(new / "adapter_config.json", peft_config(config, source))
+            _write_json(new / ADAPTER_CONFIG, peft_config(config, source))
     multihost_utils.sync_global_devices(f"jaxrft: saved {folder}")
 
 
@@ -197,6 +199,10 @@ def peft_config(config: ModelConfig, source: str) -> dict[str, Any]:
 def _read_keys(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise InputError(f"no folder {folder}: give the folder of a downloaded Hugging Face checkpoint")
+    if not (folder / "config.json").is_file() and (folder / ADAPTER_CONFIG).is_file():
+        raise InputError(
+            f"{folder} holds adapters only: give the folder of a model with them merged, such as policy beside it"
+        )
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} has no config.json: give the folder of a Hugging Face checkpoint")
     return read_json(folder / "config.json")
@@ -218,6 +224,9 @@ def model_config(keys: Mapping[str, Any], where: str) -> ModelConfig:
     for what, value, values in supported:
         if value not in values:
             raise InputError(f"{where}: {what} {value!r} is not supported, only {', '.join(map(repr, values))}")
+    for name in SIZES & keys.keys():
+        if not isinstance(keys[name], int) or keys[name] < 1:
+            raise InputError(f"{where}: {name} is {keys[name]!r}: it must be a positive whole number")
     family, told_bias = FAMILIES[keys["model_type"]], bool(keys.get("attention_bias", False))
     try:
         heads, width = keys["num_attention_heads"], keys["hidden_size"]
@@ -241,8 +250,10 @@ def model_config(keys: Mapping[str, Any], where: str) -> ModelConfig:
         raise InputError(f"{where}: config.json has no key {error}: copy it again from the checkpoint") from error
 
 
-def _rope_type(rope: Mapping[str, Any]) -> str:
+def _rope_type(rope: Any) -> str:
     """The kind of rotary embeddings; transformers 5 may give each kind of layer its own, which no family here has."""
+    if not isinstance(rope, Mapping):
+        return rope
     if any(isinstance(value, Mapping) for value in rope.values()):
         return "by layer"
     return rope.get("rope_type", rope.get("type", "default"))
@@ -261,11 +272,22 @@ def _slides(keys: Mapping[str, Any]) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of a checkpoint; raises InputError when it is something else."""
+    """The JSON object in a file of a checkpoint; raises InputError when it is something else."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}): copy it again from the checkpoint") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is not a JSON object: copy it again from the checkpoint")
+    return found
+
+
+def files_of(index: Path) -> set[str]:
+    """The names of the files of a checkpoint that its index lists; raises InputError when it lists none."""
+    try:
+        return set(read_json(index)["weight_map"].values())
+    except (KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{index} does not say which tensors are where: copy it again from the checkpoint") from error
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -313,7 +335,7 @@ def _open(folder: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
     if (folder / SINGLE).is_file():
         files = [SINGLE]
     elif (folder / INDEX).is_file():
-        files = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
+        files = sorted(files_of(folder / INDEX))
     elif other := sorted(path.name for path in folder.glob("*.bin")):
         raise InputError(f"{folder} has {other[0]}, but only safetensors are read: save it again with transformers")
     else:
