@@ -1,0 +1,213 @@
+"""Rollout replay: a ring of the latest groups that taught something, to be trained on again.
+
+Axis letters: C groups kept, B groups trained on in a step, F of them fresh at least, M rolled out, G rollouts a group,
+P prompt tokens, T completion tokens.
+
+A step asks `fresh_needed`, rolls out at least so many groups, joins them with what it draws, and adds them:
+
+    batch, replayed = replay.draw(key, buffer, fresh, step)
+    buffer = replay.add(buffer, fresh)
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrft import mesh as meshes
+from jaxrft.learn import grpo, masked
+from jaxrft.types import Array, InputError
+
+
+class Groups(NamedTuple):
+    """Groups of rollouts and all that the loss needs to know of them; a leading axis B, M or C."""
+
+    prompts: Array  # [B, P] int32, right-padded
+    lengths: Array  # [B] int32, of the prompts
+    tokens: Array  # [B, G, T] int32
+    mask: Array  # [B, G, T] float32, 0 = leaves the loss
+    logprobs: Array  # [B, G, T] float32, log mu, of the policy that sampled the tokens
+    advantages: Array  # [B, G] float32
+    rewards: Array  # [B, G] float32, NaN = none
+    task: Array  # [B] int32
+    step: Array  # [B] int32, 0 or more, in which the group was rolled out
+
+
+class Buffer(NamedTuple):
+    """The state of a replay: a ring, filled in the order of arrival."""
+
+    groups: Groups  # [C, ...]; step -1 marks an empty place
+    next: Array  # [] int32, the place that is written next: the oldest group's once the ring is full
+
+
+class Replay(NamedTuple):
+    """A replay as pure functions; its state has fixed shapes and dtypes."""
+
+    init: Callable[[Groups], Buffer]
+    """(like) -> the empty buffer, for groups of the shapes of `like`, arrays or jax.ShapeDtypeStructs of any number."""
+    add: Callable[[Buffer, Groups], Buffer]
+    """(buffer, fresh [M]) -> the buffer with those that teach, oldest out first. Drawn groups are in it already.
+    Raises ValueError for groups of other shapes than the buffer's."""
+    draw: Callable[[Array, Buffer, Groups, Array], tuple[Groups, Array]]
+    """(key, buffer, fresh [M], step) -> (groups [B], replayed [B] bool): the first of the fresh groups, then the drawn,
+    as many as there are, B - F at most, none twice and none of this step. M = B is always enough, and so is M =
+    fresh_needed; with fewer, all floats of what is missing are NaN, and so is the loss: it cannot go unnoticed.
+    Raises ValueError for M < F, M > B or groups of other shapes than the buffer's."""
+    fresh_needed: Callable[[Buffer, Array], Array]
+    """(buffer, step) -> [] int32, how many fresh groups the batch of this step needs: F, or more, up to B, while the
+    buffer is short."""
+
+
+# draw -> weight [C], with which chances are in proportion, from (advantages [C, G]).
+WEIGHTS: dict[str, Callable[[Array], Array]] = {
+    "uniform": lambda advantages: jnp.ones(advantages.shape[0], jnp.float32),
+    "advantage": lambda advantages: jnp.mean(jnp.abs(advantages), axis=1),
+}
+
+
+def ring(
+    *, capacity: int, batch_size: int, fresh_fraction: float = 0.5, max_age: int | None = None, draw: str = "uniform"
+) -> Replay:
+    """The last `capacity` groups that teach, drawn without replacement [arXiv 2506.05316].
+
+    A step trains on B = `batch_size` groups, of which F = round(fresh_fraction * B) are fresh and the others drawn
+    from those that were rolled out 1 to `max_age` steps ago (None: however long): uniformly, or with chances in
+    proportion to the group's mean |advantage| (`draw` "advantage"). A group teaches if its rewards are not all equal,
+    tested exactly, and one of its tokens is in the loss.
+    Deviation: where the published code trains on fewer groups while the buffer is short, and stores groups twice, fresh
+    groups take the places here, and none is ever beside its own copy.
+
+    Raises InputError for values that leave nothing to draw, or nothing fresh.
+    """
+    fresh = round(fresh_fraction * batch_size)
+    if not 0 < fresh < batch_size:
+        raise InputError(
+            f"fresh_fraction {fresh_fraction} of batch_size {batch_size} is {fresh} fresh groups: choose it so that at "
+            "least one group is fresh and one replayed"
+        )
+    if capacity < batch_size - fresh:
+        raise InputError(f"capacity is {capacity}: it must be at least the {batch_size - fresh} groups drawn in a step")
+    if max_age is not None and max_age < 1:
+        raise InputError(f"max_age is {max_age}: it must be at least 1 step, or None for no limit")
+    if draw not in WEIGHTS:
+        raise InputError(f"draw is {draw!r}: choose one of {', '.join(WEIGHTS)}")
+    return Replay(
+        init=partial(_init, capacity),
+        add=_add,
+        draw=partial(_draw, batch_size, fresh, max_age, WEIGHTS[draw]),
+        fresh_needed=partial(_fresh_needed, batch_size, fresh, max_age),
+    )
+
+
+def _init(capacity: int, like: Groups) -> Buffer:
+    """An empty ring of float32 and int32, whatever floats and integers `like` has."""
+
+    def zeros(x: Any) -> Array:
+        return jnp.zeros((capacity, *x.shape[1:]), _dtype(x))
+
+    groups = jax.tree.map(zeros, like)
+    return Buffer(_lay(groups._replace(step=groups.step - 1)), jnp.zeros((), jnp.int32))
+
+
+def _add(buffer: Buffer, groups: Groups) -> Buffer:
+    """Writes the groups that teach, in their order, to the places of the oldest."""
+    groups = _fitting(groups, buffer.groups)
+    capacity = buffer.groups.step.shape[0]
+    rewarded = jnp.isfinite(groups.rewards)
+    teaches = grpo.informative(groups.rewards, rewarded) & jnp.any(groups.mask > 0, axis=(1, 2))
+    order = jnp.cumsum(teaches, dtype=jnp.int32) - 1  # [M], among those that teach
+    count = order[-1] + 1
+    stays = teaches & (order >= count - capacity)  # a place is written once, by the last of all that would
+    places = jnp.where(stays, (buffer.next + order) % capacity, capacity)
+    written = jax.tree.map(lambda old, new: old.at[places].set(new, mode="drop"), buffer.groups, groups)
+    return Buffer(_lay(written), (buffer.next + count) % capacity)
+
+
+def _draw(
+    batch_size: int,
+    least: int,
+    max_age: int | None,
+    weight: Callable[[Array], Array],
+    key: Array,
+    buffer: Buffer,
+    fresh: Groups,
+    step: Array,
+) -> tuple[Groups, Array]:
+    """The `least` first fresh groups, then as many more as places are left by those drawn, then those."""
+    fresh = _fitting(fresh, buffer.groups)
+    given = fresh.step.shape[0]
+    if not least <= given <= batch_size:
+        raise ValueError(f"{given} fresh groups: there must be {least} to {batch_size}")
+    may = _may_be_drawn(buffer, step, max_age)
+    # The largest of log weight + Gumbel noise are a draw without replacement [arXiv 1903.06059].
+    bounds = jnp.finfo(jnp.float32)
+    weights = jnp.clip(weight(buffer.groups.advantages), bounds.tiny, bounds.max)
+    score = jnp.log(weights) + jax.random.gumbel(key, may.shape, jnp.float32)
+    places = jax.lax.top_k(jnp.where(may, score, -jnp.inf), batch_size - least)[1][::-1]  # the best last
+    drawn = may[places]  # [B - F]: False, then True
+
+    def join(new: Array, old: Array) -> Array:
+        nothing = jnp.nan if jnp.issubdtype(new.dtype, jnp.floating) else 0
+        new = jnp.pad(new, [(0, batch_size - given)] + [(0, 0)] * (new.ndim - 1), constant_values=nothing)
+        rest = jnp.where(drawn.reshape(-1, *(1,) * (old.ndim - 1)), old[places], new[least:])
+        return jnp.concatenate([new[:least], rest])
+
+    return _lay(jax.tree.map(join, fresh, buffer.groups)), jnp.concatenate([jnp.zeros(least, bool), drawn])
+
+
+def _fresh_needed(batch_size: int, least: int, max_age: int | None, buffer: Buffer, step: Array) -> Array:
+    """All of the batch but what can be drawn."""
+    return jnp.maximum(batch_size - jnp.sum(_may_be_drawn(buffer, step, max_age), dtype=jnp.int32), least)
+
+
+def _may_be_drawn(buffer: Buffer, step: Array, max_age: int | None) -> Array:
+    """Which places hold a group of an earlier step than `step` that is not too old. [C] bool."""
+    made = buffer.groups.step
+    young = True if max_age is None else step - made <= max_age
+    return (made >= 0) & (made < step) & young
+
+
+def _dtype(x: Any) -> Any:
+    """Float32 for floats, int32 for integers."""
+    return jnp.float32 if jnp.issubdtype(x.dtype, jnp.floating) else jnp.int32
+
+
+def _fitting(groups: Groups, like: Groups) -> Groups:
+    """The groups in the buffer's dtypes; raises ValueError if shapes differ in more than the number of groups."""
+    for name, new, old in zip(Groups._fields, groups, like, strict=True):
+        if new.shape != (groups.step.shape[0], *old.shape[1:]):
+            raise ValueError(f"{name} is {new.shape}: the buffer holds groups of shape {old.shape[1:]}")
+    return jax.tree.map(lambda x: x.astype(_dtype(x)), groups)
+
+
+def _lay(groups: Groups) -> Groups:
+    """Shards over groups, if the mesh divides their number."""
+    if groups.step.shape[0] % meshes.shards(jax.sharding.get_abstract_mesh(), "batch"):
+        return groups
+    return jax.tree.map(lambda x: meshes.constrain(x, "batch", *(None,) * (x.ndim - 1)), groups)
+
+
+def metrics(groups: Groups, replayed: Array, step: Array) -> dict[str, Array]:
+    """Of a batch [B] of `step` and what of it was `replayed` [B]: `replay/fraction`, and `replay/age` in steps.
+
+    Both are [] float32; the age is a mean over replayed groups, NaN without any.
+    """
+    count = masked.count(replayed)
+    ages = masked.zero(step - groups.step, replayed)
+    return {"replay/fraction": count / replayed.shape[0], "replay/age": jnp.sum(ages) / count}
+
+
+def effective_sample_size(logprobs: Array, behaviour_logprobs: Array, mask: Array) -> Array:
+    """(sum w)^2 / (n sum w^2), w = pi / mu of the n tokens under the mask: the share of them that counts, in (0, 1].
+
+    Source: Kong, "A note on importance sampling using standardized weights", 1992. 1 if all ratios are equal, 1 / n if
+    one token has all the weight, NaN without tokens. Everything is [R, T]; what is under mask 0 changes nothing.
+    """
+    masked.same_shape(logprobs, behaviour_logprobs, mask)
+    inside = mask.astype(bool)
+    log_weights = masked.zero(logprobs, mask) - masked.zero(behaviour_logprobs, mask)
+    largest = jnp.max(log_weights, where=inside, initial=-jnp.inf)  # exp of what is left cannot overflow
+    weights = jnp.where(inside, jnp.exp(log_weights - largest), 0.0)
+    return jnp.sum(weights) ** 2 / (masked.count(mask) * jnp.sum(weights**2))
