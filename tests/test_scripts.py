@@ -190,9 +190,9 @@ exec absent/bin/jaxrft train configs/gsm8k.py --output-dir /mnt/runs/a""",
 //bin/pip install --quiet {ROOT}\\[cuda\\]
 export XLA_PYTHON_CLIENT_MEM_FRACTION=0.92
 setsid nohup //bin/jaxrft train a\\ b.py >>jaxrft.log 2>&1 </dev/null &""",
-    ("slurm_gpu.sbatch", *TRAIN[1:]): (
+    ("slurm_gpu.sbatch", *TRAIN[1:], "--tasks.name", "a b"): (
         f"srun --gpu-bind=none --cpus-per-task=8 --label {ROOT}/.venv/bin/jaxrft train configs/gsm8k.py "
-        "--output-dir /mnt/runs/a --distributed"
+        "--output-dir /mnt/runs/a --tasks.name a\\ b --distributed"
     ),
 }
 
