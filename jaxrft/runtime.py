@@ -179,8 +179,8 @@ def open_tasks(tasks: TasksConfig, config: Config, text: Any) -> table.TaskTable
 def open_mixture(config: Config, text: Any) -> table.TaskTable:
     """The tasks to train on: those of all sets, in the shares that their weights ask for."""
     tables = {tasks.title: open_tasks(tasks, config, text) for tasks in config.task_sets}
-    weights = [tasks.weight for tasks in config.task_sets if tasks.weight is not None]
-    found = mixture.mix(tables, weights or None, seed=config.seed)
+    shares = [tasks.weight for tasks in config.task_sets if tasks.weight is not None]
+    found = mixture.mix(tables, shares or None, seed=config.seed)
     if count := mixture.duplicates(found):
         logger.warning("%d of %d tasks have the prompt and answer of another one", count, len(found.lengths))
     return found

@@ -328,9 +328,11 @@ def test_the_beginning_of_other_work_is_refused_by_the_name_of_the_difference(
     assert helpers.contents(tmp_path) == before
 
 
-def test_a_column_is_named_after_its_model():
-    names = [pass_rates.column_of(model) for model in ("Qwen/Qwen2.5-0.5B", "runs/weak/policy", "a/tiny/")]
-    assert names == ["Qwen2.5-0.5B_pass_rate", "weak_pass_rate", "tiny_pass_rate"]
+def test_a_column_is_named_after_its_model(tmp_path):
+    (tmp_path / "a@b").mkdir()
+    models = ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B@v1", "runs/weak/policy", "a/tiny/", str(tmp_path / "a@b"))
+    names = [pass_rates.column_of(model).removesuffix("_pass_rate") for model in models]
+    assert names == ["Qwen2.5-0.5B", "Qwen2.5-0.5B", "weak", "tiny", "a@b"]
 
 
 def test_batches_hold_every_task_once_the_longest_first():

@@ -188,7 +188,7 @@ def note_of(out: Path) -> Path:
 
 def column_of(model: str) -> str:
     """The column of a model's pass rates: named as its folder or hub id, or as the run whose `policy` it is."""
-    path = Path(model.partition("@")[0]).absolute()
+    path = Path(model if Path(model).is_dir() else model.partition("@")[0]).absolute()
     return (path.parent.name if path.name == "policy" else path.name) + SUFFIX
 
 
