@@ -294,9 +294,17 @@ def test_tasks_without_ground_truths_are_refused(prepare, tmp_path):
 
 
 def test_a_column_that_parquet_cannot_hold_is_refused(prepare, tmp_path):
-    mixed = [{"prompt": "1", "answer": 1}, {"prompt": "2", "answer": "two"}]
-    tasks = TasksConfig(helpers.write_rows(tmp_path / "tasks.jsonl", mixed))
-    assert "parquet cannot hold the column answer" in refusal(prepare(tasks=tasks), tmp_path / "a.parquet")
+    for answers in ((1, "two"), (1, 10**30)):
+        mixed = [{"prompt": "1", "answer": answer} for answer in answers]
+        tasks = TasksConfig(helpers.write_rows(tmp_path / "tasks.jsonl", mixed))
+        assert "parquet cannot hold the column answer" in refusal(prepare(tasks=tasks), tmp_path / "a.parquet")
+
+
+def test_no_file_is_written_outside_of_the_folder_of_a_mixture(prepare, tmp_path):
+    sets = [TasksConfig(prepare().task_sets[0].source, name=name) for name in ("a", "../b")]
+    said = refusal(prepare(tasks=tuple(sets)), tmp_path / "rates")
+    assert "the set '../b' cannot give a file its name: give it a `name` without / in it" in said
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_tasks_than_those_of_the_file_are_refused(prepare, rates, tmp_path):

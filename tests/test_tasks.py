@@ -153,6 +153,8 @@ ERRORS = {
     "not JSON": (LINES + "{'prompt': 1}\n", {}, r"tasks.jsonl line 2 is not JSON \(.*\): write one object a line"),
     "not UTF-8": (LINES.encode() + b'{"prompt": "\xff"}', {}, r"tasks.jsonl line 2 is not JSON \(not UTF-8 text\)"),
     "half a character": (LINES + '{"prompt": "\\ud83d"}\n', {}, r"tasks.jsonl line 2 is not JSON \(not UTF-8 text\)"),
+    "too long a number": ("9" * 5000, {}, r"tasks.jsonl line 1 is not JSON \(Exceeds the limit .*\): write one object"),
+    "too deep": ("[" * 100_000, {}, r"tasks.jsonl line 1 is not JSON \(nested too deeply\): write one object a line"),
     "not an object": (LINES + "[1]\n", {}, r"tasks.jsonl line 2 is \[1\]: write one JSON object a line"),
     "empty": ("\n", {}, r"tasks.jsonl holds no tasks"),
     "limit": (LINES, {"limit": 0}, r"tasks.limit is 0: it must be at least 1"),

@@ -177,6 +177,9 @@ def files_of(config: Config, out: Path) -> dict[Path, TasksConfig]:
     if one != (out.suffix == ".parquet"):
         wanted = "give the path of a .parquet file" if one else "tasks is a mixture, so give a folder, for a file a set"
         raise InputError(f"--out is {out}: {wanted}")
+    for tasks in () if one else config.task_sets:
+        if tasks.title != Path(tasks.title).name:
+            raise InputError(f"the set {tasks.title!r} cannot give a file its name: give it a `name` without / in it")
     sets = [dataclasses.replace(tasks, pass_rate_columns=()) for tasks in config.task_sets]
     return {out if one else out / f"{tasks.title}.parquet": tasks for tasks in sets}
 

@@ -85,7 +85,7 @@ def _column(name: str, entries: list[Any], source: str) -> pyarrow.Array:
     try:
         column = pyarrow.array(entries)
         pyarrow.parquet.write_table(pyarrow.table({name: column}), pyarrow.BufferOutputStream())
-    except (pyarrow.ArrowException, TypeError, ValueError) as error:
+    except (pyarrow.ArrowException, TypeError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
             f"{source}: parquet cannot hold the column {name} ({reason}): give its entries one type, or leave it out"

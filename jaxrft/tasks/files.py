@@ -99,15 +99,18 @@ def _json(path: Path) -> Iterator[Any]:
 
 def _parsed(text: bytes) -> Any:
     """A JSON value; raises ValueError also for half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
-    value = json.loads(text)
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
     if rb"\ud" in text or rb"\uD" in text:
         json.dumps(value, ensure_ascii=False).encode()
     return value
 
 
 def _reason(error: ValueError) -> str:
-    """What a JSON parser found wrong; other errors than its own are about bytes."""
-    return getattr(error, "msg", "not UTF-8 text")
+    """What a JSON parser found wrong."""
+    return "not UTF-8 text" if isinstance(error, UnicodeError) else getattr(error, "msg", str(error))
 
 
 def _parquet(path: Path, names: Collection[str]) -> Iterator[dict[str, Any]]:
