@@ -30,6 +30,13 @@ class Missing(InputError):
     """Something that has to be brought here first, such as a file or a download; the sentence says how."""
 
 
+class Projections(NamedTuple):
+    """Embeddings as a frozen predictor compares them: the pass rate of a query follows those of similar references."""
+
+    query: Array  # [N, h] float32
+    reference: Array  # [N, h] float32
+
+
 class Tasks(NamedTuple):
     """Device arrays about every task; None means that this run has none."""
 
@@ -37,6 +44,7 @@ class Tasks(NamedTuple):
     embeddings: Array | None = None  # [N, E] float32
     domain: Array | None = None  # [N] int32
     pass_rates: Array | None = None  # [N] float32, of the policy itself, from rollouts that nobody counts (oracle)
+    projections: Projections | None = None  # of the embeddings, by `jaxrft.select.attention.project` (dots)
 
 
 class Choice(NamedTuple):

@@ -3,8 +3,8 @@ import doctest
 import numpy as np
 import pytest
 
-from jaxrft.select import Session, selectors, session
-from jaxrft.types import InputError, Tasks
+from jaxrft.select import Session, attention, selectors, session
+from jaxrft.types import InputError, Projections, Tasks
 
 TRUTH = np.linspace(0.0, 1.0, 12)
 
@@ -41,6 +41,22 @@ def test_seeds_differ_and_tasks_may_say_more():
     bots = Session(selectors.bots(3, 8), Tasks(rates))
     run(bots, 3)
     assert bots.pass_rate().shape == (12,)
+
+
+def test_a_selector_that_probes_asks_every_so_many_steps():
+    near = np.stack([30 * TRUTH, 30 - 30 * TRUTH], axis=1).astype(np.float32)
+    nothing = attention.Affine(np.ones(1), np.zeros(1))  # the projections are given
+    predictor = attention.Params(*[attention.Tower(nothing, (), nothing)] * 2)
+    dots = selectors.dots(3, 8, predictor=predictor, calibration="plain", num_references=6)
+    dots, asked = Session(dots, Tasks(projections=Projections(near, near))), []
+    for _ in range(4):
+        ids = dots.probe()
+        asked.append(len(ids))
+        if len(ids):
+            dots.record(ids, 8 * TRUTH[ids], [8] * 6)
+        run(dots, 1)
+    assert asked == [6, 0, 6, 0] and np.corrcoef(dots.pass_rate(), TRUTH)[0, 1] > 0.8
+    assert make().probe().tolist() == []
 
 
 def test_a_state_of_something_else_is_refused():

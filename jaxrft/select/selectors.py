@@ -1,6 +1,7 @@
 """Selectors: what a training loop calls to learn which tasks come next.
 
-A new one is a factory that returns a `Selector`, and a row in `SELECTORS`.
+A new one is a factory that returns a `Selector`, and a row in `SELECTORS`, which are those that a configuration can
+name; `dots` is not, since it takes a predictor.
 """
 
 import difflib
@@ -17,6 +18,7 @@ from jaxrft.select.baselines import oracle as oracle
 from jaxrft.select.baselines import uniform as uniform
 from jaxrft.select.contract import Selector as Selector
 from jaxrft.select.contract import check, check_belief, check_sizes, check_table
+from jaxrft.select.dots import dots as dots
 from jaxrft.select.peers import greso as greso
 from jaxrft.select.peers import mopps as mopps
 from jaxrft.types import Array, Choice, Feedback, InputError, Tasks
@@ -99,6 +101,11 @@ def make(name: str, batch_size: int, num_generations: int, **hyper_parameters: A
 
     Raises InputError for an unknown selector, or a hyper-parameter of none.
     """
+    if name == "dots":
+        raise InputError(
+            "the selector 'dots' needs embeddings of the tasks and a predictor, which no configuration can name: "
+            f"call selectors.dots from a loop of your own, or choose one of {', '.join(SELECTORS)}"
+        )
     if name not in SELECTORS:
         raise InputError(f"no selector {name!r}: did you mean {_nearest(name, SELECTORS)}? ({', '.join(SELECTORS)})")
     known = set().union(*map(fields, SELECTORS))

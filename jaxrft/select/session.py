@@ -12,7 +12,7 @@ from jaxrft.types import Array, Feedback, InputError, Tasks
 
 
 class Session:
-    """Holds a selector's state between the steps of a loop: `next`, roll out, `record`.
+    """Holds a selector's state between the steps of a loop: `next`, roll out, `record`; for `dots`, `probe` before.
 
     >>> from jaxrft.select import selectors
     >>> session = Session(selectors.adaptive(batch_size=2, num_generations=4), 6)
@@ -32,12 +32,22 @@ class Session:
         self._seed, self._step = seed, 0
         self._state = selector.init(self._tasks, self._number)
         self._select, self._update = jax.jit(selector.select), jax.jit(selector.update)
+        self._probe = selector.probe and jax.jit(selector.probe)
+        self._probe_every = selector.probe_every
         self._pass_rate = selector.pass_rate
+
+    def probe(self) -> np.ndarray:
+        """Ids of tasks to roll out and `record` before the `next` ones, only in order to know; often none.
+
+        Only a selector that probes (`dots`) ever asks for any, and then every `probe_every` steps.
+        """
+        if self._probe is None or self._step % self._probe_every:
+            return np.zeros(0, np.int32)
+        return np.asarray(self._probe(jax.random.fold_in(self._key(), 0), self._state, self._tasks))
 
     def next(self) -> np.ndarray:
         """Ids [B] of the tasks to roll out next."""
-        key = jax.random.fold_in(jax.random.key(self._seed), self._step)
-        choice, self._state = self._select(key, self._state, self._tasks)
+        choice, self._state = self._select(self._key(), self._state, self._tasks)
         self._step += 1
         return np.asarray(choice.ids)
 
@@ -93,6 +103,10 @@ class Session:
         )
         self._step, self._seed = int(state["step"]), int(state["seed"])
 
+    def _key(self) -> Array:
+        """The random key of this step."""
+        return jax.random.fold_in(jax.random.key(self._seed), self._step)
+
     def _check(self, ids: np.ndarray, successes: np.ndarray, trials: np.ndarray, tokens: np.ndarray) -> None:
         """Raises InputError for the first thing that cannot be recorded."""
         lengths = [len(x) for x in (ids, successes, trials, tokens)]
@@ -110,7 +124,7 @@ class Session:
 
 def _number(tasks: Tasks) -> int:
     """How many tasks there are."""
-    rows: list[Array] = [x for x in tasks if x is not None]
+    rows: list[Array] = jax.tree.leaves(tasks)
     if not rows:
         raise InputError("Tasks() says nothing, not even how many tasks there are: give their number instead")
     return len(rows[0])
