@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxrft.mesh import constrain
+from jaxrft.mesh import constrain, shards
 from jaxrft.types import Array, InputError, Projections
 
 Calibration = Literal["plain", "platt", "temperature", "group_logit_temp"]
@@ -152,10 +152,18 @@ def predict_projected(
     scores = scores / (math.sqrt(projections.query.shape[1]) * jnp.asarray(temperature, jnp.float32))
     scores = jnp.where(known[None], scores, -jnp.inf)
     values = jnp.broadcast_to(rates[None], scores.shape)
-    if top_k is not None:  # by a sort, which stays on its shard; `top_k` of XLA gathers the table
-        scores, values = (x[:, :top_k] for x in jax.lax.sort((-scores, values), dimension=1, num_keys=1))
-        scores = -scores
+    if top_k is not None:
+        scores, values = _most_similar(scores, values, min(top_k, rates.shape[0]))
     return calibrate(params, (jax.nn.softmax(scores, axis=1) * values).sum(axis=1), rates, known, calibration)
+
+
+def _most_similar(scores: Array, values: Array, count: int) -> tuple[Array, Array]:
+    """The `count` largest of every row of scores [Q, R], and the values there; of equal ones, the first."""
+    if shards(jax.sharding.get_abstract_mesh(), "task") > 1:  # `top_k` would gather the table, a sort is local
+        scores, values = (x[:, :count] for x in jax.lax.sort((-scores, values), dimension=1, num_keys=1))
+        return -scores, values
+    scores, where = jax.lax.top_k(scores, count)
+    return scores, jnp.take_along_axis(values, where, axis=1)
 
 
 def calibrate(params: Params, average: Array, rates: Array, known: Array, calibration: Calibration) -> Array:
@@ -190,11 +198,16 @@ def check_calibration(params: Params, calibration: Calibration) -> None:
         )
 
 
-def tower(params: Tower, x: Array) -> Array:
-    """Embeddings [Q, E] -> [Q, h], float32."""
+def tower(params: Tower, x: Array, key: Array | None = None, dropout: float = 0.0) -> Array:
+    """Embeddings [Q, E] -> [Q, h], float32; with a `key`, in training, each input of a later layer drops out."""
     x = layer_norm(params.norm_in, x.astype(jnp.float32))
     for index, layer in enumerate(params.layers):
-        x = linear(layer, jax.nn.gelu(x, approximate=False) if index else x)
+        if index:
+            x = jax.nn.gelu(x, approximate=False)
+        if index and key is not None:
+            kept = jax.random.bernoulli(jax.random.fold_in(key, index), 1 - dropout, x.shape)
+            x = jnp.where(kept, x / (1 - dropout), 0)
+        x = linear(layer, x)
     return layer_norm(params.norm_out, x)
 
 
