@@ -124,6 +124,23 @@ class LoRAConfig:
 
 
 @dataclass(frozen=True)
+class ReplayConfig:
+    """Groups of earlier steps that are trained on again in place of fresh rollouts."""
+
+    capacity: int = 0
+    """Groups that are kept, the latest whose rewards were not all equal; 0 = no replay."""
+    fresh_fraction: float = 0.5
+    """Share of batch_size that is rolled out in a step; all of it is while the buffer cannot give the rest."""
+    max_age: int | None = None
+    """Steps after which a group is not trained on again; no limit by default."""
+    draw: Literal["uniform", "advantage"] = "uniform"
+    """Which groups are drawn: any, or with chances in proportion to their mean |advantage|."""
+    clip: Literal["paper", "published"] = "paper"
+    """Centre of the clip range of replayed tokens: the policy that sampled them, or, at the price of a forward pass
+    over the batch, the policy before the update, as in the published code of DOTS."""
+
+
+@dataclass(frozen=True)
 class MeshConfig:
     """Sizes of the device mesh; their product is the number of devices, -1 takes what is left."""
 
@@ -149,6 +166,7 @@ class Config:
     evaluation: EvalConfig = EvalConfig()
     select: SelectConfig = SelectConfig()
     lora: LoRAConfig = LoRAConfig()
+    replay: ReplayConfig = ReplayConfig()
     mesh: MeshConfig = MeshConfig()
     distributed: bool = False
     """Run as one of several processes. TPU pods and SLURM jobs find each other by themselves; elsewhere set
@@ -245,6 +263,11 @@ class Config:
         return self.batch_size if self.mini_batch_size is None else self.mini_batch_size
 
     @property
+    def fresh_batch_size(self) -> int:
+        """Tasks that a step rolls out when the replay buffer gives the rest of the batch."""
+        return round(self.replay.fresh_fraction * self.batch_size) if self.replay.capacity else self.batch_size
+
+    @property
     def eval_batch_size(self) -> int:
         """Tasks an evaluation rolls out at once."""
         return self.batch_size if self.evaluation.batch_size is None else self.evaluation.batch_size
@@ -284,6 +307,18 @@ def check(config: Config) -> None:
         ("success_reward", c.success_reward in (None, *c.rewards), f"one of the rewards {', '.join(c.rewards)}"),
         ("evaluation.num_samples", c.evaluation.num_samples >= 0, "0 or more"),
         ("evaluation.batch_size", c.eval_batch_size >= 1, "at least 1"),
+        ("replay.capacity", c.replay.capacity >= 0, "0 or more; 0 = no replay"),
+        (
+            "replay.fresh_fraction",
+            c.replay.capacity == 0 or 0 < c.fresh_batch_size < c.batch_size,
+            f"such that at least one of batch_size {c.batch_size} tasks is fresh and one replayed",
+        ),
+        (
+            "replay.capacity",
+            c.replay.capacity == 0 or c.replay.capacity >= c.batch_size - c.fresh_batch_size,
+            f"at least {c.batch_size - c.fresh_batch_size}, the groups that a step draws",
+        ),
+        ("replay.max_age", c.replay.max_age is None or c.replay.max_age >= 1, "at least 1 step"),
         ("lora.rank", c.lora.rank >= 0, "0 or more; 0 finetunes every weight"),
         ("lora.alpha", c.lora.alpha > 0, "positive"),
         ("lora.targets", len(c.lora.targets) >= 1, "at least one weight; lora.rank 0 finetunes every weight"),
@@ -388,12 +423,15 @@ def _line_of(error: Exception, file: str | None) -> str:
     return f", line {lines[-1]}" if lines else ""
 
 
+CONFIGS = (Config, TasksConfig, EvalConfig, SelectConfig, LoRAConfig, ReplayConfig, MeshConfig)
+
+
 def _nearest_field(message: str) -> str:
     """'; did you mean ...?' for the message of a call with an unknown field."""
     unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
     if not unknown:
         return ""
-    kinds = {kind.__name__: kind for kind in (Config, TasksConfig, EvalConfig, SelectConfig, LoRAConfig, MeshConfig)}
+    kinds = {kind.__name__: kind for kind in CONFIGS}
     kind = kinds.get(unknown[1])
     near = difflib.get_close_matches(unknown[2], [f.name for f in dataclasses.fields(kind)], n=1) if kind else []
     return f"; did you mean {near[0]}?" if near else ""

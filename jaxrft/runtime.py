@@ -26,7 +26,7 @@ from jaxrft.types import Array, InputError, Rollout
 
 logger = logging.getLogger(__name__)
 
-USES = ("select", "rollout", "learn", "eval", "init", "prepare")  # the random streams of a step
+USES = ("select", "rollout", "learn", "eval", "init", "prepare", "replay")  # the random streams of a step
 
 
 class LanguageModel(NamedTuple):
@@ -70,6 +70,7 @@ FIELDS = {
     "tasks_per_update": "mini_batch_size",
     "rows_per_micro_batch": "micro_batch_size",
     "eval_batch_size": "evaluation.batch_size",
+    "fresh_batch_size": "batch_size x replay.fresh_fraction",
 }
 
 

@@ -84,7 +84,7 @@ def loop(
     first = done + 1
     for step in range(first, config.steps + 1):
         timer = log.Timer()
-        choice, chosen = programs.select(state.selector, state.step, run.tasks)
+        choice, chosen = programs.select(state.selector, state.step, run.tasks, count=programs.size(state))
         ids = np.asarray(choice.ids)
         timer.lap("select")
         prompts = runtime.prompt_batch(run.table, ids, widths, mesh)
@@ -137,6 +137,9 @@ def identity(run: Run) -> dict[str, Any]:
     if lora := run.lm.config.lora:  # then the weights below the adapters are not in the checkpoint
         shape |= {"model's lora": lora._asdict(), "model's dtype": run.config.dtype}
         shape["digest of the model's parameters"] = runtime.fingerprint(run.lm.frozen, run.mesh)
+    if run.replay is not None:
+        groups = {"capacity": run.config.replay.capacity, "groups of": run.config.num_generations}
+        shape["replay"] = groups | {"tokens": run.config.max_completion_length}
     return shape | {
         **table.identity(run.table),
         "digest of the domains": table.digest(run.table.domain.tobytes() + json.dumps(run.table.domains).encode()),

@@ -9,8 +9,8 @@ import pytest
 
 from jaxrft import config as configs
 from jaxrft import mesh as meshes
-from jaxrft.config import Config, EvalConfig, LoRAConfig, MeshConfig, SelectConfig, TasksConfig
-from jaxrft.learn import grpo, update
+from jaxrft.config import Config, EvalConfig, LoRAConfig, MeshConfig, ReplayConfig, SelectConfig, TasksConfig
+from jaxrft.learn import grpo, replay, update
 from jaxrft.lm import model, rollout, sampling
 from jaxrft.rewards.pool import Pool
 from jaxrft.select import baselines, selectors
@@ -124,6 +124,26 @@ def test_an_evaluation_out_of_range_is_refused(changes, wanted):
 def test_adapters_out_of_range_are_refused(changes, wanted):
     with pytest.raises(InputError, match=wanted):
         make(lora=LoRAConfig(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"capacity": -1}, "replay.capacity is -1: it must be 0 or more"),
+        ({"capacity": 15}, "replay.capacity is 15: it must be at least 16, the groups that a step draws"),
+        ({"capacity": 64, "fresh_fraction": 0.0}, "replay.fresh_fraction is 0.0: it must be such that at least one of"),
+        ({"capacity": 64, "fresh_fraction": 1.0}, "batch_size 32 tasks is fresh and one replayed"),
+        ({"capacity": 64, "max_age": 0}, "replay.max_age is 0: it must be at least 1 step"),
+    ],
+)
+def test_a_replay_out_of_range_is_refused(changes, wanted):
+    with pytest.raises(InputError, match=wanted):
+        make(replay=ReplayConfig(**changes))
+
+
+def test_a_step_rolls_out_all_tasks_unless_there_is_a_replay():
+    assert make().fresh_batch_size == make(replay=ReplayConfig(fresh_fraction=0.25)).fresh_batch_size == 32
+    assert make(replay=ReplayConfig(capacity=64, fresh_fraction=0.25)).fresh_batch_size == 8
 
 
 @pytest.mark.parametrize(
@@ -281,6 +301,8 @@ NAMESAKES = [
     (SelectConfig, selectors.uniform, {"order"}),
     (SelectConfig, selectors.bots, {"decay", "rho", "momentum", "target", "prior"}),
     (MeshConfig, meshes.make, {"data", "fsdp", "model"}),
+    (ReplayConfig, replay.ring, {"fresh_fraction", "max_age", "draw"}),
+    (ReplayConfig, update.make, {"clip"}),
 ]
 
 

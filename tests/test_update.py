@@ -285,3 +285,36 @@ def test_good_samples_become_likelier(params, batch):
     )
     change = (learner_logprobs(after, *prompts)[0] - before).reshape(batch.mask.shape) * batch.mask
     assert float(jnp.sum(change * batch.advantages[..., None])) > 0.1
+
+
+def test_the_published_clip_is_centred_on_the_policy_before_the_update(params, batch):
+    """Of two groups that are replayed; of the others it is centred on their own log-probabilities."""
+    replayed = jnp.array([[False], [True], [False], [True]])
+    mixed = batch._replace(replayed=jnp.broadcast_to(replayed, (TASKS, GROUP)))
+    tokens, mask, behaviour = (x.reshape(ROWS, TIME) for x in (batch.tokens, batch.mask, batch.logprobs))
+    before, _ = learner_logprobs(params, batch.prompts, batch.lengths, tokens)
+    old = jnp.repeat(replayed, GROUP, axis=0)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(params, anchors):
+        logprobs, _ = update.completion_logprobs(POLICY, params, batch.prompts, batch.lengths, tokens)
+        return grpo.policy_loss(logprobs, behaviour, batch.advantages.reshape(-1, 1), mask, anchor_logprobs=anchors)[0]
+
+    paper, published = loss(params, behaviour), loss(params, jnp.where(old, before, behaviour))
+    assert abs(paper[0] - published[0]) > 1e-3
+    weights = jnp.exp(before - behaviour)[(mask > 0) & old]
+    size = jnp.sum(weights) ** 2 / jnp.sum(weights**2) / weights.size
+    # Micro-batches of two groups and of half a group, from which the anchors must find back to their places.
+    for clip, rows, (value, grads) in (("paper", 8, paper), ("published", 8, published), ("published", 2, published)):
+        _, state, found = run(params, mixed, clip=clip, micro_batch_size=rows)
+        assert_close(gradient(state), grads)
+        np.testing.assert_allclose(found["policy_loss"], value, atol=1e-5)
+        np.testing.assert_allclose(found["replay/ess"], size, rtol=1e-4)
+
+
+def test_without_replayed_groups_nothing_changes(params, batch):
+    *state, metrics = run(params, batch)
+    *other, found = run(params, batch._replace(replayed=jnp.zeros((TASKS, GROUP), bool)))
+    assert np.isnan(found.pop("replay/ess"))
+    assert_close((other, found), (state, metrics), atol=1e-7)

@@ -101,6 +101,17 @@ def ring(
     )
 
 
+def shapes(*, num_generations: int, prompt_length: int, completion_length: int) -> Groups:
+    """A group's jax.ShapeDtypeStructs, for `init`."""
+    f32, i32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32), partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
+    group, cells = (1, num_generations), (1, num_generations, completion_length)
+    leaves: Any = (
+        *(i32((1, prompt_length)), i32((1,)), i32(cells), f32(cells), f32(cells)),
+        *(f32(group), f32(group), i32((1,)), i32((1,))),
+    )
+    return Groups._make(leaves)
+
+
 def _init(capacity: int, like: Groups) -> Buffer:
     """An empty ring of float32 and int32, whatever floats and integers `like` has."""
 
@@ -199,15 +210,23 @@ def metrics(groups: Groups, replayed: Array, step: Array) -> dict[str, Array]:
     return {"replay/fraction": count / replayed.shape[0], "replay/age": jnp.sum(ages) / count}
 
 
-def effective_sample_size(logprobs: Array, behaviour_logprobs: Array, mask: Array) -> Array:
-    """(sum w)^2 / (n sum w^2), w = pi / mu of the n tokens under the mask: the share of them that counts, in (0, 1].
+def effective_sample_size(moments: Array) -> Array:
+    """(sum w)^2 / (n sum w^2) of `weight_moments` [3]: the share of the n tokens that counts, in (0, 1].
 
     Source: Kong, "A note on importance sampling using standardized weights", 1992. 1 if all ratios are equal, 1 / n if
-    one token has all the weight, NaN without tokens. Everything is [R, T]; what is under mask 0 changes nothing.
+    one token has all the weight, NaN without tokens. Moments of parts of a batch may be added, or averaged.
+    """
+    count, total, squares = moments
+    return total**2 / (count * squares)
+
+
+def weight_moments(logprobs: Array, behaviour_logprobs: Array, mask: Array) -> Array:
+    """n, sum w and sum w^2 of w = pi / mu over the n tokens under the mask, [3] float32.
+
+    Everything is [R, T]; what is under mask 0 changes nothing. Log-ratios are cut to +-20, as in `grpo.policy_loss`.
     """
     masked.same_shape(logprobs, behaviour_logprobs, mask)
-    inside = mask.astype(bool)
-    log_weights = masked.zero(logprobs, mask) - masked.zero(behaviour_logprobs, mask)
-    largest = jnp.max(log_weights, where=inside, initial=-jnp.inf)  # exp of what is left cannot overflow
-    weights = jnp.where(inside, jnp.exp(log_weights - largest), 0.0)
-    return jnp.sum(weights) ** 2 / (masked.count(mask) * jnp.sum(weights**2))
+    log_ratio = masked.zero(logprobs, mask) - masked.zero(behaviour_logprobs, mask)
+    cut = jnp.clip(log_ratio, -grpo.MAX_LOG_RATIO, grpo.MAX_LOG_RATIO)
+    weights = masked.zero(jnp.exp(cut), mask)
+    return jnp.stack([masked.count(mask), jnp.sum(weights), jnp.sum(weights**2)])

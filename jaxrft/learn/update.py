@@ -10,7 +10,7 @@ import optax
 from jax.sharding import PartitionSpec
 
 from jaxrft import mesh as meshes
-from jaxrft.learn import grpo, masked
+from jaxrft.learn import grpo, masked, replay
 from jaxrft.lm import blocks, sampling
 from jaxrft.lm.model import Policy, whole
 from jaxrft.lm.rollout import prefill
@@ -31,6 +31,8 @@ class Batch(NamedTuple):
     mask: Array  # [B, G, T] float32, 0 = leaves the loss
     logprobs: Array  # [B, G, T] float32, of the policy that sampled the tokens
     advantages: Array  # [B, G] float32
+    replayed: Array | None = None  # [B, G] bool, whether the group is of an earlier step; None in a run without replay
+    anchors: Array | None = None  # [B, G, T] float32, log-probabilities that clips are centred on; None = `logprobs`
 
 
 class Update(NamedTuple):
@@ -118,11 +120,8 @@ def micro_batches(batch: Batch, rows: int) -> Batch:
     work on all micro-batches; a prompt whose group is cut is repeated in several. Micro-batch i takes the i-th task
     of every shard, which moves nothing between devices.
     """
-    tasks, generations = batch.advantages.shape
-    mesh = jax.sharding.get_abstract_mesh()
-    wide = max(1 if mesh.empty else meshes.shards(mesh, "batch"), rows // generations)
-    deep = rows // wide
-    repeats = generations // deep
+    tasks, _ = batch.advantages.shape
+    wide, deep, repeats = _sizes(batch, rows)
 
     def prompts(x: Array) -> Array:
         x = jnp.swapaxes(x.reshape(wide, tasks // wide, *x.shape[1:]), 0, 1)
@@ -133,11 +132,32 @@ def micro_batches(batch: Batch, rows: int) -> Batch:
         x = jnp.moveaxis(x, 0, 2).reshape(-1, wide, deep, *x.shape[4:])
         return constrain(x, None, "batch", *(None,) * (x.ndim - 2))
 
-    return Batch(
-        prompts=prompts(batch.prompts),
-        lengths=prompts(batch.lengths),
-        **{name: samples(getattr(batch, name)) for name in ("tokens", "mask", "logprobs", "advantages")},
-    )
+    cut = jax.tree.map(samples, batch._replace(prompts=None, lengths=None))
+    return cut._replace(prompts=prompts(batch.prompts), lengths=prompts(batch.lengths))
+
+
+def _sizes(batch: Batch, rows: int) -> tuple[int, int, int]:
+    """Of the micro-batches of `rows` rows: their prompts, samples a prompt, and in how many a prompt is."""
+    generations = batch.advantages.shape[1]
+    mesh = jax.sharding.get_abstract_mesh()
+    wide = max(1 if mesh.empty else meshes.shards(mesh, "batch"), rows // generations)
+    deep = rows // wide
+    return wide, deep, generations // deep
+
+
+def anchored(policy: Policy, params: Any, batch: Batch, *, rows: int, temperature: float) -> Batch:
+    """The batch with `anchors`, log-probabilities of replayed groups under `params`, micro-batch by micro-batch."""
+    if batch.replayed is None:
+        return batch
+
+    def part(micro: Batch) -> Array:
+        tokens = micro.tokens.reshape(-1, micro.tokens.shape[-1])
+        return completion_logprobs(policy, params, micro.prompts, micro.lengths, tokens, temperature=temperature)[0]
+
+    wide, deep, repeats = _sizes(batch, rows)
+    found = jax.lax.map(part, micro_batches(batch, rows))  # [n, wide * deep, T]; back from there as it was cut
+    found = jnp.moveaxis(found.reshape(-1, repeats, wide, deep, found.shape[-1]), 2, 0).reshape(batch.tokens.shape)
+    return batch._replace(anchors=jnp.where(batch.replayed[..., None], found, batch.logprobs))
 
 
 class Objective(NamedTuple):
@@ -161,6 +181,7 @@ def make(
     epsilon_high: float | None = None,
     kl_coef: float = 0.0,
     temperature: float = 1.0,
+    clip: str = "paper",
     learning_rate: float = 1e-6,
     warmup_steps: int = 0,
     weight_decay: float = 0.0,
@@ -169,8 +190,9 @@ def make(
     """The step that takes `num_iterations` passes over a batch, one AdamW update a mini-batch of tasks.
 
     `mini_batch_size` counts tasks, `micro_batch_size` rows: gradients of micro-batches are summed in float32 and change
-    no number. Mini-batches are drawn anew each pass. A reference policy is evaluated only if `kl_coef` > 0.
-    Metrics are means over the updates of the step.
+    no number. Mini-batches are drawn anew each pass. A reference policy is evaluated only if `kl_coef` > 0. The ratios
+    of replayed groups are clipped around 1 (`clip` "paper") or pi / mu of the step's first policy ("published").
+    Metrics are means over the updates of the step; the effective sample size is that of all its replayed tokens.
     """
     optimizer, schedule = adamw(
         learning_rate=learning_rate, warmup_steps=warmup_steps, weight_decay=weight_decay, max_grad_norm=max_grad_norm
@@ -181,6 +203,9 @@ def make(
         key: Array, params: Any, optimizer_state: Any, batch: Batch, ref_params: Any = None, frozen: Any = None
     ) -> tuple[Any, Any, dict[str, Array]]:
         tasks = batch.advantages.shape[0]
+        if clip == "published":
+            before = whole(params, frozen)
+            batch = anchored(policy, before, batch, rows=micro_batch_size, temperature=temperature)
         passes = jax.vmap(lambda k: jax.random.permutation(k, tasks))(jax.random.split(key, num_iterations))
 
         def update(carry: tuple[Any, Any], rows: Array) -> tuple[Any, dict[str, Array]]:
@@ -194,7 +219,10 @@ def make(
 
         mini = passes.reshape(-1, mini_batch_size)
         (params, optimizer_state), metrics = jax.lax.scan(update, (params, optimizer_state), mini)
-        return params, optimizer_state, jax.tree.map(lambda x: jnp.mean(x), metrics)
+        metrics = {name: jnp.mean(x, axis=0) for name, x in metrics.items()}
+        if batch.replayed is not None:
+            metrics["replay/ess"] = replay.effective_sample_size(metrics["replay/ess"])
+        return params, optimizer_state, metrics
 
     return Update(init=optimizer.init, step=step)
 
@@ -232,6 +260,7 @@ def loss(
         behaviour,
         batch.advantages.reshape(-1, 1),
         mask,
+        anchor_logprobs=None if batch.anchors is None else batch.anchors.reshape(tokens.shape),
         loss_type=objective.loss_type,
         epsilon=objective.epsilon,
         epsilon_high=objective.epsilon_high,
@@ -241,6 +270,9 @@ def loss(
     reduction, length = grpo.REDUCTIONS[objective.loss_type], tokens.shape[1]
     metrics["policy_loss"] = value
     metrics["entropy"] = jnp.sum(reduction.metric_weights(mask, length) * masked.zero(entropy, mask)) / normaliser
+    if batch.replayed is not None:
+        old = mask * batch.replayed.reshape(-1, 1).astype(mask.dtype)
+        metrics["replay/ess"] = replay.weight_moments(logprobs, behaviour, old)
     if objective.kl_coef > 0:
         reference, _ = completion_logprobs(policy, ref_params, *where, temperature=objective.temperature)
         kl = grpo.kl_k3(masked.zero(logprobs, mask), jax.lax.stop_gradient(masked.zero(reference, mask)))

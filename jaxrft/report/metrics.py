@@ -12,6 +12,9 @@
 | `sampling/importance_sampling_ratio/{min,mean,max}` | policy / what it was drawn from; 1 if not truncated | tokens |
 | `num_tokens` | tokens sampled since the start of the run | count |
 | `policy_loss`, `entropy`, `kl`, `approx_kl`, `clip_ratio/*` | see `learn.grpo` | as the loss; mean over updates |
+| `replay/fraction` | groups that are of earlier steps | tasks |
+| `replay/age` | steps since their rollout | replayed groups |
+| `replay/ess` | (sum w)^2 / (n sum w^2), w = policy / what sampled it: the effective sample size | replayed tokens |
 | `grad_norm`, `learning_rate` | before clipping | mean over updates |
 | `select/effective_group_ratio` | groups whose successes are not all equal | tasks |
 | `select/effective_group_ratio/<domain>` | the same of a domain, where there are 2 to 32 | its tasks in the batch |

@@ -1,0 +1,62 @@
+"""Runs with replay: what they train on, and that a stopped one goes on bit for bit."""
+
+import helpers
+import numpy as np
+import pytest
+
+from jaxrft import train
+from jaxrft.config import MeshConfig, ReplayConfig
+from jaxrft.types import InputError
+
+HARD = {  # every option that is not the default, several updates a step
+    "replay": ReplayConfig(capacity=8, max_age=3, draw="advantage", clip="published"),
+    "mini_batch_size": 4,
+    "micro_batch_size": 8,
+    "num_iterations": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def replayed(configure, tmp_path_factory):
+    """(folder, final state) of six steps with replay; leave the folder as it is."""
+    folder = tmp_path_factory.mktemp("replayed") / "run"
+    return folder, train.train(configure(folder, **HARD))
+
+
+def test_half_of_a_batch_is_replayed_as_soon_as_the_buffer_can_give_it(replayed):
+    folder, state = replayed
+    lines, groups = helpers.metrics(folder), state.replay.groups
+    fractions = [line["replay/fraction"] for line in lines]
+    assert fractions[0] == 0 and fractions[-1] == 0.5 and set(fractions) == {0, 0.5}
+    rolled = np.diff([0, *(line["num_tokens"] for line in lines)])
+    for line, tokens in zip(lines, rolled, strict=True):
+        samples = tokens / line["completions/mean_length"]
+        if line["replay/fraction"] == 0.5:
+            assert round(samples) == 4 * 4 and 1 <= line["replay/age"] <= 3 and 0 < line["replay/ess"] <= 1
+        else:
+            assert round(samples) == 8 * 4 and line["replay/age"] is None and line["replay/ess"] is None
+    kept = np.asarray(groups.rewards)[np.asarray(groups.step) >= 0]
+    assert len(kept) > 4 and (kept.min(axis=1) < kept.max(axis=1)).all()
+    rows = groups.tokens.sharding.shard_shape(groups.tokens.shape)[0]
+    assert rows == 8 // 4 and groups.tokens.sharding.mesh.shape["data"] == 2
+
+
+def test_a_stopped_run_with_replay_goes_on_as_if_nothing_had_happened(configure, replayed, tmp_path):
+    folder, state = replayed
+    train.train(configure(tmp_path, steps=4, **HARD))
+    helpers.assert_same_bits(train.train(configure(tmp_path, **HARD)), state)
+    assert helpers.metrics(tmp_path) == helpers.metrics(folder)
+
+
+def test_a_buffer_opens_on_another_mesh_but_not_with_another_size(configure, replayed):
+    folder, state = replayed
+    mesh = MeshConfig(data=4, model=2)
+    helpers.assert_same_bits(train.train(configure(folder, mesh=mesh, **HARD)), state)
+    for other in (ReplayConfig(), ReplayConfig(capacity=12)):
+        with pytest.raises(InputError, match="its replay is capacity 8, .* this run's is (None|capacity 12)"):
+            train.train(configure(folder, **HARD | {"replay": other}))
+
+
+def test_fresh_groups_that_the_mesh_does_not_divide_are_a_mistake(configure, tmp_path):
+    with pytest.raises(InputError, match="batch_size x replay.fresh_fraction 4 does not divide .* a multiple of 8"):
+        train.train(configure(tmp_path, mesh=MeshConfig(data=8), replay=HARD["replay"]))
