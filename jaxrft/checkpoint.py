@@ -7,7 +7,7 @@ import logging
 import os
 import platform
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -166,18 +166,17 @@ def open_folder(config: Config) -> Path:
             "that storage is mounted"
         )
     with ExitStack() as stack:
-        mistake = probe = ""
-        if jax.process_index() == 0:
+
+        def make() -> str:
             try:
                 check_contents(folder, config.resume)
                 folder.mkdir(parents=True, exist_ok=True)
-                probe = stack.enter_context(tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-")).name
-            except InputError as error:
-                mistake = str(error)
+                return stack.enter_context(tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-")).name
             except OSError as error:
                 mistake = f"cannot write to output_dir {folder} ({error.strerror}): choose another folder"
-        if mistake := from_first(mistake):
-            raise InputError(mistake)
+                raise InputError(mistake) from error
+
+        probe = on_first(make) or ""
         seen = (folder / from_first(Path(probe).name)).exists() and os.access(folder, os.W_OK)
         if not np.all(multihost_utils.process_allgather(np.array(seen))):  # or the first save would wait for ever
             raise InputError(
@@ -189,7 +188,7 @@ def open_folder(config: Config) -> Path:
 
 def check_contents(folder: Path, resume: str) -> None:
     """Raises InputError when `folder` holds a run that a new one would overwrite."""
-    saved = _has_checkpoints(folder)
+    saved = saved_steps(folder)
     begun = (folder / "config.json").exists() or (folder / "metrics.jsonl").exists()
     if (folder / "policy").exists() and not saved:
         raise InputError(
@@ -202,9 +201,24 @@ def check_contents(folder: Path, resume: str) -> None:
         logger.warning("the run in %s ended before its first checkpoint: it starts afresh", folder)
 
 
-def _has_checkpoints(folder: Path) -> bool:
-    """Whether there is a complete one; orbax renames a checkpoint to its step at the end."""
-    return any(path.name.isdigit() for path in (folder / "checkpoints").glob("*"))
+def saved_steps(folder: Path) -> list[int]:
+    """The steps of the complete checkpoints of a run's folder; orbax renames each to its step at the end."""
+    return sorted(int(path.name) for path in (folder / "checkpoints").glob("*") if path.name.isdigit())
+
+
+def on_first(function: Callable[[], Any]) -> Any:
+    """What `function` returns on process 0, None on the others, which do not call it; its InputError all raise."""
+    result, mistake = None, ""
+    if jax.process_index() == 0:
+        try:
+            result = function()
+        except InputError as error:
+            mistake = str(error)
+    if jax.process_count() > 1:
+        mistake = from_first(mistake)
+    if mistake:
+        raise InputError(mistake)
+    return result
 
 
 def from_first(text: str, size: int = 1024) -> str:
@@ -215,7 +229,7 @@ def from_first(text: str, size: int = 1024) -> str:
 
 def write_records(folder: Path, config: Config) -> None:
     """Writes config.json and versions.json; logs what differs from the config the run had so far."""
-    if _has_checkpoints(folder):
+    if saved_steps(folder):
         _log_differences(folder / "config.json", config)
     packages = ("jaxrft", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "math-verify")
     versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}

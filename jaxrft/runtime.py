@@ -16,7 +16,6 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jaxrft import mesh as meshes
-from jaxrft.checkpoint import from_first
 from jaxrft.config import Config, TasksConfig
 from jaxrft.lm import hub, model, rollout, tokenizer, weights
 from jaxrft.rewards import REWARDS
@@ -306,21 +305,6 @@ def _start(shard: Any) -> int:
 def any_process(flag: bool) -> bool:
     """Whether any process says so."""
     return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())
-
-
-def on_first(function: Callable[[], Any]) -> Any:
-    """What `function` returns on process 0, None on the others, which do not call it; its InputError all raise."""
-    result, mistake = None, ""
-    if jax.process_index() == 0:
-        try:
-            result = function()
-        except InputError as error:
-            mistake = str(error)
-    if jax.process_count() > 1:
-        mistake = from_first(mistake)
-    if mistake:
-        raise InputError(mistake)
-    return result
 
 
 def success_index(config: Config) -> int:

@@ -81,6 +81,13 @@ def test_memory_by_hand(configure, tmp_path):
     assert "parameters that are not trained" not in parts
 
 
+def test_what_a_killed_save_left_is_no_checkpoint(tmp_path):
+    for name in ("2", "11", "12.orbax-checkpoint-tmp"):
+        (tmp_path / "run" / "checkpoints" / name).mkdir(parents=True)
+    config = Config(model="m", tasks=TasksConfig("a.jsonl"), output_dir=str(tmp_path / "run"), steps=60)
+    assert dict(counts.checkpoints(config, 0, 0))["folder"].endswith("run, goes on after step 11")
+
+
 def test_a_step_is_counted_by_hand():
     settings = {"model": "m", "tasks": TasksConfig("a.jsonl"), "output_dir": "nowhere/run"}
     config = Config(**settings, steps=60, batch_size=512, num_generations=8, mini_batch_size=64, micro_batch_size=128)

@@ -3,6 +3,7 @@
 import difflib
 import re
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants, errors, snapshot_download
 
@@ -13,6 +14,7 @@ ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(?!.*\.\.)(\w[\w./-]*))?")  # owner/n
 # All that is ever read of a repository, at its top: no code, no pickles, no other formats of the weights.
 FILES = ["config.json", "*.safetensors", weights.INDEX, *weights.CARRIED]
 FOLDERS = ["*/*"]
+WANTED: dict[str, Any] = {"allow_patterns": FILES, "ignore_patterns": FOLDERS}
 
 
 def find(model: str) -> Path:
@@ -26,14 +28,13 @@ def find(model: str) -> Path:
     folder = local(model)
     if folder is not None:
         return folder
-    named = ID.fullmatch(model)
-    if named is None:
+    if not ID.fullmatch(model):
         raise InputError(
             f"no folder {model}{_nearest(model)}: give the folder of a Hugging Face checkpoint, or the id of one on "
             "the hub, such as Qwen/Qwen2.5-0.5B-Instruct"
         )
     try:
-        folder = _snapshot(model)
+        folder = snapshot(model, **WANTED)
         if _complete(folder):
             return folder
         reason = f"{folder} lacks config.json, safetensors or the tokenizer"
@@ -41,11 +42,9 @@ def find(model: str) -> Path:
         reason = "the hub is out of reach"
     except Exception as error:  # every other kind: the network's, the hub's, the disk's
         reason = f"{type(error).__name__}: {' '.join(str(error).split()).split('. ')[0]}"
-    repository, revision = named.groups()
-    command = f"hf download {repository}" + (f" --revision {revision}" if revision else "")
     raise Missing(
         f"{model} is neither a folder{_nearest(model)} nor whole in the cache {constants.HF_HUB_CACHE}, and cannot be "
-        f"downloaded ({reason}): check the name, or run `{command}` where there is a network, with "
+        f"downloaded ({reason}): check the name, or run {download_command(model)} where there is a network, with "
         "HF_HOME as here, and HF_TOKEN if the model is gated"
     )
 
@@ -56,25 +55,28 @@ def local(model: str) -> Path | None:
         return Path(model)
     if not ID.fullmatch(model):
         return None
+    folder = cached(model, **WANTED)
+    return folder if folder is not None and _complete(folder) else None
+
+
+def cached(name: str, **options: Any) -> Path | None:
+    """`snapshot` without a download, which may hold a part only; None if nothing of the repository is there."""
     try:
-        folder = _snapshot(model, local_files_only=True)
+        return snapshot(name, local_files_only=True, **options)
     except (errors.LocalEntryNotFoundError, errors.HFValidationError):
         return None
-    return folder if _complete(folder) else None
 
 
-def _snapshot(model: str, *, local_files_only: bool = False) -> Path:
-    """The folder of an id in the cache; may be incomplete when nothing is downloaded."""
-    repository, _, revision = model.partition("@")
-    return Path(
-        snapshot_download(
-            repository,
-            revision=revision or None,
-            allow_patterns=FILES,
-            ignore_patterns=FOLDERS,
-            local_files_only=local_files_only,
-        )
-    )
+def snapshot(name: str, **options: Any) -> Path:
+    """The folder of owner/name[@revision] in the cache, downloaded; `options` are `snapshot_download`'s."""
+    repository, _, revision = name.partition("@")
+    return Path(snapshot_download(repository, revision=revision or None, **options))
+
+
+def download_command(name: str, *, flags: str = "") -> str:
+    """The command that downloads owner/name[@revision], as sentences quote it."""
+    repository, _, revision = name.partition("@")
+    return f"`hf download {flags}{repository}{f' --revision {revision}' if revision else ''}`"
 
 
 def _complete(folder: Path) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxrft.checkpoint import saved_steps
 from jaxrft.config import Config
 
 
@@ -44,7 +45,7 @@ def checkpoints(config: Config, state: int, policy: int) -> list[tuple[str, str]
     times = due(config.steps, config.save_steps)
     kept = min(times, config.keep_checkpoints)
     written = f"{times} of {size(state)} before compression, {kept} kept; the policy at the end, {size(policy)}"
-    done = max((int(path.name) for path in Path(config.output_dir, "checkpoints").glob("[0-9]*")), default=None)
+    done = max(saved_steps(Path(config.output_dir)), default=None)
     there = (
         "new" if done is None else f"goes on after step {done}" if done < config.steps else f"is at step {done} already"
     )

@@ -51,7 +51,7 @@ def look(config: Config, mesh: meshes.AnyMesh) -> Found:
     lm = _published(config) if folder is None else runtime.read_model(config, folder)
     missing = []
     if folder is None:
-        missing.append(f"{config.model}, its weights and its tokenizer: run {_download(config.model)}")
+        missing.append(f"{config.model}, its weights and its tokenizer: run {hub.download_command(config.model)}")
     else:
         weights.check(folder, lm.config)
     pool = open_pool(config, lm.tokenizer)
@@ -66,17 +66,12 @@ def _published(config: Config) -> LanguageModel:
     if keys is None:
         raise Missing(
             f"{config.model} is not here, and its shape is not known: give the folder of a Hugging Face checkpoint, or "
-            f"run {_download(config.model)}"
+            f"run {hub.download_command(config.model)}"
         )
     runtime.check_length(config, keys.get("max_position_embeddings"))
     shape = weights.model_config(keys, config.model)._replace(lora=runtime.lora(config))
     policy = model.decoder(shape, dtype=jnp.dtype(config.dtype))
     return LanguageModel(shape, policy, None, {}, None, (0,), Path(config.model))
-
-
-def _download(repository: str) -> str:
-    name, _, revision = repository.partition("@")
-    return f"`hf download {name}{f' --revision {revision}' if revision else ''}`"
 
 
 def _described(config: Config, lm: LanguageModel, mesh: meshes.AnyMesh) -> LanguageModel:

@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jaxrft import runtime
+from jaxrft.checkpoint import on_first
 from jaxrft.config import Config, TasksConfig
 from jaxrft.prepare import task_files
 from jaxrft.prepare.journal import Journal, begun
@@ -128,7 +129,7 @@ def measure(config: Config, out: Path, *, name: str | None = None, overwrite: bo
     files = files_of(config, out)
     sources = {file: task_files.load(tasks) for file, tasks in files.items()}
     for file, tasks in files.items():
-        runtime.on_first(partial(check, sources[file], tasks, file, column, overwrite))
+        on_first(partial(check, sources[file], tasks, file, column, overwrite))
     with ExitStack() as stack:
         pool = stack.enter_context(runtime.open_rewards(config))
         stack.enter_context(runtime.on(mesh, config))
@@ -150,14 +151,14 @@ def measure_set(job: Job, column: str) -> bool:
     """Measures one set and writes its file; False when a signal ended it early."""
     named = {"column": column} | identity(job)
     with ExitStack() as stack:
-        journal = runtime.on_first(lambda: stack.enter_context(Journal(note_of(job.out), named)))
+        journal = on_first(lambda: stack.enter_context(Journal(note_of(job.out), named)))
         visible = jax.process_index() == 0
         display = Display(len(job.table.lengths), visible=visible, unit=f"{job.tasks.title}, task")
         if not roll_out(job, journal, stack.enter_context(display)):
             display.say("stopped by a signal; the same command goes on from here")
             return False
         counts = collect(job, journal)
-        runtime.on_first(partial(write, job, column, counts))
+        on_first(partial(write, job, column, counts))
         if visible:
             show(display, f"{column} in {job.out}", counts)
     return True

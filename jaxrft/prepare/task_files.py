@@ -1,6 +1,5 @@
 """Parquet files of tasks, and the columns that they give each other, task by task."""
 
-import json
 import os
 from collections import Counter
 from pathlib import Path
@@ -13,7 +12,7 @@ from jaxrft.config import TasksConfig
 from jaxrft.prepare.journal import writing
 from jaxrft.tasks import sources
 from jaxrft.tasks.sources import Rows
-from jaxrft.tasks.table import digest
+from jaxrft.tasks.table import keys
 from jaxrft.types import InputError
 
 
@@ -94,10 +93,8 @@ def _column(name: str, entries: list[Any], source: str) -> pyarrow.Array:
 
 
 def _keys(rows: Rows) -> list[tuple[str, int]]:
-    answers = rows.columns.get("answer", [None] * len(rows.prompts))
-    seen, keys = Counter[str](), []
-    for pair in zip(rows.prompts, answers, strict=True):
-        key = digest(json.dumps(pair, sort_keys=True, default=str).encode())
-        keys.append((key, seen[key]))
+    seen, numbered = Counter[str](), []
+    for key in keys(rows.prompts, rows.columns):
+        numbered.append((key, seen[key]))
         seen[key] += 1
-    return keys
+    return numbered

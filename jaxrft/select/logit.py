@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrft.select import acquire
 from jaxrft.types import Array
 
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(9)  # Gauss-Hermite quadrature for a standard normal
@@ -29,7 +30,7 @@ def moments(mean: Array, variance: Array, *, num_generations: int) -> Moments:
         rate = jax.nn.sigmoid(mean + node * deviation)
         first += weight * rate
         second += weight * rate * rate
-        informative += weight * (1 - rate**num_generations - (1 - rate) ** num_generations)
+        informative += weight * acquire.informative(rate, num_generations)
     return Moments(first, jnp.maximum(second - first * first, 0), informative)
 
 

@@ -3,11 +3,10 @@
 import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from jaxrft.lm.hub import ID
+from jaxrft.lm.hub import ID, cached, download_command, snapshot
 from jaxrft.tasks import files
 from jaxrft.types import InputError, Missing
 
@@ -22,8 +21,7 @@ def read(name: str, *, split: str, subset: str | None = None) -> files.Columns:
     What is in the cache of huggingface_hub is used as it is, the data set downloaded if nothing of it is there. Raises
     InputError, with the remedy, when that fails, or the subset, the split or a part of it is not there.
     """
-    repository, _, revision = name.partition("@")
-    command = f"`hf download --repo-type dataset {repository}{revision and f' --revision {revision}'}`"
+    command = download_command(name, flags="--repo-type dataset ")
     folder = _snapshot(name, command)
     subsets = _told(folder, name) or _found(folder)
     if not subsets:
@@ -46,19 +44,13 @@ def read(name: str, *, split: str, subset: str | None = None) -> files.Columns:
 
 def _snapshot(name: str, command: str) -> Path:
     """The data set's folder in the cache."""
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import errors
 
-    named = ID.fullmatch(name)
-    if not named:
+    if not ID.fullmatch(name):
         raise InputError(f"tasks.source is 'hub:{name}': write hub:OWNER/NAME or hub:OWNER/NAME@REVISION")
-    wanted = ["README.md", *(f"*{ending}" for ending in files.ENDINGS)]
-    snapshot = partial(snapshot_download, named[1], repo_type="dataset", revision=named[2], allow_patterns=wanted)
+    wanted: Any = {"repo_type": "dataset", "allow_patterns": ["README.md", *(f"*{ending}" for ending in files.ENDINGS)]}
     try:
-        return Path(snapshot(local_files_only=True))
-    except (errors.LocalEntryNotFoundError, errors.HFValidationError):
-        pass
-    try:
-        return Path(snapshot())
+        return cached(name, **wanted) or snapshot(name, **wanted)
     except Exception as error:  # the network's, the hub's, the disk's
         out_of_reach = isinstance(error, errors.LocalEntryNotFoundError)
         reason = "the hub is out of reach" if out_of_reach else f"{type(error).__name__}: {error}".partition("\n")[0]

@@ -1,12 +1,11 @@
 """Several sets of tasks as one table: one after the other, thinned where weights ask for it."""
 
-import json
 import random
 from collections.abc import Sequence
 
 import numpy as np
 
-from jaxrft.tasks.table import Dropped, TaskTable, take
+from jaxrft.tasks.table import Dropped, TaskTable, keys, take
 from jaxrft.types import InputError
 
 
@@ -53,9 +52,7 @@ def shares(counts: Sequence[int], weights: Sequence[float]) -> list[int]:
 
 def duplicates(table: TaskTable) -> int:
     """How many tasks have the prompt and the ground truth of an earlier one."""
-    answers = table.columns.get("answer", [None] * len(table.prompts))
-    seen = {json.dumps(pair, default=str) for pair in zip(table.prompts, answers, strict=True)}
-    return len(table.prompts) - len(seen)
+    return len(table.prompts) - len(set(keys(table.prompts, table.columns)))
 
 
 def _thinned(name: str, table: TaskTable, size: int, seed: int) -> TaskTable:

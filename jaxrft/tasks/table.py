@@ -116,6 +116,12 @@ def identity(table: TaskTable) -> dict[str, Any]:
     }
 
 
+def keys(prompts: list[Prompt], columns: Columns) -> list[str]:
+    """What tells each task from others: a digest of its prompt and its ground truth, [N]."""
+    pairs = zip(prompts, columns.get("answer", [None] * len(prompts)), strict=True)
+    return [digest(json.dumps(pair, sort_keys=True, default=str).encode()) for pair in pairs]
+
+
 def digest(content: bytes) -> str:
     """Twelve characters that differ for different contents."""
     return hashlib.sha256(content).hexdigest()[:12]
