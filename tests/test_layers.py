@@ -8,7 +8,7 @@ ROOT = Path(__file__).parent.parent / "jaxrft"
 LAYERS = (
     {"types", "config", "mesh"},
     {"select", "learn", "lm"},
-    {"tasks", "rewards", "checkpoint", "report"},
+    {"tasks", "rewards", "checkpoint", "predictors", "report"},
     {"runtime", "steps", "train", "evaluate", "simulate", "bench", "prepare"},
     {"plan"},
     {"cli"},

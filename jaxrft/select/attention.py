@@ -22,6 +22,12 @@ from jaxrft.types import Array, InputError, Projections
 
 Calibration = Literal["plain", "platt", "temperature", "group_logit_temp"]
 
+NEEDS: dict[Calibration, tuple[str, ...]] = {  # fields of Params that a calibration uses
+    "plain": (),
+    "platt": ("scale", "shift"),
+    "temperature": ("scale",),
+    "group_logit_temp": ("group",),
+}
 PRECISION = jax.lax.Precision.HIGHEST
 CLIP = 1e-4  # b is kept so far from 0 and 1 before its logit is taken
 LAYER_NORM_EPSILON = 1e-5
@@ -189,8 +195,7 @@ def check_calibration(params: Params, calibration: Calibration) -> None:
     """Raises InputError unless there is such a calibration and the predictor has its parameters."""
     if calibration not in get_args(Calibration):
         raise InputError(f"no calibration {calibration!r}: choose one of {', '.join(get_args(Calibration))}")
-    needed = {"plain": (), "platt": ("scale", "shift"), "temperature": ("scale",), "group_logit_temp": ("group",)}
-    missing = [name for name in needed[calibration] if getattr(params, name) is None]
+    missing = [name for name in NEEDS[calibration] if getattr(params, name) is None]
     if missing:
         raise InputError(
             f"the predictor was trained without the calibration {calibration} (it has no {' and no '.join(missing)}): "

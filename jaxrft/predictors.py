@@ -1,0 +1,129 @@
+"""A trained predictor of pass rates as one safetensors file: weights by name, settings in the metadata."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from jaxrft.select import fitting
+from jaxrft.select.attention import NEEDS, Calibration, Params
+from jaxrft.types import Array, InputError
+
+FORMAT = "jaxrft predictor 1"
+PREPARE = "make one with jaxrft prepare predictor"
+
+
+class Origin(NamedTuple):
+    """What made the embeddings of prompts."""
+
+    model: str
+    width: int  # E
+
+
+class Predictor(NamedTuple):
+    """All that predicts pass rates from embeddings: `attention.predict` with these settings."""
+
+    params: Params
+    calibration: Calibration
+    temperature: float  # of the attention
+    top_k: int | None
+    embeddings: Origin  # those it was trained on, the only ones that it understands
+
+
+def save(path: str | Path, predictor: Predictor) -> None:
+    """Replaces the file at `path`, which is at no time there in part; what its calibration does not need is left out.
+
+    Raises InputError for a predictor that `load` would not take, and for a file that cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise InputError(f"a predictor cannot be written to {path}: give a name that ends in .safetensors")
+    unused = set().union(*NEEDS.values()) - set(NEEDS.get(predictor.calibration, ()))
+    params = predictor.params._replace(**dict.fromkeys(unused))
+    tensors = {name: np.asarray(x, np.float32) for name, x in _names(params).items()}
+    settings = {name: getattr(predictor, name) for name in ("calibration", "temperature", "top_k")}
+    settings["embeddings"] = predictor.embeddings._asdict()
+    _assembled(str(path), tensors, settings)
+    fresh = path.with_name(f".{path.name}.tmp")
+    try:
+        save_file(tensors, fresh, metadata={"format": FORMAT, "settings": json.dumps(settings)})
+        os.replace(fresh, path)
+    except (OSError, SafetensorError) as error:
+        fresh.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path} ({error}): give a folder where you may write") from error
+
+
+def load(path: str | Path) -> Predictor:
+    """The predictor in a file that `save` wrote, float32.
+
+    Raises InputError for a file that is missing, holds something else, or whose tensors do not fit together.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"no file {path}: {PREPARE}, or give the path of one")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            found = metadata.get("format", "something else")
+            tensors = {name: file.get_tensor(name) for name in file.keys()} if found == FORMAT else {}
+            settings = json.loads(metadata.get("settings", "null"))
+    except (OSError, SafetensorError, TypeError, ValueError) as error:  # numpy lacks some of its types, as bfloat16
+        raise InputError(f"{path} cannot be read as a predictor ({error}): {PREPARE}") from error
+    if found != FORMAT:
+        raise InputError(f"{path} holds {found}, not a {FORMAT}: {PREPARE}")
+    return _assembled(str(path), tensors, settings)
+
+
+def check_embeddings(predictor: Predictor, origin: Origin) -> None:
+    """Raises InputError unless embeddings of this origin are those that the predictor was trained on."""
+    if origin != predictor.embeddings:
+        model, width = predictor.embeddings
+        raise InputError(
+            f"the predictor was trained on embeddings by {model} (width {width}), but these are by {origin.model} "
+            f"(width {origin.width}): embed the tasks with {model}, or train a predictor on these"
+        )
+
+
+def _assembled(where: str, tensors: dict[str, np.ndarray], settings: Any) -> Predictor:
+    """The predictor of named tensors and settings, every one of which is checked."""
+    try:
+        origin = Origin(str(settings["embeddings"]["model"]), int(settings["embeddings"]["width"]))
+        calibration, temperature, top_k = (settings[name] for name in ("calibration", "temperature", "top_k"))
+        fits = calibration in get_args(Calibration) and math.isfinite(temperature) and temperature > 0
+        fits = fits and (top_k is None or (isinstance(top_k, int) and top_k >= 1)) and origin.width >= 1
+    except (KeyError, TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise InputError(f"{where}: its settings {settings} are not those of a predictor: {PREPARE}")
+    like = _like(tensors, calibration, origin.width)
+    wanted = {name: x.shape for name, x in _names(like).items()}
+    for name in sorted(wanted.keys() | tensors.keys()):
+        found = tensors[name].shape if name in tensors else None
+        if found != wanted.get(name):
+            shape, expected = (list(x) if x is not None else "absent" for x in (found, wanted.get(name)))
+            raise InputError(f"{where}: the tensor {name} is {shape}, it must be {expected}: {PREPARE}")
+        if not np.isfinite(tensors[name]).all():
+            raise InputError(f"{where}: the tensor {name} holds numbers that are not finite: {PREPARE}")
+    leaves = [jnp.asarray(tensors[name], jnp.float32) for name in _names(like)]
+    params = jax.tree.unflatten(jax.tree.structure(like), leaves)
+    return Predictor(params, calibration, float(temperature), top_k, origin)
+
+
+def _like(tensors: dict[str, np.ndarray], calibration: Calibration, embedding_width: int) -> Params:
+    """Shapes of a predictor with as many layers as the tensors name, as wide as the last of them."""
+    layers = sum(name.startswith("query.layers.") and name.endswith(".weight") for name in tensors)
+    width = tensors["query.norm_out.bias"].size if "query.norm_out.bias" in tensors else 0
+    sizes: dict[str, Any] = {"width": max(1, width), "layers": max(1, layers), "calibration": calibration}
+    return jax.eval_shape(lambda: fitting.initial(jax.random.key(0), embedding_width, **sizes))
+
+
+def _names(params: Params) -> dict[str, Array]:
+    """The tensors of a predictor by name, such as query.layers.0.weight."""
+    flat = jax.tree_util.tree_flatten_with_path(params)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in flat}
