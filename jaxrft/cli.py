@@ -1,11 +1,14 @@
-"""The command line: jaxrft train, eval and prepare, each with a CONFIG and flags, and jaxrft simulate."""
+"""The command line: jaxrft train, eval and prepare, each with a CONFIG and flags, jaxrft simulate and bench."""
 
+import ast
+import importlib
 import logging
 import os
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +23,7 @@ commands:
   prepare dataset  make a TFDS data set of the files of a published one; no CONFIG, it lists those that it knows
   prepare pass-rates  roll a policy out on the config's tasks; its pass rates become a column of --out FILE.parquet
   simulate  compare selectors without a language model; no CONFIG, `jaxrft simulate --help` explains its flags
+  bench NAME  repeat a measurement; `jaxrft bench` alone lists them
 
 CONFIG is a .py file that defines `config = Config(...)`; every field of it is a flag:
   jaxrft train configs/quickstart.py --steps 20 --output-dir runs/a --select.decay 0.2
@@ -42,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     flags = os.environ.get("XLA_FLAGS", "")  # read when the first program is compiled
     if "xla_gpu_deterministic_ops" not in flags:  # without it a resumed run on GPUs differs in the last bits
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
-    commands = {"train": _train, "eval": _eval, "prepare": _prepare, "simulate": _simulate}
+    commands = {"train": _train, "eval": _eval, "prepare": _prepare, "simulate": _simulate, "bench": _bench}
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if arguments else 2
@@ -139,6 +143,22 @@ def _simulate(arguments: list[str], prog: str) -> int:
     from jaxrft.simulate import command
 
     return command.main(arguments, prog.removesuffix(" CONFIG"))
+
+
+def _bench(arguments: list[str], prog: str) -> int:
+    from jaxrft import bench
+
+    files = sorted(path for folder in bench.__path__ for path in Path(folder).glob("[!_]*.py"))
+    names = {path.stem.replace("_", "-"): path for path in files}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: jaxrft bench NAME [flags]; `jaxrft bench NAME --help` explains them\n")
+        for name, path in names.items():  # read, not imported: some take long to
+            print(f"  {name:12} {(ast.get_docstring(ast.parse(path.read_text())) or '').partition(chr(10))[0]}")
+        return 0
+    if arguments[0] not in names:
+        raise InputError(f"no measurement {arguments[0]!r}: it is one of {', '.join(names)}")
+    module = importlib.import_module(f"jaxrft.bench.{names[arguments[0]].stem}")
+    return module.main(arguments[1:]) or 0
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ def test_measures(tmp_path, capsys):
     pyarrow.parquet.write_table(rows, tmp_path / "truths.parquet")
     (tmp_path / "gsm8k.jsonl").write_text('{"answer": "so #### 1,080"}\n{"answer": "#### 72"}\n')
     files = {"truths": tmp_path / "truths.parquet", "gsm8k": tmp_path / "gsm8k.jsonl", "output": tmp_path / "out.json"}
-    graders.main(tasks=4, samples=4, workers=1, repeats=1, alone=True, **files)
+    graders.measure(tasks=4, samples=4, workers=1, repeats=1, alone=True, **files)
     found = json.loads((tmp_path / "out.json").read_text())
     assert found == json.loads(capsys.readouterr().out)
     assert found["speed"]["gradings_a_repeat"] == 16 and found["speed"]["gradings_per_second"] > 0

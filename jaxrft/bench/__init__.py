@@ -1,1 +1,1 @@
-"""Measurements that a user can repeat: each module is a command, `python -m jaxrft.bench.<name>`."""
+"""Measurements that a user can repeat: each module is a command, `jaxrft bench NAME`, its `main(arguments)`."""

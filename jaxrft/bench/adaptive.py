@@ -1,4 +1,4 @@
-"""How `adaptive` fares where nothing was chosen for it: python -m jaxrft.bench.adaptive [--seeds 8] [--paired 32].
+"""How `adaptive` fares where nothing was chosen for it.
 
 Response matrices drawn from item-response models, replayed as policies whose domains move in different ways (which task
 belongs to which is not told), and students in hostile worlds, against `uniform` with the same seeds.
@@ -79,17 +79,13 @@ def hostile(seeds: int) -> None:
             print(f"{name:38} {selector:9} {gain.mean():+.3f} [{low:+.3f}, {high:+.3f}]", flush=True)
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m jaxrft.bench.adaptive", description=__doc__)
+    parser = argparse.ArgumentParser(prog="jaxrft bench adaptive", description=__doc__)
     parser.add_argument("--seeds", type=int, default=8, help="matrices of each kind; 0 = none")
     parser.add_argument("--paired", type=int, default=32, help="students of each kind; 0 = none")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.seeds:
         matrices(options.seeds)
     if options.paired:
         hostile(options.paired)
-
-
-if __name__ == "__main__":
-    main()

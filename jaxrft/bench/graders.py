@@ -1,4 +1,4 @@
-"""How fast and how right the reward `math` is: `python -m jaxrft.bench.graders --help`.
+"""How fast and how right the reward `math` is.
 
 Speed: gradings a second of rollouts made up here, in a pool of `workers` processes, the median of `repeats`. Then, with
 `--truths` (a parquet in verl's columns) or `--gsm8k` (GSM8K's .jsonl): every truth against itself, boxed, and against
@@ -27,7 +27,12 @@ THINKING = (
 )  # 3,600 characters
 
 
-def main(
+def main(arguments: list[str]) -> None:
+    """The command."""
+    tyro.cli(measure, args=arguments, prog="jaxrft bench graders")
+
+
+def measure(
     tasks: int = 256,
     samples: int = 16,
     workers: int = 2,
@@ -154,7 +159,3 @@ def _alone(verdict: tuple[str, str, float | None]) -> float:
     """What math-verify says without us."""
     truth, answer, _ = verdict
     return float(verify(parse(f"\\boxed{{{truth}}}"), parse(f"\\boxed{{{answer}}}")))
-
-
-if __name__ == "__main__":
-    tyro.cli(main)
