@@ -85,6 +85,8 @@ class SelectConfig:
     """bots: weight of implicit against explicit evidence, in [0, 1]."""
     momentum: float = 0.9
     """bots: smoothing of the capability estimated on each batch, in [0, 1)."""
+    per_domain: bool = False
+    """bots: estimate the capability for each domain; helps where domains move differently. False is the paper's."""
     target: float = 0.5
     """bots, mopps, oracle: pass rate whose neighbours are chosen, in (0, 1)."""
     prior: tuple[float, float] = (1.0, 1.0)

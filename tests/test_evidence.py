@@ -77,6 +77,47 @@ def test_before_any_usable_feedback_nothing_is_known_and_padding_changes_nothing
     assert real[0] == padded[0] and np.array_equal(real[1], padded[1], equal_nan=True)
 
 
+def test_domains_have_capabilities_of_their_own_by_hand():
+    model = evidence.interpolation(0.75, per_domain=True)
+    tasks = Tasks(jnp.array([[0.0, 1.0]] * 6), domain=jnp.array([0, 0, 1, 1, 2, 2]))
+    state = model.init(tasks, 6)
+    assert state.domains.shape == (3,) and np.isnan(model.predict(state, tasks)).all()
+    # the batch's mean is 0.5, one task more of each domain: (0.2 + 0.4 + 0.5) / 3, (0.9 + 0.5) / 2; none of the last
+    state = model.update(state, tasks, feedback([0, 1, 2], [0.2, 0.4, 0.9]))
+    assert np.allclose(model.predict(state, tasks), [1.1 / 3] * 2 + [0.7] * 2 + [0.5] * 2, atol=1e-5)
+    # domains without tasks in the batch keep theirs, but for the one that never had any: 0.75 * 0.5 + 0.25 * 0.1
+    state = model.update(state, tasks, feedback([1, 0], [0.1, 0.1]))
+    first = 0.75 * 1.1 / 3 + 0.25 * 0.1
+    assert np.allclose(model.predict(state, tasks), [first] * 2 + [0.7] * 2 + [0.4] * 2, atol=1e-5)
+
+
+def test_one_domain_is_the_common_capability():
+    references = [[0.2, 0.6, 0.9], [0.0, 0.3, 0.8], [NAN, 0.5, 0.5], [0.1, 0.2, 0.7]]
+    batches = feedback([0, 1, 2], [0.4, 0.1, 0.5]), feedback([3, 1], [0.9, 0.8])
+    common, expected = run(references, *batches)
+    model, tasks = evidence.interpolation(per_domain=True), Tasks(jnp.array(references), domain=jnp.zeros(4, jnp.int32))
+    state = model.init(tasks, 4)
+    for each in batches:
+        state = model.update(state, tasks, each)
+    assert state.domains.tolist() == pytest.approx([common]) and float(state.capability) == common
+    np.testing.assert_allclose(model.predict(state, tasks), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("domain", "message"),
+    [
+        (None, "name their column in tasks.domain_column"),
+        ([0, 1], r"domains have shape \(2,\): there must be one for each of 3 tasks"),
+        ([0, -1, 1], "domains are numbered from -1 to 1: number them from 0"),
+        ([0, 3, 1], "domains are numbered from 0 to 3"),
+    ],
+)
+def test_domains_that_cannot_serve_are_named(domain, message):
+    tasks = Tasks(jnp.full((3, 2), 0.5), domain=None if domain is None else jnp.array(domain))
+    with pytest.raises(InputError, match=message):
+        evidence.interpolation(per_domain=True).init(tasks, 3)
+
+
 def test_none_knows_nothing():
     model = evidence.none()
     state = model.init(Tasks(), 3)

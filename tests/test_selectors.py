@@ -29,6 +29,7 @@ TASKS = Tasks(
     jnp.stack([0.5 * TRUTH, 0.2 + 0.8 * TRUTH], axis=1).at[3].set(NAN),
     projections=attention.project(PREDICTOR, EMBEDDINGS, EMBEDDINGS),
     pass_rates=TRUTH,
+    domain=jnp.arange(N) ** 2 % 3,  # 6 and 10 tasks
 )
 
 
@@ -53,6 +54,10 @@ CONTRACT = {
     "dots": (dots, lambda x: dots(B, G, target=x, temperature=x, attention_temperature=x)),
     "dots-top-k": (lambda b, g: dots(b, g, calibration="plain", top_k=3), None),
     "oracle": (selectors.oracle, lambda x: selectors.oracle(B, G, target=x)),
+    "bots-domains": (
+        lambda b, g: selectors.bots(b, g, per_domain=True),
+        lambda x: selectors.bots(B, G, momentum=x, per_domain=True),
+    ),
     "bots": (selectors.bots, lambda x: selectors.bots(B, G, decay=x, rho=x, momentum=x, target=x, prior=(1 + x, 1.0))),
 }
 every_selector = pytest.mark.parametrize("name", CONTRACT)
@@ -183,9 +188,9 @@ def test_padding_is_inert(name):
     padded = Feedback(*(jnp.array(x) for x in ([9, 1, 9, N], [NAN, 2, 7, 8.0], [0, 8, 8, 0.0], [99, 10, 20, 99.0])))
     assert_equal(update(state, TASKS, real), update(state, TASKS, padded), rtol=1e-6)
     nothing = real._replace(trials=jnp.zeros(2))
-    believed = state.evidence if name == "bots" else state
+    believed = state.evidence if name.startswith("bots") else state
     after = update(state, TASKS, nothing)
-    assert_equal(after.evidence if name == "bots" else after, believed)
+    assert_equal(after.evidence if name.startswith("bots") else after, believed)
 
 
 def test_bots_matches_the_published_estimator():

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
@@ -44,3 +46,25 @@ def check_table(batch_size: int, num_tasks: int) -> None:
     """Raises InputError for a table smaller than a batch, whose ids could not be distinct."""
     if num_tasks < batch_size:
         raise InputError(f"batch_size is {batch_size} but there are {num_tasks} tasks: give more tasks, or lower it")
+
+
+def count_domains(tasks: Tasks, num_tasks: int) -> int:
+    """How many domains there are, numbered from 0; their bound `num_tasks` while a tracer hides them.
+
+    Raises InputError for domains that are missing, not a number a task, or numbered from elsewhere.
+    """
+    domain = tasks.domain
+    if domain is None:
+        raise InputError(
+            "nothing tells the tasks' domains that this selector is to keep apart: "
+            "name their column in tasks.domain_column, or pass them in Tasks.domain"
+        )
+    if domain.shape != (num_tasks,):
+        raise InputError(f"domains have shape {domain.shape}: there must be one for each of {num_tasks} tasks")
+    if isinstance(domain, Tracer):
+        return num_tasks
+    with jax.ensure_compile_time_eval():  # on the device: a process may hold a part of the table only
+        least, most = int(jnp.min(domain)), int(jnp.max(domain))
+    if least < 0 or most >= num_tasks:
+        raise InputError(f"domains are numbered from {least} to {most}: number them from 0, without leaving any out")
+    return most + 1

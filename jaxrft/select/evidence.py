@@ -9,9 +9,11 @@ from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxrft.mesh import constrain
+from jaxrft.select.contract import count_domains
 from jaxrft.types import Array, Feedback, InputError, Tasks
 
 EPSILON = 1e-6  # of the published estimator; it bounds the capability when two references agree on the batch
+SHRINKAGE = 1.0  # tasks that speak for the common capability in each domain of a batch
 
 
 class Evidence(NamedTuple):
@@ -32,6 +34,7 @@ class InterpolationState(NamedTuple):
     """Where the current policy stands among the reference policies."""
 
     capability: Array  # [], 0 = the weakest reference, K - 1 = the strongest; NaN before the first feedback
+    domains: Array | None = None  # [domains], of each; NaN before the first feedback on one of its tasks
 
 
 def none() -> Evidence:
@@ -43,7 +46,7 @@ def none() -> Evidence:
     )
 
 
-def interpolation(momentum: ArrayLike = 0.9) -> Evidence:
+def interpolation(momentum: ArrayLike = 0.9, *, per_domain: bool = False) -> Evidence:
     """Pass rates interpolated between reference policies at the capability seen on the batch [arXiv 2510.26374].
 
     c_t = (mean_B(s/n) - mean_B(p_w)) / (mean_B(p_S) - mean_B(p_w) + 1e-6),   c <- momentum c + (1 - momentum) c_t,
@@ -52,44 +55,63 @@ def interpolation(momentum: ArrayLike = 0.9) -> Evidence:
     `tasks.reference_pass_rates` is [N, K], weakest policy first. Deviations: with K > 2 the line is piecewise, bent at
     every reference, and c counts along them from 0 to K - 1; a task with a NaN among its references gets no evidence
     (NaN) and is left out of the means. A batch without any usable task leaves c as it is.
-    `init` raises InputError for references that are missing, of another shape, or outside [0, 1].
+
+    `per_domain`: each of `tasks.domain` has a c of its own, by the means over its tasks in the batch and `SHRINKAGE`
+    tasks more that are like the whole batch: the fewer its tasks, the nearer to the common c. A domain keeps its own
+    when a batch has none of it, and follows the common one until a first batch has. With one domain nothing changes.
+    `init` raises InputError for references that are missing, of another shape, or outside [0, 1], and, `per_domain`,
+    for domains that are missing or negative.
     """
 
     def init(tasks: Tasks, num_tasks: int) -> InterpolationState:
         check_references(tasks, num_tasks)
         dtype = jnp.asarray(tasks.reference_pass_rates).dtype
-        return InterpolationState(jnp.full((), jnp.nan, dtype if dtype == jnp.float64 else jnp.float32))
+        dtype = dtype if dtype == jnp.float64 else jnp.float32
+        domains = jnp.full(count_domains(tasks, num_tasks), jnp.nan, dtype) if per_domain else None
+        return InterpolationState(jnp.full((), jnp.nan, dtype), domains)
+
+    def smoothed(old: Array, new: Array) -> Array:
+        kept = jnp.asarray(momentum, old.dtype)
+        return jnp.where(jnp.isnan(old), new, kept * old + (1 - kept) * new)
 
     def update(state: InterpolationState, tasks: Tasks, feedback: Feedback) -> InterpolationState:
         dtype = state.capability.dtype
         references = _references(tasks, dtype)[feedback.ids]  # [B, K]
         used = (feedback.trials > 0) & ~jnp.isnan(references).any(axis=1)  # [B]
-        count = used.sum()
-
-        def mean(x: Array) -> Array:  # [B] -> []
-            return jnp.where(used, x, 0).sum() / jnp.maximum(count, 1).astype(dtype)
-
         successes, trials = (x.astype(dtype) for x in (feedback.successes, feedback.trials))
-        observed = mean(successes / jnp.where(used, trials, 1))
-        new = _capability(observed, jax.vmap(mean, in_axes=1)(references))
-        kept = jnp.asarray(momentum, dtype)
-        smoothed = jnp.where(jnp.isnan(state.capability), new, kept * state.capability + (1 - kept) * new)
-        return InterpolationState(jnp.where(count > 0, smoothed, state.capability))
+        rates = jnp.concatenate([(successes / jnp.where(used, trials, 1))[:, None], references], axis=1)
+        rates, count = jnp.where(used[:, None], rates, 0), used.sum().astype(dtype)  # [B, 1 + K], observed ones first
+        mean = rates.sum(axis=0) / jnp.maximum(count, 1)
+        common = jnp.where(count > 0, smoothed(state.capability, _capability(mean)), state.capability)
+        if state.domains is None:
+            return InterpolationState(common)
+
+        assert tasks.domain is not None
+        domain = tasks.domain[feedback.ids]
+        counts = jnp.zeros_like(state.domains).at[domain].add(used.astype(dtype))
+        sums = jnp.zeros((*counts.shape, len(mean)), dtype).at[domain].add(rates) + SHRINKAGE * mean[None]
+        own = jax.vmap(_capability)(sums / (counts + SHRINKAGE)[:, None])
+        return InterpolationState(common, jnp.where(counts > 0, smoothed(state.domains, own), state.domains))
 
     def predict(state: InterpolationState, tasks: Tasks) -> Array:
-        capability = state.capability
-        references = _references(tasks, capability.dtype)
-        bends = jnp.arange(1, references.shape[1] - 1, dtype=capability.dtype)  # [K - 2]
-        segment = (capability >= bends).sum()
-        weak, strong = (jnp.take(references, segment + i, axis=1) for i in (0, 1))
-        pass_rate = jnp.clip(weak + (capability - segment.astype(capability.dtype)) * (strong - weak), 0, 1)
+        references = _references(tasks, state.capability.dtype)
+        capability = state.capability[None]
+        if state.domains is not None:
+            assert tasks.domain is not None
+            capability = jnp.where(jnp.isnan(state.domains), state.capability, state.domains)[tasks.domain]
+        segment = jnp.arange(references.shape[1] - 1)  # [K - 1], each gone through from 0 to 1, the end ones beyond
+        low, high = jnp.where(segment == 0, -jnp.inf, 0), jnp.where(segment == segment[-1], jnp.inf, 1)
+        low, high, segment = (x.astype(references.dtype)[None] for x in (low, high, segment))
+        along = jnp.clip(capability[:, None] - segment, low, high)  # [1 or N, K - 1]
+        pass_rate = jnp.clip(references[:, 0] + (along * jnp.diff(references, axis=1)).sum(axis=1), 0, 1)
         return constrain(jnp.where(jnp.isnan(references).any(axis=1), jnp.nan, pass_rate), "task")
 
     return Evidence(init, update, predict)
 
 
-def _capability(observed: Array, references: Array) -> Array:
-    """Where `observed` [] lies along the batch means `references` [K]; beyond the ends the end segments go on."""
+def _capability(mean: Array) -> Array:
+    """Where the batch's mean observed rate lies along its mean references [1 + K]; the end segments go on beyond."""
+    observed, references = mean[0], mean[1:]
     segment = jnp.cumprod((references[1:-1] <= observed).astype(jnp.int32)).sum()  # the first that reaches it
     weak, strong = references[segment], references[segment + 1]
     return segment.astype(observed.dtype) + (observed - weak) / (strong - weak + EPSILON)

@@ -38,6 +38,7 @@ def bots(
     decay: ArrayLike = 0.1,
     rho: ArrayLike = 0.1,
     momentum: ArrayLike = 0.9,
+    per_domain: bool = False,
     target: ArrayLike = 0.5,
     prior: posterior.Prior = (1.0, 1.0),
 ) -> Selector:
@@ -46,6 +47,7 @@ def bots(
     `decay` in [0, 1]: pull towards `prior` a step; `rho` in [0, 1]: weight of implicit against explicit evidence;
     `momentum` in [0, 1): smoothing of the capability; `target` in (0, 1): the pass rate whose neighbours are chosen;
     `prior`: pseudo-successes and pseudo-failures, scalars or [N]. Any of them may be a tracer (a sweep by `vmap`).
+    `per_domain`: a capability for each of `tasks.domain`, which the paper has not.
     The state keeps float64 references' dtype, else float32. Deviations: those of `posterior.update` and
     `evidence.interpolation`.
     `init` raises InputError for references that are missing or outside [0, 1] and for a table smaller than a batch.
@@ -55,7 +57,7 @@ def bots(
     check("rho", rho, lambda x: (x >= 0) & (x <= 1), "in [0, 1]")
     check("momentum", momentum, lambda x: (x >= 0) & (x < 1), "in [0, 1)")
     check_belief(target, prior)
-    implicit = evidence.interpolation(momentum)
+    implicit = evidence.interpolation(momentum, per_domain=per_domain)
 
     def init(tasks: Tasks, num_tasks: int) -> BotsState:
         check_table(batch_size, num_tasks)
