@@ -203,7 +203,13 @@ class Config:
     rewards: tuple[str, ...] = ("math",)
     """Names (exact, gsm8k, math) or dotted paths package.module:function; one reward each."""
     reward_weights: tuple[float, ...] | None = None
-    """Weights of the rewards in the sum that is trained on; 1 each by default."""
+    """Weights of the rewards in the sum that is trained on; 1 each by default. A reward that is None does not apply to
+    the sample and is left out; a sample whose success is None, or on which a grader failed, is not learned from."""
+    overlong_buffer: int = 0
+    """Tokens before max_completion_length over which a penalty grows from 0 to overlong_penalty; 0 = no penalty. It
+    enters the sum that is trained on, never the success."""
+    overlong_penalty: float = 1.0
+    """What a completion of max_completion_length tokens costs."""
     success_reward: str | None = None
     """Reward in [0, 1] that selectors count as success; the first by default."""
     reward_timeout: float = 10.0
@@ -211,18 +217,28 @@ class Config:
     reward_workers: int | None = None
     """Grading processes a host; the number of cores, at most 8, by default."""
 
-    loss_type: Literal["grpo", "dapo", "dr_grpo"] = "dapo"
-    """Reduction of the token losses: mean of sequence means, mean over tokens, sum over a constant length."""
+    loss_type: Literal["grpo", "dapo", "dr_grpo", "gspo", "cispo"] = "dapo"
+    """The clipped objective, its token losses reduced by a mean of sequence means, a mean over tokens, or a sum over a
+    constant length; gspo: as grpo with the ratio of the whole sequence (it wants an epsilon of about 3e-4); cispo: the
+    gradient of every token, weighted by its ratio up to 1 + epsilon_high, mean over tokens."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
     """What advantages are divided by: the group's standard deviation, the batch's, or nothing."""
     epsilon: float = 0.2
     """Clip range of the ratio below 1, and above it unless epsilon_high is given."""
     epsilon_high: float | None = None
     """Clip range of the ratio above 1 (clip-higher)."""
+    delta: float | None = None
+    """Bound, above 1 + epsilon_high, of the ratio of tokens with a negative advantage (two-sided clipping)."""
     kl_coef: float = 0.0
     """Weight of the k3 KL to the starting policy; 0 needs no reference forward."""
+    entropy_coef: float = 0.0
+    """Weight of the policy's entropy, a bonus."""
     mask_truncated_completions: bool = False
     """Leave completions without an end out of the loss."""
+    importance_sampling_correction: Literal["none", "token", "sequence"] = "none"
+    """Weigh token losses by policy / what top_p and top_k really drew from, of each token or of the whole sequence."""
+    importance_sampling_cap: float = 2.0
+    """Largest such weight."""
     num_iterations: int = 1
     """Passes over the rollouts of a step."""
     mini_batch_size: int | None = None
@@ -260,6 +276,11 @@ class Config:
         return (self.tasks,) if isinstance(self.tasks, TasksConfig) else self.tasks
 
     @property
+    def clip_above(self) -> float:
+        """Clip range of the ratio above 1."""
+        return self.epsilon if self.epsilon_high is None else self.epsilon_high
+
+    @property
     def tasks_per_update(self) -> int:
         """Tasks of an optimiser mini-batch."""
         return self.batch_size if self.mini_batch_size is None else self.mini_batch_size
@@ -291,7 +312,7 @@ def check(config: Config) -> None:
     ranges += [
         (name, getattr(c, name) >= 0, "0 or more")
         for name in (
-            *("top_k", "kl_coef", "learning_rate", "warmup_steps", "weight_decay"),
+            *("top_k", "kl_coef", "entropy_coef", "overlong_penalty", "learning_rate", "warmup_steps", "weight_decay"),
             *("eval_steps", "seed", "log_completions_steps"),
         )
     ]
@@ -301,6 +322,14 @@ def check(config: Config) -> None:
         ("top_p", 0 < c.top_p <= 1, "in (0, 1]"),
         ("epsilon", 0 < c.epsilon < 1, "in (0, 1)"),
         ("epsilon_high", c.epsilon_high is None or c.epsilon_high > 0, "positive"),
+        ("delta", c.delta is None or c.loss_type != "cispo", "None with cispo, which bounds all ratios from above"),
+        ("delta", c.delta is None or c.delta > 1 + c.clip_above, f"above 1 + epsilon_high, {1 + c.clip_above:g}"),
+        ("importance_sampling_cap", c.importance_sampling_cap > 0, "positive"),
+        (
+            "overlong_buffer",
+            0 <= c.overlong_buffer <= c.max_completion_length,
+            f"in tokens, from 0 to max_completion_length {c.max_completion_length}",
+        ),
         ("max_grad_norm", c.max_grad_norm > 0, "positive"),
         ("reward_timeout", c.reward_timeout > 0, "positive, in seconds"),
         ("reward_workers", c.reward_workers is None or c.reward_workers >= 1, "at least 1"),

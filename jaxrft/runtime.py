@@ -241,7 +241,8 @@ def prompt_batch(tasks: table.TaskTable, ids: np.ndarray, widths: tuple[int, ...
 class Verdicts(NamedTuple):
     """What graders said of a rollout."""
 
-    rewards: np.ndarray  # [R, F] float32, NaN = no reward; the same on every process
+    rewards: np.ndarray  # [R, F] float32, NaN = does not apply, or lost; the same on every process
+    failed: np.ndarray  # [R] bool, where a grader failed, likewise
     failures: dict[str, int]  # rewards lost, by kind
     samples: list[tuple[int, str]]  # (row, text) of the completions that this process graded
 
@@ -266,11 +267,14 @@ def verify(rollouts: Rollout, pool: pools.Pool, text: Any, tasks: table.TaskTabl
     graded = pool.grade([tasks.prompts[i] for i in asked], completions, columns)
     rewards = np.zeros((rows, len(graded.rewards)), np.float32)
     rewards[mine] = np.array(graded.rewards, np.float32).T  # None becomes NaN
+    failed = np.zeros(rows, bool)
+    failed[[mine[i] for i in graded.failed]] = True
     counts = np.array([graded.failures[kind] for kind in pools.KINDS])
     if jax.process_count() > 1:  # rows of other processes are 0 here, so that sums put all together
-        rewards, counts = (x.sum(axis=0) for x in multihost_utils.process_allgather((rewards, counts)))
+        found = multihost_utils.process_allgather((rewards, failed.astype(np.int32), counts))
+        rewards, failed, counts = (x.sum(axis=0) for x in found)
     failures: dict[str, int] = dict(zip(pools.KINDS, counts.tolist(), strict=True))
-    return Verdicts(rewards, failures, list(zip(mine, completions, strict=True)))
+    return Verdicts(rewards, failed.astype(bool), failures, list(zip(mine, completions, strict=True)))
 
 
 def check_verdicts(config: Config, verdicts: Verdicts, *, first: bool) -> Verdicts:
@@ -287,7 +291,7 @@ def check_verdicts(config: Config, verdicts: Verdicts, *, first: bool) -> Verdic
             f"the reward {name} gave {success[outside][0]:g}, but a success must lie in [0, 1]: "
             "name another with success_reward"
         )
-    if first and not np.isfinite(verdicts.rewards).all(axis=1).any():
+    if first and not (np.isfinite(success) & ~verdicts.failed).any():
         counts = ", ".join(f"{n} {kind}" for kind, n in verdicts.failures.items() if n) or "all None"
         raise InputError(
             f"no completion of the first batch got a reward ({counts}): see the warning above, and check the rewards "
@@ -295,7 +299,15 @@ def check_verdicts(config: Config, verdicts: Verdicts, *, first: bool) -> Verdic
         )
     rewards = np.where(outside[:, None], np.float32(np.nan), verdicts.rewards)
     failures = verdicts.failures | {"invalid": verdicts.failures["invalid"] + int(outside.sum())}
-    return verdicts._replace(rewards=rewards, failures=failures)
+    return verdicts._replace(rewards=rewards, failed=verdicts.failed | outside, failures=failures)
+
+
+def learnable(verdicts: Verdicts) -> np.ndarray:
+    """The rewards [R, F] that are learned from: none of a row on which a grader failed, whose sum is not known.
+
+    A reward that does not apply to a row leaves the row its others.
+    """
+    return np.where(verdicts.failed[:, None], np.float32(np.nan), verdicts.rewards)
 
 
 def _start(shard: Any) -> int:

@@ -12,7 +12,7 @@ from jaxrft import checkpoint, runtime
 from jaxrft import mesh as meshes
 from jaxrft.checkpoint import RunState, Tally
 from jaxrft.config import Config
-from jaxrft.learn import grpo, replay, update
+from jaxrft.learn import grpo, replay, shaping, update
 from jaxrft.learn.replay import Groups, Replay
 from jaxrft.report import metrics
 from jaxrft.runtime import LanguageModel
@@ -103,6 +103,7 @@ def empty(memory: Replay, config: Config, mesh: meshes.AnyMesh, rows: TaskTable,
         num_generations=config.num_generations,
         prompt_length=table.buckets(rows.lengths)[-1],
         completion_length=config.max_completion_length,
+        weighted=config.importance_sampling_correction != "none",
     )
     buffer = jax.eval_shape(lambda: memory.init(like))
     where = jax.tree.map(lambda x: meshes.task_sharding(mesh, x.shape, config.replay.capacity), buffer)
@@ -120,7 +121,9 @@ def make_learner(config: Config, lm: LanguageModel) -> update.Update:
         loss_type=config.loss_type,
         epsilon=config.epsilon,
         epsilon_high=config.epsilon_high,
+        delta=config.delta,
         kl_coef=config.kl_coef,
+        entropy_coef=config.entropy_coef,
         temperature=config.temperature,
         clip=config.replay.clip,
         learning_rate=config.learning_rate,
@@ -135,7 +138,7 @@ def compile_steps(run: Run, state: RunState) -> Programs:
     config, mesh = run.config, run.mesh
     everywhere = meshes.sharding(mesh)
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    reward_weights = np.array(config.reward_weights or [1.0] * len(config.rewards), np.float32)[None, None]
+    reward_weights = np.array(config.reward_weights or [1.0] * len(config.rewards), np.float32)
 
     def select(selector_state: Any, step: Array, tasks: Tasks, *, count: int = config.batch_size) -> tuple[Choice, Any]:
         selector = make_selector(config, count)
@@ -151,17 +154,17 @@ def compile_steps(run: Run, state: RunState) -> Programs:
         ref: Any,
         frozen: Any,
     ) -> tuple[RunState, dict[str, Array]]:
-        """Updates selector and policy; rewards [B, G, F], NaN = none."""
-        groups = rewards.shape[:2]
-        valid = jnp.all(jnp.isfinite(rewards), axis=-1)
-        total = jnp.sum(jnp.where(valid[..., None], rewards, 0.0) * reward_weights, axis=-1)
-        success = jnp.where(valid, rewards[..., runtime.success_index(config)], 0.0)
+        """Updates selector and policy; rewards [B, G, F], NaN = does not apply."""
+        groups, counted = rewards.shape[:2], runtime.success_index(config)
+        total, valid = shaping.total(rewards, jnp.asarray(reward_weights), success=counted)
+        success = jnp.where(valid, rewards[..., counted], 0.0)
         trials = jnp.sum(valid, axis=1, dtype=jnp.float32)
         spent = jnp.sum(rollouts.lengths.reshape(groups), axis=1)
         feedback = Feedback(choice.ids, jnp.sum(success, axis=1), trials, spent.astype(jnp.float32))
         last = jnp.take_along_axis(rollouts.tokens, rollouts.lengths[:, None] - 1, axis=1)
         truncated = ~jnp.any(last == jnp.asarray(run.lm.eos_ids, jnp.int32)[None], axis=1)
         leaves = truncated.reshape(groups) if config.mask_truncated_completions else jnp.zeros(groups, bool)
+        total, of_length = shape_lengths(config, total, rollouts.lengths.reshape(groups))
         fresh = Groups(
             *prompts,
             tokens=rollouts.tokens.reshape(*groups, -1),
@@ -171,12 +174,14 @@ def compile_steps(run: Run, state: RunState) -> Programs:
             rewards=jnp.where(valid, total, jnp.nan),
             task=choice.ids,
             step=jnp.full(groups[:1], state.step),
+            weights=importance_weights(config, rollouts, groups),
         )
         batch, buffer, of_replay = remember(run, state.replay, fresh, state.step)
         key = runtime.stream(config.seed, state.step, "learn")
         params, optimizer, found = run.learner.step(key, state.params, state.optimizer, batch, ref, frozen)
         tally = checkpoint.count(state.tally, choice.ids, state.step + 1, jnp.sum(spent))
-        found |= of_replay | metrics.rewards(rewards, config.rewards, total, valid, grpo.informative(total, valid))
+        found |= of_replay | of_length
+        found |= metrics.rewards(rewards, config.rewards, total, valid, grpo.informative(total, valid))
         found |= metrics.completions(rollouts, truncated)
         informative = grpo.informative(success, valid)
         found |= metrics.selection(choice, feedback, informative, tally.last_seen)
@@ -205,7 +210,7 @@ def remember(run: Run, buffer: Any, fresh: Groups, step: Array) -> tuple[update.
     A run without replay learns from its fresh groups.
     """
     if run.replay is None:
-        return update.Batch(*fresh[:6]), buffer, {}
+        return update.Batch(*fresh[:6], weights=fresh.weights), buffer, {}
     width = buffer.groups.prompts.shape[1]
     wide = fresh._replace(prompts=jnp.pad(fresh.prompts, ((0, 0), (0, width - fresh.prompts.shape[1]))))
     groups, replayed = fresh, jnp.zeros(run.config.batch_size, bool)
@@ -213,5 +218,32 @@ def remember(run: Run, buffer: Any, fresh: Groups, step: Array) -> tuple[update.
         key = runtime.stream(run.config.seed, step, "replay")
         groups, replayed = run.replay.draw(key, buffer, wide, step)
     rows = jnp.broadcast_to(replayed[:, None], groups.advantages.shape)
-    batch = update.Batch(*groups[:6], replayed=rows)
+    batch = update.Batch(*groups[:6], replayed=rows, weights=groups.weights)
     return batch, run.replay.add(buffer, wide), replay.metrics(groups, replayed, step)
+
+
+def shape_lengths(config: Config, total: Array, lengths: Array) -> tuple[Array, dict[str, Array]]:
+    """The rewards [B, G] of completions of so many tokens [B, G] with the soft overlong penalty, if there is one."""
+    if config.overlong_buffer == 0:
+        return total, {}
+    penalty = shaping.overlong(
+        lengths,
+        max_completion_length=config.max_completion_length,
+        overlong_buffer=config.overlong_buffer,
+        overlong_penalty=config.overlong_penalty,
+    )
+    return total + penalty, {"completions/overlong_penalty": jnp.mean(penalty)}
+
+
+def importance_weights(config: Config, rollouts: Rollout, groups: tuple[int, ...]) -> Array | None:
+    """Weights [B, G, T] of the tokens' losses for what they were really drawn from; None = 1 each."""
+    if config.importance_sampling_correction == "none":
+        return None
+    weights = grpo.importance_weights(
+        rollouts.logprobs,
+        rollouts.sampling_logprobs,
+        rollouts.mask,
+        importance_sampling_correction=config.importance_sampling_correction,
+        importance_sampling_cap=config.importance_sampling_cap,
+    )
+    return weights.reshape(*groups, -1)

@@ -96,7 +96,7 @@ def loop(
         if step == first and jax.process_index() == 0:
             write_records(folder, config)  # no earlier: a mistake must not leave its mark on an existing run
         timer.lap("reward")
-        rewards = verdicts.rewards.reshape(len(ids), config.num_generations, -1)
+        rewards = runtime.learnable(verdicts).reshape(len(ids), config.num_generations, -1)
         rewards = meshes.from_host(mesh, rewards, "batch", None, None)
         state = state._replace(selector=chosen)
         state, found = programs.learn(state, run.tasks, choice, prompts, rollouts, rewards, run.reference, frozen)
@@ -139,7 +139,8 @@ def identity(run: Run) -> dict[str, Any]:
         shape["digest of the model's parameters"] = runtime.fingerprint(run.lm.frozen, run.mesh)
     if run.replay is not None:
         groups = {"capacity": run.config.replay.capacity, "groups of": run.config.num_generations}
-        shape["replay"] = groups | {"tokens": run.config.max_completion_length}
+        groups |= {"tokens": run.config.max_completion_length}
+        shape["replay"] = groups | {"weights of tokens": run.config.importance_sampling_correction != "none"}
     return shape | {
         **table.identity(run.table),
         "digest of the domains": table.digest(run.table.domain.tobytes() + json.dumps(run.table.domains).encode()),

@@ -88,3 +88,8 @@ def later(prompts, completions, **columns):
     """Successes until an evaluation of 16 tasks and a step of 32 samples are graded, then nothing."""
     asked[0] += 1
     return [1.0 if asked[0] <= 48 else None]
+
+
+def never(prompts, completions, **columns):
+    """Applies to no completion."""
+    return [None] * len(completions)

@@ -10,7 +10,7 @@ import pytest
 from jaxrft import config as configs
 from jaxrft import mesh as meshes
 from jaxrft.config import Config, EvalConfig, LoRAConfig, MeshConfig, ReplayConfig, SelectConfig, TasksConfig
-from jaxrft.learn import grpo, replay, update
+from jaxrft.learn import grpo, replay, shaping, update
 from jaxrft.lm import model, rollout, sampling
 from jaxrft.rewards.pool import Pool
 from jaxrft.select import baselines, selectors
@@ -35,6 +35,13 @@ OUT_OF_RANGE = [
     ("epsilon", 0.0, "in (0, 1)"),
     ("epsilon", 1.0, "in (0, 1)"),
     ("epsilon_high", 0.0, "positive"),
+    ("delta", 1.2, "above 1 + epsilon_high, 1.2"),
+    ("entropy_coef", -0.5, "0 or more"),
+    ("overlong_buffer", -1, "in tokens, from 0 to max_completion_length 1024"),
+    ("overlong_buffer", 1025, "in tokens, from 0 to max_completion_length 1024"),
+    ("overlong_penalty", -1.0, "0 or more"),
+    ("importance_sampling_correction", "row", "one of none, token, sequence"),
+    ("importance_sampling_cap", 0.0, "positive"),
     ("max_grad_norm", 0.0, "positive"),
     ("reward_timeout", 0.0, "positive, in seconds"),
     ("rewards", (), "at least one reward"),
@@ -45,7 +52,7 @@ OUT_OF_RANGE = [
     ("micro_batch_size", 0, "a divisor of a mini-batch's 256"),
     ("micro_batch_size", 96, "a divisor of a mini-batch's 256"),
     ("dtype", "float16", "one of float32, bfloat16"),
-    ("loss_type", "ppo", "one of grpo, dapo, dr_grpo"),
+    ("loss_type", "ppo", "one of grpo, dapo, dr_grpo, gspo, cispo"),
     ("scale_rewards", "tasks", "one of group, batch, none"),
     ("resume", "always", "one of auto, never"),
 ]
@@ -195,10 +202,18 @@ def test_a_set_is_called_after_its_source_or_as_it_says(source, title):
     assert TasksConfig(source).title == title and TasksConfig(source, name="mine").title == "mine"
 
 
+def test_the_two_sided_clip_has_no_place_in_cispo():
+    with pytest.raises(InputError, match="delta is 4.0: it must be None with cispo"):
+        make(delta=4.0, loss_type="cispo")
+    with pytest.raises(InputError, match="delta is 4.0: it must be above 1 . epsilon_high, 5"):
+        make(delta=4.0, epsilon_high=4.0)
+
+
 def test_the_edges_of_the_ranges_are_allowed():
     make(steps=1, batch_size=1, num_generations=2, top_k=0, top_p=1.0, learning_rate=0.0, seed=0, save_steps=1)
     make(mini_batch_size=8, micro_batch_size=4, evaluation=EvalConfig(num_samples=0, batch_size=1))
-    make(rewards=("math", "exact"), reward_weights=(1.0, 0.2), success_reward="exact", epsilon_high=1.5)
+    make(rewards=("math", "exact"), reward_weights=(1.0, 0.2), success_reward="exact", epsilon_high=1.5, delta=2.6)
+    make(max_completion_length=8, overlong_buffer=8, overlong_penalty=0.0, entropy_coef=0.0)
 
 
 @pytest.mark.parametrize("generations, rows", [(6, 4), (4, 6)])
@@ -293,13 +308,15 @@ NAMESAKES = [
     (
         Config,
         update.make,
-        {"num_iterations", "loss_type", "epsilon", "epsilon_high", "kl_coef", "temperature", "learning_rate"}
-        | {"warmup_steps", "weight_decay", "max_grad_norm"},
+        {"num_iterations", "loss_type", "epsilon", "epsilon_high", "delta", "kl_coef", "entropy_coef", "temperature"}
+        | {"learning_rate", "warmup_steps", "weight_decay", "max_grad_norm"},
     ),
     (Config, grpo.advantages, {"scale_rewards"}),
-    (Config, grpo.policy_loss, {"loss_type", "epsilon", "epsilon_high"}),
+    (Config, grpo.policy_loss, {"loss_type", "epsilon", "epsilon_high", "delta"}),
+    (Config, grpo.importance_weights, {"importance_sampling_cap"}),
+    (Config, shaping.overlong, {"overlong_penalty"}),
     (SelectConfig, selectors.uniform, {"order"}),
-    (SelectConfig, selectors.bots, {"decay", "rho", "momentum", "target", "prior"}),
+    (SelectConfig, selectors.bots, {"decay", "rho", "momentum", "target", "prior", "per_domain"}),
     (MeshConfig, meshes.make, {"data", "fsdp", "model"}),
     (ReplayConfig, replay.ring, {"fresh_fraction", "max_age", "draw"}),
     (ReplayConfig, update.make, {"clip"}),
@@ -322,7 +339,8 @@ def test_choices_are_those_of_the_functions():
     choices = {
         field.name: get_args(field.type) for kind in (Config, SelectConfig) for field in dataclasses.fields(kind)
     }
-    assert choices["loss_type"] == tuple(grpo.REDUCTIONS)
+    assert choices["loss_type"] == tuple(grpo.LOSS_TYPES)
+    assert choices["importance_sampling_correction"] == ("none", *grpo.CORRECTIONS)
     assert choices["scale_rewards"] == tuple(grpo.SCALES)
     assert choices["order"] == get_args(baselines.Order)
     lora = model.LoRA(1, 1.0, LoRAConfig().targets)

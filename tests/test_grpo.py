@@ -14,7 +14,7 @@ from jaxrft.config import Config
 from jaxrft.learn import grpo, masked
 from jaxrft.types import InputError
 
-LOSS_TYPES = ("grpo", "dapo", "dr_grpo")
+LOSS_TYPES = ("grpo", "dapo", "dr_grpo", "gspo", "cispo")
 MAX_LENGTH = 32
 GROUPS = hnp.arrays(np.float32, (4, 8), elements=st.integers(-8, 8).map(lambda k: np.float32(k / 4)))
 MASKS = hnp.arrays(np.bool_, (4, 8))
@@ -50,14 +50,15 @@ def rows():
     }
 
 
-@partial(jax.jit, static_argnames=("loss_type", "epsilon", "epsilon_high"))
-def loss_and_gradient(arrays, *, normaliser=None, loss_type="dapo", epsilon=0.2, epsilon_high=None):
+@partial(jax.jit, static_argnames=("loss_type", "epsilon", "epsilon_high", "delta"))
+def loss_and_gradient(arrays, *, normaliser=None, loss_type="dapo", epsilon=0.2, epsilon_high=None, delta=None):
     def loss(logprobs):
         return grpo.policy_loss(
             **{**arrays, "logprobs": logprobs},
             loss_type=loss_type,
             epsilon=epsilon,
             epsilon_high=epsilon_high,
+            delta=delta,
             normaliser=normaliser,
             max_completion_length=MAX_LENGTH,
         )
@@ -154,7 +155,8 @@ def test_loss_types_worked_by_hand():
     mask = jnp.array([[1, 0, 0], [1, 1, 1]])
     zeros, advantages = jnp.zeros((2, 3)), jnp.array([[6.0], [-2.0]])
     expected = {"grpo": (-6 + 2) / 2, "dapo": (-6 + 2 * 3) / 4, "dr_grpo": (-6 + 2 * 3 + 0) / (2 * 8)}
-    counts = {"grpo": 2, "dapo": 4, "dr_grpo": 16}
+    expected |= {"gspo": (-6 + 2) / 2, "cispo": 0.0}  # log pi is 0
+    counts = {"grpo": 2, "dapo": 4, "dr_grpo": 16, "gspo": 2, "cispo": 4}
     for loss_type in LOSS_TYPES:
         loss, _ = grpo.policy_loss(zeros, zeros, advantages, mask, loss_type=loss_type, max_completion_length=8)
         assert loss == expected[loss_type] and loss.dtype == jnp.float32
@@ -177,6 +179,101 @@ def test_clips_worked_by_hand():
     loss, metrics, _ = loss_and_gradient(arrays, epsilon=0.2, epsilon_high=0.3)
     np.testing.assert_allclose(loss, -(0.5 - 1.6 + 2 - 2) / 4, rtol=1e-6)
     assert metrics["clip_ratio/low_mean"] == 0.25 and metrics["clip_ratio/high_mean"] == 0
+
+
+def test_two_sided_clip_worked_by_hand():
+    """Ratios 2 and 5 with either sign of A: with delta 4 a token with A < 0 costs 4 |A| at most, without gradient."""
+    logprobs = jnp.log(jnp.array([[2.0, 2.0, 5.0, 5.0]]))
+    arrays = {"logprobs": logprobs, "behaviour_logprobs": jnp.zeros((1, 4)), "mask": jnp.ones((1, 4))}
+    arrays["advantages"] = jnp.array([[1.0, -1.0, 1.0, -1.0]])
+    loss, metrics, gradient = loss_and_gradient(arrays, epsilon=0.2, delta=4.0)
+    np.testing.assert_allclose(loss, -(1.2 - 2 + 1.2 - 4) / 4, rtol=1e-6)
+    np.testing.assert_allclose(gradient, [[0, 2 / 4, 0, 0]], rtol=1e-6)
+    assert metrics["clip_ratio/high_mean"] == 0.5 and metrics["clip_ratio/delta_mean"] == 0.25
+    assert metrics["clip_ratio/region_mean"] == 0.75
+    loss, metrics, gradient = loss_and_gradient(arrays, epsilon=0.2)
+    np.testing.assert_allclose(loss, -(1.2 - 2 + 1.2 - 5) / 4, rtol=1e-6)
+    assert "clip_ratio/delta_mean" not in metrics
+    # Around an anchor twice as likely as the behaviour the bound is 8, and nothing with A < 0 is cut.
+    arrays["anchor_logprobs"] = jnp.log(jnp.full((1, 4), 2.0))
+    _, metrics, _ = loss_and_gradient(arrays, epsilon=0.2, delta=4.0)
+    assert metrics["clip_ratio/delta_mean"] == 0
+
+
+def test_gspo_worked_by_hand():
+    """Ratios 4 and 1 in a row of two tokens: sqrt(4 * 1) = 2 for both; a row of one token keeps its own, 0.5."""
+    logprobs = jnp.log(jnp.array([[4.0, 1.0], [0.5, 7.0]]))
+    arrays = {"logprobs": logprobs, "behaviour_logprobs": jnp.zeros((2, 2)), "mask": jnp.array([[1, 1], [1, 0]])}
+    arrays["advantages"] = jnp.array([[-1.0], [3.0]])
+    loss, metrics, gradient = loss_and_gradient(arrays, loss_type="gspo")
+    np.testing.assert_allclose(loss, (2 - 3 * 0.5) / 2, rtol=1e-6)
+    # d s / d log pi of one of two tokens is s / 2
+    np.testing.assert_allclose(gradient, [[2 / 2 / 2, 2 / 2 / 2], [-3 * 0.5 / 2, 0]], rtol=1e-6)
+    assert metrics["clip_ratio/region_mean"] == 0  # 2 with A < 0, 0.5 with A > 0
+    np.testing.assert_allclose(metrics["approx_kl"], -(np.log(2) + np.log(0.5)) / 2, atol=1e-7)
+    # With the other signs both rows are cut, whole: at 1.2 and at 0.8.
+    loss, metrics, gradient = loss_and_gradient({**arrays, "advantages": -arrays["advantages"]}, loss_type="gspo")
+    np.testing.assert_allclose(loss, (-1.2 + 3 * 0.8) / 2, rtol=1e-6)
+    assert not np.asarray(gradient).any() and metrics["clip_ratio/low_mean"] == metrics["clip_ratio/high_mean"] == 0.5
+
+
+def test_cispo_worked_by_hand():
+    """Weights min(r, 1.5) = 0.5, 1.5, 1.5 with logarithms of 2 pi = r: every token has a gradient."""
+    ratios = np.array([[0.5, 2.0, 3.0]])
+    arrays = {"logprobs": jnp.log(ratios / 2).astype(jnp.float32), "behaviour_logprobs": jnp.full((1, 3), -np.log(2.0))}
+    arrays |= {"advantages": jnp.array([[1.0, 2.0, -1.0]]), "mask": jnp.ones((1, 3))}
+    arrays = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), arrays)
+    loss, metrics, gradient = loss_and_gradient(arrays, loss_type="cispo", epsilon_high=0.5)
+    want = -(0.5 * np.log(0.25) + 1.5 * 2 * np.log(1.0) - 1.5 * np.log(1.5)) / 3
+    np.testing.assert_allclose(loss, want, rtol=1e-6)
+    np.testing.assert_allclose(gradient, [[-0.5 / 3, -3.0 / 3, 1.5 / 3]], rtol=1e-6)
+    np.testing.assert_allclose(metrics["clip_ratio/high_mean"], 2 / 3, rtol=1e-6)
+    assert metrics["clip_ratio/low_mean"] == 0
+
+
+def test_importance_weights_worked_by_hand():
+    """Ratios 0.5 and 3 in one row, 1.5 and garbage in another, at most 2."""
+    drawn_from = jnp.log(jnp.array([[0.5, 0.25], [0.5, 0.1]]))
+    logprobs = jnp.log(jnp.array([[0.25, 0.75], [0.75, jnp.nan]]))
+    mask = jnp.array([[1, 1], [1, 0]])
+    of = partial(grpo.importance_weights, logprobs, drawn_from, mask, importance_sampling_cap=2.0)
+    inside = np.asarray(mask, bool)
+    np.testing.assert_allclose(of(importance_sampling_correction="token")[inside], [0.5, 2.0, 1.5], rtol=1e-6)
+    np.testing.assert_allclose(of(importance_sampling_correction="sequence")[inside], [1.5, 1.5, 1.5], rtol=1e-6)
+    np.testing.assert_allclose(of(importance_sampling_correction="sequence", importance_sampling_cap=1.2), 1.2)
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_weights_multiply_token_losses_as_advantages_do(rows, loss_type):
+    """Whatever the objective, for weights above 0; garbage under the mask does not leak."""
+    weights = jnp.exp(rows["advantages"]) + 0.1 * jnp.arange(12.0)[None]
+    loss, metrics, gradient = loss_and_gradient({**rows, "weights": weights}, loss_type=loss_type)
+    scaled = loss_and_gradient({**rows, "advantages": weights * rows["advantages"]}, loss_type=loss_type)
+    assert_close((loss, metrics, gradient), scaled)
+    dirty = {**rows, "weights": jnp.where(rows["mask"] > 0, weights, jnp.nan)}
+    jax.tree.map(
+        np.testing.assert_array_equal, (loss, metrics, gradient), loss_and_gradient(dirty, loss_type=loss_type)
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(ROWS, st.sampled_from(LOSS_TYPES), st.permutations(range(8)))
+def test_rows_may_be_permuted(arrays, loss_type, order):
+    loss, metrics, gradient = loss_and_gradient(arrays, loss_type=loss_type)
+    permuted = loss_and_gradient({name: x[np.array(order)] for name, x in arrays.items()}, loss_type=loss_type)
+    assert_close(permuted, (loss, metrics, gradient[np.array(order)]))
+
+
+@settings(max_examples=20, deadline=None)
+@given(ROWS, GROUPS, st.integers(-64, 64), st.sampled_from(LOSS_TYPES), st.sampled_from(list(grpo.SCALES)))
+def test_a_constant_shift_of_the_rewards_changes_no_loss(arrays, rewards, shift, loss_type, scale_rewards):
+    def loss(rewards):
+        found = grpo.advantages(jnp.asarray(rewards[:2, :4]), scale_rewards=scale_rewards).reshape(-1, 1)
+        return loss_and_gradient({**arrays, "advantages": found}, loss_type=loss_type)
+
+    (ours, _, gradient), (shifted, _, other) = loss(rewards), loss(rewards + np.float32(shift / 4))
+    np.testing.assert_allclose(ours, shifted, atol=2e-3)
+    np.testing.assert_allclose(gradient, other, atol=2e-3)
 
 
 def test_on_policy_gradient_is_the_policy_gradient_even_if_the_behaviour_is_traced(rows):
@@ -273,8 +370,15 @@ def test_k3_matches_the_published_one_and_is_finite(vectors):
 
 
 def test_mistakes_name_the_choices(rows):
-    with pytest.raises(InputError, match="loss_type is 'gspo'.*grpo, dapo, dr_grpo"):
-        grpo.policy_loss(**rows, loss_type="gspo")
+    with pytest.raises(InputError, match="loss_type is 'ppo'.*grpo, dapo, dr_grpo, gspo, cispo"):
+        grpo.policy_loss(**rows, loss_type="ppo")
+    with pytest.raises(InputError, match="delta is 1.2: it must be above 1 . epsilon_high, 1.2"):
+        grpo.policy_loss(**rows, delta=1.2)
+    with pytest.raises(InputError, match="delta is 9.0: .* not of cispo"):
+        grpo.policy_loss(**rows, delta=9.0, loss_type="cispo")
+    with pytest.raises(InputError, match="importance_sampling_correction is 'row': choose one of token, sequence"):
+        where = [rows[name] for name in ("logprobs", "behaviour_logprobs", "mask")]
+        grpo.importance_weights(*where, importance_sampling_correction="row")
     with pytest.raises(InputError, match="max_completion_length is None"):
         grpo.normaliser(rows["mask"], "dr_grpo")
     with pytest.raises(InputError, match="scale_rewards is 'std'.*group, batch, none"):
@@ -285,10 +389,12 @@ def test_mistakes_name_the_choices(rows):
         grpo.policy_loss(**{**rows, "advantages": rows["advantages"][:, 0]})
     with pytest.raises(ValueError):
         grpo.policy_loss(**{**rows, "mask": rows["mask"][:, 1:]})
+    with pytest.raises(ValueError):
+        grpo.policy_loss(**rows, weights=jnp.ones((8, 1)))
 
 
 @pytest.mark.parametrize("function", [grpo.advantages, grpo.policy_loss])
 def test_defaults_are_the_configs(function):
     defaults = {name: p.default for name, p in inspect.signature(function).parameters.items()}
-    shared = {"scale_rewards", "loss_type", "epsilon", "epsilon_high"} & set(defaults)
+    shared = {"scale_rewards", "loss_type", "epsilon", "epsilon_high", "delta"} & set(defaults)
     assert shared and all(defaults[name] == getattr(Config, name) for name in shared)

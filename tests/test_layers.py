@@ -14,7 +14,8 @@ LAYERS = (
     {"cli"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-LIBRARY = [*ROOT.glob("select/*.py"), *(ROOT / f"learn/{name}.py" for name in ("masked", "grpo", "replay"))]
+ARRAYS_ONLY = ("masked", "objectives", "grpo", "shaping", "replay")
+LIBRARY = [*ROOT.glob("select/*.py"), *(ROOT / f"learn/{name}.py" for name in ARRAYS_ONLY)]
 LIBRARY = {path for path in LIBRARY if path.exists()}  # what other people's JAX code imports
 ALLOWED = {"jax", "optax", "flax", "numpy", *sys.stdlib_module_names}
 

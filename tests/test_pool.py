@@ -94,6 +94,8 @@ def grade(pool, completions):
     n = len(completions)
     graded = pool.grade(["q"] * n, completions, {"weight": [1.0] * n})
     assert [r is not None for r in graded.rewards[1]] == [True] * n  # the other reward never suffers
+    assert len(graded.failed) == sum(graded.failures.values())
+    assert all(graded.rewards[0][i] is None for i in graded.failed)
     return graded.rewards[0], {kind: count for kind, count in graded.failures.items() if count}
 
 
@@ -108,7 +110,7 @@ def test_order(pool):
 
 
 def test_empty(pool):
-    assert pool.grade([], [], {"weight": []}) == ([[], []], NO_FAILURES)
+    assert pool.grade([], [], {"weight": []}) == ([[], []], NO_FAILURES, set())
 
 
 @pytest.mark.parametrize(

@@ -335,7 +335,7 @@ def test_mistakes_name_the_value_and_the_remedy(options, message):
 def test_groups_of_another_shape_are_refused():
     made = replay.ring(capacity=8, batch_size=4)
     buffer, groups = filled(made, []), make_groups(range(4), 0)
-    with pytest.raises(ValueError, match=r"tokens is \(4, 1, 4\): the buffer holds groups of shape \(3, 4\)"):
+    with pytest.raises(ValueError, match=r"tokens is \(4, 1, 4\): the buffer wants \(4, 3, 4\)"):
         made.add(buffer, groups._replace(tokens=groups.tokens[:, :1]))
     for wrong in (1, 5):
         with pytest.raises(ValueError, match=f"{wrong} fresh groups: there must be 2 to 4"):

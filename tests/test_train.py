@@ -79,6 +79,38 @@ def test_graders_that_hang_die_raise_or_answer_twice_cost_their_rewards_only(con
     assert np.isfinite(seen).all()
 
 
+def test_a_reward_that_never_applies_changes_nothing(configure, whole, tmp_path):
+    folder, state = whole
+    rewards = {"rewards": ("graders:starts", "graders:never"), "reward_weights": (1.0, 5.0)}
+    other = train.train(configure(tmp_path, **rewards))
+    helpers.assert_same_bits((other.params, other.selector), (state.params, state.selector))
+    assert [line["reward"] for line in lines(tmp_path)] == [line["reward"] for line in lines(folder)]
+
+
+def test_a_failed_grader_takes_its_row_along_and_a_reward_that_does_not_apply_does_not():
+    nan = np.nan
+    rewards = np.array([[1.0, 0.5], [1.0, nan], [1.0, nan]], np.float32)
+    verdicts = runtime.Verdicts(rewards, np.array([False, False, True]), {"invalid": 0}, [])
+    np.testing.assert_array_equal(runtime.learnable(verdicts), [[1.0, 0.5], [1.0, nan], [nan, nan]])
+
+
+def test_all_parts_of_the_objective_at_once(configure, tmp_path):
+    """Completions have up to 4 tokens, so that with a buffer of 4 a quarter of the penalty is paid for each."""
+    clips = {"loss_type": "gspo", "epsilon": 1e-3, "delta": 1.5, "num_iterations": 2}
+    sampling = {"top_p": 0.8, "importance_sampling_correction": "sequence", "entropy_coef": 0.01}
+    lengths = {"overlong_buffer": 4, "overlong_penalty": 0.8, "mask_truncated_completions": True}
+    state = train.train(configure(tmp_path, steps=1, **clips, **sampling, **lengths))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+    for line in lines(tmp_path):
+        penalty = line["completions/overlong_penalty"]
+        assert penalty == pytest.approx(-0.2 * line["completions/mean_length"])
+        assert line["reward"] == pytest.approx(line["rewards/graders:starts/mean"] + penalty)
+        assert (
+            0 < line["sampling/importance_sampling_ratio/min"] < line["sampling/importance_sampling_ratio/max"] <= 1.01
+        )
+        assert line["clip_ratio/region_mean"] > 0 and line["clip_ratio/delta_mean"] >= 0
+
+
 def test_a_program_is_compiled_once_for_each_width_of_prompts(configure, tmp_path):
     rows = helpers.task_rows()
     rows[6]["prompt"] *= 4

@@ -5,12 +5,12 @@ a mask is 0 or 1, of any dtype.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxrft.learn import masked
+from jaxrft.learn import masked, objectives
+from jaxrft.learn.objectives import LOSS_TYPES as LOSS_TYPES
 from jaxrft.types import Array, InputError
 
 # Differences of log-probabilities are cut here, exp(20) = 5e8, so that no ratio is inf and 0 * inf never NaN.
@@ -61,69 +61,26 @@ def _rewards(rewards: Array, mask: Array | None) -> tuple[Array, Array]:
     return masked.zero(rewards, mask), mask
 
 
-class Reduction(NamedTuple):
-    """How losses and metrics of tokens [R, T] become one number: sum(weights * x) / count.
-
-    Each is a function of (mask [R, T], max_completion_length). Weights of a row depend on that row only, and only the
-    count on the batch, so that micro-batches divided by the batch's count add up to the batch.
-    """
-
-    weights: Callable[[Array, int], Array]  # [R, T], of the token losses
-    metric_weights: Callable[[Array, int], Array]  # [R, T], such that the metric of a constant is that constant
-    count: Callable[[Array, int], Array]  # [], of the whole batch
-
-
-def _each_token(mask: Array, length: int) -> Array:
-    """1 for every token. [R, T]."""
-    return mask.astype(jnp.float32)
-
-
-def _share_of_row(mask: Array, length: int) -> Array:
-    """1 / (tokens of the row) for every token. [R, T]."""
-    return _each_token(mask, length) / jnp.maximum(masked.count(mask, axis=1, keepdims=True), 1.0)
-
-
-def _tokens(mask: Array) -> Array:
-    """How many tokens there are, at least 1. []."""
-    return jnp.maximum(masked.count(mask), 1.0)
-
-
-def _rows(mask: Array) -> Array:
-    """How many rows have a token at all, at least 1. []."""
-    return jnp.maximum(masked.count(jnp.any(mask.astype(bool), axis=1)), 1.0)
-
-
-# loss_type -> weights of token losses, weights of metrics, what both are divided by.
-REDUCTIONS: dict[str, Reduction] = {
-    "grpo": Reduction(_share_of_row, _share_of_row, lambda mask, length: _rows(mask)),
-    "dapo": Reduction(_each_token, _each_token, lambda mask, length: _tokens(mask)),
-    "dr_grpo": Reduction(
-        _each_token,
-        lambda mask, length: length * _share_of_row(mask, length),
-        lambda mask, length: length * _rows(mask),
-    ),
-}
-
-
 def normaliser(mask: Array, loss_type: str, max_completion_length: int | None = None) -> Array:
     """What the loss of a batch is divided by: `policy_loss` of each of its micro-batches wants this number.
 
-    grpo: rows; dapo: tokens; dr_grpo: rows x `max_completion_length`. Rows without a token do not count (in TRL they
-    do), and an empty batch counts as one row of one token. `mask` [R, T] of the whole batch. Returns [] float32.
+    grpo, gspo: rows; dapo, cispo: tokens; dr_grpo: rows x `max_completion_length`. Rows without a token do not count
+    (in TRL they do), and an empty batch counts as one row of one token. `mask` [R, T] of the whole batch. Returns []
+    float32.
     Raises InputError for an unknown `loss_type`, or dr_grpo without `max_completion_length`.
     """
     masked.same_shape(mask, rank=2)
-    reduction, length = _reduction(loss_type, max_completion_length)
-    return reduction.count(mask, length)
+    objective, length = _row_of(loss_type, max_completion_length)
+    return objective.reduction.count(mask, length)
 
 
-def _reduction(loss_type: str, max_completion_length: int | None) -> tuple[Reduction, int]:
-    """The reduction of a loss type and its constant length, 1 where none is used."""
-    if loss_type not in REDUCTIONS:
-        raise InputError(f"loss_type is {loss_type!r}: choose one of {', '.join(REDUCTIONS)}")
+def _row_of(loss_type: str, max_completion_length: int | None) -> tuple[objectives.LossType, int]:
+    """The row of a loss type and its constant length, 1 where none is used."""
+    if loss_type not in LOSS_TYPES:
+        raise InputError(f"loss_type is {loss_type!r}: choose one of {', '.join(LOSS_TYPES)}")
     if loss_type == "dr_grpo" and max_completion_length is None:
         raise InputError("loss_type 'dr_grpo' divides by a constant length, but max_completion_length is None: give it")
-    return REDUCTIONS[loss_type], max_completion_length or 1
+    return LOSS_TYPES[loss_type], max_completion_length or 1
 
 
 def policy_loss(
@@ -133,9 +90,11 @@ def policy_loss(
     mask: Array,
     *,
     anchor_logprobs: Array | None = None,
+    weights: Array | None = None,
     loss_type: str = "dapo",
     epsilon: float = 0.2,
     epsilon_high: float | None = None,
+    delta: float | None = None,
     normaliser: Array | float | None = None,
     max_completion_length: int | None = None,
 ) -> tuple[Array, dict[str, Array]]:
@@ -143,49 +102,93 @@ def policy_loss(
 
     The clip is centred on c = 1 (PPO, arXiv 1707.06347; the paper's form of replay) or, with `anchor_logprobs` of the
     policy before the update, on c = anchor / mu (the published replay of arXiv 2506.05316). `epsilon_high` is `epsilon`
-    unless given (clip-higher, arXiv 2503.14476). `loss_type`: "grpo" means over each row, then over rows; "dapo" over
-    all tokens; "dr_grpo" (arXiv 2503.20783) sums, divided by rows x `max_completion_length`.
-    Deviation: log-ratios are cut to +-20.
+    unless given (clip-higher, arXiv 2503.14476). With `delta`, above 1 + epsilon_high, r A becomes min(r, c delta) A:
+    two-sided clipping, arXiv 2505.07291. `loss_type`: "grpo" means over each row, then over rows; "dapo" over all
+    tokens; "dr_grpo" (arXiv 2503.20783) sums, divided by rows x `max_completion_length`; "gspo" (arXiv 2507.18071) is
+    "grpo" with the geometric mean of a row's r for all its tokens; "cispo" (arXiv 2506.13585) means over all tokens of
+    -sg(min(r, c (1 + epsilon_high))) A log pi.
+    Deviations: log-ratios are cut to +-20. TRL's `epsilon_high` of cispo is our 1 + epsilon_high.
 
     Everything is [R, T], natural logarithms; `advantages` may also be [R, 1], one for a row: `a.reshape(-1, 1)`. Where
     `mask` is 0 nothing enters loss, gradient or metrics, whatever stands there. Gradient flows through `logprobs` only.
-    `normaliser` is `grpo.normaliser` of the whole batch when these rows are a part of it (by default they are all).
+    `weights` multiply the token losses, for instance `importance_weights`. `normaliser` is `grpo.normaliser` of the
+    whole batch when these rows are a part of it (by default they are all).
 
-    Metrics are [] float32 and add up over micro-batches as the loss does; means over the batch's tokens with dapo, over
-    rows of the mean over their tokens with grpo and dr_grpo: `clip_ratio/low_mean` (share with r below the range and
-    A < 0, where the gradient is cut), `clip_ratio/high_mean` (above, and A > 0), `clip_ratio/region_mean` (either), and
-    `approx_kl`, log mu - log pi (the k1 estimator of KL(mu || pi), which may be negative).
-    Raises InputError for an unknown `loss_type`, or dr_grpo without `max_completion_length`.
+    Metrics are [] float32 and add up over micro-batches as the loss does; means over the batch's tokens with dapo and
+    cispo, over rows of the mean over their tokens with the others: `clip_ratio/low_mean` (share with r below the range
+    and A < 0, where the gradient is cut), `clip_ratio/high_mean` (above, and A > 0; with cispo any A but 0, where the
+    weight is cut), `clip_ratio/delta_mean` (above c delta and A < 0; only with `delta`), `clip_ratio/region_mean` (any
+    of these), and `approx_kl`, log mu - log pi (the k1 estimator of KL(mu || pi), which may be negative).
+    Raises InputError for an unknown `loss_type`, dr_grpo without `max_completion_length`, and a `delta` that is not
+    above 1 + epsilon_high or that has no meaning, with cispo.
     """
     anchor_logprobs = behaviour_logprobs if anchor_logprobs is None else anchor_logprobs
-    masked.same_shape(logprobs, behaviour_logprobs, anchor_logprobs, mask, rank=2)
+    weights = jnp.ones(mask.shape, jnp.float32) if weights is None else weights
+    masked.same_shape(logprobs, behaviour_logprobs, anchor_logprobs, weights, mask, rank=2)
     if advantages.shape not in (mask.shape, (mask.shape[0], 1)):
         raise ValueError(f"advantages {advantages.shape} must be [R, T] or [R, 1] for a mask {mask.shape}")
-    reduction, length = _reduction(loss_type, max_completion_length)
+    objective, length = _row_of(loss_type, max_completion_length)
+    epsilon_high = epsilon if epsilon_high is None else epsilon_high
+    if delta is not None and (loss_type == "cispo" or delta <= 1.0 + epsilon_high):
+        raise InputError(f"delta is {delta}: it must be above 1 + epsilon_high, {1.0 + epsilon_high}, and not of cispo")
+    reduction = objective.reduction
     total = reduction.count(mask, length) if normaliser is None else jnp.asarray(normaliser, jnp.float32)
 
     advantages = masked.zero(jnp.broadcast_to(advantages, mask.shape), mask)
+    logprobs = masked.zero(logprobs, mask)
     behaviour = jax.lax.stop_gradient(masked.zero(behaviour_logprobs, mask))
     anchor = jax.lax.stop_gradient(masked.zero(anchor_logprobs, mask))
-    log_ratio = _cut(masked.zero(logprobs, mask) - behaviour)
-    ratio = jnp.exp(log_ratio)
-    centre = jnp.exp(_cut(anchor - behaviour))
+    ratio = jnp.exp(_cut(objective.log_ratio(logprobs - behaviour, mask)))
+    centre = jnp.exp(_cut(objective.log_ratio(anchor - behaviour, mask)))
 
-    low = centre * (1.0 - epsilon)
-    high = centre * (1.0 + (epsilon if epsilon_high is None else epsilon_high))
-    cut_low = (ratio < low) & (advantages < 0)
-    cut_high = (ratio > high) & (advantages > 0)
-    losses = -advantages * jnp.where(cut_low, low, jnp.where(cut_high, high, ratio))
+    top = centre * (jnp.inf if delta is None else delta)
+    bounds = objectives.Bounds(centre * (1.0 - epsilon), centre * (1.0 + epsilon_high), top)
+    losses, cuts = objective.losses(ratio, logprobs, advantages, bounds)
+    losses = jax.lax.stop_gradient(masked.zero(weights, mask)) * losses
 
-    loss = jnp.sum(reduction.weights(mask, length) * losses) / total
     metric_weights = reduction.metric_weights(mask, length)
     metrics = {
-        "clip_ratio/low_mean": cut_low,
-        "clip_ratio/high_mean": cut_high,
-        "clip_ratio/region_mean": cut_low | cut_high,
-        "approx_kl": -log_ratio,
+        "clip_ratio/low_mean": cuts.low,
+        "clip_ratio/high_mean": cuts.high,
+        "clip_ratio/region_mean": cuts.low | cuts.high | cuts.top,
+        "approx_kl": -_cut(logprobs - behaviour),
     }
+    if delta is not None:
+        metrics["clip_ratio/delta_mean"] = cuts.top
+    loss = jnp.sum(reduction.weights(mask, length) * losses) / total
     return loss, {name: jnp.sum(metric_weights * x.astype(jnp.float32)) / total for name, x in metrics.items()}
+
+
+# importance_sampling_correction -> log-weights [R, T] from (log pi - log nu [R, T], 0 under the mask).
+CORRECTIONS: dict[str, Callable[[Array], Array]] = {
+    "token": lambda log_ratio: log_ratio,
+    "sequence": lambda log_ratio: jnp.broadcast_to(jnp.sum(log_ratio, axis=1, keepdims=True), log_ratio.shape),
+}
+
+
+def importance_weights(
+    logprobs: Array,
+    sampling_logprobs: Array,
+    mask: Array,
+    *,
+    importance_sampling_correction: str,
+    importance_sampling_cap: float = 2.0,
+) -> Array:
+    """min(pi / nu, importance_sampling_cap), pi the policy at the rollout and nu what was really drawn from.
+
+    Truncated importance sampling, https://fengyao.notion.site/off-policy-rl; "token": each token's own ratio,
+    "sequence": the product of the row's ratios for all its tokens. Everything is [R, T], the result float32; what is
+    under mask 0 changes nothing. Deviation: log-ratios are cut to +-20. Raises InputError for another correction.
+    """
+    masked.same_shape(logprobs, sampling_logprobs, mask, rank=2)
+    if importance_sampling_correction not in CORRECTIONS:
+        choices = ", ".join(CORRECTIONS)
+        raise InputError(
+            f"importance_sampling_correction is {importance_sampling_correction!r}: choose one of {choices}"
+        )
+    log_ratio = masked.zero(logprobs, mask) - masked.zero(sampling_logprobs, mask)
+    weights = jnp.exp(_cut(CORRECTIONS[importance_sampling_correction](log_ratio)))
+    return jnp.minimum(weights, importance_sampling_cap)
 
 
 def kl_k3(logprobs: Array, ref_logprobs: Array) -> Array:

@@ -33,6 +33,7 @@ class Groups(NamedTuple):
     rewards: Array  # [B, G] float32, NaN = none
     task: Array  # [B] int32
     step: Array  # [B] int32, 0 or more, in which the group was rolled out
+    weights: Array | None = None  # [B, G, T] float32, of the tokens' losses; None = 1 each
 
 
 class Buffer(NamedTuple):
@@ -101,13 +102,13 @@ def ring(
     )
 
 
-def shapes(*, num_generations: int, prompt_length: int, completion_length: int) -> Groups:
-    """A group's jax.ShapeDtypeStructs, for `init`."""
+def shapes(*, num_generations: int, prompt_length: int, completion_length: int, weighted: bool = False) -> Groups:
+    """A group's jax.ShapeDtypeStructs, for `init`; `weighted`: its tokens have weights."""
     f32, i32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32), partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
     group, cells = (1, num_generations), (1, num_generations, completion_length)
     leaves: Any = (
         *(i32((1, prompt_length)), i32((1,)), i32(cells), f32(cells), f32(cells)),
-        *(f32(group), f32(group), i32((1,)), i32((1,))),
+        *(f32(group), f32(group), i32((1,)), i32((1,)), f32(cells) if weighted else None),
     )
     return Groups._make(leaves)
 
@@ -188,8 +189,9 @@ def _dtype(x: Any) -> Any:
 def _fitting(groups: Groups, like: Groups) -> Groups:
     """The groups in the buffer's dtypes; raises ValueError if shapes differ in more than the number of groups."""
     for name, new, old in zip(Groups._fields, groups, like, strict=True):
-        if new.shape != (groups.step.shape[0], *old.shape[1:]):
-            raise ValueError(f"{name} is {new.shape}: the buffer holds groups of shape {old.shape[1:]}")
+        wanted = None if old is None else (groups.step.shape[0], *old.shape[1:])
+        if (given := None if new is None else new.shape) != wanted:
+            raise ValueError(f"{name} is {given}: the buffer wants {wanted}")
     return jax.tree.map(lambda x: x.astype(_dtype(x)), groups)
 
 

@@ -33,6 +33,7 @@ class Batch(NamedTuple):
     advantages: Array  # [B, G] float32
     replayed: Array | None = None  # [B, G] bool, whether the group is of an earlier step; None in a run without replay
     anchors: Array | None = None  # [B, G, T] float32, log-probabilities that clips are centred on; None = `logprobs`
+    weights: Array | None = None  # [B, G, T] float32, of the tokens' losses; None = 1 each
 
 
 class Update(NamedTuple):
@@ -62,12 +63,19 @@ def adamw(
 
 
 def completion_logprobs(
-    policy: Policy, params: Any, prompts: Array, lengths: Array, tokens: Array, *, temperature: float = 1.0
+    policy: Policy,
+    params: Any,
+    prompts: Array,
+    lengths: Array,
+    tokens: Array,
+    *,
+    temperature: float = 1.0,
+    entropy_gradient: bool = False,
 ) -> tuple[Array, Array]:
     """log pi of completions [R, T] after prompts [B, P] at `temperature`, and the entropy of each step, both [R, T].
 
     Row r follows prompt r // (R / B), which is computed once. Logits exist for a few positions at a time only.
-    The entropy carries no gradient.
+    The entropy carries a gradient, which costs another pass over the logits, only with `entropy_gradient`.
     """
     rows, steps = tokens.shape
     generations = rows // prompts.shape[0]
@@ -77,11 +85,11 @@ def completion_logprobs(
     if steps > 1:
         rest, _ = policy.apply(params, tokens[:, :-1], positions, jnp.ones(positions.shape, bool), None, prefix)
         hidden = jnp.concatenate([hidden, rest], axis=1)
-    return _chunked_logprobs(policy, params, hidden, tokens, temperature)
+    return _chunked_logprobs(policy, params, hidden, tokens, temperature, entropy_gradient)
 
 
 def _chunked_logprobs(
-    policy: Policy, params: Any, hidden: Array, tokens: Array, temperature: float
+    policy: Policy, params: Any, hidden: Array, tokens: Array, temperature: float, entropy_gradient: bool
 ) -> tuple[Array, Array]:
     """log pi of tokens [R, T] and entropies [R, T] from hidden states [R, T, D], over chunks of time.
 
@@ -93,7 +101,7 @@ def _chunked_logprobs(
     def chunk(params: Any, hidden: Array, tokens: Array) -> tuple[Array, Array]:
         logp = jax.nn.log_softmax(policy.unembed(params, hidden) / temperature)
         entropy = -jnp.sum(jnp.exp(logp) * logp, axis=-1)
-        return sampling.pick(logp, tokens), jax.lax.stop_gradient(entropy)
+        return sampling.pick(logp, tokens), entropy if entropy_gradient else jax.lax.stop_gradient(entropy)
 
     mesh = jax.sharding.get_abstract_mesh()
     axes, shards = meshes.RULES["batch"], meshes.shards(mesh, "batch")
@@ -166,7 +174,9 @@ class Objective(NamedTuple):
     loss_type: str
     epsilon: float
     epsilon_high: float | None
+    delta: float | None
     kl_coef: float
+    entropy_coef: float
     temperature: float
 
 
@@ -179,7 +189,9 @@ def make(
     loss_type: str = "dapo",
     epsilon: float = 0.2,
     epsilon_high: float | None = None,
+    delta: float | None = None,
     kl_coef: float = 0.0,
+    entropy_coef: float = 0.0,
     temperature: float = 1.0,
     clip: str = "paper",
     learning_rate: float = 1e-6,
@@ -190,14 +202,16 @@ def make(
     """The step that takes `num_iterations` passes over a batch, one AdamW update a mini-batch of tasks.
 
     `mini_batch_size` counts tasks, `micro_batch_size` rows: gradients of micro-batches are summed in float32 and change
-    no number. Mini-batches are drawn anew each pass. A reference policy is evaluated only if `kl_coef` > 0. The ratios
-    of replayed groups are clipped around 1 (`clip` "paper") or pi / mu of the step's first policy ("published").
+    no number. Mini-batches are drawn anew each pass. The loss is that of `grpo.policy_loss`, plus kl_coef * KL, minus
+    entropy_coef * entropy, all reduced alike; a reference policy is evaluated only if `kl_coef` > 0, the entropy
+    differentiated only if `entropy_coef` > 0. The ratios of replayed groups are clipped around 1 (`clip` "paper") or
+    pi / mu of the step's first policy ("published").
     Metrics are means over the updates of the step; the effective sample size is that of all its replayed tokens.
     """
     optimizer, schedule = adamw(
         learning_rate=learning_rate, warmup_steps=warmup_steps, weight_decay=weight_decay, max_grad_norm=max_grad_norm
     )
-    objective = Objective(loss_type, epsilon, epsilon_high, kl_coef, temperature)
+    objective = Objective(loss_type, epsilon, epsilon_high, delta, kl_coef, entropy_coef, temperature)
 
     def step(
         key: Array, params: Any, optimizer_state: Any, batch: Batch, ref_params: Any = None, frozen: Any = None
@@ -254,25 +268,32 @@ def loss(
     """The loss of a micro-batch, prompts [b, P] and tokens [b, g, T], over the normaliser of its mini-batch."""
     tokens, mask, behaviour = (x.reshape(-1, x.shape[-1]) for x in (batch.tokens, batch.mask, batch.logprobs))
     where = (batch.prompts, batch.lengths, tokens)
-    logprobs, entropy = completion_logprobs(policy, params, *where, temperature=objective.temperature)
+    logprobs, entropy = completion_logprobs(
+        policy, params, *where, temperature=objective.temperature, entropy_gradient=objective.entropy_coef > 0
+    )
     value, metrics = grpo.policy_loss(
         logprobs,
         behaviour,
         batch.advantages.reshape(-1, 1),
         mask,
         anchor_logprobs=None if batch.anchors is None else batch.anchors.reshape(tokens.shape),
+        weights=None if batch.weights is None else batch.weights.reshape(mask.shape),
         loss_type=objective.loss_type,
         epsilon=objective.epsilon,
         epsilon_high=objective.epsilon_high,
+        delta=objective.delta,
         normaliser=normaliser,
         max_completion_length=tokens.shape[1],
     )
-    reduction, length = grpo.REDUCTIONS[objective.loss_type], tokens.shape[1]
+    reduction, length = grpo.LOSS_TYPES[objective.loss_type].reduction, tokens.shape[1]
+    entropy = masked.zero(entropy, mask)
     metrics["policy_loss"] = value
-    metrics["entropy"] = jnp.sum(reduction.metric_weights(mask, length) * masked.zero(entropy, mask)) / normaliser
+    metrics["entropy"] = jnp.sum(reduction.metric_weights(mask, length) * entropy) / normaliser
     if batch.replayed is not None:
         old = mask * batch.replayed.reshape(-1, 1).astype(mask.dtype)
         metrics["replay/ess"] = replay.weight_moments(logprobs, behaviour, old)
+    if objective.entropy_coef > 0:
+        value = value - objective.entropy_coef * jnp.sum(reduction.weights(mask, length) * entropy) / normaliser
     if objective.kl_coef > 0:
         reference, _ = completion_logprobs(policy, ref_params, *where, temperature=objective.temperature)
         kl = grpo.kl_k3(masked.zero(logprobs, mask), jax.lax.stop_gradient(masked.zero(reference, mask)))

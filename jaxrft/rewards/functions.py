@@ -1,7 +1,7 @@
 """Rewards without dependencies: `exact`, `gsm8k`, and the adapter for verl's `compute_score`.
 
 A reward is any function `reward(prompts, completions, **columns) -> list[float | None]`, TRL's signature: lists of one
-length n, a column of the tasks a keyword, None for "no reward". The pool calls it with n = 1.
+length n, a column of the tasks a keyword, None for "does not apply". The pool calls it with n = 1.
 """
 
 import functools

@@ -30,8 +30,9 @@ _IS_WORKER = "JAXRFT_REWARD_WORKER"
 class Graded(NamedTuple):
     """The rewards of a batch of n completions."""
 
-    rewards: list[list[float | None]]  # [rewards][n], in the order given; None = no reward
+    rewards: list[list[float | None]]  # [rewards][n], in the order given; None = does not apply, or lost
     failures: dict[str, int]  # a kind of KINDS -> how many rewards it cost
+    failed: set[int]  # the completions that lost a reward
 
 
 class Pool:
@@ -92,11 +93,13 @@ class Pool:
         batch = {"prompts": prompts, "completions": completions, **columns}
         _check(batch)
         rewards: list[list[float | None]] = [[None] * len(completions) for _ in self._names]
-        failures = []
+        failures, failed = [], set()
         try:
             for reward, i, (value, *failure) in self._answers(prompts, completions, columns):
                 rewards[reward][i] = value
-                failures += [(failure[0], self._names[reward], failure[1])] if failure else []
+                if failure:
+                    failures.append((failure[0], self._names[reward], failure[1]))
+                    failed.add(i)
         except BaseException:  # a worker that still owes answers must not give them to the next batch
             self.close()
             raise
@@ -104,7 +107,7 @@ class Pool:
         for kind in counts:
             _, name, detail = next(failure for failure in failures if failure[0] == kind)
             logger.warning("%d rewards lost to %s; the first: %s, %s", counts[kind], kind, name, detail)
-        return Graded(rewards, {kind: counts[kind] for kind in KINDS})
+        return Graded(rewards, {kind: counts[kind] for kind in KINDS}, failed)
 
     def _answers(self, prompts: Sequence, completions: Sequence, columns: Mapping) -> Iterator[tuple[int, int, list]]:
         """(reward, completion, [value] or [None, kind, detail]) as they come."""

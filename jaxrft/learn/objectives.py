@@ -1,0 +1,120 @@
+"""The objectives of the GRPO family, a row of one table each: which ratio, how it is bounded, how tokens are averaged.
+
+Axis letters: R rows, T completion tokens. Everything is [R, T] float32 with 0 under the mask, unless noted.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrft.learn import masked
+from jaxrft.types import Array
+
+
+class Bounds(NamedTuple):
+    """What ratios are held against."""
+
+    low: Array
+    high: Array
+    top: Array  # of two-sided clipping, inf without it
+
+
+class Cuts(NamedTuple):
+    """Where a bound acts, bool."""
+
+    low: Array
+    high: Array
+    top: Array
+
+
+def clipped(ratio: Array, logprobs: Array, advantages: Array, bounds: Bounds) -> tuple[Array, Cuts]:
+    """-min(min(r, top) A, clip(r, low, high) A): PPO's objective, arXiv 1707.06347, two-sided as in arXiv 2505.07291.
+
+    Where a bound acts the loss is constant, and its gradient 0.
+    """
+    low, high, top = bounds
+    cuts = Cuts((ratio < low) & (advantages < 0), (ratio > high) & (advantages > 0), (ratio > top) & (advantages < 0))
+    bounded = jnp.where(cuts.low, low, jnp.where(cuts.high, high, jnp.where(cuts.top, top, ratio)))
+    return -advantages * bounded, cuts
+
+
+def weighted(ratio: Array, logprobs: Array, advantages: Array, bounds: Bounds) -> tuple[Array, Cuts]:
+    """-sg(min(r, high)) A log pi: CISPO, arXiv 2506.13585; sg stops the gradient. No token loses its gradient.
+
+    As in the paper's own runs there is no lower bound.
+    """
+    high = (ratio > bounds.high) & (advantages != 0)
+    never = jnp.zeros(ratio.shape, bool)
+    weights = jax.lax.stop_gradient(jnp.minimum(ratio, bounds.high))
+    return -weights * advantages * logprobs, Cuts(never, high, never)
+
+
+def of_token(log_ratio: Array, mask: Array) -> Array:
+    """The token's own."""
+    return log_ratio
+
+
+def of_sequence(log_ratio: Array, mask: Array) -> Array:
+    """The row's, normalised by its length, for each of its tokens: their mean [GSPO, arXiv 2507.18071]."""
+    return jnp.broadcast_to(masked.mean(log_ratio, mask, axis=1, keepdims=True), log_ratio.shape)
+
+
+class Reduction(NamedTuple):
+    """How losses and metrics of tokens [R, T] become one number: sum(weights * x) / count.
+
+    Each is a function of (mask [R, T], max_completion_length). Weights of a row depend on that row only, and only the
+    count on the batch, so that micro-batches divided by the batch's count add up to the batch.
+    """
+
+    weights: Callable[[Array, int], Array]  # [R, T], of the token losses
+    metric_weights: Callable[[Array, int], Array]  # [R, T], such that the metric of a constant is that constant
+    count: Callable[[Array, int], Array]  # [], of the whole batch
+
+
+def _each_token(mask: Array, length: int) -> Array:
+    """1 for every token. [R, T]."""
+    return mask.astype(jnp.float32)
+
+
+def _share_of_row(mask: Array, length: int) -> Array:
+    """1 / (tokens of the row) for every token. [R, T]."""
+    return _each_token(mask, length) / jnp.maximum(masked.count(mask, axis=1, keepdims=True), 1.0)
+
+
+def _tokens(mask: Array) -> Array:
+    """How many tokens there are, at least 1. []."""
+    return jnp.maximum(masked.count(mask), 1.0)
+
+
+def _rows(mask: Array) -> Array:
+    """How many rows have a token at all, at least 1. []."""
+    return jnp.maximum(masked.count(jnp.any(mask.astype(bool), axis=1)), 1.0)
+
+
+OVER_ROWS = Reduction(_share_of_row, _share_of_row, lambda mask, length: _rows(mask))
+OVER_TOKENS = Reduction(_each_token, _each_token, lambda mask, length: _tokens(mask))
+OVER_LENGTH = Reduction(
+    _each_token,
+    lambda mask, length: length * _share_of_row(mask, length),
+    lambda mask, length: length * _rows(mask),
+)
+
+
+class LossType(NamedTuple):
+    """A way to make a loss of ratios and advantages."""
+
+    log_ratio: Callable[[Array, Array], Array]  # (log pi - log mu, mask) -> the log-ratio that is bounded
+    losses: Callable[[Array, Array, Array, Bounds], tuple[Array, Cuts]]  # (ratio, log pi, advantages, bounds)
+    reduction: Reduction
+
+
+# loss_type -> what it is made of.
+LOSS_TYPES: dict[str, LossType] = {
+    "grpo": LossType(of_token, clipped, OVER_ROWS),
+    "dapo": LossType(of_token, clipped, OVER_TOKENS),
+    "dr_grpo": LossType(of_token, clipped, OVER_LENGTH),
+    "gspo": LossType(of_sequence, clipped, OVER_ROWS),
+    "cispo": LossType(of_token, weighted, OVER_TOKENS),
+}

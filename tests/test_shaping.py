@@ -1,0 +1,47 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from jaxrft.learn import shaping
+
+NAN = jnp.nan
+WEIGHTS = jnp.array([1.0, 0.5, -2.0])
+total = jax.jit(shaping.total, static_argnames="success")
+
+
+def test_a_sum_is_of_the_rewards_that_apply():
+    """All three, two of them, the success alone; without a success there is no sum."""
+    rewards = jnp.array([[[1.0, 2.0, 0.25], [1.0, NAN, 0.25], [1.0, NAN, NAN], [NAN, 2.0, 0.25], [NAN, NAN, NAN]]])
+    summed, exists = total(rewards, WEIGHTS, success=0)
+    np.testing.assert_allclose(summed, [[1.5, 0.5, 1.0, 0.0, 0.0]])
+    np.testing.assert_array_equal(exists, [[True, True, True, False, False]])
+    summed, exists = total(rewards, WEIGHTS, success=1)
+    np.testing.assert_allclose(summed, [[1.5, 0.0, 0.0, 0.5, 0.0]])
+    np.testing.assert_array_equal(exists, [[True, False, False, True, False]])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    hnp.arrays(np.float32, (2, 4, 3), elements=st.sampled_from(np.float32([-1, 0, 0.5, 2, np.nan]))),
+    st.permutations(range(3)),
+)
+def test_the_order_of_the_rewards_does_not_matter(rewards, order):
+    order = np.array(order)
+    ours = total(rewards, WEIGHTS, success=0)
+    theirs = total(rewards[..., order], WEIGHTS[order], success=int(np.argmin(order)))
+    np.testing.assert_allclose(ours[0], theirs[0], atol=1e-6)
+    np.testing.assert_array_equal(ours[1], theirs[1])
+    assert np.isfinite(ours[0]).all()
+
+
+def test_overlong_worked_by_hand():
+    """Of at most 100 tokens the last 20 cost: nothing up to 80, half at 90, all at 100."""
+    lengths = jnp.array([1, 80, 85, 90, 100], jnp.int32)
+    limits = {"max_completion_length": 100, "overlong_buffer": 20}
+    np.testing.assert_allclose(shaping.overlong(lengths, **limits), [0, 0, -0.25, -0.5, -1], atol=1e-7)
+    np.testing.assert_allclose(shaping.overlong(lengths, **limits, overlong_penalty=0.4)[-2:], [-0.2, -0.4], rtol=1e-6)
+    whole = shaping.overlong(lengths, max_completion_length=100, overlong_buffer=100)
+    np.testing.assert_allclose(whole, [-0.01, -0.8, -0.85, -0.9, -1], rtol=1e-6)
