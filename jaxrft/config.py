@@ -89,6 +89,12 @@ class SelectConfig:
     """bots: estimate the capability for each domain; helps where domains move differently. False is the paper's."""
     target: float = 0.5
     """bots, mopps, oracle: pass rate whose neighbours are chosen, in (0, 1)."""
+    tolerance: float = 0.4
+    """oracle: how far from the target a task is as good as at it, in [0, 1)."""
+    measured: int = 512
+    """oracle: tasks whose pass rates are measured at once, by num_generations rollouts each that nobody counts."""
+    measure_every: int = 4
+    """oracle: steps from one measurement to the next."""
     prior: tuple[float, float] = (1.0, 1.0)
     """bots, mopps: pseudo-successes and pseudo-failures of a task not seen yet."""
     discount: float = 0.5

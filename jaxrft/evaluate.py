@@ -24,33 +24,56 @@ def make(config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool) -> Callable[
     """
     sets = {tasks.title: runtime.open_tasks(tasks, config, lm.tokenizer) for tasks in config.evaluation.tasks}
     k = config.evaluation.num_samples
-    greedy = runtime.generator(lm, config, mesh, use="eval", num_generations=1, greedy=True)
-    sample = runtime.generator(lm, config, mesh, use="eval", num_generations=k) if k else None
-    counted = runtime.success_index(config)
-
-    def successes(generate: Callable[..., Any], params: Any, step: int, tasks: TaskTable) -> np.ndarray:
-        """Success [N, samples] of every task, in batches of one shape; the last one is filled up and cut."""
-        count, found = len(tasks.lengths), []
-        widths = table.buckets(tasks.lengths)[-1:]
-        for start in range(0, count, config.eval_batch_size):
-            ids = np.arange(start, start + config.eval_batch_size, dtype=np.int32) % count
-            rollouts = generate(params, np.int32(step), *runtime.prompt_batch(tasks, ids, widths, mesh), ids)
-            verdicts = runtime.verify(rollouts, pool, lm.tokenizer, tasks, ids)
-            verdicts = runtime.check_verdicts(config, verdicts, first=start == step == 0)
-            found.append(np.nan_to_num(verdicts.rewards[:, counted]).reshape(len(ids), -1))
-        return np.concatenate(found)[:count]
+    greedy = trials(config, lm, mesh, pool, use="eval", num_generations=1, greedy=True)
+    sample = trials(config, lm, mesh, pool, use="eval", num_generations=k) if k else None
 
     def evaluate(params: Any, step: int) -> dict[str, float]:
         metrics = {}
         for name, tasks in sets.items():
-            metrics[f"eval/{name}/greedy"] = float(successes(greedy, params, step, tasks).mean())
+            ids = np.arange(len(tasks.lengths), dtype=np.int32)
+            metrics[f"eval/{name}/greedy"] = float(greedy(params, step, tasks, ids).mean())
             if sample is not None:
-                solved = successes(sample, params, step, tasks)
+                solved = sample(params, step, tasks, ids)
                 metrics[f"eval/{name}/avg@{k}"] = float(solved.mean())
                 metrics[f"eval/{name}/pass@{k}"] = float((solved.max(axis=1) >= 1.0).mean())
         return metrics
 
     return evaluate
+
+
+def trials(config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool, **options: Any) -> Callable[..., np.ndarray]:
+    """The function (params, step, table, ids [n]) -> success [n, samples]; `options` are `runtime.generator`'s.
+
+    Tasks are rolled out in batches of one shape, of which the last is filled up and cut.
+    """
+    generate, counted = runtime.generator(lm, config, mesh, **options), runtime.success_index(config)
+
+    def successes(params: Any, step: int, tasks: TaskTable, ids: np.ndarray) -> np.ndarray:
+        widths, found = table.buckets(tasks.lengths)[-1:], []
+        for start in range(0, len(ids), config.eval_batch_size):
+            part = np.take(ids, range(start, start + config.eval_batch_size), mode="wrap")
+            rollouts = generate(params, np.int32(step), *runtime.prompt_batch(tasks, part, widths, mesh), part)
+            verdicts = runtime.verify(rollouts, pool, lm.tokenizer, tasks, part)
+            verdicts = runtime.check_verdicts(config, verdicts, first=start == step == 0)
+            found.append(np.nan_to_num(verdicts.rewards[:, counted]).reshape(len(part), -1))
+        return np.concatenate(found)[: len(ids)]
+
+    return successes
+
+
+def pass_rates(config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool) -> Callable[..., np.ndarray]:
+    """The function (params, step, table, ids [n]) -> pass rates [N] of a policy, of num_generations rollouts a task.
+
+    Tasks other than `ids` have NaN.
+    """
+    successes = trials(config, lm, mesh, pool, use="measure")
+
+    def measure(params: Any, step: int, tasks: TaskTable, ids: np.ndarray) -> np.ndarray:
+        rates = np.full(len(tasks.lengths), np.nan, np.float32)
+        rates[ids] = successes(params, step, tasks, ids).mean(axis=1)
+        return rates
+
+    return measure
 
 
 def run(config: Config) -> dict[str, float]:

@@ -25,7 +25,7 @@ from jaxrft.types import Array, InputError, Rollout
 
 logger = logging.getLogger(__name__)
 
-USES = ("select", "rollout", "learn", "eval", "init", "prepare", "replay")  # the random streams of a step
+USES = ("select", "rollout", "learn", "eval", "init", "prepare", "replay", "measure")  # the random streams of a step
 
 
 class LanguageModel(NamedTuple):

@@ -37,6 +37,7 @@ class Run(NamedTuple):
     reference: Any  # parameters of the policy that the KL is taken to, with LoRA the frozen ones; None = no KL
     pool: Any = None  # graders, of a run that is carried out
     evaluate: Any = None  # (params, step) -> metrics, likewise
+    measure: Any = None  # (params, step, table, ids) -> pass rates [N], likewise, for a selector that wants them
 
 
 class Programs(NamedTuple):
@@ -57,7 +58,8 @@ def assemble(
     """
     number, everywhere = len(rows.lengths), meshes.sharding(mesh)
     selector = make_selector(config, config.batch_size)
-    tasks = Tasks(rows.reference_pass_rates, domain=rows.domain)  # pyright: ignore[reportArgumentType]
+    rates = np.full(number, np.nan, np.float32) if selector.measure else None
+    tasks = Tasks(rows.reference_pass_rates, domain=rows.domain, pass_rates=rates)  # pyright: ignore[reportArgumentType]
     learner, memory = make_learner(config, lm), make_replay(config)
     shardings = update.optimizer_shardings(learner, lm.params, everywhere)
     put: Any

@@ -23,7 +23,7 @@ from jaxrft.report.log import Reporter
 from jaxrft.rewards.pool import Pool
 from jaxrft.steps import Run
 from jaxrft.tasks import table
-from jaxrft.types import Array, InputError
+from jaxrft.types import Array, InputError, Tasks
 
 
 def train(config: Config, *, reward: Any = None) -> RunState:
@@ -77,12 +77,17 @@ def loop(
     def evaluation_due(step: int) -> bool:
         return config.eval_steps > 0 and (step in (0, config.steps) or due(step, config.eval_steps))
 
+    def measuring_due(done: int) -> bool:  # after a checkpoint, too, as in a run that goes on from it
+        return due(done, run.selector.measure_every) or due(done, config.save_steps)
+
     done = int(state.step)
     # A stop by a signal leaves out the evaluation that may have been due after its last step.
     if evaluation_due(done) and runtime.any_process(report.write and not report.evaluated(done)):
         evaluate(done)
     first = done + 1
     for step in range(first, config.steps + 1):
+        if run.selector.measure and (step == first or measuring_due(step - 1)):
+            run = run._replace(tasks=measured(run, state, step))
         timer = log.Timer()
         choice, chosen = programs.select(state.selector, state.step, run.tasks, count=programs.size(state))
         ids = np.asarray(choice.ids)
@@ -127,7 +132,20 @@ def set_up(config: Config, mesh: Mesh, pool: Pool) -> tuple[Run, RunState]:
     lm = runtime.open_model(config, mesh)
     rows = runtime.open_mixture(config, lm.tokenizer)
     run, state = steps.assemble(config, mesh, lm, rows)
-    return run._replace(pool=pool, evaluate=evaluation.make(config, lm, mesh, pool)), state
+    return run._replace(
+        pool=pool,
+        evaluate=evaluation.make(config, lm, mesh, pool),
+        measure=evaluation.pass_rates(config, lm, mesh, pool),
+    ), state
+
+
+def measured(run: Run, state: RunState, step: int) -> Tasks:
+    """The tasks with pass rates of the policy that the state holds, of those tasks that the selector wants them of."""
+    number, wanted = len(run.table.lengths), run.selector.measure
+    assert wanted is not None
+    ids = np.asarray(wanted(runtime.stream(run.config.seed, step, "measure"), number))
+    rates = run.measure(model.whole(state.params, run.lm.frozen), step, run.table, ids)
+    return run.tasks._replace(pass_rates=meshes.place_table(rates, run.mesh, number))
 
 
 def identity(run: Run) -> dict[str, Any]:

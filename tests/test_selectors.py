@@ -305,9 +305,22 @@ def test_the_oracle_follows_what_it_is_told():
     told = Tasks(pass_rates=jnp.array([0.1, 0.45, NAN, 0.6, 1.0]))
     selector = selectors.oracle(2, G)
     choice, state = selector.select(KEYS[0], selector.init(told, 5), told)
-    assert choice.ids.tolist() == [1, 3] and choice.pass_rate.tolist() == pytest.approx([0.45, 0.6])
-    choice, _ = selector.select(KEYS[0], state, Tasks(pass_rates=jnp.array([0.5, 1.0, 0.4, 1.0, 1.0])))
-    assert choice.ids.tolist() == [0, 2]
+    assert sorted(choice.ids.tolist()) == [1, 3]
+    assert sorted(choice.pass_rate.tolist()) == pytest.approx([0.45, 0.6])
+    # 0 and 2 are within the tolerance and have not been chosen yet, unlike 1; then 1, then the nearest, 3.
+    told = Tasks(pass_rates=jnp.array([0.2, 0.5, 0.8, 0.95, 1.0]))
+    choice, state = selector.select(KEYS[0], state, told)
+    assert sorted(choice.ids.tolist()) == [0, 2]
+    choice, _ = selectors.oracle(4, G).select(KEYS[0], state, told)
+    assert choice.ids.tolist()[2:] in ([0, 3], [1, 3], [2, 3])
+
+
+def test_the_oracle_wants_pass_rates_of_a_uniform_part_of_the_table():
+    selector = selectors.oracle(2, G, measured=4, measure_every=3)
+    parts = [selector.measure(key, 12).tolist() for key in jax.random.split(KEYS[0], 30)]
+    assert all(len(set(part)) == 4 for part in parts) and {*np.ravel(parts)} == set(range(12))
+    assert sorted(selectors.oracle(2, G).measure(KEYS[0], 12).tolist()) == list(range(12))
+    assert selector.measure_every == 3
 
 
 def test_make_gives_a_factory_its_own_fields_only():
@@ -359,6 +372,9 @@ def test_the_configuration_has_the_same_defaults():
         (lambda: dots(B, G).init(Tasks(embeddings=EMBEDDINGS), N), "pass them in Tasks.projections, by attention.pro"),
         (lambda: dots(B, G).init(TASKS, N + 1), "projections have 16 rows but there are 17 tasks"),
         (lambda: selectors.oracle(B, G).init(Tasks(), N), "pass them in Tasks.pass_rates"),
+        (lambda: selectors.oracle(B, G, tolerance=1.0), "tolerance is 1.0"),
+        (lambda: selectors.oracle(B, G, measured=3), "measured is 3: it must be at least batch_size 4"),
+        (lambda: selectors.oracle(B, G, measure_every=0), "measure_every is 0"),
         (lambda: selectors.easy_to_hard(B, G).init(Tasks(), N), "tasks.pass_rate_columns"),
         (lambda: selectors.uniform(B, G).init(Tasks(), 3), "batch_size is 4 but there are 3 tasks"),
         (lambda: selectors.bots(B, G).init(TASKS, 3), "batch_size is 4 but there are 3 tasks"),

@@ -32,6 +32,7 @@ class OracleState(NamedTuple):
 
 
 Order = Literal["shuffled", "replacement", "sequential"]
+MANY_VISITS = 2.0**20  # more than a task has
 
 
 def uniform(batch_size: int, num_generations: int, *, order: Order = "shuffled") -> Selector:
@@ -100,14 +101,27 @@ def easy_to_hard(batch_size: int, num_generations: int) -> Selector:
     return Selector(init, select, lambda state, tasks, feedback: state, pass_rate)
 
 
-def oracle(batch_size: int, num_generations: int, *, target: ArrayLike = 0.5) -> Selector:
+def oracle(
+    batch_size: int,
+    num_generations: int,
+    *,
+    target: ArrayLike = 0.5,
+    tolerance: ArrayLike = 0.4,
+    measured: int = 512,
+    measure_every: int = 4,
+) -> Selector:
     """Chooses by `tasks.pass_rates`, which the caller measures by rollouts that nobody counts: what knowing is worth.
 
-    The tasks nearest `target`, ties at random; a task without a pass rate (NaN) comes last.
+    The tasks within `tolerance` of `target`, those chosen least often first and ties at random, then the nearest; a
+    task without a pass rate (NaN) comes last. Pass rates are wanted of `measured` tasks drawn at random, or of all when
+    there are no more, every `measure_every` steps.
     `init` raises InputError when there are none, and for a table smaller than a batch.
     """
     check_sizes(batch_size, num_generations)
     check("target", target, lambda x: (x > 0) & (x < 1), "in (0, 1)")
+    check("tolerance", tolerance, lambda x: (x >= 0) & (x < 1), "in [0, 1)")
+    check("measured", measured, lambda x: x >= batch_size, f"at least batch_size {batch_size}")
+    check("measure_every", measure_every, lambda x: x >= 1, "at least 1")
 
     def init(tasks: Tasks, num_tasks: int) -> OracleState:
         check_table(batch_size, num_tasks)
@@ -115,14 +129,21 @@ def oracle(batch_size: int, num_generations: int, *, target: ArrayLike = 0.5) ->
         return OracleState(jnp.zeros(num_tasks, jnp.int32))
 
     def select(key: Array, state: OracleState, tasks: Tasks) -> tuple[Choice, OracleState]:
-        ids = acquire.nearest(key, _measured(tasks), batch_size=batch_size, target=target)
+        distance = jnp.abs(_measured(tasks) - jnp.asarray(target, jnp.float32))
+        near = distance <= jnp.asarray(tolerance, jnp.float32)
+        score = jnp.where(near, state.visits.astype(jnp.float32), MANY_VISITS * (1 + distance))
+        ids = acquire.smallest(key, score, batch_size=batch_size)
         visits = constrain(state.visits.at[ids].add(1), "task")
         return Choice(ids, _measured(tasks)[ids]), OracleState(visits)
 
     def pass_rate(state: OracleState, tasks: Tasks) -> Array:
         return _measured(tasks)
 
-    return Selector(init, select, lambda state, tasks, feedback: state, pass_rate)
+    def measure(key: Array, num_tasks: int) -> Array:
+        return jax.random.permutation(key, num_tasks)[:measured].astype(jnp.int32)
+
+    update = lambda state, tasks, feedback: state  # noqa: E731
+    return Selector(init, select, update, pass_rate, measure=measure, measure_every=measure_every)
 
 
 def _measured(tasks: Tasks) -> Array:

@@ -21,6 +21,8 @@ class Selector(NamedTuple):
     pass_rate: Callable[[Any, Tasks], Array]  # [N], what is believed of every task; NaN where nothing is
     probe: Callable[[Array, Any, Tasks], Array] | None = None  # ids [K] to roll out only in order to know, every
     probe_every: int = 0  # so many steps; their feedback goes through the same update
+    measure: Callable[[Array, int], Array] | None = None  # (key, N) -> ids whose pass rates the caller puts into
+    measure_every: int = 0  # Tasks.pass_rates, NaN for all others, every so many steps, by rollouts that nobody counts
 
 
 def check(name: str, value: ArrayLike, fits: Callable[[np.ndarray], Any], wanted: str) -> None:
