@@ -34,17 +34,73 @@ def test_an_answer_is_as_long_as_its_list(operation, digits):
     assert len(Task(operation, digits).answer) == len(digits)
 
 
-def test_splits_are_distinct_and_reproducible():
-    (pool, truths), (held_out, answers) = builtin.split("digits"), builtin.split("digits-test")
-    assert len({*pool, *held_out}) == len(pool) + len(held_out) == sum(builtin.SIZES.values())
+@pytest.mark.parametrize(
+    ("operation", "answer"), [("sum", "3487"), ("order", "1349"), ("gaps", "3835"), ("cube", "7149")]
+)
+def test_untaught_operations_by_hand(operation, answer):
+    assert Task(operation, (3, 1, 4, 9)).answer == answer
+
+
+# The pass rates in assets/ belong to these rows in this order, whatever the version of Python.
+ROWS = {
+    "digits": "f897b7e4a66f",
+    "digits-kinds": "aad37dd9e359",
+    "digits-visits": "984911b598d9",
+    "digits-references": "87bb76544ed8",
+    "digits-easy": "ca4505727692",
+}
+
+
+@pytest.mark.parametrize("name", builtin.FAMILIES)
+def test_splits_are_distinct_and_reproducible(name):
+    family = builtin.FAMILIES[name]
+    (pool, truths), (held_out, answers) = builtin.split(name), builtin.split(f"{name}-test")
+    assert len({*pool, *held_out}) == len(pool) + len(held_out) == family.size + builtin.HELD_OUT
     assert all(task.answer != builtin.text(task.digits) for task in pool + held_out)
-    assert {task.operation for task in held_out} == set(builtin.OPERATIONS)
+    assert all(len(task.prompt) <= make_quickstart.PROMPT for task in pool + held_out)
+    learnable = [kind for kind in family.kinds if kind.held_out]
+    assert {task.operation for task in held_out} == {name for kind in learnable for name in kind.operations}
+    assert {len(task.digits) for task in held_out} <= {length for kind in learnable for length in kind.lengths}
     assert answers == [task.answer for task in held_out]
     wrong = np.mean([task.answer != truth for task, truth in zip(pool, truths, strict=True)])
-    assert abs(wrong - builtin.UNSOLVABLE) < 0.01  # a wrong row may hold the right answer by chance
-    # The pass rates in assets/ belong to these rows in this order, whatever the version of Python.
+    assert abs(wrong - family.unsolvable) < 0.01  # a wrong row may hold the right answer by chance
     rows = "\n".join(task.prompt + truth for task, truth in zip(pool, truths, strict=True))
-    assert hashlib.sha256(rows.encode()).hexdigest()[:12] == "f897b7e4a66f"
+    assert hashlib.sha256(rows.encode()).hexdigest()[:12] == ROWS[name]
+
+
+def test_kinds_have_their_shares():
+    pool, _ = builtin.split("digits-kinds")
+    short = np.mean([len(task.digits) < 5 and task.operation in builtin.HARD for task in pool])
+    untaught = np.mean([task.operation in builtin.UNTAUGHT for task in pool])
+    assert (short, untaught) == (pytest.approx(0.1, abs=1e-4), 0.5)
+    assert not {task.operation for task in pool[:200]} <= set(builtin.HARD)  # mixed
+
+
+@pytest.mark.parametrize("name", [name for name, family in builtin.FAMILIES.items() if family.references])
+def test_reference_pass_rates_belong_to_their_pool(name):
+    rates = builtin.load(name).reference_pass_rates
+    assert rates.shape == (builtin.FAMILIES[name].size, 2) and ((rates >= 0) & (rates <= 1)).all()
+    assert rates[:, 1].mean() > rates[:, 0].mean()
+    tasks, truths = builtin.split(name)
+    slipped = [task.answer != truth for task, truth in zip(tasks, truths, strict=True)]
+    assert (rates[slipped] > 0).mean() < 0.02 if any(slipped) else (rates[:, 1] > 0).mean() > 0.02
+    assert builtin.load(f"{name}-test").reference_pass_rates is None
+
+
+def test_informative_groups_of_the_policy_that_a_run_begins_with():
+    config = weights.read_config(assets.TINY)
+    params = weights.load(assets.TINY, config)
+    for name, least, most in (
+        ("digits-kinds", 0.03, 0.2),
+        ("digits-visits", 0.03, 0.2),
+        ("digits-references", 0.02, 0.2),
+        ("digits-easy", 0.7, 1.0),
+    ):
+        tasks, truths = (column[:256] for column in builtin.split(name))
+        asked = make_quickstart.examples([task.prompt for task in tasks], truths)
+        solved = make_quickstart.rollouts(config, params, asked, samples=16)
+        solved = solved if name == "digits-easy" else solved[:, :8]  # as many as the closed loop has in a group
+        assert least <= np.mean(solved.any(axis=1) & ~solved.all(axis=1)) <= most, name
 
 
 def test_load_through_sources():
@@ -65,13 +121,16 @@ def test_load_through_sources():
 def test_unknown_names_say_which_there_are():
     with pytest.raises(InputError, match="'digit': did you mean digits"):
         builtin.load("digit")
-    with pytest.raises(InputError, match="choose one of digits, digits-test"):
+    with pytest.raises(InputError, match="'digits-kind-test': did you mean digits-kinds-test"):
+        builtin.load("digits-kind-test")
+    with pytest.raises(InputError, match="choose one of digits, digits-kinds, .*with -test for what is held out"):
         builtin.load("?")
 
 
 def test_the_folder_is_small_and_its_tokenizer_spells():
     folder = Path(assets.TINY)
-    assert sum(file.stat().st_size for file in folder.iterdir()) < 2_000_000 > builtin.PASS_RATES.stat().st_size
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 2_000_000
+    assert sum(file.stat().st_size for file in builtin.ASSETS.glob("*.npz")) < 100_000
     text = tokenizer.load(assets.TINY)
     printable = "".join(map(chr, range(32, 127)))
     assert len(text) == weights.read_config(assets.TINY).vocab_size == 96

@@ -1,4 +1,4 @@
-"""Makes the tiny policy of the quickstart and the reference pass rates of its tasks, from nothing but seeds.
+"""Makes the tiny policy of the quickstart and the reference pass rates of built-in tasks, from nothing but seeds.
 
     python -m jaxrft.assets.make_quickstart
 
@@ -44,7 +44,7 @@ DEMONSTRATIONS = 50_000  # in each of the two phases
 BATCH = 128
 CLEAN_STEPS, SLOPPY_STEPS = 2000, 1000
 LEARNING_RATE = 2e-3
-SAMPLES = 32  # rollouts a task behind a reference pass rate
+SAMPLES = 32  # rollouts a task behind what is reported of a policy
 
 
 class Recipe(NamedTuple):
@@ -68,22 +68,30 @@ class Examples(NamedTuple):
 
 
 def main() -> None:
-    """Writes the policy's folder and the file of pass rates."""
+    """Writes the policy's folder and the files of pass rates."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", default=TINY, help="folder of the policy")
-    parser.add_argument("--pass-rates", default=str(builtin.PASS_RATES), help="file of the reference pass rates")
+    parser.add_argument("--pass-rates", default=str(builtin.ASSETS), help="folder of the reference pass rates")
     options = parser.parse_args()
-    tasks, truths = builtin.split("digits")
-    asked = examples([task.prompt for task in tasks], truths)
     params = pretrain(POLICY)
     report("policy", shape(POLICY), params)
     save(options.output_dir, params, shape(POLICY))
-    successes = []
+    references = []
     for recipe in REFERENCES:
-        params = pretrain(recipe)
-        report(str(recipe), shape(recipe), params)
-        successes.append(rollouts(shape(recipe), params, asked, samples=SAMPLES).sum(axis=1))
-    np.savez_compressed(options.pass_rates, successes=np.stack(successes, axis=1).astype(np.uint8), trials=SAMPLES)
+        references.append((shape(recipe), pretrain(recipe)))
+        report(str(recipe), *references[-1])
+    for name, family in builtin.FAMILIES.items():
+        if family.references:
+            file = Path(options.pass_rates, family.references.file)
+            np.savez_compressed(file, **pass_rates(name, references, samples=family.references.samples))
+
+
+def pass_rates(name: str, policies: list[tuple[ModelConfig, Params]], *, samples: int) -> dict[str, Any]:
+    """How often each policy solves each task of a family's pool: `successes` [N, K] uint8 of so many `trials`."""
+    tasks, truths = builtin.split(name)
+    asked = examples([task.prompt for task in tasks], truths)
+    successes = [rollouts(config, params, asked, samples=samples).sum(axis=1) for config, params in policies]
+    return {"successes": np.stack(successes, axis=1).astype(np.uint8), "trials": samples}
 
 
 def shape(recipe: Recipe) -> ModelConfig:

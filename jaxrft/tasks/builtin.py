@@ -1,12 +1,24 @@
-"""Tasks made from nothing but a seed: lists of digits to be rewritten by one of six operations.
+"""Tasks made from nothing but a seed: lists of digits to be rewritten by one of several operations.
 
-`turn 3141=` has the ground truth `1413`. Half of the training pool can never be solved, as in pools scraped from the
-web: there the ground truths have slipped by a row. The held-out split holds no such task and none of the pool.
+`turn 3141=` has the ground truth `1413`. In pools scraped from the web most tasks teach a policy nothing; here each
+family has that share of useless tasks, and one thing, or none, that tells them apart:
+
+| family | what cannot be learnt | what tells it apart |
+|---|---|---|
+| `digits` | slipped ground truths, and long lists to begin with | everything below, a little: the quickstart |
+| `digits-kinds` | operations that no policy was taught, lists too long | the prompt: its kind and length |
+| `digits-visits` | slipped ground truths | rolling a task out, in a pool small enough to come back to |
+| `digits-references` | slipped ground truths | pass rates of references; the pool is too large to come back to |
+| `digits-easy` | next to nothing | nothing has to: uniform selection does well |
+
+The held-out split of a family, `<family>-test`, holds solvable tasks only, of the kinds that can be learnt, and none of
+the pool. All this is said of the tiny policy in jaxrft.assets; jaxrft.bench.closed_loop trains it on these families.
 """
 
 import difflib
 import random
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,8 +28,9 @@ from jaxrft.tasks.sources import Rows
 from jaxrft.types import InputError
 
 Digits = tuple[int, ...]
+Operations = dict[str, Callable[[Digits], Digits]]
 
-OPERATIONS: dict[str, Callable[[Digits], Digits]] = {
+OPERATIONS: Operations = {
     "next": lambda digits: tuple((d + 1) % 10 for d in digits),
     "half": lambda digits: tuple(d // 2 for d in digits),
     "flip": lambda digits: tuple(9 - d for d in digits),
@@ -25,11 +38,69 @@ OPERATIONS: dict[str, Callable[[Digits], Digits]] = {
     "turn": lambda digits: digits[::-1],
     "twice": lambda digits: tuple(2 * d % 10 for d in digits),
 }
-LENGTHS = range(2, 9)  # digits in a list, drawn uniformly
-SIZES = {"digits": 2048, "digits-test": 128}  # tasks in each split
-UNSOLVABLE = 0.5  # share of the training pool whose ground truths are wrong
+UNTAUGHT: Operations = {  # which no policy of this package has seen before it is finetuned
+    "sum": lambda digits: tuple(total % 10 for total in accumulate(digits)),
+    "order": lambda digits: tuple(sorted(digits)),
+    "gaps": lambda digits: tuple((d - before) % 10 for before, d in zip((0, *digits), digits, strict=False)),
+    "cube": lambda digits: tuple(d**3 % 10 for d in digits),
+}
+LENGTHS = range(2, 9)  # digits in a list
+HARD = ("half", "flip", "left", "turn", "twice")  # what the tiny policy still gets wrong more often than not
 
-PASS_RATES = Path(__file__).parents[1] / "assets" / "pass_rates.npz"  # written by jaxrft.assets.make_quickstart
+ASSETS = Path(__file__).parents[1] / "assets"
+
+
+class Kind(NamedTuple):
+    """Tasks of some operations on lists of some lengths, both drawn uniformly."""
+
+    operations: tuple[str, ...] = tuple(OPERATIONS)
+    lengths: range = LENGTHS
+    share: float = 1.0  # of the pool
+    held_out: bool = True  # whether the held-out split has such tasks, too
+
+
+ANY = Kind()
+
+
+class References(NamedTuple):
+    """Pass rates of a weak and a strong policy, written by jaxrft.assets.make_quickstart."""
+
+    file: str  # in jaxrft/assets
+    samples: int  # rollouts a task and policy
+
+
+class Family(NamedTuple):
+    """A pool and what is wrong with it."""
+
+    size: int  # tasks in the pool
+    unsolvable: float = 0.0  # share of the pool whose ground truths have slipped by a row
+    kinds: tuple[Kind, ...] = (ANY,)
+    references: References | None = None
+
+
+HELD_OUT = 128  # tasks in the held-out split of a family
+FAMILIES = {
+    "digits": Family(2048, unsolvable=0.5, references=References("pass_rates.npz", samples=32)),
+    "digits-kinds": Family(
+        8192,
+        kinds=(
+            Kind(HARD, range(2, 5), 0.1),
+            Kind(HARD, range(7, 9), 0.4, held_out=False),
+            Kind(tuple(UNTAUGHT), range(2, 9), 0.5, held_out=False),
+        ),
+        references=References("pass_rates_kinds.npz", samples=8),
+    ),
+    "digits-visits": Family(512, unsolvable=0.85, kinds=(Kind(HARD, range(2, 5)),)),
+    "digits-references": Family(
+        4096,
+        unsolvable=0.85,
+        kinds=(Kind(HARD, range(3, 5)),),
+        references=References("pass_rates_references.npz", samples=8),
+    ),
+    "digits-easy": Family(
+        1024, kinds=(Kind(HARD, range(2, 5)),), references=References("pass_rates_easy.npz", samples=8)
+    ),
+}
 
 
 class Task(NamedTuple):
@@ -46,7 +117,7 @@ class Task(NamedTuple):
     @property
     def answer(self) -> str:
         """What it ought to write."""
-        return text(OPERATIONS[self.operation](self.digits))
+        return text((OPERATIONS | UNTAUGHT)[self.operation](self.digits))
 
 
 def text(digits: Digits) -> str:
@@ -54,37 +125,54 @@ def text(digits: Digits) -> str:
     return "".join(map(str, digits))
 
 
-def draw(rng: random.Random) -> Task:
+def draw(rng: random.Random, kind: Kind = ANY) -> Task:
     """A random task."""
-    operation = rng.choice(list(OPERATIONS))
-    return Task(operation, tuple(rng.randrange(10) for _ in range(rng.choice(LENGTHS))))
+    operation = rng.choice(kind.operations)
+    return Task(operation, tuple(rng.randrange(10) for _ in range(rng.choice(kind.lengths))))
+
+
+def find(name: str) -> tuple[Family, bool]:
+    """The family of a split, and whether it is the held-out one; raises InputError when there is no such split."""
+    family, held_out = name.removesuffix("-test"), name.endswith("-test")
+    if family in FAMILIES:
+        return FAMILIES[family], held_out
+    near = difflib.get_close_matches(name, [split for family in FAMILIES for split in (family, f"{family}-test")], n=1)
+    hint = (
+        f"did you mean {near[0]}?" if near else f"choose one of {', '.join(FAMILIES)}, with -test for what is held out"
+    )
+    raise InputError(f"no built-in tasks {name!r}: {hint}")
 
 
 def split(name: str, *, seed: int = 0) -> tuple[list[Task], list[str]]:
-    """The tasks of a split and their ground truths; all tasks of all splits are distinct and change their list.
+    """The tasks of a split and their ground truths; all tasks of both splits are distinct and change their list.
 
     Raises InputError when there is no such split.
     """
-    if name not in SIZES:
-        near = difflib.get_close_matches(name, SIZES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(SIZES)}"
-        raise InputError(f"no built-in tasks {name!r}: {hint}")
-    rng = random.Random(seed)
-    distinct: dict[Task, None] = {}
-    while len(distinct) < sum(SIZES.values()):
-        task = draw(rng)
+    family, held_out = find(name)
+    rng, drawn = random.Random(seed), {}
+    pool = [task for kind in family.kinds for task in _fresh(rng, kind, round(kind.share * family.size), drawn)]
+    learnable = [kind for kind in family.kinds if kind.held_out]
+    test = [task for kind in learnable for task in _fresh(rng, kind, HELD_OUT // len(learnable), drawn)]
+    if held_out:
+        return test, [task.answer for task in test]
+    if len(family.kinds) > 1:
+        rng.shuffle(pool)
+    return pool, _slipped([task.answer for task in pool], rng, family.unsolvable)
+
+
+def _fresh(rng: random.Random, kind: Kind, count: int, drawn: dict[Task, None]) -> list[Task]:
+    """`count` tasks that are not among those `drawn` before, and are from then on."""
+    before = len(drawn)
+    while len(drawn) < before + count:
+        task = draw(rng, kind)
         if task.answer != text(task.digits):
-            distinct[task] = None
-    tasks = list(distinct)
-    pool, held_out = tasks[: SIZES["digits"]], tasks[SIZES["digits"] :]
-    if name == "digits-test":
-        return held_out, [task.answer for task in held_out]
-    return pool, _slipped([task.answer for task in pool], rng)
+            drawn[task] = None
+    return list(drawn)[before:]
 
 
-def _slipped(answers: list[str], rng: random.Random) -> list[str]:
+def _slipped(answers: list[str], rng: random.Random, share: float) -> list[str]:
     """The answers, a share of them, drawn at random, replaced by that of another task."""
-    wrong = rng.sample(range(len(answers)), round(UNSOLVABLE * len(answers)))
+    wrong = rng.sample(range(len(answers)), round(share * len(answers)))
     slipped = list(answers)
     for row, other in zip(wrong, wrong[1:] + wrong[:1], strict=True):
         slipped[row] = answers[other]
@@ -92,15 +180,16 @@ def _slipped(answers: list[str], rng: random.Random) -> list[str]:
 
 
 def load(name: str) -> Rows:
-    """The tasks of a split with the columns `answer` and `operation`; `digits` with two reference pass rates.
+    """The tasks of a split, with the columns `answer` and `operation` and the reference pass rates of a pool.
 
-    Those are measured by rolling out two other policies, a weak and a strong one (jaxrft.assets.make_quickstart).
-    Raises InputError when there is no such split.
+    Those are measured by rolling out two other policies, a weak and a strong one (jaxrft.assets.make_quickstart);
+    not every family has them. Raises InputError when there is no such split.
     """
+    family, held_out = find(name)
     tasks, answers = split(name)
     rates = None
-    if name == "digits":
-        with np.load(PASS_RATES) as file:
+    if family.references and not held_out:
+        with np.load(ASSETS / family.references.file) as file:
             rates = (file["successes"] / np.float32(file["trials"])).astype(np.float32)
     columns = {"answer": answers, "operation": [task.operation for task in tasks]}
     return Rows([task.prompt for task in tasks], columns, rates)
