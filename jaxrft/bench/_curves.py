@@ -1,0 +1,79 @@
+"""The results of closed loops as Markdown and as a picture."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxrft.bench._savings import COSTS, Curve, Estimate
+
+HEAD = (
+    "selector",
+    "informative groups",
+    "rollouts to the level (median)",
+    "not reached",
+    "rollouts saved, factor",
+    "with references",
+    "tokens saved",
+    "seconds saved",
+    "share of the headroom",
+    "final - uniform's",
+    "mean over the run - uniform's",
+)
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The rows of a family as a table."""
+    lines = [HEAD, ("---",) * len(HEAD), *map(_cells, rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    saved = {name: _factor(row["log_saving"][name]) for name in COSTS}
+    return (
+        row["selector"],
+        f"{row['informative'].mean:.2f}",
+        f"{row['rollouts_to_level']:,.0f}",
+        f"{row['not_reached']} of {row['seeds']}",
+        saved["rollouts"],
+        _factor(row["log_saving_with_references"]) if row["reference_rollouts"] else "",
+        saved["tokens"],
+        saved["seconds"],
+        _shown(row["share"]["rollouts"]),
+        _shown(row["final_minus_uniform"], "+"),
+        _shown(row["mean_minus_uniform"], "+"),
+    )
+
+
+def _factor(log: Estimate) -> str:
+    return _shown(Estimate._make(np.exp(log)))
+
+
+def _shown(value: Estimate, sign: str = "") -> str:
+    return f"{value.mean:{sign}.2f} ({value.low:{sign}.2f} to {value.high:{sign}.2f})"
+
+
+def draw(curves: dict[str, dict[str, list[Curve]]], out: Path) -> None:
+    """Held-out accuracy against rollouts, a panel a family: the mean over seeds, with its 95 % interval shaded."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(
+        1, len(curves), figsize=(3.6 * len(curves), 3.4), constrained_layout=True, sharey=True, squeeze=False
+    )
+    for axis, (family, by_selector) in zip(axes[0], curves.items(), strict=True):
+        for selector, runs in by_selector.items():
+            held_out = np.array([run.held_out for run in runs])  # [seeds, evaluations]
+            rollouts, mean = np.mean([run.rollouts for run in runs], axis=0), held_out.mean(axis=0)
+            half = 1.96 * held_out.std(axis=0) / np.sqrt(len(runs))
+            (line,) = axis.plot(rollouts, mean, label=selector)
+            axis.fill_between(rollouts, mean - half, mean + half, color=line.get_color(), alpha=0.15, linewidth=0)
+        axis.set(title=family, xlabel="rollouts", ylim=(0, 1))
+        axis.grid(alpha=0.3)
+    axes[0][0].set(ylabel="held-out accuracy, sampled")
+    handles = {label: h for axis in axes[0] for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
+    figure.savefig(out, dpi=110)
+    pyplot.close(figure)

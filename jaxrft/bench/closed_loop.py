@@ -1,0 +1,235 @@
+"""What choosing tasks saves in real training runs: rollouts, tokens and seconds to the level that uniform reaches.
+
+    python -m jaxrft.bench.closed_loop --runs runs/closed_loop --jobs 2
+
+The tiny policy is trained on four families of built-in tasks (jaxrft.tasks.builtin), by every selector with the same
+seeds, and evaluated often on held-out tasks. What the oracle saves is the headroom of a family. Who should win:
+
+* digits-kinds: whoever reads the prompt. One group tells something about all tasks of its kind and length, so that
+  `adaptive` and `dots`, which have embeddings, should come near the oracle. The references tell something too, but to
+  policies other than this one, of which the weak and the strong disagree most about lists too long for it.
+* digits-visits: whoever remembers. The prompt tells nothing and there are no references, so that `bots` cannot run, but
+  every task comes back: `adaptive`. `dots` pays for probes that tell it nothing.
+* digits-references: `bots`. Slipped tasks have reference pass rates of 0, and the prompt tells nothing; without them
+  each solvable task has to be found by rolling out six that are not.
+* digits-easy: nobody, by much. Nearly every group is informative, and a selector can only lose.
+
+A level is reached at the first of the evaluations whose mean with the two before is at least uniform's final level, the
+mean of its last three, with the same seed. A run that ends below is counted as not reached, and enters with its whole
+cost, which flatters it. Probes and groups that teach nothing count as rollouts; those behind reference pass rates are
+told apart, as if they had been made for one run. The share of the headroom is the ratio of mean log savings in
+rollouts, the selector's over the oracle's. Intervals are 95 %: Student's t over seeds, for that share a paired
+bootstrap.
+Every run has a folder; one that is finished is not run again.
+"""
+
+import argparse
+import contextlib
+import json
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrft import train as training
+from jaxrft.assets import TINY
+from jaxrft.bench import _curves, _savings
+from jaxrft.bench._savings import Curve
+from jaxrft.config import Config, EvalConfig, SelectConfig, TasksConfig
+from jaxrft.tasks import builtin
+
+RESULTS = Path(__file__).parent / "results"
+SELECTORS = ("uniform", "bots", "dots", "adaptive", "oracle")
+SLOWEST = 5  # medians that a step is taken to last at most: those that compile last longer
+
+
+class Setting(NamedTuple):
+    """How a family is trained on; of the learning rates in the results' notes, the one that is best for uniform."""
+
+    learning_rate: float
+    steps: int = 240
+    batch_size: int = 8
+    num_generations: int = 8
+    eval_steps: int = 8
+
+
+SETTINGS = {
+    "digits-kinds": Setting(2e-4),
+    "digits-visits": Setting(2e-4),
+    "digits-references": Setting(2e-4),
+    "digits-easy": Setting(3e-4, steps=100, batch_size=4, num_generations=16, eval_steps=4),
+}
+
+
+class Run(NamedTuple):
+    """Which run."""
+
+    family: str
+    selector: str
+    learning_rate: float
+    seed: int
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    options = parse(arguments)
+    runs = [
+        Run(family, selector, rate, seed)
+        for seed in range(options.first_seed, options.first_seed + options.seeds)
+        for family in options.families
+        for selector in options.selectors
+        if selector != "bots" or builtin.FAMILIES[family].references
+        for rate in options.learning_rates or [SETTINGS[family].learning_rate]
+    ]
+    curves = dict(zip(runs, train_all(runs, options.runs.absolute(), options.jobs), strict=True))
+    if options.learning_rates:
+        print(tuned(curves))
+    elif {"uniform", "oracle"} <= set(options.selectors):
+        write(curves, options.out)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The flags."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxrft.bench.closed_loop",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for name, choices in (("families", tuple(SETTINGS)), ("selectors", SELECTORS)):
+        parser.add_argument(
+            f"--{name}", nargs="+", default=choices, choices=choices, metavar="NAME", help="all of them"
+        )
+    parser.add_argument("--seeds", type=int, default=8, help="how many, paired")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--learning-rates", type=float, nargs="+", help="compares final levels, in order to choose one")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--runs", type=Path, default=Path("runs/closed_loop"), help="folder of the runs")
+    parser.add_argument("--out", type=Path, default=RESULTS / "closed_loop", help="results: .json, .md and .png")
+    return parser.parse_args(arguments)
+
+
+def train_all(runs: Sequence[Run], folder: Path, jobs: int) -> list[Curve]:
+    """The curves of all runs, in their order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if jobs == 1:
+        return [train(run, folder) for run in runs]
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(train, runs, [folder] * len(runs)))
+
+
+def train(run: Run, folder: Path) -> Curve:
+    """The curve of a run, which is trained unless its folder has one."""
+    home = folder / "-".join(map(str, run))
+    finished = home / "curve.json"
+    if finished.exists():
+        return Curve(**json.loads(finished.read_text()))
+    share_programs(folder / "compiled")
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir()
+    config = configure(run, home / "run")
+    with (home / "log.txt").open("w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        training.train(config)
+    lines = [json.loads(line) for line in (home / "run/metrics.jsonl").read_text().splitlines()]
+    curve = read(lines, config.batch_size * config.num_generations)
+    shutil.rmtree(home / "run/checkpoints")
+    finished.write_text(json.dumps(curve._asdict()))
+    print(*run, f"{curve.held_out[0]:.3f} -> {_savings.final(curve):.3f}", flush=True)
+    return curve
+
+
+def share_programs(folder: Path) -> None:
+    """Keeps compiled programs in a folder: one run's serve all that are alike."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        compilation_cache.reset_cache()  # jax decides once whether it uses one
+
+
+def configure(run: Run, output_dir: Path) -> Config:
+    """The configuration of a run."""
+    setting: dict[str, Any] = SETTINGS[run.family]._asdict() | {"learning_rate": run.learning_rate}
+    held_out = TasksConfig(f"builtin:{run.family}-test", name="test")
+    return Config(
+        model=TINY,
+        tasks=TasksConfig(f"builtin:{run.family}"),
+        evaluation=EvalConfig((held_out,), num_samples=4, batch_size=128),
+        select=SelectConfig(run.selector),
+        output_dir=str(output_dir),
+        seed=run.seed,
+        max_prompt_length=16,
+        max_completion_length=9,
+        rewards=("exact",),
+        reward_workers=1,
+        save_steps=setting["steps"],
+        log_completions_steps=0,
+        **setting,
+    )
+
+
+def read(lines: list[dict[str, Any]], rollouts_a_step: int) -> Curve:
+    """The curve in the lines of metrics.jsonl, the first of which is of step 0."""
+    steps, evaluated = lines[1:], [line for line in lines if "eval/test/avg@4" in line]
+    times = np.array([line["step_time"] for line in steps])
+    seconds = np.cumsum([0.0, *np.minimum(times, SLOWEST * np.median(times))])
+    return Curve(
+        held_out=[line["eval/test/avg@4"] for line in evaluated],
+        rollouts=[line.get("rollouts", line["step"] * rollouts_a_step) for line in evaluated],
+        tokens=[line.get("num_tokens", 0) for line in evaluated],
+        seconds=[float(seconds[line["step"]]) for line in evaluated],
+        informative=float(np.mean([line["select/effective_group_ratio"] for line in steps])),
+    )
+
+
+def reference_rollouts(family: str, selector: str) -> int:
+    """How many rollouts of other policies a selector has behind it before the first step."""
+    pool = builtin.FAMILIES[family]
+    return 2 * pool.size * pool.references.samples if selector == "bots" and pool.references else 0
+
+
+def write(curves: dict[Run, Curve], out: Path) -> None:
+    """Writes the results: numbers, tables, picture."""
+    runs: dict[str, dict[str, list[Curve]]] = {}
+    for run, curve in curves.items():  # in the order of the seeds
+        runs.setdefault(run.family, {}).setdefault(run.selector, []).append(curve)
+    rows = [
+        {"family": family, "selector": selector}
+        | _savings.row(own, of["uniform"], of["oracle"], references=reference_rollouts(family, selector))
+        for family, of in runs.items()
+        for selector, own in of.items()
+    ]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    settings = {family: SETTINGS[family]._asdict() for family in runs}
+    out.with_suffix(".json").write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+    out.with_suffix(".md").write_text("\n\n".join([*map(section, runs, [rows] * len(runs))]) + "\n")
+    _curves.draw(runs, out.with_suffix(".png"))
+
+
+def section(family: str, rows: list[dict[str, Any]]) -> str:
+    """A family's results as Markdown."""
+    setting, own = SETTINGS[family], [row for row in rows if row["family"] == family]
+    level = next(row["final"].mean for row in own if row["selector"] == "uniform")
+    said = (
+        f"{setting.steps} steps of {setting.batch_size} tasks x {setting.num_generations} rollouts, learning rate "
+        f"{setting.learning_rate:g}; uniform ends at {level:.3f}, a mean over seeds."
+    )
+    return f"## {family}\n\n{said}\n\n{_curves.markdown(own)}"
+
+
+def tuned(curves: dict[Run, Curve]) -> str:
+    """Final levels by learning rate, as Markdown."""
+    levels: dict[Any, list[str]] = {}
+    for run, curve in curves.items():
+        levels.setdefault(run[:3], []).append(f"{_savings.final(curve):.3f}")
+    lines = ["| family | selector | learning rate | final level with each seed |", "|---|---|---|---|"]
+    return "\n".join(lines + [f"| {' | '.join(map(str, key))} | {', '.join(of)} |" for key, of in levels.items()])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The measurement of what choosing tasks saves: its arithmetic by hand, one run of two steps."""
+
+import json
+from math import log
+
+import pytest
+
+from jaxrft.bench import _savings, closed_loop
+from jaxrft.bench._savings import Curve
+
+
+def curve(*held_out, rollouts=10, tokens=100, seconds=1.0):
+    """A run that spends so much from one evaluation to the next."""
+    steps = range(len(held_out))
+    spent = ([number * i for i in steps] for number in (rollouts, tokens, seconds))
+    return Curve(list(held_out), *spent, informative=0.5)
+
+
+UNIFORM = curve(0.0, 0.0, 0.3, 0.3, 0.6, 0.6, 0.6)
+
+
+def test_a_level_is_reached_by_the_mean_of_three():
+    assert _savings.final(UNIFORM) == pytest.approx(0.6)
+    assert _savings.reached(UNIFORM.held_out, 0.6) == 6
+    assert _savings.reached([0.0, 0.9, 0.0, 0.0, 0.3, 0.3, 0.3], 0.3) == 2  # (0 + 0.9 + 0) / 3
+    assert _savings.reached([0.3, 0.1, 0.1, 0.1], 0.3) is None
+
+
+def test_savings_by_hand():
+    fast = curve(0.0, 0.5, 0.6, 0.7, 0.8, 0.8, 0.8, tokens=200, seconds=0.5)  # a mean of 0.6 after 3 of 6
+    found = _savings.saving(fast, UNIFORM, references=90)
+    assert found.reached and found.rollouts == 30
+    assert found.log == pytest.approx({"rollouts": log(2), "tokens": 0, "seconds": log(4)})
+    assert found.with_references == pytest.approx(log(60 / (30 + 90)))
+    assert set(_savings.saving(UNIFORM, UNIFORM).log.values()) == {0.0}
+
+
+def test_a_run_that_does_not_get_there_is_told_and_enters_with_its_whole_cost():
+    found = _savings.saving(curve(*[0.1] * 7, rollouts=12), UNIFORM)
+    assert not found.reached and found.rollouts == 72
+    assert found.log["rollouts"] == pytest.approx(log(60 / 72))
+
+
+def test_intervals_by_hand():
+    mean, low, high = _savings.interval([1.0, 3.0])  # standard error 1, t = 12.706
+    assert (mean, low, high) == pytest.approx((2.0, -10.706, 14.706), abs=1e-3)
+    assert _savings.share([1.0, 2.0], [2.0, 4.0]) == pytest.approx((0.5, 0.5, 0.5))
+    found = _savings.share([0.0, 1.0], [1.0, 1.0])
+    assert found == (0.5, 0.0, 1.0)
+
+
+def test_results_are_of_paired_runs(tmp_path, capsys):
+    fast = curve(0.0, 0.5, 0.6, 0.7, 0.8, 0.8, 0.8)
+    runs = {"uniform": UNIFORM, "bots": curve(*[0.1] * 7), "oracle": fast}
+    curves = {closed_loop.Run("digits-easy", name, 0.1, seed): found for seed in (0, 1) for name, found in runs.items()}
+    closed_loop.write(curves, tmp_path / "found")
+    rows = {row["selector"]: row for row in json.loads((tmp_path / "found.json").read_text())["rows"]}
+    assert rows["oracle"]["share"]["rollouts"] == [1.0, 1.0, 1.0] and rows["uniform"]["share"]["rollouts"][0] == 0.0
+    assert rows["oracle"]["log_saving"]["rollouts"] == pytest.approx([log(2)] * 3)
+    assert (rows["bots"]["not_reached"], rows["bots"]["seeds"]) == (2, 2)
+    assert rows["bots"]["reference_rollouts"] == 2 * 8 * 1024
+    text = (tmp_path / "found.md").read_text()
+    assert "| bots | 0.50 | 60 | 2 of 2 | 1.00 (1.00 to 1.00) |" in text and "uniform ends at 0.600" in text
+    assert (tmp_path / "found.png").stat().st_size > 10_000
+    assert "| digits-easy | oracle | 0.1 | 0.800, 0.800 |" in closed_loop.tuned(curves)
+
+
+def test_a_finished_run_is_not_run_again(world, tmp_path, monkeypatch):
+    setting = closed_loop.Setting(1e-4, steps=2, eval_steps=1)
+    monkeypatch.setitem(closed_loop.SETTINGS, "digits-easy", setting)
+    run = closed_loop.Run("digits-easy", "uniform", 1e-4, 0)
+    (tmp_path / "-".join(map(str, run)) / "run").mkdir(parents=True)  # one that was interrupted is
+    found = closed_loop.train(run, tmp_path)
+    assert len(found.held_out) == 3 and found.rollouts == [0, 64, 128] and found.tokens[0] == 0 < found.tokens[1]
+    monkeypatch.setattr(closed_loop.training, "train", None)
+    assert closed_loop.train_all([run], tmp_path, 1) == [found]
