@@ -22,6 +22,8 @@ commands:
   eval   evaluate a policy on the config's held-out tasks
   prepare dataset  make a TFDS data set of the files of a published one; no CONFIG, it lists those that it knows
   prepare pass-rates  roll a policy out on the config's tasks; its pass rates become a column of --out FILE.parquet
+  prepare predictor  train what tells pass rates by similar tasks (dots) on a response matrix, --responses FILE.npz,
+                     and judge it; no CONFIG
   simulate  compare selectors without a language model; no CONFIG, `jaxrft simulate --help` explains its flags
   bench NAME  repeat a measurement; `jaxrft bench` alone lists them
 
@@ -118,7 +120,7 @@ def _eval(arguments: list[str], prog: str) -> int:
 
 
 def _prepare(arguments: list[str], prog: str) -> int:
-    kinds = {"dataset": _prepare_dataset, "pass-rates": _prepare_pass_rates}
+    kinds = {"dataset": _prepare_dataset, "pass-rates": _prepare_pass_rates, "predictor": _prepare_predictor}
     if not arguments or arguments[0] not in kinds:
         raise InputError(f"jaxrft prepare makes {', '.join(kinds)}, not {arguments[0] if arguments else 'nothing'!r}")
     return kinds[arguments[0]](arguments[1:], prog.replace("prepare", f"prepare {arguments[0]}"))
@@ -137,6 +139,16 @@ def _prepare_pass_rates(arguments: list[str], prog: str) -> int:
 
     options = _config(arguments, prog, lambda config: pass_rates.Options(config, out=tyro.MISSING))
     return 0 if pass_rates.run(options) else STOPPED
+
+
+def _prepare_predictor(arguments: list[str], prog: str) -> int:
+    import tyro
+
+    from jaxrft.prepare import predictor
+
+    options = tyro.cli(predictor.ResponsesOptions, args=arguments, prog=prog.removesuffix(" CONFIG"))
+    predictor.main(options)
+    return 0
 
 
 def _simulate(arguments: list[str], prog: str) -> int:

@@ -23,8 +23,9 @@ PREPARE = "make one with jaxrft prepare predictor"
 class Origin(NamedTuple):
     """What made the embeddings of prompts."""
 
-    model: str
+    model: str  # as it was named
     width: int  # E
+    digest: str | None = None  # of the model's parameters, if known
 
 
 class Predictor(NamedTuple):
@@ -81,23 +82,33 @@ def load(path: str | Path) -> Predictor:
 
 
 def check_embeddings(predictor: Predictor, origin: Origin) -> None:
-    """Raises InputError unless embeddings of this origin are those that the predictor was trained on."""
-    if origin != predictor.embeddings:
-        model, width = predictor.embeddings
+    """Raises InputError unless embeddings of this origin are those that the predictor was trained on.
+
+    Models are told apart by their parameters, or by name where the parameters of one are not known.
+    """
+    model, width, digest = predictor.embeddings
+    same = origin.model == model if None in (digest, origin.digest) else origin.digest == digest
+    if origin.width != width or not same:
         raise InputError(
-            f"the predictor was trained on embeddings by {model} (width {width}), but these are by {origin.model} "
-            f"(width {origin.width}): embed the tasks with {model}, or train a predictor on these"
+            f"the predictor was trained on embeddings by {_shown(predictor.embeddings)}, but these are by "
+            f"{_shown(origin)}: embed the tasks with {model}, or train a predictor on these"
         )
+
+
+def _shown(origin: Origin) -> str:
+    parameters = f", parameters {origin.digest}" if origin.digest else ""
+    return f"{origin.model} (width {origin.width}{parameters})"
 
 
 def _assembled(where: str, tensors: dict[str, np.ndarray], settings: Any) -> Predictor:
     """The predictor of named tensors and settings, every one of which is checked."""
     try:
-        origin = Origin(str(settings["embeddings"]["model"]), int(settings["embeddings"]["width"]))
+        made_by = settings["embeddings"]
+        origin = Origin(str(made_by["model"]), int(made_by["width"]), made_by.get("digest"))
         calibration, temperature, top_k = (settings[name] for name in ("calibration", "temperature", "top_k"))
         fits = calibration in get_args(Calibration) and math.isfinite(temperature) and temperature > 0
         fits = fits and (top_k is None or (isinstance(top_k, int) and top_k >= 1)) and origin.width >= 1
-    except (KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         fits = False
     if not fits:
         raise InputError(f"{where}: its settings {settings} are not those of a predictor: {PREPARE}")

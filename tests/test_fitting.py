@@ -51,7 +51,8 @@ def test_the_loss_by_hand():
     batch = fitting.Batch(jnp.array([0, 1]), jnp.array([2, 3, 4]), jnp.array(0))
     embeddings = jax.random.normal(jax.random.key(1), (5, 3))
     loss = jax.jit(functools.partial(fitting.loss, dropout=0.5, calibration="plain"))
-    found = loss(params, jax.random.key(2), embeddings, rates, batch)
+    found, slope = jax.value_and_grad(loss)(params, jax.random.key(2), embeddings, rates, batch)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(slope))
     assert float(found) == pytest.approx(-(np.log(0.25) + 0.5 * np.log(0.25) + 0.5 * np.log(0.75)) / 2)
 
 

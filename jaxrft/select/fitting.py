@@ -1,5 +1,7 @@
 """Training of the similarity predictor on the pass rates of other policies [arXiv 2506.05316]."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -74,14 +76,16 @@ def fit(
     dropout: float = 0.1,
     temperature: float = 1.0,
     top_k: int | None = None,
+    report: Callable[[int, float], object] = lambda epoch, loss: None,
 ) -> tuple[Params, Array]:
     """A predictor trained on `pass_rates` [M, N] of M policies on tasks with `embeddings` [N, E]; losses [steps].
 
     Each step takes one policy, `num_references` random tasks of it as references and `batch_size` others to predict:
     binary cross-entropy -r log p - (1 - r) log(1 - p), Adam, learning rate falling linearly to 0 over
     `epochs` * M * N / batch_size steps, `dropout` between layers. NaN = unknown: such tasks are neither predicted nor
-    attended to. Deviations: a batch is of one policy and drawn afresh, so that an epoch is one in number only; no
-    more than half of the tasks are references, and no task of a batch is predicted from itself.
+    attended to. `report` is told the number of each epoch that is over, and its mean loss. Deviations: a batch is of
+    one policy and drawn afresh, so that an epoch is one in number only; no more than half of the tasks are references,
+    and no task of a batch is predicted from itself.
     Raises InputError for shapes that do not fit, pass rates outside [0, 1], and a policy of which nothing is known.
     """
     sizes = {"width": width, "layers": layers, "top_k": 1 if top_k is None else top_k}
@@ -90,28 +94,53 @@ def fit(
     num_policies, num_tasks = pass_rates.shape
     references = min(num_references, num_tasks // 2)
     queries = min(batch_size, num_tasks - references)
-    steps = epochs * -(-num_policies * num_tasks // queries)
-    optimizer = optax.adam(optax.linear_schedule(learning_rate, 0.0, steps))
-    options: dict[str, Any] = {"calibration": calibration, "temperature": temperature, "top_k": top_k}
+    steps = -(-num_policies * num_tasks // queries)  # of an epoch
+    sizes = {"references": references, "queries": queries, "steps": epochs * steps, "learning_rate": learning_rate}
+    options = {"dropout": dropout, "calibration": calibration, "temperature": temperature, "top_k": top_k}
+    key_init, key_steps = jax.random.split(key)
+    params: Any = initial(key_init, embeddings.shape[1], calibration=calibration, width=width, layers=layers)
+    carry, losses = (params, _adam(learning_rate, epochs * steps).init(params)), []
+    table = jnp.asarray(embeddings, jnp.float32), jnp.asarray(pass_rates, jnp.float32)
+    for epoch, keys in enumerate(jax.random.split(key_steps, (epochs, steps)), 1):
+        carry, found = _train(carry, keys, *table, **sizes, **options)
+        report(epoch, float(found.mean()))
+        losses.append(found)
+    return carry[0], jnp.concatenate(losses)
 
-    def train(key: Array, embeddings: Array, pass_rates: Array) -> tuple[Params, Array]:
-        def step(carry: tuple[Params, Any], key: Array) -> tuple[tuple[Params, Any], Array]:
-            params, moments = carry
-            key_batch, key_dropout = jax.random.split(key)
-            batch = draw(key_batch, pass_rates, references=references, queries=queries)
-            value, slope = jax.value_and_grad(loss)(
-                params, key_dropout, embeddings, pass_rates, batch, dropout=dropout, **options
-            )
-            with jax.numpy_dtype_promotion("standard"):  # optax counts steps in integers
-                change, moments = optimizer.update(slope, moments)
-            return (jax.tree.map(jnp.add, params, change), moments), value
 
-        key_init, key_steps = jax.random.split(key)
-        params: Any = initial(key_init, embeddings.shape[1], calibration=calibration, width=width, layers=layers)
-        (params, _), losses = jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(key_steps, steps))
-        return params, losses
+STATIC = ("references", "queries", "steps", "learning_rate", "dropout", "calibration", "temperature", "top_k")
 
-    return jax.jit(train)(key, jnp.asarray(embeddings, jnp.float32), jnp.asarray(pass_rates, jnp.float32))
+
+@partial(jax.jit, static_argnames=STATIC)
+def _train(
+    carry: tuple[Params, Any],
+    keys: Array,
+    embeddings: Array,
+    pass_rates: Array,
+    *,
+    references: int,
+    queries: int,
+    steps: int,
+    learning_rate: float,
+    **options: Any,
+) -> tuple[tuple[Params, Any], Array]:
+    """Parameters and moments after a step with each of `keys`, and the losses; `steps` is how many there are in all."""
+
+    def step(carry: tuple[Params, Any], key: Array) -> tuple[tuple[Params, Any], Array]:
+        params, moments = carry
+        key_batch, key_dropout = jax.random.split(key)
+        batch = draw(key_batch, pass_rates, references=references, queries=queries)
+        value, slope = jax.value_and_grad(loss)(params, key_dropout, embeddings, pass_rates, batch, **options)
+        with jax.numpy_dtype_promotion("standard"):  # optax counts steps in integers
+            change, moments = _adam(learning_rate, steps).update(slope, moments)
+        return (jax.tree.map(jnp.add, params, change), moments), value
+
+    return jax.lax.scan(step, carry, keys)
+
+
+def _adam(learning_rate: float, steps: int) -> optax.GradientTransformation:
+    """Adam, whose learning rate falls linearly to 0."""
+    return optax.adam(optax.linear_schedule(learning_rate, 0.0, steps))
 
 
 def draw(key: Array, pass_rates: Array, *, references: int, queries: int) -> Batch:
@@ -142,9 +171,9 @@ def loss(
     )
     found = attention.predict_projected(params, near, rates[batch.references], **options)
     found = jnp.clip(found, attention.CLIP, 1 - attention.CLIP)
-    wanted = rates[batch.queries]
+    known = ~jnp.isnan(rates[batch.queries])
+    wanted = jnp.where(known, rates[batch.queries], 0)  # or the slope of what does not count would be NaN
     entropy = -wanted * jnp.log(found) - (1 - wanted) * jnp.log1p(-found)
-    known = ~jnp.isnan(wanted)
     return jnp.where(known, entropy, 0).sum() / jnp.maximum(known.sum(), 1).astype(jnp.float32)
 
 

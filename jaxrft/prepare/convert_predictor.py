@@ -1,0 +1,73 @@
+"""A predictor from a published torch checkpoint: python -m jaxrft.prepare.convert_predictor CHECKPOINT FILE [flags]."""
+
+import argparse
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxrft import predictors
+from jaxrft.predictors import Origin, Predictor
+from jaxrft.select import attention
+from jaxrft.select.attention import Calibration, Params
+from jaxrft.types import InputError
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint's `model_state_dict`, or of the state itself; nothing but tensors is unpickled.
+
+    Raises InputError for a file that is not there or no such checkpoint, and without torch.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(f"torch is needed to read {path}: pip install 'jaxrft[parity]'") from error
+    if not path.is_file():
+        raise InputError(f"no file {path}: give a published checkpoint of the predictor")
+    try:
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{path} is no torch checkpoint that holds tensors and plain values only: save it so"
+        ) from error
+    state = found.get("model_state_dict", found) if isinstance(found, dict) else None
+    if not isinstance(state, dict):
+        raise InputError(f"{path} holds no state_dict: give a published checkpoint of the predictor")
+    return {str(name): x.float().numpy() for name, x in state.items() if isinstance(x, torch.Tensor)}
+
+
+def calibration_of(params: Params) -> Calibration:
+    """The calibration whose parameters a predictor has."""
+    if params.group is not None:
+        return "group_logit_temp"
+    if params.scale is not None:
+        return "temperature" if params.shift is None else "platt"
+    return "plain"
+
+
+def convert(checkpoint: Path, out: Path, model: str, *, temperature: float = 1.0, top_k: int | None = None) -> None:
+    """Writes the predictor of a torch `checkpoint` to `out`; `model` made the embeddings that it was trained on."""
+    params = attention.params_from_torch(read(checkpoint))
+    origin = Origin(model, params.query.norm_in.bias.size)
+    predictors.save(out, Predictor(params, calibration_of(params), temperature, top_k, origin))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m jaxrft.prepare.convert_predictor", description=__doc__)
+    parser.add_argument("checkpoint", type=Path, help="the published checkpoint")
+    parser.add_argument("out", type=Path, help="safetensors file to write")
+    parser.add_argument("--model", required=True, help="what made the embeddings it was trained on, such as a hub id")
+    parser.add_argument("--temperature", type=float, default=1.0, help="divides the attention's scores")
+    parser.add_argument("--top-k", type=int, help="attend to so many most similar references only")
+    options = parser.parse_args(arguments)
+    try:
+        convert(options.checkpoint, options.out, options.model, temperature=options.temperature, top_k=options.top_k)
+    except InputError as error:
+        parser.error(str(error))
+    print(f"the predictor is in {options.out}")
+
+
+if __name__ == "__main__":
+    main()

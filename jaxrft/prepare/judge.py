@@ -1,0 +1,242 @@
+"""How well pass rates are predicted for policies and tasks that were not trained on, beside simpler ways to do it.
+
+M policies, N tasks, of which some of each are held out. Of every policy, some known tasks, drawn at random, are
+references, whose pass rates are given; the others are to be told.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.stats import rankdata
+
+from jaxrft.predictors import Predictor
+from jaxrft.select import attention
+from jaxrft.simulate.trials import interval
+from jaxrft.types import Array, Projections
+
+GROUPS = {  # which (policies, tasks) are held out
+    "new policies, known tasks": (True, False),
+    "known policies, new tasks": (False, True),
+    "new policies, new tasks": (True, True),
+}
+METHODS = ("predictor", "ridge on references", "ridge on others", "mean of others", "mean of references")
+FIGURES = ("pearson", "spearman", "brier", "error")
+PENALTIES = np.logspace(-3, 6, 19)  # of ridge regression, relative to the variance of a column
+BINS = 10  # of a calibration curve
+NOTES = (
+    "pearson, spearman: over the tasks of a policy, mean over policies; brier: squared error against single answers;",
+    "error: against pass rates. ± 95 % intervals over splits, which share data. The mean of others is known only for",
+    "tasks that other policies were trained on.",
+)
+
+
+class Split(NamedTuple):
+    """What is held out, and what is given."""
+
+    policies: np.ndarray  # [M] bool, held out
+    tasks: np.ndarray  # [N] bool, held out
+    references: np.ndarray  # [M, K] int64, known tasks of each policy, distinct
+
+
+class Judged(NamedTuple):
+    """What the methods say of a split."""
+
+    split: Split
+    found: dict[str, np.ndarray]  # method -> [M, N]
+
+
+def splits(seed: int, pass_rates: np.ndarray, *, count: int, held_out: float, num_references: int) -> list[Split]:
+    """So many splits of pass rates [M, N], in which the held-out share takes turns through the policies and tasks.
+
+    Held out are `held_out` of either, at least one; references are tasks whose pass rate is known, if there are
+    enough.
+    """
+    rng = np.random.default_rng(seed)
+    orders = [rng.permutation(size) for size in pass_rates.shape]
+
+    def turn(order: np.ndarray, index: int) -> np.ndarray:
+        chosen = np.zeros(len(order), bool)
+        size = share(len(order), held_out)
+        chosen[np.take(order, np.arange(index * size, (index + 1) * size), mode="wrap")] = True
+        return chosen
+
+    found = []
+    for index in range(count):
+        policies, tasks = (turn(order, index) for order in orders)
+        last = np.isnan(pass_rates) + 2 * tasks[None]  # known ones first, held-out ones never
+        drawn = np.argsort(rng.random(pass_rates.shape) + last, axis=1)[:, :num_references]
+        found.append(Split(policies, tasks, drawn))
+    return found
+
+
+def share(size: int, held_out: float) -> int:
+    """How many of so many policies or tasks are held out."""
+    return max(1, round(held_out * size))
+
+
+def predictions(
+    predictor: Predictor, embeddings: np.ndarray, pass_rates: np.ndarray, split: Split
+) -> dict[str, np.ndarray]:
+    """What each of `METHODS` says of the pass rates [M, N]; NaN for references, and where it can say nothing.
+
+    `ridge on references`: regression from the embeddings of the policy's own references to their pass rates. `ridge on
+    others`: from all tasks trained on to their mean over the policies trained on. `mean of others`: that mean itself,
+    which tasks held out do not have, and for policies held out only, since it is made of the others. Both are moved to
+    the mean of the references. `mean of references`: the same for all tasks. All are cut to [0, 1].
+    """
+    train = np.where(split.tasks[None], np.nan, pass_rates)[~split.policies]
+    mean = known_mean(train, axis=0)  # [N], NaN for tasks held out
+    line = ridge(embeddings, mean)
+    found = {name: np.full(pass_rates.shape, np.nan) for name in METHODS}
+    found["predictor"] = _attended(predictor, embeddings, pass_rates, split)
+    for policy, ids in enumerate(split.references):
+        rates = pass_rates[policy, ids]
+        given = np.full(len(mean), np.nan)
+        given[ids] = rates
+        found["ridge on references"][policy] = ridge(embeddings, given)
+        found["ridge on others"][policy] = line + known_mean(rates - line[ids])
+        found["mean of references"][policy] = known_mean(rates)
+        if split.policies[policy]:
+            found["mean of others"][policy] = mean + known_mean(rates - mean[ids])
+    for rates in found.values():
+        np.put_along_axis(rates, split.references, np.nan, axis=1)
+    return {name: np.clip(rates, 0, 1) for name, rates in found.items()}
+
+
+def _attended(
+    predictor: Predictor, embeddings: np.ndarray, pass_rates: np.ndarray, split: Split
+) -> np.ndarray:  # [M, N] float64
+    """What the predictor says."""
+    params, calibration, temperature, top_k, _ = predictor
+    given = np.take_along_axis(pass_rates, split.references, axis=1)
+    arrays = (jnp.asarray(embeddings, jnp.float32), jnp.asarray(given, jnp.float32), jnp.asarray(split.references))
+    found = _attend(params, *arrays, calibration=calibration, temperature=temperature, top_k=top_k)
+    return np.array(found, np.float64)
+
+
+@partial(jax.jit, static_argnames=("calibration", "temperature", "top_k"))
+def _attend(params: attention.Params, embeddings: Array, rates: Array, references: Array, **options: Any) -> Array:
+    """Pass rates [M, N] from those [M, K] of references [M, K]."""
+    query, reference = attention.project(params, embeddings, embeddings)
+
+    def one(given: tuple[Array, Array]) -> Array:
+        rates, ids = given
+        return attention.predict_projected(params, Projections(query, reference[ids]), rates, **options)
+
+    return jax.lax.map(one, (rates, references))
+
+
+def ridge(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Ridge regression [N] from embeddings x [N, E] to y [N], where it is not NaN; the penalty by leave-one-out."""
+    known = ~np.isnan(y)
+    centre, level = x[known].mean(axis=0), y[known].mean()
+    spread = np.maximum(x[known].std(axis=0), 1e-6)
+    whole = (x - centre) / spread
+    u, s, v = np.linalg.svd(whole[known], full_matrices=False)
+    target, size = u.T @ (y[known] - level), known.sum()
+    shrunk = s**2 / (s**2 + size * PENALTIES[:, None])  # [penalties, rank]
+    leverage = np.einsum("pr,nr->pn", shrunk, u**2) + 1 / size
+    errors = (y[known] - level - np.einsum("pr,nr->pn", shrunk * target, u)) / np.maximum(1 - leverage, 1e-6)
+    best = shrunk[(errors**2).mean(axis=1).argmin()]
+    return level + whole @ (v.T @ (best * target / np.maximum(s, 1e-12)))
+
+
+def figures(found: np.ndarray, pass_rates: np.ndarray, chosen: np.ndarray) -> dict[str, float]:
+    """Means over policies of what predictions [M, N] are worth against pass rates where they are `chosen` [M, N].
+
+    pearson and spearman, over the tasks of a policy, 0 for a prediction that is the same for all; brier, the mean
+    squared error against single answers, r (1 - p)^2 + (1 - r) p^2; error, that against pass rates. Unknown pass rates
+    do not count; NaN where there is nothing to judge.
+    """
+    rows = []
+    for p, r, kept in zip(found, pass_rates, chosen, strict=True):
+        kept = kept & ~np.isnan(p) & ~np.isnan(r)
+        p, r = p[kept], r[kept]
+        if len(p) >= 3:
+            brier = r * (1 - p) ** 2 + (1 - r) * p**2
+            rows.append((correlation(p, r), correlation(rankdata(p), rankdata(r)), brier.mean(), ((p - r) ** 2).mean()))
+    means = known_mean(np.array(rows), axis=0) if rows else [np.nan] * len(FIGURES)
+    return dict(zip(FIGURES, map(float, means), strict=True))
+
+
+def correlation(p: np.ndarray, r: np.ndarray) -> float:
+    """Pearson's correlation of predictions with pass rates; 0 for constant predictions, NaN for constant pass rates."""
+    p, r = p - p.mean(), r - r.mean()
+    if np.allclose(r, 0):
+        return float("nan")
+    return 0.0 if np.allclose(p, 0) else float(p @ r / np.sqrt((p @ p) * (r @ r)))
+
+
+def curve(found: np.ndarray, pass_rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean prediction and mean pass rate [BINS] of bins with equally many predictions."""
+    order = np.argsort(found, kind="stable")
+    parts = [part for part in np.array_split(order, BINS) if len(part)]
+    return tuple(np.array([x[part].mean() for part in parts]) for x in (found, pass_rates))  # pyright: ignore
+
+
+def table(judged: list[Judged], pass_rates: np.ndarray) -> str:
+    """The figures for people: means over splits and half the width of their 95 % intervals."""
+    width = max(map(len, GROUPS)) + 2
+    lines = []
+    for group in GROUPS:
+        lines.append(f"{group:{width}}" + "".join(f"{name:>16}" for name in FIGURES))
+        for method in METHODS:
+            cells = map(cell, values(judged, pass_rates, group, method).T)
+            lines.append(f"  {method:{width - 2}}" + "".join(f"{text:>16}" for text in cells))
+    return "\n".join([*lines, *NOTES])
+
+
+def values(judged: list[Judged], pass_rates: np.ndarray, group: str, method: str) -> np.ndarray:
+    """`FIGURES` of a method in one of `GROUPS`, [splits, figures]."""
+    rows = (figures(found[method], pass_rates, held(split, group)) for split, found in judged)
+    return np.array([list(row.values()) for row in rows])
+
+
+def held(split: Split, group: str) -> np.ndarray:
+    """The pass rates [M, N] of one of `GROUPS`."""
+    policies, tasks = GROUPS[group]
+    return (split.policies == policies)[:, None] & (split.tasks == tasks)[None]
+
+
+def cell(values: np.ndarray) -> str:
+    """Mean and half the width of the interval, as far as they are known."""
+    values = values[np.isfinite(values)]
+    if len(values) < 2:
+        return f"{values[0]:.3f}" if len(values) else "-"
+    low, high = interval(values)
+    return f"{values.mean():.3f} ± {(high - low) / 2:.3f}"
+
+
+def draw(judged: list[Judged], pass_rates: np.ndarray, out: str) -> None:
+    """Writes a picture of mean pass rates over predictions, a panel a group of held-out pass rates, to `out`."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(GROUPS), figsize=(11, 3.8), constrained_layout=True)
+    for axis, group in zip(axes, GROUPS, strict=True):
+        axis.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
+        for index, method in enumerate(METHODS):
+            pairs = []
+            for split, found in judged:
+                kept = held(split, group) & ~np.isnan(found[method]) & ~np.isnan(pass_rates)
+                pairs.append((found[method][kept], pass_rates[kept]))
+            predicted, observed = (np.concatenate(x) for x in zip(*pairs, strict=True))
+            if len(predicted):
+                axis.plot(*curve(predicted, observed), marker="o", markersize=3, color=f"C{index}", label=method)
+        axis.set(title=group, xlabel="predicted", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("mean pass rate")
+    axes[0].legend(frameon=False, fontsize="small")
+    figure.savefig(out, dpi=110)
+    pyplot.close(figure)
+
+
+def known_mean(x: np.ndarray, axis: int | None = None) -> np.ndarray:
+    """The mean of what is known; NaN where nothing is."""
+    count = np.isfinite(x).sum(axis=axis)
+    return np.where(count > 0, np.nansum(x, axis=axis) / np.maximum(count, 1), np.nan)

@@ -1,0 +1,197 @@
+"""A predictor of pass rates, trained on those of several policies and judged on policies and tasks held out."""
+
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxrft import predictors
+from jaxrft.predictors import Origin, Predictor
+from jaxrft.prepare import judge
+from jaxrft.prepare.judge import Judged, Split
+from jaxrft.report.console import Display
+from jaxrft.select import fitting
+from jaxrft.select.attention import Calibration
+from jaxrft.simulate import worlds
+from jaxrft.types import InputError
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How a predictor is trained; the defaults are as published."""
+
+    calibration: Calibration = "group_logit_temp"
+    """What is done to the attention's average: plain, platt, temperature or group_logit_temp."""
+    width: int = 896
+    """Width of the space in which tasks are compared."""
+    layers: int = 3
+    """Linear layers of a tower."""
+    num_references: int = 256
+    """Tasks whose pass rates are given, in training and judging; in use it may be another number."""
+    epochs: int = 20
+    """Passes over all pass rates, in number."""
+    batch_size: int = 256
+    """Tasks predicted in a step."""
+    learning_rate: float = 1e-3
+    """Of Adam at the beginning; it falls linearly to 0."""
+    dropout: float = 0.1
+    """Share of hidden units that drop out, in [0, 1)."""
+    temperature: float = 1.0
+    """Divides the attention's scores."""
+    top_k: int | None = None
+    """Attend to so many most similar references only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """How a predictor is trained and judged, and where it goes."""
+
+    out: str
+    """Safetensors file for the predictor, which is trained on all policies and tasks."""
+    splits: int = 5
+    """How often some policies and tasks are held out to judge one that is trained on the others; 0 = not at all."""
+    held_out: float = 0.2
+    """Share of the policies, and of the tasks, that is held out each time."""
+    plot: str | None = None
+    """Draw into this file how the predictions held out are calibrated; the suffix chooses the format."""
+    fit: FitConfig = field(default_factory=FitConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponsesOptions(Output):
+    """The command line of `jaxrft prepare predictor`."""
+
+    responses: str
+    """An .npz with `responses` [rows, tasks] of 1 right, 0 wrong, -1 missing, rows sorted by ability, and `embeddings`
+    [tasks, E]."""
+    policies: int = 25
+    """The rows are cut into so many policies, each of rows next to each other; a pass rate is their mean."""
+    seed: int = 0
+    """Of splits, initial weights and batches."""
+
+
+class Data(NamedTuple):
+    """Pass rates of M policies on N tasks."""
+
+    embeddings: np.ndarray  # [N, E] float32
+    pass_rates: np.ndarray  # [M, N] float64, NaN = unknown
+    policies: tuple[str, ...]  # [M] names
+    origin: Origin
+
+
+def main(options: ResponsesOptions) -> None:
+    """Does what the command line says."""
+    run(of_responses(options), options, options.seed)
+
+
+def of_responses(options: ResponsesOptions) -> Data:
+    """Policies from windows of the rows of a response matrix."""
+    data = worlds.load(options.responses)
+    if data.embeddings is None:
+        raise InputError(f"{options.responses} has no array `embeddings`: a predictor needs a row for each task")
+    rows = np.asarray(data.embeddings, np.float32)
+    if rows.ndim != 2 or not np.isfinite(rows).all():
+        raise InputError(f"`embeddings` of {options.responses} must be a matrix [tasks, E] of finite numbers")
+    if not 1 <= options.policies <= len(data.responses):
+        raise InputError(
+            f"policies is {options.policies}: {options.responses} has {len(data.responses)} rows to make them of"
+        )
+    answers = np.where(data.responses < 0, np.nan, data.responses)
+    rates = np.stack([judge.known_mean(part, axis=0) for part in np.array_split(answers, options.policies)])
+    names = tuple(f"policy {number}" for number in range(1, options.policies + 1))
+    return Data(rows, rates, names, Origin(Path(options.responses).name, rows.shape[1]))
+
+
+def run(data: Data, options: Output, seed: int) -> list[Judged]:
+    """Trains, judges and writes; what was judged. Raises InputError first for data and options that make no sense."""
+    check(data, options)
+    key, rates, fit = jax.random.key(seed), data.pass_rates, options.fit
+    ways = {"count": options.splits, "held_out": options.held_out, "num_references": fit.num_references}
+    splits = judge.splits(seed, rates, **ways)
+    check_splits(data, splits)
+    with Display((options.splits + 1) * fit.epochs, unit="epoch") as display:
+        display.say(
+            f"{len(rates)} policies ({shown(data.policies)}) on {rates.shape[1]:,} tasks, embeddings by "
+            f"{data.origin.model} of width {data.origin.width:,}"
+        )
+        judged = []
+        for number, split in enumerate(splits, 1):
+            train = partial(fitted, display=display, title=f"split {number} of {options.splits}", after=number - 1)
+            predictor = train(jax.random.fold_in(key, number), part(data, split), fit)
+            judged.append(Judged(split, judge.predictions(predictor, data.embeddings, rates, split)))
+        predictor = fitted(key, data, fit, display=display, title="all policies and tasks", after=options.splits)
+    predictors.save(options.out, predictor)
+    if judged:
+        display.say(judge.table(judged, rates))
+    if judged and options.plot:
+        judge.draw(judged, rates, options.plot)
+    display.say(f"the predictor of all policies and tasks is in {options.out}")
+    return judged
+
+
+def fitted(key: jax.Array, data: Data, fit: FitConfig, *, display: Display, title: str, after: int) -> Predictor:
+    """A trained predictor; `display` shows it as the one that comes `after` so many others."""
+
+    def report(epoch: int, loss: float) -> None:
+        numbers = f"{title}: loss {loss:.4f}"
+        display.advance(after * fit.epochs + epoch, numbers, numbers if epoch == fit.epochs else "")
+
+    params, _ = fitting.fit(key, data.embeddings, data.pass_rates, report=report, **asdict(fit))  # pyright: ignore
+    return Predictor(params, fit.calibration, fit.temperature, fit.top_k, data.origin)
+
+
+def part(data: Data, split: Split) -> Data:
+    """What is not held out."""
+    rates = data.pass_rates[~split.policies][:, ~split.tasks]
+    names = tuple(name for name, held in zip(data.policies, split.policies, strict=True) if not held)
+    return Data(data.embeddings[~split.tasks], rates, names, data.origin)
+
+
+def check(data: Data, options: Output) -> None:
+    """Raises InputError for what cannot be trained on or judged, before anything is done."""
+    num_policies, num_tasks = data.pass_rates.shape
+    if num_policies < 2:
+        raise InputError(
+            f"there are pass rates of {shown(data.policies) or 'no policy'} only: a predictor learns what several "
+            "policies have in common, so give those of at least 2"
+        )
+    if options.splits < 0 or not 0 < options.held_out < 1:
+        raise InputError(
+            f"splits is {options.splits}, held_out {options.held_out}: 0 or more, and in (0, 1), are right"
+        )
+    left = num_tasks - (judge.share(num_tasks, options.held_out) if options.splits else 0)
+    if options.splits and judge.share(num_policies, options.held_out) == num_policies:
+        raise InputError(f"held_out is {options.held_out}: it leaves none of the {num_policies} policies to train on")
+    if not 1 <= options.fit.num_references <= left // 2:
+        raise InputError(
+            f"fit.num_references is {options.fit.num_references}, but at most half of the {left} tasks to train on can "
+            f"be references: give 1 to {left // 2}, or more tasks"
+        )
+    for name, rates in zip(data.policies, data.pass_rates, strict=True):
+        if np.isnan(rates).all():
+            raise InputError(f"no pass rate of {name} is known: leave it out")
+    if options.plot and not options.splits:
+        raise InputError("plot shows what is held out, but splits is 0: give some, or leave it out")
+    for path, suffixes in ((options.out, (".safetensors",)), (options.plot, (".png", ".svg", ".pdf"))):
+        if path and (Path(path).suffix not in suffixes or not Path(path).absolute().parent.is_dir()):
+            raise InputError(
+                f"cannot write to {path}: give a name that ends in {' or '.join(suffixes)}, in a folder that there is"
+            )
+
+
+def check_splits(data: Data, splits: list[Split]) -> None:
+    """Raises InputError when so little is known of a policy that nothing is left without what is held out."""
+    for split in splits:
+        lacking = np.isnan(np.take_along_axis(data.pass_rates, split.references, axis=1)).all(axis=1)
+        if lacking.any():
+            raise InputError(
+                f"too few pass rates of {data.policies[int(lacking.argmax())]} are known to hold some out: leave it out"
+            )
+
+
+def shown(names: tuple[str, ...]) -> str:
+    """The names, or the first and the last of many."""
+    return ", ".join(names) if len(names) <= 6 else f"{names[0]} to {names[-1]}"
