@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jaxrft import mesh as meshes
 from jaxrft.select import acquire
@@ -112,3 +114,95 @@ def test_the_curious_ranking_gets_as_many_places_as_the_price_pays_for():
         [0, 3, 4],
         [1, 3, 4],
     ]
+
+
+def places(key, domain, batch_size, balance):
+    return acquire.quota(key, jnp.asarray(domain), batch_size=batch_size, balance=balance).places
+
+
+def test_quotas_by_hand():
+    domain, keys = jnp.array([2, 1, 2, 0, 2, 1, 2, 2]), jax.random.split(jax.random.key(0), 400)  # 1, 2 and 5 tasks
+    assert acquire.quota(keys[0], domain, batch_size=4, balance="none") is None
+    found = {
+        (balance, size): jax.vmap(lambda key, b=balance, s=size: places(key, domain, s, b))(keys)[:, :3]
+        for balance in ("equal", "proportional")
+        for size in (4, 6, 8)
+    }
+    assert set(map(tuple, found["equal", 6].tolist())) == {(1, 2, 3)}  # small domains are rolled out whole
+    assert set(map(tuple, found["equal", 4].tolist())) == {(1, 2, 1), (1, 1, 2)}
+    assert found["equal", 4].mean(axis=0).tolist() == pytest.approx([1, 1.5, 1.5], abs=0.1)
+    assert set(map(tuple, found["proportional", 4].tolist())) == {(0, 1, 3), (1, 1, 2)}
+    assert found["proportional", 4].mean(axis=0).tolist() == pytest.approx([0.5, 1, 2.5], abs=0.1)
+    assert set(map(tuple, found["proportional", 6].tolist())) == {(0, 2, 4), (1, 1, 4), (1, 2, 3)}
+    assert found["proportional", 6].mean(axis=0).tolist() == pytest.approx([0.75, 1.5, 3.75], abs=0.1)
+    assert all(set(map(tuple, found[balance, 8].tolist())) == {(1, 2, 5)} for balance in ("equal", "proportional"))
+
+
+def test_quotas_among_candidates_count_these_alone():
+    domain, among = jnp.array([0, 0, 0, 3, 3, 3]), jnp.array([5, 1, 2])
+    quota = acquire.quota(jax.random.key(0), domain, batch_size=2, balance="equal", among=among)
+    assert quota.domain.tolist() == [3, 0, 0] and quota.places.tolist() == [1, 0, 0, 1, 0, 0]
+
+
+def test_places_of_a_large_table_do_not_overflow():
+    domain = jnp.arange(3_000_000) % 3
+    found = places(jax.random.key(0), domain, 1000, "proportional")
+    assert sorted(found[:3].tolist()) == [333, 333, 334] and int(found.sum()) == 1000
+
+
+SIZES = (1, 5, 24)
+CHOOSE = {
+    (balance, size): jax.jit(
+        lambda key, score, domain, balance=balance, size=size: (
+            (quota := acquire.quota(key, domain, batch_size=size, balance=balance)).places,
+            acquire.smallest(key, score, batch_size=size, quota=quota),
+        )
+    )
+    for balance in ("proportional", "equal")
+    for size in SIZES
+}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    balance=st.sampled_from(["proportional", "equal"]),
+    size=st.sampled_from(SIZES),
+    domain=st.lists(st.integers(0, 5), min_size=24, max_size=24).map(np.array),
+    score=st.lists(st.sampled_from([*range(6), INF, NAN]), min_size=24, max_size=24).map(np.float32),
+    seed=st.integers(0, 99),
+)
+def test_quotas_hold_whatever_the_domains_and_scores(balance, size, domain, score, seed):
+    given_places, ids = map(np.asarray, CHOOSE[balance, size](jax.random.key(seed), score, domain))
+    tasks = np.bincount(domain, minlength=24)
+    assert len(set(ids.tolist())) == size == given_places.sum()
+    assert np.array_equal(np.bincount(domain[ids], minlength=24), given_places) and (given_places <= tasks).all()
+    assert np.array_equal(np.sort(score[ids]), score[ids], equal_nan=True)  # smallest first, NaN last
+    for each in np.flatnonzero(given_places):
+        best = np.sort(score[domain == each])[: given_places[each]]
+        assert np.array_equal(score[ids][domain[ids] == each], best, equal_nan=True)
+    if balance == "proportional":
+        assert (np.abs(given_places - size * tasks / 24) < 1).all()
+    else:  # a domain with more to give has at most one place less than any other
+        assert (given_places[given_places < tasks] >= given_places.max() - 1).all()
+
+
+@pytest.mark.parametrize("balance", ["proportional", "equal"])
+def test_quotas_over_a_sharded_table_are_the_same(mesh, balance):
+    rng = np.random.default_rng(0)
+    score, domain = jnp.array(rng.integers(0, 9, 64), jnp.float32), jnp.array(np.sort(rng.integers(0, 4, 64) ** 2))
+    choose = jax.jit(
+        lambda key, score, domain: acquire.softmax(
+            key, score, batch_size=10, quota=acquire.quota(key, domain, batch_size=10, balance=balance)
+        )
+    )
+    alone = choose(jax.random.key(2), score, domain)
+    with jax.set_mesh(mesh):
+        assert np.array_equal(choose(jax.random.key(2), score, domain), alone)
+
+
+def test_the_curious_ranking_keeps_to_the_quota():
+    utility, interest = jnp.array([0.9, 0.8, 0.7, 0.1, 0.2]), jnp.array([0.0, 0.0, 0.0, 1.0, 0.5])
+    quota = acquire.Quota(jnp.array([0, 0, 0, 1, 1]), jnp.array([2, 1, 0, 0, 0]))
+    for price, chosen in ((0.0, [0, 1, 4]), (0.2, [0, 1, 3])):
+        options = dict(batch_size=3, weight=2.0, price=price, quota=quota)
+        assert sorted(acquire.priced(jax.random.key(0), utility, interest, **options).tolist()) == chosen

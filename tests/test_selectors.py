@@ -1,9 +1,11 @@
 import dataclasses
 import doctest
+import functools
 import inspect
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ import pytest
 
 import jaxrft.select
 from jaxrft import mesh as meshes
+from jaxrft.checkpoint import Checkpoints, RunState, Tally
 from jaxrft.config import SelectConfig
 from jaxrft.select import attention, evidence, selectors
 from jaxrft.types import Feedback, InputError, Tasks
@@ -29,7 +32,7 @@ TASKS = Tasks(
     jnp.stack([0.5 * TRUTH, 0.2 + 0.8 * TRUTH], axis=1).at[3].set(NAN),
     projections=attention.project(PREDICTOR, EMBEDDINGS, EMBEDDINGS),
     pass_rates=TRUTH,
-    domain=jnp.arange(N) ** 2 % 3,  # 6 and 10 tasks
+    domain=jnp.arange(N) ** 2 % 3,  # 0 and 1, 6 and 10 tasks
 )
 
 
@@ -41,21 +44,21 @@ def dots(b, g, **options):
 # Every selector, with a function of one hyper-parameter to sweep where it has a number among them.
 CONTRACT = {
     "uniform": (selectors.uniform, None),
-    "uniform-replacement": (lambda b, g: selectors.uniform(b, g, order="replacement"), None),
-    "uniform-sequential": (lambda b, g: selectors.uniform(b, g, order="sequential"), None),
+    "uniform-replacement": (lambda b, g: selectors.uniform(b, g, order="replacement", balance="proportional"), None),
+    "uniform-sequential": (lambda b, g: selectors.uniform(b, g, order="sequential", balance="equal"), None),
     "easy_to_hard": (selectors.easy_to_hard, None),
     "mopps": (
-        lambda b, g: selectors.mopps(b, g, candidates=2),
+        lambda b, g: selectors.mopps(b, g, candidates=2, balance="equal"),
         lambda x: selectors.mopps(B, G, discount=x, target=x, prior=(1 + x, 1.0)),
     ),
     "greso": (selectors.greso, lambda x: selectors.greso(B, G, explore=x, explore_step=x / 10, zero_variance=x)),
     "adaptive": (selectors.adaptive, lambda x: selectors.adaptive(B, G, price=x, curiosity=x, floor=x)),
     "adaptive-signal": (lambda b, g: selectors.adaptive(b, g, utility="signal", cool_down=2), None),
     "dots": (dots, lambda x: dots(B, G, target=x, temperature=x, attention_temperature=x)),
-    "dots-top-k": (lambda b, g: dots(b, g, calibration="plain", top_k=3), None),
+    "dots-top-k": (lambda b, g: dots(b, g, calibration="plain", top_k=3, balance="equal"), None),
     "oracle": (selectors.oracle, lambda x: selectors.oracle(B, G, target=x)),
     "bots-domains": (
-        lambda b, g: selectors.bots(b, g, per_domain=True),
+        lambda b, g: selectors.bots(b, g, per_domain=True, balance="proportional"),
         lambda x: selectors.bots(B, G, momentum=x, per_domain=True),
     ),
     "bots": (selectors.bots, lambda x: selectors.bots(B, G, decay=x, rho=x, momentum=x, target=x, prior=(1 + x, 1.0))),
@@ -107,44 +110,108 @@ def test_the_contract_holds_every_selector():
     assert {name.split("-")[0] for name in CONTRACT} == {*selectors.SELECTORS, "dots"}
 
 
-@every_selector
-def test_a_step_is_traced_once_and_keeps_the_state_fixed(name):
-    selector = CONTRACT[name][0](B, G)
-    traces = []
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+    """What is compiled here runs a few times only."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
-    @jax.jit
+
+class Compiled(NamedTuple):
+    """A selector of the table, and its step jitted."""
+
+    selector: selectors.Selector
+    state: Any
+    step: Any
+    traces: list  # one entry for each
+
+
+@functools.cache
+def compiled(name):
+    selector, traces = CONTRACT[name][0](B, G), []
+
     def step(state, key):
         traces.append(name)
         return stepper(selector)(state, key)
 
-    state = selector.init(TASKS, N)
+    return Compiled(selector, selector.init(TASKS, N), jax.jit(step), traces)
+
+
+@every_selector
+def test_a_step_is_traced_once_and_keeps_the_state_fixed(name):
+    selector, state, step, traces = compiled(name)
     jax.tree.map(lambda x: x.weak_type and pytest.fail("weakly typed state"), state)
     middle, _ = run(step, state, KEYS[:4])
-    # A state that went through the host continues as if it never had.
-    leaves, structure = jax.tree.flatten(middle)
-    restored = jax.tree.unflatten(structure, [jnp.asarray(np.array(leaf)) for leaf in leaves])
-    straight, choices = run(step, middle, KEYS[4:])
-    assert_equal(run(step, restored, KEYS[4:]), (straight, choices))
+    after, choices = run(step, middle, KEYS[4:])
     assert len(traces) == 1
     shape = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
-    assert shape(straight) == shape(state)
+    assert shape(after) == shape(state)
 
     assert choices.ids.dtype == jnp.int32 and choices.ids.shape == (6, B)
     assert all(len(set(ids)) == B and 0 <= min(ids) and max(ids) < N for ids in choices.ids.tolist())
-    assert selector.pass_rate(straight, TASKS).shape == (N,)
+    assert selector.pass_rate(after, TASKS).shape == (N,)
     believed = selector.pass_rate(probed(selector, middle, TASKS, KEYS[4]), TASKS)[choices.ids[0]]
     np.testing.assert_allclose(choices.pass_rate[0], believed, rtol=1e-6 if selector.probe else 0)
 
 
+def test_states_restored_from_a_checkpoint_continue_as_if_nothing_had_been(tmp_path):
+    middle = {name: run(compiled(name).step, compiled(name).state, KEYS[:4])[0] for name in CONTRACT}
+    straight = {name: run(compiled(name).step, middle[name], KEYS[4:6]) for name in CONTRACT}
+    tally = Tally(jnp.zeros(N, jnp.int32), jnp.zeros(2, jnp.int32))
+    state = RunState(jnp.zeros((), jnp.int32), {}, {}, middle, None, tally)
+    for _ in range(2):
+        with Checkpoints(tmp_path / "checkpoints", keep=1, identity={}) as checkpoints:
+            if checkpoints.latest() is None:
+                checkpoints.save(state)
+            else:
+                state = checkpoints.restore(state)  # takes the memory of what was there
+    for name, expected in straight.items():
+        assert_equal(run(compiled(name).step, state.selector[name], KEYS[4:6]), expected)
+
+
 @every_selector
 def test_eager_scan_and_seeds_by_vmap_equal_jit(name):
-    selector = CONTRACT[name][0](B, G)
-    step, state, keys = stepper(selector), selector.init(TASKS, N), KEYS[:3]
-    expected = run(jax.jit(step), state, keys)
-    assert_equal(run(step, state, keys[:1]), run(jax.jit(step), state, keys[:1]), rtol=1e-6)
-    assert_equal(jax.lax.scan(step, state, keys), expected, rtol=1e-6)
-    _, choices = jax.vmap(lambda keys: jax.lax.scan(step, state, keys))(jnp.stack([KEYS[3:6], keys]))
-    assert_equal(jax.tree.map(lambda x: x[1], choices), expected[1], rtol=1e-6)
+    selector, state, jitted, _ = compiled(name)
+    step, keys = stepper(selector), KEYS[:3]
+    expected = run(jitted, state, keys)
+    assert_equal(run(step, state, keys[:1]), run(jitted, state, keys[:1]), rtol=1e-6)
+    scanned = jax.vmap(lambda keys: jax.lax.scan(step, state, keys))(jnp.stack([KEYS[3:6], keys]))
+    assert_equal(jax.tree.map(lambda x: x[1], scanned), expected, rtol=1e-6)
+
+
+BALANCED = {
+    "uniform": selectors.uniform,
+    "easy_to_hard": selectors.easy_to_hard,
+    "mopps": functools.partial(selectors.mopps, candidates=2),
+    "greso": selectors.greso,
+    "bots": selectors.bots,
+    "dots": dots,
+    "oracle": selectors.oracle,
+}
+
+
+@pytest.mark.parametrize("name", BALANCED)
+def test_a_balanced_batch_has_as_many_tasks_of_each_domain(name):
+    """Two domains, of 6 and of 10 tasks."""
+    selector = BALANCED[name](B, G, balance="equal")
+    state, select = selector.init(TASKS, N), jax.jit(selector.select)
+    for key in KEYS:
+        choice, state = select(key, state, TASKS)
+        assert np.bincount(TASKS.domain[choice.ids]).tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("order", ["shuffled", "sequential"])
+def test_balanced_epochs_go_on_in_each_domain_for_itself(order):
+    selector = selectors.uniform(B, G, order=order, balance="equal")
+    state, select = selector.init(TASKS, N), jax.jit(selector.select)
+    for key in KEYS:
+        _, state = select(key, state, TASKS)
+        for domain in (0, 1):
+            visits = state.visits[TASKS.domain == domain]
+            assert int(visits.max() - visits.min()) <= 1
+    assert [int(state.visits[TASKS.domain == domain].sum()) for domain in (0, 1)] == [20, 20]
 
 
 @pytest.mark.parametrize("name", [name for name, (_, sweep) in CONTRACT.items() if sweep])
@@ -159,13 +226,11 @@ def test_hyper_parameters_are_swept_by_a_factory_inside_vmap(name):
 
 @every_selector
 def test_sharded_over_eight_devices_equals_unsharded(name, mesh):
-    selector = CONTRACT[name][0](B, G)
+    selector, state, step, _ = compiled(name)
+    expected = run(step, state, KEYS[:3])
     step = jax.jit(stepper(selector))
-    expected = run(step, selector.init(TASKS, N), KEYS[:3])
     with jax.set_mesh(mesh):
-        state, tasks = jax.tree.map(
-            lambda x: jax.device_put(x, meshes.task_sharding(mesh, x.shape, N)), (selector.init(TASKS, N), TASKS)
-        )
+        state, tasks = jax.tree.map(lambda x: jax.device_put(x, meshes.task_sharding(mesh, x.shape, N)), (state, TASKS))
         result = run(lambda state, key: step(state, key, tasks), state, KEYS[:3])
     assert_equal(jax.device_get(result), jax.device_get(expected), rtol=1e-5)
     tables = [x for x in jax.tree.leaves(result[0]) if x.shape == (N,)]
@@ -182,8 +247,8 @@ def test_the_mesh_of_another_program_is_left_alone():
 
 @every_selector
 def test_padding_is_inert(name):
-    selector = CONTRACT[name][0](B, G)
-    update, state = jax.jit(selector.update), selector.init(TASKS, N)
+    selector, state, *_ = compiled(name)
+    update = jax.jit(selector.update)
     real = Feedback(*(jnp.array(x) for x in ([1, 9], [2.0, 7.0], [8.0, 8.0], [10.0, 20.0])))
     padded = Feedback(*(jnp.array(x) for x in ([9, 1, 9, N], [NAN, 2, 7, 8.0], [0, 8, 8, 0.0], [99, 10, 20, 99.0])))
     assert_equal(update(state, TASKS, real), update(state, TASKS, padded), rtol=1e-6)
@@ -371,6 +436,8 @@ def test_the_configuration_has_the_same_defaults():
         (lambda: dots(B, G, calibration="isotonic"), "no calibration 'isotonic': choose one of plain, platt"),
         (lambda: dots(B, G).init(Tasks(embeddings=EMBEDDINGS), N), "pass them in Tasks.projections, by attention.pro"),
         (lambda: dots(B, G).init(TASKS, N + 1), "projections have 16 rows but there are 17 tasks"),
+        (lambda: selectors.bots(B, G, balance="even").init(TASKS, N), "no balance 'even' of the domains.*proportional"),
+        (lambda: selectors.uniform(B, G, balance="equal").init(Tasks(), N), "name their column in tasks.domain_column"),
         (lambda: selectors.oracle(B, G).init(Tasks(), N), "pass them in Tasks.pass_rates"),
         (lambda: selectors.oracle(B, G, tolerance=1.0), "tolerance is 1.0"),
         (lambda: selectors.oracle(B, G, measured=3), "measured is 3: it must be at least batch_size 4"),

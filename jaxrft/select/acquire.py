@@ -1,4 +1,9 @@
-"""From pass rates to a batch: draws, distances to the target, and an exact top-k over a sharded table."""
+"""From pass rates to a batch: draws, distances to the target, and an exact top-k over a sharded table.
+
+Whatever chooses takes a `quota` of the batch for each domain, or None.
+"""
+
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,26 +13,84 @@ from jaxrft.mesh import constrain, shards
 from jaxrft.select import posterior
 from jaxrft.types import Array
 
+Balance = Literal["none", "proportional", "equal"]
 
-def thompson(key: Array, state: posterior.BetaState, *, batch_size: int, target: ArrayLike = 0.5) -> Array:
+
+class Quota(NamedTuple):
+    """A batch's places by domain: they sum to its size, and no domain has more than it has tasks."""
+
+    domain: Array  # [N] int32, of every task
+    places: Array  # [N] int32, of the domain of that number; there are at most as many domains as tasks
+
+
+def quota(
+    key: Array, domain: Array | None, *, batch_size: int, balance: Balance, among: Array | None = None
+) -> Quota | None:
+    """The places of a batch of B for each `domain` [N], None without a balance; `among` [M]: of these tasks alone.
+
+    `proportional`: B n_d / N for a domain of n_d tasks, rounded up or down such that this is the expectation; `equal`:
+    as many for each as there are tasks, the places that small domains cannot fill and what does not divide for others
+    at random.
+    """
+    if balance == "none" or domain is None:
+        return None
+    rows = domain if among is None else domain[among]
+    sizes = jnp.zeros(domain.shape, jnp.int32).at[rows].add(1)
+    divide = _proportional if balance == "proportional" else _equal
+    return Quota(rows, divide(key, sizes, rows.shape[0], batch_size))
+
+
+def _proportional(key: Array, sizes: Array, num_tasks: int, batch_size: int) -> Array:
+    """The domains of B tasks that stand N / B apart from each other, from a random one on, in a table by domain."""
+    start, place = jax.random.randint(key, (), 0, num_tasks), jnp.arange(batch_size)
+    whole, rest = divmod(num_tasks, batch_size)
+    row = place * whole + (place * rest + start) // batch_size  # floor((place * N + start) / B), which may overflow
+    return jnp.zeros_like(sizes).at[jnp.searchsorted(jnp.cumsum(sizes), row, side="right")].add(1)
+
+
+def _equal(key: Array, sizes: Array, num_tasks: int, batch_size: int) -> Array:
+    """As many places for each domain as all can have, or its tasks; one more for some, beginning at a random one."""
+    count = jnp.zeros(batch_size + 1, jnp.int32).at[jnp.minimum(sizes, batch_size)].add(1)  # domains by size
+    larger = jnp.cumsum(count[::-1])[::-1][1:]  # [B], domains of 1, 2, ... tasks and more
+    level = (jnp.cumsum(larger) <= batch_size).sum()
+    places, open_to = jnp.minimum(sizes, level), sizes > level
+    number = jnp.maximum(open_to.sum(), 1)
+    turn = (jnp.cumsum(open_to) + jax.random.randint(key, (), 0, number)) % number
+    return places + (open_to & (turn < batch_size - places.sum())).astype(jnp.int32)
+
+
+def thompson(
+    key: Array,
+    state: posterior.BetaState,
+    *,
+    batch_size: int,
+    target: ArrayLike = 0.5,
+    quota: Quota | None = None,
+) -> Array:
     """Ids [B] of the tasks whose draw theta_i ~ Beta(alpha_i, beta_i) is nearest `target` [arXiv 2510.26374]."""
     key_draw, key_tie = jax.random.split(key)
-    return nearest(key_tie, posterior.sample(key_draw, state), batch_size=batch_size, target=target)
+    return nearest(key_tie, posterior.sample(key_draw, state), batch_size=batch_size, target=target, quota=quota)
 
 
-def nearest(key: Array, pass_rate: Array, *, batch_size: int, target: ArrayLike = 0.5) -> Array:
+def nearest(
+    key: Array, pass_rate: Array, *, batch_size: int, target: ArrayLike = 0.5, quota: Quota | None = None
+) -> Array:
     """Ids [B] of the tasks whose `pass_rate` [N] is nearest `target`; ties at random, NaN last."""
-    return smallest(key, jnp.abs(pass_rate - jnp.asarray(target, pass_rate.dtype)), batch_size=batch_size)
+    distance = jnp.abs(pass_rate - jnp.asarray(target, pass_rate.dtype))
+    return smallest(key, distance, batch_size=batch_size, quota=quota)
 
 
-def softmax(key: Array, score: Array, *, batch_size: int, temperature: ArrayLike = 1.0) -> Array:
+def softmax(
+    key: Array, score: Array, *, batch_size: int, temperature: ArrayLike = 1.0, quota: Quota | None = None
+) -> Array:
     """Ids [B] drawn one after another, without replacement, each with chance proportional to exp(score / temperature).
 
     Exact, by the B largest of score / temperature + Gumbel noise [arXiv 1903.06059]; -inf and NaN are drawn last.
     """
     key_noise, key_tie = jax.random.split(key)
     noise = jax.random.gumbel(key_noise, score.shape, score.dtype)
-    return largest(key_tie, score / jnp.asarray(temperature, score.dtype) + noise, batch_size=batch_size)
+    score = score / jnp.asarray(temperature, score.dtype) + noise
+    return largest(key_tie, score, batch_size=batch_size, quota=quota)
 
 
 def informative(pass_rate: Array, num_generations: int) -> Array:
@@ -65,7 +128,14 @@ def per_token(utility: Array, tokens: Array) -> Array:
 
 
 def priced(
-    key: Array, utility: Array, interest: Array, *, batch_size: int, weight: ArrayLike, price: ArrayLike
+    key: Array,
+    utility: Array,
+    interest: Array,
+    *,
+    batch_size: int,
+    weight: ArrayLike,
+    price: ArrayLike,
+    quota: Quota | None = None,
 ) -> Array:
     """Ids [B]: the greatest `utility` [N], but for as many of the greatest utility + `weight` * interest as are paid.
 
@@ -74,13 +144,13 @@ def priced(
     """
     key_best, key_curious, key_rest = jax.random.split(key, 3)
     weight, price = (jnp.asarray(x, utility.dtype) for x in (weight, price))
-    best = utility[largest(key_best, utility, batch_size=batch_size)]
-    curious = largest(key_curious, utility + weight * interest, batch_size=batch_size)
+    best = utility[largest(key_best, utility, batch_size=batch_size, quota=quota)]
+    curious = largest(key_curious, utility + weight * interest, batch_size=batch_size, quota=quota)
     rest = jnp.concatenate([jnp.cumsum(best[:-1])[::-1], jnp.zeros(1, utility.dtype)])  # of the B - k best, k = 1..B
     count = (jnp.cumsum(utility[curious]) + rest >= (1 - price) * best.sum()).sum()
     first = jnp.where(jnp.arange(batch_size) < count, curious, utility.shape[0])
     ahead = jnp.zeros(utility.shape, bool).at[first].set(True, mode="drop")
-    return largest(key_rest, jnp.where(ahead, jnp.inf, utility), batch_size=batch_size)
+    return largest(key_rest, jnp.where(ahead, jnp.inf, utility), batch_size=batch_size, quota=quota)
 
 
 def cool_down(utility: Array, since: Array, *, steps: int) -> Array:
@@ -89,21 +159,45 @@ def cool_down(utility: Array, since: Array, *, steps: int) -> Array:
     return jnp.where(since < steps, utility - spread - 1, utility)
 
 
-def largest(key: Array, score: Array, *, batch_size: int) -> Array:
+def epoch(visits: Array, *, quota: Quota | None = None) -> Array:
+    """1 for tasks visited more often than the least visited one, else 0, [N] int32; with a quota, than its domain's."""
+    least = visits.min()
+    if quota is not None:
+        least = jnp.full_like(visits, jnp.iinfo(visits.dtype).max).at[quota.domain].min(visits)[quota.domain]
+    return (visits > least).astype(jnp.int32)
+
+
+def largest(key: Array, score: Array, *, batch_size: int, quota: Quota | None = None) -> Array:
     """Ids [B] int32, distinct, of the B largest scores [N], largest first; ties at random by `key`, NaN last."""
-    return smallest(key, -score, batch_size=batch_size)
+    return smallest(key, -score, batch_size=batch_size, quota=quota)
 
 
-def smallest(key: Array, score: Array, *, batch_size: int) -> Array:
+def smallest(key: Array, score: Array, *, batch_size: int, quota: Quota | None = None) -> Array:
     """Ids [B] int32, distinct, of the B smallest scores [N], smallest first; ties at random by `key`, NaN last.
 
-    Exact, and the same on any mesh: every shard of the table sorts its own rows, and the B best of each meet.
+    With a quota, of as many of the smallest in each domain as it has places. Exact, and the same on any mesh: every
+    shard of the table sorts its own rows, and the B best of each meet.
     """
     num_tasks = score.shape[0]
     count = shards(jax.sharding.get_abstract_mesh(), "task")
     count = count if num_tasks % count == 0 else 1
-    table = (score, jax.random.bits(key, (num_tasks,)), jnp.arange(num_tasks, dtype=jnp.int32))
+    table = [score, jax.random.bits(key, (num_tasks,)), jnp.arange(num_tasks, dtype=jnp.int32)]
+    table += [] if quota is None else [quota.domain]
+    places = None if quota is None else quota.places
     if count > 1:
         rows = [constrain(x.reshape(count, -1), "task", None) for x in table]
-        table = [x[:, :batch_size].reshape(-1) for x in jax.lax.sort(rows, dimension=1, num_keys=2)]
-    return jax.lax.sort(table, num_keys=2)[2][:batch_size]  # sort puts NaN behind infinity
+        table = [x.reshape(-1) for x in _first(rows, places, batch_size)]
+    return _first(table, places, batch_size)[2]
+
+
+def _first(table: list[Array], places: Array | None, batch_size: int) -> list[Array]:
+    """The B first rows of (score, bits, id[, domain]) [..., n], those behind their domain's `places` last."""
+    if places is not None:
+        score, bits, ids, domain = table
+        domain, score, bits, ids = jax.lax.sort((domain, score, bits, ids), num_keys=3)
+        row = jax.lax.broadcasted_iota(jnp.int32, domain.shape, domain.ndim - 1)
+        begins = jnp.diff(domain, axis=-1, prepend=-1) != 0
+        rank = row - jax.lax.cummax(jnp.where(begins, row, 0), axis=domain.ndim - 1)  # in its domain
+        table = [rank >= places[domain], score, bits, ids, domain]
+    rows = jax.lax.sort(table, num_keys=2 if places is None else 3)  # puts NaN behind infinity
+    return [x[..., :batch_size] for x in rows][places is not None :]

@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 
 from jaxrft.mesh import constrain
 from jaxrft.select import acquire, evidence
-from jaxrft.select.contract import Selector, check, check_sizes, check_table
+from jaxrft.select.contract import Selector, check, check_balance, check_sizes, check_table
 from jaxrft.types import Array, Choice, Feedback, InputError, Tasks
 
 
@@ -35,12 +35,15 @@ Order = Literal["shuffled", "replacement", "sequential"]
 MANY_VISITS = 2.0**20  # more than a task has
 
 
-def uniform(batch_size: int, num_generations: int, *, order: Order = "shuffled") -> Selector:
+def uniform(
+    batch_size: int, num_generations: int, *, order: Order = "shuffled", balance: acquire.Balance = "none"
+) -> Selector:
     """Every task as often as any other.
 
     `shuffled` goes through the table in epochs, each in a random order; `sequential` in the order of the table;
     `replacement` draws every batch afresh. In epochs no task comes twice before all have come once, and a batch is
-    distinct even where one epoch ends and the next begins.
+    distinct even where one epoch ends and the next begins. With a `balance` of the batch between the domains, as
+    `acquire.quota` says, each domain has epochs of its own.
     """
     check_sizes(batch_size, num_generations)
     if order not in get_args(Order):
@@ -48,19 +51,23 @@ def uniform(batch_size: int, num_generations: int, *, order: Order = "shuffled")
 
     def init(tasks: Tasks, num_tasks: int) -> UniformState:
         check_table(batch_size, num_tasks)
+        check_balance(balance, tasks, num_tasks)
         return UniformState(jnp.zeros(num_tasks, jnp.int32))
 
-    def score(visits: Array) -> Array:  # [N] int32, the smallest are chosen and ties broken at random
+    def score(visits: Array, quota: acquire.Quota | None) -> Array:
+        """[N] int32; the smallest are chosen and ties broken at random."""
         if order == "replacement":
             return jnp.zeros_like(visits)
-        seen = (visits > visits.min()).astype(jnp.int32)  # in this epoch
+        seen = acquire.epoch(visits, quota=quota)
         if order == "shuffled":
             return seen
         num_tasks = visits.shape[0]
         return seen * num_tasks + jnp.arange(num_tasks, dtype=jnp.int32)
 
     def select(key: Array, state: UniformState, tasks: Tasks) -> tuple[Choice, UniformState]:
-        ids = acquire.smallest(key, score(state.visits), batch_size=batch_size)
+        key_quota, key_tie = jax.random.split(key)
+        quota = acquire.quota(key_quota, tasks.domain, batch_size=batch_size, balance=balance)
+        ids = acquire.smallest(key_tie, score(state.visits, quota), batch_size=batch_size, quota=quota)
         visits = constrain(state.visits.at[ids].add(1), "task")
         return Choice(ids, jnp.full(batch_size, jnp.nan, jnp.float32)), UniformState(visits)
 
@@ -73,16 +80,18 @@ def uniform(batch_size: int, num_generations: int, *, order: Order = "shuffled")
     return Selector(init, select, update, pass_rate)
 
 
-def easy_to_hard(batch_size: int, num_generations: int) -> Selector:
+def easy_to_hard(batch_size: int, num_generations: int, *, balance: acquire.Balance = "none") -> Selector:
     """A fixed curriculum: epochs in the order of the mean reference pass rate, easiest first.
 
-    Tasks without any known reference pass rate come last; ties in the order of the table.
+    Tasks without any known reference pass rate come last; ties in the order of the table. With a `balance` of the batch
+    between the domains, as `acquire.quota` says, each domain has epochs of its own.
     `init` raises InputError for references that are missing or outside [0, 1] and for a table smaller than a batch.
     """
     check_sizes(batch_size, num_generations)
 
     def init(tasks: Tasks, num_tasks: int) -> EasyToHardState:
         check_table(batch_size, num_tasks)
+        check_balance(balance, tasks, num_tasks)
         evidence.check_references(tasks, num_tasks, least=1)
         mean = jnp.nanmean(jnp.asarray(tasks.reference_pass_rates, jnp.float32), axis=1)  # NaN sorts last
         row = jnp.arange(num_tasks, dtype=jnp.int32)
@@ -90,8 +99,10 @@ def easy_to_hard(batch_size: int, num_generations: int) -> Selector:
         return EasyToHardState(jnp.zeros(num_tasks, jnp.int32), jnp.zeros(num_tasks, jnp.int32).at[order].set(row))
 
     def select(key: Array, state: EasyToHardState, tasks: Tasks) -> tuple[Choice, EasyToHardState]:
-        seen = (state.visits > state.visits.min()).astype(jnp.int32)  # in this epoch
-        ids = acquire.smallest(key, seen * state.rank.shape[0] + state.rank, batch_size=batch_size)
+        key_quota, key_tie = jax.random.split(key)
+        quota = acquire.quota(key_quota, tasks.domain, batch_size=batch_size, balance=balance)
+        rank = acquire.epoch(state.visits, quota=quota) * state.rank.shape[0] + state.rank
+        ids = acquire.smallest(key_tie, rank, batch_size=batch_size, quota=quota)
         visits = constrain(state.visits.at[ids].add(1), "task")
         return Choice(ids, jnp.full(batch_size, jnp.nan, jnp.float32)), state._replace(visits=visits)
 
@@ -109,12 +120,14 @@ def oracle(
     tolerance: ArrayLike = 0.4,
     measured: int = 512,
     measure_every: int = 4,
+    balance: acquire.Balance = "none",
 ) -> Selector:
     """Chooses by `tasks.pass_rates`, which the caller measures by rollouts that nobody counts: what knowing is worth.
 
     The tasks within `tolerance` of `target`, those chosen least often first and ties at random, then the nearest; a
     task without a pass rate (NaN) comes last. Pass rates are wanted of `measured` tasks drawn at random, or of all when
-    there are no more, every `measure_every` steps.
+    there are no more, every `measure_every` steps. `balance` of the batch between the domains: as `acquire.quota`
+    says.
     `init` raises InputError when there are none, and for a table smaller than a batch.
     """
     check_sizes(batch_size, num_generations)
@@ -125,14 +138,17 @@ def oracle(
 
     def init(tasks: Tasks, num_tasks: int) -> OracleState:
         check_table(batch_size, num_tasks)
+        check_balance(balance, tasks, num_tasks)
         _measured(tasks)
         return OracleState(jnp.zeros(num_tasks, jnp.int32))
 
     def select(key: Array, state: OracleState, tasks: Tasks) -> tuple[Choice, OracleState]:
+        key_quota, key_tie = jax.random.split(key)
+        quota = acquire.quota(key_quota, tasks.domain, batch_size=batch_size, balance=balance)
         distance = jnp.abs(_measured(tasks) - jnp.asarray(target, jnp.float32))
         near = distance <= jnp.asarray(tolerance, jnp.float32)
         score = jnp.where(near, state.visits.astype(jnp.float32), MANY_VISITS * (1 + distance))
-        ids = acquire.smallest(key, score, batch_size=batch_size)
+        ids = acquire.smallest(key_tie, score, batch_size=batch_size, quota=quota)
         visits = constrain(state.visits.at[ids].add(1), "task")
         return Choice(ids, _measured(tasks)[ids]), OracleState(visits)
 

@@ -1,7 +1,7 @@
 """What a selector is, and the checks that all of them make."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from jaxrft.select.acquire import Balance
 from jaxrft.types import Array, Choice, Feedback, InputError, Tasks
 
 
@@ -48,6 +49,14 @@ def check_table(batch_size: int, num_tasks: int) -> None:
     """Raises InputError for a table smaller than a batch, whose ids could not be distinct."""
     if num_tasks < batch_size:
         raise InputError(f"batch_size is {batch_size} but there are {num_tasks} tasks: give more tasks, or lower it")
+
+
+def check_balance(balance: str, tasks: Tasks, num_tasks: int) -> None:
+    """Raises InputError for a balance there is not, and for tasks without the domains that it needs."""
+    if balance not in get_args(Balance):
+        raise InputError(f"no balance {balance!r} of the domains: choose one of {', '.join(get_args(Balance))}")
+    if balance != "none":
+        count_domains(tasks, num_tasks)
 
 
 def count_domains(tasks: Tasks, num_tasks: int) -> int:

@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 
 from jaxrft.mesh import constrain
 from jaxrft.select import acquire, attention
-from jaxrft.select.contract import Selector, check, check_sizes, check_table
+from jaxrft.select.contract import Selector, check, check_balance, check_sizes, check_table
 from jaxrft.types import Array, Choice, Feedback, InputError, Projections, Tasks
 
 
@@ -33,6 +33,7 @@ def dots(
     probe_every: int = 2,
     target: ArrayLike = 0.5,
     temperature: ArrayLike = 1e-3,
+    balance: acquire.Balance = "none",
 ) -> Selector:
     """Difficulty-targeted online selection as published [arXiv 2506.05316]: probes, attention, softmax.
 
@@ -44,7 +45,8 @@ def dots(
     an argument, which no checkpoint carries; the embeddings themselves are not needed any more.
     Only probes are references, a uniform sample as the predictor was trained on: the feedback of a chosen batch is
     known by its ids and leaves the belief as it is. Feedback of a part of a probe replaces the oldest references.
-    Deviation: before the first probe, choices are uniform.
+    Deviation: before the first probe, choices are uniform. `balance` of the batch, not of the probes, between the
+    domains: as `acquire.quota` says.
     `init` raises InputError for a table that is not projected or smaller than a batch.
     """
     check_sizes(batch_size, num_generations)
@@ -58,6 +60,7 @@ def dots(
 
     def init(tasks: Tasks, num_tasks: int) -> DotsState:
         check_table(batch_size, num_tasks)
+        check_balance(balance, tasks, num_tasks)
         rows = _projections(tasks).query.shape[0]
         if rows != num_tasks:
             raise InputError(f"tasks.projections have {rows} rows but there are {num_tasks} tasks: project them all")
@@ -74,7 +77,9 @@ def dots(
 
     def select(key: Array, state: DotsState, tasks: Tasks) -> tuple[Choice, DotsState]:
         distance = jnp.abs(state.predicted - jnp.asarray(target, jnp.float32))
-        ids = acquire.softmax(key, -distance, batch_size=batch_size, temperature=temperature)
+        key_quota, key_draw = jax.random.split(key)
+        quota = acquire.quota(key_quota, tasks.domain, batch_size=batch_size, balance=balance)
+        ids = acquire.softmax(key_draw, -distance, batch_size=batch_size, temperature=temperature, quota=quota)
         chosen = constrain(state.chosen.at[ids].set(True), "task")
         return Choice(ids, state.predicted[ids]), state._replace(chosen=chosen)
 

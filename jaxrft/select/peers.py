@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 
 from jaxrft.mesh import constrain
 from jaxrft.select import acquire, posterior
-from jaxrft.select.contract import Selector, check, check_belief, check_sizes, check_table
+from jaxrft.select.contract import Selector, check, check_balance, check_belief, check_sizes, check_table
 from jaxrft.types import Array, Choice, Feedback, Tasks
 
 
@@ -34,13 +34,15 @@ def mopps(
     candidates: int = 8,
     target: ArrayLike = 0.5,
     prior: posterior.Prior = (1.0, 1.0),
+    balance: acquire.Balance = "none",
 ) -> Selector:
     """Model predictive prompt selection [arXiv 2507.04632]: explicit Beta posteriors, Thompson among candidates.
 
     alpha <- discount alpha + (1 - discount) alpha0 + s, and beta with the failures, for the tasks rolled out; others
     stay as they are. A step draws `candidates` * batch_size tasks uniformly (all, if there are fewer), and of these
     takes the ones whose draw from the posterior is nearest `target`. `discount` in [0, 1]: share of the evidence that
-    survives a visit. Deviation: candidates are drawn afresh every step, where the paper takes them in epochs.
+    survives a visit. `balance` between the domains, of the candidates and of the batch: as `acquire.quota` says.
+    Deviation: candidates are drawn afresh every step, where the paper takes them in epochs.
     """
     check_sizes(batch_size, num_generations)
     check("discount", discount, lambda x: (x >= 0) & (x <= 1), "in [0, 1]")
@@ -49,15 +51,18 @@ def mopps(
 
     def init(tasks: Tasks, num_tasks: int) -> MoppsState:
         check_table(batch_size, num_tasks)
+        check_balance(balance, tasks, num_tasks)
         return MoppsState(posterior.init(num_tasks, prior=prior))
 
     def select(key: Array, state: MoppsState, tasks: Tasks) -> tuple[Choice, MoppsState]:
-        key_candidates, key_draw, key_tie = jax.random.split(key, 3)
+        key_first, key_candidates, key_quota, key_draw, key_tie = jax.random.split(key, 5)
         num_tasks = state.posterior.alpha.shape[0]
         count = min(candidates * batch_size, num_tasks)
-        among = acquire.smallest(key_candidates, jnp.zeros(num_tasks), batch_size=count)
+        wide = acquire.quota(key_first, tasks.domain, batch_size=count, balance=balance)
+        among = acquire.smallest(key_candidates, jnp.zeros(num_tasks), batch_size=count, quota=wide)
         draws = posterior.sample(key_draw, jax.tree.map(lambda x: x[among], state.posterior))
-        ids = among[acquire.nearest(key_tie, draws, batch_size=batch_size, target=target)]
+        quota = acquire.quota(key_quota, tasks.domain, batch_size=batch_size, balance=balance, among=among)
+        ids = among[acquire.nearest(key_tie, draws, batch_size=batch_size, target=target, quota=quota)]
         return Choice(ids, posterior.mean(state.posterior)[ids]), state
 
     def update(state: MoppsState, tasks: Tasks, feedback: Feedback) -> MoppsState:
@@ -76,13 +81,15 @@ def greso(
     explore: ArrayLike = 0.5,
     explore_step: ArrayLike = 0.01,
     zero_variance: ArrayLike = 0.25,
+    balance: acquire.Balance = "none",
 ) -> Selector:
     """Skips tasks whose last visits taught nothing [arXiv 2506.02177].
 
     In shuffled epochs, a task whose last z visits were all right (or all wrong) is rolled out with chance
     explore_easy^z (explore_hard^z), else skipped until the next epoch. Both bases begin at `explore` and move by
     `explore_step` a step, down when the share of such groups in the batch is above its target and up otherwise; the
-    targets are 1/3 and 2/3 of `zero_variance`, the share of groups without variance that is put up with.
+    targets are 1/3 and 2/3 of `zero_variance`, the share of groups without variance that is put up with. With a
+    `balance` of the batch between the domains, as `acquire.quota` says, each domain has epochs of its own.
     Deviations: the bases stay in [0.05, 0.95]; a batch is filled up with skipped tasks if no others are left; the
     batch has a constant size, and what it finds without variance is not rolled out anew.
     """
@@ -93,19 +100,24 @@ def greso(
 
     def init(tasks: Tasks, num_tasks: int) -> GresoState:
         check_table(batch_size, num_tasks)
+        check_balance(balance, tasks, num_tasks)
         nothing = jnp.zeros(num_tasks, jnp.int32)
         return GresoState(nothing, jnp.array(nothing), jnp.full(2, explore, jnp.float32))
 
     def select(key: Array, state: GresoState, tasks: Tasks) -> tuple[Choice, GresoState]:
-        key_order, key_skip, key_tie = jax.random.split(key, 3)
+        key_quota, key_order, key_skip, key_tie = jax.random.split(key, 4)
+        quota = acquire.quota(key_quota, tasks.domain, batch_size=batch_size, balance=balance)
         shape = state.streak.shape
         base = jnp.where(state.streak < 0, state.explore[1], state.explore[0])
         taken = jax.random.uniform(key_skip, shape) < base ** jnp.abs(state.streak).astype(jnp.float32)
-        seen = (state.passes > state.passes.min()).astype(jnp.float32)  # in this epoch
+        seen = acquire.epoch(state.passes, quota=quota).astype(jnp.float32)
         order = seen + jax.random.uniform(key_order, shape)  # what is left of this epoch, then the next one
         score = jnp.where(taken, order, order + 2)
-        ids = acquire.smallest(key_tie, score, batch_size=batch_size)
-        passed = order <= score[ids].max()  # rolled out, or skipped on the way to the last that is
+        ids = acquire.smallest(key_tie, score, batch_size=batch_size, quota=quota)
+        last = score[ids].max()
+        if quota is not None:
+            last = jnp.full(shape, -jnp.inf).at[quota.domain[ids]].max(score[ids])[quota.domain]
+        passed = order <= last  # rolled out, or skipped on the way to the last that is
         passes = constrain(state.passes + passed.astype(jnp.int32), "task")
         return Choice(ids, jnp.full(batch_size, jnp.nan, jnp.float32)), state._replace(passes=passes)
 

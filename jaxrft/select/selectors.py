@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 from jax.typing import ArrayLike
 
 from jaxrft.select import acquire, evidence, posterior
@@ -17,7 +18,7 @@ from jaxrft.select.baselines import easy_to_hard as easy_to_hard
 from jaxrft.select.baselines import oracle as oracle
 from jaxrft.select.baselines import uniform as uniform
 from jaxrft.select.contract import Selector as Selector
-from jaxrft.select.contract import check, check_belief, check_sizes, check_table
+from jaxrft.select.contract import check, check_balance, check_belief, check_sizes, check_table
 from jaxrft.select.dots import dots as dots
 from jaxrft.select.peers import greso as greso
 from jaxrft.select.peers import mopps as mopps
@@ -41,13 +42,15 @@ def bots(
     per_domain: bool = False,
     target: ArrayLike = 0.5,
     prior: posterior.Prior = (1.0, 1.0),
+    balance: acquire.Balance = "none",
 ) -> Selector:
     """Bayesian online task selection as published [arXiv 2510.26374]: posteriors, interpolated evidence, Thompson.
 
     `decay` in [0, 1]: pull towards `prior` a step; `rho` in [0, 1]: weight of implicit against explicit evidence;
     `momentum` in [0, 1): smoothing of the capability; `target` in (0, 1): the pass rate whose neighbours are chosen;
     `prior`: pseudo-successes and pseudo-failures, scalars or [N]. Any of them may be a tracer (a sweep by `vmap`).
-    `per_domain`: a capability for each of `tasks.domain`, which the paper has not.
+    `per_domain`: a capability for each of `tasks.domain`, which the paper has not; `balance` of the batch between them
+    as `acquire.quota` says.
     The state keeps float64 references' dtype, else float32. Deviations: those of `posterior.update` and
     `evidence.interpolation`.
     `init` raises InputError for references that are missing or outside [0, 1] and for a table smaller than a batch.
@@ -61,11 +64,14 @@ def bots(
 
     def init(tasks: Tasks, num_tasks: int) -> BotsState:
         check_table(batch_size, num_tasks)
+        check_balance(balance, tasks, num_tasks)
         state = implicit.init(tasks, num_tasks)
         return BotsState(posterior.init(num_tasks, prior=prior, dtype=state.capability.dtype), state)
 
     def select(key: Array, state: BotsState, tasks: Tasks) -> tuple[Choice, BotsState]:
-        ids = acquire.thompson(key, state.posterior, batch_size=batch_size, target=target)
+        key_quota, key_draw = jax.random.split(key)
+        quota = acquire.quota(key_quota, tasks.domain, batch_size=batch_size, balance=balance)
+        ids = acquire.thompson(key_draw, state.posterior, batch_size=batch_size, target=target, quota=quota)
         return Choice(ids, posterior.mean(state.posterior)[ids]), state
 
     def update(state: BotsState, tasks: Tasks, feedback: Feedback) -> BotsState:
