@@ -22,6 +22,7 @@ commands:
   eval   evaluate a policy on the config's held-out tasks
   prepare dataset  make a TFDS data set of the files of a published one; no CONFIG, it lists those that it knows
   prepare pass-rates  roll a policy out on the config's tasks; its pass rates become a column of --out FILE.parquet
+  prepare embeddings  what the policy makes of the config's prompts, for tasks.embeddings, into --out FILE.safetensors
   prepare predictor  train what tells pass rates by similar tasks (dots) on a response matrix, --responses FILE.npz,
                      and judge it; no CONFIG
   simulate  compare selectors without a language model; no CONFIG, `jaxrft simulate --help` explains its flags
@@ -33,6 +34,7 @@ CONFIG is a .py file that defines `config = Config(...)`; every field of it is a
   jaxrft eval configs/quickstart.py --model runs/quickstart/policy
   jaxrft prepare dataset gsm8k --file train.jsonl
   jaxrft prepare pass-rates configs/quickstart.py --model runs/quickstart/policy --out rates.parquet
+  jaxrft prepare embeddings configs/quickstart.py --out embeddings.safetensors
 `jaxrft train --help` explains every field.
 """
 STOPPED = 143  # 128 + SIGTERM, what schedulers expect of a job that saved and left
@@ -120,7 +122,12 @@ def _eval(arguments: list[str], prog: str) -> int:
 
 
 def _prepare(arguments: list[str], prog: str) -> int:
-    kinds = {"dataset": _prepare_dataset, "pass-rates": _prepare_pass_rates, "predictor": _prepare_predictor}
+    kinds = {
+        "dataset": _prepare_dataset,
+        "pass-rates": _prepare_pass_rates,
+        "embeddings": _prepare_embeddings,
+        "predictor": _prepare_predictor,
+    }
     if not arguments or arguments[0] not in kinds:
         raise InputError(f"jaxrft prepare makes {', '.join(kinds)}, not {arguments[0] if arguments else 'nothing'!r}")
     return kinds[arguments[0]](arguments[1:], prog.replace("prepare", f"prepare {arguments[0]}"))
@@ -139,6 +146,15 @@ def _prepare_pass_rates(arguments: list[str], prog: str) -> int:
 
     options = _config(arguments, prog, lambda config: pass_rates.Options(config, out=tyro.MISSING))
     return 0 if pass_rates.run(options) else STOPPED
+
+
+def _prepare_embeddings(arguments: list[str], prog: str) -> int:
+    import tyro
+
+    from jaxrft.prepare import embeddings
+
+    options = _config(arguments, prog, lambda config: embeddings.Options(config, out=tyro.MISSING))
+    return 0 if embeddings.run(options) else STOPPED
 
 
 def _prepare_predictor(arguments: list[str], prog: str) -> int:

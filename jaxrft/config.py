@@ -38,6 +38,9 @@ class TasksConfig:
     """Column of the ground truths, handed to rewards as `answer`; found by itself likewise."""
     pass_rate_columns: tuple[str, ...] = ()
     """Columns with the pass rates of reference policies, weakest policy first."""
+    embeddings: str | None = None
+    """A .safetensors file of `jaxrft prepare embeddings` with a row for every prompt, for the selectors that use what
+    prompts have in common."""
     domain_column: str | None = None
     """Column of the tasks' domains, which metrics tell apart; `domain` if there is one, else all are of the set's."""
     system_prompt: str | None = None
@@ -120,6 +123,8 @@ class SelectConfig:
     """adaptive: chance a step that one place goes to the task longest not visited, in [0, 1]."""
     cool_down: int = 0
     """adaptive: steps for which a chosen task comes last."""
+    embeddings: Literal["policy", "none"] = "none"
+    """adaptive: embeddings of tasks without `tasks.embeddings`: those that the policy makes at the start, or none."""
 
 
 @dataclass(frozen=True)
@@ -362,6 +367,11 @@ def check(config: Config) -> None:
         ("lora.rank", c.lora.rank >= 0, "0 or more; 0 finetunes every weight"),
         ("lora.alpha", c.lora.alpha > 0, "positive"),
         ("lora.targets", len(c.lora.targets) >= 1, "at least one weight; lora.rank 0 finetunes every weight"),
+        (
+            "lora.targets",
+            c.lora.rank > 0 or c.lora.targets == LoRAConfig().targets,
+            "left as it is while lora.rank is 0, which finetunes every weight: set lora.rank too",
+        ),
         ("mini_batch_size", divides(c.tasks_per_update, c.batch_size), f"a divisor of batch_size {c.batch_size}"),
         (
             "micro_batch_size",
@@ -388,6 +398,8 @@ def check_sets(config: Config) -> None:
     for tasks in config.evaluation.tasks:
         if tasks.weight is not None:
             raise InputError(f"the held-out set {tasks.title} has a weight: only sets that are trained on have one")
+        if tasks.embeddings is not None:
+            raise InputError(f"the held-out set {tasks.title} has embeddings: only sets that are trained on have some")
     for tasks in config.task_sets:
         if tasks.weight is not None and not 0 < tasks.weight < math.inf:
             raise InputError(f"the weight of {tasks.title} is {tasks.weight}: it must be positive")
@@ -395,6 +407,10 @@ def check_sets(config: Config) -> None:
     if any(weighted) and not all(weighted):
         bare = config.task_sets[weighted.index(False)].title
         raise InputError(f"{bare} has no weight but other sets of tasks have: give one to all of them or to none")
+    embedded = [tasks.embeddings is not None for tasks in config.task_sets]
+    if any(embedded) and not all(embedded):
+        bare = config.task_sets[embedded.index(False)].title
+        raise InputError(f"{bare} has no embeddings but other sets of tasks have: give them to all sets or to none")
 
 
 def misfits(name: str, value: Any, kind: Any) -> Iterator[tuple[str, Any, str]]:

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +18,11 @@ from jax.sharding import Mesh
 
 from jaxrft import mesh as meshes
 from jaxrft.config import Config, TasksConfig
-from jaxrft.lm import hub, model, rollout, tokenizer, weights
+from jaxrft.lm import embed, hub, model, rollout, tokenizer, weights
 from jaxrft.rewards import REWARDS
 from jaxrft.rewards import pool as pools
-from jaxrft.tasks import mixture, sources, table
+from jaxrft.select import selectors
+from jaxrft.tasks import embeddings, mixture, sources, table
 from jaxrft.types import Array, InputError, Rollout
 
 logger = logging.getLogger(__name__)
@@ -131,11 +133,14 @@ def draw_adapters(config: Config, shape: model.ModelConfig, mesh: Mesh) -> model
     return jax.jit(lambda: model.draw(stream(config.seed, 0, "init"), rows), out_shardings=where)()
 
 
-def fingerprint(params: Any, mesh: Mesh) -> str:
-    """A digest of every bit of the parameters, the same on any mesh: integer sums do not depend on their order."""
+def fingerprint(params: Any, mesh: Mesh, *, dtype: Any = None) -> str:
+    """A digest of every bit of the parameters, the same on any mesh: integer sums do not depend on their order.
+
+    `dtype`: of the parameters as they are computed with, whatever they are kept in.
+    """
 
     def checksums(params: Any) -> Array:
-        return jnp.stack([_checksum(x) for x in jax.tree.leaves(params)])
+        return jnp.stack([_checksum(x if dtype is None else x.astype(dtype)) for x in jax.tree.leaves(params)])
 
     sums = jax.jit(checksums, out_shardings=meshes.sharding(mesh))(params)
     return table.digest(np.asarray(sums).tobytes())
@@ -173,7 +178,46 @@ def open_tasks(tasks: TasksConfig, config: Config, text: Any) -> table.TaskTable
     """Reads and tokenizes tasks; raises InputError when they do not load or lack what the rewards need."""
     found = table.prepare(sources.load(tasks), text, config.max_prompt_length, name=tasks.title)
     check_columns(config, found, tasks.source)
-    return found
+    return with_embeddings(found, tasks)
+
+
+def with_embeddings(found: table.TaskTable, tasks: TasksConfig) -> table.TaskTable:
+    """The tasks of a set with the embeddings of its file, if it has one; raises InputError when it lacks any."""
+    if tasks.embeddings is None:
+        return found
+    made = embeddings.read(tasks.embeddings)
+    rows = embeddings.of_prompts(made, found.prompts, path=tasks.embeddings, name=tasks.title)
+    return found._replace(embeddings=rows, embedded_by=made.made_by)
+
+
+def embeds(config: Config) -> bool:
+    """Whether the tasks of a run have embeddings: of a file, or of the policy for a selector that uses them."""
+    own = config.select.embeddings == "policy" and config.select.name in selectors.USE_EMBEDDINGS
+    return own or any(tasks.embeddings is not None for tasks in config.task_sets)
+
+
+def embedder(
+    lm: LanguageModel, config: Config, mesh: Mesh, tasks: table.TaskTable
+) -> Callable[[np.ndarray], np.ndarray]:
+    """(ids [<= B]) -> the embeddings [<= B, D] float32, on every process, of those tasks by the policy as it is loaded.
+
+    With LoRA by its frozen weights, as fresh adapters change nothing.
+    """
+    params, widths = lm.frozen or lm.params, table.buckets(tasks.lengths)
+    pooled = jax.jit(partial(embed.pooled, lm.policy), out_shardings=meshes.sharding(mesh))
+
+    def of_batch(ids: np.ndarray) -> np.ndarray:
+        filled = np.resize(ids, config.batch_size)  # the last batch is filled up with its own tasks
+        return np.asarray(pooled(params, *prompt_batch(tasks, filled, widths, mesh)))[: len(ids)]
+
+    return of_batch
+
+
+def made_by(lm: LanguageModel, config: Config, mesh: Mesh) -> dict[str, Any]:
+    """What tells the embeddings by this policy from those by others."""
+    digest = fingerprint(lm.frozen or lm.params, mesh, dtype=config.dtype)
+    shape = {"model": config.model, "pooling": embeddings.POOLING, "width": lm.config.hidden_size}
+    return shape | {"dtype": config.dtype, "digest of the model's parameters": digest}
 
 
 def open_mixture(config: Config, text: Any) -> table.TaskTable:

@@ -59,7 +59,8 @@ def assemble(
     number, everywhere = len(rows.lengths), meshes.sharding(mesh)
     selector = make_selector(config, config.batch_size)
     rates = np.full(number, np.nan, np.float32) if selector.measure else None
-    tasks = Tasks(rows.reference_pass_rates, domain=rows.domain, pass_rates=rates)  # pyright: ignore[reportArgumentType]
+    on_host: Any = rows.reference_pass_rates, rows.embeddings, rows.domain, rates
+    tasks = Tasks(*on_host)
     learner, memory = make_learner(config, lm), make_replay(config)
     shardings = update.optimizer_shardings(learner, lm.params, everywhere)
     put: Any
@@ -82,7 +83,9 @@ def assemble(
 
 def make_selector(config: Config, count: int) -> Selector:
     """The selector of the config for batches of `count` tasks; its state is the same for any."""
-    return selectors.make(batch_size=count, num_generations=config.num_generations, **dataclasses.asdict(config.select))
+    own = dataclasses.asdict(config.select)
+    del own["embeddings"]  # which the tasks have
+    return selectors.make(batch_size=count, num_generations=config.num_generations, **own)
 
 
 def make_replay(config: Config) -> Replay | None:

@@ -21,8 +21,10 @@ from jaxrft.report import log
 from jaxrft.report.console import Display
 from jaxrft.report.log import Reporter
 from jaxrft.rewards.pool import Pool
+from jaxrft.runtime import LanguageModel
 from jaxrft.steps import Run
 from jaxrft.tasks import table
+from jaxrft.tasks.table import TaskTable
 from jaxrft.types import Array, InputError, Tasks
 
 
@@ -131,6 +133,8 @@ def set_up(config: Config, mesh: Mesh, pool: Pool) -> tuple[Run, RunState]:
     """Opens and checks all that the run needs, and makes its first state."""
     lm = runtime.open_model(config, mesh)
     rows = runtime.open_mixture(config, lm.tokenizer)
+    if rows.embeddings is None and runtime.embeds(config):
+        rows = embedded(config, mesh, lm, rows)
     run, state = steps.assemble(config, mesh, lm, rows)
     return run._replace(
         pool=pool,
@@ -148,6 +152,20 @@ def measured(run: Run, state: RunState, step: int) -> Tasks:
     return run.tasks._replace(pass_rates=meshes.place_table(rates, run.mesh, number))
 
 
+def embedded(config: Config, mesh: Mesh, lm: LanguageModel, rows: TaskTable) -> TaskTable:
+    """The tasks with embeddings by the policy that the run starts from, the same bits at every start on this mesh."""
+    number, embedder = len(rows.lengths), runtime.embedder(lm, config, mesh, rows)
+    found = np.zeros((number, lm.config.hidden_size), np.float32)
+    done, visible = 0, jax.process_index() == 0
+    with runtime.on(mesh, config), Display(number, visible=visible, unit="embedding of prompt") as display:
+        for ids in table.batches(rows.lengths, config.batch_size):
+            found[ids] = embedder(ids)
+            done += len(ids)
+            display.advance(done, "")
+        display.say(f"the policy's embeddings of {number:,} prompts are made")
+        return rows._replace(embeddings=found, embedded_by=runtime.made_by(lm, config, mesh))
+
+
 def identity(run: Run) -> dict[str, Any]:
     """What a checkpoint of this run belongs to: the model's shape, the tasks and their order, the selector."""
     rates = run.table.reference_pass_rates
@@ -163,8 +181,18 @@ def identity(run: Run) -> dict[str, Any]:
         **table.identity(run.table),
         "digest of the domains": table.digest(run.table.domain.tobytes() + json.dumps(run.table.domains).encode()),
         "digest of the reference pass rates": None if rates is None else table.digest(rates.tobytes()),
+        "digest of the embeddings": digest_of_embeddings(run),
         "selector": run.config.select.name,
     }
+
+
+def digest_of_embeddings(run: Run) -> str | None:
+    """Of their values, or of the policy that makes them itself, as the values are to rounding the same on any mesh."""
+    found, by = run.table.embeddings, run.table.embedded_by or {}
+    if found is None:
+        return None
+    given = any(tasks.embeddings is not None for tasks in run.config.task_sets)
+    return table.digest(found.tobytes()) if given else by["digest of the model's parameters"]
 
 
 def check_finite(step: int, found: dict[str, Array], saved: int | None) -> None:

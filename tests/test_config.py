@@ -125,6 +125,10 @@ def test_an_evaluation_out_of_range_is_refused(changes, wanted):
     [
         ({"rank": -1}, "lora.rank is -1: it must be 0 or more"),
         ({"alpha": 0.0}, "lora.alpha is 0.0: it must be positive"),
+        (
+            {"targets": ("q",)},
+            r"lora.targets is \('q',\): it must be left as it is while lora.rank is 0, which finetun",
+        ),
         ({"targets": ()}, r"lora.targets is \(\): it must be at least one weight"),
     ],
 )
@@ -356,5 +360,5 @@ def test_select_holds_the_union_of_the_selectors_fields():
         for parameter in inspect.signature(factory).parameters.values()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
-    assert defaults(SelectConfig).keys() == fields | {"name"}
+    assert defaults(SelectConfig).keys() == fields | {"name", "embeddings"}
     assert SelectConfig().name in selectors.SELECTORS

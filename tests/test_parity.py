@@ -1,6 +1,7 @@
 """Our decoder and our folders against transformers and torch, on random small checkpoints."""
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jaxrft.lm import model, weights
+from jaxrft.lm import embed, model, weights
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -229,3 +230,19 @@ def test_a_merged_policy_is_its_base_with_its_adapter(changes, targets, tokens, 
     theirs.save_pretrained(tmp_path / "theirs")
     shapes = [{name: x.shape for name, x in stored(folder).items()} for folder in (adapter, tmp_path / "theirs")]
     assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("changes", [QWEN2, QWEN3, LLAMA])
+def test_the_mean_of_the_last_hidden_states_is_that_of_transformers(changes, tokens, tmp_path):
+    write(tmp_path, torch.float32, **changes)
+    lengths = np.array([len(tokens[0]) - 3 * i for i in range(len(tokens))], np.int32)
+    lm = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    with torch.no_grad():
+        want = [
+            lm(torch.tensor(row[None, :length]), output_hidden_states=True).hidden_states[-1][0].mean(0).numpy()
+            for row, length in zip(tokens, lengths, strict=True)
+        ]
+    config = weights.read_config(tmp_path)
+    pooled = jax.jit(partial(embed.pooled, model.decoder(config)))
+    ours = pooled(weights.load(tmp_path, config), jnp.asarray(tokens), jnp.asarray(lengths))
+    np.testing.assert_allclose(ours, np.array(want), atol=1e-4)

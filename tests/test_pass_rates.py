@@ -19,6 +19,7 @@ from jaxrft.config import MeshConfig, TasksConfig
 from jaxrft.prepare import pass_rates, task_files
 from jaxrft.prepare.journal import Journal
 from jaxrft.tasks import sources
+from jaxrft.tasks import table as tables
 from jaxrft.types import InputError
 
 LONG = "1" * 65  # a token more than a prompt may have
@@ -345,7 +346,7 @@ def test_a_column_is_named_after_its_model(tmp_path):
 
 def test_batches_hold_every_task_once_the_longest_first():
     lengths = np.array([3, 9, 3, 7, 9], np.int32)
-    assert [part.tolist() for part in pass_rates.batches(lengths, 2)] == [[1, 4], [3, 0], [2]]
+    assert [part.tolist() for part in tables.batches(lengths, 2)] == [[1, 4], [3, 0], [2]]
 
 
 def test_a_fingerprint_is_that_of_the_values_alone(mesh):
@@ -362,8 +363,8 @@ def test_a_fingerprint_is_that_of_the_values_alone(mesh):
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        (["prepare"], "jaxrft prepare makes dataset, pass-rates, not"),
-        (["prepare", "pass-rate"], "jaxrft prepare makes dataset, pass-rates, not"),
+        (["prepare"], "jaxrft prepare makes dataset, pass-rates, embeddings, predictor, not"),
+        (["prepare", "pass-rate"], "jaxrft prepare makes dataset, pass-rates, embeddings, predictor, not"),
         (["prepare", "pass-rates"], "no config given: jaxrft prepare pass-rates CONFIG"),
     ],
 )

@@ -155,6 +155,17 @@ STATUS = f"""{DESCRIBE}
 LOGS = f"""{SSH} --worker=all '--command=tail -n 5 -F ~/jaxrft.log | sed -u "s/^/$(hostname): /"'"""
 BUCKET = """mkdir -p 'my runs'
 gcloud storage rsync gs://bucket/a 'my runs' --recursive"""
+
+
+def run_line(worker, arguments):
+    """What run.sh prints for these arguments."""
+    return RUN.replace("worker=all", f"worker={worker}").replace(
+        "train configs/gsm8k.py --output-dir /mnt/runs/a --distributed'", arguments
+    )
+
+
+EMBED = ("prepare", "embeddings", "configs/gsm8k.py", "--out=/mnt/runs/e.safetensors")
+DATASET = ("prepare", "dataset", "gsm8k", "--file", "a.jsonl", "--data_dir", "/mnt/runs/tfds")
 MODEL = ("--model", "Qwen/Qwen3-1.7B")
 
 PRINTED = {  # script and options -> the commands it prints, to be pasted into a shell
@@ -167,6 +178,11 @@ PRINTED = {  # script and options -> the commands it prints, to be pasted into a
     ("mount.sh", *SLICE, *NFS): MOUNT,
     ("mount.sh", *SLICE, "--mount", "gs://bucket/a/b=/mnt/runs"): GCSFUSE,
     ("run.sh", *SLICE, *NFS, *TRAIN): f"{MOUNT}\n{RUN}",
+    ("run.sh", *SLICE, *NFS, "--", *EMBED): f"{MOUNT}\n{run_line('all', ' '.join(EMBED))} --distributed'",
+    ("run.sh", *SLICE, *NFS, "--", *DATASET): f"{MOUNT}\n{run_line(0, ' '.join(DATASET))}'",
+    ("slurm_gpu.sbatch", *DATASET): (
+        f"srun --nodes=1 --ntasks=1 --cpus-per-task=8 --label {ROOT}/.venv/bin/jaxrft {' '.join(DATASET)}"
+    ),
     ("logs.sh", *SLICE, "--worker", "all", "--lines", "5", "--follow"): LOGS,
     ("status.sh", *SLICE): STATUS,
     ("fetch.sh", *SLICE, "--from", "gs://bucket/a", "--to", "my runs"): BUCKET,
@@ -235,6 +251,8 @@ MISTAKES = [
     (("run.sh", *HOST, "--", "rm"), "say after -- what to run"),
     (("run.sh", *SLICE, "--", "train", "c.py"), "--output-dir is '': on several hosts"),
     (("run.sh", *SLICE, *TRAIN), "--output-dir is '/mnt/runs/a': on several hosts"),
+    (("run.sh", *SLICE, *NFS, "--", *EMBED[:-1], "--output-dir", "/mnt/runs/a"), "--out is '': on several hosts"),
+    (("run.sh", *SLICE, *NFS, "--", *DATASET[:-2]), "--data-dir is '': on several hosts"),
     (("run.sh", *SLICE, *NFS, "--", "train", "c.py", "--output-dir=/mnt/runs"), "--output-dir is '/mnt/runs'"),
     (("run.sh", *SLICE, *NFS, "--", "train", "c.py", "--output-dir", "runs/a"), "--output-dir is 'runs/a'"),
     (("run.sh", *HOST, "--", "train", "c.py", "--output_dir", "gs://b/a"), "--output-dir gs://b/a is a URL"),

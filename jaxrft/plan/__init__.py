@@ -107,6 +107,7 @@ def _how(out: Page, here: found.Found, run: Run, state: RunState) -> None:
             ("parameters", f"{counts.short(trained + frozen)}, {share} trained"),
             ("mesh", f"{sides} = {counts.number(mesh.size, 'device')}"),
             ("selector", f"{config.select.name}({settings}): {told}"),
+            *page.embeddings(here.pool.table),
             *counts.run(config, len(here.pool.table.lengths) if here.pool.whole else None),
             *counts.evaluations(config, held_out),
             *counts.checkpoints(config, memory.whole(state), 4 * memory.number(run.lm.frozen or state.params)),

@@ -1,5 +1,6 @@
 """What of a config's model and tasks is here, and a run described from it; what is not here stands in by its shape."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from jaxrft import runtime
 from jaxrft.config import Config, TasksConfig
 from jaxrft.lm import hub, model, published, weights
 from jaxrft.runtime import LanguageModel
-from jaxrft.tasks import mixture, sources, table
+from jaxrft.tasks import embeddings, mixture, sources, table
 from jaxrft.tasks.sources import Rows
 from jaxrft.tasks.table import TaskTable
 from jaxrft.types import Missing
@@ -23,7 +24,7 @@ class Set(NamedTuple):
 
     config: TasksConfig
     table: TaskTable | None  # None: it is not here
-    missing: str  # why, and what to do
+    missing: str  # why, and what to do; or why it has no embeddings yet
 
 
 class Pool(NamedTuple):
@@ -54,9 +55,9 @@ def look(config: Config, mesh: meshes.AnyMesh) -> Found:
         missing.append(f"{config.model}, its weights and its tokenizer: run {hub.download_command(config.model)}")
     else:
         weights.check(folder, lm.config)
-    pool = open_pool(config, lm.tokenizer)
+    pool = open_pool(config, lm.tokenizer, lm.config.hidden_size)
     held_out = tuple(open_set(tasks, config, lm.tokenizer) for tasks in config.evaluation.tasks)
-    missing += [each.missing for each in (*pool.sets, *held_out) if each.table is None]
+    missing += [each.missing for each in (*pool.sets, *held_out) if each.missing]
     return Found(_described(config, lm, mesh), folder is not None, pool, held_out, tuple(missing))
 
 
@@ -88,26 +89,35 @@ def _described(config: Config, lm: LanguageModel, mesh: meshes.AnyMesh) -> Langu
 
 
 def open_set(tasks: TasksConfig, config: Config, text: Any) -> Set:
-    """A set of tasks, its prompts tokenized if there is a tokenizer; raises InputError for one that cannot be used."""
+    """A set of tasks, its prompts tokenized if there is a tokenizer; raises InputError for one that cannot be used.
+
+    Without a tokenizer it has no embeddings, as too long prompts, which are not known then, may have none.
+    """
+    found = None
     try:
         if text is not None:
-            return Set(tasks, runtime.open_tasks(tasks, config, text), "")
+            found = runtime.open_tasks(dataclasses.replace(tasks, embeddings=None), config, text)
+            return Set(tasks, runtime.with_embeddings(found, tasks), "")
         found = _untokenized(sources.load(tasks), tasks.title, config.max_prompt_length)
         runtime.check_columns(config, found, tasks.source)
+        if tasks.embeddings is not None:
+            embeddings.read(tasks.embeddings)
         return Set(tasks, found, "")
     except Missing as missing:
-        return Set(tasks, None, str(missing))
+        return Set(tasks, found, str(missing))
 
 
-def open_pool(config: Config, text: Any) -> Pool:
-    """The tasks to train on, as far as they are here."""
+def open_pool(config: Config, text: Any, width: int) -> Pool:
+    """The tasks to train on, as far as they are here; embeddings that are not are taken to be of this `width`."""
     sets = tuple(open_set(tasks, config, text) for tasks in config.task_sets)
     tables = {found.config.title: found.table for found in sets if found.table is not None}
     weighed = [found.config.weight for found in sets if found.table is not None and found.config.weight is not None]
     if not tables:
         nothing = _untokenized(_stand_in(config), "tasks", config.max_prompt_length)
-        return Pool(sets, nothing, False, False)
-    joined = mixture.mix(tables, weighed or None, seed=config.seed)
+        return Pool(sets, _stand_in_embeddings(config, nothing, width), False, False)
+    if any(found.embeddings is None for found in tables.values()):  # such as a file that is not here yet
+        tables = {title: found._replace(embeddings=None, embedded_by=None) for title, found in tables.items()}
+    joined = _stand_in_embeddings(config, mixture.mix(tables, weighed or None, seed=config.seed), width)
     return Pool(sets, joined, len(tables) == len(sets), text is not None)
 
 
@@ -116,6 +126,16 @@ def _untokenized(rows: Rows, name: str, max_prompt_length: int) -> TaskTable:
     keep = np.arange(len(rows.prompts))
     tokens, lengths = np.zeros((len(keep), 1), np.int32), np.full(len(keep), max_prompt_length, np.int32)
     return table.tabulate(rows, keep, tokens, lengths, name=name)
+
+
+def _stand_in_embeddings(config: Config, found: TaskTable, width: int) -> TaskTable:
+    """The tasks with embeddings [N, width] of zeros if they will have some."""
+    if found.embeddings is not None or not runtime.embeds(config):
+        return found
+    own = not any(tasks.embeddings is not None for tasks in config.task_sets)
+    made_by = {"model": "the policy itself", "pooling": embeddings.POOLING} if own else None
+    zeros = np.zeros((len(found.lengths), width), np.float32)
+    return found._replace(embeddings=zeros, embedded_by=made_by)
 
 
 def _stand_in(config: Config) -> Rows:

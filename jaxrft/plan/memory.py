@@ -2,7 +2,7 @@
 
 | part | how |
 |---|---|
-| parameters, optimiser, KL reference, replay buffer, selector and task table | exact: the shards of the run's arrays |
+| parameters, optimiser, KL reference, replay buffer, embeddings, task table, selector | exact: shards of the run's |
 | policy for the rollout, key-value caches | exact: shapes and shardings of the rollout, at the widest prompts |
 | logits of a token | estimate: R rows of the vocabulary in float32, four times (raw, truncated, both normalised) |
 | gradients | estimate: float32, twice (the sum so far and that of a micro-batch) |
@@ -65,13 +65,15 @@ def number(tree: Any) -> int:
 
 
 def _always(run: Run, state: RunState, tasks: bool) -> list[Part]:
+    table = run.tasks._replace(embeddings=None)
     kept = {
         "parameters that are trained": state.params,
         "optimiser": state.optimizer,
         "parameters that are not trained": run.lm.frozen,
         "KL reference": None if run.lm.frozen else run.reference,
         "replay buffer": state.replay,
-        "selector and task table": (state.selector, state.tally, run.tasks) if tasks else None,
+        "embeddings of the tasks": run.tasks.embeddings if tasks else None,
+        "selector and task table": (state.selector, state.tally, table) if tasks else None,
     }
     return [Part(name, on_device(tree), ALWAYS, True) for name, tree in kept.items()]
 

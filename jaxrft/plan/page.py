@@ -135,6 +135,15 @@ def pass_rates(page: Page, table: TaskTable, names: Sequence[str]) -> None:
     page.table(headings, rows, numbers=(2, 3, 4, 5))
 
 
+def embeddings(table: TaskTable) -> list[tuple[str, str]]:
+    """(what, how wide and by what) of the embeddings, if there are to be any."""
+    if table.embeddings is None:
+        return []
+    width, by = f"width {table.embeddings.shape[1]:,}", table.embedded_by
+    said = "not here yet, taken to be as wide as the policy" if by is None else f"{by['pooling']} of {by['model']}"
+    return [("embeddings", f"{width}, {said}")]
+
+
 def examples(page: Page, table: TaskTable, text: Any, ids: Sequence[int]) -> None:
     """Some prompts, token by token as the policy reads them."""
     page.heading("Prompts as the policy reads them")

@@ -19,14 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow
 import tyro
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jaxrft import runtime
 from jaxrft.checkpoint import on_first
 from jaxrft.config import Config, TasksConfig
 from jaxrft.prepare import task_files
-from jaxrft.prepare.journal import Journal, begun
+from jaxrft.prepare.journal import Journal, begun, finished, note_of
 from jaxrft.prepare.task_files import TaskFile
 from jaxrft.report.console import Display
 from jaxrft.rewards.pool import Pool
@@ -143,7 +142,7 @@ def measure(config: Config, out: Path, *, name: str | None = None, overwrite: bo
         if not all(measure_set(job, column) for job in jobs):
             return False
     for file in files if jax.process_index() == 0 else ():  # no earlier: a set without its journal would be refused
-        note_of(file).unlink()
+        note_of(file).unlink(missing_ok=True)
     return True
 
 
@@ -185,11 +184,6 @@ def files_of(config: Config, out: Path) -> dict[Path, TasksConfig]:
     return {out if one else out / f"{tasks.title}.parquet": tasks for tasks in sets}
 
 
-def note_of(out: Path) -> Path:
-    """Where the journal is while the column of `out` is being measured."""
-    return out.with_name(f"{out.name}.partial")
-
-
 def column_of(model: str) -> str:
     """The column of a model's pass rates: named as its folder or hub id, or as the run whose `policy` it is."""
     path = Path(model if Path(model).is_dir() else model.partition("@")[0]).absolute()
@@ -226,18 +220,9 @@ def identity(job: Job) -> dict[str, Any]:
     return settings | shape | weights | table.identity(job.table)
 
 
-def batches(lengths: np.ndarray, size: int) -> list[np.ndarray]:
-    """Tasks in batches of `size`, fewer in the last, longest prompts first.
-
-    So each width of prompts is one run of batches, and what does not fit into memory shows at once.
-    """
-    order = np.argsort(-lengths, kind="stable").astype(np.int32)
-    return [order[start : start + size] for start in range(0, len(order), size)]
-
-
 def roll_out(job: Job, journal: Journal | None, display: Display) -> bool:
     """Rolls out the batches that the journal does not have yet; False when a signal comes before the last one."""
-    parts = batches(job.table.lengths, job.config.batch_size)
+    parts = table.batches(job.table.lengths, job.config.batch_size)
     missing = np.flatnonzero(~finished(journal, len(parts))).tolist()
     afresh = len(missing) == len(parts)
     generate = runtime.generator(job.lm, job.config, job.mesh, use="prepare")
@@ -250,13 +235,6 @@ def roll_out(job: Job, journal: Journal | None, display: Display) -> bool:
             journal.add(number, [entry.tolist() for entry in counts])
             progress.add(tokens, len(missing) - count)
     return True
-
-
-def finished(journal: Journal | None, number: int) -> np.ndarray:
-    """Which of so many batches are in the journal of process 0, [number] bool."""
-    done = np.zeros(number, bool)
-    done[list(journal.done) if journal is not None else []] = True
-    return done if jax.process_count() == 1 else np.asarray(multihost_utils.broadcast_one_to_all(done))
 
 
 def roll_out_batch(job: Job, generate: Callable[..., Rollout], part: np.ndarray, *, first: bool) -> tuple[Counts, int]:
@@ -276,7 +254,7 @@ def collect(job: Job, journal: Journal | None) -> Counts:
     """The counts of all rows of the source from the journal of process 0; zeros on the others."""
     number = len(job.source.keys)
     counts = Counts(np.zeros(number, np.float64), np.zeros(number, np.int64))
-    parts = batches(job.table.lengths, job.config.batch_size)
+    parts = table.batches(job.table.lengths, job.config.batch_size)
     for batch, entries in journal.done.items() if journal is not None else ():
         for whole, entry in zip(counts, entries, strict=True):
             whole[job.table.rows[parts[batch]]] = entry

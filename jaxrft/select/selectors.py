@@ -102,6 +102,7 @@ SELECTORS: dict[str, Callable[..., Selector]] = {
     "adaptive": adaptive,
     "oracle": oracle,
 }
+USE_EMBEDDINGS = ("adaptive", "dots")
 
 
 def make(name: str, batch_size: int, num_generations: int, **hyper_parameters: Any) -> Selector:

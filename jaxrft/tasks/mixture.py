@@ -15,7 +15,7 @@ def mix(tables: dict[str, TaskTable], weights: Sequence[float] | None = None, *,
     With `weights`, one a set, each is thinned to the largest pool in which the sets' sizes relate as their weights
     (rounded, at least one task of each); which tasks stay depends on the seed and the set's name only. A column, or
     the pass rates, that a set does not have are None and NaN in its rows. Raises InputError for sets with pass rates
-    of different numbers of policies.
+    of different numbers of policies, and with embeddings made in different ways.
     """
     if weights is not None:
         sizes = shares([len(table.lengths) for table in tables.values()], weights)
@@ -37,6 +37,8 @@ def mix(tables: dict[str, TaskTable], weights: Sequence[float] | None = None, *,
             for name in columns
         },
         reference_pass_rates=_joined_rates(tables),
+        embeddings=_joined_embeddings(tables),
+        embedded_by=parts[0].embedded_by,
         rows=np.concatenate([part.rows for part in parts]),
         domain=np.concatenate([_renumbered(part, domains) for part in parts]),
         domains=domains,
@@ -89,6 +91,23 @@ def _joined_rates(tables: dict[str, TaskTable]) -> np.ndarray | None:
             for table in tables.values()
         ]
     )
+
+
+def _joined_embeddings(tables: dict[str, TaskTable]) -> np.ndarray | None:
+    """[N, E]; None if no set has any."""
+    (first, whole), *others = tables.items()
+    for name, table in others:
+        if table.embedded_by != whole.embedded_by:
+            here, there = (
+                ", ".join(f"{key} {value}" for key, value in (found.embedded_by or {}).items()) or "none"
+                for found in (whole, table)
+            )
+            raise InputError(
+                f"the embeddings of {first} are {here}, but those of {name} {there}: make both with one model, best in "
+                "one file for the mixture"
+            )
+    parts = [table.embeddings for table in tables.values() if table.embeddings is not None]
+    return np.concatenate(parts) if parts else None
 
 
 def _renumbered(table: TaskTable, domains: tuple[str, ...]) -> np.ndarray:

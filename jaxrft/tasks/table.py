@@ -36,6 +36,8 @@ class TaskTable(NamedTuple):
     prompts: list[Prompt]  # [N] text or messages, as rewards get them
     columns: Columns  # [N] entries each, handed to rewards by name
     reference_pass_rates: np.ndarray | None  # [N, K] float32, NaN = unknown
+    embeddings: np.ndarray | None  # [N, E] float32
+    embedded_by: dict[str, Any] | None  # what made the embeddings, as `embeddings.Embeddings.made_by`
     rows: np.ndarray  # [N] int32, the tasks' rows in the source of their set, from 0
     domain: np.ndarray  # [N] int32, index into `domains`
     domains: tuple[str, ...]  # names, in the order of their first tasks
@@ -83,6 +85,8 @@ def tabulate(rows: Rows, keep: np.ndarray, tokens: np.ndarray, lengths: np.ndarr
         prompts=[rows.prompts[i] for i in keep],
         columns={column: [entries[i] for i in keep] for column, entries in rows.columns.items()},
         reference_pass_rates=None if rows.reference_pass_rates is None else rows.reference_pass_rates[keep],
+        embeddings=None,
+        embedded_by=None,
         rows=keep.astype(np.int32),
         domain=np.array([numbers[rows.domains[i]] if rows.domains else 0 for i in keep], np.int32),
         domains=tuple(numbers),
@@ -99,6 +103,8 @@ def take(table: TaskTable, ids: np.ndarray, *dropped: Dropped) -> TaskTable:
         prompts=[table.prompts[i] for i in ids],
         columns={name: [entries[i] for i in ids] for name, entries in table.columns.items()},
         reference_pass_rates=None if rates is None else rates[ids],
+        embeddings=None if table.embeddings is None else table.embeddings[ids],
+        embedded_by=table.embedded_by,
         rows=table.rows[ids],
         domain=table.domain[ids],
         domains=table.domains,
@@ -125,6 +131,15 @@ def keys(prompts: list[Prompt], columns: Columns) -> list[str]:
 def digest(content: bytes) -> str:
     """Twelve characters that differ for different contents."""
     return hashlib.sha256(content).hexdigest()[:12]
+
+
+def batches(lengths: np.ndarray, size: int) -> list[np.ndarray]:
+    """Tasks in batches of `size`, fewer in the last, longest prompts first.
+
+    So each width of prompts is one run of batches, and what does not fit into memory shows at once.
+    """
+    order = np.argsort(-lengths, kind="stable").astype(np.int32)
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def buckets(lengths: np.ndarray) -> tuple[int, ...]:

@@ -1,0 +1,22 @@
+"""What a policy makes of a prompt as one vector: the mean of its last hidden states."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxrft.lm.model import Policy
+from jaxrft.types import Array
+
+
+def pooled(policy: Policy, params: Any, tokens: Array, lengths: Array) -> Array:
+    """The mean over a prompt's tokens of the hidden states after the final norm, [B, D] float32.
+
+    e_b = 1 / n_b sum_{t < n_b} h_bt, summed in float32 whatever the policy computes in: transformers'
+    `hidden_states[-1]`, averaged. tokens [B, P] right-padded, lengths [B] their numbers n of real tokens, at least 1;
+    padding is not seen.
+    """
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
+    valid = positions < lengths[:, None]
+    hidden, _ = policy.apply(params, tokens, positions, valid)
+    total = jnp.sum(jnp.where(valid[..., None], hidden.astype(jnp.float32), 0.0), axis=1)
+    return total / lengths[:, None].astype(jnp.float32)

@@ -1,0 +1,191 @@
+"""The embeddings of a policy for the prompts of all tasks, as a safetensors file that `tasks.embeddings` names."""
+
+import json
+import math
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import tyro
+from jax.sharding import Mesh
+from safetensors.numpy import save
+
+from jaxrft import runtime
+from jaxrft.checkpoint import on_first
+from jaxrft.config import Config
+from jaxrft.prepare.journal import Journal, begun, finished, note_of, writing
+from jaxrft.report.console import Display
+from jaxrft.runtime import LanguageModel
+from jaxrft.tasks import embeddings, mixture, sources, table
+from jaxrft.tasks.table import TaskTable
+from jaxrft.types import InputError
+
+LINES = 20  # of progress, where there is no terminal
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line of `jaxrft prepare embeddings`."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    out: str
+    """Safetensors file for the embeddings of the distinct prompts of all sets: `tasks.embeddings` of each."""
+    file_dtype: Literal["float32", "float16"] = "float32"
+    """What the file holds, whatever the `dtype` of the arithmetic; float16 halves it, at a relative error of 0.0005. On
+    the devices they are float32."""
+    overwrite: bool = False
+    """Replace a file that is there already."""
+
+
+class Job(NamedTuple):
+    """Distinct prompts, and all that embedding them takes."""
+
+    config: Config
+    mesh: Mesh
+    lm: LanguageModel
+    made_by: dict[str, Any]  # `Embeddings.made_by`
+    out: Path
+    dtype: np.dtype
+    table: TaskTable  # of the prompts, longest first, so that batches follow each other in it
+    digests: np.ndarray  # [M, 16] uint8, of the prompts
+    stopped: Callable[[], bool]  # whether a signal asks to stop
+
+
+def run(options: Options) -> bool:
+    """Embeds the prompts of all sets of `config.tasks` with `config.model`; whether all of it is done.
+
+    Batches are written to a file .partial.rows beside `out`, and noted in .partial, as soon as they are done: after a
+    kill the same command goes on from there, and ends with the very file of an uninterrupted one. Returns False when
+    SIGTERM or Ctrl-C ended it early, after the batch in hand. Raises InputError for mistakes in config, data or `out`.
+    """
+    config, out = replace(options.config, max_completion_length=1), Path(options.out)  # nothing is completed
+    if out.suffix != ".safetensors":
+        raise InputError(f"--out is {out}: give the path of a .safetensors file")
+    mesh = runtime.start(config)
+    on_first(partial(check, out, options.overwrite))
+    with ExitStack() as stack:
+        stack.enter_context(runtime.on(mesh, config))
+        lm = runtime.open_model(config, mesh, trained=False)
+        tasks = distinct(config, lm)
+        stopped = stack.enter_context(runtime.stop_signals())
+        made_by, digests = runtime.made_by(lm, config, mesh), embeddings.digests(tasks.prompts)
+        job = Job(config, mesh, lm, made_by, out, np.dtype(options.file_dtype), tasks, digests, stopped)
+        journal = on_first(lambda: stack.enter_context(Journal(note_of(out), identity(job))))
+        visible = jax.process_index() == 0
+        display = stack.enter_context(Display(len(digests), visible=visible, unit="prompt"))
+        if not embed(job, journal, display):
+            display.say("stopped by a signal; the same command goes on from here")
+            return False
+        on_first(partial(write, job))
+        display.say(f"embeddings of {len(digests):,} prompts, width {lm.config.hidden_size:,}, in {out}")
+    for path in (rows_of(out), note_of(out)) if visible else ():
+        path.unlink(missing_ok=True)
+    return True
+
+
+def check(out: Path, overwrite: bool) -> None:
+    """Raises InputError when `out` is there and is not to be replaced."""
+    # Beside a journal it is the journal's own: the process was killed between writing it and removing that.
+    if out.exists() and not overwrite and not begun(note_of(out)):
+        raise InputError(f"{out} is there already: give another --out, or --overwrite to replace it")
+
+
+def rows_of(out: Path) -> Path:
+    """Where the rows [M, E] are while the file `out` is being made."""
+    return out.with_name(f"{out.name}.partial.rows")
+
+
+def distinct(config: Config, lm: LanguageModel) -> TaskTable:
+    """The distinct prompts of all sets, those that are not too long, longest first."""
+    tables = {}
+    for tasks in config.task_sets:
+        rows = sources.load(replace(tasks, pass_rate_columns=()))._replace(reference_pass_rates=None)
+        tables[tasks.title] = table.prepare(rows, lm.tokenizer, config.max_prompt_length, name=tasks.title)
+    whole = mixture.mix(tables)
+    firsts = np.sort(np.unique(embeddings.digests(whole.prompts), axis=0, return_index=True)[1])
+    return table.take(whole, firsts[np.argsort(-whole.lengths[firsts], kind="stable")])
+
+
+def identity(job: Job) -> dict[str, Any]:
+    """What the file depends on."""
+    settings = {"max_prompt_length": job.config.max_prompt_length, "batch_size": job.config.batch_size}
+    prompts = {"digest of the prompts": table.digest(job.digests.tobytes()), "dtype of the file": str(job.dtype)}
+    return job.made_by | settings | prompts | table.identity(job.table)
+
+
+def embed(job: Job, journal: Journal | None, display: Display) -> bool:
+    """Writes the rows of the batches that are not written yet; False when a signal comes before the last one."""
+    parts = table.batches(job.table.lengths, job.config.batch_size)
+    if journal is not None:
+        forget_lost(job, journal)
+    missing = np.flatnonzero(~finished(journal, len(parts))).tolist()
+    if len(missing) < len(parts):
+        display.say(f"going on after {len(parts) - len(missing)} of {len(parts)} batches, in {rows_of(job.out)}")
+    embedder = runtime.embedder(job.lm, job.config, job.mesh, job.table)
+    for number in missing:
+        if runtime.any_process(job.stopped()):
+            return False
+        rows = narrowed(embedder(parts[number]), job.dtype)
+        if journal is not None:
+            store(job, number, rows)
+            journal.add(number, table.digest(rows.tobytes()))
+            done = int(parts[number][-1]) + 1
+            seldom = number % max(1, len(parts) // LINES) == 0
+            display.advance(done, "", f"prompt {done} of {len(job.digests)}" if seldom else "")
+    return True
+
+
+def narrowed(rows: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The rows as the file holds them; raises InputError when they are not finite there."""
+    with np.errstate(over="ignore"):
+        found = rows.astype(dtype)
+    if not np.isfinite(rows).all():
+        raise InputError("the policy's hidden states are not finite: its weights are broken, give another --model")
+    if not np.isfinite(found).all():
+        raise InputError(f"embeddings reach {np.abs(rows).max():g}, too large for {dtype}: give --file-dtype float32")
+    return found
+
+
+def place_of(job: Job, number: int) -> int:
+    """The byte in the file of rows where those of a batch begin."""
+    return number * job.config.batch_size * job.lm.config.hidden_size * job.dtype.itemsize
+
+
+def store(job: Job, number: int, rows: np.ndarray) -> None:
+    """Writes the rows of a batch; when it returns, they outlast a kill or a loss of power."""
+    path = rows_of(job.out)
+    with writing(path), path.open("r+b" if path.exists() else "wb") as file:
+        file.seek(place_of(job, number))
+        file.write(rows.tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def forget_lost(job: Job, journal: Journal) -> None:
+    """Leaves in `journal.done` the batches whose rows are those that were noted, not some of a file since removed."""
+    path = rows_of(job.out)
+    content = path.read_bytes() if journal.done and path.exists() else b""
+    for number, digest in list(journal.done.items()):
+        if table.digest(content[place_of(job, number) : place_of(job, number + 1)]) != digest:
+            del journal.done[number]
+
+
+def write(job: Job) -> None:
+    """Replaces the file `out`, which is at no time there in part; equal rows make equal files."""
+    fresh = job.out.with_name(f".{job.out.name}.tmp")
+    with writing(job.out):
+        shape = len(job.digests), job.lm.config.hidden_size
+        rows = np.fromfile(rows_of(job.out), job.dtype, math.prod(shape)).reshape(shape)
+        # One entry: safetensors would write several in another order each time.
+        metadata = {embeddings.MADE_BY: json.dumps(job.made_by)}
+        with fresh.open("wb") as file:
+            file.write(save({embeddings.PROMPTS: job.digests, embeddings.ROWS: rows}, metadata))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, job.out)

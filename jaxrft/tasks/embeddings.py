@@ -1,0 +1,81 @@
+"""Embeddings of prompts, as `jaxrft prepare embeddings` writes them: rows that any run finds by the prompts."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from jaxrft.lm.tokenizer import Prompt
+from jaxrft.types import InputError, Missing
+
+POOLING = "mean of the last hidden states"
+DTYPES = ("float32", "float16")
+# What a file holds: a digest of each prompt, its row, and, as JSON in the metadata, what made the rows.
+PROMPTS, ROWS, MADE_BY = "prompts", "embeddings", "made_by"
+
+
+class Embeddings(NamedTuple):
+    """The content of a file; row i of both arrays is about prompt i."""
+
+    prompts: np.ndarray  # [M, 16] uint8, distinct digests
+    rows: np.ndarray  # [M, E] float32 or float16
+    made_by: dict[str, Any]  # model, pooling, width, dtype, "digest of the model's parameters"
+
+
+def digests(prompts: Sequence[Prompt]) -> np.ndarray:
+    """[N, 16] uint8: what tells prompts, text or messages, from each other, whichever tokenizer reads them."""
+    texts = (json.dumps(prompt, sort_keys=True).encode() for prompt in prompts)
+    return np.frombuffer(b"".join(hashlib.sha256(text).digest()[:16] for text in texts), np.uint8).reshape(-1, 16)
+
+
+def read(path: str | Path) -> Embeddings:
+    """The embeddings in a file; raises InputError when it is not there or something else."""
+    if not Path(path).is_file():
+        raise Missing(f"no file {path}: make it with {command(path)}")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            made_by = dict(json.loads((file.metadata() or {})[MADE_BY]))
+            found = Embeddings(file.get_tensor(PROMPTS), file.get_tensor(ROWS), made_by)
+    except SafetensorError as error:
+        raise InputError(
+            f"{path} cannot be read as safetensors with the tensors {PROMPTS} and {ROWS} ({error}): "
+            f"make it with {command(path)}"
+        ) from error
+    except (KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{path} holds no embeddings of prompts: make it with {command(path)}") from error
+    if found.prompts.shape != (len(found.rows), 16) or found.rows.ndim != 2 or str(found.rows.dtype) not in DTYPES:
+        raise InputError(
+            f"{path} holds {ROWS} {found.rows.shape} of {found.rows.dtype} for {PROMPTS} {found.prompts.shape}, but "
+            f"they must be [M, E] of {' or '.join(DTYPES)} for [M, 16]: make it with {command(path)}"
+        )
+    return found._replace(made_by=found.made_by | {"width": found.rows.shape[1]})
+
+
+def of_prompts(found: Embeddings, prompts: Sequence[Prompt], *, path: str | Path, name: str) -> np.ndarray:
+    """The rows [N, E] float32 of prompts, the tasks of the set `name`, in the file at `path`.
+
+    Raises InputError for prompts without a row, and for rows that are not finite.
+    """
+    row_of = {key.tobytes(): row for row, key in enumerate(found.prompts)}
+    at = np.array([row_of.get(key.tobytes(), -1) for key in digests(prompts)], np.int64)
+    if (at < 0).any():
+        raise InputError(
+            f"{path} has no embedding for {(at < 0).sum()} of the {len(at)} tasks of {name}: make them with "
+            f"{command(path)} --overwrite, with the tasks and the max_prompt_length of this run"
+        )
+    rows = found.rows[at].astype(np.float32)
+    if bad := int((~np.isfinite(rows)).any(axis=1).sum()):
+        raise InputError(
+            f"{path} has embeddings that are not finite for {bad} of the {len(at)} tasks of {name}: make them again "
+            f"with {command(path)} --overwrite"
+        )
+    return rows
+
+
+def command(path: str | Path) -> str:
+    """What makes the file."""
+    return f"`jaxrft prepare embeddings CONFIG --out {path}`"
