@@ -61,7 +61,7 @@ SETTINGS = {
     "digits-kinds": Setting(2e-4),
     "digits-visits": Setting(2e-4),
     "digits-references": Setting(2e-4),
-    "digits-easy": Setting(3e-4, steps=100, batch_size=4, num_generations=16, eval_steps=4),
+    "digits-easy": Setting(4e-4, steps=100, batch_size=4, num_generations=16, eval_steps=4),
 }
 
 
@@ -160,13 +160,15 @@ def configure(run: Run, output_dir: Path) -> Config:
         model=TINY,
         tasks=TasksConfig(f"builtin:{run.family}"),
         evaluation=EvalConfig((held_out,), num_samples=4, batch_size=128),
-        select=SelectConfig(run.selector),
+        select=SelectConfig(run.selector, measure_every=8),
         output_dir=str(output_dir),
         seed=run.seed,
         max_prompt_length=16,
         max_completion_length=9,
         rewards=("exact",),
         reward_workers=1,
+        warmup_steps=10,  # of Adam's first steps, after few informative groups, some policies never recover
+        max_grad_norm=0.1,
         save_steps=setting["steps"],
         log_completions_steps=0,
         **setting,
