@@ -44,9 +44,9 @@ def test_untaught_operations_by_hand(operation, answer):
 # The pass rates in assets/ belong to these rows in this order, whatever the version of Python.
 ROWS = {
     "digits": "f897b7e4a66f",
-    "digits-kinds": "cef8e810226d",
-    "digits-visits": "1c04eabc4102",
-    "digits-references": "af03c7c491c3",
+    "digits-kinds": "5e0db8649f83",
+    "digits-visits": "984911b598d9",
+    "digits-references": "1a4accd5e7be",
     "digits-easy": "ca4505727692",
 }
 
@@ -72,7 +72,7 @@ def test_kinds_have_their_shares():
     pool, _ = builtin.split("digits-kinds")
     short = np.mean([len(task.digits) < 5 and task.operation in builtin.HARD for task in pool])
     untaught = np.mean([task.operation in builtin.UNTAUGHT for task in pool])
-    assert (short, untaught) == (0.07, 0.6)
+    assert (short, untaught) == (0.1, 0.5)
     assert not {task.operation for task in pool[:200]} <= set(builtin.HARD)  # mixed
 
 

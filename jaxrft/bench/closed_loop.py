@@ -11,7 +11,7 @@ seeds, and evaluated often on held-out tasks. What the oracle saves is the headr
 * digits-visits: whoever remembers. The prompt tells nothing and there are no references, so that `bots` cannot run, but
   every task comes back: `adaptive`. `dots` pays for probes that tell it nothing.
 * digits-references: `bots`. Slipped tasks have reference pass rates of 0, and the prompt tells nothing; without them
-  each solvable task has to be found by rolling out six that are not.
+  each solvable task has to be found by rolling out four that are not.
 * digits-easy: nobody, by much. Nearly every group is informative, and a selector can only lose.
 
 A level is reached at the first of the evaluations whose mean with the two before is at least uniform's final level, the
@@ -54,14 +54,14 @@ class Setting(NamedTuple):
     steps: int = 240
     batch_size: int = 8
     num_generations: int = 8
-    eval_steps: int = 8
+    eval_steps: int = 12
 
 
 SETTINGS = {
     "digits-kinds": Setting(2e-4),
     "digits-visits": Setting(2e-4),
     "digits-references": Setting(2e-4),
-    "digits-easy": Setting(4e-4, steps=100, batch_size=4, num_generations=16, eval_steps=4),
+    "digits-easy": Setting(4e-4, steps=100, batch_size=4, num_generations=16, eval_steps=5),
 }
 
 
@@ -167,7 +167,7 @@ def configure(run: Run, output_dir: Path) -> Config:
         max_completion_length=9,
         rewards=("exact",),
         reward_workers=1,
-        warmup_steps=10,  # of Adam's first steps, after few informative groups, some policies never recover
+        warmup_steps=20,  # of Adam's first steps, after few informative groups, some policies never recover
         max_grad_norm=0.1,
         save_steps=setting["steps"],
         log_completions_steps=0,

@@ -84,16 +84,16 @@ FAMILIES = {
     "digits-kinds": Family(
         8000,
         kinds=(
-            Kind(HARD, range(2, 5), 0.07),
-            Kind(HARD, range(7, 9), 0.33, held_out=False),
-            Kind(tuple(UNTAUGHT), range(2, 9), 0.6, held_out=False),
+            Kind(HARD, range(2, 5), 0.1),
+            Kind(HARD, range(7, 9), 0.4, held_out=False),
+            Kind(tuple(UNTAUGHT), range(2, 9), 0.5, held_out=False),
         ),
         references=References("pass_rates_kinds.npz", samples=8),
     ),
-    "digits-visits": Family(512, unsolvable=0.9, kinds=(Kind(HARD, range(2, 5)),)),
+    "digits-visits": Family(512, unsolvable=0.85, kinds=(Kind(HARD, range(2, 5)),)),
     "digits-references": Family(
         4096,
-        unsolvable=0.85,
+        unsolvable=0.8,
         kinds=(Kind(HARD, range(2, 3), 0.1), Kind(HARD, range(3, 5), 0.9)),  # there are no more lists of two digits
         references=References("pass_rates_references.npz", samples=8),
     ),
