@@ -23,8 +23,8 @@ commands:
   prepare dataset  make a TFDS data set of the files of a published one; no CONFIG, it lists those that it knows
   prepare pass-rates  roll a policy out on the config's tasks; its pass rates become a column of --out FILE.parquet
   prepare embeddings  what the policy makes of the config's prompts, for tasks.embeddings, into --out FILE.safetensors
-  prepare predictor  train what tells pass rates by similar tasks (dots) on a response matrix, --responses FILE.npz,
-                     and judge it; no CONFIG
+  prepare predictor  train what tells pass rates by similar tasks (dots), of several policies' pass rates and
+                     embeddings, and judge it; with --responses FILE.npz in place of CONFIG, of a response matrix
   simulate  compare selectors without a language model; no CONFIG, `jaxrft simulate --help` explains its flags
   bench NAME  repeat a measurement; `jaxrft bench` alone lists them
 
@@ -162,7 +162,10 @@ def _prepare_predictor(arguments: list[str], prog: str) -> int:
 
     from jaxrft.prepare import predictor
 
-    options = tyro.cli(predictor.ResponsesOptions, args=arguments, prog=prog.removesuffix(" CONFIG"))
+    if arguments and arguments[0].startswith("--responses"):
+        options = tyro.cli(predictor.ResponsesOptions, args=arguments, prog=prog.removesuffix(" CONFIG"))
+    else:
+        options = _config(arguments, prog, lambda config: predictor.Options(config=config, out=tyro.MISSING))
     predictor.main(options)
     return 0
 

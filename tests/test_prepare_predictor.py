@@ -1,16 +1,19 @@
 import dataclasses
 import inspect
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from jaxrft import predictors
+from jaxrft import cli, predictors
 from jaxrft.predictors import Origin
 from jaxrft.prepare import convert_predictor, judge, predictor
 from jaxrft.prepare.predictor import Data, FitConfig, Output
 from jaxrft.select import attention, fitting
+from jaxrft.tasks import embeddings
 from jaxrft.types import InputError
 
 NAN = float("nan")
@@ -130,6 +133,52 @@ def test_a_response_matrix_becomes_policies_by_windows(tmp_path):
     np.savez(tmp_path / "r.npz", responses=answers)
     with pytest.raises(InputError, match="has no array `embeddings`"):
         predictor.of_responses(options)
+
+
+def task_file(folder, count=60):
+    """A config of tasks with the pass rates of three policies and embeddings of all but two of them; its path."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {"prompt": f"p{i}", "answer": str(i), "b_pass_rate": i / count, "a_pass_rate": None if i == 5 else 0.25, "c": 1}
+        for i in range(count)
+    ]
+    rows.append(rows[3])
+    (folder / "rates.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    tensors = {
+        "prompts": embeddings.digests([row["prompt"] for row in rows[2:-1]]),
+        "embeddings": rng.normal(size=(count - 2, 3)).astype(np.float32),
+    }
+    made_by = {"model": "tiny", "width": 3, "digest of the model's parameters": "abc"}
+    save_file(tensors, folder / "e.safetensors", metadata={"made_by": json.dumps(made_by)})
+    (folder / "config.py").write_text(
+        "from jaxrft.config import Config, TasksConfig\n"
+        f"tasks = TasksConfig(source={str(folder / 'rates.jsonl')!r}, embeddings={str(folder / 'e.safetensors')!r})\n"
+        "config = Config(model='', tasks=tasks, output_dir='')\n"
+    )
+    return folder / "config.py", tensors["embeddings"]
+
+
+def test_from_task_files_by_the_command_line(tmp_path, capsys):
+    path, rows = task_file(tmp_path)
+    from jaxrft import config as configs
+
+    data = predictor.of_tasks(configs.load(str(path)))
+    assert data.policies == ("b_pass_rate", "a_pass_rate") and data.origin == Origin("tiny", 3, "abc")
+    np.testing.assert_array_equal(data.embeddings, rows)
+    np.testing.assert_allclose(data.pass_rates[0], np.arange(2, 60) / 60, rtol=1e-6)
+    assert np.isnan(data.pass_rates[1, 3]) and np.nanmax(data.pass_rates[1]) == 0.25
+    command = ["prepare", "predictor", str(path), "--out", str(tmp_path / "p.safetensors"), "--splits", "0"]
+    small = ["--fit.width", "8", "--fit.layers", "1", "--fit.num-references", "8", "--fit.epochs", "2"]
+    assert cli.main([*command, *small]) == 0
+    assert "2 policies (b_pass_rate, a_pass_rate) on 58 tasks, embeddings by tiny of width 3" in capsys.readouterr().out
+    assert predictors.load(tmp_path / "p.safetensors").embeddings == Origin("tiny", 3, "abc")
+    for flags, message in (
+        (["--tasks.pass-rate-columns", "c"], "there are pass rates of c only"),
+        (["--tasks.pass-rate-columns", "c", "no"], "has no column no"),
+        (["--tasks.embeddings", "None"], "rates has no embeddings"),
+    ):
+        assert cli.main([*command, *small, *flags]) == 2
+        assert message in capsys.readouterr().err
 
 
 STATES = ("plain_layers1_topk0", "platt_layers1_topk8", "temperature_layers1_topk0", "group_logit_temp_layers3_topk8")

@@ -220,7 +220,7 @@ def draw(judged: list[Judged], pass_rates: np.ndarray, out: str) -> None:
     figure, axes = pyplot.subplots(1, len(GROUPS), figsize=(11, 3.8), constrained_layout=True)
     for axis, group in zip(axes, GROUPS, strict=True):
         axis.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
-        for index, method in enumerate(METHODS):
+        for index, method in enumerate(METHODS[:-1]):  # the last tells no task from another
             pairs = []
             for split, found in judged:
                 kept = held(split, group) & ~np.isnan(found[method]) & ~np.isnan(pass_rates)

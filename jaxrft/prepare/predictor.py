@@ -1,22 +1,29 @@
 """A predictor of pass rates, trained on those of several policies and judged on policies and tasks held out."""
 
-from dataclasses import asdict, dataclass, field
+import logging
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import numpy as np
+import tyro
 
 from jaxrft import predictors
+from jaxrft.config import Config, TasksConfig
 from jaxrft.predictors import Origin, Predictor
 from jaxrft.prepare import judge
 from jaxrft.prepare.judge import Judged, Split
+from jaxrft.prepare.pass_rates import SUFFIX
 from jaxrft.report.console import Display
 from jaxrft.select import fitting
 from jaxrft.select.attention import Calibration
 from jaxrft.simulate import worlds
+from jaxrft.tasks import embeddings, sources
 from jaxrft.types import InputError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class FitConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """How a predictor is trained and judged, and where it goes."""
+    """What comes out of `jaxrft prepare predictor`."""
 
     out: str
     """Safetensors file for the predictor, which is trained on all policies and tasks."""
@@ -61,8 +68,18 @@ class Output:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Options(Output):
+    """The command line: CONFIG's tasks, with embeddings and pass rates of several policies.
+
+    Policies are `tasks.pass_rate_columns`, or else all columns whose names end in _pass_rate.
+    """
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ResponsesOptions(Output):
-    """The command line of `jaxrft prepare predictor`."""
+    """The command line without CONFIG: a response matrix in place of task files."""
 
     responses: str
     """An .npz with `responses` [rows, tasks] of 1 right, 0 wrong, -1 missing, rows sorted by ability, and `embeddings`
@@ -82,9 +99,12 @@ class Data(NamedTuple):
     origin: Origin
 
 
-def main(options: ResponsesOptions) -> None:
+def main(options: Output) -> None:
     """Does what the command line says."""
-    run(of_responses(options), options, options.seed)
+    if isinstance(options, ResponsesOptions):
+        run(of_responses(options), options, options.seed)
+    elif isinstance(options, Options):
+        run(of_tasks(options.config), options, options.config.seed)
 
 
 def of_responses(options: ResponsesOptions) -> Data:
@@ -103,6 +123,55 @@ def of_responses(options: ResponsesOptions) -> Data:
     rates = np.stack([judge.known_mean(part, axis=0) for part in np.array_split(answers, options.policies)])
     names = tuple(f"policy {number}" for number in range(1, options.policies + 1))
     return Data(rows, rates, names, Origin(Path(options.responses).name, rows.shape[1]))
+
+
+def of_tasks(config: Config) -> Data:
+    """The tasks of a config, each prompt once, as far as they have embeddings.
+
+    Raises InputError for sets without embeddings or pass rates, or with those of different policies or models.
+    """
+    sets = [_of_set(tasks) for tasks in config.task_sets]
+    (first, _), *others = sets
+    for tasks, (data, _) in zip(config.task_sets[1:], others, strict=True):
+        if data.policies != first.policies or data.origin != first.origin:
+            raise InputError(
+                f"{tasks.title} has pass rates of {shown(data.policies)} and embeddings by {data.origin.model}, but "
+                f"{config.task_sets[0].title} of {shown(first.policies)} and by {first.origin.model}: give the same"
+            )
+    once = np.sort(np.unique(np.concatenate([digests for _, digests in sets]), axis=0, return_index=True)[1])
+    rows = np.concatenate([data.embeddings for data, _ in sets])
+    rates = np.concatenate([data.pass_rates for data, _ in sets], axis=1)
+    return Data(rows[once], rates[:, once], first.policies, first.origin)
+
+
+def _of_set(tasks: TasksConfig) -> tuple[Data, np.ndarray]:
+    """The tasks of a set that have embeddings, and digests [N, 16] of their prompts."""
+    if tasks.embeddings is None:
+        raise InputError(
+            f"{tasks.title} has no embeddings: make them with `jaxrft prepare embeddings CONFIG --out FILE.safetensors`"
+            " and give --tasks.embeddings FILE.safetensors"
+        )
+    columns, references = sources.read(tasks)
+    names = tasks.pass_rate_columns or tuple(name for name in columns if name.endswith(SUFFIX))
+    rows = sources.interpret(columns, references, replace(tasks, pass_rate_columns=names))
+    rates = rows.reference_pass_rates
+    if rates is None:
+        raise InputError(
+            f"{tasks.source} has no pass rates: add those of several policies with "
+            "`jaxrft prepare pass-rates CONFIG --out FILE.parquet`, and give --tasks.source FILE.parquet"
+        )
+    held = embeddings.read(tasks.embeddings)
+    digests, there = embeddings.digests(rows.prompts), {key.tobytes() for key in held.prompts}
+    kept = [index for index, key in enumerate(digests) if key.tobytes() in there] or range(len(digests))
+    if len(kept) < len(digests):
+        lacking = len(digests) - len(kept)
+        logger.info("%d of %d tasks of %s have no embedding and are left out", lacking, len(digests), tasks.title)
+    prompts = [rows.prompts[index] for index in kept]
+    found = embeddings.of_prompts(held, prompts, path=tasks.embeddings, name=tasks.title)
+    names = names or tuple(f"reference {number}" for number in range(1, rates.shape[1] + 1))
+    made_by = held.made_by
+    origin = Origin(str(made_by.get("model")), found.shape[1], made_by.get("digest of the model's parameters"))
+    return Data(found, rates[kept].T.astype(np.float64), names, origin), digests[kept]
 
 
 def run(data: Data, options: Output, seed: int) -> list[Judged]:
