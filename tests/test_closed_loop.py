@@ -2,10 +2,12 @@
 
 import json
 from math import log
+from pathlib import Path
 
 import pytest
 
-from jaxrft.bench import _savings, closed_loop
+from jaxrft import assets, predictors
+from jaxrft.bench import _savings, _similarity, closed_loop
 from jaxrft.bench._savings import Curve
 
 
@@ -63,6 +65,17 @@ def test_results_are_of_paired_runs(tmp_path, capsys):
     assert "| bots | 0.50 | 60 | 2 of 2 | 1.00 (1.00 to 1.00) |" in text and "uniform ends at 0.600" in text
     assert (tmp_path / "found.png").stat().st_size > 10_000
     assert "| digits-easy | oracle | 0.1 | 0.800, 0.800 |" in closed_loop.tuned(curves)
+
+
+def test_dots_gets_a_predictor_for_the_embeddings_of_the_tiny_policy(tmp_path, monkeypatch):
+    monkeypatch.setattr(_similarity, "TASKS", 128)
+    _similarity.write("digits-easy", [Path(assets.TINY)], closed_loop.predictor_of("digits-easy", tmp_path))
+    found = predictors.load(tmp_path / "digits-easy.safetensors")
+    assert found.embeddings == predictors.Origin(assets.TINY, 64)
+    assert closed_loop.reference_rollouts("digits-easy", "dots") == 7 * 8 * 128
+    options = closed_loop.select_options(closed_loop.Run("digits-easy", "dots", 0.1, 0), tmp_path)
+    probes = options["num_references"] / (options["probe_every"] * closed_loop.SETTINGS["digits-kinds"].batch_size)
+    assert probes == 0.25
 
 
 def test_a_finished_run_is_not_run_again(world, tmp_path, monkeypatch):

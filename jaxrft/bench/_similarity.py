@@ -1,0 +1,38 @@
+"""What `dots` needs before its first step: a predictor, fitted on the pass rates of other policies on a pool."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrft import predictors
+from jaxrft.assets import TINY, make_quickstart
+from jaxrft.lm import embed, model, weights
+from jaxrft.select import fitting
+from jaxrft.tasks import builtin
+
+TASKS, SAMPLES = 2048, 8  # of the pool at most; rollouts a task and policy
+REFERENCES = 32  # tasks of a probe
+WIDTH = 64
+
+
+def rollouts(family: str, policies: int) -> int:
+    """How many rollouts are behind a predictor."""
+    return policies * min(TASKS, builtin.FAMILIES[family].size) * SAMPLES
+
+
+def write(family: str, policies: Sequence[Path], out: Path) -> None:
+    """Fits a predictor on the pass rates of the tiny policy and of those in the folders `policies`, and saves it."""
+    tasks, truths = builtin.split(family)
+    asked = make_quickstart.examples([task.prompt for task in tasks[:TASKS]], truths[:TASKS])
+    shape = weights.read_config(TINY)
+    rates, start = [], weights.load(TINY, shape)
+    for params in (start, *(weights.load(folder, shape) for folder in policies)):
+        rates.append(make_quickstart.rollouts(shape, params, asked, samples=SAMPLES).mean(axis=1))
+    embeddings = embed.pooled(model.decoder(shape, remat=False), start, asked.prompts, asked.lengths)
+    table = embeddings, jnp.asarray(np.stack(rates), jnp.float32)
+    params, _ = fitting.fit(jax.random.key(0), *table, width=WIDTH, num_references=REFERENCES)
+    origin = predictors.Origin(TINY, shape.hidden_size)
+    predictors.save(out, predictors.Predictor(params, "group_logit_temp", 1.0, None, origin))
