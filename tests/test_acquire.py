@@ -1,3 +1,4 @@
+import itertools
 from collections import Counter
 
 import jax
@@ -65,6 +66,19 @@ def test_softmax_draws_without_replacement_by_hand():
     found = Counter(map(tuple, ids[:, :2].tolist()))
     for first, second, chance in ((2, 1, 5 / 8 * 2 / 3), (1, 2, 2 / 8 * 5 / 6), (0, 1, 1 / 8 * 2 / 7)):
         assert found[first, second] / 4000 == pytest.approx(chance, abs=0.03)
+
+
+def test_softmax_draws_every_order_as_often_as_it_should():
+    """Pearson's statistic over the 24 orders of three of four tasks; 50 is its 99.9 % quantile."""
+    weight, count = np.array([1.0, 2.0, 5.0, 0.5]), 20_000
+    keys, score = jax.random.split(jax.random.key(4), count), 3 * jnp.log(jnp.array(weight, jnp.float32))
+    ids = jax.vmap(lambda key: acquire.softmax(key, score, batch_size=3, temperature=3.0))(keys)
+    found, statistic = Counter(map(tuple, ids.tolist())), 0.0
+    for a, b, c in itertools.permutations(range(4), 3):
+        left = weight.sum() - weight[a]
+        expected = count * weight[a] / weight.sum() * weight[b] / left * weight[c] / (left - weight[b])
+        statistic += (found[a, b, c] - expected) ** 2 / expected
+    assert statistic < 50
 
 
 def test_softmax_over_a_sharded_table_is_the_same(mesh):

@@ -13,7 +13,7 @@ from jaxrft.config import Config, EvalConfig, LoRAConfig, MeshConfig, ReplayConf
 from jaxrft.learn import grpo, replay, shaping, update
 from jaxrft.lm import model, rollout, sampling
 from jaxrft.rewards.pool import Pool
-from jaxrft.select import baselines, selectors
+from jaxrft.select import acquire, baselines, selectors
 from jaxrft.types import InputError
 
 
@@ -319,8 +319,8 @@ NAMESAKES = [
     (Config, grpo.policy_loss, {"loss_type", "epsilon", "epsilon_high", "delta"}),
     (Config, grpo.importance_weights, {"importance_sampling_cap"}),
     (Config, shaping.overlong, {"overlong_penalty"}),
-    (SelectConfig, selectors.uniform, {"order"}),
-    (SelectConfig, selectors.bots, {"decay", "rho", "momentum", "target", "prior", "per_domain"}),
+    (SelectConfig, selectors.uniform, {"order", "balance"}),
+    (SelectConfig, selectors.bots, {"decay", "rho", "momentum", "target", "prior", "per_domain", "balance"}),
     (MeshConfig, meshes.make, {"data", "fsdp", "model"}),
     (ReplayConfig, replay.ring, {"fresh_fraction", "max_age", "draw"}),
     (ReplayConfig, update.make, {"clip"}),
@@ -347,6 +347,7 @@ def test_choices_are_those_of_the_functions():
     assert choices["importance_sampling_correction"] == ("none", *grpo.CORRECTIONS)
     assert choices["scale_rewards"] == tuple(grpo.SCALES)
     assert choices["order"] == get_args(baselines.Order)
+    assert choices["balance"] == get_args(acquire.Balance)
     lora = model.LoRA(1, 1.0, LoRAConfig().targets)
     shape = model.ModelConfig(2, 2, 2, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=2, lora=lora)
     matrices = [row for row in model.base(shape) if row.layered and row.transpose]
