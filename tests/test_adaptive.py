@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrft.select import drift, logit, selectors
-from jaxrft.types import Feedback, Tasks
+from jaxrft.select import drift, features, logit, population, selectors
+from jaxrft.types import Feedback, InputError, Tasks
 
 
 def floats(*values):
@@ -44,30 +44,78 @@ def test_surprise_by_hand():
     assert float(logit.surprise(many, drawn, jnp.float32(8)).mean()) == pytest.approx(1.0, abs=0.05)
 
 
-def test_drift_follows_a_policy_that_learns_and_its_share_the_tasks_that_do():
+def test_drift_follows_a_policy_that_learns_and_its_shares_the_tasks_that_do():
     """0.05 logits a step, tasks seen 10 steps ago; none, half or all of the movement is theirs."""
+    nothing, every = jnp.zeros((8, 0)), jnp.ones(8, bool)
 
     def shares(own):
-        state = drift.init()
+        state = drift.init(0)
         for _ in range(60):
-            moved = jnp.full(8, 10 * 0.05)
-            predicted = drift.share(state) * moved
-            innovation = own * moved - predicted
-            one = jnp.ones(8)
-            state = drift.advance(drift.update(state, innovation, 0.1 * one, moved, jnp.ones(8, bool)))
-        return float(drift.share(state))
+            moved = jnp.tile(floats(10 * 0.05, 0.0), (8, 1))
+            innovation = own * moved[:, 0] - moved @ drift.shares(state)
+            state = drift.update(state, nothing, innovation, jnp.full(8, 0.1), moved, every, ~every)
+            state = drift.advance(state)
+        return float(drift.shares(state)[0])
 
     assert [shares(own) for own in (0.0, 0.5, 1.0)] == pytest.approx([0, 0.5, 1], abs=0.05)
-    state, one = drift.init(), jnp.ones(4)
+    state, still = drift.init(0), jnp.zeros((8, 2))
     for step in range(80):
-        error = 0.05 * step - state.position
-        state = drift.update(state, error * one, 0.5 * one, 0 * one, jnp.ones(4, bool))
+        error = 0.05 * step - state.position[0]
+        state = drift.update(state, nothing, error * jnp.ones(8), jnp.full(8, 0.5), still, every, ~every)
         assert step < 40 or abs(float(error)) < 0.1
         state = drift.advance(state)
-    assert float(state.velocity) == pytest.approx(0.05, abs=0.01)
-    padded = drift.update(state, jnp.full(4, 9.0), one, one, jnp.zeros(4, bool))
+    assert float(state.position[1]) == pytest.approx(0.05, abs=0.01)
+    padded = drift.update(state, nothing, jnp.full(8, 9.0), jnp.ones(8), still, ~every, ~every)
     np.testing.assert_allclose(padded.position, state.position)
     np.testing.assert_allclose(padded.covariance, state.covariance)
+
+
+def test_a_feature_moves_its_own_tasks_and_a_jump_at_once():
+    """Tasks 0..3 have the first feature, 4..7 the second; the first domain is 3 logits above what was predicted."""
+    told, every, still = jnp.eye(2)[jnp.arange(8) // 4], jnp.ones(8, bool), jnp.zeros((8, 2))
+    innovation, variance = jnp.where(told[:, 0] > 0, 3.0, 0.0), jnp.full(8, 0.5)
+    start = drift.advance(drift.init(2))._replace(covariance=jnp.diag(floats(0.01, 0, 0.01, 0.01)))
+    slow, fast = (
+        drift.update(start, told, innovation, variance, still, every, jumped) for jumped in (~every, told[:, 0] > 0)
+    )
+    assert abs(float(slow.position[2])) < 0.3 and float(fast.position[2]) > 2.5
+    assert abs(float(fast.position[3])) < 0.2
+    np.testing.assert_allclose(
+        drift.moved(fast, told)[::4], [[fast.position[0], fast.position[2]], [fast.position[0], fast.position[3]]]
+    )
+
+
+def test_the_population_believes_features_that_have_predicted_first_visits():
+    """Eight kinds of tasks, 3 apart; told by a feature, or by one that says nothing."""
+    rng = np.random.default_rng(0)
+    kinds = rng.integers(0, 8, 400)
+    truth = floats(*(3.0 * (kinds % 3 - 1) + 0.5 * rng.normal(size=400)))
+
+    def after(told):
+        state, rate = population.init(8), jax.nn.sigmoid(truth)
+        for step in range(1, 9):
+            batch, seen = jnp.arange(16) + 16 * step, jnp.arange(400) < 16 * step
+            state = population.fit(state, told, truth, jnp.full(400, 0.3), seen)
+            state = population.earn(state, told[batch], 16 * rate[batch], jnp.full(16, 16.0), jnp.ones(16, bool))
+        return state, float(jnp.mean((population.predict(state, told)[0][200:] - truth[200:]) ** 2))
+
+    useful, near = after(jnp.eye(8)[kinds])
+    useless, far = after(jnp.eye(8)[rng.permutation(kinds)])
+    assert float(useful.odds) > 2 > -1 > float(useless.odds)
+    assert near < 0.6 < 4 < far < 1.1 * float(truth.var())
+
+
+def test_what_is_told_becomes_features_and_what_is_broken_a_sentence():
+    tasks = Tasks(embeddings=jnp.array(np.random.default_rng(0).normal(size=(50, 40)), jnp.float32))
+    told = features.describe(tasks._replace(domain=jnp.arange(50) % 3), 50)
+    assert told.shape == (50, 48) and np.allclose((told[:, 16:] ** 2).sum(axis=1).mean(), 1, atol=1e-4)
+    assert features.describe(Tasks(), 50).shape == (50, 0)
+    assert not features.describe(Tasks(embeddings=jnp.ones((50, 4))), 50).any()
+    selector = selectors.adaptive(4, 8)
+    with pytest.raises(InputError, match="embeddings of 1 tasks are not finite, first of task 7: leave"):
+        selector.init(Tasks(embeddings=tasks.embeddings.at[7, 3].set(jnp.nan)), 50)
+    with pytest.raises(InputError, match=r"domain of shape \(3,\) for 50 tasks"):
+        selector.init(Tasks(domain=jnp.arange(3)), 50)
 
 
 def play(selector, rates, steps, seed=0, tasks=None):

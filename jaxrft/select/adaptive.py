@@ -7,13 +7,13 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxrft.mesh import constrain
-from jaxrft.select import acquire, drift, logit
+from jaxrft.select import acquire, drift, features, logit
+from jaxrft.select import population as populations
 from jaxrft.select.contract import Selector, check, check_sizes, check_table
 from jaxrft.types import Array, Choice, Feedback, InputError, Tasks
 
 NOISE = 0.015  # variance that a step adds to every logit
 LARGEST = 25.0  # variance of a logit about which nothing is known any more
-PRIOR_VARIANCE = 4.0  # of a task's logit before any rollout, worth two tasks
 STALE, STALE_INTEREST = 25.0, 0.03  # steps after which a task counts as not looked at, and what that is worth
 # A jump is a surprise beyond JUMP (1 is expected). When jumps are more frequent than JUMPS of the rollouts' tasks, over
 # some ten steps, tasks that nobody looked at may have jumped too: their variance grows by JUMP_NOISE times the mean
@@ -29,9 +29,10 @@ class AdaptiveState(NamedTuple):
 
     mean: Array  # [N], logit at the last visit
     variance: Array  # [N], of the logit now
-    anchor: Array  # [N], position of the drift at the last visit
+    features: Array  # [N, F], what is told of the task
+    anchor: Array  # [N, 2], both movements until the last visit
     visited: Array  # [N] int32, step of the last visit; -1 = never
-    population: Array  # [2], mean and variance of the logits of tasks never visited
+    population: populations.Population  # of which tasks never visited are
     drift: drift.DriftState
     jumps: Array  # [], smoothed share of the rollouts' tasks that jumped
     step: Array  # [] int32, updates so far
@@ -48,23 +49,25 @@ def adaptive(
     floor: ArrayLike = 0.3,
     cool_down: int = 0,
 ) -> Selector:
-    """Posterior on the logits, moved by what all tasks share and corrected by what surprises; knowledge at a price.
+    """Posterior on the logits, moved by what tasks share and corrected by what surprises; knowledge at a price.
 
     Belief: every logit is Gaussian, observed through the binomial counts of its visits (Laplace). Between visits its
-    mean moves by the share, learnt from the tasks that come back, of a drift common to all, learnt from the batches;
-    its variance grows a little each step, and by much after steps in which outcomes contradicted predictions. A task
-    never visited has the mean and spread of those that were.
+    mean moves by the shares, learnt from the tasks that come back, of a drift common to all and of one by features,
+    both learnt from the batches; its variance grows a little each step, and by much after steps in which outcomes
+    contradicted predictions. A task never visited has the mean and spread of those that were, or what a regression on
+    the features says, by how well either predicted first visits. Features are `Tasks.domain` and the principal
+    components of `Tasks.embeddings`, if given.
 
     Choice: places in the batch go to the tasks of the greatest expected utility + `curiosity` * interest, until the
     batch's expected utility has fallen by the share `price` below the greatest possible; the rest to the greatest
     utility. Interest is the standard deviation of the believed pass rate, and a little for not having been looked at.
     Both numbers grow in proportion once the pass rates of visited tasks are believed with a mean variance above
-    1 / (4 G), a single group's. With chance `floor` a step one place goes to the task
-    longest not visited.
+    1 / (4 G), a single group's. With chance `floor` a step one place goes to the task longest not visited.
 
     `utility`: the chance of an informative group (with group normalisation), or the mean of 4 p (1 - p) (without);
     `price` and `floor` in [0, 1]; `curiosity` >= 0; `cool_down`: steps for which a chosen task comes last.
-    `init` raises InputError for a table smaller than a batch.
+    `init` raises InputError for a table smaller than a batch, and for domains or embeddings that do not fit the table
+    or are not finite.
     """
     check_sizes(batch_size, num_generations)
     if utility not in get_args(Utility):
@@ -76,22 +79,20 @@ def adaptive(
 
     def init(tasks: Tasks, num_tasks: int) -> AdaptiveState:
         check_table(batch_size, num_tasks)
-        nothing = jnp.zeros(num_tasks, jnp.float32)
-        population = jnp.array([0.0, PRIOR_VARIANCE], jnp.float32)
+        told = features.describe(tasks, num_tasks)
+        population = populations.init(told.shape[1])
+        mean, variance = populations.predict(population, told)
         return AdaptiveState(
-            mean=nothing,
-            variance=nothing + PRIOR_VARIANCE,
-            anchor=jnp.zeros_like(nothing),
+            mean=mean,
+            variance=variance,
+            features=told,
+            anchor=jnp.zeros((num_tasks, 2), jnp.float32),
             visited=jnp.full(num_tasks, -1, jnp.int32),
             population=population,
-            drift=drift.init(),
+            drift=drift.init(told.shape[1]),
             jumps=jnp.zeros((), jnp.float32),
             step=jnp.zeros((), jnp.int32),
-            believed=logit.moments(
-                jnp.broadcast_to(population[0], (num_tasks,)),
-                jnp.broadcast_to(population[1], (num_tasks,)),
-                num_generations=num_generations,
-            ),
+            believed=logit.moments(mean, variance, num_generations=num_generations),
         )
 
     def select(key: Array, state: AdaptiveState, tasks: Tasks) -> tuple[Choice, AdaptiveState]:
@@ -135,9 +136,12 @@ def _signal(believed: logit.Moments) -> Array:
 
 def _predict(state: AdaptiveState) -> tuple[Array, Array]:
     """Mean and variance [N] of the logits now."""
-    mean = state.mean + drift.share(state.drift) * (state.drift.position - state.anchor)
+    come = drift.moved(state.drift, state.features) - state.anchor
+    mean = state.mean + come @ drift.shares(state.drift)
     seen = state.visited >= 0
-    return jnp.where(seen, mean, state.population[0]), jnp.where(seen, state.variance, state.population[1])
+    variance = state.variance
+    unseen = populations.predict(state.population, state.features)
+    return jnp.where(seen, mean, unseen[0]), jnp.where(seen, variance, unseen[1])
 
 
 def _observe(state: AdaptiveState, feedback: Feedback, valid: Array, *, num_generations: int) -> AdaptiveState:
@@ -148,14 +152,18 @@ def _observe(state: AdaptiveState, feedback: Feedback, valid: Array, *, num_gene
     mean, variance = (x[rows] for x in _predict(state))
     surprise = logit.surprise(jax.tree.map(lambda x: x[rows], state.believed), successes, trials)
 
-    # What all tasks share.
+    # What tasks share.
+    told = state.features[rows]
     seen, noise = _innovation(mean, variance, successes, trials)
-    moved = jnp.where(state.visited[rows] >= 0, state.drift.position - state.anchor[rows], 0)
-    moving = drift.update(state.drift, seen, variance + noise, moved, valid)
-    mean = mean + drift.share(moving) * (moving.position - state.drift.position)
+    jumped = valid & (surprise > JUMP)
+    now = drift.moved(state.drift, told)
+    moved = jnp.where((state.visited[rows] >= 0)[:, None], now - state.anchor[rows], 0)
+    moving = drift.update(
+        state.drift, told, seen, variance + noise + jnp.where(jumped, JUMP_VARIANCE, 0), moved, valid, jumped
+    )
+    mean = mean + (drift.moved(moving, told) - now) @ drift.shares(moving)
 
     # What jumped.
-    jumped = valid & (surprise > JUMP)
     leap = logit.observe(mean, variance + JUMP_VARIANCE, successes, trials)[0] - mean
     count = valid.sum().astype(jnp.float32)
     jumps = JUMP_MEMORY * state.jumps + (1 - JUMP_MEMORY) * jumped.sum().astype(jnp.float32) / count
@@ -165,21 +173,23 @@ def _observe(state: AdaptiveState, feedback: Feedback, valid: Array, *, num_gene
     variance = variance + jnp.where(jumped, JUMP_VARIANCE, 0)
     mean, variance = logit.observe(mean, variance, successes, trials)
     ids = jnp.where(valid, feedback.ids, num_tasks)  # padding points behind the table and is dropped
-    put = lambda table, x: constrain(table.at[ids].set(x, mode="drop"), "task")  # noqa: E731
+    put = lambda table, x: constrain(table.at[ids].set(x, mode="drop"), "task", *[None] * (x.ndim - 1))  # noqa: E731
     visited = put(state.visited, state.step)
     variance = put(state.variance, variance)
     state = AdaptiveState(
         mean=put(state.mean, mean),
         variance=jnp.where(visited >= 0, jnp.minimum(variance + NOISE + spread, LARGEST), variance),
-        anchor=put(state.anchor, moving.position),
+        features=state.features,
+        anchor=put(state.anchor, drift.moved(moving, told)),
         visited=visited,
-        population=state.population,
+        population=populations.earn(state.population, told, successes, trials, valid & (state.visited[rows] < 0)),
         drift=drift.advance(moving),
         jumps=jumps,
         step=state.step + 1,
         believed=state.believed,
     )
-    state = state._replace(population=_population(state))
+    population = populations.fit(state.population, state.features, *_predict(state), state.visited >= 0)
+    state = state._replace(population=population)
     return state._replace(believed=logit.moments(*_predict(state), num_generations=num_generations))
 
 
@@ -189,13 +199,3 @@ def _innovation(mean: Array, variance: Array, successes: Array, trials: Array) -
     rate = jax.nn.sigmoid(after)
     noise = 1 / (trials * rate * (1 - rate) + 1e-3)
     return (after - mean) * (variance + noise) / variance, noise
-
-
-def _population(state: AdaptiveState) -> Array:
-    """Mean and variance [2] of the visited tasks' logits, as a prior for the others."""
-    seen = state.visited >= 0
-    mean, variance = _predict(state)
-    count = seen.sum().astype(jnp.float32)
-    center = jnp.where(seen, mean, 0).sum() / (count + 1)
-    spread = jnp.where(seen, (mean - center) ** 2 + variance, 0).sum()
-    return jnp.stack([center, (spread + 2 * PRIOR_VARIANCE) / (count + 2)])

@@ -56,3 +56,13 @@ def surprise(believed: Moments, successes: Array, trials: Array) -> Array:
     rate = believed.pass_rate
     spread = trials * rate * (1 - rate) + trials * (trials - 1) * believed.variance
     return (successes - trials * rate) ** 2 / (spread + 0.05)
+
+
+def evidence(mean: Array, variance: Array, successes: Array, trials: Array) -> Array:
+    """Laplace's approximation [B] of the log probability of `successes` of `trials`, their binomial coefficient aside.
+
+    s x - n log(1 + e^x) - (x - mean)^2 / (2 variance) + 1/2 log(variance after / variance) at the posterior mode x.
+    """
+    x, after = observe(mean, variance, successes, trials)
+    fit = successes * x - trials * jax.nn.softplus(x) - (x - mean) ** 2 / (2 * variance)
+    return fit + jnp.log(after / variance) / 2

@@ -1,0 +1,57 @@
+"""What is told of the tasks, as a few numbers each: which domain, and where among the embeddings."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from jaxrft.types import Array, InputError, Tasks
+
+DOMAINS, COMPONENTS = 16, 32  # features of either
+ITERATIONS = 3
+
+
+def describe(tasks: Tasks, num_tasks: int) -> Array:
+    """Features [N, F] of every task: its domain (modulo 16, one-hot) and the principal components of its embedding.
+
+    The components are standardized and share one unit of squared length a task. F = 0 where nothing is told.
+    Raises InputError for arrays that do not fit the table and embeddings that are not finite.
+    """
+    parts = [jnp.zeros((num_tasks, 0), jnp.float32)]
+    if tasks.domain is not None:
+        _check("domain", tasks.domain, (num_tasks,))
+        parts.append(jax.nn.one_hot(tasks.domain % DOMAINS, DOMAINS, dtype=jnp.float32))
+    if tasks.embeddings is not None:
+        _check("embeddings", tasks.embeddings, (num_tasks, *tasks.embeddings.shape[1:]))
+        parts.append(components(tasks.embeddings))
+    return jnp.concatenate(parts, axis=1)
+
+
+def _check(name: str, table: Array, shape: tuple[int, ...]) -> None:
+    """Raises InputError unless the table has that shape and is finite; a tracer has no values to check."""
+    if table.shape != shape:
+        raise InputError(f"{name} of shape {table.shape} for {shape[0]} tasks: give one row for each task")
+    if not isinstance(table, Tracer):
+        broken = ~np.isfinite(np.asarray(table, np.float32)).reshape(shape[0], -1).all(axis=1)
+        if broken.any():
+            raise InputError(
+                f"{name} of {int(broken.sum())} tasks are not finite, first of task {int(broken.argmax())}: "
+                f"leave those tasks out, or give no {name}"
+            )
+
+
+def components(embeddings: Array) -> Array:
+    """The leading principal components [N, F] of `embeddings` [N, E], by subspace iteration [arXiv 0909.4061]."""
+    num_tasks, width = embeddings.shape
+    x = embeddings.astype(jnp.float32)
+    x = x - x.mean(axis=0, keepdims=True)
+    x = x / jnp.maximum(jnp.sqrt(jnp.mean(x * x)), 1e-12)
+    size = min(COMPONENTS, width)
+    basis = jax.random.normal(jax.random.key(0), (width, size), jnp.float32)
+    for _ in range(ITERATIONS):
+        basis = jnp.linalg.qr(x.T @ (x @ basis))[0]
+    found = x @ basis
+    _, turn = jnp.linalg.eigh(found.T @ found)
+    found = found @ turn
+    scale = jnp.sqrt(size * jnp.mean(found * found, axis=0, keepdims=True))
+    return jnp.where(scale > 1e-3, found / jnp.maximum(scale, 1e-3), 0)
