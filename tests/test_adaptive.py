@@ -109,7 +109,7 @@ def test_what_is_told_becomes_features_and_what_is_broken_a_sentence():
     tasks = Tasks(embeddings=jnp.array(np.random.default_rng(0).normal(size=(50, 40)), jnp.float32))
     told = features.describe(tasks._replace(domain=jnp.arange(50) % 3), 50)
     assert told.shape == (50, 48) and np.allclose((told[:, 16:] ** 2).sum(axis=1).mean(), 1, atol=1e-4)
-    assert features.describe(Tasks(), 50).shape == (50, 0)
+    assert features.describe(Tasks(), 50).shape == (50, 1) and not features.describe(Tasks(), 50).any()
     assert not features.describe(Tasks(embeddings=jnp.ones((50, 4))), 50).any()
     selector = selectors.adaptive(4, 8)
     with pytest.raises(InputError, match="embeddings of 1 tasks are not finite, first of task 7: leave"):

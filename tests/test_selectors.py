@@ -31,7 +31,6 @@ EMBEDDINGS = jnp.array(ATTENTION["query_embeddings"])
 TASKS = Tasks(
     jnp.stack([0.5 * TRUTH, 0.2 + 0.8 * TRUTH], axis=1).at[3].set(NAN),
     embeddings=EMBEDDINGS,
-    domain=jnp.arange(N, dtype=jnp.int32) % 3,
     projections=attention.project(PREDICTOR, EMBEDDINGS, EMBEDDINGS),
     pass_rates=TRUTH,
     domain=jnp.arange(N) ** 2 % 3,  # 0 and 1, 6 and 10 tasks

@@ -139,9 +139,8 @@ def _predict(state: AdaptiveState) -> tuple[Array, Array]:
     come = drift.moved(state.drift, state.features) - state.anchor
     mean = state.mean + come @ drift.shares(state.drift)
     seen = state.visited >= 0
-    variance = state.variance
     unseen = populations.predict(state.population, state.features)
-    return jnp.where(seen, mean, unseen[0]), jnp.where(seen, variance, unseen[1])
+    return jnp.where(seen, mean, unseen[0]), jnp.where(seen, state.variance, unseen[1])
 
 
 def _observe(state: AdaptiveState, feedback: Feedback, valid: Array, *, num_generations: int) -> AdaptiveState:

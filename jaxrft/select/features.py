@@ -14,17 +14,18 @@ ITERATIONS = 3
 def describe(tasks: Tasks, num_tasks: int) -> Array:
     """Features [N, F] of every task: its domain (modulo 16, one-hot) and the principal components of its embedding.
 
-    The components are standardized and share one unit of squared length a task. F = 0 where nothing is told.
+    The components are standardized and share one unit of squared length a task. Where nothing is told
+    there is one feature, 0: checkpoints hold no empty arrays.
     Raises InputError for arrays that do not fit the table and embeddings that are not finite.
     """
-    parts = [jnp.zeros((num_tasks, 0), jnp.float32)]
+    parts = []
     if tasks.domain is not None:
         _check("domain", tasks.domain, (num_tasks,))
         parts.append(jax.nn.one_hot(tasks.domain % DOMAINS, DOMAINS, dtype=jnp.float32))
     if tasks.embeddings is not None:
         _check("embeddings", tasks.embeddings, (num_tasks, *tasks.embeddings.shape[1:]))
         parts.append(components(tasks.embeddings))
-    return jnp.concatenate(parts, axis=1)
+    return jnp.concatenate(parts, axis=1) if parts else jnp.zeros((num_tasks, 1), jnp.float32)
 
 
 def _check(name: str, table: Array, shape: tuple[int, ...]) -> None:
