@@ -1,7 +1,10 @@
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# The second as jaxrft.cli sets it: flags are a part of the key of a compiled program, which must not depend on whether
+# a test has called the command line before.
+FLAGS = "--xla_force_host_platform_device_count=8 --xla_gpu_deterministic_ops=true"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

@@ -39,9 +39,10 @@ def test_a_described_run_is_that_which_is_trained(changes, configure, tmp_path):
     )
 
 
-def test_its_programs_are_those_which_training_compiles(whole, configure):
-    """They come out of the cache that the run has filled."""
-    config = configure(whole[0])
+def test_its_programs_are_those_which_training_compiles(configure, tmp_path):
+    """They come out of the cache that a run has filled."""
+    config = configure(tmp_path, steps=1)
+    train.train(config)
     here, run, state = described(config, runtime.start(config))
     events = []
 

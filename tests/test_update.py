@@ -1,3 +1,4 @@
+import math
 from functools import partial
 
 import jax
@@ -370,3 +371,27 @@ def test_without_replayed_groups_nothing_changes(params, batch):
     *other, found = run(params, batch._replace(replayed=jnp.zeros((TASKS, GROUP), bool)))
     assert np.isnan(found.pop("replay/ess"))
     assert_close((other, found), (state, metrics), atol=1e-7)
+
+
+def memory(vocabulary, tasks, rows, *, time=4096):
+    """Bytes that a compiled step takes beside its arguments, and those of its batch and embeddings; nothing is run."""
+    f32, i32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32), partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
+    embeddings = {name: f32((vocabulary, WIDTH)) for name in ("embed", "unembed")}
+    params, cells = embeddings | {"mix": f32((WIDTH, WIDTH))}, (tasks, GROUP, time)
+    batch = update.Batch(i32((tasks, 5)), i32((tasks,)), i32(cells), f32(cells), f32(cells), f32((tasks, GROUP)))
+    learner = make(mini_batch_size=tasks, micro_batch_size=rows)
+    given = (jax.eval_shape(lambda: KEY), params, jax.eval_shape(learner.init, params), batch)
+    step = jax.jit(learner.step, donate_argnums=(1, 2)).lower(*given).compile()
+    sizes = (sum(4 * math.prod(x.shape) for x in jax.tree.leaves(tree)) for tree in (batch, embeddings))
+    return step.memory_analysis().temp_size_in_bytes, *sizes
+
+
+def test_memory_grows_with_the_micro_batch_not_with_the_vocabulary_or_the_batch():
+    """Four chunks of logits at most, whatever the vocabulary; all logits of 64 rows would be 160 GB with the larger."""
+    least, batch, _ = memory(512, 64, 64)
+    large, _, embeddings = memory(151936, 64, 64)
+    longer, more, _ = memory(512, 128, 64)
+    deeper, *_ = memory(512, 64, 128)
+    assert max(least, large - embeddings) < 4 * 4 * update.CHUNK
+    assert longer <= least + more - batch
+    assert deeper > least + 64 * 4096 * WIDTH * 4  # its hidden states, at least
