@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 
 from jaxrft import config as configs
 from jaxrft.config import Config
-from jaxrft.types import Array, InputError
+from jaxrft.types import Array, Feedback, InputError
 
 logger = logging.getLogger(__name__)
 
@@ -33,18 +33,28 @@ class Tally(NamedTuple):
 
     last_seen: Array  # [N] int32, the step that last rolled the task out, -1 = none
     tokens: Array  # [2] int32, sampled tokens: millions and rest, since int32 alone would overflow
+    rollouts: Array  # [2] int32, likewise
 
 
-def count(tally: Tally, ids: Array, step: Array, tokens: Array) -> Tally:
-    """The tally after a step that rolled out `ids` [B] and sampled `tokens`."""
-    rest = tally.tokens[1] + tokens
-    return Tally(tally.last_seen.at[ids].set(step), jnp.stack([tally.tokens[0] + rest // MILLION, rest % MILLION]))
+def count(tally: Tally, feedback: Feedback, step: Array, num_generations: int) -> Tally:
+    """The tally after a step that rolled out the tasks of `feedback` [B], each so many times."""
+    ids, tokens = feedback.ids, jnp.sum(feedback.tokens.astype(jnp.int32))
+    return Tally(
+        last_seen=tally.last_seen.at[ids].set(step),
+        tokens=_add(tally.tokens, tokens),
+        rollouts=_add(tally.rollouts, ids.size * num_generations),
+    )
 
 
-def total(tally: Tally) -> int:
-    """Tokens sampled so far."""
-    millions, rest = np.asarray(tally.tokens)
-    return MILLION * int(millions) + int(rest)
+def _add(number: Array, more: Array | int) -> Array:
+    rest = number[1] + more
+    return jnp.stack([number[0] + rest // MILLION, rest % MILLION])
+
+
+def totals(tally: Tally) -> dict[str, int]:
+    """Tokens and rollouts sampled so far, as metrics name them."""
+    numbers = {"num_tokens": tally.tokens, "rollouts": tally.rollouts}
+    return {name: MILLION * int(x[0]) + int(x[1]) for name, x in jax.device_get(numbers).items()}
 
 
 class RunState(NamedTuple):

@@ -79,7 +79,7 @@ class SelectConfig:
     """How the next tasks are chosen: a selector and the union of the selectors' hyper-parameters."""
 
     name: str = "bots"
-    """Selector: uniform, easy_to_hard, mopps, greso, bots, adaptive or oracle."""
+    """Selector: uniform, easy_to_hard, mopps, greso, bots, dots, adaptive or oracle."""
     order: Literal["shuffled", "replacement", "sequential"] = "shuffled"
     """uniform: epochs in random order, every batch drawn afresh, or epochs in the order of the table."""
     decay: float = 0.1
@@ -94,7 +94,7 @@ class SelectConfig:
     """uniform, easy_to_hard, mopps, greso, bots, oracle: places of a batch by domain: as they come, in proportion to
     its tasks, or as many for each."""
     target: float = 0.5
-    """bots, mopps, oracle: pass rate whose neighbours are chosen, in (0, 1)."""
+    """bots, mopps, dots, oracle: pass rate whose neighbours are chosen, in (0, 1)."""
     tolerance: float = 0.4
     """oracle: how far from the target a task is as good as at it, in [0, 1)."""
     measured: int = 512
@@ -113,6 +113,15 @@ class SelectConfig:
     """greso: change of that base a step, in [0, 1)."""
     zero_variance: float = 0.25
     """greso: share of groups without variance that is put up with, in [0, 1]."""
+    predictor: str | None = None
+    """dots: a .safetensors file of `jaxrft prepare predictor`, trained on embeddings such as those of the tasks."""
+    num_references: int = 256
+    """dots: tasks of a probe, rolled out to tell the others' pass rates from theirs. Those whose rewards are not all
+    equal are trained on, in place of fresh ones."""
+    probe_every: int = 2
+    """dots: steps from one probe to the next."""
+    temperature: float = 1e-3
+    """dots: how far from the target pass rates are chosen, each with chance exp(-distance / temperature)."""
     utility: Literal["informative", "signal"] = "informative"
     """adaptive: chance of an informative group (for scale_rewards group), or mean 4 p (1 - p) (for none)."""
     price: float = 0.07
@@ -124,7 +133,8 @@ class SelectConfig:
     cool_down: int = 0
     """adaptive: steps for which a chosen task comes last."""
     embeddings: Literal["policy", "none"] = "none"
-    """adaptive: embeddings of tasks without `tasks.embeddings`: those that the policy makes at the start, or none."""
+    """adaptive, dots: embeddings of tasks without `tasks.embeddings`: those that the policy makes at the start, or
+    none."""
 
 
 @dataclass(frozen=True)
@@ -385,6 +395,22 @@ def check(config: Config) -> None:
         if not fits:
             raise InputError(f"{name} is {attrgetter(name)(c)!r}: it must be {wanted}")
     check_sets(c)
+    if c.select.name == "dots":
+        check_dots(c)
+
+
+def check_dots(config: Config) -> None:
+    """Raises InputError unless it is said what tells the pass rates of tasks from those of others."""
+    if config.select.predictor is None:
+        raise InputError(
+            "select.predictor is None, but select.name dots needs a file of `jaxrft prepare predictor`: name one"
+        )
+    bare = [tasks.title for tasks in config.task_sets if tasks.embeddings is None]
+    if bare and config.select.embeddings == "none":
+        raise InputError(
+            f"{bare[0]} has no embeddings, which select.name dots needs: name a file of `jaxrft prepare embeddings` in "
+            "`embeddings` of the set, or choose select.embeddings policy"
+        )
 
 
 def check_sets(config: Config) -> None:

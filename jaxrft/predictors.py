@@ -1,5 +1,6 @@
 """A trained predictor of pass rates as one safetensors file: weights by name, settings in the metadata."""
 
+import hashlib
 import json
 import math
 import os
@@ -14,7 +15,7 @@ from safetensors.numpy import save_file
 
 from jaxrft.select import fitting
 from jaxrft.select.attention import NEEDS, Calibration, Params
-from jaxrft.types import Array, InputError
+from jaxrft.types import Array, InputError, Missing
 
 FORMAT = "jaxrft predictor 1"
 PREPARE = "make one with jaxrft prepare predictor"
@@ -67,7 +68,7 @@ def load(path: str | Path) -> Predictor:
     Raises InputError for a file that is missing, holds something else, or whose tensors do not fit together.
     """
     if not Path(path).is_file():
-        raise InputError(f"no file {path}: {PREPARE}, or give the path of one")
+        raise Missing(f"no file {path}: {PREPARE}, or give the path of one")
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -79,6 +80,18 @@ def load(path: str | Path) -> Predictor:
     if found != FORMAT:
         raise InputError(f"{path} holds {found}, not a {FORMAT}: {PREPARE}")
     return _assembled(str(path), tensors, settings)
+
+
+def hyper_parameters(predictor: Predictor) -> dict[str, Any]:
+    """What `selectors.dots` takes of a predictor, by name."""
+    options = {"attention_temperature": predictor.temperature, "top_k": predictor.top_k}
+    return {"predictor": predictor.params, "calibration": predictor.calibration} | options
+
+
+def digest(predictor: Predictor) -> str:
+    """Twelve characters that differ for predictors that predict otherwise."""
+    content = b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(predictor.params))
+    return hashlib.sha256(content + repr(predictor[1:]).encode()).hexdigest()[:12]
 
 
 def check_embeddings(predictor: Predictor, origin: Origin) -> None:

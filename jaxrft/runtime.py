@@ -27,7 +27,8 @@ from jaxrft.types import Array, InputError, Rollout
 
 logger = logging.getLogger(__name__)
 
-USES = ("select", "rollout", "learn", "eval", "init", "prepare", "replay", "measure")  # the random streams of a step
+# The random streams of a step.
+USES = ("select", "rollout", "learn", "eval", "init", "prepare", "replay", "measure", "probe", "rollout of a probe")
 
 
 class LanguageModel(NamedTuple):
@@ -244,16 +245,17 @@ def open_rewards(config: Config, reward: dict[str, Any] | None = None) -> pools.
     return pools.Pool(list(named.items()), workers=config.reward_workers, timeout=config.reward_timeout)
 
 
-def stream(seed: int, step: Array | int, use: str) -> Array:
-    """The key of one use in one step: derived, never stored."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), USES.index(use))
+def stream(seed: int, step: Array | int, use: str | Array) -> Array:
+    """The key of one use, by its name or its number, in one step: derived, never stored."""
+    number = USES.index(use) if isinstance(use, str) else use
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), number)
 
 
 def generator(lm: LanguageModel, config: Config, mesh: Mesh, **options: Any) -> Callable[..., Rollout]:
     """The jitted rollout: (params, step, prompts, lengths, ids) -> Rollout, its rows sharded over the mesh.
 
     `params` are all parameters, frozen ones and adapters. `options` are `rollout.generate`'s, beside those of the
-    config, and `use`, the random stream.
+    config, and `use`, the random stream; the number of another one may come behind the ids.
     """
     use = options.pop("use", "rollout")
     settings = {
@@ -265,11 +267,13 @@ def generator(lm: LanguageModel, config: Config, mesh: Mesh, **options: Any) -> 
         "eos_ids": lm.eos_ids,
     } | options
 
-    def generate(params: Any, step: Array, prompts: Array, lengths: Array, ids: Array) -> Rollout:
+    def generate(
+        params: Any, step: Array, prompts: Array, lengths: Array, ids: Array, number: Array | None = None
+    ) -> Rollout:
         # Merged and cast once for the whole decoding instead of once a token; the learner does both in the same way.
         ready = model.gathered if config.gather_for_rollout else model.merged
         params = ready(lm.config, params, jnp.dtype(config.dtype))
-        key = stream(config.seed, step, use)
+        key = stream(config.seed, step, use if number is None else number)
         return rollout.generate(lm.policy, params, key, prompts, lengths, ids, **settings)
 
     rows, cells = meshes.sharding(mesh, "batch"), meshes.sharding(mesh, "batch", None)

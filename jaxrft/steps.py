@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrft import checkpoint, runtime
+from jaxrft import checkpoint, predictors, runtime, similarity
 from jaxrft import mesh as meshes
 from jaxrft.checkpoint import RunState, Tally
 from jaxrft.config import Config
 from jaxrft.learn import grpo, replay, shaping, update
 from jaxrft.learn.replay import Groups, Replay
+from jaxrft.predictors import Predictor
 from jaxrft.report import metrics
 from jaxrft.runtime import LanguageModel
 from jaxrft.select import selectors
@@ -32,6 +33,7 @@ class Run(NamedTuple):
     table: TaskTable  # of the tasks, on the host
     tasks: Tasks  # on the devices
     selector: Selector
+    predictor: Predictor | None  # that the selector uses, if it uses any
     learner: update.Update
     replay: Replay | None
     reference: Any  # parameters of the policy that the KL is taken to, with LoRA the frozen ones; None = no KL
@@ -40,26 +42,48 @@ class Run(NamedTuple):
     measure: Any = None  # (params, step, table, ids) -> pass rates [N], likewise, for a selector that wants them
 
 
-class Programs(NamedTuple):
-    """The jitted programs of a step; they keep the state's shardings, and `learn` reuses its memory."""
+class Judged(NamedTuple):
+    """Groups of rollouts, graded; B tasks."""
 
-    size: Any  # (state) -> how many tasks, on the host, the next step rolls out: fewer when a replay gives the others
-    select: Any  # (selector_state, step, tasks, *, count=batch_size) -> (choice, selector_state)
-    generate: Any  # (params, step, prompts, lengths, ids) -> rollouts
-    learn: Any  # (state, tasks, choice, (prompts, lengths), rollouts, rewards, reference, frozen) -> (state, metrics)
+    groups: Groups
+    feedback: Feedback
+    informative: Array  # [B] bool, successes not all equal
+    metrics: dict[str, Array]
+
+
+class Programs(NamedTuple):
+    """The jitted programs of a step; they keep the state's shardings, and reuse the memory of what they change."""
+
+    size: Any  # (state) -> how many new groups, on the host, the next step learns from: fewer if a replay has others
+    probe: Any  # (selector_state, step, tasks) -> choice, of tasks to roll out in order to know
+    select: Any  # (selector_state, step, tasks, taken=None, *, count=batch_size) -> (choice, selector_state)
+    generate: Any  # (params, step, prompts, lengths, ids, number of the random stream) -> rollouts
+    judge: Any  # (step, ids, (prompts, lengths), rollouts, rewards) -> judged
+    note: Any  # (selector_state, tally, step, tasks, choice, *parts) -> (selector_state, tally, metrics)
+    join: Any  # (groups, parts of other groups, rows of these) -> groups
+    learn: Any  # (state, groups, reference, frozen) -> (state, metrics)
+    store: Any  # (buffer, parts of groups, which of them) -> buffer
 
 
 def assemble(
-    config: Config, mesh: meshes.AnyMesh, lm: LanguageModel, rows: TaskTable, *, described: bool = False
+    config: Config,
+    mesh: meshes.AnyMesh,
+    lm: LanguageModel,
+    rows: TaskTable,
+    predictor: Predictor | None = None,
+    *,
+    described: bool = False,
 ) -> tuple[Run, RunState]:
     """A run without its graders and evaluation, and its first state, which takes the parameters of `lm`.
 
-    `described`: those are jax.ShapeDtypeStructs, and so are all arrays of the run and of the state.
+    `predictor`: of a selector that needs one. `described`: those parameters are jax.ShapeDtypeStructs, and so are all
+    arrays of the run and of the state.
     """
     number, everywhere = len(rows.lengths), meshes.sharding(mesh)
-    selector = make_selector(config, config.batch_size)
+    selector = make_selector(config, config.batch_size, predictor)
     rates = np.full(number, np.nan, np.float32) if selector.measure else None
-    on_host: Any = rows.reference_pass_rates, rows.embeddings, rows.domain, rates
+    # dots has all that it needs of embeddings in their projections
+    on_host: Any = rows.reference_pass_rates, None if predictor else rows.embeddings, rows.domain, rates
     tasks = Tasks(*on_host)
     learner, memory = make_learner(config, lm), make_replay(config)
     shardings = update.optimizer_shardings(learner, lm.params, everywhere)
@@ -68,22 +92,24 @@ def assemble(
     if described:
         put, init, copy = meshes.describe, init.eval_shape, lambda x: x
     on_mesh: Any = partial(meshes.place_table, mesh=mesh, num_tasks=number, put=put)
+    projections = predictor and similarity.project(predictor, rows, mesh, described=described)
     state = RunState(
         step=put(np.zeros((), np.int32), everywhere),
         params=lm.params,
         optimizer=init(lm.params),
-        selector=on_mesh(selector.init(tasks, number)),
+        selector=on_mesh(selector.init(tasks._replace(projections=projections), number)),
         replay=memory and empty(memory, config, mesh, rows, described=described),
-        tally=on_mesh(Tally._make((np.full(number, -1, np.int32), np.zeros(2, np.int32)))),
+        tally=on_mesh(Tally._make((np.full(number, -1, np.int32), *np.zeros((2, 2), np.int32)))),
     )
     reference = (lm.frozen or jax.tree.map(copy, lm.params)) if config.kl_coef > 0 else None
     lm = lm._replace(params=None)  # the state's from now on, which each step gives new memory
-    return Run(config, mesh, lm, rows, on_mesh(tasks), selector, learner, memory, reference), state
+    tasks = on_mesh(tasks)._replace(projections=projections)
+    return Run(config, mesh, lm, rows, tasks, selector, predictor, learner, memory, reference), state
 
 
-def make_selector(config: Config, count: int) -> Selector:
+def make_selector(config: Config, count: int, predictor: Predictor | None) -> Selector:
     """The selector of the config for batches of `count` tasks; its state is the same for any."""
-    own = dataclasses.asdict(config.select)
+    own = dataclasses.asdict(config.select) | (predictors.hyper_parameters(predictor) if predictor else {})
     del own["embeddings"]  # which the tasks have
     return selectors.make(batch_size=count, num_generations=config.num_generations, **own)
 
@@ -140,73 +166,118 @@ def make_learner(config: Config, lm: LanguageModel) -> update.Update:
 
 def compile_steps(run: Run, state: RunState) -> Programs:
     """The programs of a run whose state lies as this one does; both may be descriptions."""
-    config, mesh = run.config, run.mesh
-    everywhere = meshes.sharding(mesh)
-    shardings = jax.tree.map(lambda x: x.sharding, state)
-    reward_weights = np.array(config.reward_weights or [1.0] * len(config.rewards), np.float32)
+    everywhere, rows = meshes.sharding(run.mesh), meshes.sharding(run.mesh, "batch")
+    where = jax.tree.map(lambda x: x.sharding, state)
 
-    def select(selector_state: Any, step: Array, tasks: Tasks, *, count: int = config.batch_size) -> tuple[Choice, Any]:
-        selector = make_selector(config, count)
-        return selector.select(runtime.stream(config.seed, step, "select"), selector_state, tasks)
-
-    def learn(
-        state: RunState,
-        tasks: Tasks,
-        choice: Choice,
-        prompts: Any,
-        rollouts: Rollout,
-        rewards: Array,
-        ref: Any,
-        frozen: Any,
-    ) -> tuple[RunState, dict[str, Array]]:
-        """Updates selector and policy; rewards [B, G, F], NaN = does not apply."""
-        groups, counted = rewards.shape[:2], runtime.success_index(config)
-        total, valid = shaping.total(rewards, jnp.asarray(reward_weights), success=counted)
-        success = jnp.where(valid, rewards[..., counted], 0.0)
-        trials = jnp.sum(valid, axis=1, dtype=jnp.float32)
-        spent = jnp.sum(rollouts.lengths.reshape(groups), axis=1)
-        feedback = Feedback(choice.ids, jnp.sum(success, axis=1), trials, spent.astype(jnp.float32))
-        last = jnp.take_along_axis(rollouts.tokens, rollouts.lengths[:, None] - 1, axis=1)
-        truncated = ~jnp.any(last == jnp.asarray(run.lm.eos_ids, jnp.int32)[None], axis=1)
-        leaves = truncated.reshape(groups) if config.mask_truncated_completions else jnp.zeros(groups, bool)
-        total, of_length = shape_lengths(config, total, rollouts.lengths.reshape(groups))
-        fresh = Groups(
-            *prompts,
-            tokens=rollouts.tokens.reshape(*groups, -1),
-            mask=jnp.where((valid & ~leaves)[..., None], rollouts.mask.reshape(*groups, -1), 0.0),
-            logprobs=rollouts.logprobs.reshape(*groups, -1),
-            advantages=grpo.advantages(total, scale_rewards=config.scale_rewards, mask=valid),
-            rewards=jnp.where(valid, total, jnp.nan),
-            task=choice.ids,
-            step=jnp.full(groups[:1], state.step),
-            weights=importance_weights(config, rollouts, groups),
-        )
-        batch, buffer, of_replay = remember(run, state.replay, fresh, state.step)
-        key = runtime.stream(config.seed, state.step, "learn")
-        params, optimizer, found = run.learner.step(key, state.params, state.optimizer, batch, ref, frozen)
-        tally = checkpoint.count(state.tally, choice.ids, state.step + 1, jnp.sum(spent))
-        found |= of_replay | of_length
-        found |= metrics.rewards(rewards, config.rewards, total, valid, grpo.informative(total, valid))
-        found |= metrics.completions(rollouts, truncated)
-        informative = grpo.informative(success, valid)
-        found |= metrics.selection(choice, feedback, informative, tally.last_seen)
-        found |= metrics.by_domain(informative, choice, tasks, run.table.domains)
-        selector = run.selector.update(state.selector, tasks, feedback)
-        return RunState(state.step + 1, params, optimizer, selector, buffer, tally), found
+    def compiled(function: Any, out: Any, **options: Any) -> Any:
+        return jax.jit(partial(function, run), out_shardings=out, **options)
 
     return Programs(
-        partial(rollout_size, run, None if run.replay is None else jax.jit(run.replay.fresh_needed)),
-        jax.jit(select, static_argnames="count", out_shardings=(everywhere, shardings.selector)),
-        runtime.generator(run.lm, config, mesh),
-        jax.jit(learn, donate_argnums=0, out_shardings=(shardings, everywhere)),
+        size=partial(rollout_size, run, None if run.replay is None else jax.jit(run.replay.fresh_needed)),
+        probe=compiled(probe, everywhere),
+        select=compiled(select, (everywhere, where.selector), static_argnames="count"),
+        generate=runtime.generator(run.lm, run.config, run.mesh),
+        judge=compiled(judge, Judged(rows, everywhere, everywhere, everywhere)),  # pyright: ignore[reportArgumentType]
+        note=compiled(note, (where.selector, where.tally, everywhere), donate_argnums=(0, 1)),
+        join=compiled(join, rows),
+        learn=compiled(learn, (where, everywhere), donate_argnums=0),
+        store=compiled(store, where.replay, donate_argnums=0),
     )
 
 
 def rollout_size(run: Run, fresh_needed: Any, state: RunState) -> int:
-    """How many tasks the next step rolls out: there are two sizes, each a set of compiled programs."""
+    """How many new groups the next step learns from: there are two sizes, each a set of compiled programs."""
     fewest = run.config.fresh_batch_size
     enough = fresh_needed is not None and int(fresh_needed(state.replay, state.step)) <= fewest
     return fewest if enough else run.config.batch_size
+
+
+def probe(run: Run, selector_state: Any, step: Array, tasks: Tasks) -> Choice:
+    """The tasks that the selector wants to know about, and what it has believed of them so far."""
+    choose: Any = run.selector.probe
+    ids = choose(runtime.stream(run.config.seed, step, "probe"), selector_state, tasks)
+    return Choice(ids, run.selector.pass_rate(selector_state, tasks)[ids])
+
+
+def select(
+    run: Run, selector_state: Any, step: Array, tasks: Tasks, taken: Array | None = None, *, count: int | None = None
+) -> tuple[Choice, Any]:
+    """Chooses `count` tasks, batch_size by default, of which none is in `taken` [m]."""
+    selector = make_selector(run.config, count or run.config.batch_size, run.predictor)
+    if taken is not None:
+        mark = jnp.zeros(len(run.table.lengths), bool).at[taken].set(True)
+        tasks = tasks._replace(taken=meshes.constrain(mark, "task"))
+    return selector.select(runtime.stream(run.config.seed, step, "select"), selector_state, tasks)
+
+
+def judge(run: Run, step: Array, ids: Array, prompts: Any, rollouts: Rollout, rewards: Array) -> Judged:
+    """What `rewards` [B, G, F], NaN = does not apply, make of the rollouts of the tasks `ids` [B]."""
+    config, groups, counted = run.config, rewards.shape[:2], runtime.success_index(run.config)
+    reward_weights = jnp.array(config.reward_weights or [1.0] * len(config.rewards), jnp.float32)
+    total, valid = shaping.total(rewards, reward_weights, success=counted)
+    success = jnp.where(valid, rewards[..., counted], 0.0)
+    trials = jnp.sum(valid, axis=1, dtype=jnp.float32)
+    spent = jnp.sum(rollouts.lengths.reshape(groups), axis=1)
+    last = jnp.take_along_axis(rollouts.tokens, rollouts.lengths[:, None] - 1, axis=1)
+    truncated = ~jnp.any(last == jnp.asarray(run.lm.eos_ids, jnp.int32)[None], axis=1)
+    leaves = truncated.reshape(groups) if config.mask_truncated_completions else jnp.zeros(groups, bool)
+    total, of_length = shape_lengths(config, total, rollouts.lengths.reshape(groups))
+    fresh = Groups(
+        *prompts,
+        tokens=rollouts.tokens.reshape(*groups, -1),
+        mask=jnp.where((valid & ~leaves)[..., None], rollouts.mask.reshape(*groups, -1), 0.0),
+        logprobs=rollouts.logprobs.reshape(*groups, -1),
+        advantages=grpo.advantages(total, scale_rewards=config.scale_rewards, mask=valid),
+        rewards=jnp.where(valid, total, jnp.nan),
+        task=ids,
+        step=jnp.full(groups[:1], step),
+        weights=importance_weights(config, rollouts, groups),
+    )
+    found = metrics.rewards(rewards, config.rewards, total, valid, grpo.informative(total, valid))
+    return Judged(
+        groups=fresh,
+        feedback=Feedback(ids, jnp.sum(success, axis=1), trials, spent.astype(jnp.float32)),
+        informative=grpo.informative(success, valid),
+        metrics=of_length | found | metrics.completions(rollouts, truncated),
+    )
+
+
+def note(
+    run: Run, selector_state: Any, tally: Tally, step: Array, tasks: Tasks, choice: Choice, *parts: Any
+) -> tuple[Any, Tally, dict[str, Array]]:
+    """Tells selector and tally what came of a choice, (feedback, informative) of its `parts`; metrics of beliefs."""
+    feedback, informative = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+    tally = checkpoint.count(tally, feedback, step + 1, run.config.num_generations)
+    found = metrics.selection(choice, feedback, informative, tally.last_seen)
+    found |= metrics.by_domain(informative, choice, tasks, run.table.domains)
+    return run.selector.update(selector_state, tasks, feedback), tally, found
+
+
+def join(run: Run, groups: Groups, others: tuple[Groups, ...], rows: Array) -> Groups:
+    """`groups` and, behind them, the `rows` [m] of the others, as one batch."""
+    width = max(each.prompts.shape[1] for each in (groups, *others))
+    rest = jax.tree.map(lambda *x: jnp.concatenate(x)[rows], *(widened(each, width) for each in others))
+    joined = jax.tree.map(lambda *x: jnp.concatenate(x), widened(groups, width), rest)
+    valid = jnp.isfinite(joined.rewards)
+    total = jnp.where(valid, joined.rewards, 0.0)
+    return joined._replace(advantages=grpo.advantages(total, scale_rewards=run.config.scale_rewards, mask=valid))
+
+
+def learn(run: Run, state: RunState, groups: Groups, ref: Any, frozen: Any) -> tuple[RunState, dict[str, Array]]:
+    """Updates the policy by the groups of the step, and those that a replay draws."""
+    batch, buffer, of_replay = remember(run, state.replay, groups, state.step)
+    key = runtime.stream(run.config.seed, state.step, "learn")
+    params, optimizer, found = run.learner.step(key, state.params, state.optimizer, batch, ref, frozen)
+    state = state._replace(step=state.step + 1, params=params, optimizer=optimizer, replay=buffer)
+    return state, found | of_replay
+
+
+def store(run: Run, buffer: Any, groups: tuple[Groups, ...], which: Array) -> Any:
+    """The buffer with those of the groups [K] that teach, of `which` [K] bool."""
+    memory: Any = run.replay
+    wide = (widened(each, buffer.groups.prompts.shape[1]) for each in groups)
+    whole = jax.tree.map(lambda *x: jnp.concatenate(x), *wide)
+    return memory.add(buffer, whole._replace(rewards=jnp.where(which[:, None], whole.rewards, jnp.nan)))
 
 
 def remember(run: Run, buffer: Any, fresh: Groups, step: Array) -> tuple[update.Batch, Any, dict[str, Array]]:
@@ -216,8 +287,7 @@ def remember(run: Run, buffer: Any, fresh: Groups, step: Array) -> tuple[update.
     """
     if run.replay is None:
         return update.Batch(*fresh[:6], weights=fresh.weights), buffer, {}
-    width = buffer.groups.prompts.shape[1]
-    wide = fresh._replace(prompts=jnp.pad(fresh.prompts, ((0, 0), (0, width - fresh.prompts.shape[1]))))
+    wide = widened(fresh, buffer.groups.prompts.shape[1])
     groups, replayed = fresh, jnp.zeros(run.config.batch_size, bool)
     if fresh.step.shape[0] < run.config.batch_size:
         key = runtime.stream(run.config.seed, step, "replay")
@@ -225,6 +295,11 @@ def remember(run: Run, buffer: Any, fresh: Groups, step: Array) -> tuple[update.
     rows = jnp.broadcast_to(replayed[:, None], groups.advantages.shape)
     batch = update.Batch(*groups[:6], replayed=rows, weights=groups.weights)
     return batch, run.replay.add(buffer, wide), replay.metrics(groups, replayed, step)
+
+
+def widened(groups: Groups, width: int) -> Groups:
+    """The groups with prompts padded to `width` tokens."""
+    return groups._replace(prompts=jnp.pad(groups.prompts, ((0, 0), (0, width - groups.prompts.shape[1]))))
 
 
 def shape_lengths(config: Config, total: Array, lengths: Array) -> tuple[Array, dict[str, Array]]:

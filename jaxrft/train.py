@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxrft import checkpoint, runtime, steps
+from jaxrft import batches, checkpoint, predictors, runtime, similarity, steps
 from jaxrft import evaluate as evaluation
 from jaxrft import mesh as meshes
 from jaxrft.checkpoint import Checkpoints, RunState, open_folder, write_records
@@ -67,9 +67,8 @@ def loop(
     run: Run, state: RunState, folder: Path, checkpoints: Checkpoints, report: Reporter, stopped: Callable[[], bool]
 ) -> RunState:
     """Steps from the state's on, until all are done or a signal comes."""
-    config, mesh, frozen, display = run.config, run.mesh, run.lm.frozen, report.display
+    config, frozen, display = run.config, run.lm.frozen, report.display
     programs = steps.compile_steps(run, state)
-    widths = table.buckets(run.table.lengths)
 
     def evaluate(step: int) -> None:
         found = run.evaluate(model.whole(state.params, frozen), step)
@@ -90,23 +89,23 @@ def loop(
     for step in range(first, config.steps + 1):
         if run.selector.measure and (step == first or measuring_due(step - 1)):
             run = run._replace(tasks=measured(run, state, step))
-        timer = log.Timer()
-        choice, chosen = programs.select(state.selector, state.step, run.tasks, count=programs.size(state))
+        timer, probed = log.Timer(), batches.Probed()
+        if run.selector.probe and (step - 1) % run.selector.probe_every == 0:
+            state, probed = batches.probe(run, programs, state, first=step == first)
+            timer.lap("probe")
+        filling = batches.fill(run, programs, state, probed)
+        choice, chosen = programs.select(state.selector, state.step, run.tasks, filling.taken, count=filling.fresh)
         ids = np.asarray(choice.ids)
         timer.lap("select")
-        prompts = runtime.prompt_batch(run.table, ids, widths, mesh)
-        rollouts = programs.generate(model.whole(state.params, frozen), state.step, *prompts, choice.ids)
-        jax.block_until_ready(rollouts.lengths)
+        rolled = batches.sample(run, programs, state, ids)
         timer.lap("rollout")
-        verdicts = runtime.verify(rollouts, run.pool, run.lm.tokenizer, run.table, ids)
-        verdicts = runtime.check_verdicts(config, verdicts, first=step == first)
+        verdicts = batches.verify(run, rolled, first=step == first)
         if step == first and jax.process_index() == 0:
             write_records(folder, config)  # no earlier: a mistake must not leave its mark on an existing run
         timer.lap("reward")
-        rewards = runtime.learnable(verdicts).reshape(len(ids), config.num_generations, -1)
-        rewards = meshes.from_host(mesh, rewards, "batch", None, None)
+        judged = batches.judge(run, programs, state, rolled, verdicts)
         state = state._replace(selector=chosen)
-        state, found = programs.learn(state, run.tasks, choice, prompts, rollouts, rewards, run.reference, frozen)
+        state, found = batches.learn(run, programs, state, choice, judged, probed, filling)
         report.flush()  # the step before, while the device works at this one
         if due(step, config.log_completions_steps):
             display.completions(step, sample_rows(run, ids, verdicts))
@@ -114,8 +113,8 @@ def loop(
         jax.block_until_ready(state.step)
         timer.lap("learn")
         check_finite(step, found, checkpoints.latest())
-        found |= {f"rewards/{kind}": lost for kind, lost in verdicts.failures.items()}
-        report.add(step, found | timer.metrics() | {"num_tokens": checkpoint.total(state.tally)})
+        found |= {f"rewards/{kind}": lost + probed.failures[kind] for kind, lost in verdicts.failures.items()}
+        report.add(step, found | timer.metrics() | checkpoint.totals(state.tally))
         stopping = runtime.any_process(stopped())
         if evaluation_due(step) and not stopping:
             evaluate(step)
@@ -135,7 +134,7 @@ def set_up(config: Config, mesh: Mesh, pool: Pool) -> tuple[Run, RunState]:
     rows = runtime.open_mixture(config, lm.tokenizer)
     if rows.embeddings is None and runtime.embeds(config):
         rows = embedded(config, mesh, lm, rows)
-    run, state = steps.assemble(config, mesh, lm, rows)
+    run, state = steps.assemble(config, mesh, lm, rows, similarity.open_predictor(config, rows, mesh))
     return run._replace(
         pool=pool,
         evaluate=evaluation.make(config, lm, mesh, pool),
@@ -177,6 +176,9 @@ def identity(run: Run) -> dict[str, Any]:
         groups = {"capacity": run.config.replay.capacity, "groups of": run.config.num_generations}
         groups |= {"tokens": run.config.max_completion_length}
         shape["replay"] = groups | {"weights of tokens": run.config.importance_sampling_correction != "none"}
+    if run.predictor is not None:
+        shape["digest of the predictor"] = predictors.digest(run.predictor)
+        shape["tasks of a probe"] = run.config.select.num_references
     return shape | {
         **table.identity(run.table),
         "digest of the domains": table.digest(run.table.domain.tobytes() + json.dumps(run.table.domains).encode()),

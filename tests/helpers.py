@@ -9,11 +9,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from jaxrft.config import Config, MeshConfig, TasksConfig
 from jaxrft.lm import model, weights
+from jaxrft.tasks import embeddings
 
 CHARACTERS = "0123456789+= ?"
 SHAPE = model.ModelConfig(16, 16, 32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, tie_word_embeddings=True)
@@ -83,13 +85,14 @@ def write_config(path, config, **changes):
 
 
 def start(*arguments, devices=8, **environment):
-    """A Python process that finds the graders and shares the cache of compiled programs."""
+    """A Python process of this package that finds the graders and shares the cache of compiled programs."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     cache = {
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    path = {"PYTHONPATH": str(Path(__file__).parent), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    here = Path(__file__).parent
+    path = {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     environment = os.environ | path | cache | {name: str(value) for name, value in environment.items()}
     pipe = subprocess.PIPE
     return subprocess.Popen([sys.executable, *arguments], env=environment, stdout=pipe, stderr=pipe, text=True)
@@ -145,3 +148,9 @@ def assert_same_bits(state, other):
 def assert_close(state, other, atol=1e-4):
     """Two pytrees of arrays are equal to rounding."""
     jax.tree.map(lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=atol), state, other)
+
+
+def write_embeddings(path, prompts, rows, made_by):
+    """A file of embeddings, a row a prompt."""
+    tensors = {embeddings.PROMPTS: embeddings.digests(prompts), embeddings.ROWS: rows}
+    save_file(tensors, path, metadata={embeddings.MADE_BY: json.dumps(made_by)})

@@ -321,6 +321,7 @@ NAMESAKES = [
     (Config, shaping.overlong, {"overlong_penalty"}),
     (SelectConfig, selectors.uniform, {"order", "balance"}),
     (SelectConfig, selectors.bots, {"decay", "rho", "momentum", "target", "prior", "per_domain", "balance"}),
+    (SelectConfig, selectors.dots, {"num_references", "probe_every", "target", "temperature", "balance"}),
     (MeshConfig, meshes.make, {"data", "fsdp", "model"}),
     (ReplayConfig, replay.ring, {"fresh_fraction", "max_age", "draw"}),
     (ReplayConfig, update.make, {"clip"}),
@@ -361,5 +362,6 @@ def test_select_holds_the_union_of_the_selectors_fields():
         for parameter in inspect.signature(factory).parameters.values()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
-    assert defaults(SelectConfig).keys() == fields | {"name", "embeddings"}
+    of_the_predictor = {"calibration", "attention_temperature", "top_k"}  # its file says them
+    assert defaults(SelectConfig).keys() == fields - of_the_predictor | {"name", "embeddings"}
     assert SelectConfig().name in selectors.SELECTORS

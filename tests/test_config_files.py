@@ -69,7 +69,9 @@ def test_settings_of_the_papers(file):
             *(60, 0.6, 1024),
             length,
         )
-        assert config.select.name == "uniform"
+        select = config.select
+        assert (select.name, select.num_references, select.probe_every, select.temperature) == ("dots", 256, 2, 1e-3)
+        assert (config.replay.capacity, config.fresh_batch_size) == (512, 256)
     else:
         assert config.select.name == "bots" and all(len(tasks.pass_rate_columns) == 2 for tasks in config.task_sets)
 
@@ -84,6 +86,9 @@ def test_its_dry_run_needs_nothing_but_itself(file, monkeypatch, tmp_path, capsy
     plan.show(dataclasses.replace(config, output_dir=str(tmp_path / "run"), reward_workers=1))
     page = " ".join(capsys.readouterr().out.split())
     assert f"{config.batch_size} tasks x {config.num_generations}" in page and "Memory a device" in page
+    if config.select.name == "dots":
+        assert f"no file {config.select.predictor}: make one with jaxrft prepare predictor" in page
+        assert "2,048 more rollouts every 2 steps, 61,440 in all" in page
     assert not (tmp_path / "run").exists()
 
 

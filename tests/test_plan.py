@@ -54,8 +54,8 @@ def test_its_programs_are_those_which_training_compiles(configure, tmp_path):
         compiled = list(programs.compiled(run, state, 8))
     finally:
         jax.monitoring.unregister_event_listener(note)
-    assert [each.name for each in compiled] == ["select", "generate", "learn"]
-    assert not any(each.failure for each in compiled) and compiled[2].temporaries > 0
+    assert [each.name for each in compiled] == ["select", "generate", "note", "learn"]
+    assert not any(each.failure for each in compiled) and compiled[3].temporaries > 0
     assert all(each.peak > memory.on_device(state) and each.flops > 0 for each in compiled)
     assert here.pool.table.tokens.shape[1] == 8
     assert "/jax/compilation_cache/cache_hits" in events and "/jax/compilation_cache/cache_misses" not in events

@@ -1,5 +1,6 @@
 import doctest
 
+import jax
 import numpy as np
 import pytest
 
@@ -85,3 +86,11 @@ def test_documentation_runs():
     assert doctest.testmod(session).failed == 0
     with pytest.raises(InputError, match="give their number instead"):
         Session(selectors.uniform(3, 8), Tasks())
+
+
+def test_the_noise_of_a_probe_is_not_that_of_the_choice():
+    """What a selector splits off its key are the fold-ins of the key with 0, 1, 2, ..."""
+    key = jax.random.key(3)
+    assert (jax.random.split(key)[0] == jax.random.fold_in(key, 0)).all()
+    probe = jax.random.fold_in(key, session.PROBE)
+    assert not any((probe == part).all() for part in jax.random.split(key, 1000))

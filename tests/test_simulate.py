@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from jaxrft import cli, simulate
+from jaxrft.predictors import Origin, Predictor, save
 from jaxrft.report import metrics
-from jaxrft.select import selectors
+from jaxrft.select import fitting, probes, selectors
 from jaxrft.simulate import command, trials, worlds
 from jaxrft.types import Choice, Feedback, InputError
 
@@ -134,6 +135,26 @@ def test_what_is_believed_is_judged_before_the_step():
     assert not trace.informative.any() and trace.ids.shape == (2, 3, 2)
 
 
+def test_probes_are_counted_and_their_informative_groups_trained_on():
+    params = fitting.initial(KEY, 6, width=8, layers=1)
+    world = simulate.students(simulate.StudentConfig(tasks=24, width=6, difficulty=0.0), num_generations=8)
+
+    def sized(count):
+        return selectors.dots(count, 8, predictor=params, num_references=12, temperature=0.1)
+
+    trace = trials.run(world, sized(8), 3, 4, probing=trials.Probing(params, sized, 8, 0.5))
+    assert trace.rolled[:, :, 8:].all(axis=2).tolist() == [[True, False] * 2] * 3
+    informative = trace.informative[:, :, 8:].sum(axis=2)
+    fresh = [[probes.portions(8)[probes.portion(8, count)] for count in row] for row in informative.tolist()]
+    assert trace.rolled[:, :, :8].sum(axis=2).tolist() == fresh and (informative[:, ::2] > 2).all()
+    for ids, rolled, taught in zip(
+        *(x.reshape(-1, 20) for x in (trace.ids, trace.rolled, trace.informative)), strict=True
+    ):
+        assert len(set(ids[:8].tolist())) == 8 and taught[:8][~rolled[:8]].all()
+        assert set(ids[:8][~rolled[:8]].tolist()) <= set(ids[8:].tolist())
+    np.testing.assert_array_equal(trials.scores(trace, 24)["groups"], np.sum(fresh, axis=1) + 2 * 12)
+
+
 @pytest.mark.skipif(not REAL.exists(), reason="the real response matrix is not here")
 def test_published_figures_on_real_responses():
     uniform, bots, adaptive = command.simulate(command.SimulateConfig(responses=str(REAL)))[1]
@@ -168,6 +189,22 @@ def test_the_command_prints_a_row_a_selector(file, tmp_path, capsys):
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_dots_on_responses_with_embeddings(file, tmp_path, capsys):
+    params = fitting.initial(KEY, 3, width=4, layers=1)
+    predictor = Predictor(params, "group_logit_temp", 1.0, None, Origin("answers", 3))
+    save(tmp_path / "predictor.safetensors", predictor)
+    flags = ["--steps", "4", "--seeds", "2", "--batch-size", "4", "--num-generations", "8", "--select.num-references=8"]
+    command = ["simulate", "--responses", file, *flags, "--selectors", "dots", "bots", "--json"]
+    assert cli.main([*command, "--predictor", str(tmp_path / "predictor.safetensors")]) == 0
+    dots, bots = json.loads(capsys.readouterr().out)
+    assert bots["groups"] == 4 * 4 and 2 * 8 + 2 * 4 + 2 <= dots["groups"] <= 2 * 8 + 4 * 4
+    assert dots["mse"] < 0.5
+    narrow = predictor._replace(params=fitting.initial(KEY, 5, width=4, layers=1), embeddings=Origin("answers", 5))
+    save(tmp_path / "narrow.safetensors", narrow)
+    assert cli.main([*command, "--predictor", str(tmp_path / "narrow.safetensors")]) == 2
+    assert "embeddings have shape (40, 3): the predictor was trained on [N, 5]" in capsys.readouterr().err
+
+
 def test_students_show_their_ability(capsys):
     flags = ["--steps", "3", "--seeds", "1", "--students.tasks", "50", "--students.references", "none"]
     assert cli.main(["simulate", *flags, "--selectors", "uniform"]) == 0
@@ -183,6 +220,8 @@ def test_students_show_their_ability(capsys):
         (["--schedule", "left"], "no schedule 'left': it is one of up, still, down, jump"),
         (["--num-generations", "30"], "num_generations is 30 but a window holds 20 of the 500 policies"),
         (["--selectors", "bot"], "did you mean bots?"),
+        (["--selectors", "dots"], "the selector dots needs a file of `jaxrft prepare predictor`"),
+        (["--selectors", "dots", "--predictor", "nowhere.safetensors"], "no file nowhere.safetensors"),
         (["--batch-size", "41"], "batch_size is 41 but there are 40 tasks"),
         (["--begin", "1.5"], "begin is 1.5"),
         (["--plot", "nowhere/a.png"], "cannot be written to nowhere/a.png"),

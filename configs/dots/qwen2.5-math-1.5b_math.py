@@ -1,37 +1,43 @@
-r"""The DOTS paper (arXiv 2506.05316), Qwen2.5-Math-1.5B on MATH: its baseline, GRPO with uniform selection.
+r"""The DOTS paper (arXiv 2506.05316), Qwen2.5-Math-1.5B on MATH: DOTS with rollout replay.
 
     hf download Qwen/Qwen2.5-Math-1.5B
     hf download --repo-type dataset openai/gsm8k
     hf download --repo-type dataset HuggingFaceH4/MATH-500
     hf download --repo-type dataset EleutherAI/hendrycks_math --local-dir data/math
     jaxrft prepare dataset math --file data/math/*/train-*.parquet
+    jaxrft prepare pass-rates configs/dots/qwen2.5-math-1.5b_math.py --model MODEL --out data/math/rates.parquet
+    jaxrft prepare embeddings configs/dots/qwen2.5-math-1.5b_math.py --out data/math/embeddings.safetensors
+    jaxrft prepare predictor configs/dots/qwen2.5-math-1.5b_math.py --tasks.source data/math/rates.parquet \
+        --out data/math/predictor.safetensors
     jaxrft train configs/dots/qwen2.5-math-1.5b_math.py
 
-`dots` and rollout replay, the paper's subject, are to be switched on here and in the five files beside this one, which
-change it, when the package has them: target 0.5, 256 reference tasks, temperature 1e-3, selection every 2 steps; half
-of each batch fresh, a buffer of 256 or 512.
+The pass rates are those of other policies, a column for each MODEL: the more, and the more different, the better. The
+embeddings may be any policy's, as long as the predictor is trained on the same. The five files beside this one change
+it. The paper's baseline, GRPO with uniform selection: --select.name uniform --tasks.embeddings None
+--replay.capacity 0.
 
 Hardware: 8 devices of 80 GB (8 x H100, v5p-16). Each holds 3 GB of parameters, gradients and moments, and during a
 rollout 3 GB of parameters in bfloat16 and 47 GB of key-value cache; the TPU compiler counts 58 GB in all. The paper's:
 8 x L40S.
 
 Expected: not stated in numbers; Figure 3 shows the mean accuracy over GSM8K, MATH500, Minerva Math and OlympiadBench,
-sampled at temperature 0.6 and top-p 0.95, as curves (here: eval/gsm8k/avg@1 and eval/MATH-500/avg@1). Table 1: DOTS
-with replay needs 16.67 % fewer steps and 26.25 % less time to reach what this baseline reaches in 60 steps.
+sampled at temperature 0.6 and top-p 0.95, as curves (here: eval/gsm8k/avg@1 and eval/MATH-500/avg@1). Table 1:
+16.67 % fewer steps and 26.25 % less time than GRPO with uniform selection to reach what that reaches in 60 steps.
 
 Not yet run.
 
-Different: MATH's train split whole, where the paper joins both splits, keeps levels 3 to 5 and leaves MATH500 out;
-clipping of gradients at norm 1, which it does not state.
+Different: the informative groups of a probe are trained on, where the paper throws them away: every second step rolls
+out 64 to 256 tasks beside its 256. MATH's train split whole, where the paper joins both splits, keeps levels 3 to 5 and
+leaves MATH500 out. Clipping of gradients at norm 1, which it does not state.
 """
 
-from jaxrft.config import Config, EvalConfig, MeshConfig, SelectConfig, TasksConfig
+from jaxrft.config import Config, EvalConfig, MeshConfig, ReplayConfig, SelectConfig, TasksConfig
 
 PROMPT = "Let's think step by step and output the final answer within \\boxed{}."
 
 config = Config(
     model="Qwen/Qwen2.5-Math-1.5B",
-    tasks=TasksConfig(source="tfds:math", system_prompt=PROMPT),
+    tasks=TasksConfig(source="tfds:math", system_prompt=PROMPT, embeddings="data/math/embeddings.safetensors"),
     evaluation=EvalConfig(
         tasks=(
             TasksConfig(source="hub:openai/gsm8k", subset="main", split="test", system_prompt=PROMPT),
@@ -41,7 +47,15 @@ config = Config(
         ),
         num_samples=1,
     ),
-    select=SelectConfig(name="uniform"),
+    select=SelectConfig(
+        name="dots",
+        predictor="data/math/predictor.safetensors",
+        num_references=256,
+        probe_every=2,
+        target=0.5,
+        temperature=1e-3,
+    ),
+    replay=ReplayConfig(capacity=512, fresh_fraction=0.5),
     mesh=MeshConfig(data=1, fsdp=-1),
     output_dir="runs/dots/qwen2.5-math-1.5b_math",
     steps=60,

@@ -46,7 +46,7 @@ def show(config: Config, topology: str | None = None) -> None:
     mesh = meshes.make(*sizes, devices=programs.devices(topology)) if topology else meshes.abstract(*sizes)
     runtime.check_mesh(config, mesh)
     here = found.look(config, mesh)
-    run, state = steps.assemble(config, mesh, here.lm, here.pool.table, described=True)
+    run, state = steps.assemble(config, mesh, here.lm, here.pool.table, here.predictor, described=True)
     out = Page()
     out.line("dry run: nothing is written, nothing is trained", "bold")
     ungraded = _what(out, config, here)

@@ -25,9 +25,21 @@ def run(config: Config, num_tasks: int | None) -> list[tuple[str, str]]:
     return [
         ("steps", f"{c.steps:,}, each of {c.batch_size:,} tasks x {c.num_generations} = {rows:,} rollouts"),
         ("rollouts", f"{c.steps * rows:,}{passes}"),
+        *probes(config),
         ("tokens", f"at most {sampled:,} sampled a step, {short(c.steps * sampled)} in all"),
         ("updates", f"{updates:,} a step, each of {c.tasks_per_update:,} tasks in {cut}"),
     ]
+
+
+def probes(config: Config) -> list[tuple[str, str]]:
+    """(what, how much) of what is rolled out beside the batches, in order to know."""
+    if config.select.name != "dots":
+        return []
+    count, every = config.select.num_references, config.select.probe_every
+    rows = count * config.num_generations
+    total = due(config.steps, every) * rows
+    saved = "their informative groups spare up to three quarters of a batch"
+    return [("probes", f"{rows:,} more rollouts every {every} steps, {total:,} in all; {saved}")]
 
 
 def evaluations(config: Config, num_tasks: Sequence[int | None]) -> list[tuple[str, str]]:

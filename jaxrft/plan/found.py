@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrft import mesh as meshes
-from jaxrft import runtime
+from jaxrft import predictors, runtime, similarity
 from jaxrft.config import Config, TasksConfig
 from jaxrft.lm import hub, model, published, weights
+from jaxrft.predictors import Predictor
 from jaxrft.runtime import LanguageModel
 from jaxrft.tasks import embeddings, mixture, sources, table
 from jaxrft.tasks.sources import Rows
@@ -43,6 +44,7 @@ class Found(NamedTuple):
     weights: bool  # whether its files are here
     pool: Pool
     held_out: tuple[Set, ...]
+    predictor: Predictor | None  # one of the published sizes stands in for that of a file which is not here
     missing: tuple[str, ...]
 
 
@@ -58,7 +60,9 @@ def look(config: Config, mesh: meshes.AnyMesh) -> Found:
     pool = open_pool(config, lm.tokenizer, lm.config.hidden_size)
     held_out = tuple(open_set(tasks, config, lm.tokenizer) for tasks in config.evaluation.tasks)
     missing += [each.missing for each in (*pool.sets, *held_out) if each.missing]
-    return Found(_described(config, lm, mesh), folder is not None, pool, held_out, tuple(missing))
+    predictor, absent = open_predictor(config, pool, mesh)
+    missing += [absent] * bool(absent)
+    return Found(_described(config, lm, mesh), folder is not None, pool, held_out, predictor, tuple(missing))
 
 
 def _published(config: Config) -> LanguageModel:
@@ -119,6 +123,21 @@ def open_pool(config: Config, text: Any, width: int) -> Pool:
         tables = {title: found._replace(embeddings=None, embedded_by=None) for title, found in tables.items()}
     joined = _stand_in_embeddings(config, mixture.mix(tables, weighed or None, seed=config.seed), width)
     return Pool(sets, joined, len(tables) == len(sets), text is not None)
+
+
+def open_predictor(config: Config, pool: Pool, mesh: meshes.AnyMesh) -> tuple[Predictor | None, str]:
+    """The predictor that the config asks for, if any, and what to do if it is not here."""
+    if config.select.name != "dots":
+        return None, ""
+    if pool.whole:
+        similarity.check_probes(config, len(pool.table.lengths), mesh)
+    embedded: Any = pool.table.embeddings
+    try:
+        if "width" in (pool.table.embedded_by or {}):  # then they are read from a file
+            return similarity.open_predictor(config, pool.table, mesh), ""
+        return predictors.load(config.select.predictor or ""), ""
+    except Missing as missing:
+        return similarity.published(config.model, embedded.shape[1]), str(missing)
 
 
 def _untokenized(rows: Rows, name: str, max_prompt_length: int) -> TaskTable:

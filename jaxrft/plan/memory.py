@@ -3,6 +3,7 @@
 | part | how |
 |---|---|
 | parameters, optimiser, KL reference, replay buffer, embeddings, task table, selector | exact: shards of the run's |
+| groups of a probe | exact: the shapes of groups, at the widest prompts |
 | policy for the rollout, key-value caches | exact: shapes and shardings of the rollout, at the widest prompts |
 | logits of a token | estimate: R rows of the vocabulary in float32, four times (raw, truncated, both normalised) |
 | gradients | estimate: float32, twice (the sum so far and that of a micro-batch) |
@@ -22,7 +23,7 @@ import numpy as np
 
 from jaxrft import mesh as meshes
 from jaxrft.checkpoint import RunState
-from jaxrft.learn import update
+from jaxrft.learn import replay, update
 from jaxrft.lm import model
 from jaxrft.steps import Run
 
@@ -40,7 +41,8 @@ class Part(NamedTuple):
 
 def parts(run: Run, state: RunState, prompt_length: int, *, tasks: bool = True) -> list[Part]:
     """What a device of the run holds, with prompts padded to `prompt_length` tokens; `tasks`: with their table."""
-    found = (*_always(run, state, tasks), *_rollout(run, prompt_length), *_learning(run, state, prompt_length))
+    kept = (*_always(run, state, tasks), _probe(run, prompt_length))
+    found = (*kept, *_rollout(run, prompt_length), *_learning(run, state, prompt_length))
     return [part for part in found if part.bytes]
 
 
@@ -65,7 +67,7 @@ def number(tree: Any) -> int:
 
 
 def _always(run: Run, state: RunState, tasks: bool) -> list[Part]:
-    table = run.tasks._replace(embeddings=None)
+    table = run.tasks._replace(embeddings=None, projections=None)
     kept = {
         "parameters that are trained": state.params,
         "optimiser": state.optimizer,
@@ -73,9 +75,23 @@ def _always(run: Run, state: RunState, tasks: bool) -> list[Part]:
         "KL reference": None if run.lm.frozen else run.reference,
         "replay buffer": state.replay,
         "embeddings of the tasks": run.tasks.embeddings if tasks else None,
+        "projections of the tasks": run.tasks.projections if tasks else None,
         "selector and task table": (state.selector, state.tally, table) if tasks else None,
     }
     return [Part(name, on_device(tree), ALWAYS, True) for name, tree in kept.items()]
+
+
+def _probe(run: Run, prompt_length: int) -> Part:
+    """The groups of a probe, which stay until the step's batch has been learned from."""
+    config = run.config
+    count = config.select.num_references if run.selector.probe else 0
+    group = replay.shapes(
+        num_generations=config.num_generations,
+        prompt_length=prompt_length,
+        completion_length=config.max_completion_length,
+        weighted=config.importance_sampling_correction != "none",
+    )
+    return Part("groups of a probe", count // meshes.shards(run.mesh, "batch") * whole(group), ALWAYS, True)
 
 
 def _rollout(run: Run, prompt_length: int) -> list[Part]:

@@ -15,7 +15,7 @@ from jaxrft.checkpoint import RunState
 from jaxrft.lm import model
 from jaxrft.plan import memory
 from jaxrft.steps import Run
-from jaxrft.types import InputError, Missing
+from jaxrft.types import Feedback, InputError, Missing
 
 HBM = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}  # GiB a chip
 # libtpu then neither looks for the slice that it is in, nor for other programs that use the chips.
@@ -68,19 +68,33 @@ def compiled(run: Run, state: RunState, prompt_length: int, *, selects: bool = T
     def array(shape: tuple[int, ...], dtype: Any, *axes: str | None) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=meshes.sharding(mesh, *axes))
 
+    def told(count: int) -> Any:
+        numbers = array((count,), jnp.float32)
+        return Feedback(array((count,), i32), numbers, numbers, numbers), array((count,), jnp.bool_)
+
     with runtime.on(mesh, config):
         select = (state.selector, state.step, run.tasks)
         choice, _ = jax.eval_shape(programs.select, *select)
         prompts = array((config.batch_size, prompt_length), i32, "batch"), array((config.batch_size,), i32, "batch")
-        generate = (model.whole(state.params, run.lm.frozen), state.step, *prompts, choice.ids)
+        stream = jax.ShapeDtypeStruct((), i32)
+        generate = (model.whole(state.params, run.lm.frozen), state.step, *prompts, choice.ids, stream)
         rollouts = jax.eval_shape(programs.generate, *generate)
         rewards = array((config.batch_size, config.num_generations, len(config.rewards)), jnp.float32, "batch")
-        batch = choice, prompts, rollouts, rewards
-        learn = (state, run.tasks, *batch, run.reference, run.lm.frozen)
+        judged = jax.eval_shape(programs.judge, state.step, choice.ids, prompts, rollouts, rewards)
+        note = (state.selector, state.tally, state.step, run.tasks)
+        learn = (state, judged.groups, run.reference, run.lm.frozen)
+        if selects and run.selector.probe is not None:
+            probe = jax.eval_shape(programs.probe, *select)
+            whole, part = divmod(probe.ids.size, config.batch_size)
+            parts = map(told, [config.batch_size] * whole + [part] * (part > 0))
+            yield _compile("probe", programs.probe, select, stays)
+            yield _compile("predict", programs.note, (*note, probe, *parts), stays)
         if selects:
             yield _compile("select", programs.select, select, stays)
         yield _compile("generate", programs.generate, generate, (stays, prompts))
-        yield _compile("learn", programs.learn, learn, (stays, batch))
+        if selects:
+            yield _compile("note", programs.note, (*note, choice, told(config.batch_size)), stays)
+        yield _compile("learn", programs.learn, learn, (stays, judged.groups))
 
 
 def _compile(name: str, program: Any, arguments: Any, held: Any) -> Compiled:

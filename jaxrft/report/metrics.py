@@ -11,7 +11,7 @@
 | `completions/clipped_ratio` | completions without an end | samples |
 | `completions/overlong_penalty` | what their lengths add to the rewards, 0 or less; with overlong_buffer | samples |
 | `sampling/importance_sampling_ratio/{min,mean,max}` | policy / what it was drawn from; 1 if not truncated | tokens |
-| `num_tokens` | tokens sampled since the start of the run | count |
+| `num_tokens`, `rollouts` | tokens and completions sampled since the start of the run, of probes too | count |
 | `policy_loss` | the loss without KL and entropy bonus, see `learn.grpo` | as the loss; mean over updates |
 | `entropy` | of the policy at the sampling temperature | tokens or rows, as the loss; mean over updates |
 | `kl` | k3 estimate of KL(policy, reference); with kl_coef | tokens or rows, as the loss; mean over updates |
@@ -26,6 +26,8 @@
 | `select/pearson` | of believed and observed pass rates | tasks of the batch |
 | `select/auc` | of believed 4 p (1 - p) for "the group is informative" | pairs of tasks |
 | `select/coverage` | tasks rolled out at least once so far | tasks in the table |
+| `select/probes`, `select/probes/trained` | groups rolled out in order to know, and of these trained on | count |
+| `select/probes/{brier,pearson,auc,effective_group_ratio}` | as above, of tasks drawn uniformly | as above |
 | `select/seconds`, `timing/*`, `step_time` | wall clock | seconds |
 | `eval/<name>/greedy`, `/avg@k`, `/pass@k` | success on held-out tasks | tasks |
 

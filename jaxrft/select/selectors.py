@@ -1,7 +1,7 @@
 """Selectors: what a training loop calls to learn which tasks come next.
 
 A new one is a factory that returns a `Selector`, and a row in `SELECTORS`, which are those that a configuration can
-name; `dots` is not, since it takes a predictor.
+name.
 """
 
 import difflib
@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 
 from jaxrft.select import acquire, evidence, posterior
 from jaxrft.select.adaptive import adaptive as adaptive
+from jaxrft.select.attention import Params
 from jaxrft.select.baselines import easy_to_hard as easy_to_hard
 from jaxrft.select.baselines import oracle as oracle
 from jaxrft.select.baselines import uniform as uniform
@@ -99,6 +100,7 @@ SELECTORS: dict[str, Callable[..., Selector]] = {
     "mopps": mopps,
     "greso": greso,
     "bots": bots,
+    "dots": dots,
     "adaptive": adaptive,
     "oracle": oracle,
 }
@@ -108,18 +110,18 @@ USE_EMBEDDINGS = ("adaptive", "dots")
 def make(name: str, batch_size: int, num_generations: int, **hyper_parameters: Any) -> Selector:
     """The selector called `name`, given those of `hyper_parameters` that are its own and not another selector's.
 
-    Raises InputError for an unknown selector, or a hyper-parameter of none.
+    Raises InputError for an unknown selector, or a hyper-parameter of none, and for `dots` without a predictor.
     """
-    if name == "dots":
-        raise InputError(
-            "the selector 'dots' needs embeddings of the tasks and a predictor, which no configuration can name: "
-            f"call selectors.dots from a loop of your own, or choose one of {', '.join(SELECTORS)}"
-        )
     if name not in SELECTORS:
         raise InputError(f"no selector {name!r}: did you mean {_nearest(name, SELECTORS)}? ({', '.join(SELECTORS)})")
     known = set().union(*map(fields, SELECTORS))
     for unknown in hyper_parameters.keys() - known:
         raise InputError(f"no selector has a field {unknown!r}: did you mean {_nearest(unknown, known)}?")
+    if name == "dots" and not isinstance(hyper_parameters.get("predictor"), Params):
+        raise InputError(
+            "the selector dots needs `predictor`, the parameters of a similarity predictor such as jaxrft prepare "
+            "predictor trains: give them, or choose another selector"
+        )
     own = {field: value for field, value in hyper_parameters.items() if field in fields(name)}
     return SELECTORS[name](batch_size, num_generations, **own)
 

@@ -10,6 +10,8 @@ import numpy as np
 from jaxrft.select.contract import Selector
 from jaxrft.types import Array, Feedback, InputError, Tasks
 
+PROBE = 2**32 - 1  # far from what selectors split off their key: jax.random.split(key)[i] is fold_in(key, i)
+
 
 class Session:
     """Holds a selector's state between the steps of a loop: `next`, roll out, `record`; for `dots`, `probe` before.
@@ -43,7 +45,8 @@ class Session:
         """
         if self._probe is None or self._step % self._probe_every:
             return np.zeros(0, np.int32)
-        return np.asarray(self._probe(jax.random.fold_in(self._key(), 0), self._state, self._tasks))
+        key = jax.random.fold_in(self._key(), PROBE)
+        return np.asarray(self._probe(key, self._state, self._tasks))
 
     def next(self) -> np.ndarray:
         """Ids [B] of the tasks to roll out next."""

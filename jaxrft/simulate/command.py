@@ -3,20 +3,24 @@
 import json
 import math
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxrft import predictors
 from jaxrft.config import SelectConfig
+from jaxrft.predictors import Predictor
 from jaxrft.select import selectors
 from jaxrft.select.selectors import Selector
 from jaxrft.simulate import worlds
-from jaxrft.simulate.trials import Trace, interval, run, scores
+from jaxrft.simulate.trials import Probing, Trace, interval, run, scores
 from jaxrft.types import InputError
 
 FIGURES = ("effective_group_ratio", "signal", "mse", "pearson", "auc", "coverage")
 ABILITY = "ability"  # of students only: a replayed policy does not learn
+GROUPS = "groups"  # rolled out, shown where selectors differ in it because one of them probes
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class SimulateConfig:
     first; optionally `embeddings` and `domain`. Replayed as one changing policy; without it, synthetic students."""
     selectors: tuple[str, ...] = ("uniform", "bots", "adaptive")
     """Selectors to compare."""
+    predictor: str | None = None
+    """The predictor of `dots`, a .safetensors file of `jaxrft prepare predictor` for embeddings such as the world's."""
     steps: int = 200
     """Steps of a run."""
     batch_size: int = 16
@@ -68,12 +74,26 @@ def main(arguments: list[str], prog: str) -> int:
 
 def simulate(config: SimulateConfig) -> tuple[dict[str, Trace], list[dict[str, Any]]]:
     """Traces by selector, and a row of figures a selector: means over seeds, `ci95` their intervals, None = unknown."""
-    world = _world(config)
-    traces = {
-        name: run(world, _selector(name, config), config.seeds, config.steps, oracle=name == "oracle")
-        for name in _words(config.selectors)
-    }
-    return traces, [_row(name, trace, world.num_tasks, config) for name, trace in traces.items()]
+    world, names = _world(config), _words(config.selectors)
+    predictor = _predictor(config) if "dots" in names else None
+    traces = {}
+    for name in names:
+        sized = partial(_selector, name, config, predictor)
+        probing = None
+        if predictor is not None and name == "dots":
+            probing = Probing(predictor.params, sized, config.batch_size, config.select.target)
+        selector, oracle = sized(config.batch_size), name == "oracle"
+        traces[name] = run(world, selector, config.seeds, config.steps, oracle=oracle, probing=probing)
+    figures = (*FIGURES, *([ABILITY] if config.responses is None else []), *([GROUPS] if predictor else []))
+    return traces, [_row(name, trace, world.num_tasks, figures) for name, trace in traces.items()]
+
+
+def _predictor(config: SimulateConfig) -> Predictor:
+    """The predictor that dots uses."""
+    file = config.predictor or config.select.predictor
+    if file is None:
+        raise InputError("the selector dots needs a file of `jaxrft prepare predictor`: name one with --predictor")
+    return predictors.load(file)
 
 
 def _world(config: SimulateConfig) -> worlds.World:
@@ -100,12 +120,11 @@ def _words(values: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(word for value in values for word in value.split(",") if word)
 
 
-def _selector(name: str, config: SimulateConfig) -> Selector:
+def _selector(name: str, config: SimulateConfig, predictor: Predictor | None, batch_size: int) -> Selector:
     """The selector; `uniform`, which believes nothing, is judged by what `bots` would believe of its rollouts."""
     fields = {key: value for key, value in asdict(config.select).items() if key != "name"}
-    chosen, bots = (
-        selectors.make(each, config.batch_size, config.num_generations, **fields) for each in (name, "bots")
-    )
+    fields |= predictors.hyper_parameters(predictor) if predictor else {}
+    chosen, bots = (selectors.make(each, batch_size, config.num_generations, **fields) for each in (name, "bots"))
     references = config.responses is not None or config.students.references != "none"
     return believing(chosen, bots) if name == "uniform" and references else chosen
 
@@ -128,9 +147,8 @@ def believing(chooser: Selector, believer: Selector) -> Selector:
     )
 
 
-def _row(name: str, trace: Trace, num_tasks: int, config: SimulateConfig) -> dict[str, Any]:
+def _row(name: str, trace: Trace, num_tasks: int, figures: tuple[str, ...]) -> dict[str, Any]:
     """The JSON row of a selector."""
-    figures = (*FIGURES, ABILITY) if config.responses is None else FIGURES
     found = {key: value for key, value in scores(trace, num_tasks).items() if key in figures}
     return {
         "selector": name,
@@ -171,7 +189,7 @@ def draw(traces: dict[str, Trace], out: str) -> None:
 
     figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.2), constrained_layout=True)
     panels = (
-        ("share of informative groups", lambda trace: trace.informative.mean(axis=2), 10),
+        ("share of informative groups", lambda trace: trace.informative.sum(axis=2) / trace.rolled.sum(axis=2), 10),
         ("squared error of believed pass rates", lambda trace: trace.squared_error, 1),
         ("mean pass rate of the policy", lambda trace: trace.ability, 1),
     )

@@ -1,6 +1,8 @@
 """A selector in a world, step after step, and what is measured of it."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,35 +11,63 @@ from jax.typing import ArrayLike
 from scipy.special import stdtrit
 from scipy.stats import rankdata
 
+from jaxrft.select import attention, probes
 from jaxrft.select.selectors import Selector
 from jaxrft.simulate.worlds import World
-from jaxrft.types import Array, Tasks
+from jaxrft.types import Array, Feedback, InputError, Projections, Tasks
 
 RECENT = 50  # steps over which coverage is counted
 
 
 class Trace(NamedTuple):
-    """What happened at each step; leaves are [steps, ...], or [seeds, steps, ...] of several runs."""
+    """What happened at each step; leaves are [steps, ...], or [seeds, steps, ...] of several runs.
 
-    ids: Array  # [B] int32
-    seen: Array  # [B] bool, rolled out
-    informative: Array  # [B] bool, rewards not all equal
-    believed: Array  # [B], pass rates believed before the step
-    true: Array  # [B], pass rates of the policy
+    Groups come in B places for those that were chosen and K for those of a probe.
+    """
+
+    ids: Array  # [B + K] int32
+    rolled: Array  # [B + K] bool, whether the place holds a group
+    seen: Array  # [B + K] bool, whether it told anything
+    informative: Array  # [B + K] bool, rewards not all equal
+    believed: Array  # [B], pass rates believed before the step; NaN where nothing was chosen
+    true: Array  # [B], pass rates of the policy; NaN likewise
     squared_error: Array  # [], of what is believed of all tasks
     pearson: Array  # [], of what is believed of all tasks
     ability: Array  # [], mean pass rate of the policy over all tasks
 
 
-def run(world: World, selector: Selector, seeds: int, steps: int, *, oracle: bool = False) -> Trace:
+class Probing(NamedTuple):
+    """What it takes to run a selector that probes."""
+
+    predictor: attention.Params  # which sees the tasks by their embeddings
+    sized: Callable[[int], Selector]  # the selector for batches of so many tasks, all with one state
+    batch_size: int
+    target: float
+
+
+class Rolled(NamedTuple):
+    """The rollouts of a step."""
+
+    batch: Feedback  # [B], what is trained on
+    chosen: Array  # [B] bool: the others are of the probe
+    probe: Feedback  # [K], with trials 0 in a step without one
+
+
+def run(
+    world: World, selector: Selector, seeds: int, steps: int, *, oracle: bool = False, probing: Probing | None = None
+) -> Trace:
     """Runs side by side, one a seed, [seeds, steps, ...]; the same seed meets the same world whatever the selector.
 
-    With `oracle`, `Tasks.pass_rates` hold the true pass rates at every step.
+    With `oracle`, `Tasks.pass_rates` hold the true pass rates at every step. A selector that probes needs `probing`:
+    its informative groups are trained on, as `select.probes` has it. Raises InputError for one in a world without
+    embeddings, or of another width than the predictor's.
     """
 
     def trial(seed: Array) -> Trace:
         key_world, key_run = jax.random.split(jax.random.key(seed))
         tasks, state = world.init(key_world)
+        if probing is not None:
+            tasks = tasks._replace(projections=_project(probing.predictor, tasks))
 
         def told(truth: Array) -> Tasks:
             return tasks._replace(pass_rates=truth) if oracle else tasks
@@ -46,30 +76,96 @@ def run(world: World, selector: Selector, seeds: int, steps: int, *, oracle: boo
 
         def step(carry, index):
             state, believes = carry
-            keys = jax.random.split(jax.random.fold_in(key_run, index), 3)
+            keys = jax.random.split(jax.random.fold_in(key_run, index), 5)
             truth = world.pass_rates(state, index)
             known = told(truth)
-            expected = selector.pass_rate(believes, known)
-            choice, believes = selector.select(keys[0], believes, known)
-            feedback = world.roll_out(keys[1], state, index, choice.ids)
-            believes = selector.update(believes, known, feedback)
-            state = world.learn(keys[2], state, feedback)
-            seen = feedback.trials > 0
-            trace = Trace(
-                ids=choice.ids,
-                seen=seen,
-                informative=seen & (feedback.successes > 0) & (feedback.successes < feedback.trials),
-                believed=expected[choice.ids],
-                true=truth[choice.ids],
-                squared_error=jnp.nanmean((expected - truth) ** 2),
-                pearson=_pearson(expected, truth),
-                ability=jnp.nanmean(truth),
-            )
-            return (state, believes), trace
+
+            def roll_out(key: Array, ids: Array) -> Feedback:
+                return world.roll_out(key, state, index, ids)
+
+            if probing is None:
+                expected = selector.pass_rate(believes, known)
+                choice, believes = selector.select(keys[0], believes, known)
+                feedback = roll_out(keys[1], choice.ids)
+                believes = selector.update(believes, known, feedback)
+                rolled = Rolled(feedback, jnp.ones(choice.ids.shape, bool), jax.tree.map(lambda x: x[:0], feedback))
+            else:
+                believes, probe = _probe(keys[3:], selector, believes, known, index, roll_out)
+                expected = selector.pass_rate(believes, known)
+                believes, rolled = _fill(keys, probing, believes, known, probe, roll_out)
+            state = world.learn(keys[2], state, rolled.batch)
+            return (state, believes), _trace(rolled, expected, truth)
 
         return jax.lax.scan(step, (state, believes), jnp.arange(steps))[1]
 
     return jax.device_get(jax.jit(jax.vmap(trial))(jnp.arange(seeds)))
+
+
+def _project(predictor: attention.Params, tasks: Tasks) -> Projections:
+    """The tasks as the predictor sees them."""
+    if tasks.embeddings is None:
+        raise InputError("the selector dots tells tasks by their embeddings, but this world has none: give it some")
+    return attention.project(predictor, tasks.embeddings, tasks.embeddings)
+
+
+def _probe(
+    keys: Array, selector: Selector, believes: Any, known: Tasks, index: Array, roll_out: Callable[..., Feedback]
+) -> tuple[Any, Feedback]:
+    """The belief after the probe of a step, and what it found; trials are 0 in a step without one."""
+    choose: Any = selector.probe
+
+    def probe() -> tuple[Any, Feedback]:
+        found = roll_out(keys[1], choose(keys[0], believes, known))
+        return selector.update(believes, known, found), found
+
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(probe)[1])
+    return jax.lax.cond(index % selector.probe_every == 0, probe, lambda: (believes, nothing))
+
+
+def _fill(
+    keys: Array, probing: Probing, believes: Any, known: Tasks, probe: Feedback, roll_out: Callable[..., Feedback]
+) -> tuple[Any, Rolled]:
+    """The batch of a step: chosen tasks, and informative ones of the probe, those nearest the target."""
+    rate = probe.successes / jnp.maximum(probe.trials, 1)
+    informative = _informative(probe)
+    nearest = jnp.argsort(jnp.where(informative, jnp.abs(rate - probing.target), jnp.inf))
+
+    def fill(fresh: int) -> tuple[Any, Rolled]:
+        selector = probing.sized(fresh)
+        joins = jax.tree.map(lambda x: x[nearest[: probing.batch_size - fresh]], probe)
+        taken = jnp.zeros(selector.pass_rate(believes, known).shape, bool).at[joins.ids].set(True)
+        others = known._replace(taken=taken) if fresh < probing.batch_size else known
+        choice, chosen = selector.select(keys[0], believes, others)
+        feedback = roll_out(keys[1], choice.ids)
+        batch = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), feedback, joins)
+        is_chosen = jnp.arange(probing.batch_size) < fresh
+        return selector.update(chosen, known, feedback), Rolled(batch, is_chosen, probe)
+
+    count = informative.sum(dtype=jnp.int32)
+    sizes = probes.portions(probing.batch_size)
+    return jax.lax.switch(probes.portion(probing.batch_size, count), [partial(fill, fresh) for fresh in sizes])
+
+
+def _informative(feedback: Feedback) -> Array:
+    return (feedback.successes > 0) & (feedback.successes < feedback.trials)
+
+
+def _trace(rolled: Rolled, expected: Array, truth: Array) -> Trace:
+    """What is written down of a step, of pass rates `expected` [N] and the true ones [N]."""
+    groups = jax.tree.map(lambda *x: jnp.concatenate(x), rolled.batch, rolled.probe)
+    held = jnp.concatenate([rolled.chosen, rolled.probe.trials > 0])
+    chosen = rolled.batch.ids
+    return Trace(
+        ids=groups.ids,
+        rolled=held,
+        seen=held & (groups.trials > 0),
+        informative=held & _informative(groups),
+        believed=jnp.where(rolled.chosen, expected[chosen], jnp.nan),
+        true=jnp.where(rolled.chosen, truth[chosen], jnp.nan),
+        squared_error=jnp.nanmean((expected - truth) ** 2),
+        pearson=_pearson(expected, truth),
+        ability=jnp.nanmean(truth),
+    )
 
 
 def _pearson(x: Array, y: Array) -> Array:
@@ -81,14 +177,17 @@ def _pearson(x: Array, y: Array) -> Array:
 
 def scores(trace: Trace, num_tasks: int) -> dict[str, np.ndarray]:
     """The figures of a trace [seeds, steps, ...], one number a seed each; NaN where nothing is believed."""
+    batch = trace.believed.shape[2]
+    predicted = zip(trace.believed, trace.informative[:, :, :batch], trace.rolled[:, :, :batch], strict=True)
     found = {
-        "effective_group_ratio": trace.informative.mean(axis=(1, 2)),
+        "effective_group_ratio": trace.informative.sum(axis=(1, 2)) / trace.rolled.sum(axis=(1, 2)),
         "signal": np.nanmean(4 * trace.true * (1 - trace.true), axis=(1, 2)),
         "mse": trace.squared_error.mean(axis=1),
         "pearson": _mean_of_known(trace.pearson),
-        "auc": np.array([auc(p * (1 - p), y) for p, y in zip(trace.believed, trace.informative, strict=True)]),
+        "auc": np.array([auc(p[chosen] * (1 - p[chosen]), y[chosen]) for p, y, chosen in predicted]),
         "coverage": np.array([coverage(*x, num_tasks) for x in zip(trace.ids, trace.seen, strict=True)]),
         "ability": trace.ability[:, -1],
+        "groups": trace.rolled.sum(axis=(1, 2)).astype(float),
     }
     return {name: np.asarray(value) for name, value in found.items()}
 

@@ -1,0 +1,58 @@
+"""The similarity predictor of a run that selects by `dots`: opened and checked, the tasks projected once."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrft import mesh as meshes
+from jaxrft import predictors
+from jaxrft.config import Config
+from jaxrft.predictors import Origin, Predictor
+from jaxrft.select import attention, fitting
+from jaxrft.tasks.table import TaskTable
+from jaxrft.types import InputError, Projections
+
+
+def open_predictor(config: Config, tasks: TaskTable, mesh: meshes.AnyMesh) -> Predictor | None:
+    """The predictor that the config asks for, on the host; None for a selector that needs none.
+
+    Raises InputError unless it was made for the embeddings of `tasks`, and its probes fit the tasks and the mesh.
+    """
+    if config.select.name != "dots":
+        return None
+    check_probes(config, len(tasks.lengths), mesh)
+    found, by = predictors.load(config.select.predictor or ""), tasks.embedded_by or {}
+    predictors.check_embeddings(found, Origin(by["model"], by["width"]))
+    return found._replace(params=jax.tree.map(np.asarray, found.params))
+
+
+def check_probes(config: Config, num_tasks: int, mesh: meshes.AnyMesh) -> None:
+    """Raises InputError for probes of more tasks than there are, or of so many that the mesh does not divide them."""
+    count = config.select.num_references
+    if count > num_tasks:
+        raise InputError(f"select.num_references is {count} but there are {num_tasks} tasks: lower it, or give more")
+    meshes.check_divides(mesh, "select.num_references", count, "batch")
+
+
+def published(model: str, width: int) -> Predictor:
+    """A predictor of the published sizes, not trained, for embeddings of so many numbers by `model`."""
+    params = jax.jit(partial(fitting.initial, embedding_width=width))(jax.random.key(0))
+    return Predictor(jax.tree.map(np.asarray, params), "group_logit_temp", 1.0, None, Origin(model, width))
+
+
+def project(predictor: Predictor, tasks: TaskTable, mesh: meshes.AnyMesh, *, described: bool) -> Projections:
+    """The whole table as the predictor sees it, on the mesh, sharded over tasks; or its description."""
+    shape = (len(tasks.lengths), predictor.embeddings.width)
+    both = jax.eval_shape(_both, predictor.params, jax.ShapeDtypeStruct(shape, jnp.float32))
+    where: Any = jax.tree.map(lambda x: meshes.task_sharding(mesh, x.shape, shape[0]), both)
+    if described:
+        return jax.tree.map(meshes.describe, both, where)
+    rows = meshes.place(tasks.embeddings, meshes.task_sharding(mesh, shape, shape[0]))
+    return jax.jit(_both, out_shardings=where)(predictor.params, rows)
+
+
+def _both(params: attention.Params, embeddings: jax.Array) -> Projections:
+    return attention.project(params, embeddings, embeddings)

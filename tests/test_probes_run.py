@@ -1,0 +1,155 @@
+"""Runs with `dots`: what they roll out in order to know, what of it they train on, and that stopped ones go on."""
+
+import helpers
+import jax
+import numpy as np
+import pytest
+
+from jaxrft import batches, runtime, similarity, steps, train
+from jaxrft import mesh as meshes
+from jaxrft.config import Config, ReplayConfig, SelectConfig, TasksConfig
+from jaxrft.lm import tokenizer
+from jaxrft.plan import counts, found, memory
+from jaxrft.predictors import Origin, Predictor, save
+from jaxrft.select import fitting, probes
+from jaxrft.types import InputError
+
+K, B, G = 12, 8, 4  # of a probe, of a batch, of a task; on 4 shards of tasks
+
+
+@pytest.fixture(scope="module")
+def dots(world, configure):
+    """(output_dir, **changes) -> the config of a run with embeddings and a predictor that knows nothing."""
+    rows = helpers.task_rows()
+    made = {"model": "none", "width": 8}
+    noise = np.random.default_rng(0).normal(size=(len(rows), 8)).astype(np.float32)
+    helpers.write_embeddings(world / "embeddings.safetensors", [row["prompt"] for row in rows], noise, made)
+    params = fitting.initial(jax.random.key(0), 8, width=8, layers=1)
+    save(world / "predictor.safetensors", Predictor(params, "group_logit_temp", 1.0, None, Origin("none", 8)))
+    common = {"predictor": str(world / "predictor.safetensors"), "num_references": K, "temperature": 0.1}
+    tasks = TasksConfig(str(world / "tasks.jsonl"), embeddings=str(world / "embeddings.safetensors"))
+
+    def make(output_dir, **changes):
+        select = SelectConfig(name="dots", **common | changes.pop("select", {}))
+        return configure(output_dir, **{"tasks": tasks, "select": select} | changes)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def learned(dots, tmp_path_factory):
+    """(folder, final state, what each step learned from) of six steps; leave the folder as it is."""
+    folder, steps, learn = tmp_path_factory.mktemp("dots") / "run", [], batches.learn
+
+    def note(run, programs, state, choice, judged, probed, filling):
+        steps.append((np.asarray(choice.ids), probed, filling))
+        return learn(run, programs, state, choice, judged, probed, filling)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "learn", note)
+        return folder, train.train(dots(folder)), steps
+
+
+def test_the_places_of_a_batch_by_hand():
+    assert probes.portions(16) == (4, 8, 12, 16) and probes.portions(3) == (1, 2, 3)
+    assert probes.portions(16, multiple=8) == (8, 16) and probes.portions(1) == (1,)
+    left = [probes.portions(16)[probes.portion(16, informative)] for informative in range(18)]
+    assert left == [16] * 4 + [12] * 4 + [8] * 4 + [4] * 6
+
+
+def test_probes_are_counted_and_save_rollouts(learned):
+    folder, state, _ = learned
+    lines = helpers.metrics(folder)
+    assert [line.get("select/probes") for line in lines] == [K, None] * 3
+    rolled = np.diff([0, *(line["rollouts"] for line in lines)])
+    trained = [line.get("select/probes/trained", 0) for line in lines]
+    assert rolled.tolist() == [
+        G * (line.get("select/probes", 0) + B - m) for line, m in zip(lines, trained, strict=True)
+    ]
+    assert set(trained[::2]) <= {0, 4} and sum(trained) > 0
+    assert lines[1]["select/coverage"] > 12 / 16 and all(0 <= line["select/probes/brier"] <= 1 for line in lines[2::2])
+    spent = np.diff([0, *(line["num_tokens"] for line in lines)])
+    assert (spent >= rolled).all() and (spent <= 4 * rolled).all()
+    assert state.tally.rollouts.tolist() == [0, sum(rolled)]
+
+
+def test_informative_groups_nearest_the_target_join_the_batch_and_no_task_is_twice_in_it(learned):
+    folder, _, steps = learned
+    for line, (ids, probed, filling) in zip(helpers.metrics(folder), steps, strict=True):
+        joined = probed.ids[filling.rows]
+        assert len(ids) == filling.fresh and len({*ids.tolist(), *joined.tolist()}) == B
+        if len(probed.ids):
+            assert len(set(probed.ids.tolist())) == K
+            informative = np.isfinite(probed.distance)
+            assert line["select/probes/effective_group_ratio"] == pytest.approx(informative.mean())
+            worst = probed.distance[filling.rows].max(initial=0)
+            assert np.isfinite(worst) and (np.delete(probed.distance, filling.rows) >= worst).all()
+            assert len(filling.rows) == (4 if informative.sum() >= 4 else 0)
+
+
+def test_a_stopped_run_with_probes_goes_on_as_if_nothing_had_happened(dots, learned, tmp_path):
+    folder, state, _ = learned
+    train.train(dots(tmp_path, steps=3))
+    helpers.assert_same_bits(train.train(dots(tmp_path)), state)
+    assert helpers.metrics(tmp_path) == helpers.metrics(folder)
+
+
+def test_what_the_batch_has_no_place_for_is_replayed(dots, tmp_path):
+    settings = {"replay": ReplayConfig(capacity=16), "select": {"probe_every": 4}}
+    state = train.train(dots(tmp_path, steps=2, save_steps=1, **settings))
+    made, kept = state.replay.groups.step, state.replay.groups.rewards
+    first, second = helpers.metrics(tmp_path)
+    informative = K * first["select/probes/effective_group_ratio"]
+    fresh = (B - first["select/probes/trained"]) * (1 - first["frac_reward_zero_std"])
+    assert informative > first["select/probes/trained"]
+    assert (made == 0).sum() == min(16, round(informative + fresh)) and second["replay/fraction"] == 0.5
+    kept = np.asarray(kept)[np.asarray(made) == 0]
+    assert (kept.min(axis=1) < kept.max(axis=1)).all()
+
+
+def test_the_tasks_are_projected_once_and_sharded_and_the_dry_run_knows(dots, tmp_path):
+    config, mesh = dots(tmp_path), meshes.make(2, 2, 2)
+    real, _ = train.set_up(config, mesh, None)
+    table = real.tasks.projections
+    assert real.tasks.embeddings is None and table.query.shape == table.reference.shape == (16, 8)
+    assert table.query.sharding.shard_shape((16, 8)) == (4, 8)
+    here = found.look(config, meshes.abstract(2, 2, 2))
+    described = steps.assemble(
+        config, meshes.abstract(2, 2, 2), here.lm, here.pool.table, here.predictor, described=True
+    )
+    for a, b in zip(jax.tree.leaves(described[0].tasks), jax.tree.leaves(real.tasks), strict=True):
+        assert (a.shape, a.dtype, a.sharding.spec) == (b.shape, b.dtype, b.sharding.spec)
+    parts = {part.name: part.bytes for part in memory.parts(*described, 8)}
+    assert parts["projections of the tasks"] == 2 * 4 * 8 * 4
+    # Of 3 tasks: prompt, its length, id and step; of each of 4 samples: 4 tokens thrice, advantage and reward.
+    assert parts["groups of a probe"] == 3 * 4 * (8 + 1 + 1 + 1 + 4 * (4 * 3 + 2))
+    assert dict(counts.run(config, 16))["probes"].startswith("48 more rollouts every 2 steps, 144 in all; ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_references": 20}, "select.num_references is 20 but there are 16 tasks"),
+        ({"num_references": 6}, "select.num_references 6 does not divide over .*: choose a multiple of 4"),
+        ({"predictor": "nowhere.safetensors"}, "no file nowhere.safetensors: make one with jaxrft prepare predictor"),
+        ({"predictor": "other"}, "was trained on embeddings by another .width 8., but these are by none .width 8."),
+    ],
+)
+def test_a_mistake_is_one_sentence(dots, changes, message, tmp_path):
+    if changes.get("predictor") == "other":
+        changes = {"predictor": str(tmp_path / "other.safetensors")}
+        params = fitting.initial(jax.random.key(0), 8, width=8, layers=1)
+        save(changes["predictor"], Predictor(params, "group_logit_temp", 1.0, None, Origin("another", 8)))
+    config = dots(tmp_path, select=changes)
+    rows = runtime.open_mixture(config, tokenizer.load(config.model))
+    with pytest.raises(InputError, match=message):
+        similarity.open_predictor(config, rows, meshes.abstract(2, 2, 2))
+
+
+def test_what_dots_needs_is_missed_before_anything_is_opened():
+    with pytest.raises(
+        InputError, match="select.predictor is None, but select.name dots needs a file of `jaxrft prepa"
+    ):
+        Config("model", TasksConfig("a.jsonl"), "run", select=SelectConfig("dots"))
+    with pytest.raises(InputError, match="a has no embeddings, which select.name dots needs: name a file"):
+        Config("model", TasksConfig("a.jsonl"), "run", select=SelectConfig("dots", predictor="b.safetensors"))
