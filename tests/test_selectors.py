@@ -100,7 +100,7 @@ def run(step, state, keys):
 
 
 def assert_equal(a, b, *, rtol=0.0):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol), a, b)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol), a, b)
     assert jax.tree.structure(a) == jax.tree.structure(b)
 
 

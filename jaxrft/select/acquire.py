@@ -3,14 +3,17 @@
 Whatever chooses takes a `quota` of the batch for each domain, or None.
 """
 
+import functools
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 
-from jaxrft.mesh import constrain, shards
-from jaxrft.select import posterior
+from jaxrft.mesh import constrain, shards, spec
+from jaxrft.select import draws, posterior
 from jaxrft.types import Array
 
 Balance = Literal["none", "proportional", "equal"]
@@ -176,28 +179,60 @@ def smallest(key: Array, score: Array, *, batch_size: int, quota: Quota | None =
     """Ids [B] int32, distinct, of the B smallest scores [N], smallest first; ties at random by `key`, NaN last.
 
     With a quota, of as many of the smallest in each domain as it has places. Exact, and the same on any mesh: every
-    shard of the table sorts its own rows, and the B best of each meet.
+    shard of the table finds its own best, and these meet.
     """
     num_tasks = score.shape[0]
     count = shards(jax.sharding.get_abstract_mesh(), "task")
     count = count if num_tasks % count == 0 else 1
-    table = [score, jax.random.bits(key, (num_tasks,)), jnp.arange(num_tasks, dtype=jnp.int32)]
-    table += [] if quota is None else [quota.domain]
-    places = None if quota is None else quota.places
+    ids = jnp.arange(num_tasks, dtype=jnp.int32)
+    if quota is not None:
+        table = [score, _ties(key, ids), ids, quota.domain]
+        if count > 1:
+            rows = [constrain(x.reshape(count, -1), "task", None) for x in table]
+            table = [x.reshape(-1) for x in _first(rows, quota.places, batch_size)]
+        return _first(table, quota.places, batch_size)[2]
     if count > 1:
-        rows = [constrain(x.reshape(count, -1), "task", None) for x in table]
-        table = [x.reshape(-1) for x in _first(rows, places, batch_size)]
-    return _first(table, places, batch_size)[2]
+        own, table = functools.partial(_smallest, count=min(batch_size, num_tasks // count)), spec("task")
+        score, ids = jax.shard_map(own, in_specs=(PartitionSpec(), table, table), out_specs=table)(key, score, ids)
+    return _smallest(key, score, ids, count=batch_size)[1]
 
 
-def _first(table: list[Array], places: Array | None, batch_size: int) -> list[Array]:
-    """The B first rows of (score, bits, id[, domain]) [..., n], those behind their domain's `places` last."""
-    if places is not None:
-        score, bits, ids, domain = table
-        domain, score, bits, ids = jax.lax.sort((domain, score, bits, ids), num_keys=3)
-        row = jax.lax.broadcasted_iota(jnp.int32, domain.shape, domain.ndim - 1)
-        begins = jnp.diff(domain, axis=-1, prepend=-1) != 0
-        rank = row - jax.lax.cummax(jnp.where(begins, row, 0), axis=domain.ndim - 1)  # in its domain
-        table = [rank >= places[domain], score, bits, ids, domain]
-    rows = jax.lax.sort(table, num_keys=2 if places is None else 3)  # puts NaN behind infinity
-    return [x[..., :batch_size] for x in rows][places is not None :]
+def _first(table: list[Array], places: Array, batch_size: int) -> list[Array]:
+    """The B first rows of (score, tie, id, domain) [..., n], those behind their domain's `places` last."""
+    score, ties, ids, domain = table
+    domain, score, ties, ids = jax.lax.sort((domain, score, ties, ids), num_keys=3)
+    row = jax.lax.broadcasted_iota(jnp.int32, domain.shape, domain.ndim - 1)
+    begins = jnp.diff(domain, axis=-1, prepend=-1) != 0
+    rank = row - jax.lax.cummax(jnp.where(begins, row, 0), axis=domain.ndim - 1)  # in its domain
+    rows = jax.lax.sort([rank >= places[domain], score, ties, ids, domain], num_keys=3)  # puts NaN behind infinity
+    return [x[..., :batch_size] for x in rows][1:]
+
+
+@functools.partial(jax.jit, static_argnames="count")  # outside of any program, each operation would be one
+def _smallest(key: Array, score: Array, ids: Array, *, count: int) -> tuple[Array, Array]:
+    """Score and id [count] of the smallest of [n], smallest first; of equal ones, by random numbers of their ids.
+
+    Two passes of `top_k` and a sort of what they found: on CPUs a fiftieth of the time of a sort of the table.
+    """
+    order, ties = _order(score), _order(_ties(key, ids))
+    best, below = jax.lax.top_k(-order, count)
+    last = -best.min()  # a slice of what `top_k` gives would make XLA sort instead
+    level = jax.lax.top_k(jnp.where(order == last, -ties, -jnp.inf), count)[1]  # among these the last places are drawn
+    rows = jnp.concatenate([below, level])
+    twice = jnp.concatenate([order[below] == last, order[level] != last])
+    found = jax.lax.sort((twice, order[rows], ties[rows], rows), num_keys=3)[3][:count]
+    return score[found], ids[found]
+
+
+def _ties(key: Array, ids: Array) -> Array:
+    """A random int32 of 30 bits for each of `ids`."""
+    return (draws.words(key, ids.astype(jnp.uint32), np.uint32(0))[0] >> np.uint32(2)).astype(jnp.int32)
+
+
+def _order(score: Array) -> Array:
+    """Floats in the order of the scores, NaN beside infinity; `top_k` of integers would sort them all."""
+    if jnp.issubdtype(score.dtype, jnp.floating):
+        return jnp.where(jnp.isnan(score), jnp.inf, jnp.minimum(score, jnp.finfo(score.dtype).max))
+    size = jnp.minimum(jnp.abs(score), np.int32(2**31 - 2**25)) + np.int32(2**23)  # the bits of a normal float
+    size = jax.lax.bitcast_convert_type(size, jnp.float32)
+    return jnp.where(score < 0, -size, size)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxrft.mesh import constrain, shards
+from jaxrft.mesh import constrain
 from jaxrft.types import Array, InputError, Projections
 
 Calibration = Literal["plain", "platt", "temperature", "group_logit_temp"]
@@ -157,19 +157,36 @@ def predict_projected(
     scores = jnp.einsum("qh,rh->qr", *projections, precision=PRECISION)
     scores = scores / (math.sqrt(projections.query.shape[1]) * jnp.asarray(temperature, jnp.float32))
     scores = jnp.where(known[None], scores, -jnp.inf)
-    values = jnp.broadcast_to(rates[None], scores.shape)
-    if top_k is not None:
-        scores, values = _most_similar(scores, values, min(top_k, rates.shape[0]))
-    return calibrate(params, (jax.nn.softmax(scores, axis=1) * values).sum(axis=1), rates, known, calibration)
+    if top_k is not None and top_k < rates.shape[0]:
+        scores = jnp.where(_among_largest(scores, top_k), scores, -jnp.inf)
+    average = jnp.matmul(jax.nn.softmax(scores, axis=1), rates, precision=PRECISION)
+    return calibrate(params, average, rates, known, calibration)
 
 
-def _most_similar(scores: Array, values: Array, count: int) -> tuple[Array, Array]:
-    """The `count` largest of every row of scores [Q, R], and the values there; of equal ones, the first."""
-    if shards(jax.sharding.get_abstract_mesh(), "task") > 1:  # `top_k` would gather the table, a sort is local
-        scores, values = (x[:, :count] for x in jax.lax.sort((-scores, values), dimension=1, num_keys=1))
-        return -scores, values
-    scores, where = jax.lax.top_k(scores, count)
-    return scores, jnp.take_along_axis(values, where, axis=1)
+def _among_largest(scores: Array, count: int) -> Array:
+    """Which of scores [Q, R] are among the `count` largest of their row; of equal ones, the first.
+
+    By bisection, bit after bit of the `count`-th largest: that runs on all cores of a CPU, where `top_k` uses one, and
+    leaves a sharded table where it is.
+    """
+    bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(scores), jnp.int32)
+    order = jnp.where(bits < 0, bits ^ np.int32(2**31 - 1), bits)  # [Q, R], integers in the order of the scores
+
+    def enough(lowest: Array) -> Array:  # [Q] -> [Q] bool
+        return (order >= lowest[:, None]).sum(axis=1, dtype=jnp.int16) >= count
+
+    def refine(i: Array, lowest: Array) -> Array:
+        raised = lowest + (np.int32(2**30) >> i)
+        return jnp.where(enough(raised), raised, lowest)
+
+    zero = jnp.zeros(order.shape[0], jnp.int32)
+    lowest = jax.lax.fori_loop(0, 31, refine, jnp.where(enough(zero), zero, np.int32(-(2**31))))[:, None]
+    above, level = order > lowest, order == lowest
+    places = count - above.sum(axis=1, keepdims=True)
+    first = jax.lax.cond(
+        (level.sum(axis=1, keepdims=True) > places).any(), lambda: jnp.cumsum(level, axis=1) <= places, lambda: level
+    )
+    return above | (level & first)
 
 
 def calibrate(params: Params, average: Array, rates: Array, known: Array, calibration: Calibration) -> Array:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxrft.mesh import constrain
+from jaxrft.select import draws
 from jaxrft.types import Array, Feedback
 
 Prior = tuple[ArrayLike, ArrayLike]  # (alpha0, beta0), scalars or [N], positive
@@ -94,5 +95,6 @@ def mean(state: BetaState) -> Array:
 
 
 def sample(key: Array, state: BetaState) -> Array:
-    """One draw from the posterior of every task, [N], for Thompson sampling."""
-    return constrain(jax.random.beta(key, state.alpha, state.beta, dtype=state.alpha.dtype), "task")
+    """One draw from the posterior of every task, [N], for Thompson sampling; exact, by `draws.beta_logit`."""
+    draw = jax.nn.sigmoid(draws.beta_logit(key, state.alpha, state.beta))
+    return constrain(draw.astype(state.alpha.dtype), "task")

@@ -1,0 +1,367 @@
+"""What choosing the tasks of a step costs, beside the published estimator and beside the step itself.
+
+Medians of repeats measured by turns, so that all meet the same machine. Some two minutes on two cores.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrft import mesh as meshes
+from jaxrft import train
+from jaxrft.assets import TINY
+from jaxrft.config import Config, TasksConfig
+from jaxrft.select import attention, selectors
+from jaxrft.tasks import builtin
+from jaxrft.types import Choice, Feedback, Projections, Tasks
+
+PUBLISHED = "published, numpy"
+BATCH, GENERATIONS = 32, 16  # of the paper [arXiv 2510.26374]
+PAPER, MILLION, SHARDED = 54_400, 1_000_000, 10_000_000  # tasks
+SMALL_BATCH, SMALL_GENERATIONS = 16, 8  # of the quickstart
+EMBEDDING, WIDTH, QUERIES, REFERENCES = 1536, 896, 10_240, 256  # of DOTS [arXiv 2506.05316]
+
+# A step of 1.5B parameters, from below: what eight H100 compute at 40 % of their peak, and no faster than they read
+# parameters and key-value cache. 32 x 16 rollouts of 256 + 1,024 tokens.
+PARAMETERS, PROMPT, COMPLETION = 1.54e9, 256, 1024
+CHIPS, PEAK, UTILISATION, BANDWIDTH = 8, 989e12, 0.4, 3.35e12  # FLOP/s in bfloat16, byte/s, of one
+CACHE = 28 * 2 * 2 * 128 * 2  # bytes a token: layers, keys and values, heads, width, bfloat16
+
+
+class Published(NamedTuple):
+    """BOTS' estimator [arXiv 2510.26374] as its equations say, in numpy: what ours is measured against."""
+
+    alpha: np.ndarray  # [N] float64
+    beta: np.ndarray  # [N]
+    capability: float  # NaN before the first batch
+
+
+def choose(rng: np.random.Generator, state: Published, batch_size: int) -> np.ndarray:
+    """Ids [B] of the tasks whose draw theta_i ~ Beta(alpha_i, beta_i) is nearest 0.5, in any order."""
+    return np.argpartition(np.abs(rng.beta(state.alpha, state.beta) - 0.5), batch_size)[:batch_size]
+
+
+def observe(
+    state: Published,
+    weak: np.ndarray,
+    strong: np.ndarray,
+    ids: np.ndarray,
+    successes: np.ndarray,
+    *,
+    num_generations: int,
+    decay: float = 0.1,
+    rho: float = 0.1,
+    momentum: float = 0.9,
+) -> Published:
+    """The state after `successes` [B] of `num_generations` rollouts of tasks `ids` [B].
+
+    alpha <- (1 - decay) alpha + decay + (1 - rho) s + rho s~, beta likewise with failures; s~ by interpolation between
+    the pass rates `weak` and `strong` [N] of the references.
+    """
+    rates = successes / num_generations
+    base = weak[ids].mean()
+    capability = (rates.mean() - base) / (strong[ids].mean() - base + 1e-6)
+    if not np.isnan(state.capability):
+        capability = momentum * state.capability + (1 - momentum) * capability
+    implicit = np.clip(weak + capability * (strong - weak), 0, 1)
+    implicit[ids] = rates
+    alpha = (1 - decay) * state.alpha + decay + rho * num_generations * implicit
+    beta = (1 - decay) * state.beta + decay + rho * num_generations * (1 - implicit)
+    alpha[ids] += (1 - rho) * successes
+    beta[ids] += (1 - rho) * (num_generations - successes)
+    return Published(alpha, beta, float(capability))
+
+
+def world(num_tasks: int) -> tuple[Tasks, np.ndarray]:
+    """Tasks of random pass rates [N], between those of a weak and a strong reference."""
+    rng = np.random.default_rng(0)
+    rates = rng.beta(1, 1, num_tasks).astype(np.float32)
+    references = np.stack([0.6 * rates, 1 - 0.6 * (1 - rates)], axis=1)
+    projected = jnp.ones((num_tasks, 1))  # no step predicts without a probe
+    tasks = Tasks(jnp.asarray(references), projections=Projections(projected, projected), pass_rates=jnp.asarray(rates))
+    return tasks, rates
+
+
+def published(num_tasks: int, batch_size: int, num_generations: int) -> Callable[[], Any]:
+    """A step of the published estimator: choose, and learn from the rollouts."""
+    tasks, rates = world(num_tasks)
+    weak, strong = np.asarray(tasks.reference_pass_rates, np.float64).T.copy()
+    rng = np.random.default_rng(1)
+    state = Published(np.ones(num_tasks), np.ones(num_tasks), float("nan"))
+
+    def step() -> None:
+        nonlocal state
+        ids = choose(rng, state, batch_size)
+        successes = rng.binomial(num_generations, rates[ids]).astype(np.float64)
+        state = observe(state, weak, strong, ids, successes, num_generations=num_generations)
+
+    return step
+
+
+def ours(name: str, num_tasks: int, batch_size: int, num_generations: int) -> Callable[[], Any]:
+    """A step of the selector called `name`: its `select` on the device, the rollouts, its `update`."""
+    tasks, rates = world(num_tasks)
+    selector = make(name, batch_size, num_generations)
+    state = selector.init(tasks, num_tasks)
+    select, update = jax.jit(selector.select), jax.jit(selector.update)
+    rng, keys = np.random.default_rng(1), iter(jax.random.split(jax.random.key(0), 1000))
+
+    def step() -> None:
+        nonlocal state
+        choice, state = select(next(keys), state, tasks)
+        ids = np.asarray(choice.ids)
+        solved = rng.binomial(num_generations, rates[ids])
+        state = jax.block_until_ready(update(state, tasks, feedback(choice, solved, num_generations)))
+
+    return step
+
+
+def feedback(choice: Choice, solved: np.ndarray, num_generations: int) -> Feedback:
+    """Of `num_generations` rollouts of every chosen task, `solved` [B] right."""
+    trials = jnp.full(len(solved), num_generations, jnp.float32)
+    return Feedback(choice.ids, jnp.asarray(solved, jnp.float32), trials, trials)
+
+
+def make(name: str, batch_size: int, num_generations: int) -> selectors.Selector:
+    """The selector called `name`; `dots` of tasks that are projected already."""
+    if name != "dots":
+        return selectors.make(name, batch_size, num_generations)
+    return selectors.dots(batch_size, num_generations, predictor=predictor(1, 1), calibration="plain")
+
+
+def predictor(embedding: int, width: int) -> attention.Params:
+    """Random towers of one layer."""
+
+    def norm(size: int) -> attention.Affine:
+        return attention.Affine(jnp.ones(size), jnp.zeros(size))
+
+    def tower(key: jax.Array) -> attention.Tower:
+        weight = jax.random.normal(key, (embedding, width)) / np.sqrt(embedding).astype(np.float32)
+        return attention.Tower(norm(embedding), (attention.Affine(weight, jnp.zeros(width)),), norm(width))
+
+    query, reference = map(tower, jax.random.split(jax.random.key(0)))
+    return attention.Params(query, reference)
+
+
+def side_by_side(steps: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median seconds of each, measured by turns so that all meet the same machine; two calls before do not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for repeat in range(repeats + 2):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if repeat > 1:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(found) for name, found in seconds.items()}
+
+
+def steps(
+    num_tasks: int, repeats: int, *, batch_size: int = BATCH, num_generations: int = GENERATIONS
+) -> dict[str, float]:
+    """Median seconds of a step by selector, and of the published estimator."""
+    sizes = (num_tasks, batch_size, num_generations)
+    subjects = {PUBLISHED: published(*sizes)}
+    subjects |= {name: ours(name, *sizes) for name in [*selectors.SELECTORS, "dots"]}
+    return side_by_side(subjects, repeats)
+
+
+def predictions(repeats: int) -> dict[str, float]:
+    """Median seconds of DOTS' attention over a table that is projected already, and of its projection."""
+    keys = jax.random.split(jax.random.key(1))
+    embeddings = jax.random.normal(keys[0], (QUERIES, EMBEDDING))
+    rates = jax.random.uniform(keys[1], (REFERENCES,))
+    params = predictor(EMBEDDING, WIDTH)
+    project = jax.jit(attention.project)
+    near = project(params, embeddings, embeddings[:REFERENCES])
+
+    def predict(top_k: int | None) -> Callable[[], Any]:
+        options: dict[str, Any] = {"calibration": "plain", "top_k": top_k}
+        program = jax.jit(lambda *x: attention.predict_projected(*x, **options))
+        return lambda: jax.block_until_ready(program(params, near, rates))
+
+    subjects = {
+        "all references": predict(None),
+        "top_k 32": predict(32),
+        "the projection, once": lambda: jax.block_until_ready(project(params, embeddings, embeddings)),
+    }
+    return side_by_side(subjects, repeats)
+
+
+def sharded(names: tuple[str, ...] = ("uniform", "bots", "adaptive")) -> None:
+    """Prints, as JSON, seconds of a step over 10,000,000 tasks on all devices and how many tasks each holds."""
+    mesh, found = meshes.make(), {}
+    tasks, rates = world(SHARDED)
+    tasks = meshes.place_table(tasks._replace(projections=None), mesh, SHARDED)
+    with jax.set_mesh(mesh):
+        for name in names:
+            selector = make(name, BATCH, GENERATIONS)
+            state = meshes.place_table(jax.device_get(selector.init(tasks, SHARDED)), mesh, SHARDED)
+            select, update = jax.jit(selector.select), jax.jit(selector.update)
+            for step in range(2):
+                start = time.perf_counter()
+                choice, state = select(jax.random.key(step), state, tasks)
+                ids = np.asarray(choice.ids)
+                solved = np.rint(GENERATIONS * rates[ids])
+                state = jax.block_until_ready(update(state, tasks, feedback(choice, solved, GENERATIONS)))
+                found[name] = {"seconds": time.perf_counter() - start, "distinct": len(set(ids.tolist()))}
+            tables = [x for x in jax.tree.leaves(state) if x.shape[:1] == (SHARDED,)]
+            found[name]["tasks a device"] = max(x.addressable_shards[0].data.shape[0] for x in tables)
+    print(json.dumps(found))
+
+
+def on_virtual_devices(count: int = 8) -> dict[str, Any]:
+    """What `sharded` prints in a process of its own that has so many devices."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+    command = [sys.executable, "-c", "from jaxrft.bench import select; select.sharded()"]
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    text = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    return json.loads(text.splitlines()[-1])
+
+
+def quickstart(number: int = 12) -> float:
+    """Median seconds of a step of the quickstart."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = Config(
+            model=TINY,
+            tasks=TasksConfig(source="builtin:digits"),
+            output_dir=folder,
+            steps=number,
+            max_prompt_length=16,
+            max_completion_length=9,
+            rewards=("exact",),
+            learning_rate=1e-4,
+            eval_steps=0,
+            save_steps=number,
+            batch_size=SMALL_BATCH,
+            num_generations=SMALL_GENERATIONS,
+        )
+        train.train(config)
+        lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    seconds = [line["step_time"] for line in lines if "step_time" in line][2:]
+    return statistics.median(seconds)
+
+
+def estimate() -> dict[str, float]:
+    """Seconds of a step of 1.5B parameters on eight H100, from below."""
+    rows = BATCH * GENERATIONS
+    tokens = rows * (PROMPT + COMPLETION)
+    learn = 6 * PARAMETERS * tokens / (CHIPS * PEAK * UTILISATION)
+    read = 2 * PARAMETERS + rows / CHIPS * (PROMPT + COMPLETION / 2) * CACHE
+    return {"learn": learn, "rollout": COMPLETION * read / BANDWIDTH}
+
+
+def report(repeats: int) -> str:
+    """All of it, as a page."""
+    small = builtin.SIZES["digits"]
+    tables = {
+        small: steps(small, repeats, batch_size=SMALL_BATCH, num_generations=SMALL_GENERATIONS),
+        PAPER: steps(PAPER, repeats),
+        MILLION: steps(MILLION, repeats),
+    }
+    return PAGE.format(
+        command=f"jaxrft bench select --repeats {repeats}",
+        machine=machine(),
+        columns=" | ".join(f"{number:,} tasks" for number in tables),
+        rules="--:|" * len(tables),
+        rows="\n".join(_row(name, [*tables.values()]) for name in tables[small]),
+        shares=_shares(tables[small], tables[PAPER]),
+        spread="\n".join(
+            f"* `{name}`: {found['seconds']:.2f} s a step, {found['tasks a device']:,} tasks a device"
+            for name, found in on_virtual_devices().items()
+        ),
+        predictions="\n".join(f"* {name}: {seconds:.3f} s" for name, seconds in predictions(repeats).items()),
+    )
+
+
+def _row(name: str, tables: list[dict[str, float]]) -> str:
+    cells = (f"{1e3 * found[name]:.2f} ({found[name] / found[PUBLISHED]:.2f})" for found in tables)
+    return f"| {name} | " + " | ".join(cells) + " |"
+
+
+def _shares(small: dict[str, float], paper: dict[str, float]) -> str:
+    """A line a selector: its share of the quickstart's step, and of the step of 1.5B parameters."""
+    whole, bound = quickstart(), estimate()
+    names = [name for name in small if name != PUBLISHED]
+    return "\n".join(
+        [
+            f"* the quickstart: {whole:.3f} s, measured here",
+            f"* 1.5B parameters: {sum(bound.values()):.2f} s, of which {bound['learn']:.2f} learning and "
+            f"{bound['rollout']:.2f} decoding, the estimate below",
+            "",
+            "| | of the quickstart's | of 1.5B parameters' |",
+            "|---|--:|--:|",
+            *(f"| {name} | {small[name] / whole:.2%} | {paper[name] / sum(bound.values()):.3%} |" for name in names),
+        ]
+    )
+
+
+PAGE = f"""# What choosing costs
+
+`{{command}}`: medians, measured by turns. {{machine}}.
+
+## A step: choose the tasks, learn from their rollouts
+
+Milliseconds (and times the published estimator's): BOTS by its equations in numpy, float64, with a partial sort. The
+first column with {SMALL_BATCH} tasks x {SMALL_GENERATIONS} rollouts, the others {BATCH} x {GENERATIONS}. `dots` between
+probes; what follows a probe is at the end.
+
+| | {{columns}} |
+|---|{{rules}}
+{{rows}}
+
+## Their share of a whole step
+
+{{shares}}
+
+The estimate is one from below, for {BATCH} x {GENERATIONS} rollouts of {PROMPT} + {COMPLETION} tokens among
+{PAPER:,} tasks on {CHIPS} H100: 6 FLOPs a parameter and token at {UTILISATION:.0%} of {PEAK / 1e12:.0f} TFLOP/s, and
+decoding no faster than parameters and key-value cache are read at {BANDWIDTH / 1e12:.2f} TB/s. The selection is what
+it takes on this CPU.
+
+## {SHARDED:,} tasks sharded over eight virtual devices
+
+{{spread}}
+
+## Attention: {QUERIES:,} tasks from {REFERENCES} references, E {EMBEDDING}, width {WIDTH}
+
+{{predictions}}
+"""
+
+
+def machine() -> str:
+    """What was measured on."""
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib", "numpy"))
+    load = ", ".join(f"{x:.1f}" for x in os.getloadavg())
+    cpu = next((x.split(":")[1].strip() for x in _cpu() if x.startswith("model name")), platform.processor())
+    return f"{cpu}, {os.cpu_count()} cores, load {load}; Python {platform.python_version()}, {versions}"
+
+
+def _cpu() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def main(arguments: list[str]) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="jaxrft bench select", description=__doc__)
+    parser.add_argument("--repeats", type=int, default=15, help="steps whose median counts")
+    parser.add_argument("--output", type=Path, help="file for the page, also printed")
+    options = parser.parse_args(arguments)
+    page = report(options.repeats)
+    print(page)
+    if options.output:
+        options.output.write_text(page)

@@ -1,0 +1,35 @@
+"""The measurement of selectors: that it measures the same thing twice."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrft.bench import select
+from jaxrft.select import selectors
+from jaxrft.types import Feedback, Tasks
+
+
+def test_the_published_estimator_in_numpy_believes_what_bots_does():
+    rng = np.random.default_rng(0)
+    weak = rng.uniform(0, 0.5, 20)
+    strong = weak + 0.4
+    tasks = Tasks(jnp.asarray(np.stack([weak, strong], axis=1), jnp.float32))
+    bots = selectors.bots(4, 8)
+    ours, theirs = bots.init(tasks, 20), select.Published(np.ones(20), np.ones(20), float("nan"))
+    for _ in range(3):
+        ids, successes = rng.permutation(20)[:4], rng.integers(0, 9, 4).astype(np.float64)
+        theirs = select.observe(theirs, weak, strong, ids, successes, num_generations=8)
+        counts = jnp.asarray(successes, jnp.float32)
+        ours = bots.update(ours, tasks, Feedback(jnp.asarray(ids, jnp.int32), counts, jnp.full(4, 8.0), counts))
+    np.testing.assert_allclose(ours.posterior.alpha, theirs.alpha, rtol=1e-4)
+    np.testing.assert_allclose(ours.posterior.beta, theirs.beta, rtol=1e-4)
+    assert len(set(select.choose(rng, theirs, 4))) == 4
+
+
+def test_steps_are_measured_side_by_side():
+    found = select.steps(64, 1)
+    assert set(found) == {select.PUBLISHED, *selectors.SELECTORS, "dots"} and min(found.values()) > 0
+    page = select.PAGE.format(
+        **dict.fromkeys(["command", "machine", "columns", "rules", "rows"], "")
+        | {"shares": "", "spread": "", "predictions": ""}
+    )
+    assert "32 x 16 rollouts" in page and "{" not in page
