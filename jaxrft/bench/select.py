@@ -266,7 +266,7 @@ def estimate() -> dict[str, float]:
 
 def report(repeats: int) -> str:
     """All of it, as a page."""
-    small = builtin.SIZES["digits"]
+    small = builtin.FAMILIES["digits"].size
     tables = {
         small: steps(small, repeats, batch_size=SMALL_BATCH, num_generations=SMALL_GENERATIONS),
         PAPER: steps(PAPER, repeats),
