@@ -1,4 +1,4 @@
-"""What choosing tasks saves in real training: rollouts, tokens and seconds to the level of uniform selection.
+"""What choosing tasks saves in real training: rollouts, tokens, seconds to the level of uniform selection.
 
     python -m jaxrft.bench.closed_loop --runs runs/closed_loop --jobs 2
 
