@@ -5,6 +5,8 @@ that is trained. That their outcome is known when they are taken gives their tas
 changes nothing else: whatever the number of right samples in a group, each of its samples may be among them.
 """
 
+import numpy as np
+
 from jaxrft.types import Array
 
 
@@ -16,6 +18,7 @@ def portions(places: int, *, multiple: int = 1) -> tuple[int, ...]:
     return tuple(sorted({-(-places * part // (4 * multiple)) * multiple for part in (1, 2, 3, 4)}))
 
 
-def portion(places: int, informative: int | Array, *, multiple: int = 1) -> int | Array:
-    """Index of the smallest of the `portions` that so many informative groups of a probe can fill up."""
-    return sum((size < places - informative) * 1 for size in portions(places, multiple=multiple))
+def portion(places: int, informative: int | Array, *, multiple: int = 1) -> Array:
+    """Index, [] int32, of the smallest of the `portions` that so many informative groups of a probe can fill up."""
+    sizes = np.array(portions(places, multiple=multiple), np.int32)
+    return (sizes < places - informative).sum(dtype=np.int32)

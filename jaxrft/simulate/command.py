@@ -122,7 +122,8 @@ def _words(values: tuple[str, ...]) -> tuple[str, ...]:
 
 def _selector(name: str, config: SimulateConfig, predictor: Predictor | None, batch_size: int) -> Selector:
     """The selector; `uniform`, which believes nothing, is judged by what `bots` would believe of its rollouts."""
-    fields = {key: value for key, value in asdict(config.select).items() if key != "name"}
+    fields = asdict(config.select)
+    del fields["name"], fields["embeddings"]  # which the world has
     fields |= predictors.hyper_parameters(predictor) if predictor else {}
     chosen, bots = (selectors.make(each, batch_size, config.num_generations, **fields) for each in (name, "bots"))
     references = config.responses is not None or config.students.references != "none"
