@@ -73,9 +73,8 @@ def test_dots_gets_a_predictor_for_the_embeddings_of_the_tiny_policy(tmp_path, m
     found = predictors.load(tmp_path / "digits-easy.safetensors")
     assert found.embeddings == predictors.Origin(assets.TINY, 64)
     assert closed_loop.reference_rollouts("digits-easy", "dots") == 7 * 8 * 128
-    options = closed_loop.select_options(closed_loop.Run("digits-easy", "dots", 0.1, 0), tmp_path)
-    probes = options["num_references"] / (options["probe_every"] * closed_loop.SETTINGS["digits-kinds"].batch_size)
-    assert probes == 0.25
+    select = closed_loop.select_config(closed_loop.Run("digits-easy", "dots", 0.1, 0), tmp_path)
+    assert select.num_references / (select.probe_every * closed_loop.SETTINGS["digits-kinds"].batch_size) == 0.25
 
 
 def test_a_finished_run_is_not_run_again(world, tmp_path, monkeypatch):

@@ -84,7 +84,7 @@ def share(own: Sequence[float], oracle: Sequence[float]) -> Estimate:
     drawn = np.random.default_rng(0).integers(pairs.shape[1], size=(RESAMPLES, pairs.shape[1]))
     mean, best = pairs[:, drawn].mean(axis=2)
     with np.errstate(divide="ignore", invalid="ignore"):
-        low, high = np.percentile(mean / best, [2.5, 97.5])
+        low, high = np.nanpercentile(mean / best, [2.5, 97.5])  # NaN: seeds whose level was no level
         return Estimate(float(pairs[0].mean() / pairs[1].mean()), float(low), float(high))
 
 

@@ -6,8 +6,9 @@ The tiny policy is trained on four families of built-in tasks (jaxrft.tasks.buil
 seeds, and evaluated often on held-out tasks. What the oracle saves is the headroom of a family. Who should win:
 
 * digits-kinds: whoever reads the prompt. One group tells something about all tasks of its kind and length, so that
-  `adaptive` and `dots`, which have embeddings, should come near the oracle. The references tell something too, but to
-  policies other than this one, of which the weak and the strong disagree most about lists too long for it.
+  `adaptive` and `dots`, which have the tiny policy's embeddings, should come near the oracle; `adaptive-blind`, which
+  has none, should not. The references tell something too, but about policies other than this one; the weak and the
+  strong disagree most about lists that are too long for it.
 * digits-visits: whoever remembers. The prompt tells nothing and there are no references, so that `bots` cannot run, but
   every task comes back: `adaptive`. `dots` pays for probes that tell it nothing.
 * digits-references: `bots`. Slipped tasks have reference pass rates of 0, and the prompt tells nothing; without them
@@ -44,7 +45,7 @@ from jaxrft.config import Config, EvalConfig, SelectConfig, TasksConfig
 from jaxrft.tasks import builtin
 
 RESULTS = Path(__file__).parent / "results"
-SELECTORS = ("uniform", "bots", "dots", "adaptive", "oracle")
+SELECTORS = ("uniform", "bots", "dots", "adaptive", "adaptive-blind", "oracle")  # blind: without embeddings
 POLICIES = ((100, 101), (1e-4, 2e-4, 4e-4))  # behind the predictor of `dots`: their seeds and learning rates
 SLOWEST = 5  # medians that a step is taken to last at most: those that compile last longer
 
@@ -88,7 +89,9 @@ def main(arguments: list[str] | None = None) -> None:
         for rate in options.learning_rates or [SETTINGS[family].learning_rate]
     ]
     folder = options.runs.absolute()
-    for family in options.families if "dots" in options.selectors else ():
+    if options.finished:
+        runs = [run for run in runs if (home_of(run, folder) / "curve.json").exists()]
+    for family in {run.family for run in runs if run.selector == "dots"}:
         fit_predictor(family, folder, options.jobs)
     curves = dict(zip(runs, train_all(runs, folder, options.jobs), strict=True))
     if options.learning_rates:
@@ -111,6 +114,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=8, help="how many, paired")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--learning-rates", type=float, nargs="+", help="compares final levels, in order to choose one")
+    parser.add_argument("--finished", action="store_true", help="trains nothing, reports the runs that are finished")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--runs", type=Path, default=Path("runs/closed_loop"), help="folder of the runs")
     parser.add_argument("--out", type=Path, default=RESULTS / "closed_loop", help="results: .json, .md and .png")
@@ -135,7 +139,7 @@ def train(run: Run, folder: Path) -> Curve:
     share_programs(folder / "compiled")
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir()
-    config = configure(run, home / "run", select_options(run, folder))
+    config = configure(run, select_config(run, folder), home / "run")
     with (home / "log.txt").open("w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         training.train(config)
     lines = [json.loads(line) for line in (home / "run/metrics.jsonl").read_text().splitlines()]
@@ -157,17 +161,19 @@ def share_programs(folder: Path) -> None:
         compilation_cache.reset_cache()  # jax decides once whether it uses one
 
 
-def select_options(run: Run, folder: Path) -> dict[str, Any]:
-    """What the selector of a run is given."""
-    if run.selector == "oracle":
-        return {"measure_every": 8}
-    if run.selector == "adaptive":
-        return {"embeddings": "policy"}
-    if run.selector != "dots":
-        return {}
-    predictor = predictor_of(run.family, folder)
-    probes = {"num_references": _similarity.REFERENCES, "probe_every": 16}
-    return {"embeddings": "policy", "predictor": str(predictor)} | probes
+def select_config(run: Run, folder: Path) -> SelectConfig:
+    """How the run chooses tasks."""
+    options: dict[str, Any] = {
+        "adaptive": {"embeddings": "policy"},
+        "dots": {
+            "embeddings": "policy",
+            "predictor": str(predictor_of(run.family, folder)),
+            "num_references": _similarity.REFERENCES,
+            "probe_every": 16,
+        },
+        "oracle": {"measure_every": 8},
+    }.get(run.selector, {})
+    return SelectConfig(run.selector.removesuffix("-blind"), **options)
 
 
 def predictor_of(family: str, folder: Path) -> Path:
@@ -189,15 +195,15 @@ def home_of(run: Run, folder: Path) -> Path:
     return folder / "-".join(map(str, run))
 
 
-def configure(run: Run, output_dir: Path, options: dict[str, Any]) -> Config:
-    """The configuration of a run, whose selector is given `options`."""
+def configure(run: Run, select: SelectConfig, output_dir: Path) -> Config:
+    """The configuration of a run."""
     setting: dict[str, Any] = SETTINGS[run.family]._asdict() | {"learning_rate": run.learning_rate}
     held_out = TasksConfig(f"builtin:{run.family}-test", name="test")
     return Config(
         model=TINY,
         tasks=TasksConfig(f"builtin:{run.family}"),
         evaluation=EvalConfig((held_out,), num_samples=4, batch_size=128),
-        select=SelectConfig(run.selector, **options),
+        select=select,
         output_dir=str(output_dir),
         seed=run.seed,
         max_prompt_length=16,
@@ -236,20 +242,22 @@ def reference_rollouts(family: str, selector: str) -> int:
 
 def write(curves: dict[Run, Curve], out: Path) -> None:
     """Writes the results: numbers, tables, picture."""
-    runs: dict[str, dict[str, list[Curve]]] = {}
-    for run, curve in curves.items():  # in the order of the seeds
-        runs.setdefault(run.family, {}).setdefault(run.selector, []).append(curve)
-    rows = [
-        {"family": family, "selector": selector}
-        | _savings.row(own, of["uniform"], of["oracle"], references=reference_rollouts(family, selector))
-        for family, of in runs.items()
-        for selector, own in of.items()
-    ]
+    runs: dict[str, dict[str, dict[int, Curve]]] = {}
+    for run, curve in curves.items():
+        runs.setdefault(run.family, {}).setdefault(run.selector, {})[run.seed] = curve
+    rows = []
+    for family, of in runs.items():
+        for selector, own in of.items():
+            seeds = sorted(own.keys() & of["uniform"].keys() & of["oracle"].keys())
+            paired = ([of[name][seed] for seed in seeds] for name in (selector, "uniform", "oracle"))
+            found = _savings.row(*paired, references=reference_rollouts(family, selector))
+            rows.append({"family": family, "selector": selector} | found)
     out.parent.mkdir(parents=True, exist_ok=True)
     settings = {family: SETTINGS[family]._asdict() for family in runs}
     out.with_suffix(".json").write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
     out.with_suffix(".md").write_text("\n\n".join([*map(section, runs, [rows] * len(runs))]) + "\n")
-    _curves.draw(runs, out.with_suffix(".png"))
+    drawn = {family: {selector: list(own.values()) for selector, own in of.items()} for family, of in runs.items()}
+    _curves.draw(drawn, out.with_suffix(".png"))
 
 
 def section(family: str, rows: list[dict[str, Any]]) -> str:
