@@ -3,6 +3,7 @@
 import json
 from math import log
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -84,5 +85,8 @@ def test_a_finished_run_is_not_run_again(world, tmp_path, monkeypatch):
     (tmp_path / "-".join(map(str, run)) / "run").mkdir(parents=True)  # one that was interrupted is
     found = closed_loop.train(run, tmp_path)
     assert len(found.held_out) == 3 and found.rollouts == [0, 64, 128] and found.tokens[0] == 0 < found.tokens[1]
-    monkeypatch.setattr(closed_loop.training, "train", None)
+    monkeypatch.setattr(closed_loop.training, "train", lambda config: SimpleNamespace(step=config.steps - 1))
     assert closed_loop.train_all([run], tmp_path, 1) == [found]
+    with pytest.raises(KeyboardInterrupt):  # by a signal, after a step
+        closed_loop.train(run._replace(seed=1), tmp_path)
+    assert not list(tmp_path.glob("*-1/curve.json"))

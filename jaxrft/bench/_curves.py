@@ -63,13 +63,14 @@ def draw(curves: dict[str, dict[str, list[Curve]]], out: Path) -> None:
     figure, axes = pyplot.subplots(
         1, len(curves), figsize=(3.6 * len(curves), 3.4), constrained_layout=True, sharey=True, squeeze=False
     )
+    color = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(name for of in curves.values() for name in of))}
     for axis, (family, by_selector) in zip(axes[0], curves.items(), strict=True):
         for selector, runs in by_selector.items():
             held_out = np.array([run.held_out for run in runs])  # [seeds, evaluations]
             rollouts, mean = np.mean([run.rollouts for run in runs], axis=0), held_out.mean(axis=0)
             half = 1.96 * held_out.std(axis=0) / np.sqrt(len(runs))
-            (line,) = axis.plot(rollouts, mean, label=selector)
-            axis.fill_between(rollouts, mean - half, mean + half, color=line.get_color(), alpha=0.15, linewidth=0)
+            axis.plot(rollouts, mean, label=selector, color=color[selector])
+            axis.fill_between(rollouts, mean - half, mean + half, color=color[selector], alpha=0.15, linewidth=0)
         axis.set(title=family, xlabel="rollouts", ylim=(0, 1))
         axis.grid(alpha=0.3)
     axes[0][0].set(ylabel="held-out accuracy, sampled")

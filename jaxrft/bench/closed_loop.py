@@ -6,9 +6,9 @@ The tiny policy is trained on four families of built-in tasks (jaxrft.tasks.buil
 seeds, and evaluated often on held-out tasks. What the oracle saves is the headroom of a family. Who should win:
 
 * digits-kinds: whoever reads the prompt. One group tells something about all tasks of its kind and length, so that
-  `adaptive` and `dots`, which have the tiny policy's embeddings, should come near the oracle; `adaptive-blind`, which
-  has none, should not. The references tell something too, but about policies other than this one; the weak and the
-  strong disagree most about lists that are too long for it.
+  `adaptive` and `dots`, which have the tiny policy's embeddings, should come near the oracle. The references tell
+  something too, but about policies other than this one; the weak and the strong disagree most about lists that are too
+  long for it.
 * digits-visits: whoever remembers. The prompt tells nothing and there are no references, so that `bots` cannot run, but
   every task comes back: `adaptive`. `dots` pays for probes that tell it nothing.
 * digits-references: `bots`. Slipped tasks have reference pass rates of 0, and the prompt tells nothing; without them
@@ -22,7 +22,8 @@ told apart, as if they had been made for one run. The share of the headroom is t
 rollouts, the selector's over the oracle's. Intervals are 95 %: Student's t over seeds, for that share a paired
 bootstrap. `dots` probes 32 tasks every 16 steps, a quarter of its rollouts as in its paper; its predictor is fitted on
 the pass rates of the tiny policy and of six that uniform selection trained, with other seeds and three learning rates.
-Every run has a folder; one that is finished is not run again.
+Every run has a folder; one that is finished is not run again. What came out is in results/closed_loop.md, what it means
+in results/closed_loop_notes.md.
 """
 
 import argparse
@@ -45,7 +46,7 @@ from jaxrft.config import Config, EvalConfig, SelectConfig, TasksConfig
 from jaxrft.tasks import builtin
 
 RESULTS = Path(__file__).parent / "results"
-SELECTORS = ("uniform", "bots", "dots", "adaptive", "adaptive-blind", "oracle")  # blind: without embeddings
+SELECTORS = ("uniform", "bots", "dots", "adaptive", "oracle")
 POLICIES = ((100, 101), (1e-4, 2e-4, 4e-4))  # behind the predictor of `dots`: their seeds and learning rates
 SLOWEST = 5  # medians that a step is taken to last at most: those that compile last longer
 
@@ -141,7 +142,9 @@ def train(run: Run, folder: Path) -> Curve:
     home.mkdir()
     config = configure(run, select_config(run, folder), home / "run")
     with (home / "log.txt").open("w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        training.train(config)
+        state = training.train(config)
+    if int(state.step) < config.steps:
+        raise KeyboardInterrupt  # a signal stopped it
     lines = [json.loads(line) for line in (home / "run/metrics.jsonl").read_text().splitlines()]
     curve = read(lines, config.batch_size * config.num_generations)
     shutil.rmtree(home / "run/checkpoints")
@@ -173,7 +176,7 @@ def select_config(run: Run, folder: Path) -> SelectConfig:
         },
         "oracle": {"measure_every": 8},
     }.get(run.selector, {})
-    return SelectConfig(run.selector.removesuffix("-blind"), **options)
+    return SelectConfig(run.selector, **options)
 
 
 def predictor_of(family: str, folder: Path) -> Path:
