@@ -19,7 +19,7 @@ from safetensors.numpy import save
 from jaxrft import runtime
 from jaxrft.checkpoint import on_first
 from jaxrft.config import Config
-from jaxrft.prepare.journal import Journal, begun, finished, note_of, writing
+from jaxrft.prepare.journal import Journal, begun, finished, note_of, replacing, writing
 from jaxrft.report.console import Display
 from jaxrft.runtime import LanguageModel
 from jaxrft.tasks import embeddings, mixture, sources, table
@@ -178,14 +178,9 @@ def forget_lost(job: Job, journal: Journal) -> None:
 
 def write(job: Job) -> None:
     """Replaces the file `out`, which is at no time there in part; equal rows make equal files."""
-    fresh = job.out.with_name(f".{job.out.name}.tmp")
-    with writing(job.out):
+    with replacing(job.out) as file:
         shape = len(job.digests), job.lm.config.hidden_size
         rows = np.fromfile(rows_of(job.out), job.dtype, math.prod(shape)).reshape(shape)
         # One entry: safetensors would write several in another order each time.
         metadata = {embeddings.MADE_BY: json.dumps(job.made_by)}
-        with fresh.open("wb") as file:
-            file.write(save({embeddings.PROMPTS: job.digests, embeddings.ROWS: rows}, metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, job.out)
+        file.write(save({embeddings.PROMPTS: job.digests, embeddings.ROWS: rows}, metadata))

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
@@ -75,6 +75,19 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         remedy = "put that right, and the same command goes on where it stopped"
         raise InputError(f"cannot write {path} ({error.strerror or error}): {remedy}") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of `path`, which is at no time there in part; as in `writing`."""
+    fresh = path.with_name(f".{path.name}.tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with fresh.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, path)
 
 
 def note_of(out: Path) -> Path:

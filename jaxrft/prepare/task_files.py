@@ -1,6 +1,5 @@
 """Parquet files of tasks, and the columns that they give each other, task by task."""
 
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 
 from jaxrft.config import TasksConfig
-from jaxrft.prepare.journal import writing
+from jaxrft.prepare.journal import replacing
 from jaxrft.tasks import sources
 from jaxrft.tasks.sources import Rows
 from jaxrft.tasks.table import keys
@@ -69,14 +68,8 @@ def join(base: TaskFile, other: TaskFile, *, overwrite: bool = False) -> TaskFil
 
 def write(path: Path, table: pyarrow.Table) -> None:
     """Replaces the file at `path`, which is at no time there in part; equal tables make equal files."""
-    fresh = path.with_name(f".{path.name}.tmp")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with fresh.open("wb") as file:
-            pyarrow.parquet.write_table(table, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, path)
+    with replacing(path) as file:
+        pyarrow.parquet.write_table(table, file)
 
 
 def _column(name: str, entries: list[Any], source: str) -> pyarrow.Array:

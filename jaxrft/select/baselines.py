@@ -1,6 +1,6 @@
 """Selectors that learn nothing: by turns, by a fixed curriculum, and by knowing the answer."""
 
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jaxrft.select.contract import Selector, check, check_balance, check_sizes, 
 from jaxrft.types import Array, Choice, Feedback, InputError, Tasks
 
 
-class UniformState(NamedTuple):
+class VisitsState(NamedTuple):
     """How often each task has been chosen."""
 
     visits: Array  # [N] int32
@@ -23,12 +23,6 @@ class EasyToHardState(NamedTuple):
 
     visits: Array  # [N] int32
     rank: Array  # [N] int32, 0 = the easiest
-
-
-class OracleState(NamedTuple):
-    """How often each task has been chosen: an oracle has nothing to learn."""
-
-    visits: Array  # [N] int32
 
 
 Order = Literal["shuffled", "replacement", "sequential"]
@@ -49,10 +43,10 @@ def uniform(
     if order not in get_args(Order):
         raise InputError(f"no order {order!r} of the uniform selector: choose one of {', '.join(get_args(Order))}")
 
-    def init(tasks: Tasks, num_tasks: int) -> UniformState:
+    def init(tasks: Tasks, num_tasks: int) -> VisitsState:
         check_table(batch_size, num_tasks)
         check_balance(balance, tasks, num_tasks)
-        return UniformState(jnp.zeros(num_tasks, jnp.int32))
+        return VisitsState(jnp.zeros(num_tasks, jnp.int32))
 
     def score(visits: Array, quota: acquire.Quota | None) -> Array:
         """[N] int32; the smallest are chosen and ties broken at random."""
@@ -64,20 +58,14 @@ def uniform(
         num_tasks = visits.shape[0]
         return seen * num_tasks + jnp.arange(num_tasks, dtype=jnp.int32)
 
-    def select(key: Array, state: UniformState, tasks: Tasks) -> tuple[Choice, UniformState]:
+    def select(key: Array, state: VisitsState, tasks: Tasks) -> tuple[Choice, VisitsState]:
         key_quota, key_tie = jax.random.split(key)
         quota = acquire.quota(key_quota, tasks.domain, batch_size=batch_size, balance=balance)
         ids = acquire.smallest(key_tie, score(state.visits, quota), batch_size=batch_size, quota=quota)
         visits = constrain(state.visits.at[ids].add(1), "task")
-        return Choice(ids, jnp.full(batch_size, jnp.nan, jnp.float32)), UniformState(visits)
+        return Choice(ids, jnp.full(batch_size, jnp.nan, jnp.float32)), VisitsState(visits)
 
-    def update(state: UniformState, tasks: Tasks, feedback: Feedback) -> UniformState:
-        return state
-
-    def pass_rate(state: UniformState, tasks: Tasks) -> Array:
-        return jnp.full(state.visits.shape, jnp.nan, jnp.float32)
-
-    return Selector(init, select, update, pass_rate)
+    return Selector(init, select, _unchanged, _unknown)
 
 
 def easy_to_hard(batch_size: int, num_generations: int, *, balance: acquire.Balance = "none") -> Selector:
@@ -106,10 +94,7 @@ def easy_to_hard(batch_size: int, num_generations: int, *, balance: acquire.Bala
         visits = constrain(state.visits.at[ids].add(1), "task")
         return Choice(ids, jnp.full(batch_size, jnp.nan, jnp.float32)), state._replace(visits=visits)
 
-    def pass_rate(state: EasyToHardState, tasks: Tasks) -> Array:
-        return jnp.full(state.visits.shape, jnp.nan, jnp.float32)
-
-    return Selector(init, select, lambda state, tasks, feedback: state, pass_rate)
+    return Selector(init, select, _unchanged, _unknown)
 
 
 def oracle(
@@ -136,13 +121,13 @@ def oracle(
     check("measured", measured, lambda x: x >= batch_size, f"at least batch_size {batch_size}")
     check("measure_every", measure_every, lambda x: x >= 1, "at least 1")
 
-    def init(tasks: Tasks, num_tasks: int) -> OracleState:
+    def init(tasks: Tasks, num_tasks: int) -> VisitsState:
         check_table(batch_size, num_tasks)
         check_balance(balance, tasks, num_tasks)
         _measured(tasks)
-        return OracleState(jnp.zeros(num_tasks, jnp.int32))
+        return VisitsState(jnp.zeros(num_tasks, jnp.int32))
 
-    def select(key: Array, state: OracleState, tasks: Tasks) -> tuple[Choice, OracleState]:
+    def select(key: Array, state: VisitsState, tasks: Tasks) -> tuple[Choice, VisitsState]:
         key_quota, key_tie = jax.random.split(key)
         quota = acquire.quota(key_quota, tasks.domain, batch_size=batch_size, balance=balance)
         distance = jnp.abs(_measured(tasks) - jnp.asarray(target, jnp.float32))
@@ -150,16 +135,25 @@ def oracle(
         score = jnp.where(near, state.visits.astype(jnp.float32), MANY_VISITS * (1 + distance))
         ids = acquire.smallest(key_tie, score, batch_size=batch_size, quota=quota)
         visits = constrain(state.visits.at[ids].add(1), "task")
-        return Choice(ids, _measured(tasks)[ids]), OracleState(visits)
+        return Choice(ids, _measured(tasks)[ids]), VisitsState(visits)
 
-    def pass_rate(state: OracleState, tasks: Tasks) -> Array:
+    def pass_rate(state: VisitsState, tasks: Tasks) -> Array:
         return _measured(tasks)
 
     def measure(key: Array, num_tasks: int) -> Array:
         return jax.random.permutation(key, num_tasks)[:measured].astype(jnp.int32)
 
-    update = lambda state, tasks, feedback: state  # noqa: E731
-    return Selector(init, select, update, pass_rate, measure=measure, measure_every=measure_every)
+    return Selector(init, select, _unchanged, pass_rate, measure=measure, measure_every=measure_every)
+
+
+def _unchanged(state: Any, tasks: Tasks, feedback: Feedback) -> Any:
+    """What feedback teaches: nothing."""
+    return state
+
+
+def _unknown(state: VisitsState | EasyToHardState, tasks: Tasks) -> Array:
+    """No belief about any task, [N]."""
+    return jnp.full(state.visits.shape, jnp.nan, jnp.float32)
 
 
 def _measured(tasks: Tasks) -> Array:
