@@ -20,7 +20,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     Raises InputError for a file that is not there or no such checkpoint, and without torch.
     """
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]  (an extra)
     except ImportError as error:
         raise InputError(f"torch is needed to read {path}: pip install 'jaxrft[parity]'") from error
     if not path.is_file():
