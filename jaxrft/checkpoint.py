@@ -1,14 +1,17 @@
-"""The folder of a run; saves and restores ONE pytree, `RunState`, by orbax: atomic, the newest n."""
+"""The folder of a run; saves and restores ONE pytree, `RunState`, by orbax: atomic, checked, the newest n."""
 
 import errno
+import hashlib
 import importlib.metadata
 import json
 import logging
 import os
 import platform
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 MILLION = 1_000_000
+SUMS = "SHA256SUMS"
+SAVING = ".saving"  # ends the name of a checkpoint that is being written
 
 
 class Tally(NamedTuple):
@@ -71,51 +76,83 @@ class RunState(NamedTuple):
 class Checkpoints:
     """The checkpoints of a run's folder; use it as a context manager.
 
+    A checkpoint is the folder <step>/ of `state/`, written by orbax, `identity.json`, and their `SHA256SUMS`, which
+    `sha256sum --check` reads too. It gets its name when all of it is there, and counts while the sums are right.
+
     `identity` names what a state belongs to (model, tasks, selector): a checkpoint of anything else is
     refused. A state may be restored on another mesh or number of processes than it was saved on.
     """
 
     def __init__(self, folder: Path, *, keep: int, identity: dict[str, Any]):
-        """Opens `folder`, which need not exist; `keep` newest checkpoints stay, what killed saves left is removed."""
-        # Process 0 decides for all: it lists the steps, removes leftovers and commits, the others wait for it.
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
-            create=True,
-            cleanup_tmp_directories=True,
-            single_host_load_and_broadcast=True,
-            enable_async_checkpointing=False,
-        )
-        self.folder = folder.absolute()
+        """Of `folder`, which need not exist; `keep` newest checkpoints stay, what killed saves left is removed."""
+        self.folder, self.keep = folder.absolute(), keep
         self.identity = json.loads(json.dumps(identity))
-        self.manager = ocp.CheckpointManager(self.folder, options=options)
+        self.newest: int | None = None  # the step last saved or restored
+        self.orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+        on_first(self._clear)
 
     def __enter__(self) -> "Checkpoints":
         """Returns itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Waits for what is being written; a folder without any checkpoint goes."""
-        self.manager.close()
-        with suppress(OSError):  # not empty, or another process was first
-            self.folder.rmdir()
-
-    def latest(self) -> int | None:
-        """The newest complete step, None if there is none."""
-        return self.manager.latest_step()
+        """Closes what is open."""
+        self.orbax.close()
 
     def save(self, state: RunState) -> None:
-        """Saves `state` under its step; raises InputError when the disk is full."""
-        saved = ocp.args.Composite(state=ocp.args.StandardSave(state), identity=ocp.args.JsonSave(self.identity))
-        with writing(self.folder), _without_stacks(logging.getLogger("absl")):
-            self.manager.save(int(state.step), args=saved)
+        """Saves `state` under its step; raises InputError when the disk is full, and leaves what was there before."""
+        step = int(state.step)
+        path = self.folder / f"{step}{SAVING}"
+        try:
+            with writing(self.folder), _without_stacks(logging.getLogger("absl")):
+                self.orbax.save(path / "state", args=ocp.args.StandardSave(state))
+            on_first(lambda: self._commit(path, step))
+        except InputError:
+            if jax.process_index() == 0:
+                self._clear()
+            raise
+        self.newest = step
 
-    def restore(self, like: RunState) -> RunState:
-        """The newest state, with the shapes, dtypes and shardings of `like`, whose memory it takes.
+    def restore(self, like: RunState) -> RunState | None:
+        """The newest good state, with the shapes, dtypes and shardings of `like`, whose memory it takes.
 
-        Raises InputError when it belongs to another model, another number of tasks or another selector.
+        None, and `like` as it is, where no step has been saved. Logs which steps were passed over, and why. Raises
+        InputError when none is good, or when the newest good one is of another model, other tasks or another selector.
         """
-        step = self.latest()
-        saved = self.manager.restore(step, args=ocp.args.Composite(identity=ocp.args.JsonRestore()))["identity"]
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+        passed = []
+        for step in json.loads(told(lambda: json.dumps(steps_in(self.folder)[::-1]))):
+            state, flaw = None, told(lambda step=step: flaw_of(self.folder / f"{step}"))
+            if not flaw:
+                on_first(lambda step=step: self._check_identity(step))
+                # Or a state that fits the devices once would have to fit twice.
+                jax.tree.map(lambda x: x.is_deleted() or x.delete(), like)
+                state, flaw = self._read(step, abstract)
+            if state is not None:
+                self.newest = step
+                if passed and jax.process_index() == 0:
+                    logger.warning("passing over %s in %s: going on from step %d", "; ".join(passed), self.folder, step)
+                return state
+            passed.append(f"the checkpoint of step {step} ({flaw})")
+        if passed:
+            raise InputError(
+                f"no checkpoint in {self.folder} can be used: {'; '.join(passed)}: bring one back from a copy, or "
+                "choose another output_dir to start afresh"
+            )
+        return None
+
+    def _read(self, step: int, abstract: RunState) -> tuple[RunState | None, str]:
+        """The state of a step, or why orbax does not read it."""
+        try:
+            return self.orbax.restore(self.folder / f"{step}/state", args=ocp.args.StandardRestore(abstract)), ""
+        except jax.errors.JaxRuntimeError:  # such as too little memory: another checkpoint would do no better
+            raise
+        except Exception as error:  # whatever a library makes of bytes that are no checkpoint of its own
+            return None, f"orbax cannot read it: {str(error).partition(chr(10))[0]}"
+
+    def _check_identity(self, step: int) -> None:
+        """Raises InputError when the checkpoint is of another run."""
+        saved = json.loads((self.folder / f"{step}/identity.json").read_text(encoding="utf-8"))
         for name in self.identity | saved:
             here, there = self.identity.get(name), saved.get(name)
             if here != there:
@@ -123,10 +160,62 @@ class Checkpoints:
                     f"the checkpoint in {self.folder} is of another run: its {name} is {_short(there)}, this run's is "
                     f"{_short(here)}; choose another output_dir, or the config it was made with"
                 )
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
-        jax.tree.map(lambda x: x.delete(), like)  # or a state that fits the devices once would have to fit twice
-        restored = self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
-        return restored["state"]
+
+    def _commit(self, path: Path, step: int) -> None:
+        """Makes what was written to `path` the checkpoint of `step`, and only then removes those that are to go.
+
+        Those of later steps are among them: the run would have gone on from there, were they good.
+        """
+        with writing(self.folder):
+            replace_file(path / "identity.json", json.dumps(self.identity, indent=2) + "\n")
+            lines = (f"{digest}  {name}\n" for name, digest in sorted(digests(path).items()))
+            replace_file(path / SUMS, "".join(lines))
+            if (self.folder / f"{step}").exists():
+                (self.folder / f"{step}").rename(self.folder / f"{step}.old{SAVING}")
+            path.rename(self.folder / f"{step}")
+            here = steps_in(self.folder)
+            for each in set(here).difference([each for each in here if each <= step][-self.keep :]):
+                shutil.rmtree(self.folder / f"{each}", ignore_errors=True)
+            self._clear()
+
+    def _clear(self) -> None:
+        """Removes what saves that came to nothing have left."""
+        for path in self.folder.glob(f"*{SAVING}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def steps_in(folder: Path) -> list[int]:
+    """The steps, in their order, that have a checkpoint in the folder, be it good or not."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Path within `folder` -> SHA-256 of every file but the list of these; hidden ones are none of ours."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name[0] != "." and path != folder / SUMS]
+
+    def digest(path: Path) -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    with ThreadPoolExecutor() as threads:  # hashing leaves Python's lock to others
+        return dict(zip(names, threads.map(digest, paths), strict=True))
+
+
+def flaw_of(folder: Path) -> str:
+    """Why the checkpoint in `folder` cannot be used; empty for a good one."""
+    try:
+        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+        listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+        found = digests(folder)
+    except FileNotFoundError:
+        return f"it has no {SUMS}"
+    except (OSError, UnicodeDecodeError) as error:
+        return f"it cannot be read: {error}"
+    if missing := sorted(listed.keys() - found.keys()):
+        return f"{missing[0]} is missing"
+    changed = sorted(name for name, digest in found.items() if listed.get(name) != digest)
+    return f"{changed[0]} is not as {SUMS} says" if changed else "" if listed else f"{SUMS} is empty"
 
 
 def _short(value: Any) -> str:
@@ -212,8 +301,8 @@ def check_contents(folder: Path, resume: str) -> None:
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """The steps of the complete checkpoints of a run's folder; orbax renames each to its step at the end."""
-    return sorted(int(path.name) for path in (folder / "checkpoints").glob("*") if path.name.isdigit())
+    """The steps that have a checkpoint in a run's folder, be it good or not."""
+    return steps_in(folder / "checkpoints")
 
 
 def on_first(function: Callable[[], Any]) -> Any:
@@ -231,10 +320,19 @@ def on_first(function: Callable[[], Any]) -> Any:
     return result
 
 
-def from_first(text: str, size: int = 1024) -> str:
-    """The `text` of process 0, up to `size` bytes of it."""
-    sent = np.frombuffer(text.encode()[:size].ljust(size, b"\0"), np.uint8)
-    return np.asarray(multihost_utils.broadcast_one_to_all(sent)).tobytes().rstrip(b"\0").decode(errors="ignore")
+def told(function: Callable[[], str]) -> str:
+    """What `function` returns on process 0, for all."""
+    found = on_first(function)
+    return found if jax.process_count() == 1 else from_first(found or "")
+
+
+def from_first(text: str) -> str:
+    """The `text` of process 0."""
+    said = text.encode()
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(said))))
+    size = max(1024, 1 << length.bit_length())  # few programs, each a shape
+    sent = np.frombuffer(said[:size].ljust(size, b"\0"), np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(sent)).tobytes()[:length].decode()
 
 
 def write_records(folder: Path, config: Config) -> None:

@@ -48,8 +48,8 @@ def train(config: Config, *, reward: Any = None) -> RunState:
         checkpoints = stack.enter_context(
             Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints, identity=identity(run))
         )
-        resumed = checkpoints.latest() is not None
-        state = checkpoints.restore(state) if resumed else state
+        restored = checkpoints.restore(state)
+        resumed, state = restored is not None, restored or state
         first = jax.process_index() == 0
         display = Display(config.steps, start=int(state.step), every=config.log_completions_steps, visible=first)
         stack.enter_context(display)
@@ -112,7 +112,7 @@ def loop(
         timer.lap("report")
         jax.block_until_ready(state.step)
         timer.lap("learn")
-        check_finite(step, found, checkpoints.latest())
+        check_finite(step, found, checkpoints.newest)
         found |= {f"rewards/{kind}": lost + probed.failures[kind] for kind, lost in verdicts.failures.items()}
         report.add(step, found | timer.metrics() | checkpoint.totals(state.tally))
         stopping = runtime.any_process(stopped())

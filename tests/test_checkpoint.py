@@ -1,8 +1,11 @@
 """The folder of a run: whether it may be used, and that nothing in it is lost or half written."""
 
+import hashlib
 import json
 import logging
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +16,7 @@ import pytest
 
 from jaxrft import config as configs
 from jaxrft import train
-from jaxrft.checkpoint import Checkpoints, RunState, Tally, open_folder, write_records
+from jaxrft.checkpoint import Checkpoints, RunState, Tally, open_folder, saved_steps, write_records
 from jaxrft.config import Config, TasksConfig
 from jaxrft.report.console import Display
 from jaxrft.report.log import Reporter
@@ -78,10 +81,10 @@ def test_a_folder_that_would_be_overwritten_is_refused(resume, names, wanted, tm
 @pytest.mark.parametrize(
     ("resume", "names", "afresh"),
     [
-        ("never", ["checkpoints/3.orbax-checkpoint-tmp/state"], False),
+        ("never", ["checkpoints/3.saving/state"], False),
         ("never", ["notes.txt"], False),
         ("auto", ["config.json", "metrics.jsonl"], True),
-        ("auto", ["metrics.jsonl", "checkpoints/3.orbax-checkpoint-tmp/state"], True),
+        ("auto", ["metrics.jsonl", "checkpoints/3.saving/state"], True),
         ("auto", ["config.json", "metrics.jsonl", "policy/config.json", "checkpoints/3/state/data"], False),
     ],
 )
@@ -150,13 +153,93 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing_that_was_saved(world, tmp
         assert sentence.startswith(f"cannot write to {folder} (File too large): ")
         assert "the same command goes on from the newest checkpoint" in sentence
     assert (tmp_path / "config.json").read_text() == before
-    left = [path.name for path in (tmp_path / "checkpoints").iterdir()]
-    assert "1" in left and len(left) == 2  # and what there is of step 2
+    assert helpers.checkpoints(tmp_path) == [1]  # and nothing of step 2
     with Checkpoints(tmp_path / "checkpoints", keep=3, identity={}) as checkpoints:
-        assert checkpoints.latest() == 1
         helpers.assert_same_bits(checkpoints.restore(state(2)), state(1))
         checkpoints.save(state(2))
     assert helpers.checkpoints(tmp_path) == [1, 2]
+
+
+def damage(folder, how):
+    """Tears a checkpoint."""
+    sums, data = folder / "SHA256SUMS", max(folder.glob("state/**/d/*"), key=lambda path: path.stat().st_size)
+    listed = sums.read_text()
+    if how == "a byte is another":
+        data.write_bytes(data.read_bytes()[:-1] + bytes([data.read_bytes()[-1] ^ 1]))
+    elif how == "a file is cut":
+        data.write_bytes(data.read_bytes()[:100])
+    elif how == "a file is lost":
+        data.unlink()
+    elif how == "the sums are cut":
+        sums.write_text("".join(listed.splitlines(keepends=True)[:2]))
+    elif how == "the sums are cut to nothing":
+        shutil.rmtree(folder)
+        folder.mkdir()
+        sums.touch()
+    elif how == "the sums are lost":
+        sums.unlink()
+    elif how == "orbax cannot read it":
+        (folder / "state/_METADATA").write_text("{}")
+        digest = hashlib.sha256(b"{}").hexdigest()
+        sums.write_text(re.sub("[0-9a-f]{64}(?=  state/_METADATA)", digest, listed))
+    return folder
+
+
+DAMAGES = {
+    "a byte is another": r"state/\S+ is not as SHA256SUMS says",
+    "a file is cut": r"state/\S+ is not as SHA256SUMS says",
+    "a file is lost": r"state/\S+ is missing",
+    "the sums are cut": r"state/\S+ is not as SHA256SUMS says",
+    "the sums are cut to nothing": "SHA256SUMS is empty",
+    "the sums are lost": "it has no SHA256SUMS",
+    "orbax cannot read it": "orbax cannot read it: .+",
+}
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_torn_checkpoint_is_passed_over_and_saved_anew(how, tmp_path, caplog):
+    damage(saved(tmp_path, 1, 2, 3) / "checkpoints/3", how)
+    before = helpers.contents(tmp_path)
+    with Checkpoints(tmp_path / "checkpoints", keep=3, identity={}) as checkpoints:
+        helpers.assert_same_bits(checkpoints.restore(state(9)), state(2))
+        assert checkpoints.newest == 2 and helpers.contents(tmp_path) == before
+        (sentence,) = caplog.messages
+        assert re.fullmatch(rf"passing over the checkpoint of step 3 \({DAMAGES[how]}\) in .*on from step 2", sentence)
+        checkpoints.save(state(3))
+        helpers.assert_same_bits(checkpoints.restore(state(9)), state(3))
+    assert helpers.checkpoints(tmp_path) == [1, 2, 3]
+
+
+def test_no_good_checkpoint_is_one_sentence_and_changes_nothing(tmp_path):
+    for step, how in zip(saved_steps(saved(tmp_path, 1, 2, 3)), list(DAMAGES)[-3:], strict=True):
+        damage(tmp_path / f"checkpoints/{step}", how)
+    before = helpers.contents(tmp_path)
+    with Checkpoints(tmp_path / "checkpoints", keep=3, identity={}) as checkpoints:
+        wanted = r"no checkpoint in .* can be used: .*step 3 \(orbax.*; .*step 2 \(it has no .*; .*step 1 \(.*a copy"
+        with pytest.raises(InputError, match=wanted):
+            checkpoints.restore(state(9))
+    assert helpers.contents(tmp_path) == before
+
+
+def test_the_newest_stay_and_none_of_a_later_step(tmp_path):
+    saved(tmp_path, 1, 2, 3, 4, 5)
+    assert saved_steps(tmp_path) == [3, 4, 5]
+    for step in (4, 5):
+        damage(tmp_path / f"checkpoints/{step}", "the sums are lost")
+    with Checkpoints(tmp_path / "checkpoints", keep=2, identity={}) as checkpoints:
+        checkpoints.restore(state(9))
+        checkpoints.save(state(4))
+    assert helpers.checkpoints(tmp_path) == [3, 4]
+    check = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
+    assert subprocess.run(check, cwd=tmp_path / "checkpoints/4", capture_output=True).returncode == 0
+
+
+def test_a_run_goes_on_from_the_newest_good_checkpoint_as_if_nothing_had_happened(configure, whole, tmp_path):
+    folder, end = whole
+    run = shutil.copytree(folder, tmp_path / "run")
+    damage(run / "checkpoints/6", "a file is cut")
+    helpers.assert_same_bits(train.train(configure(run)), end)
+    assert helpers.metrics(run) == helpers.metrics(folder) and helpers.checkpoints(run) == [3, 6]
 
 
 def train_in_two_processes(folder, configurations):
@@ -185,11 +268,13 @@ def test_processes_are_refused_by_the_first_alike(configure, tmp_path):
 def test_processes_go_on_together_from_what_one_has_saved(configure, whole, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(whole[0], run)
-    fill(run, ["checkpoints/7.orbax-checkpoint-tmp/state"])
+    damage(shutil.copytree(run / "checkpoints/6", run / "checkpoints/9"), "a byte is another")
+    fill(run, ["checkpoints/7.saving/state"])
     outcomes = train_in_two_processes(tmp_path, [configure(run, distributed=True)] * 2)
     assert [code for code, _, _ in outcomes] == [0, 0], outcomes
     assert "going on after step 6" in outcomes[0][1] and "going on" not in outcomes[1][1]
-    assert helpers.checkpoints(run) == [3, 6]  # and no leftover
+    assert [errors.count("passing over the checkpoint of step 9 (state/") for _, _, errors in outcomes] == [1, 0]
+    assert helpers.checkpoints(run) == [3, 6, 9]  # and no leftover
 
 
 if __name__ == "__main__":
