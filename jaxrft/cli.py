@@ -4,6 +4,7 @@ import ast
 import importlib
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
@@ -108,8 +109,20 @@ def _train(arguments: list[str], prog: str) -> int:
     if options.dry_run or options.topology is not None:
         plan.show(options.config, options.topology)
         return 0
-    state = train.train(options.config)
+    before = signal.getsignal(signal.SIGTERM)
+    if not options.config.distributed:  # one of several must not stay because it waits for the others
+        signal.signal(signal.SIGTERM, _leave)
+    try:
+        state = train.train(options.config)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0 if int(state.step) >= options.config.steps else STOPPED
+
+
+def _leave(*_: object) -> None:
+    """Ends the process on a signal that comes before there is anything to save."""
+    os.write(2, b"jaxrft: stopped by a signal before its first step; the same command goes on from here\n")
+    os._exit(STOPPED)
 
 
 def _eval(arguments: list[str], prog: str) -> int:

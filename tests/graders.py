@@ -3,6 +3,8 @@
 import os
 import signal
 import time
+import zlib
+from contextlib import suppress
 from pathlib import Path
 
 from jaxrft.rewards.functions import exact
@@ -73,6 +75,25 @@ def troubles(prompts, completions, *, answer, **columns):
     if first == "3":
         raise RuntimeError("no threes")
     return starts(prompts, completions, answer=answer) * (2 if first == "4" else 1)
+
+
+def unlucky(prompts, completions, *, answer, **columns):
+    """As the built-in `exact`, but on one completion in a hundred it raises, or does, once, what MISHAP says."""
+    if zlib.crc32(f"{prompts[0]}{completions[0]}".encode()) % 100:
+        return exact(prompts, completions, answer=answer)
+    mine = f"{os.environ['MISHAP']}.{os.getpid()}"
+    with suppress(FileNotFoundError):
+        os.rename(os.environ["MISHAP"], mine)  # which only one of several workers can
+        match Path(mine).read_text():
+            case "hang":
+                time.sleep(1000)
+            case "exit":
+                os._exit(3)
+            case "length":
+                return [1.0, 1.0]
+            case "print":
+                print("[1.0]", flush=True)
+    raise RuntimeError("an unlucky completion")
 
 
 asked = [0]

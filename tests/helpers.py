@@ -84,7 +84,7 @@ def write_config(path, config, **changes):
     return str(path)
 
 
-def start(*arguments, devices=8, **environment):
+def start(*arguments, devices=8, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **environment):
     """A Python process of this package that finds the graders and shares the cache of compiled programs."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     cache = {
@@ -94,8 +94,7 @@ def start(*arguments, devices=8, **environment):
     here = Path(__file__).parent
     path = {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     environment = os.environ | path | cache | {name: str(value) for name, value in environment.items()}
-    pipe = subprocess.PIPE
-    return subprocess.Popen([sys.executable, *arguments], env=environment, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen([sys.executable, *arguments], env=environment, stdout=stdout, stderr=stderr, text=True)
 
 
 def finish(*processes):
