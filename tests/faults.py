@@ -39,7 +39,7 @@ from jaxrft import checkpoint
 from jaxrft import config as configs
 from jaxrft.config import EvalConfig, ReplayConfig, TasksConfig
 from tests import helpers
-from tests.runs import MARK, PATIENCE, RESUMED, Trainer, differences, processes
+from tests.runs import MARK, PATIENCE, RESUMED, TORN, Trainer, differences, processes
 
 Kind = Literal["kill", "term", "tear", "full", "hang", "exit", "raise", "length", "print"]
 SIGNALS = {"kill": signal.SIGKILL, "tear": signal.SIGKILL, "term": signal.SIGTERM}
@@ -71,6 +71,8 @@ class Options:
     """Of a run."""
     save_steps: int = 4
     """From a checkpoint to the next."""
+    eval_steps: int = 16
+    """From an evaluation to the next; 0 = none."""
 
 
 class Fault(NamedTuple):
@@ -99,7 +101,7 @@ class Stage:
         self.chance, self.until = random.Random(options.seed), time.monotonic() + options.seconds
         self.struck: list[tuple[Fault, str]] = []
         self.wrong: list[str] = []
-        self.starts = self.runs = self.torn = 0
+        self.starts = self.runs = 0
 
     @property
     def open(self) -> bool:
@@ -114,7 +116,7 @@ class Stage:
             output_dir=str(folder),
             steps=self.options.steps,
             save_steps=self.options.save_steps,
-            eval_steps=4 * self.options.save_steps,
+            eval_steps=self.options.eval_steps,
             evaluation=held_out,
             replay=ReplayConfig(capacity=64),
             rewards=("graders:unlucky" if set(LOSSES) & set(self.options.kinds) else "exact",),
@@ -126,7 +128,7 @@ class Stage:
     def undisturbed(self) -> None:
         """A run that nobody disturbs, to compare the others with."""
         trainer = self.start(self.whole)
-        trainer.wait(lambda: False)
+        trainer.comes_to(self.options.steps, 0)
         self.finish(trainer, None)
 
     def broken(self, faults: list[Fault]) -> None:
@@ -144,7 +146,7 @@ class Stage:
         end = f"differs in {'; '.join(found)}" if found else "as the undisturbed one" if code == 0 else "is given up"
         print(f"run {self.runs} ends: {end}", flush=True)
         self.wrong += found
-        self.runs, self.torn = self.runs + 1, 0
+        self.runs += 1
         shutil.rmtree(folder)
 
     def strike(self, trainer: Trainer, fault: Fault, folder: Path) -> str:
@@ -183,24 +185,26 @@ class Stage:
         steps = checkpoint.saved_steps(folder)
         if len(steps) < 2:
             return ", and no checkpoint that can be spared"
-        files = sorted(path for path in (folder / f"checkpoints/{steps[-1]}").rglob("*") if path.is_file())
+        newest = folder / f"checkpoints/{steps[-1]}"
+        files = sorted(path for path in newest.rglob("*") if path.is_file() and path.stat().st_size)
         path, how = self.chance.choice(files), self.chance.choice(("cut", "changed", "deleted"))
         data = bytearray(path.read_bytes())
-        place = self.chance.randrange(len(data) or 1)
+        place = self.chance.randrange(len(data))
         path.unlink()
-        if how == "changed" and data:
+        if how == "changed":
             data[place] ^= 1 << self.chance.randrange(8)
         if how != "deleted":
             path.write_bytes(data if how == "changed" else data[:place])
-        self.torn = steps[-1]
+        (newest / TORN).touch()
         return f", {path.relative_to(folder)} {how}"
 
     def fill(self, trainer: Trainer, *, full: bool = True) -> None:
         """Leaves next to nothing of the disk, or all of it."""
         left, ballast = self.chance.randrange(LEFT), self.disk / "ballast"
         if not self.mounted:
-            hard = resource.prlimit(trainer.process.pid, resource.RLIMIT_FSIZE)[1]
-            resource.prlimit(trainer.process.pid, resource.RLIMIT_FSIZE, (left if full else hard, hard))
+            with suppress(ProcessLookupError):
+                hard = resource.prlimit(trainer.process.pid, resource.RLIMIT_FSIZE)[1]
+                resource.prlimit(trainer.process.pid, resource.RLIMIT_FSIZE, (left if full else hard, hard))
         elif full:
             with ballast.open("wb", buffering=0) as file, suppress(OSError):
                 while True:
@@ -235,12 +239,10 @@ class Stage:
             yield f"it says what is no sentence: {noise[0]}"
         if len(resumed) > 1 or (trainer.step() > 0 and trainer.resumes != bool(resumed)):
             yield f"it says {len(resumed)} times from where it goes on"
-        if resumed and self.torn and f"checkpoint of step {self.torn} " not in said:
-            yield f"it does not say that the checkpoint of step {self.torn} is damaged"
-        self.torn = 0 if resumed else self.torn
+        if resumed and not all(f"the checkpoint of step {step} (" in said for step in trainer.torn):
+            yield f"it does not say that the checkpoints of steps {trainer.torn} are damaged"
         if code == CODES["term"] and said.count("stopped by a signal") != 1:
             yield "it does not say that it was stopped"
-        trainer.wait(lambda: False)
         if left := processes(self.scratch):
             yield f"processes are left: {', '.join(left)}"
 

@@ -15,6 +15,7 @@ from tests import helpers
 
 MARK = "FAULTS_IN"  # in the environment of all processes of a run
 RESUMED = re.compile(r"going on after step \d+ of|ended before its first checkpoint: it starts afresh")
+TORN = ".torn"  # a file in checkpoints that have been damaged
 PATIENCE = 300.0  # seconds for whatever a process may take
 
 
@@ -25,7 +26,9 @@ class Trainer:
 
     def __init__(self, scratch: Path, folder: Path, config: str):
         self.metrics, self.output, self.errors = folder / "metrics.jsonl", scratch / "output", scratch / "errors"
-        self.resumes = self.metrics.exists() or bool(checkpoint.saved_steps(folder))
+        steps = checkpoint.saved_steps(folder)
+        self.resumes = self.metrics.exists() or bool(steps)
+        self.torn = [step for step in steps[-1:] if (folder / f"checkpoints/{step}" / TORN).exists()]
         self.began, cache = time.time(), os.environ.get("JAX_COMPILATION_CACHE_DIR", scratch / "compiled")
         with self.output.open("w") as output, self.errors.open("w") as errors:
             where = {"stdout": output, "stderr": errors, "MISHAP": scratch / "mishap", MARK: scratch}

@@ -3,8 +3,8 @@
 import helpers
 
 
-def test_a_broken_run_ends_as_one_that_nobody_disturbs():
-    options = ("--seconds", "90", "--faults", "3", "--per-run", "3", "--steps", "12", "--seed", "0")
-    process = helpers.start("-m", "tests.faults", *options, "--kinds", "kill", "term", "exit")
+def test_a_broken_run_ends_as_one_that_nobody_disturbs(tmp_path):
+    options = "--seconds 600 --faults 3 --per-run 3 --steps 12 --eval-steps 0 --seed 27 --kinds kill term tear exit"
+    process = helpers.start("-m", "tests.faults", *options.split(), JAX_COMPILATION_CACHE_DIR=tmp_path)
     said, errors = process.communicate(timeout=900)
     assert process.returncode == 0 and "ends: as the undisturbed one" in said, said + errors
