@@ -4,13 +4,15 @@ A selector that probes has tasks rolled out before it chooses; see `select.probe
 """
 
 from collections import Counter
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
+from jaxrft import checkpoint, runtime
 from jaxrft import mesh as meshes
-from jaxrft import runtime
 from jaxrft.checkpoint import RunState
 from jaxrft.learn.replay import Groups
 from jaxrft.lm import model
@@ -18,7 +20,7 @@ from jaxrft.runtime import Verdicts
 from jaxrft.select import probes
 from jaxrft.steps import Judged, Programs, Run
 from jaxrft.tasks import table
-from jaxrft.types import Choice, Rollout
+from jaxrft.types import Choice, InputError, Rollout
 
 
 class Rolled(NamedTuple):
@@ -118,7 +120,7 @@ def learn(
     Informative groups of the probe for which the batch has no place go into the replay buffer, if there is one.
     """
     state, found = _note(run, programs, state, choice, [judged])
-    groups = programs.join(judged.groups, probed.parts, filling.rows) if len(filling.rows) else judged.groups
+    groups = fresh(programs, judged, probed, filling)
     state, of_update = programs.learn(state, groups, run.reference, run.lm.frozen)
     if run.replay is not None and probed.parts:  # not before: it may be the buffer that this batch was drawn from
         left = np.ones(len(probed.ids), bool)
@@ -126,6 +128,31 @@ def learn(
         state = state._replace(replay=programs.store(state.replay, probed.parts, left))
     trained = {"select/probes/trained": len(filling.rows)} if probed.parts else {}
     return state, judged.metrics | found | probed.metrics | trained | of_update
+
+
+def fresh(programs: Programs, judged: Judged, probed: Probed, filling: Filling) -> Groups:
+    """The new groups that a step learns from."""
+    return programs.join(judged.groups, probed.parts, filling.rows) if len(filling.rows) else judged.groups
+
+
+def stop_skipping(
+    run: Run, programs: Programs, state: RunState, groups: Groups, folder: Path, saved: int | None
+) -> NoReturn:
+    """Raises InputError after the step with `groups`, whose last update was skipped as those before it.
+
+    What that step learned from is in `folder` then; `saved` is the newest checkpoint.
+    """
+    drawn, replayed = programs.draw(state.replay, groups, state.step - 1)  # as nothing was added to the replay
+    found = {name: x for name, x in (drawn._asdict() | {"replayed": replayed}).items() if x is not None}
+    arrays = multihost_utils.process_allgather(found, tiled=True)
+    path = folder / f"not-finite-{int(state.step)}.safetensors"
+    checkpoint.on_first(lambda: checkpoint.write_arrays(path, arrays))
+    left = "there is no checkpoint yet" if saved is None else f"the newest checkpoint is of step {saved}"
+    raise InputError(
+        f"step {int(state.step)} has the last of {int(state.optimizer.skipped)} updates in a row that were skipped, "
+        f"their loss or gradient not being finite: its batch is in {path}, {left}; lower the learning_rate, or look "
+        "for what is wrong with the batch"
+    )
 
 
 def _note(

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import safetensors.numpy
 from jax.experimental import multihost_utils
 
 from jaxrft import config as configs
@@ -358,8 +359,18 @@ def _log_differences(path: Path, config: Config) -> None:
         logger.warning("this run goes on with another %s: %s, it was %s", name, now, before)
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Writes a file that is at no time there in part."""
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes a .safetensors file that is at no time there in part; raises InputError when the disk is full."""
+    with writing(path.parent):
+        replace_file(path, safetensors.numpy.save(arrays))
+
+
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Writes a file that is at no time there in part, and leaves nothing when it cannot."""
     fresh = path.with_suffix(".tmp")
-    fresh.write_text(text, encoding="utf-8")
-    os.replace(fresh, path)
+    try:
+        fresh.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(fresh, path)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise

@@ -278,6 +278,9 @@ class Config:
     """Decoupled weight decay."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm."""
+    max_skipped_updates: int = 10
+    """An update whose loss or gradient is not finite is skipped. After so many in a row the run stops, with the batch
+    of the last in <output_dir>/not-finite-<step>.safetensors."""
 
     eval_steps: int = 0
     """Evaluate every so many steps, and at the start and the end; 0 = never."""
@@ -331,8 +334,13 @@ def check(config: Config) -> None:
     for name, value, wanted in misfits("", config, Config):
         raise InputError(f"{name} is {value!r}: it must be {wanted}")
     c = config
-    at_least_one = "steps batch_size max_prompt_length max_completion_length num_iterations keep_checkpoints save_steps"
-    ranges = [(name, getattr(c, name) >= 1, "at least 1") for name in at_least_one.split()]
+    ranges = [
+        (name, getattr(c, name) >= 1, "at least 1")
+        for name in (
+            *("steps", "batch_size", "max_prompt_length", "max_completion_length", "num_iterations"),
+            *("max_skipped_updates", "keep_checkpoints", "save_steps"),
+        )
+    ]
     ranges += [
         (name, getattr(c, name) >= 0, "0 or more")
         for name in (

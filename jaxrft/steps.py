@@ -62,6 +62,7 @@ class Programs(NamedTuple):
     note: Any  # (selector_state, tally, step, tasks, choice, *parts) -> (selector_state, tally, metrics)
     join: Any  # (groups, parts of other groups, rows of these) -> groups
     learn: Any  # (state, groups, reference, frozen) -> (state, metrics)
+    draw: Any  # (buffer, groups, step) -> (what that step learns from, which of it is replayed)
     store: Any  # (buffer, parts of groups, which of them) -> buffer
 
 
@@ -181,6 +182,7 @@ def compile_steps(run: Run, state: RunState) -> Programs:
         note=compiled(note, (where.selector, where.tally, everywhere), donate_argnums=(0, 1)),
         join=compiled(join, rows),
         learn=compiled(learn, (where, everywhere), donate_argnums=0),
+        draw=compiled(draw, rows),
         store=compiled(store, where.replay, donate_argnums=0),
     )
 
@@ -264,12 +266,21 @@ def join(run: Run, groups: Groups, others: tuple[Groups, ...], rows: Array) -> G
 
 
 def learn(run: Run, state: RunState, groups: Groups, ref: Any, frozen: Any) -> tuple[RunState, dict[str, Array]]:
-    """Updates the policy by the groups of the step, and those that a replay draws."""
-    batch, buffer, of_replay = remember(run, state.replay, groups, state.step)
+    """Updates the policy by the groups of the step, and those that a replay draws.
+
+    Of a step with an update that could not be made, whose groups may be why, none enters the replay.
+    """
+    drawn, replayed = draw(run, state.replay, groups, state.step)
     key = runtime.stream(run.config.seed, state.step, "learn")
-    params, optimizer, found = run.learner.step(key, state.params, state.optimizer, batch, ref, frozen)
-    state = state._replace(step=state.step + 1, params=params, optimizer=optimizer, replay=buffer)
-    return state, found | of_replay
+    batch, found = update.Batch(*drawn[:6], weights=drawn.weights), {}
+    if replayed is not None:
+        found = replay.metrics(drawn, replayed, state.step)
+        batch = batch._replace(replayed=jnp.broadcast_to(replayed[:, None], drawn.advantages.shape))
+    params, optimizer, of_update = run.learner.step(key, state.params, state.optimizer, batch, ref, frozen)
+    if run.replay is not None:
+        made = jnp.broadcast_to(of_update["skipped_updates"] == 0, groups.task.shape)
+        state = state._replace(replay=store(run, state.replay, (groups,), made))
+    return state._replace(step=state.step + 1, params=params, optimizer=optimizer), of_update | found
 
 
 def store(run: Run, buffer: Any, groups: tuple[Groups, ...], which: Array) -> Any:
@@ -280,21 +291,17 @@ def store(run: Run, buffer: Any, groups: tuple[Groups, ...], which: Array) -> An
     return memory.add(buffer, whole._replace(rewards=jnp.where(which[:, None], whole.rewards, jnp.nan)))
 
 
-def remember(run: Run, buffer: Any, fresh: Groups, step: Array) -> tuple[update.Batch, Any, dict[str, Array]]:
-    """What the step learns from, the buffer after it, and metrics; the whole batch is fresh while the buffer is short.
+def draw(run: Run, buffer: Any, fresh: Groups, step: Array) -> tuple[Groups, Array | None]:
+    """The groups that the step learns from, and which of them [B] are replayed: none while the buffer is short.
 
     A run without replay learns from its fresh groups.
     """
     if run.replay is None:
-        return update.Batch(*fresh[:6], weights=fresh.weights), buffer, {}
-    wide = widened(fresh, buffer.groups.prompts.shape[1])
-    groups, replayed = fresh, jnp.zeros(run.config.batch_size, bool)
-    if fresh.step.shape[0] < run.config.batch_size:
-        key = runtime.stream(run.config.seed, step, "replay")
-        groups, replayed = run.replay.draw(key, buffer, wide, step)
-    rows = jnp.broadcast_to(replayed[:, None], groups.advantages.shape)
-    batch = update.Batch(*groups[:6], replayed=rows, weights=groups.weights)
-    return batch, run.replay.add(buffer, wide), replay.metrics(groups, replayed, step)
+        return fresh, None
+    if fresh.step.shape[0] == run.config.batch_size:
+        return fresh, jnp.zeros(run.config.batch_size, bool)
+    key = runtime.stream(run.config.seed, step, "replay")
+    return run.replay.draw(key, buffer, widened(fresh, buffer.groups.prompts.shape[1]), step)
 
 
 def widened(groups: Groups, width: int) -> Groups:

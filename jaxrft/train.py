@@ -25,7 +25,7 @@ from jaxrft.runtime import LanguageModel
 from jaxrft.steps import Run
 from jaxrft.tasks import table
 from jaxrft.tasks.table import TaskTable
-from jaxrft.types import Array, InputError, Tasks
+from jaxrft.types import Tasks
 
 
 def train(config: Config, *, reward: Any = None) -> RunState:
@@ -112,13 +112,17 @@ def loop(
         timer.lap("report")
         jax.block_until_ready(state.step)
         timer.lap("learn")
-        check_finite(step, found, checkpoints.newest)
         found |= {f"rewards/{kind}": lost + probed.failures[kind] for kind, lost in verdicts.failures.items()}
         report.add(step, found | timer.metrics() | checkpoint.totals(state.tally))
+        if int(state.optimizer.skipped) >= config.max_skipped_updates:
+            report.flush()
+            groups = batches.fresh(programs, judged, probed, filling)
+            batches.stop_skipping(run, programs, state, groups, folder, checkpoints.newest)
         stopping = runtime.any_process(stopped())
         if evaluation_due(step) and not stopping:
             evaluate(step)
-        if step == config.steps or stopping or due(step, config.save_steps):
+        # What is saved while updates are skipped would push out what was saved before that began.
+        if step == config.steps or stopping or (due(step, config.save_steps) and not state.optimizer.skipped):
             report.flush()  # before the checkpoint, or a kill between the two would lose the line
             checkpoints.save(state)
         if stopping:
@@ -195,15 +199,6 @@ def digest_of_embeddings(run: Run) -> str | None:
         return None
     given = any(tasks.embeddings is not None for tasks in run.config.task_sets)
     return table.digest(found.tobytes()) if given else by["digest of the model's parameters"]
-
-
-def check_finite(step: int, found: dict[str, Array], saved: int | None) -> None:
-    """Raises InputError, before anything of it is saved, when an update has gone wrong."""
-    values = {name: float(found[name]) for name in ("policy_loss", "grad_norm")}
-    if not np.isfinite(list(values.values())).all():
-        numbers = ", ".join(f"{name} {value:g}" for name, value in values.items())
-        left = "there is no checkpoint yet" if saved is None else f"the newest checkpoint is of step {saved}"
-        raise InputError(f"step {step} has diverged ({numbers}) and is not saved, {left}: lower the learning_rate")
 
 
 def sample_rows(run: Run, ids: np.ndarray, verdicts: runtime.Verdicts, limit: int = 4) -> list[tuple[str, str, float]]:

@@ -3,6 +3,7 @@
 import helpers
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from jaxrft import train
 from jaxrft.config import MeshConfig, ReplayConfig
@@ -55,6 +56,16 @@ def test_a_buffer_opens_on_another_mesh_but_not_with_another_size(configure, rep
     for other in (ReplayConfig(), ReplayConfig(capacity=12)):
         with pytest.raises(InputError, match="its replay is capacity 8, .* this run's is (None|capacity 12)"):
             train.train(configure(folder, **HARD | {"replay": other}))
+
+
+def test_groups_of_skipped_updates_are_not_replayed_and_the_count_goes_on(configure, tmp_path):
+    """The first of four updates a step leaves such large parameters that none after it is finite: 3, 7, 11 in a row."""
+    hard = HARD | {"learning_rate": 1e30, "max_skipped_updates": 9}
+    state = train.train(configure(tmp_path, steps=2, **hard))
+    assert int(state.optimizer.skipped) == 7 and (np.asarray(state.replay.groups.step) < 0).all()
+    with pytest.raises(InputError, match="step 3 has the last of 11 updates .* newest checkpoint is of step 2"):
+        train.train(configure(tmp_path, steps=3, **hard))
+    assert not load_file(tmp_path / "not-finite-3.safetensors")["replayed"].any()
 
 
 def test_fresh_groups_that_the_mesh_does_not_divide_are_a_mistake(configure, tmp_path):

@@ -9,6 +9,7 @@ import helpers
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from jaxrft import config as configs
 from jaxrft import evaluate, runtime, train
@@ -130,10 +131,14 @@ def test_a_program_is_compiled_once_for_each_width_of_prompts(configure, tmp_pat
     assert compiled["jit(generate)"] == compiled["jit(learn)"] == 2  # prompts of up to 8 and 24 tokens
 
 
-def test_a_run_that_diverges_stops_before_it_is_saved(configure, tmp_path):
-    with pytest.raises(InputError, match="step 2 has diverged .* the newest checkpoint is of step 1: lower"):
-        train.train(configure(tmp_path / "run", learning_rate=1e30, save_steps=1))
+def test_a_run_that_diverges_stops_with_its_last_batch_and_saves_nothing_on_the_way(configure, tmp_path):
+    wanted = "step 4 has the last of 3 updates .* batch is in .*, the newest checkpoint is of step 1; lower"
+    with pytest.raises(InputError, match=wanted):
+        train.train(configure(tmp_path / "run", learning_rate=1e30, save_steps=1, max_skipped_updates=3))
     assert helpers.checkpoints(tmp_path / "run") == [1] and not (tmp_path / "run/policy").exists()
+    assert [line["skipped_updates"] for line in lines(tmp_path / "run")] == [0, 1, 1, 1]
+    batch = load_file(tmp_path / "run/not-finite-4.safetensors")
+    assert batch["tokens"].shape == (8, 4, 4) and batch["task"].shape == (8,) and set(batch["step"]) == {3}
 
 
 def test_a_late_success_outside_its_range_costs_that_reward_only(configure, tmp_path):

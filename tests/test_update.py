@@ -211,6 +211,24 @@ def test_zero_advantages_give_exactly_no_gradient(params, batch):
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves((state, metrics)))
 
 
+def test_an_update_that_is_not_finite_is_skipped_and_counted(params, batch):
+    """Of mini-batches of two tasks, one has a task without a finite loss; the others' updates are made."""
+    bad = batch._replace(advantages=batch.advantages.at[1, 2].set(jnp.nan))
+    after, state, metrics = run(params, bad, mini_batch_size=2, num_iterations=3, micro_batch_size=4)
+    assert metrics["skipped_updates"] == 3 and optax.tree_utils.tree_get(state, "ScaleByAdamState").count == 3
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves((after, state, metrics)))
+    assert any(np.any(x != y) for x, y in zip(jax.tree.leaves(after), jax.tree.leaves(params), strict=True))
+    learner = make(num_iterations=2)
+    step = jax.jit(learner.step)
+    for loss in (jnp.nan, jnp.inf):
+        worst = batch._replace(advantages=jnp.full_like(batch.advantages, loss))
+        same, skipped, metrics = step(KEY, after, state, worst)
+        jax.tree.map(np.testing.assert_array_equal, (same, skipped.optax), (after, state.optax))
+        assert skipped.skipped == state.skipped + 2 and metrics["skipped_updates"] == 2
+        assert np.isnan(metrics["policy_loss"]) and np.isnan(metrics["grad_norm"])
+    assert step(KEY, after, skipped, batch)[1].skipped == 0
+
+
 def sizes(jaxpr):
     """The number of elements of every array that a program computes, in its inner programs too."""
     for equation in jaxpr.eqns:

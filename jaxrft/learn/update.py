@@ -36,6 +36,13 @@ class Batch(NamedTuple):
     weights: Array | None = None  # [B, G, T] float32, of the tokens' losses; None = 1 each
 
 
+class OptimizerState(NamedTuple):
+    """What an optimiser remembers, and whether its updates can be made."""
+
+    skipped: Array  # scalar int32, updates in a row up to now that were not made
+    optax: Any
+
+
 class Update(NamedTuple):
     """A training step, ready to be jitted; donate `params` and `optimizer_state`."""
 
@@ -206,7 +213,8 @@ def make(
     entropy_coef * entropy, all reduced alike; a reference policy is evaluated only if `kl_coef` > 0, the entropy
     differentiated only if `entropy_coef` > 0. The ratios of replayed groups are clipped around 1 (`clip` "paper") or
     pi / mu of the step's first policy ("published").
-    Metrics are means over the updates of the step; the effective sample size is that of all its replayed tokens.
+    An update whose loss or gradient is not finite is not made: parameters and optimiser stay as they are, bit for bit.
+    Metrics are means over the updates that are made; the effective sample size is that of all their replayed tokens.
     """
     optimizer, schedule = adamw(
         learning_rate=learning_rate, warmup_steps=warmup_steps, weight_decay=weight_decay, max_grad_norm=max_grad_norm
@@ -222,23 +230,40 @@ def make(
             batch = anchored(policy, before, batch, rows=micro_batch_size, temperature=temperature)
         passes = jax.vmap(lambda k: jax.random.permutation(k, tasks))(jax.random.split(key, num_iterations))
 
-        def update(carry: tuple[Any, Any], rows: Array) -> tuple[Any, dict[str, Array]]:
+        def make_update(params: Any, state: OptimizerState, grads: Any) -> tuple[Any, OptimizerState]:
+            with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts and floats
+                change, after = optimizer.update(grads, state.optax, params)
+            return optax.apply_updates(params, change), OptimizerState(jnp.zeros_like(state.skipped), after)
+
+        def skip(params: Any, state: OptimizerState, _: Any) -> tuple[Any, OptimizerState]:
+            return params, state._replace(skipped=state.skipped + 1)
+
+        def update(carry: tuple[Any, OptimizerState], rows: Array) -> tuple[Any, tuple[dict[str, Array], Array]]:
             params, state = carry
             part = batch if mini_batch_size == tasks else jax.tree.map(lambda x: x[rows], batch)
             grads, metrics = gradient(policy, objective, params, part, ref_params, frozen, rows=micro_batch_size)
             metrics |= {"grad_norm": optax.global_norm(grads), "learning_rate": _learning_rate(schedule, state)}
-            with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts and floats
-                change, state = optimizer.update(grads, state, params)
-            return (optax.apply_updates(params, change), state), metrics
+            made = jnp.isfinite(metrics["policy_loss"]) & jnp.isfinite(metrics["grad_norm"])
+            # A choice between the old and the new, leaf by leaf, would hold both.
+            return jax.lax.cond(made, make_update, skip, params, state, grads), (metrics, made)
 
         mini = passes.reshape(-1, mini_batch_size)
-        (params, optimizer_state), metrics = jax.lax.scan(update, (params, optimizer_state), mini)
-        metrics = {name: jnp.mean(x, axis=0) for name, x in metrics.items()}
+        (params, optimizer_state), (metrics, made) = jax.lax.scan(update, (params, optimizer_state), mini)
+        metrics = jax.tree.map(lambda x: _mean_of(x, made), metrics)
         if batch.replayed is not None:
             metrics["replay/ess"] = replay.effective_sample_size(metrics["replay/ess"])
-        return params, optimizer_state, metrics
+        return params, optimizer_state, metrics | {"skipped_updates": jnp.sum(~made, dtype=jnp.float32)}
 
-    return Update(init=optimizer.init, step=step)
+    def init(params: Any) -> OptimizerState:
+        return OptimizerState(jnp.zeros((), jnp.int32), optimizer.init(params))
+
+    return Update(init=init, step=step)
+
+
+def _mean_of(x: Array, made: Array) -> Array:
+    """The mean of x [U, ...] over the updates that are made [U]; NaN if none is."""
+    which = made.reshape(-1, *(1,) * (x.ndim - 1))
+    return jnp.sum(jnp.where(which, x, 0.0), axis=0) / jnp.sum(made, dtype=jnp.float32)
 
 
 def gradient(

@@ -65,6 +65,8 @@ class Reporter:
                 self._write(entry)
         if "reward" in entry:
             self.display.step(self.step, entry)
+            if skipped := entry.get("skipped_updates"):
+                self.display.say(f"step {self.step}: {skipped:g} updates skipped, loss or gradient is not finite")
             self._say_without_signal(entry["frac_reward_zero_std"] == 1.0 and entry["grad_norm"] == 0.0)
 
     def _write(self, entry: dict[str, Any]) -> None:
