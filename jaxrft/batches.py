@@ -1,6 +1,10 @@
 """The batch of a step: which tasks are rolled out, what graders say of them, and what is learned from.
 
 A selector that probes has tasks rolled out before it chooses; see `select.probes` for what becomes of their groups.
+Dynamic sampling, arXiv 2503.14476, has more tasks rolled out after that, in place of those whose groups teach nothing.
+Deviations: a refill has no more places than the batch, in quarters of it, as many as are needed at the share of
+informative groups so far; and when there are to be no more of them, groups that teach nothing keep their places, so
+that the batch never shrinks. The selector is told once a step, of all groups, as the policy moves once a step.
 """
 
 from collections import Counter
@@ -20,7 +24,7 @@ from jaxrft.runtime import Verdicts
 from jaxrft.select import probes
 from jaxrft.steps import Judged, Programs, Run
 from jaxrft.tasks import table
-from jaxrft.types import Choice, InputError, Rollout
+from jaxrft.types import Array, Choice, Feedback, InputError, Rollout
 
 
 class Rolled(NamedTuple):
@@ -44,9 +48,40 @@ class Probed(NamedTuple):
 class Filling(NamedTuple):
     """How the new groups of a batch come together."""
 
-    fresh: int  # tasks to choose and roll out
-    rows: np.ndarray  # [m] int32, the groups of the probe that join theirs
-    taken: np.ndarray | None = None  # [m] int32, the tasks of these; None for none
+    places: int
+    fresh: int  # of these, for tasks yet to be chosen
+    taken: np.ndarray  # [places - fresh] int32, the tasks of the probe whose groups have the others
+
+
+class Chosen(NamedTuple):
+    """Tasks that were chosen at once, and what came of them."""
+
+    choice: Choice  # [n]
+    feedback: Feedback  # [n]
+    informative: Array  # [n] bool, successes not all equal
+    teaches: np.ndarray  # [n] bool, the same on the host
+
+
+class Batch(NamedTuple):
+    """What a step learns from, and what it rolled out beside the probe in order to."""
+
+    groups: Groups  # [B]
+    ids: np.ndarray  # [B] int32, their tasks; -1 where there is none yet
+    informative: np.ndarray  # [B] bool, successes not all equal
+    chosen: tuple[Chosen, ...]
+    metrics: dict[str, Any]
+    left: tuple[tuple[tuple[Groups, ...], np.ndarray], ...] = ()  # parts of groups, and which would have taught
+
+
+def choose(
+    run: Run, programs: Programs, state: RunState, taken: np.ndarray, *, count: int, stream: int
+) -> tuple[Choice, Any]:
+    """`count` tasks, none of those `taken` [m] while there are others, and the selector's state after that."""
+    tasks, number = run.tasks, len(run.table.lengths)
+    if len(taken):
+        mark = np.isin(np.arange(number), taken)
+        tasks = tasks._replace(taken=meshes.place_table(mark, run.mesh, number))
+    return programs.select(state.selector, state.step, tasks, np.int32(stream), count=count)
 
 
 def sample(run: Run, programs: Programs, state: RunState, ids: np.ndarray, use: str = "rollout") -> Rolled:
@@ -84,7 +119,7 @@ def probe(run: Run, programs: Programs, state: RunState, *, first: bool) -> tupl
         judged.append(judge(run, programs, state, rolled, verdicts))
         distances.append(_distance(run, verdicts))
         failures.update(verdicts.failures)
-    state, found = _note(run, programs, state, choice, judged)
+    state, found = _note(run, programs, state, choice, *((each.feedback, each.informative) for each in judged))
     told = {name.replace("select/", "select/probes/"): found[name] for name in PREDICTION}
     parts = tuple(each.groups for each in judged)
     return state, Probed(ids, np.concatenate(distances), parts, told | {"select/probes": len(ids)}, failures)
@@ -105,34 +140,133 @@ def _distance(run: Run, verdicts: Verdicts) -> np.ndarray:
 
 def fill(run: Run, programs: Programs, state: RunState, probed: Probed) -> Filling:
     """Which informative groups of the probe are trained on, and how many tasks are to be chosen beside them."""
-    places, multiple = programs.size(state), meshes.shards(run.mesh, "batch")
-    informative = int(np.isfinite(probed.distance).sum())
-    fresh = probes.portions(places, multiple=multiple)[probes.portion(places, informative, multiple=multiple)]
-    rows = np.argsort(probed.distance, kind="stable")[: places - fresh].astype(np.int32)
-    return Filling(fresh, rows, probed.ids[rows] if len(rows) else None)
+    places, multiple, best = programs.size(state), meshes.shards(run.mesh, "batch"), _best(probed)
+    fresh = probes.portions(places, multiple=multiple)[probes.portion(places, len(best), multiple=multiple)]
+    return Filling(places, fresh, probed.ids[best[: places - fresh]])
 
 
-def learn(
-    run: Run, programs: Programs, state: RunState, choice: Choice, judged: Judged, probed: Probed, filling: Filling
-) -> tuple[RunState, dict[str, Any]]:
-    """Tells the selector what came of its choice, and trains the policy on it and on what the probe has to give.
+def gather(
+    run: Run, programs: Programs, choice: Choice, judged: Judged, verdicts: Verdicts, probed: Probed, filling: Filling
+) -> Batch:
+    """The batch of the tasks chosen and, in the places left for them, groups of the probe.
 
-    Informative groups of the probe for which the batch has no place go into the replay buffer, if there is one.
+    With dynamic sampling those also take the places of groups that teach nothing.
     """
-    state, found = _note(run, programs, state, choice, [judged])
-    groups = fresh(programs, judged, probed, filling)
-    state, of_update = programs.learn(state, groups, run.reference, run.lm.frozen)
-    if run.replay is not None and probed.parts:  # not before: it may be the buffer that this batch was drawn from
-        left = np.ones(len(probed.ids), bool)
-        left[filling.rows] = False
-        state = state._replace(replay=programs.store(state.replay, probed.parts, left))
-    trained = {"select/probes/trained": len(filling.rows)} if probed.parts else {}
-    return state, judged.metrics | found | probed.metrics | trained | of_update
+    chosen = Chosen(choice, judged.feedback, judged.informative, np.isfinite(_distance(run, verdicts)))
+    metrics = judged.metrics | probed.metrics
+    metrics |= {f"rewards/{kind}": lost + probed.failures[kind] for kind, lost in verdicts.failures.items()}
+    empty = 0, filling.places - filling.fresh
+    ids = np.pad(np.asarray(choice.ids), empty, constant_values=-1)
+    batch = Batch(judged.groups, ids, np.pad(chosen.teaches, empty), (chosen,), metrics)
+    if not probed.parts:
+        return batch
+    free = np.arange(filling.fresh, filling.places)
+    if run.config.dynamic_sampling:
+        free = np.concatenate([free, np.flatnonzero(~chosen.teaches)])
+    batch = _join(programs, batch, free, probed.ids, probed.parts, _best(probed))
+    trained = int(np.isin(batch.ids, np.setdiff1d(probed.ids, choice.ids)).sum())
+    return batch._replace(metrics=batch.metrics | {"select/probes/trained": trained})
 
 
-def fresh(programs: Programs, judged: Judged, probed: Probed, filling: Filling) -> Groups:
-    """The new groups that a step learns from."""
-    return programs.join(judged.groups, probed.parts, filling.rows) if len(filling.rows) else judged.groups
+def refill(run: Run, programs: Programs, state: RunState, batch: Batch, probed: Probed) -> tuple[RunState, Batch]:
+    """Chooses and rolls out more tasks while groups of the batch teach nothing, and puts those that do in their places.
+
+    No task is rolled out twice, so that one random stream serves all rollouts of a step.
+    """
+    before, lost = len(batch.left), Counter()
+    for number in range(run.config.dynamic_sampling):
+        rolled = np.unique(np.concatenate([probed.ids, *(np.asarray(each.choice.ids) for each in batch.chosen)]))
+        count = _refill_size(run, batch, len(run.table.lengths) - len(rolled))
+        if count == 0:
+            break
+        stream = runtime.USES.index("refill") + number
+        choice, selector = choose(run, programs, state, rolled, count=count, stream=stream)
+        sampled = sample(run, programs, state, np.asarray(choice.ids))
+        verdicts = verify(run, sampled, first=False)
+        judged = judge(run, programs, state, sampled, verdicts)
+        state = state._replace(selector=selector)
+        chosen = Chosen(choice, judged.feedback, judged.informative, np.isfinite(_distance(run, verdicts)))
+        lost.update(verdicts.failures)
+        batch = batch._replace(chosen=(*batch.chosen, chosen))
+        free, best = np.flatnonzero(~batch.informative), np.flatnonzero(chosen.teaches)
+        batch = _join(programs, batch, free, sampled.ids, (judged.groups,), best)
+    rejected = 1 - np.concatenate([each.teaches for each in batch.chosen]).mean()
+    found = {
+        "refills": len(batch.chosen) - 1,
+        "rejected": rejected,
+        "surplus": sum(int(which.sum()) for _, which in batch.left[before:]),
+        "informative": batch.informative.mean(),
+    }
+    found = {f"dynamic_sampling/{name}": value for name, value in found.items()}
+    found |= {f"rewards/{kind}": batch.metrics[f"rewards/{kind}"] + count for kind, count in lost.items()}
+    return state, batch._replace(metrics=batch.metrics | found)
+
+
+def _refill_size(run: Run, batch: Batch, others: int) -> int:
+    """How many of the `others`, tasks not rolled out yet, the batch needs if as many teach as did so far; 0 = none.
+
+    The sizes are those of `probes.portions`, each a compiled program.
+    """
+    sizes = probes.portions(len(batch.ids), multiple=meshes.shards(run.mesh, "batch"))
+    sizes = [size for size in sizes if size <= others]
+    if batch.informative.all() or not sizes:
+        return 0
+    teaches = np.concatenate([each.teaches for each in batch.chosen])
+    wanted = (~batch.informative).sum() * len(teaches) / max(teaches.sum(), 1)
+    return next((size for size in sizes if size >= wanted), sizes[-1])
+
+
+def _best(probed: Probed) -> np.ndarray:
+    """The informative groups of the probe, those nearest the target first, [m] int."""
+    return np.argsort(probed.distance, kind="stable")[: np.isfinite(probed.distance).sum()]
+
+
+def _join(
+    programs: Programs, batch: Batch, free: np.ndarray, ids: np.ndarray, parts: tuple[Groups, ...], best: np.ndarray
+) -> Batch:
+    """The batch with groups of the `parts`, of tasks `ids`, in its `free` places: the first of the informative `best`.
+
+    Those whose task is in the batch already are left, with those for which there is no place.
+    """
+    joins = best[~np.isin(ids[best], batch.ids)][: len(free)]
+    left = np.setdiff1d(best, joins)
+    if len(left):
+        batch = batch._replace(left=(*batch.left, (parts, np.isin(np.arange(len(ids)), left))))
+    if not len(joins):
+        return batch
+    places, rows = free[: len(joins)], np.arange(len(batch.ids), dtype=np.int32)
+    rows[places] = batch.groups.step.shape[0] + joins
+    tasks, informative = batch.ids.copy(), batch.informative.copy()
+    tasks[places], informative[places] = ids[joins], True
+    return batch._replace(groups=programs.join(batch.groups, parts, rows), ids=tasks, informative=informative)
+
+
+def learn(run: Run, programs: Programs, state: RunState, batch: Batch) -> tuple[RunState, dict[str, Any]]:
+    """Tells the selector what came of its choices, and trains the policy on the batch.
+
+    Informative groups for which the batch has no place go into the replay buffer, if there is one.
+    """
+    state, found = _note(run, programs, state, *_told(run, batch.chosen))
+    state, of_update = programs.learn(state, batch.groups, run.reference, run.lm.frozen)
+    if run.replay is not None:  # not before: it may be the buffer that this batch was drawn from
+        for parts, which in batch.left:
+            state = state._replace(replay=programs.store(state.replay, parts, which))
+    return state, batch.metrics | found | of_update
+
+
+def _told(run: Run, chosen: tuple[Chosen, ...]) -> tuple[Choice, tuple[Feedback, Array]]:
+    """All that was chosen in a step, and (feedback, informative); after refills padded with the task N to one size."""
+    parts = [(each.choice, (each.feedback, each.informative)) for each in chosen]
+    if len(parts) == 1:
+        return parts[0]
+    size, number = (1 + run.config.dynamic_sampling) * run.config.batch_size, len(run.table.lengths)
+
+    def pad(*parts: np.ndarray) -> Array:
+        whole = np.concatenate(parts)
+        nothing = number if whole.dtype == np.int32 else 0  # only ids are integers
+        return meshes.from_host(run.mesh, np.pad(whole, (0, size - len(whole)), constant_values=nothing))
+
+    return jax.tree.map(pad, *jax.device_get(parts))
 
 
 def stop_skipping(
@@ -156,9 +290,8 @@ def stop_skipping(
 
 
 def _note(
-    run: Run, programs: Programs, state: RunState, choice: Choice, judged: list[Judged]
+    run: Run, programs: Programs, state: RunState, choice: Choice, *parts: tuple[Feedback, Array]
 ) -> tuple[RunState, dict[str, Any]]:
     """Tells selector and tally what came of a choice; metrics of what was believed."""
-    parts = ((each.feedback, each.informative) for each in judged)
     selector, tally, found = programs.note(state.selector, state.tally, state.step, run.tasks, choice, *parts)
     return state._replace(selector=selector, tally=tally), found

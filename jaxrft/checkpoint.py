@@ -43,12 +43,12 @@ class Tally(NamedTuple):
 
 
 def count(tally: Tally, feedback: Feedback, step: Array, num_generations: int) -> Tally:
-    """The tally after a step that rolled out the tasks of `feedback` [B], each so many times."""
+    """The tally after a step that rolled out the tasks of `feedback` [B], each so many times; a task N is padding."""
     ids, tokens = feedback.ids, jnp.sum(feedback.tokens.astype(jnp.int32))
     return Tally(
-        last_seen=tally.last_seen.at[ids].set(step),
+        last_seen=tally.last_seen.at[ids].set(step, mode="drop"),
         tokens=_add(tally.tokens, tokens),
-        rollouts=_add(tally.rollouts, ids.size * num_generations),
+        rollouts=_add(tally.rollouts, jnp.sum(ids < tally.last_seen.shape[0], dtype=jnp.int32) * num_generations),
     )
 
 

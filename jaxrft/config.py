@@ -213,6 +213,9 @@ class Config:
     """Tasks a step."""
     num_generations: int = 8
     """Rollouts a task; at least 2, since advantages compare them."""
+    dynamic_sampling: int = 0
+    """How often a step may choose and roll out more tasks, up to batch_size at a time, in place of those whose
+    successes are all equal (DAPO); 0 = never. All rollouts are counted, and the selector learns from all of them."""
     max_prompt_length: int = 1024
     """Tokens; tasks with longer prompts are dropped and counted, never cut."""
     max_completion_length: int = 1024
@@ -345,7 +348,7 @@ def check(config: Config) -> None:
         (name, getattr(c, name) >= 0, "0 or more")
         for name in (
             *("top_k", "kl_coef", "entropy_coef", "overlong_penalty", "learning_rate", "warmup_steps", "weight_decay"),
-            *("eval_steps", "seed", "log_completions_steps"),
+            *("eval_steps", "seed", "log_completions_steps", "dynamic_sampling"),
         )
     ]
     ranges += [

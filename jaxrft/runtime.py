@@ -27,8 +27,11 @@ from jaxrft.types import Array, InputError, Rollout
 
 logger = logging.getLogger(__name__)
 
-# The random streams of a step.
-USES = ("select", "rollout", "learn", "eval", "init", "prepare", "replay", "measure", "probe", "rollout of a probe")
+# The random streams of a step; the last is that of a first refill, and those of others are the numbers behind it.
+USES = (
+    *("select", "rollout", "learn", "eval", "init", "prepare", "replay", "measure", "probe", "rollout of a probe"),
+    "refill",
+)
 
 
 class LanguageModel(NamedTuple):

@@ -56,11 +56,11 @@ class Programs(NamedTuple):
 
     size: Any  # (state) -> how many new groups, on the host, the next step learns from: fewer if a replay has others
     probe: Any  # (selector_state, step, tasks) -> choice, of tasks to roll out in order to know
-    select: Any  # (selector_state, step, tasks, taken=None, *, count=batch_size) -> (choice, selector_state)
+    select: Any  # (selector_state, step, tasks, random stream, *, count=batch_size) -> (choice, selector_state)
     generate: Any  # (params, step, prompts, lengths, ids, number of the random stream) -> rollouts
     judge: Any  # (step, ids, (prompts, lengths), rollouts, rewards) -> judged
     note: Any  # (selector_state, tally, step, tasks, choice, *parts) -> (selector_state, tally, metrics)
-    join: Any  # (groups, parts of other groups, rows of these) -> groups
+    join: Any  # (groups, parts of other groups, rows of all of these) -> groups
     learn: Any  # (state, groups, reference, frozen) -> (state, metrics)
     draw: Any  # (buffer, groups, step) -> (what that step learns from, which of it is replayed)
     store: Any  # (buffer, parts of groups, which of them) -> buffer
@@ -202,14 +202,11 @@ def probe(run: Run, selector_state: Any, step: Array, tasks: Tasks) -> Choice:
 
 
 def select(
-    run: Run, selector_state: Any, step: Array, tasks: Tasks, taken: Array | None = None, *, count: int | None = None
+    run: Run, selector_state: Any, step: Array, tasks: Tasks, stream: Array, *, count: int | None = None
 ) -> tuple[Choice, Any]:
-    """Chooses `count` tasks, batch_size by default, of which none is in `taken` [m]."""
+    """Chooses `count` tasks, batch_size by default; `stream` is the number of the random stream."""
     selector = make_selector(run.config, count or run.config.batch_size, run.predictor)
-    if taken is not None:
-        mark = jnp.zeros(len(run.table.lengths), bool).at[taken].set(True)
-        tasks = tasks._replace(taken=meshes.constrain(mark, "task"))
-    return selector.select(runtime.stream(run.config.seed, step, "select"), selector_state, tasks)
+    return selector.select(runtime.stream(run.config.seed, step, stream), selector_state, tasks)
 
 
 def judge(run: Run, step: Array, ids: Array, prompts: Any, rollouts: Rollout, rewards: Array) -> Judged:
@@ -247,7 +244,10 @@ def judge(run: Run, step: Array, ids: Array, prompts: Any, rollouts: Rollout, re
 def note(
     run: Run, selector_state: Any, tally: Tally, step: Array, tasks: Tasks, choice: Choice, *parts: Any
 ) -> tuple[Any, Tally, dict[str, Array]]:
-    """Tells selector and tally what came of a choice, (feedback, informative) of its `parts`; metrics of beliefs."""
+    """Tells selector and tally what came of a choice, (feedback, informative) of its `parts`; metrics of beliefs.
+
+    Rows of the task N are padding.
+    """
     feedback, informative = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
     tally = checkpoint.count(tally, feedback, step + 1, run.config.num_generations)
     found = metrics.selection(choice, feedback, informative, tally.last_seen)
@@ -256,10 +256,10 @@ def note(
 
 
 def join(run: Run, groups: Groups, others: tuple[Groups, ...], rows: Array) -> Groups:
-    """`groups` and, behind them, the `rows` [m] of the others, as one batch."""
-    width = max(each.prompts.shape[1] for each in (groups, *others))
-    rest = jax.tree.map(lambda *x: jnp.concatenate(x)[rows], *(widened(each, width) for each in others))
-    joined = jax.tree.map(lambda *x: jnp.concatenate(x), widened(groups, width), rest)
+    """The `rows` [B] of `groups` and, behind them, the others, as one batch."""
+    every = (groups, *others)
+    width = max(each.prompts.shape[1] for each in every)
+    joined = jax.tree.map(lambda *x: jnp.concatenate(x)[rows], *(widened(each, width) for each in every))
     valid = jnp.isfinite(joined.rewards)
     total = jnp.where(valid, joined.rewards, 0.0)
     return joined._replace(advantages=grpo.advantages(total, scale_rewards=run.config.scale_rewards, mask=valid))

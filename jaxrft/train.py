@@ -94,7 +94,8 @@ def loop(
             state, probed = batches.probe(run, programs, state, first=step == first)
             timer.lap("probe")
         filling = batches.fill(run, programs, state, probed)
-        choice, chosen = programs.select(state.selector, state.step, run.tasks, filling.taken, count=filling.fresh)
+        stream = runtime.USES.index("select")
+        choice, chosen = batches.choose(run, programs, state, filling.taken, count=filling.fresh, stream=stream)
         ids = np.asarray(choice.ids)
         timer.lap("select")
         rolled = batches.sample(run, programs, state, ids)
@@ -105,19 +106,21 @@ def loop(
         timer.lap("reward")
         judged = batches.judge(run, programs, state, rolled, verdicts)
         state = state._replace(selector=chosen)
-        state, found = batches.learn(run, programs, state, choice, judged, probed, filling)
+        batch = batches.gather(run, programs, choice, judged, verdicts, probed, filling)
+        if config.dynamic_sampling:
+            state, batch = batches.refill(run, programs, state, batch, probed)
+            timer.lap("refill")
+        state, found = batches.learn(run, programs, state, batch)
         report.flush()  # the step before, while the device works at this one
         if due(step, config.log_completions_steps):
             display.completions(step, sample_rows(run, ids, verdicts))
         timer.lap("report")
         jax.block_until_ready(state.step)
         timer.lap("learn")
-        found |= {f"rewards/{kind}": lost + probed.failures[kind] for kind, lost in verdicts.failures.items()}
         report.add(step, found | timer.metrics() | checkpoint.totals(state.tally))
         if int(state.optimizer.skipped) >= config.max_skipped_updates:
             report.flush()
-            groups = batches.fresh(programs, judged, probed, filling)
-            batches.stop_skipping(run, programs, state, groups, folder, checkpoints.newest)
+            batches.stop_skipping(run, programs, state, batch.groups, folder, checkpoints.newest)
         stopping = runtime.any_process(stopped())
         if evaluation_due(step) and not stopping:
             evaluate(step)

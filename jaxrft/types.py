@@ -45,7 +45,7 @@ class Tasks(NamedTuple):
     domain: Array | None = None  # [N] int32
     pass_rates: Array | None = None  # [N] float32, of the policy itself, from rollouts that nobody counts (oracle)
     projections: Projections | None = None  # of the embeddings, by `jaxrft.select.attention.project` (dots)
-    taken: Array | None = None  # [N] bool, in the batch already, by their probes: chosen last (dots)
+    taken: Array | None = None  # [N] bool, rolled out in this step: chosen last, never if there are enough others
 
 
 class Choice(NamedTuple):

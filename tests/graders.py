@@ -53,6 +53,11 @@ def letters(prompts, completions, **columns):
     return [sum(character.isalpha() for character in text) / max(1, len(text)) for text in completions]
 
 
+def spread(prompts, completions, **columns):
+    """Another number in [0, 1] for nearly every completion."""
+    return [sum(map(ord, text)) % 97 / 96 for text in completions]
+
+
 def zero(prompts, completions, **columns):
     return [0.0] * len(completions)
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from jaxrft import mesh as meshes
 from jaxrft.select import acquire
 from jaxrft.select.posterior import BetaState
+from jaxrft.types import Tasks
 
 NAN, INF = float("nan"), float("inf")
 
@@ -131,12 +132,12 @@ def test_the_curious_ranking_gets_as_many_places_as_the_price_pays_for():
 
 
 def places(key, domain, batch_size, balance):
-    return acquire.quota(key, jnp.asarray(domain), batch_size=batch_size, balance=balance).places
+    return acquire.quota(key, Tasks(domain=jnp.asarray(domain)), batch_size=batch_size, balance=balance).places
 
 
 def test_quotas_by_hand():
     domain, keys = jnp.array([2, 1, 2, 0, 2, 1, 2, 2]), jax.random.split(jax.random.key(0), 400)  # 1, 2 and 5 tasks
-    assert acquire.quota(keys[0], domain, batch_size=4, balance="none") is None
+    assert acquire.quota(keys[0], Tasks(domain=domain), batch_size=4, balance="none") is None
     found = {
         (balance, size): jax.vmap(lambda key, b=balance, s=size: places(key, domain, s, b))(keys)[:, :3]
         for balance in ("equal", "proportional")
@@ -154,7 +155,7 @@ def test_quotas_by_hand():
 
 def test_quotas_among_candidates_count_these_alone():
     domain, among = jnp.array([0, 0, 0, 3, 3, 3]), jnp.array([5, 1, 2])
-    quota = acquire.quota(jax.random.key(0), domain, batch_size=2, balance="equal", among=among)
+    quota = acquire.quota(jax.random.key(0), Tasks(domain=domain), batch_size=2, balance="equal", among=among)
     assert quota.domain.tolist() == [3, 0, 0] and quota.places.tolist() == [1, 0, 0, 1, 0, 0]
 
 
@@ -168,7 +169,7 @@ SIZES = (1, 5, 24)
 CHOOSE = {
     (balance, size): jax.jit(
         lambda key, score, domain, balance=balance, size=size: (
-            (quota := acquire.quota(key, domain, batch_size=size, balance=balance)).places,
+            (quota := acquire.quota(key, Tasks(domain=domain), batch_size=size, balance=balance)).places,
             acquire.smallest(key, score, batch_size=size, quota=quota),
         )
     )
@@ -206,7 +207,7 @@ def test_quotas_over_a_sharded_table_are_the_same(mesh, balance):
     score, domain = jnp.array(rng.integers(0, 9, 64), jnp.float32), jnp.array(np.sort(rng.integers(0, 4, 64) ** 2))
     choose = jax.jit(
         lambda key, score, domain: acquire.softmax(
-            key, score, batch_size=10, quota=acquire.quota(key, domain, batch_size=10, balance=balance)
+            key, score, batch_size=10, quota=acquire.quota(key, Tasks(domain=domain), batch_size=10, balance=balance)
         )
     )
     alone = choose(jax.random.key(2), score, domain)

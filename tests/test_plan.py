@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+from dataclasses import replace
 
 import helpers
 import jax
@@ -97,7 +98,10 @@ def test_a_step_is_counted_by_hand():
     assert said["rollouts"] == "245,760, 3 times the tasks of the pool"
     assert said["tokens"] == "at most 4,194,304 sampled a step, 252 M in all"
     assert said["updates"] == "8 a step, each of 64 tasks in 4 micro-batches of 128 rows"
-    assert dict(counts.run(config, None))["rollouts"] == "245,760"
+    assert dict(counts.run(config, None))["rollouts"] == "245,760" and "refills" not in said
+    said = dict(counts.run(replace(config, dynamic_sampling=2), 10240))
+    assert said["refills"] == "at most 2 refills a step, of 8,192 more rollouts, 491,520 in all"
+    assert said["tokens"] == "at most 12,582,912 sampled a step, 755 M in all"
     config = Config(**settings, steps=60, eval_steps=25, save_steps=25, keep_checkpoints=2)
     assert counts.evaluations(config, [100, 50])[0][1].startswith("4, with 9 completions")  # 0, 25, 50 and 60
     assert counts.evaluations(config, [100, 50])[0][1].endswith(": 5,400 rollouts")

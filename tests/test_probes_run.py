@@ -39,14 +39,15 @@ def dots(world, configure):
 @pytest.fixture(scope="module")
 def learned(dots, tmp_path_factory):
     """(folder, final state, what each step learned from) of six steps; leave the folder as it is."""
-    folder, steps, learn = tmp_path_factory.mktemp("dots") / "run", [], batches.learn
+    folder, steps, gather = tmp_path_factory.mktemp("dots") / "run", [], batches.gather
 
-    def note(run, programs, state, choice, judged, probed, filling):
-        steps.append((np.asarray(choice.ids), probed, filling))
-        return learn(run, programs, state, choice, judged, probed, filling)
+    def note(run, programs, choice, judged, verdicts, probed, filling):
+        batch = gather(run, programs, choice, judged, verdicts, probed, filling)
+        steps.append((np.asarray(choice.ids), probed, batch))
+        return batch
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batches, "learn", note)
+        patch.setattr(batches, "gather", note)
         return folder, train.train(dots(folder)), steps
 
 
@@ -67,7 +68,7 @@ def test_probes_are_counted_and_save_rollouts(learned):
         G * (line.get("select/probes", 0) + B - m) for line, m in zip(lines, trained, strict=True)
     ]
     assert set(trained[::2]) <= {0, 4} and sum(trained) > 0
-    assert lines[1]["select/coverage"] > 12 / 16 and all(0 <= line["select/probes/brier"] <= 1 for line in lines[2::2])
+    assert lines[0]["select/coverage"] >= 12 / 16 and all(0 <= line["select/probes/brier"] <= 1 for line in lines[2::2])
     spent = np.diff([0, *(line["num_tokens"] for line in lines)])
     assert (spent >= rolled).all() and (spent <= 4 * rolled).all()
     assert state.tally.rollouts.tolist() == [0, sum(rolled)]
@@ -75,16 +76,17 @@ def test_probes_are_counted_and_save_rollouts(learned):
 
 def test_informative_groups_nearest_the_target_join_the_batch_and_no_task_is_twice_in_it(learned):
     folder, _, steps = learned
-    for line, (ids, probed, filling) in zip(helpers.metrics(folder), steps, strict=True):
-        joined = probed.ids[filling.rows]
-        assert len(ids) == filling.fresh and len({*ids.tolist(), *joined.tolist()}) == B
+    for line, (ids, probed, batch) in zip(helpers.metrics(folder), steps, strict=True):
+        assert batch.ids[: len(ids)].tolist() == ids.tolist()
+        assert batch.ids.tolist() == np.asarray(batch.groups.task).tolist() and len(set(batch.ids.tolist())) == B
         if len(probed.ids):
             assert len(set(probed.ids.tolist())) == K
             informative = np.isfinite(probed.distance)
             assert line["select/probes/effective_group_ratio"] == pytest.approx(informative.mean())
-            worst = probed.distance[filling.rows].max(initial=0)
-            assert np.isfinite(worst) and (np.delete(probed.distance, filling.rows) >= worst).all()
-            assert len(filling.rows) == (4 if informative.sum() >= 4 else 0)
+            joined = np.isin(probed.ids, batch.ids[len(ids) :])
+            worst = probed.distance[joined].max(initial=0)
+            assert np.isfinite(worst) and (probed.distance[~joined] >= worst).all()
+            assert joined.sum() == (4 if informative.sum() >= 4 else 0)
 
 
 def test_a_stopped_run_with_probes_goes_on_as_if_nothing_had_happened(dots, learned, tmp_path):

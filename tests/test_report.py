@@ -24,7 +24,8 @@ NAN = math.nan
     ],
 )
 def test_auc_by_hand(score, positive, want):
-    np.testing.assert_allclose(metrics.auc(jnp.array(score), jnp.array(positive, bool)), want)
+    padded = (jnp.array([*score, 0.6]), jnp.array([*positive, 1], bool), jnp.arange(len(score) + 1) < len(score))
+    np.testing.assert_allclose(metrics.auc(*padded), want)
 
 
 @pytest.mark.parametrize(
@@ -42,10 +43,14 @@ def test_pearson_by_hand(x, y, mask, want):
 
 
 def selection(pass_rate, successes, trials, informative):
-    count = len(pass_rate)
-    feedback = Feedback(jnp.arange(count), jnp.array(successes), jnp.array(trials), jnp.zeros(count))
-    choice = Choice(jnp.arange(count), jnp.array(pass_rate))
-    found = metrics.selection(choice, feedback, jnp.array(informative, bool), jnp.array([-1, 0, 3, 7]))
+    """Of 4 tasks; a row behind those given is padding."""
+    ids = jnp.array([*range(len(pass_rate)), 4])
+    successes, trials, pass_rate, informative = (
+        jnp.array([*x, 0], dtype)
+        for x, dtype in ((successes, float), (trials, float), (pass_rate, float), (informative, bool))
+    )
+    feedback, choice = Feedback(ids, successes, trials, jnp.zeros(len(ids))), Choice(ids, pass_rate)
+    found = metrics.selection(choice, feedback, informative, jnp.array([-1, 0, 3, 7]))
     return {name.removeprefix("select/"): float(value) for name, value in found.items()}
 
 
@@ -66,10 +71,10 @@ def test_a_selector_that_believes_nothing_has_no_figures_of_prediction():
 
 
 def test_domains_by_hand():
-    """Of tasks 3, 0 and 1; domain z has none in the batch."""
+    """Of tasks 3, 0 and 1, and padding; domain z has none in the batch."""
     tasks = Tasks(domain=jnp.array([0, 1, 2, 0], jnp.int32))
-    choice = Choice(jnp.array([3, 0, 1]), jnp.zeros(3))
-    found = metrics.by_domain(jnp.array([True, False, True]), choice, tasks, ("x", "y", "z"))
+    choice = Choice(jnp.array([3, 0, 1, 4]), jnp.zeros(4))
+    found = metrics.by_domain(jnp.array([True, False, True, False]), choice, tasks, ("x", "y", "z"))
     values = {name.removeprefix("select/effective_group_ratio/"): float(value) for name, value in found.items()}
     assert (values["x"], values["y"]) == (0.5, 1.0) and math.isnan(values["z"])
     assert metrics.by_domain(jnp.array([True]), choice, tasks, ("x",)) == {}

@@ -180,6 +180,17 @@ def test_eager_scan_and_seeds_by_vmap_equal_jit(name):
     assert_equal(jax.tree.map(lambda x: x[1], scanned), expected, rtol=1e-6)
 
 
+@every_selector
+def test_tasks_rolled_out_already_come_last(name):
+    """Of 16 tasks 12 are taken, in any places."""
+    selector, state, *_ = compiled(name)
+    select = jax.jit(selector.select)
+    for key in KEYS[:4]:
+        taken = jax.random.permutation(key, N) < N - B
+        choice, _ = select(key, probed(selector, state, TASKS, key), TASKS._replace(taken=taken))
+        assert sorted(choice.ids.tolist()) == jnp.flatnonzero(~taken).tolist()
+
+
 BALANCED = {
     "uniform": selectors.uniform,
     "easy_to_hard": selectors.easy_to_hard,

@@ -19,16 +19,26 @@ def run(config: Config, num_tasks: int | None) -> list[tuple[str, str]]:
     c = config
     rows, updates = c.batch_size * c.num_generations, c.num_iterations * (c.batch_size // c.tasks_per_update)
     micro = c.tasks_per_update * c.num_generations // c.rows_per_micro_batch
-    sampled = rows * c.max_completion_length
+    sampled = (1 + c.dynamic_sampling) * rows * c.max_completion_length
     passes = "" if num_tasks is None else f", {c.steps * c.batch_size / num_tasks:.3g} times the tasks of the pool"
     cut = f"{number(micro, 'micro-batch')} of {c.rows_per_micro_batch:,} rows"
     return [
         ("steps", f"{c.steps:,}, each of {c.batch_size:,} tasks x {c.num_generations} = {rows:,} rollouts"),
         ("rollouts", f"{c.steps * rows:,}{passes}"),
+        *refills(config),
         *probes(config),
         ("tokens", f"at most {sampled:,} sampled a step, {short(c.steps * sampled)} in all"),
         ("updates", f"{updates:,} a step, each of {c.tasks_per_update:,} tasks in {cut}"),
     ]
+
+
+def refills(config: Config) -> list[tuple[str, str]]:
+    """(what, how much) of what is rolled out in place of groups that teach nothing, at most."""
+    if not config.dynamic_sampling:
+        return []
+    rows = config.dynamic_sampling * config.batch_size * config.num_generations
+    times = number(config.dynamic_sampling, "refill")
+    return [("refills", f"at most {times} a step, of {rows:,} more rollouts, {config.steps * rows:,} in all")]
 
 
 def probes(config: Config) -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
 | part | how |
 |---|---|
 | parameters, optimiser, KL reference, replay buffer, embeddings, task table, selector | exact: shards of the run's |
-| groups of a probe | exact: the shapes of groups, at the widest prompts |
+| groups of a probe, of a refill | exact: the shapes of groups, at the widest prompts |
 | policy for the rollout, key-value caches | exact: shapes and shardings of the rollout, at the widest prompts |
 | logits of a token | estimate: R rows of the vocabulary in float32, four times (raw, truncated, both normalised) |
 | gradients | estimate: float32, twice (the sum so far and that of a micro-batch) |
@@ -41,7 +41,14 @@ class Part(NamedTuple):
 
 def parts(run: Run, state: RunState, prompt_length: int, *, tasks: bool = True) -> list[Part]:
     """What a device of the run holds, with prompts padded to `prompt_length` tokens; `tasks`: with their table."""
-    kept = (*_always(run, state, tasks), _probe(run, prompt_length))
+    config = run.config
+    probed = config.select.num_references if run.selector.probe else 0
+    refilled = config.batch_size if config.dynamic_sampling else 0
+    kept = (
+        *_always(run, state, tasks),
+        _groups(run, prompt_length, "groups of a probe", probed),
+        _groups(run, prompt_length, "groups of a refill", refilled),
+    )
     found = (*kept, *_rollout(run, prompt_length), *_learning(run, state, prompt_length))
     return [part for part in found if part.bytes]
 
@@ -81,17 +88,16 @@ def _always(run: Run, state: RunState, tasks: bool) -> list[Part]:
     return [Part(name, on_device(tree), ALWAYS, True) for name, tree in kept.items()]
 
 
-def _probe(run: Run, prompt_length: int) -> Part:
-    """The groups of a probe, which stay until the step's batch has been learned from."""
+def _groups(run: Run, prompt_length: int, name: str, count: int) -> Part:
+    """Groups beside those of the batch, which stay until it has been learned from."""
     config = run.config
-    count = config.select.num_references if run.selector.probe else 0
     group = replay.shapes(
         num_generations=config.num_generations,
         prompt_length=prompt_length,
         completion_length=config.max_completion_length,
         weighted=config.importance_sampling_correction != "none",
     )
-    return Part("groups of a probe", count // meshes.shards(run.mesh, "batch") * whole(group), ALWAYS, True)
+    return Part(name, count // meshes.shards(run.mesh, "batch") * whole(group), ALWAYS, True)
 
 
 def _rollout(run: Run, prompt_length: int) -> list[Part]:

@@ -73,10 +73,11 @@ def compiled(run: Run, state: RunState, prompt_length: int, *, selects: bool = T
         return Feedback(array((count,), i32), numbers, numbers, numbers), array((count,), jnp.bool_)
 
     with runtime.on(mesh, config):
-        select = (state.selector, state.step, run.tasks)
+        stream = jax.ShapeDtypeStruct((), i32)
+        probe = (state.selector, state.step, run.tasks)
+        select = (*probe, stream)
         choice, _ = jax.eval_shape(programs.select, *select)
         prompts = array((config.batch_size, prompt_length), i32, "batch"), array((config.batch_size,), i32, "batch")
-        stream = jax.ShapeDtypeStruct((), i32)
         generate = (model.whole(state.params, run.lm.frozen), state.step, *prompts, choice.ids, stream)
         rollouts = jax.eval_shape(programs.generate, *generate)
         rewards = array((config.batch_size, config.num_generations, len(config.rewards)), jnp.float32, "batch")
@@ -84,11 +85,11 @@ def compiled(run: Run, state: RunState, prompt_length: int, *, selects: bool = T
         note = (state.selector, state.tally, state.step, run.tasks)
         learn = (state, judged.groups, run.reference, run.lm.frozen)
         if selects and run.selector.probe is not None:
-            probe = jax.eval_shape(programs.probe, *select)
-            whole, part = divmod(probe.ids.size, config.batch_size)
+            probed = jax.eval_shape(programs.probe, *probe)
+            whole, part = divmod(probed.ids.size, config.batch_size)
             parts = map(told, [config.batch_size] * whole + [part] * (part > 0))
-            yield _compile("probe", programs.probe, select, stays)
-            yield _compile("predict", programs.note, (*note, probe, *parts), stays)
+            yield _compile("probe", programs.probe, probe, stays)
+            yield _compile("predict", programs.note, (*note, probed, *parts), stays)
         if selects:
             yield _compile("select", programs.select, select, stays)
         yield _compile("generate", programs.generate, generate, (stays, prompts))

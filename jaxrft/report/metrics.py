@@ -29,8 +29,15 @@
 | `select/coverage` | tasks rolled out at least once so far | tasks in the table |
 | `select/probes`, `select/probes/trained` | groups rolled out in order to know, and of these trained on | count |
 | `select/probes/{brier,pearson,auc,effective_group_ratio}` | as above, of tasks drawn uniformly | as above |
+| `dynamic_sampling/refills` | how often more tasks were chosen and rolled out | count |
+| `dynamic_sampling/rejected` | groups whose successes are all equal | groups rolled out |
+| `dynamic_sampling/surplus` | groups that would have taught, had the batch a place for them | count |
+| `dynamic_sampling/informative` | groups whose successes are not all equal | groups learned from, but replayed ones |
 | `select/seconds`, `timing/*`, `step_time` | wall clock | seconds |
 | `eval/<name>/greedy`, `/avg@k`, `/pass@k` | success on held-out tasks | tasks |
+
+With dynamic sampling, `select/*` are of all tasks chosen in a step; rewards and completions are those of the tasks
+chosen first, a sample of what the selector chooses that no outcome has changed.
 
 A number that does not exist (a Pearson correlation without spread) is null in metrics.jsonl.
 """
@@ -77,16 +84,19 @@ def completions(rollout: Rollout, truncated: Array) -> dict[str, Array]:
 
 
 def selection(choice: Choice, feedback: Feedback, informative: Array, last_seen: Array) -> dict[str, Array]:
-    """How good the predictions for this batch were; `informative` [B], `last_seen` [N], -1 = never."""
-    believed, trials = choice.pass_rate, feedback.trials
+    """How good the predictions for this batch were; `informative` [B], `last_seen` [N], -1 = never.
+
+    Rows of the task N are padding.
+    """
+    believed, trials, rolled = choice.pass_rate, feedback.trials, feedback.ids < last_seen.shape[0]
     observed = feedback.successes / jnp.maximum(trials, 1.0)
     # E (p - y)^2 over y in {0, 1}; a fractional success counts as its share of ones.
     squares = observed * (1.0 - believed) ** 2 + (1.0 - observed) * believed**2
     return {
-        "select/effective_group_ratio": jnp.mean(informative.astype(jnp.float32)),
+        "select/effective_group_ratio": masked.mean(informative, rolled),
         "select/brier": jnp.sum(trials * squares) / jnp.maximum(jnp.sum(trials), 1.0),
         "select/pearson": pearson(believed, observed, trials > 0),
-        "select/auc": auc(believed * (1.0 - believed), informative),
+        "select/auc": auc(believed * (1.0 - believed), informative, rolled),
         "select/coverage": jnp.mean((last_seen >= 0).astype(jnp.float32)),
     }
 
@@ -95,7 +105,8 @@ def by_domain(informative: Array, choice: Choice, tasks: Tasks, names: tuple[str
     """How many of `informative` [B] in each of the domains `names`; NaN for one without a task in the batch."""
     if tasks.domain is None or not 1 < len(names) <= MOST_DOMAINS:
         return {}
-    member = jax.nn.one_hot(tasks.domain[choice.ids], len(names), axis=0)  # [domains, B]
+    domain = tasks.domain.at[choice.ids].get(mode="fill", fill_value=-1)  # of padding, none
+    member = jax.nn.one_hot(domain, len(names), axis=0)  # [domains, B]
     ratio = member @ informative.astype(jnp.float32) / jnp.sum(member, axis=1)
     return {f"select/effective_group_ratio/{name}": ratio[index] for index, name in enumerate(names)}
 
@@ -107,9 +118,9 @@ def pearson(x: Array, y: Array, mask: Array) -> Array:
     return jnp.sum(x * y) / jnp.sqrt(jnp.sum(x * x) * jnp.sum(y * y))
 
 
-def auc(score: Array, positive: Array) -> Array:
+def auc(score: Array, positive: Array, mask: Array) -> Array:
     """Chance that a positive of [B] scores higher than a negative, ties counting half; NaN without both."""
-    pairs = (positive[:, None] & ~positive[None]).astype(jnp.float32)
+    pairs = ((positive & mask)[:, None] & (~positive & mask)[None]).astype(jnp.float32)
     above = 0.5 * (1.0 + jnp.sign(score[:, None] - score[None]))
     ratio = jnp.sum(pairs * above) / jnp.sum(pairs)
     return jnp.where(jnp.any(jnp.isnan(score)), jnp.nan, ratio)

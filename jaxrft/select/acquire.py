@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 
 from jaxrft.mesh import constrain, shards, spec
 from jaxrft.select import draws, posterior
-from jaxrft.types import Array
+from jaxrft.types import Array, Tasks
 
 Balance = Literal["none", "proportional", "equal"]
 
@@ -23,27 +23,45 @@ class Quota(NamedTuple):
     """A batch's places by domain: they sum to its size, and no domain has more than it has tasks."""
 
     domain: Array  # [N] int32, of every task
-    places: Array  # [N] int32, of the domain of that number; there are at most as many domains as tasks
+    places: Array  # [N] or [N + 1] int32, of the domain of that number; there are at most as many domains as tasks
 
 
 def quota(
-    key: Array, domain: Array | None, *, batch_size: int, balance: Balance, among: Array | None = None
+    key: Array,
+    tasks: Tasks,
+    *,
+    batch_size: int,
+    balance: Balance = "none",
+    among: Array | None = None,
 ) -> Quota | None:
-    """The places of a batch of B for each `domain` [N], None without a balance; `among` [M]: of these tasks alone.
+    """The places of a batch of B for each domain of the tasks [N]; `among` [M]: of these alone.
 
     `proportional`: B n_d / N for a domain of n_d tasks, rounded up or down such that this is the expectation; `equal`:
     as many for each as there are tasks, the places that small domains cannot fill and what does not divide for others
-    at random.
+    at random. Tasks that are `taken` are counted for no domain: theirs is one more, without places, so that they come
+    last, behind NaN. None without a balance where no task is taken.
     """
+    domain, taken = tasks.domain, tasks.taken
     if balance == "none" or domain is None:
-        return None
-    rows = domain if among is None else domain[among]
-    sizes = jnp.zeros(domain.shape, jnp.int32).at[rows].add(1)
-    divide = _proportional if balance == "proportional" else _equal
-    return Quota(rows, divide(key, sizes, rows.shape[0], batch_size))
+        if taken is None:
+            return None
+        domain, divide = jnp.zeros(taken.shape, jnp.int32), _undivided
+    else:
+        divide = _proportional if balance == "proportional" else _equal
+    free = jnp.ones(domain.shape, jnp.int32) if taken is None else 1 - taken.astype(jnp.int32)
+    rows, free = (domain, free) if among is None else (domain[among], free[among])
+    places = divide(key, jnp.zeros(domain.shape, jnp.int32).at[rows].add(free), free.sum(), batch_size)
+    if taken is None:
+        return Quota(rows, places)
+    return Quota(jnp.where(free > 0, rows, domain.shape[0]), jnp.concatenate([places, jnp.zeros(1, jnp.int32)]))
 
 
-def _proportional(key: Array, sizes: Array, num_tasks: int, batch_size: int) -> Array:
+def _undivided(key: Array, sizes: Array, num_tasks: Array, batch_size: int) -> Array:
+    """All places for the only domain."""
+    return jnp.zeros_like(sizes).at[0].set(batch_size)
+
+
+def _proportional(key: Array, sizes: Array, num_tasks: Array, batch_size: int) -> Array:
     """The domains of B tasks that stand N / B apart from each other, from a random one on, in a table by domain."""
     start, place = jax.random.randint(key, (), 0, num_tasks), jnp.arange(batch_size)
     whole, rest = divmod(num_tasks, batch_size)
@@ -51,7 +69,7 @@ def _proportional(key: Array, sizes: Array, num_tasks: int, batch_size: int) -> 
     return jnp.zeros_like(sizes).at[jnp.searchsorted(jnp.cumsum(sizes), row, side="right")].add(1)
 
 
-def _equal(key: Array, sizes: Array, num_tasks: int, batch_size: int) -> Array:
+def _equal(key: Array, sizes: Array, num_tasks: Array, batch_size: int) -> Array:
     """As many places for each domain as all can have, or its tasks; one more for some, beginning at a random one."""
     count = jnp.zeros(batch_size + 1, jnp.int32).at[jnp.minimum(sizes, batch_size)].add(1)  # domains by size
     larger = jnp.cumsum(count[::-1])[::-1][1:]  # [B], domains of 1, 2, ... tasks and more
@@ -166,7 +184,8 @@ def epoch(visits: Array, *, quota: Quota | None = None) -> Array:
     """1 for tasks visited more often than the least visited one, else 0, [N] int32; with a quota, than its domain's."""
     least = visits.min()
     if quota is not None:
-        least = jnp.full_like(visits, jnp.iinfo(visits.dtype).max).at[quota.domain].min(visits)[quota.domain]
+        most = jnp.full(quota.places.shape, jnp.iinfo(visits.dtype).max, visits.dtype)
+        least = most.at[quota.domain].min(visits)[quota.domain]
     return (visits > least).astype(jnp.int32)
 
 

@@ -96,7 +96,8 @@ def adaptive(
         )
 
     def select(key: Array, state: AdaptiveState, tasks: Tasks) -> tuple[Choice, AdaptiveState]:
-        key_choice, key_floor, key_stale = jax.random.split(key, 3)
+        key_choice, key_floor, key_stale, key_quota = jax.random.split(key, 4)
+        quota = acquire.quota(key_quota, tasks, batch_size=batch_size)
         believed, seen = state.believed, state.visited >= 0
         since = jnp.where(seen, state.step - state.visited, jnp.iinfo(jnp.int32).max)
         worth = believed.informative if utility == "informative" else _signal(believed)
@@ -112,8 +113,9 @@ def adaptive(
             batch_size=batch_size,
             weight=jnp.asarray(curiosity, jnp.float32) * raised,
             price=jnp.minimum(jnp.asarray(price, jnp.float32) * raised, HIGHEST_PRICE),
+            quota=quota,
         )
-        stalest = acquire.smallest(key_stale, state.visited, batch_size=1)
+        stalest = acquire.smallest(key_stale, state.visited, batch_size=1, quota=quota)
         look = (jax.random.uniform(key_floor) < jnp.asarray(floor, jnp.float32)) & ~(ids == stalest).any()
         ids = ids.at[-1].set(jnp.where(look, stalest[0], ids[-1]))
         return Choice(ids, believed.pass_rate[ids]), state

@@ -60,7 +60,7 @@ def uniform(
 
     def select(key: Array, state: VisitsState, tasks: Tasks) -> tuple[Choice, VisitsState]:
         key_quota, key_tie = jax.random.split(key)
-        quota = acquire.quota(key_quota, tasks.domain, batch_size=batch_size, balance=balance)
+        quota = acquire.quota(key_quota, tasks, batch_size=batch_size, balance=balance)
         ids = acquire.smallest(key_tie, score(state.visits, quota), batch_size=batch_size, quota=quota)
         visits = constrain(state.visits.at[ids].add(1), "task")
         return Choice(ids, jnp.full(batch_size, jnp.nan, jnp.float32)), VisitsState(visits)
@@ -88,7 +88,7 @@ def easy_to_hard(batch_size: int, num_generations: int, *, balance: acquire.Bala
 
     def select(key: Array, state: EasyToHardState, tasks: Tasks) -> tuple[Choice, EasyToHardState]:
         key_quota, key_tie = jax.random.split(key)
-        quota = acquire.quota(key_quota, tasks.domain, batch_size=batch_size, balance=balance)
+        quota = acquire.quota(key_quota, tasks, batch_size=batch_size, balance=balance)
         rank = acquire.epoch(state.visits, quota=quota) * state.rank.shape[0] + state.rank
         ids = acquire.smallest(key_tie, rank, batch_size=batch_size, quota=quota)
         visits = constrain(state.visits.at[ids].add(1), "task")
@@ -129,7 +129,7 @@ def oracle(
 
     def select(key: Array, state: VisitsState, tasks: Tasks) -> tuple[Choice, VisitsState]:
         key_quota, key_tie = jax.random.split(key)
-        quota = acquire.quota(key_quota, tasks.domain, batch_size=batch_size, balance=balance)
+        quota = acquire.quota(key_quota, tasks, batch_size=batch_size, balance=balance)
         distance = jnp.abs(_measured(tasks) - jnp.asarray(target, jnp.float32))
         near = distance <= jnp.asarray(tolerance, jnp.float32)
         score = jnp.where(near, state.visits.astype(jnp.float32), MANY_VISITS * (1 + distance))

@@ -43,12 +43,11 @@ def dots(
     to exp(-|p~ - `target`| / `temperature`).
     `tasks.projections` holds the table as the frozen `predictor` sees it, project(predictor, embeddings, embeddings):
     an argument, which no checkpoint carries; the embeddings themselves are not needed any more.
-    Whoever trains on the groups of some probes marks their tasks in `tasks.taken` for `select`, which then chooses
-    them last: never, in a table with enough others.
+    Whoever trains on the groups of some probes marks their tasks in `tasks.taken` for `select`.
     Only probes are references, a uniform sample as the predictor was trained on: the feedback of a chosen batch is
     known by its ids and leaves the belief as it is. Feedback of a part of a probe replaces the oldest references.
-    Deviation: before the first probe, choices are uniform. `balance` of the batch, not of the probes, nor of what is
-    chosen beside some of them, between the domains: as `acquire.quota` says.
+    Deviation: before the first probe, choices are uniform. `balance` of what is chosen, not of the probes, between
+    the domains: as `acquire.quota` says.
     `init` raises InputError for a table that is not projected or smaller than a batch.
     """
     check_sizes(batch_size, num_generations)
@@ -80,11 +79,7 @@ def dots(
     def select(key: Array, state: DotsState, tasks: Tasks) -> tuple[Choice, DotsState]:
         distance = jnp.abs(state.predicted - jnp.asarray(target, jnp.float32))
         key_quota, key_draw = jax.random.split(key)
-        if tasks.taken is None:
-            quota = acquire.quota(key_quota, tasks.domain, batch_size=batch_size, balance=balance)
-        else:
-            quota = None  # or a domain of which all tasks are taken might have to give one twice
-            distance = jnp.where(tasks.taken, jnp.nan, distance)  # sorts behind all numbers
+        quota = acquire.quota(key_quota, tasks, batch_size=batch_size, balance=balance)
         ids = acquire.softmax(key_draw, -distance, batch_size=batch_size, temperature=temperature, quota=quota)
         chosen = constrain(state.chosen.at[ids].set(True), "task")
         return Choice(ids, state.predicted[ids]), state._replace(chosen=chosen)

@@ -58,10 +58,10 @@ def mopps(
         key_first, key_candidates, key_quota, key_draw, key_tie = jax.random.split(key, 5)
         num_tasks = state.posterior.alpha.shape[0]
         count = min(candidates * batch_size, num_tasks)
-        wide = acquire.quota(key_first, tasks.domain, batch_size=count, balance=balance)
+        wide = acquire.quota(key_first, tasks, batch_size=count, balance=balance)
         among = acquire.smallest(key_candidates, jnp.zeros(num_tasks), batch_size=count, quota=wide)
         draws = posterior.sample(key_draw, jax.tree.map(lambda x: x[among], state.posterior))
-        quota = acquire.quota(key_quota, tasks.domain, batch_size=batch_size, balance=balance, among=among)
+        quota = acquire.quota(key_quota, tasks, batch_size=batch_size, balance=balance, among=among)
         ids = among[acquire.nearest(key_tie, draws, batch_size=batch_size, target=target, quota=quota)]
         return Choice(ids, posterior.mean(state.posterior)[ids]), state
 
@@ -106,7 +106,7 @@ def greso(
 
     def select(key: Array, state: GresoState, tasks: Tasks) -> tuple[Choice, GresoState]:
         key_quota, key_order, key_skip, key_tie = jax.random.split(key, 4)
-        quota = acquire.quota(key_quota, tasks.domain, batch_size=batch_size, balance=balance)
+        quota = acquire.quota(key_quota, tasks, batch_size=batch_size, balance=balance)
         shape = state.streak.shape
         base = jnp.where(state.streak < 0, state.explore[1], state.explore[0])
         taken = jax.random.uniform(key_skip, shape) < base ** jnp.abs(state.streak).astype(jnp.float32)
@@ -116,7 +116,8 @@ def greso(
         ids = acquire.smallest(key_tie, score, batch_size=batch_size, quota=quota)
         last = score[ids].max()
         if quota is not None:
-            last = jnp.full(shape, -jnp.inf).at[quota.domain[ids]].max(score[ids])[quota.domain]
+            nothing = jnp.full(quota.places.shape, -jnp.inf)
+            last = nothing.at[quota.domain[ids]].max(score[ids])[quota.domain]
         passed = order <= last  # rolled out, or skipped on the way to the last that is
         passes = constrain(state.passes + passed.astype(jnp.int32), "task")
         return Choice(ids, jnp.full(batch_size, jnp.nan, jnp.float32)), state._replace(passes=passes)

@@ -71,7 +71,7 @@ def bots(
 
     def select(key: Array, state: BotsState, tasks: Tasks) -> tuple[Choice, BotsState]:
         key_quota, key_draw = jax.random.split(key)
-        quota = acquire.quota(key_quota, tasks.domain, batch_size=batch_size, balance=balance)
+        quota = acquire.quota(key_quota, tasks, batch_size=batch_size, balance=balance)
         ids = acquire.thompson(key_draw, state.posterior, batch_size=batch_size, target=target, quota=quota)
         return Choice(ids, posterior.mean(state.posterior)[ids]), state
 

@@ -1,0 +1,191 @@
+"""Dynamic sampling: what is rolled out in place of groups that teach nothing, who learns of it, and what is counted."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import helpers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrft import batches, steps, train
+from jaxrft.config import Config, ReplayConfig, TasksConfig
+from jaxrft.learn.replay import Groups
+from jaxrft.runtime import Verdicts
+from jaxrft.select import selectors
+from jaxrft.types import Choice, Feedback
+
+B, G, N, MOST = 8, 4, 40, 2
+NAN = float("nan")
+
+
+def run_of(**changes):
+    """A run that knows its config and no more."""
+    settings = {"batch_size": B, "num_generations": 2, "rewards": ("exact", "math"), "dynamic_sampling": MOST}
+    config = Config(model="m", tasks=TasksConfig("a.jsonl"), output_dir="run", **settings | changes)
+    return steps.Run(config, None, *[None] * 8)._replace(table=SimpleNamespace(lengths=np.ones(N)))
+
+
+def groups_of(ids):
+    """Groups of two samples whose every number is their task's."""
+    ids = jnp.asarray(ids, jnp.int32)
+    cells = jnp.ones((len(ids), 2, 3), jnp.int32) * ids[:, None, None]
+    numbers = cells.astype(jnp.float32)
+    return Groups(cells[:, 0], ids, cells, numbers, numbers, numbers[:, :, 0], numbers[:, :, 0], ids, ids)
+
+
+def rolled_out(ids, successes):
+    """Choice, groups and verdicts of tasks `ids` with two successes each; the second reward always differs."""
+    rewards = np.stack([np.ravel(successes), np.arange(2 * len(ids))], axis=1).astype(np.float32)
+    judged = steps.Judged(groups_of(ids), None, None, {})
+    return Choice(np.array(ids, np.int32), None), judged, Verdicts(rewards, np.isnan(rewards[:, 0]), {"error": 1}, [])
+
+
+def test_groups_of_a_probe_take_the_places_of_those_that_teach_nothing():
+    """Of 4 tasks, 3 and 9 teach nothing: their successes are all equal, or one is missing; the probe has 4 that do."""
+    programs = SimpleNamespace(join=partial(steps.join, run_of()))
+    chosen = rolled_out([3, 5, 7, 9], [[1, 1], [0, 1], [1, 0], [0, NAN]])
+    distance = np.array([np.inf, 0.25, 0.0, 0.5, 0.125], np.float32)
+    probed = batches.Probed(np.array([1, 2, 7, 4, 6], np.int32), distance, (groups_of([1, 2]), groups_of([7, 4, 6])))
+    filling = batches.Filling(places=5, fresh=4, taken=np.array([6], np.int32))
+    batch = batches.gather(run_of(), programs, *chosen, probed, filling)
+    assert batch.ids.tolist() == batch.groups.task.tolist() == [2, 5, 7, 4, 6] and batch.informative.all()
+    assert batch.metrics["select/probes/trained"] == 3
+    ((_, left),) = batch.left
+    assert probed.ids[left].tolist() == [7]  # which is in the batch by its choice
+    plain = batches.gather(run_of(dynamic_sampling=0), programs, *chosen, probed, filling)
+    assert plain.ids.tolist() == [3, 5, 7, 9, 6] and plain.metrics["rewards/error"] == 1
+
+
+def test_a_refill_is_as_large_as_the_share_of_groups_that_teach_asks_for():
+    def size(places, teaches, informative, others=N):
+        chosen = (batches.Chosen(None, None, None, np.arange(10) < teaches),)
+        batch = batches.Batch(None, np.zeros(places, int), np.arange(places) < informative, chosen, {})
+        return batches._refill_size(run_of(), batch, others)
+
+    assert size(8, 8, 8) == 0
+    assert size(8, 5, 7) == 2  # one is missing, and half of the groups teach
+    assert size(8, 5, 6) == 4 and size(8, 4, 6) == 6 and size(8, 2, 6) == size(8, 0, 0) == 8
+    assert size(8, 2, 6, others=7) == 6 and size(8, 2, 6, others=1) == 0  # the table has no more
+
+
+def test_all_that_was_chosen_is_told_at_once_padded_to_one_size(mesh):
+    def chosen(*ids):
+        numbers = jnp.array(ids, jnp.float32)
+        feedback = Feedback(jnp.array(ids, jnp.int32), numbers, numbers + 1, numbers + 2)
+        return batches.Chosen(Choice(jnp.array(ids, jnp.int32), numbers / 10), feedback, numbers > 3, None)
+
+    run = run_of()._replace(mesh=mesh)
+    first, (feedback, _) = batches._told(run, (chosen(1, 2),))
+    assert first.ids.tolist() == feedback.ids.tolist() == [1, 2]
+    choice, (feedback, informative) = batches._told(run, (chosen(1, 2), chosen(5), chosen(4)))
+    assert choice.ids.tolist() == feedback.ids.tolist() == [1, 2, 5, 4] + [N] * 20  # 8 (1 + 2) in all
+    assert (
+        feedback.trials.tolist() == [2, 3, 6, 5] + [0] * 20
+        and informative.tolist() == [False] * 2 + [True] * 2 + [False] * 20
+    )
+
+
+@pytest.fixture(scope="module")
+def dynamic(world, configure):
+    """(output_dir, **changes) -> the config of a run with dynamic sampling and replay on a pool that can refill it."""
+    tasks = TasksConfig(
+        helpers.write_rows(world / "many.jsonl", helpers.task_rows(N)), pass_rate_columns=("weak", "strong")
+    )
+    defaults = {"tasks": tasks, "dynamic_sampling": MOST, "steps": 4, "save_steps": 2}
+    return lambda output_dir, **changes: configure(output_dir, **defaults | changes)
+
+
+REPLAY = {"replay": ReplayConfig(capacity=64)}
+
+
+@pytest.fixture(scope="module")
+def refilled(dynamic, tmp_path_factory):
+    """(folder, final state, what each step learned from, with the selector's state before and after)."""
+    folder, told, learn = tmp_path_factory.mktemp("dynamic") / "run", [], batches.learn
+
+    def note(run, programs, state, batch):
+        before = jax.device_get(state.selector)
+        state, found = learn(run, programs, state, batch)
+        told.append((batch, before, jax.device_get(state.selector), run.tasks))
+        return state, found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "learn", note)
+        return folder, train.train(dynamic(folder, **REPLAY)), told
+
+
+def test_a_step_refills_until_every_group_teaches_or_the_bound_is_reached(refilled):
+    folder, _, told = refilled
+    lines = helpers.metrics(folder)
+    rolled = np.diff([0, *(line["rollouts"] for line in lines)])
+    refills = [line["dynamic_sampling/refills"] for line in lines]
+    assert max(refills) > 0
+    for line, rollouts, (batch, *_) in zip(lines, rolled, told, strict=True):
+        ids = np.concatenate([each.choice.ids for each in batch.chosen])
+        teaches = np.concatenate([each.teaches for each in batch.chosen])
+        assert rollouts == G * len(ids) == G * len(set(ids.tolist()))  # none twice in a step
+        assert line["dynamic_sampling/refills"] == len(batch.chosen) - 1 <= MOST
+        assert batch.informative.all() or len(batch.chosen) - 1 == MOST
+        assert batch.informative.sum() == min(len(batch.ids), teaches.sum())
+        assert line["dynamic_sampling/informative"] == pytest.approx(batch.informative.mean())
+        assert line["dynamic_sampling/rejected"] == pytest.approx(1 - teaches.mean())
+        assert line["dynamic_sampling/surplus"] == max(0, teaches.sum() - len(batch.ids))
+        assert line["select/effective_group_ratio"] == pytest.approx(teaches.mean())
+        for each in batch.chosen:
+            assert np.array_equal(each.informative, each.teaches)
+
+
+def test_the_batch_keeps_its_size_and_holds_groups_of_the_right_tasks(refilled):
+    _, _, told = refilled
+    assert {len(batch.ids) for batch, *_ in told} == {4, 8}  # half of it is replayed when the buffer can give it
+    for batch, *_ in told:
+        rewards = np.asarray(batch.groups.rewards)
+        assert np.array_equal(batch.groups.task, batch.ids) and len(set(batch.ids.tolist())) == len(batch.ids)
+        assert np.array_equal(rewards.min(axis=1) < rewards.max(axis=1), batch.informative)
+        assert np.array_equal(np.any(np.asarray(batch.groups.advantages) != 0, axis=1), batch.informative)
+
+
+def test_the_selector_learns_from_rejected_groups_too(refilled):
+    """It is told once a step, of all groups together."""
+    folder, _, told = refilled
+    selector, seen = selectors.bots(B, G), set()
+    for line, (batch, before, after, tasks) in zip(helpers.metrics(folder), told, strict=True):
+        feedback = jax.tree.map(lambda *x: np.concatenate(x), *jax.device_get([each.feedback for each in batch.chosen]))
+        assert set(feedback.trials.tolist()) == {G}
+        expected = selector.update(*jax.device_get((before, tasks)), Feedback(*map(jnp.asarray, feedback)))
+        helpers.assert_close(after, expected, atol=1e-5)
+        seen |= set(feedback.ids.tolist())
+        assert line["select/coverage"] == pytest.approx(len(seen) / N)
+    assert any(not each.teaches.all() for batch, *_ in told for each in batch.chosen)
+
+
+def test_what_the_batch_has_no_place_for_is_replayed(refilled):
+    _, state, told = refilled
+    groups = state.replay.groups
+    kept = set(zip(groups.step.tolist(), groups.task.tolist(), strict=True))
+    taught = {
+        (step, int(task))
+        for step, (batch, *_) in enumerate(told)
+        for each in batch.chosen
+        for task in np.asarray(each.choice.ids)[each.teaches]
+    }
+    assert kept - {(-1, 0)} == taught
+
+
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(dynamic, refilled, tmp_path):
+    folder, state, _ = refilled
+    train.train(dynamic(tmp_path, steps=2, **REPLAY))
+    helpers.assert_same_bits(train.train(dynamic(tmp_path, **REPLAY)), state)
+    assert helpers.metrics(tmp_path) == helpers.metrics(folder)
+
+
+def test_a_run_in_which_every_group_teaches_is_an_ordinary_run(dynamic, tmp_path):
+    common = {"rewards": ("graders:spread",), "steps": 2}
+    states = [train.train(dynamic(tmp_path / str(most), dynamic_sampling=most, **common)) for most in (0, MOST)]
+    helpers.assert_same_bits(*states)
+    plain, lines = helpers.metrics(tmp_path / "0"), helpers.metrics(tmp_path / str(MOST))
+    own = [{name: line.pop(name) for name in [*line] if name.startswith("dynamic_sampling/")} for line in lines]
+    assert lines == plain
+    assert [[*each.values()] for each in own] == [[1.0, 0, 0.0, 0]] * 2  # informative, refills, rejected, surplus
