@@ -20,6 +20,7 @@ STALE, STALE_INTEREST = 25.0, 0.03  # steps after which a task counts as not loo
 # squared jump. A task that jumped is learnt anew, with JUMP_VARIANCE.
 JUMP, JUMPS, JUMP_MEMORY, JUMP_NOISE, JUMP_VARIANCE = 12.0, 0.01, 0.9, 10.0, 4.0
 HIGHEST_PRICE = 0.6
+FITTED = 4096  # visited tasks whose logits tell what those of the others are
 
 Utility = Literal["informative", "signal"]
 
@@ -123,7 +124,8 @@ def adaptive(
     def update(state: AdaptiveState, tasks: Tasks, feedback: Feedback) -> AdaptiveState:
         valid = feedback.trials > 0
         new = _observe(state, feedback, valid, num_generations=num_generations)
-        return jax.tree.map(lambda x, y: jnp.where(valid.any(), x, y), new, state)  # no rollouts are no step
+        new = jax.tree.map(lambda x, y: jnp.where(valid.any(), x, y), new, state)  # no rollouts are no step
+        return new._replace(features=state.features)  # or the table would be copied
 
     def pass_rate(state: AdaptiveState, tasks: Tasks) -> Array:
         return state.believed.pass_rate
@@ -136,13 +138,12 @@ def _signal(believed: logit.Moments) -> Array:
     return 4 * (believed.pass_rate * (1 - believed.pass_rate) - believed.variance)
 
 
-def _predict(state: AdaptiveState) -> tuple[Array, Array]:
-    """Mean and variance [N] of the logits now."""
-    come = drift.moved(state.drift, state.features) - state.anchor
-    mean = state.mean + come @ drift.shares(state.drift)
-    seen = state.visited >= 0
-    unseen = populations.predict(state.population, state.features)
-    return jnp.where(seen, mean, unseen[0]), jnp.where(seen, state.variance, unseen[1])
+def _predict(state: AdaptiveState, rows: Array | slice = slice(None)) -> tuple[Array, Array]:
+    """Mean and variance of the logits now, of all tasks [N] or of `rows`."""
+    features, visited = state.features[rows], state.visited[rows]
+    mean = state.mean[rows] + drift.come(state.drift, features, state.anchor[rows])
+    seen, unseen = visited >= 0, populations.predict(state.population, features)
+    return jnp.where(seen, mean, unseen[0]), jnp.where(seen, state.variance[rows], unseen[1])
 
 
 def _observe(state: AdaptiveState, feedback: Feedback, valid: Array, *, num_generations: int) -> AdaptiveState:
@@ -150,7 +151,7 @@ def _observe(state: AdaptiveState, feedback: Feedback, valid: Array, *, num_gene
     num_tasks = state.mean.shape[0]
     rows = jnp.where(valid, feedback.ids, 0)
     successes, trials = (jnp.where(valid, x, 1.0) for x in (feedback.successes, feedback.trials))
-    mean, variance = (x[rows] for x in _predict(state))
+    mean, variance = _predict(state, rows)
     surprise = logit.surprise(jax.tree.map(lambda x: x[rows], state.believed), successes, trials)
 
     # What tasks share.
@@ -189,9 +190,19 @@ def _observe(state: AdaptiveState, feedback: Feedback, valid: Array, *, num_gene
         step=state.step + 1,
         believed=state.believed,
     )
-    population = populations.fit(state.population, state.features, *_predict(state), state.visited >= 0)
+    known = _latest(state.visited)
+    population = populations.fit(
+        state.population, state.features[known], *_predict(state, known), state.visited[known] >= 0
+    )
     state = state._replace(population=population)
     return state._replace(believed=logit.moments(*_predict(state), num_generations=num_generations))
+
+
+def _latest(visited: Array) -> Array:
+    """Ids [`FITTED`], or of all tasks if they are fewer: of those equal modulo that number, the one visited last."""
+    size = min(FITTED, visited.shape[0])
+    table = jnp.pad(visited, (0, -visited.shape[0] % size), constant_values=-1).reshape(-1, size)
+    return table.argmax(axis=0).astype(jnp.int32) * size + jnp.arange(size, dtype=jnp.int32)
 
 
 def _innovation(mean: Array, variance: Array, successes: Array, trials: Array) -> tuple[Array, Array]:

@@ -3,12 +3,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
+from jaxrft.mesh import shards, spec
 from jaxrft.types import Array
 
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 PARITY = np.uint32(0x1BD11BDA)
 SMALLEST = np.float32(2**-24)
+Pair = list[Array]  # of the two Gamma draws, [N] each
 BOOST = np.uint32(2**32 - 1)  # counter of the words that no round uses
 
 
@@ -52,35 +55,56 @@ def beta_logit(key: Array, alpha: Array, beta: Array) -> Array:
     Exact, by rejection [Marsaglia and Tsang 2000, doi 10.1145/358407.358414]: with d = a - 1/3, t = x / sqrt(9 d) for a
     normal x and h = 3 d (log(1 + t) - t + t^2 / 2 - t^3 / 3), which is their 0.5 x^2 + d - d v + d log v without its
     cancellations, d (1 + t)^3 is accepted with chance exp(h) as a Gamma draw. Of a < 1, it is drawn for a + 1 and
-    multiplied by U^(1/a). What was not accepted is tried again, all tasks side by side, some five times.
-    NaN where a parameter is not positive and finite.
+    multiplied by U^(1/a). NaN where a parameter is not positive and finite. The same on any mesh.
     """
-    counter = jax.lax.iota(jnp.uint32, alpha.size).reshape(alpha.shape)
+    counter = jnp.arange(alpha.shape[0], dtype=jnp.uint32)
+    count, table = shards(jax.sharding.get_abstract_mesh(), "task"), spec("task")
+    if count == 1 or alpha.shape[0] % count:
+        return _beta_logit(key, alpha, beta, counter)
+    own = jax.shard_map(_beta_logit, in_specs=(PartitionSpec(), table, table, table), out_specs=table)
+    return own(key, alpha, beta, counter)
+
+
+def _beta_logit(key: Array, alpha: Array, beta: Array, counter: Array) -> Array:
+    """Draws [N] by the words of these counters [N]. At most one task in ten is not accepted and tried again, apart."""
     shapes = [jnp.where((x > 0) & (x < jnp.inf), x.astype(jnp.float32), jnp.nan) for x in (alpha, beta)]
     raised = [jnp.where(x < 1, x + 1, x) - np.float32(1 / 3) for x in shapes]
+    size = alpha.shape[0]
 
-    def once(d: Array, number: Array) -> Array:  # -> t, NaN where rejected
-        first, second = words(key, counter, number)
-        t = normal(first) * jax.lax.rsqrt(9 * d)
-        return jnp.where(uniform(second) < jnp.exp(3 * d * _remainder(t)), t, jnp.nan)
+    def missing(tries: Pair, d: Pair) -> Array:
+        return jnp.isnan(tries[0] + tries[1]) & ~jnp.isnan(d[0] + d[1])
 
-    def again(tries: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        first, second, number = tries
-        first = jnp.where(jnp.isnan(first), once(raised[0], number), first)
-        second = jnp.where(jnp.isnan(second), once(raised[1], number + np.uint32(1)), second)
-        return first, second, number + np.uint32(2)
+    def again(tries: Pair) -> Pair:
+        rows = jnp.nonzero(missing(tries, raised), size=-(-size // 8), fill_value=size)[0]
+        few, d = ([x.at[rows].get(mode="fill", fill_value=jnp.nan) for x in pair] for pair in (tries, raised))
 
-    nothing = jnp.full_like(raised[0], jnp.nan)
-    possible = ~jnp.isnan(raised[0] + raised[1])
-    first, second, _ = jax.lax.while_loop(
-        lambda tries: (jnp.isnan(tries[0] + tries[1]) & possible).any(), again, (nothing, nothing, jnp.uint32(0))
-    )
+        def once_more(state: tuple[Pair, Array]) -> tuple[Pair, Array]:
+            few, number = state
+            new = _tries(key, d, counter[rows], number)
+            return [jnp.where(jnp.isnan(x), y, x) for x, y in zip(few, new, strict=True)], number + np.uint32(2)
+
+        few, _ = jax.lax.while_loop(lambda state: missing(state[0], d).any(), once_more, (few, jnp.uint32(2)))
+        return [x.at[rows].set(y, mode="drop") for x, y in zip(tries, few, strict=True)]
+
+    tries = _tries(key, raised, counter, jnp.uint32(0))
+    first, second = jax.lax.while_loop(lambda tries: missing(tries, raised).any(), again, tries)
     boosts = [
         jnp.where(x < 1, jnp.log(uniform(word)) / x, 0)
         for x, word in zip(shapes, words(key, counter, BOOST), strict=True)
     ]
     moved = 3 * (jnp.log1p(first) - jnp.log1p(second)) + boosts[0] - boosts[1]
     return jnp.log(raised[0] / raised[1]) + moved
+
+
+def _tries(key: Array, raised: Pair, counter: Array, number: Array) -> Pair:
+    """Candidates t for both Gamma draws, by the words of two streams from `number` on; NaN where rejected."""
+
+    def once(d: Array, number: Array) -> Array:
+        first, second = words(key, counter, number)
+        t = normal(first) * jax.lax.rsqrt(9 * d)
+        return jnp.where(uniform(second) < jnp.exp(3 * d * _remainder(t)), t, jnp.nan)
+
+    return [once(raised[0], number), once(raised[1], number + np.uint32(1))]
 
 
 def _remainder(t: Array) -> Array:
