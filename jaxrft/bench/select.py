@@ -1,6 +1,8 @@
 """What choosing the tasks of a step costs, beside the published estimator and beside the step itself.
 
-Medians of repeats measured by turns, so that all meet the same machine. Some two minutes on two cores.
+Medians, measured by turns so that all meet the same machine, of processor time: the sum over the cores, which other
+load hardly changes and which a step alone on the machine stays below. Some three minutes on two cores; `--parts`
+measures a part.
 """
 
 import argparse
@@ -30,6 +32,7 @@ from jaxrft.tasks import builtin
 from jaxrft.types import Choice, Feedback, Projections, Tasks
 
 PUBLISHED = "published, numpy"
+TOLD = "adaptive, embeddings"  # of which it uses 32 components
 BATCH, GENERATIONS = 32, 16  # of the paper [arXiv 2510.26374]
 PAPER, MILLION, SHARDED = 54_400, 1_000_000, 10_000_000  # tasks
 SMALL_BATCH, SMALL_GENERATIONS = 16, 8  # of the quickstart
@@ -115,6 +118,8 @@ def published(num_tasks: int, batch_size: int, num_generations: int) -> Callable
 def ours(name: str, num_tasks: int, batch_size: int, num_generations: int) -> Callable[[], Any]:
     """A step of the selector called `name`: its `select` on the device, the rollouts, its `update`."""
     tasks, rates = world(num_tasks)
+    if name == TOLD:
+        name, tasks = "adaptive", tasks._replace(embeddings=jax.random.normal(jax.random.key(2), (num_tasks, 32)))
     selector = make(name, batch_size, num_generations)
     state = selector.init(tasks, num_tasks)
     select, update = jax.jit(selector.select), jax.jit(selector.update)
@@ -132,8 +137,8 @@ def ours(name: str, num_tasks: int, batch_size: int, num_generations: int) -> Ca
 
 def feedback(choice: Choice, solved: np.ndarray, num_generations: int) -> Feedback:
     """Of `num_generations` rollouts of every chosen task, `solved` [B] right."""
-    trials = jnp.full(len(solved), num_generations, jnp.float32)
-    return Feedback(choice.ids, jnp.asarray(solved, jnp.float32), trials, trials)
+    trials = np.full(len(solved), num_generations, np.float32)
+    return Feedback(choice.ids, solved.astype(np.float32), trials, trials)
 
 
 def make(name: str, batch_size: int, num_generations: int) -> selectors.Selector:
@@ -158,29 +163,29 @@ def predictor(embedding: int, width: int) -> attention.Params:
 
 
 def side_by_side(steps: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, measured by turns so that all meet the same machine; two calls before do not count."""
+    """Median processor seconds of each, measured by turns; two calls before do not count."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(repeats + 2):
         for name, step in steps.items():
-            start = time.perf_counter()
+            start = time.process_time()
             step()
             if repeat > 1:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(time.process_time() - start)
     return {name: statistics.median(found) for name, found in seconds.items()}
 
 
 def steps(
     num_tasks: int, repeats: int, *, batch_size: int = BATCH, num_generations: int = GENERATIONS
 ) -> dict[str, float]:
-    """Median seconds of a step by selector, and of the published estimator."""
+    """Median processor seconds of a step by selector, and of the published estimator."""
     sizes = (num_tasks, batch_size, num_generations)
     subjects = {PUBLISHED: published(*sizes)}
-    subjects |= {name: ours(name, *sizes) for name in [*selectors.SELECTORS, "dots"]}
+    subjects |= {name: ours(name, *sizes) for name in [*selectors.SELECTORS, TOLD]}
     return side_by_side(subjects, repeats)
 
 
 def predictions(repeats: int) -> dict[str, float]:
-    """Median seconds of DOTS' attention over a table that is projected already, and of its projection."""
+    """Median processor seconds of DOTS' attention over a table that is projected already, and of its projection."""
     keys = jax.random.split(jax.random.key(1))
     embeddings = jax.random.normal(keys[0], (QUERIES, EMBEDDING))
     rates = jax.random.uniform(keys[1], (REFERENCES,))
@@ -264,26 +269,36 @@ def estimate() -> dict[str, float]:
     return {"learn": learn, "rollout": COMPLETION * read / BANDWIDTH}
 
 
-def report(repeats: int) -> str:
-    """All of it, as a page."""
+def tables(repeats: int) -> dict[str, dict[str, float]]:
+    """`steps` by the number of tasks: of the quickstart, of the paper and a million."""
     small = builtin.FAMILIES["digits"].size
-    tables = {
-        small: steps(small, repeats, batch_size=SMALL_BATCH, num_generations=SMALL_GENERATIONS),
-        PAPER: steps(PAPER, repeats),
-        MILLION: steps(MILLION, repeats),
-    }
+    found = {small: steps(small, repeats, batch_size=SMALL_BATCH, num_generations=SMALL_GENERATIONS)}
+    return {str(number): x for number, x in (found | {n: steps(n, repeats) for n in (PAPER, MILLION)}).items()}
+
+
+PARTS: dict[str, Callable[[int], Any]] = {  # of the page, by the number of repeats
+    "steps": tables,
+    "quickstart": lambda repeats: quickstart(),
+    "sharded": lambda repeats: on_virtual_devices(),
+    "attention": predictions,
+}
+
+
+def page(found: dict[str, Any]) -> str:
+    """What `found` of every one of the PARTS says."""
+    tables = found["steps"]["figures"]
+    small, paper, _ = tables.values()
     return PAGE.format(
-        command=f"jaxrft bench select --repeats {repeats}",
-        machine=machine(),
-        columns=" | ".join(f"{number:,} tasks" for number in tables),
+        conditions="\n".join(f"* {name}: {x['conditions']}" for name, x in found.items()),
+        columns=" | ".join(f"{int(number):,} tasks" for number in tables),
         rules="--:|" * len(tables),
-        rows="\n".join(_row(name, [*tables.values()]) for name in tables[small]),
-        shares=_shares(tables[small], tables[PAPER]),
+        rows="\n".join(_row(name, [*tables.values()]) for name in small),
+        shares=_shares(small, paper, found["quickstart"]["figures"]),
         spread="\n".join(
-            f"* `{name}`: {found['seconds']:.2f} s a step, {found['tasks a device']:,} tasks a device"
-            for name, found in on_virtual_devices().items()
+            f"* `{name}`: {x['seconds']:.2f} s a step, {x['tasks a device']:,} tasks a device"
+            for name, x in found["sharded"]["figures"].items()
         ),
-        predictions="\n".join(f"* {name}: {seconds:.3f} s" for name, seconds in predictions(repeats).items()),
+        predictions="\n".join(f"* {name}: {x:.3f} s" for name, x in found["attention"]["figures"].items()),
     )
 
 
@@ -292,9 +307,9 @@ def _row(name: str, tables: list[dict[str, float]]) -> str:
     return f"| {name} | " + " | ".join(cells) + " |"
 
 
-def _shares(small: dict[str, float], paper: dict[str, float]) -> str:
+def _shares(small: dict[str, float], paper: dict[str, float], whole: float) -> str:
     """A line a selector: its share of the quickstart's step, and of the step of 1.5B parameters."""
-    whole, bound = quickstart(), estimate()
+    bound = estimate()
     names = [name for name in small if name != PUBLISHED]
     return "\n".join(
         [
@@ -311,7 +326,10 @@ def _shares(small: dict[str, float], paper: dict[str, float]) -> str:
 
 PAGE = f"""# What choosing costs
 
-`{{command}}`: medians, measured by turns. {{machine}}.
+`jaxrft bench select`. Medians, measured by turns, of processor time: the sum over the cores, at least what a step takes
+on a machine of its own. The quickstart's and the sharded steps are wall-clock times. Part by part:
+
+{{conditions}}
 
 ## A step: choose the tasks, learn from their rollouts
 
@@ -359,9 +377,12 @@ def main(arguments: list[str]) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="jaxrft bench select", description=__doc__)
     parser.add_argument("--repeats", type=int, default=15, help="steps whose median counts")
-    parser.add_argument("--output", type=Path, help="file for the page, also printed")
+    parser.add_argument("--parts", nargs="+", choices=[*PARTS], default=[*PARTS], help="what is measured")
+    parser.add_argument("--json", type=Path, help="figures by part; those of other parts stay, and a whole is printed")
     options = parser.parse_args(arguments)
-    page = report(options.repeats)
-    print(page)
-    if options.output:
-        options.output.write_text(page)
+    found = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
+    for name in options.parts:
+        found[name] = {"conditions": machine(), "figures": PARTS[name](options.repeats)}
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    print(page(found) if set(PARTS) <= set(found) else json.dumps(found, indent=1))

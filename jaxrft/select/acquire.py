@@ -231,8 +231,8 @@ def _first(table: list[Array], places: Array, batch_size: int) -> list[Array]:
 def _smallest(key: Array, score: Array, ids: Array, *, count: int) -> tuple[Array, Array]:
     """Score and id [count] of the smallest of [n], smallest first; of equal ones, by random numbers of their ids.
 
-    A pass of `top_k`, another if more are as small as the last, and a sort of what they found: on CPUs a fiftieth of the
-    time of a sort of the table.
+    A pass of `top_k`, another if more are as small as the last, and a sort of what they found: on CPUs a fiftieth of
+    the time of a sort of the table.
     """
     order = _order(score)
     best, below = jax.lax.top_k(-order, count)
