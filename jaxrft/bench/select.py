@@ -137,8 +137,8 @@ def ours(name: str, num_tasks: int, batch_size: int, num_generations: int) -> Ca
 
 def feedback(choice: Choice, solved: np.ndarray, num_generations: int) -> Feedback:
     """Of `num_generations` rollouts of every chosen task, `solved` [B] right."""
-    trials = np.full(len(solved), num_generations, np.float32)
-    return Feedback(choice.ids, solved.astype(np.float32), trials, trials)
+    trials = jnp.full(len(solved), num_generations, jnp.float32)
+    return Feedback(choice.ids, jnp.asarray(solved, jnp.float32), trials, trials)
 
 
 def make(name: str, batch_size: int, num_generations: int) -> selectors.Selector:
