@@ -131,6 +131,34 @@ def test_the_curious_ranking_gets_as_many_places_as_the_price_pays_for():
     ]
 
 
+def test_tasks_that_come_first_have_their_places_at_any_price_and_count_in_it():
+    utility, interest = jnp.array([0.9, 0.8, 0.5, 0.1, 0.1]), jnp.array([0.0, 0.1, 0.0, 1.0, 0.5])
+
+    def chosen(price, *first):
+        options = dict(batch_size=3, weight=2.0, price=price, first=jnp.isin(jnp.arange(5), jnp.array(first)))
+        return sorted(acquire.priced(jax.random.key(0), utility, interest, **options).tolist())
+
+    assert chosen(0.0, 4) == [0, 1, 4]
+    assert chosen(0.0, 2, 4) == [0, 2, 4]
+    assert chosen(0.4, 4) == [0, 1, 4]  # 3 would leave 0.1 + 0.1 + 0.9, half of 2.2
+    assert chosen(0.5, 4) == [0, 3, 4]
+
+
+def test_of_utilities_that_are_alike_the_preferred_are_taken():
+    utility, preference = jnp.array([0.9, 0.88, 0.85, 0.8, 0.4]), jnp.array([0.0, 1.0, 5.0, 9.0, 9.0])
+    interest = jnp.array([0.0, 0.0, 0.0, 0.0, 1.0])  # more than a price of 0 pays for
+
+    def chosen(alike, **options):
+        options = dict(batch_size=2, weight=1.0, price=0.0, preference=preference, alike=alike) | options
+        return sorted(acquire.priced(jax.random.key(0), utility, interest, **options).tolist())
+
+    assert [chosen(alike) for alike in (0.0, 0.02, 0.04, 0.1)] == [[0, 1], [0, 1], [1, 2], [2, 3]]
+    assert chosen(0.1, first=jnp.arange(5) == 0) == [0, 3]
+    quota = acquire.Quota(jnp.array([0, 0, 0, 1, 1]), jnp.array([1, 1, 0, 0, 0]))
+    assert chosen(0.04, quota=quota) == [1, 3]  # 4 is not like 3, its domain's best, and 2 not like 0, its own's
+    assert chosen(0.06, quota=quota) == [2, 3]
+
+
 def places(key, domain, batch_size, balance):
     return acquire.quota(key, Tasks(domain=jnp.asarray(domain)), batch_size=batch_size, balance=balance).places
 

@@ -183,5 +183,5 @@ def test_the_utility_is_the_one_asked_for():
     believed = logit.Moments(floats(0.5, 0.25), floats(0.16, 0.0), floats(0.9, 0.8))
     for utility, best in (("informative", 0), ("signal", 1)):
         selector = selectors.adaptive(1, 16, utility=utility, price=0.0, floor=0.0)
-        state = selector.init(Tasks(), 2)._replace(believed=believed)
+        state = selector.init(Tasks(), 2)._replace(believed=believed, visited=jnp.zeros(2, jnp.int32))
         assert selector.select(jax.random.key(0), state, Tasks())[0].ids.tolist() == [best]

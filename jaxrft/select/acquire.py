@@ -156,22 +156,42 @@ def priced(
     batch_size: int,
     weight: ArrayLike,
     price: ArrayLike,
+    first: Array | None = None,
+    alike: ArrayLike = 0.0,
+    preference: Array | None = None,
     quota: Quota | None = None,
 ) -> Array:
     """Ids [B]: the greatest `utility` [N], but for as many of the greatest utility + `weight` * interest as are paid.
 
     The first k places go to the curious ranking, k as large as keeps the sum of utilities at or above
-    (1 - `price`) times the sum of the B greatest; the others to the greatest utilities left.
+    (1 - `price`) times the sum of the B greatest; the others to the greatest utilities left. Tasks that are `first` [N]
+    bool head the curious ranking and have their places at any price. With a `preference` [N], utilities of at least
+    (1 - `alike`) times the least of the B greatest, with a quota those in the domain, count as equal, and the greatest
+    preference has the place.
     """
     key_best, key_curious, key_rest = jax.random.split(key, 3)
-    weight, price = (jnp.asarray(x, utility.dtype) for x in (weight, price))
-    best = utility[largest(key_best, utility, batch_size=batch_size, quota=quota)]
-    curious = largest(key_curious, utility + weight * interest, batch_size=batch_size, quota=quota)
+    weight, price, alike = (jnp.asarray(x, utility.dtype) for x in (weight, price, alike))
+    first = jnp.zeros(utility.shape, bool) if first is None else first
+    ids = largest(key_best, utility, batch_size=batch_size, quota=quota)
+    best = utility[ids]
+    curious = jnp.where(first, jnp.inf, utility + weight * interest)
+    curious = largest(key_curious, curious, batch_size=batch_size, quota=quota)
     rest = jnp.concatenate([jnp.cumsum(best[:-1])[::-1], jnp.zeros(1, utility.dtype)])  # of the B - k best, k = 1..B
-    count = (jnp.cumsum(utility[curious]) + rest >= (1 - price) * best.sum()).sum()
-    first = jnp.where(jnp.arange(batch_size) < count, curious, utility.shape[0])
-    ahead = jnp.zeros(utility.shape, bool).at[first].set(True, mode="drop")
+    paid = (jnp.cumsum(utility[curious]) + rest >= (1 - price) * best.sum()).sum()
+    count = jnp.maximum(paid, first[curious].sum())
+    ahead = jnp.where(jnp.arange(batch_size) < count, curious, utility.shape[0])
+    ahead = jnp.zeros(utility.shape, bool).at[ahead].set(True, mode="drop")
+    if preference is not None:
+        least = best.min() if quota is None else _by_domain(quota, best, ids)
+        equal = utility >= (1 - alike) * least
+        utility = jnp.where(equal, utility.max() + 1 + preference - preference.min(), utility)
     return largest(key_rest, jnp.where(ahead, jnp.inf, utility), batch_size=batch_size, quota=quota)
+
+
+def _by_domain(quota: Quota, score: Array, ids: Array) -> Array:
+    """The least `score` [B] of the tasks `ids` [B] in the domain of every task, [N]; infinite where there is none."""
+    least = jnp.full(quota.places.shape, jnp.inf, score.dtype).at[quota.domain[ids]].min(score)
+    return least[quota.domain]
 
 
 def cool_down(utility: Array, since: Array, *, steps: int) -> Array:

@@ -21,6 +21,10 @@ STALE, STALE_INTEREST = 25.0, 0.03  # steps after which a task counts as not loo
 JUMP, JUMPS, JUMP_MEMORY, JUMP_NOISE, JUMP_VARIANCE = 12.0, 0.01, 0.9, 10.0, 4.0
 HIGHEST_PRICE = 0.6
 FITTED = 4096  # visited tasks whose logits tell what those of the others are
+# The same few tasks again and again teach a policy little of the others. Tasks never visited have the share NEW of the
+# batch while they are nearly all there are; it falls with the power FADING of their share of the table. Of tasks whose
+# utilities are less than ALIKE apart, those longest not visited are taken.
+NEW, FADING, ALIKE = 0.5, 4, 0.1
 
 Utility = Literal["informative", "signal"]
 
@@ -45,7 +49,7 @@ def adaptive(
     num_generations: int,
     *,
     utility: Utility = "informative",
-    price: ArrayLike = 0.07,
+    price: ArrayLike = 0.05,
     curiosity: ArrayLike = 2.0,
     floor: ArrayLike = 0.3,
     cool_down: int = 0,
@@ -61,9 +65,11 @@ def adaptive(
 
     Choice: places in the batch go to the tasks of the greatest expected utility + `curiosity` * interest, until the
     batch's expected utility has fallen by the share `price` below the greatest possible; the rest to the greatest
-    utility. Interest is the standard deviation of the believed pass rate, and a little for not having been looked at.
-    Both numbers grow in proportion once the pass rates of visited tasks are believed with a mean variance above
-    1 / (4 G), a single group's. With chance `floor` a step one place goes to the task longest not visited.
+    utility, of nearly equal ones to those longest not visited. While hardly a task of the table has been visited, half
+    of the places are for those never visited. Interest is the standard deviation of the believed pass rate, and a
+    little for not having been looked at. `curiosity` and `price` grow in proportion once the pass rates of visited
+    tasks are believed with a mean variance above 1 / (4 G), a single group's. With chance `floor` a step one place goes
+    to the task longest not visited.
 
     `utility`: the chance of an informative group (with group normalisation), or the mean of 4 p (1 - p) (without);
     `price` and `floor` in [0, 1]; `curiosity` >= 0; `cool_down`: steps for which a chosen task comes last.
@@ -97,7 +103,7 @@ def adaptive(
         )
 
     def select(key: Array, state: AdaptiveState, tasks: Tasks) -> tuple[Choice, AdaptiveState]:
-        key_choice, key_floor, key_stale, key_quota = jax.random.split(key, 4)
+        key_choice, key_new, key_floor, key_stale, key_quota = jax.random.split(key, 5)
         quota = acquire.quota(key_quota, tasks, batch_size=batch_size)
         believed, seen = state.believed, state.visited >= 0
         since = jnp.where(seen, state.step - state.visited, jnp.iinfo(jnp.int32).max)
@@ -107,13 +113,17 @@ def adaptive(
 
         doubt = jnp.where(seen, believed.variance, 0).mean()
         raised = jnp.maximum(1, 4 * num_generations * doubt)
+        weight = jnp.asarray(curiosity, jnp.float32) * raised
         ids = acquire.priced(
             key_choice,
             worth,
             interest,
             batch_size=batch_size,
-            weight=jnp.asarray(curiosity, jnp.float32) * raised,
+            weight=weight,
             price=jnp.minimum(jnp.asarray(price, jnp.float32) * raised, HIGHEST_PRICE),
+            first=_new(key_new, worth + weight * interest, seen, batch_size=batch_size, quota=quota),
+            alike=ALIKE,
+            preference=since.astype(jnp.float32),
             quota=quota,
         )
         stalest = acquire.smallest(key_stale, state.visited, batch_size=1, quota=quota)
@@ -131,6 +141,15 @@ def adaptive(
         return state.believed.pass_rate
 
     return Selector(init, select, update, pass_rate)
+
+
+def _new(key: Array, score: Array, seen: Array, *, batch_size: int, quota: acquire.Quota | None) -> Array:
+    """Which of the tasks not `seen` [N] have a place for being new, [N] bool: those of the greatest `score` [N]."""
+    key_places, key_tie = jax.random.split(key)
+    places = NEW * batch_size * (1 - seen.mean(dtype=jnp.float32)) ** FADING + jax.random.uniform(key_places)
+    best = acquire.largest(key_tie, jnp.where(seen, -jnp.inf, score), batch_size=batch_size, quota=quota)
+    chosen = (jnp.arange(batch_size) < places.astype(jnp.int32)) & ~seen[best]
+    return jnp.zeros(seen.shape, bool).at[jnp.where(chosen, best, seen.shape[0])].set(True, mode="drop")
 
 
 def _signal(believed: logit.Moments) -> Array:
