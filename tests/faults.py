@@ -8,6 +8,7 @@ for times, and the exported policy must be the undisturbed run's, bit for bit; e
 sentence, none a stack trace, and no process may be left behind. The kinds of faults:
 
     kill, term                        that signal, at any time from the start of Python to the export of the policy
+    stop                              SIGTERM to every process of the run, as schedulers send it to a whole job
     tear                              kill; then a file of the newest checkpoint is cut, changed in one bit, or deleted
     full                              the disk is full until the run has said so
     hang, exit, raise, length, print  what the grader does on the next of some completions that get no reward
@@ -41,10 +42,10 @@ from jaxrft.config import EvalConfig, ReplayConfig, TasksConfig
 from tests import helpers
 from tests.runs import MARK, PATIENCE, RESUMED, TORN, Trainer, differences, processes
 
-Kind = Literal["kill", "term", "tear", "full", "hang", "exit", "raise", "length", "print"]
-SIGNALS = {"kill": signal.SIGKILL, "tear": signal.SIGKILL, "term": signal.SIGTERM}
+Kind = Literal["kill", "term", "stop", "tear", "full", "hang", "exit", "raise", "length", "print"]
+SIGNALS = {"kill": signal.SIGKILL, "tear": signal.SIGKILL, "term": signal.SIGTERM, "stop": signal.SIGTERM}
 LOSSES = {"hang": "timeout", "exit": "crash", "raise": "error", "length": "wrong_length", "print": "error"}
-CODES = {"kill": -9, "tear": -9, "term": 143, "full": 2}  # or 0
+CODES = {"kill": -9, "tear": -9, "term": 143, "stop": 143, "full": 2}  # or 0
 EARLY = -15  # of a process that is asked to end while Python imports, or after all is done
 FULL = re.compile(r".*\((No space left on device|File too large)\).*")
 QUICKSTART = Path(__file__).parent.parent / "configs/quickstart.py"
@@ -61,7 +62,7 @@ class Options:
     """When they are over, no fault strikes any more; the run that is under way is brought to its end."""
     seed: int = 0
     """What strikes when derives from it, as far as processes take equally long."""
-    kinds: tuple[Kind, ...] = ("kill", "term", "tear", "full", "hang", "exit", "raise", "length", "print")
+    kinds: tuple[Kind, ...] = ("kill", "term", "stop", "tear", "full", "hang", "exit", "raise", "length", "print")
     """What may strike."""
     faults: int = 1_000_000
     """How many strike at most."""
@@ -171,7 +172,9 @@ class Stage:
 
     def end(self, trainer: Trainer, fault: Fault) -> str:
         """Sends the signal of a fault, and says what the process makes of it."""
-        trainer.process.send_signal(SIGNALS[fault.kind])
+        for process in processes(self.scratch) if fault.kind == "stop" else [trainer.process.pid]:
+            with suppress(ProcessLookupError):
+                os.kill(process, SIGNALS[fault.kind])
         asked = time.time()
         with suppress(subprocess.TimeoutExpired):
             trainer.process.wait(PATIENCE)
@@ -229,7 +232,7 @@ class Stage:
         """What is wrong with the end of a process after, perhaps, a fault, and with what it said."""
         said, resumed = trainer.said(), RESUMED.findall(trainer.said())
         expected = {0, CODES.get(fault.kind, 0) if fault else 0}
-        outside = code == EARLY and fault and fault.kind == "term" and (not said or "the trained policy is in" in said)
+        outside = code == EARLY and CODES["term"] in expected and (not said or "the trained policy is in" in said)
         if code not in expected and not outside:
             yield "it hangs" if code is None else f"exit {code}"
         if "Traceback" in said:
@@ -243,8 +246,11 @@ class Stage:
             yield f"it does not say that the checkpoints of steps {trainer.torn} are damaged"
         if code == CODES["term"] and said.count("stopped by a signal") != 1:
             yield "it does not say that it was stopped"
+        until = time.monotonic() + LEAVE
+        while processes(self.scratch) and time.monotonic() < until:
+            time.sleep(0.1)
         if left := processes(self.scratch):
-            yield f"processes are left: {', '.join(left)}"
+            yield f"processes {left} are left"
 
     def complain(self, about: str, trainer: Trainer) -> None:
         """Notes what is wrong."""

@@ -77,17 +77,14 @@ class Trainer:
         return found[0] if found else ""
 
 
-def processes(scratch: Path) -> list[str]:
-    """Names of the processes of a run in `scratch` that live 5 s later."""
-    mark, until = f"{MARK}={scratch}\0".encode(), time.monotonic() + 5
-    while True:
-        found = []
-        for path in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                if mark in (path / "environ").read_bytes():
-                    found.append((path / "comm").read_text().strip())
-        if not found or time.monotonic() > until:
-            return found
+def processes(scratch: Path) -> list[int]:
+    """The living processes of the run in `scratch`."""
+    mark, found = f"{MARK}={scratch}\0".encode(), []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if mark in (path / "environ").read_bytes():
+                found.append(int(path.name))
+    return sorted(found)
 
 
 def differences(folder: Path, other: Path) -> Iterator[str]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,13 @@ def hostile(prompts, completions, **columns):
             if os.fork() == 0:
                 raise KeyError("in the child")
             os.wait()
+        case "garble":
+            for descriptor in range(3, 64):
+                with suppress(OSError):
+                    os.write(descriptor, b"[0.5\n")
+        case "term":
+            for process in (os.getpid(), os.getppid()):
+                os.kill(process, signal.SIGTERM)
         case "print":
             print("[1.0]\n" * 10_000, flush=True)
             os.write(1, b'[null, "error", "forged"]\n')
@@ -115,7 +123,14 @@ def test_empty(pool):
 
 @pytest.mark.parametrize(
     ("word", "kind"),
-    [("hang", "timeout"), ("exit", "crash"), ("segfault", "crash"), ("quit", "error"), ("raise", "error")]
+    [
+        ("hang", "timeout"),
+        ("exit", "crash"),
+        ("segfault", "crash"),
+        ("garble", "crash"),
+        ("quit", "error"),
+        ("raise", "error"),
+    ]
     + [("bomb", "error"), ("long", "wrong_length"), ("short", "wrong_length")]
     + [(word, "invalid") for word in ("nan", "inf", "text", "scalar", "string")],
 )
@@ -130,8 +145,11 @@ def test_a_failure_costs_only_itself(pool, caplog, word, kind):
 
 
 def test_what_is_no_failure(pool):
-    """None is a reward function's right, booleans are numbers, and prints and forks do not reach the wire."""
-    assert grade(pool, ["none", "true", "print", "fork", "a"]) == ([None, 1.0, 5.0, 4.0, 1.0], {})
+    """None is a reward function's right, booleans are numbers, and prints and forks do not reach the wire.
+
+    Nor does a SIGTERM to the whole job end those that grade what the trainer has yet to save.
+    """
+    assert grade(pool, ["none", "true", "print", "fork", "term", "a"]) == ([None, 1.0, 5.0, 4.0, 4.0, 1.0], {})
 
 
 @pytest.mark.parametrize("reason", ["gradings", "bytes"])

@@ -15,6 +15,7 @@ from multiprocessing.connection import wait
 from typing import Any, NamedTuple
 
 from jaxrft.rewards.lookup import Reward, locate
+from jaxrft.rewards.warden import END
 
 logger = logging.getLogger(__name__)
 
@@ -140,11 +141,12 @@ class Pool:
         if worker.starting:  # it loaded before: leave the place empty until the next batch rather than try for ever
             logger.error("a reward worker does not start again: %s", failure)
             return
-        reward, (i, *rest) = worker.reward, worker.pending
-        if rest:
-            queue.appendleft((reward, rest))
         self._fill()
-        yield reward, i, [None, failure, f"completion {i} of the batch"]
+        if worker.pending:  # otherwise it said more than it was asked
+            i, *rest = worker.pending
+            if rest:
+                queue.appendleft((worker.reward, rest))
+            yield worker.reward, i, [None, failure, f"completion {i} of the batch"]
 
     def _fill(self) -> None:
         """Replaces workers that died while idle, and starts those that are missing."""
@@ -230,13 +232,19 @@ class _Worker:
         if not data:
             return [], "the worker process died" if self.starting else "crash"
         *lines, self.rest = (self.rest + data).split(b"\n")
-        messages = [json.loads(line) for line in lines]
-        if messages:
+        if lines:
             self.deadline = time.monotonic() + self.timeout
         if self.starting:
-            return [], self._hear(messages[0]) if messages else None
-        self.graded += len(messages)
-        return [(self.reward, self.pending.popleft(), message) for message in messages], None
+            return [], self._hear(json.loads(lines[0])) if lines else None
+        self.graded += len(lines)
+        answers = []
+        for line in lines:
+            try:
+                message = json.loads(line)
+                answers.append((self.reward, self.pending.popleft(), message))
+            except (ValueError, IndexError):  # a grader wrote on the wire
+                return answers, "crash"
+        return answers, None
 
     def _hear(self, greeting: dict[str, Any]) -> str | None:
         """Takes down what a worker says when it has loaded the rewards; returns why it has not."""
@@ -247,7 +255,7 @@ class _Worker:
 
     def stop(self) -> None:
         """Has the warden kill the worker and all that it started."""
-        self.process.terminate()
+        self.process.send_signal(END)
         try:
             self.process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:

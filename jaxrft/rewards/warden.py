@@ -14,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+# What ends a warden. Not SIGTERM, which a whole job may get: the trainer has a step to finish and to save then.
+END = signal.SIGUSR2
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -21,11 +23,14 @@ _PR_SET_CHILD_SUBREAPER = 36
 def guard(trainer: int, wire: int) -> None:
     """Forks. Returns in the child, the worker; the parent becomes its warden, lets go of `wire` and never returns.
 
-    SIGTERM, and on Linux the trainer's death, end the warden and all below it. Call it with one thread.
+    END, and on Linux the trainer's death, end the warden and all below it; SIGTERM and Ctrl-C do nothing to either.
+    Call it with one thread.
     """
     warden = os.getpid()
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    die_with(trainer, signal.SIGTERM)
+    die_with(trainer, END)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _pass)
     worker = os.fork()
     if worker == 0:
         die_with(warden, signal.SIGKILL)
@@ -36,14 +41,18 @@ def guard(trainer: int, wire: int) -> None:
         with suppress(ProcessLookupError):
             os.kill(worker, signal.SIGKILL)
 
-    signal.signal(signal.SIGTERM, end)
+    signal.signal(END, end)
     if os.getppid() != trainer:
-        end(signal.SIGTERM, None)
+        end(END, None)
     with suppress(ChildProcessError):
         while os.wait()[0] != worker:
             pass
     _kill_children()
     os.killpg(0, signal.SIGKILL)  # where orphans are not inherited, and the warden itself
+
+
+def _pass(number: int, frame: FrameType | None) -> None:
+    """Does nothing; unlike SIG_IGN it is not handed down to the programs that graders start."""
 
 
 def die_with(parent: int, number: signal.Signals) -> None:

@@ -9,7 +9,6 @@ Out: {"pid"} or {"error": sentence} to the greeting; then for each completion, i
 import json
 import math
 import os
-import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -24,7 +23,6 @@ MEMORY = 4 << 30  # bytes of address space that grading may take beyond what loa
 
 def main(descriptor: int, trainer: int) -> None:
     """Answers chunks, in a child with a warden, until the trainer closes the wire or dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which then stops its workers
     guard(trainer, descriptor)
     wire = socket.socket(fileno=descriptor)
     lines = wire.makefile("rb")
