@@ -113,10 +113,10 @@ def _train(arguments: list[str], prog: str) -> int:
     if not options.config.distributed:  # one of several must not stay because it waits for the others
         signal.signal(signal.SIGTERM, _leave)
     try:
-        state = train.train(options.config)
+        _, finished = train.advance(options.config)
     finally:
         signal.signal(signal.SIGTERM, before)
-    return 0 if int(state.step) >= options.config.steps else STOPPED
+    return 0 if finished else STOPPED
 
 
 def _leave(*_: object) -> None:

@@ -15,25 +15,26 @@ from jaxrft.tasks.table import TaskTable
 from jaxrft.types import InputError
 
 
-def make(config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool) -> Callable[[Any, int], dict[str, float]]:
-    """The evaluation (params, step) -> metrics of every held-out set: eval/<name>/greedy, /avg@k and /pass@k.
+def make(config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool) -> Callable[..., dict[str, float]]:
+    """The evaluation (params, step, stopped) -> metrics of every held-out set: eval/<name>/greedy, /avg@k and /pass@k.
 
     avg@k is the mean success of k samples a task, pass@k the share of tasks that one of k samples solves fully; a
     sample without a reward counts as failed, but a first batch without any, at step 0, is an InputError. Samples depend
-    on the seed, the step and the task only. Raises InputError for sets that do not load.
+    on the seed, the step and the task only. When `stopped` says so it raises Stopped, after the batch in hand. Raises
+    InputError for sets that do not load.
     """
     sets = {tasks.title: runtime.open_tasks(tasks, config, lm.tokenizer) for tasks in config.evaluation.tasks}
     k = config.evaluation.num_samples
     greedy = trials(config, lm, mesh, pool, use="eval", num_generations=1, greedy=True)
     sample = trials(config, lm, mesh, pool, use="eval", num_generations=k) if k else None
 
-    def evaluate(params: Any, step: int) -> dict[str, float]:
+    def evaluate(params: Any, step: int, stopped: Callable[[], bool] = lambda: False) -> dict[str, float]:
         metrics = {}
         for name, tasks in sets.items():
             ids = np.arange(len(tasks.lengths), dtype=np.int32)
-            metrics[f"eval/{name}/greedy"] = float(greedy(params, step, tasks, ids).mean())
+            metrics[f"eval/{name}/greedy"] = float(greedy(params, step, tasks, ids, stopped).mean())
             if sample is not None:
-                solved = sample(params, step, tasks, ids)
+                solved = sample(params, step, tasks, ids, stopped)
                 metrics[f"eval/{name}/avg@{k}"] = float(solved.mean())
                 metrics[f"eval/{name}/pass@{k}"] = float((solved.max(axis=1) >= 1.0).mean())
         return metrics
@@ -42,15 +43,19 @@ def make(config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool) -> Callable[
 
 
 def trials(config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool, **options: Any) -> Callable[..., np.ndarray]:
-    """The function (params, step, table, ids [n]) -> success [n, samples]; `options` are `runtime.generator`'s.
+    """The function (params, step, table, ids [n], stopped) -> success [n, samples]; options are `runtime.generator`'s.
 
-    Tasks are rolled out in batches of one shape, of which the last is filled up and cut.
+    Tasks are rolled out in batches of one shape, of which the last is filled up and cut; raises Stopped before one.
     """
     generate, counted = runtime.generator(lm, config, mesh, **options), runtime.success_index(config)
 
-    def successes(params: Any, step: int, tasks: TaskTable, ids: np.ndarray) -> np.ndarray:
+    def successes(
+        params: Any, step: int, tasks: TaskTable, ids: np.ndarray, stopped: Callable[[], bool] = lambda: False
+    ) -> np.ndarray:
         widths, found = table.buckets(tasks.lengths)[-1:], []
         for start in range(0, len(ids), config.eval_batch_size):
+            if runtime.any_process(stopped()):
+                raise runtime.Stopped
             part = np.take(ids, range(start, start + config.eval_batch_size), mode="wrap")
             rollouts = generate(params, np.int32(step), *runtime.prompt_batch(tasks, part, widths, mesh), part)
             verdicts = runtime.verify(rollouts, pool, lm.tokenizer, tasks, part)

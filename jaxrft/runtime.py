@@ -392,6 +392,10 @@ def on(mesh: Mesh, config: Config) -> Iterator[None]:
         yield
 
 
+class Stopped(Exception):
+    """A signal has come while something is done that the run which goes on from here does anew."""
+
+
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
     """Within it, SIGTERM and Ctrl-C only set a flag, which the value tells; a second Ctrl-C interrupts at once."""

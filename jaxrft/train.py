@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,11 @@ def train(config: Config, *, reward: Any = None) -> RunState:
     adapters to <output_dir>/adapter as well. SIGTERM and Ctrl-C save and return early. Raises InputError for mistakes
     in config or data, before anything of a run that is in the folder already is touched, and when the disk is full.
     """
+    return advance(config, reward)[0]
+
+
+def advance(config: Config, reward: Any = None) -> tuple[RunState, bool]:
+    """As `train`; and whether all is done, the evaluation and the export after the last step too."""
     functions = None if reward is None else runtime.rewards_by_name(reward)
     if functions is not None:
         config = dataclasses.replace(config, rewards=tuple(functions))
@@ -57,23 +62,24 @@ def train(config: Config, *, reward: Any = None) -> RunState:
         if resumed:
             display.say(f"going on after step {int(state.step)} of the run in {folder}")
         stopped = stack.enter_context(runtime.stop_signals())
-        state = loop(run, state, folder, checkpoints, report, stopped)
-        if int(state.step) >= config.steps:
+        state, stopping = loop(run, state, folder, checkpoints, report, stopped)
+        if not stopping:
             display.say(runtime.export(config, run.lm, state.params, folder))
-        return state
+        return state, not stopping
 
 
 def loop(
     run: Run, state: RunState, folder: Path, checkpoints: Checkpoints, report: Reporter, stopped: Callable[[], bool]
-) -> RunState:
-    """Steps from the state's on, until all are done or a signal comes."""
+) -> tuple[RunState, bool]:
+    """Steps from the state's on, until all are done or a signal comes; whether it was a signal."""
     config, frozen, display = run.config, run.lm.frozen, report.display
     programs = steps.compile_steps(run, state)
 
     def evaluate(step: int) -> None:
-        found = run.evaluate(model.whole(state.params, frozen), step)
-        report.add(step, found)
-        display.evaluation(step, found)
+        with suppress(runtime.Stopped):
+            found = run.evaluate(model.whole(state.params, frozen), step, stopped)
+            report.add(step, found)
+            display.evaluation(step, found)
 
     def evaluation_due(step: int) -> bool:
         return config.eval_steps > 0 and (step in (0, config.steps) or due(step, config.eval_steps))
@@ -82,9 +88,12 @@ def loop(
         return due(done, run.selector.measure_every) or due(done, config.save_steps)
 
     done = int(state.step)
-    # A stop by a signal leaves out the evaluation that may have been due after its last step.
+    # A stop by a signal leaves out the evaluation that may have been due after its last step, or breaks it off.
     if evaluation_due(done) and runtime.any_process(report.write and not report.evaluated(done)):
         evaluate(done)
+    if runtime.any_process(stopped()):
+        display.say(f"stopped by a signal after step {done}, and nothing is to be saved; the same command goes on")
+        return state, True
     first = done + 1
     for step in range(first, config.steps + 1):
         if run.selector.measure and (step == first or measuring_due(step - 1)):
@@ -121,18 +130,18 @@ def loop(
         if int(state.optimizer.skipped) >= config.max_skipped_updates:
             report.flush()
             batches.stop_skipping(run, programs, state, batch.groups, folder, checkpoints.newest)
-        stopping = runtime.any_process(stopped())
-        if evaluation_due(step) and not stopping:
+        if evaluation_due(step) and not runtime.any_process(stopped()):
             evaluate(step)
+        stopping = runtime.any_process(stopped())
         # What is saved while updates are skipped would push out what was saved before that began.
         if step == config.steps or stopping or (due(step, config.save_steps) and not state.optimizer.skipped):
             report.flush()  # before the checkpoint, or a kill between the two would lose the line
             checkpoints.save(state)
         if stopping:
             display.say(f"stopped by a signal after step {step}, saved; the same command goes on from here")
-            break
+            return state, True
     report.flush()
-    return state
+    return state, False
 
 
 def set_up(config: Config, mesh: Mesh, pool: Pool) -> tuple[Run, RunState]:

@@ -63,7 +63,8 @@ class Trainer:
         """Waits for a part of 0.3 s after a step, 0 = of the time to the first; whether the process lives then."""
         seconds = 0.3 * part
         if step == 0:
-            seconds = self.began + part * Trainer.startup - time.time()
+            self.wait(lambda: self.step() > 0, self.began + part * Trainer.startup - time.time())
+            seconds = 0.0
         elif self.wait(lambda: self.step() > 0):
             Trainer.startup = min(Trainer.startup, time.time() - self.began)
             self.wait(lambda: self.step() >= step)

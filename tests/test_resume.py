@@ -41,24 +41,24 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(configure, world, tmp_p
     assert (tmp_path / "killed/policy/model.safetensors").is_file()
 
 
-def test_sigterm_saves_within_the_step_and_the_run_goes_on(configure, world, whole, tmp_path):
+@pytest.mark.parametrize(("lines", "step"), [(2, 3), (6, 6)])
+def test_sigterm_saves_within_the_step_and_the_run_goes_on(configure, world, whole, tmp_path, lines, step):
+    """Evaluation and one step are written: it is in step 3; five steps are: it is in the evaluation after the last."""
     folder, state = whole
-    held_out = EvalConfig((TasksConfig(str(world / "tasks.jsonl"), name="held_out", limit=8),), num_samples=0)
+    held_out = EvalConfig((TasksConfig(str(world / "tasks.jsonl"), name="held_out"),), num_samples=0)  # two batches
     config = configure(tmp_path / "run", save_steps=100, eval_steps=3, evaluation=held_out)
-    code, said, errors = stop(config, tmp_path, SEND="SIGTERM", LINES=2)  # evaluation and one step: in step 3
+    code, said, errors = stop(config, tmp_path, SEND="SIGTERM", LINES=lines)
     assert code == 143, errors
-    assert "stopped by a signal after step 3, saved" in said and not (tmp_path / "run/policy").exists()
-    assert helpers.checkpoints(config.output_dir) == [3]
+    assert f"stopped by a signal after step {step}, saved" in said and not (tmp_path / "run/policy").exists()
+    assert helpers.checkpoints(config.output_dir) == [step]
     evaluated = [line["step"] for line in helpers.metrics(config.output_dir) if "eval/held_out/greedy" in line]
-    assert evaluated == [0]  # the one due after step 3 would have kept the process from leaving
+    assert evaluated == [0, 3][: step // 3]  # the one due after the step would have kept the process from leaving
     helpers.assert_same_bits(train.train(config), state)
-    first, *lines = helpers.metrics(config.output_dir)
-    assert [first["step"]] + [line["step"] for line in lines if line.pop("eval/held_out/greedy", None) is not None] == [
-        0,
-        3,
-        6,
-    ]
-    assert lines == helpers.metrics(folder)
+    assert (tmp_path / "run/policy").exists()
+    first, *rest = helpers.metrics(config.output_dir)
+    evaluated = [line["step"] for line in rest if line.pop("eval/held_out/greedy", None) is not None]
+    assert [first["step"], *evaluated] == [0, 3, 6]
+    assert rest == helpers.metrics(folder)
 
 
 def test_a_finished_run_has_nothing_left_to_do(configure, whole, capsys):
