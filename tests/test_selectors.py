@@ -40,27 +40,25 @@ def dots(b, g, **options):
     return selectors.dots(b, g, predictor=PREDICTOR, num_references=6, **options)
 
 
-# Every selector, with a function of one hyper-parameter to sweep where it has a number among them.
+# Every selector, by a factor of its numbers, which are swept.
 CONTRACT = {
-    "uniform": (selectors.uniform, None),
-    "uniform-replacement": (lambda b, g: selectors.uniform(b, g, order="replacement", balance="proportional"), None),
-    "uniform-sequential": (lambda b, g: selectors.uniform(b, g, order="sequential", balance="equal"), None),
-    "easy_to_hard": (selectors.easy_to_hard, None),
-    "mopps": (
-        lambda b, g: selectors.mopps(b, g, candidates=2, balance="equal"),
-        lambda x: selectors.mopps(B, G, discount=x, target=x, prior=(1 + x, 1.0)),
+    "uniform": lambda x: selectors.uniform(B, G),
+    "uniform-replacement": lambda x: selectors.uniform(B, G, order="replacement", balance="proportional"),
+    "uniform-sequential": lambda x: selectors.uniform(B, G, order="sequential", balance="equal"),
+    "easy_to_hard": lambda x: selectors.easy_to_hard(B, G),
+    "mopps": lambda x: selectors.mopps(
+        B, G, candidates=2, balance="equal", discount=0.5 * x, target=0.5 * x, prior=(x, 1.0)
     ),
-    "greso": (selectors.greso, lambda x: selectors.greso(B, G, explore=x, explore_step=x / 10, zero_variance=x)),
-    "adaptive": (selectors.adaptive, lambda x: selectors.adaptive(B, G, price=x, curiosity=x, floor=x)),
-    "adaptive-signal": (lambda b, g: selectors.adaptive(b, g, utility="signal", cool_down=2), None),
-    "dots": (dots, lambda x: dots(B, G, target=x, temperature=x, attention_temperature=x)),
-    "dots-top-k": (lambda b, g: dots(b, g, calibration="plain", top_k=3, balance="equal"), None),
-    "oracle": (selectors.oracle, lambda x: selectors.oracle(B, G, target=x)),
-    "bots-domains": (
-        lambda b, g: selectors.bots(b, g, per_domain=True, balance="proportional"),
-        lambda x: selectors.bots(B, G, momentum=x, per_domain=True),
+    "greso": lambda x: selectors.greso(B, G, explore=0.5 * x, explore_step=0.01 * x, zero_variance=0.25 * x),
+    "adaptive": lambda x: selectors.adaptive(B, G, price=0.07 * x, curiosity=2.0 * x, floor=0.3 * x),
+    "adaptive-signal": lambda x: selectors.adaptive(B, G, utility="signal", cool_down=2),
+    "dots": lambda x: dots(B, G, target=0.5 * x, temperature=1e-3 * x, attention_temperature=x),
+    "dots-top-k": lambda x: dots(B, G, calibration="plain", top_k=3, balance="equal"),
+    "oracle": lambda x: selectors.oracle(B, G, target=0.5 * x, tolerance=0.4 * x),
+    "bots-domains": lambda x: selectors.bots(B, G, momentum=0.9 * x, per_domain=True, balance="proportional"),
+    "bots": lambda x: selectors.bots(
+        B, G, decay=0.1 * x, rho=0.1 * x, momentum=0.9 * x, target=0.5 * x, prior=(x, 1.0)
     ),
-    "bots": (selectors.bots, lambda x: selectors.bots(B, G, decay=x, rho=x, momentum=x, target=x, prior=(1 + x, 1.0))),
 }
 every_selector = pytest.mark.parametrize("name", CONTRACT)
 
@@ -129,7 +127,7 @@ class Compiled(NamedTuple):
 
 @functools.cache
 def compiled(name):
-    selector, traces = CONTRACT[name][0](B, G), []
+    selector, traces = CONTRACT[name](1.0), []
 
     def step(state, key):
         traces.append(name)
@@ -171,24 +169,20 @@ def test_states_restored_from_a_checkpoint_continue_as_if_nothing_had_been(tmp_p
 
 
 @every_selector
-def test_eager_scan_and_seeds_by_vmap_equal_jit(name):
+def test_eager_equals_jit(name):
     selector, state, jitted, _ = compiled(name)
-    step, keys = stepper(selector), KEYS[:3]
-    expected = run(jitted, state, keys)
-    assert_equal(run(step, state, keys[:1]), run(jitted, state, keys[:1]), rtol=1e-6)
-    scanned = jax.vmap(lambda keys: jax.lax.scan(step, state, keys))(jnp.stack([KEYS[3:6], keys]))
-    assert_equal(jax.tree.map(lambda x: x[1], scanned), expected, rtol=1e-6)
+    assert_equal(run(stepper(selector), state, KEYS[:1]), run(jitted, state, KEYS[:1]), rtol=1e-6)
 
 
 @every_selector
-def test_tasks_rolled_out_already_come_last(name):
-    """Of 16 tasks 12 are taken, in any places."""
-    selector, state, *_ = compiled(name)
-    select = jax.jit(selector.select)
-    for key in KEYS[:4]:
-        taken = jax.random.permutation(key, N) < N - B
-        choice, _ = select(key, probed(selector, state, TASKS, key), TASKS._replace(taken=taken))
-        assert sorted(choice.ids.tolist()) == jnp.flatnonzero(~taken).tolist()
+def test_seeds_and_hyper_parameters_are_swept_by_a_factory_inside_vmap_and_steps_by_scan(name):
+    def trial(x, keys):
+        selector = CONTRACT[name](x)
+        return jax.lax.scan(stepper(selector), selector.init(TASKS, N), keys)
+
+    swept = jax.vmap(trial)(jnp.array([0.4, 1.0]), jnp.stack([KEYS[3:6], KEYS[:3]]))
+    expected = run(compiled(name).step, compiled(name).state, KEYS[:3])
+    assert_equal(jax.tree.map(lambda x: x[1], swept), expected, rtol=2e-5)
 
 
 BALANCED = {
@@ -222,16 +216,6 @@ def test_balanced_epochs_go_on_in_each_domain_for_itself(order):
             visits = state.visits[TASKS.domain == domain]
             assert int(visits.max() - visits.min()) <= 1
     assert [int(state.visits[TASKS.domain == domain].sum()) for domain in (0, 1)] == [20, 20]
-
-
-@pytest.mark.parametrize("name", [name for name, (_, sweep) in CONTRACT.items() if sweep])
-def test_hyper_parameters_are_swept_by_a_factory_inside_vmap(name):
-    def trial(x):
-        selector = CONTRACT[name][1](x)
-        return jax.lax.scan(stepper(selector), selector.init(TASKS, N), KEYS[:3])
-
-    swept = jax.vmap(trial)(jnp.array([0.2, 0.6]))
-    assert_equal(jax.tree.map(lambda x: x[1], swept), trial(0.6), rtol=2e-5)
 
 
 @every_selector
