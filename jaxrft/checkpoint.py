@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ from jaxrft.types import Array, Feedback, InputError
 logger = logging.getLogger(__name__)
 
 FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+REMEDY = "put that right, and the same command goes on from the newest checkpoint"
 MILLION = 1_000_000
 SUMS = "SHA256SUMS"
 SAVING = ".saving"  # ends the name of a checkpoint that is being written
@@ -94,24 +96,28 @@ class Checkpoints:
 
     def __enter__(self) -> "Checkpoints":
         """Returns itself."""
+        self.open = ExitStack()
+        self.open.enter_context(_without_stacks(logging.getLogger("absl")))
+        self.open.callback(self.orbax.close)
         return self
 
     def __exit__(self, *_: object) -> None:
         """Closes what is open."""
-        self.orbax.close()
+        self.open.close()
 
     def save(self, state: RunState) -> None:
         """Saves `state` under its step; raises InputError when the disk is full, and leaves what was there before."""
         step = int(state.step)
         path = self.folder / f"{step}{SAVING}"
         try:
-            with writing(self.folder), _without_stacks(logging.getLogger("absl")):
-                self.orbax.save(path / "state", args=ocp.args.StandardSave(state))
+            on_first(lambda: self._make_room(state))
+            self._write(path / "state", state)
             on_first(lambda: self._commit(path, step))
-        except InputError:
+        except InputError as error:
             if jax.process_index() == 0:
                 self._clear()
-            raise
+            left = "but there is none yet" if self.newest is None else f"which is of step {self.newest}"
+            raise InputError(f"{error}, {left}") from error
         self.newest = step
 
     def restore(self, like: RunState) -> RunState | None:
@@ -141,6 +147,18 @@ class Checkpoints:
                 "choose another output_dir to start afresh"
             )
         return None
+
+    def _write(self, path: Path, state: RunState) -> None:
+        """Writes the state to a folder; raises InputError when the disk is full, whatever orbax makes of that."""
+        try:
+            with writing(self.folder):
+                self.orbax.save(path, args=ocp.args.StandardSave(state))
+        except InputError:
+            raise
+        except ValueError as error:  # tensorstore may tell of a file that it misses because it could not write it
+            with writing(self.folder), tempfile.TemporaryFile(dir=self.folder) as file:
+                os.posix_fallocate(file.fileno(), 0, size_of(state))
+            raise InputError(f"cannot write to {self.folder} ({str(error)[:200]}): {REMEDY}") from error
 
     def _read(self, step: int, abstract: RunState) -> tuple[RunState | None, str]:
         """The state of a step, or why orbax does not read it."""
@@ -178,6 +196,15 @@ class Checkpoints:
             for each in set(here).difference([each for each in here if each <= step][-self.keep :]):
                 shutil.rmtree(self.folder / f"{each}", ignore_errors=True)
             self._clear()
+
+    def _make_room(self, state: RunState) -> None:
+        """Removes leftovers; raises InputError when the state of several processes does not fit on the disk.
+
+        One of them must not fail alone in the midst of a save: the others would wait for it.
+        """
+        self._clear()
+        if jax.process_count() > 1:
+            check_room(self.folder, size_of(state))
 
     def _clear(self) -> None:
         """Removes what saves that came to nothing have left."""
@@ -231,25 +258,46 @@ def writing(folder: Path) -> Iterator[None]:
     """Raises InputError for what the disk of `folder` refuses to take."""
     try:
         yield
-    except (OSError, ValueError) as error:  # tensorstore tells of a full disk in the text of a ValueError
+    except (
+        OSError,
+        ValueError,
+        safetensors.SafetensorError,
+    ) as error:  # the last two tell of a full disk in their text
         told = next((reason for reason in FULL if reason in str(error)), None)
         if reason := getattr(error, "strerror", None) or told:
-            remedy = "put that right, and the same command goes on from the newest checkpoint"
-            raise InputError(f"cannot write to {folder} ({reason}): {remedy}") from error
+            raise InputError(f"cannot write to {folder} ({reason}): {REMEDY}") from error
         raise
+
+
+def size_of(state: Any) -> int:
+    """Bytes of the arrays."""
+    return sum(x.nbytes for x in jax.tree.leaves(state))
+
+
+def check_room(folder: Path, size: int) -> None:
+    """Raises InputError when there are not `size` bytes left on the disk that `folder` is, or will be, on."""
+    with writing(folder):
+        if shutil.disk_usage(folder.parent).free < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @contextmanager
 def _without_stacks(library: logging.Logger) -> Iterator[None]:
-    """Keeps a library from printing the stack of an error that it raises as well."""
+    """Keeps a library from printing the stack of an error that it raises as well, or of what it drops for one."""
 
     def stackless(record: logging.LogRecord) -> bool:
         return not record.exc_info
 
+    def note(event: Any) -> None:
+        if str(event.exc_value) != "Event loop is closed":
+            before(event)
+
     library.addFilter(stackless)
+    before, sys.unraisablehook = sys.unraisablehook, note
     try:
         yield
     finally:
+        sys.unraisablehook = before
         library.removeFilter(stackless)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -25,7 +26,9 @@ from jaxrft.runtime import LanguageModel
 from jaxrft.steps import Run
 from jaxrft.tasks import table
 from jaxrft.tasks.table import TaskTable
-from jaxrft.types import Tasks
+from jaxrft.types import InputError, Tasks
+
+logger = logging.getLogger(__name__)
 
 
 def train(config: Config, *, reward: Any = None) -> RunState:
@@ -34,7 +37,8 @@ def train(config: Config, *, reward: Any = None) -> RunState:
     `reward` takes the place of `config.rewards`: a function of TRL's signature at the top level of a module or script,
     or a dict of several by name. Returns the final state; the policy is exported to <output_dir>/policy, LoRA's
     adapters to <output_dir>/adapter as well. SIGTERM and Ctrl-C save and return early. Raises InputError for mistakes
-    in config or data, before anything of a run that is in the folder already is touched, and when the disk is full.
+    in config or data, before anything of a run that is in the folder already is touched. While the disk is full a run
+    goes on without checkpoints, and says so; raises InputError if it is still full at the end, or at a stop.
     """
     return advance(config, reward)[0]
 
@@ -94,7 +98,7 @@ def loop(
     if runtime.any_process(stopped()):
         display.say(f"stopped by a signal after step {done}, and nothing is to be saved; the same command goes on")
         return state, True
-    first = done + 1
+    first, stopping = done + 1, False
     for step in range(first, config.steps + 1):
         if run.selector.measure and (step == first or measuring_due(step - 1)):
             run = run._replace(tasks=measured(run, state, step))
@@ -133,15 +137,28 @@ def loop(
         if evaluation_due(step) and not runtime.any_process(stopped()):
             evaluate(step)
         stopping = runtime.any_process(stopped())
+        last = step == config.steps or stopping
         # What is saved while updates are skipped would push out what was saved before that began.
-        if step == config.steps or stopping or (due(step, config.save_steps) and not state.optimizer.skipped):
+        if last or (due(step, config.save_steps) and not state.optimizer.skipped):
             report.flush()  # before the checkpoint, or a kill between the two would lose the line
-            checkpoints.save(state)
+            save(checkpoints, state, must=last)
         if stopping:
             display.say(f"stopped by a signal after step {step}, saved; the same command goes on from here")
-            return state, True
+            break
     report.flush()
-    return state, False
+    checkpoint.on_first(report.check_written)
+    return state, stopping
+
+
+def save(checkpoints: Checkpoints, state: RunState, *, must: bool) -> None:
+    """Saves the state; unless it `must` be, a run goes on without, and says so, when the disk does not take it."""
+    try:
+        checkpoints.save(state)
+    except InputError as error:
+        if must:
+            raise
+        if jax.process_index() == 0:
+            logger.warning("step %d is not saved, and the run goes on: %s", int(state.step), error)
 
 
 def set_up(config: Config, mesh: Mesh, pool: Pool) -> tuple[Run, RunState]:

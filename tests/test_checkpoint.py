@@ -4,10 +4,10 @@ import hashlib
 import json
 import logging
 import re
+import resource
 import shutil
 import subprocess
-import sys
-from pathlib import Path
+from contextlib import contextmanager
 
 import helpers
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import pytest
 
 from jaxrft import config as configs
 from jaxrft import train
-from jaxrft.checkpoint import Checkpoints, RunState, Tally, open_folder, saved_steps, write_records
+from jaxrft.checkpoint import Checkpoints, RunState, Tally, check_room, open_folder, saved_steps, write_records
 from jaxrft.config import Config, TasksConfig
 from jaxrft.report.console import Display
 from jaxrft.report.log import Reporter
@@ -119,45 +119,69 @@ def test_a_config_that_cannot_be_read_is_rewritten(text, tmp_path, caplog):
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "config.json", "versions.json"}
 
 
-def fill_the_disk(folder):
-    """Each way of writing to a run's folder when files of more than 1000 bytes do not fit."""
-    import resource
+@contextmanager
+def full_disk(size):
+    """Files of more than `size` bytes do not fit."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    metrics = {f"metric{i}": float(i) for i in range(100)}
-    reporter = Reporter(folder / "metrics.jsonl", Display(3, visible=False))
+
+def test_what_a_full_disk_does_not_take_is_one_sentence_and_costs_nothing(tmp_path, caplog, capfd):
+    write_records(tmp_path, settings(tmp_path))
+    before, metrics = (tmp_path / "config.json").read_text(), {f"metric{i}": float(i) for i in range(100)}
+    reporter = Reporter(tmp_path / "metrics.jsonl", Display(3, visible=False))
     reporter.add(1, metrics)
     reporter.flush()
-    with Checkpoints(folder / "checkpoints", keep=3, identity={}) as checkpoints:
-        checkpoints.save(state(1))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-        reporter.add(2, metrics)
-        for write in (
-            lambda: checkpoints.save(state(2)),
-            reporter.flush,
-            lambda: write_records(folder, settings(folder, seed=3)),
-        ):
-            try:
-                write()
-            except InputError as error:
-                print(error)
-
-
-def test_a_full_disk_is_one_sentence_and_costs_nothing_that_was_saved(world, tmp_path):
-    write_records(tmp_path, settings(tmp_path))
-    before = (tmp_path / "config.json").read_text()
-    ((code, said, errors),) = helpers.finish(helpers.start(__file__, tmp_path))
-    assert code == 0 and "absl" not in errors, errors  # the stack that orbax logs
-    sentences = said.splitlines()
-    assert len(sentences) == 3
-    for sentence, folder in zip(sentences, (tmp_path / "checkpoints", tmp_path, tmp_path), strict=True):
-        assert sentence.startswith(f"cannot write to {folder} (File too large): ")
-        assert "the same command goes on from the newest checkpoint" in sentence
-    assert (tmp_path / "config.json").read_text() == before
-    assert helpers.checkpoints(tmp_path) == [1]  # and nothing of step 2
+    caplog.clear()
     with Checkpoints(tmp_path / "checkpoints", keep=3, identity={}) as checkpoints:
-        helpers.assert_same_bits(checkpoints.restore(state(2)), state(1))
+        checkpoints.save(state(1))
+        with full_disk(2000):
+            with pytest.raises(InputError, match="File too large.* from the newest checkpoint, which is of step 1"):
+                checkpoints.save(state(2))
+            with pytest.raises(InputError, match="cannot write to .*File too large"):
+                write_records(tmp_path, settings(tmp_path, seed=3))
+            assert helpers.checkpoints(tmp_path) == [1]  # and nothing of step 2
+            for step in (2, 3, 4):  # the second line fits in part
+                reporter.add(step, metrics)
+            with pytest.raises(InputError, match="File too large"):
+                reporter.check_written()
+        (sentence,) = (message for message in caplog.messages if "metrics" in message)
+        assert sentence.startswith("the metrics of step 2 wait in memory, and the run goes on: cannot write to ")
+        assert (tmp_path / "config.json").read_text() == before and "absl" not in capfd.readouterr().err
+        reporter.flush()
+        reporter.check_written()
+        assert helpers.metrics(tmp_path) == [{"step": step} | metrics for step in (1, 2, 3, 4)]
         checkpoints.save(state(2))
-    assert helpers.checkpoints(tmp_path) == [1, 2]
+        helpers.assert_same_bits(checkpoints.restore(state(9)), state(2))
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "checkpoints",
+        "config.json",
+        "metrics.jsonl",
+        "versions.json",
+    }
+
+
+def test_a_run_goes_on_over_a_full_disk_but_does_not_end_well_on_it(configure, whole, tmp_path, caplog):
+    folder, end = whole
+    train.train(configure(tmp_path / "run", steps=3))
+    wanted = r"checkpoints \(File too large\): .* from the newest checkpoint, which is of step 3"
+    with full_disk(20_000), pytest.raises(InputError, match=wanted):
+        train.train(configure(tmp_path / "run", save_steps=1))
+    said = [message for message in caplog.messages if "is not saved" in message]
+    assert [message[:41] for message in said] == [f"step {n} is not saved, and the run goes on:" for n in (4, 5)]
+    assert helpers.checkpoints(tmp_path / "run") == [3] and not (tmp_path / "run/policy").exists()
+    helpers.assert_same_bits(train.train(configure(tmp_path / "run")), end)
+    assert helpers.metrics(tmp_path / "run") == helpers.metrics(folder)
+
+
+def test_room_for_a_checkpoint_of_several_processes_is_looked_for_first(tmp_path):
+    check_room(tmp_path / "checkpoints", 10)
+    with pytest.raises(InputError, match="checkpoints .No space left on device"):
+        check_room(tmp_path / "checkpoints", 10**18)
 
 
 def damage(folder, how):
@@ -275,7 +299,3 @@ def test_processes_go_on_together_from_what_one_has_saved(configure, whole, tmp_
     assert "going on after step 6" in outcomes[0][1] and "going on" not in outcomes[1][1]
     assert [errors.count("passing over the checkpoint of step 9 (state/") for _, _, errors in outcomes] == [1, 0]
     assert helpers.checkpoints(run) == [3, 6, 9]  # and no leftover
-
-
-if __name__ == "__main__":
-    fill_the_disk(Path(sys.argv[1]))

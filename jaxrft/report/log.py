@@ -1,7 +1,9 @@
 """metrics.jsonl: a line a step, written while the devices learn from the next one."""
 
 import json
+import logging
 import math
+import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -10,6 +12,9 @@ from typing import Any
 
 from jaxrft.checkpoint import replace_file, writing
 from jaxrft.report.console import Display
+from jaxrft.types import InputError
+
+logger = logging.getLogger(__name__)
 
 
 def plain(value: Any) -> float | int | str | None:
@@ -29,11 +34,15 @@ def read(path: Path, last: int) -> list[dict[str, Any]]:
     return [entry for entry in entries if entry["step"] <= last]
 
 
+def _lines(entries: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in entries)
+
+
 class Reporter:
     """Writes the metrics of a step when the next one is under way.
 
     With its first write it cuts the file back to `start`, the step that the run goes on from (-1 = afresh), so that
-    each step stands there once; until then the file stays as it is.
+    each step stands there once; until then the file stays as it is. What a full disk does not take it writes later.
     """
 
     def __init__(self, path: Path, display: Display, *, start: int = -1, write: bool = True):
@@ -41,6 +50,8 @@ class Reporter:
         self.path, self.display, self.write = path, display, write
         self.earlier: list[dict[str, Any]] | None = read(path, start) if write else []
         self.step, self.metrics = start, {}
+        self.unwritten: list[dict[str, Any]] = []
+        self.trouble: InputError | None = None  # why they are
         self.without_signal = 0
 
     def evaluated(self, step: int) -> bool:
@@ -61,24 +72,48 @@ class Reporter:
         entry = {"step": self.step} | {name: plain(value) for name, value in sorted(self.metrics.items())}
         self.metrics = {}
         if self.write:
-            with writing(self.path.parent):
-                self._write(entry)
+            self.unwritten.append(entry)
+            self._write()
         if "reward" in entry:
             self.display.step(self.step, entry)
             if skipped := entry.get("skipped_updates"):
                 self.display.say(f"step {self.step}: {skipped:g} updates skipped, loss or gradient is not finite")
             self._say_without_signal(entry["frac_reward_zero_std"] == 1.0 and entry["grad_norm"] == 0.0)
 
-    def _write(self, entry: dict[str, Any]) -> None:
-        """Appends an entry; the first goes, after the earlier ones, into a new file that takes the old one's place."""
-        if self.earlier is None:
+    def check_written(self) -> None:
+        """Raises InputError when the disk has not taken all."""
+        if self.unwritten:
+            self._write()
+        if self.trouble:
+            raise self.trouble
+
+    def _write(self) -> None:
+        """Writes what is unwritten, or says, once, why it cannot be."""
+        try:
+            with writing(self.path.parent):
+                self._append() if self.earlier is None else self._replace(self.earlier)
+            self.unwritten, self.trouble = [], None
+        except InputError as error:
+            if self.trouble is None:
+                logger.warning("the metrics of step %d wait in memory, and the run goes on: %s", self.step, error)
+            self.trouble = error
+
+    def _append(self) -> None:
+        size = self.path.stat().st_size
+        try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry, allow_nan=False) + "\n")
-            return
-        if self.earlier and self.earlier[-1]["step"] == entry["step"]:  # an evaluation that a stop left out
-            entry = dict(sorted((self.earlier.pop() | entry).items(), key=lambda item: (item[0] != "step", item[0])))
-        lines = (json.dumps(e, allow_nan=False) + "\n" for e in (*self.earlier, entry))
-        replace_file(self.path, "".join(lines))
+                file.write(_lines(self.unwritten))
+        except OSError:
+            os.truncate(self.path, size)  # or what is written later would join half a line
+            raise
+
+    def _replace(self, earlier: list[dict[str, Any]]) -> None:
+        """Puts the unwritten entries, after the earlier ones, into a new file that takes the old one's place."""
+        first, *others = self.unwritten
+        if earlier and earlier[-1]["step"] == first["step"]:  # an evaluation that a stop left out
+            *earlier, left = earlier
+            first = dict(sorted((left | first).items(), key=lambda item: (item[0] != "step", item[0])))
+        replace_file(self.path, _lines([*earlier, first, *others]))
         self.earlier = None
 
     def _say_without_signal(self, silent: bool) -> None:
