@@ -10,6 +10,7 @@ import platform
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -98,6 +99,8 @@ class Checkpoints:
         """Returns itself."""
         self.open = ExitStack()
         self.open.enter_context(_without_stacks(logging.getLogger("absl")))
+        if jax.process_index() == 0:
+            self.open.callback(self._clear)
         self.open.callback(self.orbax.close)
         return self
 
@@ -207,9 +210,13 @@ class Checkpoints:
             check_room(self.folder, size_of(state))
 
     def _clear(self) -> None:
-        """Removes what saves that came to nothing have left."""
-        for path in self.folder.glob(f"*{SAVING}*"):
-            shutil.rmtree(path, ignore_errors=True)
+        """Removes what saves that came to nothing have left; a failed one may still write for a moment."""
+        for seconds in (0.1, 0.3, 1.0, 0.0):
+            for path in (left := list(self.folder.glob(f"*{SAVING}*"))):
+                shutil.rmtree(path, ignore_errors=True)
+            if not any(path.exists() for path in left):
+                return
+            time.sleep(seconds)
 
 
 def steps_in(folder: Path) -> list[int]:
