@@ -91,8 +91,7 @@ class SelectConfig:
     per_domain: bool = False
     """bots: estimate the capability for each domain; helps where domains move differently. False is the paper's."""
     balance: Literal["none", "proportional", "equal"] = "none"
-    """uniform, easy_to_hard, mopps, greso, bots, oracle: places of a batch by domain: as they come, in proportion to
-    its tasks, or as many for each."""
+    """Places of a batch by domain: as they come, in proportion to its tasks, or as many for each."""
     target: float = 0.5
     """bots, mopps, dots, oracle: pass rate whose neighbours are chosen, in (0, 1)."""
     tolerance: float = 0.4

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from jaxrft.mesh import constrain
 from jaxrft.select import acquire, drift, features, logit
 from jaxrft.select import population as populations
-from jaxrft.select.contract import Selector, check, check_sizes, check_table
+from jaxrft.select.contract import Selector, check, check_balance, check_sizes, check_table
 from jaxrft.types import Array, Choice, Feedback, InputError, Tasks
 
 NOISE = 0.015  # variance that a step adds to every logit
@@ -53,6 +53,7 @@ def adaptive(
     curiosity: ArrayLike = 2.0,
     floor: ArrayLike = 0.3,
     cool_down: int = 0,
+    balance: acquire.Balance = "none",
 ) -> Selector:
     """Posterior on the logits, moved by what tasks share and corrected by what surprises; knowledge at a price.
 
@@ -73,6 +74,8 @@ def adaptive(
 
     `utility`: the chance of an informative group (with group normalisation), or the mean of 4 p (1 - p) (without);
     `price` and `floor` in [0, 1]; `curiosity` >= 0; `cool_down`: steps for which a chosen task comes last.
+    `balance` of the batch between the domains: as `acquire.quota` says; a task for not having been visited has the
+    place of one of its own domain.
     `init` raises InputError for a table smaller than a batch, and for domains or embeddings that do not fit the table
     or are not finite.
     """
@@ -86,6 +89,7 @@ def adaptive(
 
     def init(tasks: Tasks, num_tasks: int) -> AdaptiveState:
         check_table(batch_size, num_tasks)
+        check_balance(balance, tasks, num_tasks)
         told = features.describe(tasks, num_tasks)
         population = populations.init(told.shape[1])
         mean, variance = populations.predict(population, told)
@@ -104,7 +108,7 @@ def adaptive(
 
     def select(key: Array, state: AdaptiveState, tasks: Tasks) -> tuple[Choice, AdaptiveState]:
         key_choice, key_new, key_floor, key_stale, key_quota = jax.random.split(key, 5)
-        quota = acquire.quota(key_quota, tasks, batch_size=batch_size)
+        quota = acquire.quota(key_quota, tasks, batch_size=batch_size, balance=balance)
         believed, seen = state.believed, state.visited >= 0
         since = jnp.where(seen, state.step - state.visited, jnp.iinfo(jnp.int32).max)
         worth = believed.informative if utility == "informative" else _signal(believed)
@@ -128,7 +132,9 @@ def adaptive(
         )
         stalest = acquire.smallest(key_stale, state.visited, batch_size=1, quota=quota)
         look = (jax.random.uniform(key_floor) < jnp.asarray(floor, jnp.float32)) & ~(ids == stalest).any()
-        ids = ids.at[-1].set(jnp.where(look, stalest[0], ids[-1]))
+        alike = jnp.ones(ids.shape, bool) if quota is None else quota.domain[ids] == quota.domain[stalest]
+        last = jnp.where(alike, jnp.arange(batch_size), 0).max()
+        ids = ids.at[last].set(jnp.where(look, stalest[0], ids[last]))
         return Choice(ids, believed.pass_rate[ids]), state
 
     def update(state: AdaptiveState, tasks: Tasks, feedback: Feedback) -> AdaptiveState:
