@@ -14,7 +14,7 @@ from jaxrft.types import Array, Choice, Feedback, InputError, Tasks
 
 NOISE = 0.015  # variance that a step adds to every logit
 LARGEST = 25.0  # variance of a logit about which nothing is known any more
-STALE, STALE_INTEREST = 25.0, 0.03  # steps after which a task counts as not looked at, and what that is worth
+STALE, STALE_INTEREST = 25.0, 0.02  # steps after which a task counts as not looked at, and what that is worth
 # A jump is a surprise beyond JUMP (1 is expected). When jumps are more frequent than JUMPS of the rollouts' tasks, over
 # some ten steps, tasks that nobody looked at may have jumped too: their variance grows by JUMP_NOISE times the mean
 # squared jump. A task that jumped is learnt anew, with JUMP_VARIANCE.
@@ -24,7 +24,7 @@ FITTED = 4096  # visited tasks whose logits tell what those of the others are
 # The same few tasks again and again teach a policy little of the others. Tasks never visited have the share NEW of the
 # batch while they are nearly all there are; it falls with the power FADING of their share of the table. Of tasks whose
 # utilities are less than ALIKE apart, those longest not visited are taken.
-NEW, FADING, ALIKE = 0.5, 4, 0.1
+NEW, FADING, ALIKE = 0.5, 4, 0.08
 
 Utility = Literal["informative", "signal"]
 
