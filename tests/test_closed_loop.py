@@ -78,6 +78,15 @@ def test_dots_gets_a_predictor_for_the_embeddings_of_the_tiny_policy(tmp_path, m
     assert select.num_references / (select.probe_every * closed_loop.SETTINGS["digits-kinds"].batch_size) == 0.25
 
 
+def test_replay_is_a_variant_of_a_selector(tmp_path):
+    run = closed_loop.Run("digits-references", "bots+replay", 0.1, 0)
+    config = closed_loop.configure(run, closed_loop.select_config(run, tmp_path), tmp_path)
+    assert (config.select.name, config.replay.capacity, config.fresh_batch_size) == ("bots", 256, 4)
+    for selector in ("bots", "bots+replay"):
+        assert closed_loop.reference_rollouts(run.family, selector) > 0
+    assert closed_loop.parse(["--selectors", "uniform", "bots+replay"]).selectors == ["uniform", "bots+replay"]
+
+
 def test_a_finished_run_is_not_run_again(world, tmp_path, monkeypatch):
     setting = closed_loop.Setting(1e-4, steps=2, eval_steps=1)
     monkeypatch.setitem(closed_loop.SETTINGS, "digits-easy", setting)

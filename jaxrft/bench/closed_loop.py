@@ -22,8 +22,9 @@ told apart, as if they had been made for one run. The share of the headroom is t
 rollouts, the selector's over the oracle's. Intervals are 95 %: Student's t over seeds, for that share a paired
 bootstrap. `dots` probes 32 tasks every 16 steps, a quarter of its rollouts as in its paper; its predictor is fitted on
 the pass rates of the tiny policy and of six that uniform selection trained, with other seeds and three learning rates.
+`NAME+replay` is a selector with half of each batch from a replay of the last 256 informative groups, in as many steps.
 Every run has a folder; one that is finished is not run again. What came out is in results/closed_loop.md, what it means
-in results/closed_loop_notes.md.
+in results/closed_loop_notes.md; with replay in results/replay.md.
 """
 
 import argparse
@@ -42,11 +43,13 @@ from jaxrft import train as training
 from jaxrft.assets import TINY
 from jaxrft.bench import _curves, _savings, _similarity
 from jaxrft.bench._savings import Curve
-from jaxrft.config import Config, EvalConfig, SelectConfig, TasksConfig
+from jaxrft.config import Config, EvalConfig, ReplayConfig, SelectConfig, TasksConfig
 from jaxrft.tasks import builtin
 
 RESULTS = Path(__file__).parent / "results"
 SELECTORS = ("uniform", "bots", "dots", "adaptive", "oracle")
+REPLAY = "+replay"
+REPLAYED = tuple(name + REPLAY for name in SELECTORS)
 POLICIES = ((100, 101), (1e-4, 2e-4, 4e-4))  # behind the predictor of `dots`: their seeds and learning rates
 SLOWEST = 5  # medians that a step is taken to last at most: those that compile last longer
 
@@ -73,7 +76,7 @@ class Run(NamedTuple):
     """Which run."""
 
     family: str
-    selector: str
+    selector: str  # with or without REPLAY behind it
     learning_rate: float
     seed: int
 
@@ -86,13 +89,13 @@ def main(arguments: list[str] | None = None) -> None:
         for seed in range(options.first_seed, options.first_seed + options.seeds)
         for family in options.families
         for selector in options.selectors
-        if selector != "bots" or builtin.FAMILIES[family].references
+        if selector.removesuffix(REPLAY) != "bots" or builtin.FAMILIES[family].references
         for rate in options.learning_rates or [SETTINGS[family].learning_rate]
     ]
     folder = options.runs.absolute()
     if options.finished:
         runs = [run for run in runs if (home_of(run, folder) / "curve.json").exists()]
-    for family in {run.family for run in runs if run.selector == "dots"}:
+    for family in {run.family for run in runs if run.selector.startswith("dots")}:
         fit_predictor(family, folder, options.jobs)
     curves = dict(zip(runs, train_all(runs, folder, options.jobs), strict=True))
     if options.learning_rates:
@@ -108,10 +111,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for name, choices in (("families", tuple(SETTINGS)), ("selectors", SELECTORS)):
-        parser.add_argument(
-            f"--{name}", nargs="+", default=choices, choices=choices, metavar="NAME", help="all of them"
-        )
+    for name, usual, others in (("families", tuple(SETTINGS), ()), ("selectors", SELECTORS, REPLAYED)):
+        said = f"{', '.join(usual)}; all of them{f', or some with {REPLAY} behind the name' if others else ''}"
+        parser.add_argument(f"--{name}", nargs="+", default=usual, choices=(*usual, *others), metavar="NAME", help=said)
     parser.add_argument("--seeds", type=int, default=8, help="how many, paired")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--learning-rates", type=float, nargs="+", help="compares final levels, in order to choose one")
@@ -166,7 +168,7 @@ def share_programs(folder: Path) -> None:
 
 def select_config(run: Run, folder: Path) -> SelectConfig:
     """How the run chooses tasks."""
-    options: dict[str, Any] = {
+    options: dict[str, dict[str, Any]] = {
         "adaptive": {"embeddings": "policy"},
         "dots": {
             "embeddings": "policy",
@@ -175,8 +177,9 @@ def select_config(run: Run, folder: Path) -> SelectConfig:
             "probe_every": 16,
         },
         "oracle": {"measure_every": 8},
-    }.get(run.selector, {})
-    return SelectConfig(run.selector, **options)
+    }
+    name = run.selector.removesuffix(REPLAY)
+    return SelectConfig(name, **options.get(name, {}))
 
 
 def predictor_of(family: str, folder: Path) -> Path:
@@ -207,6 +210,7 @@ def configure(run: Run, select: SelectConfig, output_dir: Path) -> Config:
         tasks=TasksConfig(f"builtin:{run.family}"),
         evaluation=EvalConfig((held_out,), num_samples=4, batch_size=128),
         select=select,
+        replay=ReplayConfig(capacity=256 if run.selector.endswith(REPLAY) else 0),
         output_dir=str(output_dir),
         seed=run.seed,
         max_prompt_length=16,
@@ -237,7 +241,7 @@ def read(lines: list[dict[str, Any]], rollouts_a_step: int) -> Curve:
 
 def reference_rollouts(family: str, selector: str) -> int:
     """How many rollouts of other policies a selector has behind it before the first step."""
-    pool = builtin.FAMILIES[family]
+    pool, selector = builtin.FAMILIES[family], selector.removesuffix(REPLAY)
     if selector == "dots":
         return _similarity.rollouts(family, 1 + len(POLICIES[0]) * len(POLICIES[1]))
     return 2 * pool.size * pool.references.samples if selector == "bots" and pool.references else 0
