@@ -326,7 +326,7 @@ def _shares(small: dict[str, float], paper: dict[str, float], whole: float) -> s
 
 PAGE = f"""# What choosing costs
 
-`jaxrft bench select`. Medians, measured by turns, of processor time: the sum over the cores, at least what a step takes
+`jaxrft bench select`. Medians, measured by turns, of processor time: the sum over the cores, no less than a step takes
 on a machine of its own. The quickstart's and the sharded steps are wall-clock times. Part by part:
 
 {{conditions}}
