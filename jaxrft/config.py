@@ -534,13 +534,14 @@ def to_json(config: Config) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2)
 
 
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted field -> value of the JSON of a config."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {k: v for key, value in tree.items() for k, v in flat(value, f"{prefix}.{key}".strip(".")).items()}
+
+
 def differences(config: Config, other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Dotted field -> (here, there) for every field that differs from the JSON of another config."""
-
-    def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-        if not isinstance(tree, dict):
-            return {prefix: tree}
-        return {k: v for key, value in tree.items() for k, v in flat(value, f"{prefix}.{key}".strip(".")).items()}
-
     here, there = flat(json.loads(to_json(config))), flat(other)
     return {key: (here.get(key), there.get(key)) for key in here | there if here.get(key) != there.get(key)}

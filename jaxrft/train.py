@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxrft import batches, checkpoint, predictors, runtime, similarity, steps
+from jaxrft import batches, changes, checkpoint, predictors, runtime, similarity, steps
 from jaxrft import evaluate as evaluation
 from jaxrft import mesh as meshes
 from jaxrft.checkpoint import Checkpoints, RunState, open_folder, write_records
@@ -55,7 +55,7 @@ def advance(config: Config, reward: Any = None) -> tuple[RunState, bool]:
         run, state = set_up(config, mesh, pool)
         stack.enter_context(runtime.on(mesh, config))
         checkpoints = stack.enter_context(
-            Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints, identity=identity(run))
+            Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints, identity=identity(run, state.params))
         )
         restored = checkpoints.restore(state)
         resumed, state = restored is not None, restored or state
@@ -198,17 +198,16 @@ def embedded(config: Config, mesh: Mesh, lm: LanguageModel, rows: TaskTable) -> 
         return rows._replace(embeddings=found, embedded_by=runtime.made_by(lm, config, mesh))
 
 
-def identity(run: Run) -> dict[str, Any]:
-    """What a checkpoint of this run belongs to: the model's shape, the tasks and their order, the selector."""
+def identity(run: Run, params: Any) -> dict[str, Any]:
+    """What a checkpoint of this run belongs to: the model as loaded, `params`, the tasks and their order, what is kept.
+
+    See `changes` for what of the config is kept.
+    """
     rates = run.table.reference_pass_rates
     shape = {f"model's {name}": value for name, value in run.lm.config._asdict().items()}
     if lora := run.lm.config.lora:  # then the weights below the adapters are not in the checkpoint
         shape |= {"model's lora": lora._asdict(), "model's dtype": run.config.dtype}
-        shape["digest of the model's parameters"] = runtime.fingerprint(run.lm.frozen, run.mesh)
-    if run.replay is not None:
-        groups = {"capacity": run.config.replay.capacity, "groups of": run.config.num_generations}
-        groups |= {"tokens": run.config.max_completion_length}
-        shape["replay"] = groups | {"weights of tokens": run.config.importance_sampling_correction != "none"}
+    shape["digest of the model's parameters"] = runtime.fingerprint(run.lm.frozen or params, run.mesh)
     if run.predictor is not None:
         shape["digest of the predictor"] = predictors.digest(run.predictor)
         shape["tasks of a probe"] = run.config.select.num_references
@@ -217,7 +216,7 @@ def identity(run: Run) -> dict[str, Any]:
         "digest of the domains": table.digest(run.table.domain.tobytes() + json.dumps(run.table.domains).encode()),
         "digest of the reference pass rates": None if rates is None else table.digest(rates.tobytes()),
         "digest of the embeddings": digest_of_embeddings(run),
-        "selector": run.config.select.name,
+        **changes.kept(run.config),
     }
 
 

@@ -32,10 +32,10 @@ def write_tokenizer(folder, *, eos="<eos>"):
     fast.save_pretrained(folder)
 
 
-def write_policy(folder, shape=SHAPE, *, eos="<eos>", **keys):
+def write_policy(folder, shape=SHAPE, *, eos="<eos>", spread=0.25, **keys):
     """A Hugging Face folder with a random Qwen2; `keys` go into its config.json."""
     random = np.random.default_rng(0)  # compiles nothing, unlike model.init
-    params = {row.name: random.normal(row.constant, 0.25, row.shape).astype(np.float32) for row in model.table(shape)}
+    params = {row.name: random.normal(row.constant, spread, row.shape).astype(np.float32) for row in model.table(shape)}
     weights.save(folder, params, shape, source=weights.hf_config(shape, **keys))
     write_tokenizer(folder, eos=eos)
     return str(folder)

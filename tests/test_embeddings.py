@@ -255,25 +255,26 @@ def test_a_mistake_of_the_command_leaves_what_is_there(prepare, file, tmp_path, 
 
 def test_the_file_is_on_the_devices_and_tells_a_run_from_others(prepare, source, file, mesh, tmp_path):
     config = prepare(tasks=TasksConfig(source, embeddings=str(file)), select=SelectConfig("uniform"), batch_size=8)
-    run, _ = train.set_up(config, mesh, None)
+    run, state = train.set_up(config, mesh, None)
     assert run.tasks.embeddings.shape == (16, 16) and run.tasks.embeddings.dtype == jnp.float32
     assert run.tasks.embeddings.sharding.spec == meshes.sharding(mesh, "task", None).spec
     np.testing.assert_array_equal(run.tasks.embeddings, run.table.embeddings)
     name, changed = "digest of the embeddings", run.table._replace(embeddings=run.table.embeddings + 1)
-    assert len({train.identity(run)[name], train.identity(run._replace(table=changed))[name], None}) == 3
+    there = train.identity(run._replace(table=changed), state.params)[name]
+    assert len({train.identity(run, state.params)[name], there, None}) == 3
 
 
 @pytest.mark.parametrize("lora", [LoRAConfig(), LoRAConfig(rank=2)], ids=["whole", "lora"])
 def test_the_policys_own_embeddings_are_those_of_its_file(lora, prepare, file, mesh):
     select = SelectConfig("adaptive", embeddings="policy")
-    run, _ = train.set_up(prepare(select=select, lora=lora, batch_size=8), mesh, None)
+    run, state = train.set_up(prepare(select=select, lora=lora, batch_size=8), mesh, None)
     wanted = embeddings.of_prompts(embeddings.read(file), run.table.prompts, path=file, name="tasks")
     np.testing.assert_allclose(run.tasks.embeddings, wanted, atol=1e-6)
     made_by = embeddings.read(file).made_by
     assert run.table.embedded_by == made_by
-    assert train.identity(run)["digest of the embeddings"] == made_by["digest of the model's parameters"]
-    run, _ = train.set_up(prepare(select=SelectConfig("uniform", embeddings="policy"), batch_size=8), mesh, None)
-    assert run.tasks.embeddings is None and train.identity(run)["digest of the embeddings"] is None
+    assert train.identity(run, state.params)["digest of the embeddings"] == made_by["digest of the model's parameters"]
+    run, state = train.set_up(prepare(select=SelectConfig("uniform", embeddings="policy"), batch_size=8), mesh, None)
+    assert run.tasks.embeddings is None and train.identity(run, state.params)["digest of the embeddings"] is None
 
 
 def test_a_run_with_the_policys_embeddings_goes_on_as_if_nothing_had_happened(configure, tmp_path):

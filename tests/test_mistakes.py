@@ -119,7 +119,9 @@ def test_a_mistake_is_one_sentence(mistake, attempt, tmp_path):
     [
         (lambda d: {"resume": "never"}, "holds a run already"),
         (lambda d: {"model": policy(d, shape=SMALL)}, "model's intermediate_size is 32, this run's is 16"),
-        (lambda d: {"select": SelectConfig(name="uniform")}, "selector is 'bots', this run's is 'uniform'"),
+        (lambda d: {"select": SelectConfig(name="uniform")}, "its select.name is 'bots', this run's is 'uniform'"),
+        (lambda d: {"seed": 1}, "its seed is 0, this run's is 1; choose another output_dir, or the config it was made"),
+        (lambda d: {"model": policy(d, spread=0.3)}, "its digest of the model's parameters is "),
         (lambda d: {"tasks": tasks(d, rows()[:15], **REFERENCES)}, "number of tasks is 16, this run's is 15"),
         (lambda d: {"tasks": tasks(d, rows()[::-1], **REFERENCES)}, "digest of the tasks"),
         (lambda d: {"tasks": tasks(d, rows(answer="7"), **REFERENCES)}, "digest of the ground truths"),
