@@ -36,11 +36,10 @@ from typing import Literal, NamedTuple
 
 import tyro
 
-from jaxrft import checkpoint
 from jaxrft import config as configs
 from jaxrft.config import EvalConfig, ReplayConfig, TasksConfig
 from tests import helpers
-from tests.runs import MARK, PATIENCE, RESUMED, TORN, Trainer, differences, processes
+from tests.runs import MARK, PATIENCE, RESUMED, Trainer, differences, processes, tear
 
 Kind = Literal["kill", "term", "stop", "tear", "full", "hang", "exit", "raise", "length", "print"]
 SIGNALS = {"kill": signal.SIGKILL, "tear": signal.SIGKILL, "term": signal.SIGTERM, "stop": signal.SIGTERM}
@@ -48,6 +47,7 @@ LOSSES = {"hang": "timeout", "exit": "crash", "raise": "error", "length": "wrong
 CODES = {"kill": -9, "tear": -9, "term": 143, "stop": 143, "full": 2}  # or 0
 EARLY = -15  # of a process that is asked to end while Python imports, or after all is done
 FULL = re.compile(r".*\((No space left on device|File too large)\).*")
+UNSAVED = re.compile(r".*is not saved, and the run goes on: .*")
 QUICKSTART = Path(__file__).parent.parent / "configs/quickstart.py"
 DISK = 24 << 20  # bytes
 LEFT = 300_000  # bytes that a full disk has left at most, less than a checkpoint
@@ -153,10 +153,10 @@ class Stage:
     def strike(self, trainer: Trainer, fault: Fault, folder: Path) -> str:
         """What comes of a fault; nothing when it is too late for it to come to anything."""
         if fault.kind in SIGNALS:
-            return self.end(trainer, fault) + (self.tear(folder) if fault.kind == "tear" else "")
+            return self.end(trainer, fault) + (tear(folder, self.chance) if fault.kind == "tear" else "")
         if fault.kind == "full":
             self.fill(trainer)
-            said = trainer.hears(FULL)
+            said = trainer.hears(self.chance.choice((FULL, UNSAVED))) or trainer.hears(FULL)
             self.fill(trainer, full=False)
         else:
             before = len(trainer.errors.read_text())
@@ -182,24 +182,6 @@ class Stage:
         if (seconds := time.time() - max(asked, written)) > LEAVE:
             self.complain(f"{fault}: it took {seconds:.1f} s to leave", trainer)
         return f"exit {trainer.process.returncode}"
-
-    def tear(self, folder: Path) -> str:
-        """Damages a file of the newest checkpoint, if there is an older one to go on from; says how."""
-        steps = checkpoint.saved_steps(folder)
-        if len(steps) < 2:
-            return ", and no checkpoint that can be spared"
-        newest = folder / f"checkpoints/{steps[-1]}"
-        files = sorted(path for path in newest.rglob("*") if path.is_file() and path.stat().st_size)
-        path, how = self.chance.choice(files), self.chance.choice(("cut", "changed", "deleted"))
-        data = bytearray(path.read_bytes())
-        place = self.chance.randrange(len(data))
-        path.unlink()
-        if how == "changed":
-            data[place] ^= 1 << self.chance.randrange(8)
-        if how != "deleted":
-            path.write_bytes(data if how == "changed" else data[:place])
-        (newest / TORN).touch()
-        return f", {path.relative_to(folder)} {how}"
 
     def fill(self, trainer: Trainer, *, full: bool = True) -> None:
         """Leaves next to nothing of the disk, or all of it."""
@@ -244,6 +226,8 @@ class Stage:
             yield f"it says {len(resumed)} times from where it goes on"
         if resumed and not all(f"the checkpoint of step {step} (" in said for step in trainer.torn):
             yield f"it does not say that the checkpoints of steps {trainer.torn} are damaged"
+        if code == CODES["full"] and said.count("jaxrft: error: ") != 1:
+            yield "it does not say why it ends"
         if code == CODES["term"] and said.count("stopped by a signal") != 1:
             yield "it does not say that it was stopped"
         until = time.monotonic() + LEAVE

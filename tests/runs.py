@@ -1,6 +1,7 @@
-"""A run as a process that can be watched, and what is not the same at the ends of two runs."""
+"""A run as a process that can be watched, its checkpoints, and what is not the same at the ends of two runs."""
 
 import os
+import random
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -86,6 +87,25 @@ def processes(scratch: Path) -> list[int]:
             if mark in (path / "environ").read_bytes():
                 found.append(int(path.name))
     return sorted(found)
+
+
+def tear(folder: Path, chance: random.Random) -> str:
+    """Damages a file of the newest checkpoint, if there is an older one to go on from; says how."""
+    steps = checkpoint.saved_steps(folder)
+    if len(steps) < 2:
+        return ", and no checkpoint that can be spared"
+    newest = folder / f"checkpoints/{steps[-1]}"
+    files = sorted(path for path in newest.rglob("*") if path.is_file() and path.stat().st_size)
+    path, how = chance.choice(files), chance.choice(("cut", "changed", "deleted"))
+    data = bytearray(path.read_bytes())
+    place = chance.randrange(len(data))
+    path.unlink()
+    if how == "changed":
+        data[place] ^= 1 << chance.randrange(8)
+    if how != "deleted":
+        path.write_bytes(data if how == "changed" else data[:place])
+    (newest / TORN).touch()
+    return f", {path.relative_to(folder)} {how}"
 
 
 def differences(folder: Path, other: Path) -> Iterator[str]:
