@@ -140,8 +140,7 @@ def loop(
         last = step == config.steps or stopping
         # What is saved while updates are skipped would push out what was saved before that began.
         if last or (due(step, config.save_steps) and not state.optimizer.skipped):
-            report.flush()  # before the checkpoint, or a kill between the two would lose the line
-            save(checkpoints, state, must=last)
+            save(checkpoints, report, state, must=last)
         if stopping:
             display.say(f"stopped by a signal after step {step}, saved; the same command goes on from here")
             break
@@ -150,9 +149,14 @@ def loop(
     return state, stopping
 
 
-def save(checkpoints: Checkpoints, state: RunState, *, must: bool) -> None:
-    """Saves the state; unless it `must` be, a run goes on without, and says so, when the disk does not take it."""
+def save(checkpoints: Checkpoints, report: Reporter, state: RunState, *, must: bool) -> None:
+    """Saves the state; unless it `must` be, a run goes on without, and says so, when the disk does not take it.
+
+    Metrics come first: a kill would lose the lines that a checkpoint has left behind.
+    """
     try:
+        report.flush()
+        checkpoint.on_first(report.check_written)
         checkpoints.save(state)
     except InputError as error:
         if must:
