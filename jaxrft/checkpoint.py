@@ -98,7 +98,8 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         """Returns itself."""
         self.open = ExitStack()
-        self.open.enter_context(_without_stacks(logging.getLogger("absl")))
+        # Of several failed writes orbax raises one; asyncio logs the others, when they are collected.
+        self.open.enter_context(_without_stacks(logging.getLogger("absl"), logging.getLogger("asyncio")))
         if jax.process_index() == 0:
             self.open.callback(self._clear)
         self.open.callback(self.orbax.close)
@@ -289,8 +290,8 @@ def check_room(folder: Path, size: int) -> None:
 
 
 @contextmanager
-def _without_stacks(library: logging.Logger) -> Iterator[None]:
-    """Keeps a library from printing the stack of an error that it raises as well, or of what it drops for one."""
+def _without_stacks(*libraries: logging.Logger) -> Iterator[None]:
+    """Keeps libraries from printing the stack of an error that they raise as well, or of what they drop for one."""
 
     def stackless(record: logging.LogRecord) -> bool:
         return not record.exc_info
@@ -299,13 +300,15 @@ def _without_stacks(library: logging.Logger) -> Iterator[None]:
         if str(event.exc_value) != "Event loop is closed":
             before(event)
 
-    library.addFilter(stackless)
+    for library in libraries:
+        library.addFilter(stackless)
     before, sys.unraisablehook = sys.unraisablehook, note
     try:
         yield
     finally:
         sys.unraisablehook = before
-        library.removeFilter(stackless)
+        for library in libraries:
+            library.removeFilter(stackless)
 
 
 def open_folder(config: Config) -> Path:

@@ -154,12 +154,12 @@ class Stage:
         """What comes of a fault; nothing when it is too late for it to come to anything."""
         if fault.kind in SIGNALS:
             return self.end(trainer, fault) + (tear(folder, self.chance) if fault.kind == "tear" else "")
+        before = len(trainer.errors.read_text())
         if fault.kind == "full":
             self.fill(trainer)
-            said = trainer.hears(self.chance.choice((FULL, UNSAVED))) or trainer.hears(FULL)
+            said = trainer.hears(self.chance.choice((FULL, UNSAVED)), before) or trainer.hears(FULL, before)
             self.fill(trainer, full=False)
         else:
-            before = len(trainer.errors.read_text())
             (self.scratch / "next").write_text(fault.kind)
             (self.scratch / "next").rename(self.mishap)
             begun = trainer.wait(lambda: not self.mishap.exists())
@@ -245,7 +245,7 @@ class Stage:
 def table(stage: Stage) -> str:
     """How many faults of each kind struck, and an example of what came of it."""
     rows = ["| fault | struck | for example |", "|---|---|---|"]
-    for kind in stage.options.kinds:
+    for kind in dict.fromkeys(stage.options.kinds):
         outcomes = [outcome for fault, outcome in stage.struck if fault.kind == kind]
         rows.append(f"| {kind} | {len(outcomes)} | {outcomes[-1] if outcomes else ''} |")
     return "\n".join(rows)
