@@ -27,6 +27,8 @@ from jaxrft.types import Array, InputError, Rollout
 
 logger = logging.getLogger(__name__)
 
+HEARTBEAT = 30  # seconds without a sign of life after which JAX ends all processes and says which is missing
+
 # The random streams of a step; the last is that of a first refill, and those of others are the numbers behind it.
 USES = (
     *("select", "rollout", "learn", "eval", "init", "prepare", "replay", "measure", "probe", "rollout of a probe"),
@@ -60,7 +62,9 @@ def join() -> None:
     address, count, index = map(os.environ.get, ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
     try:
         jax.distributed.initialize(
-            num_processes=None if count is None else int(count), process_id=None if index is None else int(index)
+            num_processes=None if count is None else int(count),
+            process_id=None if index is None else int(index),
+            heartbeat_timeout_seconds=HEARTBEAT,
         )
     except (ValueError, IndexError) as error:  # an address without a port is an IndexError
         raise InputError(
