@@ -21,7 +21,7 @@ RULES: dict[str, tuple[str, ...]] = {
         *("reward_timeout", "reward_workers", "loss_type", "scale_rewards", "epsilon", "epsilon_high", "delta"),
         *("kl_coef", "entropy_coef", "mask_truncated_completions", "importance_sampling_cap"),
         *("num_iterations", "mini_batch_size", "micro_batch_size", "learning_rate", "warmup_steps", "weight_decay"),
-        *("max_grad_norm", "max_skipped_updates", "eval_steps", "save_steps", "keep_checkpoints"),
+        *("max_grad_norm", "max_skipped_updates", "eval_steps", "save_steps", "keep_checkpoints", "keep_best"),
         *("log_completions_steps", "replay.fresh_fraction", "replay.max_age", "replay.draw", "replay.clip"),
         *("select.order", "select.decay", "select.rho", "select.momentum", "select.balance", "select.target"),
         *("select.tolerance", "select.measured", "select.measure_every", "select.prior", "select.discount"),

@@ -290,6 +290,9 @@ class Config:
     """Save a checkpoint every so many steps, and at the end."""
     keep_checkpoints: int = 3
     """How many of the newest checkpoints stay."""
+    keep_best: str | None = None
+    """Metric of an evaluation, such as gsm8k_test/avg@4: the policy of the step at which it was highest is kept in
+    <output_dir>/best, a Hugging Face folder. None = only the last policy is exported."""
     resume: Literal["auto", "never"] = "auto"
     """auto continues the run in output_dir if there is one; never refuses a folder that holds a run."""
     log_completions_steps: int = 10
@@ -405,8 +408,22 @@ def check(config: Config) -> None:
         if not fits:
             raise InputError(f"{name} is {attrgetter(name)(c)!r}: it must be {wanted}")
     check_sets(c)
+    if c.keep_best is not None:
+        check_best(c)
     if c.select.name == "dots":
         check_dots(c)
+
+
+def check_best(config: Config) -> None:
+    """Raises InputError when no evaluation will tell which policy is the best."""
+    if config.eval_steps == 0:
+        raise InputError(f"keep_best is {config.keep_best!r} but eval_steps is 0, never: say how often to evaluate")
+    k = config.evaluation.num_samples
+    kinds = ("greedy", f"avg@{k}", f"pass@{k}") if k else ("greedy",)
+    known = [f"{tasks.title}/{kind}" for tasks in config.evaluation.tasks for kind in kinds]
+    if config.keep_best not in known:
+        told = ", ".join(known) or "none, for want of evaluation.tasks"
+        raise InputError(f"keep_best is {config.keep_best!r}: it must be a metric of the evaluations, {told}")
 
 
 def check_dots(config: Config) -> None:

@@ -165,11 +165,16 @@ def _checksum(x: Array) -> Array:
 
 def export(config: Config, lm: LanguageModel, params: Any, folder: Path) -> str:
     """Writes the trained policy to <folder>/policy, adapters to <folder>/adapter besides; says where they are."""
-    weights.save(folder / "policy", model.whole(params, lm.frozen), lm.config, source=lm.folder)
+    export_whole(lm, params, folder / "policy")
     if lm.config.lora is None:
         return f"the trained policy is in {folder / 'policy'}"
     weights.save_adapters(folder / "adapter", params, lm.config, source=config.model)
     return f"the trained policy is in {folder / 'policy'}, its adapters alone are in {folder / 'adapter'}"
+
+
+def export_whole(lm: LanguageModel, params: Any, folder: Path) -> None:
+    """Writes a policy, its adapters merged, in the place of the one in `folder`."""
+    weights.save(folder, model.whole(params, lm.frozen), lm.config, source=lm.folder)
 
 
 def check_length(config: Config, limit: int | None) -> None:

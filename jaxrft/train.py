@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -78,12 +79,17 @@ def loop(
     """Steps from the state's on, until all are done or a signal comes; whether it was a signal."""
     config, frozen, display = run.config, run.lm.frozen, report.display
     programs = steps.compile_steps(run, state)
+    deciding = f"eval/{config.keep_best}"
+    best = float(checkpoint.told(lambda: repr(report.best(deciding))))
 
     def evaluate(step: int) -> None:
+        nonlocal best
         with suppress(runtime.Stopped):
             found = run.evaluate(model.whole(state.params, frozen), step, stopped)
             report.add(step, found)
             display.evaluation(step, found)
+            if step > 0 and found.get(deciding, -math.inf) > best and keep_best(run.lm, state, folder):
+                best = found[deciding]
 
     def evaluation_due(step: int) -> bool:
         return config.eval_steps > 0 and (step in (0, config.steps) or due(step, config.eval_steps))
@@ -163,6 +169,17 @@ def save(checkpoints: Checkpoints, report: Reporter, state: RunState, *, must: b
             raise
         if jax.process_index() == 0:
             logger.warning("step %d is not saved, and the run goes on: %s", int(state.step), error)
+
+
+def keep_best(lm: LanguageModel, state: RunState, folder: Path) -> bool:
+    """Exports the policy to <folder>/best; False, and it is said, when the disk does not take it."""
+    try:
+        runtime.export_whole(lm, state.params, folder / "best")
+    except InputError as error:
+        if jax.process_index() == 0:
+            logger.warning("the best policy, of step %d, is not kept, and the run goes on: %s", int(state.step), error)
+        return False
+    return True
 
 
 def set_up(config: Config, mesh: Mesh, pool: Pool) -> tuple[Run, RunState]:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxrft import cli, train
 from jaxrft.lm import weights
 
-run, read_layer = train.train, weights._read_layer
+run, read_layer = train.advance, weights._read_layer
 read = []
 
 
@@ -30,11 +30,11 @@ def note_and_read(*arguments):
 
 def run_and_write(config):
     weights._read_layer = note_and_read
-    state = run(config)
+    state, finished = run(config)
     np.savez(sys.argv[1], read=sum(read), **{name: held(array) for name, array in state.params.items()})
-    return state
+    return state, finished
 
 
 if __name__ == "__main__":
-    train.train = run_and_write
+    train.advance = run_and_write
     sys.exit(cli.main(sys.argv[2:]))

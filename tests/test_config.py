@@ -152,6 +152,22 @@ def test_a_replay_out_of_range_is_refused(changes, wanted):
         make(replay=ReplayConfig(**changes))
 
 
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"eval_steps": 0}, "keep_best is 'test/greedy' but eval_steps is 0, never: say how often to evaluate"),
+        ({"keep_best": "test/avg@8"}, "it must be a metric of the evaluations, test/greedy, test/avg@4, test/pass@4"),
+        ({"evaluation": EvalConfig()}, "evaluations, none, for want of evaluation.tasks"),
+    ],
+)
+def test_the_best_policy_is_told_by_an_evaluation(changes, wanted):
+    held_out = EvalConfig((TasksConfig("test.jsonl"),), num_samples=4)
+    settings = {"keep_best": "test/greedy", "evaluation": held_out, "eval_steps": 5}
+    assert make(**settings).keep_best == "test/greedy"
+    with pytest.raises(InputError, match=wanted):
+        make(**settings | changes)
+
+
 def test_a_step_rolls_out_all_tasks_unless_there_is_a_replay():
     assert make().fresh_batch_size == make(replay=ReplayConfig(fresh_fraction=0.25)).fresh_batch_size == 32
     assert make(replay=ReplayConfig(capacity=64, fresh_fraction=0.25)).fresh_batch_size == 8

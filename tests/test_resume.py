@@ -24,7 +24,7 @@ def stop(config, folder, **environment):
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(configure, world, tmp_path):
     held_out = TasksConfig(str(world / "tasks.jsonl"), name="held_out", limit=8)
-    hard = HARD | {"evaluation": EvalConfig((held_out,), num_samples=0)}
+    hard = HARD | {"evaluation": EvalConfig((held_out,), num_samples=0), "keep_best": "held_out/greedy"}
     whole, killed = configure(tmp_path / "whole", **hard), configure(tmp_path / "killed", **hard)
     state = train.train(whole)
     code, _, errors = stop(killed, tmp_path, SEND="SIGKILL", LINES=5)  # evaluation and four steps: it is in step 6
@@ -39,6 +39,11 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(configure, world, tmp_p
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4, 5, 6]
     assert ["eval/held_out/greedy" in line for line in lines] == [True, False] * 3 + [True]
     assert (tmp_path / "killed/policy/model.safetensors").is_file()
+    best, kept, last = (
+        (tmp_path / name / "model.safetensors").read_bytes() for name in ("whole/best", "killed/best", "whole/policy")
+    )
+    scores = [line["eval/held_out/greedy"] for line in lines if "eval/held_out/greedy" in line]
+    assert best == kept and (best == last) == (scores[-1] > max(scores[1:-1]))  # of equal ones the first is kept
 
 
 @pytest.mark.parametrize(("lines", "step"), [(2, 3), (6, 6)])

@@ -58,6 +58,11 @@ class Reporter:
         """Whether the file has an evaluation of the step that the run goes on from."""
         return any(name.startswith("eval/") for e in self.earlier or () if e["step"] == step for name in e)
 
+    def best(self, name: str) -> float:
+        """The highest value of a metric at any step up to the one that the run goes on from; -infinity without any."""
+        values = [entry.get(name) for entry in self.earlier or () if entry["step"] > 0]
+        return max((value for value in values if value is not None), default=-math.inf)
+
     def add(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Holds metrics of `step`, device scalars among them; more of the same step join them."""
         if step != self.step:
