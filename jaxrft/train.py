@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxrft import batches, changes, checkpoint, predictors, runtime, similarity, steps
+from jaxrft import batches, changes, checkpoint, lifesigns, predictors, runtime, similarity, steps
 from jaxrft import evaluate as evaluation
 from jaxrft import mesh as meshes
 from jaxrft.checkpoint import Checkpoints, RunState, open_folder, write_records
@@ -67,6 +67,7 @@ def advance(config: Config, reward: Any = None) -> tuple[RunState, bool]:
         if resumed:
             display.say(f"going on after step {int(state.step)} of the run in {folder}")
         stopped = stack.enter_context(runtime.stop_signals())
+        stack.enter_context(lifesigns.watched(folder))
         state, stopping = loop(run, state, folder, checkpoints, report, stopped)
         if not stopping:
             display.say(runtime.export(config, run.lm, state.params, folder))

@@ -8,7 +8,7 @@ ROOT = Path(__file__).parent.parent / "jaxrft"
 LAYERS = (
     {"types", "config", "mesh"},
     {"select", "learn", "lm"},
-    {"tasks", "rewards", "changes", "checkpoint", "predictors", "report"},
+    {"tasks", "rewards", "changes", "checkpoint", "lifesigns", "predictors", "report"},
     {"runtime", "steps", "train", "evaluate", "simulate", "bench", "prepare"},
     {"plan"},
     {"cli"},
