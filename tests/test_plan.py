@@ -73,7 +73,7 @@ def test_memory_by_hand(configure, tmp_path):
     over_model = 2 * (16 + 2 * 8)  # biases
     held = 4 * (split // 4 + over_fsdp // 2 + over_model // 2)
     assert parts["parameters that are trained"] == parts["KL reference"] == held
-    assert parts["optimiser"] == 2 * held + 3 * 4  # two moments, the counts of two transformations and of skipped updates
+    assert parts["optimiser"] == 2 * held + 3 * 4  # two moments; counts of two transformations, and of skips
     assert parts["policy for the rollout"] == 4 * (split // 2 + over_fsdp + over_model // 2)
     slot = 2 * (2 * 4 * 4 // 2 * 2 + 4)  # layers x (keys and values of 2 heads of 4 over model, and a position)
     assert parts["prompts' keys and values"] == 8 // 4 * 8 * slot
