@@ -148,7 +148,7 @@ def test_a_bfloat16_checkpoint_is_never_float32_on_the_host(sharded, mesh, tmp_p
     assert all(value.dtype == jnp.bfloat16 and jnp.all(value == 1) for value in params.values())
     assert {dtype for dtype, _ in blocks} == {np.dtype(jnp.bfloat16)}
     assert sum(size for _, size in blocks) == sum(value.size for value in params.values())
-    assert peak < 2.5 * max(value.nbytes for value in params.values())
+    assert peak < 3 * max(value.nbytes for value in params.values())
 
 
 def test_the_files_of_the_source_go_along(checkpoint, copied, params, tmp_path):
