@@ -5,7 +5,8 @@
     python notebooks/trl_grpo.py --selector uniform
 
 A tiny policy learns to rewrite lists of digits on a CPU, in a minute. What is printed is the share of the groups of a
-batch whose rewards are not all equal: the others teach nothing.
+batch whose rewards are not all equal: the others teach nothing. With TRL 1.16, in 40 steps of one seed, that was 0.20
+with `uniform` and 0.54 with `bots`.
 
 * A batch of generations holds generation_batch_size / num_generations prompts: that is the selector's batch_size.
 * TRL splits it into `steps_per_generation` parts and goes through it `num_iterations` times, so the sampler repeats it
