@@ -266,11 +266,8 @@ def writing(folder: Path) -> Iterator[None]:
     """Raises InputError for what the disk of `folder` refuses to take."""
     try:
         yield
-    except (
-        OSError,
-        ValueError,
-        safetensors.SafetensorError,
-    ) as error:  # the last two tell of a full disk in their text
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        # tensorstore and safetensors tell of a full disk in their text only.
         told = next((reason for reason in FULL if reason in str(error)), None)
         if reason := getattr(error, "strerror", None) or told:
             raise InputError(f"cannot write to {folder} ({reason}): {REMEDY}") from error

@@ -14,20 +14,20 @@ def test_group_norms_by_hand():
 
 @pytest.fixture(scope="module")
 def found():
-    return gradients.measure(tasks=24, samples=32)
+    return gradients.measure(tasks=40, samples=32)
 
 
 def test_rewards_that_do_not_depend_on_the_completions_obey_the_theorem(found):
     """For each size of a group: over the tasks the shares follow theirs, and their means agree."""
     theirs = np.stack([gradients.theorem(found.pass_rates, size) for size in gradients.GROUPS], axis=1)
     ours = gradients.shares(found)["coins"]
-    assert (gradients.correlations(found, ours)[:3] > 0.6).all()  # of larger groups there are 2 and 1 a task
-    np.testing.assert_allclose(ours.mean(axis=0), theirs.mean(axis=0), rtol=0.35)
+    assert (gradients.correlations(found, ours)[:3] > 0.7).all()  # of larger groups there are 2 and 1 a task
+    np.testing.assert_allclose(ours.mean(axis=0), theirs.mean(axis=0), rtol=0.25)
 
 
 def test_gradients_of_real_rewards_are_larger_and_follow_it_roughly(found):
     ours = gradients.shares(found)
-    assert (gradients.correlations(found, ours["the task's rewards"]) > 0.2).all()
+    assert (gradients.correlations(found, ours["the task's rewards"]) > 0.3).all()
     assert (ours["the task's rewards"].mean(axis=0) > ours["coins"].mean(axis=0)).all()
 
 

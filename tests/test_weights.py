@@ -1,3 +1,4 @@
+import functools
 import json
 import shutil
 import tracemalloc
@@ -133,6 +134,8 @@ def test_a_bfloat16_checkpoint_is_never_float32_on_the_host(sharded, mesh, tmp_p
     rows = model.table(config)
     ones = {row.name: np.ones(row.shape, jnp.bfloat16) for row in rows}
     weights.save(tmp_path / "a", ones, config, source=weights.hf_config(config), dtype=jnp.bfloat16)
+    load = functools.partial(weights.load, tmp_path / "a", config, mesh=mesh if sharded else None, dtype=jnp.bfloat16)
+    load()  # what Python keeps of a first time is not the weights'
     read, blocks = weights._read_layer, []
 
     def noted(*arguments):
@@ -142,13 +145,13 @@ def test_a_bfloat16_checkpoint_is_never_float32_on_the_host(sharded, mesh, tmp_p
 
     monkeypatch.setattr(weights, "_read_layer", noted)
     tracemalloc.start()
-    params = weights.load(tmp_path / "a", config, mesh=mesh if sharded else None, dtype=jnp.bfloat16)
+    params = load()
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert all(value.dtype == jnp.bfloat16 and jnp.all(value == 1) for value in params.values())
     assert {dtype for dtype, _ in blocks} == {np.dtype(jnp.bfloat16)}
     assert sum(size for _, size in blocks) == sum(value.size for value in params.values())
-    assert peak < 3 * max(value.nbytes for value in params.values())
+    assert peak < 2.5 * max(value.nbytes for value in params.values())
 
 
 def test_the_files_of_the_source_go_along(checkpoint, copied, params, tmp_path):
