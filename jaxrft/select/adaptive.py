@@ -130,11 +130,8 @@ def adaptive(
             preference=since.astype(jnp.float32),
             quota=quota,
         )
-        stalest = acquire.smallest(key_stale, state.visited, batch_size=1, quota=quota)
-        look = (jax.random.uniform(key_floor) < jnp.asarray(floor, jnp.float32)) & ~(ids == stalest).any()
-        alike = jnp.ones(ids.shape, bool) if quota is None else quota.domain[ids] == quota.domain[stalest]
-        last = jnp.where(alike, jnp.arange(batch_size), 0).max()
-        ids = ids.at[last].set(jnp.where(look, stalest[0], ids[last]))
+        look = jax.random.uniform(key_floor) < jnp.asarray(floor, jnp.float32)
+        ids = jax.lax.cond(look, lambda: _with_stalest(key_stale, ids, state.visited, quota), lambda: ids)
         return Choice(ids, believed.pass_rate[ids]), state
 
     def update(state: AdaptiveState, tasks: Tasks, feedback: Feedback) -> AdaptiveState:
@@ -156,6 +153,14 @@ def _new(key: Array, score: Array, seen: Array, *, batch_size: int, quota: acqui
     best = acquire.largest(key_tie, jnp.where(seen, -jnp.inf, score), batch_size=batch_size, quota=quota)
     chosen = (jnp.arange(batch_size) < places.astype(jnp.int32)) & ~seen[best]
     return jnp.zeros(seen.shape, bool).at[jnp.where(chosen, best, seen.shape[0])].set(True, mode="drop")
+
+
+def _with_stalest(key: Array, ids: Array, visited: Array, quota: acquire.Quota | None) -> Array:
+    """The batch `ids` [B] with the task longest not visited in its last place, or in that of its domain's last."""
+    stalest = acquire.smallest(key, visited, batch_size=1, quota=quota)
+    alike = jnp.ones(ids.shape, bool) if quota is None else quota.domain[ids] == quota.domain[stalest]
+    last = jnp.where(alike, jnp.arange(ids.shape[0]), 0).max()
+    return jnp.where((ids == stalest).any(), ids, ids.at[last].set(stalest[0]))
 
 
 def _signal(believed: logit.Moments) -> Array:
