@@ -1,6 +1,7 @@
 """Two real processes, joined by jax.distributed, against one."""
 
 import json
+import signal
 import time
 from collections import Counter
 from pathlib import Path
@@ -122,19 +123,26 @@ def test_a_mistake_in_one_process_ends_both(configure, tmp_path):
     assert second[0] == 2 and "jaxrft: error: no file" in second[2] and "Traceback" not in second[2]
 
 
-def test_a_process_that_dies_is_named_by_the_other_and_both_go_on(configure, tmp_path):
-    """The second one, while it grades the second step; the same commands then make the steps that were left."""
+@pytest.mark.parametrize("dying", [0, 1], ids=["first", "second"])
+def test_a_process_that_dies_is_named_by_the_other_and_both_go_on(configure, tmp_path, dying):
+    """While they grade the second step; the same commands then make the steps that were left.
+
+    Without the first one, which coordinates them, JAX ends the other.
+    """
     config = configure(tmp_path / "run", mesh=MeshConfig(), steps=3, save_steps=1, rewards=("graders:starts",))
     path = helpers.write_config(tmp_path / "config.py", config)
     pair = start_pair(tmp_path, path, devices=1)
     while not (tmp_path / "run/checkpoints/1").exists() and pair[0].poll() is None:
         time.sleep(0.05)
-    pair[1].kill()
+    pair[dying].kill()
     begin = time.monotonic()
-    first, _ = helpers.finish(*pair)
+    ends = helpers.finish(*pair)
     assert time.monotonic() - begin < 60
-    assert first[0] == 2 and "jaxrft: error: process 1 of 2 gives no sign of life any more" in first[2], first
-    assert "Traceback" not in first[2]
+    code, _, errors = ends[1 - dying]
+    assert code == (2 if dying else -signal.SIGABRT), ends
+    assert f"jaxrft: error: process {dying} of 2 gives no sign of life any more" in errors, ends
+    assert "Traceback" not in errors
+    assert "sign of life" not in ends[dying][2]
     for code, _, errors in helpers.finish(*start_pair(tmp_path, path, devices=1)):
         assert code == 0, errors
     assert [line["step"] for line in helpers.metrics(tmp_path / "run")] == [1, 2, 3]

@@ -6,7 +6,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "jaxrft"
 LAYERS = (
-    {"types", "config", "mesh"},
+    {"types", "config", "mesh", "witness"},
     {"select", "learn", "lm"},
     {"tasks", "rewards", "changes", "checkpoint", "lifesigns", "predictors", "report"},
     {"runtime", "steps", "train", "evaluate", "simulate", "bench", "prepare"},
