@@ -22,9 +22,10 @@ JUMP, JUMPS, JUMP_MEMORY, JUMP_NOISE, JUMP_VARIANCE = 12.0, 0.01, 0.9, 10.0, 4.0
 HIGHEST_PRICE = 0.6
 FITTED = 4096  # visited tasks whose logits tell what those of the others are
 # The same few tasks again and again teach a policy little of the others. Tasks never visited have the share NEW of the
-# batch while they are nearly all there are; it falls with the power FADING of their share of the table. Of tasks whose
-# utilities are less than ALIKE apart, those longest not visited are taken.
-NEW, FADING, ALIKE = 0.5, 4, 0.08
+# batch while they are nearly all there are; it falls with the power FADING of their share of the table. Which of them
+# is left to chance among those that may be worth AMONG of the best, or what features say would keep the policy to one
+# kind. Of tasks whose utilities are less than ALIKE apart, those longest not visited are taken.
+NEW, FADING, AMONG, ALIKE = 0.5, 4, 0.5, 0.08
 
 Utility = Literal["informative", "signal"]
 
@@ -67,10 +68,10 @@ def adaptive(
     Choice: places in the batch go to the tasks of the greatest expected utility + `curiosity` * interest, until the
     batch's expected utility has fallen by the share `price` below the greatest possible; the rest to the greatest
     utility, of nearly equal ones to those longest not visited. While hardly a task of the table has been visited, half
-    of the places are for those never visited. Interest is the standard deviation of the believed pass rate, and a
-    little for not having been looked at. `curiosity` and `price` grow in proportion once the pass rates of visited
-    tasks are believed with a mean variance above 1 / (4 G), a single group's. With chance `floor` a step one place goes
-    to the task longest not visited.
+    of the places are for those never visited, for any that may be worth half of the best. Interest is the standard
+    deviation of the believed pass rate, and a little for not having been looked at. `curiosity` and `price` grow in
+    proportion once the pass rates of visited tasks are believed with a mean variance above 1 / (4 G), a single group's.
+    With chance `floor` a step one place goes to the task longest not visited, of the domain longest not visited.
 
     `utility`: the chance of an informative group (with group normalisation), or the mean of 4 p (1 - p) (without);
     `price` and `floor` in [0, 1]; `curiosity` >= 0; `cool_down`: steps for which a chosen task comes last.
@@ -125,13 +126,13 @@ def adaptive(
             batch_size=batch_size,
             weight=weight,
             price=jnp.minimum(jnp.asarray(price, jnp.float32) * raised, HIGHEST_PRICE),
-            first=_new(key_new, worth + weight * interest, seen, batch_size=batch_size, quota=quota),
+            first=_new(key_new, worth, seen, batch_size=batch_size, quota=quota),
             alike=ALIKE,
             preference=since.astype(jnp.float32),
             quota=quota,
         )
         look = jax.random.uniform(key_floor) < jnp.asarray(floor, jnp.float32)
-        ids = jax.lax.cond(look, lambda: _with_stalest(key_stale, ids, state.visited, quota), lambda: ids)
+        ids = jax.lax.cond(look, lambda: _with_stalest(key_stale, ids, state, tasks, quota), lambda: ids)
         return Choice(ids, believed.pass_rate[ids]), state
 
     def update(state: AdaptiveState, tasks: Tasks, feedback: Feedback) -> AdaptiveState:
@@ -146,21 +147,31 @@ def adaptive(
     return Selector(init, select, update, pass_rate)
 
 
-def _new(key: Array, score: Array, seen: Array, *, batch_size: int, quota: acquire.Quota | None) -> Array:
-    """Which of the tasks not `seen` [N] have a place for being new, [N] bool: those of the greatest `score` [N]."""
-    key_places, key_tie = jax.random.split(key)
+def _new(key: Array, worth: Array, seen: Array, *, batch_size: int, quota: acquire.Quota | None) -> Array:
+    """Which of the tasks not `seen` [N] have a place for being new, [N] bool: of those `worth` [N] enough, any."""
+    key_places, key_among = jax.random.split(key)
     places = NEW * batch_size * (1 - seen.mean(dtype=jnp.float32)) ** FADING + jax.random.uniform(key_places)
-    best = acquire.largest(key_tie, jnp.where(seen, -jnp.inf, score), batch_size=batch_size, quota=quota)
+    enough = AMONG * jnp.where(seen, -jnp.inf, worth).max()
+    score = jnp.where(seen, -jnp.inf, jnp.minimum(worth, enough))
+    best = acquire.largest(key_among, score, batch_size=batch_size, quota=quota)
     chosen = (jnp.arange(batch_size) < places.astype(jnp.int32)) & ~seen[best]
     return jnp.zeros(seen.shape, bool).at[jnp.where(chosen, best, seen.shape[0])].set(True, mode="drop")
 
 
-def _with_stalest(key: Array, ids: Array, visited: Array, quota: acquire.Quota | None) -> Array:
-    """The batch `ids` [B] with the task longest not visited in its last place, or in that of its domain's last."""
+def _with_stalest(key: Array, ids: Array, state: AdaptiveState, tasks: Tasks, quota: acquire.Quota | None) -> Array:
+    """The batch `ids` [B] with the task longest not visited, of the domain longest not visited, in its last place.
+
+    With a quota, in the last place of its domain.
+    """
+    visited = state.visited
+    if tasks.domain is not None:  # one that has jumped is noticed soon, however few of its tasks seem worth a place
+        domain = tasks.domain % features.DOMAINS
+        last = jnp.full(features.DOMAINS, -1, visited.dtype).at[domain].max(visited)[domain]
+        visited = jnp.where(last == last.min(), visited, visited + state.step + 1)  # other domains come behind
     stalest = acquire.smallest(key, visited, batch_size=1, quota=quota)
     alike = jnp.ones(ids.shape, bool) if quota is None else quota.domain[ids] == quota.domain[stalest]
-    last = jnp.where(alike, jnp.arange(ids.shape[0]), 0).max()
-    return jnp.where((ids == stalest).any(), ids, ids.at[last].set(stalest[0]))
+    place = jnp.where(alike, jnp.arange(ids.shape[0]), 0).max()
+    return jnp.where((ids == stalest).any(), ids, ids.at[place].set(stalest[0]))
 
 
 def _signal(believed: logit.Moments) -> Array:
