@@ -185,3 +185,27 @@ def test_the_utility_is_the_one_asked_for():
         selector = selectors.adaptive(1, 16, utility=utility, price=0.0, floor=0.0)
         state = selector.init(Tasks(), 2)._replace(believed=believed, visited=jnp.zeros(2, jnp.int32))
         assert selector.select(jax.random.key(0), state, Tasks())[0].ids.tolist() == [best]
+
+
+def test_new_tasks_are_any_that_may_teach_rather_than_the_likeliest():
+    """All tasks are new, and half of the places are for these: for any but the last ten, though twenty seem best."""
+    worth = jnp.asarray(np.repeat([1.0, 0.6, 0.2], (20, 70, 10)), jnp.float32)
+    selector = selectors.adaptive(8, 16, price=0.0, floor=0.0)
+    believed = logit.Moments(jnp.full(100, 0.5), jnp.zeros(100), worth)
+    state = selector.init(Tasks(), 100)._replace(believed=believed)
+    choose = jax.jit(jax.vmap(lambda key: selector.select(key, state, Tasks())[0].ids))
+    count = np.bincount(np.ravel(choose(jax.random.split(jax.random.key(0), 500))), minlength=100)
+    assert count[90:].sum() == 0
+    assert count[20:90].sum() == pytest.approx(500 * 4 * 70 / 90, rel=0.05)
+
+
+def test_a_domain_is_not_left_unseen_for_long():
+    """Three domains; the floor goes to the task longest not visited of the one of which none has been since step 5."""
+    domain = jnp.arange(12, dtype=jnp.int32) % 3
+    visited = jnp.array([1, 2, 3, 9, 9, 4, 9, 9, 5, 9, 9, 5], jnp.int32)
+    selector = selectors.adaptive(2, 16, floor=1.0)
+    tasks = Tasks(domain=domain)
+    state = selector.init(tasks, 12)._replace(visited=visited, step=jnp.int32(10))
+    assert selector.select(jax.random.key(0), state, tasks)[0].ids[-1] == 2
+    alone = selector.init(Tasks(), 12)._replace(visited=visited, step=jnp.int32(10))
+    assert selector.select(jax.random.key(0), alone, Tasks())[0].ids[-1] == 0

@@ -184,7 +184,8 @@ def priced(
     if preference is not None:
         least = best.min() if quota is None else _by_domain(quota, best, ids)
         equal = utility >= (1 - alike) * least
-        utility = jnp.where(equal, utility.max() + 1 + preference - preference.min(), utility)
+        longer = preference - preference.min()  # apart: beside a large preference, a utility would be rounded away
+        utility = jnp.where(equal, utility.max() + 1 + longer, utility)
     return largest(key_rest, jnp.where(ahead, jnp.inf, utility), batch_size=batch_size, quota=quota)
 
 
