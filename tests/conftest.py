@@ -1,6 +1,7 @@
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # compiling is most of what the tests take
 # The second as jaxrft.cli sets it: flags are a part of the key of a compiled program, which must not depend on whether
 # a test has called the command line before.
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_gpu_deterministic_ops=true"
