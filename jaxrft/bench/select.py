@@ -28,7 +28,7 @@ from jaxrft.assets import TINY
 from jaxrft.config import Config, TasksConfig
 from jaxrft.select import attention, selectors
 from jaxrft.tasks import builtin
-from jaxrft.types import Choice, Feedback, Projections, Tasks
+from jaxrft.types import Array, Choice, Feedback, Projections, Tasks
 
 PUBLISHED = "published, numpy"
 TOLD = "adaptive, embeddings"  # of which it uses 32 components
@@ -128,20 +128,23 @@ def ours(name: str, num_tasks: int, batch_size: int, num_generations: int) -> Ca
         name, tasks = "adaptive", tasks._replace(embeddings=jax.random.normal(jax.random.key(2), (num_tasks, 32)))
     selector = make(name, batch_size, num_generations)
     state = selector.init(tasks, num_tasks)
-    select, update = jax.jit(selector.select), jax.jit(selector.update)
-    rng, keys = np.random.default_rng(1), iter(jax.random.split(jax.random.key(0), 1000))
+    rng, keys = np.random.default_rng(1), iter([*jax.random.split(jax.random.key(0), 1000)])
+    select = jax.jit(selector.select)
+
+    @jax.jit  # as in a run, where counts become feedback within the program
+    def update(state: Any, tasks: Tasks, choice: Choice, solved: Array) -> Any:
+        return selector.update(state, tasks, feedback(choice, solved, num_generations))
 
     def step() -> None:
         nonlocal state
         choice, state = select(next(keys), state, tasks)
-        ids = np.asarray(choice.ids)
-        solved = rng.binomial(num_generations, rates[ids])
-        state = jax.block_until_ready(update(state, tasks, feedback(choice, solved, num_generations)))
+        solved = rng.binomial(num_generations, rates[np.asarray(choice.ids)])
+        state = jax.block_until_ready(update(state, tasks, choice, solved.astype(np.float32)))
 
     return step
 
 
-def feedback(choice: Choice, solved: np.ndarray, num_generations: int) -> Feedback:
+def feedback(choice: Choice, solved: Array | np.ndarray, num_generations: int) -> Feedback:
     """Of `num_generations` rollouts of every chosen task, `solved` [B] right."""
     trials = jnp.full(len(solved), num_generations, jnp.float32)
     return Feedback(choice.ids, jnp.asarray(solved, jnp.float32), trials, trials)
