@@ -1,5 +1,6 @@
 """Which of a run's processes has gone, when JAX says only that a connection to it broke."""
 
+import faulthandler
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from jaxrft import witness
 from jaxrft.types import InputError
 
 BEAT = 2.0  # seconds from one sign of life to the next
+PATIENCE = 10.0  # seconds that a witness has to end
 
 
 @contextmanager
@@ -26,30 +28,57 @@ def watched(folder: Path) -> Iterator[None]:
     if count == 1:
         yield
         return
-    signs, over = folder / ".alive", threading.Event()
-    own = signs / f"{index}"
+    signs = folder / ".alive"
+    with _beating(signs / f"{index}"), _witnessed(str(signs), str(index), str(count)):
+        try:
+            yield
+        except jax.errors.JaxRuntimeError as error:  # while it is looked into JAX may still end the process
+            if found := witness.gone(signs, [other for other in range(count) if other != index]):
+                raise InputError(witness.sentence(found, count)) from error
+            raise
+
+
+@contextmanager
+def _beating(own: Path) -> Iterator[None]:
+    """Writes to the file `own` every few seconds, and deletes it in the end."""
+    over = threading.Event()
 
     def beat() -> None:
         number = 0
         while not over.wait(BEAT if number else 0):
             number += 1
             with suppress(OSError):  # such as a full disk: no sign of life is no reason to die
-                signs.mkdir(exist_ok=True)
+                own.parent.mkdir(exist_ok=True)
                 own.write_text(str(number), encoding="utf-8")
 
-    threading.Thread(target=beat, daemon=True).start()
-    command = [sys.executable, "-m", "jaxrft.witness", str(signs), str(index), str(count)]
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # Ctrl-C is not for it
+    heart = threading.Thread(target=beat, daemon=True)
+    heart.start()
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if found := witness.gone(signs, count):
-            raise InputError(witness.sentence(found, count)) from error
-        raise
     finally:
         over.set()
-        with suppress(OSError):
-            child.communicate(b"over")
+        heart.join(BEAT)
         with suppress(OSError):  # not empty, while others are at work
             own.unlink()
-            signs.rmdir()
+            own.parent.rmdir()
+
+
+@contextmanager
+def _witnessed(*arguments: str) -> Iterator[None]:
+    """A witness beside the process, which is told how that ends."""
+    command = [sys.executable, "-m", "jaxrft.witness", *arguments]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # Ctrl-C is not for it
+    assert child.stdin is not None
+    before = faulthandler.is_enabled()
+    faulthandler.enable(child.stdin, all_threads=False)  # which writes when JAX aborts, and not on a kill
+    try:
+        yield
+    finally:
+        faulthandler.disable()
+        if before:
+            faulthandler.enable()
+        try:
+            child.communicate(witness.OVER.encode(), timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()

@@ -3,32 +3,29 @@
     python -m jaxrft.witness FOLDER OWN COUNT
 
 JAX ends a process by SIGABRT and in words of its own: at once if the first of all dies, which coordinates them, and
-half a minute after another has hung. Nothing in a process can answer that. A word on standard input says that the
-process ended by itself.
+half a minute after another has hung. Nothing in a process can answer that, but what it leaves on the standard input of
+its witness tells how it ended. Where a witness dies with its process, as in a container, those of the others speak.
 """
 
+import signal
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
-GONE = "gone"  # the sign that a witness leaves when its process has died
+OVER = "over"  # on standard input: the process ended by itself; anything else: by SIGABRT; nothing: it was killed
+GONE, ENDED = "gone", "ended"  # the sign that a witness leaves of a process that was killed, and that JAX ended
 SILENT = 12.0  # seconds without a new sign after which a process counts as gone
 
 
-def gone(signs: Path, count: int, *, dead: int | None = None) -> list[int]:
-    """Which of the processes have gone, by their files in `signs`, which the living ones change again and again.
-
-    `dead`: this one has, and says so; of the others only those that went before it are named.
-    """
-    before = {index: _read(signs / f"{index}") for index in range(count) if index != dead}
+def gone(signs: Path, others: list[int]) -> list[int]:
+    """Which of the `others` have gone, by their files in `signs`, which the living ones change again and again."""
+    before = {index: _read(signs / f"{index}") for index in others}
     if found := [index for index, sign in before.items() if sign == GONE]:
         return found
-    if dead is not None:
-        with suppress(OSError):
-            (signs / f"{dead}").write_text(GONE, encoding="utf-8")
     time.sleep(SILENT)
-    return [index for index, sign in before.items() if sign and sign == _read(signs / f"{index}")]
+    after = {index: _read(signs / f"{index}") for index in others}
+    return [index for index in others if after[index] == GONE or before[index] == after[index] not in ("", ENDED)]
 
 
 def _read(sign: Path) -> str:
@@ -47,8 +44,14 @@ def sentence(found: list[int], count: int) -> str:
 
 def main(folder: str, own: str, count: str) -> None:
     """Waits for the end of the process, and looks for a reason."""
-    if not sys.stdin.read() and (found := gone(Path(folder), int(count), dead=int(own))):
-        print(f"jaxrft: error: {sentence(found, int(count))}", file=sys.stderr)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which schedulers send to all that a job has started
+    if (said := sys.stdin.read()) == OVER:
+        return
+    signs, number = Path(folder), int(count)
+    with suppress(OSError):
+        (signs / own).write_text(ENDED if said else GONE, encoding="utf-8")
+    if found := gone(signs, [index for index in range(number) if index != int(own)]):
+        print(f"jaxrft: error: {sentence(found, number)}", file=sys.stderr)
 
 
 if __name__ == "__main__":
