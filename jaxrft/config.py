@@ -128,7 +128,7 @@ class SelectConfig:
     curiosity: float = 2.0
     """adaptive: weight of what is not known about a task against its utility, 0 or more."""
     floor: float = 0.3
-    """adaptive: chance a step that one place goes to the task longest not visited, in [0, 1]."""
+    """adaptive: chance a step that one place goes to the task, and domain, longest not visited, in [0, 1]."""
     cool_down: int = 0
     """adaptive: steps for which a chosen task comes last."""
     embeddings: Literal["policy", "none"] = "none"

@@ -1,7 +1,7 @@
 """What choosing the tasks of a step costs, beside the published estimator and beside the step itself.
 
-Medians, measured by turns so that all meet the same machine, of seconds and of processor seconds: the sum over the
-cores, which other load hardly changes. Some three minutes on two cores; `--parts` measures a part.
+Medians of seconds, measured by turns so that all meet the same machine, which should have nothing else to do. Some
+three minutes on two cores; `--parts` measures a part.
 """
 
 import argparse
@@ -50,13 +50,6 @@ class Published(NamedTuple):
     alpha: np.ndarray  # [N] float64
     beta: np.ndarray  # [N]
     capability: float  # NaN before the first batch
-
-
-class Cost(NamedTuple):
-    """Of a step."""
-
-    seconds: float
-    processor: float  # seconds, summed over the cores
 
 
 def choose(rng: np.random.Generator, state: Published, batch_size: int) -> np.ndarray:
@@ -171,30 +164,30 @@ def predictor(embedding: int, width: int) -> attention.Params:
     return attention.Params(query, reference)
 
 
-def side_by_side(steps: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Cost]:
-    """Medians of each, measured by turns; two calls before do not count."""
-    found: dict[str, list[Cost]] = {name: [] for name in steps}
+def side_by_side(steps: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median seconds of each, measured by turns; two calls before do not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(repeats + 2):
         for name, step in steps.items():
-            start = Cost(time.perf_counter(), time.process_time())
+            start = time.perf_counter()
             step()
             if repeat > 1:
-                found[name].append(Cost(time.perf_counter() - start.seconds, time.process_time() - start.processor))
-    return {name: Cost(*map(statistics.median, zip(*costs, strict=True))) for name, costs in found.items()}
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(found) for name, found in seconds.items()}
 
 
 def steps(
     num_tasks: int, repeats: int, *, batch_size: int = BATCH, num_generations: int = GENERATIONS
-) -> dict[str, Cost]:
-    """What a step costs, by selector, and of the published estimator."""
+) -> dict[str, float]:
+    """Median seconds of a step by selector, and of the published estimator."""
     sizes = (num_tasks, batch_size, num_generations)
     subjects = {PUBLISHED: published(*sizes)}
     subjects |= {name: ours(name, *sizes) for name in [*selectors.SELECTORS, TOLD]}
     return side_by_side(subjects, repeats)
 
 
-def predictions(repeats: int) -> dict[str, Cost]:
-    """The cost of DOTS' attention over a table that is projected already, and of its projection."""
+def predictions(repeats: int) -> dict[str, float]:
+    """Median seconds of DOTS' attention over a table that is projected already, and of its projection."""
     keys = jax.random.split(jax.random.key(1))
     embeddings = jax.random.normal(keys[0], (QUERIES, EMBEDDING))
     rates = jax.random.uniform(keys[1], (REFERENCES,))
@@ -278,7 +271,7 @@ def estimate() -> dict[str, float]:
     return {"learn": learn, "rollout": COMPLETION * read / BANDWIDTH}
 
 
-def tables(repeats: int) -> dict[str, dict[str, Cost]]:
+def tables(repeats: int) -> dict[str, dict[str, float]]:
     """`steps` by the number of tasks: of the quickstart, of the paper and a million."""
     small = builtin.FAMILIES["digits"].size
     found = {small: steps(small, repeats, batch_size=SMALL_BATCH, num_generations=SMALL_GENERATIONS)}
@@ -295,7 +288,7 @@ PARTS: dict[str, Callable[[int], Any]] = {  # of the page, by the number of repe
 
 def page(found: dict[str, Any]) -> str:
     """What `found` of every one of the PARTS says."""
-    tables = {number: _costs(table) for number, table in found["steps"]["figures"].items()}
+    tables = found["steps"]["figures"]
     small, paper, _ = tables.values()
     return PAGE.format(
         conditions="\n".join(f"* {name}: {x['conditions']}" for name, x in found.items()),
@@ -307,26 +300,16 @@ def page(found: dict[str, Any]) -> str:
             f"* `{name}`: {x['seconds']:.2f} s a step, {x['tasks a device']:,} tasks a device"
             for name, x in found["sharded"]["figures"].items()
         ),
-        predictions="\n".join(
-            f"* {name}: {x.seconds:.3f} s, of processors {x.processor:.3f}"
-            for name, x in _costs(found["attention"]["figures"]).items()
-        ),
+        predictions="\n".join(f"* {name}: {x:.3f} s" for name, x in found["attention"]["figures"].items()),
     )
 
 
-def _costs(table: dict[str, Any]) -> dict[str, Cost]:
-    """A table as it is, or as JSON has it."""
-    return {name: Cost(*x) for name, x in table.items()}
+def _row(name: str, tables: list[dict[str, float]]) -> str:
+    cells = (f"{1e3 * found[name]:.2f} ({found[name] / found[PUBLISHED]:.2f})" for found in tables)
+    return f"| {name} | " + " | ".join(cells) + " |"
 
 
-def _row(name: str, tables: list[dict[str, Cost]]) -> str:
-    def cell(own: Cost, other: Cost) -> str:
-        return f"{1e3 * own.seconds:.2f} ({own.seconds / other.seconds:.2f}) / {1e3 * own.processor:.2f}"
-
-    return f"| {name} | " + " | ".join(cell(found[name], found[PUBLISHED]) for found in tables) + " |"
-
-
-def _shares(small: dict[str, Cost], paper: dict[str, Cost], whole: float) -> str:
+def _shares(small: dict[str, float], paper: dict[str, float], whole: float) -> str:
     """A line a selector: its share of the quickstart's step, and of the step of 1.5B parameters."""
     bound = estimate()
     names = [name for name in small if name != PUBLISHED]
@@ -338,10 +321,7 @@ def _shares(small: dict[str, Cost], paper: dict[str, Cost], whole: float) -> str
             "",
             "| | of the quickstart's | of 1.5B parameters' |",
             "|---|--:|--:|",
-            *(
-                f"| {name} | {small[name].seconds / whole:.2%} | {paper[name].seconds / sum(bound.values()):.3%} |"
-                for name in names
-            ),
+            *(f"| {name} | {small[name] / whole:.2%} | {paper[name] / sum(bound.values()):.3%} |" for name in names),
         ]
     )
 
@@ -354,10 +334,9 @@ PAGE = f"""# What choosing costs
 
 ## A step: choose the tasks, learn from their rollouts
 
-Milliseconds (and times the published estimator's) / milliseconds of processors, summed over the cores, which other load
-hardly changes. The published estimator: BOTS by its equations in numpy, float64, with a partial sort. The first column
-with {SMALL_BATCH} tasks x {SMALL_GENERATIONS} rollouts, the others {BATCH} x {GENERATIONS}. `dots` between probes; what
-follows a probe is at the end.
+Milliseconds (and times the published estimator's): BOTS by its equations in numpy, float64, with a partial sort. The
+first column with {SMALL_BATCH} tasks x {SMALL_GENERATIONS} rollouts, the others {BATCH} x {GENERATIONS}. `dots` between
+probes; what follows a probe is at the end.
 
 | | {{columns}} |
 |---|{{rules}}

@@ -23,8 +23,8 @@ HIGHEST_PRICE = 0.6
 FITTED = 4096  # visited tasks whose logits tell what those of the others are
 # The same few tasks again and again teach a policy little of the others. Tasks never visited have the share NEW of the
 # batch while they are nearly all there are; it falls with the power FADING of their share of the table. Which of them
-# is left to chance among those that may be worth AMONG of the best, or what features say would keep the policy to one
-# kind. Of tasks whose utilities are less than ALIKE apart, those longest not visited are taken.
+# is left to chance among those that may be worth AMONG of the best of them, or what features say would keep the policy
+# to one kind. Of tasks whose utilities are less than ALIKE apart, those longest not visited are taken.
 NEW, FADING, AMONG, ALIKE = 0.5, 4, 0.5, 0.08
 
 Utility = Literal["informative", "signal"]
@@ -68,10 +68,11 @@ def adaptive(
     Choice: places in the batch go to the tasks of the greatest expected utility + `curiosity` * interest, until the
     batch's expected utility has fallen by the share `price` below the greatest possible; the rest to the greatest
     utility, of nearly equal ones to those longest not visited. While hardly a task of the table has been visited, half
-    of the places are for those never visited, for any that may be worth half of the best. Interest is the standard
-    deviation of the believed pass rate, and a little for not having been looked at. `curiosity` and `price` grow in
-    proportion once the pass rates of visited tasks are believed with a mean variance above 1 / (4 G), a single group's.
-    With chance `floor` a step one place goes to the task longest not visited, of the domain longest not visited.
+    of the places are for those never visited, for any that may be worth half of the best of them. Interest is the
+    standard deviation of the believed pass rate, and a little for not having been looked at. `curiosity` and `price`
+    grow in proportion once the pass rates of visited tasks are believed with a mean variance above 1 / (4 G), a single
+    group's. With chance `floor` a step one place goes to the task longest not visited, of the domain longest not
+    visited.
 
     `utility`: the chance of an informative group (with group normalisation), or the mean of 4 p (1 - p) (without);
     `price` and `floor` in [0, 1]; `curiosity` >= 0; `cool_down`: steps for which a chosen task comes last.
