@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import importlib.machinery
 import importlib.util
 import json
 import math
@@ -501,6 +502,13 @@ def divides(divisor: int, number: int) -> bool:
     return divisor > 0 and number % divisor == 0
 
 
+class _Source(importlib.machinery.SourceFileLoader):
+    """Leaves no bytecode beside a config, which would be taken for it when both changes are of one second."""
+
+    def set_data(self, path: str, data: Any, *, _mode: int = 0o666) -> None:
+        """Writes nothing."""
+
+
 def load(path: str) -> Config:
     """Runs the Python file at `path` and returns the `config` it defines.
 
@@ -508,8 +516,9 @@ def load(path: str) -> Config:
     """
     if not Path(path).is_file():
         raise InputError(f"no config file {path}: give the path of a .py file that defines `config = Config(...)`")
-    module_spec = importlib.util.spec_from_file_location("jaxrft_config", path)
-    if module_spec is None or module_spec.loader is None:
+    loader = _Source("jaxrft_config", str(path))
+    module_spec = importlib.util.spec_from_file_location(loader.name, path, loader=loader)
+    if Path(path).suffix != ".py" or module_spec is None or module_spec.loader is None:
         raise InputError(f"config {path} is not a Python file: it must end in .py")
     module = importlib.util.module_from_spec(module_spec)
     try:

@@ -2,6 +2,7 @@ import dataclasses
 import inspect
 import json
 import math
+import os
 import re
 from typing import get_args
 
@@ -381,3 +382,13 @@ def test_select_holds_the_union_of_the_selectors_fields():
     of_the_predictor = {"calibration", "attention_temperature", "top_k"}  # its file says them
     assert defaults(SelectConfig).keys() == fields - of_the_predictor | {"name", "embeddings"}
     assert SelectConfig().name in selectors.SELECTORS
+
+
+def test_a_config_is_what_its_file_says_now_and_leaves_nothing_beside_it(tmp_path, monkeypatch):
+    """Two of one length within a second, which Python's own bytecode files do not tell apart."""
+    monkeypatch.setattr("sys.dont_write_bytecode", False)
+    for seed in (3, 4):
+        path = write(tmp_path, GOOD.replace("seed=3", f"seed={seed}"))
+        os.utime(path, (0, 0))
+        assert configs.load(path).seed == seed
+    assert os.listdir(tmp_path) == [os.path.basename(path)]

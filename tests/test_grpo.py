@@ -151,12 +151,13 @@ def test_loss_metrics_and_gradient_match_the_published_ones(vectors, form, epsil
 
 
 def test_loss_types_worked_by_hand():
-    """Ratios 1, losses -A: a row of one token with A = 6, a row of three with A = -2."""
-    mask = jnp.array([[1, 0, 0], [1, 1, 1]])
-    zeros, advantages = jnp.zeros((2, 3)), jnp.array([[6.0], [-2.0]])
-    expected = {"grpo": (-6 + 2) / 2, "dapo": (-6 + 2 * 3) / 4, "dr_grpo": (-6 + 2 * 3 + 0) / (2 * 8)}
-    expected |= {"gspo": (-6 + 2) / 2, "cispo": 0.0}  # log pi is 0
-    counts = {"grpo": 2, "dapo": 4, "dr_grpo": 16, "gspo": 2, "cispo": 4}
+    """Ratios 1, losses -A: rows of one, one, two and four tokens, whose numbers divide without rounding."""
+    mask = jnp.array([[1, 0, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]])
+    zeros, advantages = jnp.zeros((4, 4)), jnp.array([[6.0], [-2.0], [4.0], [-4.0]])
+    rows, tokens = -6 + 2 - 4 + 4, -6 + 2 - 4 * 2 + 4 * 4
+    expected = {"grpo": rows / 4, "dapo": tokens / 8, "dr_grpo": tokens / (4 * 8), "gspo": rows / 4}
+    expected |= {"cispo": 0.0}  # log pi is 0
+    counts = {"grpo": 4, "dapo": 8, "dr_grpo": 32, "gspo": 4, "cispo": 8}
     for loss_type in LOSS_TYPES:
         loss, _ = grpo.policy_loss(zeros, zeros, advantages, mask, loss_type=loss_type, max_completion_length=8)
         assert loss == expected[loss_type] and loss.dtype == jnp.float32
