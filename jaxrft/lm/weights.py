@@ -373,9 +373,12 @@ def _check(folder: Path, tensors: Mapping[str, Any], weights: tuple[Weight, ...]
 
 
 def _place(weight: Weight, tensors: Mapping[str, Any], sharding: jax.sharding.Sharding | None, dtype: Any) -> Array:
-    """A weight on its devices, or on the default device without a sharding."""
+    """A weight on its devices, or on the default device without a sharding.
+
+    It waits until it is there: reading ahead of the transfers, the host would hold ever more of the weights.
+    """
     if sharding is None:
-        return jnp.asarray(_read(weight, tensors, [(0, size) for size in weight.shape], dtype))
+        return jnp.asarray(_read(weight, tensors, [(0, size) for size in weight.shape], dtype)).block_until_ready()
 
     @functools.cache  # devices that hold the same block share one reading
     def read(*bounds: tuple[int, int]) -> np.ndarray:
@@ -384,7 +387,7 @@ def _place(weight: Weight, tensors: Mapping[str, Any], sharding: jax.sharding.Sh
     def block(index: Any) -> np.ndarray:
         return read(*(span.indices(size)[:2] for span, size in zip(index, weight.shape, strict=True)))
 
-    return jax.make_array_from_callback(weight.shape, sharding, block)
+    return jax.make_array_from_callback(weight.shape, sharding, block).block_until_ready()
 
 
 def _read(weight: Weight, tensors: Mapping[str, Any], bounds: list[tuple[int, int]], dtype: Any) -> np.ndarray:
