@@ -129,7 +129,7 @@ def test_sharded_parameters_load_and_save_as_whole_ones(mesh, checkpoint, params
 
 @pytest.mark.parametrize("sharded", [False, True])
 def test_a_bfloat16_checkpoint_is_never_float32_on_the_host(sharded, mesh, tmp_path, monkeypatch):
-    """Memory for two blocks of the largest weight, and one that JAX has not let go of yet; float32 takes four or six."""
+    """Memory for two blocks of the largest weight, and one that JAX has not let go of yet; of float32, four to six."""
     config = CONFIG._replace(vocab_size=4096, hidden_size=256, intermediate_size=512)
     rows = model.table(config)
     ones = {row.name: np.ones(row.shape, jnp.bfloat16) for row in rows}
