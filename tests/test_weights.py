@@ -129,7 +129,7 @@ def test_sharded_parameters_load_and_save_as_whole_ones(mesh, checkpoint, params
 
 @pytest.mark.parametrize("sharded", [False, True])
 def test_a_bfloat16_checkpoint_is_never_float32_on_the_host(sharded, mesh, tmp_path, monkeypatch):
-    """Memory for two blocks of the largest weight, and one that JAX has not let go of yet; of float32, four to six."""
+    """Memory for two blocks of the largest weight, while one is read and one is placed; half of what float32 takes."""
     config = CONFIG._replace(vocab_size=4096, hidden_size=256, intermediate_size=512)
     rows = model.table(config)
     ones = {row.name: np.ones(row.shape, jnp.bfloat16) for row in rows}
@@ -151,7 +151,7 @@ def test_a_bfloat16_checkpoint_is_never_float32_on_the_host(sharded, mesh, tmp_p
     assert all(value.dtype == jnp.bfloat16 and jnp.all(value == 1) for value in params.values())
     assert {dtype for dtype, _ in blocks} == {np.dtype(jnp.bfloat16)}
     assert sum(size for _, size in blocks) == sum(value.size for value in params.values())
-    assert peak < 3.2 * max(value.nbytes for value in params.values())
+    assert peak < 2.5 * max(value.nbytes for value in params.values())
 
 
 def test_the_files_of_the_source_go_along(checkpoint, copied, params, tmp_path):

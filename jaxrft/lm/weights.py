@@ -392,11 +392,13 @@ def _place(weight: Weight, tensors: Mapping[str, Any], sharding: jax.sharding.Sh
 
 def _read(weight: Weight, tensors: Mapping[str, Any], bounds: list[tuple[int, int]], dtype: Any) -> np.ndarray:
     """The block of a weight within `bounds`, start and stop of every dimension, from its layers' tensors."""
-    layers, bounds = (bounds[0], bounds[1:]) if weight.layered else ((0, 1), bounds)
+    if not weight.layered:
+        return _read_layer(weight, tensors[_names(weight)[0]], bounds).astype(dtype, copy=False)
+    layers, bounds = bounds[0], bounds[1:]
     block = np.empty((layers[1] - layers[0], *(stop - start for start, stop in bounds)), dtype)
     for at, name in enumerate(_names(weight)[slice(*layers)]):
         block[at] = _read_layer(weight, tensors[name], bounds)
-    return block if weight.layered else block[0]
+    return block
 
 
 def _read_layer(weight: Weight, tensor: Any, bounds: list[tuple[int, int]]) -> np.ndarray:
