@@ -1,6 +1,7 @@
 """The folder of a run; saves and restores ONE pytree, `RunState`, by orbax: atomic, checked, the newest n."""
 
 import errno
+import gc
 import hashlib
 import importlib.metadata
 import json
@@ -11,6 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -118,6 +120,7 @@ class Checkpoints:
             self._write(path / "state", state)
             on_first(lambda: self._commit(path, step))
         except InputError as error:
+            _let_go(error)
             if jax.process_index() == 0:
                 self._clear()
             left = "but there is none yet" if self.newest is None else f"which is of step {self.newest}"
@@ -303,9 +306,17 @@ def _without_stacks(*libraries: logging.Logger) -> Iterator[None]:
     try:
         yield
     finally:
+        gc.collect()  # what is dropped later is told of
         sys.unraisablehook = before
         for library in libraries:
             library.removeFilter(stackless)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Clears what the frames behind an error hold: of the writes that failed, asyncio tells when they are dropped."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def open_folder(config: Config) -> Path:

@@ -1,5 +1,8 @@
 """The folder of a run: whether it may be used, and that nothing in it is lost or half written."""
 
+import asyncio
+import errno
+import gc
 import hashlib
 import json
 import logging
@@ -163,6 +166,36 @@ def test_what_a_full_disk_does_not_take_is_one_sentence_and_costs_nothing(tmp_pa
         "metrics.jsonl",
         "versions.json",
     }
+
+
+def test_of_several_refused_writes_nothing_is_told_after_the_checkpoints_are_closed(tmp_path, caplog, monkeypatch):
+    """What asyncio makes of a write that failed unseen, be it left in a cycle or held by the frames of the error."""
+
+    loop = asyncio.new_event_loop()
+
+    def refused():
+        future = loop.create_future()
+        future.set_exception(OSError(errno.ENOSPC, "No space left on device"))
+        return future
+
+    def save(*_, **__):
+        left = [refused()]
+        left.append(left)
+        held = refused()
+        raise ValueError(f"No space left on device: {held.done()}")
+
+    gc.disable()  # as in a process that ends before anything is collected
+    try:
+        with pytest.raises(InputError) as told, Checkpoints(tmp_path, keep=3, identity={}) as checkpoints:
+            monkeypatch.setattr(checkpoints.orbax, "save", save)
+            checkpoints.save(state(1))
+        assert "No space left on device" in str(told.value)
+        del told
+        gc.collect()
+    finally:
+        gc.enable()
+        loop.close()
+    assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
 def test_a_run_goes_on_over_a_full_disk_but_does_not_end_well_on_it(configure, whole, tmp_path, caplog):
