@@ -159,9 +159,7 @@ def test_probes_are_counted_and_their_informative_groups_trained_on():
 
 @pytest.mark.skipif(not REAL.exists(), reason="the real response matrix is not here")
 def test_published_figures_on_real_responses():
-    responses = str(REAL)
-    uniform, bots = command.simulate(command.SimulateConfig(responses=responses, selectors=("uniform", "bots")))[1]
-    (adaptive,) = command.simulate(command.SimulateConfig(responses=responses, selectors=("adaptive",), seeds=16))[1]
+    uniform, bots, adaptive = command.simulate(command.SimulateConfig(responses=str(REAL)))[1]
     assert uniform["effective_group_ratio"] == pytest.approx(0.704, abs=0.02)
     assert bots["effective_group_ratio"] == pytest.approx(0.887, abs=0.02)
     assert (uniform["mse"], bots["mse"]) == pytest.approx((0.018, 0.023), abs=0.003)

@@ -13,7 +13,7 @@ from jaxrft.select.contract import Selector, check, check_balance, check_sizes, 
 from jaxrft.types import Array, Choice, Feedback, InputError, Tasks
 
 NOISE = 0.015  # variance that a step adds to every logit
-LARGEST = 25.0  # variance of a logit about which nothing is known any more
+LARGEST = 5.0  # variance of a logit about which nothing is known any more
 STALE, STALE_INTEREST = 25.0, 0.02  # steps after which a task counts as not looked at, and what that is worth
 # A jump is a surprise beyond JUMP (1 is expected). When jumps are more frequent than JUMPS of the rollouts' tasks, over
 # some ten steps, tasks that nobody looked at may have jumped too: their variance grows by JUMP_NOISE times the mean
