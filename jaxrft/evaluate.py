@@ -67,15 +67,17 @@ def trials(config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool, **options:
 
 
 def pass_rates(config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool) -> Callable[..., np.ndarray]:
-    """The function (params, step, table, ids [n]) -> pass rates [N] of a policy, of num_generations rollouts a task.
+    """The function (params, step, table, ids [n], stopped) -> pass rates [N] of a policy, by num_generations rollouts.
 
-    Tasks other than `ids` have NaN.
+    Tasks other than `ids` have NaN. It raises Stopped between batches when `stopped`.
     """
     successes = trials(config, lm, mesh, pool, use="measure")
 
-    def measure(params: Any, step: int, tasks: TaskTable, ids: np.ndarray) -> np.ndarray:
+    def measure(
+        params: Any, step: int, tasks: TaskTable, ids: np.ndarray, stopped: Callable[[], bool] = lambda: False
+    ) -> np.ndarray:
         rates = np.full(len(tasks.lengths), np.nan, np.float32)
-        rates[ids] = successes(params, step, tasks, ids).mean(axis=1)
+        rates[ids] = successes(params, step, tasks, ids, stopped).mean(axis=1)
         return rates
 
     return measure

@@ -31,6 +31,8 @@ from jaxrft.types import InputError, Tasks
 
 logger = logging.getLogger(__name__)
 
+STOPPED = "stopped by a signal after step {}, {}; the same command goes on from here"
+
 
 def train(config: Config, *, reward: Any = None) -> RunState:
     """Trains `config.model` on `config.tasks`, or goes on where the run in `config.output_dir` stopped.
@@ -103,12 +105,19 @@ def loop(
     if evaluation_due(done) and runtime.any_process(report.write and not report.evaluated(done)):
         evaluate(done)
     if runtime.any_process(stopped()):
-        display.say(f"stopped by a signal after step {done}, and nothing is to be saved; the same command goes on")
+        display.say(STOPPED.format(done, "and nothing is to be saved"))
         return state, True
     first, stopping = done + 1, False
     for step in range(first, config.steps + 1):
         if run.selector.measure and (step == first or measuring_due(step - 1)):
-            run = run._replace(tasks=measured(run, state, step))
+            try:
+                run = run._replace(tasks=measured(run, state, step, stopped))
+            except runtime.Stopped:
+                stopping = True
+                if step > first and checkpoints.newest != step - 1:
+                    save(checkpoints, report, state, must=True)
+                display.say(STOPPED.format(step - 1, "saved" if step > first else "and nothing is to be saved"))
+                break
         timer, probed = log.Timer(), batches.Probed()
         if run.selector.probe and (step - 1) % run.selector.probe_every == 0:
             state, probed = batches.probe(run, programs, state, first=step == first)
@@ -149,7 +158,7 @@ def loop(
         if last or (due(step, config.save_steps) and not state.optimizer.skipped):
             save(checkpoints, report, state, must=last)
         if stopping:
-            display.say(f"stopped by a signal after step {step}, saved; the same command goes on from here")
+            display.say(STOPPED.format(step, "saved"))
             break
     report.flush()
     checkpoint.on_first(report.check_written)
@@ -197,12 +206,15 @@ def set_up(config: Config, mesh: Mesh, pool: Pool) -> tuple[Run, RunState]:
     ), state
 
 
-def measured(run: Run, state: RunState, step: int) -> Tasks:
-    """The tasks with pass rates of the policy that the state holds, of those tasks that the selector wants them of."""
+def measured(run: Run, state: RunState, step: int, stopped: Callable[[], bool]) -> Tasks:
+    """The tasks with pass rates of the policy that the state holds, of those tasks that the selector wants them of.
+
+    Raises Stopped when `stopped`.
+    """
     number, wanted = len(run.table.lengths), run.selector.measure
     assert wanted is not None
     ids = np.asarray(wanted(runtime.stream(run.config.seed, step, "measure"), number))
-    rates = run.measure(model.whole(state.params, run.lm.frozen), step, run.table, ids)
+    rates = run.measure(model.whole(state.params, run.lm.frozen), step, run.table, ids, stopped)
     return run.tasks._replace(pass_rates=meshes.place_table(rates, run.mesh, number))
 
 

@@ -1,5 +1,8 @@
 """A run that was stopped, in whatever way, ends bit for bit as one that was not."""
 
+import os
+import signal
+
 import helpers
 import pytest
 
@@ -82,8 +85,8 @@ def test_a_checkpoint_opens_on_another_mesh(configure, whole, mesh):
     assert restored.params["gate"].sharding.mesh.shape == {"data": mesh.data, "fsdp": mesh.fsdp, "model": mesh.model}
 
 
-def test_an_oracle_goes_on_with_the_pass_rates_that_it_would_have_had(configure, tmp_path):
-    """Of 12 of the 16 tasks, measured at steps 1, 3, 5, and, because of the checkpoint, 4."""
+def test_an_oracle_goes_on_with_the_pass_rates_that_it_would_have_had(configure, tmp_path, monkeypatch, capsys):
+    """Of 12 of the 16 tasks, measured at steps 1, 3, 5, and, because of the checkpoint, 4; a signal breaks that off."""
     select = SelectConfig("oracle", measured=12, measure_every=2)
     state = train.train(configure(tmp_path / "whole", select=select))
     for steps in (3, 6):
@@ -92,3 +95,20 @@ def test_an_oracle_goes_on_with_the_pass_rates_that_it_would_have_had(configure,
     lines = helpers.metrics(tmp_path / "whole")
     assert helpers.metrics(tmp_path / "parts") == lines
     assert all(0 <= line["select/brier"] <= 1 for line in lines)  # it knew a pass rate of all that it chose
+
+    measured, signals = train.measured, [1, 3]
+
+    def disturbed(run, state, step, stopped):
+        if step in signals:
+            signals.remove(step)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return measured(run, state, step, stopped)
+
+    monkeypatch.setattr(train, "measured", disturbed)
+    config = configure(tmp_path / "broken", select=select)
+    for said in ("after step 0, and nothing is to be saved", "after step 2, saved"):
+        assert not train.advance(config)[1]
+        assert f"stopped by a signal {said}; the same command goes on from here" in capsys.readouterr().out
+    assert helpers.checkpoints(config.output_dir) == [2]
+    helpers.assert_same_bits(train.train(config), state)
+    assert helpers.metrics(config.output_dir) == lines
