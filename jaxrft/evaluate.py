@@ -49,9 +49,7 @@ def trials(config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool, **options:
     """
     generate, counted = runtime.generator(lm, config, mesh, **options), runtime.success_index(config)
 
-    def successes(
-        params: Any, step: int, tasks: TaskTable, ids: np.ndarray, stopped: Callable[[], bool] = lambda: False
-    ) -> np.ndarray:
+    def successes(params: Any, step: int, tasks: TaskTable, ids: np.ndarray, stopped: Callable[[], bool]) -> np.ndarray:
         widths, found = table.buckets(tasks.lengths)[-1:], []
         for start in range(0, len(ids), config.eval_batch_size):
             if runtime.any_process(stopped()):
@@ -73,9 +71,7 @@ def pass_rates(config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool) -> Cal
     """
     successes = trials(config, lm, mesh, pool, use="measure")
 
-    def measure(
-        params: Any, step: int, tasks: TaskTable, ids: np.ndarray, stopped: Callable[[], bool] = lambda: False
-    ) -> np.ndarray:
+    def measure(params: Any, step: int, tasks: TaskTable, ids: np.ndarray, stopped: Callable[[], bool]) -> np.ndarray:
         rates = np.full(len(tasks.lengths), np.nan, np.float32)
         rates[ids] = successes(params, step, tasks, ids, stopped).mean(axis=1)
         return rates

@@ -38,8 +38,8 @@ class Run(NamedTuple):
     replay: Replay | None
     reference: Any  # parameters of the policy that the KL is taken to, with LoRA the frozen ones; None = no KL
     pool: Any = None  # graders, of a run that is carried out
-    evaluate: Any = None  # (params, step) -> metrics, likewise
-    measure: Any = None  # (params, step, table, ids) -> pass rates [N], likewise, for a selector that wants them
+    evaluate: Any = None  # (params, step, stopped) -> metrics, likewise
+    measure: Any = None  # (params, step, table, ids, stopped) -> pass rates [N], likewise, where they are wanted
 
 
 class Judged(NamedTuple):

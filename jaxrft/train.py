@@ -31,8 +31,6 @@ from jaxrft.types import InputError, Tasks
 
 logger = logging.getLogger(__name__)
 
-STOPPED = "stopped by a signal after step {}, {}; the same command goes on from here"
-
 
 def train(config: Config, *, reward: Any = None) -> RunState:
     """Trains `config.model` on `config.tasks`, or goes on where the run in `config.output_dir` stopped.
@@ -100,12 +98,18 @@ def loop(
     def measuring_due(done: int) -> bool:  # after a checkpoint, too, as in a run that goes on from it
         return due(done, run.selector.measure_every) or due(done, config.save_steps)
 
+    def halt(step: int) -> None:
+        if step > done and checkpoints.newest != step:
+            save(checkpoints, report, state, must=True)
+        kept = "saved" if step > done else "and nothing is to be saved"
+        display.say(f"stopped by a signal after step {step}, {kept}; the same command goes on from here")
+
     done = int(state.step)
     # A stop by a signal leaves out the evaluation that may have been due after its last step, or breaks it off.
     if evaluation_due(done) and runtime.any_process(report.write and not report.evaluated(done)):
         evaluate(done)
     if runtime.any_process(stopped()):
-        display.say(STOPPED.format(done, "and nothing is to be saved"))
+        halt(done)
         return state, True
     first, stopping = done + 1, False
     for step in range(first, config.steps + 1):
@@ -114,9 +118,7 @@ def loop(
                 run = run._replace(tasks=measured(run, state, step, stopped))
             except runtime.Stopped:
                 stopping = True
-                if step > first and checkpoints.newest != step - 1:
-                    save(checkpoints, report, state, must=True)
-                display.say(STOPPED.format(step - 1, "saved" if step > first else "and nothing is to be saved"))
+                halt(step - 1)
                 break
         timer, probed = log.Timer(), batches.Probed()
         if run.selector.probe and (step - 1) % run.selector.probe_every == 0:
@@ -158,7 +160,7 @@ def loop(
         if last or (due(step, config.save_steps) and not state.optimizer.skipped):
             save(checkpoints, report, state, must=last)
         if stopping:
-            display.say(STOPPED.format(step, "saved"))
+            halt(step)
             break
     report.flush()
     checkpoint.on_first(report.check_written)
