@@ -4,6 +4,7 @@ import faulthandler
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,15 +15,15 @@ from jaxrft import witness
 from jaxrft.types import InputError
 
 BEAT = 2.0  # seconds from one sign of life to the next
-PATIENCE = 10.0  # seconds that a witness has to end
+PATIENCE = 10.0  # seconds that a witness has to end, and JAX a process without the first one
 
 
 @contextmanager
 def watched(folder: Path) -> Iterator[None]:
     """Within it a process gives signs of life: it changes a file of its own in <folder>/.alive again and again.
 
-    An error of JAX's then becomes an InputError that names the processes that have stopped doing so, if any has; a
-    witness says it of a process that JAX ends.
+    An error then becomes an InputError that names the processes that have stopped doing so, if any has; a witness says
+    it of a process that JAX ends.
     """
     index, count = jax.process_index(), jax.process_count()
     if count == 1:
@@ -32,10 +33,15 @@ def watched(folder: Path) -> Iterator[None]:
     with _beating(signs / f"{index}"), _witnessed(str(signs), str(index), str(count)):
         try:
             yield
-        except jax.errors.JaxRuntimeError as error:  # while it is looked into JAX may still end the process
-            if found := witness.gone(signs, [other for other in range(count) if other != index]):
-                raise InputError(witness.sentence(found, count)) from error
+        except InputError:
             raise
+        except Exception as error:  # a broken connection is a JaxRuntimeError or a ValueError
+            found = witness.gone(signs, [other for other in range(count) if other != index])
+            if not found:
+                raise
+            if 0 in found:  # JAX is about to end this process as well, before it could say a word; its witness can
+                time.sleep(PATIENCE)
+            raise InputError(witness.sentence(found, count)) from error
 
 
 @contextmanager

@@ -3,9 +3,11 @@
 import io
 import threading
 
+import jax
 import pytest
 
-from jaxrft import witness
+from jaxrft import lifesigns, witness
+from jaxrft.types import InputError
 
 
 @pytest.fixture
@@ -66,3 +68,17 @@ def test_a_witness_speaks_of_the_others(signs, monkeypatch, capsys, said, sign, 
     assert (folder / "2").read_text() == sign
     errors = capsys.readouterr().err
     assert heard in errors and bool(heard) == bool(errors)
+
+
+@pytest.mark.parametrize("kind", [jax.errors.JaxRuntimeError, ValueError])  # both are what JAX makes of a dead peer
+@pytest.mark.parametrize(("sign", "named"), [(witness.GONE, True), (witness.ENDED, False)])
+def test_an_error_names_the_one_that_has_gone_and_stays_itself_if_none_has(tmp_path, monkeypatch, kind, sign, named):
+    monkeypatch.setattr(witness, "SILENT", 0.3)
+    monkeypatch.setattr("jax.process_index", lambda: 0)
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    with pytest.raises(InputError if named else kind) as caught, lifesigns.watched(tmp_path):
+        (tmp_path / ".alive").mkdir(exist_ok=True)
+        (tmp_path / ".alive/1").write_text(sign)
+        raise kind("connection reset by peer")
+    assert ("process 1 of 2 gives no sign of life any more" in str(caught.value)) == named
+    assert not (tmp_path / ".alive/0").exists()
