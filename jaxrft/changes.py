@@ -9,7 +9,8 @@ from jaxrft.config import Config
 # Rule -> the fields, or whole sections of fields, that it is for; a field is in one of them.
 RULES: dict[str, tuple[str, ...]] = {
     # Random streams, the selector's beliefs and the groups of a replay would not go on as they began.
-    "kept": ("seed", "batch_size", "num_generations", "select.name", "select.per_domain", "replay.capacity"),
+    "kept": ("seed", "batch_size", "num_generations", "select.name", "select.per_domain")
+    + ("select.per_token", "replay.capacity"),
     "kept with replay": ("max_completion_length", "importance_sampling_correction"),
     # Not by name: files may move, but what is in them is compared. `dtype` matters to the frozen weights of LoRA.
     "content": ("model", "tasks", "lora", "dtype", "max_prompt_length")

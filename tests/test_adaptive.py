@@ -187,6 +187,39 @@ def test_the_utility_is_the_one_asked_for():
         assert selector.select(jax.random.key(0), state, Tasks())[0].ids.tolist() == [best]
 
 
+def test_per_token_a_long_task_has_to_be_worth_its_length():
+    """Tasks 0 and 1 are worth 0.6 and 0.8; their rollouts took 10 and 20 tokens, or nobody knows."""
+    believed = logit.Moments(floats(0.5, 0.5), floats(0.0, 0.0), floats(0.6, 0.8))
+    selector = selectors.adaptive(1, 4, price=0.0, floor=0.0, per_token=True)
+    state = selector.init(Tasks(), 2)
+
+    def best(state):
+        state = state._replace(believed=believed, visited=jnp.zeros(2, jnp.int32))
+        return selector.select(jax.random.key(0), state, Tasks())[0].ids.tolist()
+
+    for tokens, expected in (((40.0, 80.0), [0]), ((0.0, 0.0), [1]), ((40.0, 0.0), [1]), ((0.0, 80.0), [1])):
+        seen = Feedback(jnp.arange(2), floats(2.0, 2.0), floats(4.0, 4.0), floats(*tokens))
+        assert best(selector.update(state, Tasks(), seen)) == expected
+    half = Feedback(jnp.array([1, 0]), floats(2.0, 0.0), floats(4.0, 0.0), floats(80.0, 0.0))  # the second is padding
+    assert selector.update(state, Tasks(), half).tokens.tolist() == [0, 20]
+
+
+def test_per_token_saves_tokens():
+    """Alike but for their length: half of the tasks take four times the tokens of the others."""
+    tokens = jnp.where(jnp.arange(128) % 2 == 0, 100.0, 400.0)
+    rates = sigmoid(np.tile(logits(128, 3), (80, 1)))
+    spent, taught = {}, {}
+    for per_token in (False, True):
+        selector = selectors.adaptive(8, 16, per_token=per_token)
+
+        def told(state, tasks, feedback, update=selector.update):
+            return update(state, tasks, feedback._replace(tokens=feedback.trials * tokens[feedback.ids]))
+
+        ids, _, informative = play(selector._replace(update=told), rates, 80)
+        spent[per_token], taught[per_token] = float(tokens[ids].sum()), float(informative.sum())
+    assert taught[True] / spent[True] > 1.2 * taught[False] / spent[False]
+
+
 def test_new_tasks_are_any_that_may_teach_rather_than_the_likeliest():
     """All tasks are new, and half of the places are for these: for any but the last ten, though twenty seem best."""
     worth = jnp.asarray(np.repeat([1.0, 0.6, 0.2], (20, 70, 10)), jnp.float32)

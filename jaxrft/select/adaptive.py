@@ -43,6 +43,7 @@ class AdaptiveState(NamedTuple):
     jumps: Array  # [], smoothed share of the rollouts' tasks that jumped
     step: Array  # [] int32, updates so far
     believed: logit.Moments  # [N], of the next step
+    tokens: Array | None  # [N], of a rollout at the last visit, 0 = unknown; None where they cost nothing
 
 
 def adaptive(
@@ -53,6 +54,7 @@ def adaptive(
     price: ArrayLike = 0.05,
     curiosity: ArrayLike = 2.0,
     floor: ArrayLike = 0.3,
+    per_token: bool = False,
     cool_down: int = 0,
     balance: acquire.Balance = "none",
 ) -> Selector:
@@ -74,7 +76,9 @@ def adaptive(
     group's. With chance `floor` a step one place goes to the task longest not visited, of the domain longest not
     visited.
 
-    `utility`: the chance of an informative group (with group normalisation), or the mean of 4 p (1 - p) (without);
+    `utility`: the chance of an informative group (with group normalisation), or the mean of 4 p (1 - p) (without).
+    `per_token`: utility and interest count by what they cost, the completion tokens of the task's last visit (0: the
+    mean of the others), since harder tasks make longer rollouts.
     `price` and `floor` in [0, 1]; `curiosity` >= 0; `cool_down`: steps for which a chosen task comes last.
     `balance` of the batch between the domains: as `acquire.quota` says; a task for not having been visited has the
     place of one of its own domain.
@@ -106,6 +110,7 @@ def adaptive(
             jumps=jnp.zeros((), jnp.float32),
             step=jnp.zeros((), jnp.int32),
             believed=logit.moments(mean, variance, num_generations=num_generations),
+            tokens=jnp.zeros(num_tasks, jnp.float32) if per_token else None,
         )
 
     def select(key: Array, state: AdaptiveState, tasks: Tasks) -> tuple[Choice, AdaptiveState]:
@@ -114,8 +119,10 @@ def adaptive(
         believed, seen = state.believed, state.visited >= 0
         since = jnp.where(seen, state.step - state.visited, jnp.iinfo(jnp.int32).max)
         worth = believed.informative if utility == "informative" else _signal(believed)
-        worth = acquire.cool_down(worth, since, steps=cool_down) if cool_down else worth
         interest = jnp.sqrt(believed.variance) + STALE_INTEREST * jnp.minimum(since.astype(jnp.float32) / STALE, 1)
+        if state.tokens is not None:
+            worth, interest = (acquire.per_token(x, state.tokens) for x in (worth, interest))
+        worth = acquire.cool_down(worth, since, steps=cool_down) if cool_down else worth
 
         doubt = jnp.where(seen, believed.variance, 0).mean()
         raised = jnp.maximum(1, 4 * num_generations * doubt)
@@ -231,6 +238,7 @@ def _observe(state: AdaptiveState, feedback: Feedback, valid: Array, *, num_gene
         jumps=jumps,
         step=state.step + 1,
         believed=state.believed,
+        tokens=None if state.tokens is None else put(state.tokens, feedback.tokens / trials),
     )
     known = _latest(state.visited)
     population = populations.fit(
