@@ -232,6 +232,19 @@ def test_new_tasks_are_any_that_may_teach_rather_than_the_likeliest():
     assert count[20:90].sum() == pytest.approx(500 * 4 * 70 / 90, rel=0.05)
 
 
+def test_new_tasks_are_the_likeliest_as_far_as_features_have_turned_out_right():
+    """Their say is 0, 1/2 or 1: any worth half of the best, 0.2 + 0.75 / 2 * 0.8 = 0.5, or 0.2 + 0.75 * 0.8 = 0.8."""
+    worth = jnp.asarray(np.repeat([1.0, 0.79, 0.501, 0.2], (20, 40, 30, 10)), jnp.float32)
+    selector = selectors.adaptive(8, 16, price=0.0, floor=0.0)
+    state = selector.init(Tasks(), 100)._replace(believed=logit.Moments(jnp.full(100, 0.5), jnp.zeros(100), worth))
+    for odds, among in ((-30.0, 90), (0.0, 90), (1.5, 60), (30.0, 20)):
+        told = state._replace(population=state.population._replace(odds=jnp.float32(odds)))
+        choose = jax.jit(jax.vmap(lambda key, told=told: selector.select(key, told, Tasks())[0].ids))
+        count = np.bincount(np.ravel(choose(jax.random.split(jax.random.key(0), 500))), minlength=100)
+        assert count[among:].sum() == 0
+        assert count[20:among].sum() == pytest.approx(500 * 4 * (among - 20) / among, rel=0.05)
+
+
 def test_a_domain_is_not_left_unseen_for_long():
     """Three domains; the floor goes to the task longest not visited of the one of which none has been since step 5."""
     domain = jnp.arange(12, dtype=jnp.int32) % 3

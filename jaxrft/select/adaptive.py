@@ -24,8 +24,9 @@ FITTED = 4096  # visited tasks whose logits tell what those of the others are
 # The same few tasks again and again teach a policy little of the others. Tasks never visited have the share NEW of the
 # batch while they are nearly all there are; it falls with the power FADING of their share of the table. Which of them
 # is left to chance among those that may be worth AMONG of the best of them, or what features say would keep the policy
-# to one kind. Of tasks whose utilities are less than ALIKE apart, those longest not visited are taken.
-NEW, FADING, AMONG, ALIKE = 0.5, 4, 0.5, 0.08
+# to one kind. As far as features have turned out right they are TOLD of the way from the least to the best of them.
+# Of tasks whose utilities are less than ALIKE apart, those longest not visited are taken.
+NEW, FADING, AMONG, TOLD, ALIKE = 0.5, 4, 0.5, 0.75, 0.08
 
 Utility = Literal["informative", "signal"]
 
@@ -70,11 +71,11 @@ def adaptive(
     Choice: places in the batch go to the tasks of the greatest expected utility + `curiosity` * interest, until the
     batch's expected utility has fallen by the share `price` below the greatest possible; the rest to the greatest
     utility, of nearly equal ones to those longest not visited. While hardly a task of the table has been visited, half
-    of the places are for those never visited, for any that may be worth half of the best of them. Interest is the
-    standard deviation of the believed pass rate, and a little for not having been looked at. `curiosity` and `price`
-    grow in proportion once the pass rates of visited tasks are believed with a mean variance above 1 / (4 G), a single
-    group's. With chance `floor` a step one place goes to the task longest not visited, of the domain longest not
-    visited.
+    of the places are for those never visited, for any that may be worth half of the best of them, or, as far as the
+    features have predicted first visits, three quarters of the way from the least to the best. Interest is the standard
+    deviation of the believed pass rate, and a little for not having been looked at. `curiosity` and `price` grow in
+    proportion once the pass rates of visited tasks are believed with a mean variance above 1 / (4 G), a single group's.
+    With chance `floor` a step one place goes to the task longest not visited, of the domain longest not visited.
 
     `utility`: the chance of an informative group (with group normalisation), or the mean of 4 p (1 - p) (without).
     `per_token`: utility and interest count by what they cost, the completion tokens of the task's last visit (0: the
@@ -134,7 +135,7 @@ def adaptive(
             batch_size=batch_size,
             weight=weight,
             price=jnp.minimum(jnp.asarray(price, jnp.float32) * raised, HIGHEST_PRICE),
-            first=_new(key_new, worth, seen, batch_size=batch_size, quota=quota),
+            first=_new(key_new, state, worth, batch_size=batch_size, quota=quota),
             alike=ALIKE,
             preference=since.astype(jnp.float32),
             quota=quota,
@@ -155,11 +156,14 @@ def adaptive(
     return Selector(init, select, update, pass_rate)
 
 
-def _new(key: Array, worth: Array, seen: Array, *, batch_size: int, quota: acquire.Quota | None) -> Array:
-    """Which of the tasks not `seen` [N] have a place for being new, [N] bool: of those `worth` [N] enough, any."""
+def _new(key: Array, state: AdaptiveState, worth: Array, *, batch_size: int, quota: acquire.Quota | None) -> Array:
+    """Which of the tasks never visited have a place for being new, [N] bool: of those `worth` [N] enough, any."""
     key_places, key_among = jax.random.split(key)
+    seen = state.visited >= 0
     places = NEW * batch_size * (1 - seen.mean(dtype=jnp.float32)) ** FADING + jax.random.uniform(key_places)
-    enough = AMONG * jnp.where(seen, -jnp.inf, worth).max()
+    best = jnp.where(seen, worth.min(), worth).max()
+    least = jnp.where(seen, best, worth).min()
+    enough = jnp.maximum(AMONG * best, least + TOLD * populations.share(state.population) * (best - least))
     score = jnp.where(seen, -jnp.inf, jnp.minimum(worth, enough))
     best = acquire.largest(key_among, score, batch_size=batch_size, quota=quota)
     chosen = (jnp.arange(batch_size) < places.astype(jnp.int32)) & ~seen[best]

@@ -30,12 +30,16 @@ def init(num_features: int) -> Population:
     )
 
 
+def share(state: Population) -> Array:
+    """The weight [] in [0, 1] of what features say, by what they have predicted."""
+    return jax.nn.sigmoid(state.odds)
+
+
 def predict(state: Population, features: Array) -> tuple[Array, Array]:
     """Mean and variance [N] of the logits of tasks never visited, as the mixture of both predictions."""
-    share = jax.nn.sigmoid(state.odds)
-    told = features @ state.weights
-    variance = (1 - share) * state.spread[0] + share * state.spread[1] + share * (1 - share) * told * told
-    return state.center + share * told, variance
+    weight, told = share(state), features @ state.weights
+    variance = (1 - weight) * state.spread[0] + weight * state.spread[1] + weight * (1 - weight) * told * told
+    return state.center + weight * told, variance
 
 
 def earn(state: Population, features: Array, successes: Array, trials: Array, first: Array) -> Population:
