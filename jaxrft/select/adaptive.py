@@ -165,9 +165,9 @@ def _new(key: Array, state: AdaptiveState, worth: Array, *, batch_size: int, quo
     least = jnp.where(seen, best, worth).min()
     enough = jnp.maximum(AMONG * best, least + TOLD * populations.share(state.population) * (best - least))
     score = jnp.where(seen, -jnp.inf, jnp.minimum(worth, enough))
-    best = acquire.largest(key_among, score, batch_size=batch_size, quota=quota)
-    chosen = (jnp.arange(batch_size) < places.astype(jnp.int32)) & ~seen[best]
-    return jnp.zeros(seen.shape, bool).at[jnp.where(chosen, best, seen.shape[0])].set(True, mode="drop")
+    ids = acquire.largest(key_among, score, batch_size=batch_size, quota=quota)
+    chosen = (jnp.arange(batch_size) < places.astype(jnp.int32)) & ~seen[ids]
+    return jnp.zeros(seen.shape, bool).at[jnp.where(chosen, ids, seen.shape[0])].set(True, mode="drop")
 
 
 def _with_stalest(key: Array, ids: Array, state: AdaptiveState, tasks: Tasks, quota: acquire.Quota | None) -> Array:
