@@ -233,7 +233,7 @@ def test_new_tasks_are_any_that_may_teach_rather_than_the_likeliest():
 
 
 def test_new_tasks_are_the_likeliest_as_far_as_features_have_turned_out_right():
-    """Their say is 0, 1/2 or 1: any worth half of the best, 0.2 + 0.75 / 2 * 0.8 = 0.5, or 0.2 + 0.75 * 0.8 = 0.8."""
+    """Those worth 0.2 + 0.75 s * 0.8, or half of the best: 0.5, 0.5, 0.69 and 0.8 for a say s of 0, 0.5, 0.82 and 1."""
     worth = jnp.asarray(np.repeat([1.0, 0.79, 0.501, 0.2], (20, 40, 30, 10)), jnp.float32)
     selector = selectors.adaptive(8, 16, price=0.0, floor=0.0)
     state = selector.init(Tasks(), 100)._replace(believed=logit.Moments(jnp.full(100, 0.5), jnp.zeros(100), worth))
