@@ -21,7 +21,7 @@ from jaxrft.checkpoint import RunState
 from jaxrft.learn.replay import Groups
 from jaxrft.lm import model
 from jaxrft.runtime import Verdicts
-from jaxrft.select import probes
+from jaxrft.select import contract, probes
 from jaxrft.steps import Judged, Programs, Run
 from jaxrft.tasks import table
 from jaxrft.types import Array, Choice, Feedback, InputError, Rollout
@@ -81,7 +81,8 @@ def choose(
     if len(taken):
         mark = np.isin(np.arange(number), taken)
         tasks = tasks._replace(taken=meshes.place_table(mark, run.mesh, number))
-    return programs.select(state.selector, state.step, tasks, np.int32(stream), count=count)
+    choice, changed = programs.select(state.selector, state.step, tasks, np.int32(stream), count=count)
+    return choice, contract.merged(state.selector, changed)
 
 
 def sample(run: Run, programs: Programs, state: RunState, ids: np.ndarray, use: str = "rollout") -> Rolled:

@@ -17,7 +17,7 @@ from jaxrft.learn.replay import Groups, Replay
 from jaxrft.predictors import Predictor
 from jaxrft.report import metrics
 from jaxrft.runtime import LanguageModel
-from jaxrft.select import selectors
+from jaxrft.select import contract, selectors
 from jaxrft.select.selectors import Selector
 from jaxrft.tasks import table
 from jaxrft.tasks.table import TaskTable
@@ -56,7 +56,7 @@ class Programs(NamedTuple):
 
     size: Any  # (state) -> how many new groups, on the host, the next step learns from: fewer if a replay has others
     probe: Any  # (selector_state, step, tasks) -> choice, of tasks to roll out in order to know
-    select: Any  # (selector_state, step, tasks, random stream, *, count=batch_size) -> (choice, selector_state)
+    select: Any  # (selector_state, step, tasks, random stream, *, count=batch_size) -> (choice, what of it has changed)
     generate: Any  # (params, step, prompts, lengths, ids, number of the random stream) -> rollouts
     judge: Any  # (step, ids, (prompts, lengths), rollouts, rewards) -> judged
     note: Any  # (selector_state, tally, step, tasks, choice, *parts) -> (selector_state, tally, metrics)
@@ -176,7 +176,7 @@ def compile_steps(run: Run, state: RunState) -> Programs:
     return Programs(
         size=partial(rollout_size, run, None if run.replay is None else jax.jit(run.replay.fresh_needed)),
         probe=compiled(probe, everywhere),
-        select=compiled(select, (everywhere, where.selector), static_argnames="count"),
+        select=compiled(partial(select, where=where.selector), (everywhere, None), static_argnames="count"),
         generate=runtime.generator(run.lm, run.config, run.mesh),
         judge=compiled(judge, Judged(rows, everywhere, everywhere, everywhere)),  # pyright: ignore[reportArgumentType]
         note=compiled(note, (where.selector, where.tally, everywhere), donate_argnums=(0, 1)),
@@ -202,11 +202,17 @@ def probe(run: Run, selector_state: Any, step: Array, tasks: Tasks) -> Choice:
 
 
 def select(
-    run: Run, selector_state: Any, step: Array, tasks: Tasks, stream: Array, *, count: int | None = None
-) -> tuple[Choice, Any]:
-    """Chooses `count` tasks, batch_size by default; `stream` is the number of the random stream."""
+    run: Run, selector_state: Any, step: Array, tasks: Tasks, stream: Array, *, where: Any, count: int | None = None
+) -> tuple[Choice, contract.Changed]:
+    """Chooses `count` tasks, batch_size by default; `stream` is the number of the random stream.
+
+    Gives back, laid out as `where` says, what `contract.merged` makes the new state of.
+    """
     selector = make_selector(run.config, count or run.config.batch_size, run.predictor)
-    return selector.select(runtime.stream(run.config.seed, step, stream), selector_state, tasks)
+    key = runtime.stream(run.config.seed, step, stream)
+    choice, changed = contract.choosing(selector)(key, selector_state, tasks)
+    placed = jax.tree.leaves(where)
+    return choice, {number: jax.lax.with_sharding_constraint(x, placed[number]) for number, x in changed.items()}
 
 
 def judge(run: Run, step: Array, ids: Array, prompts: Any, rollouts: Rollout, rewards: Array) -> Judged:

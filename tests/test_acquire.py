@@ -135,7 +135,7 @@ def test_tasks_that_come_first_have_their_places_at_any_price_and_count_in_it():
     utility, interest = jnp.array([0.9, 0.8, 0.5, 0.1, 0.1]), jnp.array([0.0, 0.1, 0.0, 1.0, 0.5])
 
     def chosen(price, *first):
-        options = dict(batch_size=3, weight=2.0, price=price, first=jnp.isin(jnp.arange(5), jnp.array(first)))
+        options = dict(batch_size=3, weight=2.0, price=price, first=jnp.array([*first, 5]))
         return sorted(acquire.priced(jax.random.key(0), utility, interest, **options).tolist())
 
     assert chosen(0.0, 4) == [0, 1, 4]
@@ -153,7 +153,7 @@ def test_of_utilities_that_are_alike_the_preferred_are_taken():
         return sorted(acquire.priced(jax.random.key(0), utility, interest, **options).tolist())
 
     assert [chosen(alike) for alike in (0.0, 0.02, 0.04, 0.1)] == [[0, 1], [0, 1], [1, 2], [2, 3]]
-    assert chosen(0.1, first=jnp.arange(5) == 0) == [0, 3]
+    assert chosen(0.1, first=jnp.zeros(1, int)) == [0, 3]
     quota = acquire.Quota(jnp.array([0, 0, 0, 1, 1]), jnp.array([1, 1, 0, 0, 0]))
     assert chosen(0.04, quota=quota) == [1, 3]  # 4 is not like 3, its domain's best, and 2 not like 0, its own's
     assert chosen(0.06, quota=quota) == [2, 3]

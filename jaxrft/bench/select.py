@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from jaxrft import mesh as meshes
 from jaxrft import train
 from jaxrft.assets import TINY
 from jaxrft.config import Config, TasksConfig
-from jaxrft.select import attention, selectors
+from jaxrft.select import attention, contract, selectors
 from jaxrft.tasks import builtin
 from jaxrft.types import Array, Choice, Feedback, Projections, Tasks
 
@@ -120,17 +121,18 @@ def ours(name: str, num_tasks: int, batch_size: int, num_generations: int) -> Ca
     if name == TOLD:
         name, tasks = "adaptive", tasks._replace(embeddings=jax.random.normal(jax.random.key(2), (num_tasks, 32)))
     selector = make(name, batch_size, num_generations)
-    state = selector.init(tasks, num_tasks)
+    state = jax.tree.map(jnp.copy, selector.init(tasks, num_tasks))  # each leaf its own, for it is given away
     rng, keys = np.random.default_rng(1), iter([*jax.random.split(jax.random.key(0), 1000)])
-    select = jax.jit(selector.select)
+    select = jax.jit(contract.choosing(selector))
 
-    @jax.jit  # as in a run, where counts become feedback within the program
+    @partial(jax.jit, donate_argnums=0)  # as in a run, where counts become feedback within the program
     def update(state: Any, tasks: Tasks, choice: Choice, solved: Array) -> Any:
         return selector.update(state, tasks, feedback(choice, solved, num_generations))
 
     def step() -> None:
         nonlocal state
-        choice, state = select(next(keys), state, tasks)
+        choice, changed = select(next(keys), state, tasks)
+        state = contract.merged(state, changed)
         solved = rng.binomial(num_generations, rates[np.asarray(choice.ids)])
         state = jax.block_until_ready(update(state, tasks, choice, solved.astype(np.float32)))
 
@@ -217,11 +219,11 @@ def sharded(names: tuple[str, ...] = ("uniform", "bots", "adaptive")) -> None:
         for name in names:
             selector = make(name, BATCH, GENERATIONS)
             state = meshes.place_table(jax.device_get(selector.init(tasks, SHARDED)), mesh, SHARDED)
-            select, update = jax.jit(selector.select), jax.jit(selector.update)
+            select, update = jax.jit(contract.choosing(selector)), jax.jit(selector.update, donate_argnums=0)
             for step in range(2):
                 start = time.perf_counter()
-                choice, state = select(jax.random.key(step), state, tasks)
-                ids = np.asarray(choice.ids)
+                choice, changed = select(jax.random.key(step), state, tasks)
+                state, ids = contract.merged(state, changed), np.asarray(choice.ids)
                 solved = np.rint(GENERATIONS * rates[ids])
                 state = jax.block_until_ready(update(state, tasks, feedback(choice, solved, GENERATIONS)))
                 found[name] = {"seconds": time.perf_counter() - start, "distinct": len(set(ids.tolist()))}

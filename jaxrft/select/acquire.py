@@ -164,29 +164,28 @@ def priced(
     """Ids [B]: the greatest `utility` [N], but for as many of the greatest utility + `weight` * interest as are paid.
 
     The first k places go to the curious ranking, k as large as keeps the sum of utilities at or above
-    (1 - `price`) times the sum of the B greatest; the others to the greatest utilities left. Tasks that are `first` [N]
-    bool head the curious ranking and have their places at any price. With a `preference` [N], utilities of at least
-    (1 - `alike`) times the least of the B greatest, with a quota those in the domain, count as equal, and the greatest
-    preference has the place.
+    (1 - `price`) times the sum of the B greatest; the others to the greatest utilities left. The tasks `first` [K], ids
+    where N is none, head the curious ranking and have their places at any price. With a `preference` [N], utilities of
+    at least (1 - `alike`) times the least of the B greatest, with a quota those in the domain, count as equal, and the
+    greatest preference has the place. All utilities are finite.
     """
     key_best, key_curious, key_rest = jax.random.split(key, 3)
     weight, price, alike = (jnp.asarray(x, utility.dtype) for x in (weight, price, alike))
-    first = jnp.zeros(utility.shape, bool) if first is None else first
     ids = largest(key_best, utility, batch_size=batch_size, quota=quota)
     best = utility[ids]
-    curious = jnp.where(first, jnp.inf, utility + weight * interest)
-    curious = largest(key_curious, curious, batch_size=batch_size, quota=quota)
+    score = utility + weight * interest
+    score = score if first is None else score.at[first].set(jnp.inf, mode="drop")
+    curious = largest(key_curious, score, batch_size=batch_size, quota=quota)
     rest = jnp.concatenate([jnp.cumsum(best[:-1])[::-1], jnp.zeros(1, utility.dtype)])  # of the B - k best, k = 1..B
     paid = (jnp.cumsum(utility[curious]) + rest >= (1 - price) * best.sum()).sum()
-    count = jnp.maximum(paid, first[curious].sum())
+    count = jnp.maximum(paid, jnp.isinf(score[curious]).sum())
     ahead = jnp.where(jnp.arange(batch_size) < count, curious, utility.shape[0])
-    ahead = jnp.zeros(utility.shape, bool).at[ahead].set(True, mode="drop")
     if preference is not None:
         least = best.min() if quota is None else _by_domain(quota, best, ids)
         equal = utility >= (1 - alike) * least
         longer = preference - preference.min()  # apart: beside a large preference, a utility would be rounded away
         utility = jnp.where(equal, utility.max() + 1 + longer, utility)
-    return largest(key_rest, jnp.where(ahead, jnp.inf, utility), batch_size=batch_size, quota=quota)
+    return largest(key_rest, utility.at[ahead].set(jnp.inf, mode="drop"), batch_size=batch_size, quota=quota)
 
 
 def _by_domain(quota: Quota, score: Array, ids: Array) -> Array:
@@ -255,18 +254,19 @@ def _smallest(key: Array, score: Array, ids: Array, *, count: int) -> tuple[Arra
     A pass of `top_k`, another if more are as small as the last, and a sort of what they found: on CPUs a fiftieth of
     the time of a sort of the table.
     """
-    order = _order(score)
-    best, below = jax.lax.top_k(-order, count)
-    last = -best.min()  # a slice of what `top_k` gives would make XLA sort instead
+    rank = -_order(score)
+    found = min(count + 1, rank.size)  # one more tells whether there are others like the last
+    best, ahead = jax.lax.top_k(rank, found)
+    last = jnp.where(jnp.arange(found) < count, best, jnp.inf).min()  # slices of `best` would make XLA sort instead
 
     def drawn() -> Array:
-        return jax.lax.top_k(jnp.where(order == last, -_order(_ties(key, ids)), -jnp.inf), count)[1]
+        return jax.lax.top_k(jnp.where(rank == last, -_order(_ties(key, ids)), -jnp.inf), found)[1]
 
-    level = jax.lax.cond((order <= last).sum() > count, drawn, lambda: below)  # who may have the last places
-    rows = jnp.concatenate([below, level])
-    twice = jnp.concatenate([order[below] == last, order[level] != last])
-    found = jax.lax.sort((twice, order[rows], _ties(key, ids[rows]), rows), num_keys=3)[3][:count]
-    return score[found], ids[found]
+    level = jax.lax.cond((best >= last).sum() > count, drawn, lambda: ahead)  # who may have the last places
+    rows = jnp.concatenate([ahead, level])
+    behind = jnp.concatenate([rank[ahead] <= last, rank[level] != last])
+    chosen = jax.lax.sort((behind, -rank[rows], _ties(key, ids[rows]), rows), num_keys=3)[3][:count]
+    return score[chosen], ids[chosen]
 
 
 def _ties(key: Array, ids: Array) -> Array:

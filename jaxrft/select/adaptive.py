@@ -22,10 +22,11 @@ JUMP, JUMPS, JUMP_MEMORY, JUMP_NOISE, JUMP_VARIANCE = 12.0, 0.01, 0.9, 10.0, 4.0
 HIGHEST_PRICE = 0.6
 FITTED = 4096  # visited tasks whose logits tell what those of the others are
 # The same few tasks again and again teach a policy little of the others. Tasks never visited have the share NEW of the
-# batch while they are nearly all there are; it falls with the power FADING of their share of the table. Which of them
-# is left to chance among those that may be worth AMONG of the best of them, or what features say would keep the policy
-# to one kind. As far as features have turned out right they are TOLD of the way from the least to the best of them.
-# Of tasks whose utilities are less than ALIKE apart, those longest not visited are taken.
+# batch while they are nearly all there are, and all of it as far as features have turned out right in saying which are
+# worth it; it falls with the power FADING of their share of the table. Which of them is left to chance among those that
+# may be worth AMONG of the best of them, or what features say would keep the policy to one kind. As far as features
+# have turned out right they are TOLD of the way from the least to the best of them. Of tasks whose utilities are less
+# than ALIKE apart, those longest not visited are taken.
 NEW, FADING, AMONG, TOLD, ALIKE = 0.5, 4, 0.5, 0.75, 0.08
 
 Utility = Literal["informative", "signal"]
@@ -71,11 +72,12 @@ def adaptive(
     Choice: places in the batch go to the tasks of the greatest expected utility + `curiosity` * interest, until the
     batch's expected utility has fallen by the share `price` below the greatest possible; the rest to the greatest
     utility, of nearly equal ones to those longest not visited. While hardly a task of the table has been visited, half
-    of the places are for those never visited, for any that may be worth half of the best of them, or, as far as the
-    features have predicted first visits, three quarters of the way from the least to the best. Interest is the standard
-    deviation of the believed pass rate, and a little for not having been looked at. `curiosity` and `price` grow in
-    proportion once the pass rates of visited tasks are believed with a mean variance above 1 / (4 G), a single group's.
-    With chance `floor` a step one place goes to the task longest not visited, of the domain longest not visited.
+    of the places are for those never visited, for any that may be worth half of the best of them; as far as features
+    have predicted first visits, all places, and three quarters of the way from the least to the best. Interest is the
+    standard deviation of the believed pass rate, and a little for not having been looked at. `curiosity` and `price`
+    grow in proportion once the pass rates of visited tasks are believed with a mean variance above 1 / (4 G), a single
+    group's. With chance `floor` a step one place goes to the task longest not visited, of the domain longest not
+    visited.
 
     `utility`: the chance of an informative group (with group normalisation), or the mean of 4 p (1 - p) (without).
     `per_token`: utility and interest count by what they cost, the completion tokens of the task's last visit (0: the
@@ -99,7 +101,7 @@ def adaptive(
         check_balance(balance, tasks, num_tasks)
         told = features.describe(tasks, num_tasks)
         population = populations.init(told.shape[1])
-        mean, variance = populations.predict(population, told)
+        mean, variance = populations.predict(population, jnp.zeros(num_tasks, jnp.float32))
         return AdaptiveState(
             mean=mean,
             variance=variance,
@@ -145,10 +147,7 @@ def adaptive(
         return Choice(ids, believed.pass_rate[ids]), state
 
     def update(state: AdaptiveState, tasks: Tasks, feedback: Feedback) -> AdaptiveState:
-        valid = feedback.trials > 0
-        new = _observe(state, feedback, valid, num_generations=num_generations)
-        new = jax.tree.map(lambda x, y: jnp.where(valid.any(), x, y), new, state)  # no rollouts are no step
-        return new._replace(features=state.features)  # or the table would be copied
+        return _observe(state, feedback, feedback.trials > 0, num_generations=num_generations)
 
     def pass_rate(state: AdaptiveState, tasks: Tasks) -> Array:
         return state.believed.pass_rate
@@ -157,17 +156,18 @@ def adaptive(
 
 
 def _new(key: Array, state: AdaptiveState, worth: Array, *, batch_size: int, quota: acquire.Quota | None) -> Array:
-    """Which of the tasks never visited have a place for being new, [N] bool: of those `worth` [N] enough, any."""
+    """Ids [B] of tasks never visited that have a place for being new, of those `worth` [N] enough any; N for none."""
     key_places, key_among = jax.random.split(key)
-    seen = state.visited >= 0
-    places = NEW * batch_size * (1 - seen.mean(dtype=jnp.float32)) ** FADING + jax.random.uniform(key_places)
+    seen, right = state.visited >= 0, populations.earned(state.population)
+    places = (NEW + (1 - NEW) * right) * batch_size * (1 - seen.mean(dtype=jnp.float32)) ** FADING
     best = jnp.where(seen, worth.min(), worth).max()
     least = jnp.where(seen, best, worth).min()
-    enough = jnp.maximum(AMONG * best, least + TOLD * populations.share(state.population) * (best - least))
+    enough = jnp.maximum(AMONG * best, least + TOLD * right * (best - least))
     score = jnp.where(seen, -jnp.inf, jnp.minimum(worth, enough))
     ids = acquire.largest(key_among, score, batch_size=batch_size, quota=quota)
-    chosen = (jnp.arange(batch_size) < places.astype(jnp.int32)) & ~seen[ids]
-    return jnp.zeros(seen.shape, bool).at[jnp.where(chosen, ids, seen.shape[0])].set(True, mode="drop")
+    places = (places + jax.random.uniform(key_places)).astype(jnp.int32)  # this is the mean
+    chosen = (jnp.arange(batch_size) < places) & ~seen[ids]
+    return jnp.where(chosen, ids, seen.shape[0])
 
 
 def _with_stalest(key: Array, ids: Array, state: AdaptiveState, tasks: Tasks, quota: acquire.Quota | None) -> Array:
@@ -193,15 +193,20 @@ def _signal(believed: logit.Moments) -> Array:
 
 def _predict(state: AdaptiveState, rows: Array | slice = slice(None)) -> tuple[Array, Array]:
     """Mean and variance of the logits now, of all tasks [N] or of `rows`."""
-    features, visited = state.features[rows], state.visited[rows]
-    mean = state.mean[rows] + drift.come(state.drift, features, state.anchor[rows])
-    seen, unseen = visited >= 0, populations.predict(state.population, features)
+    visited = state.visited[rows]
+    moved, told = features.along(state.features[rows], state.drift.position[2:], state.population.weights)
+    mean = state.mean[rows] + drift.come(state.drift, moved, state.anchor[rows])
+    seen, unseen = visited >= 0, populations.predict(state.population, told)
     return jnp.where(seen, mean, unseen[0]), jnp.where(seen, state.variance[rows], unseen[1])
 
 
 def _observe(state: AdaptiveState, feedback: Feedback, valid: Array, *, num_generations: int) -> AdaptiveState:
-    """The state after a batch, ready for the next step; rows [B] that are not `valid` change nothing."""
-    num_tasks = state.mean.shape[0]
+    """The state after a batch, ready for the next step; rows [B] that are not `valid` change nothing.
+
+    Without any that are, there was no step. Then what is small stays as it was, and of the table nothing changes.
+    """
+    num_tasks, counts = state.mean.shape[0], valid.any()
+    stays = lambda new, old: jax.tree.map(lambda x, y: jnp.where(counts, x, y), new, old)  # noqa: E731
     rows = jnp.where(valid, feedback.ids, 0)
     successes, trials = (jnp.where(valid, x, 1.0) for x in (feedback.successes, feedback.trials))
     mean, variance = _predict(state, rows)
@@ -231,16 +236,17 @@ def _observe(state: AdaptiveState, feedback: Feedback, valid: Array, *, num_gene
     put = lambda table, x: constrain(table.at[ids].set(x, mode="drop"), "task", *[None] * (x.ndim - 1))  # noqa: E731
     visited = put(state.visited, state.step)
     variance = put(state.variance, variance)
+    first = valid & (state.visited[rows] < 0)
     state = AdaptiveState(
         mean=put(state.mean, mean),
-        variance=jnp.where(visited >= 0, jnp.minimum(variance + NOISE + spread, LARGEST), variance),
+        variance=jnp.where((visited >= 0) & counts, jnp.minimum(variance + NOISE + spread, LARGEST), variance),
         features=state.features,
         anchor=put(state.anchor, drift.moved(moving, told)),
         visited=visited,
-        population=populations.earn(state.population, told, successes, trials, valid & (state.visited[rows] < 0)),
-        drift=drift.advance(moving),
-        jumps=jumps,
-        step=state.step + 1,
+        population=stays(populations.earn(state.population, told, successes, trials, first), state.population),
+        drift=stays(drift.advance(moving), state.drift),
+        jumps=stays(jumps, state.jumps),
+        step=state.step + counts.astype(jnp.int32),
         believed=state.believed,
         tokens=None if state.tokens is None else put(state.tokens, feedback.tokens / trials),
     )

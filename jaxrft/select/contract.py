@@ -26,6 +26,29 @@ class Selector(NamedTuple):
     measure_every: int = 0  # Tasks.pass_rates, NaN for all others, every so many steps, by rollouts that nobody counts
 
 
+Changed = dict[int, Array]  # leaves of a state by their number
+
+
+def choosing(selector: Selector) -> Callable[[Array, Any, Tasks], tuple[Choice, Changed]]:
+    """`select` for a program: (key, state, tasks) -> choice, and of the state only what it changes, for `merged`.
+
+    A program copies what it returns as it came, and most of a state is not changed by choosing.
+    """
+
+    def choose(key: Array, state: Any, tasks: Tasks) -> tuple[Choice, Changed]:
+        choice, after = selector.select(key, state, tasks)
+        pairs = zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True)
+        return choice, {number: new for number, (old, new) in enumerate(pairs) if new is not old}
+
+    return choose
+
+
+def merged(state: Any, changed: Changed) -> Any:
+    """The state with the leaves that have `changed`."""
+    leaves, structure = jax.tree.flatten(state)
+    return structure.unflatten(changed.get(number, leaf) for number, leaf in enumerate(leaves))
+
+
 def check(name: str, value: ArrayLike, fits: Callable[[np.ndarray], Any], wanted: str) -> None:
     """Raises InputError unless all of `value` `fits`; a tracer has no value to check."""
     if not isinstance(value, Tracer) and not np.all(fits(np.asarray(value))):

@@ -66,28 +66,30 @@ def beta_logit(key: Array, alpha: Array, beta: Array) -> Array:
 
 
 def _beta_logit(key: Array, alpha: Array, beta: Array, counter: Array) -> Array:
-    """Draws [N] by the words of these counters [N]. At most one task in ten is not accepted and tried again, apart."""
+    """Draws [N] by the words of these counters [N]: two tries of all, and more, apart, of those still without."""
     shapes = [jnp.where((x > 0) & (x < jnp.inf), x.astype(jnp.float32), jnp.nan) for x in (alpha, beta)]
     raised = [jnp.where(x < 1, x + 1, x) - np.float32(1 / 3) for x in shapes]
     size = alpha.shape[0]
+    few = -(-size // 128)  # one in two hundred at most, where a is near 1
 
-    def missing(tries: Pair, d: Pair) -> Array:
-        return jnp.isnan(tries[0] + tries[1]) & ~jnp.isnan(d[0] + d[1])
-
-    def again(tries: Pair) -> Pair:
-        rows = jnp.nonzero(missing(tries, raised), size=-(-size // 8), fill_value=size)[0]
-        few, d = ([x.at[rows].get(mode="fill", fill_value=jnp.nan) for x in pair] for pair in (tries, raised))
+    def again(state: tuple[Pair, Array]) -> tuple[Pair, Array]:
+        tries, _ = state
+        missing, rows = jax.lax.top_k(jnp.isnan(tries[0] + tries[1]).astype(jnp.float32), few)
+        rows = jnp.where(missing > 0, rows, size)
+        mine, d = ([x.at[rows].get(mode="fill", fill_value=1) for x in pair] for pair in (tries, raised))
 
         def once_more(state: tuple[Pair, Array]) -> tuple[Pair, Array]:
-            few, number = state
-            new = _tries(key, d, counter[rows], number)
-            return [jnp.where(jnp.isnan(x), y, x) for x, y in zip(few, new, strict=True)], number + np.uint32(2)
+            mine, number = state
+            return _either(mine, _tries(key, d, counter[rows], number)), number + np.uint32(2)
 
-        few, _ = jax.lax.while_loop(lambda state: missing(state[0], d).any(), once_more, (few, jnp.uint32(2)))
-        return [x.at[rows].set(y, mode="drop") for x, y in zip(tries, few, strict=True)]
+        unfinished = lambda state: jnp.isnan(state[0][0] + state[0][1]).any()  # noqa: E731
+        mine, _ = jax.lax.while_loop(unfinished, once_more, (mine, jnp.uint32(4)))
+        tries = [x.at[rows].set(y, mode="drop") for x, y in zip(tries, mine, strict=True)]
+        return tries, missing.min() > 0  # there may be more
 
-    tries = _tries(key, raised, counter, jnp.uint32(0))
-    first, second = jax.lax.while_loop(lambda tries: missing(tries, raised).any(), again, tries)
+    tries = _either(*(_tries(key, raised, counter, jnp.uint32(number)) for number in (0, 2)))
+    begin = jnp.ones_like(counter[0], dtype=bool)  # of this shard, as what follows
+    (first, second), _ = jax.lax.while_loop(lambda state: state[1], again, (tries, begin))
     boosts = [
         jnp.where(x < 1, jnp.log(uniform(word)) / x, 0)
         for x, word in zip(shapes, words(key, counter, BOOST), strict=True)
@@ -96,13 +98,22 @@ def _beta_logit(key: Array, alpha: Array, beta: Array, counter: Array) -> Array:
     return jnp.log(raised[0] / raised[1]) + moved
 
 
+def _either(first: Pair, second: Pair) -> Pair:
+    """The first, or where that is NaN the second."""
+    return [jnp.where(jnp.isnan(x), y, x) for x, y in zip(first, second, strict=True)]
+
+
 def _tries(key: Array, raised: Pair, counter: Array, number: Array) -> Pair:
-    """Candidates t for both Gamma draws, by the words of two streams from `number` on; NaN where rejected."""
+    """Candidates t for both Gamma draws, by the words of two streams from `number` on; NaN where rejected.
+
+    0 where d is NaN, of which nothing will ever be accepted.
+    """
 
     def once(d: Array, number: Array) -> Array:
         first, second = words(key, counter, number)
         t = normal(first) * jax.lax.rsqrt(9 * d)
-        return jnp.where(uniform(second) < jnp.exp(3 * d * _remainder(t)), t, jnp.nan)
+        accepted = uniform(second) < jnp.exp(3 * d * _remainder(t))
+        return jnp.where(jnp.isnan(d), 0, jnp.where(accepted, t, jnp.nan))
 
     return [once(raised[0], number), once(raised[1], number + np.uint32(1))]
 

@@ -48,10 +48,10 @@ def moved(state: DriftState, features: Array) -> Array:
     return jnp.stack([common, features @ state.position[2:]], axis=1)
 
 
-def come(state: DriftState, features: Array, anchor: Array) -> Array:
-    """[N]: how far tasks with these `features` [N, F] have followed both movements from `anchor` [N, 2] on."""
+def come(state: DriftState, along: Array, anchor: Array) -> Array:
+    """[N]: how far tasks have followed both movements from `anchor` [N, 2] on; `along` [N]: features @ position[2:]."""
     common, own = shares(state)
-    return common * (state.position[0] - anchor[:, 0]) + own * (features @ state.position[2:] - anchor[:, 1])
+    return common * (state.position[0] - anchor[:, 0]) + own * (along - anchor[:, 1])
 
 
 def update(

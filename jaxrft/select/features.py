@@ -28,6 +28,13 @@ def describe(tasks: Tasks, num_tasks: int) -> Array:
     return jnp.concatenate(parts, axis=1) if parts else jnp.zeros((num_tasks, 1), jnp.float32)
 
 
+def along(features: Array, *directions: Array) -> list[Array]:
+    """The products [N] of the features [N, F] with each of the `directions` [F], in a single pass over the table."""
+    terms = [features * direction[None] for direction in directions]
+    zeros = [jnp.zeros((), features.dtype)] * len(terms)
+    return jax.lax.reduce(terms, zeros, lambda x, y: [*map(jnp.add, x, y)], (1,))
+
+
 def _check(name: str, table: Array, shape: tuple[int, ...]) -> None:
     """Raises InputError unless the table has that shape and is finite; a tracer has no values to check."""
     if table.shape != shape:

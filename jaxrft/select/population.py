@@ -35,9 +35,18 @@ def share(state: Population) -> Array:
     return jax.nn.sigmoid(state.odds)
 
 
-def predict(state: Population, features: Array) -> tuple[Array, Array]:
-    """Mean and variance [N] of the logits of tasks never visited, as the mixture of both predictions."""
-    weight, told = share(state), features @ state.weights
+def earned(state: Population) -> Array:
+    """How far that weight has risen towards 1 from what it was at first, [] in [0, 1]; 0 where it has fallen."""
+    first = jax.nn.sigmoid(jnp.float32(DOUBTED))
+    return jnp.maximum((share(state) - first) / (1 - first), 0)
+
+
+def predict(state: Population, told: Array) -> tuple[Array, Array]:
+    """Mean and variance [N] of the logits of tasks never visited, as the mixture of both predictions.
+
+    `told` [N]: features @ weights.
+    """
+    weight = share(state)
     variance = (1 - weight) * state.spread[0] + weight * state.spread[1] + weight * (1 - weight) * told * told
     return state.center + weight * told, variance
 

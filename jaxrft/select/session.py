@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrft.select.contract import Selector
+from jaxrft.select.contract import Selector, choosing, merged
 from jaxrft.types import Array, Feedback, InputError, Tasks
 
 PROBE = 2**32 - 1  # far from what selectors split off their key: jax.random.split(key)[i] is fold_in(key, i)
@@ -33,7 +33,7 @@ class Session:
         self._number = tasks if isinstance(tasks, int) else _number(tasks)
         self._seed, self._step = seed, 0
         self._state = selector.init(self._tasks, self._number)
-        self._select, self._update = jax.jit(selector.select), jax.jit(selector.update)
+        self._select, self._update = jax.jit(choosing(selector)), jax.jit(selector.update)
         self._probe = selector.probe and jax.jit(selector.probe)
         self._probe_every = selector.probe_every
         self._pass_rate = selector.pass_rate
@@ -50,7 +50,8 @@ class Session:
 
     def next(self) -> np.ndarray:
         """Ids [B] of the tasks to roll out next."""
-        choice, self._state = self._select(self._key(), self._state, self._tasks)
+        choice, changed = self._select(self._key(), self._state, self._tasks)
+        self._state = merged(self._state, changed)
         self._step += 1
         return np.asarray(choice.ids)
 
