@@ -233,16 +233,14 @@ def test_new_tasks_are_any_that_may_teach_rather_than_the_likeliest():
 
 
 def test_new_tasks_are_the_likeliest_and_more_as_far_as_features_have_turned_out_right():
-    """Worth 0.2 + 0.75 r * 0.8, or half of the best, in 8 (0.5 + 0.5 r) places, where r of what was open is earned.
-
-    The say of features is 0.119 at first. Of 0, 0.119, 0.5, 0.818 and 1, r is 0, 0, 0.432, 0.793 and 1.
-    """
+    """Worth 0.2 + 0.75 s * 0.8, or half of the best, in 8 (0.5 + 0.5 s) places; s is 0 where nothing is said."""
     worth = jnp.asarray(np.repeat([1.0, 0.79, 0.501, 0.2], (20, 40, 30, 10)), jnp.float32)
     selector = selectors.adaptive(8, 16, price=0.0, floor=0.0)
     state = selector.init(Tasks(), 100)._replace(believed=logit.Moments(jnp.full(100, 0.5), jnp.zeros(100), worth))
-    rows = ((-30.0, 90, 4), (-2.0, 90, 4), (0.0, 90, 5.729), (1.5, 60, 7.172), (30.0, 20, 8))
-    for odds, among, places in rows:
-        told = state._replace(population=state.population._replace(odds=jnp.float32(odds)))
+    rows = ((0, 30.0, 90, 4), (1, -30.0, 90, 4), (1, 0.0, 90, 6), (1, 1.5, 60, 7.27), (1, 30.0, 20, 8))
+    for weight, odds, among, places in rows:
+        population = state.population._replace(odds=jnp.float32(odds), weights=jnp.full(1, float(weight)))
+        told = state._replace(population=population)
         choose = jax.jit(jax.vmap(lambda key, told=told: selector.select(key, told, Tasks())[0].ids))
         count = np.bincount(np.ravel(choose(jax.random.split(jax.random.key(0), 500))), minlength=100)
         assert count[among:].sum() == 0

@@ -14,7 +14,7 @@ import jaxrft.select
 from jaxrft import mesh as meshes
 from jaxrft.checkpoint import Checkpoints, RunState, Tally
 from jaxrft.config import SelectConfig
-from jaxrft.select import attention, evidence, selectors
+from jaxrft.select import attention, contract, evidence, selectors
 from jaxrft.types import Feedback, InputError, Tasks
 
 N, B, G = 16, 4, 8
@@ -61,6 +61,7 @@ CONTRACT = {
         B, G, decay=0.1 * x, rho=0.1 * x, momentum=0.9 * x, target=0.5 * x, prior=(x, 1.0)
     ),
 }
+COUNTING = ("uniform", "easy_to_hard", "greso", "dots", "oracle")  # what they have chosen
 every_selector = pytest.mark.parametrize("name", CONTRACT)
 
 
@@ -167,6 +168,18 @@ def test_states_restored_from_a_checkpoint_continue_as_if_nothing_had_been(tmp_p
     state = restored
     for name, expected in straight.items():
         assert_equal(run(compiled(name).step, state.selector[name], KEYS[4:6]), expected)
+
+
+@every_selector
+def test_what_a_choice_changes_makes_the_state_after_it_and_the_rest_is_not_copied(name):
+    selector, state, *_ = compiled(name)
+    state = jax.tree.map(jnp.asarray, state)
+    program, whole = jax.jit(contract.choosing(selector)), jax.jit(selector.select)
+    choice, changed = program(KEYS[0], state, TASKS)
+    merged = contract.merged(state, changed)
+    assert_equal((choice, merged), whole(KEYS[0], state, TASKS))
+    kept = [new is old for old, new in zip(jax.tree.leaves(state), jax.tree.leaves(merged), strict=True)]
+    assert kept.count(False) == len(changed) == (name.split("-")[0] in COUNTING)
 
 
 @every_selector

@@ -158,7 +158,7 @@ def adaptive(
 def _new(key: Array, state: AdaptiveState, worth: Array, *, batch_size: int, quota: acquire.Quota | None) -> Array:
     """Ids [B] of tasks never visited that have a place for being new, of those `worth` [N] enough any; N for none."""
     key_places, key_among = jax.random.split(key)
-    seen, right = state.visited >= 0, populations.earned(state.population)
+    seen, right = state.visited >= 0, populations.share(state.population)
     places = (NEW + (1 - NEW) * right) * batch_size * (1 - seen.mean(dtype=jnp.float32)) ** FADING
     best = jnp.where(seen, worth.min(), worth).max()
     least = jnp.where(seen, best, worth).min()

@@ -31,14 +31,8 @@ def init(num_features: int) -> Population:
 
 
 def share(state: Population) -> Array:
-    """The weight [] in [0, 1] of what features say, by what they have predicted."""
-    return jax.nn.sigmoid(state.odds)
-
-
-def earned(state: Population) -> Array:
-    """How far that weight has risen towards 1 from what it was at first, [] in [0, 1]; 0 where it has fallen."""
-    first = jax.nn.sigmoid(jnp.float32(DOUBTED))
-    return jnp.maximum((share(state) - first) / (1 - first), 0)
+    """The weight [] in [0, 1] of what features say, by what they have predicted; 0 while they say nothing."""
+    return jnp.where((state.weights != 0).any(), jax.nn.sigmoid(state.odds), 0)
 
 
 def predict(state: Population, told: Array) -> tuple[Array, Array]:
