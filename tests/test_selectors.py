@@ -61,7 +61,6 @@ CONTRACT = {
         B, G, decay=0.1 * x, rho=0.1 * x, momentum=0.9 * x, target=0.5 * x, prior=(x, 1.0)
     ),
 }
-COUNTING = ("uniform", "easy_to_hard", "greso", "dots", "oracle")  # what they have chosen
 every_selector = pytest.mark.parametrize("name", CONTRACT)
 
 
@@ -179,7 +178,8 @@ def test_what_a_choice_changes_makes_the_state_after_it_and_the_rest_is_not_copi
     merged = contract.merged(state, changed)
     assert_equal((choice, merged), whole(KEYS[0], state, TASKS))
     kept = [new is old for old, new in zip(jax.tree.leaves(state), jax.tree.leaves(merged), strict=True)]
-    assert kept.count(False) == len(changed) == (name.split("-")[0] in COUNTING)
+    assert kept.count(False) == len(changed)
+    assert name.split("-")[0] not in ("adaptive", "bots", "mopps") or all(kept)  # which learn from rollouts alone
 
 
 @every_selector

@@ -205,8 +205,8 @@ def _observe(state: AdaptiveState, feedback: Feedback, valid: Array, *, num_gene
 
     Without any that are, there was no step. Then what is small stays as it was, and of the table nothing changes.
     """
-    num_tasks, counts = state.mean.shape[0], valid.any()
-    stays = lambda new, old: jax.tree.map(lambda x, y: jnp.where(counts, x, y), new, old)  # noqa: E731
+    num_tasks, happened = state.mean.shape[0], valid.any()
+    stays = lambda new, old: jax.tree.map(lambda x, y: jnp.where(happened, x, y), new, old)  # noqa: E731
     rows = jnp.where(valid, feedback.ids, 0)
     successes, trials = (jnp.where(valid, x, 1.0) for x in (feedback.successes, feedback.trials))
     mean, variance = _predict(state, rows)
@@ -239,14 +239,14 @@ def _observe(state: AdaptiveState, feedback: Feedback, valid: Array, *, num_gene
     first = valid & (state.visited[rows] < 0)
     state = AdaptiveState(
         mean=put(state.mean, mean),
-        variance=jnp.where((visited >= 0) & counts, jnp.minimum(variance + NOISE + spread, LARGEST), variance),
+        variance=jnp.where((visited >= 0) & happened, jnp.minimum(variance + NOISE + spread, LARGEST), variance),
         features=state.features,
         anchor=put(state.anchor, drift.moved(moving, told)),
         visited=visited,
         population=stays(populations.earn(state.population, told, successes, trials, first), state.population),
         drift=stays(drift.advance(moving), state.drift),
         jumps=stays(jumps, state.jumps),
-        step=state.step + counts.astype(jnp.int32),
+        step=state.step + happened.astype(jnp.int32),
         believed=state.believed,
         tokens=None if state.tokens is None else put(state.tokens, feedback.tokens / trials),
     )
