@@ -22,11 +22,11 @@ JUMP, JUMPS, JUMP_MEMORY, JUMP_NOISE, JUMP_VARIANCE = 12.0, 0.01, 0.9, 10.0, 4.0
 HIGHEST_PRICE = 0.6
 FITTED = 4096  # visited tasks whose logits tell what those of the others are
 # The same few tasks again and again teach a policy little of the others. Tasks never visited have the share NEW of the
-# batch while they are nearly all there are, and more of it the further features tell them apart, all if the least of
-# them is worth nothing beside the best; it falls with the power FADING of their share of the table. Which of them is
-# left to chance among those that may be worth AMONG of the best of them, or what features say would keep the policy to
-# one kind. As far as features have turned out right they are TOLD of the way from the least to the best of them. Of
-# tasks whose utilities are less than ALIKE apart, those longest not visited are taken.
+# batch while they are nearly all there are, and all of it as far as features have turned out right in saying which are
+# worth it; it falls with the power FADING of their share of the table. Which of them is left to chance among those that
+# may be worth AMONG of the best of them, or what features say would keep the policy to one kind. As far as features
+# have turned out right they are TOLD of the way from the least to the best of them. Of tasks whose utilities are less
+# than ALIKE apart, those longest not visited are taken.
 NEW, FADING, AMONG, TOLD, ALIKE = 0.5, 4, 0.5, 0.75, 0.08
 
 Utility = Literal["informative", "signal"]
@@ -72,12 +72,12 @@ def adaptive(
     Choice: places in the batch go to the tasks of the greatest expected utility + `curiosity` * interest, until the
     batch's expected utility has fallen by the share `price` below the greatest possible; the rest to the greatest
     utility, of nearly equal ones to those longest not visited. While hardly a task of the table has been visited, half
-    of the places are for those never visited, and of the others as large a share as the least of these is worth less
-    than the best, by what features say: for any that may be worth half of the best, or, as far as features have
-    predicted first visits, three quarters of the way from the least to it. Interest is the standard deviation of the
-    believed pass rate, and a little for not having been looked at. `curiosity` and `price` grow in proportion once the
-    pass rates of visited tasks are believed with a mean variance above 1 / (4 G), a single group's. With chance `floor`
-    a step one place goes to the task longest not visited, of the domain longest not visited.
+    of the places are for those never visited, for any that may be worth half of the best of them; as far as features
+    have predicted first visits, all places, and three quarters of the way from the least to the best. Interest is the
+    standard deviation of the believed pass rate, and a little for not having been looked at. `curiosity` and `price`
+    grow in proportion once the pass rates of visited tasks are believed with a mean variance above 1 / (4 G), a single
+    group's. With chance `floor` a step one place goes to the task longest not visited, of the domain longest not
+    visited.
 
     `utility`: the chance of an informative group (with group normalisation), or the mean of 4 p (1 - p) (without).
     `per_token`: utility and interest count by what they cost, the completion tokens of the task's last visit (0: the
@@ -158,12 +158,11 @@ def adaptive(
 def _new(key: Array, state: AdaptiveState, worth: Array, *, batch_size: int, quota: acquire.Quota | None) -> Array:
     """Ids [B] of tasks never visited that have a place for being new, of those `worth` [N] enough any; N for none."""
     key_places, key_among = jax.random.split(key)
-    seen = state.visited >= 0
+    seen, right = state.visited >= 0, populations.share(state.population)
+    places = (NEW + (1 - NEW) * right) * batch_size * (1 - seen.mean(dtype=jnp.float32)) ** FADING
     best = jnp.where(seen, worth.min(), worth).max()
     least = jnp.where(seen, best, worth).min()
-    apart = (best - least) / jnp.maximum(best, 1e-6)  # 0 when nothing tells new tasks apart
-    places = (NEW + (1 - NEW) * apart) * batch_size * (1 - seen.mean(dtype=jnp.float32)) ** FADING
-    enough = jnp.maximum(AMONG * best, least + TOLD * populations.share(state.population) * (best - least))
+    enough = jnp.maximum(AMONG * best, least + TOLD * right * (best - least))
     score = jnp.where(seen, -jnp.inf, jnp.minimum(worth, enough))
     ids = acquire.largest(key_among, score, batch_size=batch_size, quota=quota)
     places = (places + jax.random.uniform(key_places)).astype(jnp.int32)  # this is the mean
