@@ -167,7 +167,7 @@ def priced(
     (1 - `price`) times the sum of the B greatest; the others to the greatest utilities left. The tasks `first` [K], ids
     where N is none, head the curious ranking and have their places at any price. With a `preference` [N], utilities of
     at least (1 - `alike`) times the least of the B greatest, with a quota those in the domain, count as equal, and the
-    greatest preference has the place. All utilities are finite.
+    greatest preference has the place. Utilities are finite, preferences not negative.
     """
     key_best, key_curious, key_rest = jax.random.split(key, 3)
     weight, price, alike = (jnp.asarray(x, utility.dtype) for x in (weight, price, alike))
@@ -183,8 +183,7 @@ def priced(
     if preference is not None:
         least = best.min() if quota is None else _by_domain(quota, best, ids)
         equal = utility >= (1 - alike) * least
-        longer = preference - preference.min()  # apart: beside a large preference, a utility would be rounded away
-        utility = jnp.where(equal, utility.max() + 1 + longer, utility)
+        utility = jnp.where(equal, best.max() + 1 + preference, utility)  # above all that are not, of the same domain
     return largest(key_rest, utility.at[ahead].set(jnp.inf, mode="drop"), batch_size=batch_size, quota=quota)
 
 

@@ -160,9 +160,9 @@ def _new(key: Array, state: AdaptiveState, worth: Array, *, batch_size: int, quo
     key_places, key_among = jax.random.split(key)
     seen, right = state.visited >= 0, populations.share(state.population)
     places = (NEW + (1 - NEW) * right) * batch_size * (1 - seen.mean(dtype=jnp.float32)) ** FADING
-    best = jnp.where(seen, worth.min(), worth).max()
-    least = jnp.where(seen, best, worth).min()
-    enough = jnp.maximum(AMONG * best, least + TOLD * right * (best - least))
+    best, least = jnp.where(seen, -jnp.inf, worth).max(), jnp.where(seen, jnp.inf, worth).min()
+    gap = jnp.maximum(best - least, 0)  # they are infinite when there is none
+    enough = jnp.maximum(AMONG * best, least + TOLD * right * gap)
     score = jnp.where(seen, -jnp.inf, jnp.minimum(worth, enough))
     ids = acquire.largest(key_among, score, batch_size=batch_size, quota=quota)
     places = (places + jax.random.uniform(key_places)).astype(jnp.int32)  # this is the mean
