@@ -220,29 +220,29 @@ def test_per_token_saves_tokens():
     assert taught[True] / spent[True] > 1.2 * taught[False] / spent[False]
 
 
+def new_tasks(worth, **population):
+    """How often each of 100 new tasks that are worth so much is chosen in 500 batches of 8, with a `population`."""
+    selector = selectors.adaptive(8, 16, price=0.0, floor=0.0)
+    believed = logit.Moments(jnp.full(100, 0.5), jnp.zeros(100), jnp.asarray(worth, jnp.float32))
+    state = selector.init(Tasks(), 100)._replace(believed=believed)
+    state = state._replace(population=state.population._replace(**population))
+    choose = jax.jit(jax.vmap(lambda key: selector.select(key, state, Tasks())[0].ids))
+    return np.bincount(np.ravel(choose(jax.random.split(jax.random.key(0), 500))), minlength=100)
+
+
 def test_new_tasks_are_any_that_may_teach_rather_than_the_likeliest():
     """All tasks are new, and half of the places are for these: for any but the last ten, though twenty seem best."""
-    worth = jnp.asarray(np.repeat([1.0, 0.6, 0.2], (20, 70, 10)), jnp.float32)
-    selector = selectors.adaptive(8, 16, price=0.0, floor=0.0)
-    believed = logit.Moments(jnp.full(100, 0.5), jnp.zeros(100), worth)
-    state = selector.init(Tasks(), 100)._replace(believed=believed)
-    choose = jax.jit(jax.vmap(lambda key: selector.select(key, state, Tasks())[0].ids))
-    count = np.bincount(np.ravel(choose(jax.random.split(jax.random.key(0), 500))), minlength=100)
+    count = new_tasks(np.repeat([1.0, 0.6, 0.2], (20, 70, 10)))
     assert count[90:].sum() == 0
     assert count[20:90].sum() == pytest.approx(500 * 4 * 70 / 90, rel=0.05)
 
 
 def test_new_tasks_are_the_likeliest_and_more_as_far_as_features_have_turned_out_right():
     """Worth 0.2 + 0.75 s * 0.8, or half of the best, in 8 (0.5 + 0.5 s) places; s is 0 where nothing is said."""
-    worth = jnp.asarray(np.repeat([1.0, 0.79, 0.501, 0.2], (20, 40, 30, 10)), jnp.float32)
-    selector = selectors.adaptive(8, 16, price=0.0, floor=0.0)
-    state = selector.init(Tasks(), 100)._replace(believed=logit.Moments(jnp.full(100, 0.5), jnp.zeros(100), worth))
+    worth = np.repeat([1.0, 0.79, 0.501, 0.2], (20, 40, 30, 10))
     rows = ((0, 30.0, 90, 4), (1, -30.0, 90, 4), (1, 0.0, 90, 6), (1, 1.5, 60, 7.27), (1, 30.0, 20, 8))
     for weight, odds, among, places in rows:
-        population = state.population._replace(odds=jnp.float32(odds), weights=jnp.full(1, float(weight)))
-        told = state._replace(population=population)
-        choose = jax.jit(jax.vmap(lambda key, told=told: selector.select(key, told, Tasks())[0].ids))
-        count = np.bincount(np.ravel(choose(jax.random.split(jax.random.key(0), 500))), minlength=100)
+        count = new_tasks(worth, odds=jnp.float32(odds), weights=jnp.full(1, float(weight)))
         assert count[among:].sum() == 0
         assert count[20:among].sum() == pytest.approx(500 * places * (among - 20) / among, rel=0.05)
 

@@ -172,7 +172,6 @@ def test_states_restored_from_a_checkpoint_continue_as_if_nothing_had_been(tmp_p
 @every_selector
 def test_what_a_choice_changes_makes_the_state_after_it_and_the_rest_is_not_copied(name):
     selector, state, *_ = compiled(name)
-    state = jax.tree.map(jnp.asarray, state)
     program, whole = jax.jit(contract.choosing(selector)), jax.jit(selector.select)
     choice, changed = program(KEYS[0], state, TASKS)
     merged = contract.merged(state, changed)

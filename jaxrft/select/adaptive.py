@@ -147,7 +147,7 @@ def adaptive(
         return Choice(ids, believed.pass_rate[ids]), state
 
     def update(state: AdaptiveState, tasks: Tasks, feedback: Feedback) -> AdaptiveState:
-        return _observe(state, feedback, feedback.trials > 0, num_generations=num_generations)
+        return _observe(state, feedback, num_generations=num_generations)
 
     def pass_rate(state: AdaptiveState, tasks: Tasks) -> Array:
         return state.believed.pass_rate
@@ -200,11 +200,12 @@ def _predict(state: AdaptiveState, rows: Array | slice = slice(None)) -> tuple[A
     return jnp.where(seen, mean, unseen[0]), jnp.where(seen, state.variance[rows], unseen[1])
 
 
-def _observe(state: AdaptiveState, feedback: Feedback, valid: Array, *, num_generations: int) -> AdaptiveState:
-    """The state after a batch, ready for the next step; rows [B] that are not `valid` change nothing.
+def _observe(state: AdaptiveState, feedback: Feedback, *, num_generations: int) -> AdaptiveState:
+    """The state after a batch, ready for the next step; rows [B] without rollouts change nothing.
 
-    Without any that are, there was no step. Then what is small stays as it was, and of the table nothing changes.
+    If all are, there was no step. Then what is small stays as it was, and of the table nothing changes.
     """
+    valid = feedback.trials > 0
     num_tasks, happened = state.mean.shape[0], valid.any()
     stays = lambda new, old: jax.tree.map(lambda x, y: jnp.where(happened, x, y), new, old)  # noqa: E731
     rows = jnp.where(valid, feedback.ids, 0)
