@@ -131,6 +131,18 @@ def test_the_curious_ranking_gets_as_many_places_as_the_price_pays_for():
     ]
 
 
+def test_the_price_is_a_share_of_what_is_above_chance():
+    utility, interest = jnp.array([0.9, 0.8, 0.5, 0.1, 0.1]), jnp.array([0.0, 0.1, 0.0, 1.0, 0.5])
+
+    def chosen(price, chance):
+        options = dict(batch_size=3, weight=2.0, price=price, chance=chance)
+        return sorted(acquire.priced(jax.random.key(0), utility, interest, **options).tolist())
+
+    # The best have 2.2, by chance three of 0.48 have 1.44. One place costs 0.4, two 1.1 and three 1.2 of these 0.76.
+    assert [chosen(price, 0.48) for price in (0.0, 0.52, 0.53, 1.0)] == [[0, 1, 2], [0, 1, 2], [0, 1, 3], [0, 1, 3]]
+    assert chosen(1.0, 0.9) == [0, 1, 2]  # chance is better than the best: nothing to pay with
+
+
 def test_tasks_that_come_first_have_their_places_at_any_price_and_count_in_it():
     utility, interest = jnp.array([0.9, 0.8, 0.5, 0.1, 0.1]), jnp.array([0.0, 0.1, 0.0, 1.0, 0.5])
 

@@ -156,6 +156,7 @@ def priced(
     batch_size: int,
     weight: ArrayLike,
     price: ArrayLike,
+    chance: ArrayLike = 0.0,
     first: Array | None = None,
     alike: ArrayLike = 0.0,
     preference: Array | None = None,
@@ -163,21 +164,23 @@ def priced(
 ) -> Array:
     """Ids [B]: the greatest `utility` [N], but for as many of the greatest utility + `weight` * interest as are paid.
 
-    The first k places go to the curious ranking, k as large as keeps the sum of utilities at or above
-    (1 - `price`) times the sum of the B greatest; the others to the greatest utilities left. The tasks `first` [K], ids
-    where N is none, head the curious ranking and have their places at any price. With a `preference` [N], utilities of
-    at least (1 - `alike`) times the least of the B greatest, with a quota those in the domain, count as equal, and the
-    greatest preference has the place. Utilities are finite, preferences not negative.
+    The first k places go to the curious ranking, k as large as keeps the sum of utilities from falling below that of
+    the B greatest by more than the share `price` of what this is above B * `chance`, the utility of a task taken by
+    chance; the others to the greatest utilities left. The tasks `first` [K], ids where N is none, head the curious
+    ranking and have their places at any price. With a `preference` [N], utilities of at least (1 - `alike`) times the
+    least of the B greatest, with a quota those in the domain, count as equal, and the greatest preference has the
+    place. Utilities are finite, preferences not negative.
     """
     key_best, key_curious, key_rest = jax.random.split(key, 3)
-    weight, price, alike = (jnp.asarray(x, utility.dtype) for x in (weight, price, alike))
+    weight, price, chance, alike = (jnp.asarray(x, utility.dtype) for x in (weight, price, chance, alike))
     ids = largest(key_best, utility, batch_size=batch_size, quota=quota)
     best = utility[ids]
     score = utility + weight * interest
     score = score if first is None else score.at[first].set(jnp.inf, mode="drop")
     curious = largest(key_curious, score, batch_size=batch_size, quota=quota)
     rest = jnp.concatenate([jnp.cumsum(best[:-1])[::-1], jnp.zeros(1, utility.dtype)])  # of the B - k best, k = 1..B
-    paid = (jnp.cumsum(utility[curious]) + rest >= (1 - price) * best.sum()).sum()
+    enough = best.sum() - price * jnp.maximum(best.sum() - batch_size * chance, 0)
+    paid = (jnp.cumsum(utility[curious]) + rest >= enough).sum()
     count = jnp.maximum(paid, jnp.isinf(score[curious]).sum())
     ahead = jnp.where(jnp.arange(batch_size) < count, curious, utility.shape[0])
     if preference is not None:

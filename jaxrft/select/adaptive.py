@@ -19,15 +19,16 @@ STALE, STALE_INTEREST = 25.0, 0.02  # steps after which a task counts as not loo
 # some ten steps, tasks that nobody looked at may have jumped too: their variance grows by JUMP_NOISE times the mean
 # squared jump. A task that jumped is learnt anew, with JUMP_VARIANCE.
 JUMP, JUMPS, JUMP_MEMORY, JUMP_NOISE, JUMP_VARIANCE = 12.0, 0.01, 0.9, 10.0, 4.0
-HIGHEST_PRICE = 0.6
+REACH = 16  # steps; what is not known of tasks never visited counts in full if these could visit all tasks
 FITTED = 4096  # visited tasks whose logits tell what those of the others are
 # The same few tasks again and again teach a policy little of the others. Tasks never visited have the share NEW of the
 # batch while they are nearly all there are, and all of it as far as features have turned out right in saying which are
 # worth it; it falls with the power FADING of their share of the table. Which of them is left to chance among those that
 # may be worth AMONG of the best of them, or what features say would keep the policy to one kind. As far as features
 # have turned out right they are TOLD of the way from the least to the best of them. Of tasks whose utilities are less
-# than ALIKE apart, those longest not visited are taken.
-NEW, FADING, AMONG, TOLD, ALIKE = 0.5, 4, 0.5, 0.75, 0.08
+# than ALIKE / G apart, those longest not visited are taken: the larger the groups, the more pass rates have nearly the
+# greatest utility.
+NEW, FADING, AMONG, TOLD, ALIKE = 0.5, 4, 0.5, 0.75, 0.7
 
 Utility = Literal["informative", "signal"]
 
@@ -53,7 +54,7 @@ def adaptive(
     num_generations: int,
     *,
     utility: Utility = "informative",
-    price: ArrayLike = 0.05,
+    price: ArrayLike = 0.13,
     curiosity: ArrayLike = 2.0,
     floor: ArrayLike = 0.3,
     per_token: bool = False,
@@ -70,13 +71,14 @@ def adaptive(
     components of `Tasks.embeddings`, if given.
 
     Choice: places in the batch go to the tasks of the greatest expected utility + `curiosity` * interest, until the
-    batch's expected utility has fallen by the share `price` below the greatest possible; the rest to the greatest
-    utility, of nearly equal ones to those longest not visited. While hardly a task of the table has been visited, half
-    of the places are for those never visited, for any that may be worth half of the best of them; as far as features
-    have predicted first visits, all places, and three quarters of the way from the least to the best. Interest is the
-    standard deviation of the believed pass rate, and a little for not having been looked at. `curiosity` and `price`
-    grow in proportion once the pass rates of visited tasks are believed with a mean variance above 1 / (4 G), a single
-    group's. With chance `floor` a step one place goes to the task longest not visited, of the domain longest not
+    batch's expected utility has fallen by the share `price` of what the greatest possible is above chance; the rest to
+    the greatest utility, of nearly equal ones to those longest not visited. While hardly a task of the table has been
+    visited, half of the places are for those never visited, for any that may be worth half of the best of them; as far
+    as features have predicted first visits, all places, and three quarters of the way from the least to the best.
+    Interest is the standard deviation of the believed pass rate, and a little for not having been looked at.
+    `curiosity` and `price` grow in proportion once pass rates are believed with a mean variance above 1 / (4 G), a
+    single group's; of tasks never visited it counts in full if 16 steps could visit all tasks, and less the larger the
+    table is. With chance `floor` a step one place goes to the task longest not visited, of the domain longest not
     visited.
 
     `utility`: the chance of an informative group (with group normalisation), or the mean of 4 p (1 - p) (without).
@@ -125,9 +127,11 @@ def adaptive(
         interest = jnp.sqrt(believed.variance) + STALE_INTEREST * jnp.minimum(since.astype(jnp.float32) / STALE, 1)
         if state.tokens is not None:
             worth, interest = (acquire.per_token(x, state.tokens) for x in (worth, interest))
+        chance = worth.mean()
         worth = acquire.cool_down(worth, since, steps=cool_down) if cool_down else worth
 
-        doubt = jnp.where(seen, believed.variance, 0).mean()
+        reach = min(1, REACH * batch_size / seen.shape[0])
+        doubt = jnp.where(seen, believed.variance, reach * believed.variance).mean()
         raised = jnp.maximum(1, 4 * num_generations * doubt)
         weight = jnp.asarray(curiosity, jnp.float32) * raised
         ids = acquire.priced(
@@ -136,9 +140,10 @@ def adaptive(
             interest,
             batch_size=batch_size,
             weight=weight,
-            price=jnp.minimum(jnp.asarray(price, jnp.float32) * raised, HIGHEST_PRICE),
+            price=jnp.minimum(jnp.asarray(price, jnp.float32) * raised, 1),
+            chance=chance,
             first=_new(key_new, state, worth, batch_size=batch_size, quota=quota),
-            alike=ALIKE,
+            alike=ALIKE / num_generations,
             preference=since.astype(jnp.float32),
             quota=quota,
         )
