@@ -225,7 +225,8 @@ def check(data: Data, options: Output) -> None:
     if num_policies < 2:
         raise InputError(
             f"there are pass rates of {shown(data.policies) or 'no policy'} only: a predictor learns what several "
-            "policies have in common, so give those of at least 2"
+            f"policies have in common, so give those of at least 2, in columns that end in {SUFFIX} or that "
+            "tasks.pass_rate_columns names"
         )
     if options.splits < 0 or not 0 < options.held_out < 1:
         raise InputError(
