@@ -257,3 +257,24 @@ def test_a_domain_is_not_left_unseen_for_long():
     assert selector.select(jax.random.key(0), state, tasks)[0].ids[-1] == 2
     alone = selector.init(Tasks(), 12)._replace(visited=visited, step=jnp.int32(10))
     assert selector.select(jax.random.key(0), alone, Tasks())[0].ids[-1] == 0
+
+
+@pytest.mark.parametrize(("num_tasks", "places"), [(64, 7), (1024, 2)])
+def test_tasks_never_visited_raise_the_price_as_far_as_they_can_be_visited(num_tasks, places):
+    """Of 8 tasks worth 1 some are given up for new ones worth 0.6, a quarter of the table with variance 0.25.
+
+    64 tasks: the price is 0.13 * 4 * 16 * 0.25 / 4 = 0.52 of 8 (1 - 0.275), which pays for 7.5 places of 0.4. 1,024: an
+    eighth of the variance counts, which is below that of a group, and 0.13 of 8 (1 - 0.158) pays for 2.2.
+    """
+    number = np.arange(num_tasks)
+    seen = number < num_tasks * 3 // 4
+    worth, variance = np.where(seen, number < 8, 0.6), np.where(seen, 0.0, 0.25)
+    selector = selectors.adaptive(8, 16, floor=0.0)
+    state = selector.init(Tasks(), num_tasks)._replace(
+        believed=logit.Moments(*(jnp.asarray(x, jnp.float32) for x in (np.full(num_tasks, 0.5), variance, worth))),
+        visited=jnp.where(seen, 0, -1).astype(jnp.int32),
+        step=jnp.int32(1),
+    )
+    for seed in range(5):
+        chosen = np.asarray(selector.select(jax.random.key(seed), state, Tasks())[0].ids)
+        assert (~seen[chosen]).sum() == places
