@@ -14,11 +14,11 @@ from jaxrft.types import Array, Choice, Feedback, InputError, Tasks
 
 NOISE = 0.015  # variance that a step adds to every logit
 LARGEST = 25.0  # variance of a logit about which nothing is known any more
-STALE, STALE_INTEREST = 25.0, 0.02  # steps after which a task counts as not looked at, and what that is worth
+STALE, STALE_INTEREST = 25.0, 0.03  # steps after which a task counts as not looked at, and what that is worth
 # A jump is a surprise beyond JUMP (1 is expected). When jumps are more frequent than JUMPS of the rollouts' tasks, over
 # some ten steps, tasks that nobody looked at may have jumped too: their variance grows by JUMP_NOISE times the mean
 # squared jump. A task that jumped is learnt anew, with JUMP_VARIANCE.
-JUMP, JUMPS, JUMP_MEMORY, JUMP_NOISE, JUMP_VARIANCE = 12.0, 0.013, 0.9, 10.0, 4.0
+JUMP, JUMPS, JUMP_MEMORY, JUMP_NOISE, JUMP_VARIANCE = 12.0, 0.02, 0.9, 10.0, 4.0
 REACH = 16  # steps; what is not known of tasks never visited counts in full if these could visit all tasks
 FITTED = 4096  # visited tasks whose logits tell what those of the others are
 # The same few tasks again and again teach a policy little of the others. Tasks never visited have the share NEW of the
@@ -54,7 +54,7 @@ def adaptive(
     num_generations: int,
     *,
     utility: Utility = "informative",
-    price: ArrayLike = 0.13,
+    price: ArrayLike = 0.15,
     curiosity: ArrayLike = 2.0,
     floor: ArrayLike = 0.3,
     per_token: bool = False,
