@@ -113,47 +113,55 @@ def test_per_token_and_cool_down_by_hand():
     assert acquire.largest(jax.random.key(0), cooled, batch_size=2).tolist() == [0, 3]
 
 
-def test_the_curious_ranking_gets_as_many_places_as_the_price_pays_for():
+def priced_batches(*, keys=4000, **options):
+    """The share of keys with which `acquire.priced` chooses each batch of 3 from five tasks."""
     utility, interest = jnp.array([0.9, 0.8, 0.5, 0.1, 0.1]), jnp.array([0.0, 0.1, 0.0, 1.0, 0.5])
-
-    def chosen(price):
-        options = dict(batch_size=3, weight=2.0, price=price)
-        return sorted(acquire.priced(jax.random.key(0), utility, interest, **options).tolist())
-
-    # best 0, 1, 2: 2.2. Curious 3, 4, 1: one place leaves 0.1 + 0.9 + 0.8, two 0.1 + 0.1 + 0.9, three 0.1 + 0.1 + 0.8.
-    assert [chosen(price) for price in (0.0, 0.1, 0.2, 0.4, 0.51, 1.0)] == [
-        [0, 1, 2],
-        [0, 1, 2],
-        [0, 1, 3],
-        [0, 1, 3],
-        [0, 3, 4],
-        [1, 3, 4],
-    ]
+    choose = jax.vmap(lambda key: jnp.sort(acquire.priced(key, utility, interest, batch_size=3, weight=2.0, **options)))
+    batches, count = np.unique(choose(jax.random.split(jax.random.key(0), keys)), axis=0, return_counts=True)
+    return {tuple(batch): n / keys for batch, n in zip(batches.tolist(), count.tolist(), strict=True)}
 
 
-def test_the_price_is_a_share_of_what_is_above_chance():
-    utility, interest = jnp.array([0.9, 0.8, 0.5, 0.1, 0.1]), jnp.array([0.0, 0.1, 0.0, 1.0, 0.5])
+BATCHES = ((0, 1, 2), (0, 1, 3), (0, 3, 4), (1, 3, 4))  # with 0, 1, 2, 3 places for the curious ranking 3, 4, 1
 
-    def chosen(price, chance):
-        options = dict(batch_size=3, weight=2.0, price=price, chance=chance)
-        return sorted(acquire.priced(jax.random.key(0), utility, interest, **options).tolist())
 
-    # The best have 2.2, by chance three of 0.48 have 1.44. One place costs 0.4, two 1.1 and three 1.2 of these 0.76.
-    assert [chosen(price, 0.48) for price in (0.0, 0.52, 0.53, 1.0)] == [[0, 1, 2], [0, 1, 2], [0, 1, 3], [0, 1, 3]]
-    assert chosen(1.0, 0.9) == [0, 1, 2]  # chance is better than the best: nothing to pay with
+@pytest.mark.parametrize(
+    ("price", "shares"),
+    # The best, 0, 1 and 2, have 2.2. One place leaves 0.1 + 0.9 + 0.8, two 0.1 + 0.1 + 0.9, three 0.1 + 0.1 + 0.8:
+    # the first costs 0.4, the second 0.7 more, the third 0.1 more.
+    [
+        (0.0, (1, 0, 0, 0)),
+        (0.1, (0.18 / 0.4, 0.22 / 0.4, 0, 0)),
+        (0.2, (0, 0.66 / 0.7, 0.04 / 0.7, 0)),
+        (0.4, (0, 0.22 / 0.7, 0.48 / 0.7, 0)),
+        (0.51, (0, 0, 0.078 / 0.1, 0.022 / 0.1)),
+        (1.0, (0, 0, 0, 1)),
+    ],
+)
+def test_the_curious_ranking_gets_as_many_places_as_the_price_pays_for(price, shares):
+    found = priced_batches(price=price)
+    assert set(found) == {batch for batch, share in zip(BATCHES, shares, strict=True) if share}
+    assert [found.get(batch, 0) for batch in BATCHES] == pytest.approx(shares, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("price", "chance", "places"),
+    # The best have 2.2, by chance three of 0.48 have 1.44: 0.76 to spend where one place costs 0.4 and two 1.1.
+    [(0.0, 0.48, 0), (0.25, 0.48, 0.19 / 0.4), (0.5, 0.48, 0.38 / 0.4), (1.0, 0.48, 1 + 0.36 / 0.7), (1.0, 0.9, 0)],
+)
+def test_the_price_is_a_share_of_what_is_above_chance(price, chance, places):
+    found = priced_batches(price=price, chance=chance)  # chance can be better than the best: nothing to pay with
+    assert sum(BATCHES.index(batch) * share for batch, share in found.items()) == pytest.approx(places, abs=0.03)
 
 
 def test_tasks_that_come_first_have_their_places_at_any_price_and_count_in_it():
-    utility, interest = jnp.array([0.9, 0.8, 0.5, 0.1, 0.1]), jnp.array([0.0, 0.1, 0.0, 1.0, 0.5])
+    def found(price, *first):
+        return priced_batches(price=price, first=jnp.array([*first, 5]))
 
-    def chosen(price, *first):
-        options = dict(batch_size=3, weight=2.0, price=price, first=jnp.array([*first, 5]))
-        return sorted(acquire.priced(jax.random.key(0), utility, interest, **options).tolist())
-
-    assert chosen(0.0, 4) == [0, 1, 4]
-    assert chosen(0.0, 2, 4) == [0, 2, 4]
-    assert chosen(0.4, 4) == [0, 1, 4]  # 3 would leave 0.1 + 0.1 + 0.9, half of 2.2
-    assert chosen(0.5, 4) == [0, 3, 4]
+    assert found(0.0, 4) == {(0, 1, 4): 1}
+    assert found(0.0, 2, 4) == {(0, 2, 4): 1}
+    # 4 costs 0.4 of 0.88, then 3 would cost 0.7.
+    assert found(0.4, 4) == pytest.approx({(0, 1, 4): 0.22 / 0.7, (0, 3, 4): 0.48 / 0.7}, abs=0.03)
+    assert found(0.5, 4) == {(0, 3, 4): 1}
 
 
 def test_of_utilities_that_are_alike_the_preferred_are_taken():

@@ -252,19 +252,18 @@ def test_a_domain_is_not_left_unseen_for_long():
     domain = jnp.arange(12, dtype=jnp.int32) % 3
     visited = jnp.array([1, 2, 3, 9, 9, 4, 9, 9, 5, 9, 9, 5], jnp.int32)
     selector = selectors.adaptive(2, 16, floor=1.0)
-    tasks = Tasks(domain=domain)
-    state = selector.init(tasks, 12)._replace(visited=visited, step=jnp.int32(10))
-    assert selector.select(jax.random.key(0), state, tasks)[0].ids[-1] == 2
-    alone = selector.init(Tasks(), 12)._replace(visited=visited, step=jnp.int32(10))
-    assert selector.select(jax.random.key(0), alone, Tasks())[0].ids[-1] == 0
+    for tasks, stalest in ((Tasks(domain=domain), 2), (Tasks(), 0)):
+        state = selector.init(tasks, 12)._replace(visited=visited, step=jnp.int32(10))
+        choose = jax.jit(jax.vmap(lambda key: selector.select(key, state, tasks)[0].ids))
+        assert (choose(jax.random.split(jax.random.key(0), 50)) == stalest).any(axis=1).all()
 
 
-@pytest.mark.parametrize(("num_tasks", "places"), [(64, 8), (1024, 2)])
+@pytest.mark.parametrize(("num_tasks", "places"), [(64, 6.96), (1024, 2.02)])
 def test_tasks_never_visited_raise_the_price_as_far_as_they_can_be_visited(num_tasks, places):
     """Of 8 tasks worth 1 some are given up for new ones worth 0.6, a quarter of the table with variance 0.25.
 
-    64 tasks: the price is 0.15 * 4 * 16 * 0.25 / 4 = 0.6 of 8 (1 - 0.275), which pays for 8.7 places of 0.4. 1,024: an
-    eighth of the variance counts, which is below that of a group, and 0.15 of 8 (1 - 0.158) pays for 2.5.
+    64 tasks: the price is 0.12 * 4 * 16 * 0.25 / 4 = 0.48 of 8 (1 - 0.275), which pays for 6.96 places of 0.4. 1,024:
+    an eighth of the variance counts, which is below that of a group, and 0.12 of 8 (1 - 0.158) pays for 2.02.
     """
     number = np.arange(num_tasks)
     seen = number < num_tasks * 3 // 4
@@ -275,6 +274,22 @@ def test_tasks_never_visited_raise_the_price_as_far_as_they_can_be_visited(num_t
         visited=jnp.where(seen, 0, -1).astype(jnp.int32),
         step=jnp.int32(1),
     )
-    for seed in range(5):
-        chosen = np.asarray(selector.select(jax.random.key(seed), state, Tasks())[0].ids)
-        assert (~seen[chosen]).sum() == places
+    choose = jax.jit(jax.vmap(lambda key: selector.select(key, state, Tasks())[0].ids))
+    new = (~seen[choose(jax.random.split(jax.random.key(0), 1000))]).sum(axis=1)
+    assert np.unique(new).tolist() == [int(places), int(places) + 1]
+    assert new.mean() == pytest.approx(places, abs=0.03)
+
+
+@pytest.mark.parametrize(("seen", "jumps", "variance"), [(False, 0.0, 1.015), (True, 0.1, 25.0)])
+def test_tasks_that_come_back_jump_and_those_never_visited_do_not(seen, jumps, variance):
+    """Four believed hopeless are solved: a fifth may be anything if that was known of them, else little more."""
+    solved = Feedback(jnp.arange(4), jnp.full(4, 16.0), jnp.full(4, 16.0), jnp.full(4, 16.0))
+    visited = jnp.array([0 if seen else -1] * 4 + [0], jnp.int32)
+    mean, known = jnp.full(5, -6.0), jnp.ones(5)
+    selector = selectors.adaptive(4, 16)
+    state = selector.init(Tasks(), 5)._replace(
+        mean=mean, variance=known, visited=visited, believed=logit.moments(mean, known, num_generations=16)
+    )
+    after = selector.update(state, Tasks(), solved)
+    assert float(after.jumps) == pytest.approx(jumps)
+    assert float(after.variance[4]) == pytest.approx(variance)

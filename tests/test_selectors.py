@@ -50,9 +50,9 @@ CONTRACT = {
         B, G, candidates=2, balance="equal", discount=0.5 * x, target=0.5 * x, prior=(x, 1.0)
     ),
     "greso": lambda x: selectors.greso(B, G, explore=0.5 * x, explore_step=0.01 * x, zero_variance=0.25 * x),
-    "adaptive": lambda x: selectors.adaptive(B, G, price=0.15 * x, curiosity=2.0 * x, floor=0.3 * x),
+    "adaptive": lambda x: selectors.adaptive(B, G, price=0.12 * x, curiosity=2.0 * x, floor=0.3 * x),
     "adaptive-signal": lambda x: selectors.adaptive(B, G, utility="signal", cool_down=2, balance="equal"),
-    "adaptive-per-token": lambda x: selectors.adaptive(B, G, price=0.15 * x, per_token=True),
+    "adaptive-per-token": lambda x: selectors.adaptive(B, G, price=0.12 * x, per_token=True),
     "dots": lambda x: dots(B, G, target=0.5 * x, temperature=1e-3 * x, attention_temperature=x),
     "dots-top-k": lambda x: dots(B, G, calibration="plain", top_k=3, balance="equal"),
     "oracle": lambda x: selectors.oracle(B, G, target=0.5 * x, tolerance=0.4 * x),

@@ -17,8 +17,9 @@ LARGEST = 25.0  # variance of a logit about which nothing is known any more
 STALE, STALE_INTEREST = 25.0, 0.03  # steps after which a task counts as not looked at, and what that is worth
 # A jump is a surprise beyond JUMP (1 is expected). When jumps are more frequent than JUMPS of the rollouts' tasks, over
 # some ten steps, tasks that nobody looked at may have jumped too: their variance grows by JUMP_NOISE times the mean
-# squared jump. A task that jumped is learnt anew, with JUMP_VARIANCE.
-JUMP, JUMPS, JUMP_MEMORY, JUMP_NOISE, JUMP_VARIANCE = 12.0, 0.02, 0.9, 10.0, 4.0
+# squared jump. First visits do not count: what they contradict is said of all tasks never visited. A task that jumped
+# is learnt anew, with JUMP_VARIANCE.
+JUMP, JUMPS, JUMP_MEMORY, JUMP_NOISE, JUMP_VARIANCE = 12.0, 0.01, 0.9, 10.0, 4.0
 REACH = 16  # steps; what is not known of tasks never visited counts in full if these could visit all tasks
 FITTED = 4096  # visited tasks whose logits tell what those of the others are
 # The same few tasks again and again teach a policy little of the others. Tasks never visited have the share NEW of the
@@ -54,7 +55,7 @@ def adaptive(
     num_generations: int,
     *,
     utility: Utility = "informative",
-    price: ArrayLike = 0.15,
+    price: ArrayLike = 0.12,
     curiosity: ArrayLike = 2.0,
     floor: ArrayLike = 0.3,
     per_token: bool = False,
@@ -221,9 +222,9 @@ def _observe(state: AdaptiveState, feedback: Feedback, *, num_generations: int) 
     # What tasks share.
     told = state.features[rows]
     seen, noise = _innovation(mean, variance, successes, trials)
-    jumped = valid & (surprise > JUMP)
+    first, jumped = valid & (state.visited[rows] < 0), valid & (surprise > JUMP)
     now = drift.moved(state.drift, told)
-    moved = jnp.where((state.visited[rows] >= 0)[:, None], now - state.anchor[rows], 0)
+    moved = jnp.where(first[:, None], 0, now - state.anchor[rows])
     moving = drift.update(
         state.drift, told, seen, variance + noise + jnp.where(jumped, JUMP_VARIANCE, 0), moved, valid, jumped
     )
@@ -231,9 +232,9 @@ def _observe(state: AdaptiveState, feedback: Feedback, *, num_generations: int) 
 
     # What jumped.
     leap = logit.observe(mean, variance + JUMP_VARIANCE, successes, trials)[0] - mean
-    count = valid.sum().astype(jnp.float32)
-    jumps = JUMP_MEMORY * state.jumps + (1 - JUMP_MEMORY) * jumped.sum().astype(jnp.float32) / count
-    spread = jnp.where(jumps >= JUMPS, JUMP_NOISE * jnp.where(jumped, leap * leap, 0).sum() / count, 0)
+    count, moves = valid.sum().astype(jnp.float32), jumped & ~first
+    jumps = JUMP_MEMORY * state.jumps + (1 - JUMP_MEMORY) * moves.sum().astype(jnp.float32) / count
+    spread = jnp.where(jumps >= JUMPS, JUMP_NOISE * jnp.where(moves, leap * leap, 0).sum() / count, 0)
 
     # The tasks themselves.
     variance = variance + jnp.where(jumped, JUMP_VARIANCE, 0)
@@ -242,7 +243,6 @@ def _observe(state: AdaptiveState, feedback: Feedback, *, num_generations: int) 
     put = lambda table, x: constrain(table.at[ids].set(x, mode="drop"), "task", *[None] * (x.ndim - 1))  # noqa: E731
     visited = put(state.visited, state.step)
     variance = put(state.variance, variance)
-    first = valid & (state.visited[rows] < 0)
     state = AdaptiveState(
         mean=put(state.mean, mean),
         variance=jnp.where((visited >= 0) & happened, jnp.minimum(variance + NOISE + spread, LARGEST), variance),
