@@ -254,8 +254,9 @@ def test_a_domain_is_not_left_unseen_for_long():
     selector = selectors.adaptive(2, 16, floor=1.0)
     for tasks, stalest in ((Tasks(domain=domain), 2), (Tasks(), 0)):
         state = selector.init(tasks, 12)._replace(visited=visited, step=jnp.int32(10))
-        choose = jax.jit(jax.vmap(lambda key: selector.select(key, state, tasks)[0].ids))
-        assert (choose(jax.random.split(jax.random.key(0), 50)) == stalest).any(axis=1).all()
+        choose = jax.jit(jax.vmap(selector.select, (0, None, None)))
+        choice, _ = choose(jax.random.split(jax.random.key(0), 50), state, tasks)
+        assert (choice.ids == stalest).any(axis=1).all()
 
 
 @pytest.mark.parametrize(("num_tasks", "places"), [(64, 6.96), (1024, 2.02)])
