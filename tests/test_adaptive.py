@@ -281,16 +281,19 @@ def test_tasks_never_visited_raise_the_price_as_far_as_they_can_be_visited(num_t
     assert new.mean() == pytest.approx(places, abs=0.03)
 
 
-@pytest.mark.parametrize(("seen", "jumps", "variance"), [(False, 0.0, 1.015), (True, 0.1, 25.0)])
-def test_tasks_that_come_back_jump_and_those_never_visited_do_not(seen, jumps, variance):
-    """Four believed hopeless are solved: a fifth may be anything if that was known of them, else little more."""
-    solved = Feedback(jnp.arange(4), jnp.full(4, 16.0), jnp.full(4, 16.0), jnp.full(4, 16.0))
+@pytest.mark.parametrize(
+    ("seen", "jumped", "jumps", "variance"),
+    [(False, 4, 0.0, 1.015), (True, 1, 0.025, 1.015), (True, 2, 0.05, 25.0), (True, 4, 0.1, 25.0)],
+)
+def test_others_may_have_jumped_where_more_than_one_has_that_was_seen(seen, jumped, jumps, variance):
+    """Some of four that are believed hopeless are solved; of a fifth that was visited once nobody knows any more."""
     visited = jnp.array([0 if seen else -1] * 4 + [0], jnp.int32)
     mean, known = jnp.full(5, -6.0), jnp.ones(5)
     selector = selectors.adaptive(4, 16)
     state = selector.init(Tasks(), 5)._replace(
         mean=mean, variance=known, visited=visited, believed=logit.moments(mean, known, num_generations=16)
     )
-    after = selector.update(state, Tasks(), solved)
+    ids, trials = jnp.arange(4), jnp.full(4, 16.0)
+    after = selector.update(state, Tasks(), Feedback(ids, jnp.where(ids < jumped, trials, 0), trials, trials))
     assert float(after.jumps) == pytest.approx(jumps)
     assert float(after.variance[4]) == pytest.approx(variance)

@@ -16,10 +16,10 @@ NOISE = 0.015  # variance that a step adds to every logit
 LARGEST = 25.0  # variance of a logit about which nothing is known any more
 STALE, STALE_INTEREST = 25.0, 0.03  # steps after which a task counts as not looked at, and what that is worth
 # A jump is a surprise beyond JUMP (1 is expected). When jumps are more frequent than JUMPS of the rollouts' tasks, over
-# some ten steps, tasks that nobody looked at may have jumped too: their variance grows by JUMP_NOISE times the mean
-# squared jump. First visits do not count: what they contradict is said of all tasks never visited. A task that jumped
-# is learnt anew, with JUMP_VARIANCE.
-JUMP, JUMPS, JUMP_MEMORY, JUMP_NOISE, JUMP_VARIANCE = 12.0, 0.01, 0.9, 10.0, 4.0
+# some ten steps, and are not ALONE (two within four steps), tasks that nobody looked at may have jumped too: their
+# variance grows by JUMP_NOISE times the mean squared jump. First visits do not count: what they contradict is said of
+# all tasks never visited. A task that jumped is learnt anew, with JUMP_VARIANCE.
+JUMP, JUMPS, ALONE, JUMP_MEMORY, JUMP_NOISE, JUMP_VARIANCE = 12.0, 0.01, 1.6, 0.9, 10.0, 4.0
 REACH = 16  # steps; what is not known of tasks never visited counts in full if these could visit all tasks
 FITTED = 4096  # visited tasks whose logits tell what those of the others are
 # The same few tasks again and again teach a policy little of the others. Tasks never visited have the share NEW of the
@@ -234,7 +234,8 @@ def _observe(state: AdaptiveState, feedback: Feedback, *, num_generations: int) 
     leap = logit.observe(mean, variance + JUMP_VARIANCE, successes, trials)[0] - mean
     count, moves = valid.sum().astype(jnp.float32), jumped & ~first
     jumps = JUMP_MEMORY * state.jumps + (1 - JUMP_MEMORY) * moves.sum().astype(jnp.float32) / count
-    spread = jnp.where(jumps >= JUMPS, JUMP_NOISE * jnp.where(moves, leap * leap, 0).sum() / count, 0)
+    frequent = jumps >= jnp.maximum(JUMPS, ALONE * (1 - JUMP_MEMORY) / count)
+    spread = jnp.where(frequent, JUMP_NOISE * jnp.where(moves, leap * leap, 0).sum() / count, 0)
 
     # The tasks themselves.
     variance = variance + jnp.where(jumped, JUMP_VARIANCE, 0)
