@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxrft.bench import select
 from jaxrft.select import selectors
@@ -38,3 +39,19 @@ def test_steps_are_measured_side_by_side_and_fill_a_page():
     }
     page = select.page({name: {"conditions": "here", "figures": figures[name]} for name in select.PARTS})
     assert "32 x 16 rollouts" in page and "1,250,000 tasks a device" in page and "{" not in page
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--repeats", "0"], "repeats is 0: it must be at least 1"),
+        (["--json", "nowhere/x.json"], "nowhere/x.json: its folder does not exist"),
+        (["--json", "broken.json"], "broken.json does not hold the figures of this benchmark"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_measured(flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.json").write_text("[1]")
+    with pytest.raises(SystemExit):
+        select.main(flags)
+    assert message in capsys.readouterr().err

@@ -65,6 +65,39 @@ def test_a_state_of_something_else_is_refused():
         make().load_state_dict(Session(selectors.uniform(3, 8), 12).state_dict())
     with pytest.raises(InputError, match="or other tasks"):
         make().load_state_dict(Session(selectors.adaptive(3, 8), 13).state_dict())
+    bots = Session(selectors.bots(3, 8), Tasks(np.ones((12, 2), np.float32)))
+    with pytest.raises(InputError, match="which this one has not: it is that of another selector"):
+        Session(selectors.mopps(3, 8), 12).load_state_dict(bots.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks", "message"),
+    [
+        ("adaptive", Tasks(domain=np.arange(12) / 2), "domains are float32: number them from 0"),
+        ("adaptive", Tasks(domain=np.arange(12) - 1), "numbered from -1 to 10"),
+        ("adaptive", Tasks(domain=np.array(["a"] * 12)), "Tasks.domain is no table of numbers"),
+        ("adaptive", Tasks(embeddings=np.ones(12)), r"embeddings of shape \(12,\) for 12 tasks"),
+        ("bots", Tasks([[0.1, 0.5], [0.2]]), "Tasks.reference_pass_rates is no table of numbers"),
+        ("bots", Tasks(np.full((12, 2), 0.5), domain=np.zeros(20, int)), r"have \[12, 20\] rows: give one row a task"),
+    ],
+)
+def test_tasks_that_are_no_tables_are_refused(name, tasks, message):
+    with pytest.raises(InputError, match=message):
+        Session(selectors.make(name, 3, 8), tasks)
+
+
+def test_tasks_may_be_lists():
+    session = Session(selectors.bots(3, 8), Tasks([[0.2, 0.5]] * 12))
+    assert len(session.next()) == 3
+
+
+@pytest.mark.parametrize(
+    ("selector", "seed", "message"),
+    [("adaptive", 0, "'adaptive' is no selector: make one"), (None, "x", "seed is x"), (None, 2**70, "64 bits")],
+)
+def test_a_session_of_something_else_is_refused(selector, seed, message):
+    with pytest.raises(InputError, match=message):
+        Session(selector or selectors.uniform(3, 8), 12, seed)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +108,13 @@ def test_a_state_of_something_else_is_refused():
         (([3, 3], [1, 1], [8, 8]), "comes once"),
         (([0, 1], [1, 9], [8, 8]), r"lie in \[0, trials\]"),
         (([0, 1], [1, float("nan")], [8, 8]), r"lie in \[0, trials\]"),
+        (([0.0, 1.9], [1, 1], [8, 8]), r"ids are \[0.0, 1.9\]: tasks are numbered from 0 to 11"),
+        (([True], [1], [8]), "numbered from 0 to 11"),
+        ((1, 0, 8), "ids are 1: give a list with one number a task"),
+        (([0, 1], [[1], [1]], [8, 8]), "successes are .*: give a list"),
+        (([0, 1], ["1", "1"], [8, 8]), "successes are .*: give a list"),
+        (([0, 1], [1, 1], [8, 8], [float("inf"), 1]), r"tokens are \[inf, 1.0\]: they are numbers of 0 or more"),
+        (([0, 1], [1, 1], [8, 8], [-5, 1]), "numbers of 0 or more"),
     ],
 )
 def test_a_record_that_cannot_be_is_refused(record, message):

@@ -227,11 +227,27 @@ def test_students_show_their_ability(capsys):
         (["--batch-size", "41"], "batch_size is 41 but there are 40 tasks"),
         (["--begin", "1.5"], "begin is 1.5"),
         (["--plot", "nowhere/a.png"], "cannot be written to nowhere/a.png"),
+        (["--plot", "a.foo"], "cannot be written to a.foo: name a file that ends in .png, .svg or .pdf"),
+        (["--plot", "/tmp"], "cannot be written to /tmp: name a file"),
+        (["--selectors"], "selectors are none: name some of uniform"),
     ],
 )
 def test_a_mistake_is_one_sentence(file, flags, message, capsys):
     short = ["--steps", "2", "--seeds", "1", "--selectors", "uniform", "bots"]
     assert cli.main(["simulate", *short, "--responses", file, *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--students.references", "none"], "students.references is none, but bots chooses by them: leave it out"),
+        (["--schedule", "down"], "schedule is of a replayed policy, but students learn"),
+        (["--end", "0.5"], "end is of a replayed policy"),
+    ],
+)
+def test_a_mistake_about_students_is_one_sentence(flags, message, capsys):
+    assert cli.main(["simulate", "--steps", "2", "--seeds", "1", *flags]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -244,7 +260,12 @@ def test_a_file_that_does_not_fit_is_named(tmp_path):
 
     assert "no array `responses`" in problem(answers=np.ones(3))
     assert "1 right, 0 wrong, -1 missing" in problem(responses=np.full((3, 2), 0.5))
+    assert "1 right, 0 wrong, -1 missing" in problem(responses=np.full((3, 2), -1))
     assert "`domain` of" in problem(responses=np.ones((3, 2)), domain=np.ones(3))
+    assert "has shape (2,)" in problem(responses=np.ones((3, 2)), embeddings=np.ones(2))
+    np.save(tmp_path / "a.npy", np.ones((3, 2)))
+    with pytest.raises(InputError, match="cannot be read as an .npz file: write it with"):
+        worlds.load(str(tmp_path / "a.npy"))
     (tmp_path / "a.npz").write_text("responses")
     with pytest.raises(InputError, match="cannot be read as an .npz file"):
         worlds.load(str(tmp_path / "a.npz"))

@@ -376,6 +376,19 @@ def _cpu() -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
+def earlier(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """The figures of parts measured before, if the file is there."""
+    if not path.absolute().parent.is_dir():
+        parser.error(f"the figures cannot be written to {path}: its folder does not exist")
+    try:
+        found = json.loads(path.read_text()) if path.exists() else {}
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict) or not set(found) <= set(PARTS):
+        parser.error(f"{path} does not hold the figures of this benchmark: name another file, or delete it")
+    return found
+
+
 def main(arguments: list[str]) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="jaxrft bench select", description=__doc__)
@@ -383,7 +396,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--parts", nargs="+", choices=[*PARTS], default=[*PARTS], help="what is measured")
     parser.add_argument("--json", type=Path, help="figures by part; those of other parts stay, and a whole is printed")
     options = parser.parse_args(arguments)
-    found = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
+    if options.repeats < 1:
+        parser.error(f"repeats is {options.repeats}: it must be at least 1")
+    found = earlier(options.json, parser) if options.json else {}
     for name in options.parts:
         found[name] = {"conditions": machine(), "figures": PARTS[name](options.repeats)}
     if options.json:

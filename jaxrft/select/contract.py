@@ -50,8 +50,11 @@ def merged(state: Any, changed: Changed) -> Any:
 
 
 def check(name: str, value: ArrayLike, fits: Callable[[np.ndarray], Any], wanted: str) -> None:
-    """Raises InputError unless all of `value` `fits`; a tracer has no value to check."""
-    if not isinstance(value, Tracer) and not np.all(fits(np.asarray(value))):
+    """Raises InputError unless `value` is numbers all of which `fits`; a tracer has no value to check."""
+    if isinstance(value, Tracer):
+        return
+    found = np.asarray(value)
+    if found.dtype.kind not in "biuf" or not np.all(fits(found)):
         raise InputError(f"{name} is {value}: it must be {wanted}")
 
 
@@ -63,9 +66,9 @@ def check_belief(target: ArrayLike, prior: tuple[ArrayLike, ArrayLike]) -> None:
 
 
 def check_sizes(batch_size: int, num_generations: int) -> None:
-    """Raises InputError unless both are at least 1."""
-    check("batch_size", batch_size, lambda x: x >= 1, "at least 1")
-    check("num_generations", num_generations, lambda x: x >= 1, "at least 1")
+    """Raises InputError unless both are whole numbers and at least 1."""
+    for name, value in (("batch_size", batch_size), ("num_generations", num_generations)):
+        check(name, value, lambda x: (x.dtype.kind in "iu") & (x >= 1), "a whole number and at least 1")
 
 
 def check_table(batch_size: int, num_tasks: int) -> None:
@@ -85,7 +88,7 @@ def check_balance(balance: str, tasks: Tasks, num_tasks: int) -> None:
 def count_domains(tasks: Tasks, num_tasks: int) -> int:
     """How many domains there are, numbered from 0; their bound `num_tasks` while a tracer hides them.
 
-    Raises InputError for domains that are missing, not a number a task, or numbered from elsewhere.
+    Raises InputError for domains that are missing, not a whole number a task, or numbered from elsewhere.
     """
     domain = tasks.domain
     if domain is None:
@@ -93,6 +96,8 @@ def count_domains(tasks: Tasks, num_tasks: int) -> int:
             "nothing tells the tasks' domains that this selector is to keep apart: "
             "name their column in tasks.domain_column, or pass them in Tasks.domain"
         )
+    if not jnp.issubdtype(domain.dtype, jnp.integer):
+        raise InputError(f"domains are {domain.dtype}: number them from 0")
     if domain.shape != (num_tasks,):
         raise InputError(f"domains have shape {domain.shape}: there must be one for each of {num_tasks} tasks")
     if isinstance(domain, Tracer):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxrft.select.contract import count_domains
 from jaxrft.types import Array, InputError, Tasks
 
 DOMAINS, COMPONENTS = 16, 32  # features of either
@@ -20,10 +21,10 @@ def describe(tasks: Tasks, num_tasks: int) -> Array:
     """
     parts = []
     if tasks.domain is not None:
-        _check("domain", tasks.domain, (num_tasks,))
+        count_domains(tasks, num_tasks)
         parts.append(jax.nn.one_hot(tasks.domain % DOMAINS, DOMAINS, dtype=jnp.float32))
     if tasks.embeddings is not None:
-        _check("embeddings", tasks.embeddings, (num_tasks, *tasks.embeddings.shape[1:]))
+        _check(tasks.embeddings, num_tasks)
         parts.append(components(tasks.embeddings))
     return jnp.concatenate(parts, axis=1) if parts else jnp.zeros((num_tasks, 1), jnp.float32)
 
@@ -35,16 +36,16 @@ def along(features: Array, *directions: Array) -> list[Array]:
     return jax.lax.reduce(terms, zeros, lambda x, y: [*map(jnp.add, x, y)], (1,))
 
 
-def _check(name: str, table: Array, shape: tuple[int, ...]) -> None:
-    """Raises InputError unless the table has that shape and is finite; a tracer has no values to check."""
-    if table.shape != shape:
-        raise InputError(f"{name} of shape {table.shape} for {shape[0]} tasks: give one row for each task")
-    if not isinstance(table, Tracer):
-        broken = ~np.isfinite(np.asarray(table, np.float32)).reshape(shape[0], -1).all(axis=1)
+def _check(embeddings: Array, num_tasks: int) -> None:
+    """Raises InputError unless they are [N, E] and finite; a tracer has no values to check."""
+    if embeddings.ndim != 2 or len(embeddings) != num_tasks:
+        raise InputError(f"embeddings of shape {embeddings.shape} for {num_tasks} tasks: give one row for each task")
+    if not isinstance(embeddings, Tracer):
+        broken = ~np.isfinite(np.asarray(embeddings, np.float32)).all(axis=1)
         if broken.any():
             raise InputError(
-                f"{name} of {int(broken.sum())} tasks are not finite, first of task {int(broken.argmax())}: "
-                f"leave those tasks out, or give no {name}"
+                f"embeddings of {int(broken.sum())} tasks are not finite, first of task {int(broken.argmax())}: "
+                "leave those tasks out, or give no embeddings"
             )
 
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrft.select.contract import Selector, choosing, merged
-from jaxrft.types import Array, Feedback, InputError, Tasks
+from jaxrft.select.contract import Selector, check, choosing, merged
+from jaxrft.types import Array, Feedback, InputError, Projections, Tasks
 
 PROBE = 2**32 - 1  # far from what selectors split off their key: jax.random.split(key)[i] is fold_in(key, i)
 
@@ -29,8 +29,11 @@ class Session:
 
     def __init__(self, selector: Selector, tasks: Tasks | int, seed: int = 0):
         """Raises InputError for a selector that asks for what `tasks` do not say, or for more tasks than there are."""
-        self._tasks = Tasks() if isinstance(tasks, int) else jax.tree.map(jnp.asarray, tasks)
-        self._number = tasks if isinstance(tasks, int) else _number(tasks)
+        if not isinstance(selector, Selector):
+            raise InputError(f"{selector!r} is no selector: make one, as with selectors.adaptive(16, 8)")
+        check("seed", seed, lambda x: x.dtype.kind in "iu", "a whole number of 64 bits")
+        self._tasks = Tasks() if isinstance(tasks, int) else _arrays(tasks)
+        self._number = tasks if isinstance(tasks, int) else _number(self._tasks)
         self._seed, self._step = seed, 0
         self._state = selector.init(self._tasks, self._number)
         self._select, self._update = jax.jit(choosing(selector)), jax.jit(selector.update)
@@ -65,22 +68,24 @@ class Session:
         """Tells the selector what came of the tasks `ids`: `successes` of `trials` rollouts each, fractions allowed.
 
         `tokens`: completion tokens of each task's rollouts. `trials` of 0 marks a task of which nothing is known.
-        Raises InputError for lengths that differ, ids that are no task's or come twice, and successes outside
-        [0, trials]. Another number of tasks than before compiles the update again.
+        Raises InputError for lengths that differ, ids that are no task's or come twice, successes outside [0, trials]
+        and tokens that cannot be. Another number of tasks than before compiles the update again.
         """
-        columns = [
-            np.asarray(x, np.float32) for x in (successes, trials, np.zeros(len(ids)) if tokens is None else tokens)
-        ]
-        ids = np.asarray(ids, np.int32)
-        self._check(ids, *columns)
-        self._state = self._update(self._state, self._tasks, Feedback(*map(jnp.asarray, (ids, *columns))))
+        spent = np.zeros(np.shape(ids)) if tokens is None else tokens
+        given = {"ids": ids, "successes": successes, "trials": trials, "tokens": spent}
+        tasks, *columns = (_column(name, values) for name, values in given.items())
+        if tasks.dtype.kind not in "iu" and len(tasks):
+            raise InputError(f"ids are {tasks.tolist()}: tasks are numbered from 0 to {self._number - 1}")
+        tasks, columns = tasks.astype(np.int32), [x.astype(np.float32) for x in columns]
+        self._check(tasks, *columns)
+        self._state = self._update(self._state, self._tasks, Feedback(*map(jnp.asarray, (tasks, *columns))))
 
     def pass_rate(self) -> np.ndarray:
         """Pass rates [N] that the selector believes the tasks to have; NaN where it believes nothing."""
         return np.asarray(self._pass_rate(self._state, self._tasks))
 
     def state_dict(self) -> dict[str, Any]:
-        """All that changes, as a flat dictionary of numpy arrays, for numpy.savez or torch.save."""
+        """All that changes, as a flat dictionary of numpy arrays, for numpy.savez or safetensors.numpy.save_file."""
         leaves = jax.tree_util.tree_flatten_with_path(self._state)[0]
         named = {"state" + jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
         return named | {"step": np.asarray(self._step), "seed": np.asarray(self._seed)}
@@ -91,6 +96,8 @@ class Session:
         Raises InputError for the state of another selector, or of another number of tasks.
         """
         expected = self.state_dict()
+        if others := state.keys() - expected.keys():
+            raise InputError(f"the state has {min(others)!r}, which this one has not: it is that of another selector")
         for name, value in expected.items():
             if name not in state:
                 raise InputError(f"the state has no {name!r}: it is that of another selector")
@@ -124,11 +131,37 @@ class Session:
             raise InputError(f"ids are {ids.tolist()}: a task comes once, with the sum over its rollouts")
         if not ((successes >= 0) & (successes <= trials) & np.isfinite(trials)).all():
             raise InputError(f"successes are {successes.tolist()} of {trials.tolist()} trials: they lie in [0, trials]")
+        if not ((tokens >= 0) & np.isfinite(tokens)).all():
+            raise InputError(f"tokens are {tokens.tolist()}: they are numbers of 0 or more")
+
+
+def _column(name: str, values: Any) -> np.ndarray:
+    """The numbers given for each task [n]."""
+    found = np.asarray(values)
+    if found.ndim != 1 or found.dtype.kind not in "biuf":
+        raise InputError(f"{name} are {values!r}: give a list with one number a task")
+    return found
+
+
+def _arrays(tasks: Tasks) -> Tasks:
+    """The tasks with arrays for what lists there are."""
+
+    def array(name: str, value: Any) -> Any:
+        if value is None or isinstance(value, Projections):
+            return jax.tree.map(jnp.asarray, value)
+        try:
+            return jnp.asarray(value if isinstance(value, jax.Array) else np.asarray(value))
+        except (TypeError, ValueError) as error:  # of words, of rows that differ in length
+            raise InputError(f"Tasks.{name} is no table of numbers: give an array with one row a task") from error
+
+    return Tasks(**{name: array(name, value) for name, value in tasks._asdict().items()})
 
 
 def _number(tasks: Tasks) -> int:
     """How many tasks there are."""
-    rows: list[Array] = jax.tree.leaves(tasks)
+    rows = {len(x) if x.ndim else 0 for x in jax.tree.leaves(tasks)}
     if not rows:
         raise InputError("Tasks() says nothing, not even how many tasks there are: give their number instead")
-    return len(rows[0])
+    if len(rows) > 1:
+        raise InputError(f"the tables of Tasks have {sorted(rows)} rows: give one row a task in each")
+    return rows.pop()

@@ -20,16 +20,25 @@ from jaxrft.types import InputError
 
 FIGURES = ("effective_group_ratio", "signal", "mse", "pearson", "auc", "coverage")
 ABILITY = "ability"  # of students only: a replayed policy does not learn
+NEED_REFERENCES = ("bots", "easy_to_hard")
 GROUPS = "groups"  # rolled out, shown where selectors differ in it because one of them probes
 
 
 @dataclass(frozen=True)
 class SimulateConfig:
-    """Selectors compared without a language model, on synthetic students or on a replayed response matrix."""
+    """Selectors compared without a language model, on synthetic students or on a replayed response matrix.
+
+    A row a selector, means over the seeds and half the width of their 95 % intervals. effective: share of the groups
+    that were informative, neither all right nor all wrong; signal: mean 4 p (1 - p) of the chosen; mse, pearson: of the
+    pass rates believed before a step, against the true ones of all tasks; auc: how well they told which of the chosen
+    would be informative; coverage: share of the tasks rolled out in the last 50 steps; ability: of students, the mean
+    pass rate at the end. uniform believes nothing: with references, it has what bots would believe of its rollouts.
+    """
 
     responses: str | None = None
     """An .npz with `responses` [policies, tasks] of 1 right, 0 wrong, -1 missing, rows sorted by ability, weakest
-    first; optionally `embeddings` and `domain`. Replayed as one changing policy; without it, synthetic students."""
+    first; optionally `embeddings` and `domain`. Replayed as one changing policy, the 4 % of the rows around a quantile;
+    without it, synthetic students."""
     selectors: tuple[str, ...] = ("uniform", "bots", "adaptive")
     """Selectors to compare."""
     predictor: str | None = None
@@ -63,18 +72,35 @@ def main(arguments: list[str], prog: str) -> int:
     import tyro
 
     config = tyro.cli(SimulateConfig, args=arguments, prog=prog)
-    if config.plot and not Path(config.plot).absolute().parent.is_dir():
-        raise InputError(f"the picture cannot be written to {config.plot}: its folder does not exist")
+    if config.plot:
+        _check_picture(Path(config.plot))
     traces, rows = simulate(config)
+    print("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]" if config.json else table(rows))
     if config.plot:
         draw(traces, config.plot)
-    print("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]" if config.json else table(rows))
     return 0
+
+
+def _check_picture(path: Path) -> None:
+    """Raises InputError unless a picture can be written to `path`."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"the picture cannot be written to {path}: its folder does not exist")
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if path.is_dir() or path.suffix[1:].lower() not in formats:
+        raise InputError(f"the picture cannot be written to {path}: name a file that ends in .png, .svg or .pdf")
 
 
 def simulate(config: SimulateConfig) -> tuple[dict[str, Trace], list[dict[str, Any]]]:
     """Traces by selector, and a row of figures a selector: means over seeds, `ci95` their intervals, None = unknown."""
-    world, names = _world(config), _words(config.selectors)
+    names = _words(config.selectors)
+    if not names:
+        raise InputError(f"selectors are none: name some of {', '.join(selectors.SELECTORS)}")
+    told = config.responses is not None or config.students.references != "none"
+    if not told and (asking := [name for name in names if name in NEED_REFERENCES]):
+        raise InputError(f"students.references is none, but {asking[0]} chooses by them: leave it out of --selectors")
+    world = _world(config)
     predictor = _predictor(config) if "dots" in names else None
     traces = {}
     for name in names:
@@ -103,6 +129,9 @@ def _world(config: SimulateConfig) -> worlds.World:
     for name in ("begin", "end"):
         if not 0 <= getattr(config, name) <= 1:
             raise InputError(f"{name} is {getattr(config, name)}: a quantile of the rows lies in [0, 1]")
+    moved = [name for name in ("schedule", "begin", "end") if getattr(config, name) != getattr(SimulateConfig, name)]
+    if config.responses is None and moved:
+        raise InputError(f"{moved[0]} is of a replayed policy, but students learn: name its answers with --responses")
     if config.responses is None:
         return worlds.students(config.students, num_generations=config.num_generations)
     return worlds.replay(

@@ -153,6 +153,7 @@ class Responses(NamedTuple):
     domain: np.ndarray | None = None  # [N]
 
 
+RANKS = {"embeddings": 2, "domain": 1}
 SCHEDULES: dict[str, Callable[[Array], Array]] = {  # progress of the run in [0, 1] -> of the quantile
     "up": lambda u: u,
     "still": lambda u: jnp.full_like(u, 0.5),
@@ -173,19 +174,19 @@ def load(path: str) -> Responses:
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in Responses._fields if name in file}
-    except Exception as error:  # numpy raises what the damaged part happens to raise
-        raise InputError(f"{path} cannot be read as an .npz file ({error}): write it with numpy.savez") from error
+    except Exception as error:  # numpy raises what the damaged part happens to raise, and of .npy an array comes
+        raise InputError(f"{path} cannot be read as an .npz file: write it with numpy.savez") from error
     if "responses" not in found:
         raise InputError(
             f"{path} has no array `responses`: it must hold policies x tasks, 1 right, 0 wrong, -1 missing"
         )
     table = found["responses"]
-    if table.ndim != 2 or not np.isin(table, (-1, 0, 1)).all():
+    if table.ndim != 2 or not np.isin(table, (-1, 0, 1)).all() or (table < 0).all():
         raise InputError(f"`responses` of {path} must be a matrix of policies x tasks, 1 right, 0 wrong, -1 missing")
     for name, array in found.items():
-        if name != "responses" and len(array) != table.shape[1]:
+        if name != "responses" and (array.ndim != RANKS[name] or len(array) != table.shape[1]):
             raise InputError(
-                f"`{name}` of {path} has {len(array)} rows: it needs one for each of {table.shape[1]} tasks"
+                f"`{name}` of {path} has shape {array.shape}: it needs one row for each of {table.shape[1]} tasks"
             )
     return Responses(**found)
 
