@@ -113,9 +113,9 @@ def test_per_token_and_cool_down_by_hand():
     assert acquire.largest(jax.random.key(0), cooled, batch_size=2).tolist() == [0, 3]
 
 
-def priced_batches(*, keys=4000, **options):
+def priced_batches(*, keys=4000, interest=(0.0, 0.1, 0.0, 1.0, 0.5), **options):
     """The share of keys with which `acquire.priced` chooses each batch of 3 from five tasks."""
-    utility, interest = jnp.array([0.9, 0.8, 0.5, 0.1, 0.1]), jnp.array([0.0, 0.1, 0.0, 1.0, 0.5])
+    utility, interest = jnp.array([0.9, 0.8, 0.5, 0.1, 0.1]), jnp.array(interest)
     choose = jax.vmap(lambda key: jnp.sort(acquire.priced(key, utility, interest, batch_size=3, weight=2.0, **options)))
     batches, count = np.unique(choose(jax.random.split(jax.random.key(0), keys)), axis=0, return_counts=True)
     return {tuple(batch): n / keys for batch, n in zip(batches.tolist(), count.tolist(), strict=True)}
@@ -141,6 +141,12 @@ def test_the_curious_ranking_gets_as_many_places_as_the_price_pays_for(price, sh
     found = priced_batches(price=price)
     assert set(found) == {batch for batch, share in zip(BATCHES, shares, strict=True) if share}
     assert [found.get(batch, 0) for batch in BATCHES] == pytest.approx(shares, abs=0.03)
+
+
+def test_a_place_for_one_of_the_best_costs_less_than_nothing():
+    """The curious ranking is 0, 3, 4: one place leaves 0.9 + 0.9 + 0.8, two 0.9 + 0.1 + 0.9. Of 0.25 + 0.4, 0.7."""
+    found = priced_batches(price=0.25 / 2.2, interest=(1.0, 0.0, 0.0, 0.9, 0.8))
+    assert found == pytest.approx({(0, 1, 2): 0.05 / 0.7, (0, 1, 3): 0.65 / 0.7}, abs=0.03)
 
 
 @pytest.mark.parametrize(

@@ -47,11 +47,13 @@ def test_steps_are_measured_side_by_side_and_fill_a_page():
         (["--repeats", "0"], "repeats is 0: it must be at least 1"),
         (["--json", "nowhere/x.json"], "nowhere/x.json: its folder does not exist"),
         (["--json", "broken.json"], "broken.json does not hold the figures of this benchmark"),
+        (["--json", "other.json"], "other.json does not hold the figures of this benchmark"),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_measured(flags, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.json").write_text("[1]")
+    (tmp_path / "other.json").write_text('{"steps": 3}')
     with pytest.raises(SystemExit):
         select.main(flags)
     assert message in capsys.readouterr().err

@@ -1,6 +1,7 @@
 import doctest
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -74,7 +75,7 @@ def test_a_state_of_something_else_is_refused():
     ("name", "tasks", "message"),
     [
         ("adaptive", Tasks(domain=np.arange(12) / 2), "domains are float32: number them from 0"),
-        ("adaptive", Tasks(domain=np.arange(12) - 1), "numbered from -1 to 10"),
+        ("adaptive", Tasks(domain=np.ones((12, 2), int)), r"domains have shape \(12, 2\)"),
         ("adaptive", Tasks(domain=np.array(["a"] * 12)), "Tasks.domain is no table of numbers"),
         ("adaptive", Tasks(embeddings=np.ones(12)), r"embeddings of shape \(12,\) for 12 tasks"),
         ("bots", Tasks([[0.1, 0.5], [0.2]]), "Tasks.reference_pass_rates is no table of numbers"),
@@ -93,11 +94,29 @@ def test_tasks_may_be_lists():
 
 @pytest.mark.parametrize(
     ("selector", "seed", "message"),
-    [("adaptive", 0, "'adaptive' is no selector: make one"), (None, "x", "seed is x"), (None, 2**70, "64 bits")],
+    [
+        ("adaptive", 0, "'adaptive' is no selector: make one"),
+        (None, "x", "seed is x"),
+        (None, 2**63, "64 bits"),
+        (None, [1, 2], "seed is"),
+    ],
 )
 def test_a_session_of_something_else_is_refused(selector, seed, message):
     with pytest.raises(InputError, match=message):
         Session(selector or selectors.uniform(3, 8), 12, seed)
+
+
+@pytest.mark.parametrize("tasks", [12.0, "12", None, [1, 2]])
+def test_a_number_of_tasks_that_is_none_is_refused(tasks):
+    with pytest.raises(InputError, match="the number of tasks is .*: it must be a whole number, or their Tasks"):
+        Session(selectors.uniform(3, 8), tasks)
+
+
+def test_numbers_of_other_libraries_are_numbers():
+    session = Session(selectors.adaptive(3, 8, price=jnp.bfloat16(0.12)), np.int64(12), np.uint8(1))
+    session.record(jnp.arange(2), jnp.array([1, 0], jnp.bfloat16), np.array([8, 8], np.uint8))
+    session.record([], [], [])
+    assert session.pass_rate()[0] > session.pass_rate()[1]
 
 
 @pytest.mark.parametrize(
@@ -110,6 +129,8 @@ def test_a_session_of_something_else_is_refused(selector, seed, message):
         (([0, 1], [1, float("nan")], [8, 8]), r"lie in \[0, trials\]"),
         (([0.0, 1.9], [1, 1], [8, 8]), r"ids are \[0.0, 1.9\]: tasks are numbered from 0 to 11"),
         (([True], [1], [8]), "numbered from 0 to 11"),
+        (([2**32 + 3], [1], [8]), "numbered from 0 to 11"),
+        (([0, 1], [[1], [1, 2]], [8, 8]), "successes are .*: give a list"),
         ((1, 0, 8), "ids are 1: give a list with one number a task"),
         (([0, 1], [[1], [1]], [8, 8]), "successes are .*: give a list"),
         (([0, 1], ["1", "1"], [8, 8]), "successes are .*: give a list"),

@@ -262,6 +262,7 @@ def test_a_file_that_does_not_fit_is_named(tmp_path):
     assert "1 right, 0 wrong, -1 missing" in problem(responses=np.full((3, 2), 0.5))
     assert "1 right, 0 wrong, -1 missing" in problem(responses=np.full((3, 2), -1))
     assert "`domain` of" in problem(responses=np.ones((3, 2)), domain=np.ones(3))
+    assert "give numbers" in problem(responses=np.ones((3, 2)), embeddings=np.array([["a"], ["b"]]))
     assert "has shape (2,)" in problem(responses=np.ones((3, 2)), embeddings=np.ones(2))
     np.save(tmp_path / "a.npy", np.ones((3, 2)))
     with pytest.raises(InputError, match="cannot be read as an .npz file: write it with"):

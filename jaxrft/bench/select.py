@@ -382,9 +382,10 @@ def earlier(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
         parser.error(f"the figures cannot be written to {path}: its folder does not exist")
     try:
         found = json.loads(path.read_text()) if path.exists() else {}
-    except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict) or not set(found) <= set(PARTS):
+        fits = set(found) <= set(PARTS) and all({"conditions", "figures"} <= set(x) for x in found.values())
+    except (AttributeError, OSError, TypeError, ValueError):  # no JSON, or JSON of something else
+        found, fits = {}, False
+    if not fits:
         parser.error(f"{path} does not hold the figures of this benchmark: name another file, or delete it")
     return found
 

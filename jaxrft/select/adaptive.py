@@ -72,7 +72,7 @@ def adaptive(
     components of `Tasks.embeddings`, if given.
 
     Choice: places in the batch go to the tasks of the greatest expected utility + `curiosity` * interest, until the
-    batch's expected utility has on the mean fallen by the share `price` of what the greatest possible is above chance;
+    batch's expected utility has fallen by the share `price` of what the greatest possible is above chance;
     the rest to the greatest utility, of nearly equal ones to those longest not visited. While hardly a task of the
     table has been visited, half of the places are for those never visited, for any that may be worth half of the best
     of them; as far as features have predicted first visits, all places, and three quarters of the way from the least to

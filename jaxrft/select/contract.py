@@ -54,8 +54,14 @@ def check(name: str, value: ArrayLike, fits: Callable[[np.ndarray], Any], wanted
     if isinstance(value, Tracer):
         return
     found = np.asarray(value)
-    if found.dtype.kind not in "biuf" or not np.all(fits(found)):
+    if not are_numbers(found) or not np.all(fits(found)):
         raise InputError(f"{name} is {value}: it must be {wanted}")
+
+
+def are_numbers(values: np.ndarray) -> bool:
+    """Whether they are real numbers of any kind, bfloat16 and truth values among them."""
+    kind = values.dtype
+    return kind == np.bool_ or jnp.issubdtype(kind, jnp.integer) or jnp.issubdtype(kind, jnp.floating)
 
 
 def check_belief(target: ArrayLike, prior: tuple[ArrayLike, ArrayLike]) -> None:
@@ -68,7 +74,7 @@ def check_belief(target: ArrayLike, prior: tuple[ArrayLike, ArrayLike]) -> None:
 def check_sizes(batch_size: int, num_generations: int) -> None:
     """Raises InputError unless both are whole numbers and at least 1."""
     for name, value in (("batch_size", batch_size), ("num_generations", num_generations)):
-        check(name, value, lambda x: (x.dtype.kind in "iu") & (x >= 1), "a whole number and at least 1")
+        check(name, value, lambda x: x.ndim == 0 and x.dtype.kind in "iu" and x >= 1, "a whole number, at least 1")
 
 
 def check_table(batch_size: int, num_tasks: int) -> None:
@@ -85,6 +91,14 @@ def check_balance(balance: str, tasks: Tasks, num_tasks: int) -> None:
         count_domains(tasks, num_tasks)
 
 
+def check_domains(domain: Array, num_tasks: int) -> None:
+    """Raises InputError unless they are a whole number for each task."""
+    if not jnp.issubdtype(domain.dtype, jnp.integer):
+        raise InputError(f"domains are {domain.dtype}: number them from 0")
+    if domain.shape != (num_tasks,):
+        raise InputError(f"domains have shape {domain.shape}: there must be one for each of {num_tasks} tasks")
+
+
 def count_domains(tasks: Tasks, num_tasks: int) -> int:
     """How many domains there are, numbered from 0; their bound `num_tasks` while a tracer hides them.
 
@@ -96,10 +110,7 @@ def count_domains(tasks: Tasks, num_tasks: int) -> int:
             "nothing tells the tasks' domains that this selector is to keep apart: "
             "name their column in tasks.domain_column, or pass them in Tasks.domain"
         )
-    if not jnp.issubdtype(domain.dtype, jnp.integer):
-        raise InputError(f"domains are {domain.dtype}: number them from 0")
-    if domain.shape != (num_tasks,):
-        raise InputError(f"domains have shape {domain.shape}: there must be one for each of {num_tasks} tasks")
+    check_domains(domain, num_tasks)
     if isinstance(domain, Tracer):
         return num_tasks
     with jax.ensure_compile_time_eval():  # on the device: a process may hold a part of the table only

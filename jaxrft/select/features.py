@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxrft.select.contract import count_domains
+from jaxrft.select.contract import check_domains
 from jaxrft.types import Array, InputError, Tasks
 
 DOMAINS, COMPONENTS = 16, 32  # features of either
@@ -21,7 +21,7 @@ def describe(tasks: Tasks, num_tasks: int) -> Array:
     """
     parts = []
     if tasks.domain is not None:
-        count_domains(tasks, num_tasks)
+        check_domains(tasks.domain, num_tasks)
         parts.append(jax.nn.one_hot(tasks.domain % DOMAINS, DOMAINS, dtype=jnp.float32))
     if tasks.embeddings is not None:
         _check(tasks.embeddings, num_tasks)

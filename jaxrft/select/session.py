@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrft.select.contract import Selector, check, choosing, merged
+from jaxrft.select.contract import Selector, are_numbers, check, choosing, merged
 from jaxrft.types import Array, Feedback, InputError, Projections, Tasks
 
 PROBE = 2**32 - 1  # far from what selectors split off their key: jax.random.split(key)[i] is fold_in(key, i)
@@ -31,10 +31,15 @@ class Session:
         """Raises InputError for a selector that asks for what `tasks` do not say, or for more tasks than there are."""
         if not isinstance(selector, Selector):
             raise InputError(f"{selector!r} is no selector: make one, as with selectors.adaptive(16, 8)")
-        check("seed", seed, lambda x: x.dtype.kind in "iu", "a whole number of 64 bits")
-        self._tasks = Tasks() if isinstance(tasks, int) else _arrays(tasks)
-        self._number = tasks if isinstance(tasks, int) else _number(self._tasks)
-        self._seed, self._step = seed, 0
+        whole = lambda x: x.ndim == 0 and x.dtype.kind in "iu" and x < 2**63  # noqa: E731
+        check("seed", seed, whole, "a whole number of 64 bits")
+        if isinstance(tasks, Tasks):
+            self._tasks = _arrays(tasks)
+            self._number = _number(self._tasks)
+        else:
+            check("the number of tasks", tasks, whole, "a whole number, or their Tasks")
+            self._tasks, self._number = Tasks(), int(tasks)
+        self._seed, self._step = int(seed), 0
         self._state = selector.init(self._tasks, self._number)
         self._select, self._update = jax.jit(choosing(selector)), jax.jit(selector.update)
         self._probe = selector.probe and jax.jit(selector.probe)
@@ -71,14 +76,13 @@ class Session:
         Raises InputError for lengths that differ, ids that are no task's or come twice, successes outside [0, trials]
         and tokens that cannot be. Another number of tasks than before compiles the update again.
         """
-        spent = np.zeros(np.shape(ids)) if tokens is None else tokens
-        given = {"ids": ids, "successes": successes, "trials": trials, "tokens": spent}
-        tasks, *columns = (_column(name, values) for name, values in given.items())
-        if tasks.dtype.kind not in "iu" and len(tasks):
-            raise InputError(f"ids are {tasks.tolist()}: tasks are numbered from 0 to {self._number - 1}")
-        tasks, columns = tasks.astype(np.int32), [x.astype(np.float32) for x in columns]
+        tasks = _column("ids", ids)
+        spent = np.zeros(len(tasks)) if tokens is None else tokens
+        given = {"successes": successes, "trials": trials, "tokens": spent}
+        columns = [_column(name, values).astype(np.float32) for name, values in given.items()]
         self._check(tasks, *columns)
-        self._state = self._update(self._state, self._tasks, Feedback(*map(jnp.asarray, (tasks, *columns))))
+        feedback = Feedback(*map(jnp.asarray, (tasks.astype(np.int32), *columns)))
+        self._state = self._update(self._state, self._tasks, feedback)
 
     def pass_rate(self) -> np.ndarray:
         """Pass rates [N] that the selector believes the tasks to have; NaN where it believes nothing."""
@@ -97,7 +101,9 @@ class Session:
         """
         expected = self.state_dict()
         if others := state.keys() - expected.keys():
-            raise InputError(f"the state has {min(others)!r}, which this one has not: it is that of another selector")
+            raise InputError(
+                f"the state has {min(map(str, others))!r}, which this one has not: it is that of another selector"
+            )
         for name, value in expected.items():
             if name not in state:
                 raise InputError(f"the state has no {name!r}: it is that of another selector")
@@ -125,7 +131,7 @@ class Session:
             raise InputError(
                 f"ids, successes, trials and tokens have lengths {lengths}: they must have one entry a task"
             )
-        if ((ids < 0) | (ids >= self._number)).any():
+        if len(ids) and ids.dtype.kind not in "iu" or ((ids < 0) | (ids >= self._number)).any():
             raise InputError(f"ids are {ids.tolist()}: tasks are numbered from 0 to {self._number - 1}")
         if len(np.unique(ids)) < len(ids):
             raise InputError(f"ids are {ids.tolist()}: a task comes once, with the sum over its rollouts")
@@ -137,22 +143,30 @@ class Session:
 
 def _column(name: str, values: Any) -> np.ndarray:
     """The numbers given for each task [n]."""
-    found = np.asarray(values)
-    if found.ndim != 1 or found.dtype.kind not in "biuf":
+    found = _array(values)
+    if found is None or found.ndim != 1 or not are_numbers(found):
         raise InputError(f"{name} are {values!r}: give a list with one number a task")
     return found
+
+
+def _array(values: Any) -> np.ndarray | None:
+    """An array of whatever somebody's loop has; None where numpy can make none of it."""
+    try:
+        return np.asarray(values)
+    except (RuntimeError, TypeError, ValueError):  # rows that differ in length; torch's gradients and bfloat16
+        return None
 
 
 def _arrays(tasks: Tasks) -> Tasks:
     """The tasks with arrays for what lists there are."""
 
     def array(name: str, value: Any) -> Any:
-        if value is None or isinstance(value, Projections):
+        if value is None or isinstance(value, jax.Array | Projections):
             return jax.tree.map(jnp.asarray, value)
-        try:
-            return jnp.asarray(value if isinstance(value, jax.Array) else np.asarray(value))
-        except (TypeError, ValueError) as error:  # of words, of rows that differ in length
-            raise InputError(f"Tasks.{name} is no table of numbers: give an array with one row a task") from error
+        found = _array(value)
+        if found is None or not are_numbers(found):
+            raise InputError(f"Tasks.{name} is no table of numbers: give an array with one row a task")
+        return jnp.asarray(found)
 
     return Tasks(**{name: array(name, value) for name, value in tasks._asdict().items()})
 

@@ -184,10 +184,14 @@ def load(path: str) -> Responses:
     if table.ndim != 2 or not np.isin(table, (-1, 0, 1)).all() or (table < 0).all():
         raise InputError(f"`responses` of {path} must be a matrix of policies x tasks, 1 right, 0 wrong, -1 missing")
     for name, array in found.items():
-        if name != "responses" and (array.ndim != RANKS[name] or len(array) != table.shape[1]):
+        if name == "responses":
+            continue
+        if array.ndim != RANKS[name] or len(array) != table.shape[1]:
             raise InputError(
                 f"`{name}` of {path} has shape {array.shape}: it needs one row for each of {table.shape[1]} tasks"
             )
+        if name == "embeddings" and array.dtype.kind not in "biuf":
+            raise InputError(f"`{name}` of {path} are {array.dtype}: give numbers")
     return Responses(**found)
 
 
