@@ -114,7 +114,7 @@ def test_what_is_told_becomes_features_and_what_is_broken_a_sentence():
     selector = selectors.adaptive(4, 8)
     with pytest.raises(InputError, match="embeddings of 1 tasks are not finite, first of task 7: leave"):
         selector.init(Tasks(embeddings=tasks.embeddings.at[7, 3].set(jnp.nan)), 50)
-    with pytest.raises(InputError, match=r"domain of shape \(3,\) for 50 tasks"):
+    with pytest.raises(InputError, match=r"domains have shape \(3,\): there must be one for each of 50 tasks"):
         selector.init(Tasks(domain=jnp.arange(3)), 50)
 
 
