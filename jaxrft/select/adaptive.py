@@ -72,11 +72,11 @@ def adaptive(
     components of `Tasks.embeddings`, if given.
 
     Choice: places in the batch go to the tasks of the greatest expected utility + `curiosity` * interest, until the
-    batch's expected utility has fallen by the share `price` of what the greatest possible is above chance;
-    the rest to the greatest utility, of nearly equal ones to those longest not visited. While hardly a task of the
-    table has been visited, half of the places are for those never visited, for any that may be worth half of the best
-    of them; as far as features have predicted first visits, all places, and three quarters of the way from the least to
-    the best. Interest is the standard deviation of the believed pass rate, and a little for not having been looked at.
+    batch's expected utility has fallen by the share `price` of what the greatest possible is above chance; the rest to
+    the greatest utility, of nearly equal ones to those longest not visited. While hardly a task of the table has been
+    visited, half of the places are for those never visited, for any that may be worth half of the best of them; as far
+    as features have predicted first visits, all places, and three quarters of the way from the least to the best.
+    Interest is the standard deviation of the believed pass rate, and a little for not having been looked at.
     `curiosity` and `price` grow in proportion once pass rates are believed with a mean variance above 1 / (4 G), a
     single group's; of tasks never visited it counts in full if 16 steps could visit all tasks, and less the larger the
     table is. With chance `floor` a step one place goes to the task longest not visited, of the domain longest not

@@ -64,6 +64,11 @@ def are_numbers(values: np.ndarray) -> bool:
     return kind == np.bool_ or jnp.issubdtype(kind, jnp.integer) or jnp.issubdtype(kind, jnp.floating)
 
 
+def is_whole(value: np.ndarray) -> bool:
+    """Whether it is a single whole number."""
+    return value.ndim == 0 and value.dtype.kind in "iu"
+
+
 def check_belief(target: ArrayLike, prior: tuple[ArrayLike, ArrayLike]) -> None:
     """Raises InputError unless `target` is a pass rate apart from 0 and 1 and `prior` two positive numbers."""
     check("target", target, lambda x: (x > 0) & (x < 1), "in (0, 1)")
@@ -74,7 +79,7 @@ def check_belief(target: ArrayLike, prior: tuple[ArrayLike, ArrayLike]) -> None:
 def check_sizes(batch_size: int, num_generations: int) -> None:
     """Raises InputError unless both are whole numbers and at least 1."""
     for name, value in (("batch_size", batch_size), ("num_generations", num_generations)):
-        check(name, value, lambda x: x.ndim == 0 and x.dtype.kind in "iu" and x >= 1, "a whole number, at least 1")
+        check(name, value, lambda x: is_whole(x) and x >= 1, "a whole number, at least 1")
 
 
 def check_table(batch_size: int, num_tasks: int) -> None:

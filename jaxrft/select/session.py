@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrft.select.contract import Selector, are_numbers, check, choosing, merged
+from jaxrft.select.contract import Selector, are_numbers, check, choosing, is_whole, merged
 from jaxrft.types import Array, Feedback, InputError, Projections, Tasks
 
 PROBE = 2**32 - 1  # far from what selectors split off their key: jax.random.split(key)[i] is fold_in(key, i)
@@ -31,13 +31,12 @@ class Session:
         """Raises InputError for a selector that asks for what `tasks` do not say, or for more tasks than there are."""
         if not isinstance(selector, Selector):
             raise InputError(f"{selector!r} is no selector: make one, as with selectors.adaptive(16, 8)")
-        whole = lambda x: x.ndim == 0 and x.dtype.kind in "iu" and x < 2**63  # noqa: E731
-        check("seed", seed, whole, "a whole number of 64 bits")
+        check("seed", seed, lambda x: is_whole(x) and x < 2**63, "a whole number of 64 bits")
         if isinstance(tasks, Tasks):
             self._tasks = _arrays(tasks)
             self._number = _number(self._tasks)
         else:
-            check("the number of tasks", tasks, whole, "a whole number, or their Tasks")
+            check("the number of tasks", tasks, is_whole, "a whole number, or their Tasks")
             self._tasks, self._number = Tasks(), int(tasks)
         self._seed, self._step = int(seed), 0
         self._state = selector.init(self._tasks, self._number)

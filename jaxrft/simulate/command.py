@@ -97,8 +97,7 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Trace], list[dict[str, A
     names = _words(config.selectors)
     if not names:
         raise InputError(f"selectors are none: name some of {', '.join(selectors.SELECTORS)}")
-    told = config.responses is not None or config.students.references != "none"
-    if not told and (asking := [name for name in names if name in NEED_REFERENCES]):
+    if not _has_references(config) and (asking := [name for name in names if name in NEED_REFERENCES]):
         raise InputError(f"students.references is none, but {asking[0]} chooses by them: leave it out of --selectors")
     world = _world(config)
     predictor = _predictor(config) if "dots" in names else None
@@ -155,8 +154,12 @@ def _selector(name: str, config: SimulateConfig, predictor: Predictor | None, ba
     del fields["name"], fields["embeddings"]  # which the world has
     fields |= predictors.hyper_parameters(predictor) if predictor else {}
     chosen, bots = (selectors.make(each, batch_size, config.num_generations, **fields) for each in (name, "bots"))
-    references = config.responses is not None or config.students.references != "none"
-    return believing(chosen, bots) if name == "uniform" and references else chosen
+    return believing(chosen, bots) if name == "uniform" and _has_references(config) else chosen
+
+
+def _has_references(config: SimulateConfig) -> bool:
+    """Whether the world tells pass rates of reference policies."""
+    return config.responses is not None or config.students.references != "none"
 
 
 def believing(chooser: Selector, believer: Selector) -> Selector:

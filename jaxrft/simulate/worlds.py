@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrft.select.contract import are_numbers
 from jaxrft.types import Array, Feedback, InputError, Tasks
 
 
@@ -190,7 +191,7 @@ def load(path: str) -> Responses:
             raise InputError(
                 f"`{name}` of {path} has shape {array.shape}: it needs one row for each of {table.shape[1]} tasks"
             )
-        if name == "embeddings" and array.dtype.kind not in "biuf":
+        if name == "embeddings" and not are_numbers(array):
             raise InputError(f"`{name}` of {path} are {array.dtype}: give numbers")
     return Responses(**found)
 
