@@ -259,16 +259,35 @@ def test_a_domain_is_not_left_unseen_for_long():
         assert (choice.ids == stalest).any(axis=1).all()
 
 
-@pytest.mark.parametrize(("num_tasks", "places"), [(64, 6.96), (1024, 2.02)])
-def test_tasks_never_visited_raise_the_price_as_far_as_they_can_be_visited(num_tasks, places):
-    """Of 8 tasks worth 1 some are given up for new ones worth 0.6, a quarter of the table with variance 0.25.
+@pytest.mark.parametrize(
+    ("floor", "jumps", "chance"), [(0.0, 0.0, 0), (0.0, 0.0125, 0.5), (0.3, 0.0125, 0.5), (0.7, 0.0125, 0.7)]
+)
+def test_after_a_jump_the_stalest_task_is_looked_at(floor, jumps, chance):
+    """Batches of 4: one jump has 0.1 * 1 / 4 of the smoothed share, half of it later is a chance of a half."""
+    visited = jnp.arange(64, dtype=jnp.int32)
+    teaches = jnp.where(visited == 0, -6.0, 0.0)  # the stalest task has nothing else in its favour
+    selector = selectors.adaptive(4, 16, floor=floor, price=0.0)
+    state = selector.init(Tasks(), 64)._replace(
+        believed=logit.moments(teaches, jnp.full(64, 0.01), num_generations=16),
+        visited=visited,
+        step=jnp.int32(64),
+        jumps=jnp.float32(jumps),
+    )
+    choose = jax.jit(jax.vmap(lambda key: selector.select(key, state, Tasks())[0].ids))
+    looked = (choose(jax.random.split(jax.random.key(0), 4000)) == 0).any(axis=1)
+    assert looked.mean() == pytest.approx(chance, abs=0.03)
 
-    64 tasks: the price is 0.12 * 4 * 16 * 0.25 / 4 = 0.48 of 8 (1 - 0.275), which pays for 6.96 places of 0.4. 1,024:
-    an eighth of the variance counts, which is below that of a group, and 0.12 of 8 (1 - 0.158) pays for 2.02.
+
+@pytest.mark.parametrize(("num_tasks", "places"), [(64, 3.27), (1024, 0.93)])
+def test_tasks_never_visited_raise_the_price_as_far_as_they_can_be_visited(num_tasks, places):
+    """Of 8 tasks worth 1 some are given up for new ones worth 0.6, a quarter of the table with variance 0.1.
+
+    64 tasks: the price is 0.055 (4 * 16 * 0.1 / 4)^3 = 0.225 of 8 (1 - 0.275), which pays for 3.27 places of 0.4.
+    1,024: an eighth of the variance counts, which is below that of a group, and 0.055 of 8 (1 - 0.158) pays for 0.93.
     """
     number = np.arange(num_tasks)
     seen = number < num_tasks * 3 // 4
-    worth, variance = np.where(seen, number < 8, 0.6), np.where(seen, 0.0, 0.25)
+    worth, variance = np.where(seen, number < 8, 0.6), np.where(seen, 0.0, 0.1)
     selector = selectors.adaptive(8, 16, floor=0.0)
     state = selector.init(Tasks(), num_tasks)._replace(
         believed=logit.Moments(*(jnp.asarray(x, jnp.float32) for x in (np.full(num_tasks, 0.5), variance, worth))),

@@ -20,7 +20,9 @@ STALE, STALE_INTEREST = 25.0, 0.03  # steps after which a task counts as not loo
 # variance grows by JUMP_NOISE times the mean squared jump. First visits do not count: what they contradict is said of
 # all tasks never visited. A task that jumped is learnt anew, with JUMP_VARIANCE.
 JUMP, JUMPS, ALONE, JUMP_MEMORY, JUMP_NOISE, JUMP_VARIANCE = 12.0, 0.01, 1.6, 0.9, 10.0, 4.0
-REACH = 16  # steps; what is not known of tasks never visited counts in full if these could visit all tasks
+# Knowing has a price that rises with this power of the mean variance of the believed pass rates, so that most is spent
+# where most is to be learnt. Tasks never visited count in full if REACH steps could visit all tasks.
+STEEPNESS, REACH = 3, 16
 FITTED = 4096  # visited tasks whose logits tell what those of the others are
 # The same few tasks again and again teach a policy little of the others. Tasks never visited have the share NEW of the
 # batch while they are nearly all there are, and all of it as far as features have turned out right in saying which are
@@ -55,7 +57,7 @@ def adaptive(
     num_generations: int,
     *,
     utility: Utility = "informative",
-    price: ArrayLike = 0.12,
+    price: ArrayLike = 0.055,
     curiosity: ArrayLike = 2.0,
     floor: ArrayLike = 0.3,
     per_token: bool = False,
@@ -77,10 +79,10 @@ def adaptive(
     visited, half of the places are for those never visited, for any that may be worth half of the best of them; as far
     as features have predicted first visits, all places, and three quarters of the way from the least to the best.
     Interest is the standard deviation of the believed pass rate, and a little for not having been looked at.
-    `curiosity` and `price` grow in proportion once pass rates are believed with a mean variance above 1 / (4 G), a
-    single group's; of tasks never visited it counts in full if 16 steps could visit all tasks, and less the larger the
-    table is. With chance `floor` a step one place goes to the task longest not visited, of the domain longest not
-    visited.
+    Once pass rates are believed with a mean variance above 1 / (4 G), a single group's, `curiosity` grows in proportion
+    and `price` with its cube; of tasks never visited it counts in full if 16 steps could visit all tasks, and less the
+    larger the table is. With chance `floor` a step, and in every step just after a jump, one place goes to the task
+    longest not visited, of the domain longest not visited.
 
     `utility`: the chance of an informative group (with group normalisation), or the mean of 4 p (1 - p) (without).
     `per_token`: utility and interest count by what they cost, the completion tokens of the task's last visit (0: the
@@ -141,14 +143,15 @@ def adaptive(
             interest,
             batch_size=batch_size,
             weight=weight,
-            price=jnp.minimum(jnp.asarray(price, jnp.float32) * raised, 1),
+            price=jnp.minimum(jnp.asarray(price, jnp.float32) * raised**STEEPNESS, 1),
             chance=chance,
             first=_new(key_new, state, worth, batch_size=batch_size, quota=quota),
             alike=ALIKE / num_generations,
             preference=since.astype(jnp.float32),
             quota=quota,
         )
-        look = jax.random.uniform(key_floor) < jnp.asarray(floor, jnp.float32)
+        jumped = state.jumps * batch_size / (1 - JUMP_MEMORY)  # 1 after one jump, then less and less
+        look = jax.random.uniform(key_floor) < jnp.maximum(jnp.asarray(floor, jnp.float32), jumped)
         ids = jax.lax.cond(look, lambda: _with_stalest(key_stale, ids, state, tasks, quota), lambda: ids)
         return Choice(ids, believed.pass_rate[ids]), state
 
