@@ -129,7 +129,7 @@ class SelectConfig:
     curiosity: float = 2.0
     """adaptive: weight of what is not known about a task against its utility, 0 or more."""
     floor: float = 0.3
-    """adaptive: chance a step that one place goes to the task, and domain, longest not visited, in [0, 1]."""
+    """adaptive: least chance a step that one place goes to the task, and domain, longest not visited, in [0, 1]."""
     per_token: bool = False
     """adaptive: utility per completion token that a task is expected to take, not per rollout."""
     cool_down: int = 0
