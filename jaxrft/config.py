@@ -125,7 +125,7 @@ class SelectConfig:
     utility: Literal["informative", "signal"] = "informative"
     """adaptive: chance of an informative group (for scale_rewards group), or mean 4 p (1 - p) (for none)."""
     price: float = 0.055
-    """adaptive: share of what choosing gains over chance that is given up for knowing more, in [0, 1]."""
+    """adaptive: least share of what choosing gains over chance that is given up for knowing more, in [0, 1]."""
     curiosity: float = 2.0
     """adaptive: weight of what is not known about a task against its utility, 0 or more."""
     floor: float = 0.3

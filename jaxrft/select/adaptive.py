@@ -81,8 +81,8 @@ def adaptive(
     Interest is the standard deviation of the believed pass rate, and a little for not having been looked at.
     Once pass rates are believed with a mean variance above 1 / (4 G), a single group's, `curiosity` grows in proportion
     and `price` with its cube; of tasks never visited it counts in full if 16 steps could visit all tasks, and less the
-    larger the table is. One place goes to the task longest not visited, of the domain longest not visited, with chance
-    `floor` a step, and just after a task has jumped more likely, from 1 on.
+    larger the table is. With chance `floor` a step one place goes to the task longest not visited, of the domain
+    longest not visited; after a task has jumped the chance is 1, then a tenth less every step, until it is `floor`.
 
     `utility`: the chance of an informative group (with group normalisation), or the mean of 4 p (1 - p) (without).
     `per_token`: utility and interest count by what they cost, the completion tokens of the task's last visit (0: the
