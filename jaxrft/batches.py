@@ -141,7 +141,10 @@ def _distance(run: Run, verdicts: Verdicts) -> np.ndarray:
 
 def fill(run: Run, programs: Programs, state: RunState, probed: Probed) -> Filling:
     """Which informative groups of the probe are trained on, and how many tasks are to be chosen beside them."""
-    places, multiple, best = programs.size(state), meshes.shards(run.mesh, "batch"), _best(probed)
+    places, multiple = programs.size(state), meshes.shards(run.mesh, "batch")
+    if not probed.parts:
+        return Filling(places, places, probed.ids)
+    best = _best(probed)
     fresh = probes.portions(places, multiple=multiple)[probes.portion(places, len(best), multiple=multiple)]
     return Filling(places, fresh, probed.ids[best[: places - fresh]])
 

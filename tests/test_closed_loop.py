@@ -87,7 +87,7 @@ def test_replay_is_a_variant_of_a_selector(tmp_path):
     assert closed_loop.parse(["--selectors", "uniform", "bots+replay"]).selectors == ["uniform", "bots+replay"]
 
 
-def test_a_finished_run_is_not_run_again(world, tmp_path, monkeypatch):
+def test_a_finished_run_is_not_run_again(world, tmp_path, monkeypatch, capsys):
     setting = closed_loop.Setting(1e-4, steps=2, eval_steps=1)
     monkeypatch.setitem(closed_loop.SETTINGS, "digits-easy", setting)
     run = closed_loop.Run("digits-easy", "uniform", 1e-4, 0)
@@ -96,6 +96,8 @@ def test_a_finished_run_is_not_run_again(world, tmp_path, monkeypatch):
     assert len(found.held_out) == 3 and found.rollouts == [0, 64, 128] and found.tokens[0] == 0 < found.tokens[1]
     monkeypatch.setattr(closed_loop.training, "train", lambda config: SimpleNamespace(step=config.steps - 1))
     assert closed_loop.train_all([run], tmp_path, 1) == [found]
+    closed_loop.main(["--runs", str(tmp_path), "--finished", "--families", "digits-easy", "--selectors", "uniform"])
+    assert "no tables without uniform and oracle" in capsys.readouterr().out
     with pytest.raises(KeyboardInterrupt):  # by a signal, after a step
         closed_loop.train(run._replace(seed=1), tmp_path)
     assert not list(tmp_path.glob("*-1/curve.json"))

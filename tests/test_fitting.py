@@ -88,7 +88,7 @@ def test_dropout_is_between_layers():
         ((4, 3), np.full((2, 4), 1.5), {}, r"outside \[0, 1\]"),
         ((4, 3), np.array([[0.5] * 4, [NAN] * 4]), {}, "policy 1 has no known pass rate: leave it out"),
         ((4, 3), np.full((2, 4), 0.5), {"dropout": 1.0}, r"dropout is 1.0: it must be in \[0, 1\)"),
-        ((4, 3), np.full((2, 4), 0.5), {"layers": 0}, "layers is 0: it must be at least 1"),
+        ((4, 3), np.full((2, 4), 0.5), {"layers": 0}, "layers is 0: it must be a whole number, at least 1"),
         ((4, 3), np.full((2, 4), 0.5), {"calibration": "isotonic"}, "no calibration 'isotonic'"),
     ],
 )

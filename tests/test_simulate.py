@@ -244,6 +244,8 @@ def test_a_mistake_is_one_sentence(file, flags, message, capsys):
         (["--students.references", "none"], "students.references is none, but bots chooses by them: leave it out"),
         (["--schedule", "down"], "schedule is of a replayed policy, but students learn"),
         (["--end", "0.5"], "end is of a replayed policy"),
+        (["--select.name", "dots"], "select.name is of training, but here selectors are named with --selectors: leave"),
+        (["--select.embeddings", "policy"], "select.embeddings is of training, but here the world has its own: leave"),
     ],
 )
 def test_a_mistake_about_students_is_one_sentence(flags, message, capsys):

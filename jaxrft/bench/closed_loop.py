@@ -103,6 +103,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(tuned(curves))
     elif {"uniform", "oracle"} <= set(options.selectors):
         write(curves, options.out)
+    else:
+        print("no tables without uniform and oracle among the --selectors: all of them compare with both")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

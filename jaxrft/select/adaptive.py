@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from jaxrft.mesh import constrain
 from jaxrft.select import acquire, drift, features, logit
 from jaxrft.select import population as populations
-from jaxrft.select.contract import Selector, check, check_balance, check_sizes, check_table
+from jaxrft.select.contract import Selector, check, check_balance, check_count, check_sizes, check_table
 from jaxrft.types import Array, Choice, Feedback, InputError, Tasks
 
 NOISE = 0.015  # variance that a step adds to every logit
@@ -99,7 +99,7 @@ def adaptive(
     check("price", price, lambda x: (x >= 0) & (x <= 1), "in [0, 1]")
     check("floor", floor, lambda x: (x >= 0) & (x <= 1), "in [0, 1]")
     check("curiosity", curiosity, lambda x: x >= 0, "0 or more")
-    check("cool_down", cool_down, lambda x: x >= 0, "0 or more")
+    check_count("cool_down", cool_down, least=0)
 
     def init(tasks: Tasks, num_tasks: int) -> AdaptiveState:
         check_table(batch_size, num_tasks)

@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 
 from jaxrft.mesh import constrain
 from jaxrft.select import acquire, evidence
-from jaxrft.select.contract import Selector, check, check_balance, check_sizes, check_table
+from jaxrft.select.contract import Selector, check, check_balance, check_count, check_sizes, check_table
 from jaxrft.types import Array, Choice, Feedback, InputError, Tasks
 
 
@@ -118,8 +118,8 @@ def oracle(
     check_sizes(batch_size, num_generations)
     check("target", target, lambda x: (x > 0) & (x < 1), "in (0, 1)")
     check("tolerance", tolerance, lambda x: (x >= 0) & (x < 1), "in [0, 1)")
-    check("measured", measured, lambda x: x >= batch_size, f"at least batch_size {batch_size}")
-    check("measure_every", measure_every, lambda x: x >= 1, "at least 1")
+    check_count("measured", measured, batch_size, f"at least batch_size {batch_size}")
+    check_count("measure_every", measure_every)
 
     def init(tasks: Tasks, num_tasks: int) -> VisitsState:
         check_table(batch_size, num_tasks)

@@ -69,6 +69,11 @@ def is_whole(value: np.ndarray) -> bool:
     return value.ndim == 0 and value.dtype.kind in "iu"
 
 
+def check_count(name: str, value: Any, least: int = 1, wanted: str = "") -> None:
+    """Raises InputError unless `value` is a whole number of at least `least`, which `wanted` may put otherwise."""
+    check(name, value, lambda x: is_whole(x) and x >= least, f"a whole number, {wanted or f'at least {least}'}")
+
+
 def check_belief(target: ArrayLike, prior: tuple[ArrayLike, ArrayLike]) -> None:
     """Raises InputError unless `target` is a pass rate apart from 0 and 1 and `prior` two positive numbers."""
     check("target", target, lambda x: (x > 0) & (x < 1), "in (0, 1)")
@@ -79,7 +84,7 @@ def check_belief(target: ArrayLike, prior: tuple[ArrayLike, ArrayLike]) -> None:
 def check_sizes(batch_size: int, num_generations: int) -> None:
     """Raises InputError unless both are whole numbers and at least 1."""
     for name, value in (("batch_size", batch_size), ("num_generations", num_generations)):
-        check(name, value, lambda x: is_whole(x) and x >= 1, "a whole number, at least 1")
+        check_count(name, value)
 
 
 def check_table(batch_size: int, num_tasks: int) -> None:

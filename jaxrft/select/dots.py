@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 
 from jaxrft.mesh import constrain
 from jaxrft.select import acquire, attention
-from jaxrft.select.contract import Selector, check, check_balance, check_sizes, check_table
+from jaxrft.select.contract import Selector, check, check_balance, check_count, check_sizes, check_table
 from jaxrft.types import Array, Choice, Feedback, InputError, Projections, Tasks
 
 
@@ -51,12 +51,12 @@ def dots(
     `init` raises InputError for a table that is not projected or smaller than a batch.
     """
     check_sizes(batch_size, num_generations)
-    check("num_references", num_references, lambda x: x >= 1, "at least 1")
-    check("probe_every", probe_every, lambda x: x >= 1, "at least 1")
+    check_count("num_references", num_references)
+    check_count("probe_every", probe_every)
     check("target", target, lambda x: (x > 0) & (x < 1), "in (0, 1)")
     for name, value in (("temperature", temperature), ("attention_temperature", attention_temperature)):
         check(name, value, lambda x: x > 0, "positive")
-    check("top_k", 1 if top_k is None else top_k, lambda x: x >= 1, "at least 1, or None")
+    check_count("top_k", 1 if top_k is None else top_k, wanted="at least 1, or None")
     attention.check_calibration(predictor, calibration)
 
     def init(tasks: Tasks, num_tasks: int) -> DotsState:

@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 
 from jaxrft.mesh import constrain
 from jaxrft.select import acquire, posterior
-from jaxrft.select.contract import Selector, check, check_balance, check_belief, check_sizes, check_table
+from jaxrft.select.contract import Selector, check, check_balance, check_belief, check_count, check_sizes, check_table
 from jaxrft.types import Array, Choice, Feedback, Tasks
 
 
@@ -46,7 +46,7 @@ def mopps(
     """
     check_sizes(batch_size, num_generations)
     check("discount", discount, lambda x: (x >= 0) & (x <= 1), "in [0, 1]")
-    check("candidates", candidates, lambda x: x >= 1, "at least 1")
+    check_count("candidates", candidates)
     check_belief(target, prior)
 
     def init(tasks: Tasks, num_tasks: int) -> MoppsState:

@@ -21,6 +21,7 @@ from jaxrft.types import InputError
 FIGURES = ("effective_group_ratio", "signal", "mse", "pearson", "auc", "coverage")
 ABILITY = "ability"  # of students only: a replayed policy does not learn
 NEED_REFERENCES = ("bots", "easy_to_hard")
+UNUSED = {"name": "selectors are named with --selectors", "embeddings": "the world has its own"}
 GROUPS = "groups"  # rolled out, shown where selectors differ in it because one of them probes
 
 
@@ -60,7 +61,7 @@ class SimulateConfig:
     """Quantile at which it ends."""
     students: worlds.StudentConfig = worlds.StudentConfig()
     select: SelectConfig = SelectConfig()
-    """Hyper-parameters of the selectors; its name is not used."""
+    """Hyper-parameters of the selectors."""
     json: bool = False
     """Print the figures as a JSON list instead of a table."""
     plot: str | None = None
@@ -99,6 +100,9 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Trace], list[dict[str, A
         raise InputError(f"selectors are none: name some of {', '.join(selectors.SELECTORS)}")
     if not _has_references(config) and (asking := [name for name in names if name in NEED_REFERENCES]):
         raise InputError(f"students.references is none, but {asking[0]} chooses by them: leave it out of --selectors")
+    for name, why in UNUSED.items():
+        if getattr(config.select, name) != getattr(SelectConfig, name):
+            raise InputError(f"select.{name} is of training, but here {why}: leave it out")
     world = _world(config)
     predictor = _predictor(config) if "dots" in names else None
     traces = {}
@@ -151,7 +155,8 @@ def _words(values: tuple[str, ...]) -> tuple[str, ...]:
 def _selector(name: str, config: SimulateConfig, predictor: Predictor | None, batch_size: int) -> Selector:
     """The selector; `uniform`, which believes nothing, is judged by what `bots` would believe of its rollouts."""
     fields = asdict(config.select)
-    del fields["name"], fields["embeddings"]  # which the world has
+    for unused in UNUSED:
+        del fields[unused]
     fields |= predictors.hyper_parameters(predictor) if predictor else {}
     chosen, bots = (selectors.make(each, batch_size, config.num_generations, **fields) for each in (name, "bots"))
     return believing(chosen, bots) if name == "uniform" and _has_references(config) else chosen
