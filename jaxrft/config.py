@@ -124,9 +124,9 @@ class SelectConfig:
     """dots: how far from the target pass rates are chosen, each with chance exp(-distance / temperature)."""
     utility: Literal["informative", "signal"] = "informative"
     """adaptive: chance of an informative group (for scale_rewards group), or mean 4 p (1 - p) (for none)."""
-    price: float = 0.055
+    price: float = 0.0425
     """adaptive: least share of what choosing gains over chance that is given up for knowing more, in [0, 1]."""
-    curiosity: float = 2.0
+    curiosity: float = 3.5
     """adaptive: weight of what is not known about a task against its utility, 0 or more."""
     floor: float = 0.3
     """adaptive: least chance a step that one place goes to the task, and domain, longest not visited, in [0, 1]."""

@@ -152,7 +152,15 @@ def test_a_place_for_one_of_the_best_costs_less_than_nothing():
 @pytest.mark.parametrize(
     ("price", "chance", "places"),
     # The best have 2.2, by chance three of 0.48 have 1.44: 0.76 to spend where one place costs 0.4 and two 1.1.
-    [(0.0, 0.48, 0), (0.25, 0.48, 0.19 / 0.4), (0.5, 0.48, 0.38 / 0.4), (1.0, 0.48, 1 + 0.36 / 0.7), (1.0, 0.9, 0)],
+    [
+        (0.0, 0.48, 0),
+        (0.25, 0.48, 0.19 / 0.4),
+        (0.5, 0.48, 0.38 / 0.4),
+        (1.0, 0.48, 1 + 0.36 / 0.7),
+        (1.0, 0.9, 0),
+        (lambda gain: gain, 0.48, 0.76 * 0.76 / 2.2 / 0.4),  # 0.76 is the share 0.76 / 2.2 of the sum
+        (lambda gain: gain + 1, 0.9, 0),
+    ],
 )
 def test_the_price_is_a_share_of_what_is_above_chance(price, chance, places):
     found = priced_batches(price=price, chance=chance)  # chance can be better than the best: nothing to pay with

@@ -278,16 +278,21 @@ def test_after_a_jump_the_stalest_task_is_looked_at(floor, jumps, chance):
     assert looked.mean() == pytest.approx(chance, abs=0.03)
 
 
-@pytest.mark.parametrize(("num_tasks", "places"), [(64, 3.27), (1024, 0.93)])
-def test_tasks_never_visited_raise_the_price_as_far_as_they_can_be_visited(num_tasks, places):
-    """Of 8 tasks worth 1 some are given up for new ones worth 0.6, a quarter of the table with variance 0.1.
+@pytest.mark.parametrize(
+    ("num_tasks", "rest", "places"), [(64, 0.0, 2.84), (64, 0.68, 0.92), (64, 0.8, 0.40), (1024, 0.0, 0.72)]
+)
+def test_what_is_not_known_raises_the_price_of_knowing(num_tasks, rest, places):
+    """Of 8 tasks worth 1 some are given up for new ones worth 0.6, a quarter of the table with variance 0.08.
 
-    64 tasks: the price is 0.055 (4 * 16 * 0.1 / 4)^3 = 0.225 of 8 (1 - 0.275), which pays for 3.27 places of 0.4.
-    1,024: an eighth of the variance counts, which is below that of a group, and 0.055 of 8 (1 - 0.158) pays for 0.93.
+    64 tasks, other ones hopeless: choosing gains 0.725, and 0.0425 (4 * 16 * 0.08 / 4 * 1.3)^3 of 8 * 0.725 pays for
+    2.84 places of 0.4. Other ones worth 0.68: the gain is 0.3, the variance counts for 0.3 / 0.25, not 1.3, and 0.154
+    of 8 * 0.3 pays for 0.92. Worth 0.8: the gain is 0.225, the variance counts as it is, and 0.089 of 8 * 0.225 pays
+    for 0.40. 1,024 tasks: an eighth of the variance counts, less than a group's; 0.0425 of 8 (1 - 0.158) pays for 0.72.
     """
     number = np.arange(num_tasks)
     seen = number < num_tasks * 3 // 4
-    worth, variance = np.where(seen, number < 8, 0.6), np.where(seen, 0.0, 0.1)
+    worth = np.where(seen, np.where(number < 8, 1.0, rest), 0.6)
+    variance = np.where(seen, 0.0, 0.08)
     selector = selectors.adaptive(8, 16, floor=0.0)
     state = selector.init(Tasks(), num_tasks)._replace(
         believed=logit.Moments(*(jnp.asarray(x, jnp.float32) for x in (np.full(num_tasks, 0.5), variance, worth))),

@@ -4,6 +4,7 @@ Whatever chooses takes a `quota` of the batch for each domain, or None.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
@@ -155,7 +156,7 @@ def priced(
     *,
     batch_size: int,
     weight: ArrayLike,
-    price: ArrayLike,
+    price: ArrayLike | Callable[[Array], ArrayLike],
     chance: ArrayLike = 0.0,
     first: Array | None = None,
     alike: ArrayLike = 0.0,
@@ -167,24 +168,27 @@ def priced(
     The first k places go to the curious ranking, k as large as keeps the sum of utilities from falling below that of
     the B greatest by more than the share `price` of what this is above B * `chance`, the utility of a task taken by
     chance; one more with the probability that is the part of its cost left to pay, which small batches would lose to
-    rounding; the others to the greatest utilities left. What k places leave is counted as theirs and the B - k
-    greatest, though some may be both, so that a curious ranking of the best costs less than nothing. The tasks `first`
-    [K], ids where N is none, head the curious ranking and have their places at any price. With a `preference` [N],
-    utilities of at least (1 - `alike`) times the least of the B greatest, with a quota those in the domain, count as
-    equal, and the greatest preference has the place. Utilities are finite, preferences not negative.
+    rounding; the others to the greatest utilities left. `price` may be a function of that gain, as a share [] of the
+    sum. What k places leave is counted as theirs and the B - k greatest, though some may be both, so that a curious
+    ranking of the best costs less than nothing. The tasks `first` [K], ids where N is none, head the curious ranking
+    and have their places at any price. With a `preference` [N], utilities of at least (1 - `alike`) times the least of
+    the B greatest, with a quota those in the domain, count as equal, and the greatest preference has the place.
+    Utilities are finite, preferences not negative.
     """
     key_best, key_curious, key_part, key_rest = jax.random.split(key, 4)
-    weight, price, chance, alike = (jnp.asarray(x, utility.dtype) for x in (weight, price, chance, alike))
+    weight, chance, alike = (jnp.asarray(x, utility.dtype) for x in (weight, chance, alike))
     ids = largest(key_best, utility, batch_size=batch_size, quota=quota)
     best = utility[ids]
     score = utility + weight * interest
     score = score if first is None else score.at[first].set(jnp.inf, mode="drop")
     curious = largest(key_curious, score, batch_size=batch_size, quota=quota)
     rest = jnp.concatenate([jnp.cumsum(best[:-1])[::-1], jnp.zeros(1, utility.dtype)])  # of the B - k best, k = 1..B
-    budget = price * jnp.maximum(best.sum() - batch_size * chance, 0)
+    gain = jnp.maximum(best.sum() - batch_size * chance, 0)
+    share = gain / jnp.where(gain > 0, best.sum(), 1)
+    price = jnp.asarray(price(share) if callable(price) else price, utility.dtype)
     cost = best.sum() - (jnp.cumsum(utility[curious]) + rest)  # of k places, k = 1..B
     last = jnp.maximum(jnp.diff(cost, prepend=0), 0)  # of the k-th alone
-    paid = (cost - jax.random.uniform(key_part, dtype=utility.dtype) * last <= budget).sum()
+    paid = (cost - jax.random.uniform(key_part, dtype=utility.dtype) * last <= price * gain).sum()
     count = jnp.maximum(paid, jnp.isinf(score[curious]).sum())
     ahead = jnp.where(jnp.arange(batch_size) < count, curious, utility.shape[0])
     if preference is not None:

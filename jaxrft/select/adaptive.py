@@ -21,8 +21,10 @@ STALE, STALE_INTEREST = 25.0, 0.03  # steps after which a task counts as not loo
 # all tasks never visited. A task that jumped is learnt anew, with JUMP_VARIANCE.
 JUMP, JUMPS, ALONE, JUMP_MEMORY, JUMP_NOISE, JUMP_VARIANCE = 12.0, 0.01, 1.6, 0.9, 10.0, 4.0
 # Knowing has a price that rises with this power of the mean variance of the believed pass rates, so that most is spent
-# where most is to be learnt. Tasks never visited count in full if REACH steps could visit all tasks.
-STEEPNESS, REACH = 3, 16
+# where most is to be learnt. Where choosing gains more than the share GAIN of the greatest utility the variance counts
+# for more, in proportion, EARLIER times at most: more is lost there by not knowing the tasks. Tasks never visited count
+# in full if REACH steps could visit all tasks.
+STEEPNESS, GAIN, EARLIER, REACH = 3, 0.25, 1.3, 16
 FITTED = 4096  # visited tasks whose logits tell what those of the others are
 # The same few tasks again and again teach a policy little of the others. Tasks never visited have the share NEW of the
 # batch while they are nearly all there are, and all of it as far as features have turned out right in saying which are
@@ -57,8 +59,8 @@ def adaptive(
     num_generations: int,
     *,
     utility: Utility = "informative",
-    price: ArrayLike = 0.055,
-    curiosity: ArrayLike = 2.0,
+    price: ArrayLike = 0.0425,
+    curiosity: ArrayLike = 3.5,
     floor: ArrayLike = 0.3,
     per_token: bool = False,
     cool_down: int = 0,
@@ -79,10 +81,11 @@ def adaptive(
     visited, half of the places are for those never visited, for any that may be worth half of the best of them; as far
     as features have predicted first visits, all places, and three quarters of the way from the least to the best.
     Interest is the standard deviation of the believed pass rate, and a little for not having been looked at.
-    Once pass rates are believed with a mean variance above 1 / (4 G), a single group's, `curiosity` grows in proportion
-    and `price` with its cube; of tasks never visited it counts in full if 16 steps could visit all tasks, and less the
-    larger the table is. With chance `floor` a step one place goes to the task longest not visited, of the domain
-    longest not visited; after a task has jumped the chance is 1, then a tenth less every step, until it is `floor`.
+    Once pass rates are believed with a mean variance above 1 / (4 G), a single group's, `price` grows with its cube;
+    the variance counts for more, up to 1.3 times, where choosing gains more over chance than a quarter of the greatest
+    possible. Of tasks never visited it counts in full if 16 steps could visit all tasks, and less the larger the table
+    is. With chance `floor` a step one place goes to the task longest not visited, of the domain longest not visited;
+    after a task has jumped the chance is 1, then a tenth less every step, until it is `floor`.
 
     `utility`: the chance of an informative group (with group normalisation), or the mean of 4 p (1 - p) (without).
     `per_token`: utility and interest count by what they cost, the completion tokens of the task's last visit (0: the
@@ -135,15 +138,18 @@ def adaptive(
 
         reach = min(1, REACH * batch_size / seen.shape[0])
         doubt = jnp.where(seen, believed.variance, reach * believed.variance).mean()
-        raised = jnp.maximum(1, 4 * num_generations * doubt)
-        weight = jnp.asarray(curiosity, jnp.float32) * raised
+
+        def raised(gain: Array) -> Array:
+            doubted = 4 * num_generations * doubt * jnp.clip(gain / GAIN, 1, EARLIER)
+            return jnp.minimum(jnp.asarray(price, jnp.float32) * jnp.maximum(1, doubted) ** STEEPNESS, 1)
+
         ids = acquire.priced(
             key_choice,
             worth,
             interest,
             batch_size=batch_size,
-            weight=weight,
-            price=jnp.minimum(jnp.asarray(price, jnp.float32) * raised**STEEPNESS, 1),
+            weight=jnp.asarray(curiosity, jnp.float32),
+            price=raised,
             chance=chance,
             first=_new(key_new, state, worth, batch_size=batch_size, quota=quota),
             alike=ALIKE / num_generations,
