@@ -277,9 +277,21 @@ def test_quotas_over_a_sharded_table_are_the_same(mesh, balance):
         assert np.array_equal(choose(jax.random.key(2), score, domain), alone)
 
 
+def test_what_chance_is_worth_by_hand():
+    """Two places among 0.9, 0.8 and 0.7, one among 0.1 and 0.2, none for a task that is taken."""
+    utility = jnp.array([0.9, 0.8, 0.7, 0.1, 0.2, 0.6])
+    quota = acquire.Quota(jnp.array([0, 0, 0, 1, 1, 2]), jnp.array([2, 1, 0]))
+    assert float(acquire.by_chance(utility)) == pytest.approx(3.3 / 6)
+    assert float(acquire.by_chance(utility, quota)) == pytest.approx((2 * 0.8 + 0.15) / 3)
+
+
 def test_the_curious_ranking_keeps_to_the_quota():
     utility, interest = jnp.array([0.9, 0.8, 0.7, 0.1, 0.2]), jnp.array([0.0, 0.0, 0.0, 1.0, 0.5])
     quota = acquire.Quota(jnp.array([0, 0, 0, 1, 1]), jnp.array([2, 1, 0, 0, 0]))
+    options = dict(batch_size=3, weight=2.0, quota=quota)
     for price, chosen in ((0.0, [0, 1, 4]), (0.2, [0, 1, 3])):
-        options = dict(batch_size=3, weight=2.0, price=price, quota=quota)
-        assert sorted(acquire.priced(jax.random.key(0), utility, interest, **options).tolist()) == chosen
+        assert sorted(acquire.priced(jax.random.key(0), utility, interest, price=price, **options).tolist()) == chosen
+    # 2 costs 0.1 of 1.9: it has the place of 1, the least of the best in its domain, not that of 4.
+    interest = jnp.array([0.0, 0.0, 0.5, 0.0, 0.0])
+    for price, chosen in ((0.0, [0, 1, 4]), (0.06, [0, 2, 4])):
+        assert sorted(acquire.priced(jax.random.key(0), utility, interest, price=price, **options).tolist()) == chosen

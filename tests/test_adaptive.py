@@ -291,18 +291,35 @@ def test_what_is_not_known_raises_the_price_of_knowing(num_tasks, rest, places):
     """
     number = np.arange(num_tasks)
     seen = number < num_tasks * 3 // 4
-    worth = np.where(seen, np.where(number < 8, 1.0, rest), 0.6)
-    variance = np.where(seen, 0.0, 0.08)
-    selector = selectors.adaptive(8, 16, floor=0.0)
-    state = selector.init(Tasks(), num_tasks)._replace(
-        believed=logit.Moments(*(jnp.asarray(x, jnp.float32) for x in (np.full(num_tasks, 0.5), variance, worth))),
+    new = new_places(seen, np.where(seen, np.where(number < 8, 1.0, rest), 0.6))
+    assert np.unique(new).tolist() == [int(places), int(places) + 1]
+    assert new.mean() == pytest.approx(places, abs=0.03)
+
+
+def new_places(seen, worth, domain=None, **options):
+    """How many of 8 places tasks never visited have, of variance 0.08, in each of 1,000 batches."""
+    tasks = Tasks(domain=None if domain is None else jnp.asarray(domain))
+    selector = selectors.adaptive(8, 16, floor=0.0, **options)
+    moments = (np.full(len(seen), 0.5), np.where(seen, 0.0, 0.08), worth)
+    state = selector.init(tasks, len(seen))._replace(
+        believed=logit.Moments(*(jnp.asarray(x, jnp.float32) for x in moments)),
         visited=jnp.where(seen, 0, -1).astype(jnp.int32),
         step=jnp.int32(1),
     )
-    choose = jax.jit(jax.vmap(lambda key: selector.select(key, state, Tasks())[0].ids))
-    new = (~seen[choose(jax.random.split(jax.random.key(0), 1000))]).sum(axis=1)
-    assert np.unique(new).tolist() == [int(places), int(places) + 1]
-    assert new.mean() == pytest.approx(places, abs=0.03)
+    choose = jax.jit(jax.vmap(lambda key: selector.select(key, state, tasks)[0].ids))
+    return (~seen[choose(jax.random.split(jax.random.key(0), 1000))]).sum(axis=1)
+
+
+def test_with_a_balance_choosing_gains_what_it_gains_within_the_domains():
+    """Four places for 8 tasks worth 1 and 8 new ones worth 0.6, four for 48 worth 0.
+
+    By chance they are worth 4 * 0.8, so that choosing gains 0.8 of 4, of which 0.0425 pay for 0.085 places of 0.4. Of
+    the whole table, where chance is 8 * 0.2, it would pay for 0.255.
+    """
+    number = np.arange(64)
+    worth = np.where(number < 8, 1.0, np.where(number < 16, 0.6, 0.0))
+    new = new_places((number < 8) | (number >= 16), worth, domain=(number >= 16).astype(int), balance="equal")
+    assert new.mean() == pytest.approx(0.085, abs=0.03)
 
 
 @pytest.mark.parametrize(

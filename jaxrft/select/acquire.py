@@ -167,13 +167,14 @@ def priced(
 
     The first k places go to the curious ranking, k as large as keeps the sum of utilities from falling below that of
     the B greatest by more than the share `price` of what this is above B * `chance`, the utility of a task taken by
-    chance; one more with the probability that is the part of its cost left to pay, which small batches would lose to
-    rounding; the others to the greatest utilities left. `price` may be a function of that gain, as a share [] of the
-    sum. What k places leave is counted as theirs and the B - k greatest, though some may be both, so that a curious
-    ranking of the best costs less than nothing. The tasks `first` [K], ids where N is none, head the curious ranking
-    and have their places at any price. With a `preference` [N], utilities of at least (1 - `alike`) times the least of
-    the B greatest, with a quota those in the domain, count as equal, and the greatest preference has the place.
-    Utilities are finite, preferences not negative.
+    chance (`by_chance`); one more with the probability that is the part of its cost left to pay, which small batches
+    would lose to rounding; the others to the greatest utilities left. `price` may be a function of that gain as a share
+    [] of the sum, if utilities are not negative. What k places leave is counted as theirs and the B - k greatest, with
+    a quota as many as are left of every domain, though some may be both, so that a curious ranking of the best costs
+    less than nothing. The tasks `first` [K], ids where N is none, head the curious ranking and have their places at any
+    price. With a `preference` [N], utilities of at least (1 - `alike`) times the least of the B greatest, with a quota
+    those in the domain, count as equal, and the greatest preference has the place. Utilities are finite, preferences
+    not negative.
     """
     key_best, key_curious, key_part, key_rest = jax.random.split(key, 4)
     weight, chance, alike = (jnp.asarray(x, utility.dtype) for x in (weight, chance, alike))
@@ -182,7 +183,11 @@ def priced(
     score = utility + weight * interest
     score = score if first is None else score.at[first].set(jnp.inf, mode="drop")
     curious = largest(key_curious, score, batch_size=batch_size, quota=quota)
-    rest = jnp.concatenate([jnp.cumsum(best[:-1])[::-1], jnp.zeros(1, utility.dtype)])  # of the B - k best, k = 1..B
+    displaced = best[::-1]  # of the best, by each of the curious ranking in turn
+    if quota is not None:  # the least of its own domain
+        order = jnp.argsort(quota.domain[curious])
+        displaced = displaced.at[order].set(best[jnp.lexsort((best, quota.domain[ids]))])
+    rest = jnp.concatenate([jnp.cumsum(displaced[:0:-1])[::-1], jnp.zeros(1, utility.dtype)])  # left, k = 1..B
     gain = jnp.maximum(best.sum() - batch_size * chance, 0)
     share = gain / jnp.where(gain > 0, best.sum(), 1)
     price = jnp.asarray(price(share) if callable(price) else price, utility.dtype)
@@ -196,6 +201,16 @@ def priced(
         equal = utility >= (1 - alike) * least
         utility = jnp.where(equal, best.max() + 1 + preference, utility)  # above all that are not, of the same domain
     return largest(key_rest, utility.at[ahead].set(jnp.inf, mode="drop"), batch_size=batch_size, quota=quota)
+
+
+def by_chance(utility: Array, quota: Quota | None = None) -> Array:
+    """Mean `utility` [] of a batch taken by chance from all tasks [N]; with a quota, of each domain by chance."""
+    if quota is None:
+        return utility.mean()
+    places = quota.places.astype(utility.dtype)
+    sizes = jnp.zeros_like(places).at[quota.domain].add(1)
+    taken = (places / jnp.maximum(sizes, 1))[quota.domain]  # chance of every task
+    return (taken * utility).sum() / jnp.maximum(places.sum(), 1)
 
 
 def _by_domain(quota: Quota, score: Array, ids: Array) -> Array:

@@ -133,7 +133,7 @@ def adaptive(
         interest = jnp.sqrt(believed.variance) + STALE_INTEREST * jnp.minimum(since.astype(jnp.float32) / STALE, 1)
         if state.tokens is not None:
             worth, interest = (acquire.per_token(x, state.tokens) for x in (worth, interest))
-        chance = worth.mean()
+        chance = acquire.by_chance(worth, quota)
         worth = acquire.cool_down(worth, since, steps=cool_down) if cool_down else worth
 
         reach = min(1, REACH * batch_size / seen.shape[0])
