@@ -209,8 +209,8 @@ def by_chance(utility: Array, quota: Quota | None = None) -> Array:
         return utility.mean()
     places = quota.places.astype(utility.dtype)
     sizes = jnp.zeros_like(places).at[quota.domain].add(1)
-    taken = (places / jnp.maximum(sizes, 1))[quota.domain]  # chance of every task
-    return (taken * utility).sum() / jnp.maximum(places.sum(), 1)
+    chance = (places / jnp.maximum(sizes, 1))[quota.domain]  # of every task
+    return (chance * utility).sum() / jnp.maximum(places.sum(), 1)
 
 
 def _by_domain(quota: Quota, score: Array, ids: Array) -> Array:

@@ -148,7 +148,7 @@ def adaptive(
             worth,
             interest,
             batch_size=batch_size,
-            weight=jnp.asarray(curiosity, jnp.float32),
+            weight=curiosity,
             price=raised,
             chance=chance,
             first=_new(key_new, state, worth, batch_size=batch_size, quota=quota),
