@@ -28,6 +28,7 @@ from jax.experimental import multihost_utils
 
 from jaxrft import config as configs
 from jaxrft.config import Config
+from jaxrft.files import replace_file
 from jaxrft.types import Array, Feedback, InputError
 
 logger = logging.getLogger(__name__)
@@ -429,14 +430,3 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Writes a .safetensors file that is at no time there in part; raises InputError when the disk is full."""
     with writing(path.parent):
         replace_file(path, safetensors.numpy.save(arrays))
-
-
-def replace_file(path: Path, content: str | bytes) -> None:
-    """Writes a file that is at no time there in part, and leaves nothing when it cannot."""
-    fresh = path.with_suffix(".tmp")
-    try:
-        fresh.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(fresh, path)
-    except OSError:
-        fresh.unlink(missing_ok=True)
-        raise

@@ -19,15 +19,10 @@ from typing import NamedTuple
 
 import jax
 
+from jaxrft.errors import InputError as InputError
+from jaxrft.errors import Missing as Missing
+
 Array = jax.Array
-
-
-class InputError(ValueError):
-    """A mistake of the user's: one sentence that names the thing, its value and the remedy."""
-
-
-class Missing(InputError):
-    """Something that has to be brought here first, such as a file or a download; the sentence says how."""
 
 
 class Projections(NamedTuple):

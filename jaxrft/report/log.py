@@ -10,7 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from jaxrft.checkpoint import replace_file, writing
+from jaxrft.checkpoint import writing
+from jaxrft.files import replace_file
 from jaxrft.report.console import Display
 from jaxrft.types import InputError
 

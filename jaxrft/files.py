@@ -1,0 +1,98 @@
+"""Reads JSON of unknown origin, writes files atomically, and keeps names inside their folder. Imports only `errors`."""
+
+import json
+import os
+import re
+from contextlib import suppress
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+MAX_JSON_BYTES = 256 << 20  # the largest index of a published checkpoint is below 1 MiB, a tokenizer.json below 64 MiB
+MAX_JSON_DEPTH = 100  # configs and metrics nest fewer than 10 deep
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_BRACKET = re.compile(rb"[\[{]|[\]}]")
+_NAMES = {dict: "an object", list: "a list", str: "a string", int: "a number", float: "a number", bool: "true or false"}
+
+
+class UnreadableJSON(ValueError):
+    """Reports text that is not the JSON that was expected; the message completes "FILE cannot be read: ..."."""
+
+
+def parse_json(text: str | bytes, kind: type[T], *, max_bytes: int = MAX_JSON_BYTES) -> T:
+    """Parses one JSON document whose outermost value is of the type `kind`: dict, list, str, int, float or bool.
+
+    Raises UnreadableJSON for more than `max_bytes` bytes, for text that is not UTF-8 or not JSON, for NaN and
+    infinities, which JSON has not, for values nested more than MAX_JSON_DEPTH deep, and for a value of another type.
+
+    >>> parse_json('{"step": 3}', dict)
+    {'step': 3}
+    """
+    data = text.encode(errors="surrogatepass") if isinstance(text, str) else text
+    if len(data) > max_bytes:
+        raise UnreadableJSON(f"it has {len(data):,} bytes, more than {max_bytes:,}")
+    if _depth(data) > MAX_JSON_DEPTH:
+        raise UnreadableJSON(f"it is nested more than {MAX_JSON_DEPTH} deep")
+    try:
+        value: Any = json.loads(data.decode(), parse_constant=_reject_constant)
+    except UnicodeDecodeError as error:
+        raise UnreadableJSON(f"it is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    except (ValueError, RecursionError) as error:
+        raise UnreadableJSON(f"it is not JSON ({error})" if data.strip() else "it is empty") from error
+    if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+        found = "null" if value is None else _NAMES[type(value)]
+        raise UnreadableJSON(f"it holds {found}, not {_NAMES[kind]}")
+    return value
+
+
+def read_json(path: Path, kind: type[T], *, max_bytes: int = MAX_JSON_BYTES) -> T:
+    """Reads a file of one JSON document as `parse_json` does; raises OSError when the file cannot be opened."""
+    with path.open("rb") as file:
+        return parse_json(file.read(max_bytes + 1), kind, max_bytes=max_bytes)
+
+
+def _reject_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _depth(data: bytes) -> int:
+    """Computes how deep brackets outside of strings are nested."""
+    depth = 0
+    deepest = 0
+    for bracket in _BRACKET.finditer(_STRING.sub(b"", data)):
+        depth += 1 if bracket[0] in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Returns the path of the file that `name`, a relative path read from data, has in `folder`.
+
+    Raises ValueError for an absolute path, a path with "..", a drive or a NUL, and an empty one: what a file names
+    lies in its own folder. Symbolic links are followed, since the cache of the Hugging Face hub is made of them.
+    """
+    parts = PurePosixPath(name).parts + PureWindowsPath(name).parts
+    outside = PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor or ".." in parts
+    if outside or not parts or "\0" in name:
+        raise ValueError(f"{name!r} is not the name of a file in {folder}")
+    return folder / name
+
+
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Writes a file that never exists in part, and leaves the old one when it cannot.
+
+    Raises OSError. The content goes to a new file `.NAME.tmp` in the same folder first. That name is never followed
+    as a link.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)  # left by a process that was killed
+    try:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
