@@ -4,17 +4,14 @@ import ast
 import importlib
 import logging
 import os
-import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from jaxrft.types import InputError
+from jaxrft import crash
+from jaxrft.errors import InputError
 
 USAGE = """usage: jaxrft COMMAND CONFIG [flags]
 
@@ -43,31 +40,26 @@ GRACE = 3.0  # seconds that a process with a mistake leaves the others
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command; returns its exit code: 0, 2 for a mistake of the user's, 143 after a stop by a signal."""
+    """Runs a command; returns its exit code.
+
+    0: all is done; 1: a bug; 2: a mistake of the user's; 143: stopped by a signal, and saved. `jaxrft.__main__` answers
+    the signals that come before there is anything to save.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
-    logging.basicConfig(level=logging.WARNING, format="jaxrft: %(message)s")
-    logging.getLogger("jaxrft").setLevel(logging.INFO)
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found" is as it should be
-    flags = os.environ.get("XLA_FLAGS", "")  # read when the first program is compiled
-    if "xla_gpu_deterministic_ops" not in flags:  # without it a resumed run on GPUs differs in the last bits
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
+    _set_up()
     commands = {"train": _train, "eval": _eval, "prepare": _prepare, "simulate": _simulate, "bench": _bench}
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0 if arguments else 2
     try:
-        if arguments[0] not in commands:
-            raise InputError(f"no command {arguments[0]!r}: it is one of {', '.join(commands)}")
-        return commands[arguments[0]](arguments[1:], f"jaxrft {arguments[0]} CONFIG")
-    except InputError as error:
+        with crash.reported():
+            if not arguments or arguments[0] in ("-h", "--help"):
+                print(USAGE)
+                return 0 if arguments else 2
+            if arguments[0] not in commands:
+                raise InputError(f"no command {arguments[0]!r}: it is one of {', '.join(commands)}")
+            return commands[arguments[0]](arguments[1:], f"jaxrft {arguments[0]} CONFIG")
+    except (InputError, crash.Crash) as error:
         print(f"jaxrft: error: {error}", file=sys.stderr)
-        code = 2
-    except Exception:
-        if not jax.distributed.is_initialized():
-            raise
-        traceback.print_exc()
-        code = 1
-    if jax.distributed.is_initialized():
+        code = 2 if isinstance(error, InputError) else 1
+    if _is_distributed():
         # At a normal exit JAX waits for the other processes, which wait for this one. When it is gone, JAX ends them,
         # so those that found the same mistake get the time to say so.
         sys.stdout.flush()
@@ -75,6 +67,22 @@ def main(arguments: list[str] | None = None) -> int:
         time.sleep(GRACE)
         os._exit(code)
     return code
+
+
+def _set_up() -> None:
+    """Sets what logging, transformers and XLA read when they begin."""
+    logging.basicConfig(level=logging.WARNING, format="jaxrft: %(message)s")
+    logging.getLogger("jaxrft").setLevel(logging.INFO)
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found" is as it should be
+    flags = os.environ.get("XLA_FLAGS", "")  # read when the first program is compiled
+    if "xla_gpu_deterministic_ops" not in flags:  # without it a resumed run on GPUs differs in the last bits
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
+
+
+def _is_distributed() -> bool:
+    """Returns whether this process has joined others, without importing JAX, which may be what failed."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
 
 
 def _config(arguments: list[str], prog: str, options: Callable[[Any], Any] | None = None) -> Any:
@@ -109,20 +117,9 @@ def _train(arguments: list[str], prog: str) -> int:
     if options.dry_run or options.topology is not None:
         plan.show(options.config, options.topology)
         return 0
-    before = signal.getsignal(signal.SIGTERM)
-    if not options.config.distributed:  # one of several must not stay because it waits for the others
-        signal.signal(signal.SIGTERM, _leave)
-    try:
+    with crash.reported(Path(options.config.output_dir)):
         _, finished = train.advance(options.config)
-    finally:
-        signal.signal(signal.SIGTERM, before)
     return 0 if finished else STOPPED
-
-
-def _leave(*_: object) -> None:
-    """Ends the process on a signal that comes before there is anything to save."""
-    os.write(2, b"jaxrft: stopped by a signal before its first step; the same command goes on from here\n")
-    os._exit(STOPPED)
 
 
 def _eval(arguments: list[str], prog: str) -> int:
@@ -206,4 +203,6 @@ def _bench(arguments: list[str], prog: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from jaxrft.__main__ import main as program
+
+    sys.exit(program())

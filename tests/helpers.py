@@ -116,7 +116,7 @@ def free_port():
 
 def jaxrft(*arguments, **environment):
     """Exit code, stdout and stderr of the command line."""
-    (result,) = finish(start("-m", "jaxrft.cli", *arguments, **environment))
+    (result,) = finish(start("-m", "jaxrft", *arguments, **environment))
     return result
 
 

@@ -34,7 +34,7 @@ class Trainer:
         with self.output.open("w") as output, self.errors.open("w") as errors:
             where = {"stdout": output, "stderr": errors, "MISHAP": scratch / "mishap", MARK: scratch}
             where["JAX_COMPILATION_CACHE_DIR"] = cache
-            self.process = helpers.start("-m", "jaxrft.cli", "train", config, devices=1, **where)
+            self.process = helpers.start("-m", "jaxrft", "train", config, devices=1, **where)
 
     def said(self) -> str:
         return self.output.read_text() + self.errors.read_text()

@@ -305,7 +305,7 @@ def train_in_two_processes(folder, configurations):
     for index, config in enumerate(configurations):
         path = helpers.write_config(folder / f"config{index}.py", config)
         where = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": 2, "JAX_PROCESS_ID": index}
-        members.append(helpers.start("-m", "jaxrft.cli", "train", path, devices=4, **where))
+        members.append(helpers.start("-m", "jaxrft", "train", path, devices=4, **where))
     return helpers.finish(*members)
 
 

@@ -52,7 +52,7 @@ def quickstart(world):
     folder = world / "quickstart"
     folder.mkdir()
     flags = (QUICKSTART, "--steps", "3", "--rewards", "graders:noted", "--evaluation.num-samples", "0", "--output-dir")
-    alone = helpers.start("-m", "jaxrft.cli", "train", *flags, folder / "alone", RECORD=folder / "graded.txt")
+    alone = helpers.start("-m", "jaxrft", "train", *flags, folder / "alone", RECORD=folder / "graded.txt")
     for code, _, errors in helpers.finish(alone, *start_pair(folder, *flags, folder / "pair", devices=4)):
         assert code == 0, errors
     return folder

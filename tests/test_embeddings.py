@@ -142,7 +142,7 @@ def test_two_processes_write_the_file_of_one(prepare, file, tmp_path):
     out = tmp_path / "e.safetensors"
     path = helpers.write_config(tmp_path / "config.py", prepare(mesh=MeshConfig()))
     variables = {"JAX_COORDINATOR_ADDRESS": f"localhost:{helpers.free_port()}", "JAX_NUM_PROCESSES": 2}
-    arguments = ("-m", "jaxrft.cli", "prepare", "embeddings", path, "--out", out, "--distributed")
+    arguments = ("-m", "jaxrft", "prepare", "embeddings", path, "--out", out, "--distributed")
     pair = [helpers.start(*arguments, devices=1, JAX_PROCESS_ID=index, **variables) for index in range(2)]
     for code, _, errors in helpers.finish(*pair):
         assert code == 0, errors

@@ -6,14 +6,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "jaxrft"
 LAYERS = (
-    {"errors"},
-    {"files"},
+    {"errors", "signals"},
+    {"files", "crash"},
     {"types", "config", "mesh", "witness"},
     {"select", "learn", "lm"},
     {"tasks", "rewards", "changes", "checkpoint", "lifesigns", "predictors", "report"},
     {"runtime", "steps", "train", "evaluate", "simulate", "bench", "prepare"},
     {"plan"},
-    {"cli"},
+    {"cli", "__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ARRAYS_ONLY = ("masked", "objectives", "grpo", "shaping", "replay")

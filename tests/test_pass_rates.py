@@ -142,7 +142,7 @@ def test_two_processes_write_the_file_of_one(prepare, rates, tmp_path):
     variables = {"JAX_COORDINATOR_ADDRESS": f"localhost:{helpers.free_port()}", "JAX_NUM_PROCESSES": 2}
     processes = [
         helpers.start(
-            *("-m", "jaxrft.cli", "prepare", "pass-rates", path, "--out", tmp_path / "rates.parquet", "--distributed"),
+            *("-m", "jaxrft", "prepare", "pass-rates", path, "--out", tmp_path / "rates.parquet", "--distributed"),
             devices=1,
             JAX_PROCESS_ID=index,
             RECORD=tmp_path / f"graded{index}.txt",

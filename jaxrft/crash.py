@@ -1,0 +1,95 @@
+"""Turns errors that nobody foresaw into one sentence, and keeps their stack traces in files."""
+
+import os
+import re
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+
+from jaxrft import __version__
+from jaxrft.errors import InputError
+
+OUT_OF_MEMORY = re.compile("RESOURCE_EXHAUSTED|out of memory", re.IGNORECASE)
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
+
+
+class Crash(Exception):
+    """Reports a bug of jaxrft's: one sentence that names the error and the file of its stack trace."""
+
+
+@contextmanager
+def reported(folder: Path | None = None) -> Iterator[None]:
+    """Raises a Crash in place of an error that nobody foresaw.
+
+    The stack trace is written to `folder` if that is a folder which can be written to, else to the system's temporary
+    folder. An InputError passes; what is no bug becomes one: memory that does not suffice, an accelerator that does not
+    start, a package that cannot be imported.
+    """
+    try:
+        yield
+    except (InputError, Crash):
+        raise
+    except Exception as error:
+        if (sentence := no_bug(error)) is not None:
+            raise InputError(sentence) from error
+        raise Crash(_sentence(error, folder)) from error
+
+
+def no_bug(error: Exception) -> str | None:
+    """Returns the sentence for an error that the machine causes, not jaxrft; None for any other one."""
+    said = first_line(error)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))):
+        return (
+            f"out of memory ({said}): lower micro_batch_size, then batch_size, num_generations or the lengths, or "
+            "raise mesh.fsdp; `jaxrft train CONFIG --dry-run` shows what needs how much"
+        )
+    if isinstance(error, RuntimeError) and "nable to initialize backend" in str(error):
+        return f"JAX finds no device ({said}): set JAX_PLATFORMS to cpu, or install jax for the accelerator"
+    if isinstance(error, ImportError) and not (error.name or "jaxrft").startswith("jaxrft"):
+        return f"the package {error.name} cannot be imported ({said}): install jaxrft again, with its dependencies"
+    return None
+
+
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """Returns the kind of an error and the first line of its message, cut after `limit` characters."""
+    said = str(error).strip().split("\n")[0]
+    said = said if len(said) <= limit else f"{said[:limit]}..."
+    return f"{type(error).__name__}: {said}".removesuffix(": ")
+
+
+def _sentence(error: Exception, folder: Path | None) -> str:
+    trace = "".join(traceback.format_exception(error))
+    for where in (folder, Path(tempfile.gettempdir())):
+        if where is not None and (path := _write(where, trace)) is not None:
+            return f"{first_line(error)}: this is a bug of jaxrft; please report it with the stack trace in {path}"
+    return (
+        f"{first_line(error)}: this is a bug of jaxrft; please report it, its stack trace cannot be written:\n{trace}"
+    )
+
+
+def _write(folder: Path, trace: str) -> Path | None:
+    """Writes the stack trace to a new file of the folder; returns its path, or None when it cannot be written."""
+    path = folder / f"jaxrft-error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+    head = f"jaxrft {__version__}, Python {sys.version}, {_versions()}\n{sys.argv}\n\n"
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write((head + trace).encode(errors="backslashreplace"))
+    except (OSError, ValueError):
+        return None
+    return path
+
+
+def _versions() -> str:
+    return ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "is not installed"

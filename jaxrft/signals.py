@@ -1,0 +1,80 @@
+"""Ends the process in one sentence when a signal comes while there is nothing to save.
+
+Imports only modules that Python itself has loaded at its start: a Ctrl-C may come while JAX is being imported, and then
+ends in a stack trace unless `leave_early` was called before.
+"""
+
+import _thread
+import os
+import signal
+from types import FrameType
+
+# To add a signal, name it here; `jaxrft.runtime.stop_signals` says which of them save once a run has begun.
+ENDING = ("SIGINT", "SIGTERM", "SIGHUP")
+_leaving = _thread.allocate_lock()
+
+
+def leave_early() -> None:
+    """Makes every signal of ENDING end the process at once, until another handler is set.
+
+    Python runs handlers between two of its instructions, which may take minutes while XLA compiles. Therefore a thread
+    hears of signals, too; it also ends the process at a second Ctrl-C, whatever the handler is. A signal that is
+    ignored stays ignored, as `nohup` wants it. Call it once, from the main thread.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=_forget)
+    for number in _numbers():
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, leave)
+    _thread.start_new_thread(_watch, (reader,))
+
+
+def leave_to_kernel() -> None:
+    """Gives every signal of ENDING its default action again, for the end of the process when all is done."""
+    for number in _numbers():
+        if signal.getsignal(number) is leave:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def leave(number: int, _: FrameType | None = None) -> None:
+    """Handles a signal: ends the process with a sentence and the exit code 128 + number; it is safe in any thread."""
+    _end(number, "with nothing to save; run the same command again")
+
+
+def _end(number: int, what: str) -> None:
+    if not _leaving.acquire(blocking=False):
+        return  # another thread is at it
+    _say(f"stopped by {signal.Signals(number).name} {what}")
+    os._exit(128 + number)
+
+
+def _say(sentence: str) -> None:
+    try:
+        os.write(2, f"jaxrft: {sentence}\n".encode())
+    except OSError:
+        pass  # the terminal is gone
+
+
+def _numbers() -> list[signal.Signals]:
+    return [signal.Signals[name] for name in ENDING if name in signal.Signals.__members__]
+
+
+def _forget() -> None:
+    """Keeps a forked child from telling its parent of signals; it has no thread that listens."""
+    signal.set_wakeup_fd(-1)
+
+
+def _watch(reader: int) -> None:
+    """Reads the numbers of signals as they come, for ever."""
+    interrupted = False
+    while True:
+        for number in os.read(reader, 64):
+            if signal.getsignal(number) is leave:
+                leave(number)
+            elif number == signal.SIGINT and interrupted:
+                _end(number, "for the second time, without saving; the same command resumes from what was saved last")
+            elif number == signal.SIGINT:
+                interrupted = True
+                _say("stopping after the step at hand; a second Ctrl-C ends the process at once, without saving")
