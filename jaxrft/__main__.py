@@ -8,6 +8,7 @@ from jaxrft import signals
 
 def main() -> int:
     """Runs the command line of the process; returns its exit code."""
+    signals.open_descriptors()
     signals.leave_early()
     from jaxrft import cli  # not before a Ctrl-C is understood
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jaxrft import crash
+from jaxrft import crash, terminal
 from jaxrft.errors import InputError
 
 USAGE = """usage: jaxrft COMMAND CONFIG [flags]
@@ -35,17 +35,28 @@ CONFIG is a .py file that defines `config = Config(...)`; every field of it is a
   jaxrft prepare embeddings configs/quickstart.py --out embeddings.safetensors
 `jaxrft train --help` explains every field.
 """
-STOPPED = 143  # 128 + SIGTERM, what schedulers expect of a job that saved and left
+STOPPED = 143  # 128 + SIGTERM, what schedulers expect of a job that saved and left, whatever the signal was
 GRACE = 3.0  # seconds that a process with a mistake leaves the others
+WRITING = ("train", "prepare")  # commands whose results are files; those of the others are what they print
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns its exit code.
 
-    0: all is done; 1: a bug; 2: a mistake of the user's; 143: stopped by a signal, and saved. `jaxrft.__main__` answers
-    the signals that come before there is anything to save.
+    0: all is done; 1: a bug; 2: a mistake of the user's, or a result that is only printed and could not be; 143:
+    stopped by a signal, and saved. `jaxrft.__main__` answers the signals that come before there is anything to save.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    with terminal.guarded_streams() as output:
+        code = _run(arguments)
+        output.flush()
+        lost = None if {*arguments[:1]} & {*WRITING} else output.trouble
+    # A reader that has closed the pipe wants no more of the result.
+    return code if lost is None or isinstance(lost, BrokenPipeError) else code or 2
+
+
+def _run(arguments: list[str]) -> int:
+    """Runs a command with standard streams that never raise; returns its exit code."""
     _set_up()
     commands = {"train": _train, "eval": _eval, "prepare": _prepare, "simulate": _simulate, "bench": _bench}
     try:
@@ -57,8 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
                 raise InputError(f"no command {arguments[0]!r}: it is one of {', '.join(commands)}")
             return commands[arguments[0]](arguments[1:], f"jaxrft {arguments[0]} CONFIG")
     except (InputError, crash.Crash) as error:
-        print(f"jaxrft: error: {error}", file=sys.stderr)
-        code = 2 if isinstance(error, InputError) else 1
+        code, keep = (2, "") if isinstance(error, InputError) else (1, "\n")  # a Crash may hold a stack trace
+        print(f"jaxrft: error: {terminal.escaped(str(error), keep=keep)}", file=sys.stderr)
     if _is_distributed():
         # At a normal exit JAX waits for the other processes, which wait for this one. When it is gone, JAX ends them,
         # so those that found the same mistake get the time to say so.
@@ -71,7 +82,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _set_up() -> None:
     """Sets what logging, transformers and XLA read when they begin."""
-    logging.basicConfig(level=logging.WARNING, format="jaxrft: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(terminal.SentenceFormatter("jaxrft: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("jaxrft").setLevel(logging.INFO)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found" is as it should be
     flags = os.environ.get("XLA_FLAGS", "")  # read when the first program is compiled

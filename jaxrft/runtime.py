@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jaxrft import mesh as meshes
+from jaxrft import signals
 from jaxrft.config import Config, TasksConfig
 from jaxrft.lm import embed, hub, model, rollout, tokenizer, weights
 from jaxrft.rewards import REWARDS
@@ -407,7 +408,7 @@ class Stopped(Exception):
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Within it, SIGTERM and Ctrl-C only set a flag, which the value tells; a second Ctrl-C interrupts at once."""
+    """Sets a flag, which the value tells, on the signals of `signals.to_save`; a second Ctrl-C interrupts at once."""
     received: list[int] = []
 
     def note(number: int, _: object) -> None:
@@ -418,7 +419,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():  # Python delivers signals to the main thread only
         yield lambda: False
         return
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, note) for number in signals.to_save()}
     try:
         yield lambda: bool(received)
     finally:

@@ -9,9 +9,21 @@ import os
 import signal
 from types import FrameType
 
-# To add a signal, name it here; `jaxrft.runtime.stop_signals` says which of them save once a run has begun.
+# To add a signal, name it here; `to_save` says which of them save once a run has begun.
 ENDING = ("SIGINT", "SIGTERM", "SIGHUP")
 _leaving = _thread.allocate_lock()
+
+
+def open_descriptors() -> None:
+    """Opens those of the descriptors 0, 1 and 2 that the process was started without.
+
+    Otherwise the next file that is opened takes the number, and what prints to standard output writes into it.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, this one
 
 
 def leave_early() -> None:
@@ -25,7 +37,7 @@ def leave_early() -> None:
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     os.register_at_fork(after_in_child=_forget)
-    for number in _numbers():
+    for number in numbers():
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, leave)
     _thread.start_new_thread(_watch, (reader,))
@@ -33,7 +45,7 @@ def leave_early() -> None:
 
 def leave_to_kernel() -> None:
     """Gives every signal of ENDING its default action again, for the end of the process when all is done."""
-    for number in _numbers():
+    for number in numbers():
         if signal.getsignal(number) is leave:
             signal.signal(number, signal.SIG_DFL)
 
@@ -57,8 +69,15 @@ def _say(sentence: str) -> None:
         pass  # the terminal is gone
 
 
-def _numbers() -> list[signal.Signals]:
+def numbers() -> list[signal.Signals]:
+    """Returns the signals of ENDING that this machine has."""
     return [signal.Signals[name] for name in ENDING if name in signal.Signals.__members__]
+
+
+def to_save() -> list[signal.Signals]:
+    """Returns the signals on which a run saves: those of ENDING but for ignored ones, SIGTERM even if it is."""
+    ignored = [number for number in numbers() if signal.getsignal(number) is signal.SIG_IGN]
+    return [number for number in numbers() if number not in ignored or number == signal.SIGTERM]
 
 
 def _forget() -> None:

@@ -13,6 +13,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from jaxrft import signals
+
 OVER = "over"  # on standard input: the process ended by itself; anything else: by SIGABRT; nothing: it was killed
 GONE, ENDED = "gone", "ended"  # the sign that a witness leaves of a process that was killed, and that JAX ended
 SILENT = 12.0  # seconds without a new sign after which a process counts as gone
@@ -44,14 +46,16 @@ def sentence(found: list[int], count: int) -> str:
 
 def main(folder: str, own: str, count: str) -> None:
     """Waits for the end of the process, and looks for a reason."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which schedulers send to all that a job has started
+    for number in signals.numbers():  # which schedulers send to all that a job has started
+        signal.signal(number, signal.SIG_IGN)
     if (said := sys.stdin.read()) == OVER:
         return
     signs, number = Path(folder), int(count)
     with suppress(OSError):
         (signs / own).write_text(ENDED if said else GONE, encoding="utf-8")
     if found := gone(signs, [index for index in range(number) if index != int(own)]):
-        print(f"jaxrft: error: {sentence(found, number)}", file=sys.stderr)
+        with suppress(OSError):
+            print(f"jaxrft: error: {sentence(found, number)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -86,6 +86,21 @@ def test_a_signal_that_is_ignored_stays_ignored(name):
     assert run(code, f"SIG{name}", "waiting") == (0, "", "")
 
 
+def test_what_a_run_saves_on_is_what_is_not_ignored():
+    code = (
+        "import signal\nfrom jaxrft import signals\nprint(*map(int, signals.to_save()))\n"
+        "for number in signals.numbers(): signal.signal(number, signal.SIG_IGN)\nprint(*map(int, signals.to_save()))"
+    )
+    assert run(code)[1].split() == ["2", "15", "1", "15"]  # SIGTERM is how schedulers ask, whatever shells trap
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-", "<&-"])
+def test_no_file_takes_the_number_of_a_closed_standard_stream(closed):
+    code = "import os; from jaxrft import signals; signals.open_descriptors(); os._exit(os.dup(2))"
+    done = subprocess.run(["bash", "-c", f'"$0" -c "$1" {closed}', sys.executable, code], cwd=Path(__file__).parents[1])
+    assert done.returncode > 2
+
+
 def test_a_forked_child_tells_its_parent_of_no_signal():
     code = (
         "import os, signal, time\nfrom jaxrft import signals\nsignals.leave_early()\nchild = os.fork()\n"

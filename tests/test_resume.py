@@ -6,7 +6,7 @@ import signal
 import helpers
 import pytest
 
-from jaxrft import train
+from jaxrft import runtime, train
 from jaxrft.config import EvalConfig, MeshConfig, SelectConfig, TasksConfig
 
 HARD = {  # every random stream, a reference policy, several updates a step
@@ -49,13 +49,13 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(configure, world, tmp_p
     assert best == kept and (best == last) == (scores[-1] > max(scores[1:-1]))  # of equal ones the first is kept
 
 
-@pytest.mark.parametrize(("lines", "step"), [(2, 3), (6, 6)])
-def test_sigterm_saves_within_the_step_and_the_run_goes_on(configure, world, whole, tmp_path, lines, step):
+@pytest.mark.parametrize(("name", "lines", "step"), [("SIGTERM", 2, 3), ("SIGHUP", 6, 6)])
+def test_a_signal_saves_within_the_step_and_the_run_goes_on(configure, world, whole, tmp_path, name, lines, step):
     """Evaluation and one step are written: it is in step 3; five steps are: it is in the evaluation after the last."""
     folder, state = whole
     held_out = EvalConfig((TasksConfig(str(world / "tasks.jsonl"), name="held_out"),), num_samples=0)  # two batches
     config = configure(tmp_path / "run", save_steps=100, eval_steps=3, evaluation=held_out)
-    code, said, errors = stop(config, tmp_path, SEND="SIGTERM", LINES=lines)
+    code, said, errors = stop(config, tmp_path, SEND=name, LINES=lines)
     assert code == 143, errors
     assert f"stopped by a signal after step {step}, saved" in said and not (tmp_path / "run/policy").exists()
     assert helpers.checkpoints(config.output_dir) == [step]
@@ -67,6 +67,21 @@ def test_sigterm_saves_within_the_step_and_the_run_goes_on(configure, world, who
     evaluated = [line["step"] for line in rest if line.pop("eval/held_out/greedy", None) is not None]
     assert [first["step"], *evaluated] == [0, 3, 6]
     assert rest == helpers.metrics(folder)
+
+
+def test_under_nohup_hanging_up_stops_nothing():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with runtime.stop_signals() as stopped:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stopped() and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with runtime.stop_signals() as stopped:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stopped()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_finished_run_has_nothing_left_to_do(configure, whole, capsys):

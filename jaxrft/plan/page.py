@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from rich.console import Console
+from rich.console import Console, OverflowMethod
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -15,6 +15,7 @@ from jaxrft.plan.graded import Trial
 from jaxrft.plan.programs import HBM, Compiled
 from jaxrft.tasks import table as tables
 from jaxrft.tasks.table import TaskTable
+from jaxrft.terminal import escaped
 
 WIDTH = 100  # without a terminal
 SHOWN = 900  # characters of a prompt
@@ -34,7 +35,11 @@ class Page:
 
     def line(self, text: str, style: str = "") -> None:
         """A line of its own, as long as it is."""
-        self.console.print(Text(text, style), soft_wrap=True)
+        self.console.print(self.text(text, style), soft_wrap=True)
+
+    def text(self, text: str, style: str = "", overflow: OverflowMethod | None = None) -> Text:
+        """Returns text of any origin as the console shows it: no markup, no control characters."""
+        return Text(escaped(text, encoding=self.console.encoding), style, overflow=overflow)
 
     def heading(self, text: str) -> None:
         """Begins a section."""
@@ -46,7 +51,7 @@ class Page:
         grid.add_column(style="dim", no_wrap=True)
         grid.add_column(overflow="fold")
         for name, value in rows:
-            grid.add_row(Text(name), Text(value))
+            grid.add_row(self.text(name), self.text(value))
         self.block(grid)
 
     def table(self, headings: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[int]) -> None:
@@ -54,9 +59,9 @@ class Page:
         grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
         for index, heading in enumerate(headings):
             right = index in numbers
-            grid.add_column(heading, justify="right" if right else "left", no_wrap=right, overflow="fold")
+            grid.add_column(self.text(heading), justify="right" if right else "left", no_wrap=right, overflow="fold")
         for row in rows:
-            grid.add_row(*(Text(cell) for cell in row))
+            grid.add_row(*(self.text(cell) for cell in row))
         self.block(grid)
 
     def block(self, content: Any, indent: int = 2) -> None:
@@ -153,7 +158,7 @@ def examples(page: Page, table: TaskTable, text: Any, ids: Sequence[int]) -> Non
         answer = table.columns.get("answer", {i: None})[i]
         truth = "" if answer is None else f", ground truth {shortened(str(answer), 60)}"
         page.line(f"  task {i:,} of {table.domains[table.domain[i]]}, {length} tokens{truth}", "dim")
-        page.block(Text(shortened(said, SHOWN).rstrip("\n") + "\n", overflow="fold"), indent=4)
+        page.block(page.text(shortened(said, SHOWN).rstrip("\n") + "\n", overflow="fold"), indent=4)
 
 
 def rewards(page: Page, trials: Sequence[Trial], reason: str) -> None:

@@ -8,6 +8,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from jaxrft.terminal import escaped, tolerant
+
 SHOWN = (  # metric, its name on the console
     ("reward", "reward"),
     ("select/effective_group_ratio", "informative"),
@@ -18,26 +20,29 @@ SHOWN = (  # metric, its name on the console
 
 
 class Display:
-    """A progress display; a context manager. Only one process shows it."""
+    """A progress display; a context manager. Only one process shows it.
+
+    Nothing that it shows raises: what the standard output does not take is dropped.
+    """
 
     def __init__(self, steps: int, *, start: int = 0, every: int = 10, visible: bool = True, unit: str = "step"):
         """Of a run of `steps`, from `start` on; without a terminal a line every `every` steps instead of a bar.
 
         `unit` is what the bar counts.
         """
-        self.console = Console(quiet=not visible, highlight=False)
+        self.console = Console(file=tolerant(sys.stdout), quiet=not visible, highlight=False)
         self.every = every
         self.progress = Progress(
-            TextColumn(f"[bold]{unit}"),
+            TextColumn(escaped(unit).replace("{", "{{").replace("}", "}}"), style="bold", markup=False),
             MofNCompleteColumn(),
             BarColumn(bar_width=24),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[numbers]}"),
+            TextColumn("{task.fields[numbers]}", markup=False),
             console=self.console,
             # Notebooks and build logs force colours, but no bar moves in what they keep.
-            disable=not (visible and self.console.is_terminal and sys.stdout.isatty()),
+            disable=not (visible and self.console.is_terminal and self.console.file.isatty()),
         )
         self.task = self.progress.add_task("train", total=steps, completed=start, numbers="")
 
@@ -64,7 +69,7 @@ class Display:
 
     def say(self, message: str) -> None:
         """Prints a line above the bar."""
-        self.console.print(Text(message), soft_wrap=True)
+        self.console.print(self._text(message), soft_wrap=True)
 
     def evaluation(self, step: int, metrics: dict[str, Any]) -> None:
         """Shows the results of an evaluation."""
@@ -74,9 +79,10 @@ class Display:
     def histogram(self, counts: dict[str, int], *, width: int = 40) -> None:
         """Shows a bar a label, the longest of them of `width` characters."""
         most = max(1, *counts.values())
+        block = "█" if self.console.encoding.startswith("utf") else "#"
         table = Table(box=None, show_header=False)
         for label, count in counts.items():
-            table.add_row(label, str(count), "█" * -(-width * count // most))
+            table.add_row(self._text(label), str(count), block * -(-width * count // most))
         table.columns[1].justify = "right"
         self.console.print(table)
 
@@ -86,8 +92,12 @@ class Display:
         for heading in ("prompt", "completion", "reward"):
             table.add_column(heading, overflow="fold", max_width=60)
         for prompt, completion, reward in rows:
-            table.add_row(Text(_short(prompt)), Text(_short(completion)), f"{reward:.3g}")
+            table.add_row(self._text(_short(prompt)), self._text(_short(completion)), f"{reward:.3g}")
         self.console.print(table)
+
+    def _text(self, text: str) -> Text:
+        """Returns text of any origin as the console shows it: no markup, no control characters."""
+        return Text(escaped(text, encoding=self.console.encoding))
 
 
 def _short(text: str, limit: int = 300) -> str:

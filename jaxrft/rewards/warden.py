@@ -14,7 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-# What ends a warden. Not SIGTERM, which a whole job may get: the trainer has a step to finish and to save then.
+from jaxrft import signals
+
+# What ends a warden. Not SIGTERM or SIGHUP, which a whole job may get: the trainer has a step to finish and to save.
 END = signal.SIGUSR2
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -23,13 +25,14 @@ _PR_SET_CHILD_SUBREAPER = 36
 def guard(trainer: int, wire: int) -> None:
     """Forks. Returns in the child, the worker; the parent becomes its warden, lets go of `wire` and never returns.
 
-    END, and on Linux the trainer's death, end the warden and all below it; SIGTERM and Ctrl-C do nothing to either.
+    END, and on Linux the trainer's death, end the warden and all below it; SIGTERM, SIGHUP and Ctrl-C do nothing to
+    either.
     Call it with one thread.
     """
     warden = os.getpid()
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     die_with(trainer, END)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in signals.numbers():
         signal.signal(number, _pass)
     worker = os.fork()
     if worker == 0:

@@ -1,4 +1,4 @@
-"""The process that grades, started by `pool.py`; it imports neither jax nor the rest of the package.
+"""The process that grades, started by `pool.py`; it imports neither jax nor what does.
 
 The wire is one inherited socket with a JSON document a line.
 In: a greeting {"sys_path", "sources"}, then chunks {"reward", "prompts", "completions", "columns"}.
@@ -17,6 +17,7 @@ from typing import Any, SupportsFloat
 
 from jaxrft.rewards.lookup import Reward, Source, load, sentence
 from jaxrft.rewards.warden import guard
+from jaxrft.terminal import guard_streams
 
 MEMORY = 4 << 30  # bytes of address space that grading may take beyond what loading the rewards took
 
@@ -24,6 +25,7 @@ MEMORY = 4 << 30  # bytes of address space that grading may take beyond what loa
 def main(descriptor: int, trainer: int) -> None:
     """Answers chunks, in a child with a warden, until the trainer closes the wire or dies."""
     guard(trainer, descriptor)
+    guard_streams()  # a reward that prints is not lost with the reader of what it prints
     wire = socket.socket(fileno=descriptor)
     lines = wire.makefile("rb")
     greeting = json.loads(next(lines))
