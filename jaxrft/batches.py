@@ -95,9 +95,10 @@ def sample(run: Run, programs: Programs, state: RunState, ids: np.ndarray, use: 
     return Rolled(ids, prompts, rollouts)
 
 
-def verify(run: Run, rolled: Rolled, *, first: bool) -> Verdicts:
+def verify(run: Run, state: RunState, rolled: Rolled, *, first: bool) -> Verdicts:
     """What graders say of rollouts; raises InputError when something is wrong with them in the `first` batch."""
-    verdicts = runtime.verify(rolled.rollouts, run.pool, run.lm.tokenizer, run.table, rolled.ids)
+    told = runtime.trainer_state(run.config, int(state.step))
+    verdicts = runtime.verify(rolled.rollouts, run.pool, run.lm.tokenizer, run.table, rolled.ids, trainer_state=told)
     return runtime.check_verdicts(run.config, verdicts, first=first)
 
 
@@ -116,7 +117,7 @@ def probe(run: Run, programs: Programs, state: RunState, *, first: bool) -> tupl
     judged, distances, failures = [], [], Counter()
     for part in np.split(ids, range(size, len(ids), size)):
         rolled = sample(run, programs, state, part, "rollout of a probe")
-        verdicts = verify(run, rolled, first=first and not judged)
+        verdicts = verify(run, state, rolled, first=first and not judged)
         judged.append(judge(run, programs, state, rolled, verdicts))
         distances.append(_distance(run, verdicts))
         failures.update(verdicts.failures)
@@ -186,7 +187,7 @@ def refill(run: Run, programs: Programs, state: RunState, batch: Batch, probed: 
         stream = runtime.USES.index("refill") + number
         choice, selector = choose(run, programs, state, rolled, count=count, stream=stream)
         sampled = sample(run, programs, state, np.asarray(choice.ids))
-        verdicts = verify(run, sampled, first=False)
+        verdicts = verify(run, state, sampled, first=False)
         judged = judge(run, programs, state, sampled, verdicts)
         state = state._replace(selector=selector)
         chosen = Chosen(choice, judged.feedback, judged.informative, np.isfinite(_distance(run, verdicts)))

@@ -243,6 +243,9 @@ class Config:
     """Reward in [0, 1] that selectors count as success; the first by default."""
     reward_timeout: float = 10.0
     """Seconds one completion's grading may take before its worker is killed; `math` gives up by itself before that."""
+    reward_completions: Literal["trl", "text"] = "trl"
+    """How rewards get a completion whose prompt is a list of messages: as TRL has it, a list with the assistant's
+    message, or as text; completions of text prompts are text."""
     reward_workers: int | None = None
     """Grading processes a host; the number of cores, at most 8, by default."""
 

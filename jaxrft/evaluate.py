@@ -56,7 +56,8 @@ def trials(config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool, **options:
                 raise runtime.Stopped
             part = np.take(ids, range(start, start + config.eval_batch_size), mode="wrap")
             rollouts = generate(params, np.int32(step), *runtime.prompt_batch(tasks, part, widths, mesh), part)
-            verdicts = runtime.verify(rollouts, pool, lm.tokenizer, tasks, part)
+            told = runtime.trainer_state(config, step)
+            verdicts = runtime.verify(rollouts, pool, lm.tokenizer, tasks, part, trainer_state=told)
             verdicts = runtime.check_verdicts(config, verdicts, first=start == step == 0)
             found.append(np.nan_to_num(verdicts.rewards[:, counted]).reshape(len(part), -1))
         return np.concatenate(found)[: len(ids)]

@@ -2,7 +2,6 @@
 
 import faulthandler
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from jaxrft import witness
+from jaxrft import launch, witness
 from jaxrft.types import InputError
 
 BEAT = 2.0  # seconds from one sign of life to the next
@@ -72,7 +71,7 @@ def _beating(own: Path) -> Iterator[None]:
 @contextmanager
 def _witnessed(*arguments: str) -> Iterator[None]:
     """A witness beside the process, which is told how that ends."""
-    command = [sys.executable, "-m", "jaxrft.witness", *arguments]
+    command = launch.command("jaxrft.witness", *arguments)
     child = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # Ctrl-C is not for it
     assert child.stdin is not None
     before = faulthandler.is_enabled()

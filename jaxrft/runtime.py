@@ -255,7 +255,12 @@ def rewards_by_name(reward: Any) -> dict[str, Any]:
 def open_rewards(config: Config, reward: dict[str, Any] | None = None) -> pools.Pool:
     """The workers that grade: the functions of `reward` by name, or else the configured rewards."""
     named = dict(reward or zip(config.rewards, config.rewards, strict=True))
-    return pools.Pool(list(named.items()), workers=config.reward_workers, timeout=config.reward_timeout)
+    return pools.Pool(
+        list(named.items()),
+        workers=config.reward_workers,
+        timeout=config.reward_timeout,
+        completions_as=config.reward_completions,
+    )
 
 
 def stream(seed: int, step: Array | int, use: str | Array) -> Array:
@@ -299,6 +304,11 @@ def prompt_batch(tasks: table.TaskTable, ids: np.ndarray, widths: tuple[int, ...
     return meshes.from_host(mesh, tokens, "batch", None), meshes.from_host(mesh, lengths, "batch")
 
 
+def trainer_state(config: Config, done: int) -> dict[str, int]:
+    """What rewards are told of a run that has `done` so many steps, under the names of transformers' TrainerState."""
+    return {"global_step": done, "max_steps": config.steps}
+
+
 class Verdicts(NamedTuple):
     """What graders said of a rollout."""
 
@@ -308,10 +318,19 @@ class Verdicts(NamedTuple):
     samples: list[tuple[int, str]]  # (row, text) of the completions that this process graded
 
 
-def verify(rollouts: Rollout, pool: pools.Pool, text: Any, tasks: table.TaskTable, ids: np.ndarray) -> Verdicts:
+def verify(
+    rollouts: Rollout,
+    pool: pools.Pool,
+    text: Any,
+    tasks: table.TaskTable,
+    ids: np.ndarray,
+    *,
+    trainer_state: dict[str, int] | None = None,
+) -> Verdicts:
     """Rewards of a rollout of tasks `ids` [B]: each process grades the rows it holds, and all learn all rewards.
 
-    Of a row that several processes hold, the one with its first copy is in charge.
+    Of a row that several processes hold, the one with its first copy is in charge. `trainer_state` is what rewards
+    are told of the run, see `trainer_state`.
     """
     rows, generations = rollouts.lengths.shape[0], rollouts.lengths.shape[0] // len(ids)
     lengths = {_start(shard): np.asarray(shard.data) for shard in rollouts.lengths.addressable_shards}
@@ -325,7 +344,13 @@ def verify(rollouts: Rollout, pool: pools.Pool, text: Any, tasks: table.TaskTabl
     completions = text.batch_decode(tokens, skip_special_tokens=True) if mine else []
     asked = [int(ids[row // generations]) for row in mine]
     columns = {name: [entries[i] for i in asked] for name, entries in tasks.columns.items()}
-    graded = pool.grade([tasks.prompts[i] for i in asked], completions, columns)
+    graded = pool.grade(
+        [tasks.prompts[i] for i in asked],
+        completions,
+        columns,
+        completion_ids=[row.tolist() for row in tokens],
+        trainer_state=trainer_state,
+    )
     rewards = np.zeros((rows, len(graded.rewards)), np.float32)
     rewards[mine] = np.array(graded.rewards, np.float32).T  # None becomes NaN
     failed = np.zeros(rows, bool)

@@ -131,7 +131,7 @@ def loop(
         timer.lap("select")
         rolled = batches.sample(run, programs, state, ids)
         timer.lap("rollout")
-        verdicts = batches.verify(run, rolled, first=step == first)
+        verdicts = batches.verify(run, state, rolled, first=step == first)
         if step == first and jax.process_index() == 0:
             write_records(folder, config)  # no earlier: a mistake must not leave its mark on an existing run
         timer.lap("reward")

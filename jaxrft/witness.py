@@ -1,6 +1,6 @@
 """Says which process of a run has gone when JAX ends the others: the child of one of them, which it outlives.
 
-    python -m jaxrft.witness FOLDER OWN COUNT
+    python jaxrft/launch.py jaxrft.witness FOLDER OWN COUNT
 
 JAX ends a process by SIGABRT and in words of its own: at once if the first of all dies, which coordinates them, and
 half a minute after another has hung. Nothing in a process can answer that, but what it leaves on the standard input of

@@ -15,12 +15,13 @@ import pytest
 
 from jaxrft.rewards import Pool, verl
 from jaxrft.rewards import pool as pools
+from jaxrft.rewards.functions import text_of
 from jaxrft.types import InputError
 
 
 def hostile(prompts, completions, **columns):
     """A reward that does what its completion says."""
-    (word,) = completions
+    word = text_of(completions[0])
     match word:
         case "hang":
             while True:
@@ -54,7 +55,7 @@ def hostile(prompts, completions, **columns):
 
 
 def length(prompts, completions, *, weight, **columns):
-    return [w * len(p) + len(c) / 100 for p, c, w in zip(prompts, completions, weight, strict=True)]
+    return [w * len(p) + len(text_of(c)) / 100 for p, c, w in zip(prompts, completions, weight, strict=True)]
 
 
 def pid(prompts, completions, **columns):
@@ -118,7 +119,7 @@ def test_order(pool):
 
 
 def test_empty(pool):
-    assert pool.grade([], [], {"weight": []}) == ([[], []], NO_FAILURES, set())
+    assert pool.grade([], [], {"weight": []}) == ([[], []], NO_FAILURES, set(), {})
 
 
 @pytest.mark.parametrize(

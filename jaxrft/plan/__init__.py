@@ -70,7 +70,13 @@ def _what(out: Page, config: Config, here: found.Found) -> list[str]:
         page.examples(out, pool.table, here.lm.tokenizer, ids)
     try:
         with runtime.open_rewards(config) as workers:
-            trials = graded.trials(config.rewards, workers, pool.table, ids) if any_here else []
+            told = runtime.trainer_state(config, 0)
+            text = here.lm.tokenizer
+            trials = (
+                graded.trials(config.rewards, workers, pool.table, ids, text=text, trainer_state=told)
+                if any_here
+                else []
+            )
     except Missing as missing:
         page.rewards(out, [], f"{', '.join(config.rewards)} cannot be loaded yet")
         return [str(missing)]

@@ -1,6 +1,7 @@
 """Do the rewards know a right answer when they see one? Each is tried on the ground truths of a few tasks."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +24,7 @@ class Trial(NamedTuple):
     spelling: str  # of the ground truths, a key of SPELLINGS
     right: list[float]
     empty: list[float]
+    failure: str  # how it failed on the first completion on which it did, a sentence; "" if it never did
 
     @property
     def fails(self) -> bool:
@@ -30,8 +32,19 @@ class Trial(NamedTuple):
         return not np.any(np.nan_to_num(self.right) > np.nan_to_num(self.empty))
 
 
-def trials(names: tuple[str, ...], pool: Pool, table: TaskTable, ids: list[int]) -> list[Trial]:
-    """Each reward of the pool, called `names`, on the ground truths of the tasks `ids`; none without ground truths."""
+def trials(
+    names: tuple[str, ...],
+    pool: Pool,
+    table: TaskTable,
+    ids: list[int],
+    *,
+    text: Any = None,
+    trainer_state: Mapping[str, int] | None = None,
+) -> list[Trial]:
+    """Each reward of the pool, called `names`, on the ground truths of the tasks `ids`; none without ground truths.
+
+    `text` is the tokenizer. Without one, the bytes of a completion stand in for its token ids.
+    """
     if "answer" not in table.columns:
         return []
     answers = [table.columns["answer"][i] for i in ids]
@@ -39,11 +52,25 @@ def trials(names: tuple[str, ...], pool: Pool, table: TaskTable, ids: list[int])
     completions = [text for texts in (*spelt, [""] * len(ids)) for text in texts]
     asked = ids * (len(SPELLINGS) + 1)
     columns = {name: [entries[i] for i in asked] for name, entries in table.columns.items()}
-    graded = pool.grade([table.prompts[i] for i in asked], completions, columns)
+    graded = pool.grade(
+        [table.prompts[i] for i in asked],
+        completions,
+        columns,
+        completion_ids=[_token_ids(completion, text) for completion in completions],
+        truncated=[False] * len(completions),
+        trainer_state=trainer_state,
+    )
     rewards = np.array(graded.rewards, np.float32).reshape(len(names), -1, len(ids))  # None becomes NaN
     found = []
     for name, (*right, empty) in zip(names, rewards, strict=True):
         sums = [np.nan_to_num(each).sum() for each in right]
         best = int(np.argmax(sums))
-        found.append(Trial(name, list(SPELLINGS)[best], right[best].tolist(), empty.tolist()))
+        failure = graded.causes.get(name, "")
+        found.append(Trial(name, list(SPELLINGS)[best], right[best].tolist(), empty.tolist(), failure))
     return found
+
+
+def _token_ids(completion: str, text: Any) -> list[int]:
+    if text is None:
+        return list(completion.encode(errors="replace"))
+    return text.encode(completion, add_special_tokens=False)

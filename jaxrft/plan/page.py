@@ -170,7 +170,9 @@ def rewards(page: Page, trials: Sequence[Trial], reason: str) -> None:
     rows = [(t.name, _values(t.right), t.spelling, _values(t.empty)) for t in trials]
     page.table(("reward", "of the ground truths", "written", "of nothing"), rows, numbers=())
     for trial in trials:
-        if trial.fails:
+        if trial.failure:
+            page.line(f"  {trial.name} fails: {trial.failure}", "yellow")
+        elif trial.fails:
             page.line(
                 f"  {trial.name} gives no ground truth more than an empty answer: check the answer_column and what "
                 "the reward looks for",

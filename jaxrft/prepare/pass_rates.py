@@ -40,7 +40,7 @@ LINES = 20  # of progress, where there is no terminal
 # Fields of the config that the pass rates depend on, apart from the model and the tasks.
 SETTINGS = (
     *("seed", "num_generations", "max_prompt_length", "max_completion_length", "temperature", "top_p", "top_k"),
-    *("rewards", "reward_timeout", "dtype", "batch_size"),
+    *("rewards", "reward_timeout", "reward_completions", "dtype", "batch_size"),
 )
 
 
@@ -243,7 +243,8 @@ def roll_out_batch(job: Job, generate: Callable[..., Rollout], part: np.ndarray,
     ids = np.resize(part, config.batch_size)  # the last batch is filled up with its own tasks
     prompts = runtime.prompt_batch(tasks, ids, table.buckets(tasks.lengths), job.mesh)
     rollouts = generate(job.lm.params, np.int32(0), *prompts, tasks.rows[ids])
-    verdicts = runtime.verify(rollouts, job.pool, job.lm.tokenizer, tasks, ids)
+    told = runtime.trainer_state(config, 0)
+    verdicts = runtime.verify(rollouts, job.pool, job.lm.tokenizer, tasks, ids, trainer_state=told)
     verdicts = runtime.check_verdicts(config, verdicts, first=first)
     success = verdicts.rewards[:, 0].reshape(len(ids), -1)[: len(part)].astype(np.float64)  # [<= B, G]
     counts = Counts(np.nansum(success, axis=1), np.isfinite(success).sum(axis=1))

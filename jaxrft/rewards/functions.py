@@ -1,14 +1,21 @@
 """Rewards without dependencies: `exact`, `gsm8k`, and the adapter for verl's `compute_score`.
 
-A reward is any function `reward(prompts, completions, **columns) -> list[float | None]`, TRL's signature: lists of one
-length n, a column of the tasks a keyword, None for "does not apply". The pool calls it with n = 1.
+A reward is any function that TRL's trainer can call: by keyword, with lists of one length n, a column of the tasks a
+keyword, and it returns n numbers, None for "does not apply". The pool calls it with n = 1.
 """
 
 import functools
+import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
+
+from jaxrft.rewards.calls import signature_of
+from jaxrft.rewards.lookup import Reward
+
+# A completion as TRL has it: text, or where the prompt is a list of messages a list with the assistant's message.
+Completion = str | Sequence[Mapping[str, Any]]
 
 # A minus counts only where it cannot be a difference or a range: "10-5" ends in 5, "= -5" and "$-5" in -5.
 _NUMBER = re.compile(
@@ -16,15 +23,26 @@ _NUMBER = re.compile(
 )
 
 
-def exact(prompts: Sequence, completions: Sequence[str], *, answer: Sequence, **columns: Any) -> list[float | None]:
+def text_of(completion: Completion) -> str:
+    """Returns a completion as text: itself, or what its messages say."""
+    if isinstance(completion, str):
+        return completion
+    return "".join(str(message["content"]) for message in completion)
+
+
+def exact(
+    prompts: Sequence, completions: Sequence[Completion], *, answer: Sequence, **columns: Any
+) -> list[float | None]:
     """1 where the completion equals the column `answer`, white space around both aside; None where `answer` is None."""
     return [
-        None if gold is None else float(completion.strip() == str(gold).strip())
+        None if gold is None else float(text_of(completion).strip() == str(gold).strip())
         for completion, gold in zip(completions, answer, strict=True)
     ]
 
 
-def gsm8k(prompts: Sequence, completions: Sequence[str], *, answer: Sequence, **columns: Any) -> list[float | None]:
+def gsm8k(
+    prompts: Sequence, completions: Sequence[Completion], *, answer: Sequence, **columns: Any
+) -> list[float | None]:
     """1 where the final number of the completion equals that of the column `answer`; None where `answer` has none.
 
     The final number follows the last `####`, else it is the last of the text [GSM8K, arXiv 2110.14168, which reads only
@@ -32,7 +50,7 @@ def gsm8k(prompts: Sequence, completions: Sequence[str], *, answer: Sequence, **
     """
     golds = [_final_number(str(gold)) for gold in answer]
     return [
-        None if gold is None else float(_final_number(completion) == gold)
+        None if gold is None else float(_final_number(text_of(completion)) == gold)
         for completion, gold in zip(completions, golds, strict=True)
     ]
 
@@ -47,30 +65,61 @@ def _final_number(text: str) -> Decimal | None:
     return Decimal(("-" if numbers[-1]["sign"] else "") + numbers[-1]["digits"].replace(",", ""))
 
 
-def verl(compute_score: Callable[..., Any]) -> Callable[..., list[float | None]]:
-    """Our signature for verl's `compute_score(data_source, solution_str, ground_truth, extra_info)`.
+def as_reward(function: Callable[..., Any]) -> Reward:
+    """Returns a function that TRL's trainer can call: verl's `compute_score` adapted, any other as it is.
 
-    `ground_truth` is the column `answer`; a score in a dict is its "score". Hold the result in a module:
-    `reward = verl(compute_score)` in scores.py is the reward `scores:reward`.
+    A function is verl's if it has parameters called `solution_str` and `ground_truth` and none called `completions`.
+    Raises TypeError for parameters that neither TRL nor verl can give.
     """
+    names = signature_of(function).names
+    is_of_verl = {"solution_str", "ground_truth"} <= set(names) and "completions" not in names
+    return verl(function) if is_of_verl else function
+
+
+def verl(compute_score: Callable[..., Any]) -> Reward:
+    """Returns a reward that calls verl's `compute_score(data_source, solution_str, ground_truth, extra_info)`.
+
+    Of these four it is given, by keyword, those that it takes. `ground_truth` is the column `answer`; a score in a
+    dict is its "score". The adapter is applied by itself to a function that the config names, see `as_reward`. Raises
+    TypeError for a function with further parameters that have no default.
+    """
+    signature = signature_of(compute_score)
+    further = set(signature.required) - {"data_source", "solution_str", "ground_truth", "extra_info"}
+    if further:
+        raise TypeError(f"verl's compute_score is not given {', '.join(sorted(further))}: give it a default")
 
     @functools.wraps(compute_score)
     def reward(
         prompts: Sequence,
-        completions: Sequence[str],
+        completions: Sequence[Completion],
         *,
         answer: Sequence,
         data_source: Sequence | None = None,
         extra_info: Sequence | None = None,
         **columns: Any,
-    ) -> list[float | None]:
+    ) -> Any:
         nothing = [None] * len(completions)
-        scores = [
-            compute_score(data_source=source, solution_str=completion, ground_truth=truth, extra_info=extra)
-            for source, completion, truth, extra in zip(
-                data_source or nothing, completions, answer, extra_info or nothing, strict=True
-            )
-        ]
-        return [score["score"] if isinstance(score, dict) else score for score in scores]
+        scores = []
+        for source, completion, truth, extra in zip(
+            data_source or nothing, completions, answer, extra_info or nothing, strict=True
+        ):
+            given = {
+                "data_source": source,
+                "solution_str": text_of(completion),
+                "ground_truth": truth,
+                "extra_info": extra,
+            }
+            scores.append(compute_score(**{name: value for name, value in given.items() if signature.accepts(name)}))
+        if any(map(inspect.isawaitable, scores)):
+            return _wait_for_scores(scores)
+        return [_score(score) for score in scores]
 
     return reward
+
+
+async def _wait_for_scores(scores: list[Awaitable[Any]]) -> list[float | None]:
+    return [_score(await score) for score in scores]
+
+
+def _score(score: Any) -> Any:
+    return score["score"] if isinstance(score, dict) else score

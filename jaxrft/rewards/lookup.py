@@ -1,6 +1,6 @@
 """From the name of a reward, or the function itself, to something that a fresh process can load.
 
-Worker processes import this file, so it stays clear of jax, which `jaxrft.types` brings.
+Worker processes import this file, so it stays clear of jax.
 """
 
 import difflib
@@ -12,6 +12,8 @@ from collections.abc import Callable
 from importlib.machinery import SourceFileLoader
 from types import ModuleType
 from typing import Any, NamedTuple
+
+from jaxrft.errors import InputError
 
 Reward = Callable[..., list[float | None]]
 
@@ -35,8 +37,6 @@ def resolve(reward: str | Reward) -> Reward:
 
     Modules are found as python finds them, then in the current directory. Raises InputError.
     """
-    from jaxrft.types import InputError
-
     if not isinstance(reward, str):
         return reward
     try:
@@ -49,8 +49,6 @@ def resolve(reward: str | Reward) -> Reward:
 
 def locate(reward: str | Reward) -> Source:
     """Where a reward is defined, without importing it; raises InputError for what a fresh process cannot find."""
-    from jaxrft.types import InputError
-
     if not isinstance(reward, str):
         return _locate_function(reward)
     module, colon, attribute = REWARDS.get(reward, reward).partition(":")
@@ -62,8 +60,6 @@ def locate(reward: str | Reward) -> Source:
 
 
 def _locate_function(function: Reward) -> Source:
-    from jaxrft.types import InputError
-
     name = getattr(function, "__qualname__", repr(function))
     for module_name in (getattr(function, "__module__", None), "__main__"):
         module = sys.modules.get(module_name or "")

@@ -13,6 +13,7 @@ import sympy
 from math_verify import LatexExtractionConfig, parse, verify
 
 from jaxrft.rewards.constants import at, differ, values
+from jaxrft.rewards.functions import Completion, text_of
 from jaxrft.rewards.limits import OutOfTime, processor_time, too_deep, too_large
 
 # Our limit is the real one: math-verify's own is of the clock, so that a busy machine changes rewards, and it warns
@@ -33,7 +34,9 @@ _SIZES = re.compile(r"\\(?:left|right)(?=\\?[\[\](){}|])|\\!|(?<=[0-9])\\,(?=[0-
 _SPACES = re.compile(r"(?<![0-9a-zA-Z\\,])\s+|\s+(?![0-9a-zA-Z])")  # 1, 234 is a list and 1,234 a number
 
 
-def math(prompts: Sequence, completions: Sequence[str], *, answer: Sequence, **columns: Any) -> list[float | None]:
+def math(
+    prompts: Sequence, completions: Sequence[Completion], *, answer: Sequence, **columns: Any
+) -> list[float | None]:
     r"""1 where math-verify finds the completion equal to the column `answer`, which is parsed first.
 
     The completion's answer is its last closed `\boxed{}`, else what math-verify extracts from the end of the text;
@@ -45,7 +48,7 @@ def math(prompts: Sequence, completions: Sequence[str], *, answer: Sequence, **c
     written as inequalities.
     """
     return [
-        None if gold is None else _grade(completion, str(gold))
+        None if gold is None else _grade(text_of(completion), str(gold))
         for completion, gold in zip(completions, answer, strict=True)
     ]
 

@@ -3,8 +3,8 @@
 import json
 import logging
 import os
+import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,10 +12,14 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import wait
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from jaxrft import launch
+from jaxrft.errors import InputError, Missing
+from jaxrft.rewards.calls import GIVEN, Signature
 from jaxrft.rewards.lookup import Reward, locate
 from jaxrft.rewards.warden import END
+from jaxrft.rewards.wire import Answer, Garbled, Wire, parse_answer, parse_greeting
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +38,7 @@ class Graded(NamedTuple):
     rewards: list[list[float | None]]  # [rewards][n], in the order given; None = does not apply, or lost
     failures: dict[str, int]  # a kind of KINDS -> how many rewards it cost
     failed: set[int]  # the completions that lost a reward
+    causes: dict[str, str]  # reward -> its first failure, a sentence
 
 
 class Pool:
@@ -43,21 +48,27 @@ class Pool:
     than `timeout` seconds loses its reward and its worker is replaced; so does one whose worker dies. Workers that are
     old or large are replaced between chunks, and what graders start ends with their worker. Functions run in fresh
     processes, so they must be at the top level of a module or script. Raises InputError for rewards that do not load.
-    `workers` is the number of cores, at most 8, by default.
+    `workers` is the number of cores, at most 8, by default. Where a prompt is a list of messages its completion is
+    handed over as TRL does, as a list with the assistant's message, or as text if `completions_as` says so.
     """
 
     def __init__(
-        self, rewards: Sequence[tuple[str, str | Reward]], *, workers: int | None = None, timeout: float = 10.0
+        self,
+        rewards: Sequence[tuple[str, str | Reward]],
+        *,
+        workers: int | None = None,
+        timeout: float = 10.0,
+        completions_as: Literal["trl", "text"] = "trl",
     ) -> None:
         """Starts the workers, all at once, and waits until each has loaded the rewards."""
-        from jaxrft.types import InputError, Missing
-
         if os.environ.get(_IS_WORKER):
             raise InputError("a script that trains with its own reward needs `if __name__ == '__main__':` around it")
         self._names = [name for name, _ in rewards]
         self._timeout = timeout
+        self._completions_as = completions_as
+        self._signatures: list[Signature] = []
         self._greeting = {
-            "sys_path": list(dict.fromkeys([os.path.abspath(path) for path in [*sys.path, ""]])),
+            "sys_path": _search_path(),
             "sources": [locate(reward) for _, reward in rewards],
         }
         self._count = workers or min(8, os.cpu_count() or 1)
@@ -72,6 +83,7 @@ class Pool:
                         absent = failure.startswith(("ImportError", "ModuleNotFoundError"))
                         kind = Missing if absent else InputError
                         raise kind(f"rewards {', '.join(self._names)} do not load: {failure}")
+            self._signatures = self._workers[0].signatures
         except BaseException:
             self.close()
             raise
@@ -89,14 +101,44 @@ class Pool:
         while self._workers:
             self._workers.pop().stop()
 
-    def grade(self, prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Sequence[Any]]) -> Graded:
-        """Rewards of n completions; columns hold n JSON values each. Failures are logged, once a kind, and counted."""
-        batch = {"prompts": prompts, "completions": completions, **columns}
-        _check(batch)
+    def grade(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        columns: Mapping[str, Sequence[Any]],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        truncated: Sequence[bool] | None = None,
+        trainer_state: Mapping[str, int] | None = None,
+    ) -> Graded:
+        """Computes the rewards of n completions; failures are logged, once a kind, and counted.
+
+        Args:
+          prompts: n texts or lists of messages.
+          completions: n texts.
+          columns: lists of n JSON values, of the tasks, by name.
+          completion_ids: the sampled tokens of each completion.
+          truncated: whether each completion was cut at the longest length.
+          trainer_state: fields of the object `trainer_state`, numbers.
+
+        A reward is given, by keyword, all of these that it takes. Raises InputError for values that JSON has not, for
+        columns of another length or with a name of `calls.GIVEN`, and for a reward that needs more than it is given.
+        """
+        if taken := [name for name in GIVEN if name in columns]:
+            raise InputError(f"column {taken[0]} has the name of something else that rewards are given: rename it")
+        if self._completions_as == "trl":
+            completions = [_as_in_trl(*pair) for pair in zip(prompts, completions, strict=True)]
+        given: dict[str, Sequence[Any]] = {"prompts": prompts, "completions": completions}
+        if completion_ids is not None:
+            given["completion_ids"] = completion_ids
+        if truncated is not None:
+            given["truncated"] = truncated
+        given |= columns
+        _check(given)
+        self._check_signatures(given, trainer_state)
         rewards: list[list[float | None]] = [[None] * len(completions) for _ in self._names]
         failures, failed = [], set()
         try:
-            for reward, i, (value, *failure) in self._answers(prompts, completions, columns):
+            for reward, i, (value, *failure) in self._answers(given, trainer_state):
                 rewards[reward][i] = value
                 if failure:
                     failures.append((failure[0], self._names[reward], failure[1]))
@@ -108,21 +150,41 @@ class Pool:
         for kind in counts:
             _, name, detail = next(failure for failure in failures if failure[0] == kind)
             logger.warning("%d rewards lost to %s; the first: %s, %s", counts[kind], kind, name, detail)
-        return Graded(rewards, {kind: counts[kind] for kind in KINDS}, failed)
+        causes = {name: f"{kind}, {detail}" for kind, name, detail in reversed(failures)}
+        return Graded(rewards, {kind: counts[kind] for kind in KINDS}, failed, causes)
 
-    def _answers(self, prompts: Sequence, completions: Sequence, columns: Mapping) -> Iterator[tuple[int, int, list]]:
+    def _check_signatures(self, given: Mapping[str, Any], trainer_state: Mapping[str, int] | None) -> None:
+        """Raises InputError for a reward with a parameter that nothing is given for."""
+        names = [*given, "log_extra", "log_metric"]
+        if trainer_state is not None:
+            names.append("trainer_state")
+        for reward, signature in zip(self._names, self._signatures, strict=True):
+            if absent := [name for name in signature.required if name not in names]:
+                raise InputError(
+                    f"the reward {reward} needs {absent[0]}, but the tasks have no such column and rewards are given "
+                    f"only {', '.join(names)}: add the column, or give the parameter a default"
+                )
+
+    def _answers(
+        self, given: Mapping[str, Sequence[Any]], state: Mapping[str, int] | None
+    ) -> Iterator[tuple[int, int, Answer]]:
         """(reward, completion, [value] or [None, kind, detail]) as they come."""
-        n = len(completions)
+        n = len(given["completions"])
         size = max(1, min(CHUNK, n // (2 * self._count)))
         queue = deque((k, range(n)[i : i + size]) for k in range(len(self._names)) for i in range(0, n, size))
+        taken = [
+            {name: values for name, values in given.items() if signature.accepts(name)}
+            for signature in self._signatures
+        ]
         if queue:
             self._fill()
         while queue or any(worker.pending for worker in self._workers):
             for worker in self._workers:
                 if queue and worker.idle:
-                    worker.send(*queue.popleft(), prompts, completions, columns)
+                    reward, ids = queue.popleft()
+                    worker.send(reward, ids, taken[reward], state)
             if not self._workers:
-                yield from ((k, i, [None, "crash", "no worker could be started"]) for k, ids in queue for i in ids)
+                yield from ((k, i, (None, "crash", "no worker could be started")) for k, ids in queue for i in ids)
                 return
             busy = [worker for worker in self._workers if not worker.idle]
             _wait_for(busy)
@@ -135,7 +197,7 @@ class Pool:
                     self._dismiss(worker)
                     self._fill()
 
-    def _replace(self, worker: "_Worker", failure: str, queue: deque) -> Iterator[tuple[int, int, list]]:
+    def _replace(self, worker: "_Worker", failure: str, queue: deque) -> Iterator[tuple[int, int, Answer]]:
         """Kills a worker, gives up the completion it was at, and puts the rest of its chunk back in the queue."""
         self._dismiss(worker)
         if worker.starting:  # it loaded before: leave the place empty until the next batch rather than try for ever
@@ -143,14 +205,14 @@ class Pool:
             return
         self._fill()
         if worker.pending:  # otherwise it said more than it was asked
-            i, *rest = worker.pending
+            i, *rest = [number for number, _ in worker.pending]
             if rest:
                 queue.appendleft((worker.reward, rest))
-            yield worker.reward, i, [None, failure, f"completion {i} of the batch"]
+            yield worker.reward, i, (None, failure, f"completion {i} of the batch")
 
     def _fill(self) -> None:
         """Replaces workers that died while idle, and starts those that are missing."""
-        for worker in [worker for worker in self._workers if worker.idle and wait([worker.wire], 0)]:
+        for worker in [worker for worker in self._workers if worker.idle and wait([worker.wire.fileno()], 0)]:
             self._dismiss(worker)
         try:
             while len(self._workers) < self._count:
@@ -167,27 +229,28 @@ class _Worker:
     """A process, the wire to it, the completions it still owes and until when it may take."""
 
     def __init__(self, greeting: dict[str, Any], timeout: float) -> None:
-        self.wire, theirs = socket.socketpair()
-        self.wire.settimeout(timeout)
+        self.wire = Wire(timeout)
         self.timeout = timeout
         self.starting = True
         self.deadline = time.monotonic() + STARTUP_SECONDS
-        self.reward, self.pending = 0, deque[int]()
+        self.reward = 0
+        self.pending = deque[tuple[int, str]]()  # (completion, the token of its question)
+        self.signatures: list[Signature] = []
         self.pid, self.resident, self.graded = 0, 0, 0  # known when it has loaded; bytes then; completions since
-        self.rest = b""  # the beginning of a line
         # No accelerator for graders; and the same string hashes, hence sympy's orders, in every run. A session of its
         # own: Ctrl-C does not reach it. What it prints goes to our stderr. The process is the worker's warden.
         alone = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "PYTHONHASHSEED": "0", _IS_WORKER: "1"}
-        with theirs:
+        with self.wire.theirs as theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "jaxrft.rewards.worker", str(theirs.fileno()), str(os.getpid())],
+                launch.command("jaxrft.rewards.worker", str(theirs.fileno()), str(os.getpid())),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=2,
                 env=os.environ | alone,
                 start_new_session=True,
             )
-        self._write(greeting)
+        self.token = secrets.token_hex(16)
+        self._send(greeting | {"token": self.token})
 
     @property
     def idle(self) -> bool:
@@ -199,63 +262,78 @@ class _Worker:
         """Idle, and so old or so large that a fresh one should take its place."""
         return self.idle and (self.graded >= RECYCLE_GRADINGS or _resident(self.pid) > self.resident + RECYCLE_BYTES)
 
-    def send(self, reward: int, ids: Sequence[int], prompts: Sequence, completions: Sequence, columns: Mapping) -> None:
-        """Asks for one reward of the completions `ids`."""
-        self.reward, self.pending = reward, deque(ids)
+    def send(
+        self, reward: int, ids: Sequence[int], given: Mapping[str, Sequence[Any]], state: Mapping[str, int] | None
+    ) -> None:
+        """Asks for one reward of the completions `ids`, with what is `given` to it of each completion."""
+        self.reward = reward
+        self.pending = deque((i, secrets.token_hex(16)) for i in ids)
         self.deadline = time.monotonic() + self.timeout
-        self._write(
+        self._send(
             {
                 "reward": reward,
-                "prompts": [prompts[i] for i in ids],
-                "completions": [completions[i] for i in ids],
-                "columns": {name: [values[i] for i in ids] for name, values in columns.items()},
+                "tokens": list(self.pending),
+                "trainer_state": None if state is None else dict(state),
+                "keywords": {name: [values[i] for i in ids] for name, values in given.items()},
             }
         )
 
-    def _write(self, message: dict[str, Any]) -> None:
+    def _send(self, message: dict[str, Any]) -> None:
         with suppress(OSError):  # a dead or stopped worker shows when it does not answer
-            self.wire.sendall(json.dumps(message).encode() + b"\n")
+            self.wire.send(message)
 
-    def receive(self) -> tuple[list[tuple[int, int, list]], str | None]:
+    def receive(self) -> tuple[list[tuple[int, int, Answer]], str | None]:
         """The answers that have come, as (reward, completion, answer), and how it failed, if it did.
 
-        The failure is "timeout" or "crash" of a grading worker, a sentence of a starting one.
+        The failure is "timeout" or "crash" of a grading worker, a sentence of a starting one. Only an answer counts as
+        a sign of life: what else a worker says, however fast, does not put off its deadline.
         """
-        if not wait([self.wire], 0):
-            late = time.monotonic() > self.deadline
-            slow = f"it takes more than {STARTUP_SECONDS:g} s" if self.starting else "timeout"
-            return [], slow if late else None
+        answers: list[tuple[int, int, Answer]] = []
         try:
-            data = self.wire.recv(1 << 16)
-        except OSError:
-            data = b""
-        if not data:
-            return [], "the worker process died" if self.starting else "crash"
-        *lines, self.rest = (self.rest + data).split(b"\n")
-        if lines:
-            self.deadline = time.monotonic() + self.timeout
-        if self.starting:
-            return [], self._hear(json.loads(lines[0])) if lines else None
-        self.graded += len(lines)
-        answers = []
-        for line in lines:
-            try:
-                message = json.loads(line)
-                answers.append((self.reward, self.pending.popleft(), message))
-            except (ValueError, IndexError):  # a grader wrote on the wire
-                return answers, "crash"
+            for line in self.wire.receive() if wait([self.wire.fileno()], 0) else ():
+                if self.starting:
+                    if failure := self._hear(parse_greeting(line, self.token)):
+                        return [], failure
+                else:
+                    answers.append((self.reward, *self._answer(line)))
+        except EOFError:
+            return answers, "the worker process died" if self.starting else "crash"
+        except Garbled:  # a grader wrote on the wire
+            return answers, "something else than the worker wrote on its socket" if self.starting else "crash"
+        if not self.idle and time.monotonic() > self.deadline:
+            return answers, f"it takes more than {STARTUP_SECONDS:g} s" if self.starting else "timeout"
         return answers, None
 
-    def _hear(self, greeting: dict[str, Any]) -> str | None:
-        """Takes down what a worker says when it has loaded the rewards; returns why it has not."""
-        self.starting = False
-        self.pid = greeting.get("pid", 0)
-        self.resident = _resident(self.pid)
-        return greeting.get("error")
+    def _answer(self, line: bytes) -> tuple[int, Answer]:
+        """The completion and the answer in a line; raises Garbled when it does not answer the oldest question."""
+        if not self.pending:
+            raise Garbled
+        number, token = self.pending[0]
+        answer = parse_answer(line, number, token)
+        self.pending.popleft()
+        self.graded += 1
+        self.deadline = time.monotonic() + self.timeout
+        return number, answer
+
+    def _hear(self, said: dict[str, Any]) -> str | None:
+        """Takes down what a worker says before and after it loads the rewards; returns why it has not loaded them."""
+        match said:
+            case {"pid": int(pid)}:
+                self.pid = pid
+            case {"error": str(error)}:
+                return error
+            case {"signatures": list(signatures)}:
+                self.signatures = [Signature(*signature) for signature in signatures]
+                self.resident = _resident(self.pid)
+                self.starting = False
+            case _:
+                raise Garbled
+        return None
 
     def stop(self) -> None:
         """Has the warden kill the worker and all that it started."""
         self.process.send_signal(END)
+        self.process.send_signal(signal.SIGCONT)  # a grader may have stopped it
         try:
             self.process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
@@ -277,15 +355,35 @@ def _resident(pid: int) -> int:
 
 def _wait_for(workers: Sequence[_Worker]) -> None:
     """Returns when one of the workers has spoken, died, or is out of time."""
-    wait([worker.wire for worker in workers], max(0.0, min(worker.deadline for worker in workers) - time.monotonic()))
+    wait(
+        [worker.wire.fileno() for worker in workers],
+        max(0.0, min(worker.deadline for worker in workers) - time.monotonic()),
+    )
 
 
-def _check(batch: Mapping[str, Sequence[Any]]) -> None:
-    """Raises InputError for columns of unequal length or with values that JSON has not."""
-    from jaxrft.types import InputError
+def _search_path() -> list[str]:
+    """Returns where workers look for modules: where this process does, and in the current directory last of all.
 
-    n = len(batch["completions"])
-    for name, values in batch.items():
+    Last, so that no file of the current directory takes the place of a module that is installed.
+    """
+    here = os.getcwd()
+    paths = dict.fromkeys(os.path.abspath(path) for path in sys.path)
+    paths.pop(here, None)
+    return [*paths, here]
+
+
+def _as_in_trl(prompt: Any, completion: Any) -> Any:
+    """Returns the assistant's message with the completion if the prompt is a list of messages, else the completion."""
+    is_conversation = isinstance(prompt, list) and len(prompt) > 0 and isinstance(prompt[0], dict)
+    if not is_conversation or not isinstance(completion, str):
+        return completion
+    return [{"role": "assistant", "content": completion}]
+
+
+def _check(given: Mapping[str, Sequence[Any]]) -> None:
+    """Raises InputError for lists of unequal length or with values that JSON has not."""
+    n = len(given["completions"])
+    for name, values in given.items():
         if len(values) != n:
             raise InputError(f"column {name} has {len(values)} values for {n} completions: give one for each")
         try:

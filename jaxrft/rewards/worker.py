@@ -1,9 +1,11 @@
 """The process that grades, started by `pool.py`; it imports neither jax nor what does.
 
-The wire is one inherited socket with a JSON document a line.
-In: a greeting {"sys_path", "sources"}, then chunks {"reward", "prompts", "completions", "columns"}.
-Out: {"pid"} or {"error": sentence} to the greeting; then for each completion, in order, [reward] or
-[null, kind, detail].
+The wire, a socket that the process inherits, carries a JSON document a line.
+In: a greeting {"token", "sys_path", "sources"}, then chunks {"reward", "tokens", "trainer_state", "keywords"}: numbers
+and tokens of n questions, and by name what the reward is called with, lists of n values each.
+Out: {"token", "pid"} to the greeting before anything foreign is loaded; {"token", "signatures"} or {"token", "error"}
+when the rewards are loaded; then for each completion, in order, [number, token, reward] or [number, token, null, kind,
+detail].
 """
 
 import json
@@ -15,8 +17,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, SupportsFloat
 
+from jaxrft.rewards import calls
+from jaxrft.rewards.functions import as_reward
 from jaxrft.rewards.lookup import Reward, Source, load, sentence
 from jaxrft.rewards.warden import guard
+from jaxrft.rewards.wire import keep_from_children
 from jaxrft.terminal import guard_streams
 
 MEMORY = 4 << 30  # bytes of address space that grading may take beyond what loading the rewards took
@@ -25,20 +30,25 @@ MEMORY = 4 << 30  # bytes of address space that grading may take beyond what loa
 def main(descriptor: int, trainer: int) -> None:
     """Answers chunks, in a child with a warden, until the trainer closes the wire or dies."""
     guard(trainer, descriptor)
+    keep_from_children(descriptor)
     guard_streams()  # a reward that prints is not lost with the reader of what it prints
     wire = socket.socket(fileno=descriptor)
     lines = wire.makefile("rb")
     greeting = json.loads(next(lines))
+    token = greeting["token"]
+    _send(wire, {"token": token, "pid": os.getpid()})
     sys.path[:] = greeting["sys_path"]
     try:
-        rewards = [load(Source(*source)) for source in greeting["sources"]]
+        rewards = [as_reward(load(Source(*source))) for source in greeting["sources"]]
+        signatures = [calls.signature_of(reward) for reward in rewards]
     except BaseException as error:  # a user's module may do anything, sys.exit() included
-        return _send(wire, {"error": sentence(error)})
+        return _send(wire, {"token": token, "error": sentence(error)})
     _limit_memory()
-    _send(wire, {"pid": os.getpid()})
+    _send(wire, {"token": token, "signatures": signatures})
     for line in lines:
         chunk = json.loads(line)
-        for answer in _answers(rewards[chunk["reward"]], chunk):
+        k = chunk["reward"]
+        for answer in _answers(rewards[k], signatures[k], chunk):
             _send(wire, answer)
 
 
@@ -46,21 +56,21 @@ def _send(wire: socket.socket, message: Any) -> None:
     wire.sendall(json.dumps(message).encode() + b"\n")
 
 
-def _answers(reward: Reward, chunk: dict[str, Any]) -> Iterator[list]:
+def _answers(reward: Reward, signature: calls.Signature, chunk: dict[str, Any]) -> Iterator[list]:
     """One call a completion, so that a failure costs one completion and the parent knows which."""
-    for i, (prompt, completion) in enumerate(zip(chunk["prompts"], chunk["completions"], strict=True)):
-        columns = {name: [values[i]] for name, values in chunk["columns"].items()}
-        yield _grade_one(reward, prompt, completion, columns)
+    for i, (number, token) in enumerate(chunk["tokens"]):
+        keywords = calls.keywords(chunk["keywords"], i, chunk["trainer_state"], signature)
+        yield [number, token, *_grade_one(reward, keywords)]
 
 
-def _grade_one(reward: Reward, prompt: Any, completion: Any, columns: dict[str, list]) -> list:
-    """[reward] or [None, kind, detail] of one completion; columns are lists of length 1."""
+def _grade_one(reward: Reward, keywords: dict[str, Any]) -> list:
+    """[reward] or [None, kind, detail] of one completion; but for TRL's extras, keywords are lists of length 1."""
     process = os.getpid()
     try:
-        result = reward([prompt], [completion], **columns)
+        result = calls.awaited(reward(**keywords))
     except BaseException as error:  # math-verify's timeout and sys.exit() are no Exceptions
         result = error
-    if os.getpid() != process:  # a grader's forked child came back here: it must not speak on the wire
+    if os.getpid() != process:  # a grader's forked child came back here: its place is not here
         os._exit(1)
     if isinstance(result, BaseException):
         return [None, "error", sentence(result)]

@@ -1,0 +1,102 @@
+"""How rewards are called: by keyword, with everything that TRL's trainer gives and they take.
+
+Worker processes import this file, so it stays clear of jax.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+# What a reward can name beside the columns of the tasks, which therefore cannot be called so.
+GIVEN = (
+    "prompts",
+    "completions",
+    "completion_ids",
+    "truncated",
+    "trainer_state",
+    "log_extra",
+    "log_metric",
+)
+
+
+class Signature(NamedTuple):
+    """The keywords of a function."""
+
+    required: tuple[str, ...]  # those without a default
+    names: tuple[str, ...]  # all that it names
+    takes_any: bool  # whether it has **kwargs
+
+    def accepts(self, name: str) -> bool:
+        """Tells whether the function can be given the keyword."""
+        return self.takes_any or name in self.names
+
+
+class TrainerState(SimpleNamespace):
+    """Holds the fields of transformers' TrainerState that this package has: `global_step` and `max_steps`.
+
+    `global_step` counts the steps done, `max_steps` those of the whole run.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        """Raises AttributeError with the fields that there are."""
+        raise AttributeError(f"trainer_state has only {' and '.join(vars(self))} here, not {name}")
+
+
+def signature_of(function: Callable[..., Any]) -> Signature:
+    """Returns the keywords that a function takes.
+
+    A wrapper that takes nothing but *args and **kwargs is judged by what it wraps. A function that hides its signature
+    takes everything. Raises TypeError for a parameter without default that can be given by position only.
+    """
+    parameters = _parameters(function)
+    for parameter in parameters:
+        if parameter.kind == parameter.POSITIONAL_ONLY and parameter.default is parameter.empty:
+            raise TypeError(f"it takes {parameter.name} by position only, and rewards are called by keyword")
+    keywords = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    required = tuple(p.name for p in keywords if p.default is p.empty)
+    takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters)
+    return Signature(required, tuple(p.name for p in keywords), takes_any)
+
+
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    try:
+        parameters = list(inspect.signature(function, follow_wrapped=False).parameters.values())
+    except ValueError:  # such as a function of C
+        return [inspect.Parameter("keywords", inspect.Parameter.VAR_KEYWORD)]
+    passes_on = all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+    wrapped = getattr(function, "__wrapped__", None)
+    return _parameters(wrapped) if passes_on and wrapped is not None else parameters
+
+
+def awaited(result: Any) -> Any:
+    """Returns what a reward returned, or what its coroutine does, run in the one event loop of this process."""
+    return _event_loop().run(_wait(result)) if inspect.isawaitable(result) else result
+
+
+@functools.cache
+def _event_loop() -> Any:
+    import asyncio  # slow to import, and rarely needed
+
+    return asyncio.Runner()
+
+
+async def _wait(result: Any) -> Any:
+    return await result
+
+
+def keywords(chunk: Mapping[str, Sequence[Any]], i: int, state: Mapping[str, Any] | None, takes: Signature) -> dict:
+    """Returns what a reward is called with for completion `i` of a chunk: lists of length 1, and TRL's three extras.
+
+    `log_extra` and `log_metric` keep nothing: there is no table or log of a trainer that they could write to.
+    """
+    extras: dict[str, Any] = {"log_extra": _keep_nothing, "log_metric": _keep_nothing}
+    if state is not None:
+        extras["trainer_state"] = TrainerState(**state)
+    given = {name: [values[i]] for name, values in chunk.items()}
+    return given | {name: value for name, value in extras.items() if takes.accepts(name)}
+
+
+def _keep_nothing(name: str, value: Any) -> None:
+    """Takes what TRL's trainer would log."""
