@@ -13,7 +13,7 @@ RULES: dict[str, tuple[str, ...]] = {
     + ("select.per_token", "replay.capacity"),
     "kept with replay": ("max_completion_length", "importance_sampling_correction"),
     # Not by name: files may move, but what is in them is compared. `dtype` matters to the frozen weights of LoRA.
-    "content": ("model", "tasks", "lora", "dtype", "max_prompt_length")
+    "content": ("model", "tasks", "lora", "dtype", "max_prompt_length", "chat_template_kwargs", "chat_template_date")
     + ("select.predictor", "select.embeddings", "select.num_references"),
     "free": (
         *("output_dir", "evaluation", "mesh", "distributed", "gather_for_rollout", "steps", "resume"),

@@ -1,6 +1,8 @@
 """What a run is: frozen dataclasses, read from a configs/*.py, changed by flags, written as JSON."""
 
+import contextlib
 import dataclasses
+import datetime
 import difflib
 import importlib.machinery
 import importlib.util
@@ -15,6 +17,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin
 
+from jaxrft.files import UnreadableJSON, parse_json
 from jaxrft.types import InputError
 
 
@@ -218,6 +221,12 @@ class Config:
     dynamic_sampling: int = 0
     """How often a step may choose and roll out more tasks, up to batch_size at a time, in place of those whose
     successes are all equal (DAPO); 0 = never. All rollouts are counted, and the selector learns from all of them."""
+    chat_template_kwargs: str = "{}"
+    """What chat templates are given besides the messages, as JSON, such as {"enable_thinking": false}.
+    A column of the same name says it for single tasks."""
+    chat_template_date: str | None = None
+    """What the clock shows to chat templates that write the date, such as 2025-01-31; by default the
+    first day of the run in output_dir, so that its prompts stay as they are."""
     max_prompt_length: int = 1024
     """Tokens; tasks with longer prompts are dropped and counted, never cut."""
     max_completion_length: int = 1024
@@ -342,6 +351,9 @@ class Config:
 
 def check(config: Config) -> None:
     """Raises InputError, one sentence, for the first value that cannot work."""
+    if isinstance(config.chat_template_kwargs, dict):
+        text = json.dumps(config.chat_template_kwargs, default=str)
+        raise InputError(f"chat_template_kwargs is a dict: it must be JSON text, {text!r:.200}")
     for name, value, wanted in misfits("", config, Config):
         raise InputError(f"{name} is {value!r}: it must be {wanted}")
     c = config
@@ -413,11 +425,52 @@ def check(config: Config) -> None:
     for name, fits, wanted in ranges:
         if not fits:
             raise InputError(f"{name} is {attrgetter(name)(c)!r}: it must be {wanted}")
+    check_templates(c)
     check_sets(c)
     if c.keep_best is not None:
         check_best(c)
     if c.select.name == "dots":
         check_dots(c)
+
+
+# Options of transformers' apply_chat_template that prompts leave no choice of.
+NO_VARIABLES = frozenset(
+    (
+        *("messages", "conversation", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize"),
+        *("padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
+        *("tokenizer_kwargs", "sanitize_control_tokens"),
+    )
+)
+
+
+def check_templates(config: Config) -> None:
+    """Raises InputError for what cannot be given to chat templates."""
+    try:
+        check_variables(config.chat_template_kwargs)
+    except ValueError as error:
+        raise InputError(f"chat_template_kwargs is {config.chat_template_kwargs!r:.100}: {error}") from error
+    date = config.chat_template_date
+    with contextlib.suppress(ValueError):
+        if date is None or datetime.date.fromisoformat(date).isoformat() == date:
+            return
+    raise InputError(f"chat_template_date is {date!r:.100}: it must be a date such as 2025-01-31")
+
+
+def check_variables(value: Any) -> dict[str, Any]:
+    """Returns the variables for chat templates in an object or its JSON text; raises ValueError, a phrase."""
+    try:
+        variables = parse_json(value, dict) if isinstance(value, str) else value
+    except UnreadableJSON as error:
+        raise ValueError(f'it must be a JSON object such as {{"enable_thinking": false}}, but {error}') from error
+    if not isinstance(variables, dict) or not all(isinstance(name, str) for name in variables):
+        raise ValueError('it must be an object such as {"enable_thinking": false}')
+    if fixed := sorted(NO_VARIABLES & variables.keys()):
+        raise ValueError(f"{fixed[0]} is not for templates to choose: leave it out")
+    for name in ("tools", "documents"):
+        entries = variables.get(name)
+        if entries is not None and not (isinstance(entries, list) and all(isinstance(each, dict) for each in entries)):
+            raise ValueError(f"{name} must be a list of objects")
+    return variables
 
 
 def check_best(config: Config) -> None:

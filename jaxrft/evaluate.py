@@ -85,6 +85,7 @@ def run(config: Config) -> dict[str, float]:
     if not config.evaluation.tasks:
         raise InputError("the config has no held-out tasks: name some in evaluation.tasks")
     mesh = runtime.start(config)
+    config = runtime.dated(config)
     with runtime.open_rewards(config) as pool:
         lm = runtime.open_model(config, mesh, trained=False)
         evaluate = make(config, lm, mesh, pool)

@@ -1,5 +1,8 @@
 """What training and evaluation share: the policy on its mesh, prompts, rollouts, and their rewards."""
 
+import dataclasses
+import datetime
+import json
 import logging
 import os
 import signal
@@ -16,9 +19,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from jaxrft import checkpoint, signals
 from jaxrft import mesh as meshes
-from jaxrft import signals
 from jaxrft.config import Config, TasksConfig
+from jaxrft.files import read_json
 from jaxrft.lm import embed, hub, model, rollout, tokenizer, weights
 from jaxrft.rewards import REWARDS
 from jaxrft.rewards import pool as pools
@@ -190,9 +194,51 @@ def check_length(config: Config, limit: int | None) -> None:
 
 def open_tasks(tasks: TasksConfig, config: Config, text: Any) -> table.TaskTable:
     """Reads and tokenizes tasks; raises InputError when they do not load or lack what the rewards need."""
-    found = table.prepare(sources.load(tasks), text, config.max_prompt_length, name=tasks.title)
+    found = tokenize(sources.load(tasks), tasks, config, text)
     check_columns(config, found, tasks.source)
     return with_embeddings(found, tasks)
+
+
+def tokenize(rows: sources.Rows, tasks: TasksConfig, config: Config, text: Any) -> table.TaskTable:
+    """Returns the table of a set's rows, their prompts as tokens of the tokenizer `text`."""
+    return table.prepare(
+        rows,
+        text,
+        config.max_prompt_length,
+        name=tasks.title,
+        variables=json.loads(config.chat_template_kwargs),
+        date=config.chat_template_date,
+    )
+
+
+def dated(config: Config, begun: Callable[[], str | None] = lambda: None) -> Config:
+    """Returns the config with the date that chat templates are given, the same on every process.
+
+    It is the one of the config, else the one with which the work in hand was `begun`, else that of the run in
+    `output_dir`, else today's: prompts of one run are the same on every day.
+    """
+    if config.chat_template_date is not None:
+        return config
+    date = checkpoint.told(lambda: begun() or first_day(Path(config.output_dir)))
+    return dataclasses.replace(config, chat_template_date=date)
+
+
+def first_day(folder: Path) -> str:
+    """Returns the date in the records of the run that has begun in a folder, or today's."""
+    today = datetime.date.today().isoformat()
+    if not checkpoint.saved_steps(folder):
+        return today
+    try:
+        recorded = read_json(folder / "config.json", dict).get("chat_template_date")
+        return datetime.date.fromisoformat(recorded or today).isoformat()
+    except (OSError, ValueError, TypeError) as error:
+        logger.warning(
+            "the first day of the run in %s is not known (%s): chat templates get today's date; set chat_template_date "
+            "if its tasks are taken for others",
+            folder,
+            error,
+        )
+        return today
 
 
 def with_embeddings(found: table.TaskTable, tasks: TasksConfig) -> table.TaskTable:

@@ -51,6 +51,7 @@ def advance(config: Config, reward: Any = None) -> tuple[RunState, bool]:
         config = dataclasses.replace(config, rewards=tuple(functions))
     mesh = runtime.start(config)
     folder = open_folder(config)
+    config = runtime.dated(config)
     with ExitStack() as stack:
         pool = stack.enter_context(runtime.open_rewards(config, functions))
         run, state = set_up(config, mesh, pool)

@@ -56,6 +56,10 @@ OUT_OF_RANGE = [
     ("loss_type", "ppo", "one of grpo, dapo, dr_grpo, gspo, cispo"),
     ("scale_rewards", "tasks", "one of group, batch, none"),
     ("resume", "always", "one of auto, never"),
+    ("chat_template_date", "", "a date such as 2025-01-31"),
+    ("chat_template_date", "20250131", "a date such as 2025-01-31"),
+    ("chat_template_date", "2025-02-30", "a date such as 2025-01-31"),
+    ("chat_template_date", "31 Jan 2025", "a date such as 2025-01-31"),
 ]
 
 
@@ -64,6 +68,26 @@ def test_a_value_out_of_range_is_refused(name, value, wanted):
     with pytest.raises(InputError) as error:
         make(**{name: value})
     assert str(error.value).startswith(f"{name} is {value!r}: it must be ") and wanted in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("", r"is '': it must be a JSON object such as {\"enable_thinking\": false}, but it is empty"),
+        ("enable_thinking=False", "but it is not JSON"),
+        ("[1]", "but it holds a list"),
+        ('{"a": NaN}', "NaN is no JSON number"),
+        ('{"tokenize": true}', "tokenize is not for templates to choose: leave it out"),
+        ('{"messages": []}', "messages is not for templates to choose: leave it out"),
+        ('{"documents": 5}', "documents must be a list of objects"),
+        ({"enable_thinking": False}, "is a dict: it must be JSON text, '{\"enable_thinking\": false}'"),
+        (5, "is 5: it must be of type str"),
+    ],
+)
+def test_variables_for_chat_templates_are_json(value, said):
+    with pytest.raises(InputError, match=f"^chat_template_kwargs .*{said}"):
+        make(chat_template_kwargs=value)
+    assert make(chat_template_kwargs='{"enable_thinking": false, "tools": [{"name": "add"}]}')
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,67 @@ def test_a_system_prompt_is_put_before_prompts_without_one(tmp_path):
     assert rows.prompts == [[ours, {"role": "user", "content": "1 + 2 ="}], [ours, *USER], [SYSTEM, *USER]]
 
 
+SPELLED = {
+    "messages": (json.dumps([SYSTEM, *USER]), [SYSTEM, *USER]),
+    "white space": (" \n" + json.dumps(USER, indent=2), USER),
+    "further fields": ('[{"content": "1", "role": "user", "name": null}]', [{"role": "user", "content": "1"}]),
+    "an object": (json.dumps(USER[0]), None),
+    "numbers": ("[1, 2]", None),
+    "nothing": ("[]", None),
+    "no content": ('[{"role": "user"}]', None),
+    "one of two": ('[{"role": "user", "content": "1"}, {"role": "user"}]', None),
+    "Python": (str(USER), None),
+    "not JSON": ('[{"role": "user", "content": "1"}', None),
+    "more behind it": (json.dumps(USER) + " What is this?", None),
+    "nested deeply": ("[" * 1000, None),
+}
+
+
+@pytest.mark.parametrize("name", SPELLED)
+@pytest.mark.parametrize("column", ["prompt", "problem"])
+def test_text_that_is_a_json_list_of_messages_is_messages(tmp_path, name, column):
+    text, messages = SPELLED[name]
+    rows = load(tmp_path / "a.jsonl", [{column: text}], prompt_column=column)
+    assert rows.prompts == [text if messages is None else messages]
+    if messages is not None:
+        assert [*rows.prompts[0][0]][:2] == ["role", "content"]
+
+
+def test_messages_in_text_are_checked_like_others(tmp_path):
+    with pytest.raises(InputError, match="row 2, column prompt has the message .*: a message has a role and a content"):
+        load(tmp_path / "a.jsonl", [{"prompt": "a"}, {"prompt": '[{"role": "user", "content": 5}]'}])
+    rows = load(tmp_path / "b.jsonl", [{"prompt": json.dumps(USER)}], system_prompt="Be brief.")
+    assert [message["role"] for message in rows.prompts[0]] == ["system", "user"]
+
+
+VARIABLES = [{"enable_thinking": False, "level": None}, None, '{"level": "high"}']
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_a_column_gives_variables_to_the_template_of_its_row(tmp_path, ending):
+    entries = [{"prompt": USER, "chat_template_kwargs": entry} for entry in VARIABLES[: 3 if ending == "jsonl" else 2]]
+    rows = load(tmp_path / f"a.{ending}", entries)
+    assert rows.variables == [{"enable_thinking": False}, {}, {"level": "high"}][: len(entries)]
+    assert load(tmp_path / f"b.{ending}", [{"prompt": USER}]).variables is None
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (5, "must be an object such as"),
+        ([{"a": 1}], "must be an object such as"),
+        ("thinking", "must be a JSON object such as .* but it is not JSON"),
+        ("[]", "but it holds a list"),
+        ({"messages": []}, "messages is not for templates to choose"),
+        ({"add_generation_prompt": False}, "add_generation_prompt is not for templates"),
+        ({"tools": ["add"]}, "tools must be a list of objects"),
+    ],
+)
+def test_variables_that_cannot_be_are_named(tmp_path, value, said):
+    with pytest.raises(InputError, match=f"a.jsonl row 2, column chat_template_kwargs is .*{said}"):
+        load(tmp_path / "a.jsonl", [{"prompt": USER}, {"prompt": USER, "chat_template_kwargs": value}])
+
+
 def test_limit_keeps_the_first_tasks_and_looks_no_further(tmp_path):
     rows = load(tmp_path / "a.jsonl", [*GSM8K, {"question": 5}], limit=2)
     assert len(rows.prompts) == len(rows.columns["answer"]) == 2
@@ -238,6 +299,21 @@ def test_prepare_drops_long_prompts_from_every_field_and_says_so(tokenizer, capl
         length = table.lengths[i]
         assert table.tokens[i, :length].tolist() == lm_tokenizer.render(tokenizer, prompt)
         assert not table.tokens[i, length:].any()
+
+
+def test_variables_of_a_row_go_before_those_of_the_config(tmp_path):
+    template = "{{ mode }} {{ level }} {{ strftime_now('%Y') }} " + TEMPLATE
+    text = lm_tokenizer.load(make_tokenizer(tmp_path, template=template))
+    rows = tasks.Rows([USER, USER, "Z"], {}, variables=[{}, {"mode": "slow"}, {}])
+    table = tasks.prepare(rows, text, 99, variables={"mode": "fast", "level": 3}, date="2031-02-03")
+    shown = [text.decode(table.tokens[i, : table.lengths[i]]).partition("<")[0] for i in range(3)]
+    assert shown == ["fast 3 2031 ", "slow 3 2031 ", ""]
+
+
+def test_the_row_of_a_prompt_that_cannot_be_encoded_is_that_of_its_source(tokenizer):
+    rows = tasks.Rows(["Z", "Z" * 99, [{"role": "tool", "content": "3"}]], {})
+    with pytest.raises(InputError, match="refuses messages of the roles tool .* row 3 of sums"):
+        tasks.prepare(rows, tokenizer, 40, name="sums")
 
 
 def test_a_prompt_of_just_the_limit_stays(tokenizer):

@@ -42,6 +42,7 @@ def show(config: Config, topology: str | None = None) -> None:
     Raises InputError for what could not be trained even if all were here.
     """
     check_contents(Path(config.output_dir), config.resume)
+    config = runtime.dated(config)
     sizes = (config.mesh.data, config.mesh.fsdp, config.mesh.model)
     mesh = meshes.make(*sizes, devices=programs.devices(topology)) if topology else meshes.abstract(*sizes)
     runtime.check_mesh(config, mesh)

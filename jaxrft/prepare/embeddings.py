@@ -19,7 +19,7 @@ from safetensors.numpy import save
 from jaxrft import runtime
 from jaxrft.checkpoint import on_first
 from jaxrft.config import Config
-from jaxrft.prepare.journal import Journal, begun, finished, note_of, replacing, writing
+from jaxrft.prepare.journal import Journal, begun, finished, identity_at, note_of, replacing, writing
 from jaxrft.report.console import Display
 from jaxrft.runtime import LanguageModel
 from jaxrft.tasks import embeddings, mixture, sources, table
@@ -27,6 +27,8 @@ from jaxrft.tasks.table import TaskTable
 from jaxrft.types import InputError
 
 LINES = 20  # of progress, where there is no terminal
+# Fields of the config that the file depends on, apart from the model and the tasks.
+SETTINGS = ("max_prompt_length", "chat_template_date", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ def run(options: Options) -> bool:
     if out.suffix != ".safetensors":
         raise InputError(f"--out is {out}: give the path of a .safetensors file")
     mesh = runtime.start(config)
+    config = runtime.dated(config, lambda: identity_at(note_of(out)).get("chat_template_date"))
     on_first(partial(check, out, options.overwrite))
     with ExitStack() as stack:
         stack.enter_context(runtime.on(mesh, config))
@@ -106,7 +109,7 @@ def distinct(config: Config, lm: LanguageModel) -> TaskTable:
     tables = {}
     for tasks in config.task_sets:
         rows = sources.load(replace(tasks, pass_rate_columns=()))._replace(reference_pass_rates=None)
-        tables[tasks.title] = table.prepare(rows, lm.tokenizer, config.max_prompt_length, name=tasks.title)
+        tables[tasks.title] = runtime.tokenize(rows, tasks, config, lm.tokenizer)
     whole = mixture.mix(tables)
     firsts = np.sort(np.unique(embeddings.digests(whole.prompts), axis=0, return_index=True)[1])
     return table.take(whole, firsts[np.argsort(-whole.lengths[firsts], kind="stable")])
@@ -114,7 +117,7 @@ def distinct(config: Config, lm: LanguageModel) -> TaskTable:
 
 def identity(job: Job) -> dict[str, Any]:
     """What the file depends on."""
-    settings = {"max_prompt_length": job.config.max_prompt_length, "batch_size": job.config.batch_size}
+    settings = {name: getattr(job.config, name) for name in SETTINGS}
     prompts = {"digest of the prompts": table.digest(job.digests.tobytes()), "dtype of the file": str(job.dtype)}
     return job.made_by | settings | prompts | table.identity(job.table)
 

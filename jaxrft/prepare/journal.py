@@ -107,6 +107,12 @@ def begun(path: Path) -> bool:
     return len(_read(path)[0]) > 1
 
 
+def identity_at(path: Path) -> dict[str, Any]:
+    """Returns what job the journal at `path` is of, {} when there is none with a finished piece of work."""
+    (identity, *entries), _ = _read(path)
+    return identity if entries else {}
+
+
 def _lock(file: Any, path: Path) -> None:
     """Keeps other processes from a journal until the file is closed; raises InputError when one is at it."""
     try:

@@ -7,7 +7,7 @@ import dataclasses
 import datetime
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +25,7 @@ from jaxrft import runtime
 from jaxrft.checkpoint import on_first
 from jaxrft.config import Config, TasksConfig
 from jaxrft.prepare import task_files
-from jaxrft.prepare.journal import Journal, begun, finished, note_of
+from jaxrft.prepare.journal import Journal, begun, finished, identity_at, note_of
 from jaxrft.prepare.task_files import TaskFile
 from jaxrft.report.console import Display
 from jaxrft.rewards.pool import Pool
@@ -40,7 +40,7 @@ LINES = 20  # of progress, where there is no terminal
 # Fields of the config that the pass rates depend on, apart from the model and the tasks.
 SETTINGS = (
     *("seed", "num_generations", "max_prompt_length", "max_completion_length", "temperature", "top_p", "top_k"),
-    *("rewards", "reward_timeout", "reward_completions", "dtype", "batch_size"),
+    *("chat_template_date", "rewards", "reward_timeout", "reward_completions", "dtype", "batch_size"),
 )
 
 
@@ -126,6 +126,7 @@ def measure(config: Config, out: Path, *, name: str | None = None, overwrite: bo
     config = dataclasses.replace(config, rewards=(success,), success_reward=None, reward_weights=None)
     mesh = runtime.start(config)
     files = files_of(config, out)
+    config = runtime.dated(config, partial(date_of_journals, files))
     sources = {file: task_files.load(tasks) for file, tasks in files.items()}
     for file, tasks in files.items():
         on_first(partial(check, sources[file], tasks, file, column, overwrite))
@@ -136,7 +137,7 @@ def measure(config: Config, out: Path, *, name: str | None = None, overwrite: bo
         stopped = stack.enter_context(runtime.stop_signals())
         jobs = []
         for file, tasks in files.items():
-            rows = table.prepare(sources[file].rows, lm.tokenizer, config.max_prompt_length, name=tasks.title)
+            rows = runtime.tokenize(sources[file].rows, tasks, config, lm.tokenizer)
             runtime.check_columns(config, rows, tasks.source)
             jobs.append(Job(config, mesh, lm, pool, tasks, file, sources[file], rows, stopped))
         if not all(measure_set(job, column) for job in jobs):
@@ -144,6 +145,12 @@ def measure(config: Config, out: Path, *, name: str | None = None, overwrite: bo
     for file in files if jax.process_index() == 0 else ():  # no earlier: a set without its journal would be refused
         note_of(file).unlink(missing_ok=True)
     return True
+
+
+def date_of_journals(files: Iterable[Path]) -> str | None:
+    """Returns the date of chat templates with which the rollouts for one of the files were begun."""
+    dates = [identity_at(note_of(file)).get("chat_template_date") for file in files]
+    return next((date for date in dates if date is not None), None)
 
 
 def measure_set(job: Job, column: str) -> bool:

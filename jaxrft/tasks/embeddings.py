@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from jaxrft.lm.tokenizer import Prompt
+from jaxrft.lm.prompts import Prompt
 from jaxrft.types import InputError, Missing
 
 POOLING = "mean of the last hidden states"

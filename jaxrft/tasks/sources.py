@@ -14,14 +14,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrft.config import TasksConfig
-from jaxrft.lm.tokenizer import Prompt
+from jaxrft.config import TasksConfig, check_variables
+from jaxrft.files import UnreadableJSON, parse_json
+from jaxrft.lm.prompts import Prompt
 from jaxrft.tasks import files, hub, tfds
 from jaxrft.tasks.files import Columns, shown
 from jaxrft.types import InputError
 
 logger = logging.getLogger(__name__)
 
+VARIABLES = "chat_template_kwargs"
 ANSWERS = ("reward_model.ground_truth", "answer", "solution", "ground_truth")  # verl and GURU; TRL and GSM8K
 
 
@@ -32,6 +34,7 @@ class Rows(NamedTuple):
     columns: Columns  # [N] JSON values each, handed to rewards by name; `answer` is the ground truth
     reference_pass_rates: np.ndarray | None = None  # [N, K] float32, NaN = unknown
     domains: list[str] | None = None  # [N] names; None = all tasks are of one domain
+    variables: list[dict[str, Any]] | None = None  # [N] `chat_template_kwargs` of each task
 
 
 def load(config: TasksConfig) -> Rows:
@@ -44,6 +47,8 @@ def load(config: TasksConfig) -> Rows:
     | GSM8K | `question`, as a user message | the number after ####; the whole text becomes `solution` |
 
     `prompt_column` and `answer_column` name other columns, taken as they are (`a.b` is the field b of column a).
+    A prompt is text or messages; text that is a JSON list of objects with a role and a content is messages.
+    A column `chat_template_kwargs` of objects, or JSON text of such, goes to the chat template of its row.
     A column `domain` of names, or the one that `domain_column` names, tells the tasks' domains.
     Raises InputError for a source that cannot be read and for the first value that cannot be used.
     """
@@ -70,9 +75,10 @@ def interpret(columns: Columns, references: np.ndarray | None, config: TasksConf
     if config.pass_rate_columns:
         references = _pass_rates(columns, config)
     domains = _domains(columns, config)
+    variables = _variables(columns, config.source)
     columns = _with_answer(columns, config)
     further = {key: entries for key, entries in columns.items() if key != name or key == "answer"}
-    return Rows(prompts, _json_columns(further, config.source), references, domains)
+    return Rows(prompts, _json_columns(further, config.source), references, domains, variables)
 
 
 def _read(config: TasksConfig) -> tuple[Columns, np.ndarray | None]:
@@ -131,7 +137,10 @@ def _as_messages(text: Any) -> Any:
 def _prompt(entry: Any, where: str) -> Prompt:
     """Checks one prompt; the role comes first in its messages, and fields that are None, absent in parquet, go."""
     if isinstance(entry, str):
-        return entry
+        written = _messages_in(entry)
+        if written is None:
+            return entry
+        entry = written
     if not isinstance(entry, list) or not entry:
         raise InputError(f"{where} is {shown(entry)}: a prompt is text or a list of messages")
     for message in entry:
@@ -140,6 +149,32 @@ def _prompt(entry: Any, where: str) -> Prompt:
             raise InputError(f"{where} has the message {shown(message)}: a message has a role and a content, as text")
     first = dict.fromkeys(("role", "content"))
     return [first | {field: value for field, value in message.items() if value is not None} for message in entry]
+
+
+def _messages_in(text: str) -> list[dict] | None:
+    """Returns the messages of text that is a JSON list of objects with a role and a content, else None."""
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        entries = parse_json(text, list)
+    except UnreadableJSON:
+        return None
+    spelled = entries and all(isinstance(each, dict) and {"role", "content"} <= each.keys() for each in entries)
+    return entries if spelled else None
+
+
+def _variables(columns: Columns, source: str) -> list[dict[str, Any]] | None:
+    """The entries of the column `chat_template_kwargs`, without those that are None, absent in parquet."""
+    if VARIABLES not in columns:
+        return None
+    found = []
+    for row, entry in enumerate(columns[VARIABLES], 1):
+        try:
+            given = check_variables({} if entry is None else entry)
+        except ValueError as error:
+            raise InputError(f"{source} row {row}, column {VARIABLES} is {shown(entry)}: {error}") from error
+        found.append({name: value for name, value in given.items() if value is not None})
+    return found
 
 
 def _with_system(prompt: Prompt, system_prompt: str) -> Prompt:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jaxrft.lm import tokenizer as tokenizers
-from jaxrft.lm.tokenizer import Prompt
+from jaxrft.lm import prompts
+from jaxrft.lm.prompts import Prompt
 from jaxrft.tasks.sources import Columns, Rows
 from jaxrft.types import InputError
 
@@ -45,15 +45,28 @@ class TaskTable(NamedTuple):
 
 
 def prepare(
-    rows: Rows, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, *, name: str = "tasks"
+    rows: Rows,
+    tokenizer: PreTrainedTokenizerBase,
+    max_prompt_length: int,
+    *,
+    name: str = "tasks",
+    variables: dict[str, Any] | None = None,
+    date: str | None = None,
 ) -> TaskTable:
     """Tokenizes all prompts and drops, never cuts, those of more than `max_prompt_length` tokens, and empty ones.
 
-    `name` is the set's, and the domain of its tasks if they have none of their own. Raises InputError when no task is
-    left.
+    `name` is the set's, and the domain of its tasks if they have none of their own. `variables` are what chat templates
+    are given, where a task says nothing else; `date`, in ISO form, is what their clock shows, today's by default.
+    Raises InputError when no task is left, and for prompts that cannot be encoded, as `prompts.encode` says.
     """
-    encoded = [tokenizers.render(tokenizer, prompt) for prompt in rows.prompts]
-    lengths = np.array([len(tokens) for tokens in encoded], np.int32)
+    given = [(variables or {}) | own for own in rows.variables or [{}] * len(rows.prompts)]
+    options = prompts.Options(given, date, name)
+    encoded: dict[int, list[int]] = {}
+    lengths = np.zeros(len(rows.prompts), np.int32)
+    for i, ids in enumerate(prompts.encode(tokenizer, rows.prompts, options)):
+        lengths[i] = len(ids)
+        if len(ids) <= max_prompt_length:
+            encoded[i] = ids
     longest = int(lengths.max())
     keep = np.flatnonzero((lengths > 0) & (lengths <= max_prompt_length))
     if not len(keep) and longest > 0:
@@ -71,7 +84,7 @@ def prepare(
     for drop in dropped:
         logger.warning("%d of %d tasks of %s dropped: prompts %s", drop.count, len(lengths), name, drop.reason)
     tokens = np.zeros((len(keep), buckets(lengths[keep])[-1]), np.int32)
-    for row, i in enumerate(keep):
+    for row, i in enumerate(keep.tolist()):
         tokens[row, : lengths[i]] = encoded[i]
     return tabulate(rows, keep, tokens, lengths[keep], name=name)._replace(dropped=dropped)
 
