@@ -150,7 +150,7 @@ def test_no_end_of_completion_is_an_error(tmp_path):
 
 def test_a_broken_generation_config_is_an_error(plain, tmp_path):
     (tmp_path / "generation_config.json").write_text("{")
-    with pytest.raises(InputError, match="generation_config.json is not JSON"):
+    with pytest.raises(InputError, match="generation_config.json cannot be read: it is not JSON"):
         lm_tokenizer.eos_ids(lm_tokenizer.load(plain), str(tmp_path))
 
 
@@ -175,7 +175,7 @@ def test_code_of_a_checkpoint_is_never_run(tmp_path):
         lm_tokenizer.load(str(tmp_path))
 
 
-@pytest.mark.parametrize("value", ["2", True, 1.0, -1, [1, "2"], [[1]], {"a": 1}, [None]])
+@pytest.mark.parametrize("value", ["2", True, 1.0, -1, 2**40, [1, "2"], [[1]], {"a": 1}, [None]])
 def test_an_end_that_is_no_token_is_an_error(plain, tmp_path, value):
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
     with pytest.raises(InputError, match="generation_config.json has the eos_token_id .*: give the number of a token"):

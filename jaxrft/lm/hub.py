@@ -7,12 +7,12 @@ from typing import Any
 
 from huggingface_hub import constants, errors, snapshot_download
 
-from jaxrft.lm import weights
+from jaxrft.lm import tensors, weights
 from jaxrft.types import InputError, Missing
 
 ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(?!.*\.\.)(\w[\w./-]*))?")  # owner/name[@revision]; no git name has a ".."
 # All that is ever read of a repository, at its top: no code, no pickles, no other formats of the weights.
-FILES = ["config.json", "*.safetensors", weights.INDEX, *weights.CARRIED]
+FILES = ["config.json", "*.safetensors", tensors.INDEX, *weights.CARRIED]
 FOLDERS = ["*/*"]
 WANTED: dict[str, Any] = {"allow_patterns": FILES, "ignore_patterns": FOLDERS}
 
@@ -81,9 +81,9 @@ def download_command(name: str, *, flags: str = "") -> str:
 
 def _complete(folder: Path) -> bool:
     """Whether config.json, the tokenizer's and all safetensors are there: a cache may hold a part of a repository."""
-    index = folder / weights.INDEX
+    index = folder / tensors.INDEX
     files = {"config.json", "tokenizer_config.json"}
-    files |= weights.files_of(index) if index.is_file() else {weights.SINGLE}
+    files |= tensors.files_of(index) if index.is_file() else {tensors.SINGLE}
     return all((folder / file).is_file() for file in files)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxrft.lm import panics, prompts, weights
+from jaxrft.lm import config_json, panics, prompts
 from jaxrft.lm.prompts import Prompt as Prompt
 from jaxrft.types import InputError
 
@@ -83,10 +83,10 @@ def eos_ids(tokenizer: PreTrainedTokenizerBase, folder: str) -> tuple[int, ...]:
 
 def _ends_in(path: Path) -> list[int]:
     """Returns the tokens that `eos_token_id` of a file names, a number, a list of numbers or null."""
-    value = weights.read_json(path).get("eos_token_id")
+    value = config_json.read_object(path).get("eos_token_id")
     listed = value if isinstance(value, list) else [] if value is None else [value]
     for token in listed:
-        if type(token) is not int or token < 0:
+        if type(token) is not int or not 0 <= token < 2**31:
             raise InputError(
                 f"{path} has the eos_token_id {value!r:.100}: give the number of a token, or a list of them"
             )

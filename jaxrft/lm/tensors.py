@@ -1,0 +1,246 @@
+"""Opens the safetensors of a Hugging Face folder, under the names that transformers gives to a decoder's tensors."""
+
+import contextlib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+
+from jaxrft.files import inside
+from jaxrft.lm.config_json import ADAPTER_CONFIG, CONFIG, read_object
+from jaxrft.types import InputError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_model.safetensors"
+DTYPES = ("F32", "BF16", "F16")
+AGAIN = "copy it again from the checkpoint"
+EMBED = "model.embed_tokens.weight"
+UNEMBED = "lm_head.weight"
+
+# Modules that wrap another one and compute nothing, as they show in the path to a tensor: those of torch.compile,
+# DistributedDataParallel, FullyShardedDataParallel, activation checkpointing and Lightning Fabric.
+WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
+
+# What the names of tensors tell of a checkpoint that is not that of a decoder.
+FOREIGN = (
+    (
+        re.compile(r"\.lora_[AB]\.|\.lora_[AB]$|\.lora_embedding_[AB]|\.base_layer\.|^base_model\.model\."),
+        "holds adapters of peft that are not merged: merge them with merge_and_unload(), and save that",
+    ),
+    (
+        re.compile(r"^tok_embeddings\.|\.attention\.w[qkvo]\.|\.feed_forward\.w[123]\."),
+        "is in the format of Meta's releases: give the folder that transformers' convert_llama_weights_to_hf.py makes",
+    ),
+    (
+        re.compile(r"(^|\.)(language_model|vision_tower|vision_model|visual|multi_modal_projector)\."),
+        "holds more than a decoder of text: give a model of text only",
+    ),
+    (
+        re.compile(r"^(score|v_head|classifier|value_head|reward_head)\."),
+        "holds a model that gives scores, not tokens: give one for causal language modeling",
+    ),
+)
+
+# What the names of tensors tell of how they are quantized; quant_method in config.json goes before.
+QUANTIZED = (
+    (
+        "bitsandbytes",
+        re.compile(r"\.(absmax|nested_absmax|quant_map|nested_quant_map|SCB|weight_format)$|\.quant_state"),
+    ),
+    ("GPTQ or AWQ", re.compile(r"\.(qweight|qzeros|g_idx)$")),
+    ("compressed-tensors", re.compile(r"\.weight_(packed|shape|zero_point|global_scale)$")),
+    ("fp8", re.compile(r"\.(weight|input|activation|output)_scale(_inv)?$")),
+    ("mxfp4", re.compile(r"_(blocks|scales)$")),
+    ("MLX", re.compile(r"\.(scales|biases)$")),
+    ("AQLM", re.compile(r"\.(codes|codebooks)$")),
+    ("HQQ", re.compile(r"\.W_q$")),
+    ("quanto", re.compile(r"\.weight\._(data|scale|shift)$")),
+)
+# Methods that transformers undoes: what makes a model without them; M is AutoModelForCausalLM, t is transformers.
+DEQUANTIZE = {
+    "bitsandbytes": "M.from_pretrained({folder!r}).dequantize()",
+    "fp8": "M.from_pretrained({folder!r}, quantization_config=t.FineGrainedFP8Config(dequantize=True))",
+    "mxfp4": "M.from_pretrained({folder!r}, quantization_config=t.Mxfp4Config(dequantize=True))",
+    "compressed-tensors": "M.from_pretrained({folder!r}, quantization_config="
+    "t.CompressedTensorsConfig(dequantize=True))",
+    "gguf": "M.from_pretrained({folder!r}, gguf_file={file!r})",
+}
+# Weights in formats that are not read, by the end of their names.
+OTHER_FORMATS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".npz", ".gguf")
+
+
+class Opened(NamedTuple):
+    """The tensors of a folder, of which nothing but the headers is read yet."""
+
+    slices: dict[str, Any]  # name in transformers -> safetensors slice
+    left_out: tuple[str, ...]  # other safetensors of the folder, which no index names
+
+
+def is_there(folder: Path) -> bool:
+    """Whether the folder has safetensors, or an index of some."""
+    return any(_is_file(folder / name) for name in (SINGLE, INDEX))
+
+
+def files_of(index: Path) -> set[str]:
+    """Returns the names of the files that the index of a checkpoint lists, all of its own folder.
+
+    Raises InputError when it lists none, or one that is elsewhere.
+    """
+    named = read_object(index).get("weight_map")
+    if not isinstance(named, dict) or not named or not all(isinstance(file, str) for file in named.values()):
+        raise InputError(f"{index} does not say which tensors are where: {AGAIN}")
+    files = set(named.values())
+    for file in sorted(files):
+        try:
+            inside(index.parent, file)
+        except ValueError as error:
+            raise InputError(f"{index} names a file that is elsewhere, {file!r:.200}: {AGAIN}") from error
+    return files
+
+
+def open_folder(folder: Path, stack: contextlib.ExitStack) -> Opened:
+    """Opens every tensor of a folder; nothing but headers is read.
+
+    Raises InputError for a folder without safetensors, for files that are broken or lacking, for two tensors of one
+    name, and for checkpoints that are quantized, unmerged or not of a decoder: it says which, and what to do.
+    """
+    if not folder.is_dir():
+        raise InputError(f"no folder {folder}: give the folder of a downloaded Hugging Face checkpoint")
+    files = _files(folder)
+    held: dict[str, tuple[str, Any]] = {}  # name in the file -> (file, slice)
+    for file in files:
+        if not _is_file(folder / file):
+            raise InputError(f"{folder} has no {file}, which its {INDEX} names: {AGAIN}")
+        try:
+            opened = stack.enter_context(safe_open(folder / file, framework="numpy"))
+            slices = {name: opened.get_slice(name) for name in opened.keys()}
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{folder / file} is broken ({error}): {AGAIN}") from error
+        for name, tensor in slices.items():
+            if name in held:
+                raise InputError(
+                    f"{folder} has the tensor {name} twice, in {held[name][0]} and in {file}: leave one of the two out"
+                )
+            held[name] = (file, tensor)
+    names = transformers_names(held, folder)
+    slices = {names[stored]: tensor for stored, (_, tensor) in held.items()}
+    _check_format(folder, slices)
+    others = {path.name for path in folder.glob("*.safetensors")} - set(files)
+    return Opened(slices, tuple(sorted(others)))
+
+
+def _files(folder: Path) -> list[str]:
+    """Returns the names of the files that hold the tensors of a folder."""
+    single, index = (_is_file(folder / name) for name in (SINGLE, INDEX))
+    if (folder / ADAPTER_CONFIG).is_file() and (folder / ADAPTER).is_file():
+        raise InputError(
+            f"{folder} holds a model and adapters beside it, in {ADAPTER}: merge them, or move them elsewhere"
+        )
+    if single and index and files_of(folder / INDEX) != {SINGLE}:
+        raise InputError(
+            f"{folder} holds two checkpoints, {SINGLE} and the files of {INDEX}: move one of them elsewhere"
+        )
+    if single:
+        return [SINGLE]
+    if index:
+        return sorted(files_of(folder / INDEX))
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in OTHER_FORMATS)
+    if others and others[0].endswith(".gguf"):
+        remedy = _command("gguf", folder, others[0])
+        raise InputError(f"{folder} has {others[0]}, but only safetensors are read: {remedy}")
+    if others:
+        raise InputError(f"{folder} has {others[0]}, but only safetensors are read: save it again with transformers")
+    raise InputError(f"{folder} has no {SINGLE}: give the folder of a downloaded Hugging Face checkpoint")
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a file is there; names that no file system takes are not."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def transformers_names(stored: Iterable[str], folder: Path) -> dict[str, str]:
+    """Returns the name in transformers of each tensor by its name in the file.
+
+    The rule: wrappers (`WRAPPERS`) are no part of a name, and names none of which begins with "model." all lack it, but
+    for the head's. Raises InputError for names that follow no one rule: outer wrappers on some only, "model." on some
+    only, and two tensors that come to have one name.
+    """
+    stored = list(stored)
+    outer = {name: _outer(name) for name in stored}
+    if len(set(outer.values())) > 1:
+        first, second = _examples(outer)
+        raise InputError(f"{folder} has tensors of two kinds of names, {first} and {second}: {AGAIN}")
+    plain = {name: ".".join(part for part in name.split(".") if part not in WRAPPERS) for name in stored}
+    for pattern, what in FOREIGN:
+        for name in plain.values():
+            if pattern.search(name):
+                raise InputError(f"{folder} {what} (its tensors are named like {name})")
+    prefixed = {name: short.startswith("model.") for name, short in plain.items() if not short.startswith("lm_head.")}
+    if len(set(prefixed.values())) > 1 and _mixes(plain.values()):
+        first, second = _examples(prefixed)
+        raise InputError(f"{folder} has tensors of two kinds of names, {first} and {second}: {AGAIN}")
+    if not any(prefixed.values()):
+        plain |= {name: f"model.{plain[name]}" for name in prefixed}
+    seen: dict[str, str] = {}
+    for name, short in plain.items():
+        if short in seen:
+            raise InputError(f"{folder} has the tensor {short} twice, as {seen[short]} and as {name}: {AGAIN}")
+        seen[short] = name
+    return plain
+
+
+def _outer(name: str) -> str:
+    """Returns the wrappers that a name begins with."""
+    parts = name.split(".")
+    count = next((i for i, part in enumerate(parts) if part not in WRAPPERS), len(parts))
+    return ".".join(parts[:count])
+
+
+def _mixes(names: Iterable[str]) -> bool:
+    """Whether parts of a decoder have names without "model."; anything else is just a tensor without a place."""
+    return any(name.startswith(("embed_tokens.", "layers.", "norm.")) for name in names)
+
+
+def _examples(kinds: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns a name of the first kind, and one of another."""
+    first = min(kinds)
+    return first, min(name for name in kinds if kinds[name] != kinds[first])
+
+
+def _check_format(folder: Path, slices: Mapping[str, Any]) -> None:
+    """Raises InputError for tensors that are quantized, or of a dtype that is not read."""
+    dtypes = {name: tensor.get_dtype() for name, tensor in slices.items()}
+    marked = {name: method for name in slices for method, sign in QUANTIZED if sign.search(name)}
+    strange = [name for name, dtype in dtypes.items() if dtype not in DTYPES]
+    if not marked and not strange:
+        return
+    told = read_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    settings = told.get("quantization_config")
+    named = settings.get("quant_method") if isinstance(settings, dict) else None
+    method = named if isinstance(named, str) else next(iter(marked.values()), None)
+    if method is None and dtypes[strange[0]].startswith("F8"):
+        method = "fp8"
+    name = min(strange or marked)
+    flaw = f"tensor {name} is of dtype {dtypes[name]}"
+    only = f"but only {', '.join(DTYPES)} are read"
+    if method is None:
+        raise InputError(f"{folder}: {flaw}, {only}: save it again in one of them")
+    if not strange:
+        only = "of a kind that only quantized checkpoints have"
+    raise InputError(
+        f"{folder} is quantized by {method:.40} ({flaw}, {only}): give the checkpoint that it was made from"
+        + (f", or {_command(method, folder)}" if method in DEQUANTIZE else "")
+    )
+
+
+def _command(method: str, folder: Path, file: str = "") -> str:
+    """Returns the remedy for a checkpoint that transformers can dequantize."""
+    made = DEQUANTIZE[method].format(folder=str(folder), file=file)
+    code = f"import transformers as t; M = t.AutoModelForCausalLM; {made}.save_pretrained('OUT')"
+    return f'dequantize it with `python -c "{code}"` and copy the tokenizer to OUT'
