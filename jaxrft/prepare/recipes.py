@@ -34,10 +34,10 @@ def _math(row: Any) -> Task:
 
 def _boxed(solution: str) -> str | None:
     r"""The final answer of a solution of MATH: in its last \boxed{...}, \fbox{...} or `\boxed 5`."""
-    from jaxrft.rewards.mathematics import last_boxed
+    from jaxrft.rewards.boxes import last_boxed
 
     bare = re.findall(r"\\boxed (\S[^$]*)", solution)
-    return last_boxed(solution.replace("\\fbox{", "\\boxed{")) or (bare[-1].rstrip(". ") if bare else None)
+    return last_boxed(solution) or (bare[-1].rstrip(". ") if bare else None)
 
 
 def _deepscaler(row: Any) -> Task:

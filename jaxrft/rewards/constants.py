@@ -21,6 +21,8 @@ _THOUSANDS = re.compile(r"-?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?")
 _TOKEN = re.compile(r"\s*(?:([0-9]+(?:\.[0-9]+)?|\.[0-9]+)|(\\[a-zA-Z]+|\\[{}]|[-+*/^(){}\[\],a-zA-Z]))\s*")
 _LETTERS = "xyzaknpquv"  # others are units to math-verify at the end of an answer, or d, e and i
 _DEPTH = 30
+_ROUNDING = 2e-6  # what six decimals may differ by
+_CANCELLED = 1e-6  # of the largest term: a sum that is smaller has lost too many digits
 _PRODUCTS = ("\\cdot", "\\times", "*")
 
 
@@ -51,14 +53,20 @@ def values(text: str) -> tuple[float, ...] | None:
 def differ(some: Sequence[float] | None, others: Sequence[float] | None) -> bool:
     """Whether two lists hold other numbers, by more than rounding, in whatever order; not if one of them is None.
 
-    math-verify compares decimals to six places, and a list of equal numbers is one number to it.
+    Rounding is six digits of a number below 1, and six decimals of others, as math-verify compares them: 0 is only 0.
+    A list of equal numbers is one number to math-verify.
     """
     if some is None or others is None:
         return False
     ours, theirs = sorted(set(some)), sorted(set(others))
-    return len(ours) != len(theirs) or not all(
-        math.isclose(one, other, rel_tol=1e-9, abs_tol=2e-6) for one, other in zip(ours, theirs, strict=True)
-    )
+    return len(ours) != len(theirs) or not all(map(_close, ours, theirs))
+
+
+def _close(one: float, other: float) -> bool:
+    """Whether two numbers may be the same one, rounded."""
+    if math.isclose(one, other, rel_tol=1e-9):
+        return True
+    return math.isclose(one, other, rel_tol=_ROUNDING) and math.isclose(one, other, rel_tol=0.0, abs_tol=_ROUNDING)
 
 
 def at(symbol: str) -> float:
@@ -123,9 +131,14 @@ class _Reader:
         if self.depth > _DEPTH:
             raise _NoValue
         total = -self.product() if self.take("-") else self.product()
+        largest = abs(total)
         while sign := self.take("+", "-"):
-            total += self.product() if sign == "+" else -self.product()
+            term = self.product()
+            total += term if sign == "+" else -term
+            largest = max(largest, abs(term))
         self.depth -= 1
+        if abs(total) < _CANCELLED * largest:
+            raise _NoValue
         return total
 
     def product(self) -> float:

@@ -5,16 +5,23 @@ Apart from the other rewards because math-verify brings sympy, which only worker
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from math import floor, log10
 from typing import Any
 
 import sympy
 from math_verify import LatexExtractionConfig, parse, verify
 
+from jaxrft.rewards import ground_truth
+from jaxrft.rewards.arithmetic import unfinished
+from jaxrft.rewards.boxes import joined_boxes, last_boxed
 from jaxrft.rewards.constants import at, differ, values
+from jaxrft.rewards.final_answer import final_answer
 from jaxrft.rewards.functions import Completion, text_of
 from jaxrft.rewards.limits import OutOfTime, processor_time, too_deep, too_large
+
+logger = logging.getLogger(__name__)
 
 # Our limit is the real one: math-verify's own is of the clock, so that a busy machine changes rewards, and it warns
 # when it is switched off.
@@ -24,70 +31,127 @@ _NO_LIMIT = 0
 _WHOLE = [LatexExtractionConfig(try_extract_without_anchor=False, boxed_match_priority=0)]
 
 SECONDS = 1.0  # of processor time to parse and to compare; the slowest of DeepScaleR's truths take 0.2
+_PERCENT = sympy.UnevaluatedExpr(sympy.Rational(1, 100))
+_PLACES = 6  # of decimals, as math-verify compares them
+_KNOWN_BITS = 10  # of a number; fewer are what rounding leaves of a difference
 BOX = 1_000  # characters of an answer; the longest of DeepScaleR's truths has 145
-TEXT = 4_000  # characters at the end of a completion without a box in which an answer is looked for
-TAIL = 100_000  # characters at the end of a completion in which a box is looked for
 
-_BRACES = re.compile(r"\\boxed\{|\\.|[{}]", re.DOTALL)
 _FRACTIONS = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
-_SIZES = re.compile(r"\\(?:left|right)(?=\\?[\[\](){}|])|\\!|(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))")
-_SPACES = re.compile(r"(?<![0-9a-zA-Z\\,])\s+|\s+(?![0-9a-zA-Z])")  # 1, 234 is a list and 1,234 a number
+_SIZES = re.compile(r"\\(?:left|right)(?=\\?[\[\](){}|])|\\!\s*|(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))")
+_SPACES = re.compile(r"(?<![0-9a-zA-Z\\,]) | (?![0-9a-zA-Z])")  # 1, 234 is a list and 1,234 a number
+_PLAIN_NUMBER = re.compile(r"[-−]?[0-9][0-9,]*(?:\.[0-9]+)?")
+_GROUPED = re.compile(r"[-−]?[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?")
+_MIXED = re.compile(r"([-−]?[0-9]{1,9}) ([0-9]{1,9})/([0-9]{1,9})")
+_EXPONENT = re.compile(r"([-−]?[0-9]+(?:\.[0-9]+)?)[eE]([-+]?[0-9]{1,4})")
+_UNIT_BEHIND = re.compile(r"\s*(?:[$€£¥₹]|(?<=[0-9])[a-z]{1,2}[²³]|\\\$)\s*")
+_NO_THOUSANDS = re.compile(r"[-−]?0,[0-9]{3}")
+_DECIMAL_COMMA = re.compile(r"[-−]?[0-9]+,(?:[0-9]{1,2}|[0-9]{4,})")
+_CHOICE = re.compile(
+    r"(?:\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{\s*)*[(\[]?\s*(?P<letter>[A-Z])"
+    r"(?:\s*[)\].:}]+|$)(?P<text>.*)",
+    re.DOTALL,
+)
+_CHOICES = re.compile(r"(?:^|[\s({])[(\[]?[A-Z][)\].:]")
+_UNIT = re.compile(r"(?P<number>[^a-zA-Z]*[0-9][^a-zA-Z]*?)\s+(?P<words>[a-zA-Z][a-zA-Z' /.-]{2,80})")
+# Words behind a number that change it.
+_MULTIPLES = frozenset(
+    "hundred thousand million billion trillion dozen percent pct percentage half halves third thirds quarter quarters"
+    " fourth fourths fifth fifths sixth sixths squared cubed factorial over plus minus times divided by multiplied of"
+    " mod modulo to sqrt root pi and or choose".split()
+)
 
 
 def math(
     prompts: Sequence, completions: Sequence[Completion], *, answer: Sequence, **columns: Any
 ) -> list[float | None]:
-    r"""1 where math-verify finds the completion equal to the column `answer`, which is parsed first.
+    r"""Returns 1 where the completion's final answer equals the column `answer` and has been worked out, else 0.
 
-    The completion's answer is its last closed `\boxed{}`, else what math-verify extracts from the end of the text;
-    nothing to parse there gives 0, and so does an answer that cannot be judged within the limits of this module, for
-    else it would pay to write one. `answer` is LaTeX, bare or in `$` or `\boxed{}`, or GSM8K's "... #### 72"; one that
-    cannot be judged itself gives None. Deviation: several boxes are not joined to a set; plain numbers that differ are
-    told apart, and texts that are the same found equal, before math-verify is asked; integrals, sums, products, limits
-    and derivatives are questions and no answers; a gold is read as a whole or compared as text; intervals may be
-    written as inequalities.
+    `final_answer.final_answer` has the table of what the final answer is. Where the gold is a number or a list of some,
+    an answer with an operation between numbers that evaluates to a simpler number (`arithmetic.unfinished`) is none,
+    unless the gold has such an operation, too. Nothing to parse gives 0, and so does an answer that cannot be judged
+    within the limits of this module, for else it would pay to write one. `ground_truth.text` has the table of what
+    `answer` may be; its text is LaTeX, bare or in `$` or `\boxed{}`, or GSM8K's "... #### 72". One that is missing or
+    cannot be judged itself gives None.
+
+    math-verify says what is equal. Deviations: plain numbers that differ are told apart, and texts that are the same
+    found equal, before it is asked; numbers are compared relatively; integrals, sums, products, limits and derivatives
+    are questions and no answers; a gold is read as a whole or compared as text; intervals may be written as
+    inequalities; a choice is its letter, with or without its text. Raises InputError for a gold that means nothing.
     """
     return [
-        None if gold is None else _grade(text_of(completion), str(gold))
-        for completion, gold in zip(completions, answer, strict=True)
+        None if gold is None else _grade(text_of(completion), gold)
+        for completion, gold in zip(completions, map(ground_truth.text, answer), strict=True)
     ]
 
 
 def _grade(completion: str, gold: str) -> float | None:
     gold = gold.rpartition("####")[2]
-    gold = plain(last_boxed(gold) or gold)
+    gold = spelled(plain(joined_boxes(gold) or last_boxed(gold) or gold))
     if not _parse_gold(gold):
         return None
-    boxed = last_boxed(completion[-TAIL:])
-    return float(_judge(gold, completion[-TEXT:]) if boxed is None else _equal(gold, plain(boxed)))
+    answer = final_answer(completion)
+    if answer is None:
+        return 0.0
+    if _right(gold, answer):
+        return 1.0
+    joined = final_answer(completion, joined=True) if _is_list(gold) else answer
+    return float(joined is not None and joined != answer and _right(gold, joined))
 
 
-def last_boxed(text: str) -> str | None:
-    r"""What the last `\boxed{...}` that is closed holds, or None; in time linear in the text."""
-    last = text.rfind("\\boxed{")
-    if last < 0:
-        return None
-    found = _last_boxed(text, last)
-    return _last_boxed(text, 0) if found is None else found
+def _right(gold: str, answer: str) -> bool:
+    """Whether an answer, as it is written, is right in one of the ways to read it."""
+    answer = spelled(plain(answer))
+    if _equal(gold, answer):
+        return True
+    choice = _choice(gold)
+    if choice is not None:
+        return choice == _choice(answer)
+    return any(_equal(gold, other) for other in _other_readings(gold, answer))
 
 
-def _last_boxed(text: str, begin: int) -> str | None:
-    found, start, open_braces = None, -1, []
-    for brace in _BRACES.finditer(text, begin):
-        if brace[0] in ("{", "\\boxed{"):
-            open_braces.append(brace.end() if brace[0] != "{" else -1)
-        elif brace[0] == "}" and open_braces and (opened := open_braces.pop()) > start:
-            found, start = text[opened : brace.start()], opened
-    return found
+def _choice(text: str) -> str | None:
+    """Returns the letter of a choice, with or without the choice's text; None for several, and for other answers."""
+    choice = _CHOICE.fullmatch(text) if len(text) <= BOX else None
+    return choice["letter"] if choice and not _CHOICES.search(choice["text"]) else None
+
+
+def _other_readings(gold: str, answer: str) -> list[str]:
+    """Returns what else an answer to a gold that is a number may be: without units, with a decimal comma."""
+    if len(answer) > BOX or not _is_one_number(gold):
+        return []
+    answer = _UNIT_BEHIND.sub("", answer)
+    if _DECIMAL_COMMA.fullmatch(answer):
+        return [answer.replace(",", ".")]
+    if _PLAIN_NUMBER.fullmatch(answer):
+        return [answer]
+    unit = _UNIT.fullmatch(answer)
+    if unit is None or _MULTIPLES & set(re.findall("[a-z]+", unit["words"].lower())):
+        return []
+    return [spelled(plain(unit["number"]))]
 
 
 def plain(answer: str) -> str:
-    r"""An answer without what only sets it: sizes of brackets and fractions, `$`, `\[`, spaces, a final point."""
+    r"""Returns an answer without what sets it: sizes of brackets and fractions, `$`, `\[`, spaces, a final point."""
     if len(answer) > BOX:
         return answer
     answer = answer.strip().removeprefix("\\[").removesuffix("\\]").strip("$ \n\t")
     answer = _SIZES.sub("", _FRACTIONS.sub(r"\\frac", answer))
-    return _SPACES.sub("", answer).removesuffix(".")
+    return _SPACES.sub("", " ".join(answer.split())).removesuffix(".")
+
+
+def spelled(answer: str) -> str:
+    r"""Returns a plain answer that is one number as math-verify reads it: `1 000`, `2 1/2`, `1.5e3`, `0,125`."""
+    if len(answer) > BOX:
+        return answer
+    if _GROUPED.fullmatch(answer):
+        return answer.replace(" ", "")
+    if _NO_THOUSANDS.fullmatch(answer):
+        return answer.replace(",", ".")
+    if mixed := _MIXED.fullmatch(answer):
+        return f"{mixed[1]}\\frac{{{mixed[2]}}}{{{mixed[3]}}}"
+    if scientific := _EXPONENT.fullmatch(answer):
+        return f"{scientific[1]}\\times10^{{{int(scientific[2])}}}"
+    return answer
 
 
 @lru_cache(maxsize=4096)  # the samples of a task share their gold, and many of them their answer
@@ -103,58 +167,151 @@ def _equal(gold: str, answer: str) -> bool:
         return False
     if differ(values(gold), values(answer)):
         return False
-    return _judge(gold, f"\\boxed{{{answer}}}")
+    return _judge(gold, f"\\boxed{{{answer}}}") and _is_finished(gold, answer)
 
 
-def _judge(gold: str, text: str) -> bool:
-    """math-verify's verdict, or False where it takes too much."""
-    golds, answers = _parse_gold(gold), _parse(text)
+def _is_finished(gold: str, answer: str) -> bool:
+    """Whether an answer that is equal to the gold has been worked out as far as it."""
+    if not _holds_numbers(gold):
+        return True
     try:
         with processor_time(SECONDS):
-            return not _apart(golds, answers) and verify(
-                golds, answers, allow_set_relation_comp=True, timeout_seconds=_NO_LIMIT
-            )
+            return unfinished(answer) <= unfinished(gold)
     except OutOfTime:
         return False
 
 
+@lru_cache(maxsize=4096)
+def _holds_numbers(gold: str) -> bool:
+    """Whether a gold is a number, or some in a list, a set, a matrix or an interval; `x = 5` is one, too."""
+    return _all_numbers(_parse_gold(gold)[0])
+
+
+def _all_numbers(parsed: Any) -> bool:
+    if isinstance(parsed, sympy.Eq) and parsed.lhs.is_Symbol:
+        return _all_numbers(parsed.rhs)
+    if isinstance(parsed, sympy.FiniteSet | sympy.Tuple | sympy.And | sympy.Or) and parsed.args:
+        return all(map(_all_numbers, parsed.args))
+    return isinstance(parsed, sympy.Basic | sympy.MatrixBase) and not parsed.free_symbols
+
+
+@lru_cache(maxsize=4096)
+def _is_one_number(gold: str) -> bool:
+    parsed = _parse_gold(gold)[0]
+    parsed = parsed.rhs if isinstance(parsed, sympy.Eq) and parsed.lhs.is_Symbol else parsed
+    return isinstance(parsed, sympy.Expr) and not parsed.free_symbols
+
+
+@lru_cache(maxsize=4096)
+def _is_list(gold: str) -> bool:
+    """Whether a gold is a list or set of several answers."""
+    parsed = _parse_gold(gold)[0]
+    several = isinstance(parsed, sympy.FiniteSet | sympy.Tuple | sympy.And | sympy.Or | sympy.Union)
+    return several and len(parsed.args) > 1
+
+
+def _judge(gold: str, text: str) -> bool:
+    """Returns math-verify's verdict, or False where there is none: it takes too much, or math-verify fails."""
+    golds, answers = _parse_gold(gold), _parse(text)
+    try:
+        with processor_time(SECONDS):
+            return not _apart(golds, answers) and verify(
+                golds,
+                answers,
+                float_rounding=_decimals(gold),
+                allow_set_relation_comp=True,
+                timeout_seconds=_NO_LIMIT,
+            )
+    except OutOfTime:
+        return False
+    except Exception as error:  # whatever math-verify and sympy fail with
+        logger.warning(
+            "math cannot compare %.99r with the ground truth %.99r: it counts as wrong (%r)", text, gold, error
+        )
+        return False
+
+
 def _parse(text: str, **options: Any) -> list:
-    """What math-verify reads in a text: expressions and a string, or nothing."""
+    """Returns what math-verify reads in a text, expressions and a string, or nothing where it cannot be judged."""
     if too_deep(text):
         return []
     try:
         with processor_time(SECONDS):
             parsed = parse(text, parsing_timeout=_NO_LIMIT, **options)
+            return [] if too_large(parsed) else [_without_matrix_operations(each) for each in parsed]
     except OutOfTime:
         return []
-    return [] if too_large(parsed) else parsed
+    except Exception as error:
+        logger.warning("math cannot read %.100r: %r", text, error)
+        return []
+
+
+def _without_matrix_operations(parsed: Any) -> Any:
+    """Returns the matrix that a sum, product or power of matrices is; `evalf` would recur without end."""
+    if isinstance(parsed, sympy.MatrixExpr) or (isinstance(parsed, sympy.Expr) and _has_matrix(parsed)):
+        done = parsed.doit()
+        return done.as_explicit() if isinstance(done, sympy.MatrixExpr) else done
+    return parsed
+
+
+def _has_matrix(expression: sympy.Basic | sympy.MatrixBase) -> bool:
+    return any(isinstance(part, sympy.MatrixBase | sympy.MatrixExpr) for part in sympy.preorder_traversal(expression))
 
 
 def _apart(golds: list, answers: list) -> bool:
     """Whether other numbers were parsed, so that math-verify need not try to simplify their difference to zero.
 
-    Order and kind of brackets do not count here, and of what is neither number nor list of numbers nothing is said.
+    math-verify compares absolutely, so that all small numbers are equal to it; here they are compared relatively. Order
+    and kind of brackets do not count here, and of what is neither number nor list of numbers nothing is said.
     """
-    return bool(golds and answers) and differ(_numbers(golds[0]), _numbers(answers[0]))
+    if not (golds and answers):
+        return False
+    return all(differ(one, other) for one in _readings(golds[0]) for other in _readings(answers[0]))
+
+
+@lru_cache(maxsize=4096)
+def _decimals(gold: str) -> int:
+    """Returns how many decimals are compared: six from the first digit of the gold's smallest number on."""
+    sizes = [abs(number) for reading in _readings(_parse_gold(gold)[0]) for number in reading or ()]
+    smallest = min((size for size in sizes if 0 < size < 1), default=1.0)
+    return _PLACES + max(0, -floor(log10(smallest)) - 1)
+
+
+def _readings(parsed: Any) -> list[list[float] | None]:
+    """Returns the numbers of an expression in each way to read it: 28% is 0.28 and 28 to math-verify."""
+    if not (isinstance(parsed, sympy.Expr) and parsed.has(_PERCENT)):
+        return [_numbers(parsed)]
+    return [_numbers(parsed.xreplace({_PERCENT: sympy.Rational(1, scale)})) for scale in (1, 100)]
 
 
 def _numbers(parsed: Any) -> list[float] | None:
-    """The one number, the elements of a set or list or the ends of an interval; symbols stand for numbers."""
-    match parsed:
-        case sympy.Interval():
-            elements = parsed.args[:2]
-        case sympy.FiniteSet() | sympy.Tuple():
-            elements = parsed.args
-        case _:
-            elements = (parsed,)
+    """Returns a number, or those in a set, list, matrix or interval, with numbers for symbols; None for others."""
     try:
-        return [_number(element) for element in elements]
-    except (TypeError, ValueError, AttributeError, ArithmeticError):
+        return [_number(element) for element in _elements(parsed)]
+    except (TypeError, ValueError, AttributeError, ArithmeticError, RecursionError):
         return None
 
 
+def _elements(parsed: Any) -> Iterator[Any]:
+    match parsed:
+        case sympy.Interval():
+            yield from parsed.args[:2]
+        case sympy.FiniteSet() | sympy.Tuple():
+            for element in parsed.args:
+                yield from _elements(element)
+        case sympy.MatrixBase():
+            yield from parsed.flat()
+        case sympy.Eq() if parsed.lhs.is_Symbol:
+            yield parsed.rhs
+        case _:
+            yield parsed
+
+
 def _number(expression: Any) -> float:
-    """Raises TypeError for what is not a real number; so are words, and percentages, which math-verify reads twice."""
+    """Raises an error for what is not a real number, and where the terms of a sum cancel, so that no digit is known."""
     if expression.is_Symbol or expression.has(sympy.UnevaluatedExpr):
         raise TypeError
-    return float(expression.evalf(15, subs={symbol: at(symbol.name) for symbol in expression.free_symbols}))
+    number = expression.evalf(15, subs={symbol: at(symbol.name) for symbol in expression.free_symbols})
+    if number.is_Float and number._prec < _KNOWN_BITS:
+        raise ValueError
+    return float(number)

@@ -1,0 +1,327 @@
+r"""Finds the final answer in a completion; the table stands in the docstring of `final_answer`."""
+
+import re
+from typing import NamedTuple
+
+from jaxrft.rewards.boxes import joined_boxes, last_box
+
+TAIL = 100_000  # characters at the end of a completion in which a box, a frame or a tag is looked for
+TEXT = 4_000  # characters at the end of a completion in which anything else is looked for
+
+_BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s+([^\s{}$\\]{1,40})")
+_TAGS = re.compile(r"<\s*(/?)\s*(?:final[ _-]?)?answer\s*>", re.IGNORECASE)
+_THOUGHT = re.compile(r"</\s*think(?:ing)?\s*>", re.IGNORECASE)
+_END_TOKENS = re.compile(r"<\|[a-zA-Z_]{1,30}\|>|</?s>|<eos>|<end_of_turn>")
+_COLON = r"[:：﹕꞉︓]"
+_PHRASE = re.compile(
+    rf"\banswers?\b[^\n.:：=]{{0,100}}?(?:\b(?:is|are|was|equals|be)\b\s*{_COLON}?|{_COLON}|=)[*_\s]*"
+    rf"|\banswers?\b[*_ ]*(?=\s*(?:\$|\\\(|\\\[|[-−]?[0-9]|\())"
+    rf"|^[#*_ ]*(?:the\s+)?(?:final\s+)?answer[#*_ ]*$"
+    rf"|(?:答案|答え|解答|答)\s*(?:是|为|為|は|{_COLON})\s*"
+    rf"|####",
+    re.IGNORECASE | re.MULTILINE,
+)
+_MATH = re.compile(
+    r"(?<!\\)\$\$(?P<dollars>(?:\\.|[^$\\]){1,2000})\$\$|\\\[(?P<display>(?:[^\\]|\\(?!\])){1,2000})\\\]"
+    r"|(?<![\\0-9])\$(?P<dollar>(?:\\.|[^$\\\n]){1,1000})\$|\\\((?P<inline>(?:[^\\]|\\(?!\))){1,1000})\\\)",
+    re.DOTALL,
+)
+_JOINT = re.compile(r"[\s,;&]*(?:and|or|und|et|y|,|;|&)[\s,;&]*", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"(?<![A-Z0-9])[.!?](?=\s)|(?<=[0-9)\]}*\"”’$%])[.!?]+(?=\s|$)|[。！？]|\n")
+_POLITE = re.compile(
+    r"\W*(?:let me know|please|i hope|hope (?:this|that|it)|feel free|thank|thanks|if you|do you|would you|is there"
+    r"|don't hesitate|can i|good luck|have a|happy to|glad to|you can|you're|note)\b",
+    re.IGNORECASE,
+)
+_LEAD = re.compile(
+    r"(?:[\s:：]|(?:approximately|about|around|roughly|exactly|simply|just|only|equal to|equals|therefore|thus|so|then"
+    r"|option|choice|\\approx|≈|~)(?![a-zA-Z]))+",
+    re.IGNORECASE,
+)
+# Stands around an answer and does not count.
+_WRAPPING = "*_`\"'“”‘’«»「」『』 \t\n\r.,;:!?。！？，、：；#>"
+_PAIRS = (("(", ")"), ("[", "]"), ("{", "}"))
+_TOKENS = re.compile(
+    r"(?P<digits>[0-9]+)|(?P<command>\\[a-zA-Z]+|\\.)|(?P<word>(?:or|and)(?=[A-Z](?![a-z]))|[a-zA-Zà-ÿ'’]{2,})"
+    r"|(?P<letter>[a-zA-Z])|(?P<space>[ \t]+)"
+    r"|(?P<sign>[-+*/^=(){}\[\]<>|!%,.:;_&×·÷−–√π°≤≥∞½²³‰$€£¥₹])|(?P<other>.)",
+    re.DOTALL,
+)
+_MATH_WORDS = frozenset(
+    "sqrt pi sin cos tan ln log exp gcd lcm max min mod plus minus times over divided multiplied by squared cubed of"
+    " percent pct choose factorial and or".split()
+)
+_CURRENCIES = "$€£¥₹"
+_IS_THE_ANSWER = re.compile(
+    r"\W*(?:is|are)\s+(?:the|our|your|my|an?)?\s*(?:final|correct|required|desired)?\s*(?:answer|solution|result)s?\W*",
+    re.IGNORECASE,
+)
+
+
+_NUMBER = re.compile(
+    r"(?:[a-zA-Z]\s*=\s*)?[-−]?[0-9.][0-9,.\s]*(?:\s*/\s*[0-9]+)?(?:[a-z]{1,2}[²³])?(?:\\?%)?"
+    r"|[-−]?\\[dt]?frac\{[0-9]+\}\{[0-9]+\}"
+)
+_CHOICE = re.compile(r"\(?[A-Z]\)?\s*[.:)]")
+_AND = re.compile(r",?\s*(?:\b|(?<=[0-9)]))(?:and|or)(?:\b|(?=[A-Z(]))")
+_NEXT = re.compile(r"\s*(.)", re.DOTALL)
+_EDGE_WORDS = re.compile(
+    r"^(?:(?:plus|minus|times|over|divided|multiplied|by|of|squared|cubed|choose|mod|and|or)\b\s*)+"
+    r"|(?:\s*\b(?:plus|minus|times|over|divided|multiplied|by|of|choose|mod|and|or))+$",
+    re.IGNORECASE,
+)
+
+
+def final_answer(completion: str, *, joined: bool = False) -> str | None:
+    r"""Returns the final answer of a completion, or None.
+
+    | order | spelling | the answer |
+    |---|---|---|
+    | 0 | `<think>...</think> text` | that of the text behind the last `</think>`, if it has one |
+    | 1 | `\boxed{42}`, `\fbox{42}`, `\framebox{42}`, `\boxed 42` | the last of rows 1 and 2, closed and not empty |
+    | 2 | `<answer>42</answer>` in any case, `<final_answer>` | that of the text within, by this table |
+    | 3 | `... answer ... is 42`, `Answer: 42`, `#### 42`, a heading "Final answer" | what follows the last of these |
+    | 4 | `... = 42.`, `... is $42$.`, `There are 42 ways.` | the end of the last sentence with a number or formula |
+
+    Behind the spellings of rows 3 and 4, and around the answer in all rows, do not count: spaces, emphasis (`**`, `_`,
+    `` ` ``), quotes, brackets around all of it, a final point, "about" and the like, units and other words behind a
+    number, and what follows in further sentences. Of row 4, sentences that only talk to the reader ("Let me know if
+    you need 3 more.") do not count, and in the middle of a sentence only a number counts, never an expression.
+    With `joined`, several boxes in one sentence that commas, "and" or "or" join are one answer, with commas.
+
+    The last TAIL characters are read for rows 1 and 2, the last TEXT for the others, in time linear in them.
+    """
+    text = completion[-TAIL:]
+    thoughts = list(_THOUGHT.finditer(text)) if "</" in text else []
+    behind = text[thoughts[-1].end() :] if thoughts else ""
+    if not behind.strip():
+        return _answer_in(text, joined)
+    found = _answer_in(behind, joined)
+    return _marked(text, joined) if found is None else found
+
+
+def _answer_in(text: str, joined: bool) -> str | None:
+    """Returns the answer by rows 1 to 4."""
+    marked = _marked(text, joined)
+    if marked is not None:
+        return marked
+    text = _END_TOKENS.sub("\n", text[-TEXT:])
+    phrased = _phrased(text)
+    return _at_the_end(text) if phrased is None else phrased
+
+
+def _marked(text: str, joined: bool) -> str | None:
+    """Returns the answer by rows 1 and 2."""
+    box, tag = last_box(text), _last_tag(text)
+    if tag is not None and (box is None or box.end < tag[1]):
+        return _within_tag(text[tag[0] : tag[1]], joined)
+    if box is not None:
+        return (joined_boxes(text) if joined else None) or text[box.begin : box.end].strip()
+    bare = _BARE_BOX.findall(text)
+    return bare[-1].strip(_WRAPPING) if bare else None
+
+
+def _last_tag(text: str) -> tuple[int, int] | None:
+    """Returns where the last `<answer>` that is closed and not empty begins and ends."""
+    opened, found = None, None
+    for tag in _TAGS.finditer(text):
+        if not tag[1]:
+            opened = tag.end()
+        elif opened is not None:
+            if text[opened : tag.start()].strip():
+                found = (opened, tag.start())
+            opened = None
+    return found
+
+
+def _within_tag(text: str, joined: bool) -> str | None:
+    marked = _marked(text, joined)
+    if marked is not None:
+        return marked
+    phrased = _phrased(text[-TEXT:])
+    return _leading(text[:TEXT]) if phrased is None else phrased
+
+
+def _phrased(text: str) -> str | None:
+    """Returns the answer by row 3; one in words only where no phrase has a number, a formula or a single letter."""
+    words = None
+    for phrase in reversed(list(_PHRASE.finditer(text))):
+        found = _leading(text[phrase.end() :])
+        if found is None:
+            continue
+        if len(found) == 1 or not found.replace(" ", "").isalpha():
+            return found
+        words = words or found
+    return words
+
+
+def _leading(text: str) -> str | None:
+    """Returns the answer that a text begins with, else that of its first sentence, else all of that."""
+    text = _stripped_lead(text)
+    if not text:
+        return None
+    formula = _formulas_at(text)
+    if formula is not None:
+        return formula
+    sentence = text[: _sentence_end(text)].strip()
+    run = _runs(sentence)[:1]
+    if run and run[0].begin == 0 and (run[0].has_digit or sentence[0] == "\\"):
+        return _bare(sentence[: run[0].end]) + _percent(sentence[run[0].end :])
+    choice = _bare(sentence)
+    if not any(character.isdigit() for character in choice):
+        return choice if choice else None
+    return choice if _CHOICE.match(choice) else _at_the_end(sentence)
+
+
+def _stripped_lead(text: str) -> str:
+    """Returns a text without markup and words like "about" in front of an answer."""
+    text = text.lstrip("*_`\"'“”‘’«»「」『』 \t\n\r:：#>")
+    lead = _LEAD.match(text)
+    return text[lead.end() :].lstrip("*_`\"'“”‘’«» \t\n") if lead else text
+
+
+def _formulas_at(text: str) -> str | None:
+    """Returns the formula that a text begins with, and those that are joined to it."""
+    formula = _MATH.match(text)
+    if formula is None:
+        return None
+    parts, end = [_inside(formula)], formula.end()
+    while (joint := _JOINT.match(text, end)) and (following := _MATH.match(text, joint.end())):
+        parts.append(_inside(following))
+        end = following.end()
+    percent = _percent(text[end:])
+    return ", ".join(parts) + percent
+
+
+def _inside(formula: re.Match[str]) -> str:
+    return next(part for part in formula.groups() if part is not None).strip()
+
+
+def _percent(text: str) -> str:
+    """Returns the sign of a percentage where it follows an answer."""
+    return "\\%" if re.match(r"\s*(?:\\?%|percent|pct)", text, re.IGNORECASE) else ""
+
+
+def _at_the_end(text: str) -> str | None:
+    """Returns the answer by row 4."""
+    for sentence in reversed(_sentences(text)):
+        if _POLITE.match(sentence) or not _has_mathematics(sentence):
+            continue
+        return _last_of(sentence)
+    return None
+
+
+def _sentences(text: str) -> list[str]:
+    """Splits a text at the ends of sentences and lines that are not within a formula."""
+    found, begin = [], 0
+    formulas = _MATH.finditer(text)
+    formula = next(formulas, None)
+    for boundary in _SENTENCE_END.finditer(text):
+        while formula is not None and formula.end() <= boundary.start():
+            formula = next(formulas, None)
+        if formula is not None and formula.start() < boundary.start() < formula.end():
+            continue
+        found.append(text[begin : boundary.end()])
+        begin = boundary.end()
+    return [sentence.strip() for sentence in [*found, text[begin:]] if sentence.strip()]
+
+
+def _sentence_end(text: str) -> int:
+    """Returns where the first sentence of a text ends."""
+    formula = _MATH.search(text)
+    for boundary in _SENTENCE_END.finditer(text):
+        if formula is None or not formula.start() < boundary.start() < formula.end():
+            return boundary.end()
+    return len(text)
+
+
+def _has_mathematics(sentence: str) -> bool:
+    return any(character.isdigit() for character in sentence) or _MATH.search(sentence) is not None
+
+
+def _last_of(sentence: str) -> str | None:
+    """Returns the formula at the end of a sentence, else the last number, which may stand anywhere in it."""
+    formulas = list(_MATH.finditer(sentence))
+    runs = [run for run in _runs(sentence) if run.has_digit]
+    if formulas and (not runs or runs[-1].begin < formulas[-1].end()):
+        last = formulas[-1]
+        if _ends(sentence[last.end() :]):
+            return _formulas_at(sentence[_first_joined(sentence, formulas) :])
+        return _inside(last) if _NUMBER.fullmatch(_inside(last)) else None
+    run = _bare(sentence[runs[-1].begin : runs[-1].end])
+    behind = sentence[runs[-1].end :]
+    number = _NUMBER.fullmatch(run.rpartition("=")[2].strip())
+    return run + _percent(behind) if number or _ends(behind) else None
+
+
+def _ends(behind: str) -> bool:
+    """Whether nothing stands behind the answer of a sentence, or only that it is the answer."""
+    rest = behind.strip(_WRAPPING + ")]}")
+    return not rest or _percent(behind) != "" or _IS_THE_ANSWER.fullmatch(rest) is not None
+
+
+def _first_joined(sentence: str, formulas: list[re.Match[str]]) -> int:
+    """Returns where the formulas begin that are joined to the last one."""
+    first = len(formulas) - 1
+    while first > 0 and _JOINT.fullmatch(sentence, formulas[first - 1].end(), formulas[first].start()):
+        first -= 1
+    return formulas[first].start()
+
+
+class _Run(NamedTuple):
+    """Mathematics in a sentence without a word that is none."""
+
+    begin: int
+    end: int
+    has_digit: bool
+
+
+def _runs(sentence: str) -> list[_Run]:
+    """Returns the runs of mathematics in a sentence, in order."""
+    found: list[_Run] = []
+    begin, end, has_digit = -1, -1, False
+    before = " "  # the last character that is no space
+    for token in _TOKENS.finditer(sentence):
+        if token["space"]:
+            continue
+        if _is_mathematics(token, before, sentence):
+            begin = token.start() if begin < 0 else begin
+            end = token.end()
+            has_digit = has_digit or token["digits"] is not None
+        elif begin >= 0:
+            found.append(_Run(begin, end, has_digit))
+            begin, has_digit = -1, False
+        before = token[0][-1]
+    return [*found, _Run(begin, end, has_digit)] if begin >= 0 else found
+
+
+def _is_mathematics(token: re.Match[str], before: str, sentence: str) -> bool:
+    """Whether a token is mathematics; a letter is where it touches a digit or stands at a sign."""
+    if token["word"]:
+        return token["word"].lower() in _MATH_WORDS
+    if token["letter"]:
+        behind = _NEXT.match(sentence, token.end())
+        attached = token.start() > 0 and sentence[token.start() - 1].isdigit()
+        return attached or before in "=+-*/^({[" or (behind is not None and behind[1] in "=+-*/^(_)]")
+    return token["other"] is None
+
+
+def _bare(text: str) -> str:
+    """Returns an answer without what stands around it, with commas for "and" and "or"."""
+    text = _stripped(text)
+    text = _stripped(_EDGE_WORDS.sub("", text)).strip(_CURRENCIES + "= ")
+    text = _AND.sub(",", text)
+    for opening, closing in _PAIRS:
+        if text.count(opening) < text.count(closing):
+            text = _stripped(text.removesuffix(closing))
+        if text.count(opening) > text.count(closing):
+            text = _stripped(text.removeprefix(opening).removesuffix(opening))
+    return text
+
+
+def _stripped(text: str) -> str:
+    """Returns a text without emphasis, quotes and points around it; a point in front of a digit belongs to a number."""
+    behind = text.rstrip(_WRAPPING)
+    bare = behind.lstrip(_WRAPPING)
+    start = len(behind) - len(bare)
+    return behind[start - 1 :] if start and behind[start - 1] == "." and bare[:1].isdigit() else bare

@@ -1,0 +1,121 @@
+"""Reads ground truths of any type as text; `text` holds the table of types, which all built-in rewards share."""
+
+import math
+from collections.abc import Sequence
+from decimal import Decimal
+from numbers import Integral, Real
+from typing import Any
+
+from jaxrft.errors import InputError
+
+DIGITS = 1_000  # of a number; longer ones are no ground truths
+_SCALES = 400  # decimal exponents up to which a number is written out
+
+
+def text(truth: Any) -> str | None:
+    r"""Returns a ground truth as the text that answers are compared with, or None where there is none.
+
+    | type | meaning |
+    |---|---|
+    | str | itself |
+    | int; numpy's, too | its digits |
+    | float, Decimal; numpy's, too | its shortest decimal digits, without exponent and without a fraction of zero |
+    | None, NaN, NaT | no ground truth: the reward is None |
+    | list or tuple, array of one dimension | all of its elements together, in any order: `[2, 3]` is `2, 3` |
+    | bool, infinity, dict, bytes, date, time, nested or empty list, set, any other | nothing: InputError |
+
+    A list of one element is that element. Raises InputError with one sentence for what has no meaning.
+
+    >>> text(1e16), text(1e-05), text(5.0), text(float("nan")), text([2, 0.5])
+    ('10000000000000000', '0.00001', '5', None, '2, 0.5')
+    """
+    truth = _plain(truth)
+    if truth is None or isinstance(truth, str):
+        return truth
+    if isinstance(truth, list | tuple):
+        return _together(truth)
+    if isinstance(truth, Real | Decimal) and not isinstance(truth, bool):
+        return _digits(truth)
+    raise InputError(f"the ground truth {_shown(truth)} is of type {type(truth).__name__}: {_remedy(truth)}")
+
+
+def check(truths: Sequence[Any], names: Sequence[str], source: str) -> None:
+    """Raises InputError for the first of a source's ground truths that the rewards `names` can read no meaning in."""
+    single = [name for name in names if name in ("exact", "gsm8k")]
+    for row, truth in enumerate(truths, 1):
+        try:
+            text(truth)
+        except InputError as error:
+            raise InputError(f"{source} row {row}: {error}") from error
+        truth = _plain(truth)
+        if single and isinstance(truth, list | tuple) and len(truth) > 1:
+            raise InputError(
+                f"{source} row {row}: the ground truth {_shown(truth)} is a list of {len(truth)} answers, but the "
+                f"reward {single[0]} compares one: use the reward math, or name a column of single answers with "
+                "tasks.answer_column"
+            )
+
+
+def sendable(truth: Any) -> Any:
+    """Returns a ground truth as a value that JSON has, if it has a meaning; raises InputError else."""
+    if isinstance(truth, str | int | float | list | dict | None):
+        return truth
+    return text(truth)
+
+
+def _plain(truth: Any) -> Any:
+    """Returns a value of numpy's as Python's own, and None for those that stand for no value."""
+    convert = getattr(truth, "tolist", None)
+    if callable(convert) and type(truth).__module__.split(".")[0] == "numpy":
+        truth = convert()
+    if isinstance(truth, float | Decimal) and math.isnan(truth):
+        return None
+    return None if type(truth).__name__ in ("NaTType", "NAType") else truth
+
+
+def _together(truths: Sequence[Any]) -> str:
+    """Returns the elements of a list as one answer."""
+    if not truths:
+        raise InputError("the ground truth [] is an empty list: give at least one answer, or null where there is none")
+    elements = [_plain(truth) for truth in truths]
+    for element in elements:
+        if element is None or isinstance(element, list | tuple):
+            kind = "nothing" if element is None else "another list"
+            raise InputError(
+                f"the ground truth {_shown(truths)} holds {kind}: "
+                "give texts and numbers, and an interval or a tuple as text"
+            )
+    return ", ".join(found for element in elements if (found := text(element)) is not None)
+
+
+def _digits(number: Any) -> str:
+    """Returns the shortest decimal digits of a number, without exponent."""
+    try:
+        exact = Decimal(int(number)) if isinstance(number, Integral) else Decimal(str(number))
+    except (ValueError, ArithmeticError):
+        exact = None
+    if exact is None or not exact.is_finite() or abs(exact.adjusted()) > max(_SCALES, DIGITS):
+        raise InputError(
+            f"the ground truth {_shown(number)} is no number of at most {DIGITS:,} digits: "
+            "write it as text, as in \\infty"
+        )
+    digits = f"{exact:f}"
+    return digits.rstrip("0").rstrip(".") if "." in digits else digits
+
+
+def _remedy(truth: Any) -> str:
+    """Returns what to do about a ground truth of a type that has no meaning."""
+    if isinstance(truth, dict):
+        fields = ", ".join(map(str, list(truth)[:5])) or "none"
+        return f"name one of its fields ({fields}) with tasks.answer_column, as in reward_model.ground_truth"
+    if isinstance(truth, bool):
+        return 'write what an answer must say as text, such as "yes" or "True"'
+    return "write what an answer must say as text or as a number"
+
+
+def _shown(truth: Any) -> str:
+    try:
+        shown = repr(truth)
+    except ValueError:  # an integer of more digits than Python prints
+        return f"of type {type(truth).__name__}"
+    return shown if len(shown) <= 60 else shown[:57] + "..."
