@@ -24,7 +24,7 @@ from jaxrft import mesh as meshes
 from jaxrft.config import Config, TasksConfig
 from jaxrft.files import read_json
 from jaxrft.lm import embed, hub, model, rollout, tokenizer, weights
-from jaxrft.rewards import REWARDS
+from jaxrft.rewards import REWARDS, ground_truth
 from jaxrft.rewards import pool as pools
 from jaxrft.select import selectors
 from jaxrft.tasks import embeddings, mixture, sources, table
@@ -457,13 +457,17 @@ def success_index(config: Config) -> int:
 
 
 def check_columns(config: Config, tasks: table.TaskTable, source: str) -> None:
-    """Raises InputError when a built-in reward has no ground truths to compare with."""
+    """Raises InputError when a built-in reward has no ground truths to compare with, or some that mean nothing."""
     needy = [name for name in config.rewards if name in REWARDS]
     if needy and "answer" not in tasks.columns:
         raise InputError(
             f"the reward {needy[0]} needs ground truths but {source} has only the columns "
             f"{', '.join(tasks.columns) or '(none)'}: name theirs with tasks.answer_column"
         )
+    if needy:
+        rows = [int(row) for row in tasks.rows]
+        only = len(needy) == len(config.rewards)
+        ground_truth.check(tasks.columns["answer"], rows, source, several=set(needy) <= {"math"}, only=only)
 
 
 @contextmanager

@@ -96,6 +96,14 @@ def test_differ():
     assert differ([1, 2], [1, 3]) and differ([1], [1, 2]) and differ([inf], [-inf])
     assert not differ([1, 2], [2, 1]) and not differ([2, 2], [2]) and not differ([1], None) and not differ([inf], [inf])
     assert not differ([0.333333], [1 / 3]) and differ([0.33333], [1 / 3])  # six places
+    assert (
+        differ([8e-7], [1.2e-6]) and differ([0], [1e-300]) and not differ([1e-300], [1e-300]) and not differ([0], [0])
+    )
+
+
+@pytest.mark.parametrize("text", [r"1 - \frac13 - \frac23", "(x+1)^2 - x^2 - 2x - 1", "10^{20} + 1 - 10^{20}"])
+def test_sum_whose_terms_cancel_has_no_value(text):
+    assert values(text) is None
 
 
 @pytest.mark.parametrize("truth", TRUTHS)

@@ -92,6 +92,70 @@ def test_math(completion, answer, expected):
     assert resolve("math")(["q"], [completion], answer=[answer]) == [expected]
 
 
+@pytest.mark.parametrize(
+    ("answer", "gold", "expected"),
+    [
+        (r"1.38\times10^{-23}", r"6.63\times10^{-34}", 0.0),
+        ("1.38e-23", "6.63e-34", 0.0),
+        ("6.63e-34", r"6.63\times10^{-34}", 1.0),
+        ("0.0000008", "0.0000012", 0.0),
+        ("0.0000008", "8e-7", 1.0),
+        (r"0.0000008\%", r"0.0000012\%", 0.0),
+        (r"1.38\times10^{-23}\text{ J}", r"6.63\times10^{-34}\text{ J}", 0.0),
+        (r"1.38\times10^{-23}x", r"6.63\times10^{-34}x", 0.0),
+        (r"(1.38\times10^{-23}, 2)", r"(6.63\times10^{-34}, 2)", 0.0),
+        (r"\begin{pmatrix}0.0000008\\1\end{pmatrix}", r"\begin{pmatrix}0.0000012\\1\end{pmatrix}", 0.0),
+        ("x = 0.0000001", "x = 0", 0.0),
+        ("0.0000001", "0", 0.0),
+        ("0", "0.0000001", 0.0),
+        ("0.0", "0", 1.0),
+        ("0.333333", r"\frac13", 1.0),
+        ("0.0333333", r"\frac1{30}", 1.0),
+        ("0.03333", r"\frac1{30}", 0.0),
+        ("(x+1)^2 - 2x - 1", "x^2", 1.0),
+    ],
+)
+def test_math_compares_numbers_relatively(answer, gold, expected):
+    assert resolve("math")(["q"], [f"\\boxed{{{answer}}}"], answer=[gold]) == [expected]
+
+
+MATRIX = r"\begin{pmatrix}1 & 2 \\ 3 & 4\end{pmatrix}"
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "expected"),
+    [
+        ("2" + MATRIX, r"\begin{pmatrix}2&4\\6&8\end{pmatrix}", 1.0),
+        (r"\begin{pmatrix}2&4\\6&8\end{pmatrix}", "2" + MATRIX, 1.0),
+        ("2" + MATRIX, r"\begin{pmatrix}2&4\\6&9\end{pmatrix}", 0.0),
+        (MATRIX + "+" + MATRIX, r"\begin{pmatrix}2&4\\6&8\end{pmatrix}", 1.0),
+        (MATRIX + MATRIX, r"\begin{pmatrix}7&10\\15&22\end{pmatrix}", 1.0),
+        (MATRIX + "^{2}", r"\begin{pmatrix}7&10\\15&22\end{pmatrix}", 1.0),
+        (MATRIX + "+ 1", "5", 0.0),
+        (r"\begin{pmatrix}1&2\end{pmatrix}\begin{pmatrix}1&2\end{pmatrix}", "5", 0.0),
+        (r"32,\! 349", "32349", 1.0),
+        ("32349", r"32,\! 349", 1.0),
+        (r"1,\!234,\!  567", "1234567", 1.0),
+        (r"32,\ 349", "32349", 0.0),
+    ],
+)
+def test_math_reads_matrices_and_spaced_thousands(answer, gold, expected):
+    assert resolve("math")(["q"], [f"\\boxed{{{answer}}}"], answer=[gold]) == [expected]
+
+
+@pytest.mark.parametrize("error", [RecursionError, ZeroDivisionError, AssertionError])
+def test_math_that_fails_to_compare_says_so_and_pays_nothing(monkeypatch, caplog, error):
+    from jaxrft.rewards import mathematics
+
+    def fail(*args, **options):
+        raise error("no end")
+
+    monkeypatch.setattr(mathematics, "verify", fail)
+    mathematics._equal.cache_clear()
+    assert mathematics.math(["q"] * 2, [r"\boxed{f(y)}", r"\boxed{y > 2}"], answer=["g(y)"] * 2) == [0.0, 0.0]
+    assert "math cannot compare" in caplog.text and "counts as wrong" in caplog.text
+
+
 def compute_score(data_source, solution_str, ground_truth, extra_info):
     return {"score": float(solution_str == ground_truth + data_source + str(extra_info)), "other": 1}
 

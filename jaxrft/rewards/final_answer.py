@@ -6,6 +6,7 @@ from typing import NamedTuple
 from jaxrft.rewards.boxes import joined_boxes, last_box
 
 TAIL = 100_000  # characters at the end of a completion in which a box, a frame or a tag is looked for
+PHRASES = 20  # of those that announce an answer, from the end
 TEXT = 4_000  # characters at the end of a completion in which anything else is looked for
 
 _BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s+([^\s{}$\\]{1,40})")
@@ -63,6 +64,7 @@ _NUMBER = re.compile(
     r"|[-−]?\\[dt]?frac\{[0-9]+\}\{[0-9]+\}"
 )
 _CHOICE = re.compile(r"\(?[A-Z]\)?\s*[.:)]")
+_BRACKETED = re.compile(r"\([^()\[\]{},;]+\)|\[[^()\[\]{},;]+\]|\{[^()\[\]{},;]+\}")
 _AND = re.compile(r",?\s*(?:\b|(?<=[0-9)]))(?:and|or)(?:\b|(?=[A-Z(]))")
 _NEXT = re.compile(r"\s*(.)", re.DOTALL)
 _EDGE_WORDS = re.compile(
@@ -145,7 +147,7 @@ def _within_tag(text: str, joined: bool) -> str | None:
 def _phrased(text: str) -> str | None:
     """Returns the answer by row 3; one in words only where no phrase has a number, a formula or a single letter."""
     words = None
-    for phrase in reversed(list(_PHRASE.finditer(text))):
+    for phrase in reversed(list(_PHRASE.finditer(text))[-PHRASES:]):
         found = _leading(text[phrase.end() :])
         if found is None:
             continue
@@ -316,7 +318,7 @@ def _bare(text: str) -> str:
             text = _stripped(text.removesuffix(closing))
         if text.count(opening) > text.count(closing):
             text = _stripped(text.removeprefix(opening).removesuffix(opening))
-    return text
+    return _stripped(text[1:-1]) if _BRACKETED.fullmatch(text) else text
 
 
 def _stripped(text: str) -> str:

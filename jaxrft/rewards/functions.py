@@ -11,15 +11,19 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
+from jaxrft.rewards import ground_truth
 from jaxrft.rewards.calls import signature_of
 from jaxrft.rewards.lookup import Reward
 
 # A completion as TRL has it: text, or where the prompt is a list of messages a list with the assistant's message.
 Completion = str | Sequence[Mapping[str, Any]]
 
+TAIL = 100_000  # characters at the end of a completion in which `gsm8k` looks for a number
+
 # A minus counts only where it cannot be a difference or a range: "10-5" ends in 5, "= -5" and "$-5" in -5.
 _NUMBER = re.compile(
     r"(?P<sign>(?<![\w)])[-−])?\$?(?P<digits>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]*\.?[0-9]+)"
+    r"(?P<exponent>[eE][-+]?[0-9]{1,4}(?![0-9a-zA-Z]))?"
 )
 
 
@@ -33,24 +37,30 @@ def text_of(completion: Completion) -> str:
 def exact(
     prompts: Sequence, completions: Sequence[Completion], *, answer: Sequence, **columns: Any
 ) -> list[float | None]:
-    """1 where the completion equals the column `answer`, white space around both aside; None where `answer` is None."""
+    """Returns 1 where the completion equals the column `answer`, white space around both aside, else 0.
+
+    `ground_truth.text` has the table of what `answer` may be; one that is missing gives None.
+    """
+    golds = ground_truth.texts(answer)
     return [
-        None if gold is None else float(text_of(completion).strip() == str(gold).strip())
-        for completion, gold in zip(completions, answer, strict=True)
+        None if gold is None else float(text_of(completion).strip() == gold.strip())
+        for completion, gold in zip(completions, golds, strict=True)
     ]
 
 
 def gsm8k(
     prompts: Sequence, completions: Sequence[Completion], *, answer: Sequence, **columns: Any
 ) -> list[float | None]:
-    """1 where the final number of the completion equals that of the column `answer`; None where `answer` has none.
+    """Returns 1 where the final number of the completion equals that of the column `answer`, else 0.
 
     The final number follows the last `####`, else it is the last of the text [GSM8K, arXiv 2110.14168, which reads only
-    after `####`]; commas, `$` and a trailing point do not count. `answer` is a number or GSM8K's "... #### 72".
+    after `####`]; commas, `$` and a trailing point do not count, and `1.5e3` is 1500. Only the last TAIL characters are
+    read, and a number of more than `ground_truth.DIGITS` digits is none. `answer` is a number, GSM8K's "... #### 72",
+    or what else `ground_truth.text` says; one without a number gives None.
     """
-    golds = [_final_number(str(gold)) for gold in answer]
+    golds = [None if gold is None else _final_number(gold) for gold in ground_truth.texts(answer)]
     return [
-        None if gold is None else float(_final_number(text_of(completion)) == gold)
+        None if gold is None else float(_final_number(text_of(completion)[-TAIL:]) == gold)
         for completion, gold in zip(completions, golds, strict=True)
     ]
 
@@ -58,11 +68,13 @@ def gsm8k(
 def _final_number(text: str) -> Decimal | None:
     """The first number after the last `####`, else the last number of the text."""
     _, marker, tail = text.rpartition("####")
-    first = _NUMBER.search(tail) if marker else None
-    numbers = [first] if first else list(_NUMBER.finditer(text))
-    if not numbers:
+    number = _NUMBER.search(tail) if marker else None
+    if number is None:
+        number = max(_NUMBER.finditer(text), key=re.Match.end, default=None)
+    if number is None or len(number["digits"]) > ground_truth.DIGITS:
         return None
-    return Decimal(("-" if numbers[-1]["sign"] else "") + numbers[-1]["digits"].replace(",", ""))
+    sign = "-" if number["sign"] else ""
+    return Decimal(sign + number["digits"].replace(",", "") + (number["exponent"] or ""))
 
 
 def as_reward(function: Callable[..., Any]) -> Reward:

@@ -1,12 +1,15 @@
 """Reads ground truths of any type as text; `text` holds the table of types, which all built-in rewards share."""
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from numbers import Integral, Real
 from typing import Any
 
 from jaxrft.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 DIGITS = 1_000  # of a number; longer ones are no ground truths
 _SCALES = 400  # decimal exponents up to which a number is written out
@@ -22,9 +25,10 @@ def text(truth: Any) -> str | None:
     | float, Decimal; numpy's, too | its shortest decimal digits, without exponent and without a fraction of zero |
     | None, NaN, NaT | no ground truth: the reward is None |
     | list or tuple, array of one dimension | all of its elements together, in any order: `[2, 3]` is `2, 3` |
-    | bool, infinity, dict, bytes, date, time, nested or empty list, set, any other | nothing: InputError |
+    | bool, infinity, dict, bytes, date, time, nested or empty list, set, any other | nothing |
 
-    A list of one element is that element. Raises InputError with one sentence for what has no meaning.
+    A list of one element is that element. Raises InputError with one sentence for what has no meaning. It is raised
+    when tasks are opened; a reward that other rewards stand beside takes such a ground truth for none.
 
     >>> text(1e16), text(1e-05), text(5.0), text(float("nan")), text([2, 0.5])
     ('10000000000000000', '0.00001', '5', None, '2, 0.5')
@@ -39,21 +43,49 @@ def text(truth: Any) -> str | None:
     raise InputError(f"the ground truth {_shown(truth)} is of type {type(truth).__name__}: {_remedy(truth)}")
 
 
-def check(truths: Sequence[Any], names: Sequence[str], source: str) -> None:
-    """Raises InputError for the first of a source's ground truths that the rewards `names` can read no meaning in."""
-    single = [name for name in names if name in ("exact", "gsm8k")]
-    for row, truth in enumerate(truths, 1):
+def one_text(truth: Any) -> str | None:
+    """Returns what `text` does for a reward that compares one answer; raises InputError for a list of several."""
+    truth = _plain(truth)
+    if isinstance(truth, list | tuple) and len(truth) > 1:
+        raise InputError(
+            f"the ground truth {_shown(truth)} is a list of {len(truth)} answers, but this reward compares one: "
+            "use the reward math, or name a column of single answers with tasks.answer_column"
+        )
+    return text(truth)
+
+
+def texts(truths: Sequence[Any], *, several: bool = False) -> list[str | None]:
+    """Returns ground truths as texts, and None for those that mean nothing, which may be another reward's."""
+    read = text if several else one_text
+    return [_or_none(read, truth) for truth in truths]
+
+
+def _or_none(read: Callable[[Any], str | None], truth: Any) -> str | None:
+    try:
+        return read(truth)
+    except InputError:
+        return None
+
+
+def check(truths: Sequence[Any], rows: Sequence[int], source: str, *, several: bool, only: bool) -> None:
+    """Raises InputError for the first ground truth that has no meaning to built-in rewards, if there are `only` those.
+
+    `rows` are those of the source, from 0; `several` says whether a list of answers has a meaning. Logs how many tasks
+    get no reward.
+    """
+    read = text if several else one_text
+    missing = 0
+    for row, truth in zip(rows, truths, strict=True):
         try:
-            text(truth)
+            missing += read(truth) is None
         except InputError as error:
-            raise InputError(f"{source} row {row}: {error}") from error
-        truth = _plain(truth)
-        if single and isinstance(truth, list | tuple) and len(truth) > 1:
-            raise InputError(
-                f"{source} row {row}: the ground truth {_shown(truth)} is a list of {len(truth)} answers, but the "
-                f"reward {single[0]} compares one: use the reward math, or name a column of single answers with "
-                "tasks.answer_column"
-            )
+            if only:
+                raise InputError(f"{source} row {row + 1}: {error}") from error
+            missing += 1
+    if missing:
+        logger.warning(
+            "%d of %d tasks of %s have no ground truth that built-in rewards can use", missing, len(rows), source
+        )
 
 
 def sendable(truth: Any) -> Any:
@@ -65,12 +97,18 @@ def sendable(truth: Any) -> Any:
 
 def _plain(truth: Any) -> Any:
     """Returns a value of numpy's as Python's own, and None for those that stand for no value."""
-    convert = getattr(truth, "tolist", None)
-    if callable(convert) and type(truth).__module__.split(".")[0] == "numpy":
-        truth = convert()
+    if type(truth).__module__.split(".")[0] == "numpy":
+        truth = _from_numpy(truth)
     if isinstance(truth, float | Decimal) and math.isnan(truth):
         return None
     return None if type(truth).__name__ in ("NaTType", "NAType") else truth
+
+
+def _from_numpy(truth: Any) -> Any:
+    """Returns a scalar as Python's own, with the digits that it prints, and an array as a list of scalars."""
+    if truth.ndim:
+        return list(truth)
+    return float(str(truth)) if truth.dtype.kind == "f" else truth.item()
 
 
 def _together(truths: Sequence[Any]) -> str:

@@ -76,11 +76,11 @@ def math(
     math-verify says what is equal. Deviations: plain numbers that differ are told apart, and texts that are the same
     found equal, before it is asked; numbers are compared relatively; integrals, sums, products, limits and derivatives
     are questions and no answers; a gold is read as a whole or compared as text; intervals may be written as
-    inequalities; a choice is its letter, with or without its text. Raises InputError for a gold that means nothing.
+    inequalities; a choice is its letter, with or without its text.
     """
     return [
         None if gold is None else _grade(text_of(completion), gold)
-        for completion, gold in zip(completions, map(ground_truth.text, answer), strict=True)
+        for completion, gold in zip(completions, ground_truth.texts(answer, several=True), strict=True)
     ]
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from jaxrft.config import TasksConfig, check_variables
 from jaxrft.files import UnreadableJSON, parse_json
 from jaxrft.lm.prompts import Prompt
+from jaxrft.rewards import ground_truth
 from jaxrft.tasks import files, hub, tfds
 from jaxrft.tasks.files import Columns, shown
 from jaxrft.types import InputError
@@ -253,6 +254,8 @@ def _json_columns(columns: Columns, source: str) -> Columns:
     for name, entries in columns.items():
         if name in ("prompts", "completions"):
             raise InputError(f"{source} has a column {name}, which rewards get from this package: rename the column")
+        if name == "answer":
+            entries = _ground_truths(entries, source)
         try:
             for entry in entries:
                 json.dumps(entry)
@@ -260,3 +263,14 @@ def _json_columns(columns: Columns, source: str) -> Columns:
         except (TypeError, ValueError) as error:
             logger.warning("%s: column %s is left out, rewards do not get it (%s)", source, name, error)
     return kept
+
+
+def _ground_truths(entries: list[Any], source: str) -> list[Any]:
+    """Returns ground truths as values that JSON has; raises InputError for those that have none, such as dates."""
+    found = []
+    for row, entry in enumerate(entries, 1):
+        try:
+            found.append(ground_truth.sendable(entry))
+        except InputError as error:
+            raise InputError(f"{source} row {row}: {error}") from error
+    return found
