@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -15,7 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,8 +28,9 @@ import safetensors.numpy
 from jax.experimental import multihost_utils
 
 from jaxrft import config as configs
+from jaxrft import lock
 from jaxrft.config import Config
-from jaxrft.files import replace_file
+from jaxrft.files import UnreadableJSON, read_json, read_regular, remove, replace_file
 from jaxrft.types import Array, Feedback, InputError
 
 logger = logging.getLogger(__name__)
@@ -37,7 +39,10 @@ FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errn
 REMEDY = "put that right, and the same command goes on from the newest checkpoint"
 MILLION = 1_000_000
 SUMS = "SHA256SUMS"
+IDENTITY = "identity.json"
 SAVING = ".saving"  # ends the name of a checkpoint that is being written
+STEP = re.compile("0|[1-9][0-9]*")  # the only spelling of a step as the name of a folder
+LAST = np.iinfo(np.int32).max  # the last step that a state can be of
 
 
 class Tally(NamedTuple):
@@ -179,7 +184,7 @@ class Checkpoints:
 
     def _check_identity(self, step: int) -> None:
         """Raises InputError when the checkpoint is of another run."""
-        saved = json.loads((self.folder / f"{step}/identity.json").read_text(encoding="utf-8"))
+        saved = read_json(self.folder / f"{step}" / IDENTITY, dict)  # `flaw_of` has read it before
         for name in self.identity | saved:
             here, there = self.identity.get(name), saved.get(name)
             if here != there:
@@ -194,15 +199,17 @@ class Checkpoints:
         Those of later steps are among them: the run would have gone on from there, were they good.
         """
         with writing(self.folder):
-            replace_file(path / "identity.json", json.dumps(self.identity, indent=2) + "\n")
+            replace_file(path / IDENTITY, json.dumps(self.identity, indent=2) + "\n")
             lines = (f"{digest}  {name}\n" for name, digest in sorted(digests(path).items()))
             replace_file(path / SUMS, "".join(lines))
-            if (self.folder / f"{step}").exists():
-                (self.folder / f"{step}").rename(self.folder / f"{step}.old{SAVING}")
-            path.rename(self.folder / f"{step}")
+            place = self.folder / f"{step}"
+            if os.path.lexists(place):
+                place.rename(self.folder / f"{step}.old{SAVING}")
+            path.rename(place)
             here = steps_in(self.folder)
             for each in set(here).difference([each for each in here if each <= step][-self.keep :]):
-                shutil.rmtree(self.folder / f"{each}", ignore_errors=True)
+                with suppress(OSError):
+                    remove(self.folder / f"{each}")
             self._clear()
 
     def _make_room(self, state: RunState) -> None:
@@ -215,18 +222,27 @@ class Checkpoints:
             check_room(self.folder, size_of(state))
 
     def _clear(self) -> None:
-        """Removes what saves that came to nothing have left; a failed one may still write for a moment."""
+        """Removes what saves that came to nothing have left; a failed one may still write for a moment.
+
+        A link under such a name goes, too: the next save would follow it.
+        """
         for seconds in (0.1, 0.3, 1.0, 0.0):
-            for path in (left := list(self.folder.glob(f"*{SAVING}*"))):
-                shutil.rmtree(path, ignore_errors=True)
-            if not any(path.exists() for path in left):
+            left = list(self.folder.glob(f"*{SAVING}*"))
+            for path in left:
+                with suppress(OSError):
+                    remove(path)
+            if not any(os.path.lexists(path) for path in left):
                 return
             time.sleep(seconds)
 
 
 def steps_in(folder: Path) -> list[int]:
-    """The steps, in their order, that have a checkpoint in the folder, be it good or not."""
-    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+    """Returns the steps that have a checkpoint in the folder, be it good or not, in their order.
+
+    A checkpoint is a folder, or a link to one, whose name is the number of a step in ASCII digits, as str writes it.
+    """
+    names = [path.name for path in folder.glob("*") if STEP.fullmatch(path.name) and path.is_dir()]
+    return sorted(step for step in map(int, names) if step <= LAST)
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -243,9 +259,9 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def flaw_of(folder: Path) -> str:
-    """Why the checkpoint in `folder` cannot be used; empty for a good one."""
+    """Returns why the checkpoint in `folder` cannot be used; an empty text for a good one."""
     try:
-        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+        lines = read_regular(folder / SUMS).decode().splitlines()
         listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
         found = digests(folder)
     except FileNotFoundError:
@@ -254,15 +270,26 @@ def flaw_of(folder: Path) -> str:
         return f"it cannot be read: {error}"
     if missing := sorted(listed.keys() - found.keys()):
         return f"{missing[0]} is missing"
-    changed = sorted(name for name, digest in found.items() if listed.get(name) != digest)
-    return f"{changed[0]} is not as {SUMS} says" if changed else "" if listed else f"{SUMS} is empty"
+    if changed := sorted(name for name, digest in found.items() if listed.get(name) != digest):
+        return f"{changed[0]} is not as {SUMS} says"
+    if not listed:
+        return f"{SUMS} is empty"
+    try:
+        read_json(folder / IDENTITY, dict)
+    except FileNotFoundError:
+        return f"it has no {IDENTITY}"
+    except (OSError, UnreadableJSON) as error:
+        return f"{IDENTITY} cannot be read: {error}"
+    return ""
 
 
 def _short(value: Any) -> str:
-    """A value as one short phrase."""
+    """Returns a value as one short phrase."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {entry}" for key, entry in value.items())
-    return repr(value)
+        value = ", ".join(f"{key} {entry}" for key, entry in value.items())
+    else:
+        value = repr(value)
+    return value if len(value) <= 300 else f"{value[:300]}..."
 
 
 @contextmanager
@@ -320,11 +347,12 @@ def _let_go(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-def open_folder(config: Config) -> Path:
-    """The run's folder, made if need be; process 0 decides and all raise alike.
+@contextmanager
+def open_folder(config: Config) -> Iterator[Path]:
+    """Yields the run's folder, made if need be, and keeps other runs out of it within the block.
 
-    Raises InputError when it cannot be written to, is not the same folder for all processes, or holds a run that is
-    not to be resumed or would be lost.
+    Process 0 decides and holds the lock, and all raise alike. Raises InputError when the folder cannot be written to,
+    is not the same one for all processes, is in use, or holds a run that is not to be resumed or would be lost.
     """
     folder = Path(config.output_dir)
     if "://" in config.output_dir:
@@ -332,25 +360,35 @@ def open_folder(config: Config) -> Path:
             f"output_dir {config.output_dir} is a URL, but runs are written to folders only: give the path under which "
             "that storage is mounted"
         )
-    with ExitStack() as stack:
+    with ExitStack() as locked:
+        with ExitStack() as stack:
 
-        def make() -> str:
-            try:
-                check_contents(folder, config.resume)
-                folder.mkdir(parents=True, exist_ok=True)
-                return stack.enter_context(tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-")).name
-            except OSError as error:
-                mistake = f"cannot write to output_dir {folder} ({error.strerror}): choose another folder"
-                raise InputError(mistake) from error
+            def make() -> str:
+                try:
+                    if folder.is_dir():  # first, or a run that is under way would be described as one that has ended
+                        locked.enter_context(_lock(folder))
+                    check_contents(folder, config.resume)
+                    if not folder.is_dir():
+                        folder.mkdir(parents=True)
+                        locked.enter_context(_lock(folder))
+                    return stack.enter_context(tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-")).name
+                except OSError as error:
+                    mistake = f"cannot write to output_dir {folder} ({error.strerror}): choose another folder"
+                    raise InputError(mistake) from error
 
-        probe = on_first(make) or ""
-        seen = (folder / from_first(Path(probe).name)).exists() and os.access(folder, os.W_OK)
-        if not np.all(multihost_utils.process_allgather(np.array(seen))):  # or the first save would wait for ever
-            raise InputError(
-                f"not every host finds in output_dir {folder} what process 0 writes there: output_dir must be on "
-                "storage that all hosts share and may write to"
-            )
-    return folder
+            probe = on_first(make) or ""
+            seen = (folder / from_first(Path(probe).name)).exists() and os.access(folder, os.W_OK)
+            if not np.all(multihost_utils.process_allgather(np.array(seen))):  # or the first save would wait for ever
+                raise InputError(
+                    f"not every host finds in output_dir {folder} what process 0 writes there: output_dir must be on "
+                    "storage that all hosts share and may write to"
+                )
+        yield folder
+
+
+def _lock(folder: Path) -> AbstractContextManager[None]:
+    remedy = "wait for its end, or choose another output_dir"
+    return lock.held(folder / ".lock", f"output_dir {folder}", remedy)
 
 
 def check_contents(folder: Path, resume: str) -> None:
@@ -418,9 +456,10 @@ def write_records(folder: Path, config: Config) -> None:
 def _log_differences(path: Path, config: Config) -> None:
     """Logs the fields in which `config` differs from the one at `path`."""
     try:
-        earlier = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        logger.warning("what this run's config was so far is unknown, since %s cannot be read: it is rewritten", path)
+        earlier = read_json(path, dict)
+    except (OSError, UnreadableJSON) as error:
+        reason = getattr(error, "strerror", None) or error
+        logger.warning("what this run's config was so far is unknown: %s (%s) is rewritten", path, reason)
         return
     for name, (now, before) in configs.differences(config, earlier).items():
         logger.warning("this run goes on with another %s: %s, it was %s", name, now, before)

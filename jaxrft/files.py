@@ -1,11 +1,15 @@
 """Reads JSON of unknown origin, writes files atomically, and keeps names inside their folder. Imports only `errors`."""
 
+import errno
 import json
 import os
 import re
-from contextlib import suppress
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 T = TypeVar("T")
 
@@ -48,8 +52,7 @@ def parse_json(text: str | bytes, kind: type[T], *, max_bytes: int = MAX_JSON_BY
 
 def read_json(path: Path, kind: type[T], *, max_bytes: int = MAX_JSON_BYTES) -> T:
     """Reads a file of one JSON document as `parse_json` does; raises OSError when the file cannot be opened."""
-    with path.open("rb") as file:
-        return parse_json(file.read(max_bytes + 1), kind, max_bytes=max_bytes)
+    return parse_json(read_regular(path, max_bytes + 1), kind, max_bytes=max_bytes)
 
 
 def _reject_constant(name: str) -> None:
@@ -79,20 +82,63 @@ def inside(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def replace_file(path: Path, content: str | bytes) -> None:
-    """Writes a file that never exists in part, and leaves the old one when it cannot.
+def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
+    """Opens a regular file, as os.open does with `flags`, and returns its descriptor.
 
-    Raises OSError. The content goes to a new file `.NAME.tmp` in the same folder first. That name is never followed
-    as a link.
+    Raises OSError for a folder, a device and a pipe, which it would wait for, and with os.O_NOFOLLOW for a link.
     """
-    data = content.encode() if isinstance(content, str) else content
+    try:
+        descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP and flags & os.O_NOFOLLOW:
+            raise OSError(errno.ELOOP, "it is a link", str(path)) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return descriptor
+
+
+def read_regular(path: Path, max_bytes: int = -1, *, flags: int = os.O_RDONLY) -> bytes:
+    """Reads the first `max_bytes` bytes, or all, of a file that is opened by `open_regular`."""
+    with os.fdopen(open_regular(path, flags), "rb") as file:
+        return file.read(max_bytes)
+
+
+@contextmanager
+def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """Opens a file that takes the place of `path` at the end of the block, and not at all when the block raises.
+
+    So `path` never exists in part. Raises OSError. What is written goes to a new file `.NAME.tmp` in the same folder
+    first. That name is never followed as a link. A `durable` file outlasts a loss of power.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)  # left by a process that was killed
     try:
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
-            file.write(data)
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:
+    except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def replace_file(path: Path, content: str | bytes, *, durable: bool = True) -> None:
+    """Writes `content` to a file as `replacing` does."""
+    with replacing(path, durable=durable) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, a folder with all that is in it, or a link, but nothing that a link leads to; no error if absent.
+
+    Raises OSError for what cannot be removed.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 
 from jaxrft import launch, witness
+from jaxrft.files import replace_file
 from jaxrft.types import InputError
 
 BEAT = 2.0  # seconds from one sign of life to the next
@@ -53,8 +54,10 @@ def _beating(own: Path) -> Iterator[None]:
         while not over.wait(BEAT if number else 0):
             number += 1
             with suppress(OSError):  # such as a full disk: no sign of life is no reason to die
+                if own.parent.is_symlink():
+                    own.parent.unlink()
                 own.parent.mkdir(exist_ok=True)
-                own.write_text(str(number), encoding="utf-8")
+                replace_file(own, str(number), durable=False)
 
     heart = threading.Thread(target=beat, daemon=True)
     heart.start()

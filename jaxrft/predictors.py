@@ -3,16 +3,16 @@
 import hashlib
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from jaxrft.files import parse_json, replace_file
 from jaxrft.select import fitting
 from jaxrft.select.attention import NEEDS, Calibration, Params
 from jaxrft.types import Array, InputError, Missing
@@ -53,12 +53,10 @@ def save(path: str | Path, predictor: Predictor) -> None:
     settings = {name: getattr(predictor, name) for name in ("calibration", "temperature", "top_k")}
     settings["embeddings"] = predictor.embeddings._asdict()
     _assembled(str(path), tensors, settings)
-    fresh = path.with_name(f".{path.name}.tmp")
+    metadata = {"format": FORMAT, "settings": json.dumps(settings)}
     try:
-        save_file(tensors, fresh, metadata={"format": FORMAT, "settings": json.dumps(settings)})
-        os.replace(fresh, path)
-    except (OSError, SafetensorError) as error:
-        fresh.unlink(missing_ok=True)
+        replace_file(path, safetensors.numpy.save(tensors, metadata))
+    except OSError as error:
         raise InputError(f"cannot write {path} ({error}): give a folder where you may write") from error
 
 
@@ -74,7 +72,7 @@ def load(path: str | Path) -> Predictor:
             metadata = file.metadata() or {}
             found = metadata.get("format", "something else")
             tensors = {name: file.get_tensor(name) for name in file.keys()} if found == FORMAT else {}
-            settings = json.loads(metadata.get("settings", "null"))
+            settings = parse_json(metadata.get("settings", ""), dict) if found == FORMAT else {}
     except (OSError, SafetensorError, TypeError, ValueError) as error:  # numpy lacks some of its types, as bfloat16
         raise InputError(f"{path} cannot be read as a predictor ({error}): {PREPARE}") from error
     if found != FORMAT:
@@ -121,7 +119,7 @@ def _assembled(where: str, tensors: dict[str, np.ndarray], settings: Any) -> Pre
         calibration, temperature, top_k = (settings[name] for name in ("calibration", "temperature", "top_k"))
         fits = calibration in get_args(Calibration) and math.isfinite(temperature) and temperature > 0
         fits = fits and (top_k is None or (isinstance(top_k, int) and top_k >= 1)) and origin.width >= 1
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         fits = False
     if not fits:
         raise InputError(f"{where}: its settings {settings} are not those of a predictor: {PREPARE}")

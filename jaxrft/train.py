@@ -37,9 +37,10 @@ def train(config: Config, *, reward: Any = None) -> RunState:
 
     `reward` takes the place of `config.rewards`: a function of TRL's signature at the top level of a module or script,
     or a dict of several by name. Returns the final state; the policy is exported to <output_dir>/policy, LoRA's
-    adapters to <output_dir>/adapter as well. SIGTERM and Ctrl-C save and return early. Raises InputError for mistakes
-    in config or data, before anything of a run that is in the folder already is touched. While the disk is full a run
-    goes on without checkpoints, and says so; raises InputError if it is still full at the end, or at a stop.
+    adapters to <output_dir>/adapter as well. SIGTERM, SIGHUP and Ctrl-C save and return early. Raises InputError for
+    mistakes in config or data, before anything of a run that is in the folder already is touched, and while another
+    process uses the folder. While the disk is full a run goes on without checkpoints, or without metrics, and says so;
+    raises InputError if it is still full at the end, or at a stop.
     """
     return advance(config, reward)[0]
 
@@ -50,9 +51,9 @@ def advance(config: Config, reward: Any = None) -> tuple[RunState, bool]:
     if functions is not None:
         config = dataclasses.replace(config, rewards=tuple(functions))
     mesh = runtime.start(config)
-    folder = open_folder(config)
-    config = runtime.dated(config)
     with ExitStack() as stack:
+        folder = stack.enter_context(open_folder(config))
+        config = runtime.dated(config)
         pool = stack.enter_context(runtime.open_rewards(config, functions))
         run, state = set_up(config, mesh, pool)
         stack.enter_context(runtime.on(mesh, config))
@@ -72,6 +73,7 @@ def advance(config: Config, reward: Any = None) -> tuple[RunState, bool]:
         state, stopping = loop(run, state, folder, checkpoints, report, stopped)
         if not stopping:
             display.say(runtime.export(config, run.lm, state.params, folder))
+        checkpoint.on_first(report.check_written)  # last, since nothing else depends on it
         return state, not stopping
 
 
@@ -164,18 +166,17 @@ def loop(
             halt(step)
             break
     report.flush()
-    checkpoint.on_first(report.check_written)
     return state, stopping
 
 
 def save(checkpoints: Checkpoints, report: Reporter, state: RunState, *, must: bool) -> None:
     """Saves the state; unless it `must` be, a run goes on without, and says so, when the disk does not take it.
 
-    Metrics come first: a kill would lose the lines that a checkpoint has left behind.
+    Metrics come first, since a kill would lose the lines that a checkpoint has left behind, but do not have to be
+    written: those that wait in memory are worth less than the state.
     """
+    report.flush()
     try:
-        report.flush()
-        checkpoint.on_first(report.check_written)
         checkpoints.save(state)
     except InputError as error:
         if must:

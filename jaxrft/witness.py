@@ -7,6 +7,7 @@ half a minute after another has hung. Nothing in a process can answer that, but 
 its witness tells how it ended. Where a witness dies with its process, as in a container, those of the others speak.
 """
 
+import os
 import signal
 import sys
 import time
@@ -14,9 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from jaxrft import signals
+from jaxrft.files import read_regular, replace_file
 
 OVER = "over"  # on standard input: the process ended by itself; anything else: by SIGABRT; nothing: it was killed
 GONE, ENDED = "gone", "ended"  # the sign that a witness leaves of a process that was killed, and that JAX ended
+MAX_BYTES = 100  # of a sign
 SILENT = 12.0  # seconds without a new sign after which a process counts as gone
 
 
@@ -32,7 +35,7 @@ def gone(signs: Path, others: list[int]) -> list[int]:
 
 def _read(sign: Path) -> str:
     with suppress(OSError):
-        return sign.read_text(encoding="utf-8")
+        return read_regular(sign, MAX_BYTES, flags=os.O_RDONLY | os.O_NOFOLLOW).decode(errors="replace")
     return ""
 
 
@@ -52,7 +55,7 @@ def main(folder: str, own: str, count: str) -> None:
         return
     signs, number = Path(folder), int(count)
     with suppress(OSError):
-        (signs / own).write_text(ENDED if said else GONE, encoding="utf-8")
+        replace_file(signs / own, ENDED if said else GONE, durable=False)
     if found := gone(signs, [index for index in range(number) if index != int(own)]):
         with suppress(OSError):
             print(f"jaxrft: error: {sentence(found, number)}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 import zlib
 from contextlib import suppress
@@ -35,6 +36,13 @@ def starts(prompts, completions, *, answer, **columns):
             sent.touch()
             os.kill(trainer(), signal.Signals[os.environ["SEND"]])
     return [float(text[:1] != "" and text[0] in first) for text, first in zip(completions, answer, strict=True)]
+
+
+def chatty(prompts, completions, *, answer, **columns):
+    """As `starts`, but prints at length."""
+    print("日", "x" * 10_000, flush=True)
+    print("日", file=sys.stderr, flush=True)
+    return starts(prompts, completions, answer=answer)
 
 
 def unsure(prompts, completions, *, answer, **columns):

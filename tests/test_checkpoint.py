@@ -6,6 +6,7 @@ import gc
 import hashlib
 import json
 import logging
+import os
 import re
 import resource
 import shutil
@@ -13,13 +14,14 @@ import subprocess
 from contextlib import contextmanager
 
 import helpers
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxrft import config as configs
 from jaxrft import train
-from jaxrft.checkpoint import Checkpoints, RunState, Tally, check_room, open_folder, saved_steps, write_records
+from jaxrft.checkpoint import Checkpoints, RunState, Tally, check_room, flaw_of, open_folder, saved_steps, write_records
 from jaxrft.config import Config, TasksConfig
 from jaxrft.report.console import Display
 from jaxrft.report.log import Reporter
@@ -53,13 +55,15 @@ def fill(folder, names):
 @pytest.mark.parametrize("url", ["gs://bucket/run", "s3://bucket/run", "file:///run"])
 def test_a_url_is_no_folder(url, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=f"output_dir {url} is a URL.*mounted"):
-        open_folder(settings(url))
+    with pytest.raises(InputError, match=f"output_dir {url} is a URL.*mounted"), open_folder(settings(url)):
+        pass
     assert not list(tmp_path.iterdir())
 
 
 def test_opening_leaves_nothing_behind(tmp_path):
-    assert open_folder(settings(tmp_path / "a/run")) == tmp_path / "a/run"
+    with open_folder(settings(tmp_path / "a/run")) as folder:
+        assert folder == tmp_path / "a/run"
+        assert [path.name for path in folder.iterdir()] == [".lock"]
     assert not list((tmp_path / "a/run").iterdir())
     saved(tmp_path / "a/run")  # a mistake found before the first checkpoint
     assert not list((tmp_path / "a/run").iterdir())
@@ -77,8 +81,8 @@ def test_opening_leaves_nothing_behind(tmp_path):
 )
 def test_a_folder_that_would_be_overwritten_is_refused(resume, names, wanted, tmp_path):
     fill(tmp_path, names)
-    with pytest.raises(InputError, match=wanted):
-        open_folder(settings(tmp_path, resume=resume))
+    with pytest.raises(InputError, match=wanted), open_folder(settings(tmp_path, resume=resume)):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -93,9 +97,23 @@ def test_a_folder_that_would_be_overwritten_is_refused(resume, names, wanted, tm
 )
 def test_a_folder_that_is_used(resume, names, afresh, tmp_path, caplog):
     fill(tmp_path, names)
-    with caplog.at_level(logging.INFO, "jaxrft"):
-        open_folder(settings(tmp_path, resume=resume))
+    with caplog.at_level(logging.INFO, "jaxrft"), open_folder(settings(tmp_path, resume=resume)):
+        pass
     assert ["starts afresh" in message for message in caplog.messages] == [True] * afresh
+
+
+def test_a_folder_is_used_by_one_run_at_a_time(tmp_path, caplog):
+    fill(tmp_path, ["config.json"])
+    with open_folder(settings(tmp_path)):
+        caplog.clear()
+        for resume in ("auto", "never"):
+            wanted = f"output_dir {tmp_path} is in use by process {os.getpid()} on host .*: wait for its end, or choose"
+            with pytest.raises(InputError, match=wanted), open_folder(settings(tmp_path, resume=resume)):
+                pass
+        assert not caplog.messages  # such as that the other run has ended
+    with open_folder(settings(tmp_path)):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(configure, whole, tmp_path, caplog):
@@ -108,7 +126,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(configure, whole,
     assert "goes on with another" not in caplog.text  # output_dir differs, but nothing goes on
 
 
-@pytest.mark.parametrize("text", ["", '{"steps": 3, "se', "3", "\0\xff"])
+@pytest.mark.parametrize("text", ["", '{"steps": 3, "se', "3", "null", "[" * 100_000, '{"steps": NaN}', "\0\xff"])
 def test_a_config_that_cannot_be_read_is_rewritten(text, tmp_path, caplog):
     saved(tmp_path, 1)
     (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
@@ -217,6 +235,30 @@ def test_room_for_a_checkpoint_of_several_processes_is_looked_for_first(tmp_path
         check_room(tmp_path / "checkpoints", 10**18)
 
 
+def change(folder, name, content):
+    """Puts other content, None = none, into a file of a checkpoint, and its digest into the sums."""
+    sums = folder / "SHA256SUMS"
+    lines = [line for line in sums.read_text().splitlines(keepends=True) if not line.endswith(f"  {name}\n")]
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+        lines.append(f"{hashlib.sha256(content).hexdigest()}  {name}\n")
+    sums.write_text("".join(lines))
+
+
+IDENTITIES = {  # content of identity.json, whose sum is right -> what is said of it
+    "garbage": (b"\xff\xfe", "identity.json cannot be read: it is not UTF-8 text"),
+    "null": (b"null", "identity.json cannot be read: it holds null, not an object"),
+    "a list": (b"[1, 2]", "identity.json cannot be read: it holds a list, not an object"),
+    "a number": (b"7", "identity.json cannot be read: it holds a number, not an object"),
+    "deep": (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "identity.json cannot be read: it is nested more than"),
+    "cut": (b'{"a": 1', "identity.json cannot be read: it is not JSON"),
+    "empty": (b"", "identity.json cannot be read: it is empty"),
+    "a huge number": (b'{"a": ' + b"1" * 5000 + b"}", "identity.json cannot be read: it is not JSON"),
+    "missing": (None, "it has no identity.json"),
+}
+
+
 def damage(folder, how):
     """Tears a checkpoint."""
     sums, data = folder / "SHA256SUMS", max(folder.glob("state/**/d/*"), key=lambda path: path.stat().st_size)
@@ -235,10 +277,22 @@ def damage(folder, how):
         sums.touch()
     elif how == "the sums are lost":
         sums.unlink()
+    elif how == "the sums are a folder":
+        sums.unlink()
+        sums.mkdir()
+    elif how == "the sums are a pipe":
+        sums.unlink()
+        os.mkfifo(sums)
+    elif how == "the sums are no text":
+        sums.write_bytes(b"\xff" * 100)
     elif how == "orbax cannot read it":
-        (folder / "state/_METADATA").write_text("{}")
-        digest = hashlib.sha256(b"{}").hexdigest()
-        sums.write_text(re.sub("[0-9a-f]{64}(?=  state/_METADATA)", digest, listed))
+        change(folder, "state/_METADATA", b"{}")
+    elif how == "orbax finds it too deep":
+        change(folder, "state/_METADATA", b"[" * 100_000)
+    elif how == "a tree of other shapes":
+        change(folder, "state/_METADATA", b'{"tree_metadata": {"a": null}}')
+    elif how.startswith("identity: "):
+        change(folder, "identity.json", IDENTITIES[how.removeprefix("identity: ")][0])
     return folder
 
 
@@ -248,12 +302,34 @@ DAMAGES = {
     "a file is lost": r"state/\S+ is missing",
     "the sums are cut": r"state/\S+ is not as SHA256SUMS says",
     "the sums are cut to nothing": "SHA256SUMS is empty",
+    "the sums are a folder": "it cannot be read: .+",
+    "the sums are a pipe": "it cannot be read: .+",
+    "the sums are no text": "it cannot be read: .+",
+    **{f"identity: {name}": f"{said}.*" for name, (_, said) in IDENTITIES.items()},
+    "orbax finds it too deep": "orbax cannot read it: .+",
+    "a tree of other shapes": "orbax cannot read it: .+",
     "the sums are lost": "it has no SHA256SUMS",
     "orbax cannot read it": "orbax cannot read it: .+",
 }
 
 
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """A run's folder with the checkpoint of step 1; copy it."""
+    return saved(tmp_path_factory.mktemp("good"), 1)
+
+
 @pytest.mark.parametrize("how", DAMAGES)
+def test_every_damage_is_named(how, good, tmp_path):
+    folder = damage(shutil.copytree(good, tmp_path / "run") / "checkpoints/1", how)
+    if not how.startswith(("orbax", "a tree")):
+        assert re.fullmatch(DAMAGES[how], flaw_of(folder))
+        return
+    with Checkpoints(folder.parent, keep=3, identity={}) as checkpoints:
+        assert re.fullmatch(DAMAGES[how], checkpoints._read(1, state(9))[1])
+
+
+@pytest.mark.parametrize("how", [*list(DAMAGES)[:2], "the sums are a pipe", "identity: deep", "orbax cannot read it"])
 def test_a_torn_checkpoint_is_passed_over_and_saved_anew(how, tmp_path, caplog):
     damage(saved(tmp_path, 1, 2, 3) / "checkpoints/3", how)
     before = helpers.contents(tmp_path)
@@ -276,6 +352,55 @@ def test_no_good_checkpoint_is_one_sentence_and_changes_nothing(tmp_path):
         with pytest.raises(InputError, match=wanted):
             checkpoints.restore(state(9))
     assert helpers.contents(tmp_path) == before
+
+
+NO_STEPS = ("²", "٣", "01", "+1", "-1", "1_0", "10" + "0" * 30, "3.0", " 3", "4294967296", "1e3", "½", "三")
+
+
+def test_only_the_folders_of_steps_are_checkpoints(tmp_path):
+    folder = saved(tmp_path, 1, 2) / "checkpoints"
+    for name in NO_STEPS:
+        (folder / name).mkdir()
+    (folder / "7").write_text("a plain file")
+    (folder / "8").symlink_to(folder / "nowhere")
+    (folder / "9").symlink_to(folder / "9")
+    with Checkpoints(folder, keep=1, identity={}) as checkpoints:
+        assert saved_steps(tmp_path) == [1, 2]
+        helpers.assert_same_bits(checkpoints.restore(state(9)), state(2))
+        for step in (7, 8):
+            checkpoints.save(state(step))
+            assert saved_steps(tmp_path) == [step]
+    assert {*NO_STEPS} < {path.name for path in folder.iterdir()} and not list(folder.glob("*saving*"))
+
+
+def test_links_of_a_folder_are_not_followed_by_what_is_written_or_removed(tmp_path):
+    """A checkpoint may have been moved to another disk; what is written there stays as it is."""
+    folder = saved(tmp_path, 1, 2) / "checkpoints"
+    (folder / "2").rename(tmp_path / "moved")
+    (folder / "2").symlink_to(tmp_path / "moved")
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious/file").write_text("kept")
+    for name in ("3.saving", "3.old.saving", "junk.saving"):
+        (folder / name).symlink_to(tmp_path / "precious")
+    (folder / "4.saving").write_text("a plain file")
+    before = helpers.contents(tmp_path / "moved") | helpers.contents(tmp_path / "precious")
+    with Checkpoints(folder, keep=1, identity={}) as checkpoints:
+        helpers.assert_same_bits(checkpoints.restore(state(9)), state(2))
+        checkpoints.save(state(3))
+    assert helpers.contents(tmp_path / "moved") | helpers.contents(tmp_path / "precious") == before
+    assert [path.name for path in folder.iterdir()] == ["3"]
+
+
+def test_memory_that_does_not_suffice_is_no_damage(tmp_path, monkeypatch):
+    saved(tmp_path, 1)
+
+    def restore(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    with Checkpoints(tmp_path / "checkpoints", keep=3, identity={}) as checkpoints:
+        monkeypatch.setattr(checkpoints.orbax, "restore", restore)
+        with pytest.raises(jax.errors.JaxRuntimeError):
+            checkpoints.restore(state(9))
 
 
 def test_the_newest_stay_and_none_of_a_later_step(tmp_path):

@@ -1,13 +1,14 @@
 import json
 import math
+import os
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrft.report import log, metrics
+from jaxrft.report import log, metrics, picture, records
 from jaxrft.report.console import Display
-from jaxrft.types import Choice, Feedback, Rollout, Tasks
+from jaxrft.types import Choice, Feedback, InputError, Rollout, Tasks
 
 NAN = math.nan
 
@@ -146,6 +147,182 @@ def test_a_resumed_log_is_cut_back_with_its_first_write(tmp_path, torn, start, k
     report.flush()
     assert [line["step"] for line in lines(path)] == [*kept, start + 1, start + 2]
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+DAMAGES = {
+    "bytes": b"\xff\xfe\x00",
+    "a number": b"7",
+    "null": b"null",
+    "nothing": b"",
+    "a list": b'[{"step": 1}]',
+    "no step": b'{"reward": 0.5}',
+    "a step that is none": b'{"step": "1"}',
+    "a step between two": b'{"step": 1.5}',
+    "true": b'{"step": true}',
+    "a negative step": b'{"step": -1}',
+    "an infinite value": b'{"step": 1, "reward": 1e999}',
+    "NaN": b'{"step": 1, "reward": NaN}',
+    "a huge value": b'{"step": 1, "reward": 1' + b"0" * 400 + b"}",
+    "a nested value": b'{"step": 1, "reward": [0.5]}',
+    "too deep": b'{"step": 1, "reward": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "a line that is cut": b'{"step": 1, "rew',
+    "too long": b"x" * (2 * records.MAX_LINE),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_lines_that_are_no_records_are_passed_over_and_kept_aside(damage, tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    good = [b'{"step": 0, "eval/a/greedy": 0.5}', b'{"step": 1, "eval/a/greedy": 0.75}', b'{"step": 2, "reward": 1.0}']
+    path.write_bytes(b"\n".join([good[0], damage, good[1], damage, good[2], damage]) + b"\n")
+    before = path.read_bytes()
+    report = reporter(tmp_path, start=2)
+    assert report.best("eval/a/greedy") == 0.75 and report.evaluated(1) and not report.evaluated(2)
+    count = before.count(b"\n") - 3 if damage else 3
+    assert len(caplog.messages) == 1 and f" lines of {path} are no records: the next write moves them to" in caplog.text
+    assert path.read_bytes() == before  # a mistake found before the first step changes nothing
+    report.add(3, step(0.5))
+    report.flush()
+    assert [line["step"] for line in lines(path)] == [0, 1, 2, 3]
+    kept = (tmp_path / "metrics.jsonl.damaged").read_bytes()
+    assert kept.replace(b"\n", b"") == damage * 3 and kept.count(b"\n") >= count
+    caplog.clear()
+    assert reporter(tmp_path, start=3).damaged == [] and not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        (None, "steps 1 to 4 any more"),
+        ("", "steps 1 to 4 any more"),
+        ('{"step": 1}\n{"step": 2}\n{"step": 3, "rew', "steps 3 to 4 any more"),
+        ('{"step": 0}\n{"step": 2}\n{"step": 4}\n', "steps 1, 3 any more"),
+        ('{"step": 1}\n{"step": 2}\n{"step": 3}\nnull\n', "step 4 any more"),
+    ],
+)
+def test_a_resumed_run_says_which_records_are_gone(content, wanted, tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    if content is not None:
+        path.write_text(content)
+    report = reporter(tmp_path, start=4)
+    (said,) = (message for message in caplog.messages if "has no record of" in message)
+    assert wanted in said
+    report.add(5, step(0.5))
+    report.flush()
+    assert lines(path)[-1]["step"] == 5
+
+
+def test_steps_are_said_in_spans():
+    assert records.spans([1, 2, 3, 5, 7, 8]) == "steps 1 to 3, 5, 7 to 8"
+    assert records.spans(list(range(0, 100, 2))) == "steps 0, 2, 4, 6, 8, and others up to 98"
+
+
+def test_a_run_that_starts_afresh_misses_nothing(tmp_path, caplog):
+    reporter(tmp_path, start=-1)
+    reporter(tmp_path, start=0)
+    assert not caplog.messages
+
+
+def at_work(tmp_path):
+    """A reporter that has written step 1, and the path of its file."""
+    report = reporter(tmp_path)
+    report.add(1, step(0.5))
+    report.flush()
+    return report, tmp_path / "metrics.jsonl"
+
+
+def goes_on(report, *steps):
+    for number in steps:
+        report.add(number, step(0.5))
+        report.flush()
+
+
+REMOVALS = {
+    "moved": (lambda path: path.rename(path.with_name("moved")), []),
+    "removed": (lambda path: path.unlink(), []),
+    "emptied": (lambda path: path.write_text(""), []),
+    "cut": (lambda path: path.write_bytes(path.read_bytes()[:20]), []),
+}
+
+
+@pytest.mark.parametrize(("remove", "kept"), REMOVALS.values(), ids=REMOVALS)
+def test_a_file_that_is_taken_away_is_begun_anew_and_it_is_said_once(remove, kept, tmp_path, caplog):
+    report, path = at_work(tmp_path)
+    remove(path)
+    goes_on(report, 2, 3)
+    assert [entry["step"] for entry in records.read(path).entries] == [2, 3]
+    assert len(caplog.messages) == 1 and "from outside" in caplog.messages[0]
+    report.check_written()
+
+
+PLACES = {
+    "a folder": lambda path, _: path.mkdir(),
+    "a dangling link": lambda path, other: path.symlink_to(other / "nowhere/file"),
+    "a link": lambda path, other: path.symlink_to(other),
+    "a link to itself": lambda path, _: path.symlink_to(path),
+    "a pipe": lambda path, _: os.mkfifo(path),
+    "a full device": lambda path, _: path.symlink_to("/dev/full"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_what_takes_the_place_of_the_file_is_left_alone_and_metrics_wait(place, tmp_path, caplog):
+    report, path = at_work(tmp_path)
+    path.unlink()
+    (tmp_path / "other").write_text("kept")
+    place(path, tmp_path / "other")
+    goes_on(report, 2, 3)
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("the metrics of step 2 wait in memory, and the run goes on: cannot write to")
+    with pytest.raises(InputError, match="the metrics of steps 2 to 3 are lost, since they could not be written"):
+        report.check_written()
+    assert (tmp_path / "other").read_text() == "kept"
+    path.rmdir() if path.is_dir() else path.unlink()
+    goes_on(report, 4)
+    report.check_written()
+    assert [line["step"] for line in lines(path)] == [2, 3, 4]
+
+
+def test_what_waits_in_memory_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(log, "WAITING", 3)
+    report, path = at_work(tmp_path)
+    path.unlink()
+    path.mkdir()
+    goes_on(report, *range(2, 10))
+    assert [entry["step"] for entry in report.unwritten] == [7, 8, 9]
+    path.rmdir()
+    with pytest.raises(InputError, match="the metrics of steps 2 to 6 are lost, since .*Is a directory"):
+        report.check_written()
+    assert [line["step"] for line in lines(path)] == [7, 8, 9]
+
+
+@pytest.mark.parametrize("place", [PLACES["a folder"], PLACES["a pipe"], PLACES["a link to itself"]])
+def test_what_is_no_file_at_the_start_is_one_sentence(place, tmp_path):
+    place(tmp_path / "metrics.jsonl", tmp_path)
+    with pytest.raises(InputError, match="cannot read .*metrics.jsonl .*: move it away"):
+        reporter(tmp_path)
+
+
+def test_what_is_kept_aside_goes_nowhere_else(tmp_path):
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / "metrics.jsonl.damaged").symlink_to(tmp_path / "precious")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnull\n')
+    report = reporter(tmp_path, start=1)
+    goes_on(report, 2)
+    assert (tmp_path / "precious").read_text() == "kept"
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\nnull\n'  # nothing is dropped
+    with pytest.raises(InputError, match="step 2 are lost.*it is a link"):
+        report.check_written()
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_picture_passes_over_what_is_no_record(damage, tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "eval/a/greedy": 0.5}\n' + damage + b"\n")
+    assert picture.series(picture.read(tmp_path), "eval/", "/greedy") == ([1], [0.5])
+    assert "that are no records" in capsys.readouterr().err
+    (tmp_path / "metrics.jsonl").write_bytes(damage + b"\n")
+    with pytest.raises(InputError, match="holds no records of steps"):
+        picture.read(tmp_path)
 
 
 def test_an_evaluation_that_a_stop_left_out_joins_its_line(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from jaxrft import runtime, train
 from jaxrft.config import EvalConfig, MeshConfig, SelectConfig, TasksConfig
+from jaxrft.types import InputError
 
 HARD = {  # every random stream, a reference policy, several updates a step
     "mini_batch_size": 4,
@@ -67,6 +68,35 @@ def test_a_signal_saves_within_the_step_and_the_run_goes_on(configure, world, wh
     evaluated = [line["step"] for line in rest if line.pop("eval/held_out/greedy", None) is not None]
     assert [first["step"], *evaluated] == [0, 3, 6]
     assert rest == helpers.metrics(folder)
+
+
+def test_checkpoints_and_policy_do_not_depend_on_the_metrics(configure, whole, tmp_path, monkeypatch):
+    run, save = tmp_path / "run", train.save
+
+    def disturbed(*arguments, **options):
+        if not (run / "metrics.jsonl").is_dir():
+            (run / "metrics.jsonl").rename(run / "moved")
+            (run / "metrics.jsonl").mkdir()
+        save(*arguments, **options)
+
+    monkeypatch.setattr(train, "save", disturbed)
+    with pytest.raises(InputError, match="the metrics of steps 3 to 6 are lost, since they could not be written: .*"):
+        train.train(configure(run))
+    assert helpers.checkpoints(run) == [3, 6]
+    policies = [(folder / "policy/model.safetensors").read_bytes() for folder in (run, whole[0])]
+    assert policies[0] == policies[1]
+
+
+def test_a_run_outlives_all_that_it_prints_to(configure, whole, tmp_path):
+    """Its own output, that of its rewards, and whatever a console of another encoding lacks."""
+    config = configure(tmp_path / "run", rewards=("graders:chatty",), log_completions_steps=1)
+    path = helpers.write_config(tmp_path / "config.py", config)
+    with open("/dev/full", "w") as full:
+        where = {"stdout": full, "stderr": full, "PYTHONIOENCODING": "latin-1"}
+        process = helpers.start("-m", "jaxrft", "train", path, **where)
+        assert process.wait(timeout=helpers.TIMEOUT) == 0
+    lines, wanted = helpers.metrics(config.output_dir), helpers.metrics(whole[0])
+    assert [line["reward"] for line in lines] == [line["reward"] for line in wanted]
 
 
 def test_under_nohup_hanging_up_stops_nothing():

@@ -44,6 +44,8 @@ from jaxrft.assets import TINY
 from jaxrft.bench import _curves, _savings, _similarity
 from jaxrft.bench._savings import Curve
 from jaxrft.config import Config, EvalConfig, ReplayConfig, SelectConfig, TasksConfig
+from jaxrft.files import UnreadableJSON, read_json, replace_file
+from jaxrft.report import records
 from jaxrft.tasks import builtin
 
 RESULTS = Path(__file__).parent / "results"
@@ -140,8 +142,8 @@ def train(run: Run, folder: Path) -> Curve:
     """The curve of a run, which is trained unless its folder has one."""
     home = home_of(run, folder)
     finished = home / "curve.json"
-    if finished.exists():
-        return Curve(**json.loads(finished.read_text()))
+    with contextlib.suppress(OSError, TypeError, UnreadableJSON):  # one that is damaged is made anew
+        return Curve(**read_json(finished, dict))
     share_programs(folder / "compiled")
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir()
@@ -150,10 +152,9 @@ def train(run: Run, folder: Path) -> Curve:
         state = training.train(config)
     if int(state.step) < config.steps:
         raise KeyboardInterrupt  # a signal stopped it
-    lines = [json.loads(line) for line in (home / "run/metrics.jsonl").read_text().splitlines()]
-    curve = read(lines, config.batch_size * config.num_generations)
+    curve = read(records.read(home / "run/metrics.jsonl").entries, config.batch_size * config.num_generations)
     shutil.rmtree(home / "run/checkpoints")
-    finished.write_text(json.dumps(curve._asdict()))
+    replace_file(finished, json.dumps(curve._asdict()))
     print(*run, f"{curve.held_out[0]:.3f} -> {_savings.final(curve):.3f}", flush=True)
     return curve
 

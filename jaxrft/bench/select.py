@@ -27,6 +27,8 @@ from jaxrft import mesh as meshes
 from jaxrft import train
 from jaxrft.assets import TINY
 from jaxrft.config import Config, TasksConfig
+from jaxrft.files import UnreadableJSON, read_json
+from jaxrft.report import records
 from jaxrft.select import attention, contract, selectors
 from jaxrft.tasks import builtin
 from jaxrft.types import Array, Choice, Feedback, Projections, Tasks
@@ -259,7 +261,7 @@ def quickstart(number: int = 12) -> float:
             num_generations=SMALL_GENERATIONS,
         )
         train.train(config)
-        lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+        lines = records.read(Path(folder) / "metrics.jsonl").entries
     seconds = [line["step_time"] for line in lines if "step_time" in line][2:]
     return statistics.median(seconds)
 
@@ -381,9 +383,9 @@ def earlier(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
     if not path.absolute().parent.is_dir():
         parser.error(f"the figures cannot be written to {path}: its folder does not exist")
     try:
-        found = json.loads(path.read_text()) if path.exists() else {}
+        found = read_json(path, dict) if path.exists() else {}
         fits = set(found) <= set(PARTS) and all({"conditions", "figures"} <= set(x) for x in found.values())
-    except (AttributeError, OSError, TypeError, ValueError):  # no JSON, or JSON of something else
+    except (OSError, TypeError, UnreadableJSON):  # no JSON, or JSON of something else
         found, fits = {}, False
     if not fits:
         parser.error(f"{path} does not hold the figures of this benchmark: name another file, or delete it")

@@ -16,10 +16,10 @@ import tyro
 from jax.sharding import Mesh
 from safetensors.numpy import save
 
-from jaxrft import runtime
+from jaxrft import files, runtime
 from jaxrft.checkpoint import on_first
 from jaxrft.config import Config
-from jaxrft.prepare.journal import Journal, begun, finished, identity_at, note_of, replacing, writing
+from jaxrft.prepare.journal import Journal, begun, finished, identity_at, note_of, open_own, replacing, writing
 from jaxrft.report.console import Display
 from jaxrft.runtime import LanguageModel
 from jaxrft.tasks import embeddings, mixture, sources, table
@@ -163,7 +163,7 @@ def place_of(job: Job, number: int) -> int:
 def store(job: Job, number: int, rows: np.ndarray) -> None:
     """Writes the rows of a batch; when it returns, they outlast a kill or a loss of power."""
     path = rows_of(job.out)
-    with writing(path), path.open("r+b" if path.exists() else "wb") as file:
+    with writing(path), open_own(path, "r+b") as file:
         file.seek(place_of(job, number))
         file.write(rows.tobytes())
         file.flush()
@@ -173,7 +173,10 @@ def store(job: Job, number: int, rows: np.ndarray) -> None:
 def forget_lost(job: Job, journal: Journal) -> None:
     """Leaves in `journal.done` the batches whose rows are those that were noted, not some of a file since removed."""
     path = rows_of(job.out)
-    content = path.read_bytes() if journal.done and path.exists() else b""
+    content = b""
+    if journal.done and path.exists():
+        with writing(path):
+            content = files.read_regular(path, flags=os.O_RDONLY | os.O_NOFOLLOW)
     for number, digest in list(journal.done.items()):
         if table.digest(content[place_of(job, number) : place_of(job, number + 1)]) != digest:
             del journal.done[number]

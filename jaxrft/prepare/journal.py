@@ -1,49 +1,54 @@
 """What a long job has done so far, so that a kill costs no more than the piece of work in hand."""
 
-import errno
-import fcntl
 import json
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxrft import files, lock
 from jaxrft.types import InputError
+
+logger = logging.getLogger(__name__)
 
 
 class Journal:
     """A file of JSON lines: what the job is, then a line for every piece of work, by its number, as soon as it is done.
 
-    `done` maps the numbers of finished pieces to what came of them. A last line torn by a kill is cut off. A context
-    manager, which leaves the file for the next process that goes on, unless there is nothing in it. While it is open
-    no other process opens it, where the file system has locks.
+    `done` maps the numbers of finished pieces to what came of them. A last line torn by a kill is cut off. Other lines
+    that are no JSON, and results that do not fit, are passed over and left in the file: their pieces are done anew. A
+    context manager, which leaves the file for the next process that goes on, unless there is nothing in it. While it
+    is open no other process opens it.
     """
 
-    def __init__(self, path: Path, identity: dict[str, Any]):
+    def __init__(self, path: Path, identity: dict[str, Any], fits: Callable[[int, Any], bool] = lambda *_: True):
         """Opens the journal at `path`, or begins one for the job that `identity` tells from all others.
 
-        Raises InputError, which names the first difference, when the one at `path` is another job's and has begun, and
-        when another process is at it.
+        `fits` says whether a result is one of the piece of that number. Raises InputError, which names the first
+        difference, when the one at `path` is another job's and has begun, and when another process is at it.
         """
         self.path = path
         identity = json.loads(json.dumps(identity))
+        remedy = "wait for the end of that command, or choose another file"
         with writing(path), ExitStack() as stack:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = stack.enter_context(path.open("ab"))
-            _lock(self._file, path)
-            (saved, *entries), end = _read(path)
-            self.done: dict[int, Any] = {number: result for number, result in entries}
-            if self.done:
-                _check(path, identity, saved)
-            self._file.truncate(end if self.done else 0)
+            stack.enter_context(lock.held(path.with_name(f".{path.name}.lock"), f"{path}", remedy))
+            self._file = stack.enter_context(open_own(path, "ab"))
+            found = _read(path)
+            self.done = {number: result for number, result in found.pieces.items() if fits(number, result)}
+            if found.pieces:
+                _check(path, identity, found.identity)
+                _say_damage(path, found, len(self.done))
+            self._file.truncate(found.end if self.done else 0)
             if not self.done:  # a job that has done nothing yet is any job
                 self._write(identity)
-            stack.pop_all()  # stays open
+            self._open = stack.pop_all()
 
     def add(self, number: int, result: Any) -> None:
         """Notes that piece `number` is done; when it returns, the note outlasts a kill or a loss of power."""
@@ -57,9 +62,9 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         """Closes the file; one without any finished piece goes."""
-        self._file.close()
-        if not self.done:
-            self.path.unlink(missing_ok=True)
+        with self._open:
+            if not self.done:
+                self.path.unlink(missing_ok=True)
 
     def _write(self, entry: Any) -> None:
         self._file.write(json.dumps(entry).encode() + b"\n")
@@ -79,15 +84,17 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of `path`, which is at no time there in part; as in `writing`."""
-    fresh = path.with_name(f".{path.name}.tmp")
+    """Opens a file that takes the place of `path` at the end of the block; errors are as in `writing`."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with fresh.open("wb") as file:
+        with files.replacing(path) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, path)
+
+
+def open_own(path: Path, mode: Literal["ab", "r+b"]) -> BinaryIO:
+    """Opens a file that only this command writes, makes it if need be, and follows no link to a file of others."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | (os.O_APPEND if mode == "ab" else 0)
+    return os.fdopen(files.open_regular(path, flags), mode)
 
 
 def note_of(out: Path) -> Path:
@@ -104,49 +111,58 @@ def finished(journal: Journal | None, number: int) -> np.ndarray:
 
 def begun(path: Path) -> bool:
     """Whether there is a journal at `path` with a finished piece of work."""
-    return len(_read(path)[0]) > 1
+    with writing(path):
+        return bool(_read(path).pieces)
 
 
 def identity_at(path: Path) -> dict[str, Any]:
     """Returns what job the journal at `path` is of, {} when there is none with a finished piece of work."""
-    (identity, *entries), _ = _read(path)
-    return identity if entries else {}
+    with writing(path):
+        found = _read(path)
+    return found.identity if found.pieces else {}
 
 
-def _lock(file: Any, path: Path) -> None:
-    """Keeps other processes from a journal until the file is closed; raises InputError when one is at it."""
+class _Content(NamedTuple):
+    """What is in the file of a journal."""
+
+    identity: dict[str, Any]
+    pieces: dict[int, Any]  # number -> result
+    damaged: int  # lines that are neither
+    end: int  # the byte where the last whole line ends
+
+
+def _read(path: Path) -> _Content:
+    """Reads a journal; raises InputError for a file that is something else, which must not be written over."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(file.fileno()).st_nlink == 0:  # another process removed it at its end, after it was opened here
-            raise BlockingIOError
-    except BlockingIOError as error:
-        raise InputError(f"another command is writing {path}: wait for its end, or choose another file") from error
-    except OSError as error:
-        if error.errno not in (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK):  # what file systems without locks say
-            raise
+        content = files.read_regular(path, flags=os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        content = b""
+    end = content.rfind(b"\n") + 1
+    first, *lines = content[:end].split(b"\n")[:-1] or [b"{}"]
+    parsed = [_parse(line) for line in lines]
+    pieces = dict(piece for piece in parsed if piece is not None)
+    try:
+        if (end == 0 and content[:1] not in (b"", b"{")) or (lines and not pieces):
+            raise files.UnreadableJSON("it has no line of a journal")
+        identity = files.parse_json(first, dict)
+    except files.UnreadableJSON as error:
+        raise InputError(f"{path} is not the journal of a command: move it away, or choose another file") from error
+    return _Content(identity, pieces, parsed.count(None), end)
 
 
-def _read(path: Path) -> tuple[list[Any], int]:
-    """The entries of a journal, the identity first, and the byte where the last whole line ends.
+def _parse(line: bytes) -> tuple[int, Any] | None:
+    """Returns (number, result) of a line, None for a damaged one."""
+    try:
+        number, result = files.parse_json(line, list)
+    except ValueError:  # no JSON, no list, or one of another length
+        return None
+    return (number, result) if type(number) is int else None
 
-    Raises InputError for a file that is something else, which must not be written over.
-    """
-    entries, end = [], 0
-    content = path.read_bytes() if path.exists() else b""
-    fits = not content or content.startswith(b"{")
-    for line in content.splitlines(keepends=True):
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            break
-        if not line.endswith(b"\n"):
-            break
-        fits = fits and (not entries or isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], int))
-        entries.append(entry)
-        end += len(line)
-    if not fits:
-        raise InputError(f"{path} is not the journal of a command: move it away, or choose another file")
-    return entries or [None], end
+
+def _say_damage(path: Path, found: _Content, fitting: int) -> None:
+    """Logs how many lines of a journal are passed over."""
+    if passed := found.damaged + len(found.pieces) - fitting:
+        logger.warning("passing over %d damaged lines of %s: what they noted is done anew", passed, path)
 
 
 def _check(path: Path, identity: dict[str, Any], saved: dict[str, Any]) -> None:

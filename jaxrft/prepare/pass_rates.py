@@ -7,7 +7,7 @@ import dataclasses
 import datetime
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -157,7 +157,8 @@ def measure_set(job: Job, column: str) -> bool:
     """Measures one set and writes its file; False when a signal ended it early."""
     named = {"column": column} | identity(job)
     with ExitStack() as stack:
-        journal = on_first(lambda: stack.enter_context(Journal(note_of(job.out), named)))
+        fits = partial(is_result, job, table.batches(job.table.lengths, job.config.batch_size))
+        journal = on_first(lambda: stack.enter_context(Journal(note_of(job.out), named, fits)))
         visible = jax.process_index() == 0
         display = Display(len(job.table.lengths), visible=visible, unit=f"{job.tasks.title}, task")
         if not roll_out(job, journal, stack.enter_context(display)):
@@ -168,6 +169,18 @@ def measure_set(job: Job, column: str) -> bool:
         if visible:
             show(display, f"{column} in {job.out}", counts)
     return True
+
+
+def is_result(job: Job, parts: Sequence[np.ndarray], number: int, result: Any) -> bool:
+    """Returns whether `result` can be what `roll_out` notes of the batch `number` of `parts`."""
+    if not 0 <= number < len(parts):
+        return False
+    try:
+        successes, trials = np.array(result, np.float64)
+    except (OverflowError, TypeError, ValueError):
+        return False
+    fits = (successes >= 0) & (successes <= trials) & (trials <= job.config.num_generations) & (trials % 1 == 0)
+    return fits.shape == (len(parts[number]),) and bool(fits.all())
 
 
 def write(job: Job, column: str, counts: Counts) -> None:

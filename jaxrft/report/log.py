@@ -6,16 +6,20 @@ import math
 import os
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from jaxrft.checkpoint import writing
-from jaxrft.files import replace_file
+import jax
+
+from jaxrft.checkpoint import on_first, writing
+from jaxrft.files import open_regular, replace_file
+from jaxrft.report import records
 from jaxrft.report.console import Display
 from jaxrft.types import InputError
 
 logger = logging.getLogger(__name__)
+
+WAITING = 10_000  # entries that wait in memory at most, 20 MB of those of an ordinary run
 
 
 def plain(value: Any) -> float | int | str | None:
@@ -26,15 +30,6 @@ def plain(value: Any) -> float | int | str | None:
     return number if math.isfinite(number) else None
 
 
-def read(path: Path, last: int) -> list[dict[str, Any]]:
-    """The entries up to step `last`; a line torn by a kill in the middle of a write is passed over."""
-    entries = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        with suppress(ValueError):
-            entries.append(json.loads(line))
-    return [entry for entry in entries if entry["step"] <= last]
-
-
 def _lines(entries: list[dict[str, Any]]) -> str:
     return "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in entries)
 
@@ -43,17 +38,40 @@ class Reporter:
     """Writes the metrics of a step when the next one is under way.
 
     With its first write it cuts the file back to `start`, the step that the run goes on from (-1 = afresh), so that
-    each step stands there once; until then the file stays as it is. What a full disk does not take it writes later.
+    each step stands there once; until then the file stays as it is. Lines that are no records then move to another
+    file, `metrics.jsonl.damaged`. What the file system does not take, as on a full disk, or while something else has
+    the place of the file, waits in memory, WAITING entries at most, and is written later. A file that was removed is
+    begun anew.
     """
 
     def __init__(self, path: Path, display: Display, *, start: int = -1, write: bool = True):
-        """To `path`, if this process is the one that writes."""
+        """Opens the log at `path`, if this process is the one that writes; raises InputError if it cannot be read."""
+        found = on_first(lambda: records.read(path, start)) if write or jax.process_count() > 1 else None
         self.path, self.display, self.write = path, display, write
-        self.earlier: list[dict[str, Any]] | None = read(path, start) if write else []
+        self.earlier: list[dict[str, Any]] | None = found.entries if found else []
+        self.damaged: list[bytes] = found.damaged if found else []
         self.step, self.metrics = start, {}
         self.unwritten: list[dict[str, Any]] = []
-        self.trouble: InputError | None = None  # why they are
+        self.dropped: list[int] = []  # steps for which there was no more room in memory
+        self.trouble = ""  # why they are
+        self.size = 0  # of the file after the last write
         self.without_signal = 0
+        if found:
+            self._say_damage(found.entries, start)
+
+    def _say_damage(self, entries: list[dict[str, Any]], start: int) -> None:
+        """Says how many lines are no records, and which steps have none."""
+        if self.damaged:
+            kept = _damaged(self.path)
+            logger.warning(
+                "%d lines of %s are no records: the next write moves them to %s", len(self.damaged), self.path, kept
+            )
+        known = {entry["step"] for entry in entries}
+        if missing := [step for step in range(1, start + 1) if step not in known]:
+            steps = records.spans(missing)
+            logger.warning(
+                "%s has no record of %s any more, nor of evaluations there: the run goes on", self.path, steps
+            )
 
     def evaluated(self, step: int) -> bool:
         """Whether the file has an evaluation of the step that the run goes on from."""
@@ -62,7 +80,7 @@ class Reporter:
     def best(self, name: str) -> float:
         """The highest value of a metric at any step up to the one that the run goes on from; -infinity without any."""
         values = [entry.get(name) for entry in self.earlier or () if entry["step"] > 0]
-        return max((value for value in values if value is not None), default=-math.inf)
+        return max((value for value in values if isinstance(value, int | float)), default=-math.inf)
 
     def add(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Holds metrics of `step`, device scalars among them; more of the same step join them."""
@@ -87,40 +105,52 @@ class Reporter:
             self._say_without_signal(entry["frac_reward_zero_std"] == 1.0 and entry["grad_norm"] == 0.0)
 
     def check_written(self) -> None:
-        """Raises InputError when the disk has not taken all."""
+        """Raises InputError when metrics are not written, after one more try."""
         if self.unwritten:
             self._write()
-        if self.trouble:
-            raise self.trouble
+        if lost := self.dropped + [entry["step"] for entry in self.unwritten]:
+            raise InputError(
+                f"the metrics of {records.spans(lost)} are lost, since they could not be written: {self.trouble}"
+            )
 
     def _write(self) -> None:
         """Writes what is unwritten, or says, once, why it cannot be."""
         try:
             with writing(self.path.parent):
                 self._append() if self.earlier is None else self._replace(self.earlier)
-            self.unwritten, self.trouble = [], None
+            self.unwritten, self.trouble = [], "" if not self.dropped else self.trouble
         except InputError as error:
-            if self.trouble is None:
+            if not self.trouble:
                 logger.warning("the metrics of step %d wait in memory, and the run goes on: %s", self.step, error)
-            self.trouble = error
+            self.trouble = str(error)
+            self.dropped += [entry["step"] for entry in self.unwritten[:-WAITING]]
+            self.unwritten = self.unwritten[-WAITING:]
 
     def _append(self) -> None:
-        size = self.path.stat().st_size
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(_lines(self.unwritten))
-        except OSError:
-            os.truncate(self.path, size)  # or what is written later would join half a line
-            raise
+        found = self.path.lstat().st_size if os.path.lexists(self.path) else 0
+        size = _append(self.path, _lines(self.unwritten).encode())
+        if found < self.size:
+            logger.warning(
+                "%s was removed, emptied or cut from outside: what is gone is not in it any more, and it goes on with "
+                "step %d",
+                self.path,
+                self.unwritten[0]["step"],
+            )
+        self.size = size
 
     def _replace(self, earlier: list[dict[str, Any]]) -> None:
         """Puts the unwritten entries, after the earlier ones, into a new file that takes the old one's place."""
+        if self.damaged:
+            _append(_damaged(self.path), b"".join(line + b"\n" for line in self.damaged))
+            self.damaged = []
         first, *others = self.unwritten
         if earlier and earlier[-1]["step"] == first["step"]:  # an evaluation that a stop left out
             *earlier, left = earlier
             first = dict(sorted((left | first).items(), key=lambda item: (item[0] != "step", item[0])))
-        replace_file(self.path, _lines([*earlier, first, *others]))
+        content = _lines([*earlier, first, *others]).encode()
+        replace_file(self.path, content)
         self.earlier = None
+        self.size = len(content)
 
     def _say_without_signal(self, silent: bool) -> None:
         """Says so, at the first of several steps and then now and then, when a step had nothing to learn from."""
@@ -130,6 +160,33 @@ class Reporter:
                 f"step {self.step}: the rewards of every group are all equal, so that its gradient is exactly zero "
                 f"({self.without_signal} such steps in a row)"
             )
+
+
+def _damaged(path: Path) -> Path:
+    """Returns where the lines of `path` that are no records are kept."""
+    return path.with_name(f"{path.name}.damaged")
+
+
+def _append(path: Path, data: bytes) -> int:
+    """Appends lines to a file, which is made if need be, or leaves it as it is; returns its size.
+
+    Raises OSError, also for a link and for what is no file. A last line without its end gets one.
+    """
+    descriptor = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            data = b"\n" + data
+        try:
+            rest = data
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+        except OSError:
+            os.truncate(descriptor, size)  # or what is written later would join half a line
+            raise
+    finally:
+        os.close(descriptor)
+    return size + len(data)
 
 
 class Timer:

@@ -1,10 +1,11 @@
 """A picture of runs side by side: python -m jaxrft.report.picture RUN [RUN ...] --out FILE."""
 
 import argparse
-import json
+import sys
 from pathlib import Path
 
-from jaxrft.types import InputError
+from jaxrft.errors import InputError
+from jaxrft.report import records
 
 PANELS = (  # title, how the metric's name begins and ends
     ("share of informative groups", "select/effective_group_ratio", ""),
@@ -15,18 +16,23 @@ WINDOW = 5  # steps of the running mean drawn over what is measured at every ste
 
 
 def read(run: Path) -> list[dict]:
-    """The lines of a run's metrics.jsonl."""
+    """Returns the records of a run's metrics.jsonl; raises InputError without any."""
     path = run / "metrics.jsonl"
     if not path.is_file():
         raise InputError(f"no {path}: give the output_dir of a run")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    found = records.read(path)
+    if not found.entries:
+        raise InputError(f"{path} holds no records of steps: give the output_dir of a run")
+    if found.damaged:
+        print(f"passing over {len(found.damaged)} lines of {path} that are no records", file=sys.stderr)
+    return found.entries
 
 
 def series(lines: list[dict], begin: str, end: str) -> tuple[list[int], list[float]]:
     """(rollouts so far, in steps; values) of the first metric of that name."""
     names = {name for line in lines for name in line if name.startswith(begin) and end in name}
     name = min(names, default="")
-    points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+    points = [(line["step"], line[name]) for line in lines if isinstance(line.get(name), int | float)]
     return [step for step, _ in points], [value for _, value in points]
 
 
