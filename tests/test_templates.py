@@ -136,8 +136,8 @@ def test_a_prefilled_answer_is_continued(tokenizer):
 ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 # Template -> what the sentence says of it.
 HOSTILE = {
-    "endless loop": (ENDLESS, "it takes more than 0.5 s of processor time"),
-    "endless arithmetic": ("{{ 7 ** (7 ** 77) }}", "it takes more than 0.5 s of processor time"),
+    "endless loop": (ENDLESS, "it takes more than 0.5 s of processor time for 256 prompts"),
+    "endless arithmetic": ("{{ 7 ** (7 ** 77) }}", "it takes more than 0.5 s of processor time for 256 prompts"),
     "endless in a filter": ("{{ range(99999) | sum }}" * 9999, "it takes "),
     "memory": ("{{ 'x' * 10 ** 10 }}", "it takes too much memory"),
     "memory in steps": (

@@ -109,5 +109,5 @@ def _death(process: subprocess.Popen[bytes]) -> str:
     """Returns how the process ended, as a phrase about the template."""
     code = process.wait()
     if code == -signal.SIGPROF:
-        return f"it takes more than {SECONDS:g} s of processor time"
+        return f"it takes more than {SECONDS:g} s of processor time for {BATCH} prompts"
     return f"its process ended with {signal.Signals(-code).name if code < 0 else f'code {code}'}"
