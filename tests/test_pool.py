@@ -1,6 +1,8 @@
 """Worker processes against graders that hang, crash, lie and print: the run goes on and knows what it lost."""
 
+import asyncio
 import ctypes
+import functools
 import logging
 import os
 import signal
@@ -11,8 +13,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import forgers
 import pytest
 
+from jaxrft import launch
 from jaxrft.rewards import Pool, verl
 from jaxrft.rewards import pool as pools
 from jaxrft.rewards.functions import text_of
@@ -89,6 +93,93 @@ def compute_score(data_source, solution_str, ground_truth, extra_info):
 
 
 scored = verl(compute_score)
+
+
+def unique_characters(completions, **kwargs):
+    return [float(len(set(text_of(completion)))) for completion in completions]
+
+
+def number_of_ids(completions, completion_ids, **kwargs):
+    return [float(len(ids)) for ids in completion_ids]
+
+
+def progress(trainer_state, **kwargs):
+    return [trainer_state.global_step / trainer_state.max_steps] * len(kwargs["prompts"])
+
+
+def epoch(trainer_state, **kwargs):
+    return [trainer_state.epoch]
+
+
+def logs(log_extra, log_metric, **kwargs):
+    log_extra("length", [1])
+    log_metric("mean", 0.5)
+    return [float({"prompts", "completions", "completion_ids", "answer", "trainer_state"} <= set(kwargs))]
+
+
+def cut(completions, truncated):
+    return [float(flag) for flag in truncated]
+
+
+def names_all_it_takes(answer, completions):
+    return [float(text_of(completion) == truth) for completion, truth in zip(completions, answer, strict=True)]
+
+
+async def judge(completions, **kwargs):
+    await asyncio.sleep(0.001)
+    return [float(len(text_of(completion))) for completion in completions]
+
+
+class Judge:
+    """A callable object, whose call is a coroutine."""
+
+    async def __call__(self, completions, **kwargs):
+        await asyncio.sleep(0)
+        return [0.5] * len(completions)
+
+
+def repeat(function):
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+def made(value):
+    return lambda completions, **kwargs: [value] * len(completions)
+
+
+judging = Judge()
+wrapped = repeat(names_all_it_takes)
+produced = made(0.75)
+
+
+def score_of_two(solution_str, ground_truth, method="strict"):
+    return {"score": float(solution_str == ground_truth), "method": method}
+
+
+async def score_later(data_source, solution_str, ground_truth, extra_info=None, **kwargs):
+    await asyncio.sleep(0)
+    return {"score": float(solution_str == ground_truth) + extra_info["bonus"]}
+
+
+@repeat
+def score_of_four(data_source, solution_str, ground_truth, extra_info):
+    return float(data_source == "sums" and extra_info == {"bonus": 0.5} and solution_str == ground_truth)
+
+
+def needs_solution(completions, solution, **kwargs):
+    return [1.0]
+
+
+def by_position(prompts, completions, /):
+    return [1.0]
+
+
+def score_of_five(data_source, solution_str, ground_truth, router):
+    return 1.0
+
 
 NO_FAILURES = {"timeout": 0, "crash": 0, "wrong_length": 0, "error": 0, "invalid": 0}
 
@@ -201,6 +292,239 @@ def test_rewards_that_do_not_load(reward, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=said):
         Pool([("mine", reward)], workers=1)
+
+
+CALLS = {  # reward -> its values for the completions "a" and "aab" of the answers "a" and "b", and texts of 1 and 3 ids
+    unique_characters: [1.0, 2.0],
+    number_of_ids: [1.0, 3.0],
+    progress: [0.25, 0.25],
+    logs: [1.0, 1.0],
+    cut: [0.0, 1.0],
+    names_all_it_takes: [1.0, 0.0],
+    judge: [1.0, 3.0],
+    judging: [0.5, 0.5],
+    wrapped: [1.0, 0.0],
+    produced: [0.75, 0.75],
+    compute_score: [1.0, 0.0],
+    score_of_two: [1.0, 0.0],
+    score_later: [1.5, 0.5],
+    score_of_four: [1.0, 0.0],
+}
+
+
+@pytest.mark.parametrize("completions_as", ["trl", "text"])
+@pytest.mark.parametrize("prompt", ["q", [{"role": "user", "content": "q"}]], ids=["text", "messages"])
+def test_rewards_are_called_by_keyword_with_what_trl_and_verl_give(prompt, completions_as):
+    rewards = [(str(number), function) for number, function in enumerate(CALLS)]
+    with Pool(rewards, workers=1, completions_as=completions_as) as pool:
+        graded = pool.grade(
+            [prompt] * 2,
+            ["a", "aab"],
+            {"answer": ["a", "b"], "data_source": ["sums"] * 2, "extra_info": [{"bonus": 0.5}] * 2},
+            completion_ids=[[5], [5, 6, 7]],
+            truncated=[False, True],
+            trainer_state={"global_step": 5, "max_steps": 20},
+        )
+    assert dict(zip(CALLS, graded.rewards, strict=True)) == CALLS
+
+
+def kind_of_completion(prompts, completions, **kwargs):
+    (completion,) = completions
+    return [float(completion == [{"role": "assistant", "content": "a"}]) - float(completion == "a")]
+
+
+@pytest.mark.parametrize(("completions_as", "of_messages"), [("trl", 1.0), ("text", -1.0)])
+def test_the_completion_of_a_conversation_is_a_message_or_text(completions_as, of_messages):
+    """Decided for each prompt by itself: tasks of several sets come in one batch."""
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
+    with Pool([("kind", kind_of_completion), ("exact", "exact")], workers=1, completions_as=completions_as) as pool:
+        graded = pool.grade([messages, "q", []], ["a"] * 3, {"answer": ["a", "a", "b"]})
+    assert graded.rewards == [[of_messages, -1.0, -1.0], [1.0, 1.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("reward", "columns", "said"),
+    [
+        (needs_solution, {}, "the reward mine needs solution, but the tasks have no such column"),
+        (number_of_ids, {}, "the reward mine needs completion_ids"),
+        (progress, {}, "the reward mine needs trainer_state"),
+        ("gsm8k", {"question": ["q"]}, "the reward mine needs answer, but .* only prompts, completions, question, log"),
+        (score_of_two, {}, "the reward mine needs answer"),
+        (unique_characters, {"trainer_state": [1]}, "column trainer_state has the name of something else"),
+        (unique_characters, {"completion_ids": [[1]]}, "column completion_ids has the name of something else"),
+    ],
+)
+def test_what_a_reward_lacks_is_named_before_anything_is_graded(reward, columns, said):
+    with Pool([("mine", reward)], workers=1) as pool, pytest.raises(InputError, match=said):
+        pool.grade(["q"], ["a"], columns)
+
+
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        (by_position, "it takes prompts by position only, and rewards are called by keyword"),
+        (score_of_five, "verl's compute_score is not given router: give it a default"),
+    ],
+)
+def test_a_signature_that_nothing_fits_does_not_load(reward, said):
+    with pytest.raises(InputError, match=said):
+        Pool([("mine", reward)], workers=1)
+
+
+def test_a_field_that_the_trainer_state_lacks_is_named(caplog):
+    with Pool([("epoch", epoch)], workers=1) as pool:
+        graded = pool.grade(["q"], ["a"], {}, trainer_state={"global_step": 5, "max_steps": 20})
+    assert graded.causes == {
+        "epoch": "error, AttributeError: trainer_state has only global_step and max_steps here, not epoch"
+    }
+
+
+RUNNER = """
+from jaxrft.rewards import Pool
+
+if __name__ == "__main__":
+    with Pool([("mine", "my_module:my_reward"), ("math", "math")], workers=1) as pool:
+        print(pool.grade(["q"] * 2, ["1", "2"], {"answer": ["1", "1"]}).rewards)
+"""
+
+
+@pytest.fixture
+def hostile_folder(tmp_path):
+    """A current directory whose files have the names of modules, and note that they were executed."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    modules = ("json", "random", "sympy", "socket", "runpy", "encodings", "math_verify", "importlib", "sitecustomize")
+    for name in ("jaxrft", *modules):
+        (folder / name).mkdir()
+        note = f"open({str(folder / 'executed')!r}, 'a').write({name!r} + chr(10))\n"
+        (folder / name / "__init__.py").write_text(note)
+        (folder / f"{name}.py").write_text(note)
+    reward = (
+        "import json, random\n\ndef my_reward(completions, **kwargs):\n    return [float(json.loads(completions[0]))]\n"
+    )
+    (folder / "my_module.py").write_text(reward)
+    (tmp_path / "run.py").write_text(RUNNER)
+    return folder
+
+
+def test_workers_execute_no_file_of_the_current_directory_but_the_reward(hostile_folder):
+    command = [sys.executable, "../run.py"]
+    done = subprocess.run(command, cwd=hostile_folder, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[[1.0, 2.0], [1.0, 0.0]]\n", done.stderr
+    assert not (hostile_folder / "executed").exists()
+
+
+@pytest.mark.parametrize("module", ["jaxrft.witness", "jaxrft.rewards.worker"])
+def test_a_module_is_launched_from_where_this_package_is(hostile_folder, module):
+    """Even where its folder is on no search path, as of a checkout that the trainer found in its current directory."""
+    command = launch.command(module)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    settings = {"cwd": hostile_folder, "env": environment, "capture_output": True, "text": True, "timeout": 60}
+    done = subprocess.run(command, **settings)
+    assert "main() missing" in done.stderr or "IndexError" in done.stderr  # it wants arguments: it is ours
+    assert not (hostile_folder / "executed").exists()
+
+
+def test_a_function_is_loaded_from_its_file_where_its_name_leads_elsewhere(tmp_path):
+    """Such as scores.py in the folder of the script, and another one that is installed."""
+    installed, here = tmp_path / "installed", tmp_path / "here"
+    for folder, value in ((installed, 0.0), (here, 1.0)):
+        folder.mkdir()
+        (folder / "scores.py").write_text(f"def score(completions, **kwargs):\n    return [{value}]\n")
+    (here / "run.py").write_text(
+        "import scores\nimport sys\nfrom jaxrft.rewards import Pool\n"
+        "if __name__ == '__main__':\n"
+        "    with Pool([('scores', scores.score)], workers=1) as pool:\n"
+        "        print(pool.grade(['q'], ['1'], {}).rewards)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(installed), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(
+        [sys.executable, "run.py"], cwd=here, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "[[1.0]]\n", done.stderr
+
+
+@pytest.fixture(scope="module")
+def attacked():
+    with Pool([("attacked", forgers.attacked)], workers=1, timeout=20.0) as pool:
+        yield pool
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the kernel names no sender")
+@pytest.mark.parametrize("attack", forgers.ATTACKS)
+def test_what_a_child_writes_is_nobodys_reward(attacked, attack):
+    """The attacker has its own reward, and so have all that come after it in its chunk and in the next."""
+    completions = ["10", "11", attack, *map(str, range(13, 40))]
+    graded = attacked.grade(["q"] * 30, completions, {})
+    assert graded.rewards == [[0.1, 0.11, 0.25, *(i / 100 for i in range(13, 40))]]
+    assert graded.failures == NO_FAILURES
+
+
+NO_ANSWERS = [
+    *("5\n", "[]\n", '["x"]\n', "[NaN]\n", '{"pid": 1}\n', "null\n", "\n", "{\n", "[1.0]\n", "\0\n", "[1e999]\n"),
+    *('[2, "0123456789abcdef", 1.0]\n', '[2, "\\ud800", 1.0]\n', "[2, null, 1.0]\n", "[" * 1000 + "\n"),
+    *('[2, "x", null, "forged", "y"]\n', '{"error": "x"}\n', '{"signatures": []}\n', "[0.5", "x" * 70_000),
+]
+
+
+@pytest.fixture(scope="module")
+def written():
+    with Pool([("writes", forgers.writes)], workers=1, timeout=20.0) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("bytes_", [*NO_ANSWERS, "without end"], ids=lambda text: text[:30].strip() or "blank")
+def test_bytes_that_are_no_answer_are_a_failed_grader(written, bytes_):
+    """Of the one completion whose grader wrote them; the others have their rewards."""
+    graded = written.grade(["q"] * 6, ["10", "11", bytes_, "13", "14", "15"], {})
+    assert graded.rewards == [[0.1, 0.11, None, 0.13, 0.14, 0.15]]
+    assert graded.failures == NO_FAILURES | {"crash": 1}
+
+
+def test_a_line_without_end_of_line_is_waited_for_no_longer_than_the_timeout():
+    with Pool([("writes", forgers.writes)], workers=1, timeout=1.0) as pool:
+        graded = pool.grade(["q"] * 3, ["10", "[0.5 and waits", "12"], {})
+    assert graded.rewards == [[0.1, None, 0.12]] and graded.failures["timeout"] == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["5\n", '{"pid": 1}\n', "x" * 70_000, '{"token": "x", "signatures": [[[], [], true]]}\n']
+)
+def test_bytes_written_while_a_reward_loads_are_one_sentence(tmp_path, monkeypatch, text):
+    program = f"import os\nfor d in range(3, 64):\n    try: os.write(d, {text.encode()!r})\n    except OSError: pass\n"
+    (tmp_path / "loud_scores.py").write_text(program + "def f(completions, **columns):\n    return [1.0]\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="something else than the worker wrote"):
+        Pool([("loud", "loud_scores:f")], workers=1)
+
+
+def ended(reader):
+    """Whether no process has the other end open."""
+    try:
+        return os.read(reader, 1) == b""
+    except BlockingIOError:
+        return False
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere orphans of another session are lost")
+@pytest.mark.parametrize("end", ["close", "timeout", "worker"])
+def test_a_fork_bomb_that_leaves_its_session_ends_with_the_pool(tmp_path, end):
+    """However the worker ends; the file that all of its processes hold open is closed by the last of them."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    with Pool([("bomb", forgers.bomb), ("pid", pid)], workers=1, timeout=1.0 if end == "timeout" else 60.0) as pool:
+        rewards = pool.grade([str(fifo)], ["start"], {}).rewards
+        assert rewards[0] == [1.0]
+        assert not ended(reader)
+        start = time.monotonic()
+        if end == "timeout":
+            assert pool.grade([str(fifo)], ["wait"], {}).failures["timeout"] == 1
+        if end == "worker":
+            os.kill(int(rewards[1][0]), signal.SIGKILL)
+            wait_until(lambda: ended(reader))
+    assert ended(reader)
+    assert time.monotonic() - start < pools.STOP_SECONDS
 
 
 def test_columns_that_cannot_be_sent(pool):

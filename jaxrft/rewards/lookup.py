@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.machinery import SourceFileLoader
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -61,10 +61,9 @@ def locate(reward: str | Reward) -> Source:
 
 def _locate_function(function: Reward) -> Source:
     name = getattr(function, "__qualname__", repr(function))
-    for module_name in (getattr(function, "__module__", None), "__main__"):
-        module = sys.modules.get(module_name or "")
-        attribute = _attribute(module, name, function) if module else None
-        if module is None or attribute is None:
+    for module in _modules(function):
+        attribute = _attribute(module, name, function)
+        if attribute is None:
             continue
         file = getattr(module, "__file__", None)
         if module.__name__ != "__main__":
@@ -79,12 +78,26 @@ def _locate_function(function: Reward) -> Source:
     )
 
 
+def _modules(function: Reward) -> Iterator[ModuleType]:
+    """The modules that may hold a function: that of its definition, the script, then all others."""
+    for name in (getattr(function, "__module__", None), "__main__", *sys.modules):
+        if isinstance(module := sys.modules.get(name or ""), ModuleType):
+            yield module
+
+
 def _attribute(module: ModuleType, qualname: str, function: Reward) -> str | None:
-    """The name under which a module holds this very function: its own, else any (of a decorated or wrapped one)."""
-    held: Any = module
-    for part in qualname.split("."):
+    """The name under which a module holds this very function: its own, else any.
+
+    Another than its own is that of a decorated function, or of one that a call made, such as TRL's
+    `get_soft_overlong_punishment(100, 20)`.
+    """
+    first, *rest = qualname.split(".")
+    held: Any = vars(module).get(first)  # not by getattr, which makes lazy modules import what they name
+    for part in rest:
         held = getattr(held, part, None)
-    return qualname if held is function else next((k for k, v in vars(module).items() if v is function), None)
+    if held is function:
+        return qualname
+    return next((name for name, value in list(vars(module).items()) if value is function), None)
 
 
 def load(source: Source) -> Callable[..., Any]:
@@ -102,20 +115,31 @@ def load(source: Source) -> Callable[..., Any]:
 
 
 def _module(source: Source) -> ModuleType:
+    """Imports the module by name, or its file where the name is not found or leads to another file.
+
+    It may do so in a worker, which looks in the current directory last.
+    """
     if source.module:
         try:
-            return importlib.import_module(source.module)
+            module = importlib.import_module(source.module)
+            if source.file is None or _same_file(getattr(module, "__file__", None), source.file):
+                return module
         except ModuleNotFoundError as error:
-            if source.file is None or error.name != source.module.partition(".")[0]:
+            if source.file is None or not f"{source.module}.".startswith(f"{error.name}."):
                 raise
     # A name that is not __main__ leaves out what a script does under `if __name__ == "__main__"`.
-    name = source.module or "__jaxrft_main__"
+    own = source.module if source.module not in sys.modules else None
+    name = own or f"__jaxrft_{source.module or 'main'}__"
     if name not in sys.modules:
         spec = importlib.util.spec_from_loader(name, SourceFileLoader(name, source.file or ""))
         assert spec is not None and spec.loader is not None
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
+
+
+def _same_file(path: str | None, other: str) -> bool:
+    return path is not None and os.path.realpath(path) == os.path.realpath(other)
 
 
 def sentence(error: BaseException) -> str:

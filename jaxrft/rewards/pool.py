@@ -333,10 +333,12 @@ class _Worker:
     def stop(self) -> None:
         """Has the warden kill the worker and all that it started."""
         self.process.send_signal(END)
-        self.process.send_signal(signal.SIGCONT)  # a grader may have stopped it
-        try:
-            self.process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
+        deadline = time.monotonic() + STOP_SECONDS
+        while self.process.poll() is None and time.monotonic() < deadline:
+            self.process.send_signal(signal.SIGCONT)  # a grader may have stopped it
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(0.2)
+        if self.process.returncode is None:
             logger.error("processes that a reward started cannot be killed")
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -368,8 +370,7 @@ def _search_path() -> list[str]:
     """
     here = os.getcwd()
     paths = dict.fromkeys(os.path.abspath(path) for path in sys.path)
-    paths.pop(here, None)
-    return [*paths, here]
+    return [*(path for path in paths if os.path.realpath(path) != here), here]
 
 
 def _as_in_trl(prompt: Any, completion: Any) -> Any:
