@@ -78,6 +78,15 @@ def broken(prompts, completions, **columns):
     raise RuntimeError("the grader is broken")
 
 
+def counts_ids(completion_ids, trainer_state, **kwargs):
+    """The number of sampled tokens, once the run's steps are counted."""
+    return [float(len(ids)) + trainer_state.global_step / trainer_state.max_steps for ids in completion_ids]
+
+
+def needs_solution(completions, solution, **kwargs):
+    return [1.0] * len(completions)
+
+
 def troubles(prompts, completions, *, answer, **columns):
     """As `starts`, but hangs, dies, raises or answers twice for some completions."""
     first = completions[0][:1]

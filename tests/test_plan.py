@@ -174,6 +174,17 @@ def test_a_reward_that_knows_no_truth_is_told(dry):
     assert "graders:zero gives no ground truth more than an empty answer" in dry(rewards=("graders:zero",))[1]
 
 
+def test_a_reward_that_fails_is_told_and_the_answer_column_is_not_blamed(dry):
+    said = dry(rewards=("graders:broken", "graders:counts_ids"))[1]
+    assert "graders:broken fails: error, RuntimeError: the grader is broken" in said
+    assert "answer_column" not in said and "counts_ids fails" not in said
+
+
+def test_what_a_reward_needs_and_the_tasks_lack_is_named(dry):
+    code, _, errors = dry(rewards=("graders:needs_solution",))
+    assert code != 0 and "the reward graders:needs_solution needs solution, but the tasks have no such column" in errors
+
+
 def test_what_is_not_here_is_listed_with_its_remedy(dry, tmp_path):
     absent = TasksConfig(str(tmp_path / "absent.jsonl"), pass_rate_columns=("weak", "strong"))
     code, said, _ = dry(

@@ -3,7 +3,9 @@
 import functools
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from jaxrft.rewards import REWARDS, exact, gsm8k, resolve, verl
@@ -28,6 +30,8 @@ def test_contract(name):
     rewards = reward(["q"] * 7, completions, answer=answers, other=[0] * 7)
     assert rewards == [0.0, 1.0, 0.0, 0.0, 0.0, None, None]
     assert reward([], [], answer=[]) == []
+    messages = [[{"role": "assistant", "content": completion}] for completion in completions]
+    assert reward([[{"role": "user", "content": "q"}]] * 7, messages, answer=answers) == rewards
     with pytest.raises(ValueError):
         reward(["q"], ["1"], answer=["1", "2"])
 
@@ -161,11 +165,14 @@ def compute_score(data_source, solution_str, ground_truth, extra_info):
 
 
 scored = verl(compute_score)
+made = functools.partial(exact, answer=["1"])
 
 
 def test_verl():
     columns = {"answer": ["a", "a"], "data_source": ["b", "b"], "extra_info": [1, 2]}
     assert scored(["q", "q"], ["ab1", "ab1"], **columns) == [1.0, 0.0]
+    messages = [[{"role": "assistant", "content": "ab1"}]]
+    assert scored(["q"], messages, answer=["a"], data_source=["b"], extra_info=[1]) == [1.0]
     plain = verl(lambda data_source, solution_str, ground_truth, extra_info: 0.25)
     assert plain(["q"], ["x"], answer=["y"]) == [0.25]
 
@@ -207,3 +214,33 @@ def test_unknown_names(name, said):
 def test_workers_load_without_jax():
     code = "import sys, jaxrft.rewards.worker, jaxrft.rewards.mathematics; assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def sampled(completion_ids, trainer_state, **kwargs):
+    """The sampled tokens as the digits of a number, behind the point how far the run is."""
+    (ids,) = completion_ids
+    return [float("".join(map(str, ids))) + trainer_state.global_step / trainer_state.max_steps]
+
+
+def test_rewards_get_the_tokens_that_were_sampled_and_how_far_the_run_is():
+    import jax.numpy as jnp
+
+    from jaxrft import runtime
+    from jaxrft.assets import TINY
+    from jaxrft.lm import tokenizer
+    from jaxrft.rewards import Pool
+    from jaxrft.types import Rollout
+
+    tokens = jnp.array([[3, 1, 4], [1, 5, 0]], jnp.int32)  # the last is padding
+    mask = jnp.array([[1, 1, 1], [1, 1, 0]], jnp.float32)
+    rollout = Rollout(tokens, jnp.array([3, 2], jnp.int32), mask, mask, mask)
+    tasks = SimpleNamespace(prompts=["q"], columns={})
+    with Pool([("sampled", sampled)], workers=1) as pool:
+        state = {"global_step": 1, "max_steps": 4}
+        verdicts = runtime.verify(rollout, pool, tokenizer.load(str(TINY)), tasks, np.array([0]), trainer_state=state)
+    assert verdicts.rewards.tolist() == [[314.25], [15.25]]
+
+
+def test_a_function_that_a_call_made_is_found_in_the_module_that_holds_it():
+    """As TRL's `get_soft_overlong_punishment(100, 20)` at the top level of a module; here of this one."""
+    assert locate(made).attribute == "made" and load(locate(made)) is made

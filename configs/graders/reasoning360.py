@@ -8,11 +8,7 @@ Its code grader runs the answers under bubblewrap (Debian's `bubblewrap`; CODER1
 grader of ordering puzzles evaluates text of the answer as Python: run them in a container without secrets or network.
 """
 
-from jaxrft.rewards.functions import verl
-
 try:
-    from verl.utils.reward_score import default_compute_score  # pyright: ignore[reportMissingImports]
+    from verl.utils.reward_score import default_compute_score as score  # noqa: F401  # pyright: ignore[reportMissingImports]
 except ImportError as error:
     raise ImportError(f"Reasoning360 cannot be imported ({error}): see configs/graders/reasoning360.py") from error
-
-score = verl(default_compute_score)

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxrft.rewards.functions import text_of
+
 PROMPT = """Solve a problem of mathematics.
 Think step by step inside <reasoning>...</reasoning>, then write the final number, and nothing else, inside \
 <answer>\\boxed{{}}</answer>.
@@ -19,13 +21,13 @@ Problem: {question}
 """
 
 
-def partial_credit(prompts: Sequence, completions: Sequence[str], *, answer: Sequence, **columns: Any) -> list[float]:
+def partial_credit(prompts: Sequence, completions: Sequence, *, answer: Sequence, **columns: Any) -> list[float]:
     r"""1 for the right number in the right form, 0.5 without the form, 0.1 for the form alone, else 0.
 
     The form: one </reasoning>, then one <answer>, then one </answer>. The number: in the last \boxed{} of the last
     answer, or of the whole text if there is none; without any, nothing is earned.
     """
-    return [_credit(completion, str(gold)) for completion, gold in zip(completions, answer, strict=True)]
+    return [_credit(text_of(completion), str(gold)) for completion, gold in zip(completions, answer, strict=True)]
 
 
 def _credit(completion: str, gold: str) -> float:

@@ -30,6 +30,7 @@ in results/closed_loop_notes.md; with replay in results/replay.md.
 import argparse
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -134,6 +135,7 @@ def train_all(runs: Sequence[Run], folder: Path, jobs: int) -> list[Curve]:
     folder.mkdir(parents=True, exist_ok=True)
     if jobs == 1:
         return [train(run, folder) for run in runs]
+    os.environ["PYTHONSAFEPATH"] = "1"  # a process that starts executes no file of the current directory
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         return list(pool.map(train, runs, [folder] * len(runs)))
 

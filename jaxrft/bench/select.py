@@ -11,7 +11,6 @@ import os
 import platform
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,8 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrft import launch, train
 from jaxrft import mesh as meshes
-from jaxrft import train
 from jaxrft.assets import TINY
 from jaxrft.config import Config, TasksConfig
 from jaxrft.files import UnreadableJSON, read_json
@@ -237,7 +236,7 @@ def sharded(names: tuple[str, ...] = ("uniform", "bots", "adaptive")) -> None:
 def on_virtual_devices(count: int = 8) -> dict[str, Any]:
     """What `sharded` prints in a process of its own that has so many devices."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
-    command = [sys.executable, "-c", "from jaxrft.bench import select; select.sharded()"]
+    command = launch.command("jaxrft.bench.select")
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     text = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
     return json.loads(text.splitlines()[-1])
@@ -407,3 +406,7 @@ def main(arguments: list[str]) -> None:
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
     print(page(found) if set(PARTS) <= set(found) else json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    sharded()

@@ -18,6 +18,7 @@ from jaxrft.config import TasksConfig, check_variables
 from jaxrft.files import UnreadableJSON, parse_json
 from jaxrft.lm.prompts import Prompt
 from jaxrft.rewards import ground_truth
+from jaxrft.rewards.calls import GIVEN
 from jaxrft.tasks import files, hub, tfds
 from jaxrft.tasks.files import Columns, shown
 from jaxrft.types import InputError
@@ -252,7 +253,7 @@ def _json_columns(columns: Columns, source: str) -> Columns:
     """
     kept = {}
     for name, entries in columns.items():
-        if name in ("prompts", "completions"):
+        if name in GIVEN:
             raise InputError(f"{source} has a column {name}, which rewards get from this package: rename the column")
         if name == "answer":
             entries = _ground_truths(entries, source)
