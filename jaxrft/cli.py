@@ -108,7 +108,7 @@ def _config(arguments: list[str], prog: str, options: Callable[[Any], Any] | Non
     if path is not None:
         flags, default = arguments[1:], configs.load(path)
     elif {"-h", "--help"} & set(arguments):
-        flags, default = ["--help"], configs.Config(model="", tasks=configs.TasksConfig(), output_dir="")
+        flags, default = ["--help"], configs.Config("model", configs.TasksConfig(), "run")
     else:
         raise InputError(f"no config given: {prog} [flags], CONFIG a .py file such as configs/quickstart.py")
     description = f"Flags change the config file {path or 'CONFIG'}, whose values are the defaults below."

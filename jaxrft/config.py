@@ -10,29 +10,34 @@ import json
 import math
 import re
 import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
+from jaxrft.errors import InputError
+from jaxrft.fields import INT32, Checked, FilePath, Seed, expand_path, misfits, shown
 from jaxrft.files import UnreadableJSON, parse_json
-from jaxrft.types import InputError
+
+MIN_TEMPERATURE = 1e-6  # logits below 1e30 stay float32
+MIN_TIMEOUT = 1e-3  # seconds, the unit of poll(), of which none is no time at all
+MAX_TIMEOUT = 2**31 // 1000  # seconds; poll() counts milliseconds in 32 bits
+MAX_WORKERS = 1024  # processes; the largest hosts have fewer cores
+MAX_REPLAYED = 2**40  # tokens of a replay buffer, 12 TB: more than the devices of any host hold
 
 
 @dataclass(frozen=True)
 class TasksConfig:
     """Where tasks come from."""
 
-    source: str = ""
+    source: FilePath = ""
     """A .parquet, .jsonl or .json file, `builtin:NAME` for a generated family, `tfds:NAME[/CONFIG][:VERSION]` for a
     prepared TFDS data set, or `hub:OWNER/NAME[@REVISION]` for one of the Hugging Face hub."""
     split: str = "train"
     """Which split of a TFDS or hub data set."""
     subset: str | None = None
     """Which configuration of a hub data set; needed only where there are several."""
-    data_dir: str | None = None
+    data_dir: FilePath | None = None
     """Folder of the prepared TFDS data sets; TFDS' own default otherwise."""
     name: str = ""
     """What the set is called in metrics; the name of the file, family or data set by default."""
@@ -42,7 +47,7 @@ class TasksConfig:
     """Column of the ground truths, handed to rewards as `answer`; found by itself likewise."""
     pass_rate_columns: tuple[str, ...] = ()
     """Columns with the pass rates of reference policies, weakest policy first."""
-    embeddings: str | None = None
+    embeddings: FilePath | None = None
     """A .safetensors file of `jaxrft prepare embeddings` with a row for every prompt, for the selectors that use what
     prompts have in common."""
     domain_column: str | None = None
@@ -116,7 +121,7 @@ class SelectConfig:
     """greso: change of that base a step, in [0, 1)."""
     zero_variance: float = 0.25
     """greso: share of groups without variance that is put up with, in [0, 1]."""
-    predictor: str | None = None
+    predictor: FilePath | None = None
     """dots: a .safetensors file of `jaxrft prepare predictor`, trained on embeddings such as those of the tasks."""
     num_references: int = 256
     """dots: tasks of a probe, rolled out to tell the others' pass rates from theirs. Those whose rewards are not all
@@ -184,15 +189,18 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
-class Config:
-    """A run of `jaxrft train`."""
+class Config(Checked):
+    """A run of `jaxrft train`.
 
-    model: str
+    In paths, ~ and environment variables are expanded; see `jaxrft.fields` for what all values are held to.
+    """
+
+    model: FilePath
     """Folder of a Hugging Face checkpoint, config.json, safetensors and tokenizer, or its id on the hub,
     owner/name[@revision], which is downloaded unless it is in the cache."""
     tasks: TasksConfig | tuple[TasksConfig, ...]
     """What is trained on: one set, or a mixture of several."""
-    output_dir: str
+    output_dir: FilePath
     """Folder of the run: metrics.jsonl, config.json, checkpoints/, policy/, and adapter/ with LoRA."""
     evaluation: EvalConfig = EvalConfig()
     select: SelectConfig = SelectConfig()
@@ -205,7 +213,7 @@ class Config:
 
     steps: int = 100
     """Selections, rollouts and updates; one step rolls out batch_size tasks."""
-    seed: int = 0
+    seed: Seed = 0
     """Every random stream derives from it."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the policy; what is trained, its optimiser and the exported policy are float32 always. In bfloat16
@@ -314,7 +322,13 @@ class Config:
     """Show a table of completions every so many steps; 0 = never."""
 
     def __post_init__(self) -> None:
-        """Raises InputError for a value of another type or out of its range."""
+        """Expands paths; raises InputError for a value of another type or out of its range."""
+        if isinstance(self.chat_template_kwargs, dict):
+            text = json.dumps(self.chat_template_kwargs, default=str)
+            raise InputError(f"chat_template_kwargs is a dict: it must be JSON text, {text!r:.200}")
+        for name, value, wanted in misfits("", self, Config):
+            raise InputError(f"{name} is {shown(value)}: it must be {wanted}")
+        super().__post_init__()
         check(self)
 
     @property
@@ -351,11 +365,6 @@ class Config:
 
 def check(config: Config) -> None:
     """Raises InputError, one sentence, for the first value that cannot work."""
-    if isinstance(config.chat_template_kwargs, dict):
-        text = json.dumps(config.chat_template_kwargs, default=str)
-        raise InputError(f"chat_template_kwargs is a dict: it must be JSON text, {text!r:.200}")
-    for name, value, wanted in misfits("", config, Config):
-        raise InputError(f"{name} is {value!r}: it must be {wanted}")
     c = config
     ranges = [
         (name, getattr(c, name) >= 1, "at least 1")
@@ -422,15 +431,92 @@ def check(config: Config) -> None:
             f"and a divisor or a multiple of num_generations {c.num_generations}",
         ),
     ]
-    for name, fits, wanted in ranges:
-        if not fits:
-            raise InputError(f"{name} is {attrgetter(name)(c)!r}: it must be {wanted}")
+    _require(c, ranges + _limits(c))
     check_templates(c)
     check_sets(c)
     if c.keep_best is not None:
         check_best(c)
     if c.select.name == "dots":
         check_dots(c)
+    _require(c, _unused(c))
+
+
+Requirement = tuple[str, bool, str]  # a dotted field, whether it fits, and what it must be
+
+
+def _require(config: Config, requirements: list[Requirement]) -> None:
+    """Raises InputError for the first field that does not fit."""
+    for name, fits, wanted in requirements:
+        if not fits:
+            raise InputError(f"{name} is {shown(attrgetter(name)(config))}: it must be {wanted}")
+
+
+def _limits(config: Config) -> list[Requirement]:
+    """Returns what keeps values within what a machine can hold, start or wait for."""
+    c = config
+    positions = c.max_prompt_length + c.max_completion_length
+    rows = c.batch_size * c.num_generations
+    evaluated = c.eval_batch_size * max(1, c.evaluation.num_samples)
+    return [
+        ("temperature", c.temperature >= MIN_TEMPERATURE, f"at least {MIN_TEMPERATURE:g}, so that logits stay finite"),
+        ("reward_timeout", c.reward_timeout >= MIN_TIMEOUT, f"at least {MIN_TIMEOUT:g} seconds"),
+        ("reward_timeout", c.reward_timeout <= MAX_TIMEOUT, f"at most {MAX_TIMEOUT:,} seconds"),
+        ("reward_workers", (c.reward_workers or 0) <= MAX_WORKERS, f"at most {MAX_WORKERS:,}"),
+        ("rewards", len(set(c.rewards)) == len(c.rewards), "different rewards: give one twice the weight instead"),
+        ("reward_weights", c.reward_weights is None or any(c.reward_weights), "not all 0, which leaves no reward"),
+        ("lora.targets", len(set(c.lora.targets)) == len(c.lora.targets), "different weights"),
+        (
+            _largest(c, "batch_size", "num_generations", "max_prompt_length", "max_completion_length"),
+            rows * positions <= INT32,
+            f"such that batch_size x num_generations x (max_prompt_length + max_completion_length), "
+            f"{c.batch_size:,} x {c.num_generations:,} x {positions:,}, is at most {INT32:,} tokens",
+        ),
+        (
+            "evaluation.batch_size" if c.eval_batch_size > c.evaluation.num_samples else "evaluation.num_samples",
+            evaluated * positions <= INT32 or not c.evaluation.tasks,
+            f"such that evaluation.batch_size x evaluation.num_samples x (max_prompt_length + max_completion_length), "
+            f"{c.eval_batch_size:,} x {c.evaluation.num_samples:,} x {positions:,}, is at most {INT32:,} tokens",
+        ),
+        (
+            "replay.capacity",
+            c.replay.capacity * c.num_generations * positions <= MAX_REPLAYED,
+            f"at most {MAX_REPLAYED // (c.num_generations * positions):,} groups of {c.num_generations:,} x "
+            f"{positions:,} tokens",
+        ),
+    ]
+
+
+def _largest(config: Config, *names: str) -> str:
+    """Returns the name of the field with the largest value: the one to lower."""
+    return max(names, key=lambda name: getattr(config, name))
+
+
+def _unused(config: Config) -> list[Requirement]:
+    """Returns what keeps fields at their defaults that have no effect by the values of others: a mistake elsewhere."""
+    c = config
+    weighed = c.importance_sampling_correction != "none"
+    return [
+        (
+            "eval_steps",
+            c.eval_steps == 0 or bool(c.evaluation.tasks),
+            "0 while evaluation.tasks is (), nothing to evaluate on: give held-out tasks there too",
+        ),
+        (
+            "overlong_penalty",
+            c.overlong_buffer > 0 or c.overlong_penalty == Config.overlong_penalty,
+            "left as it is while overlong_buffer is 0, no penalty: set overlong_buffer too",
+        ),
+        (
+            "importance_sampling_cap",
+            weighed or c.importance_sampling_cap == Config.importance_sampling_cap,
+            "left as it is while importance_sampling_correction is none: set that too",
+        ),
+        (
+            "lora.alpha",
+            c.lora.rank > 0 or c.lora.alpha == LoRAConfig.alpha,
+            "left as it is while lora.rank is 0, which finetunes every weight: set lora.rank too",
+        ),
+    ]
 
 
 # Options of transformers' apply_chat_template that prompts leave no choice of.
@@ -525,36 +611,6 @@ def check_sets(config: Config) -> None:
         raise InputError(f"{bare} has no embeddings but other sets of tasks have: give them to all sets or to none")
 
 
-def misfits(name: str, value: Any, kind: Any) -> Iterator[tuple[str, Any, str]]:
-    """(dotted field, value, what it must be) for all in `value`, called `name`, that is not of the type `kind`.
-
-    `kind` is what configs are annotated with: plain types, dataclasses, tuples and unions of these, and Literal.
-    """
-    inner, origin = get_args(kind), get_origin(kind)
-    wanted = f"of type {kind.__name__ if isinstance(kind, type) else str(kind).replace(f'{__name__}.', '')}"
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, kind):
-        for field in dataclasses.fields(kind):
-            yield from misfits(f"{name}.{field.name}".lstrip("."), getattr(value, field.name), field.type)
-    elif origin is UnionType:
-        whole = isinstance(value, tuple) or dataclasses.is_dataclass(value)
-        held = [choice for choice in inner if whole and isinstance(value, get_origin(choice) or choice)]
-        if held:  # a mistake is inside of it
-            yield from misfits(name, value, held[0])
-        elif all(any(misfits(name, value, choice)) for choice in inner):
-            yield name, value, wanted
-    elif origin is Literal:
-        if value not in inner:
-            yield name, value, f"one of {', '.join(inner)}"
-    elif origin is tuple and isinstance(value, tuple) and (inner[-1] is ... or len(inner) == len(value)):
-        for i, item in enumerate(value):
-            yield from misfits(f"{name}[{i}]", item, inner[0] if inner[-1] is ... else inner[i])
-    elif origin is tuple:
-        example = tuple(value) if isinstance(value, list) else (value,)
-        yield name, value, wanted if isinstance(value, tuple) else f"{wanted}, such as {example!r}"
-    elif not isinstance(value, int | float if kind is float else kind) or isinstance(value, bool) != (kind is bool):
-        yield name, value, wanted  # Python takes a bool for an int
-
-
 def divides(divisor: int, number: int) -> bool:
     """Whether `divisor` is positive and `number` a multiple of it."""
     return divisor > 0 and number % divisor == 0
@@ -572,6 +628,7 @@ def load(path: str) -> Config:
 
     A config is the user's own program: never load one that you have not read.
     """
+    path = expand_path(path, "CONFIG")
     if not Path(path).is_file():
         raise InputError(f"no config file {path}: give the path of a .py file that defines `config = Config(...)`")
     loader = _Source("jaxrft_config", str(path))

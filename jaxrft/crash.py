@@ -27,8 +27,8 @@ def reported(folder: Path | None = None) -> Iterator[None]:
     """Raises a Crash in place of an error that nobody foresaw.
 
     The stack trace is written to `folder` if that is a folder which can be written to, else to the system's temporary
-    folder. An InputError passes; what is no bug becomes one: memory that does not suffice, an accelerator that does not
-    start, a package that cannot be imported.
+    folder. An InputError passes; what is no bug becomes one: memory that does not suffice, a file or disk that does
+    not do, an accelerator that does not start, a package that cannot be imported.
     """
     try:
         yield
@@ -50,6 +50,8 @@ def no_bug(error: Exception) -> str | None:
         )
     if isinstance(error, RuntimeError) and "nable to initialize backend" in str(error):
         return f"JAX finds no device ({said}): set JAX_PLATFORMS to cpu, or install jax for the accelerator"
+    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+        return f"the system refuses what is asked of it ({said}): put that right, and run the same command again"
     if isinstance(error, ImportError) and not (error.name or "jaxrft").startswith("jaxrft"):
         return f"the package {error.name} cannot be imported ({said}): install jaxrft again, with its dependencies"
     return None

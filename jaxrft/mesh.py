@@ -1,6 +1,7 @@
 """The device mesh and the one table from logical axes to mesh axes."""
 
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -60,6 +61,22 @@ def _sizes(*sizes: int, count: int) -> tuple[int, ...]:
     if count % known or (-1 not in sizes and known != count):
         raise InputError(f"mesh {named} does not divide the {count} devices: make the product of the sizes {count}")
     return tuple(count // known if size == -1 else size for size in sizes)
+
+
+def memory_of_a_device(mesh: AnyMesh) -> int | None:
+    """Returns the bytes that a device of this process has; None where that is not known.
+
+    Devices that are processors share the memory of their host.
+    """
+    if not isinstance(mesh, Mesh):
+        return None
+    device, *others = mesh.local_devices
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit")
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // (1 + len(others))
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def spec(*axes: str | None, taken: tuple[str, ...] = ()) -> PartitionSpec:

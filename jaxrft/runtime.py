@@ -122,6 +122,7 @@ def open_model(config: Config, mesh: Mesh, *, trained: bool = True) -> LanguageM
 def read_model(config: Config, folder: Path, *, trained: bool = True) -> LanguageModel:
     """The policy of a Hugging Face folder, all but its parameters."""
     shape = weights.read_config(folder)._replace(lora=lora(config) if trained else None)
+    check_rank(config, shape)
     text = tokenizer.load(str(folder))
     if len(text) > shape.vocab_size:
         raise InputError(
@@ -137,6 +138,15 @@ def lora(config: Config) -> model.LoRA | None:
     """The adapters that the config asks for, their targets in one order; None at rank 0."""
     rank, targets = config.lora.rank, sorted(set(config.lora.targets))
     return model.LoRA(rank, config.lora.alpha, tuple(targets)) if rank else None
+
+
+def check_rank(config: Config, shape: model.ModelConfig) -> None:
+    """Raises InputError for adapters that are larger than the weights that they adapt."""
+    if config.lora.rank > shape.hidden_size:
+        raise InputError(
+            f"lora.rank is {config.lora.rank:,}: it must be at most {shape.hidden_size:,}, the hidden_size of "
+            f"{config.model}"
+        )
 
 
 def draw_adapters(config: Config, shape: model.ModelConfig, mesh: Mesh) -> model.Params:

@@ -1,6 +1,7 @@
 """What a run is made of, its first state, and the programs of its steps; described ones too, without any memory."""
 
 import dataclasses
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from jaxrft.select import contract, selectors
 from jaxrft.select.selectors import Selector
 from jaxrft.tasks import table
 from jaxrft.tasks.table import TaskTable
-from jaxrft.types import Array, Choice, Feedback, Rollout, Tasks
+from jaxrft.types import Array, Choice, Feedback, InputError, Rollout, Tasks
 
 
 class Run(NamedTuple):
@@ -140,7 +141,20 @@ def empty(memory: Replay, config: Config, mesh: meshes.AnyMesh, rows: TaskTable,
     buffer = jax.eval_shape(lambda: memory.init(like))
     where = jax.tree.map(lambda x: meshes.task_sharding(mesh, x.shape, config.replay.capacity), buffer)
     init = jax.jit(lambda: memory.init(like), out_shardings=where)
-    return init.eval_shape() if described else init()
+    if described:
+        return init.eval_shape()
+    shards = jax.tree.map(lambda x, of: math.prod(of.shard_shape(x.shape)) * x.dtype.itemsize, buffer, where)
+    check_fits(config.replay.capacity, sum(jax.tree.leaves(shards)), meshes.memory_of_a_device(mesh))
+    return init()
+
+
+def check_fits(capacity: int, needed: int, available: int | None) -> None:
+    """Raises InputError for a replay buffer of more bytes than each device has: the system would kill the process."""
+    if available is not None and needed > available:
+        raise InputError(
+            f"replay.capacity is {capacity:,}: its groups take {needed / 2**30:,.1f} GiB of each device, which has "
+            f"{available / 2**30:,.1f} GiB; lower it"
+        )
 
 
 def make_learner(config: Config, lm: LanguageModel) -> update.Update:

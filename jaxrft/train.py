@@ -198,6 +198,8 @@ def keep_best(lm: LanguageModel, state: RunState, folder: Path) -> bool:
 
 def set_up(config: Config, mesh: Mesh, pool: Pool) -> tuple[Run, RunState]:
     """Opens and checks all that the run needs, and makes its first state."""
+    if config.select.name != "dots":  # which needs a predictor
+        steps.make_selector(config, config.batch_size, None)  # or its mistakes show only when the policy is loaded
     lm = runtime.open_model(config, mesh)
     rows = runtime.open_mixture(config, lm.tokenizer)
     if rows.embeddings is None and runtime.embeds(config):

@@ -29,7 +29,7 @@ from jaxrft.types import InputError
 
 
 def settings(folder, **changes):
-    return Config(model="", tasks=TasksConfig(), output_dir=str(folder), **changes)
+    return Config(model="policy", tasks=TasksConfig(), output_dir=str(folder), **changes)
 
 
 def state(step):

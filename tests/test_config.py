@@ -28,7 +28,7 @@ OUT_OF_RANGE = [
     *((name, 0, "at least 1") for name in ("num_iterations", "keep_checkpoints", "save_steps", "reward_workers")),
     *((name, -1, "0 or more") for name in ("top_k", "warmup_steps", "eval_steps", "seed", "log_completions_steps")),
     *((name, -0.5, "0 or more") for name in ("kl_coef", "learning_rate", "weight_decay")),
-    ("learning_rate", float("nan"), "0 or more"),
+    ("learning_rate", float("nan"), "a finite number"),
     ("num_generations", 1, "at least 2, because an advantage compares the samples of a task"),
     ("temperature", 0.0, "positive; evaluation is greedy by itself"),
     ("top_p", 0.0, "in (0, 1]"),
@@ -215,7 +215,7 @@ def test_a_step_rolls_out_all_tasks_unless_there_is_a_replay():
             "the held-out set a has a weight: only sets that are trained on have one",
         ),
         ({"tasks": TasksConfig("a.jsonl", weight=0.0)}, "the weight of a is 0.0: it must be positive"),
-        ({"tasks": TasksConfig("a.jsonl", weight=math.inf)}, "the weight of a is inf: it must be positive"),
+        ({"tasks": TasksConfig("a.jsonl", weight=math.inf)}, "tasks.weight is inf: it must be a finite number"),
         (
             {"tasks": (TasksConfig("a.jsonl", weight=1), TasksConfig("b.jsonl"))},
             "b has no weight but other sets of tasks have: give one to all of them or to none",

@@ -7,7 +7,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "jaxrft"
 LAYERS = (
     {"errors", "signals"},
-    {"files", "launch", "crash", "terminal", "lock"},
+    {"files", "launch", "crash", "terminal", "lock", "fields"},
     {"types", "config", "mesh", "witness"},
     {"select", "learn", "lm"},
     {"tasks", "rewards", "changes", "checkpoint", "lifesigns", "predictors", "report"},

@@ -218,7 +218,7 @@ def test_the_unembedding_is_gathered_and_its_gradient_reduced_outside_of_the_chu
 def test_a_rollout_gathers_the_parameters_once(mesh, params, prompts, once, lora):
     """No weight is gathered in the loops over tokens and layers; a layer at a time if so configured."""
     sizes = {"batch_size": TASKS, "num_generations": GROUP, "max_completion_length": TIME}
-    config = Config(model="", tasks=TasksConfig(), output_dir="", gather_for_rollout=once, **sizes)
+    config = Config(model="policy", tasks=TasksConfig(), output_dir="run", gather_for_rollout=once, **sizes)
     shape = CONFIG._replace(lora=lora)
     adapters = {row.name: np.zeros(row.shape, np.float32) for row in model.adapters(shape)}
     placed = jax.device_put(params | adapters, model.shardings(shape, mesh))

@@ -9,7 +9,7 @@ import helpers
 import pytest
 
 from jaxrft import cli, runtime, train
-from jaxrft.config import MeshConfig, SelectConfig, TasksConfig
+from jaxrft.config import LoRAConfig, MeshConfig, ReplayConfig, SelectConfig, TasksConfig
 from jaxrft.types import InputError
 
 
@@ -65,6 +65,15 @@ MISTAKES = {
     "prompts too long": (lambda d: {"max_prompt_length": 2}, "no prompt of tasks is short enough"),
     "too few tasks": (lambda d: {"tasks": tasks(d, rows()[:7], **REFERENCES)}, "batch_size is 8 but there are 7 tasks"),
     "tokenizer without EOS": (lambda d: {"model": policy(d, eos=None)}, "no token that ends a completion"),
+    "adapters larger than the model": (
+        lambda d: {"lora": LoRAConfig(rank=10**9)},
+        "lora.rank is 1,000,000,000: it must be at most 16, the hidden_size of ",
+    ),
+    "replay larger than memory": (
+        lambda d: {"tasks": tasks(d, rows(), **REFERENCES), "replay": ReplayConfig(10**9)},
+        "replay.capacity is 1,000,000,000: its groups take [0-9,.]+ GiB of each device, which has [0-9,.]+ GiB; lower",
+    ),
+    "selector out of range": (lambda d: {"select": SelectConfig(decay=2.0)}, "decay is 2.0: it must be"),
     "adapters instead of a model": (lambda d: {"model": adapters(d)}, "adapter holds adapters only: give"),
     "longer than the model": (
         lambda d: {"model": policy(d, max_position_embeddings=67)},

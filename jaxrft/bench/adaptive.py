@@ -9,6 +9,7 @@ import argparse
 import numpy as np
 
 from jaxrft import simulate
+from jaxrft.fields import whole_number
 from jaxrft.select import selectors
 from jaxrft.simulate.command import believing
 from jaxrft.simulate.trials import interval, run, scores
@@ -82,8 +83,8 @@ def hostile(seeds: int) -> None:
 def main(arguments: list[str]) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="jaxrft bench adaptive", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=8, help="matrices of each kind; 0 = none")
-    parser.add_argument("--paired", type=int, default=32, help="students of each kind; 0 = none")
+    parser.add_argument("--seeds", type=whole_number(0, 1_000_000), default=8, help="matrices of each kind; 0 = none")
+    parser.add_argument("--paired", type=whole_number(0, 1_000_000), default=32, help="students of each kind; 0 = none")
     options = parser.parse_args(arguments)
     if options.seeds:
         matrices(options.seeds)

@@ -45,6 +45,7 @@ from jaxrft.assets import TINY
 from jaxrft.bench import _curves, _savings, _similarity
 from jaxrft.bench._savings import Curve
 from jaxrft.config import Config, EvalConfig, ReplayConfig, SelectConfig, TasksConfig
+from jaxrft.fields import path_argument, whole_number
 from jaxrft.files import UnreadableJSON, read_json, replace_file
 from jaxrft.report import records
 from jaxrft.tasks import builtin
@@ -120,13 +121,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     for name, usual, others in (("families", tuple(SETTINGS), ()), ("selectors", SELECTORS, REPLAYED)):
         said = f"{', '.join(usual)}; all of them{f', or some with {REPLAY} behind the name' if others else ''}"
         parser.add_argument(f"--{name}", nargs="+", default=usual, choices=(*usual, *others), metavar="NAME", help=said)
-    parser.add_argument("--seeds", type=int, default=8, help="how many, paired")
-    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--seeds", type=whole_number(1, 1_000_000), default=8, help="how many, paired")
+    parser.add_argument("--first-seed", type=whole_number(0), default=0)
     parser.add_argument("--learning-rates", type=float, nargs="+", help="compares final levels, in order to choose one")
     parser.add_argument("--finished", action="store_true", help="trains nothing, reports the runs that are finished")
-    parser.add_argument("--jobs", type=int, default=1, help="processes")
-    parser.add_argument("--runs", type=Path, default=Path("runs/closed_loop"), help="folder of the runs")
-    parser.add_argument("--out", type=Path, default=RESULTS / "closed_loop", help="results: .json, .md and .png")
+    parser.add_argument("--jobs", type=whole_number(1, 1024), default=1, help="processes")
+    parser.add_argument("--runs", type=path_argument, default=Path("runs/closed_loop"), help="folder of the runs")
+    parser.add_argument(
+        "--out", type=path_argument, default=RESULTS / "closed_loop", help="results: .json, .md and .png"
+    )
     return parser.parse_args(arguments)
 
 

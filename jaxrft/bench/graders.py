@@ -11,6 +11,7 @@ import platform
 import random
 import statistics
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ import pyarrow.parquet
 import tyro
 from math_verify import parse, verify
 
+from jaxrft.errors import InputError
+from jaxrft.fields import Checked, FilePath
 from jaxrft.rewards import Pool
 
 # How often a task's truth is of a kind, in per cent; DeepScaleR's: 62 integers, 18 fractions, 15 radicals and pi.
@@ -29,7 +32,37 @@ THINKING = (
 
 def main(arguments: list[str]) -> None:
     """The command."""
-    tyro.cli(measure, args=arguments, prog="jaxrft bench graders")
+    options = tyro.cli(Options, args=arguments, prog="jaxrft bench graders")
+    measure(**vars(options))
+
+
+@dataclass(frozen=True)
+class Options(Checked):
+    """Measures the reward `math`, prints, and writes what it printed as JSON to `output`."""
+
+    tasks: int = 256
+    """Tasks of a batch."""
+    samples: int = 16
+    """Completions a task."""
+    workers: int = 2
+    """Grading processes."""
+    repeats: int = 5
+    """Batches whose median counts."""
+    truths: FilePath | None = None
+    """Parquet file whose ground truths are compared, in verl's columns."""
+    gsm8k: FilePath | None = None
+    """GSM8K's jsonl file, likewise."""
+    alone: bool = False
+    """Compare with math-verify alone, too."""
+    output: FilePath | None = None
+    """JSON file for the figures."""
+
+    def __post_init__(self) -> None:
+        """Raises InputError for numbers out of range, too."""
+        super().__post_init__()
+        for name in ("tasks", "samples", "workers", "repeats"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: it must be at least 1")
 
 
 def measure(
@@ -37,10 +70,10 @@ def measure(
     samples: int = 16,
     workers: int = 2,
     repeats: int = 5,
-    truths: Path | None = None,
-    gsm8k: Path | None = None,
+    truths: str | Path | None = None,
+    gsm8k: str | Path | None = None,
     alone: bool = False,
-    output: Path | None = None,
+    output: str | Path | None = None,
 ) -> None:
     """Measures, prints, and writes what it printed as JSON to `output`."""
     found: dict[str, Any] = {
@@ -50,14 +83,14 @@ def measure(
         found["speed"] = speed(pool, tasks, samples, repeats) | {"workers": workers}
         if truths:
             rows = pyarrow.parquet.read_table(truths, columns=["reward_model"])["reward_model"].to_pylist()
-            found[truths.name] = agreement(pool, [row["ground_truth"] for row in rows], alone)
+            found[Path(truths).name] = agreement(pool, [row["ground_truth"] for row in rows], alone)
         if gsm8k:
-            rows = [json.loads(line) for line in gsm8k.read_text().splitlines()]
-            found[gsm8k.name] = agreement(pool, [row["answer"].rpartition("#### ")[2] for row in rows], alone)
+            rows = [json.loads(line) for line in Path(gsm8k).read_text().splitlines()]
+            found[Path(gsm8k).name] = agreement(pool, [row["answer"].rpartition("#### ")[2] for row in rows], alone)
     text = json.dumps(found, indent=2)
     print(text)
     if output:
-        output.write_text(text + "\n")
+        Path(output).write_text(text + "\n")
 
 
 def speed(pool: Pool, tasks: int, samples: int, repeats: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ policy rarely does has a large gradient, and successes share a direction, that o
 
 import argparse
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrft.assets import TINY
+from jaxrft.fields import UINT32, path_argument, whole_number
 from jaxrft.learn import grpo, masked
 from jaxrft.learn.update import completion_logprobs
 from jaxrft.lm import model, rollout, tokenizer, weights
@@ -136,7 +138,7 @@ def table(found: Measured) -> str:
     return "\n".join(lines)
 
 
-def draw(found: Measured, path: str) -> None:
+def draw(found: Measured, path: Path) -> None:
     """Draws each task's share over its pass rate, with both kinds of rewards, for three sizes of a group."""
     from matplotlib.figure import Figure
 
@@ -158,10 +160,14 @@ def draw(found: Measured, path: str) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="jaxrft bench gradients", description=__doc__)
-    parser.add_argument("--tasks", type=int, default=192, help="of the quickstart's pool, with right answers")
-    parser.add_argument("--samples", type=int, default=64, help="gradients a task; a multiple of the largest group, 32")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--picture", help="file to draw to, such as gradients.png")
+    parser.add_argument(
+        "--tasks", type=whole_number(1), default=192, help="of the quickstart's pool, with right answers"
+    )
+    parser.add_argument(
+        "--samples", type=whole_number(1), default=64, help="gradients a task; a multiple of the largest group, 32"
+    )
+    parser.add_argument("--seed", type=whole_number(0, UINT32), default=0)
+    parser.add_argument("--picture", type=path_argument, help="file to draw to, such as gradients.png")
     options = parser.parse_args(arguments)
     found = measure(tasks=options.tasks, samples=options.samples, seed=options.seed)
     print(table(found))

@@ -26,6 +26,7 @@ from jaxrft import launch, train
 from jaxrft import mesh as meshes
 from jaxrft.assets import TINY
 from jaxrft.config import Config, TasksConfig
+from jaxrft.fields import path_argument, whole_number
 from jaxrft.files import UnreadableJSON, read_json
 from jaxrft.report import records
 from jaxrft.select import attention, contract, selectors
@@ -394,12 +395,12 @@ def earlier(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
 def main(arguments: list[str]) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="jaxrft bench select", description=__doc__)
-    parser.add_argument("--repeats", type=int, default=15, help="steps whose median counts")
+    parser.add_argument("--repeats", type=whole_number(1), default=15, help="steps whose median counts")
     parser.add_argument("--parts", nargs="+", choices=[*PARTS], default=[*PARTS], help="what is measured")
-    parser.add_argument("--json", type=Path, help="figures by part; those of other parts stay, and a whole is printed")
+    parser.add_argument(
+        "--json", type=path_argument, help="figures by part; those of other parts stay, and a whole is printed"
+    )
     options = parser.parse_args(arguments)
-    if options.repeats < 1:
-        parser.error(f"repeats is {options.repeats}: it must be at least 1")
     found = earlier(options.json, parser) if options.json else {}
     for name in options.parts:
         found[name] = {"conditions": machine(), "figures": PARTS[name](options.repeats)}

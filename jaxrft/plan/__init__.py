@@ -12,6 +12,7 @@ from jaxrft import mesh as meshes
 from jaxrft import runtime, steps
 from jaxrft.checkpoint import RunState, check_contents
 from jaxrft.config import Config
+from jaxrft.fields import Checked
 from jaxrft.plan import counts, found, graded, memory, page, programs
 from jaxrft.plan.page import Page
 from jaxrft.select import selectors
@@ -21,7 +22,7 @@ from jaxrft.types import Missing
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Checked):
     """The command line of `jaxrft train`."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]

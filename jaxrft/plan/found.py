@@ -75,6 +75,7 @@ def _published(config: Config) -> LanguageModel:
         )
     runtime.check_length(config, keys.get("max_position_embeddings"))
     shape = weights.model_config(keys, config.model)._replace(lora=runtime.lora(config))
+    runtime.check_rank(config, shape)
     policy = model.decoder(shape, dtype=jnp.dtype(config.dtype))
     return LanguageModel(shape, policy, None, {}, None, (0,), Path(config.model))
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxrft import predictors
+from jaxrft.fields import path_argument
 from jaxrft.predictors import Origin, Predictor
 from jaxrft.select import attention
 from jaxrft.select.attention import Calibration, Params
@@ -56,8 +57,8 @@ def convert(checkpoint: Path, out: Path, model: str, *, temperature: float = 1.0
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m jaxrft.prepare.convert_predictor", description=__doc__)
-    parser.add_argument("checkpoint", type=Path, help="the published checkpoint")
-    parser.add_argument("out", type=Path, help="safetensors file to write")
+    parser.add_argument("checkpoint", type=path_argument, help="the published checkpoint")
+    parser.add_argument("out", type=path_argument, help="safetensors file to write")
     parser.add_argument("--model", required=True, help="what made the embeddings it was trained on, such as a hub id")
     parser.add_argument("--temperature", type=float, default=1.0, help="divides the attention's scores")
     parser.add_argument("--top-k", type=int, help="attend to so many most similar references only")

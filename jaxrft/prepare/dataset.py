@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 import tyro
 
+from jaxrft.fields import Checked, FilePath
 from jaxrft.prepare.recipes import RECIPES, Recipe, Task, as_text
 from jaxrft.tasks import files
 from jaxrft.tasks.tfds import builder_of, folder_of
@@ -31,16 +32,16 @@ VERSION = "1.0.0"  # raise it when what a recipe makes of its files changes
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Checked):
     """Makes a TFDS data set of the files of a published one; without NAME, lists those that it knows."""
 
     name: Annotated[str | None, tyro.conf.Positional] = None
     """Data set."""
-    file: tuple[str, ...] = ()
+    file: tuple[FilePath, ...] = ()
     """Its files, one or several."""
     split: str = "train"
     """Split that the files are; splits of other names stay as they are."""
-    data_dir: str | None = None
+    data_dir: FilePath | None = None
     """Folder for prepared data sets; TFDS' default otherwise."""
 
 

@@ -19,6 +19,7 @@ from safetensors.numpy import save
 from jaxrft import files, runtime
 from jaxrft.checkpoint import on_first
 from jaxrft.config import Config
+from jaxrft.fields import Checked, FilePath
 from jaxrft.prepare.journal import Journal, begun, finished, identity_at, note_of, open_own, replacing, writing
 from jaxrft.report.console import Display
 from jaxrft.runtime import LanguageModel
@@ -32,11 +33,11 @@ SETTINGS = ("max_prompt_length", "chat_template_date", "batch_size")
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Checked):
     """The command line of `jaxrft prepare embeddings`."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
-    out: str
+    out: FilePath
     """Safetensors file for the embeddings of the distinct prompts of all sets: `tasks.embeddings` of each."""
     file_dtype: Literal["float32", "float16"] = "float32"
     """What the file holds, whatever the `dtype` of the arithmetic; float16 halves it, at a relative error of 0.0005. On

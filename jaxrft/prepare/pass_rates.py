@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from jaxrft import runtime
 from jaxrft.checkpoint import on_first
 from jaxrft.config import Config, TasksConfig
+from jaxrft.fields import Checked, FilePath
 from jaxrft.prepare import task_files
 from jaxrft.prepare.journal import Journal, begun, finished, identity_at, note_of
 from jaxrft.prepare.task_files import TaskFile
@@ -45,18 +46,18 @@ SETTINGS = (
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Checked):
     """The command line of `jaxrft prepare pass-rates`."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
-    out: str
+    out: FilePath
     """Parquet file for the tasks, with all columns of their source, and the new column. The columns of a file that is
     there already, of the same tasks in any order, stay. Of a mixture, a folder, in which each set gets a file."""
     name: str | None = None
     """Name of the new column; <model>_pass_rate by default. <model>_trials beside it counts the samples behind it."""
     overwrite: bool = False
     """Replace columns that the file has already."""
-    merge: tuple[str, ...] = ()
+    merge: tuple[FilePath, ...] = ()
     """Roll nothing out, but put together the columns of these files of the same tasks."""
 
 

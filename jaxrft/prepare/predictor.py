@@ -12,6 +12,7 @@ import tyro
 
 from jaxrft import predictors
 from jaxrft.config import Config, TasksConfig
+from jaxrft.fields import Checked, FilePath, Seed
 from jaxrft.predictors import Origin, Predictor
 from jaxrft.prepare import judge
 from jaxrft.prepare.judge import Judged, Split
@@ -53,16 +54,16 @@ class FitConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Output:
+class Output(Checked):
     """What comes out of `jaxrft prepare predictor`."""
 
-    out: str
+    out: FilePath
     """Safetensors file for the predictor, which is trained on all policies and tasks."""
     splits: int = 5
     """How often some policies and tasks are held out to judge one that is trained on the others; 0 = not at all."""
     held_out: float = 0.2
     """Share of the policies, and of the tasks, that is held out each time."""
-    plot: str | None = None
+    plot: FilePath | None = None
     """Draw into this file how the predictions held out are calibrated; the suffix chooses the format."""
     fit: FitConfig = field(default_factory=FitConfig)
 
@@ -81,12 +82,12 @@ class Options(Output):
 class ResponsesOptions(Output):
     """The command line without CONFIG: a response matrix in place of task files."""
 
-    responses: str
+    responses: FilePath
     """An .npz with `responses` [rows, tasks] of 1 right, 0 wrong, -1 missing, rows sorted by ability, and `embeddings`
     [tasks, E]."""
     policies: int = 25
     """The rows are cut into so many policies, each of rows next to each other; a pass rate is their mean."""
-    seed: int = 0
+    seed: Seed = 0
     """Of splits, initial weights and batches."""
 
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from jaxrft.errors import InputError
+from jaxrft.fields import path_argument
 from jaxrft.report import records
 
 PANELS = (  # title, how the metric's name begins and ends
@@ -67,8 +68,8 @@ def draw(runs: list[Path], out: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m jaxrft.report.picture", description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, help="output_dir of a run")
-    parser.add_argument("--out", type=Path, required=True, help="file to write: .png, .svg or .pdf")
+    parser.add_argument("runs", nargs="+", type=path_argument, help="output_dir of a run")
+    parser.add_argument("--out", type=path_argument, required=True, help="file to write: .png, .svg or .pdf")
     options = parser.parse_args(arguments)
     try:
         draw(options.runs, options.out)

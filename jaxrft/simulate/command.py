@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxrft import predictors
 from jaxrft.config import SelectConfig
+from jaxrft.fields import Checked, FilePath
 from jaxrft.predictors import Predictor
 from jaxrft.select import selectors
 from jaxrft.select.selectors import Selector
@@ -26,7 +27,7 @@ GROUPS = "groups"  # rolled out, shown where selectors differ in it because one 
 
 
 @dataclass(frozen=True)
-class SimulateConfig:
+class SimulateConfig(Checked):
     """Selectors compared without a language model, on synthetic students or on a replayed response matrix.
 
     A row a selector, means over the seeds and half the width of their 95 % intervals. effective: share of the groups
@@ -36,13 +37,13 @@ class SimulateConfig:
     pass rate at the end. uniform believes nothing: with references, it has what bots would believe of its rollouts.
     """
 
-    responses: str | None = None
+    responses: FilePath | None = None
     """An .npz with `responses` [policies, tasks] of 1 right, 0 wrong, -1 missing, rows sorted by ability, weakest
     first; optionally `embeddings` and `domain`. Replayed as one changing policy, the 4 % of the rows around a quantile;
     without it, synthetic students."""
     selectors: tuple[str, ...] = ("uniform", "bots", "adaptive")
     """Selectors to compare."""
-    predictor: str | None = None
+    predictor: FilePath | None = None
     """The predictor of `dots`, a .safetensors file of `jaxrft prepare predictor` for embeddings such as the world's."""
     steps: int = 200
     """Steps of a run."""
@@ -64,7 +65,7 @@ class SimulateConfig:
     """Hyper-parameters of the selectors."""
     json: bool = False
     """Print the figures as a JSON list instead of a table."""
-    plot: str | None = None
+    plot: FilePath | None = None
     """Draw the runs into this file; the suffix chooses the format."""
 
 

@@ -1,0 +1,244 @@
+"""What every field of a config, and of a command's options, is held to before anything is done with it.
+
+| field | rule |
+|---|---|
+| a whole number | an int32, as counters on devices are; a `Seed` has the 32 bits that JAX's keys take |
+| another number | finite, and a normal number or 0 as float32, as all arithmetic on devices is |
+| a text | Unicode without NUL |
+| a `FilePath` | `expand_path` |
+"""
+
+import argparse
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from jaxrft.errors import InputError
+
+_PATH, _SEED = "path", "seed"
+FilePath = Annotated[str, _PATH]  # of a file or a folder
+Seed = Annotated[int, _SEED]
+
+INT32 = 2**31 - 1
+UINT32 = 2**32 - 1
+FLOAT32 = 3.4028234e38, 1.1754944e-38  # the largest and the smallest normal number
+NAME_MAX = 255  # bytes of a name, of all file systems in use
+PATH_MAX = 4096 - 256  # bytes of a path, on Linux; the rest is for the names of the files in a folder
+SHOWN = 200  # characters of a value in a message
+
+_SCHEME = re.compile("[a-z]{2,}:")
+_VARIABLE = re.compile(r"\$(?:(\$)|([A-Za-z_][A-Za-z0-9_]*)|\{([^}]*)\}?)")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+
+
+class _Expanded(str):
+    """A path that `expand_path` has returned: what it leads through may have a $ in its name."""
+
+
+def expand_path(text: str, name: str = "the path") -> str:
+    """Returns the path that `text` stands for, with home folders and environment variables in their places.
+
+    As in a shell, a leading ~ or ~USER is a home folder, and $NAME and ${NAME} are environment variables, which have to
+    be set. $$ is a dollar sign, and ./~ a folder that is called ~. A text that begins with a word and a colon, such as
+    hub: or gs://, is no path and stays as it is; so does what this function has returned. Raises InputError, with the
+    `name` of the field, for what cannot be expanded, is empty, or is longer than file systems allow.
+
+    >>> os.environ["RUNS"] = "/data/runs"
+    >>> expand_path("$RUNS/a"), expand_path("hub:openai/gsm8k")
+    ('/data/runs/a', 'hub:openai/gsm8k')
+    """
+    check_text(text, name)
+    if not text:
+        raise InputError(f"{name} is '': give the path of a file or folder")
+    if isinstance(text, _Expanded) or _SCHEME.match(text):
+        return text
+    home, slash, rest = text.partition("/") if text.startswith("~") else ("", "", text)
+    if home and os.path.expanduser(home).startswith("~"):
+        raise InputError(
+            f"{name} is {shown(text)}: {home} is no user's home folder; write ./{home} for a folder's name"
+        )
+
+    def value(match: re.Match[str]) -> str:
+        variable = match[2] or match[3]
+        if match[1]:
+            return "$"
+        if not _NAME.fullmatch(variable or "") or (match[3] is not None and not match[0].endswith("}")):
+            raise InputError(
+                f"{name} is {shown(text)}: write variables as $NAME or ${{NAME}}, and $$ for a dollar sign"
+            )
+        if not os.environ.get(variable):
+            raise InputError(f"{name} is {shown(text)}: set the environment variable {variable}, or write $$ for a $")
+        return os.environ[variable]
+
+    path = os.path.expanduser(home) + slash + _VARIABLE.sub(value, rest)
+    check_text(path, name)
+    if max(len(os.fsencode(part)) for part in path.split("/")) > NAME_MAX:
+        raise InputError(f"{name} is {shown(path)}: a name in a path has at most {NAME_MAX} bytes, shorten it")
+    if len(os.fsencode(os.path.abspath(path))) > PATH_MAX:
+        raise InputError(f"{name} is {shown(path)}: a path has at most {PATH_MAX} bytes, shorten it")
+    return _Expanded(path)
+
+
+def path_argument(text: str) -> Path:
+    """Returns the path that an argument of argparse stands for: the `type` of all that are paths."""
+    try:
+        return Path(expand_path(text))
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def whole_number(least: int, most: int = INT32) -> Callable[[str], int]:
+    """Returns the `type` of an argument of argparse that is a whole number in [least, most]."""
+
+    def parse(text: str) -> int:
+        number = int(text)
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"{shown(number)} is not from {least:,} to {most:,}")
+        return number
+
+    parse.__name__ = "whole number"  # which argparse puts into its message for a text that is none
+    return parse
+
+
+def check_text(text: str, name: str) -> None:
+    """Raises InputError for a text that no file, tokenizer or file system takes."""
+    if "\0" in text:
+        raise InputError(f"{name} is {shown(text)}: take the NUL character out")
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise InputError(f"{name} is {shown(text)}: it is not Unicode text, take the lone surrogate out")
+
+
+def check_seed(number: float, name: str) -> None:
+    """Raises InputError for a seed of which JAX, without 64-bit numbers, would silently drop bits."""
+    if not 0 <= number <= UINT32:
+        raise InputError(f"{name} is {shown(number)}: it must be 0 or more, and at most {UINT32:,}")
+
+
+def check_number(number: float, name: str) -> None:
+    """Raises InputError for an int that is none of 32 bits, or a float that is not finite or none as float32."""
+    if isinstance(number, int):
+        if abs(number) > INT32:
+            raise InputError(f"{name} is {shown(number)}: it must be at most {INT32:,} in size")
+        return
+    most, least = FLOAT32
+    if not math.isfinite(number):
+        raise InputError(f"{name} is {number}: it must be a finite number")
+    if abs(number) > most or 0 < abs(number) < least:
+        raise InputError(f"{name} is {number}: it must be 0, or from {least:.2g} to {most:.2g} in size, as float32 is")
+
+
+def shown(value: Any) -> str:
+    """Returns `repr(value)`, cut when it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # an int of more digits than Python prints
+        text = f"an int of {value.bit_length()} bits"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text)} characters)"
+
+
+class Checked:
+    """The root of a config, or of a command's options: a frozen dataclass, and dataclasses in its fields.
+
+    Its paths are expanded when it is made, and InputError is raised for the first value that breaks a rule.
+    """
+
+    def __post_init__(self) -> None:
+        """Expands and checks."""
+        for name, value in _settled_fields("", self).items():
+            object.__setattr__(self, name, value)
+
+
+def _settled_fields(prefix: str, options: Any) -> dict[str, Any]:
+    """Returns the fields that are not at their defaults as they are to be used."""
+    return {
+        field.name: _settled(f"{prefix}{field.name}", getattr(options, field.name), set(_leaves(field.type)))
+        for field in dataclasses.fields(options)
+        if getattr(options, field.name) is not field.default
+    }
+
+
+def _settled(name: str, value: Any, kinds: set[Any]) -> Any:
+    """Returns a field's value as it is to be used; `kinds` are the types of its leaves, and the marks on them."""
+    if isinstance(value, Checked):
+        return value  # a root, which has seen to itself
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(value, **_settled_fields(f"{name}.", value))
+    if isinstance(value, tuple):
+        return tuple(_settled(f"{name}[{i}]", item, kinds) for i, item in enumerate(value))
+    if isinstance(value, str) and _PATH in kinds:
+        return expand_path(value, name)
+    if isinstance(value, str):
+        check_text(value, name)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        if _SEED in kinds:
+            check_seed(value, name)
+        else:
+            check_number(_as_float(value) if float in kinds else value, name)
+    return value
+
+
+def _as_float(number: float) -> float:
+    """Returns a number as a float, infinite where an int is too large for one."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf
+
+
+def _leaves(kind: Any) -> Iterator[Any]:
+    """Yields the plain types, and the marks of Annotated, in a type."""
+    if not get_args(kind) or get_origin(kind) is Literal:
+        yield kind
+        return
+    for argument in get_args(kind):
+        yield from _leaves(argument)
+
+
+def bare(kind: Any) -> Any:
+    """Returns a type without the marks of FilePath and Seed, which types of fields are compared without."""
+    if get_origin(kind) is Annotated:
+        return bare(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        first, *others = map(bare, get_args(kind))
+        for other in others:
+            first = first | other
+        return first
+    if get_origin(kind) is tuple:
+        return tuple[tuple(map(bare, get_args(kind)))]
+    return kind
+
+
+def misfits(name: str, value: Any, kind: Any) -> Iterator[tuple[str, Any, str]]:
+    """Yields (dotted field, value, what it must be) for all in `value`, called `name`, that is not of the type `kind`.
+
+    `kind` is what configs are annotated with: plain types, dataclasses, tuples and unions of these, and Literal.
+    """
+    kind = bare(kind)
+    inner, origin = get_args(kind), get_origin(kind)
+    wanted = f"of type {kind.__name__ if isinstance(kind, type) else re.sub(r'jaxrft[.][a-z]+[.]', '', str(kind))}"
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, kind):
+        for field in dataclasses.fields(kind):
+            yield from misfits(f"{name}.{field.name}".lstrip("."), getattr(value, field.name), field.type)
+    elif origin is UnionType:
+        whole = isinstance(value, tuple) or dataclasses.is_dataclass(value)
+        held = [choice for choice in inner if whole and isinstance(value, get_origin(choice) or choice)]
+        if held:  # a mistake is inside of it
+            yield from misfits(name, value, held[0])
+        elif all(any(misfits(name, value, choice)) for choice in inner):
+            yield name, value, wanted
+    elif origin is Literal:
+        if value not in inner:
+            yield name, value, f"one of {', '.join(inner)}"
+    elif origin is tuple and isinstance(value, tuple) and (inner[-1] is ... or len(inner) == len(value)):
+        for i, item in enumerate(value):
+            yield from misfits(f"{name}[{i}]", item, inner[0] if inner[-1] is ... else inner[i])
+    elif origin is tuple:
+        example = tuple(value) if isinstance(value, list) else (value,)
+        yield name, value, wanted if isinstance(value, tuple) else f"{wanted}, such as {example!r}"
+    elif not isinstance(value, int | float if kind is float else kind) or isinstance(value, bool) != (kind is bool):
+        yield name, value, wanted  # Python takes a bool for an int
