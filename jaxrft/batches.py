@@ -98,8 +98,11 @@ def sample(run: Run, programs: Programs, state: RunState, ids: np.ndarray, use: 
 def verify(run: Run, state: RunState, rolled: Rolled, *, first: bool) -> Verdicts:
     """What graders say of rollouts; raises InputError when something is wrong with them in the `first` batch."""
     told = runtime.trainer_state(run.config, int(state.step))
-    verdicts = runtime.verify(rolled.rollouts, run.pool, run.lm.tokenizer, run.table, rolled.ids, trainer_state=told)
-    return runtime.check_verdicts(run.config, verdicts, first=first)
+    verdicts = runtime.verify(run.config, run.lm, rolled.rollouts, run.pool, run.table, rolled.ids, trainer_state=told)
+    verdicts = runtime.check_verdicts(run.config, verdicts, run.pool, tasks=len(rolled.ids), first=first)
+    if run.visits is not None:
+        run.visits.add(rolled.ids, verdicts.success)
+    return verdicts
 
 
 def judge(run: Run, programs: Programs, state: RunState, rolled: Rolled, verdicts: Verdicts) -> Judged:
@@ -107,7 +110,8 @@ def judge(run: Run, programs: Programs, state: RunState, rolled: Rolled, verdict
     rewards = runtime.learnable(verdicts).reshape(len(rolled.ids), run.config.num_generations, -1)
     rewards = meshes.from_host(run.mesh, rewards, "batch", None, None)
     ids = meshes.from_host(run.mesh, rolled.ids)
-    return programs.judge(state.step, ids, rolled.prompts, rolled.rollouts, rewards)
+    success_index = meshes.from_host(run.mesh, verdicts.success_index, "batch")
+    return programs.judge(state.step, ids, rolled.prompts, rolled.rollouts, rewards, success_index)
 
 
 def probe(run: Run, programs: Programs, state: RunState, *, first: bool) -> tuple[RunState, Probed]:
@@ -119,7 +123,7 @@ def probe(run: Run, programs: Programs, state: RunState, *, first: bool) -> tupl
         rolled = sample(run, programs, state, part, "rollout of a probe")
         verdicts = verify(run, state, rolled, first=first and not judged)
         judged.append(judge(run, programs, state, rolled, verdicts))
-        distances.append(_distance(run, verdicts))
+        distances.append(np.asarray(judged[-1].distance))
         failures.update(verdicts.failures)
     state, found = _note(run, programs, state, choice, *((each.feedback, each.informative) for each in judged))
     told = {name.replace("select/", "select/probes/"): found[name] for name in PREDICTION}
@@ -128,16 +132,6 @@ def probe(run: Run, programs: Programs, state: RunState, *, first: bool) -> tupl
 
 
 PREDICTION = tuple(f"select/{name}" for name in ("brier", "pearson", "auc", "effective_group_ratio"))
-
-
-def _distance(run: Run, verdicts: Verdicts) -> np.ndarray:
-    """How far from the target the pass rate of each group is, [B]; infinite where successes are all equal."""
-    success = runtime.learnable(verdicts)[:, runtime.success_index(run.config)]
-    success = success.reshape(-1, run.config.num_generations)
-    known = np.isfinite(success)
-    rate = np.where(known, success, 0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
-    differ = np.where(known, success, np.inf).min(axis=1) < np.where(known, success, -np.inf).max(axis=1)
-    return np.where(differ, np.abs(rate - run.config.select.target), np.inf)
 
 
 def fill(run: Run, programs: Programs, state: RunState, probed: Probed) -> Filling:
@@ -157,7 +151,7 @@ def gather(
 
     With dynamic sampling those also take the places of groups that teach nothing.
     """
-    chosen = Chosen(choice, judged.feedback, judged.informative, np.isfinite(_distance(run, verdicts)))
+    chosen = Chosen(choice, judged.feedback, judged.informative, np.asarray(judged.informative))
     metrics = judged.metrics | probed.metrics
     metrics |= {f"rewards/{kind}": lost + probed.failures[kind] for kind, lost in verdicts.failures.items()}
     empty = 0, filling.places - filling.fresh
@@ -190,7 +184,7 @@ def refill(run: Run, programs: Programs, state: RunState, batch: Batch, probed: 
         verdicts = verify(run, state, sampled, first=False)
         judged = judge(run, programs, state, sampled, verdicts)
         state = state._replace(selector=selector)
-        chosen = Chosen(choice, judged.feedback, judged.informative, np.isfinite(_distance(run, verdicts)))
+        chosen = Chosen(choice, judged.feedback, judged.informative, np.asarray(judged.informative))
         lost.update(verdicts.failures)
         batch = batch._replace(chosen=(*batch.chosen, chosen))
         free, best = np.flatnonzero(~batch.informative), np.flatnonzero(chosen.teaches)

@@ -257,7 +257,11 @@ class Config(Checked):
     overlong_penalty: float = 1.0
     """What a completion of max_completion_length tokens costs."""
     success_reward: str | None = None
-    """Reward in [0, 1] that selectors count as success; the first by default."""
+    """Reward in [0, 1] that selectors count as success. By default, of each task, the first of `rewards` that is not
+    None for it, among those whose values lie in [0, 1]."""
+    skip_special_tokens: bool = False
+    """What rewards read of a completion: False leaves out only BOS, EOS and padding; True, as TRL, all special tokens,
+    such as <think> where it is one."""
     reward_timeout: float = 10.0
     """Seconds one completion's grading may take before its worker is killed; `math` gives up by itself before that."""
     reward_completions: Literal["trl", "text"] = "trl"
@@ -279,13 +283,18 @@ class Config(Checked):
     delta: float | None = None
     """Bound, above 1 + epsilon_high, of the ratio of tokens with a negative advantage (two-sided clipping)."""
     kl_coef: float = 0.0
-    """Weight of the k3 KL to the starting policy; 0 needs no reference forward."""
+    """Weight of the KL to the starting policy; 0 needs no reference forward."""
+    kl_estimator: Literal["k3", "k3_corrected"] = "k3"
+    """k3, whose gradient is on average that of KL(reference || policy), or, with a factor policy / what sampled the
+    token, k3_corrected, whose gradient is that of KL(policy || reference) (DeepSeek-V3.2, TRL's default)."""
     entropy_coef: float = 0.0
     """Weight of the policy's entropy, a bonus."""
     mask_truncated_completions: bool = False
     """Leave completions without an end out of the loss."""
     importance_sampling_correction: Literal["none", "token", "sequence"] = "none"
     """Weigh token losses by policy / what top_p and top_k really drew from, of each token or of the whole sequence."""
+    importance_sampling_mode: Literal["truncate", "mask"] = "truncate"
+    """What becomes of such a weight above importance_sampling_cap: the cap, or 0, which drops the token or sequence."""
     importance_sampling_cap: float = 2.0
     """Largest such weight."""
     num_iterations: int = 1
@@ -389,6 +398,16 @@ def check(config: Config) -> None:
         ("delta", c.delta is None or c.loss_type != "cispo", "None with cispo, which bounds all ratios from above"),
         ("delta", c.delta is None or c.delta > 1 + c.clip_above, f"above 1 + epsilon_high, {1 + c.clip_above:g}"),
         ("importance_sampling_cap", c.importance_sampling_cap > 0, "positive"),
+        (
+            "importance_sampling_mode",
+            c.importance_sampling_mode == "truncate" or c.importance_sampling_correction != "none",
+            "truncate while importance_sampling_correction is none, which weighs nothing: set that too",
+        ),
+        (
+            "kl_estimator",
+            c.kl_estimator == "k3" or c.kl_coef > 0,
+            "k3 while kl_coef is 0, which takes no KL: set kl_coef too",
+        ),
         (
             "overlong_buffer",
             0 <= c.overlong_buffer <= c.max_completion_length,

@@ -47,7 +47,7 @@ def trials(config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool, **options:
 
     Tasks are rolled out in batches of one shape, of which the last is filled up and cut; raises Stopped before one.
     """
-    generate, counted = runtime.generator(lm, config, mesh, **options), runtime.success_index(config)
+    generate = runtime.generator(lm, config, mesh, **options)
 
     def successes(params: Any, step: int, tasks: TaskTable, ids: np.ndarray, stopped: Callable[[], bool]) -> np.ndarray:
         widths, found = table.buckets(tasks.lengths)[-1:], []
@@ -56,10 +56,10 @@ def trials(config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool, **options:
                 raise runtime.Stopped
             part = np.take(ids, range(start, start + config.eval_batch_size), mode="wrap")
             rollouts = generate(params, np.int32(step), *runtime.prompt_batch(tasks, part, widths, mesh), part)
-            told = runtime.trainer_state(config, step)
-            verdicts = runtime.verify(rollouts, pool, lm.tokenizer, tasks, part, trainer_state=told)
-            verdicts = runtime.check_verdicts(config, verdicts, first=start == step == 0)
-            found.append(np.nan_to_num(verdicts.rewards[:, counted]).reshape(len(part), -1))
+            told, first = runtime.trainer_state(config, step), start == step == 0
+            verdicts = runtime.verify(config, lm, rollouts, pool, tasks, part, trainer_state=told)
+            verdicts = runtime.check_verdicts(config, verdicts, pool, tasks=len(part), first=first)
+            found.append(np.nan_to_num(verdicts.success).reshape(len(part), -1))
         return np.concatenate(found)[: len(ids)]
 
     return successes

@@ -17,6 +17,7 @@ from jaxrft.learn import grpo, replay, shaping, update
 from jaxrft.learn.replay import Groups, Replay
 from jaxrft.predictors import Predictor
 from jaxrft.report import metrics
+from jaxrft.report.visits import Visits
 from jaxrft.runtime import LanguageModel
 from jaxrft.select import contract, selectors
 from jaxrft.select.selectors import Selector
@@ -39,6 +40,7 @@ class Run(NamedTuple):
     replay: Replay | None
     reference: Any  # parameters of the policy that the KL is taken to, with LoRA the frozen ones; None = no KL
     pool: Any = None  # graders, of a run that is carried out
+    visits: Visits | None = None  # what they said of each task, likewise
     evaluate: Any = None  # (params, step, stopped) -> metrics, likewise
     measure: Any = None  # (params, step, table, ids, stopped) -> pass rates [N], likewise, where they are wanted
 
@@ -49,6 +51,7 @@ class Judged(NamedTuple):
     groups: Groups
     feedback: Feedback
     informative: Array  # [B] bool, successes not all equal
+    distance: Array  # [B] float32, of the pass rate to the target; infinite where the group is not informative
     metrics: dict[str, Array]
 
 
@@ -59,7 +62,7 @@ class Programs(NamedTuple):
     probe: Any  # (selector_state, step, tasks) -> choice, of tasks to roll out in order to know
     select: Any  # (selector_state, step, tasks, random stream, *, count=batch_size) -> (choice, what of it has changed)
     generate: Any  # (params, step, prompts, lengths, ids, number of the random stream) -> rollouts
-    judge: Any  # (step, ids, (prompts, lengths), rollouts, rewards) -> judged
+    judge: Any  # (step, ids, (prompts, lengths), rollouts, rewards, success) -> judged
     note: Any  # (selector_state, tally, step, tasks, choice, *parts) -> (selector_state, tally, metrics)
     join: Any  # (groups, parts of other groups, rows of all of these) -> groups
     learn: Any  # (state, groups, reference, frozen) -> (state, metrics)
@@ -169,6 +172,7 @@ def make_learner(config: Config, lm: LanguageModel) -> update.Update:
         epsilon_high=config.epsilon_high,
         delta=config.delta,
         kl_coef=config.kl_coef,
+        kl_estimator=config.kl_estimator,
         entropy_coef=config.entropy_coef,
         temperature=config.temperature,
         clip=config.replay.clip,
@@ -192,7 +196,7 @@ def compile_steps(run: Run, state: RunState) -> Programs:
         probe=compiled(probe, everywhere),
         select=compiled(partial(select, where=where.selector), (everywhere, None), static_argnames="count"),
         generate=runtime.generator(run.lm, run.config, run.mesh),
-        judge=compiled(judge, Judged(rows, everywhere, everywhere, everywhere)),  # pyright: ignore[reportArgumentType]
+        judge=compiled(judge, Judged(rows, *[everywhere] * 4)),  # pyright: ignore[reportArgumentType]
         note=compiled(note, (where.selector, where.tally, everywhere), donate_argnums=(0, 1)),
         join=compiled(join, rows),
         learn=compiled(learn, (where, everywhere), donate_argnums=0),
@@ -229,18 +233,24 @@ def select(
     return choice, {number: jax.lax.with_sharding_constraint(x, placed[number]) for number, x in changed.items()}
 
 
-def judge(run: Run, step: Array, ids: Array, prompts: Any, rollouts: Rollout, rewards: Array) -> Judged:
-    """What `rewards` [B, G, F], NaN = does not apply, make of the rollouts of the tasks `ids` [B]."""
-    config, groups, counted = run.config, rewards.shape[:2], runtime.success_index(run.config)
-    reward_weights = jnp.array(config.reward_weights or [1.0] * len(config.rewards), jnp.float32)
-    total, valid = shaping.total(rewards, reward_weights, success=counted)
-    success = jnp.where(valid, rewards[..., counted], 0.0)
+def judge(
+    run: Run, step: Array, ids: Array, prompts: Any, rollouts: Rollout, rewards: Array, success_index: Array
+) -> Judged:
+    """What `rewards` [B, G, F], NaN = does not apply, make of the rollouts of the tasks `ids` [B].
+
+    `success_index` [B] int32: which of the rewards is success of each task.
+    """
+    config, groups = run.config, rewards.shape[:2]
+    total, valid, tolerance, of_length = sums(config, rewards, success_index, rollouts.lengths.reshape(groups))
+    total = grpo.leveled(total, valid, tolerance=tolerance)
+    success = jnp.where(valid, shaping.of_tasks(rewards, success_index), 0.0)
     trials = jnp.sum(valid, axis=1, dtype=jnp.float32)
+    rate = jnp.sum(success, axis=1) / jnp.maximum(trials, 1.0)
+    informative = grpo.informative(success, valid)
     spent = jnp.sum(rollouts.lengths.reshape(groups), axis=1)
     last = jnp.take_along_axis(rollouts.tokens, rollouts.lengths[:, None] - 1, axis=1)
     truncated = ~jnp.any(last == jnp.asarray(run.lm.eos_ids, jnp.int32)[None], axis=1)
     leaves = truncated.reshape(groups) if config.mask_truncated_completions else jnp.zeros(groups, bool)
-    total, of_length = shape_lengths(config, total, rollouts.lengths.reshape(groups))
     fresh = Groups(
         *prompts,
         tokens=rollouts.tokens.reshape(*groups, -1),
@@ -256,7 +266,8 @@ def judge(run: Run, step: Array, ids: Array, prompts: Any, rollouts: Rollout, re
     return Judged(
         groups=fresh,
         feedback=Feedback(ids, jnp.sum(success, axis=1), trials, spent.astype(jnp.float32)),
-        informative=grpo.informative(success, valid),
+        informative=informative,
+        distance=jnp.where(informative, jnp.abs(rate - config.select.target), jnp.inf),
         metrics=of_length | found | metrics.completions(rollouts, truncated),
     )
 
@@ -329,17 +340,27 @@ def widened(groups: Groups, width: int) -> Groups:
     return groups._replace(prompts=jnp.pad(groups.prompts, ((0, 0), (0, width - groups.prompts.shape[1]))))
 
 
-def shape_lengths(config: Config, total: Array, lengths: Array) -> tuple[Array, dict[str, Array]]:
-    """The rewards [B, G] of completions of so many tokens [B, G] with the soft overlong penalty, if there is one."""
+def sums(
+    config: Config, rewards: Array, success_index: Array, lengths: Array
+) -> tuple[Array, Array, Array, dict[str, Array]]:
+    """Computes what the rewards [B, G, F] of completions of so many tokens [B, G] come to, all [B, G].
+
+    Returns the sums, whether they exist, the most that rounding may make of their differences, and metrics. The soft
+    overlong penalty is one more term of each sum, if there is one.
+    """
+    reward_weights = jnp.array(config.reward_weights or [1.0] * len(config.rewards), jnp.float32)
+    total, exists = shaping.total(rewards, reward_weights, success=success_index)
+    magnitude = shaping.magnitude(rewards, reward_weights)
     if config.overlong_buffer == 0:
-        return total, {}
+        return total, exists, grpo.rounding(magnitude, len(config.rewards)), {}
     penalty = shaping.overlong(
         lengths,
         max_completion_length=config.max_completion_length,
         overlong_buffer=config.overlong_buffer,
         overlong_penalty=config.overlong_penalty,
     )
-    return total + penalty, {"completions/overlong_penalty": jnp.mean(penalty)}
+    tolerance = grpo.rounding(magnitude + jnp.abs(penalty), len(config.rewards) + 1)
+    return total + penalty, exists, tolerance, {"completions/overlong_penalty": jnp.mean(penalty)}
 
 
 def importance_weights(config: Config, rollouts: Rollout, groups: tuple[int, ...]) -> Array | None:
@@ -352,5 +373,6 @@ def importance_weights(config: Config, rollouts: Rollout, groups: tuple[int, ...
         rollouts.mask,
         importance_sampling_correction=config.importance_sampling_correction,
         importance_sampling_cap=config.importance_sampling_cap,
+        importance_sampling_mode=config.importance_sampling_mode,
     )
     return weights.reshape(*groups, -1)

@@ -22,6 +22,7 @@ from jaxrft.lm import model
 from jaxrft.report import log
 from jaxrft.report.console import Display
 from jaxrft.report.log import Reporter
+from jaxrft.report.visits import Visits
 from jaxrft.rewards.pool import Pool
 from jaxrft.runtime import LanguageModel
 from jaxrft.steps import Run
@@ -148,6 +149,8 @@ def loop(
         report.flush()  # the step before, while the device works at this one
         if due(step, config.log_completions_steps):
             display.completions(step, sample_rows(run, ids, verdicts))
+        for sentence in run.visits.news() if run.visits is not None else ():
+            display.say(sentence)
         timer.lap("report")
         jax.block_until_ready(state.step)
         timer.lap("learn")
@@ -207,6 +210,7 @@ def set_up(config: Config, mesh: Mesh, pool: Pool) -> tuple[Run, RunState]:
     run, state = steps.assemble(config, mesh, lm, rows, similarity.open_predictor(config, rows, mesh))
     return run._replace(
         pool=pool,
+        visits=Visits(rows.domain, rows.domains),
         evaluate=evaluation.make(config, lm, mesh, pool),
         measure=evaluation.pass_rates(config, lm, mesh, pool),
     ), state
@@ -271,12 +275,11 @@ def digest_of_embeddings(run: Run) -> str | None:
 
 def sample_rows(run: Run, ids: np.ndarray, verdicts: runtime.Verdicts, limit: int = 4) -> list[tuple[str, str, float]]:
     """(prompt, completion, success) of the first sample of a few tasks."""
-    success = verdicts.rewards[:, runtime.success_index(run.config)]
     generations = run.config.num_generations
     firsts = [(row, text) for row, text in verdicts.samples if row % generations == 0][:limit]
     prompts = [run.table.prompts[ids[row // generations]] for row, _ in firsts]
     shown = [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts]
-    return [(prompt, text, float(success[row])) for prompt, (row, text) in zip(shown, firsts, strict=True)]
+    return [(prompt, text, float(verdicts.success[row])) for prompt, (row, text) in zip(shown, firsts, strict=True)]
 
 
 def due(step: int, every: int) -> bool:

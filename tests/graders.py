@@ -136,3 +136,16 @@ def later(prompts, completions, **columns):
 def never(prompts, completions, **columns):
     """Applies to no completion."""
     return [None] * len(completions)
+
+
+def halves(apply):
+    """A reward as `starts` for the tasks `apply` holds of, by the number that their prompts begin with."""
+
+    def reward(prompts, completions, *, answer, **columns):
+        given = starts(prompts, completions, answer=answer)
+        return [x if apply(int(p.split("+")[0])) else None for p, x in zip(prompts, given, strict=True)]
+
+    return reward
+
+
+even, odd = halves(lambda number: number % 2 == 0), halves(lambda number: number % 2 == 1)

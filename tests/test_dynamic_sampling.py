@@ -11,6 +11,7 @@ import pytest
 
 from jaxrft import batches, steps, train
 from jaxrft.config import Config, ReplayConfig, TasksConfig
+from jaxrft.learn import grpo
 from jaxrft.learn.replay import Groups
 from jaxrft.runtime import Verdicts
 from jaxrft.select import selectors
@@ -38,8 +39,9 @@ def groups_of(ids):
 def rolled_out(ids, successes):
     """Choice, groups and verdicts of tasks `ids` with two successes each; the second reward always differs."""
     rewards = np.stack([np.ravel(successes), np.arange(2 * len(ids))], axis=1).astype(np.float32)
-    judged = steps.Judged(groups_of(ids), None, None, {})
-    return Choice(np.array(ids, np.int32), None), judged, Verdicts(rewards, np.isnan(rewards[:, 0]), {"error": 1}, [])
+    teaches = grpo.informative(jnp.array(successes), jnp.isfinite(jnp.array(successes)))
+    judged = steps.Judged(groups_of(ids), None, teaches, None, {})
+    return Choice(np.array(ids, np.int32), None), judged, Verdicts(rewards, np.isnan(rewards), {"error": 1}, [])
 
 
 def test_groups_of_a_probe_take_the_places_of_those_that_teach_nothing():

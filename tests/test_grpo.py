@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from jaxrft.config import Config
-from jaxrft.learn import grpo, masked
+from jaxrft.learn import grpo, masked, shaping
 from jaxrft.types import InputError
 
 LOSS_TYPES = ("grpo", "dapo", "dr_grpo", "gspo", "cispo")
@@ -98,11 +98,63 @@ def test_a_sample_without_reward_is_as_if_it_were_not_there(scale_rewards):
     assert not np.asarray(ours)[np.asarray(mask) == 0].any()
 
 
-def test_informative_is_exact_and_counts_only_what_was_rewarded():
+def test_informative_counts_only_what_was_rewarded():
     nan = jnp.nan
     rewards = jnp.array([[0.1, 0.1, 0.1], [0.1, 0.1, 0.1000001], [1.0, nan, 0.0], [1.0, nan, nan], [nan, nan, nan]])
     np.testing.assert_array_equal(grpo.informative(rewards, ~jnp.isnan(rewards)), [False, True, True, False, False])
     np.testing.assert_array_equal(grpo.informative(rewards[:2]), [False, True])
+
+
+SPLITS = {  # weights, and two ways to get the same sum of them
+    "0.9": ((0.1, 0.2, 0.7, 0.5, 0.3), ((0, 1, 1, 0, 0), (1, 0, 0, 1, 1))),
+    "0.3": ((0.1, 0.2, 0.3), ((1, 1, 0), (0, 0, 1))),
+    "1 in tenths": ((0.1,) * 10 + (1.0,), ((1,) * 10 + (0,), (0,) * 10 + (1,))),
+    "0 between large terms": ((0.1, 0.2, -0.3, 7.1, -7.1), ((1, 1, 1, 0, 0), (0, 0, 0, 1, 1))),
+    "0.4 minus": ((0.7, -0.3, 0.4), ((1, 1, 0), (0, 0, 1))),
+}
+
+
+def sums_of(weights, rows):
+    """Sums [1, 2] in float32 as a run makes them, and their tolerance; without it, of the first that differ."""
+    rewards, weights = jnp.array([rows], jnp.float32), jnp.array(weights, jnp.float32)
+    total, _ = shaping.total(rewards, weights, success=0)
+    return total, grpo.rounding(shaping.magnitude(rewards, weights), len(weights))
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_sums_that_are_equal_but_for_rounding_are_equal(name):
+    """Of several weights, in tenths, and of terms that cancel; each of the sums is then the same number."""
+    total, tolerance = sums_of(*SPLITS[name])
+    mask = jnp.ones(total.shape, bool)
+    assert not grpo.informative(total, tolerance=tolerance)[0]
+    level = grpo.leveled(total, mask, tolerance=tolerance)
+    assert level[0, 0] == level[0, 1] == total.max()
+    assert not grpo.informative(level)[0] and not np.asarray(grpo.advantages(level)).any()
+
+
+def test_rounding_worked_by_hand():
+    """Two terms of 0.5: (2 + 2) eps 1; one reward of 8: 3 eps 8, which 2 ulp, 2 * 8 eps, are within and 4 are not."""
+    eps = np.finfo(np.float32).eps
+    assert grpo.rounding(jnp.float32(1.0), 2) == 4 * eps and grpo.rounding(jnp.float32(8.0)) == 24 * eps
+    eight, ulp = np.float32(8.0), 8 * eps
+    rewards = jnp.array([[eight, eight + 2 * ulp], [eight, eight + 4 * ulp], [0.0, 1e-30]])
+    np.testing.assert_array_equal(grpo.informative(rewards), [False, True, True])
+    assert grpo.informative(jnp.array([[jnp.inf, 0.0], [jnp.inf, jnp.inf]])).tolist() == [True, False]
+
+
+def test_a_difference_above_the_tolerance_of_the_terms_is_one_for_ever():
+    """Also by the default tolerance, which is never larger: leveling moves no group that teaches."""
+    rng = np.random.default_rng(0)
+    rewards = jnp.asarray(rng.choice([0, 0.1, 0.2, 0.7, 1], (400, 4, 3)), jnp.float32)
+    weights = jnp.array([0.3, 0.5, -0.2])
+    total, exists = shaping.total(rewards, weights, success=0)
+    tolerance = grpo.rounding(shaping.magnitude(rewards, weights), 3)
+    teaches = grpo.informative(total, exists, tolerance=tolerance)
+    level = grpo.leveled(total, exists, tolerance=tolerance)
+    np.testing.assert_array_equal(grpo.informative(level, exists), teaches)
+    np.testing.assert_array_equal(level[teaches], total[teaches])
+    exact = np.round(10 * np.asarray(rewards) @ np.array([3, 5, -2])).astype(int)  # in hundredths
+    np.testing.assert_array_equal(teaches, exact.max(axis=1) != exact.min(axis=1))
 
 
 @settings(max_examples=60, deadline=None)
@@ -244,6 +296,34 @@ def test_importance_weights_worked_by_hand():
     np.testing.assert_allclose(of(importance_sampling_correction="sequence", importance_sampling_cap=1.2), 1.2)
 
 
+def test_masked_importance_weights_worked_by_hand():
+    """Ratios 0.5 and 3 in one row, together 1.5; 4 and garbage in another: 0 above the cap, themselves at it."""
+    drawn_from = jnp.log(jnp.array([[0.5, 0.25], [0.2, 0.1]]))
+    logprobs = jnp.log(jnp.array([[0.25, 0.75], [0.8, jnp.nan]]))
+    mask = jnp.array([[1, 1], [1, 0]])
+    of = partial(grpo.importance_weights, logprobs, drawn_from, mask, importance_sampling_mode="mask")
+    inside = np.asarray(mask, bool)
+    token = of(importance_sampling_correction="token", importance_sampling_cap=2.0)
+    np.testing.assert_allclose(token[inside], [0.5, 0.0, 0.0], rtol=1e-6)
+    sequence = of(importance_sampling_correction="sequence", importance_sampling_cap=3.0)
+    np.testing.assert_allclose(sequence, [[1.5, 1.5], [0.0, 0.0]], rtol=1e-6)
+    one = jnp.zeros((1, 2))
+    at_the_cap = {"importance_sampling_mode": "mask", "importance_sampling_cap": 1.0}
+    same = grpo.importance_weights(one, one, one + 1, importance_sampling_correction="token", **at_the_cap)
+    np.testing.assert_array_equal(same, 1.0)
+
+
+def test_a_dropped_row_leaves_the_loss_and_stays_in_its_normalizer(rows):
+    """As in TRL: the others' losses are not scaled up."""
+    weights = jnp.ones((8, 12)).at[0].set(0.0)
+    loss, _, gradient = loss_and_gradient({**rows, "weights": weights})
+    whole = grpo.normaliser(rows["mask"], "dapo")
+    kept = {name: x[1:] for name, x in rows.items()}
+    want, _, others = loss_and_gradient(kept, normaliser=whole)
+    assert_close((loss, gradient[1:]), (want, others))
+    assert not np.asarray(gradient[0]).any()
+
+
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_weights_multiply_token_losses_as_advantages_do(rows, loss_type):
     """Whatever the objective, for weights above 0; garbage under the mask does not leak."""
@@ -370,6 +450,58 @@ def test_k3_matches_the_published_one_and_is_finite(vectors):
     np.testing.assert_allclose(gradient, [[0, 1 - np.e]], rtol=1e-6)
 
 
+def categorical(seed):
+    """Logits of a policy, a reference and a sampler of other chances over five tokens."""
+    return jnp.asarray(np.random.default_rng(seed).normal(0, 1, (3, 5)), jnp.float32)
+
+
+def enumerated(estimator, logits, sampler):
+    """The gradient of an estimator's mean over the tokens that the sampler draws, by enumeration, and its value."""
+    _, ref, _ = categorical(0)
+
+    def mean(logits):
+        logprobs, reference, behaviour = (jax.nn.log_softmax(x)[None] for x in (logits, ref, sampler))
+        estimates = grpo.KL_ESTIMATORS[estimator](logprobs, reference, behaviour)
+        return jnp.sum(jnp.exp(jax.lax.stop_gradient(behaviour)) * estimates)
+
+    return jax.value_and_grad(mean)(logits)
+
+
+def kl(first, second):
+    """KL of two categorical distributions by their logits."""
+    first, second = jax.nn.log_softmax(first), jax.nn.log_softmax(second)
+    return jnp.sum(jnp.exp(first) * (first - second))
+
+
+def test_the_gradient_of_k3_is_that_of_the_kl_the_other_way_round():
+    """By enumeration: its value is KL(pi || ref), its gradient that of KL(ref || pi)."""
+    logits, ref, _ = categorical(0)
+    value, gradient = enumerated("k3", logits, logits)
+    np.testing.assert_allclose(value, kl(logits, ref), atol=1e-6)
+    np.testing.assert_allclose(gradient, jax.grad(lambda x: kl(ref, x))(logits), atol=1e-6)
+    assert np.abs(gradient - jax.grad(kl)(logits, ref)).max() > 0.05
+
+
+@pytest.mark.parametrize("sampler", [0, 1, 2])
+def test_the_corrected_estimate_has_the_value_and_gradient_of_the_kl(sampler):
+    """On-policy, and for tokens drawn from the reference or from a third policy."""
+    logits, ref, _ = categorical(0)
+    value, gradient = enumerated("k3_corrected", logits, categorical(0)[sampler])
+    np.testing.assert_allclose(value, kl(logits, ref), atol=1e-6)
+    np.testing.assert_allclose(gradient, jax.grad(kl)(logits, ref), atol=1e-6)
+
+
+def test_the_corrected_estimate_worked_by_hand():
+    """pi = 1/2, ref = 1/4, mu = 1/8: d = -log 2, k3 = 1/2 + log 2 - 1, times 4; its slope 4 (k3 + 1 - 1/2)."""
+    logprobs, reference, behaviour = (jnp.log(jnp.full((1, 1), x)) for x in (0.5, 0.25, 0.125))
+    k3 = np.log(2) - 0.5
+    value, slope = jax.value_and_grad(lambda x: grpo.kl_corrected(x, reference, behaviour).sum())(logprobs)
+    np.testing.assert_allclose(value, 4 * k3, rtol=1e-6)
+    np.testing.assert_allclose(slope, [[4 * (k3 + 0.5)]], rtol=1e-6)
+    assert jax.grad(lambda mu: grpo.kl_corrected(logprobs, reference, mu).sum())(behaviour) == 0
+    assert np.isfinite(grpo.kl_corrected(logprobs, reference, behaviour - 1000.0))
+
+
 def test_mistakes_name_the_choices(rows):
     with pytest.raises(InputError, match="loss_type is 'ppo'.*grpo, dapo, dr_grpo, gspo, cispo"):
         grpo.policy_loss(**rows, loss_type="ppo")
@@ -380,6 +512,8 @@ def test_mistakes_name_the_choices(rows):
     with pytest.raises(InputError, match="importance_sampling_correction is 'row': choose one of token, sequence"):
         where = [rows[name] for name in ("logprobs", "behaviour_logprobs", "mask")]
         grpo.importance_weights(*where, importance_sampling_correction="row")
+    with pytest.raises(InputError, match="importance_sampling_mode is 'drop': choose one of truncate, mask"):
+        grpo.importance_weights(*where, importance_sampling_correction="token", importance_sampling_mode="drop")
     with pytest.raises(InputError, match="max_completion_length is None"):
         grpo.normaliser(rows["mask"], "dr_grpo")
     with pytest.raises(InputError, match="scale_rewards is 'std'.*group, batch, none"):

@@ -45,3 +45,19 @@ def test_overlong_worked_by_hand():
     np.testing.assert_allclose(shaping.overlong(lengths, **limits, overlong_penalty=0.4)[-2:], [-0.2, -0.4], rtol=1e-6)
     whole = shaping.overlong(lengths, max_completion_length=100, overlong_buffer=100)
     np.testing.assert_allclose(whole, [-0.01, -0.8, -0.85, -0.9, -1], rtol=1e-6)
+
+
+def test_each_task_has_its_own_success():
+    """Two tasks of two samples: of the first the first reward counts, of the second the other one."""
+    rewards = jnp.array([[[1.0, NAN], [NAN, 1.0]], [[NAN, 0.5], [0.25, NAN]]])
+    success = jnp.array([0, 1], jnp.int32)
+    np.testing.assert_array_equal(shaping.of_tasks(rewards, success), [[1.0, NAN], [0.5, NAN]])
+    summed, exists = shaping.total(rewards, jnp.array([1.0, 2.0]), success=success)
+    np.testing.assert_array_equal(summed, [[1.0, 0.0], [1.0, 0.0]])
+    np.testing.assert_array_equal(exists, [[True, False], [True, False]])
+
+
+def test_the_magnitude_of_a_sum_is_that_of_its_terms_not_its_own():
+    """1 - 2 * 0.5 = 0 has terms of 2 together; what does not apply adds nothing."""
+    rewards = jnp.array([[[1.0, NAN, 0.5], [NAN, 3.0, NAN]]])
+    np.testing.assert_array_equal(shaping.magnitude(rewards, WEIGHTS), [[2.0, 1.5]])

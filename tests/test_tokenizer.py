@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -147,6 +148,68 @@ def test_no_end_of_completion_is_an_error(tmp_path):
     folder = make(tmp_path, eos=None)
     with pytest.raises(InputError, match="names no token that ends a completion: set eos_token"):
         lm_tokenizer.eos_ids(lm_tokenizer.load(folder), folder)
+
+
+@pytest.fixture(scope="module")
+def thinker(tmp_path_factory):
+    """A tokenizer that takes spaces away before punctuation if it is let, with special tokens for thinking."""
+    folder = tmp_path_factory.mktemp("thinker")
+    fast = lm_tokenizer.load(make(folder))
+    thoughts = {"additional_special_tokens": ["<think>", "</think>", "<|fill|>"], "pad_token": "<|fill|>"}
+    fast.add_special_tokens(thoughts)
+    fast.add_tokens(["<tool>"])
+    fast.clean_up_tokenization_spaces = True
+    fast.clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output = True
+    fast.save_pretrained(folder)
+    return lm_tokenizer.load(str(folder))
+
+
+TEXTS = (
+    "x != y , n't it ?",
+    "<think>a < b</think> so \\boxed{ 5 }",
+    "</think>\n\n2 <tool> 3<|user|>",
+    " leading and trailing ",
+    "",
+)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_completion_is_decoded_to_the_text_that_was_sampled(thinker, text):
+    """With what begins, ends and fills it, which is all that is left out."""
+    tokens = thinker.encode(text, add_special_tokens=False)
+    end = thinker.convert_tokens_to_ids("<|assistant|>")  # which generation_config.json may name
+    without = lm_tokenizer.marks(thinker, (end, thinker.eos_token_id))
+    around = [thinker.bos_token_id, *tokens, thinker.pad_token_id, end, thinker.eos_token_id]
+    assert lm_tokenizer.decode(thinker, np.array(around, np.int32), without=without) == text
+
+
+def test_special_tokens_are_left_out_on_demand_as_trl_does(thinker):
+    tokens = thinker.encode("<think>a != b</think>2 <tool>", add_special_tokens=False)
+    assert lm_tokenizer.decode(thinker, tokens, skip_special_tokens=True) == "a != b2 <tool>"
+
+
+def test_options_go_to_those_tokenizers_that_know_them():
+    """One kind puts spaces between added tokens unless it is told not to; another refuses what it does not know."""
+
+    class Spaced:
+        def decode(self, token_ids, **options):
+            return self._decode(token_ids, **options)
+
+        def _decode(
+            self, token_ids, skip_special_tokens, clean_up_tokenization_spaces, spaces_between_special_tokens=1
+        ):
+            return (" " if spaces_between_special_tokens else "").join(map(str, token_ids))
+
+    class Wrapped(Spaced):
+        def _decode(self, *arguments, **options):
+            return super()._decode(*arguments, **options)
+
+    class Strict:
+        def decode(self, token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=True, **others):
+            assert not (skip_special_tokens or clean_up_tokenization_spaces or others)
+            return "".join(map(str, token_ids))
+
+    assert [lm_tokenizer.decode(kind(), [1, 2]) for kind in (Spaced, Wrapped, Strict)] == ["12"] * 3
 
 
 def test_a_broken_generation_config_is_an_error(plain, tmp_path):

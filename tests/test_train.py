@@ -91,7 +91,8 @@ def test_a_reward_that_never_applies_changes_nothing(configure, whole, tmp_path)
 def test_a_failed_grader_takes_its_row_along_and_a_reward_that_does_not_apply_does_not():
     nan = np.nan
     rewards = np.array([[1.0, 0.5], [1.0, nan], [1.0, nan]], np.float32)
-    verdicts = runtime.Verdicts(rewards, np.array([False, False, True]), {"invalid": 0}, [])
+    lost = np.array([[False, False], [False, False], [False, True]])
+    verdicts = runtime.Verdicts(rewards, lost, {"invalid": 0}, [])
     np.testing.assert_array_equal(runtime.learnable(verdicts), [[1.0, 0.5], [1.0, nan], [nan, nan]])
 
 

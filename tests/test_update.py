@@ -88,7 +88,7 @@ def assert_close(got, want, atol=1e-5):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), got, want)
 
 
-def plain_loss(params, batch, ref_params=None, *, loss_type, kl_coef=0.0):
+def plain_loss(params, batch, ref_params=None, *, loss_type, kl_coef=0.0, kl_estimator="k3"):
     """The loss of a whole batch, without micro-batches."""
     tokens, mask, behaviour = (x.reshape(ROWS, TIME) for x in (batch.tokens, batch.mask, batch.logprobs))
     where = (batch.prompts, batch.lengths, tokens)
@@ -98,12 +98,15 @@ def plain_loss(params, batch, ref_params=None, *, loss_type, kl_coef=0.0):
     loss, metrics = grpo.policy_loss(logprobs, behaviour, advantages, mask, **options)
     if kl_coef:
         reference, _ = update.completion_logprobs(POLICY, ref_params, *where)
-        metrics["kl"] = masked.mean(grpo.kl_k3(logprobs, reference), mask)  # with dapo
+        estimates = grpo.KL_ESTIMATORS[kl_estimator](logprobs, reference, behaviour)
+        metrics["kl"] = masked.mean(estimates, mask)  # with dapo
         loss = loss + kl_coef * metrics["kl"]
     return loss, metrics
 
 
-plain_gradient = jax.jit(jax.value_and_grad(plain_loss, has_aux=True), static_argnames=("loss_type", "kl_coef"))
+plain_gradient = jax.jit(
+    jax.value_and_grad(plain_loss, has_aux=True), static_argnames=("loss_type", "kl_coef", "kl_estimator")
+)
 
 
 @pytest.mark.parametrize("loss_type", grpo.LOSS_TYPES)
@@ -180,10 +183,13 @@ def test_a_gradient_of_the_entropy_is_traced_only_with_its_bonus(params, batch):
     assert first["grad_norm"] > 0 and later["entropy"] > first["entropy"]
 
 
-def test_kl_to_a_reference(params, batch):
-    other = jax.tree.map(lambda x: x * 0.7, params)
-    (_, metrics), want = plain_gradient(params, batch, other, loss_type="dapo", kl_coef=0.5)
-    _, state, got = run(params, batch, other, kl_coef=0.5, micro_batch_size=8)
+@pytest.mark.parametrize("kl_estimator", grpo.KL_ESTIMATORS)
+def test_kl_to_a_reference(params, batch, kl_estimator):
+    """Of a batch that another policy sampled, whole and in micro-batches of two groups; garbage under the mask too."""
+    other, options = jax.tree.map(lambda x: x * 0.7, params), {"kl_coef": 0.5, "kl_estimator": kl_estimator}
+    (_, metrics), want = plain_gradient(params, batch, other, loss_type="dapo", **options)
+    dirty = batch._replace(logprobs=jnp.where(batch.mask > 0, batch.logprobs, jnp.nan))
+    _, state, got = run(params, dirty, other, micro_batch_size=8, **options)
     assert metrics["kl"] > 0.01
     np.testing.assert_allclose(got["kl"], metrics["kl"], atol=1e-5)
     assert_close(gradient(state), want)

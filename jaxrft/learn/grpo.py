@@ -24,23 +24,51 @@ SCALES: dict[str, Callable[[Array, Array], Array]] = {
 }
 
 
-def informative(rewards: Array, mask: Array | None = None) -> Array:
-    """Whether the rewards of a group are not all equal, tested exactly; False with fewer than two rewards.
+def rounding(magnitude: Array, num_terms: int = 1) -> Array:
+    """Returns the most by which rounding lets two float32 sums differ that are equal in exact arithmetic.
 
-    `rewards` [B, G]; `mask` [B, G], 0 = no reward, whatever stands there. Returns [B] bool.
+    (n + 2) eps S for sums of n terms whose absolute values add up to `magnitude` S. A term, weight times reward, has
+    three roundings of eps / 2: of the weight, of the reward and of their product. n - 1 additions have one each, of a
+    partial sum of at most S. Together they are (n + 2) eps S / 2 for either of the two sums. Shape of `magnitude`,
+    float32.
+    """
+    return (num_terms + 2) * jnp.finfo(jnp.float32).eps * magnitude.astype(jnp.float32)
+
+
+def informative(rewards: Array, mask: Array | None = None, *, tolerance: Array | None = None) -> Array:
+    """Whether the rewards of a group differ by more than their rounding; False with fewer than two rewards.
+
+    max - min > `tolerance` [B, G], of the sample that has most; by default `rounding` of |reward|, a sum of one term.
+    `rewards` [B, G]; `mask` [B, G], 0 = no reward, whatever stands there. Returns [B] bool. Every test of whether a
+    group teaches is this one. A NaN under mask 1 counts as a difference, to be seen.
     """
     rewards, mask = _rewards(rewards, mask)
+    tolerance = rounding(jnp.abs(rewards)) if tolerance is None else tolerance
     highest = jnp.max(rewards, axis=1, where=mask, initial=-jnp.inf)
     lowest = jnp.min(rewards, axis=1, where=mask, initial=jnp.inf)
-    return (masked.count(mask, axis=1) >= 2) & (highest != lowest)
+    allowed = jnp.max(tolerance, axis=1, where=mask, initial=0.0)
+    # Equal infinities have no difference, and what is infinite has no rounding.
+    equal = (highest == lowest) | (highest - lowest <= jnp.where(jnp.isfinite(allowed), allowed, 0.0))
+    return (masked.count(mask, axis=1) >= 2) & ~equal
+
+
+def leveled(rewards: Array, mask: Array, *, tolerance: Array) -> Array:
+    """Returns the rewards [B, G], those of a group that is not `informative` at this `tolerance` all equal to its max.
+
+    What is known of the terms of a sum is known where it is made: from here on the default tolerance finds the same.
+    """
+    rewards, mask = _rewards(rewards, mask)
+    highest = jnp.max(rewards, axis=1, where=mask, initial=-jnp.inf, keepdims=True)
+    level = mask & ~informative(rewards, mask, tolerance=tolerance)[:, None]
+    return jnp.where(level, highest, rewards)
 
 
 def advantages(rewards: Array, *, scale_rewards: str = "group", mask: Array | None = None) -> Array:
-    """A = (r - mean of the group) / (std + 1e-6), exactly 0 for a group whose rewards are all equal.
+    """A = (r - mean of the group) / (std + 1e-6), exactly 0 for a group that is not `informative`.
 
     Source: GRPO, arXiv 2402.03300; `scale_rewards` as in TRL: "group" divides by the group's unbiased std, "batch" by
-    that of all the rewards of the batch, "none" by nothing. Deviation: equality of the rewards is tested exactly, since
-    (r - mean) / (std + 1e-6) turns the rounding of eight equal rewards into advantages of up to 0.056.
+    that of all the rewards of the batch, "none" by nothing. Deviation: rewards are equal if they differ by no more than
+    their rounding, which (r - mean) / (std + 1e-6) turns into advantages of up to 0.056.
 
     `rewards` [B, G]; `mask` [B, G], 0 = no reward: that sample has advantage 0 and enters neither mean nor std,
     whatever stands there. A NaN under mask 1 does spread, to be seen. Returns [B, G] float32.
@@ -166,6 +194,13 @@ CORRECTIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+# importance_sampling_mode -> weights [R, T] from (ratios pi / nu [R, T], importance_sampling_cap).
+MODES: dict[str, Callable[[Array, float], Array]] = {
+    "truncate": lambda ratio, cap: jnp.minimum(ratio, cap),
+    "mask": lambda ratio, cap: jnp.where(ratio > cap, 0.0, ratio),
+}
+
+
 def importance_weights(
     logprobs: Array,
     sampling_logprobs: Array,
@@ -173,12 +208,16 @@ def importance_weights(
     *,
     importance_sampling_correction: str,
     importance_sampling_cap: float = 2.0,
+    importance_sampling_mode: str = "truncate",
 ) -> Array:
-    """min(pi / nu, importance_sampling_cap), pi the policy at the rollout and nu what was really drawn from.
+    """Computes pi / nu within a cap, pi the policy at the rollout and nu what was really drawn from.
 
-    Truncated importance sampling, https://fengyao.notion.site/off-policy-rl; "token": each token's own ratio,
-    "sequence": the product of the row's ratios for all its tokens. Everything is [R, T], the result float32; what is
-    under mask 0 changes nothing. Deviation: log-ratios are cut to +-20. Raises InputError for another correction.
+    `importance_sampling_correction` "token": each token's own ratio; "sequence": the product of the row's ratios for
+    all its tokens. `importance_sampling_mode` "truncate": min(ratio, cap), https://fengyao.notion.site/off-policy-rl;
+    "mask": a ratio above the cap becomes 0, and the token, or the whole row, leaves the policy loss. It still counts in
+    the loss's normalizer, and in KL and entropy. Source of "mask": TRL, whose default is a sequence mask at 3.0.
+    Everything is [R, T], the result float32; what is under mask 0 changes nothing. Deviation: log-ratios are cut to
+    +-20. Raises InputError for another correction or mode.
     """
     masked.same_shape(logprobs, sampling_logprobs, mask, rank=2)
     if importance_sampling_correction not in CORRECTIONS:
@@ -186,14 +225,19 @@ def importance_weights(
         raise InputError(
             f"importance_sampling_correction is {importance_sampling_correction!r}: choose one of {choices}"
         )
+    if importance_sampling_mode not in MODES:
+        choices = ", ".join(MODES)
+        raise InputError(f"importance_sampling_mode is {importance_sampling_mode!r}: choose one of {choices}")
     log_ratio = masked.zero(logprobs, mask) - masked.zero(sampling_logprobs, mask)
-    weights = jnp.exp(_cut(CORRECTIONS[importance_sampling_correction](log_ratio)))
-    return jnp.minimum(weights, importance_sampling_cap)
+    ratio = jnp.exp(_cut(CORRECTIONS[importance_sampling_correction](log_ratio)))
+    return MODES[importance_sampling_mode](ratio, importance_sampling_cap)
 
 
 def kl_k3(logprobs: Array, ref_logprobs: Array) -> Array:
     """exp(d) - d - 1 with d = log pi_ref - log pi: the k3 estimator of KL(pi || pi_ref), 0 or more.
 
+    Its value estimates KL(pi || pi_ref), its gradient does not: over samples of pi the mean of (1 - pi_ref / pi)
+    grad log pi is the gradient of KL(pi_ref || pi). `kl_corrected` has that of KL(pi || pi_ref).
     Source: http://joschu.net/blog/kl-approx.html. Deviation: d is cut to +-20. `logprobs`, `ref_logprobs` and the
     result are [R, T]. It knows no mask: where padding may hold NaN put both through `masked.zero` first, or the NaN
     enters the gradient.
@@ -201,6 +245,28 @@ def kl_k3(logprobs: Array, ref_logprobs: Array) -> Array:
     masked.same_shape(logprobs, ref_logprobs, rank=2)
     difference = _cut(ref_logprobs.astype(jnp.float32) - logprobs.astype(jnp.float32))
     return jnp.expm1(difference) - difference
+
+
+def kl_corrected(logprobs: Array, ref_logprobs: Array, behaviour_logprobs: Array) -> Array:
+    """pi / mu k3: an estimate of KL(pi || pi_ref) whose gradient is that KL's too, for tokens drawn from mu.
+
+    The mean over mu of pi / mu k3 is the mean of k3 over pi, as a function of pi: the ratio carries a gradient, and
+    also where its value is 1. Source: DeepSeek-V3.2, arXiv 2512.02556, and TRL (`use_bias_correction_kl`, its default).
+    Deviations: it is each token's own ratio with every loss type, where TRL takes the sequence's with its
+    sequence-level loss; log-ratios are cut to +-20. The ratio is not clipped. Prefixes stay those that mu drew. What
+    top_p and top_k drew from, `importance_weights`, is not corrected for. As `kl_k3` it knows no mask.
+    """
+    masked.same_shape(logprobs, behaviour_logprobs, rank=2)
+    behaviour = jax.lax.stop_gradient(behaviour_logprobs.astype(jnp.float32))
+    ratio = jnp.exp(_cut(logprobs.astype(jnp.float32) - behaviour))
+    return ratio * kl_k3(logprobs, ref_logprobs)
+
+
+# kl_estimator -> estimates [R, T] of KL(pi || pi_ref) from (log pi, log pi_ref, log mu), all [R, T].
+KL_ESTIMATORS: dict[str, Callable[[Array, Array, Array], Array]] = {
+    "k3": lambda logprobs, ref_logprobs, behaviour_logprobs: kl_k3(logprobs, ref_logprobs),
+    "k3_corrected": kl_corrected,
+}
 
 
 def _cut(log_ratio: Array) -> Array:

@@ -75,8 +75,8 @@ def ring(
 
     A step trains on B = `batch_size` groups, of which F = round(fresh_fraction * B) are fresh and the others drawn
     from those that were rolled out 1 to `max_age` steps ago (None: however long): uniformly, or with chances in
-    proportion to the group's mean |advantage| (`draw` "advantage"). A group teaches if its rewards are not all equal,
-    tested exactly, and one of its tokens is in the loss.
+    proportion to the group's mean |advantage| (`draw` "advantage"). A group teaches if it is `grpo.informative` and one
+    of its tokens is in the loss.
     Deviation: where the published code trains on fewer groups while the buffer is short, and stores groups twice, fresh
     groups take the places here, and none is ever beside its own copy.
 

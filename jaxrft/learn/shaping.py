@@ -9,16 +9,31 @@ from jaxrft.learn import masked
 from jaxrft.types import Array
 
 
-def total(rewards: Array, reward_weights: Array, *, success: int) -> tuple[Array, Array]:
+def total(rewards: Array, reward_weights: Array, *, success: int | Array) -> tuple[Array, Array]:
     """The weighted sum [B, G] over the rewards that apply to a sample, and whether the sample has one [B, G] bool.
 
     `rewards` [B, G, F]; what is not finite does not apply, and nothing takes its share. `reward_weights` [F]. A sample
-    without the reward number `success` has no sum, 0 here: it says nothing about its task.
+    without the reward number `success`, one for all tasks or [B], has no sum, 0 here: it says nothing about its task.
     """
     applies = jnp.isfinite(rewards)
-    exists = applies[..., success]
+    exists = of_tasks(applies, success)
     summed = jnp.sum(masked.zero(rewards, applies) * reward_weights.reshape(1, 1, -1), axis=-1)
     return masked.zero(summed, exists), exists
+
+
+def magnitude(rewards: Array, reward_weights: Array) -> Array:
+    """Returns sum |weight reward| [B, G] over the rewards that apply, which the rounding of `total` is relative to.
+
+    `rewards` [B, G, F], `reward_weights` [F], as those of `total`.
+    """
+    terms = masked.zero(rewards, jnp.isfinite(rewards)) * reward_weights.reshape(1, 1, -1)
+    return jnp.sum(jnp.abs(terms), axis=-1)
+
+
+def of_tasks(rewards: Array, which: int | Array) -> Array:
+    """Returns of `rewards` [B, G, F] those of number `which`, one for all tasks or [B], as [B, G]."""
+    index = jnp.broadcast_to(jnp.asarray(which, jnp.int32), rewards.shape[:1])
+    return jnp.take_along_axis(rewards, index[:, None, None], axis=2)[..., 0]
 
 
 def overlong(

@@ -185,6 +185,7 @@ class Objective(NamedTuple):
     kl_coef: float
     entropy_coef: float
     temperature: float
+    kl_estimator: str = "k3"
 
 
 def make(
@@ -198,6 +199,7 @@ def make(
     epsilon_high: float | None = None,
     delta: float | None = None,
     kl_coef: float = 0.0,
+    kl_estimator: str = "k3",
     entropy_coef: float = 0.0,
     temperature: float = 1.0,
     clip: str = "paper",
@@ -211,15 +213,15 @@ def make(
     `mini_batch_size` counts tasks, `micro_batch_size` rows: gradients of micro-batches are summed in float32 and change
     no number. Mini-batches are drawn anew each pass. The loss is that of `grpo.policy_loss`, plus kl_coef * KL, minus
     entropy_coef * entropy, all reduced alike; a reference policy is evaluated only if `kl_coef` > 0, the entropy
-    differentiated only if `entropy_coef` > 0. The ratios of replayed groups are clipped around 1 (`clip` "paper") or
-    pi / mu of the step's first policy ("published").
+    differentiated only if `entropy_coef` > 0. `kl_estimator` is one of `grpo.KL_ESTIMATORS`. The ratios of replayed
+    groups are clipped around 1 (`clip` "paper") or pi / mu of the step's first policy ("published").
     An update whose loss or gradient is not finite is not made: parameters and optimiser stay as they are, bit for bit.
     Metrics are means over the updates that are made; the effective sample size is that of all their replayed tokens.
     """
     optimizer, schedule = adamw(
         learning_rate=learning_rate, warmup_steps=warmup_steps, weight_decay=weight_decay, max_grad_norm=max_grad_norm
     )
-    objective = Objective(loss_type, epsilon, epsilon_high, delta, kl_coef, entropy_coef, temperature)
+    objective = Objective(loss_type, epsilon, epsilon_high, delta, kl_coef, entropy_coef, temperature, kl_estimator)
 
     def step(
         key: Array, params: Any, optimizer_state: Any, batch: Batch, ref_params: Any = None, frozen: Any = None
@@ -321,7 +323,10 @@ def loss(
         value = value - objective.entropy_coef * jnp.sum(reduction.weights(mask, length) * entropy) / normaliser
     if objective.kl_coef > 0:
         reference, _ = completion_logprobs(policy, ref_params, *where, temperature=objective.temperature)
-        kl = grpo.kl_k3(masked.zero(logprobs, mask), jax.lax.stop_gradient(masked.zero(reference, mask)))
+        reference = jax.lax.stop_gradient(masked.zero(reference, mask))
+        kl = grpo.KL_ESTIMATORS[objective.kl_estimator](
+            masked.zero(logprobs, mask), reference, masked.zero(behaviour, mask)
+        )
         value = value + objective.kl_coef * jnp.sum(reduction.weights(mask, length) * kl) / normaliser
         metrics["kl"] = jnp.sum(reduction.metric_weights(mask, length) * kl) / normaliser
     return value, metrics

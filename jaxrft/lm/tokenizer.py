@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +63,38 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     """Returns the tokens that a completion of one prompt follows, as `prompts.encode` does."""
     (tokens,) = prompts.encode(tokenizer, [prompt])
     return tokens
+
+
+def marks(tokenizer: PreTrainedTokenizerBase, eos_ids: tuple[int, ...]) -> frozenset[int]:
+    """Returns the tokens that only begin, end or fill a text: BOS, EOS, padding, and those that end a completion."""
+    own: Any = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    return frozenset(eos_ids).union(token for token in own if token is not None)
+
+
+def decode(
+    tokenizer: PreTrainedTokenizerBase,
+    token_ids: Iterable[int],
+    *,
+    without: Collection[int] = (),
+    skip_special_tokens: bool = False,
+) -> str:
+    """Returns the text of tokens as they were sampled, but for those in `without`.
+
+    Every option is said outright, since defaults differ between versions and tokenizers: no space is taken away before
+    punctuation or put around added tokens. With `skip_special_tokens` all special tokens are left out, as TRL does.
+    """
+    kept = [int(token) for token in token_ids if int(token) not in without]
+    options = {"spaces_between_special_tokens": False} if _puts_spaces(type(tokenizer)) else {}
+    return str(
+        tokenizer.decode(kept, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False, **options)
+    )
+
+
+@functools.cache
+def _puts_spaces(kind: type) -> bool:
+    """Whether a kind of tokenizer knows the option `spaces_between_special_tokens`; some others refuse it."""
+    methods = [vars(each)["_decode"] for each in kind.__mro__ if "_decode" in vars(each)]
+    return any("spaces_between_special_tokens" in inspect.signature(method).parameters for method in methods)
 
 
 def eos_ids(tokenizer: PreTrainedTokenizerBase, folder: str) -> tuple[int, ...]:

@@ -27,9 +27,19 @@ class Trial(NamedTuple):
     failure: str  # how it failed on the first completion on which it did, a sentence; "" if it never did
 
     @property
+    def applies(self) -> bool:
+        """Whether it gave any reward at all."""
+        return bool(np.isfinite([*self.right, *self.empty]).any())
+
+    @property
     def fails(self) -> bool:
-        """Whether it tells nothing apart: nothing is better than an empty answer."""
-        return not np.any(np.nan_to_num(self.right) > np.nan_to_num(self.empty))
+        """Whether it applies and tells nothing apart: nothing is better than an empty answer."""
+        return self.applies and not np.any(np.nan_to_num(self.right) > np.nan_to_num(self.empty))
+
+
+def unjudged(trials: list[Trial]) -> bool:
+    """Whether no reward applies to some of the tasks that were tried, of which nothing would be learned."""
+    return bool(trials) and bool(np.isnan([trial.right for trial in trials]).all(axis=0).any())
 
 
 def trials(

@@ -9,9 +9,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from jaxrft.lm import tokenizer
 from jaxrft.plan import counts, memory
 from jaxrft.plan.found import Pool, Set
-from jaxrft.plan.graded import Trial
+from jaxrft.plan.graded import Trial, unjudged
 from jaxrft.plan.programs import HBM, Compiled
 from jaxrft.tasks import table as tables
 from jaxrft.tasks.table import TaskTable
@@ -154,7 +155,7 @@ def examples(page: Page, table: TaskTable, text: Any, ids: Sequence[int]) -> Non
     page.heading("Prompts as the policy reads them")
     for i in ids:
         length = int(table.lengths[i])
-        said = text.decode(table.tokens[i, :length], skip_special_tokens=False)
+        said = tokenizer.decode(text, table.tokens[i, :length])
         answer = table.columns.get("answer", {i: None})[i]
         truth = "" if answer is None else f", ground truth {shortened(str(answer), 60)}"
         page.line(f"  task {i:,} of {table.domains[table.domain[i]]}, {length} tokens{truth}", "dim")
@@ -178,6 +179,11 @@ def rewards(page: Page, trials: Sequence[Trial], reason: str) -> None:
                 "the reward looks for",
                 "yellow",
             )
+    if unjudged(trials):
+        page.line(
+            "  no reward applies to some of these tasks, all are None or fail: nothing is learned from such tasks",
+            "yellow",
+        )
 
 
 def memories(page: Page, parts: Sequence[memory.Part]) -> None:

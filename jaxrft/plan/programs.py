@@ -81,7 +81,8 @@ def compiled(run: Run, state: RunState, prompt_length: int, *, selects: bool = T
         generate = (model.whole(state.params, run.lm.frozen), state.step, *prompts, choice.ids, stream)
         rollouts = jax.eval_shape(programs.generate, *generate)
         rewards = array((config.batch_size, config.num_generations, len(config.rewards)), jnp.float32, "batch")
-        judged = jax.eval_shape(programs.judge, state.step, choice.ids, prompts, rollouts, rewards)
+        success = array((config.batch_size,), i32, "batch")
+        judged = jax.eval_shape(programs.judge, state.step, choice.ids, prompts, rollouts, rewards, success)
         note = (state.selector, state.tally, state.step, run.tasks)
         learn = (state, judged.groups, run.reference, run.lm.frozen)
         if selects and run.selector.probe is not None:

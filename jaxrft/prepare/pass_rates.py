@@ -41,7 +41,8 @@ LINES = 20  # of progress, where there is no terminal
 # Fields of the config that the pass rates depend on, apart from the model and the tasks.
 SETTINGS = (
     *("seed", "num_generations", "max_prompt_length", "max_completion_length", "temperature", "top_p", "top_k"),
-    *("chat_template_date", "rewards", "reward_timeout", "reward_completions", "dtype", "batch_size"),
+    *("chat_template_date", "rewards", "reward_timeout", "reward_completions", "skip_special_tokens"),
+    *("dtype", "batch_size"),
 )
 
 
@@ -123,8 +124,8 @@ def measure(config: Config, out: Path, *, name: str | None = None, overwrite: bo
     early, after the batch in hand. Raises InputError, before any rollout, for mistakes in config, data or `out`.
     """
     column = column_of(config.model) if name is None else name
-    success = config.rewards[runtime.success_index(config)]
-    config = dataclasses.replace(config, rewards=(success,), success_reward=None, reward_weights=None)
+    if config.success_reward is not None:  # the others change nothing, and need not be graded
+        config = dataclasses.replace(config, rewards=(config.success_reward,), reward_weights=None)
     mesh = runtime.start(config)
     files = files_of(config, out)
     config = runtime.dated(config, partial(date_of_journals, files))
@@ -265,9 +266,9 @@ def roll_out_batch(job: Job, generate: Callable[..., Rollout], part: np.ndarray,
     prompts = runtime.prompt_batch(tasks, ids, table.buckets(tasks.lengths), job.mesh)
     rollouts = generate(job.lm.params, np.int32(0), *prompts, tasks.rows[ids])
     told = runtime.trainer_state(config, 0)
-    verdicts = runtime.verify(rollouts, job.pool, job.lm.tokenizer, tasks, ids, trainer_state=told)
-    verdicts = runtime.check_verdicts(config, verdicts, first=first)
-    success = verdicts.rewards[:, 0].reshape(len(ids), -1)[: len(part)].astype(np.float64)  # [<= B, G]
+    verdicts = runtime.verify(config, job.lm, rollouts, job.pool, tasks, ids, trainer_state=told)
+    verdicts = runtime.check_verdicts(config, verdicts, job.pool, tasks=len(ids), first=first)
+    success = verdicts.success.reshape(len(ids), -1)[: len(part)].astype(np.float64)  # [<= B, G]
     counts = Counts(np.nansum(success, axis=1), np.isfinite(success).sum(axis=1))
     return counts, int(jnp.sum(rollouts.lengths))
 

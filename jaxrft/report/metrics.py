@@ -4,17 +4,17 @@
 |---|---|---|
 | `reward` | weighted sum of the rewards that apply, and the overlong penalty | samples with a success |
 | `reward_std` | standard deviation of a group's sums | tasks |
-| `frac_reward_zero_std` | groups whose sums are all equal | tasks |
+| `frac_reward_zero_std` | groups whose sums are all equal, to rounding | tasks |
 | `rewards/<name>/mean`, `/std` | one reward function | samples to which it applies and on which no grader failed |
 | `rewards/<kind>` | rewards lost to timeout, crash, wrong_length, error, invalid | count |
 | `completions/{mean,min,max}_length` | tokens up to and including EOS | samples |
 | `completions/clipped_ratio` | completions without an end | samples |
 | `completions/overlong_penalty` | what their lengths add to the rewards, 0 or less; with overlong_buffer | samples |
-| `sampling/importance_sampling_ratio/{min,mean,max}` | policy / what it was drawn from; 1 if not truncated | tokens |
+| `sampling/importance_sampling_ratio/{min,mean,max}` | policy / what it was drawn from, before any cap | tokens |
 | `num_tokens`, `rollouts` | tokens and completions sampled since the start of the run, of probes too | count |
 | `policy_loss` | the loss without KL and entropy bonus, see `learn.grpo` | as the loss; mean over updates |
 | `entropy` | of the policy at the sampling temperature | tokens or rows, as the loss; mean over updates |
-| `kl` | k3 estimate of KL(policy, reference); with kl_coef | tokens or rows, as the loss; mean over updates |
+| `kl` | KL(policy, reference) by `kl_estimator`; with kl_coef | tokens or rows, as the loss; mean over updates |
 | `approx_kl`, `clip_ratio/{low,high,delta,region}_mean` | see `learn.grpo` | likewise |
 | `replay/fraction` | groups that are of earlier steps | tasks |
 | `replay/age` | steps since their rollout | replayed groups |

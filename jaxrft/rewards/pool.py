@@ -37,8 +37,13 @@ class Graded(NamedTuple):
 
     rewards: list[list[float | None]]  # [rewards][n], in the order given; None = does not apply, or lost
     failures: dict[str, int]  # a kind of KINDS -> how many rewards it cost
-    failed: set[int]  # the completions that lost a reward
+    lost: set[tuple[int, int]]  # (reward, completion), those that failures cost
     causes: dict[str, str]  # reward -> its first failure, a sentence
+
+    @property
+    def failed(self) -> set[int]:
+        """The completions that lost a reward."""
+        return {completion for _, completion in self.lost}
 
 
 class Pool:
@@ -72,6 +77,7 @@ class Pool:
             "sources": [locate(reward) for _, reward in rewards],
         }
         self._count = workers or min(8, os.cpu_count() or 1)
+        self.first_ranges: dict[str, tuple[float, float]] = {}  # reward -> range of its first values, kept by callers
         self._workers: list[_Worker] = []
         try:
             self._fill()
@@ -136,13 +142,13 @@ class Pool:
         _check(given)
         self._check_signatures(given, trainer_state)
         rewards: list[list[float | None]] = [[None] * len(completions) for _ in self._names]
-        failures, failed = [], set()
+        failures, lost = [], set()
         try:
             for reward, i, (value, *failure) in self._answers(given, trainer_state):
                 rewards[reward][i] = value
                 if failure:
                     failures.append((failure[0], self._names[reward], failure[1]))
-                    failed.add(i)
+                    lost.add((reward, i))
         except BaseException:  # a worker that still owes answers must not give them to the next batch
             self.close()
             raise
@@ -151,7 +157,7 @@ class Pool:
             _, name, detail = next(failure for failure in failures if failure[0] == kind)
             logger.warning("%d rewards lost to %s; the first: %s, %s", counts[kind], kind, name, detail)
         causes = {name: f"{kind}, {detail}" for kind, name, detail in reversed(failures)}
-        return Graded(rewards, {kind: counts[kind] for kind in KINDS}, failed, causes)
+        return Graded(rewards, {kind: counts[kind] for kind in KINDS}, lost, causes)
 
     def _check_signatures(self, given: Mapping[str, Any], trainer_state: Mapping[str, int] | None) -> None:
         """Raises InputError for a reward with a parameter that nothing is given for."""

@@ -1,0 +1,65 @@
+"""Which domains take rollouts and give nothing back: counted on the host, said once a domain."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+# The rule of three: after n groups of a domain without a success, fewer than 3 / n of its groups have one, with 95 %
+# confidence. After so many it is fewer than a quarter.
+SILENT_GROUPS = 12
+# Likewise after n samples of a task without a verdict, that is 3 groups of G, fewer than 3 / n = 1 / G of its samples
+# have one: less than one in a group.
+SILENT_VISITS = 3
+
+
+class Visits:
+    """Counts the groups rolled out of each task since the process began, and what graders made of them."""
+
+    def __init__(self, domain: np.ndarray, domains: tuple[str, ...]):
+        """Counts nothing yet, of N tasks whose `domain` [N] is an index into the names `domains`."""
+        self.domain, self.domains = domain, domains
+        self.groups = np.zeros(len(domain), np.int64)
+        self.judged = np.zeros(len(domain), bool)  # whether any sample had a success, 0 or not
+        self.solved = np.zeros(len(domain), bool)  # whether any was above 0
+        self.said: set[int] = set()
+
+    def add(self, ids: np.ndarray, success: np.ndarray) -> None:
+        """Counts a group of each of the tasks `ids` [B], their samples next to each other in `success` [R], NaN = none.
+
+        The same task may come more than once.
+        """
+        success = success.reshape(len(ids), -1)
+        np.add.at(self.groups, ids, 1)
+        np.logical_or.at(self.judged, ids, np.isfinite(success).any(axis=1))
+        np.logical_or.at(self.solved, ids, (success > 0).any(axis=1))
+
+    def news(self) -> Iterator[str]:
+        """Yields a sentence for each domain that gives nothing back, once."""
+        for number, name in enumerate(self.domains):
+            sentence = None if number in self.said else self._sentence(self.domain == number)
+            if sentence is not None:
+                self.said.add(number)
+                yield f"domain {name}: {sentence}"
+
+    def _sentence(self, member: np.ndarray) -> str | None:
+        """What there is to say of the tasks that are `member` [N] of a domain."""
+        groups = int(self.groups[member].sum())
+        silent = member & (self.groups >= SILENT_VISITS) & ~self.judged
+        remedy = "add a reward that applies to such tasks, or leave them out"
+        if groups >= SILENT_GROUPS and not self.judged[member].any():
+            return (
+                f"no reward that counts as success applied to any of the {groups} groups rolled out so far, and "
+                f"nothing is learned from them: {remedy}"
+            )
+        if silent.any():
+            return (
+                f"{silent.sum()} of its tasks were rolled out {SILENT_VISITS} times or more, no reward that counts as "
+                f"success applied to them, and nothing is learned from them: {remedy}"
+            )
+        if groups >= SILENT_GROUPS and not self.solved[member].any():
+            return (
+                f"none of the {groups} groups rolled out so far has a success above 0, so that fewer than "
+                f"{3 / groups:.0%} of its groups are likely to have one: check the reward with --dry-run, or add "
+                "easier tasks"
+            )
+        return None

@@ -1,0 +1,172 @@
+"""Which reward is success of a task, which may be, and what a run says of tasks that never have one."""
+
+import logging
+from types import SimpleNamespace
+
+import helpers
+import numpy as np
+import pytest
+
+from jaxrft import runtime, train
+from jaxrft.config import Config, EvalConfig, TasksConfig
+from jaxrft.report.visits import Visits
+from jaxrft.types import InputError
+
+NAN = float("nan")
+NONE_LOST = dict.fromkeys(("timeout", "crash", "wrong_length", "error", "invalid"), 0)
+
+
+def config_of(*rewards, **changes):
+    return Config(model="m", tasks=TasksConfig("a.jsonl"), output_dir="run", rewards=rewards, **changes)
+
+
+def check(config, rewards, pool=None, *, tasks, first=False, lost=()):
+    """The verdicts on the rewards [R, F], of which failures cost those at the places `lost`."""
+    rewards = np.array(rewards, np.float32)
+    flags = np.zeros(rewards.shape, bool)
+    for place in lost:
+        flags[place] = True
+    verdicts = runtime.Verdicts(rewards, flags, NONE_LOST, [])
+    pool = SimpleNamespace(first_ranges={}) if pool is None else pool
+    return runtime.check_verdicts(config, verdicts, pool, tasks=tasks, first=first)
+
+
+def test_success_is_the_first_reward_that_is_not_none_for_the_task():
+    """A task of mathematics, one of code, one that both apply to, and one that neither does; two samples each."""
+    rewards = [[1, NAN], [0, NAN], [NAN, 1], [NAN, 0], [0, 1], [1, 0], [NAN, NAN], [NAN, NAN]]
+    found = check(config_of("math", "exact"), rewards, tasks=4, first=True)
+    assert found.success_index.tolist() == [0, 1, 0, 0]
+    np.testing.assert_array_equal(found.success, [1, 0, 1, 0, 0, 1, NAN, NAN])
+
+
+def test_all_samples_of_a_task_have_the_same_reward_for_success():
+    """One that is None for a sample of the task leaves that sample without success, not with another reward's."""
+    found = check(config_of("math", "exact"), [[1, 0.5], [NAN, 0.5]], tasks=1)
+    np.testing.assert_array_equal(found.success, [1, NAN])
+
+
+def test_a_reward_that_a_failure_cost_is_not_none():
+    """Not even if it was lost on all samples: the format of an answer that timed out is not its success."""
+    rewards = [[NAN, 1], [NAN, 1], [NAN, 0.5], [NAN, 0.5]]
+    found = check(config_of("math", "exact"), rewards, tasks=2, lost=[(0, 0), (1, 0)])
+    assert found.success_index.tolist() == [0, 1]
+    np.testing.assert_array_equal(found.success, [NAN, NAN, 0.5, 0.5])
+    assert found.failed.tolist() == [True, True, False, False]
+
+
+def test_success_reward_alone_is_success_if_it_is_given():
+    found = check(config_of("math", "exact", success_reward="exact"), [[1, NAN], [0, 1]], tasks=2, first=True)
+    np.testing.assert_array_equal(found.success, [NAN, 1])
+
+
+def test_whether_a_reward_may_be_success_is_decided_once_a_reward():
+    """A penalty for length is not success where it happens to lie in [0, 1], on no later sample either."""
+    config, pool = config_of("math", "length"), SimpleNamespace(first_ranges={})
+    first = check(config, [[1, -0.3], [NAN, 0.2]], pool, tasks=2, first=True)
+    np.testing.assert_array_equal(first.success, [1, NAN])
+    later = check(config, [[NAN, 0.5], [NAN, 0.0], [0, 0.1]], pool, tasks=3)
+    np.testing.assert_array_equal(later.success, [NAN, NAN, 0])
+    assert later.failures["invalid"] == 0 and not later.failed.any()
+
+
+def test_a_reward_that_may_be_success_and_leaves_its_range_later_loses_that_value():
+    config, pool = config_of("math", "bonus"), SimpleNamespace(first_ranges={})
+    check(config, [[1, 0.5], [NAN, 1]], pool, tasks=2, first=True)
+    later = check(config, [[NAN, 1.5], [NAN, 0.5], [1, 1.5]], pool, tasks=3)
+    np.testing.assert_array_equal(later.success, [NAN, 0.5, 1])
+    assert later.failures["invalid"] == 1 and later.failed.tolist() == [True, False, False]
+    np.testing.assert_array_equal(later.rewards, [[NAN, NAN], [NAN, 0.5], [1, 1.5]])  # a bonus that is none is allowed
+
+
+@pytest.mark.parametrize(
+    ("config", "rewards", "wanted"),
+    [
+        (config_of("length", "math"), [[-3, 1], [-1, 0]], "length gave -3, .*name another with success_reward"),
+        (config_of("math", "points"), [[NAN, 7], [NAN, 0]], "points gave 7, .*must lie in"),
+        (config_of("math", "points", success_reward="points"), [[1, 7], [0, 0]], "points gave 7, .*must lie in"),
+        (config_of("math", "exact"), [[NAN, NAN], [NAN, NAN]], "no completion of the first batch got a reward"),
+        (config_of("math", "exact", success_reward="math"), [[NAN, 1], [NAN, 1]], "no completion of the first batch"),
+    ],
+)
+def test_mistakes_show_in_the_first_batch(config, rewards, wanted):
+    with pytest.raises(InputError, match=wanted):
+        check(config, rewards, tasks=2, first=True)
+
+
+def test_a_reward_that_shows_late_that_it_cannot_be_success_is_named_once(caplog):
+    config, pool = config_of("math", "code"), SimpleNamespace(first_ranges={})
+    check(config, [[1, NAN], [0, NAN]], pool, tasks=2, first=True)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            found = check(config, [[1, NAN], [NAN, -1]], pool, tasks=2)
+    np.testing.assert_array_equal(found.success, [1, NAN])
+    assert [record.getMessage().count("the reward code gave -1 and is never success") for record in caplog.records] == [
+        1
+    ]
+
+
+def visited(groups, success, *, tasks=20):
+    """The sentences after so many groups of the domains x and y, of which y has the samples `success`."""
+    visits = Visits(np.repeat([0, 1], tasks), ("x", "y"))
+    said = []
+    for number in range(groups):
+        ids = np.array([number % tasks, tasks + number % tasks])
+        visits.add(ids, np.array([[0.0, 1.0], success], np.float32))
+        said.append(list(visits.news()))
+    return said
+
+
+def test_a_domain_to_which_no_reward_applies_is_named_once():
+    """After 12 groups: fewer than 3 / 12 of its groups can have a success then, with 95 % confidence."""
+    said = visited(40, [NAN, NAN])
+    assert [number for number, sentences in enumerate(said, 1) if sentences] == [12]
+    assert said[11][0].startswith("domain y: no reward that counts as success applied to any of the 12 groups")
+
+
+def test_a_domain_without_any_success_above_0_is_named_once():
+    said = visited(40, [0.0, NAN])
+    assert [len(sentences) for sentences in said] == [0] * 11 + [1] + [0] * 28
+    assert (
+        "domain y: none of the 12 groups rolled out so far has a success above 0, so that fewer than 25%" in said[11][0]
+    )
+
+
+def test_a_domain_with_a_single_success_is_never_named():
+    visits = Visits(np.zeros(30, int), ("x",))
+    visits.add(np.array([0]), np.array([0.0, 0.25], np.float32))
+    for number in range(1, 30):
+        visits.add(np.array([number]), np.zeros(2, np.float32))
+    assert list(visits.news()) == []
+
+
+def test_tasks_without_a_verdict_are_told_among_others_of_their_domain():
+    """After 3 visits each; the other task of the domain has successes."""
+    visits = Visits(np.zeros(3, int), ("all",))
+    for count in range(1, 5):
+        visits.add(np.array([0, 1, 2, 2]), np.array([[1, 0], [NAN, NAN], [NAN, NAN], [0, 1]], np.float32))
+        said = list(visits.news())
+        assert bool(said) == (count == 3)
+        assert not said or said[0].startswith("domain all: 1 of its tasks were rolled out 3 times or more")
+
+
+@pytest.fixture
+def rows(world):
+    """Sixteen tasks of two domains that take turns."""
+    found = [row | {"kind": ("even", "odd")[i % 2]} for i, row in enumerate(helpers.task_rows())]
+    return helpers.write_rows(world / "kinds.jsonl", found)
+
+
+def test_two_domains_with_a_reward_each_are_both_learned_from(configure, rows, tmp_path, capsys):
+    """Each reward is None on the other's tasks; evaluation counts both too. Without the second it is said."""
+    tasks = TasksConfig(rows, name="all", domain_column="kind", pass_rate_columns=("weak", "strong"))
+    held_out = EvalConfig((TasksConfig(rows, name="held_out", domain_column="kind"),), num_samples=0)
+    options = {"tasks": tasks, "steps": 4, "save_steps": 4}
+    options["rewards"] = ("graders:even", "graders:odd")
+    train.train(configure(tmp_path / "both", evaluation=held_out, eval_steps=4, **options))
+    found = helpers.metrics(tmp_path / "both")
+    for kind in ("even", "odd"):
+        assert sum(line.get(f"select/effective_group_ratio/{kind}") or 0 for line in found) > 0, kind
+    assert found[0]["eval/held_out/greedy"] > 0.2
+    assert "domain " not in capsys.readouterr().out
+    train.train(configure(tmp_path / "one", success_reward="graders:even", **options))
+    assert capsys.readouterr().out.count("domain odd: no reward that counts as success applied to any of the") == 1
