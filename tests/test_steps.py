@@ -1,0 +1,60 @@
+"""What graders say of a batch, as the jitted program of a step takes it."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrft import steps
+from jaxrft.config import Config, TasksConfig
+from jaxrft.learn import replay
+from jaxrft.types import Rollout
+
+NAN = float("nan")
+B, G, T = 3, 4, 2
+
+
+def judged(rewards, success_index, **changes):
+    """The groups of three tasks with four completions of two tokens each, whose rewards are [B, G, F]."""
+    rewards = jnp.array(rewards, jnp.float32)
+    names = ("exact", "gsm8k", "math", "a:b", "c:d")[: rewards.shape[-1]]
+    config = Config(model="m", tasks=TasksConfig("a.jsonl"), output_dir="run", rewards=names, **changes)
+    run = SimpleNamespace(config=config, lm=SimpleNamespace(eos_ids=(0,)))
+    cells = jnp.ones((B * G, T))
+    rollouts = Rollout(jnp.ones((B * G, T), jnp.int32), jnp.full(B * G, T), cells, cells, cells)
+    prompts = jnp.ones((B, 8), jnp.int32), jnp.ones(B, jnp.int32)
+    judge = jax.jit(partial(steps.judge, run))
+    return run, judge(jnp.int32(5), jnp.arange(B), prompts, rollouts, rewards, jnp.array(success_index, jnp.int32))
+
+
+WEIGHTS = {"reward_weights": (0.1, 0.2, 0.7, 0.5, 0.3)}
+EQUAL = [[0, 1, 1, 0, 0], [1, 0, 0, 1, 1]] * 2  # 0.2 + 0.7 and 0.1 + 0.5 + 0.3
+OTHER = [[0, 1, 1, 0, 0], [1, 1, 0, 1, 1]] * 2
+LENGTHS = {"max_completion_length": 8, "overlong_buffer": 8, "overlong_penalty": 0.7}
+
+
+@pytest.mark.parametrize("changes", [{"scale_rewards": "group"}, {"scale_rewards": "none"} | LENGTHS])
+def test_a_group_whose_sums_differ_by_rounding_teaches_nothing_anywhere(changes):
+    """Neither in its advantages, nor in metrics, nor when it joins another batch or would enter a replay."""
+    run, found = judged([EQUAL, OTHER, EQUAL], [0, 0, 0], **WEIGHTS, **changes)
+    assert [row.any() for row in np.asarray(found.groups.advantages)] == [False, True, False]
+    np.testing.assert_allclose(found.metrics["frac_reward_zero_std"], 2 / 3, rtol=1e-6)
+    again = steps.join(run, found.groups, (), jnp.array([0, 1, 2]))
+    np.testing.assert_array_equal(again.advantages, found.groups.advantages)
+    memory = replay.ring(capacity=8, batch_size=2)
+    buffer = memory.add(memory.init(found.groups), found.groups)
+    assert buffer.groups.task.tolist()[:1] == [1] and (buffer.groups.step >= 0).sum() == 1
+
+
+def test_each_task_is_judged_by_its_own_success():
+    """The first by reward 0 at the rate 1/4, the second by reward 1 at 3/4 of 4, the third by none."""
+    first = [[1, NAN], [0, NAN], [0, NAN], [0, NAN]]
+    second = [[NAN, 1], [NAN, 0], [NAN, 1], [NAN, 1]]
+    _, found = judged([first, second, [[NAN, NAN]] * 4], [0, 1, 0])
+    assert found.feedback.successes.tolist() == [1, 3, 0] and found.feedback.trials.tolist() == [4, 4, 0]
+    assert found.informative.tolist() == [True, True, False]
+    assert found.distance.tolist() == [0.25, 0.25, np.inf]
+    assert (found.groups.advantages[:2] != 0).all() and not found.groups.mask[2].any()
