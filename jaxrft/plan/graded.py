@@ -1,6 +1,6 @@
 """Do the rewards know a right answer when they see one? Each is tried on the ground truths of a few tasks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,7 +37,7 @@ class Trial(NamedTuple):
         return self.applies and not np.any(np.nan_to_num(self.right) > np.nan_to_num(self.empty))
 
 
-def unjudged(trials: list[Trial]) -> bool:
+def unjudged(trials: Sequence[Trial]) -> bool:
     """Whether no reward applies to some of the tasks that were tried, of which nothing would be learned."""
     return bool(trials) and bool(np.isnan([trial.right for trial in trials]).all(axis=0).any())
 
