@@ -7,7 +7,7 @@ A run is the command line in processes of its own, started again as often as it 
 for times, and the exported policy must be the undisturbed run's, bit for bit; every stop must have its exit code and a
 sentence, none a stack trace, and no process may be left behind. The kinds of faults:
 
-    kill, term                        that signal, at any time from the start of Python to the export of the policy
+    kill, term, hup                   that signal, at any time from the start of Python to the export of the policy
     stop                              SIGTERM to every process of the run, as schedulers send it to a whole job
     tear                              kill; then a file of the newest checkpoint is cut, changed in one bit, or deleted
     full                              the disk is full until the run has said so
@@ -32,7 +32,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import tyro
 
@@ -41,11 +41,12 @@ from jaxrft.config import EvalConfig, ReplayConfig, TasksConfig
 from tests import helpers
 from tests.runs import MARK, PATIENCE, RESUMED, Trainer, differences, processes, tear
 
-Kind = Literal["kill", "term", "stop", "tear", "full", "hang", "exit", "raise", "length", "print"]
-SIGNALS = {"kill": signal.SIGKILL, "tear": signal.SIGKILL, "term": signal.SIGTERM, "stop": signal.SIGTERM}
+Kind = Literal["kill", "term", "hup", "stop", "tear", "full", "hang", "exit", "raise", "length", "print"]
+ASKING = {"term": signal.SIGTERM, "hup": signal.SIGHUP, "stop": signal.SIGTERM}
+SIGNALS = {"kill": signal.SIGKILL, "tear": signal.SIGKILL} | ASKING
 LOSSES = {"hang": "timeout", "exit": "crash", "raise": "error", "length": "wrong_length", "print": "error"}
-CODES = {"kill": -9, "tear": -9, "term": 143, "stop": 143, "full": 2}  # or 0
-EARLY = -15  # of a process that is asked to end while Python imports, or after all is done
+CODES = {"kill": -9, "tear": -9, "term": 143, "hup": 143, "stop": 143, "full": 2}  # or 0
+STOPPED = re.compile(r"stopped by (a signal|SIG[A-Z]+)")
 FULL = re.compile(r".*(No space left on device|File too large).*")
 UNSAVED = re.compile(r".*is not saved, and the run goes on: .*")
 QUICKSTART = Path(__file__).parent.parent / "configs/quickstart.py"
@@ -62,7 +63,7 @@ class Options:
     """When they are over, no fault strikes any more; the run that is under way is brought to its end."""
     seed: int = 0
     """What strikes when derives from it, as far as processes take equally long."""
-    kinds: tuple[Kind, ...] = ("kill", "term", "stop", "tear", "full", "hang", "exit", "raise", "length", "print")
+    kinds: tuple[Kind, ...] = get_args(Kind)
     """What may strike."""
     faults: int = 1_000_000
     """How many strike at most."""
@@ -214,8 +215,11 @@ class Stage:
         """What is wrong with the end of a process after, perhaps, a fault, and with what it said."""
         said, resumed = trainer.said(), RESUMED.findall(trainer.said())
         expected = {0, CODES.get(fault.kind, 0) if fault else 0}
-        outside = code == EARLY and CODES["term"] in expected and (not said or "the trained policy is in" in said)
-        if code not in expected and not outside:
+        number = ASKING.get(fault.kind, 0) if fault else 0
+        early = code == 128 + number and "with nothing to save" in said
+        # Before jaxrft has begun, or after all is done, the signal is the kernel's.
+        outside = code == -number and (not said or "the trained policy is in" in said)
+        if code not in expected and not (number and (early or outside)):
             yield "it hangs" if code is None else f"exit {code}"
         if "Traceback" in said:
             yield "it shows a stack trace"
@@ -228,7 +232,7 @@ class Stage:
             yield f"it does not say that the checkpoints of steps {trainer.torn} are damaged"
         if code == CODES["full"] and said.count("jaxrft: error: ") != 1:
             yield "it does not say why it ends"
-        if code == CODES["term"] and said.count("stopped by a signal") != 1:
+        if number and code in (CODES["term"], 128 + number) and len(STOPPED.findall(said)) != 1:
             yield "it does not say that it was stopped"
         until = time.monotonic() + LEAVE
         while processes(self.scratch) and time.monotonic() < until:

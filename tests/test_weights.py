@@ -194,6 +194,17 @@ def test_a_save_killed_between_its_renames_is_put_right(copied, params):
     assert_equal(weights.load(copied, CONFIG), params)
 
 
+@pytest.mark.parametrize("kind", ["new", "old"])
+def test_leftovers_that_are_links_are_not_followed(kind, copied, params, tmp_path):
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").write_text("kept")
+    (copied.parent / f".{copied.name}.{kind}").symlink_to(precious)
+    weights.save(copied, params, CONFIG, source=copied)
+    assert [path.name for path in precious.iterdir()] == ["file"]
+    assert not list(copied.parent.glob(f".{copied.name}.*"))
+
+
 def test_other_folders_are_never_replaced(checkpoint, params, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(InputError, match="exists and is not a checkpoint"):

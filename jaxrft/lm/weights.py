@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from jaxrft import mesh as meshes
+from jaxrft.files import remove
 from jaxrft.lm import config_json, model, tensors
 from jaxrft.lm.config_json import ADAPTER_CONFIG, CONFIG
 from jaxrft.lm.config_json import FAMILIES as FAMILIES
@@ -438,12 +439,14 @@ def _replacing(folder: Path) -> Iterator[Path | None]:
     folder = folder.resolve()
     new, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old"))
     try:
-        if old.exists() and not folder.exists():  # a process was killed between the two renames below
+        if (
+            old.is_dir() and not old.is_symlink() and not folder.exists()
+        ):  # a process was killed between the two renames below
             old.rename(folder)
         if folder.exists() and not _replaceable(folder):
             raise InputError(f"{folder} exists and is not a checkpoint: give another folder, or remove it first")
         for leftover in (new, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+            remove(leftover)  # of a link, the link
         new.mkdir(parents=True)
         yield new
         if folder.exists():
