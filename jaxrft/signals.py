@@ -12,6 +12,7 @@ from types import FrameType
 # To add a signal, name it here; `to_save` says which of them save once a run has begun.
 ENDING = ("SIGINT", "SIGTERM", "SIGHUP")
 _leaving = _thread.allocate_lock()
+_standard_error = 2
 
 
 def open_descriptors() -> None:
@@ -24,6 +25,12 @@ def open_descriptors() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, this one
+
+
+def say_to(descriptor: int) -> None:
+    """Has sentences written to another descriptor, while what is printed to standard error is held back."""
+    global _standard_error
+    _standard_error = descriptor
 
 
 def leave_early() -> None:
@@ -64,7 +71,7 @@ def _end(number: int, what: str) -> None:
 
 def _say(sentence: str) -> None:
     try:
-        os.write(2, f"jaxrft: {sentence}\n".encode())
+        os.write(_standard_error, f"jaxrft: {sentence}\n".encode())
     except OSError:
         pass  # the terminal is gone
 

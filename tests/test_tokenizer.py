@@ -3,6 +3,8 @@ import json
 import logging
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -336,5 +338,19 @@ def test_a_wrong_value_in_config_json_is_not_put_down_to_the_tokenizer(plain, tm
     with contextlib.suppress(Exception):
         AutoTokenizer.from_pretrained(tmp_path)
         pytest.skip("this version of transformers does not look into config.json")
-    with pytest.raises(InputError, match=f"config.json cannot be read by transformers, .*{[*change][0]}"):
+    with pytest.raises(InputError, match="config.json cannot be read by transformers, which looks there"):
         lm_tokenizer.load(str(tmp_path))
+
+
+def test_a_signal_is_told_of_while_standard_error_is_held_back():
+    code = (
+        "import os, signal\n"
+        "from jaxrft import signals\n"
+        "from jaxrft.lm import panics\n"
+        "signals.leave_early()\n"
+        "with panics.caught():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    signal.pause()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 143 and done.stderr.startswith("jaxrft: stopped by SIGTERM")

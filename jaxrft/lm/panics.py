@@ -2,8 +2,13 @@
 
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+
+from jaxrft import signals
+
+_one_at_a_time = threading.RLock()  # or threads would restore each other's standard error
 
 
 class Panic(Exception):
@@ -12,14 +17,14 @@ class Panic(Exception):
 
 @contextmanager
 def caught() -> Iterator[None]:
-    """Raises Panic when its body panics, and keeps from the terminal what Rust prints then, a stack.
+    """Raises Panic when its body panics, and keeps from the terminal the stack that Rust prints then.
 
-    A panic is no Exception, so that `except Exception` does not see it. All that is printed to standard error
-    meanwhile comes afterwards, unless there was a panic.
+    A panic is no Exception, so that `except Exception` does not see it. What else is printed to
+    standard error meanwhile comes afterwards; sentences of `signals` come at once.
     """
-    panicked = False
-    with tempfile.TemporaryFile() as held:
+    with _one_at_a_time, tempfile.TemporaryFile() as held:
         before = _redirect(held.fileno())
+        panicked = False
         try:
             yield
         except (Exception, KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -28,20 +33,29 @@ def caught() -> Iterator[None]:
             panicked = True
             raise Panic(f"{type(error).__name__}: {error}") from None
         finally:
-            if before is not None:
-                os.dup2(before, 2)
-                os.close(before)
+            _restore(before)
             held.seek(0)
-            if not panicked and (printed := held.read()):
+            printed = held.read()
+            if printed and not panicked:
                 with suppress(OSError):
                     os.write(2, printed)
 
 
 def _redirect(file: int) -> int | None:
-    """Makes standard error lead to `file`; returns what it led to, None when there is no standard error."""
+    """Makes standard error lead to `file`; returns where it led to, None when there is no standard error."""
     try:
         before = os.dup(2)
     except OSError:
         return None
+    signals.say_to(before)
     os.dup2(file, 2)
     return before
+
+
+def _restore(before: int | None) -> None:
+    """Makes standard error lead where it did."""
+    if before is None:
+        return
+    os.dup2(before, 2)
+    signals.say_to(2)
+    os.close(before)
