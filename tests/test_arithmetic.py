@@ -25,7 +25,7 @@ UNFINISHED = {
         192 divided by 2; 6\pi/2; \frac{6\sqrt2}{2}; \frac{\sqrt6}{\sqrt2}; 4:2; 2\frac24
     """,
     "power": r"""
-        2^{5}; 4²; 2**5; 2^{-1}; 4^{1/2}; 8^{2/3}; (1+\sqrt2)^2; 9 squared; e^0; i^2
+        2^{5}; 4²; 2**5; 2^{-1}; 4^{1/2}; 8^{2/3}; (1+\sqrt2)^2; 9 squared; e^0; e^{\ln 96}; i^2
         (2\sqrt3)^2
     """,
     "root": r"\sqrt{16}; √16; \sqrt[3]{8}; \sqrt{0.25}; \sqrt{9}\pi; sqrt(16); \sqrt{\sqrt{16}}",

@@ -11,7 +11,7 @@ TABLE = [
     # 0: behind the thoughts
     (r"<think>\boxed{3}</think> The answer is 4.", "4"),
     (r"<think>\boxed{3}</think>", "3"),
-    (r"<think>\boxed{3}</think> Done.", "3"),
+    (r"<think>\boxed{3}</think> That is all.", "3"),
     ("<think>The answer is 3.</think><answer>4</answer>", "4"),
     # 1: boxes and frames
     (r"so \fbox{42}", "42"),
@@ -49,6 +49,9 @@ TABLE = [
     ("The answer is (C).", "C"),
     ("The answer is option C.", "C"),
     ("The answer is Evelyn.", "Evelyn"),
+    ("The correct choice is (C).", "C"),
+    ("Answer - 42", "42"),
+    ("The answer is forty-two, i.e. 42.", "42"),
     ("The answer is 42. I hope my answer is correct.", "42"),
     # 4: the end of the text
     ("so 6 * 7 = 42.", "6 * 7 = 42"),
@@ -62,7 +65,12 @@ TABLE = [
     ("x = 5 or x = 6", "x = 5, x = 6"),
     ("To expand $(x+1)^2 - 2x$, we", None),
     ("To calculate 53 + 43 with just numeric values, here's a", None),
+    ("- 42", "42"),
     ("no number", None),
+    # 5: a text that is only a word or a choice
+    ("**C**", "C"),
+    ("(C) 12 metres", "(C) 12 metres"),
+    ("Evelyn.", "Evelyn"),
     ("", None),
 ]
 AROUND = [
@@ -93,6 +101,25 @@ def test_table_of_final_answers(completion, answer):
 @pytest.mark.parametrize("before", ["The answer is ", "Answer:", "#### "])
 def test_right_answer_keeps_its_reward_in_any_wrapping(before, around):
     assert math([""] * 2, [before + around] * 2, answer=["42", "41"]) == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        "**42**",
+        "`42`",
+        "(42)",
+        "42.",
+        "Answer: 42",
+        r"\text{The answer is } 42",
+        "about 42",
+        "42°",
+        "42 cm^2",
+        "x = 42",
+    ],
+)
+def test_right_answer_keeps_its_reward_in_a_box(held):
+    assert math([""] * 2, [f"\\boxed{{{held}}}"] * 2, answer=["42", "41"]) == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("around", AROUND)

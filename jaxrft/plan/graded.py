@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxrft.rewards import ground_truth
 from jaxrft.rewards.pool import Pool
 from jaxrft.tasks.table import TaskTable
 
@@ -57,7 +58,9 @@ def trials(
     """
     if "answer" not in table.columns:
         return []
-    answers = [table.columns["answer"][i] for i in ids]
+    truths = [table.columns["answer"][i] for i in ids]
+    read = zip(truths, ground_truth.texts(truths, several=True), strict=True)
+    answers = [str(truth) if answer is None else answer for truth, answer in read]
     spelt = [[spelling.format(answer) for answer in answers] for spelling in SPELLINGS.values()]
     completions = [text for texts in (*spelt, [""] * len(ids)) for text in texts]
     asked = ids * (len(SPELLINGS) + 1)

@@ -83,7 +83,7 @@ _CLOSING = {*_BRACKETS.values(), *(closing for closing, _ in _MEASURES.values())
 _BETWEEN = {*_SIGNS, *_TIMES, *_DIVIDED, *_SEPARATORS, *_EQUALS, *_ABOUT, *_CLOSING, "^", "**", "!", "_", ""} - {"x"}
 _CONSTANTS = {"pi": sympy.pi, "e": sympy.E, "i": sympy.I}
 # Of rational numbers these always have a value that is simpler.
-_INTEGER_FUNCTIONS = ("gcd", "lcm", "max", "min", "floor", "ceil", "abs", "det", "deg", "sum", "prod", "lim", "int")
+_INTEGER_FUNCTIONS = ("gcd", "lcm", "max", "min", "floor", "ceil", "abs", "det", "sum", "prod", "lim", "int")
 _FUNCTIONS: dict[str, Callable[..., sympy.Expr]] = {
     **{name: getattr(sympy, name) for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")},
     "exp": sympy.exp,
@@ -265,7 +265,7 @@ class _Reader:
                     break
                 continue
             self.take("by")
-        return self._multiplied([(operation, factor) for operation, factor in factors if factor.form])
+        return self._multiplied(_numbers(*factors))
 
     def _signed_power(self) -> _Value:
         """Reads a factor, which may have a sign behind a sign of multiplication: 7 * -4."""
@@ -368,7 +368,7 @@ class _Reader:
             return self._measure(token)
         if token in _FRACTIONS:
             self.at += 1
-            return self._multiplied([("*", self._group()), ("/", self._group())])
+            return self._multiplied(_numbers(("*", self._group()), ("/", self._group())))
         if token in _BINOMIALS:
             self.at += 1
             values = (self._group(), self._group())
@@ -447,7 +447,7 @@ class _Reader:
             factors.append(("*", factor))
             if self.take("/"):
                 factors.append(("/", self.power()))
-        return self._multiplied([pair for pair in factors if pair[1].form])
+        return self._multiplied(_numbers(*factors))
 
     def _measure(self, opening: str) -> _Value:
         """Reads what stands in bars or in the brackets of floor and ceiling."""
@@ -462,6 +462,11 @@ class _Reader:
 def _kept_in_number(spacing: re.Match[str]) -> str:
     r"""Returns a space for what only spaces, and leaves what may group the digits of a number."""
     return spacing[0] if spacing[0] in ("\\,", "\\ ", "~") else ("" if spacing[0] == "\\!" else " ")
+
+
+def _numbers(*factors: tuple[str, _Value]) -> list[tuple[str, _Value]]:
+    """Returns the factors that are no units."""
+    return [factor for factor in factors if factor[1].form]
 
 
 def _number(digits: str) -> _Value:
@@ -497,8 +502,9 @@ def _bounded(number: sympy.Expr) -> sympy.Expr | None:
 
 def _power(base: sympy.Expr, exponent: sympy.Expr) -> sympy.Expr | None:
     """Returns a power that sympy need not work hard for."""
-    parts = exponent.atoms(sympy.Rational)
-    if any(max(abs(part.p), part.q) > _EXPONENT for part in parts) or base == 0:
+    if base == 0:
+        return None
+    if isinstance(exponent, sympy.Rational) and max(abs(exponent.p), exponent.q) > _EXPONENT:
         return None
     if isinstance(base, sympy.Rational) and isinstance(exponent, sympy.Rational) and not _is_short(base):
         exact = _exact_root(base, exponent.q)

@@ -15,7 +15,8 @@ _THOUGHT = re.compile(r"</\s*think(?:ing)?\s*>", re.IGNORECASE)
 _END_TOKENS = re.compile(r"<\|[a-zA-Z_]{1,30}\|>|</?s>|<eos>|<end_of_turn>")
 _COLON = r"[:：﹕꞉︓]"
 _PHRASE = re.compile(
-    rf"\banswers?\b[^\n.:：=]{{0,100}}?(?:\b(?:is|are|was|equals|be)\b\s*{_COLON}?|{_COLON}|=)[*_\s]*"
+    rf"\b(?:answers?|(?:correct|right|best) (?:option|choice))\b[^\n.:：=]{{0,100}}?"
+    rf"(?:\b(?:is|are|was|equals|be)\b\s*{_COLON}?|{_COLON}|=|\s[-–—]\s)[*_\s]*"
     rf"|\banswers?\b[*_ ]*(?=\s*(?:\$|\\\(|\\\[|[-−]?[0-9]|\())"
     rf"|^[#*_ ]*(?:the\s+)?(?:final\s+)?answer[#*_ ]*$"
     rf"|(?:答案|答え|解答|答)\s*(?:是|为|為|は|{_COLON})\s*"
@@ -28,7 +29,9 @@ _MATH = re.compile(
     re.DOTALL,
 )
 _JOINT = re.compile(r"[\s,;&]*(?:and|or|und|et|y|,|;|&)[\s,;&]*", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"(?<![A-Z0-9])[.!?](?=\s)|(?<=[0-9)\]}*\"”’$%])[.!?]+(?=\s|$)|[。！？]|\n")
+_SENTENCE_END = re.compile(
+    r"(?<![A-Z0-9])(?<!i\.e)(?<!e\.g)(?<!approx)[.!?](?=\s)|(?<=[0-9)\]}*\"”’$%])[.!?]+(?=\s|$)|[。！？]|\n"
+)
 _POLITE = re.compile(
     r"\W*(?:let me know|please|i hope|hope (?:this|that|it)|feel free|thank|thanks|if you|do you|would you|is there"
     r"|don't hesitate|can i|good luck|have a|happy to|glad to|you can|you're|note)\b",
@@ -41,6 +44,9 @@ _LEAD = re.compile(
 )
 # Stands around an answer and does not count.
 _WRAPPING = "*_`\"'“”‘’«»「」『』 \t\n\r.,;:!?。！？，、：；#>"
+_MARKUP = '*_`"“”‘’«»「」『』 \t\n\r'
+_SHORT = 200  # characters of a box that may say that it holds the answer
+_STYLES = re.compile(r"\\(?:text|textbf|mathrm|mbox)\s*\{([^{}]*)\}")
 _PAIRS = (("(", ")"), ("[", "]"), ("{", "}"))
 _TOKENS = re.compile(
     r"(?P<digits>[0-9]+)|(?P<command>\\[a-zA-Z]+|\\.)|(?P<word>(?:or|and)(?=[A-Z](?![a-z]))|[a-zA-Zà-ÿ'’]{2,})"
@@ -63,6 +69,8 @@ _NUMBER = re.compile(
     r"(?:[a-zA-Z]\s*=\s*)?[-−]?[0-9.][0-9,.\s]*(?:\s*/\s*[0-9]+)?(?:[a-z]{1,2}[²³])?(?:\\?%)?"
     r"|[-−]?\\[dt]?frac\{[0-9]+\}\{[0-9]+\}"
 )
+_WORD = re.compile(r"[*_(\[\"'“`]*(?:[A-Za-z]|[A-Za-zÀ-ÿ-]{2,40})[*_)\]\"'”`.!]*")
+_DASH = re.compile(r"^[-–—−•]\s+")
 _CHOICE = re.compile(r"\(?[A-Z]\)?\s*[.:)]")
 _BRACKETED = re.compile(r"\([^()\[\]{},;]+\)|\[[^()\[\]{},;]+\]|\{[^()\[\]{},;]+\}")
 _AND = re.compile(r",?\s*(?:\b|(?<=[0-9)]))(?:and|or)(?:\b|(?=[A-Z(]))")
@@ -84,6 +92,7 @@ def final_answer(completion: str, *, joined: bool = False) -> str | None:
     | 2 | `<answer>42</answer>` in any case, `<final_answer>` | that of the text within, by this table |
     | 3 | `... answer ... is 42`, `Answer: 42`, `#### 42`, a heading "Final answer" | what follows the last of these |
     | 4 | `... = 42.`, `... is $42$.`, `There are 42 ways.` | the end of the last sentence with a number or formula |
+    | 5 | `C`, `C) 42 metres`, `Evelyn` | all of a text that is only a word or a choice |
 
     Behind the spellings of rows 3 and 4, and around the answer in all rows, do not count: spaces, emphasis (`**`, `_`,
     `` ` ``), quotes, brackets around all of it, a final point, "about" and the like, units and other words behind a
@@ -118,7 +127,7 @@ def _marked(text: str, joined: bool) -> str | None:
     if tag is not None and (box is None or box.end < tag[1]):
         return _within_tag(text[tag[0] : tag[1]], joined)
     if box is not None:
-        return (joined_boxes(text) if joined else None) or text[box.begin : box.end].strip()
+        return (joined_boxes(text) if joined else None) or _within_box(text[box.begin : box.end])
     bare = _BARE_BOX.findall(text)
     return bare[-1].strip(_WRAPPING) if bare else None
 
@@ -142,6 +151,15 @@ def _within_tag(text: str, joined: bool) -> str | None:
         return marked
     phrased = _phrased(text[-TEXT:])
     return _leading(text[:TEXT]) if phrased is None else phrased
+
+
+def _within_box(text: str) -> str:
+    """Returns what a box holds without emphasis, quotes and words around it, or what it calls the answer."""
+    bare = text.strip(_MARKUP)
+    if len(bare) <= _SHORT and "answer" in bare.lower():
+        return _phrased(_STYLES.sub(r"\1", bare)) or bare
+    lead = _LEAD.match(bare)
+    return bare[lead.end() :] if lead and lead.end() < len(bare) else bare
 
 
 def _phrased(text: str) -> str | None:
@@ -177,9 +195,9 @@ def _leading(text: str) -> str | None:
 
 def _stripped_lead(text: str) -> str:
     """Returns a text without markup and words like "about" in front of an answer."""
-    text = text.lstrip("*_`\"'“”‘’«»「」『』 \t\n\r:：#>")
+    text = text.lstrip(_MARKUP + ":：#>")
     lead = _LEAD.match(text)
-    return text[lead.end() :].lstrip("*_`\"'“”‘’«» \t\n") if lead else text
+    return text[lead.end() :].lstrip(_MARKUP) if lead else text
 
 
 def _formulas_at(text: str) -> str | None:
@@ -205,7 +223,10 @@ def _percent(text: str) -> str:
 
 
 def _at_the_end(text: str) -> str | None:
-    """Returns the answer by row 4."""
+    """Returns the answer by rows 4 and 5."""
+    alone = text.strip()
+    if _WORD.fullmatch(alone) or (_CHOICE.match(alone) and "\n" not in alone):
+        return _bare(alone)
     for sentence in reversed(_sentences(text)):
         if _POLITE.match(sentence) or not _has_mathematics(sentence):
             continue
@@ -250,7 +271,7 @@ def _last_of(sentence: str) -> str | None:
         if _ends(sentence[last.end() :]):
             return _formulas_at(sentence[_first_joined(sentence, formulas) :])
         return _inside(last) if _NUMBER.fullmatch(_inside(last)) else None
-    run = _bare(sentence[runs[-1].begin : runs[-1].end])
+    run = _DASH.sub("", _bare(sentence[runs[-1].begin : runs[-1].end]))
     behind = sentence[runs[-1].end :]
     number = _NUMBER.fullmatch(run.rpartition("=")[2].strip())
     return run + _percent(behind) if number or _ends(behind) else None

@@ -43,7 +43,10 @@ _PLAIN_NUMBER = re.compile(r"[-−]?[0-9][0-9,]*(?:\.[0-9]+)?")
 _GROUPED = re.compile(r"[-−]?[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?")
 _MIXED = re.compile(r"([-−]?[0-9]{1,9}) ([0-9]{1,9})/([0-9]{1,9})")
 _EXPONENT = re.compile(r"([-−]?[0-9]+(?:\.[0-9]+)?)[eE]([-+]?[0-9]{1,4})")
-_UNIT_BEHIND = re.compile(r"\s*(?:[$€£¥₹]|(?<=[0-9])[a-z]{1,2}[²³]|\\\$)\s*")
+_UNIT_BEHIND = re.compile(
+    r"\s*(?:[$€£¥₹]|\\\$|(?<=[0-9 ])(?:[mcdk]?m|in|ft|yd|mi|units?|inch(?:es)?|feet|yards?|miles?|\w*met(?:er|re)s?)"
+    r"(?:\^\{?[23]\}?|[²³]))\s*"
+)
 _NO_THOUSANDS = re.compile(r"[-−]?0,[0-9]{3}")
 _DECIMAL_COMMA = re.compile(r"[-−]?[0-9]+,(?:[0-9]{1,2}|[0-9]{4,})")
 _CHOICE = re.compile(
@@ -135,7 +138,7 @@ def plain(answer: str) -> str:
     if len(answer) > BOX:
         return answer
     answer = answer.strip().removeprefix("\\[").removesuffix("\\]").strip("$ \n\t")
-    answer = _SIZES.sub("", _FRACTIONS.sub(r"\\frac", answer))
+    answer = _SIZES.sub("", _FRACTIONS.sub(r"\\frac", answer.replace("°", r"^\circ ")))
     return _SPACES.sub("", " ".join(answer.split())).removesuffix(".")
 
 
