@@ -156,6 +156,7 @@ def test_math_that_fails_to_compare_says_so_and_pays_nothing(monkeypatch, caplog
 
     monkeypatch.setattr(mathematics, "verify", fail)
     mathematics._equal.cache_clear()
+    mathematics._is_right.cache_clear()
     assert mathematics.math(["q"] * 2, [r"\boxed{f(y)}", r"\boxed{y > 2}"], answer=["g(y)"] * 2) == [0.0, 0.0]
     assert "math cannot compare" in caplog.text and "counts as wrong" in caplog.text
 

@@ -87,9 +87,15 @@ def math(
     ]
 
 
-def _grade(completion: str, gold: str) -> float | None:
+@lru_cache(maxsize=4096)  # the samples of a task share their gold, and many of them their answer
+def _spelled_gold(gold: str) -> str:
+    """Returns the answer that a gold holds, as answers are compared."""
     gold = gold.rpartition("####")[2]
-    gold = spelled(plain(joined_boxes(gold) or last_boxed(gold) or gold))
+    return spelled(plain(joined_boxes(gold) or last_boxed(gold) or gold))
+
+
+def _grade(completion: str, gold: str) -> float | None:
+    gold = _spelled_gold(gold)
     if not _parse_gold(gold):
         return None
     answer = final_answer(completion)
@@ -103,6 +109,11 @@ def _grade(completion: str, gold: str) -> float | None:
 
 def _right(gold: str, answer: str) -> bool:
     """Whether an answer, as it is written, is right in one of the ways to read it."""
+    return len(answer) <= BOX and _is_right(gold, answer)
+
+
+@lru_cache(maxsize=4096)
+def _is_right(gold: str, answer: str) -> bool:
     answer = spelled(plain(answer))
     if _equal(gold, answer):
         return True
@@ -157,7 +168,7 @@ def spelled(answer: str) -> str:
     return answer
 
 
-@lru_cache(maxsize=4096)  # the samples of a task share their gold, and many of them their answer
+@lru_cache(maxsize=4096)
 def _parse_gold(gold: str) -> list:
     return _parse(f"\\boxed{{{gold}}}", extraction_config=_WHOLE) if len(gold) <= BOX else []
 
@@ -241,7 +252,9 @@ def _parse(text: str, **options: Any) -> list:
     try:
         with processor_time(SECONDS):
             parsed = parse(text, parsing_timeout=_NO_LIMIT, **options)
-            return [] if too_large(parsed) else [_without_matrix_operations(each) for each in parsed]
+            if too_large(parsed):
+                return []
+            return [_without_matrix_operations(each) for each in parsed] if "\\begin" in text else parsed
     except OutOfTime:
         return []
     except Exception as error:
