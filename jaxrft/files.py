@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 MAX_JSON_BYTES = 256 << 20  # the largest index of a published checkpoint is below 1 MiB, a tokenizer.json below 64 MiB
 MAX_JSON_DEPTH = 100  # configs and metrics nest fewer than 10 deep
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _BRACKET = re.compile(rb"[\[{]|[\]}]")
 _NAMES = {dict: "an object", list: "a list", str: "a string", int: "a number", float: "a number", bool: "true or false"}
 
@@ -24,11 +24,12 @@ class UnreadableJSON(ValueError):
     """Reports text that is not the JSON that was expected; the message completes "FILE cannot be read: ..."."""
 
 
-def parse_json(text: str | bytes, kind: type[T], *, max_bytes: int = MAX_JSON_BYTES) -> T:
-    """Parses one JSON document whose outermost value is of the type `kind`: dict, list, str, int, float or bool.
+def parse_json(text: str | bytes, kind: type[T], *, max_bytes: int = MAX_JSON_BYTES, allow_nan: bool = False) -> T:
+    """Parses a JSON document whose outermost value is of the type `kind`: dict, list, str, int, float, bool or object.
 
     Raises UnreadableJSON for more than `max_bytes` bytes, for text that is not UTF-8 or not JSON, for NaN and
-    infinities, which JSON has not, for values nested more than MAX_JSON_DEPTH deep, and for a value of another type.
+    infinities, which JSON has not, unless `allow_nan`, for values nested more than MAX_JSON_DEPTH deep, and for a value
+    of another type; an `object` may be of any.
 
     >>> parse_json('{"step": 3}', dict)
     {'step': 3}
@@ -36,15 +37,16 @@ def parse_json(text: str | bytes, kind: type[T], *, max_bytes: int = MAX_JSON_BY
     data = text.encode(errors="surrogatepass") if isinstance(text, str) else text
     if len(data) > max_bytes:
         raise UnreadableJSON(f"it has {len(data):,} bytes, more than {max_bytes:,}")
-    if _depth(data) > MAX_JSON_DEPTH:
+    brackets = data.count(b"[") + data.count(b"{")  # few of them cannot nest deep, and most rows of data have few
+    if brackets > MAX_JSON_DEPTH and _depth(outline(data)) > MAX_JSON_DEPTH:
         raise UnreadableJSON(f"it is nested more than {MAX_JSON_DEPTH} deep")
     try:
-        value: Any = json.loads(data.decode(), parse_constant=_reject_constant)
+        value: Any = json.loads(data.decode(), parse_constant=None if allow_nan else _reject_constant)
     except UnicodeDecodeError as error:
         raise UnreadableJSON(f"it is not UTF-8 text ({error.reason} at byte {error.start})") from error
     except (ValueError, RecursionError) as error:
         raise UnreadableJSON(f"it is not JSON ({error})" if data.strip() else "it is empty") from error
-    if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, object)):
         found = "null" if value is None else _NAMES[type(value)]
         raise UnreadableJSON(f"it holds {found}, not {_NAMES[kind]}")
     return value
@@ -59,11 +61,16 @@ def _reject_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _depth(data: bytes) -> int:
-    """Computes how deep brackets outside of strings are nested."""
+def outline(data: bytes) -> bytes:
+    """Returns JSON text without its strings: the brackets, commas and numbers that tell its size in memory."""
+    return _STRING.sub(b"", data)
+
+
+def _depth(bare: bytes) -> int:
+    """Computes how deep the brackets of an outline are nested."""
     depth = 0
     deepest = 0
-    for bracket in _BRACKET.finditer(_STRING.sub(b"", data)):
+    for bracket in _BRACKET.finditer(bare):
         depth += 1 if bracket[0] in b"[{" else -1
         deepest = max(deepest, depth)
     return deepest

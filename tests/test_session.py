@@ -74,7 +74,7 @@ def test_a_state_of_something_else_is_refused():
 @pytest.mark.parametrize(
     ("name", "tasks", "message"),
     [
-        ("adaptive", Tasks(domain=np.arange(12) / 2), "domains are float32: number them from 0"),
+        ("adaptive", Tasks(domain=np.arange(12) / 2), "domains are float64: number them from 0"),
         ("adaptive", Tasks(domain=np.ones((12, 2), int)), r"domains have shape \(12, 2\)"),
         ("adaptive", Tasks(domain=np.array(["a"] * 12)), "Tasks.domain is no table of numbers"),
         ("adaptive", Tasks(embeddings=np.ones(12)), r"embeddings of shape \(12,\) for 12 tasks"),
@@ -96,7 +96,7 @@ def test_tasks_may_be_lists():
     ("selector", "seed", "message"),
     [
         ("adaptive", 0, "'adaptive' is no selector: make one"),
-        (None, "x", "seed is x"),
+        (None, "x", "seed is 'x'"),
         (None, 2**63, "64 bits"),
         (None, [1, 2], "seed is"),
     ],

@@ -1,18 +1,22 @@
 import json
 import logging
+from decimal import Decimal
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import writers
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from pyarrow import parquet
 from test_tokenizer import TEMPLATE
 from test_tokenizer import make as make_tokenizer
 
 from jaxrft import tasks
 from jaxrft.config import TasksConfig
 from jaxrft.lm import tokenizer as lm_tokenizer
+from jaxrft.tasks import memory
 from jaxrft.types import InputError
 
 USER = [{"role": "user", "content": "1 + 2"}]
@@ -215,7 +219,7 @@ ERRORS = {
     "not UTF-8": (LINES.encode() + b'{"prompt": "\xff"}', {}, r"tasks.jsonl line 2 is not JSON \(not UTF-8 text\)"),
     "half a character": (LINES + '{"prompt": "\\ud83d"}\n', {}, r"tasks.jsonl line 2 is not JSON \(not UTF-8 text\)"),
     "too long a number": ("9" * 5000, {}, r"tasks.jsonl line 1 is not JSON \(Exceeds the limit .*\): write one object"),
-    "too deep": ("[" * 100_000, {}, r"tasks.jsonl line 1 is not JSON \(nested too deeply\): write one object a line"),
+    "too deep": ("[" * 100_000, {}, r"tasks.jsonl line 1 is not JSON \(nested more than 100 deep\): write one object"),
     "not an object": (LINES + "[1]\n", {}, r"tasks.jsonl line 2 is \[1\]: write one JSON object a line"),
     "empty": ("\n", {}, r"tasks.jsonl holds no tasks"),
     "limit": (LINES, {"limit": 0}, r"tasks.limit is 0: it must be at least 1"),
@@ -228,6 +232,12 @@ ERRORS = {
         {"domain_column": "topic"},
         r"row 1, column topic is \['b'\]: a domain is a name or a number",
     ),
+    "domain of truth values": (
+        '{"prompt": "a", "topic": true}\n',
+        {"domain_column": "topic"},
+        r"row 1, column topic is True: a domain is a name or a number",
+    ),
+    "deep inside": (LINES + '{"prompt": ' + "[" * 200 + "]" * 200 + "}\n", {}, r"line 2 is not JSON .nested more than"),
     "pass rate column": (LINES, {"pass_rate_columns": ("zz",)}, r"no column zz, .*: set tasks.pass_rate_columns to"),
     "prompt type": (
         LINES + '{"prompt": 7}\n',
@@ -249,6 +259,11 @@ ERRORS = {
 }
 RATES = {
     "1.2": "row 2, column rate is 1.2: a pass rate lies in",
+    "1" + 400 * "0": "row 2, column rate is 1000.*: a pass rate lies in",
+    "-1" + 400 * "0": "row 2, column rate is -1000.*: a pass rate lies in",
+    "1e400": "row 2, column rate is inf: a pass rate lies in",
+    "[0.5]": r"row 2, column rate is \[0.5\]: a pass rate is a number",
+    '{"a": 1}': "row 2, column rate is {'a': 1}: a pass rate is a number",
     "-0.1": "row 2, column rate is -0.1: a pass rate lies in",
     "Infinity": "row 2, column rate is inf: a pass rate lies in",
     '"0.5"': "row 2, column rate is '0.5': a pass rate is a number",
@@ -268,6 +283,110 @@ def test_a_mistake_is_one_sentence_that_names_it(tmp_path, case):
     with pytest.raises(InputError, match=message) as raised:
         tasks.load(TasksConfig(**{**options, "source": str(source)}))
     assert "\n" not in str(raised.value)
+
+
+def test_numbers_of_every_kind_are_pass_rates(tmp_path):
+    rows = '{"prompt": "a", "rate": %s}\n'
+    source = tmp_path / "tasks.jsonl"
+    source.write_text("".join(rows % rate for rate in ("-0.0", "1", "0", "NaN", "null", "1e-400")))
+    rates = tasks.load(TasksConfig(source=str(source), pass_rate_columns=("rate",))).reference_pass_rates[:, 0]
+    np.testing.assert_array_equal(rates, [0, 1, 0, np.nan, np.nan, 0])
+    assert not np.signbit(rates[0])
+    table = pa.table({"prompt": ["a"], "rate": pa.array([Decimal("0.25")])})
+    parquet.write_table(table, tmp_path / "tasks.parquet")
+    source = str(tmp_path / "tasks.parquet")
+    assert tasks.load(TasksConfig(source=source, pass_rate_columns=("rate",))).reference_pass_rates == 0.25
+
+
+def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path):
+    for encoding, ending in (("utf-8-sig", "jsonl"), ("utf-8-sig", "json"), ("utf-16", "json")):
+        source = tmp_path / f"tasks.{ending}"
+        source.write_text('{"prompt": "π"}\n', encoding=encoding)
+        assert tasks.load(TasksConfig(source=str(source))).prompts == ["π"]
+
+
+def small_machine(monkeypatch, size):
+    monkeypatch.setattr("jaxrft.tasks.memory.available", lambda: size)
+
+
+def write_bomb(path, text, count, encoding=None):
+    """A small file in which one text comes many times."""
+    values = pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), pa.array([text]))
+    options = {}
+    if encoding:
+        values, options = values.cast(pa.string()), {"use_dictionary": False, "column_encoding": encoding}
+    parquet.write_table(pa.table({"prompt": values}), path, compression="zstd", store_schema=False, **options)
+
+
+@pytest.mark.parametrize("encoding", [None, "PLAIN", "DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"])
+def test_parquet_that_unpacks_to_more_than_memory_is_refused_before_it_does(tmp_path, monkeypatch, encoding):
+    source = tmp_path / "bomb.parquet"
+    write_bomb(source, "x" * 10_000, 5000, encoding)
+    assert source.stat().st_size < 20_000
+    assert len(tasks.load(TasksConfig(source=str(source))).prompts) == 5000
+    small_machine(monkeypatch, 80_000_000)  # of which half may be used, and 50 MB would be
+    with pytest.raises(InputError, match=r"bomb.parquet unpacks to more than 0.04 GiB, half of .*: lower tasks.limit"):
+        tasks.load(TasksConfig(source=str(source)))
+    assert len(tasks.load(TasksConfig(source=str(source), limit=2000)).prompts) == 2000
+
+
+def nested_bomb(path):
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 2000, pa.int32()), pa.array(["x" * 10_000]))
+    messages = pa.StructArray.from_arrays([texts, texts], ["role", "content"])
+    column = pa.ListArray.from_arrays(pa.array([0, 2000], pa.int32()), messages)
+    parquet.write_table(pa.table({"prompt": column}), path)
+
+
+MANY = {
+    "messages.parquet": nested_bomb,
+    "nulls.parquet": lambda path: parquet.write_table(pa.table({"x": pa.nulls(1_000_000)}), path),
+    "numbers.parquet": lambda path: parquet.write_table(pa.table({"x": [[0] * 1_000_000]}), path),
+    "brackets.json": lambda path: path.write_text("[" + "[]," * 200_000 + "[]]"),
+    "brackets.jsonl": lambda path: path.write_text('{"prompt": [' + "{}," * 200_000 + "{}]}"),
+    "lines.jsonl": lambda path: path.write_text('{"prompt": "a"}\n' * 200_000),
+    "one line.jsonl": lambda path: path.write_text("x" * 30_000_000),
+}
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_files_that_take_more_than_half_of_the_memory_are_refused(tmp_path, monkeypatch, name):
+    MANY[name](tmp_path / name)
+    small_machine(monkeypatch, 40_000_000)
+    with pytest.raises(InputError, match=f"{name} unpacks to more than 0.02 GiB") as raised:
+        tasks.load(TasksConfig(source=str(tmp_path / name)))
+    assert "\n" not in str(raised.value)
+
+
+def test_the_memory_of_this_machine_is_known():
+    assert 2**20 < memory.available() < 2**50
+
+
+def test_parquet_that_is_damaged_empty_or_ambiguous_is_one_sentence(tmp_path):
+    source = tmp_path / "tasks.parquet"
+
+    def problem():
+        with pytest.raises(InputError) as raised:
+            tasks.load(TasksConfig(source=str(source)))
+        assert "\n" not in str(raised.value)
+        return str(raised.value)
+
+    parquet.write_table(pa.table([["a"], ["b"]], names=["prompt", "prompt"]), source)
+    assert "has several columns called 'prompt': rename all but one" in problem()
+    parquet.write_table(pa.table({"prompt": pa.array([], pa.string())}), source)
+    assert "holds no tasks" in problem()
+    parquet.write_table(pa.table({}), source)
+    assert "holds no tasks" in problem()
+    texts = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")])
+    parquet.write_table(pa.table({"prompt": texts}), source)
+    assert "cannot be read as parquet ('utf-8' codec" in problem()
+    parquet.write_table(pa.table({"prompt": ["a" * n for n in range(200)]}), source)
+    whole = source.read_bytes()
+    for place in range(4, len(whole), 97):  # whatever is damaged, it is a sentence or data, and never a stack trace
+        source.write_bytes(whole[:place] + b"\xff\x00\xff" + whole[place + 3 :])
+        try:
+            tasks.load(TasksConfig(source=str(source)))
+        except InputError as error:
+            assert "\n" not in str(error)
 
 
 def test_no_source_and_an_unknown_family_are_errors():

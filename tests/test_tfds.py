@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from jaxrft.config import TasksConfig
 from jaxrft.tasks.tfds import read
 from jaxrft.types import InputError
 
+NAMES = {"names_file": "/etc/passwd"}
 ROWS = [{"prompt": f"1 + {n} =", "answer": str(1 + n)} for n in (20, 3, 100, 4)]
 
 
@@ -129,6 +131,102 @@ def test_a_mistake_is_one_sentence_that_names_it(tmp_path, source, split, messag
     with pytest.raises(InputError, match=message) as raised:
         tasks.load(TasksConfig(source=source, split=split, data_dir=str(tmp_path)))
     assert "\n" not in str(raised.value)
+
+
+TEXT = "tensorflow_datasets.core.features.text_feature.Text"
+NESTED = {"featuresDict": {"features": {"prompt": {"sequence": {"feature": {"python_class_name": "evil.Feature"}}}}}}
+FOREIGN = {
+    "legacy": {"type": "evil.Feature", "content": {}},
+    "legacy, nested": {"type": "x.Sequence", "content": {"feature": {"type": "evil.Feature", "content": {}}}},
+    "nested": {"pythonClassName": TEXT.replace("text_feature.Text", "features_dict.FeaturesDict"), **NESTED},
+    "text of JSON": {
+        "pythonClassName": TEXT,
+        "jsonFeature": {"json": '{"a": {"type": "evil.Feature", "content": {}}}'},
+    },
+    "text of protocol": {
+        "type": TEXT,
+        "content": '{"feature": {"pythonClassName": "evil.Feature"}}',
+        "proto_cls": "tensorflow_datasets.Sequence",
+    },
+    "module of TFDS": {"pythonClassName": "tensorflow_datasets.scripts.cli.main.Feature", "text": {}},
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("file", ["features.json", "dataset_info.json"])
+def test_a_class_that_is_not_of_tfds_is_never_imported(tmp_path, monkeypatch, name, file):
+    writers.write_tfds(tmp_path, "sums", ROWS)
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = tmp_path / "sums" / "1.0.0"
+    content = FOREIGN[name] if file == "features.json" else {**info_of(folder), "features": FOREIGN[name]}
+    (folder / file).write_text(json.dumps(content))
+    with pytest.raises(InputError, match="features of the class '.*', which is not TFDS' own .*: prepare") as raised:
+        read("sums", split="train", data_dir=str(tmp_path))
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "imported").exists() and "evil" not in sys.modules
+
+
+def info_of(folder):
+    return json.loads((folder / "dataset_info.json").read_text())
+
+
+def test_the_module_that_a_data_set_says_it_is_from_is_not_imported(tmp_path, monkeypatch):
+    writers.write_tfds(tmp_path, "sums", ROWS)
+    (tmp_path / "evil.py").write_text("raise SystemExit")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = tmp_path / "sums" / "1.0.0"
+    (folder / "dataset_info.json").write_text(json.dumps({**info_of(folder), "moduleName": "evil"}))
+    assert len(read("sums", split="train", data_dir=str(tmp_path))["prompt"]) == 4
+    assert "evil" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "../sums"},
+        {"name": "/etc/sums"},
+        {"template": "../{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"},
+        {"template": "{SPLIT.__class__}"},
+        {"template": "{SPLIT:>999999999999}"},
+        {"split": "../train"},
+    ],
+)
+def test_files_of_a_data_set_lie_in_its_folder(tmp_path, change):
+    writers.write_tfds(tmp_path, "sums", ROWS)
+    folder = tmp_path / "sums" / "1.0.0"
+    info = info_of(folder)
+    info["name"] = change.get("name", info["name"])
+    info["splits"][0]["name"] = change.get("split", "train")
+    info["splits"][0]["filepathTemplate"] = change.get("template", "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}")
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    with pytest.raises(InputError, match="names a file .*, which is not in its folder: prepare it again"):
+        read("sums", split="train", data_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "feature",
+    [
+        {"../../names": {"type": TEXT, "content": {}}},
+        {"label": {"type": TEXT.replace("text_feature.Text", "class_label_feature.ClassLabel"), "content": NAMES}},
+    ],
+)
+def test_labels_are_read_from_its_folder_only(tmp_path, feature):
+    writers.write_tfds(tmp_path, "sums", ROWS)
+    features = {"type": TEXT.replace("text_feature.Text", "features_dict.FeaturesDict"), "content": feature}
+    (tmp_path / "sums" / "1.0.0" / "features.json").write_text(json.dumps(features))
+    with pytest.raises(InputError, match="names a file .*, which is not in its folder: prepare it again"):
+        read("sums", split="train", data_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("file_format", ["array_record", "parquet"])
+def test_rows_that_take_more_than_memory_are_refused(tmp_path, monkeypatch, file_format):
+    writers.write_tfds(tmp_path, "sums", [{"prompt": "x" * 100_000}] * 60, file_format=file_format)
+    monkeypatch.setattr("jaxrft.tasks.memory.available", lambda: 10_000_000)
+    with pytest.raises(InputError, match="unpacks to more than 0.00 GiB, half of the memory .*: lower tasks.limit"):
+        read("sums", split="train", data_dir=str(tmp_path))
+    if file_format == "array_record":
+        assert len(read("sums", split="train", data_dir=str(tmp_path), limit=20)["prompt"]) == 20
 
 
 @pytest.mark.parametrize("file", ["dataset_info.json", "features.json", "sums-train.array_record-00000-of-00001"])

@@ -9,8 +9,20 @@ from jax.typing import ArrayLike
 from jaxrft.mesh import constrain
 from jaxrft.select import acquire, drift, features, logit
 from jaxrft.select import population as populations
-from jaxrft.select.contract import Selector, check, check_balance, check_count, check_sizes, check_table
-from jaxrft.types import Array, Choice, Feedback, InputError, Tasks
+from jaxrft.select.checks import (
+    NOT_NEGATIVE,
+    SHARE,
+    check,
+    check_balance,
+    check_choice,
+    check_count,
+    check_flag,
+    check_sizes,
+    check_table,
+    credible,
+)
+from jaxrft.select.contract import Selector
+from jaxrft.types import Array, Choice, Feedback, Tasks
 
 NOISE = 0.015  # variance that a step adds to every logit
 LARGEST = 25.0  # variance of a logit about which nothing is known any more
@@ -96,17 +108,17 @@ def adaptive(
     `init` raises InputError for a table smaller than a batch, and for domains or embeddings that do not fit the table
     or are not finite.
     """
-    check_sizes(batch_size, num_generations)
-    if utility not in get_args(Utility):
-        raise InputError(f"no utility {utility!r} of a group: choose one of {', '.join(get_args(Utility))}")
-    check("price", price, lambda x: (x >= 0) & (x <= 1), "in [0, 1]")
-    check("floor", floor, lambda x: (x >= 0) & (x <= 1), "in [0, 1]")
-    check("curiosity", curiosity, lambda x: x >= 0, "0 or more")
-    check_count("cool_down", cool_down, least=0)
+    batch_size, num_generations = check_sizes(batch_size, num_generations)
+    check_choice("utility", utility, get_args(Utility), " of a group")
+    check("price", price, SHARE)
+    check("floor", floor, SHARE)
+    check("curiosity", curiosity, NOT_NEGATIVE)
+    per_token = check_flag("per_token", per_token)
+    cool_down = check_count("cool_down", cool_down, least=0)
+    check_balance(balance)
 
     def init(tasks: Tasks, num_tasks: int) -> AdaptiveState:
-        check_table(batch_size, num_tasks)
-        check_balance(balance, tasks, num_tasks)
+        num_tasks = check_table(tasks, num_tasks, batch_size=batch_size, balance=balance)
         told = features.describe(tasks, num_tasks)
         population = populations.init(told.shape[1])
         mean, variance = populations.predict(population, jnp.zeros(num_tasks, jnp.float32))
@@ -162,6 +174,7 @@ def adaptive(
         return Choice(ids, believed.pass_rate[ids]), state
 
     def update(state: AdaptiveState, tasks: Tasks, feedback: Feedback) -> AdaptiveState:
+        feedback = credible(feedback, state.mean.shape[0])
         return _observe(state, feedback, num_generations=num_generations)
 
     def pass_rate(state: AdaptiveState, tasks: Tasks) -> Array:

@@ -15,9 +15,12 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from jaxrft.errors import shown
 from jaxrft.mesh import constrain
+from jaxrft.select.checks import are_numbers, check_choice
 from jaxrft.types import Array, InputError, Projections
 
 Calibration = Literal["plain", "platt", "temperature", "group_logit_temp"]
@@ -210,14 +213,21 @@ def calibrate(params: Params, average: Array, rates: Array, known: Array, calibr
 
 def check_calibration(params: Params, calibration: Calibration) -> None:
     """Raises InputError unless there is such a calibration and the predictor has its parameters."""
-    if calibration not in get_args(Calibration):
-        raise InputError(f"no calibration {calibration!r}: choose one of {', '.join(get_args(Calibration))}")
+    if not isinstance(params, Params):
+        raise InputError(
+            f"predictor is {shown(params)}: it must be attention.Params, such as predictors.load(FILE).params holds"
+        )
+    check_choice("calibration", calibration, get_args(Calibration))
     missing = [name for name in NEEDS[calibration] if getattr(params, name) is None]
     if missing:
         raise InputError(
             f"the predictor was trained without the calibration {calibration} (it has no {' and no '.join(missing)}): "
             "choose the one it was trained with"
         )
+    used = jax.tree.leaves([getattr(params, name) for name in NEEDS[calibration]])
+    known = [x for x in used if not isinstance(x, Tracer)]
+    if not all(are_numbers(np.asarray(x)) and np.isfinite(np.asarray(x, np.float32)).all() for x in known):
+        raise InputError("the predictor holds numbers that are not finite: train it again")
 
 
 def tower(params: Tower, x: Array, key: Array | None = None, dropout: float = 0.0) -> Array:

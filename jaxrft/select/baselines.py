@@ -8,7 +8,18 @@ from jax.typing import ArrayLike
 
 from jaxrft.mesh import constrain
 from jaxrft.select import acquire, evidence
-from jaxrft.select.contract import Selector, check, check_balance, check_count, check_sizes, check_table
+from jaxrft.select.checks import (
+    BELOW_ONE,
+    BETWEEN,
+    check,
+    check_balance,
+    check_choice,
+    check_count,
+    check_pass_rates,
+    check_sizes,
+    check_table,
+)
+from jaxrft.select.contract import Selector
 from jaxrft.types import Array, Choice, Feedback, InputError, Tasks
 
 
@@ -39,13 +50,12 @@ def uniform(
     distinct even where one epoch ends and the next begins. With a `balance` of the batch between the domains, as
     `acquire.quota` says, each domain has epochs of its own.
     """
-    check_sizes(batch_size, num_generations)
-    if order not in get_args(Order):
-        raise InputError(f"no order {order!r} of the uniform selector: choose one of {', '.join(get_args(Order))}")
+    batch_size, num_generations = check_sizes(batch_size, num_generations)
+    check_choice("order", order, get_args(Order), " of the uniform selector")
+    check_balance(balance)
 
     def init(tasks: Tasks, num_tasks: int) -> VisitsState:
-        check_table(batch_size, num_tasks)
-        check_balance(balance, tasks, num_tasks)
+        num_tasks = check_table(tasks, num_tasks, batch_size=batch_size, balance=balance)
         return VisitsState(jnp.zeros(num_tasks, jnp.int32))
 
     def score(visits: Array, quota: acquire.Quota | None) -> Array:
@@ -75,11 +85,11 @@ def easy_to_hard(batch_size: int, num_generations: int, *, balance: acquire.Bala
     between the domains, as `acquire.quota` says, each domain has epochs of its own.
     `init` raises InputError for references that are missing or outside [0, 1] and for a table smaller than a batch.
     """
-    check_sizes(batch_size, num_generations)
+    batch_size, num_generations = check_sizes(batch_size, num_generations)
+    check_balance(balance)
 
     def init(tasks: Tasks, num_tasks: int) -> EasyToHardState:
-        check_table(batch_size, num_tasks)
-        check_balance(balance, tasks, num_tasks)
+        num_tasks = check_table(tasks, num_tasks, batch_size=batch_size, balance=balance)
         evidence.check_references(tasks, num_tasks, least=1)
         mean = jnp.nanmean(jnp.asarray(tasks.reference_pass_rates, jnp.float32), axis=1)  # NaN sorts last
         row = jnp.arange(num_tasks, dtype=jnp.int32)
@@ -115,30 +125,30 @@ def oracle(
     says.
     `init` raises InputError when there are none, and for a table smaller than a batch.
     """
-    check_sizes(batch_size, num_generations)
-    check("target", target, lambda x: (x > 0) & (x < 1), "in (0, 1)")
-    check("tolerance", tolerance, lambda x: (x >= 0) & (x < 1), "in [0, 1)")
-    check_count("measured", measured, batch_size, f"at least batch_size {batch_size}")
-    check_count("measure_every", measure_every)
+    batch_size, num_generations = check_sizes(batch_size, num_generations)
+    check("target", target, BETWEEN)
+    check("tolerance", tolerance, BELOW_ONE)
+    measured = check_count("measured", measured, batch_size, wanted=f"a whole number, at least batch_size {batch_size}")
+    measure_every = check_count("measure_every", measure_every)
+    check_balance(balance)
 
     def init(tasks: Tasks, num_tasks: int) -> VisitsState:
-        check_table(batch_size, num_tasks)
-        check_balance(balance, tasks, num_tasks)
-        _measured(tasks)
+        num_tasks = check_table(tasks, num_tasks, batch_size=batch_size, balance=balance)
+        _measured(tasks, num_tasks)
         return VisitsState(jnp.zeros(num_tasks, jnp.int32))
 
     def select(key: Array, state: VisitsState, tasks: Tasks) -> tuple[Choice, VisitsState]:
         key_quota, key_tie = jax.random.split(key)
         quota = acquire.quota(key_quota, tasks, batch_size=batch_size, balance=balance)
-        distance = jnp.abs(_measured(tasks) - jnp.asarray(target, jnp.float32))
+        distance = jnp.abs(_measured(tasks, state.visits.shape[0]) - jnp.asarray(target, jnp.float32))
         near = distance <= jnp.asarray(tolerance, jnp.float32)
         score = jnp.where(near, state.visits.astype(jnp.float32), MANY_VISITS * (1 + distance))
         ids = acquire.smallest(key_tie, score, batch_size=batch_size, quota=quota)
         visits = constrain(state.visits.at[ids].add(1), "task")
-        return Choice(ids, _measured(tasks)[ids]), VisitsState(visits)
+        return Choice(ids, _measured(tasks, state.visits.shape[0])[ids]), VisitsState(visits)
 
     def pass_rate(state: VisitsState, tasks: Tasks) -> Array:
-        return _measured(tasks)
+        return _measured(tasks, state.visits.shape[0])
 
     def measure(key: Array, num_tasks: int) -> Array:
         return jax.random.permutation(key, num_tasks)[:measured].astype(jnp.int32)
@@ -156,10 +166,11 @@ def _unknown(state: VisitsState | EasyToHardState, tasks: Tasks) -> Array:
     return jnp.full(state.visits.shape, jnp.nan, jnp.float32)
 
 
-def _measured(tasks: Tasks) -> Array:
+def _measured(tasks: Tasks, num_tasks: int) -> Array:
     """The policy's own pass rates [N]."""
     if tasks.pass_rates is None:
         raise InputError(
             "the oracle is given no pass rates: measure them and pass them in Tasks.pass_rates at every step"
         )
+    check_pass_rates(tasks.pass_rates, num_tasks)
     return jnp.asarray(tasks.pass_rates, jnp.float32)

@@ -8,7 +8,17 @@ from jax.typing import ArrayLike
 
 from jaxrft.mesh import constrain
 from jaxrft.select import acquire, attention
-from jaxrft.select.contract import Selector, check, check_balance, check_count, check_sizes, check_table
+from jaxrft.select.checks import (
+    BETWEEN,
+    POSITIVE,
+    check,
+    check_balance,
+    check_count,
+    check_sizes,
+    check_table,
+    credible,
+)
+from jaxrft.select.contract import Selector
 from jaxrft.types import Array, Choice, Feedback, InputError, Projections, Tasks
 
 
@@ -50,21 +60,20 @@ def dots(
     the domains: as `acquire.quota` says.
     `init` raises InputError for a table that is not projected or smaller than a batch.
     """
-    check_sizes(batch_size, num_generations)
-    check_count("num_references", num_references)
-    check_count("probe_every", probe_every)
-    check("target", target, lambda x: (x > 0) & (x < 1), "in (0, 1)")
-    for name, value in (("temperature", temperature), ("attention_temperature", attention_temperature)):
-        check(name, value, lambda x: x > 0, "positive")
-    check_count("top_k", 1 if top_k is None else top_k, wanted="at least 1, or None")
+    batch_size, num_generations = check_sizes(batch_size, num_generations)
+    num_references = check_count("num_references", num_references)
+    probe_every = check_count("probe_every", probe_every)
+    check("target", target, BETWEEN)
+    check("temperature", temperature, POSITIVE)
+    check("attention_temperature", attention_temperature, POSITIVE)
+    if top_k is not None:
+        top_k = check_count("top_k", top_k, wanted="a whole number, at least 1, or None")
     attention.check_calibration(predictor, calibration)
+    check_balance(balance)
 
     def init(tasks: Tasks, num_tasks: int) -> DotsState:
-        check_table(batch_size, num_tasks)
-        check_balance(balance, tasks, num_tasks)
-        rows = _projections(tasks).query.shape[0]
-        if rows != num_tasks:
-            raise InputError(f"tasks.projections have {rows} rows but there are {num_tasks} tasks: project them all")
+        num_tasks = check_table(tasks, num_tasks, batch_size=batch_size, balance=balance)
+        _projections(tasks)
         count = min(num_references, num_tasks)
         return DotsState(
             references=jnp.zeros(count, jnp.int32),
@@ -91,6 +100,7 @@ def dots(
         return attention.predict_projected(predictor, near, pass_rates, **options)
 
     def update(state: DotsState, tasks: Tasks, feedback: Feedback) -> DotsState:
+        feedback = credible(feedback, state.chosen.shape[0])
         seen = feedback.trials > 0
         ids = jnp.where(seen, feedback.ids, state.chosen.shape[0])  # padding points behind the table and is dropped
         probed = seen & ~state.chosen.at[ids].get(mode="fill", fill_value=True)

@@ -9,7 +9,8 @@ from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxrft.mesh import constrain
-from jaxrft.select.contract import count_domains
+from jaxrft.select import checks
+from jaxrft.select.checks import count_domains
 from jaxrft.types import Array, Feedback, InputError, Tasks
 
 EPSILON = 1e-6  # of the published estimator; it bounds the capability when two references agree on the batch
@@ -131,25 +132,13 @@ _NO_REFERENCES = (
 
 
 def check_references(tasks: Tasks, num_tasks: int, *, least: int = 2) -> None:
-    """Raises InputError unless reference pass rates are [N, K >= `least`] in [0, 1] or NaN; values of tracers pass."""
+    """Raises InputError unless reference pass rates are [N, K >= `least`] in [0, 1] or NaN, and some task has all."""
     rates = tasks.reference_pass_rates
     if rates is None:
         raise InputError(_NO_REFERENCES)
-    if rates.ndim != 2 or rates.shape[0] != num_tasks or rates.shape[1] < least:
-        raise InputError(
-            f"reference pass rates have shape {rates.shape}: they must be [{num_tasks}, K], a row a task and "
-            f"a column for each of at least {least} reference policies, weakest first (tasks.pass_rate_columns)"
-        )
+    checks.check_references(rates, num_tasks, least=least)
     if isinstance(rates, Tracer):
         return
-    with jax.ensure_compile_time_eval():  # on the device: a process may hold a part of the table only
-        wrong = (rates < 0) | (rates > 1)
-        if wrong.any():
-            row, column = divmod(int(jnp.argmax(wrong)), rates.shape[1])
-            value = float(rates[row, column])
-            raise InputError(
-                f"reference pass rate of task {row}, column {column} is {value:g}: "
-                "it must lie in [0, 1], or be NaN where it is unknown"
-            )
+    with jax.ensure_compile_time_eval():
         if jnp.isnan(rates).any(axis=1).all():
             raise InputError(_NO_REFERENCES)

@@ -2,11 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 
-from jaxrft.select.contract import check_domains
-from jaxrft.types import Array, InputError, Tasks
+from jaxrft.select.checks import check_domains, check_embeddings
+from jaxrft.types import Array, Tasks
 
 DOMAINS, COMPONENTS = 16, 32  # features of either
 ITERATIONS = 3
@@ -24,7 +22,7 @@ def describe(tasks: Tasks, num_tasks: int) -> Array:
         check_domains(tasks.domain, num_tasks)
         parts.append(jax.nn.one_hot(tasks.domain % DOMAINS, DOMAINS, dtype=jnp.float32))
     if tasks.embeddings is not None:
-        _check(tasks.embeddings, num_tasks)
+        check_embeddings(tasks.embeddings, num_tasks)
         parts.append(components(tasks.embeddings))
     return jnp.concatenate(parts, axis=1) if parts else jnp.zeros((num_tasks, 1), jnp.float32)
 
@@ -34,19 +32,6 @@ def along(features: Array, *directions: Array) -> list[Array]:
     terms = [features * direction[None] for direction in directions]
     zeros = [jnp.zeros((), features.dtype)] * len(terms)
     return jax.lax.reduce(terms, zeros, lambda x, y: [*map(jnp.add, x, y)], (1,))
-
-
-def _check(embeddings: Array, num_tasks: int) -> None:
-    """Raises InputError unless they are [N, E] and finite; a tracer has no values to check."""
-    if embeddings.ndim != 2 or len(embeddings) != num_tasks:
-        raise InputError(f"embeddings of shape {embeddings.shape} for {num_tasks} tasks: give one row for each task")
-    if not isinstance(embeddings, Tracer):
-        broken = ~np.isfinite(np.asarray(embeddings, np.float32)).all(axis=1)
-        if broken.any():
-            raise InputError(
-                f"embeddings of {int(broken.sum())} tasks are not finite, first of task {int(broken.argmax())}: "
-                "leave those tasks out, or give no embeddings"
-            )
 
 
 def components(embeddings: Array) -> Array:

@@ -10,7 +10,7 @@ import optax
 
 from jaxrft.select import attention
 from jaxrft.select.attention import Affine, Calibration, Params, Tower
-from jaxrft.select.contract import check, check_count
+from jaxrft.select.checks import BELOW_ONE, check, check_count
 from jaxrft.types import Array, InputError, Projections
 
 GROUP_WIDTH = 10  # hidden units between (mean, std) of the references and the calibration
@@ -181,7 +181,7 @@ def _check(embeddings: Array, pass_rates: Array, sizes: dict[str, int], dropout:
     """Raises InputError for what nothing can be trained on."""
     for name, value in sizes.items():
         check_count(name, value)
-    check("dropout", dropout, lambda x: (x >= 0) & (x < 1), "in [0, 1)")
+    check("dropout", dropout, BELOW_ONE)
     if embeddings.ndim != 2 or pass_rates.ndim != 2 or embeddings.shape[0] != pass_rates.shape[1]:
         raise InputError(
             f"embeddings {embeddings.shape} and pass rates {pass_rates.shape} do not fit: "

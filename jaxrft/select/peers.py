@@ -8,7 +8,19 @@ from jax.typing import ArrayLike
 
 from jaxrft.mesh import constrain
 from jaxrft.select import acquire, posterior
-from jaxrft.select.contract import Selector, check, check_balance, check_belief, check_count, check_sizes, check_table
+from jaxrft.select.checks import (
+    BELOW_ONE,
+    SHARE,
+    Range,
+    check,
+    check_balance,
+    check_belief,
+    check_count,
+    check_sizes,
+    check_table,
+    credible,
+)
+from jaxrft.select.contract import Selector
 from jaxrft.types import Array, Choice, Feedback, Tasks
 
 
@@ -44,14 +56,14 @@ def mopps(
     survives a visit. `balance` between the domains, of the candidates and of the batch: as `acquire.quota` says.
     Deviation: candidates are drawn afresh every step, where the paper takes them in epochs.
     """
-    check_sizes(batch_size, num_generations)
-    check("discount", discount, lambda x: (x >= 0) & (x <= 1), "in [0, 1]")
-    check_count("candidates", candidates)
+    batch_size, num_generations = check_sizes(batch_size, num_generations)
+    check("discount", discount, SHARE)
+    candidates = check_count("candidates", candidates)
     check_belief(target, prior)
+    check_balance(balance)
 
     def init(tasks: Tasks, num_tasks: int) -> MoppsState:
-        check_table(batch_size, num_tasks)
-        check_balance(balance, tasks, num_tasks)
+        num_tasks = check_table(tasks, num_tasks, batch_size=batch_size, balance=balance)
         return MoppsState(posterior.init(num_tasks, prior=prior))
 
     def select(key: Array, state: MoppsState, tasks: Tasks) -> tuple[Choice, MoppsState]:
@@ -66,6 +78,7 @@ def mopps(
         return Choice(ids, posterior.mean(state.posterior)[ids]), state
 
     def update(state: MoppsState, tasks: Tasks, feedback: Feedback) -> MoppsState:
+        feedback = credible(feedback, state.posterior.alpha.shape[0])
         return MoppsState(posterior.update_visited(state.posterior, feedback, discount=discount, prior=prior))
 
     def pass_rate(state: MoppsState, tasks: Tasks) -> Array:
@@ -93,14 +106,14 @@ def greso(
     Deviations: the bases stay in [0.05, 0.95]; a batch is filled up with skipped tasks if no others are left; the
     batch has a constant size, and what it finds without variance is not rolled out anew.
     """
-    check_sizes(batch_size, num_generations)
-    check("explore", explore, lambda x: (x >= 0.05) & (x <= 0.95), "in [0.05, 0.95]")
-    check("explore_step", explore_step, lambda x: (x >= 0) & (x < 1), "in [0, 1)")
-    check("zero_variance", zero_variance, lambda x: (x >= 0) & (x <= 1), "in [0, 1]")
+    batch_size, num_generations = check_sizes(batch_size, num_generations)
+    check("explore", explore, Range(lambda x: (x >= 0.05) & (x <= 0.95), "in [0.05, 0.95]"))
+    check("explore_step", explore_step, BELOW_ONE)
+    check("zero_variance", zero_variance, SHARE)
+    check_balance(balance)
 
     def init(tasks: Tasks, num_tasks: int) -> GresoState:
-        check_table(batch_size, num_tasks)
-        check_balance(balance, tasks, num_tasks)
+        num_tasks = check_table(tasks, num_tasks, batch_size=batch_size, balance=balance)
         nothing = jnp.zeros(num_tasks, jnp.int32)
         return GresoState(nothing, jnp.array(nothing), jnp.full(2, explore, jnp.float32))
 
@@ -123,6 +136,7 @@ def greso(
         return Choice(ids, jnp.full(batch_size, jnp.nan, jnp.float32)), state._replace(passes=passes)
 
     def update(state: GresoState, tasks: Tasks, feedback: Feedback) -> GresoState:
+        feedback = credible(feedback, state.streak.shape[0])
         seen = feedback.trials > 0
         easy, hard = seen & (feedback.successes >= feedback.trials), seen & (feedback.successes <= 0)
         old = state.streak[jnp.where(seen, feedback.ids, 0)]

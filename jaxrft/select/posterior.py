@@ -4,11 +4,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxrft.mesh import constrain
 from jaxrft.select import draws
-from jaxrft.types import Array, Feedback
+from jaxrft.types import Array, Feedback, InputError
 
 Prior = tuple[ArrayLike, ArrayLike]  # (alpha0, beta0), scalars or [N], positive
 
@@ -21,7 +22,13 @@ class BetaState(NamedTuple):
 
 
 def init(num_tasks: int, *, prior: Prior = (1.0, 1.0), dtype: DTypeLike = jnp.float32) -> BetaState:
-    """The prior of every task, in arrays [N] of its own (donating them leaves `prior` alone)."""
+    """Returns the prior of every task, in arrays [N] of its own (donating them leaves `prior` alone).
+
+    Raises InputError for a prior that is neither one for all tasks nor one for each.
+    """
+    for count in map(np.shape, prior):
+        if count not in ((), (num_tasks,)):
+            raise InputError(f"prior has shape {count}: give one for all tasks, or one for each of {num_tasks}")
     alpha, beta = (jnp.array(jnp.broadcast_to(jnp.asarray(count, dtype), (num_tasks,))) for count in prior)
     return BetaState(alpha, beta)
 

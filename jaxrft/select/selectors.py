@@ -12,14 +12,25 @@ from typing import Any, NamedTuple
 import jax
 from jax.typing import ArrayLike
 
+from jaxrft.errors import shown
 from jaxrft.select import acquire, evidence, posterior
 from jaxrft.select.adaptive import adaptive as adaptive
 from jaxrft.select.attention import Params
 from jaxrft.select.baselines import easy_to_hard as easy_to_hard
 from jaxrft.select.baselines import oracle as oracle
 from jaxrft.select.baselines import uniform as uniform
+from jaxrft.select.checks import (
+    BELOW_ONE,
+    SHARE,
+    check,
+    check_balance,
+    check_belief,
+    check_flag,
+    check_sizes,
+    check_table,
+    credible,
+)
 from jaxrft.select.contract import Selector as Selector
-from jaxrft.select.contract import check, check_balance, check_belief, check_sizes, check_table
 from jaxrft.select.dots import dots as dots
 from jaxrft.select.peers import greso as greso
 from jaxrft.select.peers import mopps as mopps
@@ -56,16 +67,17 @@ def bots(
     `evidence.interpolation`.
     `init` raises InputError for references that are missing or outside [0, 1] and for a table smaller than a batch.
     """
-    check_sizes(batch_size, num_generations)
-    check("decay", decay, lambda x: (x >= 0) & (x <= 1), "in [0, 1]")
-    check("rho", rho, lambda x: (x >= 0) & (x <= 1), "in [0, 1]")
-    check("momentum", momentum, lambda x: (x >= 0) & (x < 1), "in [0, 1)")
+    batch_size, num_generations = check_sizes(batch_size, num_generations)
+    check("decay", decay, SHARE)
+    check("rho", rho, SHARE)
+    check("momentum", momentum, BELOW_ONE)
     check_belief(target, prior)
+    check_balance(balance)
+    per_domain = check_flag("per_domain", per_domain)
     implicit = evidence.interpolation(momentum, per_domain=per_domain)
 
     def init(tasks: Tasks, num_tasks: int) -> BotsState:
-        check_table(batch_size, num_tasks)
-        check_balance(balance, tasks, num_tasks)
+        num_tasks = check_table(tasks, num_tasks, batch_size=batch_size, balance=balance)
         state = implicit.init(tasks, num_tasks)
         return BotsState(posterior.init(num_tasks, prior=prior, dtype=state.capability.dtype), state)
 
@@ -76,6 +88,7 @@ def bots(
         return Choice(ids, posterior.mean(state.posterior)[ids]), state
 
     def update(state: BotsState, tasks: Tasks, feedback: Feedback) -> BotsState:
+        feedback = credible(feedback, state.posterior.alpha.shape[0])
         seen = implicit.update(state.evidence, tasks, feedback)
         believed = posterior.update(
             state.posterior,
@@ -112,11 +125,12 @@ def make(name: str, batch_size: int, num_generations: int, **hyper_parameters: A
 
     Raises InputError for an unknown selector, or a hyper-parameter of none, and for `dots` without a predictor.
     """
-    if name not in SELECTORS:
-        raise InputError(f"no selector {name!r}: did you mean {_nearest(name, SELECTORS)}? ({', '.join(SELECTORS)})")
+    if not isinstance(name, str) or name not in SELECTORS:
+        near = _nearest(str(name)[:80], SELECTORS) if isinstance(name, str) else "uniform"
+        raise InputError(f"no selector {shown(name)}: did you mean {near}? ({', '.join(SELECTORS)})")
     known = set().union(*map(fields, SELECTORS))
     for unknown in hyper_parameters.keys() - known:
-        raise InputError(f"no selector has a field {unknown!r}: did you mean {_nearest(unknown, known)}?")
+        raise InputError(f"no selector has a field {shown(unknown)}: did you mean {_nearest(unknown, known)}?")
     if name == "dots" and not isinstance(hyper_parameters.get("predictor"), Params):
         raise InputError(
             "the selector dots needs `predictor`, the parameters of a similarity predictor such as jaxrft prepare "

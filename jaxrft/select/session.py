@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrft.select.contract import Selector, are_numbers, check, choosing, is_whole, merged
+from jaxrft.errors import shown
+from jaxrft.select.checks import COUNTED, NOT_NEGATIVE, POSITIVE, are_numbers, as_array, check_count
+from jaxrft.select.contract import Selector, choosing, merged
 from jaxrft.types import Array, Feedback, InputError, Projections, Tasks
 
 PROBE = 2**32 - 1  # far from what selectors split off their key: jax.random.split(key)[i] is fold_in(key, i)
@@ -29,17 +31,22 @@ class Session:
 
     def __init__(self, selector: Selector, tasks: Tasks | int, seed: int = 0):
         """Raises InputError for a selector that asks for what `tasks` do not say, or for more tasks than there are."""
-        if not isinstance(selector, Selector):
-            raise InputError(f"{selector!r} is no selector: make one, as with selectors.adaptive(16, 8)")
-        check("seed", seed, lambda x: is_whole(x) and x < 2**63, "a whole number of 64 bits")
+        functions = selector[:4] if isinstance(selector, Selector) else ()
+        if not functions or not all(map(callable, functions)):
+            raise InputError(f"{shown(selector)} is no selector: make one, as with selectors.adaptive(16, 8)")
+        self._seed = check_count("seed", seed, -(2**63), most=2**63 - 1, wanted="a whole number of 64 bits")
+        self._step = 0
         if isinstance(tasks, Tasks):
-            self._tasks = _arrays(tasks)
-            self._number = _number(self._tasks)
+            tables = _arrays(tasks)
+            self._number = _number(tables)
         else:
-            check("the number of tasks", tasks, is_whole, "a whole number, or their Tasks")
-            self._tasks, self._number = Tasks(), int(tasks)
-        self._seed, self._step = int(seed), 0
-        self._state = selector.init(self._tasks, self._number)
+            tables = Tasks()
+            wanted = "a whole number, or their Tasks"
+            self._number = check_count("the number of tasks", tasks, most=COUNTED, wanted=wanted)
+        self._state = selector.init(tables, self._number)
+        self._tasks = jax.tree.map(jnp.asarray, tables)
+        named = self._named_state().items()
+        self._unknown = {name for name, x in named if x.dtype.kind == "f" and np.isnan(x).any()}
         self._select, self._update = jax.jit(choosing(selector)), jax.jit(selector.update)
         self._probe = selector.probe and jax.jit(selector.probe)
         self._probe_every = selector.probe_every
@@ -78,7 +85,8 @@ class Session:
         tasks = _column("ids", ids)
         spent = np.zeros(len(tasks)) if tokens is None else tokens
         given = {"successes": successes, "trials": trials, "tokens": spent}
-        columns = [_column(name, values).astype(np.float32) for name, values in given.items()]
+        with np.errstate(over="ignore"):
+            columns = [_column(name, values).astype(np.float32) for name, values in given.items()]
         self._check(tasks, *columns)
         feedback = Feedback(*map(jnp.asarray, (tasks.astype(np.int32), *columns)))
         self._state = self._update(self._state, self._tasks, feedback)
@@ -89,35 +97,60 @@ class Session:
 
     def state_dict(self) -> dict[str, Any]:
         """All that changes, as a flat dictionary of numpy arrays, for numpy.savez or safetensors.numpy.save_file."""
-        leaves = jax.tree_util.tree_flatten_with_path(self._state)[0]
-        named = {"state" + jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
-        return named | {"step": np.asarray(self._step), "seed": np.asarray(self._seed)}
+        return self._named_state() | {"step": np.asarray(self._step), "seed": np.asarray(self._seed)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues where the session that gave `state` stood.
 
-        Raises InputError for the state of another selector, or of another number of tasks.
+        Raises InputError, and stays as it is, for the state of another selector or of another number of tasks, and for
+        one with numbers that no session has.
         """
+        if not isinstance(state, Mapping):
+            raise InputError(f"the state is {shown(state)}: give what state_dict() of a session returned")
         expected = self.state_dict()
         if others := state.keys() - expected.keys():
             raise InputError(
-                f"the state has {min(map(str, others))!r}, which this one has not: it is that of another selector"
+                f"the state has {shown(min(map(str, others)))}, which this one has not: it is that of another selector"
             )
-        for name, value in expected.items():
-            if name not in state:
-                raise InputError(f"the state has no {name!r}: it is that of another selector")
-            found = np.asarray(state[name])
-            if found.shape != value.shape or found.dtype.kind != value.dtype.kind:
-                had, has = (f"{x.dtype}{list(x.shape)}" for x in (found, value))
-                raise InputError(
-                    f"{name!r} of the state is {had} and not {has}: it is of another selector or other tasks"
-                )
+        if missing := expected.keys() - state.keys():
+            raise InputError(f"the state has no {min(missing)!r}: it is that of another selector")
+        loaded = {name: self._leaf(name, state[name], value) for name, value in expected.items()}
+        step = check_count("'step' of the state", loaded.pop("step"), 0)
+        seed = int(loaded.pop("seed"))
         leaves, structure = jax.tree.flatten(self._state)
-        names = [name for name in expected if name.startswith("state")]
-        self._state = jax.tree.unflatten(
-            structure, [jnp.asarray(state[name], leaf.dtype) for name, leaf in zip(names, leaves, strict=True)]
-        )
-        self._step, self._seed = int(state["step"]), int(state["seed"])
+        pairs = zip(loaded.values(), leaves, strict=True)
+        candidate = jax.tree.unflatten(structure, [jnp.asarray(value, leaf.dtype) for value, leaf in pairs])
+        believed = np.asarray(self._pass_rate(candidate, self._tasks))
+        if ((believed < 0) | (believed > 1)).any():
+            raise InputError("the state holds beliefs that are no pass rates in [0, 1]: it was damaged, save it again")
+        self._state = candidate
+        self._step = step
+        self._seed = seed
+
+    def _named_state(self) -> dict[str, np.ndarray]:
+        """Returns the leaves of the selector's state by their names."""
+        leaves = jax.tree_util.tree_flatten_with_path(self._state)[0]
+        return {"state" + jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+    def _leaf(self, name: str, value: Any, like: np.ndarray) -> np.ndarray:
+        """Returns one entry of a state to load; raises InputError unless it can take the place of `like`.
+
+        NaN, which is unknown, is taken only where a new session has it.
+        """
+        found = as_array(value)
+        if found is None or found.shape != like.shape or found.dtype.kind != like.dtype.kind:
+            had = shown(value) if found is None or not are_numbers(found) else f"{found.dtype}{list(found.shape)}"
+            raise InputError(
+                f"{name!r} of the state is {had} and not {like.dtype}{list(like.shape)}: "
+                "it is of another selector or other tasks"
+            )
+        with np.errstate(over="ignore"):
+            kept = found.astype(like.dtype)
+        infinite = like.dtype.kind == "f" and np.isinf(kept).any()
+        unknown = like.dtype.kind == "f" and np.isnan(kept).any() and name not in self._unknown
+        if infinite or unknown or (like.dtype.kind == "i" and (kept != found).any()):
+            raise InputError(f"{name!r} of the state holds numbers that no session has: it was damaged, save it again")
+        return kept
 
     def _key(self) -> Array:
         """The random key of this step."""
@@ -131,47 +164,46 @@ class Session:
                 f"ids, successes, trials and tokens have lengths {lengths}: they must have one entry a task"
             )
         if len(ids) and ids.dtype.kind not in "iu" or ((ids < 0) | (ids >= self._number)).any():
-            raise InputError(f"ids are {ids.tolist()}: tasks are numbered from 0 to {self._number - 1}")
+            raise InputError(f"ids are {shown(ids.tolist())}: tasks are numbered from 0 to {self._number - 1}")
         if len(np.unique(ids)) < len(ids):
-            raise InputError(f"ids are {ids.tolist()}: a task comes once, with the sum over its rollouts")
-        if not ((successes >= 0) & (successes <= trials) & np.isfinite(trials)).all():
-            raise InputError(f"successes are {successes.tolist()} of {trials.tolist()} trials: they lie in [0, trials]")
-        if not ((tokens >= 0) & np.isfinite(tokens)).all():
-            raise InputError(f"tokens are {tokens.tolist()}: they are numbers of 0 or more")
+            raise InputError(f"ids are {shown(ids.tolist())}: a task comes once, with the sum over its rollouts")
+        if not ((trials == 0) | POSITIVE.fits(trials)).all():
+            raise InputError(f"trials are {shown(trials.tolist())}: they must be 0, or {POSITIVE.wanted}")
+        if not ((successes >= 0) & (successes <= trials)).all():
+            found = f"{shown(successes.tolist())} of {shown(trials.tolist())} trials"
+            raise InputError(f"successes are {found}: they lie in [0, trials]")
+        if not NOT_NEGATIVE.fits(tokens).all():
+            raise InputError(f"tokens are {shown(tokens.tolist())}: they are numbers of {NOT_NEGATIVE.wanted}")
 
 
 def _column(name: str, values: Any) -> np.ndarray:
-    """The numbers given for each task [n]."""
-    found = _array(values)
+    """Returns the numbers given for each task [n]."""
+    found = as_array(values)
     if found is None or found.ndim != 1 or not are_numbers(found):
-        raise InputError(f"{name} are {values!r}: give a list with one number a task")
+        raise InputError(f"{name} are {shown(values)}: give a list with one number a task")
     return found
 
 
-def _array(values: Any) -> np.ndarray | None:
-    """An array of whatever somebody's loop has; None where numpy can make none of it."""
-    try:
-        return np.asarray(values)
-    except (RuntimeError, TypeError, ValueError):  # rows that differ in length; torch's gradients and bfloat16
-        return None
-
-
 def _arrays(tasks: Tasks) -> Tasks:
-    """The tasks with arrays for what lists there are."""
+    """Returns the tasks with arrays for what lists there are; numpy's become JAX's once `checks` has seen them."""
 
     def array(name: str, value: Any) -> Any:
-        if value is None or isinstance(value, jax.Array | Projections):
-            return jax.tree.map(jnp.asarray, value)
-        found = _array(value)
+        if value is None or isinstance(value, jax.Array | np.ndarray):
+            return value
+        if isinstance(value, Projections):
+            return Projections(*(array(name, part) for part in value))
+        found = as_array(value)
         if found is None or not are_numbers(found):
-            raise InputError(f"Tasks.{name} is no table of numbers: give an array with one row a task")
-        return jnp.asarray(found)
+            raise InputError(
+                f"Tasks.{name} is no table of numbers but {shown(value)}: give an array with one row a task"
+            )
+        return found
 
     return Tasks(**{name: array(name, value) for name, value in tasks._asdict().items()})
 
 
 def _number(tasks: Tasks) -> int:
-    """How many tasks there are."""
+    """Returns how many tasks there are."""
     rows = {len(x) if x.ndim else 0 for x in jax.tree.leaves(tasks)}
     if not rows:
         raise InputError("Tasks() says nothing, not even how many tasks there are: give their number instead")

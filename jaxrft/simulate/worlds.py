@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrft.select.contract import are_numbers
+from jaxrft.select.checks import are_numbers
 from jaxrft.types import Array, Feedback, InputError, Tasks
 
 

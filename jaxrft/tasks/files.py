@@ -1,13 +1,22 @@
 """Rows of .jsonl, .json and .parquet files. Rows and lines in messages count from 1."""
 
+import codecs
 import difflib
 import json
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from jaxrft.types import InputError, Missing
+from jaxrft.errors import InputError, Missing
+from jaxrft.errors import shown as shown
+from jaxrft.files import outline, parse_json
+from jaxrft.tasks.memory import DICT, OBJECT, Budget
+
+if TYPE_CHECKING:
+    from pyarrow import Array, RecordBatch
+    from pyarrow.parquet import ParquetFile
 
 Columns = dict[str, list[Any]]  # name -> [N] entries
 
@@ -15,17 +24,18 @@ ENDINGS = (".parquet", ".jsonl", ".json")
 KINDS = "a .parquet, .jsonl or .json file"
 
 
-def read(path: Path) -> Columns:
-    """The columns of a file; a key that a row does not have is None in it.
+BATCH = 1024  # rows of parquet that are unpacked together
 
-    Raises InputError for a file that is not there or cannot be read, and for a row that is no object.
+
+def read(path: Path, limit: int | None = None) -> Columns:
+    """Returns the columns of a file, of its first `limit` rows if given; a key that a row does not have is None in it.
+
+    Raises InputError for a file that is not there or cannot be read, for a row that is no object, and for rows that
+    take more than half of the memory that is available.
     """
-    if _ending(path) == ".parquet":  # by column, without the rows in between
-        import pyarrow.parquet
-
-        with _reading_parquet(path):
-            return pyarrow.parquet.read_table(path).to_pydict()
-    rows = list(entries(path))
+    if _ending(path) == ".parquet":
+        return _parquet_columns(path, limit)
+    rows = list(islice(_rows(path, keep=True), limit))
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise InputError(f"{path} row {number} is {shown(row)}: each row must be a JSON object")
@@ -33,12 +43,20 @@ def read(path: Path) -> Columns:
 
 
 def entries(path: Path, names: Collection[str] = ()) -> Iterator[Any]:
-    """The rows of a file, one after the other; of parquet only the columns `names`, if some are given.
+    """Yields the rows of a file, one after the other; of parquet only the columns `names`, if some are given.
 
-    Rows are dicts, or whatever else the list in a .json file holds. Raises InputError as `read` does.
+    Rows are dicts, or whatever else the list in a .json file holds. Raises InputError as `read` does, but only what is
+    in memory at one time counts.
     """
-    readers = {".jsonl": _jsonl, ".json": _json, ".parquet": lambda path: _parquet(path, names)}
-    return readers[_ending(path)](path)
+    if _ending(path) == ".parquet":
+        return _parquet_rows(path, names)
+    return _rows(path)
+
+
+def _rows(path: Path, *, keep: bool = False) -> Iterator[Any]:
+    """Yields the rows of a JSON file; with `keep`, all that were yielded count as being in memory."""
+    budget = Budget(path)
+    return _jsonl(path, budget, keep) if path.suffix == ".jsonl" else _json(path, budget, keep)
 
 
 def joined(parts: Iterable[Columns]) -> Columns:
@@ -46,12 +64,6 @@ def joined(parts: Iterable[Columns]) -> Columns:
     counted = [(part, len(next(iter(part.values()), ()))) for part in parts]
     names = dict.fromkeys(name for part, _ in counted for name in part)
     return {name: [entry for part, n in counted for entry in part.get(name, [None] * n)] for name in names}
-
-
-def shown(value: Any) -> str:
-    """The value as a message shows it: on one line, cut to 80 characters."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _ending(path: Path) -> str:
@@ -66,15 +78,17 @@ def _ending(path: Path) -> str:
     return path.suffix
 
 
-def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """One JSON object a line; blank lines are skipped."""
+def _jsonl(path: Path, budget: Budget, keep: bool) -> Iterator[dict[str, Any]]:
+    """Yields one JSON object a line; blank lines are skipped."""
     with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(_lines(lines, budget), 1):
             if not line.strip():
                 continue
             try:
-                row = _parsed(line)
+                row = _parsed(line, budget, keep)
             except ValueError as error:
+                if isinstance(error, InputError):
+                    raise
                 raise InputError(
                     f"{path} line {number} is not JSON ({_reason(error)}): write one object a line"
                 ) from error
@@ -83,13 +97,23 @@ def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _json(path: Path) -> Iterator[Any]:
-    """The entries of a list, the only object, or one object a line, which is often named .json too."""
+def _lines(file: BinaryIO, budget: Budget) -> Iterator[bytes]:
+    """Yields the lines of a file; one that does not end is never held as a whole."""
+    while line := file.readline(budget.limit + 1):
+        budget.hold(len(line))
+        yield line
+
+
+def _json(path: Path, budget: Budget, keep: bool) -> Iterator[Any]:
+    """Yields the entries of a list, the only object, or one object a line, which is often named .json too."""
+    budget.hold(path.stat().st_size)
     try:
-        data = _parsed(path.read_bytes())
+        data = _parsed(path.read_bytes(), budget, False)
     except ValueError as error:
-        if getattr(error, "msg", None) == "Extra data":
-            yield from _jsonl(path)
+        if isinstance(error, InputError):
+            raise
+        if getattr(error.__cause__, "msg", None) == "Extra data":
+            yield from _jsonl(path, budget, keep)
             return
         raise InputError(f"{path} is not JSON ({_reason(error)}): write a list of objects") from error
     if not isinstance(data, list | dict):
@@ -97,38 +121,142 @@ def _json(path: Path) -> Iterator[Any]:
     yield from data if isinstance(data, list) else [data]
 
 
-def _parsed(text: bytes) -> Any:
-    """A JSON value; raises ValueError also for half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
-    try:
-        value = json.loads(text)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    if rb"\ud" in text or rb"\uD" in text:
+def _parsed(text: bytes, budget: Budget, keep: bool) -> Any:
+    """Returns a JSON value; NaN, which Python and pandas write, is one.
+
+    Raises ValueError also for half of a surrogate pair, which JSON can spell and UTF-8 cannot.
+    """
+    encoding = json.detect_encoding(text)
+    data = text.removeprefix(codecs.BOM_UTF8) if encoding.startswith("utf-8") else text.decode(encoding).encode()
+    bare = outline(data)
+    size = len(data) + OBJECT * (bare.count(b",") + bare.count(b":")) + DICT * (bare.count(b"{") + bare.count(b"["))
+    (budget.take if keep else budget.hold)(size)
+    value = parse_json(data, object, max_bytes=len(data), allow_nan=True)
+    if rb"\ud" in data or rb"\uD" in data:
         json.dumps(value, ensure_ascii=False).encode()
     return value
 
 
 def _reason(error: ValueError) -> str:
-    """What a JSON parser found wrong."""
-    return "not UTF-8 text" if isinstance(error, UnicodeError) else getattr(error, "msg", str(error))
+    """Returns what a JSON parser found wrong."""
+    cause = error.__cause__ or error
+    if isinstance(cause, UnicodeError):
+        return "not UTF-8 text"
+    return getattr(cause, "msg", str(cause)).removeprefix("it is ")
 
 
-def _parquet(path: Path, names: Collection[str]) -> Iterator[dict[str, Any]]:
-    import pyarrow.parquet
+def check_parquet(path: Path, limit: int | None = None) -> None:
+    """Raises InputError for a parquet file that cannot be read, or whose rows are too large to be held in memory."""
+    budget = Budget(path)
+    with _parquet(path) as file:
+        if limit is None:  # at once, where the file is honest about its size
+            budget.hold(_stated_size(file))
+        for batch in _batches(file, budget, limit=limit):
+            budget.take(sum(map(_unpacked_size, batch.columns)))
 
-    with _reading_parquet(path), pyarrow.parquet.ParquetFile(path) as file:
+
+def _parquet_columns(path: Path, limit: int | None) -> Columns:
+    """Returns the columns of a parquet file, without the rows in between."""
+    check_parquet(path, limit)
+    with _parquet(path) as file:
+        columns: Columns = {name: [] for name in file.schema_arrow.names}
+        for batch in _batches(file, Budget(path), limit=limit):
+            for entries, column in zip(columns.values(), batch.columns, strict=True):
+                entries += column.to_pylist()
+        return columns
+
+
+def _parquet_rows(path: Path, names: Collection[str]) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a parquet file."""
+    budget = Budget(path)
+    with _parquet(path) as file:
         found = [name for name in file.schema_arrow.names if name in names] if names else None
-        for rows in file.iter_batches(batch_size=1024, columns=found):
-            yield from rows.to_pylist()
+        for batch in _batches(file, budget, columns=found):
+            budget.hold(sum(map(_unpacked_size, batch.columns)))
+            yield from batch.to_pylist()
 
 
 @contextmanager
-def _reading_parquet(path: Path) -> Iterator[None]:
-    """Raises InputError for what pyarrow cannot read."""
-    import pyarrow
+def _parquet(path: Path) -> Iterator["ParquetFile"]:
+    """Opens a parquet file whose texts stay dictionaries: each different one is unpacked once, however often it comes.
+
+    Raises InputError for what pyarrow cannot read, there and in the block.
+    """
+    from pyarrow.parquet import ParquetFile
 
     try:
-        yield
-    except (pyarrow.ArrowException, OSError) as error:
+        with ParquetFile(path) as file:
+            texts = [column.path for column in _leaves(file) if _is_text(column)]
+            texts = [text for text in texts if not _by_differences(file, text)]
+        with ParquetFile(path, read_dictionary=texts) as file:
+            names = file.schema_arrow.names
+            if twice := {name for name in names if names.count(name) > 1}:
+                raise InputError(f"{path} has several columns called {shown(min(twice))}: rename all but one")
+            yield file
+    except InputError:
+        raise
+    except Exception as error:  # pyarrow's errors are of every kind, those of text that is not UTF-8 and of dates too
         reason = " ".join(str(error).split())
         raise InputError(f"{path} cannot be read as parquet ({reason}): write the file again") from error
+
+
+def _batches(
+    file: "ParquetFile", budget: Budget, *, columns: list[str] | None = None, limit: int | None = None
+) -> Iterator["RecordBatch"]:
+    """Yields the rows of a file, a few at a time, and no more than `limit`.
+
+    Texts that are stored by their differences cannot stay dictionaries, and each may be as large as all that is stored
+    of its column. So only as many rows as surely fit are unpacked together then.
+    """
+    largest = max((_by_differences(file, column.path) for column in _leaves(file)), default=0)
+    rows = min(BATCH, budget.rows(largest))
+    left = file.metadata.num_rows if limit is None else limit
+    for batch in file.iter_batches(batch_size=rows, columns=columns):
+        yield batch.slice(0, left)
+        left -= batch.num_rows
+        if left <= 0:
+            return
+
+
+def _leaves(file: "ParquetFile") -> list[Any]:
+    """Returns the columns of a parquet file, those inside of lists and structs too."""
+    schema = file.metadata.schema
+    return [schema.column(number) for number in range(len(schema))]
+
+
+def _chunks(file: "ParquetFile") -> Iterator[Any]:
+    """Yields what the metadata say of each column in each group of rows."""
+    for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
+        yield from map(group.column, range(group.num_columns))
+
+
+def _is_text(column: Any) -> bool:
+    """Returns whether a column holds texts or bytes of any length."""
+    return column.physical_type == "BYTE_ARRAY" and column.logical_type.type != "DECIMAL"
+
+
+def _by_differences(file: "ParquetFile", column: str) -> int:
+    """Returns the bytes of the largest chunk of a column that is stored by differences; 0 for none."""
+    chunks = (chunk for chunk in _chunks(file) if chunk.path_in_schema == column)
+    stored = [chunk for chunk in chunks if any(encoding.startswith("DELTA_") for encoding in chunk.encodings)]
+    return max((chunk.total_uncompressed_size for chunk in stored), default=0)
+
+
+def _stated_size(file: "ParquetFile") -> int:
+    """Returns about how many bytes the rows of a file take, by its metadata."""
+    return sum(chunk.total_uncompressed_size + OBJECT * chunk.num_values for chunk in _chunks(file))
+
+
+def _unpacked_size(array: "Array") -> int:
+    """Returns about how many bytes a column's entries [n] take as Python's."""
+    from pyarrow import types
+    from pyarrow.compute import call_function
+
+    if types.is_dictionary(array.type):
+        lengths = call_function("binary_length", [array.dictionary])
+        return OBJECT * len(array) + (call_function("sum", [lengths.take(array.indices)]).as_py() or 0)
+    if types.is_struct(array.type):
+        return DICT * len(array) + sum(map(_unpacked_size, array.flatten()))
+    if types.is_nested(array.type):
+        return OBJECT * len(array) + _unpacked_size(array.flatten())
+    return OBJECT * len(array) + array.nbytes

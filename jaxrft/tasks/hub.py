@@ -15,8 +15,10 @@ SPLITS = {"train", "validation", "valid", "val", "dev", "test", "eval"}  # told 
 Splits = dict[str, list[str]]  # split -> its files, by their paths in the repository
 
 
-def read(name: str, *, split: str, subset: str | None = None) -> files.Columns:
-    """The columns of a split of OWNER/NAME[@REVISION]; `subset` is needed where there are several.
+def read(name: str, *, split: str, subset: str | None = None, limit: int | None = None) -> files.Columns:
+    """Returns the columns of a split of OWNER/NAME[@REVISION]; `subset` is needed where there are several.
+
+    Of more than `limit` rows only the first.
 
     What is in the cache of huggingface_hub is used as it is, the data set downloaded if nothing of it is there. Raises
     InputError, with the remedy, when that fails, or the subset, the split or a part of it is not there.
@@ -39,7 +41,19 @@ def read(name: str, *, split: str, subset: str | None = None) -> files.Columns:
         shard = re.fullmatch(r"(.*-)\d+-of-(\d+)\.\w+", file)
         if shard and sum(other.startswith(shard[1]) for other in splits[split]) < int(shard[2]):
             raise Missing(f"hub:{name} is only in part in the Hugging Face cache, beside {file}: run {command}")
-    return files.joined(files.read(folder / file) for file in splits[split])
+    return files.joined(_first(folder, splits[split], limit))
+
+
+def _first(folder: Path, names: list[str], limit: int | None) -> Iterator[files.Columns]:
+    """Yields the columns of one file after the other, until there are `limit` rows."""
+    left = limit
+    for name in names:
+        columns = files.read(folder / name, left)
+        yield columns
+        if left is not None:
+            left -= len(next(iter(columns.values()), ()))
+            if left <= 0:
+                return
 
 
 def _snapshot(name: str, command: str) -> Path:

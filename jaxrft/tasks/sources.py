@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import re
-from numbers import Real
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,13 +92,13 @@ def _read(config: TasksConfig) -> tuple[Columns, np.ndarray | None]:
         rows = builtin.load(name)
         return {"prompt": rows.prompts, **rows.columns}, rows.reference_pass_rates
     if kind == "tfds":
-        return tfds.read(name, split=config.split, data_dir=config.data_dir), None
+        return tfds.read(name, split=config.split, data_dir=config.data_dir, limit=config.limit), None
     if kind == "hub":
-        return hub.read(name, split=config.split, subset=config.subset), None
+        return hub.read(name, split=config.split, subset=config.subset, limit=config.limit), None
     if Path(config.source).suffix not in files.ENDINGS:
         kinds = f"{files.KINDS}, builtin:NAME, tfds:NAME or hub:OWNER/NAME"
         raise InputError(f"tasks.source is {config.source!r}: give {kinds}")
-    return files.read(Path(config.source)), None
+    return files.read(Path(config.source), config.limit), None
 
 
 def _find(columns: Columns, name: str) -> list[Any] | None:
@@ -225,12 +225,13 @@ def _pass_rate(value: Any, where: str) -> float:
     """One pass rate; None and NaN are unknown."""
     if value is None:
         return math.nan
-    if not isinstance(value, Real) or isinstance(value, bool):
+    if not isinstance(value, int | float | Decimal) or isinstance(value, bool):
         raise InputError(f"{where} is {shown(value)}: a pass rate is a number in [0, 1], or empty if it is not known")
-    rate = float(value)
-    if not (math.isnan(rate) or 0 <= rate <= 1):
+    if value != value:
+        return math.nan
+    if not 0 <= value <= 1:  # before it becomes a float, which an int may be too large for
         raise InputError(f"{where} is {shown(value)}: a pass rate lies in [0, 1] and is not in percent")
-    return rate
+    return abs(float(value))  # -0.0 is 0
 
 
 def _domains(columns: Columns, config: TasksConfig) -> list[str] | None:
@@ -240,7 +241,7 @@ def _domains(columns: Columns, config: TasksConfig) -> list[str] | None:
         return None  # no column, or one that is about something else
     entries = _need(columns, name, "domain_column", config.source)
     for row, entry in enumerate(entries, 1):
-        if not isinstance(entry, str | int | None):
+        if not isinstance(entry, str | int | None) or isinstance(entry, bool):
             where = f"{config.source} row {row}, column {name}"
             raise InputError(f"{where} is {shown(entry)}: a domain is a name or a number")
     return [config.title if entry is None else str(entry) for entry in entries]

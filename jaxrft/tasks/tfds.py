@@ -1,23 +1,55 @@
-"""Prepared data sets of TensorFlow Datasets, read without TensorFlow and without their builders' code."""
+"""Prepared data sets of TensorFlow Datasets, read without TensorFlow and without their builders' code.
+
+TFDS imports the module of whatever class a data set names, and opens whatever path it names. So what the metadata name
+is looked at first: only TFDS' own features, and only files in the data set's folder. Nothing that data name is
+imported.
+"""
 
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from jaxrft.tasks.files import Columns
+from jaxrft.errors import shown
+from jaxrft.files import inside, parse_json, read_json
+from jaxrft.tasks.files import Columns, check_parquet
+from jaxrft.tasks.memory import Budget, size_of
 from jaxrft.types import InputError, Missing
 
+FEATURES = {  # TFDS' own, by module
+    "audio_feature": ("Audio",),
+    "bounding_boxes": ("BBoxFeature",),
+    "class_label_feature": ("ClassLabel",),
+    "dataset_feature": ("Dataset",),
+    "feature": ("Tensor",),  # as it was called in the first versions
+    "features_dict": ("FeaturesDict",),
+    "image_feature": ("Image",),
+    "labeled_image": ("LabeledImage",),
+    "scalar": ("Scalar",),
+    "sequence_feature": ("Sequence",),
+    "tensor_feature": ("Tensor",),
+    "text_feature": ("Text",),
+    "translation_feature": ("Translation", "TranslationVariableLanguages"),
+    "video_feature": ("Video",),
+}
+CLASSES = {f"tensorflow_datasets.core.features.{module}.{name}" for module, names in FEATURES.items() for name in names}
+CLASS_KEYS = ("type", "python_class_name", "pythonClassName")  # of a feature as JSON, before and since TFDS 4.4
+JSON_KEYS = ("json", "content")  # which may hold features as the text of JSON
+FILE_KEYS = ("names_file", "labels", "vocab_file")  # arguments of features that name files to read
+SHARD = re.compile(r"\{(DATASET|SPLIT|FILEFORMAT|SHARD_INDEX|NUM_SHARDS|SHARD_X_OF_Y)\}")  # in the names of files
 
-def read(name: str, *, split: str, data_dir: str | None = None) -> Columns:
-    """The columns of a split of NAME[/CONFIG][:VERSION], prepared in `data_dir` or in TFDS' default folder.
 
-    Text is str, a sequence a list, nested features are dicts. Raises InputError when the data set, the version or the
-    split is not there, when it is damaged, and for what only TensorFlow can read.
+def read(name: str, *, split: str, data_dir: str | None = None, limit: int | None = None) -> Columns:
+    """Returns the columns of a split of NAME[/CONFIG][:VERSION], prepared in `data_dir` or in TFDS' default folder.
+
+    Text is str, a sequence a list, nested features are dicts; of more than `limit` rows only the first. Raises
+    InputError when the data set, the version or the split is not there, when it is damaged or names what is not its
+    own, for rows that take more than half of the memory that is available, and for what only TensorFlow can read.
     """
     import tensorflow_datasets as tfds
 
@@ -36,7 +68,7 @@ def read(name: str, *, split: str, data_dir: str | None = None) -> Columns:
     features = builder.info.features
     with _reading(folder):
         try:
-            rows = [_python(row, features) for row in builder.as_data_source(split=split)]
+            rows = list(_rows(builder, folder, split, limit))
         except ImportError as error:
             raise InputError(f"tfds:{name} in {root} has features that only TensorFlow reads ({error})") from error
         if any(all(value is None for value in row.values()) for row in rows):  # what array_record makes of a lost one
@@ -49,7 +81,71 @@ def builder_of(folder: Path) -> Any:
     import tensorflow_datasets as tfds
 
     with _reading(folder):
+        _check_metadata(folder)
         return tfds.builder_from_directory(folder)
+
+
+def _check_metadata(folder: Path) -> None:
+    """Raises InputError for metadata that name a class which is not a feature of TFDS, or a file somewhere else."""
+    info = read_json(folder / "dataset_info.json", dict)
+    file = folder / "features.json"
+    described = [info.get("features"), read_json(file, dict) if file.exists() else None]
+    for name in _classes(described, folder):
+        if name not in CLASSES:
+            raise InputError(
+                f"the data set in {folder} has features of the class {shown(name)}, which is not TFDS' own and would "
+                "be imported: prepare it again with features of tfds.features"
+            )
+    splits = info.get("splits", [])
+    names = [info.get("name"), *(entry.get(key) for entry in splits for key in FILE_NAMES)]
+    for name in filter(None, names):
+        _inside(folder, SHARD.sub("x", name))
+
+
+FILE_NAMES = ("name", "filepathTemplate", "filepath_template")  # of a split, of which the names of its files are made
+
+
+def _classes(value: Any, folder: Path) -> Iterator[str]:
+    """Yields the names of all classes in features as JSON; raises InputError where they name a file elsewhere."""
+    if isinstance(value, list):
+        for entry in value:
+            yield from _classes(entry, folder)
+    if not isinstance(value, dict):
+        return
+    for key, entry in value.items():
+        _inside(folder, key)  # a feature's name becomes that of a file with its labels
+        if key in CLASS_KEYS and isinstance(entry, str):
+            yield entry
+        elif key in FILE_KEYS and isinstance(entry, str):
+            _inside(folder, entry)
+        elif key in JSON_KEYS and isinstance(entry, str):
+            yield from _classes(parse_json(entry, dict), folder)
+        else:
+            yield from _classes(entry, folder)
+
+
+def _inside(folder: Path, name: Any) -> None:
+    """Raises InputError unless `name` is that of a file in the folder, without further places to fill in."""
+    fits = isinstance(name, str) and not {"{", "}"} & set(name)
+    try:
+        inside(folder, name if fits else "")
+    except ValueError as error:
+        raise InputError(
+            f"the data set in {folder} names a file {shown(name)}, which is not in its folder: prepare it again"
+        ) from error
+
+
+def _rows(builder: Any, folder: Path, split: str, limit: int | None) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a split as Python's values."""
+    source = f"the split {split} of {folder}"
+    for file in builder.info.splits[split].filepaths:
+        if file.suffix == ".parquet" or ".parquet-" in file.name:
+            check_parquet(Path(file))  # which TFDS reads as a whole
+    budget = Budget(source)
+    for row in islice(builder.as_data_source(split=split), limit):
+        found = _python(row, builder.info.features)
+        budget.take(size_of(found))
+        yield found
 
 
 @contextmanager

@@ -1,0 +1,312 @@
+"""Checks arguments of selectors, tables of tasks and feedback, before they become beliefs.
+
+An argument declares what it may be: a `Range` of real numbers, a count, a flag, or one of a few words. Whatever fits is
+taken, Python's numbers as well as numpy's and JAX's; whatever does not is an InputError that names the argument and its
+value. Tracers have no values, so that of them only shape and dtype are checked.
+"""
+
+import difflib
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.typing import ArrayLike
+
+from jaxrft.errors import InputError, shown
+from jaxrft.select.acquire import Balance
+from jaxrft.types import Array, Feedback, Projections, Tasks
+
+
+class Range(NamedTuple):
+    """The real numbers that an argument may be."""
+
+    fits: Callable[[Any], Any]  # elementwise
+    wanted: str
+
+
+SMALLEST, LARGEST = 1e-12, 1e12  # products and quotients of three such numbers are ordinary float32 numbers
+COUNTED = 2**24  # float32 counts no further
+MOST = 2**31 - 1  # int32
+
+SHARE = Range(lambda x: (x >= 0) & (x <= 1), "in [0, 1]")
+BELOW_ONE = Range(lambda x: (x >= 0) & (x < 1), "in [0, 1)")
+BETWEEN = Range(lambda x: (x > 0) & (x < 1), "in (0, 1)")
+POSITIVE = Range(lambda x: (x >= SMALLEST) & (x <= LARGEST), "positive, from 1e-12 to 1e12")
+NOT_NEGATIVE = Range(lambda x: (x >= 0) & (x <= LARGEST), "0 or more, at most 1e12")
+
+
+def check(name: str, value: ArrayLike, allowed: Range, *, per_task: bool = False) -> None:
+    """Raises InputError unless `value` is a real number in the range `allowed` when it is a float32.
+
+    `per_task`: an array [N] of such numbers will do too.
+    """
+    found = value if isinstance(value, Tracer) else as_array(value)
+    wanted = f"numbers {allowed.wanted}, one or [N]" if per_task else f"a number {allowed.wanted}"
+    if found is None or found.dtype == np.bool_ or not are_numbers(found) or found.ndim > per_task:
+        raise InputError(f"{name} is {shown(value)}: it must be {wanted}")
+    if isinstance(found, Tracer):
+        return
+    with np.errstate(over="ignore"):
+        rounded = found.astype(np.float32)
+    if not np.all(allowed.fits(rounded)):
+        precision = " as a float32 too" if np.all(allowed.fits(found)) else ""
+        raise InputError(f"{name} is {shown(value)}: it must be {allowed.wanted}{precision}")
+
+
+def check_belief(target: ArrayLike, prior: tuple[ArrayLike, ArrayLike]) -> None:
+    """Raises InputError unless `target` is a pass rate apart from 0 and 1 and `prior` two positive numbers."""
+    check("target", target, BETWEEN)
+    pair = isinstance(prior, tuple | list | np.ndarray | jax.Array) and np.ndim(_outer(prior)) > 0
+    if not pair or len(prior) != 2:
+        raise InputError(f"prior is {shown(prior)}: it must be two positive numbers, pseudo-successes and -failures")
+    for count in prior:
+        check("prior", count, POSITIVE, per_task=True)
+
+
+def _outer(values: Any) -> Any:
+    """Hides what a sequence holds, which may be ragged, from numpy."""
+    return [None] * len(values) if isinstance(values, tuple | list) else values
+
+
+def check_count(name: str, value: Any, least: int = 1, *, most: int = MOST, wanted: str = "") -> int:
+    """Returns `value` as an int; raises InputError unless it is a whole number from `least` to `most`."""
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:  # a tracer among others: sizes are known when a program is compiled
+        number = None
+    if number is None or number < least or (number > most and wanted):
+        raise InputError(f"{name} is {shown(value)}: it must be {wanted or f'a whole number, at least {least}'}")
+    if number > most:
+        raise InputError(f"{name} is {shown(value)}: it must be at most {most}")
+    return number
+
+
+def check_sizes(batch_size: Any, num_generations: Any) -> tuple[int, int]:
+    """Returns both as ints; raises InputError unless they are whole numbers and at least 1."""
+    return check_count("batch_size", batch_size), check_count("num_generations", num_generations, most=COUNTED)
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """Returns `value` as a bool; raises InputError for anything but True and False."""
+    found = None if isinstance(value, Tracer) else as_array(value)
+    if found is None or found.ndim or found.dtype != np.bool_:
+        raise InputError(f"{name} is {shown(value)}: it must be True or False")
+    return bool(found)
+
+
+def check_choice(name: str, value: Any, options: Iterable[str], of: str = "") -> None:
+    """Raises InputError unless `value` is one of the words `options`."""
+    options = tuple(options)
+    if isinstance(value, str) and value in options:
+        return
+    near = difflib.get_close_matches(value, options, n=1) if isinstance(value, str) else []
+    hint = f"did you mean {near[0]}? (" if near else "choose one of "
+    raise InputError(f"no {name} {shown(value)}{of}: {hint}{', '.join(options)}{')' if near else ''}")
+
+
+def check_balance(balance: Any) -> None:
+    """Raises InputError for a balance there is not."""
+    check_choice("balance", balance, get_args(Balance), " of the domains")
+
+
+def check_table(tasks: Tasks, num_tasks: Any, *, batch_size: int, balance: Balance = "none") -> int:
+    """Returns the number of tasks, for a table all of whose fields fit it.
+
+    Raises InputError for fewer tasks than a batch, whose ids could not be distinct, for a field of `Tasks` that is no
+    array with a row a task or holds what it cannot, and for a `balance` between domains that are missing.
+    """
+    num_tasks = check_count("the number of tasks", num_tasks, most=COUNTED)
+    if num_tasks < batch_size:
+        raise InputError(f"batch_size is {batch_size} but there are {num_tasks} tasks: give more tasks, or lower it")
+    if not isinstance(tasks, Tasks):
+        raise InputError(f"the tasks are {shown(tasks)}: give them as jaxrft.types.Tasks")
+    if tasks.projections is not None:
+        check_projections(tasks.projections, num_tasks)
+    if tasks.reference_pass_rates is not None:
+        check_references(tasks.reference_pass_rates, num_tasks)
+    if tasks.embeddings is not None:
+        check_embeddings(tasks.embeddings, num_tasks)
+    if tasks.domain is not None:
+        check_domains(tasks.domain, num_tasks)
+    if tasks.pass_rates is not None:
+        check_pass_rates(tasks.pass_rates, num_tasks)
+    if tasks.taken is not None:
+        check_taken(tasks.taken, num_tasks)
+    if balance != "none":
+        count_domains(tasks, num_tasks)
+    return num_tasks
+
+
+def check_references(rates: Array, num_tasks: int, *, least: int = 1) -> None:
+    """Raises InputError unless reference pass rates are [N, K >= `least`] in [0, 1] or NaN."""
+    _check_numbers("reference_pass_rates", rates)
+    if rates.ndim != 2 or rates.shape[0] != num_tasks or rates.shape[1] < least:
+        raise InputError(
+            f"reference pass rates have shape {rates.shape}: they must be [{num_tasks}, K], a row a task and "
+            f"a column for each of at least {least} reference policies, weakest first (tasks.pass_rate_columns)"
+        )
+    wrong = _first_outside(rates)
+    if wrong is not None:
+        place, rate = wrong
+        row, column = divmod(place, rates.shape[1])
+        raise InputError(
+            f"reference pass rate of task {row}, column {column} is {rate:g}: "
+            "it must lie in [0, 1], or be NaN where it is unknown"
+        )
+
+
+def check_pass_rates(rates: Array, num_tasks: int) -> None:
+    """Raises InputError unless the policy's pass rates are [N] in [0, 1] or NaN."""
+    _check_numbers("pass_rates", rates)
+    if rates.shape != (num_tasks,):
+        raise InputError(f"Tasks.pass_rates have shape {rates.shape}: there must be one for each of {num_tasks} tasks")
+    wrong = _first_outside(rates)
+    if wrong is not None:
+        task, rate = wrong
+        raise InputError(
+            f"the pass rate of task {task} is {rate:g}: it must lie in [0, 1], or be NaN where it is unknown"
+        )
+
+
+def check_embeddings(embeddings: Array, num_tasks: int) -> None:
+    """Raises InputError unless embeddings are [N, E] and of a size whose squares are float32 numbers."""
+    _check_numbers("embeddings", embeddings)
+    if embeddings.ndim != 2 or embeddings.shape[0] != num_tasks or not embeddings.shape[1]:
+        raise InputError(f"embeddings of shape {embeddings.shape} for {num_tasks} tasks: give one row for each task")
+    wrong = _rows_not_finite(embeddings)
+    if wrong is not None:
+        count, first = wrong
+        raise InputError(
+            f"embeddings of {count} tasks are not finite, first of task {first}: "
+            f"leave those tasks out, or give no embeddings (a number above {LARGEST:g} is not finite here)"
+        )
+
+
+def check_projections(projections: Projections, num_tasks: int) -> None:
+    """Raises InputError unless both are [N, h] and finite."""
+    parts = tuple(projections) if isinstance(projections, Projections) else ()
+    for part in parts:
+        _check_numbers("projections", part)
+    shapes = {part.shape for part in parts}
+    if len(shapes) != 1 or len(next(iter(shapes))) != 2:
+        raise InputError(
+            f"Tasks.projections are {shown(projections)}: give what attention.project returns, two arrays [N, h]"
+        )
+    (rows, _), *_ = shapes
+    if rows != num_tasks:
+        raise InputError(f"tasks.projections have {rows} rows but there are {num_tasks} tasks: project them all")
+    for part in parts:
+        wrong = _rows_not_finite(part)
+        if wrong is not None:
+            raise InputError(f"the projection of task {wrong[1]} is not finite: project embeddings that are")
+
+
+def check_taken(taken: Array, num_tasks: int) -> None:
+    """Raises InputError unless it is a truth value for each task."""
+    if not _is_array(taken) or taken.dtype != np.bool_ or taken.shape != (num_tasks,):
+        raise InputError(f"Tasks.taken is {shown(taken)}: give an array of True or False for each of {num_tasks} tasks")
+
+
+def check_domains(domain: Array, num_tasks: int) -> None:
+    """Raises InputError unless domains are a whole number for each task, from 0 up, below the number of tasks."""
+    _check_numbers("domain", domain)
+    if not jnp.issubdtype(domain.dtype, jnp.integer):
+        raise InputError(f"domains are {domain.dtype}: number them from 0")
+    if domain.shape != (num_tasks,):
+        raise InputError(f"domains have shape {domain.shape}: there must be one for each of {num_tasks} tasks")
+    if not isinstance(domain, Tracer):
+        least, most = _extremes(domain)
+        if least < 0 or most >= num_tasks:
+            raise InputError(
+                f"domains are numbered from {least} to {most}: number them from 0, without leaving any out"
+            )
+
+
+def count_domains(tasks: Tasks, num_tasks: int) -> int:
+    """Returns how many domains there are, numbered from 0; their bound `num_tasks` while a tracer hides them.
+
+    Raises InputError for domains that are missing, not a whole number a task, or numbered from elsewhere.
+    """
+    if tasks.domain is None:
+        raise InputError(
+            "nothing tells the tasks' domains that this selector is to keep apart: "
+            "name their column in tasks.domain_column, or pass them in Tasks.domain"
+        )
+    check_domains(tasks.domain, num_tasks)
+    return num_tasks if isinstance(tasks.domain, Tracer) else _extremes(tasks.domain)[1] + 1
+
+
+def credible(feedback: Feedback, num_tasks: int) -> Feedback:
+    """Returns the feedback with every row that cannot be true made padding, as if nothing had been rolled out.
+
+    A row counts if 0 <= successes <= trials, trials is from 1e-12 to 1e12, and id is a task's; so NaN anywhere in a row
+    costs this row only. Tokens that cannot be are 0, which is unknown. Rows that count stay bit for bit as they are.
+    Inside a program nothing can be refused: `Session.record` refuses what this leaves out.
+    """
+    shapes = [np.shape(x) for x in feedback]
+    if len(set(shapes)) > 1 or len(shapes[0]) != 1:
+        raise InputError(f"ids, successes, trials and tokens have shapes {shapes}: give one entry a task in each")
+    ids, successes, trials, tokens = map(jnp.asarray, feedback)
+    valid = POSITIVE.fits(trials) & (successes >= 0) & (successes <= trials) & (ids >= 0) & (ids < num_tasks)
+    known = valid & NOT_NEGATIVE.fits(tokens)
+    return Feedback(*map(_only, (valid, valid, valid, known), (ids, successes, trials, tokens)))
+
+
+def _only(kept: Array, values: Array) -> Array:
+    return jnp.where(kept, values, jnp.zeros((), values.dtype))
+
+
+def as_array(values: Any) -> np.ndarray | None:
+    """Returns an array of whatever somebody's loop has; None where numpy can make none of it."""
+    try:
+        return np.asarray(values)
+    except Exception:  # rows that differ in length, torch's gradients and bfloat16, whatever an __array__ raises
+        return None
+
+
+def are_numbers(values: Any) -> bool:
+    """Returns whether an array holds real numbers of any kind, bfloat16 and truth values among them."""
+    kind = values.dtype
+    return kind == np.bool_ or jnp.issubdtype(kind, jnp.integer) or jnp.issubdtype(kind, jnp.floating)
+
+
+def _is_array(values: Any) -> bool:
+    return isinstance(values, np.ndarray | jax.Array)
+
+
+def _check_numbers(name: str, values: Any) -> None:
+    """Raises InputError unless a field of `Tasks` is an array of numbers."""
+    if not _is_array(values) or not are_numbers(values):
+        raise InputError(f"Tasks.{name} is no table of numbers but {shown(values)}: give an array with one row a task")
+
+
+def _first_outside(rates: Array) -> tuple[int, float] | None:
+    """Returns the first of the flattened rates outside [0, 1], with its place; None for none and for a tracer."""
+    if isinstance(rates, Tracer):
+        return None
+    with jax.ensure_compile_time_eval():  # on the device: a process may hold a part of the table only
+        outside = ((rates < 0) | (rates > 1)).reshape(-1)
+        if not bool(outside.any()):
+            return None
+        place = int(outside.argmax())
+        return place, float(rates.reshape(-1)[place])
+
+
+def _rows_not_finite(values: Array) -> tuple[int, int] | None:
+    """Returns how many rows of [N, E] hold NaN or more than LARGEST, and the first; None for none and for a tracer."""
+    if isinstance(values, Tracer):
+        return None
+    with jax.ensure_compile_time_eval():
+        broken = ~(abs(values) <= LARGEST).all(axis=1)
+        count = int(broken.sum())
+        return (count, int(broken.argmax())) if count else None
+
+
+def _extremes(values: Array) -> tuple[int, int]:
+    """Returns the least and the greatest of whole numbers."""
+    with jax.ensure_compile_time_eval():
+        return int(values.min()), int(values.max())
