@@ -15,7 +15,7 @@ from jaxrft import mesh as meshes
 from jaxrft.checkpoint import Checkpoints, RunState, Tally
 from jaxrft.config import SelectConfig
 from jaxrft.select import attention, contract, evidence, selectors
-from jaxrft.types import Feedback, InputError, Tasks
+from jaxrft.types import Feedback, InputError, Projections, Tasks
 
 N, B, G = 16, 4, 8
 NAN = float("nan")
@@ -264,14 +264,28 @@ def test_the_mesh_of_another_program_is_left_alone():
         assert_equal(jax.device_get(jax.jit(step)(state, KEYS[0])), jax.device_get(expected))
 
 
+UNTRUE = [  # two rows each of ids, successes, trials, tokens
+    ([9, 10], [NAN, 8.0], [8.0, NAN], [99.0, 99.0]),
+    ([9, 10], [8.0, 1.0], [float("inf"), -1.0], [99.0, 99.0]),
+    ([9, 10], [9.0, -1.0], [8.0, 8.0], [99.0, 99.0]),
+    ([N, -1], [4.0, 4.0], [8.0, 8.0], [99.0, 99.0]),
+    ([9, 10], [0.0, float("inf")], [1e-45, float("inf")], [NAN, 99.0]),
+]
+
+
 @every_selector
-def test_padding_is_inert(name):
+def test_padding_and_rows_that_cannot_be_true_are_inert(name):
     selector, state, *_ = compiled(name)
     update = jax.jit(selector.update)
     real = Feedback(*(jnp.array(x) for x in ([1, 9, 3, 2], [2.0, 7, 0, 8], [8.0, 8, 8, 8], [10.0, 20, 30, 40])))
     spoilt = Feedback(*(jnp.array(x) for x in ([9, N], [NAN, 8.0], [0.0, 0.0], [99.0, 99.0])))
     padded = jax.tree.map(lambda x, y: jnp.concatenate([x[:1], y[:1], x[1:], y[1:]]), real, spoilt)
-    assert_equal(selector.update(state, TASKS, real), update(state, TASKS, padded), rtol=1e-6)
+    expected = selector.update(state, TASKS, real)
+    assert_equal(expected, update(state, TASKS, padded), rtol=1e-6)
+    for rows in UNTRUE:
+        untrue = Feedback(*(jnp.array(x, y.dtype) for x, y in zip(rows, spoilt, strict=True)))
+        mixed = jax.tree.map(lambda x, y: jnp.concatenate([x[:1], y[:1], x[1:], y[1:]]), real, untrue)
+        assert_equal(update(state, TASKS, mixed), expected, rtol=1e-6)
     believed = state.evidence if name.startswith("bots") else state
     after = update(state, TASKS, padded._replace(trials=jnp.zeros(6)))
     assert_equal(after.evidence if name.startswith("bots") else after, believed)
@@ -428,6 +442,18 @@ def test_the_configuration_has_the_same_defaults():
     [
         (lambda: selectors.make("bot", B, G), "no selector 'bot': did you mean bots?"),
         (lambda: selectors.make("random", B, G), r"no selector 'random'.*\(uniform, .*bots"),
+        (lambda: selectors.make(["bots"], B, G), r"no selector \['bots'\]: did you mean uniform?"),
+        (lambda: selectors.make(None, B, G), "no selector None"),
+        (lambda: selectors.bots(B, G, balance="equla"), r"no balance 'equla' of the domains: did you mean equal\?"),
+        (lambda: selectors.bots(B, G, per_domain="x"), "per_domain is 'x': it must be True or False"),
+        (lambda: selectors.bots(B, G, prior=5), "prior is 5: it must be two positive numbers"),
+        (
+            lambda: selectors.bots(B, G, momentum=1 - 1e-9),
+            r"momentum is 0.99\d*: it must be in \[0, 1\) as a float32 too",
+        ),
+        (lambda: selectors.adaptive(B, G, curiosity=float("inf")), "curiosity is inf: it must be 0 or more, at most"),
+        (lambda: dots(B, G, calibration=None), "no calibration None: choose one of plain"),
+        (lambda: selectors.dots(B, G, predictor="x"), "predictor is 'x': it must be attention.Params"),
         (lambda: selectors.make("bots", B, G, decya=0.5), "no selector has a field 'decya': did you mean decay?"),
         (lambda: selectors.uniform(B, G, order="epochs"), "no order 'epochs'.*shuffled"),
         (lambda: selectors.bots(B, G, decay=1.5), r"decay is 1.5: it must be in \[0, 1\]"),
@@ -474,6 +500,129 @@ def test_the_configuration_has_the_same_defaults():
 def test_a_mistake_is_one_sentence_that_names_it(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+class Unprintable:
+    """Something that nothing can be made of."""
+
+    def __array__(self, *args, **kwargs):
+        raise KeyError("array")
+
+    def __repr__(self):
+        raise RuntimeError("repr")
+
+
+ODD = [
+    *("x", "", "nome", b"x", None, NAN, float("inf"), -float("inf"), -1, -1e-9, True, False, 10**400, 10**5000, 2**63),
+    *([], [1, 2], [[1], [2, 3]], (1, 2, 3), ("a", "b"), (NAN, 1), (1e-30, 1), (1, 1e30), ([1], [2, 3]), {}, {"a": 1}),
+    *(1j, 1e-45, 1e39, 1 - 1e-9, 2.5, np.array("x"), np.array([0.5]), np.ones((N, 2)), -np.ones(N), np.bool_(True)),
+    *(np.datetime64("2020-01-01"), jnp.bool_(False), jax.random.key(0), iter([1]), object(), Unprintable(), len),
+]
+
+
+@pytest.mark.parametrize("name", selectors.SELECTORS)
+def test_every_argument_means_something_or_is_refused_by_name(name):
+    factory, given = selectors.SELECTORS[name], {"batch_size": B, "num_generations": G}
+    given |= {"predictor": PREDICTOR} if name == "dots" else {}
+    for argument in inspect.signature(factory).parameters:
+        for value in ODD:
+            try:
+                selector = factory(**given | {argument: value})
+            except InputError as error:
+                text = str(error)
+                assert text.startswith((f"{argument} is ", f"no {argument} ")) and len(text) < 220 and "\n" not in text
+                continue
+            assert means_something(selector, argument, value), (argument, value)
+
+
+def means_something(selector, argument, value):
+    """Whether an argument of that name may be what it was taken to be."""
+    if argument == "prior":  # two numbers, for all tasks or for each; how many there are is known to `init` only
+        try:
+            rates = selector.pass_rate(selector.init(TASKS, N), TASKS)
+        except InputError as error:
+            return str(error).startswith("prior has shape")
+        return bool(((rates > 0) & (rates < 1)).all())
+    if argument in ("per_domain", "per_token"):
+        return np.asarray(value).dtype == bool
+    if argument == "top_k" and value is None:
+        return True
+    return not isinstance(value, bool) and np.shape(value) == () and 0 <= float(value) <= 1e12
+
+
+@pytest.mark.parametrize("number", [np.float64, np.float32, jnp.float32, jnp.bfloat16, np.array, jnp.array])
+def test_numbers_of_numpy_and_jax_are_numbers(number):
+    selector = selectors.bots(np.int64(B), jnp.int32(G), target=number(0.5), prior=(number(2.0), np.full(N, 6)))
+    assert np.allclose(selector.pass_rate(selector.init(TASKS, np.int64(N)), TASKS), 0.25)
+    assert selector.select(KEYS[0], selector.init(TASKS, N), TASKS)[0].ids.shape == (B,)
+
+
+EXTREME = {
+    "mopps": {"prior": (1e-12, 1e12), "discount": 1.0, "target": 1e-12},
+    "bots": {"prior": (np.full(N, 1e12), 1e-12), "decay": 1.0, "rho": 1.0, "momentum": 0.999, "target": 0.999},
+    "dots": {"predictor": PREDICTOR, "temperature": 1e-12, "attention_temperature": 1e12},
+    "adaptive": {"curiosity": 1e12, "price": 1.0, "floor": 1.0, "cool_down": 2**31 - 1},
+}
+
+
+@pytest.mark.parametrize("name", EXTREME)
+def test_beliefs_stay_pass_rates_at_the_ends_of_what_is_taken(name):
+    selector = selectors.SELECTORS[name](B, 2**24, **EXTREME[name])
+    state = selector.init(TASKS, N)
+    select, update = jax.jit(selector.select), jax.jit(selector.update)
+    for key in KEYS[:3]:
+        state = state if selector.probe is None else update(state, TASKS, feedback_of(jnp.array([1, 5, 7, 9])))
+        choice, state = select(key, state, TASKS)
+        assert len(set(choice.ids.tolist())) == B
+        state = update(state, TASKS, feedback_of(choice.ids)._replace(trials=jnp.array([1e12, 1e12, 1e-12, 1e12])))
+    believed = selector.pass_rate(state, TASKS)
+    assert ((believed >= 0) & (believed <= 1)).all()
+
+
+TABLES = {
+    "reference_pass_rates": [
+        np.ones(N),
+        np.ones((N + 1, 2)),
+        np.full((N, 2), 1.5),
+        np.full((N, 2), "a"),
+        [[0.5] * 2] * N,
+    ]
+    + [np.full((N, 2), -0.1), np.full((N, 2), 1j), np.full((N, 2), None), np.full((N, 2), np.inf), np.ones((N, 0))],
+    "embeddings": [np.ones(N), np.ones((N, 2, 2)), np.full((N, 2), NAN), np.full((N, 2), np.inf), np.full((N, 2), 1e30)]
+    + [np.full((N, 2), 1e300), np.ones((N - 1, 2)), np.full((N, 2), "a"), np.ones((N, 0)), "x", 5],
+    "domain": [np.ones(N), np.full(N, N), np.full(N, -1), np.full(N, 2**40), np.zeros((N, 1), int), np.full(N, True)]
+    + [np.zeros(N - 1, int), np.array(["a"] * N), 0, np.full(N, 2**64 - 1, np.uint64), [0] * N],
+    "pass_rates": [np.ones((N, 1)), np.full(N, 1.01), np.full(N, -np.inf), np.ones(3), 0.5, "x"],
+    "projections": [np.ones((N, 2)), (np.ones((N, 2)), np.ones((N, 2))), Projections(np.ones((N, 2)), np.ones((N, 3)))]
+    + [Projections(*[np.ones(N)] * 2), Projections(*[np.full((N, 2), NAN)] * 2), Projections(*[np.ones((3, 2))] * 2), 5]
+    + [Projections(None, None), Projections(np.ones((N, 2)), "x")],
+    "taken": [np.zeros(N), np.zeros(N, int), np.zeros(3, bool), True, "x"],
+}
+
+
+@pytest.mark.parametrize("field", Tasks._fields)
+def test_tables_of_tasks_that_cannot_be_are_refused_by_every_selector(field):
+    for name in ("uniform", "adaptive", "mopps", "bots"):
+        selector = selectors.make(name, B, G)
+        for value in TABLES[field]:
+            with pytest.raises(InputError) as raised:
+                selector.init(TASKS._replace(**{field: value}), N)
+            text = str(raised.value)
+            assert field.split("_")[0].rstrip("s") in text and "\n" not in text and len(text) < 300, text
+        for tasks in (None, 5, {}, (), np.ones((N, 2))):
+            with pytest.raises(InputError, match="the tasks are .*: give them as jaxrft.types.Tasks"):
+                selector.init(tasks, N)
+        for count in (None, "x", 1.5, 0, -3, True, 2**24 + 1, [N], 10**400):
+            with pytest.raises(InputError, match="the number of tasks is"):
+                selector.init(Tasks(), count)
+
+
+def test_feedback_of_shapes_that_differ_is_refused():
+    selector = selectors.mopps(B, G)
+    state, ids = selector.init(Tasks(), N), jnp.arange(B)
+    for wrong in (jnp.ones(B - 1), jnp.ones((B, 1)), jnp.ones(())):
+        with pytest.raises(InputError, match="have shapes .*: give one entry a task in each"):
+            selector.update(state, Tasks(), Feedback(ids, wrong, jnp.ones(B), jnp.ones(B)))
 
 
 def test_documentation_runs():

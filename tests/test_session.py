@@ -1,4 +1,5 @@
 import doctest
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -99,6 +100,9 @@ def test_tasks_may_be_lists():
         (None, "x", "seed is 'x'"),
         (None, 2**63, "64 bits"),
         (None, [1, 2], "seed is"),
+        (None, True, "seed is True"),
+        (None, -(2**63) - 1, "64 bits"),
+        (selectors.Selector(None, None, None, None), 0, "is no selector: make one"),
     ],
 )
 def test_a_session_of_something_else_is_refused(selector, seed, message):
@@ -106,7 +110,7 @@ def test_a_session_of_something_else_is_refused(selector, seed, message):
         Session(selector or selectors.uniform(3, 8), 12, seed)
 
 
-@pytest.mark.parametrize("tasks", [12.0, "12", None, [1, 2]])
+@pytest.mark.parametrize("tasks", [12.0, "12", None, [1, 2], True, -1, 0, 2**24 + 1, 10**400, np.ones((12, 2))])
 def test_a_number_of_tasks_that_is_none_is_refused(tasks):
     with pytest.raises(InputError, match="the number of tasks is .*: it must be a whole number, or their Tasks"):
         Session(selectors.uniform(3, 8), tasks)
@@ -136,11 +140,90 @@ def test_numbers_of_other_libraries_are_numbers():
         (([0, 1], ["1", "1"], [8, 8]), "successes are .*: give a list"),
         (([0, 1], [1, 1], [8, 8], [float("inf"), 1]), r"tokens are \[inf, 1.0\]: they are numbers of 0 or more"),
         (([0, 1], [1, 1], [8, 8], [-5, 1]), "numbers of 0 or more"),
+        (([0, 1], [1, 1], [8, 8], [1e30, 1]), "numbers of 0 or more, at most 1e12"),
+        (([0, 1], [1, 1], [float("inf"), 8]), "trials are .inf, 8.0.: they must be 0, or positive, from 1e-12 to 1e12"),
+        (([0, 1], [1, 1], [1e39, 8]), "trials are .inf, 8.0.: they must be 0, or positive"),
+        (([0, 1], [0, 1], [1e-45, 8]), "trials are .*: they must be 0, or positive"),
+        (([0, 1], [0, 1], [-8, 8]), "trials are .-8.0, 8.0.: they must be 0, or positive"),
+        (([0, 1], [1, 1], [float("nan"), 8]), "trials are .nan, 8.0.: they must be 0"),
+        (([0, 1], [-0.5, 1], [8, 8]), r"successes are .-0.5, 1.0. of .*: they lie in \[0, trials\]"),
+        (([0, 1], [1, 1j], [8, 8]), "successes are .*: give a list"),
+        (([0, 1], [1, 10**400], [8, 8]), "successes are .*: give a list"),
+        (([0, 1], None, [8, 8]), "successes are None: give a list"),
+        (([0, 1], [None, 1], [8, 8]), "successes are .None, 1.: give a list"),
+        (([0, 1], "11", [8, 8]), "successes are '11': give a list"),
+        (([-1, 1], [1, 1], [8, 8]), "numbered from 0 to 11"),
+        (({0: 1}, [1], [8]), "ids are {0: 1}: give a list"),
+        (([0, 1], [1, 1], [8, 8], "x"), "tokens are 'x': give a list"),
+        ((list(range(1000)), [1] * 1000, [8] * 1000), r"ids are \[0, 1, .*\.\.\.: tasks are numbered"),
     ],
 )
 def test_a_record_that_cannot_be_is_refused(record, message):
-    with pytest.raises(InputError, match=message):
-        make().record(*record)
+    session = untouched()
+    before = session.state_dict()
+    with pytest.raises(InputError, match=message) as raised:
+        session.record(*record)
+    assert len(str(raised.value)) < 300
+    for name, value in session.state_dict().items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+@functools.cache
+def untouched():
+    """A session that every mistake leaves as it is."""
+    return make()
+
+
+STATE = "state.posterior.alpha"
+DAMAGED = {
+    "nothing": (lambda state: None, "the state is None: give what state_dict.. of a session returned"),
+    "a list": (lambda state: list(state.items()), r"the state is \[.*: give what state_dict.. of a session returned"),
+    "text": (lambda state: "state.npz", "the state is 'state.npz': give what"),
+    "empty": (lambda state: {}, "the state has no 'seed': it is that of another selector"),
+    "less": (lambda state: without(state, "step"), "the state has no 'step': it is that of another selector"),
+    "more": (lambda state: state | {5: 1}, "the state has '5', which this one has not"),
+    "NaN": (lambda state: state | {STATE: np.full(12, np.nan, np.float32)}, f"'{STATE}' of the state holds numbers"),
+    "inf": (lambda state: state | {STATE: np.full(12, np.inf, np.float32)}, f"'{STATE}' of the state holds numbers"),
+    "1e300": (lambda state: state | {STATE: np.full(12, 1e300)}, f"'{STATE}' of the state holds numbers"),
+    "negative": (lambda state: state | {STATE: np.full(12, -0.5, np.float32)}, "holds beliefs that are no pass rates"),
+    "shape": (lambda state: state | {STATE: np.ones(13, np.float32)}, r"is float32\[13\] and not float32\[12\]"),
+    "kind": (lambda state: state | {STATE: np.ones(12, int)}, r"is int64\[12\] and not float32\[12\]"),
+    "ragged": (lambda state: state | {STATE: [[1], [1, 2]]}, r"is \[\[1\], \[1, 2\]\] and not float32\[12\]"),
+    "no number": (lambda state: state | {"step": None}, r"'step' of the state is None and not int64\[\]"),
+    "step": (
+        lambda state: state | {"step": np.asarray(-1)},
+        "'step' of the state is .*-1.*: it must be a whole number",
+    ),
+    "late": (
+        lambda state: state | {"step": np.asarray(2**40)},
+        "'step' of the state is .*: it must be at most 2147483647",
+    ),
+}
+
+
+def without(state, name):
+    return {key: value for key, value in state.items() if key != name}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_state_that_no_session_has_is_refused_and_changes_nothing(name):
+    damage, message = DAMAGED[name]
+    session = Session(selectors.mopps(3, 8), 12, seed=3)
+    before = session.state_dict()
+    with pytest.raises(InputError, match=message) as raised:
+        session.load_state_dict(damage(session.state_dict()))
+    assert "\n" not in str(raised.value)
+    for key, value in session.state_dict().items():
+        np.testing.assert_array_equal(value, before[key])
+
+
+def test_what_is_not_known_yet_is_loaded_as_such():
+    bots = Session(selectors.bots(3, 8), Tasks(np.full((12, 2), 0.5)))
+    assert np.isnan(bots.state_dict()["state.evidence.capability"])
+    bots.load_state_dict(bots.state_dict())
+    bots.record([0], [4], [8])
+    bots.load_state_dict(Session(selectors.bots(3, 8), Tasks(np.full((12, 2), 0.5))).state_dict())
+    assert np.isnan(bots.state_dict()["state.evidence.capability"])
 
 
 def test_documentation_runs():
