@@ -589,7 +589,15 @@ TABLES = {
     ]
     + [np.full((N, 2), -0.1), np.full((N, 2), 1j), np.full((N, 2), None), np.full((N, 2), np.inf), np.ones((N, 0))],
     "embeddings": [np.ones(N), np.ones((N, 2, 2)), np.full((N, 2), NAN), np.full((N, 2), np.inf), np.full((N, 2), 1e30)]
-    + [np.full((N, 2), 1e300), np.ones((N - 1, 2)), np.full((N, 2), "a"), np.ones((N, 0)), "x", 5],
+    + [
+        np.full((N, 2), np.inf, np.float16),
+        np.full((N, 2), 1e300),
+        np.ones((N - 1, 2)),
+        np.full((N, 2), "a"),
+        np.ones((N, 0)),
+        "x",
+        5,
+    ],
     "domain": [np.ones(N), np.full(N, N), np.full(N, -1), np.full(N, 2**40), np.zeros((N, 1), int), np.full(N, True)]
     + [np.zeros(N - 1, int), np.array(["a"] * N), 0, np.full(N, 2**64 - 1, np.uint64), [0] * N],
     "pass_rates": [np.ones((N, 1)), np.full(N, 1.01), np.full(N, -np.inf), np.ones(3), 0.5, "x"],

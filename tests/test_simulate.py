@@ -219,7 +219,7 @@ def test_students_show_their_ability(capsys):
     [
         (["--responses", "nowhere.npz"], "no file nowhere.npz"),
         (["--schedule", "up", "down", "jump"], "3 schedules for 2 domains"),
-        (["--schedule", "left"], "no schedule 'left': it is one of up, still, down, jump"),
+        (["--schedule", "left"], "no schedule 'left': choose one of up, still, down, jump"),
         (["--num-generations", "30"], "num_generations is 30 but a window holds 20 of the 500 policies"),
         (["--selectors", "bot"], "did you mean bots?"),
         (["--selectors", "dots"], "the selector dots needs a file of `jaxrft prepare predictor`"),
@@ -230,12 +230,26 @@ def test_students_show_their_ability(capsys):
         (["--plot", "a.foo"], "cannot be written to a.foo: name a file that ends in .png, .svg or .pdf"),
         (["--plot", "/tmp"], "cannot be written to /tmp: name a file"),
         (["--selectors"], "selectors are none: name some of uniform"),
+        (["--selectors", ""], "selectors are none: name some of uniform"),
+        (["--selectors", ",,"], "selectors are none: name some of uniform"),
+        (["--selectors", "uniform,"], "selectors are 'uniform,': a name is missing beside a comma"),
+        (["--selectors", "uniform", ""], "selectors are 'uniform ': a name is missing beside a comma"),
+        (["--selectors", "uniform", "bots,uniform"], "selectors are 'uniform,bots,uniform': name uniform once"),
+        (["--selectors", "uniform", "bot"], "no selector 'bot': did you mean bots?"),
+        (["--schedule", ""], "schedules are none: name some of up, still, down, jump"),
+        (["--schedule"], "schedules are none: name some of up, still, down, jump"),
+        (["--schedule", "up,,down"], "schedules are 'up,,down': a name is missing beside a comma"),
+        (["--schedule", "stil"], "no schedule 'stil': did you mean still? (up, still, down, jump)"),
+        (["--seeds", "0"], "seeds is 0: it must be at least 1"),
+        (["--seeds", "-3"], "seeds is -3: it must be at least 1"),
+        (["--steps", "2000000000"], "groups, all of which are held in memory: lower one of them"),
     ],
 )
 def test_a_mistake_is_one_sentence(file, flags, message, capsys):
     short = ["--steps", "2", "--seeds", "1", "--selectors", "uniform", "bots"]
     assert cli.main(["simulate", *short, "--responses", file, *flags]) == 2
-    assert message in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert message in said and len(said.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -253,6 +267,33 @@ def test_a_mistake_about_students_is_one_sentence(flags, message, capsys):
     assert message in capsys.readouterr().err
 
 
+class Trap:
+    """Something that leaves a file behind where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_responses_that_unpack_to_more_than_memory_are_refused(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "a.npz", responses=np.zeros((2000, 2000), np.int8))
+    monkeypatch.setattr("jaxrft.tasks.memory.available", lambda: 4_000_000)
+    with pytest.raises(InputError, match="a.npz unpacks to more than 0.00 GiB, .*: give fewer tasks or policies, or"):
+        worlds.load(str(tmp_path / "a.npz"))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"difficulty": float("nan")}, {"spread": float("inf")}, {"rate": 1e30}, {"tasks": 10**12}, {"skills": 10**9}]
+    + [{"width": 10**9}, {"forgetting": -1.0}, {"unsolvable": float("nan")}, {"references": ""}, {"rewards": "x"}],
+)
+def test_students_that_cannot_be_are_refused(values):
+    with pytest.raises(InputError, match=f"students.{next(iter(values))} is .*: it must be "):
+        simulate.students(simulate.StudentConfig(**values), num_generations=8)
+
+
 def test_a_file_that_does_not_fit_is_named(tmp_path):
     def problem(**arrays):
         np.savez(tmp_path / "a.npz", **arrays)
@@ -265,6 +306,15 @@ def test_a_file_that_does_not_fit_is_named(tmp_path):
     assert "1 right, 0 wrong, -1 missing" in problem(responses=np.full((3, 2), -1))
     assert "`domain` of" in problem(responses=np.ones((3, 2)), domain=np.ones(3))
     assert "give numbers" in problem(responses=np.ones((3, 2)), embeddings=np.array([["a"], ["b"]]))
+    assert "1 right, 0 wrong, -1 missing" in problem(responses=np.full((3, 2), np.nan))
+    assert "1 right, 0 wrong, -1 missing" in problem(responses=np.full((3, 2), "1"))
+    assert "1 right, 0 wrong, -1 missing" in problem(responses=np.full((3, 2), 1j))
+    assert "1 right, 0 wrong, -1 missing" in problem(responses=np.zeros((3, 0)))
+    assert "not all finite" in problem(responses=np.ones((3, 2)), embeddings=np.full((2, 4), np.nan))
+    assert "not all finite" in problem(responses=np.ones((3, 2)), embeddings=np.full((2, 4), 1e300))
+    assert "not all finite" in problem(responses=np.ones((3, 2)), embeddings=np.full((2, 4), np.inf, np.float16))
+    assert "cannot be read as an .npz" in problem(responses=np.full((3, 2), Trap(tmp_path / "unpickled"), object))
+    assert not (tmp_path / "unpickled").exists()
     assert "has shape (2,)" in problem(responses=np.ones((3, 2)), embeddings=np.ones(2))
     np.save(tmp_path / "a.npy", np.ones((3, 2)))
     with pytest.raises(InputError, match="cannot be read as an .npz file: write it with"):

@@ -251,8 +251,9 @@ def credible(feedback: Feedback, num_tasks: int) -> Feedback:
     if len(set(shapes)) > 1 or len(shapes[0]) != 1:
         raise InputError(f"ids, successes, trials and tokens have shapes {shapes}: give one entry a task in each")
     ids, successes, trials, tokens = map(jnp.asarray, feedback)
-    valid = POSITIVE.fits(trials) & (successes >= 0) & (successes <= trials) & (ids >= 0) & (ids < num_tasks)
-    known = valid & NOT_NEGATIVE.fits(tokens)
+    possible = (successes >= 0) & (successes <= trials) & (ids >= 0) & (ids < num_tasks)
+    valid = POSITIVE.fits(trials.astype(jnp.float32)) & possible
+    known = valid & NOT_NEGATIVE.fits(tokens.astype(jnp.float32))
     return Feedback(*map(_only, (valid, valid, valid, known), (ids, successes, trials, tokens)))
 
 
@@ -301,7 +302,8 @@ def _rows_not_finite(values: Array) -> tuple[int, int] | None:
     if isinstance(values, Tracer):
         return None
     with jax.ensure_compile_time_eval():
-        broken = ~(abs(values) <= LARGEST).all(axis=1)
+        with np.errstate(over="ignore"):
+            broken = ~(abs(values.astype(np.float32)) <= LARGEST).all(axis=1)
         count = int(broken.sum())
         return (count, int(broken.argmax())) if count else None
 

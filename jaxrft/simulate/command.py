@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -11,9 +12,11 @@ import numpy as np
 
 from jaxrft import predictors
 from jaxrft.config import SelectConfig
+from jaxrft.errors import shown
 from jaxrft.fields import Checked, FilePath
 from jaxrft.predictors import Predictor
 from jaxrft.select import selectors
+from jaxrft.select.checks import check_choice
 from jaxrft.select.selectors import Selector
 from jaxrft.simulate import worlds
 from jaxrft.simulate.trials import Probing, Trace, interval, run, scores
@@ -23,6 +26,7 @@ FIGURES = ("effective_group_ratio", "signal", "mse", "pearson", "auc", "coverage
 ABILITY = "ability"  # of students only: a replayed policy does not learn
 NEED_REFERENCES = ("bots", "easy_to_hard")
 UNUSED = {"name": "selectors are named with --selectors", "embeddings": "the world has its own"}
+MOST_GROUPS = 2**28  # of some 20 bytes
 GROUPS = "groups"  # rolled out, shown where selectors differ in it because one of them probes
 
 
@@ -96,9 +100,9 @@ def _check_picture(path: Path) -> None:
 
 def simulate(config: SimulateConfig) -> tuple[dict[str, Trace], list[dict[str, Any]]]:
     """Traces by selector, and a row of figures a selector: means over seeds, `ci95` their intervals, None = unknown."""
-    names = _words(config.selectors)
-    if not names:
-        raise InputError(f"selectors are none: name some of {', '.join(selectors.SELECTORS)}")
+    names = _words("selectors", config.selectors, selectors.SELECTORS)
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"selectors are {shown(','.join(names))}: name {twice[0]} once")
     if not _has_references(config) and (asking := [name for name in names if name in NEED_REFERENCES]):
         raise InputError(f"students.references is none, but {asking[0]} chooses by them: leave it out of --selectors")
     for name, why in UNUSED.items():
@@ -127,9 +131,15 @@ def _predictor(config: SimulateConfig) -> Predictor:
 
 
 def _world(config: SimulateConfig) -> worlds.World:
-    for name in ("steps", "batch_size", "num_generations", "seeds"):
-        if getattr(config, name) < 1:
-            raise InputError(f"{name} is {getattr(config, name)}: it must be at least 1")
+    sizes = [getattr(config, name) for name in ("steps", "batch_size", "num_generations", "seeds")]
+    for name, size in zip(("steps", "batch_size", "num_generations", "seeds"), sizes, strict=True):
+        if size < 1:
+            raise InputError(f"{name} is {size}: it must be at least 1")
+    if config.steps * config.batch_size * config.seeds > MOST_GROUPS:
+        raise InputError(
+            f"steps {config.steps}, batch_size {config.batch_size} and seeds {config.seeds} make more than "
+            f"{MOST_GROUPS:,} groups, all of which are held in memory: lower one of them"
+        )
     for name in ("begin", "end"):
         if not 0 <= getattr(config, name) <= 1:
             raise InputError(f"{name} is {getattr(config, name)}: a quantile of the rows lies in [0, 1]")
@@ -142,15 +152,22 @@ def _world(config: SimulateConfig) -> worlds.World:
         worlds.load(config.responses),
         steps=config.steps,
         num_generations=config.num_generations,
-        schedule=_words(config.schedule),
+        schedule=_words("schedules", config.schedule, worlds.SCHEDULES),
         begin=config.begin,
         end=config.end,
     )
 
 
-def _words(values: tuple[str, ...]) -> tuple[str, ...]:
-    """The words of a flag given as `a b` or `a,b`."""
-    return tuple(word for value in values for word in value.split(",") if word)
+def _words(name: str, values: tuple[str, ...], options: Collection[str]) -> tuple[str, ...]:
+    """Returns the words of a flag given as `a b` or `a,b`; raises InputError unless each is one of `options`."""
+    words = tuple(word.strip() for value in values for word in value.split(","))
+    if not any(words):
+        raise InputError(f"{name} are none: name some of {', '.join(options)}")
+    if not all(words):
+        raise InputError(f"{name} are {shown(' '.join(values))}: a name is missing beside a comma")
+    for word in words:
+        check_choice(name.removesuffix("s"), word, options)
+    return words
 
 
 def _selector(name: str, config: SimulateConfig, predictor: Predictor | None, batch_size: int) -> Selector:

@@ -1,5 +1,6 @@
 """Worlds: a policy and its tasks without a language model, as pure functions of arrays."""
 
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrft.select.checks import are_numbers
+from jaxrft.select.checks import COUNTED, LARGEST, are_numbers, check_choice
+from jaxrft.tasks.memory import Budget
 from jaxrft.types import Array, Feedback, InputError, Tasks
 
 
@@ -56,6 +58,10 @@ class StudentConfig:
     """Share of the embeddings' variance that difficulty and skill make; the rest is noise."""
     width: int = 32
     """Width of the embeddings; 0 = none."""
+
+
+MOST_LOGITS, MOST_FEATURES = 1e6, 2**16
+LOGITS = ("spread", "rate", "forgetting")  # fields in logits, that are not negative
 
 
 class Student(NamedTuple):
@@ -135,12 +141,17 @@ def _references(config: StudentConfig, difficulty: Array) -> Array | None:
 def _check_students(c: StudentConfig) -> None:
     """Raises InputError for the first value that cannot work."""
     shares = [(name, 0 <= getattr(c, name) <= 1, "in [0, 1]") for name in ("unsolvable", "transfer", "signal")]
-    others = [(name, getattr(c, name) >= 0, "0 or more") for name in ("spread", "rate", "forgetting", "width")]
+    others = [(name, 0 <= getattr(c, name) <= MOST_LOGITS, "0 or more, at most 1e6") for name in LOGITS]
+    others += [("difficulty", abs(c.difficulty) <= MOST_LOGITS, "a number from -1e6 to 1e6")]
+    others += [("width", 0 <= c.width <= MOST_FEATURES, f"0 or more, at most {MOST_FEATURES}")]
     words = [
         (name, getattr(c, name) in get_args(kind), f"one of {', '.join(get_args(kind))}")
         for name, kind in (("rewards", Reward), ("references", Reference))
     ]
-    least = [(name, getattr(c, name) >= 1, "at least 1") for name in ("tasks", "skills")]
+    least = [
+        (name, 1 <= getattr(c, name) <= most, f"at least 1, at most {most}")
+        for name, most in (("tasks", COUNTED), ("skills", MOST_FEATURES))
+    ]
     for name, fits, wanted in shares + others + words + least:
         if not fits:
             raise InputError(f"students.{name} is {getattr(c, name)!r}: it must be {wanted}")
@@ -166,15 +177,20 @@ REFERENCE_QUANTILES, REFERENCE_ROWS = (0.10, 0.95), 64
 
 
 def load(path: str) -> Responses:
-    """A response matrix from an .npz file: `responses` [P, N], optionally `embeddings` [N, E] and `domain` [N].
+    """Reads a response matrix from an .npz file: `responses` [P, N], optionally `embeddings` [N, E] and `domain` [N].
 
-    Raises InputError for a file that is not there, is no .npz, or holds something else.
+    Raises InputError for a file that is not there, is no .npz, unpacks to more than half of the memory that is
+    available, or holds something else. Nothing is unpickled.
     """
     if not Path(path).is_file():
         raise InputError(f"no file {path}: --responses wants an .npz with an array `responses` of policies x tasks")
     try:
+        with zipfile.ZipFile(path) as archive:
+            Budget(path, "give fewer tasks or policies").hold(sum(part.file_size for part in archive.infolist()))
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in Responses._fields if name in file}
+    except InputError:
+        raise
     except Exception as error:  # numpy raises what the damaged part happens to raise, and of .npy an array comes
         raise InputError(f"{path} cannot be read as an .npz file: write it with numpy.savez") from error
     if "responses" not in found:
@@ -182,7 +198,7 @@ def load(path: str) -> Responses:
             f"{path} has no array `responses`: it must hold policies x tasks, 1 right, 0 wrong, -1 missing"
         )
     table = found["responses"]
-    if table.ndim != 2 or not np.isin(table, (-1, 0, 1)).all() or (table < 0).all():
+    if table.ndim != 2 or not are_numbers(table) or not np.isin(table, (-1, 0, 1)).all() or (table < 0).all():
         raise InputError(f"`responses` of {path} must be a matrix of policies x tasks, 1 right, 0 wrong, -1 missing")
     for name, array in found.items():
         if name == "responses":
@@ -193,6 +209,12 @@ def load(path: str) -> Responses:
             )
         if name == "embeddings" and not are_numbers(array):
             raise InputError(f"`{name}` of {path} are {array.dtype}: give numbers")
+        with np.errstate(over="ignore"):
+            ordinary = name != "embeddings" or (np.abs(array.astype(np.float32)) <= LARGEST).all()
+        if not ordinary:
+            raise InputError(
+                f"`{name}` of {path} are not all finite, up to {LARGEST:g}: leave out the tasks without any"
+            )
     return Responses(**found)
 
 
@@ -252,10 +274,11 @@ def replay(
 
 
 def _schedules(data: Responses, schedule: tuple[str, ...]) -> np.ndarray:
-    """Which schedule [N] every task follows."""
+    """Returns which schedule [N] every task follows."""
+    if not schedule:
+        raise InputError(f"schedules are none: name some of {', '.join(SCHEDULES)}")
     for name in schedule:
-        if name not in SCHEDULES:
-            raise InputError(f"no schedule {name!r}: it is one of {', '.join(SCHEDULES)}")
+        check_choice("schedule", name, SCHEDULES)
     num_tasks = data.responses.shape[1]
     if len(schedule) == 1 or data.domain is None:
         return np.arange(num_tasks) % len(schedule)

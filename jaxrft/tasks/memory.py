@@ -22,9 +22,10 @@ CGROUP = Path("/sys/fs/cgroup")
 class Budget:
     """Counts the bytes that the rows of one file take."""
 
-    def __init__(self, path: object):
-        """Takes the limit from what is available now."""
+    def __init__(self, path: object, remedy: str = "lower tasks.limit so that fewer rows are read, split the file"):
+        """Takes the limit from what is available now; `remedy` is what the user may do."""
         self._path = path
+        self._remedy = remedy
         self.limit = int(SHARE * available())
         self._used = 0
 
@@ -38,7 +39,7 @@ class Budget:
         if size > self.limit:
             raise InputError(
                 f"{self._path} unpacks to more than {self.limit / 2**30:.2f} GiB, half of the memory that is "
-                "available: lower tasks.limit so that fewer rows are read, split the file, or use a larger machine"
+                f"available: {self._remedy}, or use a larger machine"
             )
 
     def rows(self, size: int) -> int:
