@@ -192,6 +192,13 @@ def export_whole(lm: LanguageModel, params: Any, folder: Path) -> None:
     weights.save(folder, model.whole(params, lm.frozen), lm.config, source=lm.folder)
 
 
+def check_finite(lm: LanguageModel, params: Any, *, step: int, newest: int | None) -> None:
+    """Raises InputError when trained parameters are not finite after `step`; `newest` is the last that was saved."""
+    if flaw := weights.not_finite(params, lm.config):
+        kept = "there is no checkpoint yet" if newest is None else f"the newest checkpoint is of step {newest}"
+        raise InputError(f"after step {step} {flaw}: nothing of it is saved, {kept}; lower the learning_rate")
+
+
 def check_length(config: Config, limit: int | None) -> None:
     """Raises InputError when prompts and completions may outgrow the `limit` that the model was made for."""
     most = config.max_prompt_length + config.max_completion_length

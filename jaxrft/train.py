@@ -104,7 +104,7 @@ def loop(
 
     def halt(step: int) -> None:
         if step > done and checkpoints.newest != step:
-            save(checkpoints, report, state, must=True)
+            save(run.lm, checkpoints, report, state, must=True)
         kept = "saved" if step > done else "and nothing is to be saved"
         display.say(f"stopped by a signal after step {step}, {kept}; the same command goes on from here")
 
@@ -164,7 +164,7 @@ def loop(
         last = step == config.steps or stopping
         # What is saved while updates are skipped would push out what was saved before that began.
         if last or (due(step, config.save_steps) and not state.optimizer.skipped):
-            save(checkpoints, report, state, must=last)
+            save(run.lm, checkpoints, report, state, must=last)
         if stopping:
             halt(step)
             break
@@ -172,14 +172,16 @@ def loop(
     return state, stopping
 
 
-def save(checkpoints: Checkpoints, report: Reporter, state: RunState, *, must: bool) -> None:
+def save(lm: LanguageModel, checkpoints: Checkpoints, report: Reporter, state: RunState, *, must: bool) -> None:
     """Saves the state; unless it `must` be, a run goes on without, and says so, when the disk does not take it.
 
     Metrics come first, since a kill would lose the lines that a checkpoint has left behind, but do not have to be
-    written: those that wait in memory are worth less than the state.
+    written: those that wait in memory are worth less than the state. Parameters that are not finite are not saved,
+    since they would push out those that are.
     """
     report.flush()
     try:
+        runtime.check_finite(lm, state.params, step=int(state.step), newest=checkpoints.newest)
         checkpoints.save(state)
     except InputError as error:
         if must:

@@ -2,6 +2,7 @@ import functools
 import json
 import shutil
 import tracemalloc
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,11 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from jaxrft import evaluate, runtime, train
+from jaxrft.checkpoint import RunState
+from jaxrft.config import EvalConfig, LoRAConfig
 from jaxrft.lm import model, weights
+from jaxrft.prepare import embeddings, pass_rates
 from jaxrft.types import InputError
 
 CONFIG = model.ModelConfig(
@@ -299,6 +304,72 @@ def test_weights_that_are_not_finite_are_not_exported(name, value, dtype, sharde
         weights.save(copied, bad, CONFIG, source=copied, dtype=dtype)
     assert_equal(weights.load(copied, CONFIG), params)
     assert {path.name for path in copied.parent.iterdir()} == {"copy"}
+
+
+@pytest.fixture(scope="module")
+def broken(world, tmp_path_factory):
+    """The folder of a policy with a NaN in a norm."""
+    folder = shutil.copytree(world / "policy", tmp_path_factory.mktemp("broken") / "policy")
+    change_tensors(folder, lambda stored: stored | {"model.norm.weight": np.full(16, np.nan, np.float32)})
+    return str(folder)
+
+
+@pytest.mark.parametrize("command", ["train", "train with adapters", "eval", "pass-rates", "embeddings"])
+def test_no_command_computes_with_weights_that_are_not_finite(command, broken, configure, tmp_path):
+    config = configure(tmp_path / "run", model=broken)
+    adapted = replace(config, lora=LoRAConfig(rank=2))
+    held_out = replace(config, evaluation=EvalConfig((config.task_sets[0],), num_samples=0))
+    commands = {
+        "train": lambda: train.train(config),
+        "train with adapters": lambda: train.train(adapted),
+        "eval": lambda: evaluate.run(held_out),
+        "pass-rates": lambda: pass_rates.run(pass_rates.Options(config, str(tmp_path / "a.parquet"))),
+        "embeddings": lambda: embeddings.run(embeddings.Options(config, str(tmp_path / "a.safetensors"))),
+    }
+    with pytest.raises(InputError, match=r"policy: tensor model.norm.weight has 16 of 16 values that are not finite"):
+        commands[command]()
+    assert not list(tmp_path.glob("a.*"))
+
+
+class Saved:
+    """Stands for the checkpoints of a run."""
+
+    newest = 3
+
+    def __init__(self):
+        self.states = []
+
+    def save(self, state):
+        self.states.append(state)
+
+
+class Metrics:
+    """Stands for the metrics of a run."""
+
+    def flush(self):
+        pass
+
+    def check_written(self):
+        pass
+
+
+@pytest.mark.parametrize("lora", [None, model.LoRA(2, 4.0, ("gate",))])
+def test_parameters_that_are_not_finite_push_out_no_checkpoint(lora, tmp_path, caplog):
+    config = CONFIG._replace(lora=lora)
+    name = "gate" if lora is None else "gate_lora_b"
+    params = {row.name: jnp.ones(row.shape) for row in (model.adapters(config) or model.base(config))}
+    lm = runtime.LanguageModel(config, None, None, {}, None, (1,), tmp_path)
+    state = RunState(np.int32(6), params, None, None, None, None)
+    bad = state._replace(params=params | {name: params[name].at[1, 0].set(jnp.inf)})
+    saved = Saved()
+    train.save(lm, saved, Metrics(), state, must=True)
+    train.save(lm, saved, Metrics(), bad, must=False)
+    assert saved.states == [state] and "step 6 is not saved, and the run goes on" in caplog.text
+    with pytest.raises(
+        InputError, match="after step 6 tensor .*gate_proj.* not finite .* newest checkpoint is of step 3"
+    ):
+        train.save(lm, saved, Metrics(), bad, must=True)
+    assert saved.states == [state]
 
 
 # config.json

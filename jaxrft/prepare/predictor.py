@@ -210,6 +210,10 @@ def fitted(key: jax.Array, data: Data, fit: FitConfig, *, display: Display, titl
         display.advance(after * fit.epochs + epoch, numbers, numbers if epoch == fit.epochs else "")
 
     params, _ = fitting.fit(key, data.embeddings, data.pass_rates, report=report, **asdict(fit))  # pyright: ignore
+    if not all(np.isfinite(x).all() for x in jax.tree.leaves(params)):
+        raise InputError(
+            f"training on {title} ended in weights that are not finite: lower fit.learning_rate, {fit.learning_rate:g}"
+        )
     return Predictor(params, fit.calibration, fit.temperature, fit.top_k, data.origin)
 
 
