@@ -83,7 +83,8 @@ def verl(folder):
 @pytest.mark.parametrize(("data", "reward"), [(gsm8k, "gsm8k"), (verl, "math")])
 def test_three_steps_a_stop_and_three_more_open_in_transformers(data, reward, policy, tmp_path):
     tasks, select = data(tmp_path)
-    changes = {"tasks": tasks, "select": select, "rewards": (reward, "graders:letters")}
+    rewards = {"rewards": (reward, "graders:letters"), "reward_completions": "text"}
+    changes = {"tasks": tasks, "select": select} | rewards
     configure = functools.partial(helpers.make_config, policy, "", tmp_path / "run", **changes)
     train.train(configure(steps=3))
     state = train.train(configure(steps=6))
