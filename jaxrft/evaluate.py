@@ -46,17 +46,27 @@ def trials(config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool, **options:
     """The function (params, step, table, ids [n], stopped) -> success [n, samples]; options are `runtime.generator`'s.
 
     Tasks are rolled out in batches of one shape, of which the last is filled up and cut; raises Stopped before one.
+    Rewards are told that `done` steps are done, `step` by default.
     """
     generate = runtime.generator(lm, config, mesh, **options)
 
-    def successes(params: Any, step: int, tasks: TaskTable, ids: np.ndarray, stopped: Callable[[], bool]) -> np.ndarray:
+    def successes(
+        params: Any,
+        step: int,
+        tasks: TaskTable,
+        ids: np.ndarray,
+        stopped: Callable[[], bool],
+        *,
+        done: int | None = None,
+    ) -> np.ndarray:
         widths, found = table.buckets(tasks.lengths)[-1:], []
         for start in range(0, len(ids), config.eval_batch_size):
             if runtime.any_process(stopped()):
                 raise runtime.Stopped
             part = np.take(ids, range(start, start + config.eval_batch_size), mode="wrap")
             rollouts = generate(params, np.int32(step), *runtime.prompt_batch(tasks, part, widths, mesh), part)
-            told, first = runtime.trainer_state(config, step), start == step == 0
+            told = runtime.trainer_state(config, step if done is None else done)
+            first = start == step == 0
             verdicts = runtime.verify(config, lm, rollouts, pool, tasks, part, trainer_state=told)
             verdicts = runtime.check_verdicts(config, verdicts, pool, tasks=len(part), first=first)
             found.append(np.nan_to_num(verdicts.success).reshape(len(part), -1))
@@ -74,7 +84,7 @@ def pass_rates(config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool) -> Cal
 
     def measure(params: Any, step: int, tasks: TaskTable, ids: np.ndarray, stopped: Callable[[], bool]) -> np.ndarray:
         rates = np.full(len(tasks.lengths), np.nan, np.float32)
-        rates[ids] = successes(params, step, tasks, ids, stopped).mean(axis=1)
+        rates[ids] = successes(params, step, tasks, ids, stopped, done=step - 1).mean(axis=1)
         return rates
 
     return measure

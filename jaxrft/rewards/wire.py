@@ -6,7 +6,6 @@ Every answer repeats the number and the random token of its question. Code that 
 both: what grades is trusted, what it starts is not.
 """
 
-import hmac
 import json
 import logging
 import math
@@ -119,8 +118,7 @@ def parse_greeting(line: bytes, token: str) -> dict[str, Any]:
 
 
 def _repeats(answered: int, word: str, number: int, token: str) -> bool:
-    same = hmac.compare_digest(word.encode(errors="surrogatepass"), token.encode())
-    return same and answered == number
+    return answered == number and word == token
 
 
 def _parse(line: bytes, kind: type) -> Any:
