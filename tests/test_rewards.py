@@ -217,10 +217,10 @@ def test_workers_load_without_jax():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def sampled(completion_ids, trainer_state, **kwargs):
-    """The sampled tokens as the digits of a number, behind the point how far the run is."""
-    (ids,) = completion_ids
-    return [float("".join(map(str, ids))) + trainer_state.global_step / trainer_state.max_steps]
+def sampled(completion_ids, truncated, trainer_state, **kwargs):
+    """The sampled tokens as the digits of a number, negative if cut, behind the point how far the run is."""
+    (ids,), (cut,) = completion_ids, truncated
+    return [(-1.0) ** cut * (float("".join(map(str, ids))) + trainer_state.global_step / trainer_state.max_steps)]
 
 
 def test_rewards_get_the_tokens_that_were_sampled_and_how_far_the_run_is():
@@ -236,10 +236,12 @@ def test_rewards_get_the_tokens_that_were_sampled_and_how_far_the_run_is():
     mask = jnp.array([[1, 1, 1], [1, 1, 0]], jnp.float32)
     rollout = Rollout(tokens, jnp.array([3, 2], jnp.int32), mask, mask, mask)
     tasks = SimpleNamespace(prompts=["q"], columns={})
+    config = SimpleNamespace(skip_special_tokens=False)
+    lm = SimpleNamespace(tokenizer=tokenizer.load(str(TINY)), eos_ids=(5,))
     with Pool([("sampled", sampled)], workers=1) as pool:
         state = {"global_step": 1, "max_steps": 4}
-        verdicts = runtime.verify(rollout, pool, tokenizer.load(str(TINY)), tasks, np.array([0]), trainer_state=state)
-    assert verdicts.rewards.tolist() == [[314.25], [15.25]]
+        verdicts = runtime.verify(config, lm, rollout, pool, tasks, np.array([0]), trainer_state=state)
+    assert verdicts.rewards.tolist() == [[-314.25], [15.25]]
 
 
 def test_a_function_that_a_call_made_is_found_in_the_module_that_holds_it():
