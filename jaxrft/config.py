@@ -445,12 +445,15 @@ def check(config: Config) -> None:
         (
             "micro_batch_size",
             divides(c.rows_per_micro_batch, c.tasks_per_update * c.num_generations)
-            and (divides(c.rows_per_micro_batch, c.num_generations) or c.rows_per_micro_batch % c.num_generations == 0),
+            and (
+                divides(c.rows_per_micro_batch, c.num_generations) or divides(c.num_generations, c.rows_per_micro_batch)
+            ),
             f"in rows, a divisor of a mini-batch's {c.tasks_per_update * c.num_generations} "
             f"and a divisor or a multiple of num_generations {c.num_generations}",
         ),
     ]
-    _require(c, ranges + _limits(c))
+    _require(c, ranges)
+    _require(c, _limits(c))
     check_templates(c)
     check_sets(c)
     if c.keep_best is not None:

@@ -239,6 +239,19 @@ def through_the_door(config, path):
         sources.load(dataclasses.replace(tasks, source="builtin:digits"))
 
 
+NUMBERS = [(path, field) for path, field in CONFIG if holds(field, int) or holds(field, float)]
+
+
+@pytest.mark.parametrize(("path", "field"), NUMBERS, ids=title)
+def test_a_number_at_an_edge_is_taken_or_one_sentence(path, field):
+    values = (0, -1, 1, 3, 2**31 - 1) if holds(field, int) else (0.0, -0.0, -1.0, 1.2e-38, 3.4e38, -3.4e38, 10**38)
+    for value in values:
+        try:
+            changed(make(**HELD_OUT), path, (value,) * 2 if is_tuple(field) else value)
+        except InputError as error:
+            assert ": " in str(error) and len(str(error)) < 500
+
+
 ANY_SIZE = {  # 10**9 means what it says
     *("steps", "seed", "warmup_steps", "eval_steps", "save_steps", "log_completions_steps", "keep_checkpoints"),
     *("max_skipped_updates", "dynamic_sampling", "num_iterations", "top_k", "max_age", "limit", "rank"),

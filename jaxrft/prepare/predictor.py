@@ -26,6 +26,10 @@ from jaxrft.types import InputError
 
 logger = logging.getLogger(__name__)
 
+MAX_SPLITS = 1000
+# Beyond these an accelerator's memory, or its patience, ends; the published predictor has 896 and 3.
+MAX_FIT = {"width": 65_536, "layers": 100, "epochs": 1_000_000, "learning_rate": 1e3, "temperature": 1e6}
+
 
 @dataclass(frozen=True)
 class FitConfig:
@@ -233,10 +237,14 @@ def check(data: Data, options: Output) -> None:
             f"policies have in common, so give those of at least 2, in columns that end in {SUFFIX} or that "
             "tasks.pass_rate_columns names"
         )
-    if options.splits < 0 or not 0 < options.held_out < 1:
+    if not 0 <= options.splits <= MAX_SPLITS or not 0 < options.held_out < 1:
         raise InputError(
-            f"splits is {options.splits}, held_out {options.held_out}: 0 or more, and in (0, 1), are right"
+            f"splits is {options.splits}, held_out {options.held_out}: 0 to {MAX_SPLITS:,}, and in (0, 1), are right"
         )
+    for name, most in MAX_FIT.items():
+        value = getattr(options.fit, name)
+        if not 0 < value <= most:
+            raise InputError(f"fit.{name} is {value}: it must be positive, and at most {most:,}")
     left = num_tasks - (judge.share(num_tasks, options.held_out) if options.splits else 0)
     if options.splits and judge.share(num_policies, options.held_out) == num_policies:
         raise InputError(f"held_out is {options.held_out}: it leaves none of the {num_policies} policies to train on")
