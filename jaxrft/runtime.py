@@ -65,6 +65,7 @@ def start(config: Config) -> Mesh:
 def join() -> None:
     """Joins the other processes of the run; raises InputError when nothing says which they are."""
     address, count, index = map(os.environ.get, ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+    jax.config.update("jax_enable_preemption_service", False)  # which would keep SIGTERM to itself
     try:
         jax.distributed.initialize(
             num_processes=None if count is None else int(count),
@@ -77,6 +78,8 @@ def join() -> None:
             f"JAX_PROCESS_ID {index} ({error}): set them to, for example, localhost:1234, 2 and 0 to 1, outside of "
             "TPU pods and SLURM jobs"
         ) from error
+    if jax.process_index() == 0:
+        signals.leave_last()
 
 
 # What check_mesh reads from the config: property -> the field to change.

@@ -7,10 +7,13 @@ ends in a stack trace unless `leave_early` was called before.
 import _thread
 import os
 import signal
+import time
 from types import FrameType
 
 # To add a signal, name it here; `to_save` says which of them save once a run has begun.
 ENDING = ("SIGINT", "SIGTERM", "SIGHUP")
+GRACE = 3.0  # seconds
+_patience = [0.0]  # seconds between the sentence and the end
 _leaving = _thread.allocate_lock()
 _standard_error = 2
 
@@ -57,6 +60,14 @@ def leave_to_kernel() -> None:
             signal.signal(number, signal.SIG_DFL)
 
 
+def leave_last() -> None:
+    """Makes this process say its sentence at once, and end GRACE seconds later.
+
+    It is for the first of several processes: JAX aborts the others, with a stack trace, as soon as that has gone.
+    """
+    _patience[0] = GRACE
+
+
 def leave(number: int, _: FrameType | None = None) -> None:
     """Handles a signal: ends the process with a sentence and the exit code 128 + number; it is safe in any thread."""
     _end(number, "with nothing to save; run the same command again")
@@ -66,6 +77,7 @@ def _end(number: int, what: str) -> None:
     if not _leaving.acquire(blocking=False):
         return  # another thread is at it
     _say(f"stopped by {signal.Signals(number).name} {what}")
+    time.sleep(_patience[0])
     os._exit(128 + number)
 
 

@@ -111,6 +111,17 @@ def test_a_forked_child_tells_its_parent_of_no_signal():
     assert run(code)[:2] == (0, "7\n")
 
 
+def test_sigterm_ends_a_process_that_has_joined_others():
+    """JAX has a handler of its own for it, to which nothing here listens."""
+    code = (
+        "import os, signal, sys, time\nfrom jaxrft import signals\nsignals.leave_early()\n"
+        "os.environ |= dict(JAX_COORDINATOR_ADDRESS=sys.argv[1], JAX_NUM_PROCESSES='1', JAX_PROCESS_ID='0')\n"
+        "from jaxrft import runtime\nruntime.join()\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(5)"
+    )
+    code, _, said = run(code, f"localhost:{helpers.free_port()}")
+    assert (code, said.splitlines()[-1:]) == (143, [SENTENCE.format("TERM").strip()])
+
+
 def test_all_is_the_kernels_when_the_command_has_ended():
     code = (
         "import os, signal, sys\nfrom jaxrft.__main__ import main\nsys.argv = ['jaxrft', '--help']\n"
