@@ -375,6 +375,7 @@ def test_options_of_other_commands_are_checked():
         (pass_rates.Options, {"name": "\ud800"}),
         (dataset.Options, {"file": ("x" * 5000,)}),
         (graders.Options, {"tasks": 0}),
+        (graders.Options, {"samples": 1}),
         (graders.Options, {"repeats": 10**30}),
     ):
         with pytest.raises(InputError):

@@ -60,9 +60,9 @@ class Options(Checked):
     def __post_init__(self) -> None:
         """Raises InputError for numbers out of range, too."""
         super().__post_init__()
-        for name in ("tasks", "samples", "workers", "repeats"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        for name, least in {"tasks": 1, "samples": 2, "workers": 1, "repeats": 1}.items():
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}: it must be at least {least}")
 
 
 def measure(
