@@ -140,7 +140,7 @@ def _eval(arguments: list[str], prog: str) -> int:
     from jaxrft import evaluate
 
     for name, value in evaluate.run(config).items():
-        print(f"{name} {value:.4f}")
+        print(f"{terminal.escaped(name)} {value:.4f}")
     return 0
 
 

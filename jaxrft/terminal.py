@@ -54,9 +54,10 @@ class TolerantStream:
     attributes are the stream's.
     """
 
-    def __init__(self, stream: TextIO):
-        """Wraps `stream`."""
+    def __init__(self, stream: TextIO, *, escape: bool = False):
+        """Wraps `stream`; with `escape` all that is written is foreign text, and escaped."""
         self._stream = stream
+        self._escape = escape
         self.trouble: OSError | ValueError | None = None  # of the first write that was not taken
 
     def __getattr__(self, name: str) -> Any:
@@ -66,7 +67,7 @@ class TolerantStream:
     def write(self, text: str) -> int:
         """Writes `text`, or drops it."""
         try:
-            self._stream.write(text)
+            self._stream.write(escaped(text) if self._escape else text)
         except UnicodeEncodeError:
             encoding = self._stream.encoding
             self.write(text.encode(encoding, "backslashreplace").decode(encoding))
@@ -105,17 +106,17 @@ class TolerantStream:
             logger.warning("%s takes no more (%s): what it does not take is dropped", name, reason)
 
 
-def tolerant(stream: TextIO | None) -> TextIO:
+def tolerant(stream: TextIO | None, *, escape: bool = False) -> TextIO:
     """Returns `stream` wrapped in a TolerantStream, once; a stream that drops everything for None."""
     if isinstance(stream, TolerantStream):
         return cast(TextIO, stream)
-    return cast(TextIO, TolerantStream(open(os.devnull, "w") if stream is None else stream))
+    return cast(TextIO, TolerantStream(open(os.devnull, "w") if stream is None else stream, escape=escape))
 
 
-def guard_streams() -> None:
-    """Makes sys.stdout and sys.stderr tolerant."""
-    sys.stdout = tolerant(sys.stdout)
-    sys.stderr = tolerant(sys.stderr)
+def guard_streams(*, escape: bool = False) -> None:
+    """Makes sys.stdout and sys.stderr tolerant; `escape` is for a process whose prints are of foreign origin."""
+    sys.stdout = tolerant(sys.stdout, escape=escape)
+    sys.stderr = tolerant(sys.stderr, escape=escape)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from rich.console import Console
 from jaxrft import terminal
 from jaxrft.plan.page import Page
 from jaxrft.report.console import Display
+from jaxrft.rewards import lookup
 
 HOSTILE = {
     "\x1b[2J\x1b]0;title\x07": r"\x1b[2J\x1b]0;title\x07",  # clears the screen, sets the title
@@ -96,6 +97,13 @@ def test_what_a_stream_does_not_take_is_dropped_and_said_once(error, caplog):
     print("taken again", file=stream)
     assert broken.getvalue() == "taken again\n"
     assert len(caplog.messages) == 1 and "takes no more" in caplog.messages[0]
+
+
+def test_what_graders_print_and_raise_is_escaped():
+    stream = io.StringIO()
+    print("\x1b[2Ja\n日", file=terminal.tolerant(stream, escape=True))
+    assert stream.getvalue() == "\\x1b[2Ja\n日\n"
+    assert lookup.sentence(ValueError("no \x1b[2J\nnumber \u202e")) == r"ValueError: no \x1b[2J number \u202e"
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252", "utf-8"])

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from jaxrft.errors import InputError
+from jaxrft.terminal import escaped
 
 Reward = Callable[..., list[float | None]]
 
@@ -144,4 +145,4 @@ def _same_file(path: str | None, other: str) -> bool:
 
 def sentence(error: BaseException) -> str:
     """An error on one line of bounded length: its kind and its message."""
-    return f"{type(error).__name__}: {error}".replace("\n", " ")[:300]
+    return escaped(f"{type(error).__name__}: {error}".replace("\n", " ")[:300], keep="")

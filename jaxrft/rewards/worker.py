@@ -31,7 +31,7 @@ def main(descriptor: int, trainer: int) -> None:
     """Answers chunks, in a child with a warden, until the trainer closes the wire or dies."""
     guard(trainer, descriptor)
     keep_from_children(descriptor)
-    guard_streams()  # a reward that prints is not lost with the reader of what it prints
+    guard_streams(escape=True)  # a reward that prints, often completions, is not lost with the reader of that
     wire = socket.socket(fileno=descriptor)
     lines = wire.makefile("rb")
     greeting = json.loads(next(lines))
