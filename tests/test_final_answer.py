@@ -53,10 +53,24 @@ TABLE = [
     ("Answer - 42", "42"),
     ("The answer is forty-two, i.e. 42.", "42"),
     ("The answer is 42. I hope my answer is correct.", "42"),
-    # 4: the end of the text
+    ("Final Answer: The final answer is $even$. I hope it is correct.", "even"),
+    ("Answer\n======\nB", "B"),
+    ("The answer is [0, 1).", "[0, 1)"),
+    ("The answer is 2xy + 3.", "2xy + 3"),
+    ("The answer is ab + 1.", "ab + 1"),
+    ("The answer is B because A is wrong.", "B"),
+    ("The answer is B, not C.", "B"),
+    (r"The answer is \begin{pmatrix}1\\2\end{pmatrix}.", r"\begin{pmatrix}1\\2\end{pmatrix}"),
+    ("La respuesta es B.", "B"),
+    ("Die Antwort lautet: even", "even"),
+    ("Ответ: B", "B"),
+    # 6: the end of the text
     ("so 6 * 7 = 42.", "6 * 7 = 42"),
     ("There are 42 ways to do it.", "42"),
     ("It costs $42.", "42"),
+    ("It costs $5 more than both, so that is 37 + 5 = $42.", "37 + 5 = $42"),
+    ("It is $5 cm$.", "5 cm"),
+    ("The ratio is 2: 3.", "2: 3"),
     ("That makes 42. Let me know if you need 3 more.", "42"),
     ("That makes 42.\n\nI hope these 2 steps help!", "42"),
     ("Therefore $x = 42$.", "x = 42"),
@@ -67,10 +81,31 @@ TABLE = [
     ("To calculate 53 + 43 with just numeric values, here's a", None),
     ("- 42", "42"),
     ("no number", None),
-    # 5: a text that is only a word or a choice
+    (r"[0, 1)", "[0, 1)"),
+    (r"It is (-\infty, 2].", r"(-\infty, 2]"),
+    ("Step 1: 3 + 4\nStep 2: 7", "7"),
+    ("- **42**", "42"),
+    ("It is 5°C.", "5°"),
+    ("6 * 7 = <<6*7=42>>42", "42"),
+    # 4 and 5: a text that is only a word or a choice, a last sentence that is a letter, a word or a formula
     ("**C**", "C"),
     ("(C) 12 metres", "(C) 12 metres"),
     ("Evelyn.", "Evelyn"),
+    (r"\pi", r"\pi"),
+    (r"**\pi**", r"\pi"),
+    ("By steps 1 and 2.\n\n**B**", "B"),
+    ("By steps 1 and 2.\n\nB", "B"),
+    ("By steps 1 and 2.\n\n**even**", "even"),
+    ("It makes 42.\n\nDone.", "42"),
+    ("To find it with words, here is a", None),
+    ("The value is **B**.", "B"),
+    ("The value is B.", "B"),
+    ("The value is **even**.", "even"),
+    (r"Result: \pi", r"\pi"),
+    ("Result: even", "even"),
+    ("So option B is correct.", "B"),
+    ("**C** is the right answer.", "C"),
+    (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}"),
     ("", None),
 ]
 AROUND = [
@@ -116,6 +151,13 @@ def test_right_answer_keeps_its_reward_in_any_wrapping(before, around):
         "42°",
         "42 cm^2",
         "x = 42",
+        r"\text{42}",
+        r"\text{42 cm}",
+        r"\boldsymbol{42}",
+        r"\color{red}{42}",
+        "４２",
+        "(B) 42",
+        r"\begin{aligned}x &= 6\cdot 7 \\ &= 42\end{aligned}",
     ],
 )
 def test_right_answer_keeps_its_reward_in_a_box(held):
@@ -139,6 +181,8 @@ def test_right_answer_keeps_its_reward_in_tags(around):
         (r"\boxed{D: 12 metres}", "C", 0.0),
         (r"\boxed{A. B. C.}", "A", 0.0),
         (r"\boxed{A or C}", "A", 0.0),
+        (r"\boxed{\text{(C) } \frac{1}{2}}", "0.5", 1.0),
+        (r"\boxed{\text{(C) } \frac{1}{2}}", "2", 0.0),
     ],
 )
 def test_choice_is_its_letter_with_or_without_its_text(completion, gold, expected):
@@ -165,6 +209,41 @@ def test_choice_is_its_letter_with_or_without_its_text(completion, gold, expecte
     ],
 )
 def test_units_behind_a_number_do_not_count(answer, gold, expected):
+    assert math([""], [f"\\boxed{{{answer}}}"], answer=[gold]) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "expected"),
+    [
+        ("3√2", r"3\sqrt{2}", 1.0),
+        ("√12", r"2\sqrt{3}", 1.0),
+        ("√(x+1)", r"\sqrt{x+1}", 1.0),
+        ("2*pi/3", r"\frac{2\pi}{3}", 1.0),
+        ("2½", "2.5", 1.0),
+        ("–7", "-7", 1.0),
+        ("(−∞, 2]", r"(-\infty, 2]", 1.0),
+        ("x²+1", "x^2+1", 1.0),
+        (r"\bigl(0,1\bigr]", "(0,1]", 1.0),
+        (r"\lbrace 1,2\rbrace", r"\{1,2\}", 1.0),
+        (r"\varnothing", r"\emptyset", 1.0),
+        ("1,000, 2", "1000, 2", 1.0),
+        ("2, 1000", "1,000, 2", 1.0),
+        ("1,000, 2", "1, 2", 0.0),
+        ("h = 8,000", "8000", 1.0),
+        ("h = 8,000", "8", 0.0),
+        (r"1.5\%", "1.5", 1.0),
+        ("1.5", r"1.5\%", 1.0),
+        ("1.4", r"1.5\%", 0.0),
+        ("Even", "even", 1.0),
+        (r"\text{even}", "even", 1.0),
+        (r"\textbf{No solution}", "no solution", 1.0),
+        ("neve", "even", 0.0),  # the same product of letters
+        ("Alice", r"\text{Celia}", 0.0),
+        (r"3\text{ hours }20\text{ minutes}", "3", 0.0),
+        (r"9.8 \text{ m}/\text{s}^2", "9.8", 1.0),
+    ],
+)
+def test_spelling_of_an_answer_does_not_count(answer, gold, expected):
     assert math([""], [f"\\boxed{{{answer}}}"], answer=[gold]) == [expected]
 
 

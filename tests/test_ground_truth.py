@@ -2,6 +2,7 @@
 
 import datetime
 import decimal
+import fractions
 import logging
 
 import numpy as np
@@ -24,6 +25,8 @@ from jaxrft.tasks import sources
         (1e-05, "0.00001"),
         (5.0, "5"),
         (-0.5, "-0.5"),
+        (-0.0, "0"),
+        (decimal.Decimal("-0"), "0"),
         (np.float32(0.1), "0.1"),
         (np.int64(3), "3"),
         (np.array([1, 2]), "1, 2"),
@@ -47,6 +50,7 @@ def test_meaning_is_that_of_the_type(truth, text):
     [
         (True, "True is of type bool: write what an answer must say as text"),
         (np.bool_(False), "of type bool"),
+        (fractions.Fraction(1, 3), "of type Fraction: write what an answer must say as text"),
         ({"target": "5"}, r"name one of its fields \(target\) with tasks.answer_column"),
         (datetime.date(2020, 1, 2), "of type date"),
         (b"5", "of type bytes"),

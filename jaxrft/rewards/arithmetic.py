@@ -12,6 +12,7 @@ The reader below knows operations, numbers and brackets in LaTeX and in plain te
 
 import math
 import re
+import unicodedata
 from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
@@ -23,8 +24,22 @@ _DEPTH = 40  # nested brackets and signs
 _BITS = 200  # of numbers that are worked out here; larger ones are left as they are
 _EXPONENT = 64  # largest exponent of a root that is worked out here
 
-_CHARACTERS = str.maketrans(
+
+def _vulgar(fraction: str) -> str:
+    """Returns the LaTeX of a character that is a fraction."""
+    value = Fraction(unicodedata.numeric(fraction)).limit_denominator(10)
+    return f"\\frac{{{value.numerator}}}{{{value.denominator}}}"
+
+
+# Characters that have a spelling in LaTeX or ASCII.
+CHARACTERS = str.maketrans(
     {
+        **{digit: str(value) for value, digit in enumerate("０１２３４５６７８９")},
+        **{fraction: _vulgar(fraction) for fraction in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"},
+        "∞": r"\infty ",
+        "≤": r"\le ",
+        "≥": r"\ge ",
+        "≠": r"\ne ",
         **dict.fromkeys("×·⋅∙∗✕✖", "*"),
         **dict.fromkeys("÷∕⁄", "/"),
         **dict.fromkeys("−–—‒", "-"),
@@ -83,7 +98,9 @@ _CLOSING = {*_BRACKETS.values(), *(closing for closing, _ in _MEASURES.values())
 _BETWEEN = {*_SIGNS, *_TIMES, *_DIVIDED, *_SEPARATORS, *_EQUALS, *_ABOUT, *_CLOSING, "^", "**", "!", "_", ""} - {"x"}
 _CONSTANTS = {"pi": sympy.pi, "e": sympy.E, "i": sympy.I}
 # Of rational numbers these always have a value that is simpler.
-_INTEGER_FUNCTIONS = ("gcd", "lcm", "max", "min", "floor", "ceil", "abs", "det", "sum", "prod", "lim", "int")
+_INTEGER_FUNCTIONS = (
+    *("gcd", "lcm", "max", "min", "floor", "ceil", "abs", "det", "sum", "prod", "lim", "int", "Gamma"),
+)
 _FUNCTIONS: dict[str, Callable[..., sympy.Expr]] = {
     **{name: getattr(sympy, name) for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")},
     "exp": sympy.exp,
@@ -92,6 +109,7 @@ _FUNCTIONS: dict[str, Callable[..., sympy.Expr]] = {
     "log": sympy.log,
     "lg": sympy.log,
 }
+_INVERSES = {"a" + name[3:]: name for name in ("arcsin", "arccos", "arctan", "arccot")}
 _POWERS = {"squared": 2, "cubed": 3}
 
 
@@ -102,7 +120,9 @@ class _Value(NamedTuple):
     """What a part of an answer is worth and how it is written."""
 
     number: sympy.Expr | None = None  # None: not known, or no number
-    form: str = ""  # "" a unit, "integer", "decimal", "fraction", "ten" a power of it, "sum", "number" anything else
+    form: str = (
+        ""  # "" a unit, "integer", "decimal", "fraction", "ten" a power of it, "sum", "quotient", "number" any other
+    )
     coefficient: int = 1  # the integers that it is written to be multiplied with
 
     @property
@@ -145,7 +165,7 @@ class _Reader:
     """A tolerant recursive descent over the tokens of one answer, which collects the `kinds` of open operations."""
 
     def __init__(self, text: str) -> None:
-        text = _END.sub(")", _BEGIN.sub("(", text.translate(_CHARACTERS)))
+        text = _END.sub(")", _BEGIN.sub("(", text.translate(CHARACTERS)))
         text = _STYLES.sub(r" \1 ", _STYLES.sub(r" \1 ", text))
         self.numbers: list[bool] = []
         self.tokens: list[str] = []
@@ -298,9 +318,11 @@ class _Reader:
             reduced = len(rational) == 2 and len(values) > 2 and _reduced(factors)
             return self._made(name, number, not reduced)
         sums -= values[-1].form == "sum" and operations[-1] == "/"
-        evaluates = sums > 1 or _simpler(values, number) or _cancels(factors)
+        evaluates = sums > 1 or _simpler(values, number) or _cancels(factors) or _multiplies_fractions(factors)
+        if name == "quotient":
+            return self._made(name, number, evaluates, form="quotient")
         product = self._made(name, number, evaluates)
-        return product if name == "quotient" else product._replace(coefficient=_coefficient(values))
+        return product._replace(coefficient=_coefficient(values))
 
     def _made(self, kind: str, number: sympy.Expr | None, evaluates: bool, form: str = "number") -> _Value:
         """Returns the value of an operation, and notes its kind if it evaluates."""
@@ -425,12 +447,14 @@ class _Reader:
             return _UNIT
         if argument.number is None or (base is not None and base.number is None):
             return _Value(None, "number")
+        if power is not None and power.number == -1 and "a" + name in _INVERSES:
+            name, power = _INVERSES["a" + name], None
         function = _FUNCTIONS[name]
         if base is None and name == "lg":
             base = _Value(sympy.Integer(10), "integer")
         degrees = self.tokens[self.at - 1] in ("\\circ", "degrees")
         angle = argument.number * sympy.pi / 180 if degrees else argument.number
-        result = function(angle, base.number) if base is not None else function(angle)
+        result = function(angle) if base is None or base.number is None else _logarithm(angle, base.number)
         common = name == "log" and base is None and argument.rational and sympy.log(argument.number, 10).is_Rational
         evaluates = common or not result.has(function) or bool(result.is_Rational)
         value = self._made(name, _bounded(result), evaluates)
@@ -504,12 +528,21 @@ def _power(base: sympy.Expr, exponent: sympy.Expr) -> sympy.Expr | None:
     """Returns a power that sympy need not work hard for."""
     if base == 0:
         return None
+    if base == sympy.E:
+        return _bounded(sympy.exp(exponent)) if _is_small(exponent) else None
     if isinstance(exponent, sympy.Rational) and max(abs(exponent.p), exponent.q) > _EXPONENT:
         return None
     if isinstance(base, sympy.Rational) and isinstance(exponent, sympy.Rational) and not _is_short(base):
         exact = _exact_root(base, exponent.q)
         return None if exact is None else _bounded(exact**exponent.p)
     return _bounded(sympy.Pow(base, exponent))
+
+
+def _is_small(exponent: sympy.Expr) -> bool:
+    r"""Whether e to this power is no large integer power, as e^{10^9 \ln 2} is."""
+    terms = [term.as_coeff_Mul() for term in sympy.Add.make_args(sympy.expand(exponent))]
+    coefficients = [coefficient for coefficient, rest in terms if rest.has(sympy.log)]
+    return all(abs(coefficient) <= _EXPONENT for coefficient in coefficients)
 
 
 def _is_short(number: sympy.Rational) -> bool:
@@ -542,6 +575,8 @@ def _in_lowest_terms(numerator: _Value, denominator: _Value) -> bool:
         return over is not under  # two that are too long to tell
     if not (over.is_Integer and under.is_Integer):
         return False
+    if over < 0 and under < 0:
+        return False
     return abs(under) > 1 and math.gcd(int(over), int(under)) == 1
 
 
@@ -572,6 +607,33 @@ def _cancels(factors: list[tuple[str, _Value]]) -> bool:
     over = _coefficient([value for operation, value in factors if operation != "/"])
     under = _coefficient([value for operation, value in factors if operation == "/"])
     return math.gcd(over, under) > 1
+
+
+def _multiplies_fractions(factors: list[tuple[str, _Value]]) -> bool:
+    r"""Whether a product has a fraction and a fraction, or an integer that reduces one: 2 \cdot \frac{\pi}{6}."""
+    values = [value for _, value in factors]
+    if any(operation == "/" or value.number is None or value.form == "sum" for operation, value in factors):
+        return False
+    if not any(value.rational for value in values):
+        return False
+    fractions = [value.number for value in values if value.form in ("quotient", "fraction")]
+    under = [_denominator(number) for number in fractions if number is not None]
+    over = math.prod(int(value.number) for value in values if value.number is not None and value.number.is_Integer)
+    return sum(each > 1 for each in under) > 1 or any(math.gcd(over, each) > 1 for each in under)
+
+
+def _logarithm(number: sympy.Expr, base: sympy.Expr) -> sympy.Expr:
+    """Returns a logarithm, as a rational number where it is one: that of 2 to the base 4 is 1/2."""
+    result = sympy.log(number, base)
+    if not (isinstance(number, sympy.Rational) and isinstance(base, sympy.Rational)):
+        return result
+    if number <= 0 or base <= 0 or base == 1:
+        return result
+    ratio = Fraction(math.log(number) / math.log(base)).limit_denominator(_EXPONENT)
+    if max(abs(ratio.numerator), ratio.denominator) > _EXPONENT or not (_is_short(number) and _is_short(base)):
+        return result
+    exact = number**ratio.denominator == base**ratio.numerator
+    return sympy.Rational(ratio) if exact else result
 
 
 def _simpler(values: list[_Value], product: sympy.Expr | None) -> bool:

@@ -12,22 +12,27 @@ TEXT = 4_000  # characters at the end of a completion in which anything else is 
 _BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s+([^\s{}$\\]{1,40})")
 _TAGS = re.compile(r"<\s*(/?)\s*(?:final[ _-]?)?answer\s*>", re.IGNORECASE)
 _THOUGHT = re.compile(r"</\s*think(?:ing)?\s*>", re.IGNORECASE)
-_END_TOKENS = re.compile(r"<\|[a-zA-Z_]{1,30}\|>|</?s>|<eos>|<end_of_turn>")
+_END_TOKENS = re.compile(r"<\|[a-zA-Z_]{1,30}\|>|</?s>|<eos>|<end_of_turn>|<<[^<>\n]{1,200}>>")  # <<6*7=42>> of GSM8K
 _COLON = r"[:：﹕꞉︓]"
 _PHRASE = re.compile(
-    rf"\b(?:answers?|(?:correct|right|best) (?:option|choice))\b[^\n.:：=]{{0,100}}?"
-    rf"(?:\b(?:is|are|was|equals|be)\b\s*{_COLON}?|{_COLON}|=|\s[-–—]\s)[*_\s]*"
+    r"\b(?:answers?|(?:correct|right|best) (?:option|choice)"
+    r"|respuesta|resposta|risposta|réponse|antwort|ответ|정답|الجواب|الإجابة)"
+    rf"\b[^\n.:：=]{{0,100}}?"
+    rf"(?:\b(?:is|are|was|equals|be|es|é|è|est|ist|lautet)\b\s*{_COLON}?|{_COLON}|=|\s[-–—]\s)[*_\s]*"
     rf"|\banswers?\b[*_ ]*(?=\s*(?:\$|\\\(|\\\[|[-−]?[0-9]|\())"
-    rf"|^[#*_ ]*(?:the\s+)?(?:final\s+)?answer[#*_ ]*$"
+    rf"|^[#*_ ]*(?:the\s+)?(?:final\s+)?answer[#*_ ]*$(?:\n[=-]+$)?"
     rf"|(?:答案|答え|解答|答)\s*(?:是|为|為|は|{_COLON})\s*"
     rf"|####",
     re.IGNORECASE | re.MULTILINE,
 )
 _MATH = re.compile(
-    r"(?<!\\)\$\$(?P<dollars>(?:\\.|[^$\\]){1,2000})\$\$|\\\[(?P<display>(?:[^\\]|\\(?!\])){1,2000})\\\]"
-    r"|(?<![\\0-9])\$(?P<dollar>(?:\\.|[^$\\\n]){1,1000})\$|\\\((?P<inline>(?:[^\\]|\\(?!\))){1,1000})\\\)",
+    r"(?P<rows>\\begin\{(?P<name>(?:align|gather|equation)\*?)\}.{1,2000}?\\end\{(?P=name)\})"
+    r"|(?<!\\)\$\$(?P<dollars>(?:\\.|[^$\\]){1,2000})\$\$|\\\[(?P<display>(?:[^\\]|\\(?!\])){1,2000})\\\]"
+    r"|(?<![\\0-9])\$(?![0-9][0-9,.]*\s+[a-z]{2,}\s)(?P<dollar>(?:\\.|[^$\\\n]){1,1000})\$"
+    r"|\\\((?P<inline>(?:[^\\]|\\(?!\))){1,1000})\\\)",
     re.DOTALL,
 )
+_PARTS = ("rows", "dollars", "display", "dollar", "inline")
 _JOINT = re.compile(r"[\s,;&]*(?:and|or|und|et|y|,|;|&)[\s,;&]*", re.IGNORECASE)
 _SENTENCE_END = re.compile(
     r"(?<![A-Z0-9])(?<!i\.e)(?<!e\.g)(?<!approx)[.!?](?=\s)|(?<=[0-9)\]}*\"”’$%])[.!?]+(?=\s|$)|[。！？]|\n"
@@ -49,7 +54,9 @@ _SHORT = 200  # characters of a box that may say that it holds the answer
 _STYLES = re.compile(r"\\(?:text|textbf|mathrm|mbox)\s*\{([^{}]*)\}")
 _PAIRS = (("(", ")"), ("[", "]"), ("{", "}"))
 _TOKENS = re.compile(
-    r"(?P<digits>[0-9]+)|(?P<command>\\[a-zA-Z]+|\\.)|(?P<word>(?:or|and)(?=[A-Z](?![a-z]))|[a-zA-Zà-ÿ'’]{2,})"
+    r"(?P<digits>[0-9]+)|(?P<command>\\(?:begin|end)\s*\{[a-z]+\*?\}|\\[a-zA-Z]+|\\.)"
+    r"|(?P<product>[abcnxyz]{2,3}(?=\s*[-+*/^=])|(?<=[0-9])[abcnxyz]{2,3}(?![a-zA-Z]))"
+    r"|(?P<word>(?:or|and)(?=[A-Z](?![a-z]))|[a-zA-Zà-ÿ'’]{2,})"
     r"|(?P<letter>[a-zA-Z])|(?P<space>[ \t]+)"
     r"|(?P<sign>[-+*/^=(){}\[\]<>|!%,.:;_&×·÷−–√π°≤≥∞½²³‰$€£¥₹])|(?P<other>.)",
     re.DOTALL,
@@ -66,12 +73,19 @@ _IS_THE_ANSWER = re.compile(
 
 
 _NUMBER = re.compile(
-    r"(?:[a-zA-Z]\s*=\s*)?[-−]?[0-9.][0-9,.\s]*(?:\s*/\s*[0-9]+)?(?:[a-z]{1,2}[²³])?(?:\\?%)?"
+    r"(?:[a-zA-Z]\s*=\s*)?[-−]?[0-9.][0-9,.\s]*(?:\s*/\s*[0-9]+)?(?:[a-z]{1,2}[²³])?(?:\\?%|°)?"
     r"|[-−]?\\[dt]?frac\{[0-9]+\}\{[0-9]+\}"
 )
 _WORD = re.compile(r"[*_(\[\"'“`]*(?:[A-Za-z]|[A-Za-zÀ-ÿ-]{2,40})[*_)\]\"'”`.!]*")
 _DASH = re.compile(r"^[-–—−•]\s+")
 _CHOICE = re.compile(r"\(?[A-Z]\)?\s*[.:)]")
+_EXPLAINED = re.compile(r"\W*([A-Z])\W{1,3}\s?(?:because|since|as|for|not|which)\b")
+_CHOSEN = re.compile(
+    r"\W*(?:.{0,60}\b(?i:option|choice|answer)\s+)?\(?([A-Z])\)?\W{1,3}is\s+(?:the\s+)?(?:correct|right|best|answer)\b"
+)
+_HEADING = re.compile(r"\b[A-Z][a-z]*\s+[0-9]+$")  # Step 2: 96
+_LETTER = re.compile(r"\(?[A-Za-z]\)?")
+_NAMED = re.compile(r".{0,80}(?P<by>\bis|\bare|=|[:：])\W{0,3}\s(?=\S)(?P<held>.{1,80})", re.DOTALL)
 _BRACKETED = re.compile(r"\([^()\[\]{},;]+\)|\[[^()\[\]{},;]+\]|\{[^()\[\]{},;]+\}")
 _AND = re.compile(r",?\s*(?:\b|(?<=[0-9)]))(?:and|or)(?:\b|(?=[A-Z(]))")
 _NEXT = re.compile(r"\s*(.)", re.DOTALL)
@@ -91,13 +105,16 @@ def final_answer(completion: str, *, joined: bool = False) -> str | None:
     | 1 | `\boxed{42}`, `\fbox{42}`, `\framebox{42}`, `\boxed 42` | the last of rows 1 and 2, closed and not empty |
     | 2 | `<answer>42</answer>` in any case, `<final_answer>` | that of the text within, by this table |
     | 3 | `... answer ... is 42`, `Answer: 42`, `#### 42`, a heading "Final answer" | what follows the last of these |
-    | 4 | `... = 42.`, `... is $42$.`, `There are 42 ways.` | the end of the last sentence with a number or formula |
-    | 5 | `C`, `C) 42 metres`, `Evelyn` | all of a text that is only a word or a choice |
+    | 4 | `C`, `C) 42 metres`, `Evelyn` | all of a text that is only a word or a choice |
+    | 5 | `**C**`, `\pi`, `It is **even**.`, `Result: B`, `C is correct.` | the last sentence or its end, no digit |
+    | 6 | `... = 42.`, `... is $42$.`, `There are 42 ways.` | the end of the last sentence with a number or formula |
 
-    Behind the spellings of rows 3 and 4, and around the answer in all rows, do not count: spaces, emphasis (`**`, `_`,
+    Behind the spellings of rows 3 to 6, and around the answer in all rows, do not count: spaces, emphasis (`**`, `_`,
     `` ` ``), quotes, brackets around all of it, a final point, "about" and the like, units and other words behind a
-    number, and what follows in further sentences. Of row 4, sentences that only talk to the reader ("Let me know if
-    you need 3 more.") do not count, and in the middle of a sentence only a number counts, never an expression.
+    number, and what follows in further sentences. In row 5 there is one letter, word or formula as the whole sentence
+    or behind its last "is" or colon; a word alone must be emphasized. In row 6, sentences that only talk to the reader
+    ("Let me know if you need 3 more.") do not count, and in the middle of a sentence only a number counts, never an
+    expression.
     With `joined`, several boxes in one sentence that commas, "and" or "or" join are one answer, with commas.
 
     The last TAIL characters are read for rows 1 and 2, the last TEXT for the others, in time linear in them.
@@ -112,7 +129,7 @@ def final_answer(completion: str, *, joined: bool = False) -> str | None:
 
 
 def _answer_in(text: str, joined: bool) -> str | None:
-    """Returns the answer by rows 1 to 4."""
+    """Returns the answer by rows 1 to 6."""
     marked = _marked(text, joined)
     if marked is not None:
         return marked
@@ -164,9 +181,10 @@ def _within_box(text: str) -> str:
 
 def _phrased(text: str) -> str | None:
     """Returns the answer by row 3; one in words only where no phrase has a number, a formula or a single letter."""
-    words = None
+    words, end = None, len(text)
     for phrase in reversed(list(_PHRASE.finditer(text))[-PHRASES:]):
-        found = _leading(text[phrase.end() :])
+        found = _leading(text[phrase.end() : end])
+        end = phrase.start()
         if found is None:
             continue
         if len(found) == 1 or not found.replace(" ", "").isalpha():
@@ -187,6 +205,8 @@ def _leading(text: str) -> str | None:
     run = _runs(sentence)[:1]
     if run and run[0].begin == 0 and (run[0].has_digit or sentence[0] == "\\"):
         return _bare(sentence[: run[0].end]) + _percent(sentence[run[0].end :])
+    if explained := _EXPLAINED.match(sentence):
+        return explained[1]
     choice = _bare(sentence)
     if not any(character.isdigit() for character in choice):
         return choice if choice else None
@@ -214,7 +234,7 @@ def _formulas_at(text: str) -> str | None:
 
 
 def _inside(formula: re.Match[str]) -> str:
-    return next(part for part in formula.groups() if part is not None).strip()
+    return next(formula[part] for part in _PARTS if formula[part] is not None).strip()
 
 
 def _percent(text: str) -> str:
@@ -223,15 +243,47 @@ def _percent(text: str) -> str:
 
 
 def _at_the_end(text: str) -> str | None:
-    """Returns the answer by rows 4 and 5."""
+    """Returns the answer by rows 4 to 6."""
     alone = text.strip()
     if _WORD.fullmatch(alone) or (_CHOICE.match(alone) and "\n" not in alone):
         return _bare(alone)
-    for sentence in reversed(_sentences(text)):
+    sentences = _sentences(text)
+    short = _short_answer(sentences[-1]) if sentences else None
+    if short is not None:
+        return short
+    for sentence in reversed(sentences):
         if _POLITE.match(sentence) or not _has_mathematics(sentence):
             continue
         return _last_of(sentence)
     return None
+
+
+def _short_answer(sentence: str) -> str | None:
+    """Returns the answer of a last sentence by row 5, which is one letter, word or formula, or ends in one.
+
+    One with a digit is left to row 6. A word must be emphasized or behind a colon, for "Done." is none. A letter behind
+    "is" must be a capital one or emphasized, for "a" is none.
+    """
+    if chosen := _CHOSEN.match(sentence):
+        return chosen[1]
+    named = _NAMED.fullmatch(sentence)
+    held = named["held"] if named else sentence
+    if any(character.isdigit() for character in held) and "\\begin" not in held:
+        return None
+    bare = held.strip(_MARKUP + "$.!")
+    marked = held.startswith(("*", "_", "`", "$")) or (named is not None and named["by"] in ":：")
+    is_letter = _LETTER.fullmatch(bare) is not None
+    if is_letter and (named is None or marked or bare.strip("()").isupper()):
+        return _bare(held)
+    if marked and not is_letter and _WORD.fullmatch(held):
+        return _bare(held)
+    return _bare(held) if "\\" in held and _is_expression(bare) else None
+
+
+def _is_expression(text: str) -> bool:
+    """Whether a text is mathematics as a whole, without a word."""
+    runs = _runs(text)
+    return len(runs) == 1 and runs[0].begin == 0 and runs[0].end == len(text)
 
 
 def _sentences(text: str) -> list[str]:
@@ -271,7 +323,7 @@ def _last_of(sentence: str) -> str | None:
         if _ends(sentence[last.end() :]):
             return _formulas_at(sentence[_first_joined(sentence, formulas) :])
         return _inside(last) if _NUMBER.fullmatch(_inside(last)) else None
-    run = _DASH.sub("", _bare(sentence[runs[-1].begin : runs[-1].end]))
+    run = _bare(_DASH.sub("", _bare(sentence[runs[-1].begin : runs[-1].end])))
     behind = sentence[runs[-1].end :]
     number = _NUMBER.fullmatch(run.rpartition("=")[2].strip())
     return run + _percent(behind) if number or _ends(behind) else None
@@ -320,6 +372,10 @@ def _runs(sentence: str) -> list[_Run]:
 
 def _is_mathematics(token: re.Match[str], before: str, sentence: str) -> bool:
     """Whether a token is mathematics; a letter is where it touches a digit or stands at a sign."""
+    if token["product"]:
+        return True
+    if token[0] == ":":
+        return _HEADING.search(sentence, max(0, token.start() - 30), token.start()) is None
     if token["word"]:
         return token["word"].lower() in _MATH_WORDS
     if token["letter"]:
@@ -332,9 +388,10 @@ def _is_mathematics(token: re.Match[str], before: str, sentence: str) -> bool:
 def _bare(text: str) -> str:
     """Returns an answer without what stands around it, with commas for "and" and "or"."""
     text = _stripped(text)
-    text = _stripped(_EDGE_WORDS.sub("", text)).strip(_CURRENCIES + "= ")
+    text = _stripped(_EDGE_WORDS.sub("", text)).strip(_CURRENCIES + "= ").removesuffix("/")
     text = _AND.sub(",", text)
-    for opening, closing in _PAIRS:
+    surplus = sum(text.count(opening) - text.count(closing) for opening, closing in _PAIRS)
+    for opening, closing in _PAIRS if surplus else ():  # of [0, 1) each bracket has another one
         if text.count(opening) < text.count(closing):
             text = _stripped(text.removesuffix(closing))
         if text.count(opening) > text.count(closing):

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from decimal import Decimal
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 from jaxrft.errors import InputError
@@ -38,7 +38,7 @@ def text(truth: Any) -> str | None:
         return truth
     if isinstance(truth, list | tuple):
         return _together(truth)
-    if isinstance(truth, Real | Decimal) and not isinstance(truth, bool):
+    if isinstance(truth, Integral | float | Decimal) and not isinstance(truth, bool):
         return _digits(truth)
     raise InputError(f"the ground truth {_shown(truth)} is of type {type(truth).__name__}: {_remedy(truth)}")
 
@@ -137,7 +137,7 @@ def _digits(number: Any) -> str:
             f"the ground truth {_shown(number)} is no number of at most {DIGITS:,} digits: "
             "write it as text, as in \\infty"
         )
-    digits = f"{exact:f}"
+    digits = f"{exact if exact else abs(exact):f}"  # there is no -0
     return digits.rstrip("0").rstrip(".") if "." in digits else digits
 
 

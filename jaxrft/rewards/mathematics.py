@@ -14,7 +14,7 @@ import sympy
 from math_verify import LatexExtractionConfig, parse, verify
 
 from jaxrft.rewards import ground_truth
-from jaxrft.rewards.arithmetic import unfinished
+from jaxrft.rewards.arithmetic import CHARACTERS, unfinished
 from jaxrft.rewards.boxes import joined_boxes, last_boxed
 from jaxrft.rewards.constants import at, differ, values
 from jaxrft.rewards.final_answer import final_answer
@@ -37,7 +37,26 @@ _KNOWN_BITS = 10  # of a number; fewer are what rounding leaves of a difference
 BOX = 1_000  # characters of an answer; the longest of DeepScaleR's truths has 145
 
 _FRACTIONS = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
-_SIZES = re.compile(r"\\(?:left|right)(?=\\?[\[\](){}|])|\\!\s*|(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))")
+_SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?=\\?[\[\](){}|])|\\!\s*|(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))")
+_STYLED = re.compile(
+    r"\\(?:text(?:bf|it|rm|normal|sf)?|math(?:rm|bf|it|sf)|mbox|hbox|boldsymbol|bm|pmb|color\{[a-z]+\})\s*\{(?P<held>.*)\}",
+    re.DOTALL,
+)
+_TWO_LETTERS = re.compile(r"(?<![\\a-zA-Z0-9])(?<![0-9] )[a-zA-Z]{2,}")  # but not units
+_ROOT = re.compile(r"√\s*(?:\((?P<sum>[^()]*)\)|(?P<atom>[0-9.]+|[a-zA-Z]))")
+_PI = re.compile(r"(?<![a-zA-Z\\])pi(?![a-zA-Z])")
+_NAMES = re.compile(r"\\(?:varnothing|lbrace|rbrace)(?![a-zA-Z])")
+_NAMED = {"\\varnothing": "\\emptyset", "\\lbrace": "\\{", "\\rbrace": "\\}"}
+_ROWS = re.compile(
+    r"\\begin\s*\{(?P<name>align(?:ed)?|gather(?:ed)?|equation|split)\*?\}(?P<rows>.*)\\end\s*\{(?P=name)\*?\}",
+    re.DOTALL,
+)
+_THOUSANDS_IN_LIST = re.compile(r"(?<![0-9,])[0-9]{1,3}(?:,[0-9]{3})+(?=, |\\?[)\]}]|$)")
+# A number behind the unit of another one, 3 hours 20 minutes, which math-verify leaves out.
+_SECOND_NUMBER = re.compile(r"[0-9][^=]*\\(?:text|mathrm|mbox)\s*\{[^{}]*\}[^0-9^_=]*[0-9]")
+_THOUSANDS_AT_END = re.compile(r"(?P<sides>.*=\s*[-−]?)(?P<number>[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?)")
+_WORDS = re.compile(r"[a-zA-Z]{2,}(?:[ '-][a-zA-Z]{2,})*")
+_WORD = 4  # letters from which on a word is none of a product of variables
 _SPACES = re.compile(r"(?<![0-9a-zA-Z\\,]) | (?![0-9a-zA-Z])")  # 1, 234 is a list and 1,234 a number
 _PLAIN_NUMBER = re.compile(r"[-−]?[0-9][0-9,]*(?:\.[0-9]+)?")
 _GROUPED = re.compile(r"[-−]?[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?")
@@ -115,12 +134,26 @@ def _right(gold: str, answer: str) -> bool:
 @lru_cache(maxsize=4096)
 def _is_right(gold: str, answer: str) -> bool:
     answer = spelled(plain(answer))
+    if "{" in answer and _SECOND_NUMBER.search(answer) and _is_one_number(gold):
+        return False
     if _equal(gold, answer):
         return True
+    if gold.endswith("%") != answer.endswith("%"):  # 28 is 28% to math-verify, and here 1.5 is 1.5%, too
+        gold, answer = _without_percent(gold), _without_percent(answer)
+        return bool(_PLAIN_NUMBER.fullmatch(gold) and _PLAIN_NUMBER.fullmatch(answer)) and _equal(gold, answer)
     choice = _choice(gold)
     if choice is not None:
         return choice == _choice(answer)
+    chosen = _CHOICE.fullmatch(answer) if len(answer) <= BOX else None
+    if chosen and not _CHOICES.search(chosen["text"]):
+        text = chosen["text"]
+        text = text.removesuffix("}") if text.count("}") > text.count("{") else text
+        return text != "" and _equal(gold, spelled(plain(text)))
     return any(_equal(gold, other) for other in _other_readings(gold, answer))
+
+
+def _without_percent(answer: str) -> str:
+    return answer.removesuffix("%").removesuffix("\\").strip()
 
 
 def _choice(text: str) -> str | None:
@@ -145,16 +178,52 @@ def _other_readings(gold: str, answer: str) -> list[str]:
 
 
 def plain(answer: str) -> str:
-    r"""Returns an answer without what sets it: sizes of brackets and fractions, `$`, `\[`, spaces, a final point."""
+    r"""Returns an answer in plain LaTeX, without what sets it.
+
+    That are sizes of brackets and fractions, `$`, `\[`, spaces, a final point, and a style around all of it that holds
+    no words. Of `aligned` rows it is the last. Characters such as `√`, `π`, `½` and `－` get their LaTeX.
+    """
     if len(answer) > BOX:
         return answer
-    answer = answer.strip().removeprefix("\\[").removesuffix("\\]").strip("$ \n\t")
-    answer = _SIZES.sub("", _FRACTIONS.sub(r"\\frac", answer.replace("°", r"^\circ ")))
+    if _PLAIN_NUMBER.fullmatch(answer):
+        return answer.replace("−", "-")
+    answer = answer.strip().removeprefix("\\[").removesuffix("\\]").strip("$ \n\t").removesuffix("\\")
+    if rows := _ROWS.fullmatch(answer):
+        answer = rows["rows"].strip().removesuffix("\\\\").rpartition("\\\\")[2].replace("&", "").lstrip(" =\n")
+    if not _TWO_LETTERS.search(_unstyled(answer)):
+        answer = _unstyled(answer)
+    answer = _PI.sub(r"\\pi", _ROOT.sub(_root, answer).translate(CHARACTERS))
+    answer = _NAMES.sub(lambda name: _NAMED[name[0]], answer)
+    answer = _SIZES.sub("", _FRACTIONS.sub(r"\\frac", answer))
     return _SPACES.sub("", " ".join(answer.split())).removesuffix(".")
 
 
+def _unstyled(answer: str) -> str:
+    """Returns what a style around all of an answer holds, else the answer."""
+    styled = _STYLED.fullmatch(answer) if answer.startswith("\\") else None
+    return styled["held"].strip() if styled and _closes_last(styled["held"]) else answer
+
+
+def _closes_last(held: str) -> bool:
+    """Whether no brace in what a pair of braces holds closes the pair."""
+    depth = 0
+    for brace in re.findall(r"\\.|[{}]", held, re.DOTALL):
+        depth += {"{": 1, "}": -1}.get(brace, 0)
+        if depth < 0:
+            return False
+    return True
+
+
+def _root(root: re.Match[str]) -> str:
+    return f"\\sqrt{{{root['sum'] or root['atom'] or ''}}}"
+
+
 def spelled(answer: str) -> str:
-    r"""Returns a plain answer that is one number as math-verify reads it: `1 000`, `2 1/2`, `1.5e3`, `0,125`."""
+    r"""Returns a plain answer as math-verify reads it.
+
+    That are single numbers `1 000`, `2 1/2`, `1.5e3`, `0,125`, and thousands behind `=` and in lists with spaces, as in
+    `1,000, 2`.
+    """
     if len(answer) > BOX:
         return answer
     if _GROUPED.fullmatch(answer):
@@ -165,6 +234,10 @@ def spelled(answer: str) -> str:
         return f"{mixed[1]}\\frac{{{mixed[2]}}}{{{mixed[3]}}}"
     if scientific := _EXPONENT.fullmatch(answer):
         return f"{scientific[1]}\\times10^{{{int(scientific[2])}}}"
+    if last_side := _THOUSANDS_AT_END.fullmatch(answer):
+        return last_side["sides"] + last_side["number"].replace(",", "")
+    if ", " in answer:
+        return _THOUSANDS_IN_LIST.sub(lambda number: number[0].replace(",", ""), answer)
     return answer
 
 
@@ -179,6 +252,8 @@ def _equal(gold: str, answer: str) -> bool:
         return True
     if len(answer) > BOX:
         return False
+    if _WORDS.fullmatch(gold) and max(map(len, re.split("[ '-]", gold))) >= _WORD:
+        return gold.casefold() == _unstyled(answer).casefold()
     if differ(values(gold), values(answer)):
         return False
     return _judge(gold, f"\\boxed{{{answer}}}") and _is_finished(gold, answer)
