@@ -92,13 +92,15 @@ def path_argument(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def whole_number(least: int, most: int = INT32) -> Callable[[str], int]:
-    """Returns the `type` of an argument of argparse that is a whole number in [least, most]."""
+def whole_number(name: str, least: int, most: int = INT32) -> Callable[[str], int]:
+    """Returns the `type` of an argument of argparse, called `name`, that is a whole number in [least, most]."""
 
     def parse(text: str) -> int:
         number = int(text)
-        if not least <= number <= most:
-            raise argparse.ArgumentTypeError(f"{shown(number)} is not from {least:,} to {most:,}")
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{name} is {shown(number)}: it must be at least {least:,}")
+        if number > most:
+            raise argparse.ArgumentTypeError(f"{name} is {shown(number)}: it must be at most {most:,}")
         return number
 
     parse.__name__ = "whole number"  # which argparse puts into its message for a text that is none

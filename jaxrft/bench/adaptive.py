@@ -83,8 +83,12 @@ def hostile(seeds: int) -> None:
 def main(arguments: list[str]) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="jaxrft bench adaptive", description=__doc__)
-    parser.add_argument("--seeds", type=whole_number(0, 1_000_000), default=8, help="matrices of each kind; 0 = none")
-    parser.add_argument("--paired", type=whole_number(0, 1_000_000), default=32, help="students of each kind; 0 = none")
+    parser.add_argument(
+        "--seeds", type=whole_number("seeds", 0, 1_000_000), default=8, help="matrices of each kind; 0 = none"
+    )
+    parser.add_argument(
+        "--paired", type=whole_number("paired", 0, 1_000_000), default=32, help="students of each kind; 0 = none"
+    )
     options = parser.parse_args(arguments)
     if options.seeds:
         matrices(options.seeds)

@@ -121,11 +121,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     for name, usual, others in (("families", tuple(SETTINGS), ()), ("selectors", SELECTORS, REPLAYED)):
         said = f"{', '.join(usual)}; all of them{f', or some with {REPLAY} behind the name' if others else ''}"
         parser.add_argument(f"--{name}", nargs="+", default=usual, choices=(*usual, *others), metavar="NAME", help=said)
-    parser.add_argument("--seeds", type=whole_number(1, 1_000_000), default=8, help="how many, paired")
-    parser.add_argument("--first-seed", type=whole_number(0), default=0)
+    parser.add_argument("--seeds", type=whole_number("seeds", 1, 1_000_000), default=8, help="how many, paired")
+    parser.add_argument("--first-seed", type=whole_number("first-seed", 0), default=0)
     parser.add_argument("--learning-rates", type=float, nargs="+", help="compares final levels, in order to choose one")
     parser.add_argument("--finished", action="store_true", help="trains nothing, reports the runs that are finished")
-    parser.add_argument("--jobs", type=whole_number(1, 1024), default=1, help="processes")
+    parser.add_argument("--jobs", type=whole_number("jobs", 1, 1024), default=1, help="processes")
     parser.add_argument("--runs", type=path_argument, default=Path("runs/closed_loop"), help="folder of the runs")
     parser.add_argument(
         "--out", type=path_argument, default=RESULTS / "closed_loop", help="results: .json, .md and .png"

@@ -161,12 +161,15 @@ def main(arguments: list[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="jaxrft bench gradients", description=__doc__)
     parser.add_argument(
-        "--tasks", type=whole_number(1), default=192, help="of the quickstart's pool, with right answers"
+        "--tasks", type=whole_number("tasks", 1), default=192, help="of the quickstart's pool, with right answers"
     )
     parser.add_argument(
-        "--samples", type=whole_number(1), default=64, help="gradients a task; a multiple of the largest group, 32"
+        "--samples",
+        type=whole_number("samples", 1),
+        default=64,
+        help="gradients a task; a multiple of the largest group, 32",
     )
-    parser.add_argument("--seed", type=whole_number(0, UINT32), default=0)
+    parser.add_argument("--seed", type=whole_number("seed", 0, UINT32), default=0)
     parser.add_argument("--picture", type=path_argument, help="file to draw to, such as gradients.png")
     options = parser.parse_args(arguments)
     found = measure(tasks=options.tasks, samples=options.samples, seed=options.seed)

@@ -395,7 +395,7 @@ def earlier(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
 def main(arguments: list[str]) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="jaxrft bench select", description=__doc__)
-    parser.add_argument("--repeats", type=whole_number(1), default=15, help="steps whose median counts")
+    parser.add_argument("--repeats", type=whole_number("repeats", 1), default=15, help="steps whose median counts")
     parser.add_argument("--parts", nargs="+", choices=[*PARTS], default=[*PARTS], help="what is measured")
     parser.add_argument(
         "--json", type=path_argument, help="figures by part; those of other parts stay, and a whole is printed"
