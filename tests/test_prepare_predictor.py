@@ -153,7 +153,7 @@ def task_file(folder, count=60):
     (folder / "config.py").write_text(
         "from jaxrft.config import Config, TasksConfig\n"
         f"tasks = TasksConfig(source={str(folder / 'rates.jsonl')!r}, embeddings={str(folder / 'e.safetensors')!r})\n"
-        "config = Config(model='', tasks=tasks, output_dir='')\n"
+        "config = Config(model='none', tasks=tasks, output_dir='none')\n"
     )
     return folder / "config.py", tensors["embeddings"]
 

@@ -2,7 +2,7 @@
 
 An argument declares what it may be: a `Range` of real numbers, a count, a flag, or one of a few words. Whatever fits is
 taken, Python's numbers as well as numpy's and JAX's; whatever does not is an InputError that names the argument and its
-value. Tracers have no values, so that of them only shape and dtype are checked.
+value. Tracers and descriptions of arrays have no values, so that of them only shape and dtype are checked.
 """
 
 import difflib
@@ -218,7 +218,7 @@ def check_domains(domain: Array, num_tasks: int) -> None:
         raise InputError(f"domains are {domain.dtype}: number them from 0")
     if domain.shape != (num_tasks,):
         raise InputError(f"domains have shape {domain.shape}: there must be one for each of {num_tasks} tasks")
-    if not isinstance(domain, Tracer):
+    if not _has_no_values(domain):
         least, most = _extremes(domain)
         if least < 0 or most >= num_tasks:
             raise InputError(
@@ -237,7 +237,7 @@ def count_domains(tasks: Tasks, num_tasks: int) -> int:
             "name their column in tasks.domain_column, or pass them in Tasks.domain"
         )
     check_domains(tasks.domain, num_tasks)
-    return num_tasks if isinstance(tasks.domain, Tracer) else _extremes(tasks.domain)[1] + 1
+    return num_tasks if _has_no_values(tasks.domain) else _extremes(tasks.domain)[1] + 1
 
 
 def credible(feedback: Feedback, num_tasks: int) -> Feedback:
@@ -276,7 +276,12 @@ def are_numbers(values: Any) -> bool:
 
 
 def _is_array(values: Any) -> bool:
-    return isinstance(values, np.ndarray | jax.Array)
+    return isinstance(values, np.ndarray | jax.Array | jax.ShapeDtypeStruct)
+
+
+def _has_no_values(values: Any) -> bool:
+    """Returns whether only shape and dtype are known: of a tracer, and of an array that a dry run describes."""
+    return isinstance(values, Tracer | jax.ShapeDtypeStruct)
 
 
 def _check_numbers(name: str, values: Any) -> None:
@@ -287,7 +292,7 @@ def _check_numbers(name: str, values: Any) -> None:
 
 def _first_outside(rates: Array) -> tuple[int, float] | None:
     """Returns the first of the flattened rates outside [0, 1], with its place; None for none and for a tracer."""
-    if isinstance(rates, Tracer):
+    if _has_no_values(rates):
         return None
     with jax.ensure_compile_time_eval():  # on the device: a process may hold a part of the table only
         outside = ((rates < 0) | (rates > 1)).reshape(-1)
@@ -299,7 +304,7 @@ def _first_outside(rates: Array) -> tuple[int, float] | None:
 
 def _rows_not_finite(values: Array) -> tuple[int, int] | None:
     """Returns how many rows of [N, E] hold NaN or more than LARGEST, and the first; None for none and for a tracer."""
-    if isinstance(values, Tracer):
+    if _has_no_values(values):
         return None
     with jax.ensure_compile_time_eval():
         with np.errstate(over="ignore"):
