@@ -100,6 +100,8 @@ TABLE = [
     ("To find it with words, here is a", None),
     ("The value is **B**.", "B"),
     ("The value is B.", "B"),
+    ("The value is **B**.\n\nLet me know if you need 3 more.", "B"),
+    ("That makes 42.\n\nNote: rounded", "42"),
     ("The value is **even**.", "even"),
     (r"Result: \pi", r"\pi"),
     ("Result: even", "even"),

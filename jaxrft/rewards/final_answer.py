@@ -112,9 +112,9 @@ def final_answer(completion: str, *, joined: bool = False) -> str | None:
     Behind the spellings of rows 3 to 6, and around the answer in all rows, do not count: spaces, emphasis (`**`, `_`,
     `` ` ``), quotes, brackets around all of it, a final point, "about" and the like, units and other words behind a
     number, and what follows in further sentences. In row 5 there is one letter, word or formula as the whole sentence
-    or behind its last "is" or colon; a word alone must be emphasized. In row 6, sentences that only talk to the reader
-    ("Let me know if you need 3 more.") do not count, and in the middle of a sentence only a number counts, never an
-    expression.
+    or behind its last "is" or colon; a word alone must be emphasized. In rows 5 and 6, sentences that only talk to
+    the reader ("Let me know if you need 3 more.") do not count, and in the middle of a sentence only a number counts,
+    never an expression.
     With `joined`, several boxes in one sentence that commas, "and" or "or" join are one answer, with commas.
 
     The last TAIL characters are read for rows 1 and 2, the last TEXT for the others, in time linear in them.
@@ -247,14 +247,13 @@ def _at_the_end(text: str) -> str | None:
     alone = text.strip()
     if _WORD.fullmatch(alone) or (_CHOICE.match(alone) and "\n" not in alone):
         return _bare(alone)
-    sentences = _sentences(text)
+    sentences = [sentence for sentence in _sentences(text) if not _POLITE.match(sentence)]
     short = _short_answer(sentences[-1]) if sentences else None
     if short is not None:
         return short
     for sentence in reversed(sentences):
-        if _POLITE.match(sentence) or not _has_mathematics(sentence):
-            continue
-        return _last_of(sentence)
+        if _has_mathematics(sentence):
+            return _last_of(sentence)
     return None
 
 
