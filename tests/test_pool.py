@@ -481,6 +481,40 @@ def test_bytes_that_are_no_answer_are_a_failed_grader(written, bytes_):
     assert graded.failures == NO_FAILURES | {"crash": 1}
 
 
+class Mute(Exception):
+    def __str__(self):
+        raise ValueError("no message")
+
+
+def ends_its_child(prompts, completions, **columns):
+    """Returns the signal that ended a forked child which was told to end."""
+    if completions == ["mute"]:
+        raise Mute
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    os.kill(child, signal.SIGTERM)
+    return [float(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))]
+
+
+def test_built_in_rewards_import_nothing_from_the_current_directory(tmp_path, monkeypatch):
+    for name in ("gmpy2", "flint"):
+        (tmp_path / f"{name}.py").write_text("open('executed', 'w')")
+    monkeypatch.chdir(tmp_path)
+    with Pool([("math", "math")], workers=1) as pool:
+        assert pool.grade(["q"], ["The answer is 1/2."], {"answer": ["0.5"]}).rewards == [[1.0]]
+    assert not Path("executed").exists()
+
+
+def test_forked_children_of_a_grader_end_when_told_to():
+    """As those of multiprocessing are, however soon after their start."""
+    with Pool([("ends", ends_its_child)], workers=1, timeout=20.0) as pool:
+        graded = pool.grade(["q"] * 21, ["a"] * 20 + ["mute"], {})
+    assert graded.rewards == [[-15.0] * 20 + [None]]
+    assert graded.causes == {"ends": "error, Mute: its message cannot be read"}
+
+
 def test_a_line_without_end_of_line_is_waited_for_no_longer_than_the_timeout():
     with Pool([("writes", forgers.writes)], workers=1, timeout=1.0) as pool:
         graded = pool.grade(["q"] * 3, ["10", "[0.5 and waits", "12"], {})

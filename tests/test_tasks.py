@@ -157,6 +157,12 @@ def test_messages_in_text_are_checked_like_others(tmp_path):
     assert [message["role"] for message in rows.prompts[0]] == ["system", "user"]
 
 
+def test_a_question_that_is_a_json_list_of_messages_is_messages(tmp_path):
+    entries = [{"question": json.dumps([SYSTEM, *USER])}, {"question": USER}, {"question": "[1, 2]"}]
+    rows = load(tmp_path / "a.jsonl", entries)
+    assert rows.prompts == [[SYSTEM, *USER], USER, [{"role": "user", "content": "[1, 2]"}]]
+
+
 VARIABLES = [{"enable_thinking": False, "level": None}, None, '{"level": "high"}']
 
 

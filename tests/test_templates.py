@@ -323,6 +323,31 @@ def test_words_may_be_spelled_in_other_ways(tokenizer, name, content):
     assert encode(tokenizer(template), [{"role": "user", "content": content}, *CHAT])
 
 
+# As published hybrid reasoners do: what the words ask of the template is taken out of them.
+SWITCHES = {
+    "taken out": "{{ m.content.replace('/no_think', '').replace('/think', '') }}",
+    "taken out and trimmed": "{{ m.content.replace('/no_think', '').replace('/think', '') | trim }}",
+    "cut off": "{{ m.content.split('/system_override')[0].rstrip().removesuffix('/think').removesuffix('/no_think') }}",
+}
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+@pytest.mark.parametrize(
+    "content", ["/no_think", "Add the two numbers. /no_think", "Add the numbers of\na/b and c.\n/think\n"]
+)
+def test_switches_of_the_template_may_be_taken_out_of_the_words(tokenizer, name, content):
+    template = "{% for m in messages %}{{ m.role }}: " + SWITCHES[name] + "\n{% endfor %}"
+    system = {"role": "system", "content": content}
+    tokens = encode(tokenizer(template), [system, *USER], [*CHAT[1:3], {"role": "user", "content": content}])
+    assert all(tokens)
+
+
+def test_words_beside_switches_must_be_there(tokenizer):
+    template = "{% for m in messages %}{{ m.content.split('/think')[0] }}{% endfor %}"
+    with pytest.raises(InputError, match="leaves out words of the user message"):
+        encode(tokenizer(template), [{"role": "user", "content": "Please /think about 12 + 7 and about 5."}])
+
+
 def test_messages_that_json_cannot_hold_are_named(tokenizer):
     odd = [{"role": "user", "content": "1 + 2", "at": datetime.date(2024, 1, 1)}]
     with pytest.raises(InputError, match="row 2 of sums has a message that no chat template can be given"):

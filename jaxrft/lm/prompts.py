@@ -7,6 +7,7 @@ import functools
 import html
 import json
 import logging
+import re
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
@@ -28,6 +29,7 @@ MARK = "83561740922957310648"  # stands for words; filters of templates leave di
 SHORT = 12  # characters; fewer may stand in the template's own text
 SAMPLES = ("a", "1", "?", "word")  # texts of which a tokenizer knows at least one
 WRITTEN = ("system", "developer", "user")  # roles whose words must be in a prompt
+SWITCH = re.compile(r"(?<!\S)/\w+")  # such as /no_think, which templates of hybrid reasoners take out of the words
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one field of a message
 
 
@@ -221,11 +223,14 @@ def _leaves_out(folder: str, role: str, where: str) -> InputError:
 def _lost(messages: list[dict], text: str, *, whole: bool) -> dict | None:
     """Returns the first message whose words are not in a text, of the user, the system or, if `whole`, the last one.
 
-    White space does not count; words may be spelled as in JSON, HTML or Python.
+    White space and switches do not count; words may be spelled as in JSON, HTML or Python.
     """
     for i, message in enumerate(messages):
         wanted = message["role"] in WRITTEN or (whole and i == len(messages) - 1)
-        if wanted and message["content"].strip() not in text and not _spelled(message["content"], text):
+        words = message["content"]
+        if not wanted or words.strip() in text or _spelled(words, text):
+            continue
+        if not SWITCH.search(words) or not _spelled(SWITCH.sub("", words), SWITCH.sub("", text)):
             return message
     return None
 

@@ -41,7 +41,7 @@ def resolve(reward: str | Reward) -> Reward:
     if not isinstance(reward, str):
         return reward
     try:
-        if os.getcwd() not in sys.path:
+        if reward not in REWARDS and os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())
         return load(locate(reward))
     except (ImportError, LookupError) as error:
@@ -144,5 +144,9 @@ def _same_file(path: str | None, other: str) -> bool:
 
 
 def sentence(error: BaseException) -> str:
-    """An error on one line of bounded length: its kind and its message."""
-    return escaped(f"{type(error).__name__}: {error}".replace("\n", " ")[:300], keep="")
+    """Returns an error on one line of bounded length: its kind and its message, if it can be read."""
+    try:
+        message = str(error)
+    except Exception:  # `__str__` of a user's own error
+        message = "its message cannot be read"
+    return escaped(f"{type(error).__name__}: {message}".replace("\n", " ")[:300], keep="")

@@ -72,10 +72,9 @@ class Pool:
         self._timeout = timeout
         self._completions_as = completions_as
         self._signatures: list[Signature] = []
-        self._greeting = {
-            "sys_path": _search_path(),
-            "sources": [locate(reward) for _, reward in rewards],
-        }
+        sources = [locate(reward) for _, reward in rewards]
+        foreign = any(not f"{source.module}.".startswith("jaxrft.") for source in sources)
+        self._greeting = {"sys_path": _search_path(with_current_directory=foreign), "sources": sources}
         self._count = workers or min(8, os.cpu_count() or 1)
         self.first_ranges: dict[str, tuple[float, float]] = {}  # reward -> range of its first values, kept by callers
         self._workers: list[_Worker] = []
@@ -371,14 +370,16 @@ def _wait_for(workers: Sequence[_Worker]) -> None:
     )
 
 
-def _search_path() -> list[str]:
-    """Returns where workers look for modules: where this process does, and in the current directory last of all.
+def _search_path(*, with_current_directory: bool) -> list[str]:
+    """Returns where workers look for modules: where this process does, and in the current directory last or not at all.
 
-    Last, so that no file of the current directory takes the place of a module that is installed.
+    Last, so that no file of the current directory takes the place of a module that is installed. Built-in rewards need
+    nothing of it, and what they import looks for modules that may be absent, such as gmpy2.
     """
     here = os.getcwd()
     paths = dict.fromkeys(os.path.abspath(path) for path in sys.path)
-    return [*(path for path in paths if os.path.realpath(path) != here), here]
+    elsewhere = [path for path in paths if os.path.realpath(path) != here]
+    return [*elsewhere, here] if with_current_directory else elsewhere
 
 
 def _as_in_trl(prompt: Any, completion: Any) -> Any:

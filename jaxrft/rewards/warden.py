@@ -43,6 +43,8 @@ def guard(trainer: int, wire: int) -> None:
     worker = os.fork()
     if worker == 0:
         die_with(warden, signal.SIGKILL)
+        # multiprocessing ends its processes with SIGTERM; one that comes in between is held
+        os.register_at_fork(before=_hold_signals, after_in_child=_obey_signals, after_in_parent=_take_signals)
         return
     os.close(wire)
 
@@ -63,6 +65,22 @@ def guard(trainer: int, wire: int) -> None:
 
 def _pass(number: int, frame: FrameType | None) -> None:
     """Does nothing; unlike SIG_IGN it is not handed down to the programs that graders start."""
+
+
+def _obey_signals() -> None:
+    """Lets signals that do nothing to the worker end what it forks, as they end the programs that it starts."""
+    for number in signals.numbers():
+        if signal.getsignal(number) is _pass:
+            signal.signal(number, signal.SIG_DFL)
+    _take_signals()
+
+
+def _hold_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals.numbers())
+
+
+def _take_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.numbers())
 
 
 def die_with(parent: int, number: signal.Signals) -> None:

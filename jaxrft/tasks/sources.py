@@ -133,7 +133,10 @@ def _prompts(columns: Columns, config: TasksConfig) -> tuple[str, list[Prompt]]:
 
 
 def _as_messages(text: Any) -> Any:
-    return [{"role": "user", "content": text}] if isinstance(text, str) else text
+    """Returns text as the user's message, and messages, be they spelled as JSON, as they are."""
+    if not isinstance(text, str):
+        return text
+    return _messages_in(text) or [{"role": "user", "content": text}]
 
 
 def _prompt(entry: Any, where: str) -> Prompt:
