@@ -8,6 +8,7 @@ import importlib
 import math
 import pkgutil
 import re
+from operator import attrgetter
 from pathlib import Path
 from typing import get_args
 
@@ -117,7 +118,7 @@ def test_all_commands_hold_their_options_to_the_rules():
             assert named.get("type") != "Path", f"{path}: type=path_argument"
             if ast.unparse(call.func) == "tyro.cli" and path.name != "cli.py":
                 module = importlib.import_module(".".join(("jaxrft", *path.relative_to(ROOT).with_suffix("").parts)))
-                kind = eval(ast.unparse(call.args[0]), vars(module))
+                kind = attrgetter(ast.unparse(call.args[0]))(module)
                 assert issubclass(kind, Checked), f"{path}: {kind.__name__} must be Checked"
 
 

@@ -47,6 +47,7 @@ _LEAD = re.compile(
     r"|option|choice|\\approx|≈|~)(?![a-zA-Z]))+",
     re.IGNORECASE,
 )
+_QUESTION = re.compile(r"[?？][\s*_`\"'”’»)\]]*$")
 # Stands around an answer and does not count.
 _WRAPPING = "*_`\"'“”‘’«»「」『』 \t\n\r.,;:!?。！？，、：；#>"
 _MARKUP = '*_`"“”‘’«»「」『』 \t\n\r'
@@ -112,9 +113,9 @@ def final_answer(completion: str, *, joined: bool = False) -> str | None:
     Behind the spellings of rows 3 to 6, and around the answer in all rows, do not count: spaces, emphasis (`**`, `_`,
     `` ` ``), quotes, brackets around all of it, a final point, "about" and the like, units and other words behind a
     number, and what follows in further sentences. In row 5 there is one letter, word or formula as the whole sentence
-    or behind its last "is" or colon; a word alone must be emphasized. In rows 5 and 6, sentences that only talk to
-    the reader ("Let me know if you need 3 more.") do not count, and in the middle of a sentence only a number counts,
-    never an expression.
+    or behind its last "is" or colon; a word alone must be emphasized. In rows 5 and 6, questions, and
+    sentences that only talk to the reader ("Let me know if you need 3 more."), do not count, and in the middle of a
+    sentence only a number counts, never an expression.
     With `joined`, several boxes in one sentence that commas, "and" or "or" join are one answer, with commas.
 
     The last TAIL characters are read for rows 1 and 2, the last TEXT for the others, in time linear in them.
@@ -247,7 +248,7 @@ def _at_the_end(text: str) -> str | None:
     alone = text.strip()
     if _WORD.fullmatch(alone) or (_CHOICE.match(alone) and "\n" not in alone):
         return _bare(alone)
-    sentences = [sentence for sentence in _sentences(text) if not _POLITE.match(sentence)]
+    sentences = [sentence for sentence in _sentences(text) if not _says_nothing(sentence)]
     short = _short_answer(sentences[-1]) if sentences else None
     if short is not None:
         return short
@@ -255,6 +256,11 @@ def _at_the_end(text: str) -> str | None:
         if _has_mathematics(sentence):
             return _last_of(sentence)
     return None
+
+
+def _says_nothing(sentence: str) -> bool:
+    """Returns whether a sentence only talks to the reader, or asks: a question has no answer in it."""
+    return _POLITE.match(sentence) is not None or _QUESTION.search(sentence) is not None
 
 
 def _short_answer(sentence: str) -> str | None:
