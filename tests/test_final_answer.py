@@ -73,6 +73,14 @@ TABLE = [
     ("The ratio is 2: 3.", "2: 3"),
     ("That makes 42. Let me know if you need 3 more.", "42"),
     ("That makes 42. Shall we try 3 more?", "42"),
+    ("by multiplying the units: in 42 *", None),
+    ("we start with 42 \\times", None),
+    ("the product of 42 and", None),
+    ("The answer is 42 plus", None),
+    ("x = 42 -", None),
+    ("so 42 + the rest", None),
+    ("it is *42*", "42"),
+    ("**5 * 8 is 42**", "42"),
     ("How many apples are there if he buys 504 more?", None),
     ("**What is 4 times 7?**", None),
     ("Is it 7? It is 42.", "42"),
@@ -136,6 +144,23 @@ AROUND += ["exactly 42", "42 apples", "42 because 6 times 7 is 42", "42, not 43"
 @pytest.mark.parametrize(("completion", "answer"), TABLE)
 def test_table_of_final_answers(completion, answer):
     assert final_answer(completion) == answer
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        ("5 * 8 = 40", None),
+        ("There are 42 of them.\n\nNo additional", None),
+        ("The answer is 4", None),
+        ("The answer is 42. I", "42"),
+        ("so \\boxed{42} because", "42"),
+        ("<answer>42</answer> as", "42"),
+        ("#### 42\n\nLet me", "42"),
+        ("**42**", None),
+    ],
+)
+def test_truncated_completion_has_only_an_answer_that_is_announced(completion, answer):
+    assert final_answer(completion, truncated=True) == answer
 
 
 @pytest.mark.parametrize("around", AROUND)

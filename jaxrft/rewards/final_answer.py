@@ -90,6 +90,13 @@ _NAMED = re.compile(r".{0,80}(?P<by>\bis|\bare|=|[:：])\W{0,3}\s(?=\S)(?P<held>
 _BRACKETED = re.compile(r"\([^()\[\]{},;]+\)|\[[^()\[\]{},;]+\]|\{[^()\[\]{},;]+\}")
 _AND = re.compile(r",?\s*(?:\b|(?<=[0-9)]))(?:and|or)(?:\b|(?=[A-Z(]))")
 _NEXT = re.compile(r"\s*(.)", re.DOTALL)
+# What wants a right side, even where words follow, and what does only at the end of a text.
+_OPERATOR = re.compile(
+    r"(?:[+×·÷^=]|\\(?:times|cdot|div)|\b(?:plus|minus|times|over|(?:divided|multiplied)(?: by)?|choose|mod))\s*$",
+    re.IGNORECASE,
+)
+_CONNECTIVE = re.compile(r"(?:[-−–/]|\b(?:and|or|of|by))\s*$", re.IGNORECASE)
+_LAST_WORD = re.compile(r"\S+\s*$")  # of a truncated text, which may be a part of one
 _EDGE_WORDS = re.compile(
     r"^(?:(?:plus|minus|times|over|divided|multiplied|by|of|squared|cubed|choose|mod|and|or)\b\s*)+"
     r"|(?:\s*\b(?:plus|minus|times|over|divided|multiplied|by|of|choose|mod|and|or))+$",
@@ -97,7 +104,7 @@ _EDGE_WORDS = re.compile(
 )
 
 
-def final_answer(completion: str, *, joined: bool = False) -> str | None:
+def final_answer(completion: str, *, joined: bool = False, truncated: bool = False) -> str | None:
     r"""Returns the final answer of a completion, or None.
 
     | order | spelling | the answer |
@@ -116,6 +123,8 @@ def final_answer(completion: str, *, joined: bool = False) -> str | None:
     or behind its last "is" or colon; a word alone must be emphasized. In rows 5 and 6, questions, and
     sentences that only talk to the reader ("Let me know if you need 3 more."), do not count, and in the middle of a
     sentence only a number counts, never an expression.
+    Of a `truncated` completion, which has no end to take an answer from, rows 1 to 3 count alone, without its last
+    word. A number with an operator behind it (`92 *`) is a part of an expression, and no answer.
     With `joined`, several boxes in one sentence that commas, "and" or "or" join are one answer, with commas.
 
     The last TAIL characters are read for rows 1 and 2, the last TEXT for the others, in time linear in them.
@@ -124,17 +133,19 @@ def final_answer(completion: str, *, joined: bool = False) -> str | None:
     thoughts = list(_THOUGHT.finditer(text)) if "</" in text else []
     behind = text[thoughts[-1].end() :] if thoughts else ""
     if not behind.strip():
-        return _answer_in(text, joined)
-    found = _answer_in(behind, joined)
+        return _answer_in(text, joined, truncated)
+    found = _answer_in(behind, joined, truncated)
     return _marked(text, joined) if found is None else found
 
 
-def _answer_in(text: str, joined: bool) -> str | None:
+def _answer_in(text: str, joined: bool, truncated: bool) -> str | None:
     """Returns the answer by rows 1 to 6."""
     marked = _marked(text, joined)
     if marked is not None:
         return marked
     text = _END_TOKENS.sub("\n", text[-TEXT:])
+    if truncated:
+        return _phrased(_LAST_WORD.sub("", text))
     phrased = _phrased(text)
     return _at_the_end(text) if phrased is None else phrased
 
@@ -205,6 +216,8 @@ def _leading(text: str) -> str | None:
     sentence = text[: _sentence_end(text)].strip()
     run = _runs(sentence)[:1]
     if run and run[0].begin == 0 and (run[0].has_digit or sentence[0] == "\\"):
+        if _breaks_off(sentence, run[0].end):
+            return None
         return _bare(sentence[: run[0].end]) + _percent(sentence[run[0].end :])
     if explained := _EXPLAINED.match(sentence):
         return explained[1]
@@ -328,10 +341,28 @@ def _last_of(sentence: str) -> str | None:
         if _ends(sentence[last.end() :]):
             return _formulas_at(sentence[_first_joined(sentence, formulas) :])
         return _inside(last) if _NUMBER.fullmatch(_inside(last)) else None
+    if _breaks_off(sentence, runs[-1].end):
+        return None
     run = _bare(_DASH.sub("", _bare(sentence[runs[-1].begin : runs[-1].end])))
     behind = sentence[runs[-1].end :]
     number = _NUMBER.fullmatch(run.rpartition("=")[2].strip())
     return run + _percent(behind) if number or _ends(behind) else None
+
+
+def _breaks_off(sentence: str, end: int) -> bool:
+    """Returns whether mathematics that ends there wants a right side: it is a part of an expression, no answer."""
+    text = sentence[:end].rstrip()
+    if text.endswith("*"):
+        return not _ends_emphasis(text)
+    nothing_follows = not sentence[end:].strip(_WRAPPING)
+    return bool(_OPERATOR.search(text)) or (nothing_follows and bool(_CONNECTIVE.search(text)))
+
+
+def _ends_emphasis(text: str) -> bool:
+    """Returns whether the stars that end a text close an emphasis, as Markdown has it, and multiply nothing."""
+    number = text.rstrip("*")
+    stars = text[len(number) :]
+    return not number[-1:].isspace() or number.startswith(stars)
 
 
 def _ends(behind: str) -> bool:

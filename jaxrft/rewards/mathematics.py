@@ -84,11 +84,17 @@ _MULTIPLES = frozenset(
 
 
 def math(
-    prompts: Sequence, completions: Sequence[Completion], *, answer: Sequence, **columns: Any
+    prompts: Sequence,
+    completions: Sequence[Completion],
+    *,
+    answer: Sequence,
+    truncated: Sequence[bool] | None = None,
+    **columns: Any,
 ) -> list[float | None]:
     r"""Returns 1 where the completion's final answer equals the column `answer` and has been worked out, else 0.
 
-    `final_answer.final_answer` has the table of what the final answer is. Where the gold is a number or a list of some,
+    `final_answer.final_answer` has the table of what the final answer is, and of what it is where a completion is
+    `truncated`. Where the gold is a number or a list of some,
     an answer with an operation between numbers that evaluates to a simpler number (`arithmetic.unfinished`) is none,
     unless the gold has such an operation, too. Nothing to parse gives 0, and so does an answer that cannot be judged
     within the limits of this module, for else it would pay to write one. `ground_truth.text` has the table of what
@@ -100,9 +106,11 @@ def math(
     are questions and no answers; a gold is read as a whole or compared as text; intervals may be written as
     inequalities; a choice is its letter, with or without its text.
     """
+    golds = ground_truth.texts(answer, several=True)
+    cut = truncated or [False] * len(completions)
     return [
-        None if gold is None else _grade(text_of(completion), gold)
-        for completion, gold in zip(completions, ground_truth.texts(answer, several=True), strict=True)
+        None if gold is None else _grade(text_of(completion), gold, is_cut)
+        for completion, gold, is_cut in zip(completions, golds, cut, strict=True)
     ]
 
 
@@ -113,16 +121,16 @@ def _spelled_gold(gold: str) -> str:
     return spelled(plain(joined_boxes(gold) or last_boxed(gold) or gold))
 
 
-def _grade(completion: str, gold: str) -> float | None:
+def _grade(completion: str, gold: str, truncated: bool) -> float | None:
     gold = _spelled_gold(gold)
     if not _parse_gold(gold):
         return None
-    answer = final_answer(completion)
+    answer = final_answer(completion, truncated=truncated)
     if answer is None:
         return 0.0
     if _right(gold, answer):
         return 1.0
-    joined = final_answer(completion, joined=True) if _is_list(gold) else answer
+    joined = final_answer(completion, joined=True, truncated=truncated) if _is_list(gold) else answer
     return float(joined is not None and joined != answer and _right(gold, joined))
 
 
