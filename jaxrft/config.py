@@ -335,9 +335,9 @@ class Config(Checked):
         if isinstance(self.chat_template_kwargs, dict):
             text = json.dumps(self.chat_template_kwargs, default=str)
             raise InputError(f"chat_template_kwargs is a dict: it must be JSON text, {text!r:.200}")
+        super().__post_init__()
         for name, value, wanted in misfits("", self, Config):
             raise InputError(f"{name} is {shown(value)}: it must be {wanted}")
-        super().__post_init__()
         check(self)
 
     @property

@@ -5,12 +5,15 @@
 | a whole number | an int32, as counters on devices are; a `Seed` has the 32 bits that JAX's keys take |
 | another number | finite, and a normal number or 0 as float32, as all arithmetic on devices is |
 | a text | Unicode without NUL |
-| a `FilePath` | `expand_path` |
+| a `FilePath` | `expand_path`, of an `os.PathLike` too |
+
+What stands for one of Python's own numbers or texts, such as a number of numpy or an enum, is replaced by it.
 """
 
 import argparse
 import dataclasses
 import math
+import numbers
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -168,10 +171,12 @@ def _settled(name: str, value: Any, kinds: set[Any]) -> Any:
     """Returns a field's value as it is to be used; `kinds` are the types of its leaves, and the marks on them."""
     if isinstance(value, Checked):
         return value  # a root, which has seen to itself
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    classes = tuple(kind for kind in kinds if isinstance(kind, type))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type) and isinstance(value, classes):
         return dataclasses.replace(value, **_settled_fields(f"{name}.", value))
     if isinstance(value, tuple):
         return tuple(_settled(f"{name}[{i}]", item, kinds) for i, item in enumerate(value))
+    value = _plain(value, kinds)
     if isinstance(value, str) and _PATH in kinds:
         return expand_path(value, name)
     if isinstance(value, str):
@@ -184,7 +189,22 @@ def _settled(name: str, value: Any, kinds: set[Any]) -> Any:
     return value
 
 
-def _as_float(number: float) -> float:
+def _plain(value: Any, kinds: set[Any]) -> Any:
+    """Returns the number or text of Python that `value` stands for, where a field of `kinds` takes one."""
+    if isinstance(value, os.PathLike) and _PATH in kinds:
+        return os.fspath(value)
+    if isinstance(value, str) and not isinstance(value, _Expanded):
+        return str.__str__(value)
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, numbers.Integral) and kinds & {int, float}:
+        return int(value)
+    if isinstance(value, numbers.Real) and float in kinds:
+        return _as_float(value)
+    return value
+
+
+def _as_float(number: float | numbers.Real) -> float:
     """Returns a number as a float, infinite where an int is too large for one."""
     try:
         return float(number)
@@ -240,7 +260,8 @@ def misfits(name: str, value: Any, kind: Any) -> Iterator[tuple[str, Any, str]]:
         for i, item in enumerate(value):
             yield from misfits(f"{name}[{i}]", item, inner[0] if inner[-1] is ... else inner[i])
     elif origin is tuple:
-        example = tuple(value) if isinstance(value, list) else (value,)
-        yield name, value, wanted if isinstance(value, tuple) else f"{wanted}, such as {example!r}"
+        example = tuple(value) if isinstance(value, list | set) else (value,)
+        fits = not isinstance(value, tuple) and not any(misfits(name, example, kind))
+        yield name, value, f"{wanted}, such as {example!r}" if fits else wanted
     elif not isinstance(value, int | float if kind is float else kind) or isinstance(value, bool) != (kind is bool):
         yield name, value, wanted  # Python takes a bool for an int

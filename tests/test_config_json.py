@@ -111,6 +111,8 @@ def test_wrong_value_is_named_with_its_key_and_what_it_must_be(change, message, 
         ("per_layer_config", None, {"0": {"head_dim": 8}}),
         ("norm_type", "RMSNorm", "layernorm"),
         ("hidden_activation", "silu", "gelu_pytorch_tanh"),
+        ("activation", "swiglu", "geglu"),
+        ("hidden_act", "silu", "swiglu"),
         ("position_embedding_type", "rope", "alibi"),
         ("attention_chunk_size", None, 8192),
         ("use_mrope", False, True),
@@ -149,12 +151,13 @@ def test_many_keys_that_nothing_reads_are_counted(tmp_path, caplog):
 SMOLLM2 = {"is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"dtype": {"q4": "q4"}}}
 QWEN25 = {"use_mrope": False, "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 2}
 QWEN3 = {"attention_bias": False, "attention_dropout": 0.0, "max_window_layers": 28, "sliding_window": None}
+VICUNA = {"max_sequence_length": 2048, "pad_token_id": 0}
 LLAMA31 = {"pretraining_tp": 1, "attention_dropout": 0.0, "mlp_bias": False, "eos_token_id": [1, 2]}
 ALL = {"bos_token_id": 0, "pad_token_id": None, "initializer_range": 0.02, "use_cache": True}
 ALL |= {"transformers_version": "4.51.0", "_name_or_path": "x", "max_position_embeddings": 8192}
 
 
-@pytest.mark.parametrize("keys", [LLAMA | SMOLLM2, QWEN2 | QWEN25, LLAMA | LLAMA31], ids=["SmolLM2", "Qwen", "Llama"])
+@pytest.mark.parametrize("keys", [LLAMA | SMOLLM2, QWEN2 | QWEN25, LLAMA | LLAMA31, LLAMA | VICUNA])
 def test_published_configs_are_read_without_a_warning(keys):
     assert config_json.unread(keys | ALL) == []
 

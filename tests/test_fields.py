@@ -3,16 +3,21 @@
 import argparse
 import ast
 import dataclasses
+import enum
 import functools
+import http
 import importlib
 import math
 import pkgutil
 import re
+from decimal import Decimal
+from fractions import Fraction
 from operator import attrgetter
 from pathlib import Path
 from typing import get_args
 
 import jax
+import numpy as np
 import pytest
 
 import jaxrft
@@ -391,3 +396,61 @@ def test_students_are_checked_by_name():
 def test_file_paths_stay_text():
     assert str in get_args(FilePath)
     assert isinstance(make().output_dir, str) and repr(make().output_dir) == "'run'"
+
+
+class Word(str, enum.Enum):  # noqa: UP042 - whose str() is not its value
+    BOTS = "bots"
+
+
+@pytest.mark.parametrize(
+    ("changes", "path", "wanted"),
+    [
+        ({"output_dir": Path("runs/a")}, "output_dir", "runs/a"),
+        ({"model": Path("$RUNS/model")}, "model", "/data/runs/model"),
+        ({"tasks": TasksConfig(Path("a.jsonl"))}, "tasks.source", "a.jsonl"),
+        ({"seed": np.int64(3)}, "seed", 3),
+        ({"steps": np.uint8(5)}, "steps", 5),
+        ({"steps": http.HTTPStatus.OK}, "steps", 200),
+        ({"learning_rate": np.float32(0.5)}, "learning_rate", 0.5),
+        ({"learning_rate": np.int32(1)}, "learning_rate", 1),
+        ({"learning_rate": Fraction(1, 4)}, "learning_rate", 0.25),
+        ({"rewards": (np.str_("math"),), "reward_weights": (np.float16(2),)}, "rewards", ("math",)),
+        ({"select": SelectConfig(name=Word.BOTS, rho=np.float64(0.5))}, "select.rho", 0.5),
+        ({"select": SelectConfig(name=Word.BOTS)}, "select.name", "bots"),
+    ],
+    ids=str,
+)
+def test_what_stands_for_a_value_of_python_becomes_it(changes, path, wanted, monkeypatch):
+    monkeypatch.setenv("RUNS", "/data/runs")
+    config = make(**changes)
+    found = attrgetter(path)(config)
+    assert found == wanted
+    assert repr(found) == repr(wanted) and str(found) == str(wanted)
+    assert type(found) in (type(wanted), fields._Expanded)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": np.int64(2**40)}, "seed is 1099511627776: it must be 0 or more, and at most"),
+        ({"seed": np.int64(-1)}, "seed is -1: it must be 0 or more"),
+        ({"seed": np.bool_(True)}, "seed is np.True_: it must be of type int"),
+        ({"steps": np.float32(3)}, r"steps is np.float32\(3.0\): it must be of type int"),
+        ({"steps": np.array([3])}, r"steps is array\(\[3\]\): it must be of type int"),
+        ({"learning_rate": np.float32("nan")}, "learning_rate is nan: it must be a finite number"),
+        ({"learning_rate": Fraction(10**400)}, "learning_rate is inf: it must be a finite number"),
+        ({"learning_rate": Decimal(1)}, "learning_rate is Decimal.*: it must be of type float"),
+        ({"output_dir": b"run"}, "output_dir is b'run': it must be of type str"),
+        ({"output_dir": Path("$UNSET_HERE/a")}, "output_dir is .*: set the environment variable UNSET_HERE"),
+        ({"rewards": (Path("a.py"),)}, r"rewards\[0\] is .*: it must be of type str"),
+        ({"rewards": {"math"}}, r"such as \('math',\)$"),
+        ({"rewards": None}, r"rewards is None: it must be of type tuple\[str, ...\]$"),
+        ({"select": EvalConfig()}, "select is EvalConfig.*: it must be of type SelectConfig"),
+        ({"select": SelectConfig}, "select is <class .*: it must be of type SelectConfig"),
+        ({"select": {"name": "bots"}}, "select is .*: it must be of type SelectConfig"),
+    ],
+    ids=str,
+)
+def test_what_stands_for_none_is_refused_by_name(changes, message):
+    with pytest.raises(InputError, match=message):
+        make(**changes)

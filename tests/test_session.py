@@ -112,7 +112,9 @@ def test_a_session_of_something_else_is_refused(selector, seed, message):
 
 @pytest.mark.parametrize("tasks", [12.0, "12", None, [1, 2], True, -1, 0, 2**24 + 1, 10**400, np.ones((12, 2))])
 def test_a_number_of_tasks_that_is_none_is_refused(tasks):
-    with pytest.raises(InputError, match="the number of tasks is .*: it must be a whole number, or their Tasks"):
+    with pytest.raises(
+        InputError, match="the number of tasks is .*: it must be a whole number from 1 to 16,777,216, or their Tasks"
+    ):
         Session(selectors.uniform(3, 8), tasks)
 
 

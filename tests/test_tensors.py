@@ -51,6 +51,9 @@ def assert_equal(got, want):
         lambda name: f"module._orig_mod.{name}",
         lambda name: name.removeprefix("model."),
         lambda name: f"_orig_mod.{name.removeprefix('model.')}",
+        lambda name: f"model.{name}",  # of a trainer that calls the decoder its model
+        lambda name: f"actor.{name}",
+        lambda name: f"policy.module.pretrained_model.{name.removeprefix('model.')}",
         lambda name: name.replace("layers.1.", "layers.1._orig_mod."),
         lambda name: name.replace(".mlp.", "._checkpoint_wrapped_module.mlp._fsdp_wrapped_module."),
         lambda name: name.replace("model.embed_tokens", "lm_head"),  # tied, it is the same tensor
@@ -78,7 +81,8 @@ def some(change):
         (lambda s: {"layers.0.attention.wq.weight": INT8}, "in the format of Meta's releases"),
         (lambda s: {f"language_model.{n}": x for n, x in s.items()}, "more than a decoder of text"),
         (lambda s: s | {"score.weight": INT8}, "a model that gives scores"),
-        (lambda s: {f"model.{n}": x for n, x in s.items()}, "no tensor model.embed_tokens.weight.*, but model.model."),
+        (some(lambda name: f"actor.{name}"), "no tensor model.layers.0.input_layernorm.weight.*, but actor.model."),
+        (lambda s: s | {"critic.model.norm.weight": s["model.norm.weight"]}, "critic.model.norm.weight has no place"),
     ],
 )
 def test_names_that_do_not_are_refused_with_what_they_are(change, message, copied):
@@ -115,6 +119,7 @@ def quantize(*names, method=None, dtype=np.int32):
         (quantize("weight_scale_inv", method="fp8", dtype=np.float32), "quantized by fp8 .*FineGrainedFP8Config"),
         (quantize("weight_packed", method="compressed-tensors"), "quantized by compressed-tensors .*OUT"),
         (quantize("weight_blocks", "weight_scales", dtype=np.uint8), "quantized by mxfp4 .*Mxfp4Config"),
+        (quantize("weight_scale", dtype=np.int8), "quantized by compressed-tensors .*dtype I8"),
         (quantize("W_q", dtype=np.uint8), "quantized by HQQ"),
         (quantize("strange", method=5, dtype=np.uint8), "strange is of dtype U8, but only F32, BF16, F16 are read"),
     ],

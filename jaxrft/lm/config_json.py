@@ -119,6 +119,7 @@ HARMLESS = {
     *("_attn_implementation", "attn_implementation", "_attn_implementation_autoset", "_flash_attn_2_enabled"),
     *("_experts_implementation", "use_flash_attn", "use_flash_attention_2", "gradient_checkpointing"),
     *("transformers.js_config", "unsloth_version", "unsloth_fixed", "model_max_length"),
+    *("max_sequence_length", "max_seq_len", "seq_length"),  # of the texts in training; nothing computes with them
     # Slices of products, whose sums are the products; transformers 5 no longer makes them.
     "pretraining_tp",
     *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "unk_token_id", "cls_token_id"),
@@ -143,6 +144,8 @@ _OFF = Kind(lambda value: not value, "False, 0 or null")
 _ON = Kind(lambda value: value is True, "True")
 _ONE = Kind(lambda value: value is None or value == 1, "1 or null")
 _SILU = Kind(lambda value: value in ("silu", "swish", None), "'silu'")
+# Of a whole MLP, which is down(silu(gate) up): the word for it is SwiGLU.
+_SWIGLU = Kind(lambda value: _SILU.accepts(value) or value == "swiglu", "'silu', 'swiglu'")
 _RMS = Kind(lambda value: value is None or re.sub("[^a-z]", "", str(value).lower()) in ("rms", "rmsnorm"), "'rmsnorm'")
 _ROTARY = Kind(lambda value: value in ("rope", "rotary", None), "'rope'")
 _ALL = Kind(lambda value: not value or (isinstance(value, list) and all(value)), "a list of ones, or null")
@@ -183,7 +186,7 @@ MATHEMATICS = {
     **dict.fromkeys(("norm_after", "apply_residual_connection_post_layernorm", "zero_centered_gamma"), _OFF),
     **dict.fromkeys(("use_bias", "bias", "add_bias_linear", "lm_head_bias", "per_layer_config"), _OFF),
     **dict.fromkeys(("norm_type", "normalization", "normalization_type", "layer_norm_type", "layernorm_type"), _RMS),
-    **dict.fromkeys(("hidden_activation", "activation_function", "activation", "act_fn"), _SILU),
+    **dict.fromkeys(("hidden_activation", "activation_function", "activation", "act_fn"), _SWIGLU),
 }
 
 

@@ -167,9 +167,9 @@ def _is_file(path: Path) -> bool:
 def transformers_names(stored: Iterable[str], folder: Path) -> dict[str, str]:
     """Returns the name in transformers of each tensor by its name in the file.
 
-    The rule: wrappers (`WRAPPERS`) are no part of a name, and names none of which begins with "model." all lack it, but
-    for the head's. Raises InputError for names that follow no one rule: outer wrappers on some only, "model." on some
-    only, and two tensors that come to have one name.
+    The rule: wrappers (`WRAPPERS`) and a path that all names share (`_shared`) are no part of a name, and names none of
+    which begins with "model." all lack it, but for the head's. Raises InputError for names that follow no one rule:
+    outer wrappers on some only, "model." on some only, and two tensors that come to have one name.
     """
     stored = list(stored)
     outer = {name: _outer(name) for name in stored}
@@ -181,6 +181,8 @@ def transformers_names(stored: Iterable[str], folder: Path) -> dict[str, str]:
         for name in plain.values():
             if pattern.search(name):
                 raise InputError(f"{folder} {what} (its tensors are named like {name})")
+    shared = _shared(plain.values())
+    plain = {name: short.removeprefix(shared) for name, short in plain.items()}
     prefixed = {name: short.startswith("model.") for name, short in plain.items() if not short.startswith("lm_head.")}
     if len(set(prefixed.values())) > 1 and _mixes(plain.values()):
         first, second = _examples(prefixed)
@@ -200,6 +202,19 @@ def _outer(name: str) -> str:
     parts = name.split(".")
     count = next((i for i, part in enumerate(parts) if part not in WRAPPERS), len(parts))
     return ".".join(parts[:count])
+
+
+def _shared(names: Iterable[str]) -> str:
+    """Returns the path to the module that is the decoder, as in "actor.model.embed_tokens.weight"; "" without one.
+
+    All names begin with it, such as those of a trainer that holds the decoder, and that was saved whole.
+    """
+    names = list(names)
+    embeddings = [name for name in names if name.endswith(".embed_tokens.weight")]
+    if len(embeddings) != 1:
+        return ""
+    path = embeddings[0].removesuffix("embed_tokens.weight").removesuffix("model.")
+    return path if all(name.startswith(path) for name in names) else ""
 
 
 def _mixes(names: Iterable[str]) -> bool:
@@ -226,6 +241,8 @@ def _check_format(folder: Path, slices: Mapping[str, Any]) -> None:
     method = named if isinstance(named, str) else next(iter(marked.values()), None)
     if method is None and dtypes[strange[0]].startswith("F8"):
         method = "fp8"
+    if method == "fp8" != named and strange and not any(dtypes[name].startswith("F8") for name in strange):
+        method = "compressed-tensors"  # whose whole numbers have scales of the same names
     name = min(strange or marked)
     flaw = f"tensor {name} is of dtype {dtypes[name]}"
     only = f"but only {', '.join(DTYPES)} are read"

@@ -41,7 +41,7 @@ class Session:
             self._number = _number(tables)
         else:
             tables = Tasks()
-            wanted = "a whole number, or their Tasks"
+            wanted = f"a whole number from 1 to {COUNTED:,}, or their Tasks"
             self._number = check_count("the number of tasks", tasks, most=COUNTED, wanted=wanted)
         self._state = selector.init(tables, self._number)
         self._tasks = jax.tree.map(jnp.asarray, tables)
