@@ -82,6 +82,10 @@ def some(change):
         (lambda s: {f"language_model.{n}": x for n, x in s.items()}, "more than a decoder of text"),
         (lambda s: s | {"score.weight": INT8}, "a model that gives scores"),
         (some(lambda name: f"actor.{name}"), "no tensor model.layers.0.input_layernorm.weight.*, but actor.model."),
+        (lambda s: {f"{p}.{n}": x for n, x in s.items() for p in ("actor", "ref")}, "but actor.model.embed_tokens"),
+        (lambda s: s | {"": INT8}, "a tensor of a name that no decoder has, '': copy"),
+        (lambda s: s | {"a\n\x1b[2J": INT8}, r"a tensor of a name that no decoder has, 'a\\n"),
+        (lambda s: s | {"x" * 10_000: INT8}, "a tensor of a name that no decoder has, 'x{99}: copy"),
         (lambda s: s | {"critic.model.norm.weight": s["model.norm.weight"]}, "critic.model.norm.weight has no place"),
     ],
 )

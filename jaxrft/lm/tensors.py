@@ -19,6 +19,7 @@ DTYPES = ("F32", "BF16", "F16")
 AGAIN = "copy it again from the checkpoint"
 EMBED = "model.embed_tokens.weight"
 UNEMBED = "lm_head.weight"
+MAX_NAME = 500  # characters of a tensor's name
 
 # Modules that wrap another one and compute nothing, as they show in the path to a tensor: those of torch.compile,
 # DistributedDataParallel, FullyShardedDataParallel, activation checkpointing and Lightning Fabric.
@@ -172,6 +173,9 @@ def transformers_names(stored: Iterable[str], folder: Path) -> dict[str, str]:
     outer wrappers on some only, "model." on some only, and two tensors that come to have one name.
     """
     stored = list(stored)
+    for name in stored:
+        if not name.isprintable() or not 0 < len(name) <= MAX_NAME:
+            raise InputError(f"{folder} has a tensor of a name that no decoder has, {name!r:.100}: {AGAIN}")
     outer = {name: _outer(name) for name in stored}
     if len(set(outer.values())) > 1:
         first, second = _examples(outer)
@@ -187,7 +191,7 @@ def transformers_names(stored: Iterable[str], folder: Path) -> dict[str, str]:
     if len(set(prefixed.values())) > 1 and _mixes(plain.values()):
         first, second = _examples(prefixed)
         raise InputError(f"{folder} has tensors of two kinds of names, {first} and {second}: {AGAIN}")
-    if not any(prefixed.values()):
+    if not any(prefixed.values()) and _mixes(plain.values()):
         plain |= {name: f"model.{plain[name]}" for name in prefixed}
     seen: dict[str, str] = {}
     for name, short in plain.items():
