@@ -2,6 +2,8 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # compiling is most of what the tests take
+# Collectives of two programs in flight may wait for each other where devices outnumber cores; XLA then aborts.
+os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
 # The second as jaxrft.cli sets it: flags are a part of the key of a compiled program, which must not depend on whether
 # a test has called the command line before.
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_gpu_deterministic_ops=true"

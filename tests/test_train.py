@@ -1,5 +1,6 @@
 """A run from end to end: what it writes and says, and that trouble costs rewards, not the run."""
 
+import datetime
 import json
 import math
 from collections import Counter
@@ -54,7 +55,9 @@ def test_the_posterior_counts_what_was_seen(whole):
 
 def test_the_run_keeps_its_config_versions_checkpoints_and_policy(whole, configure):
     folder, state = whole
-    assert configs.differences(configure(folder), json.loads((folder / "config.json").read_text())) == {}
+    kept = json.loads((folder / "config.json").read_text())
+    assert configs.differences(configure(folder), kept).keys() == {"chat_template_date"}
+    assert datetime.date.fromisoformat(kept["chat_template_date"])  # of the run's first day
     assert {"jax", "jaxrft", "devices"} <= json.loads((folder / "versions.json").read_text()).keys()
     assert helpers.checkpoints(folder) == [3, 6]
     helpers.assert_same_bits(weights.load(folder / "policy", helpers.SHAPE), state.params)
