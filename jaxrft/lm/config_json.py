@@ -70,7 +70,6 @@ FLAG = Kind(lambda value: isinstance(value, bool), "true or false")
 STRING = Kind(lambda value: isinstance(value, str), "a string")
 OBJECT = Kind(lambda value: isinstance(value, dict), "an object")
 STRINGS = Kind(lambda value: isinstance(value, list) and all(map(STRING.accepts, value)), "a list of strings")
-TOKEN = _or_null(Kind(_is_token, "a token id, a whole number of 0 or more,"))
 TOKENS = Kind(_is_tokens, "a token id, a whole number of 0 or more, a list of them, or null")
 
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
