@@ -8,7 +8,7 @@ ROOT = Path(__file__).parent.parent / "jaxrft"
 LAYERS = (
     {"errors", "signals"},
     {"files", "launch", "crash", "terminal", "lock", "fields"},
-    {"types", "config", "mesh", "witness"},
+    {"types", "shapes", "config", "mesh", "witness"},
     {"select", "learn", "lm"},
     {"tasks", "rewards", "changes", "checkpoint", "lifesigns", "predictors", "report"},
     {"runtime", "steps", "train", "evaluate", "simulate", "bench", "prepare"},
@@ -42,6 +42,6 @@ def test_imports_point_down(path):
         if top == "jaxrft" and rest and own in LEVEL:
             assert LEVEL.get(rest[0], 0) <= LEVEL[own], f"{own} imports {name}, which stands above it"
         if path in LIBRARY:
-            inside = top == "jaxrft" and {*rest[:1]} <= {"errors", "types", "mesh", own}
+            inside = top == "jaxrft" and {*rest[:1]} <= {"errors", "types", "shapes", "mesh", own}
             inside = inside and rest[:2] != ["learn", "update"]
             assert top in ALLOWED or inside, f"{own} imports {name}"

@@ -1,0 +1,58 @@
+"""Checks the shapes and dtypes of arguments at public functions, arrays and tracers alike.
+
+Shapes are written in the axis letters of `jaxrft.types`, one letter an axis. Both are known when a program is traced,
+so that a check costs nothing when the program runs.
+"""
+
+import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
+
+from jaxrft.errors import InputError, shown
+
+REAL = (bool, int, float)  # for `check_dtypes`: anything but complex numbers and keys
+
+
+def check_shapes(**arguments: tuple[ArrayLike | None, str]) -> dict[str, int]:
+    """Returns the size of each letter; raises InputError for the first argument whose shape does not fit.
+
+    `check_shapes(prompts=(prompts, "BP"), lengths=(lengths, "B"))`: a letter has one size in all arguments of a call,
+    that of the first argument that has it. A digit is a size. An argument that is None is left out.
+    """
+    sizes: dict[str, int] = {}
+    for name, (array, letters) in arguments.items():
+        if array is None:
+            continue
+        shape = getattr(array, "shape", None)
+        axes = f"[{', '.join(letters)}]"
+        if shape is None:
+            raise InputError(f"{name} is {shown(array)}: it must be an array {axes}")
+        wanted = [int(letter) if letter.isdigit() else sizes.get(letter) for letter in letters]
+        if not _has_shape(array, wanted):
+            known = [letter if size is None else str(size) for letter, size in zip(letters, wanted, strict=True)]
+            here = f", here [{', '.join(known)}]" if known != list(letters) else ""
+            raise InputError(f"{name} has shape {shape}: it must be {axes}{here}")
+        sizes |= dict(zip(letters, shape, strict=True))
+    return sizes
+
+
+def check_dtypes(kinds: DTypeLike | tuple[DTypeLike, ...], **arguments: ArrayLike | None) -> None:
+    """Raises InputError for the first argument that is of none of the kinds.
+
+    A kind is bool, int (of any width), float (of any width) or a dtype: `check_dtypes(int, tokens=tokens)`. Arguments
+    that are None are left out.
+    """
+    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    for name, array in arguments.items():
+        if array is not None and not any(_has_dtype(array, kind) for kind in kinds):
+            wanted = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
+            raise InputError(f"{name} is {getattr(array, 'dtype', shown(array))}: its dtype must be {wanted}")
+
+
+def _has_shape(array: ArrayLike, wanted: list[int | None]) -> bool:
+    shape = jnp.shape(array)
+    return len(shape) == len(wanted) and all(w in (None, n) for w, n in zip(wanted, shape, strict=True))
+
+
+def _has_dtype(array: ArrayLike, kind: DTypeLike) -> bool:
+    abstract = {int: jnp.integer, float: jnp.floating}
+    return jnp.issubdtype(jnp.result_type(array), abstract.get(kind, kind))
