@@ -1,7 +1,5 @@
-"""The command line: jaxrft train, eval and prepare, each with a CONFIG and flags, jaxrft simulate and bench."""
+"""The command line: jaxrft train, eval and prepare, each with a CONFIG and flags, and jaxrft simulate."""
 
-import ast
-import importlib
 import logging
 import os
 import sys
@@ -24,7 +22,6 @@ commands:
   prepare predictor  train what tells pass rates by similar tasks (dots), of several policies' pass rates and
                      embeddings, and judge it; with --responses FILE.npz in place of CONFIG, of a response matrix
   simulate  compare selectors without a language model; no CONFIG, `jaxrft simulate --help` explains its flags
-  bench NAME  repeat a measurement; `jaxrft bench` alone lists them
 
 CONFIG is a .py file that defines `config = Config(...)`; every field of it is a flag:
   jaxrft train configs/quickstart.py --steps 20 --output-dir runs/a --select.decay 0.2
@@ -37,6 +34,10 @@ CONFIG is a .py file that defines `config = Config(...)`; every field of it is a
 """
 STOPPED = 143  # 128 + SIGTERM, what schedulers expect of a job that saved and left, whatever the signal was
 GRACE = 3.0  # seconds that a process with a mistake leaves the others
+_BENCH = (
+    "jaxrft has no command 'bench' any more: in a checkout of its repository, run "
+    "`python -m benchmarks.NAME --help`; benchmarks/README.md lists the names"
+)
 WRITING = ("train", "prepare")  # commands whose results are files; those of the others are what they print
 
 
@@ -58,12 +59,14 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     """Runs a command with standard streams that never raise; returns its exit code."""
     _set_up()
-    commands = {"train": _train, "eval": _eval, "prepare": _prepare, "simulate": _simulate, "bench": _bench}
+    commands = {"train": _train, "eval": _eval, "prepare": _prepare, "simulate": _simulate}
     try:
         with crash.reported():
             if not arguments or arguments[0] in ("-h", "--help"):
                 print(USAGE)
                 return 0 if arguments else 2
+            if arguments[0] == "bench":
+                raise InputError(_BENCH)
             if arguments[0] not in commands:
                 raise InputError(f"no command {arguments[0]!r}: it is one of {', '.join(commands)}")
             return commands[arguments[0]](arguments[1:], f"jaxrft {arguments[0]} CONFIG")
@@ -197,22 +200,6 @@ def _simulate(arguments: list[str], prog: str) -> int:
     from jaxrft.simulate import command
 
     return command.main(arguments, prog.removesuffix(" CONFIG"))
-
-
-def _bench(arguments: list[str], prog: str) -> int:
-    from jaxrft import bench
-
-    files = sorted(path for folder in bench.__path__ for path in Path(folder).glob("[!_]*.py"))
-    names = {path.stem.replace("_", "-"): path for path in files}
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: jaxrft bench NAME [flags]; `jaxrft bench NAME --help` explains them\n")
-        for name, path in names.items():  # read, not imported: some take long to
-            print(f"  {name:12} {(ast.get_docstring(ast.parse(path.read_text())) or '').partition(chr(10))[0]}")
-        return 0
-    if arguments[0] not in names:
-        raise InputError(f"no measurement {arguments[0]!r}: it is one of {', '.join(names)}")
-    module = importlib.import_module(f"jaxrft.bench.{names[arguments[0]].stem}")
-    return module.main(arguments[1:]) or 0
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import json
 import pyarrow
 import pyarrow.parquet
 
-from jaxrft.bench import graders
+from benchmarks import graders
 
 
 def test_measures(tmp_path, capsys):

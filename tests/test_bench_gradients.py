@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrft.bench import gradients
+from benchmarks import gradients
 
 
 def test_group_norms_by_hand():

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrft.bench import select
+from benchmarks import select
 from jaxrft.select import selectors
 from jaxrft.types import Feedback, Tasks
 

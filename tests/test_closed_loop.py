@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from benchmarks import _savings, _similarity, closed_loop
+from benchmarks._savings import Curve
 from jaxrft import assets, predictors
-from jaxrft.bench import _savings, _similarity, closed_loop
-from jaxrft.bench._savings import Curve
 
 
 def curve(*held_out, rollouts=10, tokens=100, seconds=1.0):

@@ -21,9 +21,9 @@ import numpy as np
 import pytest
 
 import jaxrft
+from benchmarks import graders
 from jaxrft import fields
 from jaxrft import mesh as meshes
-from jaxrft.bench import graders
 from jaxrft.config import Config, EvalConfig, LoRAConfig, ReplayConfig, SelectConfig, TasksConfig
 from jaxrft.errors import InputError
 from jaxrft.fields import Checked, FilePath, expand_path, path_argument
@@ -65,7 +65,7 @@ def make(kind=Config, **changes):
 def roots():
     """All classes of options, of all modules."""
     for module in pkgutil.walk_packages(jaxrft.__path__, "jaxrft."):
-        if module.name not in ("jaxrft.rewards.worker", "jaxrft.bench.closed_loop", "jaxrft.__main__"):
+        if module.name not in ("jaxrft.rewards.worker", "jaxrft.__main__"):
             importlib.import_module(module.name)
     waiting = Checked.__subclasses__()
     while waiting:

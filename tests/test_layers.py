@@ -11,7 +11,7 @@ LAYERS = (
     {"types", "shapes", "config", "mesh", "witness"},
     {"select", "learn", "lm"},
     {"tasks", "rewards", "changes", "checkpoint", "lifesigns", "predictors", "report"},
-    {"runtime", "steps", "train", "evaluate", "simulate", "bench", "prepare"},
+    {"runtime", "steps", "train", "evaluate", "simulate", "prepare"},
     {"plan"},
     {"cli", "__main__"},
 )

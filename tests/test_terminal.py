@@ -176,6 +176,6 @@ def test_a_console_that_is_not_utf8_ends_no_process():
 @pytest.mark.parametrize(("redirection", "code"), [(">/dev/full", 2), ("| true", 0)])
 def test_a_result_that_was_only_printed_is_not_lost_with_exit_code_0(redirection, code):
     """But a reader that wants no more of it is content."""
-    command = f"set -o pipefail; {sys.executable} -m jaxrft bench {redirection}"
+    command = f"set -o pipefail; {sys.executable} -m jaxrft --help {redirection}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert done.returncode == code and "Traceback" not in done.stderr

@@ -12,7 +12,7 @@ family has that share of useless tasks, and one thing, or none, that tells them 
 | `digits-easy` | next to nothing | nothing has to: uniform selection does well |
 
 The held-out split of a family, `<family>-test`, holds solvable tasks only, of the kinds that can be learnt, and none of
-the pool. All this is said of the tiny policy in jaxrft.assets; jaxrft.bench.closed_loop trains it on these families.
+the pool. All this is said of the tiny policy in jaxrft.assets; benchmarks/closed_loop.py trains it on these families.
 """
 
 import difflib

@@ -1,6 +1,6 @@
 """What choosing tasks saves in real training: rollouts, tokens, seconds to the level of uniform selection.
 
-    python -m jaxrft.bench.closed_loop --runs runs/closed_loop --jobs 2
+    python -m benchmarks.closed_loop --runs runs/closed_loop --jobs 2
 
 The tiny policy is trained on four families of built-in tasks (jaxrft.tasks.builtin), by every selector with the same
 seeds, and evaluated often on held-out tasks. What the oracle saves is the headroom of a family. Who should win:
@@ -40,10 +40,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks import _curves, _savings, _script, _similarity
+from benchmarks._savings import Curve
 from jaxrft import train as training
 from jaxrft.assets import TINY
-from jaxrft.bench import _curves, _savings, _similarity
-from jaxrft.bench._savings import Curve
 from jaxrft.config import Config, EvalConfig, ReplayConfig, SelectConfig, TasksConfig
 from jaxrft.fields import path_argument, whole_number
 from jaxrft.files import UnreadableJSON, read_json, replace_file
@@ -114,7 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The flags."""
     parser = argparse.ArgumentParser(
-        prog="python -m jaxrft.bench.closed_loop",
+        prog="python -m benchmarks.closed_loop",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -297,4 +297,4 @@ def tuned(curves: dict[Run, Curve]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    _script.run(main)

@@ -8,6 +8,7 @@ import argparse
 
 import numpy as np
 
+from benchmarks import _script
 from jaxrft import simulate
 from jaxrft.fields import whole_number
 from jaxrft.select import selectors
@@ -82,7 +83,7 @@ def hostile(seeds: int) -> None:
 
 def main(arguments: list[str]) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="jaxrft bench adaptive", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.adaptive", description=__doc__)
     parser.add_argument(
         "--seeds", type=whole_number("seeds", 0, 1_000_000), default=8, help="matrices of each kind; 0 = none"
     )
@@ -94,3 +95,7 @@ def main(arguments: list[str]) -> None:
         matrices(options.seeds)
     if options.paired:
         hostile(options.paired)
+
+
+if __name__ == "__main__":
+    _script.run(main)

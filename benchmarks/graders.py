@@ -19,6 +19,7 @@ import pyarrow.parquet
 import tyro
 from math_verify import parse, verify
 
+from benchmarks import _script
 from jaxrft.errors import InputError
 from jaxrft.fields import Checked, FilePath
 from jaxrft.rewards import Pool
@@ -32,7 +33,7 @@ THINKING = (
 
 def main(arguments: list[str]) -> None:
     """The command."""
-    options = tyro.cli(Options, args=arguments, prog="jaxrft bench graders")
+    options = tyro.cli(Options, args=arguments, prog="python -m benchmarks.graders")
     measure(**vars(options))
 
 
@@ -192,3 +193,7 @@ def _alone(verdict: tuple[str, str, float | None]) -> float:
     """What math-verify says without us."""
     truth, answer, _ = verdict
     return float(verify(parse(f"\\boxed{{{truth}}}"), parse(f"\\boxed{{{answer}}}")))
+
+
+if __name__ == "__main__":
+    _script.run(main)

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import _script
 from jaxrft.assets import TINY
 from jaxrft.fields import UINT32, path_argument, whole_number
 from jaxrft.learn import grpo, masked
@@ -159,7 +160,7 @@ def draw(found: Measured, path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="jaxrft bench gradients", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gradients", description=__doc__)
     parser.add_argument(
         "--tasks", type=whole_number("tasks", 1), default=192, help="of the quickstart's pool, with right answers"
     )
@@ -179,4 +180,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    _script.run(main)

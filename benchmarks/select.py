@@ -11,6 +11,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,8 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrft import launch, train
+from benchmarks import _script
 from jaxrft import mesh as meshes
+from jaxrft import train
 from jaxrft.assets import TINY
 from jaxrft.config import Config, TasksConfig
 from jaxrft.fields import path_argument, whole_number
@@ -33,6 +35,7 @@ from jaxrft.select import attention, contract, selectors
 from jaxrft.tasks import builtin
 from jaxrft.types import Array, Choice, Feedback, Projections, Tasks
 
+ROOT = Path(__file__).parents[1]
 PUBLISHED = "published, numpy"
 TOLD = "adaptive, embeddings"  # of which it uses 32 components
 BATCH, GENERATIONS = 32, 16  # of the paper [arXiv 2510.26374]
@@ -237,10 +240,17 @@ def sharded(names: tuple[str, ...] = ("uniform", "bots", "adaptive")) -> None:
 def on_virtual_devices(count: int = 8) -> dict[str, Any]:
     """What `sharded` prints in a process of its own that has so many devices."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
-    command = launch.command("jaxrft.bench.select")
+    command = [sys.executable, "-c", "from benchmarks import select; select.sharded()"]
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    text = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
-    return json.loads(text.splitlines()[-1])
+    process = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def quickstart(number: int = 12) -> float:
@@ -332,7 +342,7 @@ def _shares(small: dict[str, float], paper: dict[str, float], whole: float) -> s
 
 PAGE = f"""# What choosing costs
 
-`jaxrft bench select`. Medians, measured by turns. Part by part:
+`python -m benchmarks.select`. Medians, measured by turns. Part by part:
 
 {{conditions}}
 
@@ -394,7 +404,7 @@ def earlier(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
 
 def main(arguments: list[str]) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="jaxrft bench select", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.select", description=__doc__)
     parser.add_argument("--repeats", type=whole_number("repeats", 1), default=15, help="steps whose median counts")
     parser.add_argument("--parts", nargs="+", choices=[*PARTS], default=[*PARTS], help="what is measured")
     parser.add_argument(
@@ -410,4 +420,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sharded()
+    _script.run(main)

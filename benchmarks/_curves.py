@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrft.bench._savings import COSTS, Curve, Estimate
+from benchmarks._savings import COSTS, Curve, Estimate
 
 HEAD = (
     "selector",
