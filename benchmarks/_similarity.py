@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrft import predictors
 from jaxrft.assets import TINY, make_quickstart
 from jaxrft.lm import embed, model, weights
-from jaxrft.select import fitting
+from jaxrft.select.dots import training
+from jaxrft.select.dots.predictor import Origin, Predictor, save_predictor
 from jaxrft.tasks import builtin
 
 TASKS, SAMPLES = 2048, 8  # of the pool at most; rollouts a task and policy
@@ -33,6 +33,6 @@ def write(family: str, policies: Sequence[Path], out: Path) -> None:
         rates.append(make_quickstart.rollouts(shape, params, asked, samples=SAMPLES).mean(axis=1))
     embeddings = embed.pooled(model.decoder(shape, remat=False), start, asked.prompts, asked.lengths)
     table = embeddings, jnp.asarray(np.stack(rates), jnp.float32)
-    params, _ = fitting.fit(jax.random.key(0), *table, width=WIDTH, num_references=REFERENCES)
-    origin = predictors.Origin(TINY, shape.hidden_size)
-    predictors.save(out, predictors.Predictor(params, "group_logit_temp", 1.0, None, origin))
+    params, _ = training.fit(jax.random.key(0), *table, width=WIDTH, num_references=REFERENCES)
+    origin = Origin(TINY, shape.hidden_size)
+    save_predictor(out, Predictor(params, "group_logit_temp", 1.0, None, origin))

@@ -31,7 +31,8 @@ from jaxrft.config import Config, TasksConfig
 from jaxrft.fields import path_argument, whole_number
 from jaxrft.files import UnreadableJSON, read_json
 from jaxrft.report import records
-from jaxrft.select import attention, contract, selectors
+from jaxrft.select import contract, selectors
+from jaxrft.select.dots import attention
 from jaxrft.tasks import builtin
 from jaxrft.types import Array, Choice, Feedback, Projections, Tasks
 

@@ -9,19 +9,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrft import checkpoint, predictors, runtime, similarity
+from jaxrft import checkpoint, runtime
 from jaxrft import mesh as meshes
 from jaxrft.checkpoint import RunState, Tally
 from jaxrft.config import Config
 from jaxrft.learn import grpo, replay, shaping, update
 from jaxrft.learn.replay import Groups, Replay
-from jaxrft.predictors import Predictor
 from jaxrft.report import metrics
 from jaxrft.report.visits import Visits
 from jaxrft.runtime import LanguageModel
 from jaxrft.select import contract, selectors
+from jaxrft.select.dots.predictor import Predictor, selector_options
 from jaxrft.select.selectors import Selector
 from jaxrft.tasks import table
+from jaxrft.tasks.projections import project_table
 from jaxrft.tasks.table import TaskTable
 from jaxrft.types import Array, Choice, Feedback, InputError, Rollout, Tasks
 
@@ -97,7 +98,7 @@ def assemble(
     if described:
         put, init, copy = meshes.describe, init.eval_shape, lambda x: x
     on_mesh: Any = partial(meshes.place_table, mesh=mesh, num_tasks=number, put=put)
-    projections = predictor and similarity.project(predictor, rows, mesh, described=described)
+    projections = predictor and project_table(predictor, rows, mesh, described=described)
     state = RunState(
         step=put(np.zeros((), np.int32), everywhere),
         params=lm.params,
@@ -114,7 +115,7 @@ def assemble(
 
 def make_selector(config: Config, count: int, predictor: Predictor | None) -> Selector:
     """The selector of the config for batches of `count` tasks; its state is the same for any."""
-    own = dataclasses.asdict(config.select) | (predictors.hyper_parameters(predictor) if predictor else {})
+    own = dataclasses.asdict(config.select) | (selector_options(predictor) if predictor else {})
     del own["embeddings"]  # which the tasks have
     return selectors.make(batch_size=count, num_generations=config.num_generations, **own)
 

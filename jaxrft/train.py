@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxrft import batches, changes, checkpoint, lifesigns, predictors, runtime, similarity, steps
+from jaxrft import batches, changes, checkpoint, lifesigns, runtime, steps
 from jaxrft import evaluate as evaluation
 from jaxrft import mesh as meshes
 from jaxrft.checkpoint import Checkpoints, RunState, open_folder, write_records
@@ -25,8 +25,10 @@ from jaxrft.report.log import Reporter
 from jaxrft.report.visits import Visits
 from jaxrft.rewards.pool import Pool
 from jaxrft.runtime import LanguageModel
+from jaxrft.select.dots.predictor import predictor_digest
 from jaxrft.steps import Run
 from jaxrft.tasks import table
+from jaxrft.tasks.projections import open_predictor
 from jaxrft.tasks.table import TaskTable
 from jaxrft.types import InputError, Tasks
 
@@ -209,7 +211,7 @@ def set_up(config: Config, mesh: Mesh, pool: Pool) -> tuple[Run, RunState]:
     rows = runtime.open_mixture(config, lm.tokenizer)
     if rows.embeddings is None and runtime.embeds(config):
         rows = embedded(config, mesh, lm, rows)
-    run, state = steps.assemble(config, mesh, lm, rows, similarity.open_predictor(config, rows, mesh))
+    run, state = steps.assemble(config, mesh, lm, rows, open_predictor(config, rows, mesh))
     return run._replace(
         pool=pool,
         visits=Visits(rows.domain, rows.domains),
@@ -255,7 +257,7 @@ def identity(run: Run, params: Any) -> dict[str, Any]:
         shape |= {"model's lora": lora._asdict(), "model's dtype": run.config.dtype}
     shape["digest of the model's parameters"] = runtime.fingerprint(run.lm.frozen or params, run.mesh)
     if run.predictor is not None:
-        shape["digest of the predictor"] = predictors.digest(run.predictor)
+        shape["digest of the predictor"] = predictor_digest(run.predictor)
         shape["tasks of a probe"] = run.config.select.num_references
     return shape | {
         **table.identity(run.table),

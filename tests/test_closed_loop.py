@@ -9,7 +9,8 @@ import pytest
 
 from benchmarks import _savings, _similarity, closed_loop
 from benchmarks._savings import Curve
-from jaxrft import assets, predictors
+from jaxrft import assets
+from jaxrft.select.dots.predictor import Origin, load_predictor
 
 
 def curve(*held_out, rollouts=10, tokens=100, seconds=1.0):
@@ -71,8 +72,8 @@ def test_results_are_of_paired_runs(tmp_path, capsys):
 def test_dots_gets_a_predictor_for_the_embeddings_of_the_tiny_policy(tmp_path, monkeypatch):
     monkeypatch.setattr(_similarity, "TASKS", 128)
     _similarity.write("digits-easy", [Path(assets.TINY)], closed_loop.predictor_of("digits-easy", tmp_path))
-    found = predictors.load(tmp_path / "digits-easy.safetensors")
-    assert found.embeddings == predictors.Origin(assets.TINY, 64)
+    found = load_predictor(tmp_path / "digits-easy.safetensors")
+    assert found.embeddings == Origin(assets.TINY, 64)
     assert closed_loop.reference_rollouts("digits-easy", "dots") == 7 * 8 * 128
     select = closed_loop.select_config(closed_loop.Run("digits-easy", "dots", 0.1, 0), tmp_path)
     assert select.num_references / (select.probe_every * closed_loop.SETTINGS["digits-kinds"].batch_size) == 0.25

@@ -28,7 +28,8 @@ from jaxrft.config import Config, EvalConfig, LoRAConfig, ReplayConfig, SelectCo
 from jaxrft.errors import InputError
 from jaxrft.fields import Checked, FilePath, expand_path, path_argument
 from jaxrft.prepare import dataset, embeddings, pass_rates, predictor
-from jaxrft.select import fitting, selectors
+from jaxrft.select import selectors
+from jaxrft.select.dots import training
 from jaxrft.simulate import worlds
 from jaxrft.simulate.command import SimulateConfig, simulate
 from jaxrft.tasks import sources
@@ -227,7 +228,7 @@ def test_a_value_that_no_machine_has_is_refused_by_every_field(path, field):
 @functools.cache
 def trained_on_nothing():
     """Parameters for dots."""
-    return fitting.initial(jax.random.key(0), 8, calibration="group_logit_temp", width=8, layers=1)
+    return training.initial(jax.random.key(0), 8, calibration="group_logit_temp", width=8, layers=1)
 
 
 def through_the_door(config, path):

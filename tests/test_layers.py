@@ -10,15 +10,16 @@ LAYERS = (
     {"files", "launch", "crash", "terminal", "lock", "fields"},
     {"types", "shapes", "config", "mesh", "witness"},
     {"select", "learn", "lm"},
-    {"tasks", "rewards", "changes", "checkpoint", "lifesigns", "predictors", "report"},
+    {"tasks", "rewards", "changes", "checkpoint", "lifesigns", "report"},
     {"runtime", "steps", "train", "evaluate", "simulate", "prepare"},
     {"plan"},
     {"cli", "__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ARRAYS_ONLY = ("masked", "objectives", "grpo", "shaping", "replay")
-LIBRARY = [*ROOT.glob("select/*.py"), *(ROOT / f"learn/{name}.py" for name in ARRAYS_ONLY)]
+LIBRARY = [*ROOT.rglob("select/**/*.py"), *(ROOT / f"learn/{name}.py" for name in ARRAYS_ONLY)]
 LIBRARY = {path for path in LIBRARY if path.exists()}  # what other people's JAX code imports
+LIBRARY -= {ROOT / "select/dots/predictor.py"}  # reads and writes a file, with safetensors
 ALLOWED = {"jax", "optax", "flax", "numpy", *sys.stdlib_module_names}
 
 

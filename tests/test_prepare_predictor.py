@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from jaxrft import cli, predictors
-from jaxrft.predictors import Origin
+from jaxrft import cli
 from jaxrft.prepare import convert_predictor, judge, predictor
 from jaxrft.prepare.predictor import Data, FitConfig, Output
-from jaxrft.select import attention, fitting
+from jaxrft.select.dots import attention, training
+from jaxrft.select.dots.predictor import Origin, load_predictor
 from jaxrft.tasks import embeddings
 from jaxrft.types import InputError
 
@@ -43,7 +43,7 @@ def test_it_beats_ridge_where_difficulty_is_no_line_of_the_embedding(tmp_path, c
     known = "new policies, known tasks"
     assert pearson(known, "mean of others") > 0.6
     assert np.isnan(pearson("new policies, new tasks", "mean of others"))
-    read = predictors.load(out)
+    read = load_predictor(out)
     assert read.embeddings == Origin("circle", 6) and read.params.query.norm_out.bias.shape == (32,)
     assert plot.read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
@@ -89,7 +89,7 @@ def test_ridge_finds_a_line_and_nothing_where_there_is_none():
 
 
 def test_defaults_are_those_of_the_function():
-    own = inspect.signature(fitting.fit).parameters
+    own = inspect.signature(training.fit).parameters
     assert {field.name: field.default for field in dataclasses.fields(FitConfig)} == {
         name: own[name].default for name in own if own[name].kind is own[name].KEYWORD_ONLY and name != "report"
     }
@@ -171,7 +171,7 @@ def test_from_task_files_by_the_command_line(tmp_path, capsys):
     small = ["--fit.width", "8", "--fit.layers", "1", "--fit.num-references", "8", "--fit.epochs", "2"]
     assert cli.main([*command, *small]) == 0
     assert "2 policies (b_pass_rate, a_pass_rate) on 58 tasks, embeddings by tiny of width 3" in capsys.readouterr().out
-    assert predictors.load(tmp_path / "p.safetensors").embeddings == Origin("tiny", 3, "abc")
+    assert load_predictor(tmp_path / "p.safetensors").embeddings == Origin("tiny", 3, "abc")
     for flags, message in (
         (["--tasks.pass-rate-columns", "c"], "there are pass rates of c only"),
         (["--tasks.pass-rate-columns", "c", "no"], "has no column no"),
@@ -197,7 +197,7 @@ def test_a_published_checkpoint_is_converted(tmp_path, case):
     top_k = int(case.rsplit("topk", 1)[1]) or None
     flags = ["--model", "org/name", *(["--top-k", str(top_k)] if top_k else [])]
     convert_predictor.main([str(tmp_path / "p.pt"), str(tmp_path / "p.safetensors"), *flags])
-    params, calibration, temperature, read_top_k, origin = predictors.load(tmp_path / "p.safetensors")
+    params, calibration, temperature, read_top_k, origin = load_predictor(tmp_path / "p.safetensors")
     assert (calibration, read_top_k, origin) == (case.rsplit("_", 2)[0], top_k, Origin("org/name", 48))
     tables = (vectors[f"{name}_{kind}"] for name, kind in (("query", "embeddings"), ("reference", "embeddings")))
     found = attention.predict(

@@ -5,13 +5,15 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrft import batches, runtime, similarity, steps, train
+from jaxrft import batches, runtime, steps, train
 from jaxrft import mesh as meshes
 from jaxrft.config import Config, ReplayConfig, SelectConfig, TasksConfig
 from jaxrft.lm import tokenizer
 from jaxrft.plan import counts, found, memory
-from jaxrft.predictors import Origin, Predictor, save
-from jaxrft.select import fitting, probes
+from jaxrft.select import probes
+from jaxrft.select.dots import training
+from jaxrft.select.dots.predictor import Origin, Predictor, save_predictor
+from jaxrft.tasks.projections import open_predictor
 from jaxrft.types import InputError
 
 K, B, G = 12, 8, 4  # of a probe, of a batch, of a task; on 4 shards of tasks
@@ -24,8 +26,8 @@ def dots(world, configure):
     made = {"model": "none", "width": 8}
     noise = np.random.default_rng(0).normal(size=(len(rows), 8)).astype(np.float32)
     helpers.write_embeddings(world / "embeddings.safetensors", [row["prompt"] for row in rows], noise, made)
-    params = fitting.initial(jax.random.key(0), 8, width=8, layers=1)
-    save(world / "predictor.safetensors", Predictor(params, "group_logit_temp", 1.0, None, Origin("none", 8)))
+    params = training.initial(jax.random.key(0), 8, width=8, layers=1)
+    save_predictor(world / "predictor.safetensors", Predictor(params, "group_logit_temp", 1.0, None, Origin("none", 8)))
     common = {"predictor": str(world / "predictor.safetensors"), "num_references": K, "temperature": 0.1}
     tasks = TasksConfig(str(world / "tasks.jsonl"), embeddings=str(world / "embeddings.safetensors"))
 
@@ -140,12 +142,12 @@ def test_the_tasks_are_projected_once_and_sharded_and_the_dry_run_knows(dots, tm
 def test_a_mistake_is_one_sentence(dots, changes, message, tmp_path):
     if changes.get("predictor") == "other":
         changes = {"predictor": str(tmp_path / "other.safetensors")}
-        params = fitting.initial(jax.random.key(0), 8, width=8, layers=1)
-        save(changes["predictor"], Predictor(params, "group_logit_temp", 1.0, None, Origin("another", 8)))
+        params = training.initial(jax.random.key(0), 8, width=8, layers=1)
+        save_predictor(changes["predictor"], Predictor(params, "group_logit_temp", 1.0, None, Origin("another", 8)))
     config = dots(tmp_path, select=changes)
     rows = runtime.open_mixture(config, tokenizer.load(config.model))
     with pytest.raises(InputError, match=message):
-        similarity.open_predictor(config, rows, meshes.abstract(2, 2, 2))
+        open_predictor(config, rows, meshes.abstract(2, 2, 2))
 
 
 def test_what_dots_needs_is_missed_before_anything_is_opened():

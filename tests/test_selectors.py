@@ -14,7 +14,8 @@ import jaxrft.select
 from jaxrft import mesh as meshes
 from jaxrft.checkpoint import Checkpoints, RunState, Tally
 from jaxrft.config import SelectConfig
-from jaxrft.select import attention, contract, evidence, selectors
+from jaxrft.select import contract, evidence, selectors
+from jaxrft.select.dots import attention
 from jaxrft.types import Feedback, InputError, Projections, Tasks
 
 N, B, G = 16, 4, 8

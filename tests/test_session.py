@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrft.select import Session, attention, selectors, session
+from jaxrft.select import Session, selectors, session
+from jaxrft.select.dots import attention
 from jaxrft.types import InputError, Projections, Tasks
 
 TRUTH = np.linspace(0.0, 1.0, 12)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from jaxrft import cli, simulate
-from jaxrft.predictors import Origin, Predictor, save
 from jaxrft.report import metrics
-from jaxrft.select import fitting, probes, selectors
+from jaxrft.select import probes, selectors
+from jaxrft.select.dots import training
+from jaxrft.select.dots.predictor import Origin, Predictor, save_predictor
 from jaxrft.simulate import command, trials, worlds
 from jaxrft.types import Choice, Feedback, InputError
 
@@ -138,7 +139,7 @@ def test_what_is_believed_is_judged_before_the_step():
 
 
 def test_probes_are_counted_and_their_informative_groups_trained_on():
-    params = fitting.initial(KEY, 6, width=8, layers=1)
+    params = training.initial(KEY, 6, width=8, layers=1)
     world = simulate.students(simulate.StudentConfig(tasks=24, width=6, difficulty=0.0), num_generations=8)
 
     def sized(count):
@@ -192,17 +193,17 @@ def test_the_command_prints_a_row_a_selector(file, tmp_path, capsys):
 
 
 def test_dots_on_responses_with_embeddings(file, tmp_path, capsys):
-    params = fitting.initial(KEY, 3, width=4, layers=1)
+    params = training.initial(KEY, 3, width=4, layers=1)
     predictor = Predictor(params, "group_logit_temp", 1.0, None, Origin("answers", 3))
-    save(tmp_path / "predictor.safetensors", predictor)
+    save_predictor(tmp_path / "predictor.safetensors", predictor)
     flags = ["--steps", "4", "--seeds", "2", "--batch-size", "4", "--num-generations", "8", "--select.num-references=8"]
     command = ["simulate", "--responses", file, *flags, "--selectors", "dots", "bots", "--json"]
     assert cli.main([*command, "--predictor", str(tmp_path / "predictor.safetensors")]) == 0
     dots, bots = json.loads(capsys.readouterr().out)
     assert bots["groups"] == 4 * 4 and 2 * 8 + 2 * 4 + 2 <= dots["groups"] <= 2 * 8 + 4 * 4
     assert dots["mse"] < 0.5
-    narrow = predictor._replace(params=fitting.initial(KEY, 5, width=4, layers=1), embeddings=Origin("answers", 5))
-    save(tmp_path / "narrow.safetensors", narrow)
+    narrow = predictor._replace(params=training.initial(KEY, 5, width=4, layers=1), embeddings=Origin("answers", 5))
+    save_predictor(tmp_path / "narrow.safetensors", narrow)
     assert cli.main([*command, "--predictor", str(tmp_path / "narrow.safetensors")]) == 2
     assert "embeddings have shape (40, 3): the predictor was trained on [N, 5]" in capsys.readouterr().err
 

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrft import mesh as meshes
-from jaxrft import predictors, runtime, similarity
+from jaxrft import runtime
 from jaxrft.config import Config, TasksConfig
 from jaxrft.lm import hub, model, published, weights
-from jaxrft.predictors import Predictor
 from jaxrft.runtime import LanguageModel
-from jaxrft.tasks import embeddings, mixture, sources, table
+from jaxrft.select.dots.predictor import Origin, Predictor, load_predictor, untrained_predictor
+from jaxrft.tasks import embeddings, mixture, projections, sources, table
 from jaxrft.tasks.sources import Rows
 from jaxrft.tasks.table import TaskTable
 from jaxrft.types import Missing
@@ -131,14 +131,14 @@ def open_predictor(config: Config, pool: Pool, mesh: meshes.AnyMesh) -> tuple[Pr
     if config.select.name != "dots":
         return None, ""
     if pool.whole:
-        similarity.check_probes(config, len(pool.table.lengths), mesh)
+        projections.check_reference_set(config, len(pool.table.lengths), mesh)
     embedded: Any = pool.table.embeddings
     try:
         if "width" in (pool.table.embedded_by or {}):  # then they are read from a file
-            return similarity.open_predictor(config, pool.table, mesh), ""
-        return predictors.load(config.select.predictor or ""), ""
+            return projections.open_predictor(config, pool.table, mesh), ""
+        return load_predictor(config.select.predictor or ""), ""
     except Missing as missing:
-        return similarity.published(config.model, embedded.shape[1]), str(missing)
+        return untrained_predictor(Origin(config.model, embedded.shape[1])), str(missing)
 
 
 def _untokenized(rows: Rows, name: str, max_prompt_length: int) -> TaskTable:

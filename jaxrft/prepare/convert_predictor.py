@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxrft import predictors
 from jaxrft.fields import path_argument
-from jaxrft.predictors import Origin, Predictor
-from jaxrft.select import attention
-from jaxrft.select.attention import Calibration, Params
+from jaxrft.select.dots import attention
+from jaxrft.select.dots.attention import Calibration, Params
+from jaxrft.select.dots.predictor import Origin, Predictor, save_predictor
 from jaxrft.types import InputError
 
 
@@ -51,7 +50,7 @@ def convert(checkpoint: Path, out: Path, model: str, *, temperature: float = 1.0
     """Writes the predictor of a torch `checkpoint` to `out`; `model` made the embeddings that it was trained on."""
     params = attention.params_from_torch(read(checkpoint))
     origin = Origin(model, params.query.norm_in.bias.size)
-    predictors.save(out, Predictor(params, calibration_of(params), temperature, top_k, origin))
+    save_predictor(out, Predictor(params, calibration_of(params), temperature, top_k, origin))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.stats import rankdata
 
-from jaxrft.predictors import Predictor
-from jaxrft.select import attention
+from jaxrft.select.dots import attention
+from jaxrft.select.dots.predictor import Predictor
 from jaxrft.simulate.trials import interval
 from jaxrft.types import Array, Projections
 

@@ -10,16 +10,15 @@ import jax
 import numpy as np
 import tyro
 
-from jaxrft import predictors
 from jaxrft.config import Config, TasksConfig
 from jaxrft.fields import Checked, FilePath, Seed
-from jaxrft.predictors import Origin, Predictor
 from jaxrft.prepare import judge
 from jaxrft.prepare.judge import Judged, Split
 from jaxrft.prepare.pass_rates import SUFFIX
 from jaxrft.report.console import Display
-from jaxrft.select import fitting
-from jaxrft.select.attention import Calibration
+from jaxrft.select.dots import training
+from jaxrft.select.dots.attention import Calibration
+from jaxrft.select.dots.predictor import Origin, Predictor, save_predictor
 from jaxrft.simulate import worlds
 from jaxrft.tasks import embeddings, sources
 from jaxrft.types import InputError
@@ -197,7 +196,7 @@ def run(data: Data, options: Output, seed: int) -> list[Judged]:
             predictor = train(jax.random.fold_in(key, number), part(data, split), fit)
             judged.append(Judged(split, judge.predictions(predictor, data.embeddings, rates, split)))
         predictor = fitted(key, data, fit, display=display, title="all policies and tasks", after=options.splits)
-    predictors.save(options.out, predictor)
+    save_predictor(options.out, predictor)
     if judged:
         display.say(judge.table(judged, rates))
     if judged and options.plot:
@@ -213,7 +212,7 @@ def fitted(key: jax.Array, data: Data, fit: FitConfig, *, display: Display, titl
         numbers = f"{title}: loss {loss:.4f}"
         display.advance(after * fit.epochs + epoch, numbers, numbers if epoch == fit.epochs else "")
 
-    params, _ = fitting.fit(key, data.embeddings, data.pass_rates, report=report, **asdict(fit))  # pyright: ignore
+    params, _ = training.fit(key, data.embeddings, data.pass_rates, report=report, **asdict(fit))  # pyright: ignore
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(params)):
         raise InputError(
             f"training on {title} ended in weights that are not finite: lower fit.learning_rate, {fit.learning_rate:g}"

@@ -15,9 +15,7 @@ Only arrays come in and go out, so that any JAX training loop can use a selector
 """
 
 from . import acquire as acquire
-from . import attention as attention
 from . import evidence as evidence
-from . import fitting as fitting
 from . import posterior as posterior
 from . import selectors as selectors
 from .evidence import Evidence as Evidence

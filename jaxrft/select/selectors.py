@@ -15,7 +15,6 @@ from jax.typing import ArrayLike
 from jaxrft.errors import shown
 from jaxrft.select import acquire, evidence, posterior
 from jaxrft.select.adaptive import adaptive as adaptive
-from jaxrft.select.attention import Params
 from jaxrft.select.baselines import easy_to_hard as easy_to_hard
 from jaxrft.select.baselines import oracle as oracle
 from jaxrft.select.baselines import uniform as uniform
@@ -31,7 +30,8 @@ from jaxrft.select.checks import (
     credible,
 )
 from jaxrft.select.contract import Selector as Selector
-from jaxrft.select.dots import dots as dots
+from jaxrft.select.dots.attention import Params
+from jaxrft.select.dots.selector import dots as dots
 from jaxrft.select.peers import greso as greso
 from jaxrft.select.peers import mopps as mopps
 from jaxrft.types import Array, Choice, Feedback, InputError, Tasks

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxrft import predictors
 from jaxrft.config import SelectConfig
 from jaxrft.errors import shown
 from jaxrft.fields import Checked, FilePath
-from jaxrft.predictors import Predictor
 from jaxrft.select import selectors
 from jaxrft.select.checks import check_choice
+from jaxrft.select.dots.predictor import Predictor, load_predictor, selector_options
 from jaxrft.select.selectors import Selector
 from jaxrft.simulate import worlds
 from jaxrft.simulate.trials import Probing, Trace, interval, run, scores
@@ -127,7 +126,7 @@ def _predictor(config: SimulateConfig) -> Predictor:
     file = config.predictor or config.select.predictor
     if file is None:
         raise InputError("the selector dots needs a file of `jaxrft prepare predictor`: name one with --predictor")
-    return predictors.load(file)
+    return load_predictor(file)
 
 
 def _world(config: SimulateConfig) -> worlds.World:
@@ -175,7 +174,7 @@ def _selector(name: str, config: SimulateConfig, predictor: Predictor | None, ba
     fields = asdict(config.select)
     for unused in UNUSED:
         del fields[unused]
-    fields |= predictors.hyper_parameters(predictor) if predictor else {}
+    fields |= selector_options(predictor) if predictor else {}
     chosen, bots = (selectors.make(each, batch_size, config.num_generations, **fields) for each in (name, "bots"))
     return believing(chosen, bots) if name == "uniform" and _has_references(config) else chosen
 

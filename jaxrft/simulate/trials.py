@@ -11,7 +11,8 @@ from jax.typing import ArrayLike
 from scipy.special import stdtrit
 from scipy.stats import rankdata
 
-from jaxrft.select import attention, probes
+from jaxrft.select import probes
+from jaxrft.select.dots import attention
 from jaxrft.select.selectors import Selector
 from jaxrft.simulate.worlds import World
 from jaxrft.types import Array, Feedback, InputError, Projections, Tasks

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrft.select import attention
-from jaxrft.select.attention import Affine, Calibration, Params, Tower
 from jaxrft.select.checks import BELOW_ONE, check, check_count
+from jaxrft.select.dots import attention
+from jaxrft.select.dots.attention import Affine, Calibration, Params, Tower
 from jaxrft.types import Array, InputError, Projections
 
 GROUP_WIDTH = 10  # hidden units between (mean, std) of the references and the calibration

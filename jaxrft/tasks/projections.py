@@ -1,6 +1,5 @@
 """The similarity predictor of a run that selects by `dots`: opened and checked, the tasks projected once."""
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -8,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrft import mesh as meshes
-from jaxrft import predictors
 from jaxrft.config import Config
-from jaxrft.predictors import Origin, Predictor
-from jaxrft.select import attention, fitting
+from jaxrft.select.dots import attention
+from jaxrft.select.dots.predictor import Origin, Predictor, check_embeddings, load_predictor
 from jaxrft.tasks.table import TaskTable
 from jaxrft.types import InputError, Projections
 
@@ -23,13 +21,13 @@ def open_predictor(config: Config, tasks: TaskTable, mesh: meshes.AnyMesh) -> Pr
     """
     if config.select.name != "dots":
         return None
-    check_probes(config, len(tasks.lengths), mesh)
-    found, by = predictors.load(config.select.predictor or ""), tasks.embedded_by or {}
-    predictors.check_embeddings(found, Origin(by["model"], by["width"]))
+    check_reference_set(config, len(tasks.lengths), mesh)
+    found, by = load_predictor(config.select.predictor or ""), tasks.embedded_by or {}
+    check_embeddings(found, Origin(by["model"], by["width"]))
     return found._replace(params=jax.tree.map(np.asarray, found.params))
 
 
-def check_probes(config: Config, num_tasks: int, mesh: meshes.AnyMesh) -> None:
+def check_reference_set(config: Config, num_tasks: int, mesh: meshes.AnyMesh) -> None:
     """Raises InputError for probes of more tasks than there are, or of so many that the mesh does not divide them."""
     count = config.select.num_references
     if count > num_tasks:
@@ -37,13 +35,7 @@ def check_probes(config: Config, num_tasks: int, mesh: meshes.AnyMesh) -> None:
     meshes.check_divides(mesh, "select.num_references", count, "batch")
 
 
-def published(model: str, width: int) -> Predictor:
-    """A predictor of the published sizes, not trained, for embeddings of so many numbers by `model`."""
-    params = jax.jit(partial(fitting.initial, embedding_width=width))(jax.random.key(0))
-    return Predictor(jax.tree.map(np.asarray, params), "group_logit_temp", 1.0, None, Origin(model, width))
-
-
-def project(predictor: Predictor, tasks: TaskTable, mesh: meshes.AnyMesh, *, described: bool) -> Projections:
+def project_table(predictor: Predictor, tasks: TaskTable, mesh: meshes.AnyMesh, *, described: bool) -> Projections:
     """The whole table as the predictor sees it, on the mesh, sharded over tasks; or its description."""
     shape = (len(tasks.lengths), predictor.embeddings.width)
     both = jax.eval_shape(_both, predictor.params, jax.ShapeDtypeStruct(shape, jnp.float32))

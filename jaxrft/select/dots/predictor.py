@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -13,8 +14,8 @@ import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
 from jaxrft.files import parse_json, replace_file
-from jaxrft.select import fitting
-from jaxrft.select.attention import NEEDS, Calibration, Params
+from jaxrft.select.dots import training
+from jaxrft.select.dots.attention import NEEDS, Calibration, Params
 from jaxrft.types import Array, InputError, Missing
 
 FORMAT = "jaxrft predictor 1"
@@ -39,10 +40,10 @@ class Predictor(NamedTuple):
     embeddings: Origin  # those it was trained on, the only ones that it understands
 
 
-def save(path: str | Path, predictor: Predictor) -> None:
+def save_predictor(path: str | Path, predictor: Predictor) -> None:
     """Replaces the file at `path`, which is at no time there in part; what its calibration does not need is left out.
 
-    Raises InputError for a predictor that `load` would not take, and for a file that cannot be written.
+    Raises InputError for a predictor that `load_predictor` would not take, and for a file that cannot be written.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -60,8 +61,8 @@ def save(path: str | Path, predictor: Predictor) -> None:
         raise InputError(f"cannot write {path} ({error}): give a folder where you may write") from error
 
 
-def load(path: str | Path) -> Predictor:
-    """The predictor in a file that `save` wrote, float32.
+def load_predictor(path: str | Path) -> Predictor:
+    """The predictor in a file that `save_predictor` wrote, float32.
 
     Raises InputError for a file that is missing, holds something else, or whose tensors do not fit together.
     """
@@ -80,13 +81,19 @@ def load(path: str | Path) -> Predictor:
     return _assembled(str(path), tensors, settings)
 
 
-def hyper_parameters(predictor: Predictor) -> dict[str, Any]:
+def selector_options(predictor: Predictor) -> dict[str, Any]:
     """What `selectors.dots` takes of a predictor, by name."""
     options = {"attention_temperature": predictor.temperature, "top_k": predictor.top_k}
     return {"predictor": predictor.params, "calibration": predictor.calibration} | options
 
 
-def digest(predictor: Predictor) -> str:
+def untrained_predictor(origin: Origin) -> Predictor:
+    """Returns a predictor of the published sizes, on the host, for embeddings of `origin`."""
+    params = jax.jit(partial(training.initial, embedding_width=origin.width))(jax.random.key(0))
+    return Predictor(jax.tree.map(np.asarray, params), "group_logit_temp", 1.0, None, origin)
+
+
+def predictor_digest(predictor: Predictor) -> str:
     """Twelve characters that differ for predictors that predict otherwise."""
     content = b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(predictor.params))
     return hashlib.sha256(content + repr(predictor[1:]).encode()).hexdigest()[:12]
@@ -142,7 +149,7 @@ def _like(tensors: dict[str, np.ndarray], calibration: Calibration, embedding_wi
     layers = sum(name.startswith("query.layers.") and name.endswith(".weight") for name in tensors)
     width = tensors["query.norm_out.bias"].size if "query.norm_out.bias" in tensors else 0
     sizes: dict[str, Any] = {"width": max(1, width), "layers": max(1, layers), "calibration": calibration}
-    return jax.eval_shape(lambda: fitting.initial(jax.random.key(0), embedding_width, **sizes))
+    return jax.eval_shape(lambda: training.initial(jax.random.key(0), embedding_width, **sizes))
 
 
 def _names(params: Params) -> dict[str, Array]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxrft import mesh as meshes
-from jaxrft.select import attention
+from jaxrft.select.dots import attention
 from jaxrft.types import InputError, Projections
 
 NAN = float("nan")

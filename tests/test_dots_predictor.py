@@ -7,22 +7,21 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxrft import predictors
-from jaxrft.predictors import Origin, Predictor
-from jaxrft.select import attention, fitting
+from jaxrft.select.dots import attention, training
+from jaxrft.select.dots.predictor import FORMAT, Origin, Predictor, check_embeddings, load_predictor, save_predictor
 from jaxrft.types import InputError
 
 
 def predictor(calibration="group_logit_temp", **changes):
-    params = fitting.initial(jax.random.key(0), 5, calibration=calibration, width=4, layers=2)
+    params = training.initial(jax.random.key(0), 5, calibration=calibration, width=4, layers=2)
     return Predictor(params, calibration, 0.25, None, Origin("tiny", 5))._replace(**changes)
 
 
 @pytest.mark.parametrize("calibration", attention.NEEDS)
 def test_what_is_saved_is_loaded(tmp_path, calibration):
     written = predictor(calibration, top_k=3)
-    predictors.save(tmp_path / "p.safetensors", written)
-    read = predictors.load(tmp_path / "p.safetensors")
+    save_predictor(tmp_path / "p.safetensors", written)
+    read = load_predictor(tmp_path / "p.safetensors")
     assert jax.tree.structure(read.params) == jax.tree.structure(written.params) and read[1:] == written[1:]
     assert all(map(np.array_equal, jax.tree.leaves(read.params), jax.tree.leaves(written.params)))
     assert os.listdir(tmp_path) == ["p.safetensors"]
@@ -30,7 +29,7 @@ def test_what_is_saved_is_loaded(tmp_path, calibration):
 
 def test_tensors_have_readable_names_and_nothing_that_is_not_used(tmp_path):
     path, written = tmp_path / "p.safetensors", predictor("plain")
-    predictors.save(path, written._replace(params=written.params._replace(scale=jnp.ones(()))))
+    save_predictor(path, written._replace(params=written.params._replace(scale=jnp.ones(()))))
     tensors = load_file(path)
     assert tensors["query.layers.1.weight"].shape == (4, 4) and tensors["reference.norm_in.bias"].shape == (5,)
     assert not {name for name in tensors if not name.startswith(("query.", "reference."))}
@@ -39,10 +38,10 @@ def test_tensors_have_readable_names_and_nothing_that_is_not_used(tmp_path):
 def damage(path, *, tensors=None, metadata=None):
     """Writes the predictor's file with some tensors and metadata changed, those that are None removed."""
     settings = {"calibration": "platt", "temperature": 1.0, "top_k": None, "embeddings": {"model": "m", "width": 5}}
-    predictors.save(path, predictor("platt"))
+    save_predictor(path, predictor("platt"))
     whole = load_file(path) | (tensors or {})
     whole = {name: x for name, x in whole.items() if x is not None}
-    save_file(whole, path, metadata={"format": predictors.FORMAT, "settings": json.dumps(settings)} | (metadata or {}))
+    save_file(whole, path, metadata={"format": FORMAT, "settings": json.dumps(settings)} | (metadata or {}))
 
 
 @pytest.mark.parametrize(
@@ -62,7 +61,7 @@ def damage(path, *, tensors=None, metadata=None):
 def test_a_damaged_file_is_one_sentence(tmp_path, changes, message):
     damage(tmp_path / "p.safetensors", **changes)
     with pytest.raises(InputError, match=message) as error:
-        predictors.load(tmp_path / "p.safetensors")
+        load_predictor(tmp_path / "p.safetensors")
     assert "p.safetensors" in str(error.value) and "\n" not in str(error.value)
 
 
@@ -75,7 +74,7 @@ def test_a_file_that_is_none(tmp_path):
         "other": "holds something else, not",
     }.items():
         with pytest.raises(InputError, match=message):
-            predictors.load(tmp_path / f"{name}.safetensors")
+            load_predictor(tmp_path / f"{name}.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -90,13 +89,13 @@ def test_a_file_that_is_none(tmp_path):
 )
 def test_what_could_not_be_loaded_is_not_saved(tmp_path, name, changes, message):
     with pytest.raises(InputError, match=message):
-        predictors.save(tmp_path / name, predictor()._replace(**changes))
+        save_predictor(tmp_path / name, predictor()._replace(**changes))
     assert not os.listdir(tmp_path)
 
 
 def test_embeddings_of_another_model_are_refused():
-    predictors.check_embeddings(predictor(), Origin("tiny", 5))
+    check_embeddings(predictor(), Origin("tiny", 5))
     with pytest.raises(
         InputError, match=r"trained on embeddings by tiny \(width 5\), but these are by big \(width 7\)"
     ):
-        predictors.check_embeddings(predictor(), Origin("big", 7))
+        check_embeddings(predictor(), Origin("big", 7))

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrft.select import attention, selectors
+from jaxrft.select import selectors
+from jaxrft.select.dots import attention
 from jaxrft.types import Feedback, Projections, Tasks
 
 # Four clusters of tasks that only resemble their like; a predictor that says their mean.

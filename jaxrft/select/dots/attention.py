@@ -215,7 +215,7 @@ def check_calibration(params: Params, calibration: Calibration) -> None:
     """Raises InputError unless there is such a calibration and the predictor has its parameters."""
     if not isinstance(params, Params):
         raise InputError(
-            f"predictor is {shown(params)}: it must be attention.Params, such as predictors.load(FILE).params holds"
+            f"predictor is {shown(params)}: it must be attention.Params, such as load_predictor(FILE).params holds"
         )
     check_choice("calibration", calibration, get_args(Calibration))
     missing = [name for name in NEEDS[calibration] if getattr(params, name) is None]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxrft.mesh import constrain
-from jaxrft.select import acquire, attention
+from jaxrft.select import acquire
 from jaxrft.select.checks import (
     BETWEEN,
     POSITIVE,
@@ -19,6 +19,7 @@ from jaxrft.select.checks import (
     credible,
 )
 from jaxrft.select.contract import Selector
+from jaxrft.select.dots import attention
 from jaxrft.types import Array, Choice, Feedback, InputError, Projections, Tasks
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrft.select import attention, fitting
+from jaxrft.select.dots import attention, training
 from jaxrft.types import InputError
 
 NAN = float("nan")
@@ -25,7 +25,7 @@ def test_it_learns_what_no_line_can_and_tells_it_of_new_tasks_and_a_new_policy()
     embeddings, rates = quadrants()
     seen, new, references, policy = slice(0, 120), slice(120, None), slice(0, 40), rates[3]
     options = dict(width=32, layers=2, num_references=40, batch_size=60, learning_rate=3e-3)
-    params, losses = fitting.fit(jax.random.key(0), embeddings[seen], np.delete(rates, 3, axis=0)[:, seen], **options)
+    params, losses = training.fit(jax.random.key(0), embeddings[seen], np.delete(rates, 3, axis=0)[:, seen], **options)
     assert losses.shape == (20 * 7 * 120 // 60,) and losses[-30:].mean() < losses[:30].mean() - 0.1
     found = jax.jit(attention.predict)(params, *map(jnp.array, (embeddings[new], embeddings[references], policy[:40])))
     line = np.column_stack([embeddings, np.ones(160)])
@@ -36,7 +36,7 @@ def test_it_learns_what_no_line_can_and_tells_it_of_new_tasks_and_a_new_policy()
 
 def test_a_batch_is_of_distinct_tasks_the_unknown_last():
     rates = jnp.full((3, 10), 0.5).at[1, 3:].set(NAN)
-    draw = jax.jit(jax.vmap(lambda key: fitting.draw(key, rates, references=2, queries=5)))
+    draw = jax.jit(jax.vmap(lambda key: training.draw(key, rates, references=2, queries=5)))
     batch = draw(jax.random.split(jax.random.key(0), 60))
     drawn = np.concatenate([batch.references, batch.queries], axis=1)
     assert all(len(set(row)) == 7 for row in drawn.tolist())
@@ -47,10 +47,10 @@ def test_a_batch_is_of_distinct_tasks_the_unknown_last():
 def test_the_loss_by_hand():
     """References of 0.25 alone predict 0.25, whatever they resemble; what is unknown does not count."""
     rates = jnp.array([[0.25, 0.25, 1.0, 0.5, NAN]])
-    params = fitting.initial(jax.random.key(0), 3, calibration="plain", width=4, layers=2)
-    batch = fitting.Batch(jnp.array([0, 1]), jnp.array([2, 3, 4]), jnp.array(0))
+    params = training.initial(jax.random.key(0), 3, calibration="plain", width=4, layers=2)
+    batch = training.Batch(jnp.array([0, 1]), jnp.array([2, 3, 4]), jnp.array(0))
     embeddings = jax.random.normal(jax.random.key(1), (5, 3))
-    loss = jax.jit(functools.partial(fitting.loss, dropout=0.5, calibration="plain"))
+    loss = jax.jit(functools.partial(training.loss, dropout=0.5, calibration="plain"))
     found, slope = jax.value_and_grad(loss)(params, jax.random.key(2), embeddings, rates, batch)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(slope))
     assert float(found) == pytest.approx(-(np.log(0.25) + 0.5 * np.log(0.25) + 0.5 * np.log(0.75)) / 2)
@@ -62,7 +62,7 @@ def test_a_new_calibration_changes_nothing():
     @jax.jit
     def found():
         calibrations = ("plain", "platt", "temperature", "group_logit_temp")
-        fresh = [fitting.initial(jax.random.key(0), 3, calibration=each, width=4, layers=2) for each in calibrations]
+        fresh = [training.initial(jax.random.key(0), 3, calibration=each, width=4, layers=2) for each in calibrations]
         return [attention.predict(p, x, x, rates, calibration=c) for p, c in zip(fresh, calibrations, strict=True)]
 
     plain, *others = found()
@@ -94,4 +94,4 @@ def test_dropout_is_between_layers():
 )
 def test_a_mistake_is_one_sentence_that_names_it(embeddings, rates, options, message):
     with pytest.raises(InputError, match=message):
-        fitting.fit(jax.random.key(0), np.zeros(embeddings, np.float32), rates.astype(np.float32), **options)
+        training.fit(jax.random.key(0), np.zeros(embeddings, np.float32), rates.astype(np.float32), **options)
