@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._savings import COSTS, Curve, Estimate
+from benchmarks._savings import COSTS, Curve
+from jaxrft.stats import Interval, mean_interval
 
 HEAD = (
     "selector",
@@ -45,11 +46,11 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _factor(log: Estimate) -> str:
-    return _shown(Estimate._make(np.exp(log)))
+def _factor(log: Interval) -> str:
+    return _shown(Interval._make(np.exp(log)))
 
 
-def _shown(value: Estimate, sign: str = "") -> str:
+def _shown(value: Interval, sign: str = "") -> str:
     return f"{value.mean:{sign}.2f} ({value.low:{sign}.2f} to {value.high:{sign}.2f})"
 
 
@@ -67,10 +68,10 @@ def draw(curves: dict[str, dict[str, list[Curve]]], out: Path) -> None:
     for axis, (family, by_selector) in zip(axes[0], curves.items(), strict=True):
         for selector, runs in by_selector.items():
             held_out = np.array([run.held_out for run in runs])  # [seeds, evaluations]
-            rollouts, mean = np.mean([run.rollouts for run in runs], axis=0), held_out.mean(axis=0)
-            half = 1.96 * held_out.std(axis=0) / np.sqrt(len(runs))
+            rollouts = np.mean([run.rollouts for run in runs], axis=0)
+            mean, low, high = np.transpose([mean_interval(column) for column in held_out.T])
             axis.plot(rollouts, mean, label=selector, color=color[selector])
-            axis.fill_between(rollouts, mean - half, mean + half, color=color[selector], alpha=0.15, linewidth=0)
+            axis.fill_between(rollouts, low, high, color=color[selector], alpha=0.15, linewidth=0)
         axis.set(title=family, xlabel="rollouts", ylim=(0, 1))
         axis.grid(alpha=0.3)
     axes[0][0].set(ylabel="held-out accuracy, sampled")

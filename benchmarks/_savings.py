@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit
+
+from jaxrft.stats import mean_interval, ratio_interval
 
 WINDOW = 3  # evaluations in a row whose mean counts
 COSTS = ("rollouts", "tokens", "seconds")
-RESAMPLES = 10_000  # of a bootstrap
 
 
 class Curve(NamedTuple):
@@ -28,14 +28,6 @@ class Saving(NamedTuple):
     with_references: float  # the same of rollouts, if those of the references count
     rollouts: int  # to the level, or all of them when it was not reached
     reached: bool
-
-
-class Estimate(NamedTuple):
-    """A mean and its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
 
 
 def final(curve: Curve) -> float:
@@ -69,25 +61,6 @@ def saving(curve: Curve, uniform: Curve, *, references: int = 0) -> Saving:
     )
 
 
-def interval(values: Sequence[float]) -> Estimate:
-    """The mean of paired values with Student's t over seeds; no interval for a single one."""
-    mean, count = float(np.mean(values)), len(values)
-    if count < 2:
-        return Estimate(mean, float("nan"), float("nan"))
-    half = float(stdtrit(count - 1, 0.975) * np.std(values, ddof=1) / np.sqrt(count))
-    return Estimate(mean, mean - half, mean + half)
-
-
-def share(own: Sequence[float], oracle: Sequence[float]) -> Estimate:
-    """Mean log saving over the oracle's, with a paired percentile bootstrap over seeds."""
-    pairs = np.array([own, oracle])  # [2, seeds]
-    drawn = np.random.default_rng(0).integers(pairs.shape[1], size=(RESAMPLES, pairs.shape[1]))
-    mean, best = pairs[:, drawn].mean(axis=2)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        low, high = np.nanpercentile(mean / best, [2.5, 97.5])  # NaN: seeds whose level was no level
-        return Estimate(float(pairs[0].mean() / pairs[1].mean()), float(low), float(high))
-
-
 def row(own: list[Curve], uniform: list[Curve], oracle: list[Curve], *, references: int = 0) -> dict[str, Any]:
     """The figures of a selector on a family, of runs paired by seed."""
     savings = [saving(a, b, references=references) for a, b in zip(own, uniform, strict=True)]
@@ -95,14 +68,14 @@ def row(own: list[Curve], uniform: list[Curve], oracle: list[Curve], *, referenc
     pairs = list(zip(own, uniform, strict=True))
     return {
         "seeds": len(own),
-        "informative": interval([curve.informative for curve in own]),
+        "informative": mean_interval([curve.informative for curve in own]),
         "not_reached": sum(not each.reached for each in savings),
         "rollouts_to_level": float(np.median([each.rollouts for each in savings])),
         "reference_rollouts": references,
-        "log_saving": {name: interval([each.log[name] for each in savings]) for name in COSTS},
-        "log_saving_with_references": interval([each.with_references for each in savings]),
-        "share": {name: share([s.log[name] for s in savings], [s.log[name] for s in best]) for name in COSTS},
-        "final": interval([final(curve) for curve in own]),
-        "final_minus_uniform": interval([final(a) - final(b) for a, b in pairs]),
-        "mean_minus_uniform": interval([float(np.mean(a.held_out) - np.mean(b.held_out)) for a, b in pairs]),
+        "log_saving": {name: mean_interval([each.log[name] for each in savings]) for name in COSTS},
+        "log_saving_with_references": mean_interval([each.with_references for each in savings]),
+        "share": {name: ratio_interval([s.log[name] for s in savings], [s.log[name] for s in best]) for name in COSTS},
+        "final": mean_interval([final(curve) for curve in own]),
+        "final_minus_uniform": mean_interval([final(a) - final(b) for a, b in pairs]),
+        "mean_minus_uniform": mean_interval([float(np.mean(a.held_out) - np.mean(b.held_out)) for a, b in pairs]),
     }

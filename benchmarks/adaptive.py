@@ -13,7 +13,8 @@ from jaxrft import simulate
 from jaxrft.fields import whole_number
 from jaxrft.select import selectors
 from jaxrft.simulate.command import believing
-from jaxrft.simulate.trials import interval, run, scores
+from jaxrft.simulate.trials import run, scores
+from jaxrft.stats import mean_interval
 
 STEPS, TASKS, POLICIES = 200, 249, 2000
 APART = ("up", "still", "down", "jump")
@@ -77,8 +78,8 @@ def hostile(seeds: int) -> None:
         base = run(world, selectors.uniform(16, 16), seeds, STEPS).ability[:, -1]
         for selector in names:
             gain = np.asarray(run(world, selectors.make(selector, 16, 16), seeds, STEPS).ability[:, -1] - base)
-            low, high = interval(gain)
-            print(f"{name:38} {selector:9} {gain.mean():+.3f} [{low:+.3f}, {high:+.3f}]", flush=True)
+            mean, low, high = mean_interval(gain)
+            print(f"{name:38} {selector:9} {mean:+.3f} [{low:+.3f}, {high:+.3f}]", flush=True)
 
 
 def main(arguments: list[str]) -> None:

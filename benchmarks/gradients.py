@@ -26,6 +26,7 @@ from jaxrft.learn import grpo, masked
 from jaxrft.learn.update import completion_logprobs
 from jaxrft.lm import model, rollout, tokenizer, weights
 from jaxrft.lm.model import Params, Policy
+from jaxrft.stats import pearson
 from jaxrft.tasks import builtin
 from jaxrft.types import Array
 
@@ -118,7 +119,7 @@ def shares(found: Measured) -> dict[str, np.ndarray]:
 def correlations(found: Measured, share: np.ndarray) -> np.ndarray:
     """Pearson correlations over the tasks of a share [N, len(GROUPS)] with the theorem's. Returns [len(GROUPS)]."""
     pairs = zip(share.T, GROUPS, strict=True)
-    return np.array([np.corrcoef(column, theorem(found.pass_rates, size))[0, 1] for column, size in pairs])
+    return np.array([pearson(column, theorem(found.pass_rates, size)) for column, size in pairs])
 
 
 def table(found: Measured) -> str:

@@ -45,14 +45,6 @@ def test_a_run_that_does_not_get_there_is_told_and_enters_with_its_whole_cost():
     assert found.log["rollouts"] == pytest.approx(log(60 / 72))
 
 
-def test_intervals_by_hand():
-    mean, low, high = _savings.interval([1.0, 3.0])  # standard error 1, t = 12.706
-    assert (mean, low, high) == pytest.approx((2.0, -10.706, 14.706), abs=1e-3)
-    assert _savings.share([1.0, 2.0], [2.0, 4.0]) == pytest.approx((0.5, 0.5, 0.5))
-    found = _savings.share([0.0, 1.0], [1.0, 1.0])
-    assert found == (0.5, 0.0, 1.0)
-
-
 def test_results_are_of_paired_runs(tmp_path, capsys):
     fast = curve(0.0, 0.5, 0.6, 0.7, 0.8, 0.8, 0.8)
     runs = {"uniform": UNIFORM, "bots": curve(*[0.1] * 7), "oracle": fast}

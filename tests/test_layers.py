@@ -8,7 +8,7 @@ ROOT = Path(__file__).parent.parent / "jaxrft"
 LAYERS = (
     {"errors", "signals"},
     {"files", "launch", "crash", "terminal", "lock", "fields"},
-    {"types", "shapes", "config", "mesh", "witness"},
+    {"types", "shapes", "stats", "config", "mesh", "witness"},
     {"select", "learn", "lm"},
     {"tasks", "rewards", "changes", "checkpoint", "lifesigns", "report"},
     {"runtime", "steps", "train", "evaluate", "simulate", "prepare"},

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from jaxrft import cli, simulate
-from jaxrft.report import metrics
 from jaxrft.select import probes, selectors
 from jaxrft.select.dots import training
 from jaxrft.select.dots.predictor import Origin, Predictor, save_predictor
@@ -110,17 +109,10 @@ def test_noise_teaches_nothing():
     assert abs(float(moved.mean())) < 0.01 and abs(float(moved.std()) - 0.1) < 0.01
 
 
-def test_scores_by_hand():
-    rng = np.random.default_rng(0)
-    score, positive = rng.integers(0, 4, 30) / 4, rng.random(30) < 0.5
-    known = jnp.ones(30, bool)
-    wanted = metrics.auc(jnp.array(score), jnp.array(positive), known)
-    assert trials.auc(score, positive) == pytest.approx(float(wanted))
-    assert np.isnan(trials.auc(score, positive | True))
+def test_coverage_by_hand():
     ids = np.repeat([[0, 1], [2, 3], [2, 4]], (9, 1, 49), axis=0)
     assert trials.coverage(ids, np.ones_like(ids, bool), 10) == pytest.approx(0.3)
     assert trials.coverage(ids, ids != 4, 10) == pytest.approx(0.2)
-    assert trials.interval(np.array([1.0, 2.0, 3.0])) == pytest.approx((2 - 2.48414, 2 + 2.48414), abs=1e-4)
 
 
 def test_what_is_believed_is_judged_before_the_step():

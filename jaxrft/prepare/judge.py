@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.stats import rankdata
 
+from jaxrft import stats
 from jaxrft.select.dots import attention
 from jaxrft.select.dots.predictor import Predictor
-from jaxrft.simulate.trials import interval
 from jaxrft.types import Array, Projections
 
 GROUPS = {  # which (policies, tasks) are held out
@@ -88,7 +88,7 @@ def predictions(
     the mean of the references. `mean of references`: the same for all tasks. All are cut to [0, 1].
     """
     train = np.where(split.tasks[None], np.nan, pass_rates)[~split.policies]
-    mean = known_mean(train, axis=0)  # [N], NaN for tasks held out
+    mean = stats.known_mean(train, axis=0)  # [N], NaN for tasks held out
     line = ridge(embeddings, mean)
     found = {name: np.full(pass_rates.shape, np.nan) for name in METHODS}
     found["predictor"] = _attended(predictor, embeddings, pass_rates, split)
@@ -97,10 +97,10 @@ def predictions(
         given = np.full(len(mean), np.nan)
         given[ids] = rates
         found["ridge on references"][policy] = ridge(embeddings, given)
-        found["ridge on others"][policy] = line + known_mean(rates - line[ids])
-        found["mean of references"][policy] = known_mean(rates)
+        found["ridge on others"][policy] = line + stats.known_mean(rates - line[ids])
+        found["mean of references"][policy] = stats.known_mean(rates)
         if split.policies[policy]:
-            found["mean of others"][policy] = mean + known_mean(rates - mean[ids])
+            found["mean of others"][policy] = mean + stats.known_mean(rates - mean[ids])
     for rates in found.values():
         np.put_along_axis(rates, split.references, np.nan, axis=1)
     return {name: np.clip(rates, 0, 1) for name, rates in found.items()}
@@ -158,16 +158,15 @@ def figures(found: np.ndarray, pass_rates: np.ndarray, chosen: np.ndarray) -> di
         if len(p) >= 3:
             brier = r * (1 - p) ** 2 + (1 - r) * p**2
             rows.append((correlation(p, r), correlation(rankdata(p), rankdata(r)), brier.mean(), ((p - r) ** 2).mean()))
-    means = known_mean(np.array(rows), axis=0) if rows else [np.nan] * len(FIGURES)
+    means = stats.known_mean(np.array(rows), axis=0) if rows else [np.nan] * len(FIGURES)
     return dict(zip(FIGURES, map(float, means), strict=True))
 
 
 def correlation(p: np.ndarray, r: np.ndarray) -> float:
     """Pearson's correlation of predictions with pass rates; 0 for constant predictions, NaN for constant pass rates."""
-    p, r = p - p.mean(), r - r.mean()
-    if np.allclose(r, 0):
-        return float("nan")
-    return 0.0 if np.allclose(p, 0) else float(p @ r / np.sqrt((p @ p) * (r @ r)))
+    if np.allclose(p - p.mean(), 0) and not np.allclose(r - r.mean(), 0):
+        return 0.0
+    return stats.pearson(p, r)
 
 
 def curve(found: np.ndarray, pass_rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -206,8 +205,8 @@ def cell(values: np.ndarray) -> str:
     values = values[np.isfinite(values)]
     if len(values) < 2:
         return f"{values[0]:.3f}" if len(values) else "-"
-    low, high = interval(values)
-    return f"{values.mean():.3f} ± {(high - low) / 2:.3f}"
+    mean, low, high = stats.mean_interval(values)
+    return f"{mean:.3f} ± {(high - low) / 2:.3f}"
 
 
 def draw(judged: list[Judged], pass_rates: np.ndarray, out: str) -> None:
@@ -234,9 +233,3 @@ def draw(judged: list[Judged], pass_rates: np.ndarray, out: str) -> None:
     axes[0].legend(frameon=False, fontsize="small")
     figure.savefig(out, dpi=110)
     pyplot.close(figure)
-
-
-def known_mean(x: np.ndarray, axis: int | None = None) -> np.ndarray:
-    """The mean of what is known; NaN where nothing is."""
-    count = np.isfinite(x).sum(axis=axis)
-    return np.where(count > 0, np.nansum(x, axis=axis) / np.maximum(count, 1), np.nan)

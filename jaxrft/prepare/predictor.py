@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import tyro
 
+from jaxrft import stats
 from jaxrft.config import Config, TasksConfig
 from jaxrft.fields import Checked, FilePath, Seed
 from jaxrft.prepare import judge
@@ -124,7 +125,7 @@ def of_responses(options: ResponsesOptions) -> Data:
             f"policies is {options.policies}: {options.responses} has {len(data.responses)} rows to make them of"
         )
     answers = np.where(data.responses < 0, np.nan, data.responses)
-    rates = np.stack([judge.known_mean(part, axis=0) for part in np.array_split(answers, options.policies)])
+    rates = np.stack([stats.known_mean(part, axis=0) for part in np.array_split(answers, options.policies)])
     names = tuple(f"policy {number}" for number in range(1, options.policies + 1))
     return Data(rows, rates, names, Origin(Path(options.responses).name, rows.shape[1]))
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxrft import stats
 from jaxrft.config import SelectConfig
 from jaxrft.errors import shown
 from jaxrft.fields import Checked, FilePath
@@ -18,7 +19,7 @@ from jaxrft.select.checks import check_choice
 from jaxrft.select.dots.predictor import Predictor, load_predictor, selector_options
 from jaxrft.select.selectors import Selector
 from jaxrft.simulate import worlds
-from jaxrft.simulate.trials import Probing, Trace, interval, run, scores
+from jaxrft.simulate.trials import Probing, Trace, run, scores
 from jaxrft.types import InputError
 
 FIGURES = ("effective_group_ratio", "signal", "mse", "pearson", "auc", "coverage")
@@ -208,8 +209,13 @@ def _row(name: str, trace: Trace, num_tasks: int, figures: tuple[str, ...]) -> d
     return {
         "selector": name,
         **{key: _finite(value.mean()) for key, value in found.items()},
-        "ci95": {key: [_finite(end) for end in interval(value)] for key, value in found.items()},
+        "ci95": {key: _ends(value) for key, value in found.items()},
     }
+
+
+def _ends(values: np.ndarray) -> list[float | None]:
+    interval = stats.mean_interval(values)
+    return [_finite(interval.low), _finite(interval.high)]
 
 
 def _finite(x: float) -> float | None:

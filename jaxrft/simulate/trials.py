@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
-from scipy.special import stdtrit
-from scipy.stats import rankdata
 
+from jaxrft import stats
+from jaxrft.report import metrics
 from jaxrft.select import probes
 from jaxrft.select.dots import attention
 from jaxrft.select.selectors import Selector
@@ -164,16 +163,9 @@ def _trace(rolled: Rolled, expected: Array, truth: Array) -> Trace:
         believed=jnp.where(rolled.chosen, expected[chosen], jnp.nan),
         true=jnp.where(rolled.chosen, truth[chosen], jnp.nan),
         squared_error=jnp.nanmean((expected - truth) ** 2),
-        pearson=_pearson(expected, truth),
+        pearson=metrics.pearson(expected, truth, ~(jnp.isnan(expected) | jnp.isnan(truth))),
         ability=jnp.nanmean(truth),
     )
-
-
-def _pearson(x: Array, y: Array) -> Array:
-    """Correlation of x and y [N] where both are known; NaN when either does not vary."""
-    known = ~(jnp.isnan(x) | jnp.isnan(y))
-    x, y = (jnp.where(known, a - jnp.mean(a, where=known), 0.0) for a in (x, y))
-    return (x * y).sum() / jnp.sqrt((x * x).sum() * (y * y).sum())
 
 
 def scores(trace: Trace, num_tasks: int) -> dict[str, np.ndarray]:
@@ -184,8 +176,8 @@ def scores(trace: Trace, num_tasks: int) -> dict[str, np.ndarray]:
         "effective_group_ratio": trace.informative.sum(axis=(1, 2)) / trace.rolled.sum(axis=(1, 2)),
         "signal": np.nanmean(4 * trace.true * (1 - trace.true), axis=(1, 2)),
         "mse": trace.squared_error.mean(axis=1),
-        "pearson": _mean_of_known(trace.pearson),
-        "auc": np.array([auc(p[chosen] * (1 - p[chosen]), y[chosen]) for p, y, chosen in predicted]),
+        "pearson": stats.known_mean(trace.pearson, axis=1),
+        "auc": np.array([stats.auc(p[chosen] * (1 - p[chosen]), y[chosen]) for p, y, chosen in predicted]),
         "coverage": np.array([coverage(*x, num_tasks) for x in zip(trace.ids, trace.seen, strict=True)]),
         "ability": trace.ability[:, -1],
         "groups": trace.rolled.sum(axis=(1, 2)).astype(float),
@@ -193,30 +185,6 @@ def scores(trace: Trace, num_tasks: int) -> dict[str, np.ndarray]:
     return {name: np.asarray(value) for name, value in found.items()}
 
 
-def _mean_of_known(x: ArrayLike) -> np.ndarray:
-    """Means [seeds] of x [seeds, steps], NaN left out (nothing varies before the first step)."""
-    count = np.isfinite(x).sum(axis=1)
-    return np.where(count > 0, np.nansum(x, axis=1) / np.maximum(count, 1), np.nan)
-
-
-def auc(score: np.ndarray, positive: np.ndarray) -> float:
-    """Chance that a positive scores higher than a negative, ties counting half; NaN without both or without scores."""
-    score, positive = score.ravel(), positive.ravel()
-    ones, zeros = int(positive.sum()), int((~positive).sum())
-    if not ones or not zeros or np.isnan(score).any():
-        return float("nan")
-    return float((rankdata(score)[positive].sum() - ones * (ones + 1) / 2) / (ones * zeros))
-
-
 def coverage(ids: np.ndarray, seen: np.ndarray, num_tasks: int) -> float:
     """Share of the tasks rolled out in the last 50 steps; ids, seen [steps, B]."""
     return len(np.unique(ids[-RECENT:][seen[-RECENT:]])) / num_tasks
-
-
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """The mean's 95 % interval by Student's t over seeds; NaN for a single one."""
-    count = len(values)
-    if count < 2:
-        return float("nan"), float("nan")
-    half = stdtrit(count - 1, 0.975) * values.std(ddof=1) / np.sqrt(count)
-    return float(values.mean() - half), float(values.mean() + half)

@@ -1,0 +1,82 @@
+"""Computes intervals, correlations and the area under the ROC curve, of numpy arrays on the host.
+
+`jaxrft.report.metrics` has the two figures that a training step computes on the device, under a mask.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import stdtrit
+from scipy.stats import rankdata
+
+RESAMPLES = 10_000  # of a bootstrap: 250 beyond each end, which are then known to 6 %
+
+
+class Interval(NamedTuple):
+    """An estimate and its 95 % confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def mean_interval(values: ArrayLike) -> Interval:
+    """Returns mean +- t s / sqrt(n) of the values [n]; NaN for the ends of a single value.
+
+    t is the 97.5 % quantile of Student's distribution with n - 1 degrees of freedom, s the unbiased standard deviation.
+    """
+    values = np.asarray(values)
+    count = len(values)
+    mean = values.mean()
+    if count < 2:
+        return Interval(float(mean), float("nan"), float("nan"))
+    half = stdtrit(count - 1, 0.975) * values.std(ddof=1) / np.sqrt(count)
+    return Interval(float(mean), float(mean - half), float(mean + half))
+
+
+def ratio_interval(numerators: ArrayLike, denominators: ArrayLike) -> Interval:
+    """Returns mean(numerators) / mean(denominators) with a percentile bootstrap over pairs [n].
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3. Resamples without a ratio
+    (0 / 0) are left out.
+    """
+    pairs = np.array([numerators, denominators])  # [2, n]
+    count = pairs.shape[1]
+    drawn = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
+    numerator, denominator = pairs[:, drawn].mean(axis=2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        low, high = np.nanpercentile(numerator / denominator, [2.5, 97.5])
+        ratio = pairs[0].mean() / pairs[1].mean()
+    return Interval(float(ratio), float(low), float(high))
+
+
+def known_mean(values: ArrayLike, axis: int | None = None) -> np.ndarray:
+    """Returns the mean of the finite values; NaN where there is none."""
+    count = np.isfinite(values).sum(axis=axis)
+    return np.where(count > 0, np.nansum(values, axis=axis) / np.maximum(count, 1), np.nan)
+
+
+def pearson(x: np.ndarray, y: np.ndarray) -> float:
+    """Returns the correlation of x and y [n]; NaN when either does not vary."""
+    x = x - x.mean()
+    y = y - y.mean()
+    if np.allclose(x, 0) or np.allclose(y, 0):
+        return float("nan")
+    return float(x @ y / np.sqrt((x @ x) * (y @ y)))
+
+
+def auc(score: np.ndarray, positive: np.ndarray) -> float:
+    """Returns the chance that a positive scores higher than a negative, where ties count half.
+
+    It is (sum of the positives' ranks - m (m + 1) / 2) / (m n) for m positives and n negatives [Mann and Whitney,
+    1947]; NaN without both, or when a score is NaN. `score` and `positive`, bool, have one shape.
+    """
+    score = score.ravel()
+    positive = positive.ravel()
+    ones = int(positive.sum())
+    zeros = len(positive) - ones
+    if not ones or not zeros or np.isnan(score).any():
+        return float("nan")
+    ranks = rankdata(score)[positive].sum()
+    return float((ranks - ones * (ones + 1) / 2) / (ones * zeros))
