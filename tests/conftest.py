@@ -1,15 +1,23 @@
 import os
+import signal
 import sys
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # compiling is most of what the tests take
-# Collectives of two programs in flight may wait for each other where devices outnumber cores; XLA then aborts.
-os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
+# Threads of the CPU client. A virtual device that waits in a collective keeps one, and may wait in several collectives
+# at once. With only as many threads as devices, all can wait for different ones; XLA aborts the process after 40 s.
+os.environ.setdefault("PJRT_NPROC", "64")
 # The second as jaxrft.cli sets it: flags are a part of the key of a compiled program, which must not depend on whether
 # a test has called the command line before.
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_gpu_deterministic_ops=true"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
+
+# A job in the background and one under nohup ignore these, and so would all processes that tests start and signal. A
+# handler that does nothing ignores them for this process alone.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)
 
 # benchmarks/ is in no wheel. Last, so that an installed jaxrft is tested, and not the folder of that name.
 sys.path.append(str(Path(__file__).parents[1]))
