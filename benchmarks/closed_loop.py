@@ -42,13 +42,13 @@ import numpy as np
 
 from benchmarks import _curves, _savings, _script, _similarity
 from benchmarks._savings import Curve
-from jaxrft import train as training
 from jaxrft.assets import TINY
 from jaxrft.config import Config, EvalConfig, ReplayConfig, SelectConfig, TasksConfig
 from jaxrft.fields import path_argument, whole_number
-from jaxrft.files import UnreadableJSON, read_json, replace_file
+from jaxrft.host.files import UnreadableJSON, read_json, replace_file
 from jaxrft.report import records
 from jaxrft.tasks import builtin
+from jaxrft.train import loop
 
 RESULTS = Path(__file__).parent / "results"
 SELECTORS = ("uniform", "bots", "dots", "adaptive", "oracle")
@@ -154,7 +154,7 @@ def train(run: Run, folder: Path) -> Curve:
     home.mkdir()
     config = configure(run, select_config(run, folder), home / "run")
     with (home / "log.txt").open("w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        state = training.train(config)
+        state = loop.train(config)
     if int(state.step) < config.steps:
         raise KeyboardInterrupt  # a signal stopped it
     curve = read(records.read(home / "run/metrics.jsonl").entries, config.batch_size * config.num_generations)

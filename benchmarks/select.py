@@ -25,15 +25,15 @@ import numpy as np
 
 from benchmarks import _script
 from jaxrft import mesh as meshes
-from jaxrft import train
 from jaxrft.assets import TINY
 from jaxrft.config import Config, TasksConfig
 from jaxrft.fields import path_argument, whole_number
-from jaxrft.files import UnreadableJSON, read_json
+from jaxrft.host.files import UnreadableJSON, read_json
 from jaxrft.report import records
 from jaxrft.select import contract, selectors
 from jaxrft.select.dots import attention
 from jaxrft.tasks import builtin
+from jaxrft.train.loop import train
 from jaxrft.types import Array, Choice, Feedback, Projections, Tasks
 
 ROOT = Path(__file__).parents[1]
@@ -271,7 +271,7 @@ def quickstart(number: int = 12) -> float:
             batch_size=SMALL_BATCH,
             num_generations=SMALL_GENERATIONS,
         )
-        train.train(config)
+        train(config)
         lines = records.read(Path(folder) / "metrics.jsonl").entries
     seconds = [line["step_time"] for line in lines if "step_time" in line][2:]
     return statistics.median(seconds)

@@ -3,7 +3,7 @@
 import signal
 import sys
 
-from jaxrft import signals
+from jaxrft.host import signals
 
 
 def main() -> int:

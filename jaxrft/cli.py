@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jaxrft import crash, terminal
 from jaxrft.errors import InputError
+from jaxrft.host import crash, terminal
 
 USAGE = """usage: jaxrft COMMAND CONFIG [flags]
 
@@ -127,22 +127,23 @@ def _config(arguments: list[str], prog: str, options: Callable[[Any], Any] | Non
 
 
 def _train(arguments: list[str], prog: str) -> int:
-    from jaxrft import plan, train
+    from jaxrft import plan
+    from jaxrft.train import loop
 
     options = _config(arguments, prog, plan.Options)
     if options.dry_run or options.topology is not None:
         plan.show(options.config, options.topology)
         return 0
     with crash.reported(Path(options.config.output_dir)):
-        _, finished = train.advance(options.config)
+        _, finished = loop.advance(options.config)
     return 0 if finished else STOPPED
 
 
 def _eval(arguments: list[str], prog: str) -> int:
     config = _config(arguments, prog)
-    from jaxrft import evaluate
+    from jaxrft.train.evaluate import evaluate_policy
 
-    for name, value in evaluate.run(config).items():
+    for name, value in evaluate_policy(config).items():
         print(f"{terminal.escaped(name)} {value:.4f}")
     return 0
 

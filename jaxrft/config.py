@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from jaxrft.errors import InputError
 from jaxrft.fields import INT32, Checked, FilePath, Seed, expand_path, misfits, shown
-from jaxrft.files import UnreadableJSON, parse_json
+from jaxrft.host.files import UnreadableJSON, parse_json
 
 MIN_TEMPERATURE = 1e-6  # logits below 1e30 stay float32
 MIN_TIMEOUT = 1e-3  # seconds, the unit of poll(), of which none is no time at all

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import jax
 
-from jaxrft import launch, witness
-from jaxrft.files import replace_file
+from jaxrft import witness
+from jaxrft.host import launch
+from jaxrft.host.files import replace_file
 from jaxrft.types import InputError
 
 BEAT = 2.0  # seconds from one sign of life to the next

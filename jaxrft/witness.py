@@ -14,8 +14,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from jaxrft import signals
-from jaxrft.files import read_regular, replace_file
+from jaxrft.host import signals
+from jaxrft.host.files import read_regular, replace_file
 
 OVER = "over"  # on standard input: the process ended by itself; anything else: by SIGABRT; nothing: it was killed
 GONE, ENDED = "gone", "ended"  # the sign that a witness leaves of a process that was killed, and that JAX ended

@@ -73,6 +73,6 @@ def configure(world):
 @pytest.fixture(scope="session")
 def whole(world, configure):
     """(folder, final state) of six steps without interruption; leave the folder as it is."""
-    from jaxrft import train
+    from jaxrft.train import train
 
-    return world / "whole", train.train(configure(world / "whole"))
+    return world / "whole", train(configure(world / "whole"))

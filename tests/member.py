@@ -7,10 +7,11 @@ import sys
 
 import numpy as np
 
-from jaxrft import cli, train
+from jaxrft import cli
 from jaxrft.lm import weights
+from jaxrft.train import loop
 
-run, read_layer = train.advance, weights._read_layer
+run, read_layer = loop.advance, weights._read_layer
 read = []
 
 
@@ -36,5 +37,5 @@ def run_and_write(config):
 
 
 if __name__ == "__main__":
-    train.advance = run_and_write
+    loop.advance = run_and_write
     sys.exit(cli.main(sys.argv[2:]))

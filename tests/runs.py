@@ -10,8 +10,8 @@ from pathlib import Path
 
 import orbax.checkpoint as ocp
 
-from jaxrft import checkpoint
 from jaxrft.rewards import pool
+from jaxrft.train.resume import saved_steps
 from tests import helpers
 
 MARK = "FAULTS_IN"  # in the environment of all processes of a run
@@ -27,7 +27,7 @@ class Trainer:
 
     def __init__(self, scratch: Path, folder: Path, config: str):
         self.metrics, self.output, self.errors = folder / "metrics.jsonl", scratch / "output", scratch / "errors"
-        steps = checkpoint.saved_steps(folder)
+        steps = saved_steps(folder)
         self.resumes = self.metrics.exists() or bool(steps)
         self.torn = [step for step in steps[-1:] if (folder / f"checkpoints/{step}" / TORN).exists()]
         self.began, cache = time.time(), os.environ.get("JAX_COMPILATION_CACHE_DIR", scratch / "compiled")
@@ -91,7 +91,7 @@ def processes(scratch: Path) -> list[int]:
 
 def tear(folder: Path, chance: random.Random) -> str:
     """Damages a file of the newest checkpoint, if there is an older one to go on from; says how."""
-    steps = checkpoint.saved_steps(folder)
+    steps = saved_steps(folder)
     if len(steps) < 2:
         return ", and no checkpoint that can be spared"
     newest = folder / f"checkpoints/{steps[-1]}"
@@ -132,6 +132,6 @@ def metrics(folder: Path) -> list[dict]:
 
 def last_state(folder: Path) -> dict:
     """All arrays of the newest checkpoint."""
-    newest = folder / f"checkpoints/{checkpoint.saved_steps(folder)[-1]}"
+    newest = folder / f"checkpoints/{saved_steps(folder)[-1]}"
     with ocp.StandardCheckpointer() as orbax:
         return orbax.restore(newest.absolute() / "state")

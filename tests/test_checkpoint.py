@@ -20,11 +20,14 @@ import numpy as np
 import pytest
 
 from jaxrft import config as configs
-from jaxrft import train
-from jaxrft.checkpoint import Checkpoints, RunState, Tally, check_room, flaw_of, open_folder, saved_steps, write_records
 from jaxrft.config import Config, TasksConfig
+from jaxrft.host.checkpoint import Checkpoints, flaw_of
+from jaxrft.host.disk import check_room
 from jaxrft.report.console import Display
 from jaxrft.report.log import Reporter
+from jaxrft.train.loop import train
+from jaxrft.train.resume import open_folder, saved_steps, write_records
+from jaxrft.train.state import Counters, TrainState
 from jaxrft.types import InputError
 
 
@@ -34,8 +37,8 @@ def settings(folder, **changes):
 
 def state(step):
     noise = np.random.default_rng(step).normal(size=30_000).astype(np.float32)  # does not compress
-    tally = Tally(jnp.zeros(3, jnp.int32), *jnp.zeros((2, 2), jnp.int32))
-    return RunState(jnp.int32(step), {"w": jnp.asarray(noise)}, {}, {}, None, tally)
+    tally = Counters(jnp.zeros(3, jnp.int32), *jnp.zeros((2, 2), jnp.int32))
+    return TrainState(jnp.int32(step), {"w": jnp.asarray(noise)}, {}, {}, None, tally)
 
 
 def saved(folder, *steps):
@@ -121,7 +124,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(configure, whole,
     run = tmp_path / "run"
     shutil.copytree(folder, run, ignore=shutil.ignore_patterns("checkpoints", "policy"))
     with caplog.at_level(logging.WARNING, "jaxrft"):
-        helpers.assert_same_bits(train.train(configure(run)), end)
+        helpers.assert_same_bits(train(configure(run)), end)
     assert helpers.metrics(run) == helpers.metrics(folder)
     assert "goes on with another" not in caplog.text  # output_dir differs, but nothing goes on
 
@@ -218,14 +221,14 @@ def test_of_several_refused_writes_nothing_is_told_after_the_checkpoints_are_clo
 
 def test_a_run_goes_on_over_a_full_disk_but_does_not_end_well_on_it(configure, whole, tmp_path, caplog):
     folder, end = whole
-    train.train(configure(tmp_path / "run", steps=3))
+    train(configure(tmp_path / "run", steps=3))
     wanted = r"checkpoints \(File too large\): .* from the newest checkpoint, which is of step 3"
     with full_disk(20_000), pytest.raises(InputError, match=wanted):
-        train.train(configure(tmp_path / "run", save_steps=1))
+        train(configure(tmp_path / "run", save_steps=1))
     said = [message for message in caplog.messages if "is not saved" in message]
     assert [message[:41] for message in said] == [f"step {n} is not saved, and the run goes on:" for n in (4, 5)]
     assert saved_steps(tmp_path / "run") == [3]
-    helpers.assert_same_bits(train.train(configure(tmp_path / "run")), end)
+    helpers.assert_same_bits(train(configure(tmp_path / "run")), end)
     assert helpers.metrics(tmp_path / "run") == helpers.metrics(folder)
 
 
@@ -420,7 +423,7 @@ def test_a_run_goes_on_from_the_newest_good_checkpoint_as_if_nothing_had_happene
     folder, end = whole
     run = shutil.copytree(folder, tmp_path / "run")
     damage(run / "checkpoints/6", "a file is cut")
-    helpers.assert_same_bits(train.train(configure(run)), end)
+    helpers.assert_same_bits(train(configure(run)), end)
     assert helpers.metrics(run) == helpers.metrics(folder) and helpers.checkpoints(run) == [3, 6]
 
 

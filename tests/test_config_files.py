@@ -11,9 +11,10 @@ from jax.sharding import AbstractMesh
 
 from jaxrft import config as configs
 from jaxrft import mesh as meshes
-from jaxrft import plan, runtime
+from jaxrft import plan
 from jaxrft.lm import published
 from jaxrft.rewards.lookup import resolve
+from jaxrft.train.devices import check_mesh
 from jaxrft.types import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +49,7 @@ def test_its_mesh_divides_its_batches(file, devices):
     sizes = [config.mesh.data, config.mesh.fsdp, config.mesh.model]
     assert sizes.count(-1) == 1 and sorted(sizes)[1:] == [1, 1]
     mesh = AbstractMesh(tuple(devices if size == -1 else size for size in sizes), meshes.AXES)
-    runtime.check_mesh(config, mesh)  # pyright: ignore[reportArgumentType]
+    check_mesh(config, mesh)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file != "configs/quickstart.py"])

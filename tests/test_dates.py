@@ -10,11 +10,13 @@ import types
 import helpers
 import pytest
 
-from jaxrft import runtime, train
 from jaxrft.config import TasksConfig
 from jaxrft.plan import show
 from jaxrft.prepare import embeddings, pass_rates
 from jaxrft.prepare.journal import Journal
+from jaxrft.train import resume
+from jaxrft.train.loop import train
+from jaxrft.train.resume import template_date_of_run, with_template_date
 from jaxrft.types import InputError
 
 CLOCK = "{{ strftime_now('%d') }}{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -30,7 +32,7 @@ def day(monkeypatch):
             def today(cls):
                 return cls.fromisoformat(text)
 
-        monkeypatch.setattr(runtime, "datetime", types.SimpleNamespace(date=Day))
+        monkeypatch.setattr(resume, "datetime", types.SimpleNamespace(date=Day))
 
     return make
 
@@ -57,37 +59,37 @@ def test_the_date_is_that_of_the_config_the_work_in_hand_the_run_or_today(config
     day("2031-02-05")
     fresh = configure(tmp_path / "fresh")
     run = configure(begun_run(tmp_path / "run", '{"chat_template_date": "2031-02-03"}'))
-    assert runtime.dated(fresh).chat_template_date == "2031-02-05"
-    assert runtime.dated(run).chat_template_date == "2031-02-03"
-    assert runtime.dated(run, lambda: "2031-02-01").chat_template_date == "2031-02-01"
+    assert with_template_date(fresh).chat_template_date == "2031-02-05"
+    assert with_template_date(run).chat_template_date == "2031-02-03"
+    assert with_template_date(run, lambda: "2031-02-01").chat_template_date == "2031-02-01"
     named = configure(tmp_path / "run", chat_template_date="2030-01-01")
-    assert runtime.dated(named, lambda: "2031-02-01") == named
+    assert with_template_date(named, lambda: "2031-02-01") == named
 
 
 @pytest.mark.parametrize("records", ["", "null", "[1]", '{"chat_template_date": 5}', '{"chat_template_date": "soon"}'])
 def test_a_run_whose_records_are_damaged_gets_todays_date_and_it_is_said(configure, day, tmp_path, caplog, records):
     day("2031-02-05")
-    assert runtime.first_day(begun_run(tmp_path / "run", records)) == "2031-02-05"
+    assert template_date_of_run(begun_run(tmp_path / "run", records)) == "2031-02-05"
     assert "the first day of the run" in caplog.text and "set chat_template_date" in caplog.text
 
 
 def test_records_of_a_run_before_there_were_dates_are_no_fault(day, tmp_path, caplog):
     day("2031-02-05")
-    assert runtime.first_day(begun_run(tmp_path / "run", "{}")) == "2031-02-05" and not caplog.text
+    assert template_date_of_run(begun_run(tmp_path / "run", "{}")) == "2031-02-05" and not caplog.text
 
 
 def test_a_run_goes_on_a_day_later_with_the_prompts_of_its_first_day(configured, day, tmp_path, capsys):
     day("2031-02-03")
-    train.train(configured(steps=1, save_steps=1))
+    train(configured(steps=1, save_steps=1))
     day("2031-02-04")
-    state = train.train(configured(steps=2, save_steps=1))
+    state = train(configured(steps=2, save_steps=1))
     assert int(state.step) == 2
     assert json.loads((tmp_path / "run/config.json").read_text())["chat_template_date"] == "2031-02-03"
     capsys.readouterr()
     show(configured(steps=2))
     assert "\n    030+0=\n" in capsys.readouterr().out
     with pytest.raises(InputError, match="of another run: its digest of the tasks"):
-        train.train(configured(steps=3, chat_template_date="2031-02-04"))
+        train(configured(steps=3, chat_template_date="2031-02-04"))
 
 
 def test_a_command_that_makes_a_file_goes_on_a_day_later(configured, day, monkeypatch, tmp_path):

@@ -10,9 +10,9 @@ import helpers
 import numpy as np
 import pytest
 
-from jaxrft import train
 from jaxrft.config import MeshConfig
 from jaxrft.lm import weights
+from jaxrft.train.loop import train
 
 MEMBER = Path(__file__).with_name("member.py")
 QUICKSTART = Path(__file__).parents[1] / "configs/quickstart.py"
@@ -108,7 +108,7 @@ def test_their_export_opens(halves):
 
 def test_their_checkpoint_goes_on_in_one_process(halves, configure, whole):
     assert json.loads((halves / "run/versions.json").read_text())["devices"].endswith("2 processes")
-    state = train.train(configure(halves / "run"))
+    state = train(configure(halves / "run"))
     helpers.assert_close(state, whole[1], atol=1e-3)
     assert [line["step"] for line in helpers.metrics(halves / "run")] == [1, 2, 3, 4, 5, 6]
 

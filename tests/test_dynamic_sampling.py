@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrft import batches, steps, train
 from jaxrft.config import Config, ReplayConfig, TasksConfig
 from jaxrft.learn import grpo
 from jaxrft.learn.replay import Groups
-from jaxrft.runtime import Verdicts
+from jaxrft.rewards.grading import Verdicts
 from jaxrft.select import selectors
+from jaxrft.train import resample as batches
+from jaxrft.train import step as steps
+from jaxrft.train.loop import train
 from jaxrft.types import Choice, Feedback
 
 B, G, N, MOST = 8, 4, 40, 2
@@ -115,7 +117,7 @@ def refilled(dynamic, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batches, "learn", note)
-        return folder, train.train(dynamic(folder, **REPLAY)), told
+        return folder, train(dynamic(folder, **REPLAY)), told
 
 
 def test_a_step_refills_until_every_group_teaches_or_the_bound_is_reached(refilled):
@@ -178,14 +180,14 @@ def test_what_the_batch_has_no_place_for_is_replayed(refilled):
 
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(dynamic, refilled, tmp_path):
     folder, state, _ = refilled
-    train.train(dynamic(tmp_path, steps=2, **REPLAY))
-    helpers.assert_same_bits(train.train(dynamic(tmp_path, **REPLAY)), state)
+    train(dynamic(tmp_path, steps=2, **REPLAY))
+    helpers.assert_same_bits(train(dynamic(tmp_path, **REPLAY)), state)
     assert helpers.metrics(tmp_path) == helpers.metrics(folder)
 
 
 def test_a_run_in_which_every_group_teaches_is_an_ordinary_run(dynamic, tmp_path):
     common = {"rewards": ("graders:spread",), "steps": 2}
-    states = [train.train(dynamic(tmp_path / str(most), dynamic_sampling=most, **common)) for most in (0, MOST)]
+    states = [train(dynamic(tmp_path / str(most), dynamic_sampling=most, **common)) for most in (0, MOST)]
     helpers.assert_same_bits(*states)
     plain, lines = helpers.metrics(tmp_path / "0"), helpers.metrics(tmp_path / str(MOST))
     own = [{name: line.pop(name) for name in [*line] if name.startswith("dynamic_sampling/")} for line in lines]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxrft import cli, runtime, train
+from jaxrft import cli
 from jaxrft import mesh as meshes
 from jaxrft.config import EvalConfig, LoRAConfig, MeshConfig, SelectConfig, TasksConfig
 from jaxrft.lm import embed, model, weights
@@ -22,6 +22,10 @@ from jaxrft.prepare import embeddings as command
 from jaxrft.prepare.journal import Journal
 from jaxrft.tasks import embeddings
 from jaxrft.tasks.embeddings import MADE_BY, PROMPTS, ROWS
+from jaxrft.tasks.load import open_mixture, open_tasks
+from jaxrft.train.loop import train
+from jaxrft.train.resume import run_identity
+from jaxrft.train.setup import set_up
 from jaxrft.types import InputError
 
 LONG = "1" * 65  # a token more than a prompt may have
@@ -167,7 +171,7 @@ def test_tables_find_their_rows_through_limits_weights_and_drops(prepare, source
         TasksConfig(source, embeddings=path, weight=3.0),
         TasksConfig(helpers.write_rows(tmp_path / "others.jsonl", others), embeddings=path, weight=1.0, limit=12),
     )
-    table = runtime.open_mixture(prepare(tasks=sets), policy[2])
+    table = open_mixture(prepare(tasks=sets), policy[2])
     assert len(table.prompts) == 21 and table.embeddings.dtype == np.float32 and table.embedded_by["width"] == 3
     assert [prompts.index(prompt) for prompt in table.prompts] == table.embeddings[:, 1].tolist()
 
@@ -196,7 +200,7 @@ def test_a_file_that_does_not_fit_is_one_sentence(make, wanted, prepare, source,
     make(tmp_path / "e.safetensors")
     tasks = TasksConfig(source, embeddings=str(tmp_path / "e.safetensors"))
     with pytest.raises(InputError, match=wanted):
-        runtime.open_tasks(tasks, prepare(), policy[2])
+        open_tasks(tasks, prepare(), policy[2])
 
 
 def test_embeddings_of_two_kinds_do_not_mix(prepare, source, policy, tmp_path):
@@ -207,7 +211,7 @@ def test_embeddings_of_two_kinds_do_not_mix(prepare, source, policy, tmp_path):
     with pytest.raises(
         InputError, match="of 3 are model a, pooling mean, width 3, but those of 4 model a, .* width 4: mak"
     ):
-        runtime.open_mixture(prepare(tasks=sets), policy[2])
+        open_mixture(prepare(tasks=sets), policy[2])
     with pytest.raises(InputError, match="b has no embeddings but other sets of tasks have: give them to all sets"):
         prepare(tasks=(sets[0], TasksConfig("b.jsonl")))
     with pytest.raises(InputError, match="the held-out set 3 has embeddings: only sets that are trained on have some"):
@@ -244,34 +248,34 @@ def test_a_mistake_of_the_command_leaves_what_is_there(prepare, file, tmp_path, 
 
 def test_the_file_is_on_the_devices_and_tells_a_run_from_others(prepare, source, file, mesh, tmp_path):
     config = prepare(tasks=TasksConfig(source, embeddings=str(file)), select=SelectConfig("uniform"), batch_size=8)
-    run, state = train.set_up(config, mesh, None)
+    run, state = set_up(config, mesh, None)
     assert run.tasks.embeddings.shape == (16, 16) and run.tasks.embeddings.dtype == jnp.float32
     assert run.tasks.embeddings.sharding.spec == meshes.sharding(mesh, "task", None).spec
     np.testing.assert_array_equal(run.tasks.embeddings, run.table.embeddings)
     name, changed = "digest of the embeddings", run.table._replace(embeddings=run.table.embeddings + 1)
-    there = train.identity(run._replace(table=changed), state.params)[name]
-    assert len({train.identity(run, state.params)[name], there, None}) == 3
+    there = run_identity(run._replace(table=changed), state.params)[name]
+    assert len({run_identity(run, state.params)[name], there, None}) == 3
 
 
 @pytest.mark.parametrize("lora", [LoRAConfig(), LoRAConfig(rank=2)], ids=["whole", "lora"])
 def test_the_policys_own_embeddings_are_those_of_its_file(lora, prepare, file, mesh):
     select = SelectConfig("adaptive", embeddings="policy")
-    run, state = train.set_up(prepare(select=select, lora=lora, batch_size=8), mesh, None)
+    run, state = set_up(prepare(select=select, lora=lora, batch_size=8), mesh, None)
     wanted = embeddings.of_prompts(embeddings.read(file), run.table.prompts, path=file, name="tasks")
     np.testing.assert_allclose(run.tasks.embeddings, wanted, atol=1e-6)
     made_by = embeddings.read(file).made_by
     assert run.table.embedded_by == made_by
-    assert train.identity(run, state.params)["digest of the embeddings"] == made_by["digest of the model's parameters"]
-    run, state = train.set_up(prepare(select=SelectConfig("uniform", embeddings="policy"), batch_size=8), mesh, None)
-    assert run.tasks.embeddings is None and train.identity(run, state.params)["digest of the embeddings"] is None
+    assert run_identity(run, state.params)["digest of the embeddings"] == made_by["digest of the model's parameters"]
+    run, state = set_up(prepare(select=SelectConfig("uniform", embeddings="policy"), batch_size=8), mesh, None)
+    assert run.tasks.embeddings is None and run_identity(run, state.params)["digest of the embeddings"] is None
 
 
 def test_a_run_with_the_policys_embeddings_goes_on_as_if_nothing_had_happened(configure, tmp_path):
     settings = {"select": SelectConfig("adaptive", embeddings="policy"), "save_steps": 1}
-    whole = train.train(configure(tmp_path / "whole", steps=2, **settings))
-    train.train(configure(tmp_path / "run", steps=1, **settings))
+    whole = train(configure(tmp_path / "whole", steps=2, **settings))
+    train(configure(tmp_path / "run", steps=1, **settings))
     (tmp_path / "run/policy").rename(tmp_path / "policy")
-    helpers.assert_same_bits(train.train(configure(tmp_path / "run", steps=2, **settings)), whole)
+    helpers.assert_same_bits(train(configure(tmp_path / "run", steps=2, **settings)), whole)
     assert helpers.metrics(tmp_path / "run") == helpers.metrics(tmp_path / "whole")
 
 

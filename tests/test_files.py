@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from jaxrft import files
+from jaxrft.host import files
 
 
 @pytest.mark.parametrize(

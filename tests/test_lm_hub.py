@@ -7,8 +7,8 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import filter_repo_objects
 
-from jaxrft import train
 from jaxrft.lm import hub, weights
+from jaxrft.train.loop import train
 from jaxrft.types import InputError
 
 COMMIT, OLDER = "8" * 40, "7" * 40
@@ -106,7 +106,7 @@ def test_only_what_is_read_is_downloaded():
 
 def test_a_run_from_the_cache_is_one_from_its_folder(cache, policy, configure, whole, tmp_path):
     put(cache, policy)
-    train.train(configure(tmp_path / "run", model="owner/tiny", steps=1))
+    train(configure(tmp_path / "run", model="owner/tiny", steps=1))
     assert helpers.metrics(tmp_path / "run") == helpers.metrics(whole[0])[:1]
     exported, same = tmp_path / "run/policy", whole[0] / "policy"
     assert {path.name for path in exported.iterdir()} == {path.name for path in same.iterdir()}

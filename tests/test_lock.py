@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from jaxrft import lock
+from jaxrft.host import lock
 from jaxrft.types import InputError
 
 HOLD = """

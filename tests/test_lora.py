@@ -12,11 +12,13 @@ import optax
 import pytest
 from safetensors.numpy import load_file
 
-from jaxrft import evaluate, runtime, train
 from jaxrft import mesh as meshes
 from jaxrft.config import EvalConfig, LoRAConfig, TasksConfig
 from jaxrft.learn import update
 from jaxrft.lm import model, rollout, weights
+from jaxrft.lm.policy import lora_config, open_model
+from jaxrft.train.evaluate import evaluate_policy
+from jaxrft.train.loop import train
 from jaxrft.types import InputError
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -225,12 +227,12 @@ def configured(configure):
 @pytest.fixture(scope="module")
 def trained(world, configured):
     """(folder, final state) of six steps; leave the folder as it is."""
-    return world / "lora", train.train(configured(world / "lora"))
+    return world / "lora", train(configured(world / "lora"))
 
 
 def test_a_run_trains_adapters_and_nothing_else(trained, world, configured):
     folder, state = trained
-    shape = helpers.SHAPE._replace(lora=runtime.lora(configured(folder)))
+    shape = helpers.SHAPE._replace(lora=lora_config(configured(folder)))
     assert state.params.keys() == {row.name for row in model.adapters(shape)}
     assert all(leaf.dtype == jnp.float32 and leaf.any() for leaf in state.params.values())
     lines = helpers.metrics(folder)
@@ -245,8 +247,8 @@ def test_a_run_trains_adapters_and_nothing_else(trained, world, configured):
 def test_the_merged_policy_is_evaluated_as_any_other(trained, world, configured, configure, tmp_path):
     held_out = EvalConfig((TasksConfig(str(world / "tasks.jsonl"), name="held_out"),), num_samples=0)
     policy = {"model": str(trained[0] / "policy"), "evaluation": held_out}
-    found = evaluate.run(configure(tmp_path, **policy))
-    assert found == evaluate.run(configured(tmp_path, **policy)) and found["eval/held_out/greedy"] > 0
+    found = evaluate_policy(configure(tmp_path, **policy))
+    assert found == evaluate_policy(configured(tmp_path, **policy)) and found["eval/held_out/greedy"] > 0
 
 
 def test_a_run_goes_on_as_if_nothing_had_happened(trained, configured, tmp_path):
@@ -254,7 +256,7 @@ def test_a_run_goes_on_as_if_nothing_had_happened(trained, configured, tmp_path)
     again = shutil.copytree(folder, tmp_path / "again")
     for path in (again / "checkpoints/6", again / "policy", again / "adapter"):
         shutil.rmtree(path)  # as a kill after the checkpoint of step 3 leaves it
-    helpers.assert_same_bits(train.train(configured(again)), state)
+    helpers.assert_same_bits(train(configured(again)), state)
     assert helpers.metrics(again) == helpers.metrics(folder)
     for file in ("policy/model.safetensors", "adapter/adapter_model.safetensors"):
         assert (again / file).read_bytes() == (folder / file).read_bytes()
@@ -270,7 +272,7 @@ def test_a_run_goes_on_as_if_nothing_had_happened(trained, configured, tmp_path)
 )
 def test_a_checkpoint_belongs_to_its_adapters(trained, configured, changes, told):
     with pytest.raises(InputError, match=told):
-        train.train(configured(trained[0], **changes))
+        train(configured(trained[0], **changes))
 
 
 def test_a_checkpoint_belongs_to_the_weights_below_its_adapters(trained, world, configured, tmp_path):
@@ -278,11 +280,11 @@ def test_a_checkpoint_belongs_to_the_weights_below_its_adapters(trained, world, 
     params = weights.load(other, helpers.SHAPE)
     weights.save(other, params | {"up": params["up"] + 1.0}, helpers.SHAPE, source=other)
     with pytest.raises(InputError, match="its digest of the model's parameters is .* choose another output_dir"):
-        train.train(configured(trained[0], model=str(other)))
+        train(configured(trained[0], model=str(other)))
 
 
 def test_a_base_in_bfloat16_has_no_float32_copy(configured, mesh, tmp_path):
-    lm = runtime.open_model(configured(tmp_path), mesh)
+    lm = open_model(configured(tmp_path), mesh)
     assert lm.frozen.keys() == {row.name for row in model.base(helpers.SHAPE)}
     assert all(leaf.dtype == jnp.bfloat16 for leaf in lm.frozen.values())
     assert all(leaf.dtype == jnp.float32 for leaf in lm.params.values())

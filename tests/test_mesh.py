@@ -11,10 +11,10 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from jaxrft import mesh as meshes
-from jaxrft import runtime
 from jaxrft.config import Config, TasksConfig
 from jaxrft.learn import update
 from jaxrft.lm import model, rollout
+from jaxrft.lm.policy import LanguageModel, compile_rollout
 from jaxrft.types import InputError
 
 CONFIG = model.ModelConfig(
@@ -222,8 +222,8 @@ def test_a_rollout_gathers_the_parameters_once(mesh, params, prompts, once, lora
     shape = CONFIG._replace(lora=lora)
     adapters = {row.name: np.zeros(row.shape, np.float32) for row in model.adapters(shape)}
     placed = jax.device_put(params | adapters, model.shardings(shape, mesh))
-    policy = runtime.LanguageModel(shape, model.decoder(shape), placed, {}, None, (0, 1), Path())
-    generate = runtime.generator(policy, config, mesh)
+    policy = LanguageModel(shape, model.decoder(shape), placed, {}, None, (0, 1), Path())
+    generate = compile_rollout(policy, config, mesh)
     with jax.set_mesh(mesh):
         program = generate.lower(shapes_of(placed), np.int32(0), *shapes_of(place_rows(mesh, prompts)))
         found = collectives(program.compile(), "all-gather")

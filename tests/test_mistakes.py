@@ -8,8 +8,11 @@ import graders
 import helpers
 import pytest
 
-from jaxrft import cli, runtime, train
+from jaxrft import cli
 from jaxrft.config import LoRAConfig, MeshConfig, ReplayConfig, SelectConfig, TasksConfig
+from jaxrft.lm.policy import check_length
+from jaxrft.train.devices import open_mesh
+from jaxrft.train.loop import train
 from jaxrft.types import InputError
 
 
@@ -203,10 +206,10 @@ def test_a_mistake_in_a_config_file(text, wanted, capsys, tmp_path):
 
 def test_a_model_may_be_used_to_its_full_length(configure, tmp_path):
     config = configure(tmp_path)  # 64 + 4 tokens
-    runtime.check_length(config, 68)
-    runtime.check_length(config, None)
+    check_length(config, 68)
+    check_length(config, None)
     with pytest.raises(InputError, match="max_position_embeddings 67"):
-        runtime.check_length(config, 67)
+        check_length(config, 67)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +219,7 @@ def test_a_model_may_be_used_to_its_full_length(configure, tmp_path):
 )
 def test_a_reward_that_is_no_function(reward, configure, tmp_path):
     with pytest.raises(InputError, match=re.escape(f"reward is {reward!r}: give a function")):
-        train.train(configure(tmp_path / "run"), reward=reward)
+        train(configure(tmp_path / "run"), reward=reward)
 
 
 def test_processes_that_are_not_told_of_each_other(configure, tmp_path):
@@ -233,4 +236,4 @@ def test_processes_that_are_not_counted(count, index, configure, monkeypatch, tm
     for name, value in values.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=f"is localhost:1234, JAX_NUM_PROCESSES {count} and JAX_PROCESS_ID {index} "):
-        runtime.start(configure(tmp_path, distributed=True))
+        open_mesh(configure(tmp_path, distributed=True))

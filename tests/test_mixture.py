@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_tokenizer import make as make_tokenizer
 
-from jaxrft import runtime, tasks, train
+from jaxrft import tasks
 from jaxrft.config import Config, TasksConfig
 from jaxrft.lm import tokenizer as lm_tokenizer
 from jaxrft.tasks import mixture
+from jaxrft.tasks.load import open_mixture
+from jaxrft.train.loop import train
 from jaxrft.types import InputError
 
 
@@ -131,18 +133,18 @@ def two_sets(folder, **options):
 
 def test_a_mixture_is_trained_on_and_its_domains_are_told_apart(configure, tmp_path):
     config = configure(tmp_path / "run", tasks=two_sets(tmp_path), steps=1)
-    train.train(config)
+    train(config)
     line = json.loads((tmp_path / "run/metrics.jsonl").read_text())
     shares = [line[f"select/effective_group_ratio/{name}"] for name in ("first", "second")]
     known = [share for share in shares if share is not None]
     assert known and min(known) <= line["select/effective_group_ratio"] <= max(known)
     renamed = (*config.tasks[:1], TasksConfig(**vars(config.tasks[1]) | {"name": "other"}))
     with pytest.raises(InputError, match="checkpoint .* is of another run: its digest of the domains is"):
-        train.train(configure(tmp_path / "run", tasks=renamed, steps=2))
+        train(configure(tmp_path / "run", tasks=renamed, steps=2))
 
 
 def test_a_set_of_a_mixture_without_ground_truths_is_named(configure, tokenizer, tmp_path):
     bare = TasksConfig(helpers.write_rows(tmp_path / "bare.jsonl", [{"prompt": "1"}]))
     config: Config = configure(tmp_path / "run", tasks=(two_sets(tmp_path)[0], bare), rewards=("exact",))
     with pytest.raises(InputError, match="exact needs ground truths but .*bare.jsonl has only"):
-        runtime.open_mixture(config, tokenizer)
+        open_mixture(config, tokenizer)

@@ -14,8 +14,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxrft import cli, runtime
+from jaxrft import cli
 from jaxrft.config import MeshConfig, TasksConfig
+from jaxrft.lm.policy import fingerprint
 from jaxrft.prepare import pass_rates, task_files
 from jaxrft.prepare.journal import Journal
 from jaxrft.tasks import sources
@@ -352,12 +353,12 @@ def test_batches_hold_every_task_once_the_longest_first():
 def test_a_fingerprint_is_that_of_the_values_alone(mesh):
     values = np.arange(48, dtype=np.float32).reshape(8, 6)
     where = [P(), P("data"), P(("data", "fsdp"), "model")]
-    same = {runtime.fingerprint({"a": jax.device_put(values, NamedSharding(mesh, spec))}, mesh) for spec in where}
+    same = {fingerprint({"a": jax.device_put(values, NamedSharding(mesh, spec))}, mesh) for spec in where}
     assert len(same) == 1
     swapped = values.copy()
     swapped[0, 0], swapped[0, 1] = values[0, 1], values[0, 0]
     for other in (swapped, values.T.copy(), values.astype(jnp.bfloat16)):
-        assert runtime.fingerprint({"a": other}, mesh) not in same
+        assert fingerprint({"a": other}, mesh) not in same
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,15 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrft import cli, plan, runtime, steps, train
+from jaxrft import cli, plan
 from jaxrft import mesh as meshes
 from jaxrft.config import Config, EvalConfig, LoRAConfig, MeshConfig, SelectConfig, TasksConfig
 from jaxrft.plan import counts, found, graded, memory, page, programs
+from jaxrft.rewards.grading import open_rewards
+from jaxrft.train import step as steps
+from jaxrft.train.devices import open_mesh
+from jaxrft.train.loop import train
+from jaxrft.train.setup import set_up
 from jaxrft.types import InputError, Missing
 
 SIZES = (2, 2, 2)
@@ -26,9 +31,9 @@ def described(config, mesh):
 @pytest.mark.parametrize("changes", [{}, {"lora": LoRAConfig(rank=2), "kl_coef": 0.1}], ids=["whole", "lora"])
 def test_a_described_run_is_that_which_is_trained(changes, configure, tmp_path):
     config = configure(tmp_path / "run", **changes)
-    mesh = runtime.start(config)
+    mesh = open_mesh(config)
     _, run, state = described(config, meshes.abstract(*SIZES))
-    real, first = train.set_up(config, mesh, None)
+    real, first = set_up(config, mesh, None)
     for here, there in ((state, first), (run.tasks, real.tasks), (run.reference, real.reference)):
         assert jax.tree.structure(here) == jax.tree.structure(there)
         for a, b in zip(jax.tree.leaves(here), jax.tree.leaves(there), strict=True):
@@ -43,8 +48,8 @@ def test_a_described_run_is_that_which_is_trained(changes, configure, tmp_path):
 def test_its_programs_are_those_which_training_compiles(configure, tmp_path):
     """They come out of the cache that a run has filled."""
     config = configure(tmp_path, steps=1)
-    train.train(config)
-    here, run, state = described(config, runtime.start(config))
+    train(config)
+    here, run, state = described(config, open_mesh(config))
     events = []
 
     def note(event, **_):
@@ -129,7 +134,7 @@ def test_rewards_are_tried_on_ground_truths(configure, tmp_path):
     rows = [{"prompt": "1+1=", "answer": answer} for answer in (r"\frac{1}{2}", "2", "3")]
     tasks = TasksConfig(helpers.write_rows(tmp_path / "tasks.jsonl", rows))
     table = found.open_set(tasks, config, None).table
-    with runtime.open_rewards(config) as pool:
+    with open_rewards(config) as pool:
         exact, math, zero = graded.trials(config.rewards, pool, table, [0, 1, 2])
     assert (exact.spelling, exact.right, exact.empty, exact.fails) == ("as it is", [1, 1, 1], [0, 0, 0], False)
     assert math.right == [1, 1, 1] and math.empty == [0, 0, 0] and not math.fails

@@ -16,7 +16,7 @@ from pathlib import Path
 import forgers
 import pytest
 
-from jaxrft import launch
+from jaxrft.host import launch
 from jaxrft.rewards import Pool, verl
 from jaxrft.rewards import pool as pools
 from jaxrft.rewards.functions import text_of

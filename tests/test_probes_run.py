@@ -5,7 +5,6 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrft import batches, runtime, steps, train
 from jaxrft import mesh as meshes
 from jaxrft.config import Config, ReplayConfig, SelectConfig, TasksConfig
 from jaxrft.lm import tokenizer
@@ -13,7 +12,12 @@ from jaxrft.plan import counts, found, memory
 from jaxrft.select import probes
 from jaxrft.select.dots import training
 from jaxrft.select.dots.predictor import Origin, Predictor, save_predictor
+from jaxrft.tasks.load import open_mixture
 from jaxrft.tasks.projections import open_predictor
+from jaxrft.train import resample as batches
+from jaxrft.train import step as steps
+from jaxrft.train.loop import train
+from jaxrft.train.setup import set_up
 from jaxrft.types import InputError
 
 K, B, G = 12, 8, 4  # of a probe, of a batch, of a task; on 4 shards of tasks
@@ -50,7 +54,7 @@ def learned(dots, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batches, "gather", note)
-        return folder, train.train(dots(folder)), steps
+        return folder, train(dots(folder)), steps
 
 
 def test_the_places_of_a_batch_by_hand():
@@ -93,14 +97,14 @@ def test_informative_groups_nearest_the_target_join_the_batch_and_no_task_is_twi
 
 def test_a_stopped_run_with_probes_goes_on_as_if_nothing_had_happened(dots, learned, tmp_path):
     folder, state, _ = learned
-    train.train(dots(tmp_path, steps=3))
-    helpers.assert_same_bits(train.train(dots(tmp_path)), state)
+    train(dots(tmp_path, steps=3))
+    helpers.assert_same_bits(train(dots(tmp_path)), state)
     assert helpers.metrics(tmp_path) == helpers.metrics(folder)
 
 
 def test_what_the_batch_has_no_place_for_is_replayed(dots, tmp_path):
     settings = {"replay": ReplayConfig(capacity=16), "select": {"probe_every": 4}}
-    state = train.train(dots(tmp_path, steps=2, save_steps=1, **settings))
+    state = train(dots(tmp_path, steps=2, save_steps=1, **settings))
     made, kept = state.replay.groups.step, state.replay.groups.rewards
     first, second = helpers.metrics(tmp_path)
     informative = K * first["select/probes/effective_group_ratio"]
@@ -113,7 +117,7 @@ def test_what_the_batch_has_no_place_for_is_replayed(dots, tmp_path):
 
 def test_the_tasks_are_projected_once_and_sharded_and_the_dry_run_knows(dots, tmp_path):
     config, mesh = dots(tmp_path), meshes.make(2, 2, 2)
-    real, _ = train.set_up(config, mesh, None)
+    real, _ = set_up(config, mesh, None)
     table = real.tasks.projections
     assert real.tasks.embeddings is None and table.query.shape == table.reference.shape == (16, 8)
     assert table.query.sharding.shard_shape((16, 8)) == (4, 8)
@@ -145,7 +149,7 @@ def test_a_mistake_is_one_sentence(dots, changes, message, tmp_path):
         params = training.initial(jax.random.key(0), 8, width=8, layers=1)
         save_predictor(changes["predictor"], Predictor(params, "group_logit_temp", 1.0, None, Origin("another", 8)))
     config = dots(tmp_path, select=changes)
-    rows = runtime.open_mixture(config, tokenizer.load(config.model))
+    rows = open_mixture(config, tokenizer.load(config.model))
     with pytest.raises(InputError, match=message):
         open_predictor(config, rows, meshes.abstract(2, 2, 2))
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import helpers
 import pytest
 
-from jaxrft import cli, crash, train
+from jaxrft import cli
 from jaxrft.errors import InputError
+from jaxrft.host import crash
+from jaxrft.train import loop
 
 SENTENCE = "jaxrft: stopped by SIG{} with nothing to save; run the same command again\n"
 # Sends a signal to its own process when a module is about to be imported; then runs the program.
@@ -148,7 +150,7 @@ def test_an_error_that_nobody_foresaw_is_one_sentence_and_its_trace_is_in_a_file
     def fail(_):
         raise error
 
-    monkeypatch.setattr(train, "advance", fail)
+    monkeypatch.setattr(loop, "advance", fail)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     (tmp_path / "run").mkdir()

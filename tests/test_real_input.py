@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrft import train
 from jaxrft.config import SelectConfig, TasksConfig
 from jaxrft.lm import model, weights
+from jaxrft.train.loop import train
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -86,8 +86,8 @@ def test_three_steps_a_stop_and_three_more_open_in_transformers(data, reward, po
     rewards = {"rewards": (reward, "graders:letters"), "reward_completions": "text"}
     changes = {"tasks": tasks, "select": select} | rewards
     configure = functools.partial(helpers.make_config, policy, "", tmp_path / "run", **changes)
-    train.train(configure(steps=3))
-    state = train.train(configure(steps=6))
+    train(configure(steps=3))
+    state = train(configure(steps=6))
     assert [line["step"] for line in helpers.metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
     assert all(line["rewards/error"] == line["rewards/timeout"] == 0 for line in helpers.metrics(tmp_path / "run"))
 

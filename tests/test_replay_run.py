@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jaxrft import train
 from jaxrft.config import MeshConfig, ReplayConfig
+from jaxrft.train.loop import train
 from jaxrft.types import InputError
 
 HARD = {  # every option that is not the default, several updates a step
@@ -21,7 +21,7 @@ HARD = {  # every option that is not the default, several updates a step
 def replayed(configure, tmp_path_factory):
     """(folder, final state) of six steps with replay; leave the folder as it is."""
     folder = tmp_path_factory.mktemp("replayed") / "run"
-    return folder, train.train(configure(folder, **HARD))
+    return folder, train(configure(folder, **HARD))
 
 
 def test_half_of_a_batch_is_replayed_as_soon_as_the_buffer_can_give_it(replayed):
@@ -44,30 +44,30 @@ def test_half_of_a_batch_is_replayed_as_soon_as_the_buffer_can_give_it(replayed)
 
 def test_a_stopped_run_with_replay_goes_on_as_if_nothing_had_happened(configure, replayed, tmp_path):
     folder, state = replayed
-    train.train(configure(tmp_path, steps=4, **HARD))
-    helpers.assert_same_bits(train.train(configure(tmp_path, **HARD)), state)
+    train(configure(tmp_path, steps=4, **HARD))
+    helpers.assert_same_bits(train(configure(tmp_path, **HARD)), state)
     assert helpers.metrics(tmp_path) == helpers.metrics(folder)
 
 
 def test_a_buffer_opens_on_another_mesh_but_not_with_another_size(configure, replayed):
     folder, state = replayed
     mesh = MeshConfig(data=4, model=2)
-    helpers.assert_same_bits(train.train(configure(folder, mesh=mesh, **HARD)), state)
+    helpers.assert_same_bits(train(configure(folder, mesh=mesh, **HARD)), state)
     for other in (ReplayConfig(), ReplayConfig(capacity=12)):
         with pytest.raises(InputError, match="its replay.capacity is 8, this run's is (0|12)"):
-            train.train(configure(folder, **HARD | {"replay": other}))
+            train(configure(folder, **HARD | {"replay": other}))
 
 
 def test_groups_of_skipped_updates_are_not_replayed_and_the_count_goes_on(configure, tmp_path):
     """The first of four updates a step leaves such large parameters that none after it is finite: 3, 7, 11 in a row."""
     hard = HARD | {"learning_rate": 1e30, "max_skipped_updates": 9}
-    state = train.train(configure(tmp_path, steps=2, **hard))
+    state = train(configure(tmp_path, steps=2, **hard))
     assert int(state.optimizer.skipped) == 7 and (np.asarray(state.replay.groups.step) < 0).all()
     with pytest.raises(InputError, match="step 3 has the last of 11 updates .* newest checkpoint is of step 2"):
-        train.train(configure(tmp_path, steps=3, **hard))
+        train(configure(tmp_path, steps=3, **hard))
     assert not load_file(tmp_path / "not-finite-3.safetensors")["replayed"].any()
 
 
 def test_fresh_groups_that_the_mesh_does_not_divide_are_a_mistake(configure, tmp_path):
     with pytest.raises(InputError, match="batch_size x replay.fresh_fraction 4 does not divide .* a multiple of 8"):
-        train.train(configure(tmp_path, mesh=MeshConfig(data=8), replay=HARD["replay"]))
+        train(configure(tmp_path, mesh=MeshConfig(data=8), replay=HARD["replay"]))

@@ -6,8 +6,11 @@ import signal
 import helpers
 import pytest
 
-from jaxrft import runtime, train
 from jaxrft.config import EvalConfig, MeshConfig, SelectConfig, TasksConfig
+from jaxrft.host.stopping import stop_signals
+from jaxrft.train import loop
+from jaxrft.train.loop import advance, save_checkpoint, train
+from jaxrft.train.setup import measured_tasks
 from jaxrft.types import InputError
 
 HARD = {  # every random stream, a reference policy, several updates a step
@@ -30,14 +33,14 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(configure, world, tmp_p
     held_out = TasksConfig(str(world / "tasks.jsonl"), name="held_out", limit=8)
     hard = HARD | {"evaluation": EvalConfig((held_out,), num_samples=0), "keep_best": "held_out/greedy"}
     whole, killed = configure(tmp_path / "whole", **hard), configure(tmp_path / "killed", **hard)
-    state = train.train(whole)
+    state = train(whole)
     code, _, errors = stop(killed, tmp_path, SEND="SIGKILL", LINES=5)  # evaluation and four steps: it is in step 6
     assert code == -9, errors
     assert helpers.checkpoints(killed.output_dir) == [3]
     assert [line["step"] for line in helpers.metrics(killed.output_dir)] == [0, 1, 2, 3, 4]
     with (tmp_path / "killed/metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "rew')  # as a kill in the middle of a write leaves it
-    helpers.assert_same_bits(train.train(killed), state)
+    helpers.assert_same_bits(train(killed), state)
     assert helpers.metrics(killed.output_dir) == helpers.metrics(whole.output_dir)
     lines = helpers.metrics(killed.output_dir)
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4, 5, 6]
@@ -62,7 +65,7 @@ def test_a_signal_saves_within_the_step_and_the_run_goes_on(configure, world, wh
     assert helpers.checkpoints(config.output_dir) == [step]
     evaluated = [line["step"] for line in helpers.metrics(config.output_dir) if "eval/held_out/greedy" in line]
     assert evaluated == [0, 3][: step // 3]  # the one due after the step would have kept the process from leaving
-    helpers.assert_same_bits(train.train(config), state)
+    helpers.assert_same_bits(train(config), state)
     assert (tmp_path / "run/policy").exists()
     first, *rest = helpers.metrics(config.output_dir)
     evaluated = [line["step"] for line in rest if line.pop("eval/held_out/greedy", None) is not None]
@@ -71,7 +74,7 @@ def test_a_signal_saves_within_the_step_and_the_run_goes_on(configure, world, wh
 
 
 def test_checkpoints_and_policy_do_not_depend_on_the_metrics(configure, whole, tmp_path, monkeypatch):
-    run, save = tmp_path / "run", train.save
+    run, save = tmp_path / "run", save_checkpoint
 
     def disturbed(*arguments, **options):
         if not (run / "metrics.jsonl").is_dir():
@@ -79,9 +82,9 @@ def test_checkpoints_and_policy_do_not_depend_on_the_metrics(configure, whole, t
             (run / "metrics.jsonl").mkdir()
         save(*arguments, **options)
 
-    monkeypatch.setattr(train, "save", disturbed)
+    monkeypatch.setattr(loop, "save_checkpoint", disturbed)
     with pytest.raises(InputError, match="the metrics of steps 3 to 6 are lost, since they could not be written: .*"):
-        train.train(configure(run))
+        train(configure(run))
     assert helpers.checkpoints(run) == [3, 6]
     policies = [(folder / "policy/model.safetensors").read_bytes() for folder in (run, whole[0])]
     assert policies[0] == policies[1]
@@ -102,11 +105,11 @@ def test_a_run_outlives_all_that_it_prints_to(configure, whole, tmp_path):
 def test_under_nohup_hanging_up_stops_nothing():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with runtime.stop_signals() as stopped:
+        with stop_signals() as stopped:
             os.kill(os.getpid(), signal.SIGHUP)
             assert not stopped() and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        with runtime.stop_signals() as stopped:
+        with stop_signals() as stopped:
             os.kill(os.getpid(), signal.SIGHUP)
             assert stopped()
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
@@ -117,7 +120,7 @@ def test_under_nohup_hanging_up_stops_nothing():
 def test_a_finished_run_has_nothing_left_to_do(configure, whole, capsys):
     folder, state = whole
     before = helpers.contents(folder / "checkpoints") | {0: (folder / "metrics.jsonl").read_bytes()}
-    helpers.assert_same_bits(train.train(configure(folder)), state)
+    helpers.assert_same_bits(train(configure(folder)), state)
     assert helpers.contents(folder / "checkpoints") | {0: (folder / "metrics.jsonl").read_bytes()} == before
     assert "going on after step 6" in capsys.readouterr().out
 
@@ -125,7 +128,7 @@ def test_a_finished_run_has_nothing_left_to_do(configure, whole, capsys):
 @pytest.mark.parametrize("mesh", [MeshConfig(data=8), MeshConfig(data=1, fsdp=8), MeshConfig(data=4, model=2)])
 def test_a_checkpoint_opens_on_another_mesh(configure, whole, mesh):
     folder, state = whole
-    restored = train.train(configure(folder, mesh=mesh))
+    restored = train(configure(folder, mesh=mesh))
     helpers.assert_same_bits(restored, state)
     assert restored.params["gate"].sharding.mesh.shape == {"data": mesh.data, "fsdp": mesh.fsdp, "model": mesh.model}
 
@@ -133,15 +136,15 @@ def test_a_checkpoint_opens_on_another_mesh(configure, whole, mesh):
 def test_an_oracle_goes_on_with_the_pass_rates_that_it_would_have_had(configure, tmp_path, monkeypatch, capsys):
     """Of 12 of the 16 tasks, measured at steps 1, 3, 5, and, because of the checkpoint, 4; a signal breaks that off."""
     select = SelectConfig("oracle", measured=12, measure_every=2)
-    state = train.train(configure(tmp_path / "whole", select=select))
+    state = train(configure(tmp_path / "whole", select=select))
     for steps in (3, 6):
-        resumed = train.train(configure(tmp_path / "parts", select=select, steps=steps))
+        resumed = train(configure(tmp_path / "parts", select=select, steps=steps))
     helpers.assert_same_bits(resumed, state)
     lines = helpers.metrics(tmp_path / "whole")
     assert helpers.metrics(tmp_path / "parts") == lines
     assert all(0 <= line["select/brier"] <= 1 for line in lines)  # it knew a pass rate of all that it chose
 
-    measured, signals = train.measured, [1, 3]
+    measured, signals = measured_tasks, [1, 3]
 
     def disturbed(run, state, step, stopped):
         if step in signals:
@@ -149,11 +152,11 @@ def test_an_oracle_goes_on_with_the_pass_rates_that_it_would_have_had(configure,
             os.kill(os.getpid(), signal.SIGTERM)
         return measured(run, state, step, stopped)
 
-    monkeypatch.setattr(train, "measured", disturbed)
+    monkeypatch.setattr(loop, "measured_tasks", disturbed)
     config = configure(tmp_path / "broken", select=select)
     for said in ("after step 0, and nothing is to be saved", "after step 2, saved"):
-        assert not train.advance(config)[1]
+        assert not advance(config)[1]
         assert f"stopped by a signal {said}; the same command goes on from here" in capsys.readouterr().out
     assert helpers.checkpoints(config.output_dir) == [2]
-    helpers.assert_same_bits(train.train(config), state)
+    helpers.assert_same_bits(train(config), state)
     assert helpers.metrics(config.output_dir) == lines

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrft import runtime
 from jaxrft.learn import update
 from jaxrft.lm import model, rollout
+from jaxrft.streams import stream_key
 
 CONFIG = model.ModelConfig(
     vocab_size=32, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8
@@ -78,7 +78,7 @@ def test_greedy_takes_the_likeliest_token_and_ignores_the_key(params):
 
 def test_the_same_seed_and_step_give_the_same_samples_and_no_other_do(params):
     def tokens(seed, step):
-        return sample(params, runtime.stream(seed, step, "rollout"), PROMPTS, LENGTHS, IDS, temperature=1.0).tokens
+        return sample(params, stream_key(seed, step, "rollout"), PROMPTS, LENGTHS, IDS, temperature=1.0).tokens
 
     first = tokens(0, 1)
     np.testing.assert_array_equal(first, tokens(0, 1))

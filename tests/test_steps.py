@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrft import steps
 from jaxrft.config import Config, TasksConfig
 from jaxrft.learn import replay
+from jaxrft.train import step as steps
 from jaxrft.types import Rollout
 
 NAN = float("nan")

@@ -7,9 +7,10 @@ import helpers
 import numpy as np
 import pytest
 
-from jaxrft import runtime, train
 from jaxrft.config import Config, EvalConfig, TasksConfig
 from jaxrft.report.visits import Visits
+from jaxrft.rewards.grading import Verdicts, check_rewards
+from jaxrft.train.loop import train
 from jaxrft.types import InputError
 
 NAN = float("nan")
@@ -26,9 +27,9 @@ def check(config, rewards, pool=None, *, tasks, first=False, lost=()):
     flags = np.zeros(rewards.shape, bool)
     for place in lost:
         flags[place] = True
-    verdicts = runtime.Verdicts(rewards, flags, NONE_LOST, [])
+    verdicts = Verdicts(rewards, flags, NONE_LOST, [])
     pool = SimpleNamespace(first_ranges={}) if pool is None else pool
-    return runtime.check_verdicts(config, verdicts, pool, tasks=tasks, first=first)
+    return check_rewards(config, verdicts, pool, tasks=tasks, first=first)
 
 
 def test_success_is_the_first_reward_that_is_not_none_for_the_task():
@@ -162,11 +163,11 @@ def test_two_domains_with_a_reward_each_are_both_learned_from(configure, rows, t
     held_out = EvalConfig((TasksConfig(rows, name="held_out", domain_column="kind"),), num_samples=0)
     options = {"tasks": tasks, "steps": 4, "save_steps": 4}
     options["rewards"] = ("graders:even", "graders:odd")
-    train.train(configure(tmp_path / "both", evaluation=held_out, eval_steps=4, **options))
+    train(configure(tmp_path / "both", evaluation=held_out, eval_steps=4, **options))
     found = helpers.metrics(tmp_path / "both")
     for kind in ("even", "odd"):
         assert sum(line.get(f"select/effective_group_ratio/{kind}") or 0 for line in found) > 0, kind
     assert found[0]["eval/held_out/greedy"] > 0.2
     assert "domain " not in capsys.readouterr().out
-    train.train(configure(tmp_path / "one", success_reward="graders:even", **options))
+    train(configure(tmp_path / "one", success_reward="graders:even", **options))
     assert capsys.readouterr().out.count("domain odd: no reward that counts as success applied to any of the") == 1

@@ -9,7 +9,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from jaxrft import terminal
+from jaxrft.host import terminal
 from jaxrft.plan.page import Page
 from jaxrft.report.console import Display
 from jaxrft.rewards import lookup

@@ -13,9 +13,13 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxrft import config as configs
-from jaxrft import evaluate, runtime, train
 from jaxrft.config import EvalConfig, TasksConfig
 from jaxrft.lm import weights
+from jaxrft.lm.policy import open_model
+from jaxrft.rewards.grading import Verdicts, learnable_rewards, open_rewards
+from jaxrft.train.devices import computing_on
+from jaxrft.train.evaluate import compile_evaluation, evaluate_policy
+from jaxrft.train.loop import train
 from jaxrft.types import InputError
 
 NAMES = """
@@ -65,7 +69,7 @@ def test_the_run_keeps_its_config_versions_checkpoints_and_policy(whole, configu
 
 
 def test_equal_rewards_leave_the_parameters_exactly_as_they_were(configure, world, tmp_path, capsys):
-    state = train.train(configure(tmp_path, steps=3), reward={"graders:starts": graders.zero})
+    state = train(configure(tmp_path, steps=3), reward={"graders:starts": graders.zero})
     helpers.assert_same_bits(state.params, weights.load(world / "policy", helpers.SHAPE))
     assert [line["grad_norm"] for line in lines(tmp_path)] == [0, 0, 0]
     said = capsys.readouterr().out
@@ -74,7 +78,7 @@ def test_equal_rewards_leave_the_parameters_exactly_as_they_were(configure, worl
 
 def test_graders_that_hang_die_raise_or_answer_twice_cost_their_rewards_only(configure, tmp_path):
     config = configure(tmp_path, steps=3, reward_timeout=0.5, reward_workers=2)
-    state = train.train(config, reward={"graders:starts": graders.troubles})
+    state = train(config, reward={"graders:starts": graders.troubles})
     assert int(state.step) == 3
     for kind in ("timeout", "crash", "error", "wrong_length"):
         assert sum(line[f"rewards/{kind}"] for line in lines(tmp_path)) > 0, kind
@@ -86,7 +90,7 @@ def test_graders_that_hang_die_raise_or_answer_twice_cost_their_rewards_only(con
 def test_a_reward_that_never_applies_changes_nothing(configure, whole, tmp_path):
     folder, state = whole
     rewards = {"rewards": ("graders:starts", "graders:never"), "reward_weights": (1.0, 5.0)}
-    other = train.train(configure(tmp_path, **rewards))
+    other = train(configure(tmp_path, **rewards))
     helpers.assert_same_bits((other.params, other.selector), (state.params, state.selector))
     assert [line["reward"] for line in lines(tmp_path)] == [line["reward"] for line in lines(folder)]
 
@@ -95,8 +99,8 @@ def test_a_failed_grader_takes_its_row_along_and_a_reward_that_does_not_apply_do
     nan = np.nan
     rewards = np.array([[1.0, 0.5], [1.0, nan], [1.0, nan]], np.float32)
     lost = np.array([[False, False], [False, False], [False, True]])
-    verdicts = runtime.Verdicts(rewards, lost, {"invalid": 0}, [])
-    np.testing.assert_array_equal(runtime.learnable(verdicts), [[1.0, 0.5], [1.0, nan], [nan, nan]])
+    verdicts = Verdicts(rewards, lost, {"invalid": 0}, [])
+    np.testing.assert_array_equal(learnable_rewards(verdicts), [[1.0, 0.5], [1.0, nan], [nan, nan]])
 
 
 def test_all_parts_of_the_objective_at_once(configure, tmp_path):
@@ -104,7 +108,7 @@ def test_all_parts_of_the_objective_at_once(configure, tmp_path):
     clips = {"loss_type": "gspo", "epsilon": 1e-3, "delta": 1.5, "num_iterations": 2}
     sampling = {"top_p": 0.8, "importance_sampling_correction": "sequence", "entropy_coef": 0.01}
     lengths = {"overlong_buffer": 4, "overlong_penalty": 0.8, "mask_truncated_completions": True}
-    state = train.train(configure(tmp_path, steps=1, **clips, **sampling, **lengths))
+    state = train(configure(tmp_path, steps=1, **clips, **sampling, **lengths))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
     for line in lines(tmp_path):
         penalty = line["completions/overlong_penalty"]
@@ -128,7 +132,7 @@ def test_a_program_is_compiled_once_for_each_width_of_prompts(configure, tmp_pat
 
     jax.monitoring.register_event_duration_secs_listener(note)
     try:
-        train.train(configure(tmp_path / "run", tasks=tasks))
+        train(configure(tmp_path / "run", tasks=tasks))
     finally:
         jax.monitoring.unregister_event_duration_listener(note)
     assert compiled["jit(select)"] == 1
@@ -138,7 +142,7 @@ def test_a_program_is_compiled_once_for_each_width_of_prompts(configure, tmp_pat
 def test_a_run_that_diverges_stops_with_its_last_batch_and_saves_nothing_on_the_way(configure, tmp_path):
     wanted = "step 4 has the last of 3 updates .* batch is in .*, the newest checkpoint is of step 1; lower"
     with pytest.raises(InputError, match=wanted):
-        train.train(configure(tmp_path / "run", learning_rate=1e30, save_steps=1, max_skipped_updates=3))
+        train(configure(tmp_path / "run", learning_rate=1e30, save_steps=1, max_skipped_updates=3))
     assert helpers.checkpoints(tmp_path / "run") == [1] and not (tmp_path / "run/policy").exists()
     assert [line["skipped_updates"] for line in lines(tmp_path / "run")] == [0, 1, 1, 1]
     batch = load_file(tmp_path / "run/not-finite-4.safetensors")
@@ -146,7 +150,7 @@ def test_a_run_that_diverges_stops_with_its_last_batch_and_saves_nothing_on_the_
 
 
 def test_a_late_success_outside_its_range_costs_that_reward_only(configure, tmp_path):
-    train.train(configure(tmp_path / "run", rewards=("graders:late",), steps=2))
+    train(configure(tmp_path / "run", rewards=("graders:late",), steps=2))
     first, second = lines(tmp_path / "run")
     assert first["rewards/invalid"] == 0 and second["rewards/invalid"] == 8  # every fourth of 32
     assert second["rewards/graders:late/mean"] == pytest.approx(16 / 24)
@@ -155,7 +159,7 @@ def test_a_late_success_outside_its_range_costs_that_reward_only(configure, tmp_
 def test_graders_that_fail_at_a_later_evaluation_do_not_end_the_run(configure, world, tmp_path):
     held_out = EvalConfig((TasksConfig(str(world / "tasks.jsonl"), name="held_out"),), num_samples=0)
     grader = {"rewards": ("graders:later",), "evaluation": held_out, "eval_steps": 1, "steps": 1}
-    train.train(configure(tmp_path / "run", **grader))
+    train(configure(tmp_path / "run", **grader))
     first, second = lines(tmp_path / "run")
     assert first["eval/held_out/greedy"] > second["eval/held_out/greedy"] == 0.0
 
@@ -165,15 +169,15 @@ def test_eval_in_bfloat16_scores_the_float32_parameters_without_having_them(
 ):
     held_out = EvalConfig((TasksConfig(str(world / "tasks.jsonl"), name="held_out"),), num_samples=0)
     config = configure(tmp_path / "run", dtype="bfloat16", evaluation=held_out)
-    with runtime.open_rewards(config) as pool, runtime.on(mesh, config):
-        lm = runtime.open_model(config, mesh)
+    with open_rewards(config) as pool, computing_on(mesh, config):
+        lm = open_model(config, mesh)
         assert lm.params["gate"].dtype == np.float32
-        scores = evaluate.make(config, lm, mesh, pool)(lm.params, 0)
+        scores = compile_evaluation(config, lm, mesh, pool)(lm.params, 0)
     load, dtypes = weights.load, []
     monkeypatch.setattr(
         weights, "load", lambda *args, **options: dtypes.append(options["dtype"]) or load(*args, **options)
     )
-    assert evaluate.run(config) == scores and scores["eval/held_out/greedy"] > 0
+    assert evaluate_policy(config) == scores and scores["eval/held_out/greedy"] > 0
     assert dtypes == [jax.numpy.bfloat16]
 
 
@@ -182,8 +186,8 @@ def test_evaluation_refuses_what_it_cannot_grade(configure, tmp_path):
     helpers.write_rows(tmp_path / "bare.jsonl", [{"prompt": "1"}] * 8)
     held_out = EvalConfig((TasksConfig(str(tmp_path / "bare.jsonl")),), num_samples=0)
     with pytest.raises(InputError, match="exact needs ground truths but .*bare.jsonl has only"):
-        evaluate.run(configure(tmp_path / "run", rewards=("exact",), evaluation=held_out))
+        evaluate_policy(configure(tmp_path / "run", rewards=("exact",), evaluation=held_out))
     with pytest.raises(InputError, match=r"no completion of the first batch got a reward \(8 error\)"):
-        evaluate.run(configure(tmp_path / "run", rewards=("graders:broken",), evaluation=held_out))
+        evaluate_policy(configure(tmp_path / "run", rewards=("graders:broken",), evaluation=held_out))
     with pytest.raises(InputError, match="graders:three gave 3, but a success must lie in"):
-        evaluate.run(configure(tmp_path / "run", rewards=("graders:three",), evaluation=held_out))
+        evaluate_policy(configure(tmp_path / "run", rewards=("graders:three",), evaluation=held_out))

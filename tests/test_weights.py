@@ -11,11 +11,13 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from jaxrft import evaluate, runtime, train
-from jaxrft.checkpoint import RunState
 from jaxrft.config import EvalConfig, LoRAConfig
 from jaxrft.lm import model, weights
+from jaxrft.lm.policy import LanguageModel
 from jaxrft.prepare import embeddings, pass_rates
+from jaxrft.train.evaluate import evaluate_policy
+from jaxrft.train.loop import save_checkpoint, train
+from jaxrft.train.state import TrainState
 from jaxrft.types import InputError
 
 CONFIG = model.ModelConfig(
@@ -320,9 +322,9 @@ def test_no_command_computes_with_weights_that_are_not_finite(command, broken, c
     adapted = replace(config, lora=LoRAConfig(rank=2))
     held_out = replace(config, evaluation=EvalConfig((config.task_sets[0],), num_samples=0))
     commands = {
-        "train": lambda: train.train(config),
-        "train with adapters": lambda: train.train(adapted),
-        "eval": lambda: evaluate.run(held_out),
+        "train": lambda: train(config),
+        "train with adapters": lambda: train(adapted),
+        "eval": lambda: evaluate_policy(held_out),
         "pass-rates": lambda: pass_rates.run(pass_rates.Options(config, str(tmp_path / "a.parquet"))),
         "embeddings": lambda: embeddings.run(embeddings.Options(config, str(tmp_path / "a.safetensors"))),
     }
@@ -358,17 +360,17 @@ def test_parameters_that_are_not_finite_push_out_no_checkpoint(lora, tmp_path, c
     config = CONFIG._replace(lora=lora)
     name = "gate" if lora is None else "gate_lora_b"
     params = {row.name: jnp.ones(row.shape) for row in (model.adapters(config) or model.base(config))}
-    lm = runtime.LanguageModel(config, None, None, {}, None, (1,), tmp_path)
-    state = RunState(np.int32(6), params, None, None, None, None)
+    lm = LanguageModel(config, None, None, {}, None, (1,), tmp_path)
+    state = TrainState(np.int32(6), params, None, None, None, None)
     bad = state._replace(params=params | {name: params[name].at[1, 0].set(jnp.inf)})
     saved = Saved()
-    train.save(lm, saved, Metrics(), state, must=True)
-    train.save(lm, saved, Metrics(), bad, must=False)
+    save_checkpoint(lm, saved, Metrics(), state, must=True)
+    save_checkpoint(lm, saved, Metrics(), bad, must=False)
     assert saved.states == [state] and "step 6 is not saved, and the run goes on" in caplog.text
     with pytest.raises(
         InputError, match="after step 6 tensor .*gate_proj.* not finite .* newest checkpoint is of step 3"
     ):
-        train.save(lm, saved, Metrics(), bad, must=True)
+        save_checkpoint(lm, saved, Metrics(), bad, must=True)
     assert saved.states == [state]
 
 

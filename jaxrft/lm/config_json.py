@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxrft.files import UnreadableJSON, read_json
+from jaxrft.host.files import UnreadableJSON, read_json
 from jaxrft.lm.model import ModelConfig, RopeScaling
 from jaxrft.types import InputError
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from jaxrft import signals
+from jaxrft.host import signals
 
 _one_at_a_time = threading.RLock()  # or threads would restore each other's standard error
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from jaxrft.files import inside
+from jaxrft.host.files import inside
 from jaxrft.lm.config_json import ADAPTER_CONFIG, CONFIG, read_object
 from jaxrft.types import InputError
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from jaxrft import mesh as meshes
-from jaxrft.files import remove
+from jaxrft.host.files import remove
 from jaxrft.lm import config_json, model, tensors
 from jaxrft.lm.config_json import ADAPTER_CONFIG, CONFIG
 from jaxrft.lm.config_json import FAMILIES as FAMILIES

@@ -9,15 +9,18 @@ import numpy as np
 import tyro
 
 from jaxrft import mesh as meshes
-from jaxrft import runtime, steps
-from jaxrft.checkpoint import RunState, check_contents
 from jaxrft.config import Config
 from jaxrft.fields import Checked
 from jaxrft.plan import counts, found, graded, memory, page, programs
 from jaxrft.plan.page import Page
+from jaxrft.rewards.grading import open_rewards, trainer_state
 from jaxrft.select import selectors
-from jaxrft.steps import Run
 from jaxrft.tasks import mixture, table
+from jaxrft.train import step as steps
+from jaxrft.train.devices import check_mesh
+from jaxrft.train.resume import check_contents, with_template_date
+from jaxrft.train.state import TrainState
+from jaxrft.train.step import Run
 from jaxrft.types import Missing
 
 
@@ -43,10 +46,10 @@ def show(config: Config, topology: str | None = None) -> None:
     Raises InputError for what could not be trained even if all were here.
     """
     check_contents(Path(config.output_dir), config.resume)
-    config = runtime.dated(config)
+    config = with_template_date(config)
     sizes = (config.mesh.data, config.mesh.fsdp, config.mesh.model)
     mesh = meshes.make(*sizes, devices=programs.devices(topology)) if topology else meshes.abstract(*sizes)
-    runtime.check_mesh(config, mesh)
+    check_mesh(config, mesh)
     here = found.look(config, mesh)
     run, state = steps.assemble(config, mesh, here.lm, here.pool.table, here.predictor, described=True)
     out = Page()
@@ -71,8 +74,8 @@ def _what(out: Page, config: Config, here: found.Found) -> list[str]:
     if any_here and pool.tokenized:
         page.examples(out, pool.table, here.lm.tokenizer, ids)
     try:
-        with runtime.open_rewards(config) as workers:
-            told = runtime.trainer_state(config, 0)
+        with open_rewards(config) as workers:
+            told = trainer_state(config, 0)
             text = here.lm.tokenizer
             trials = (
                 graded.trials(config.rewards, workers, pool.table, ids, text=text, trainer_state=told)
@@ -96,7 +99,7 @@ def _policies(config: Config, tasks: table.TaskTable) -> list[str]:
     return list(named) or [f"reference {k + 1}" for k in range(0 if rates is None else rates.shape[1])]
 
 
-def _how(out: Page, here: found.Found, run: Run, state: RunState) -> None:
+def _how(out: Page, here: found.Found, run: Run, state: TrainState) -> None:
     """How it would be trained: policy, mesh, selector, steps, evaluations, checkpoints."""
     config, shape, mesh = run.config, run.lm.config, run.mesh
     trained, frozen = memory.number(state.params), memory.number(run.lm.frozen)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxrft.checkpoint import saved_steps
 from jaxrft.config import Config
+from jaxrft.train.resume import saved_steps
 
 
 def due(steps: int, every: int) -> int:

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrft import mesh as meshes
-from jaxrft import runtime
 from jaxrft.config import Config, TasksConfig
 from jaxrft.lm import hub, model, published, weights
-from jaxrft.runtime import LanguageModel
+from jaxrft.lm.policy import LanguageModel, check_length, check_rank, lora_config, read_model
 from jaxrft.select.dots.predictor import Origin, Predictor, load_predictor, untrained_predictor
 from jaxrft.tasks import embeddings, mixture, projections, sources, table
+from jaxrft.tasks.load import check_columns, open_tasks, uses_embeddings, with_embeddings
 from jaxrft.tasks.sources import Rows
 from jaxrft.tasks.table import TaskTable
 from jaxrft.types import Missing
@@ -51,7 +51,7 @@ class Found(NamedTuple):
 def look(config: Config, mesh: meshes.AnyMesh) -> Found:
     """Opens what is here; raises InputError for what cannot be used, and for a model whose shape is not known."""
     folder = hub.local(config.model)
-    lm = _published(config) if folder is None else runtime.read_model(config, folder)
+    lm = _published(config) if folder is None else read_model(config, folder)
     missing = []
     if folder is None:
         missing.append(f"{config.model}, its weights and its tokenizer: run {hub.download_command(config.model)}")
@@ -73,9 +73,9 @@ def _published(config: Config) -> LanguageModel:
             f"{config.model} is not here, and its shape is not known: give the folder of a Hugging Face checkpoint, or "
             f"run {hub.download_command(config.model)}"
         )
-    runtime.check_length(config, keys.get("max_position_embeddings"))
-    shape = weights.model_config(keys, config.model)._replace(lora=runtime.lora(config))
-    runtime.check_rank(config, shape)
+    check_length(config, keys.get("max_position_embeddings"))
+    shape = weights.model_config(keys, config.model)._replace(lora=lora_config(config))
+    check_rank(config, shape)
     policy = model.decoder(shape, dtype=jnp.dtype(config.dtype))
     return LanguageModel(shape, policy, None, {}, None, (0,), Path(config.model))
 
@@ -101,10 +101,10 @@ def open_set(tasks: TasksConfig, config: Config, text: Any) -> Set:
     found = None
     try:
         if text is not None:
-            found = runtime.open_tasks(dataclasses.replace(tasks, embeddings=None), config, text)
-            return Set(tasks, runtime.with_embeddings(found, tasks), "")
+            found = open_tasks(dataclasses.replace(tasks, embeddings=None), config, text)
+            return Set(tasks, with_embeddings(found, tasks), "")
         found = _untokenized(sources.load(tasks), tasks.title, config.max_prompt_length)
-        runtime.check_columns(config, found, tasks.source)
+        check_columns(config, found, tasks.source)
         if tasks.embeddings is not None:
             embeddings.read(tasks.embeddings)
         return Set(tasks, found, "")
@@ -150,7 +150,7 @@ def _untokenized(rows: Rows, name: str, max_prompt_length: int) -> TaskTable:
 
 def _stand_in_embeddings(config: Config, found: TaskTable, width: int) -> TaskTable:
     """The tasks with embeddings [N, width] of zeros if they will have some."""
-    if found.embeddings is not None or not runtime.embeds(config):
+    if found.embeddings is not None or not uses_embeddings(config):
         return found
     own = not any(tasks.embeddings is not None for tasks in config.task_sets)
     made_by = {"model": "the policy itself", "pooling": embeddings.POOLING} if own else None

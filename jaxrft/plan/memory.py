@@ -22,10 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrft import mesh as meshes
-from jaxrft.checkpoint import RunState
 from jaxrft.learn import replay, update
 from jaxrft.lm import model
-from jaxrft.steps import Run
+from jaxrft.train.state import TrainState
+from jaxrft.train.step import Run
 
 ALWAYS, ROLLOUT, LEARN = "always", "rollout", "learning"
 
@@ -39,7 +39,7 @@ class Part(NamedTuple):
     exact: bool
 
 
-def parts(run: Run, state: RunState, prompt_length: int, *, tasks: bool = True) -> list[Part]:
+def parts(run: Run, state: TrainState, prompt_length: int, *, tasks: bool = True) -> list[Part]:
     """What a device of the run holds, with prompts padded to `prompt_length` tokens; `tasks`: with their table."""
     config = run.config
     probed = config.select.num_references if run.selector.probe else 0
@@ -73,7 +73,7 @@ def number(tree: Any) -> int:
     return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
-def _always(run: Run, state: RunState, tasks: bool) -> list[Part]:
+def _always(run: Run, state: TrainState, tasks: bool) -> list[Part]:
     table = run.tasks._replace(embeddings=None, projections=None)
     kept = {
         "parameters that are trained": state.params,
@@ -116,7 +116,7 @@ def _rollout(run: Run, prompt_length: int) -> list[Part]:
     ]
 
 
-def _learning(run: Run, state: RunState, prompt_length: int) -> list[Part]:
+def _learning(run: Run, state: TrainState, prompt_length: int) -> list[Part]:
     config, shape, mesh = run.config, run.lm.config, run.mesh
     size, split = jnp.dtype(config.dtype).itemsize, meshes.shards(mesh, "heads")
     shards, steps = meshes.shards(mesh, "batch"), config.max_completion_length

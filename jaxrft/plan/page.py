@@ -9,6 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from jaxrft.host.terminal import escaped
 from jaxrft.lm import tokenizer
 from jaxrft.plan import counts, memory
 from jaxrft.plan.found import Pool, Set
@@ -16,7 +17,6 @@ from jaxrft.plan.graded import Trial, unjudged
 from jaxrft.plan.programs import HBM, Compiled
 from jaxrft.tasks import table as tables
 from jaxrft.tasks.table import TaskTable
-from jaxrft.terminal import escaped
 
 WIDTH = 100  # without a terminal
 SHOWN = 900  # characters of a prompt

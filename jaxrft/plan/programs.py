@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxrft import mesh as meshes
-from jaxrft import runtime, steps
-from jaxrft.checkpoint import RunState
 from jaxrft.lm import model
 from jaxrft.plan import memory
-from jaxrft.steps import Run
+from jaxrft.train import step as steps
+from jaxrft.train.devices import computing_on
+from jaxrft.train.state import TrainState
+from jaxrft.train.step import Run
 from jaxrft.types import Feedback, InputError, Missing
 
 HBM = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}  # GiB a chip
@@ -59,7 +60,7 @@ def devices(topology: str) -> list[Any]:
     return list(described.devices)
 
 
-def compiled(run: Run, state: RunState, prompt_length: int, *, selects: bool = True) -> Iterator[Compiled]:
+def compiled(run: Run, state: TrainState, prompt_length: int, *, selects: bool = True) -> Iterator[Compiled]:
     """Compiles the programs of a described run, one after the other; without `selects`, not that of the selector."""
     programs = steps.compile_steps(run, state)
     config, mesh, i32 = run.config, run.mesh, jnp.int32
@@ -72,7 +73,7 @@ def compiled(run: Run, state: RunState, prompt_length: int, *, selects: bool = T
         numbers = array((count,), jnp.float32)
         return Feedback(array((count,), i32), numbers, numbers, numbers), array((count,), jnp.bool_)
 
-    with runtime.on(mesh, config):
+    with computing_on(mesh, config):
         stream = jax.ShapeDtypeStruct((), i32)
         probe = (state.selector, state.step, run.tasks)
         select = (*probe, stream)

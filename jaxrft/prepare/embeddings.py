@@ -16,15 +16,21 @@ import tyro
 from jax.sharding import Mesh
 from safetensors.numpy import save
 
-from jaxrft import files, runtime
-from jaxrft.checkpoint import on_first
 from jaxrft.config import Config
 from jaxrft.fields import Checked, FilePath
+from jaxrft.host import files
+from jaxrft.host.files import short_digest
+from jaxrft.host.multihost import any_process, on_host0
+from jaxrft.host.stopping import stop_signals
+from jaxrft.lm.policy import LanguageModel, open_model
 from jaxrft.prepare.journal import Journal, begun, finished, identity_at, note_of, open_own, replacing, writing
 from jaxrft.report.console import Display
-from jaxrft.runtime import LanguageModel
 from jaxrft.tasks import embeddings, mixture, sources, table
+from jaxrft.tasks.embeddings import embedding_source, make_embedder
+from jaxrft.tasks.load import tokenize
 from jaxrft.tasks.table import TaskTable
+from jaxrft.train.devices import computing_on, open_mesh
+from jaxrft.train.resume import with_template_date
 from jaxrft.types import InputError
 
 LINES = 20  # of progress, where there is no terminal
@@ -70,23 +76,23 @@ def run(options: Options) -> bool:
     config, out = replace(options.config, max_completion_length=1), Path(options.out)  # nothing is completed
     if out.suffix != ".safetensors":
         raise InputError(f"--out is {out}: give the path of a .safetensors file")
-    mesh = runtime.start(config)
-    config = runtime.dated(config, lambda: identity_at(note_of(out)).get("chat_template_date"))
-    on_first(partial(check, out, options.overwrite))
+    mesh = open_mesh(config)
+    config = with_template_date(config, lambda: identity_at(note_of(out)).get("chat_template_date"))
+    on_host0(partial(check, out, options.overwrite))
     with ExitStack() as stack:
-        stack.enter_context(runtime.on(mesh, config))
-        lm = runtime.open_model(config, mesh, trained=False)
+        stack.enter_context(computing_on(mesh, config))
+        lm = open_model(config, mesh, trained=False)
         tasks = distinct(config, lm)
-        stopped = stack.enter_context(runtime.stop_signals())
-        made_by, digests = runtime.made_by(lm, config, mesh), embeddings.digests(tasks.prompts)
+        stopped = stack.enter_context(stop_signals())
+        made_by, digests = embedding_source(lm, config, mesh), embeddings.digests(tasks.prompts)
         job = Job(config, mesh, lm, made_by, out, np.dtype(options.file_dtype), tasks, digests, stopped)
-        journal = on_first(lambda: stack.enter_context(Journal(note_of(out), identity(job))))
+        journal = on_host0(lambda: stack.enter_context(Journal(note_of(out), identity(job))))
         visible = jax.process_index() == 0
         display = stack.enter_context(Display(len(digests), visible=visible, unit="prompt"))
         if not embed(job, journal, display):
             display.say("stopped by a signal; the same command goes on from here")
             return False
-        on_first(partial(write, job))
+        on_host0(partial(write, job))
         display.say(f"embeddings of {len(digests):,} prompts, width {lm.config.hidden_size:,}, in {out}")
     for path in (rows_of(out), note_of(out)) if visible else ():
         path.unlink(missing_ok=True)
@@ -110,7 +116,7 @@ def distinct(config: Config, lm: LanguageModel) -> TaskTable:
     tables = {}
     for tasks in config.task_sets:
         rows = sources.load(replace(tasks, pass_rate_columns=()))._replace(reference_pass_rates=None)
-        tables[tasks.title] = runtime.tokenize(rows, tasks, config, lm.tokenizer)
+        tables[tasks.title] = tokenize(rows, tasks, config, lm.tokenizer)
     whole = mixture.mix(tables)
     firsts = np.sort(np.unique(embeddings.digests(whole.prompts), axis=0, return_index=True)[1])
     return table.take(whole, firsts[np.argsort(-whole.lengths[firsts], kind="stable")])
@@ -119,7 +125,7 @@ def distinct(config: Config, lm: LanguageModel) -> TaskTable:
 def identity(job: Job) -> dict[str, Any]:
     """What the file depends on."""
     settings = {name: getattr(job.config, name) for name in SETTINGS}
-    prompts = {"digest of the prompts": table.digest(job.digests.tobytes()), "dtype of the file": str(job.dtype)}
+    prompts = {"digest of the prompts": short_digest(job.digests.tobytes()), "dtype of the file": str(job.dtype)}
     return job.made_by | settings | prompts | table.identity(job.table)
 
 
@@ -131,14 +137,14 @@ def embed(job: Job, journal: Journal | None, display: Display) -> bool:
     missing = np.flatnonzero(~finished(journal, len(parts))).tolist()
     if len(missing) < len(parts):
         display.say(f"going on after {len(parts) - len(missing)} of {len(parts)} batches, in {rows_of(job.out)}")
-    embedder = runtime.embedder(job.lm, job.config, job.mesh, job.table)
+    embedder = make_embedder(job.lm, job.config, job.mesh, job.table)
     for number in missing:
-        if runtime.any_process(job.stopped()):
+        if any_process(job.stopped()):
             return False
         rows = narrowed(embedder(parts[number]), job.dtype)
         if journal is not None:
             store(job, number, rows)
-            journal.add(number, table.digest(rows.tobytes()))
+            journal.add(number, short_digest(rows.tobytes()))
             done = int(parts[number][-1]) + 1
             seldom = number % max(1, len(parts) // LINES) == 0
             display.advance(done, "", f"prompt {done} of {len(job.digests)}" if seldom else "")
@@ -179,7 +185,7 @@ def forget_lost(job: Job, journal: Journal) -> None:
         with writing(path):
             content = files.read_regular(path, flags=os.O_RDONLY | os.O_NOFOLLOW)
     for number, digest in list(journal.done.items()):
-        if table.digest(content[place_of(job, number) : place_of(job, number + 1)]) != digest:
+        if short_digest(content[place_of(job, number) : place_of(job, number + 1)]) != digest:
             del journal.done[number]
 
 

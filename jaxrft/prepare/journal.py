@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxrft import files, lock
+from jaxrft.host import files, lock
 from jaxrft.types import InputError
 
 logger = logging.getLogger(__name__)

@@ -21,18 +21,22 @@ import pyarrow
 import tyro
 from jax.sharding import Mesh
 
-from jaxrft import runtime
-from jaxrft.checkpoint import on_first
 from jaxrft.config import Config, TasksConfig
 from jaxrft.fields import Checked, FilePath
+from jaxrft.host.multihost import any_process, on_host0
+from jaxrft.host.stopping import stop_signals
+from jaxrft.lm.policy import LanguageModel, compile_rollout, fingerprint, open_model
 from jaxrft.prepare import task_files
 from jaxrft.prepare.journal import Journal, begun, finished, identity_at, note_of
 from jaxrft.prepare.task_files import TaskFile
 from jaxrft.report.console import Display
+from jaxrft.rewards.grading import check_rewards, grade, open_rewards, trainer_state
 from jaxrft.rewards.pool import Pool
-from jaxrft.runtime import LanguageModel
 from jaxrft.tasks import table
-from jaxrft.tasks.table import TaskTable
+from jaxrft.tasks.load import check_columns, tokenize
+from jaxrft.tasks.table import TaskTable, prompt_batch
+from jaxrft.train.devices import computing_on, open_mesh
+from jaxrft.train.resume import with_template_date
 from jaxrft.types import InputError, Rollout
 
 SUFFIX, TRIALS = "_pass_rate", "_trials"
@@ -126,21 +130,21 @@ def measure(config: Config, out: Path, *, name: str | None = None, overwrite: bo
     column = column_of(config.model) if name is None else name
     if config.success_reward is not None:  # the others change nothing, and need not be graded
         config = dataclasses.replace(config, rewards=(config.success_reward,), reward_weights=None)
-    mesh = runtime.start(config)
+    mesh = open_mesh(config)
     files = files_of(config, out)
-    config = runtime.dated(config, partial(date_of_journals, files))
+    config = with_template_date(config, partial(date_of_journals, files))
     sources = {file: task_files.load(tasks) for file, tasks in files.items()}
     for file, tasks in files.items():
-        on_first(partial(check, sources[file], tasks, file, column, overwrite))
+        on_host0(partial(check, sources[file], tasks, file, column, overwrite))
     with ExitStack() as stack:
-        pool = stack.enter_context(runtime.open_rewards(config))
-        stack.enter_context(runtime.on(mesh, config))
-        lm = runtime.open_model(config, mesh, trained=False)
-        stopped = stack.enter_context(runtime.stop_signals())
+        pool = stack.enter_context(open_rewards(config))
+        stack.enter_context(computing_on(mesh, config))
+        lm = open_model(config, mesh, trained=False)
+        stopped = stack.enter_context(stop_signals())
         jobs = []
         for file, tasks in files.items():
-            rows = runtime.tokenize(sources[file].rows, tasks, config, lm.tokenizer)
-            runtime.check_columns(config, rows, tasks.source)
+            rows = tokenize(sources[file].rows, tasks, config, lm.tokenizer)
+            check_columns(config, rows, tasks.source)
             jobs.append(Job(config, mesh, lm, pool, tasks, file, sources[file], rows, stopped))
         if not all(measure_set(job, column) for job in jobs):
             return False
@@ -160,14 +164,14 @@ def measure_set(job: Job, column: str) -> bool:
     named = {"column": column} | identity(job)
     with ExitStack() as stack:
         fits = partial(is_result, job, table.batches(job.table.lengths, job.config.batch_size))
-        journal = on_first(lambda: stack.enter_context(Journal(note_of(job.out), named, fits)))
+        journal = on_host0(lambda: stack.enter_context(Journal(note_of(job.out), named, fits)))
         visible = jax.process_index() == 0
         display = Display(len(job.table.lengths), visible=visible, unit=f"{job.tasks.title}, task")
         if not roll_out(job, journal, stack.enter_context(display)):
             display.say("stopped by a signal; the same command goes on from here")
             return False
         counts = collect(job, journal)
-        on_first(partial(write, job, column, counts))
+        on_host0(partial(write, job, column, counts))
         if visible:
             show(display, f"{column} in {job.out}", counts)
     return True
@@ -238,7 +242,7 @@ def identity(job: Job) -> dict[str, Any]:
     """What the pass rates depend on."""
     settings = {name: getattr(job.config, name) for name in SETTINGS}
     shape = {f"model's {name}": value for name, value in job.lm.config._asdict().items()}
-    weights = {"digest of the model's parameters": runtime.fingerprint(job.lm.params, job.mesh), "ends": job.lm.eos_ids}
+    weights = {"digest of the model's parameters": fingerprint(job.lm.params, job.mesh), "ends": job.lm.eos_ids}
     return settings | shape | weights | table.identity(job.table)
 
 
@@ -247,10 +251,10 @@ def roll_out(job: Job, journal: Journal | None, display: Display) -> bool:
     parts = table.batches(job.table.lengths, job.config.batch_size)
     missing = np.flatnonzero(~finished(journal, len(parts))).tolist()
     afresh = len(missing) == len(parts)
-    generate = runtime.generator(job.lm, job.config, job.mesh, use="prepare")
+    generate = compile_rollout(job.lm, job.config, job.mesh, use="prepare")
     progress = Progress(journal, display, [len(part) for part in parts])
     for count, number in enumerate(missing, 1):
-        if runtime.any_process(job.stopped()):
+        if any_process(job.stopped()):
             return False
         counts, tokens = roll_out_batch(job, generate, parts[number], first=afresh and count == 1)
         if journal is not None:
@@ -263,11 +267,11 @@ def roll_out_batch(job: Job, generate: Callable[..., Rollout], part: np.ndarray,
     """What came of the tasks in `part` [<= B], and the tokens sampled for it; in the `first` batch mistakes show."""
     config, tasks = job.config, job.table
     ids = np.resize(part, config.batch_size)  # the last batch is filled up with its own tasks
-    prompts = runtime.prompt_batch(tasks, ids, table.buckets(tasks.lengths), job.mesh)
+    prompts = prompt_batch(tasks, ids, table.buckets(tasks.lengths), job.mesh)
     rollouts = generate(job.lm.params, np.int32(0), *prompts, tasks.rows[ids])
-    told = runtime.trainer_state(config, 0)
-    verdicts = runtime.verify(config, job.lm, rollouts, job.pool, tasks, ids, trainer_state=told)
-    verdicts = runtime.check_verdicts(config, verdicts, job.pool, tasks=len(ids), first=first)
+    told = trainer_state(config, 0)
+    verdicts = grade(config, job.lm, rollouts, job.pool, tasks, ids, trainer_state=told)
+    verdicts = check_rewards(config, verdicts, job.pool, tasks=len(ids), first=first)
     success = verdicts.success.reshape(len(ids), -1)[: len(part)].astype(np.float64)  # [<= B, G]
     counts = Counts(np.nansum(success, axis=1), np.isfinite(success).sum(axis=1))
     return counts, int(jnp.sum(rollouts.lengths))

@@ -8,7 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from jaxrft.terminal import escaped, tolerant
+from jaxrft.host.terminal import escaped, tolerant
 
 SHOWN = (  # metric, its name on the console
     ("reward", "reward"),

@@ -11,8 +11,9 @@ from typing import Any
 
 import jax
 
-from jaxrft.checkpoint import on_first, writing
-from jaxrft.files import open_regular, replace_file
+from jaxrft.host.disk import writing
+from jaxrft.host.files import open_regular, replace_file
+from jaxrft.host.multihost import on_host0
 from jaxrft.report import records
 from jaxrft.report.console import Display
 from jaxrft.types import InputError
@@ -46,7 +47,7 @@ class Reporter:
 
     def __init__(self, path: Path, display: Display, *, start: int = -1, write: bool = True):
         """Opens the log at `path`, if this process is the one that writes; raises InputError if it cannot be read."""
-        found = on_first(lambda: records.read(path, start)) if write or jax.process_count() > 1 else None
+        found = on_host0(lambda: records.read(path, start)) if write or jax.process_count() > 1 else None
         self.path, self.display, self.write = path, display, write
         self.earlier: list[dict[str, Any]] | None = found.entries if found else []
         self.damaged: list[bytes] = found.damaged if found else []

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxrft.errors import InputError
-from jaxrft.files import UnreadableJSON, open_regular, parse_json
+from jaxrft.host.files import UnreadableJSON, open_regular, parse_json
 
 LARGEST = 3.4028235e38  # the largest number of float32
 MAX_SPANS = 5  # of steps in one sentence

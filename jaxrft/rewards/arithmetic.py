@@ -111,8 +111,6 @@ _FUNCTIONS: dict[str, Callable[..., sympy.Expr]] = {
 }
 _INVERSES = {"a" + name[3:]: name for name in ("arcsin", "arccos", "arctan", "arccot")}
 _POWERS = {"squared": 2, "cubed": 3}
-
-
 _RATIONAL = ("integer", "decimal", "fraction", "ten")
 
 

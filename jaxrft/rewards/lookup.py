@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from jaxrft.errors import InputError
-from jaxrft.terminal import escaped
+from jaxrft.host.terminal import escaped
 
 Reward = Callable[..., list[float | None]]
 

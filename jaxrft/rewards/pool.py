@@ -14,8 +14,8 @@ from contextlib import suppress
 from multiprocessing.connection import wait
 from typing import Any, Literal, NamedTuple
 
-from jaxrft import launch
 from jaxrft.errors import InputError, Missing
+from jaxrft.host import launch
 from jaxrft.rewards.calls import GIVEN, Signature
 from jaxrft.rewards.lookup import Reward, locate
 from jaxrft.rewards.warden import END

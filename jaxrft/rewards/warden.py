@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from types import FrameType
 
-from jaxrft import signals
+from jaxrft.host import signals
 
 # What ends a warden. Not SIGTERM or SIGHUP, which a whole job may get: the trainer has a step to finish and to save.
 END = signal.SIGUSR2

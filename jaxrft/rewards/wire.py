@@ -14,7 +14,7 @@ import socket
 import struct
 from typing import Any
 
-from jaxrft.files import UnreadableJSON, parse_json
+from jaxrft.host.files import UnreadableJSON, parse_json
 
 logger = logging.getLogger(__name__)
 

@@ -17,12 +17,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, SupportsFloat
 
+from jaxrft.host.terminal import guard_streams
 from jaxrft.rewards import calls
 from jaxrft.rewards.functions import as_reward
 from jaxrft.rewards.lookup import Reward, Source, load, sentence
 from jaxrft.rewards.warden import guard
 from jaxrft.rewards.wire import keep_from_children
-from jaxrft.terminal import guard_streams
 
 MEMORY = 4 << 30  # bytes of address space that grading may take beyond what loading the rewards took
 

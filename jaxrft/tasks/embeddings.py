@@ -2,14 +2,23 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 
+from jaxrft import mesh as meshes
+from jaxrft.config import Config
+from jaxrft.lm import embed
+from jaxrft.lm.policy import LanguageModel, fingerprint
 from jaxrft.lm.prompts import Prompt
+from jaxrft.tasks import embeddings, table
+from jaxrft.tasks.table import prompt_batch
 from jaxrft.types import InputError, Missing
 
 POOLING = "mean of the last hidden states"
@@ -79,3 +88,27 @@ def of_prompts(found: Embeddings, prompts: Sequence[Prompt], *, path: str | Path
 def command(path: str | Path) -> str:
     """What makes the file."""
     return f"`jaxrft prepare embeddings CONFIG --out {path}`"
+
+
+def make_embedder(
+    lm: LanguageModel, config: Config, mesh: Mesh, tasks: table.TaskTable
+) -> Callable[[np.ndarray], np.ndarray]:
+    """(ids [<= B]) -> the embeddings [<= B, D] float32, on every process, of those tasks by the policy as it is loaded.
+
+    With LoRA by its frozen weights, as fresh adapters change nothing.
+    """
+    params, widths = lm.frozen or lm.params, table.buckets(tasks.lengths)
+    pooled = jax.jit(partial(embed.pooled, lm.policy), out_shardings=meshes.sharding(mesh))
+
+    def of_batch(ids: np.ndarray) -> np.ndarray:
+        filled = np.resize(ids, config.batch_size)  # the last batch is filled up with its own tasks
+        return np.asarray(pooled(params, *prompt_batch(tasks, filled, widths, mesh)))[: len(ids)]
+
+    return of_batch
+
+
+def embedding_source(lm: LanguageModel, config: Config, mesh: Mesh) -> dict[str, Any]:
+    """What tells the embeddings by this policy from those by others."""
+    digest = fingerprint(lm.frozen or lm.params, mesh, dtype=config.dtype)
+    shape = {"model": config.model, "pooling": embeddings.POOLING, "width": lm.config.hidden_size}
+    return shape | {"dtype": config.dtype, "digest of the model's parameters": digest}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from jaxrft.errors import InputError, Missing
 from jaxrft.errors import shown as shown
-from jaxrft.files import outline, parse_json
+from jaxrft.host.files import outline, parse_json
 from jaxrft.tasks.memory import DICT, OBJECT, Budget
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ Columns = dict[str, list[Any]]  # name -> [N] entries
 
 ENDINGS = (".parquet", ".jsonl", ".json")
 KINDS = "a .parquet, .jsonl or .json file"
-
-
 BATCH = 1024  # rows of parquet that are unpacked together
 
 

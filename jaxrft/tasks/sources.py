@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrft.config import TasksConfig, check_variables
-from jaxrft.files import UnreadableJSON, parse_json
+from jaxrft.host.files import UnreadableJSON, parse_json
 from jaxrft.lm.prompts import Prompt
 from jaxrft.rewards import ground_truth
 from jaxrft.rewards.calls import GIVEN

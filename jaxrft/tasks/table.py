@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 
+from jaxrft import mesh as meshes
+from jaxrft.host.files import short_digest
 from jaxrft.lm import prompts
 from jaxrft.lm.prompts import Prompt
+from jaxrft.tasks import table
 from jaxrft.tasks.sources import Columns, Rows
-from jaxrft.types import InputError
+from jaxrft.types import Array, InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -130,20 +133,17 @@ def identity(table: TaskTable) -> dict[str, Any]:
     answers = table.columns.get("answer")
     return {
         "number of tasks": len(table.lengths),
-        "digest of the tasks": digest(table.tokens.tobytes() + table.lengths.tobytes()),
-        "digest of the ground truths": None if answers is None else digest(json.dumps(answers, default=str).encode()),
+        "digest of the tasks": short_digest(table.tokens.tobytes() + table.lengths.tobytes()),
+        "digest of the ground truths": None
+        if answers is None
+        else short_digest(json.dumps(answers, default=str).encode()),
     }
 
 
 def keys(prompts: list[Prompt], columns: Columns) -> list[str]:
     """What tells each task from others: a digest of its prompt and its ground truth, [N]."""
     pairs = zip(prompts, columns.get("answer", [None] * len(prompts)), strict=True)
-    return [digest(json.dumps(pair, sort_keys=True, default=str).encode()) for pair in pairs]
-
-
-def digest(content: bytes) -> str:
-    """Twelve characters that differ for different contents."""
-    return hashlib.sha256(content).hexdigest()[:12]
+    return [short_digest(json.dumps(pair, sort_keys=True, default=str).encode()) for pair in pairs]
 
 
 def batches(lengths: np.ndarray, size: int) -> list[np.ndarray]:
@@ -179,3 +179,9 @@ def batch(table: TaskTable, ids: np.ndarray, width: int) -> tuple[np.ndarray, np
     if lengths.max() > width:
         raise ValueError(f"width {width} cuts a prompt of {lengths.max()} tokens: take the width from bucket_of")
     return table.tokens[ids, :width], lengths
+
+
+def prompt_batch(tasks: table.TaskTable, ids: np.ndarray, widths: tuple[int, ...], mesh: Mesh) -> tuple[Array, Array]:
+    """Prompts [B, P] of the tasks `ids` in the narrowest of the widths, and their lengths [B], on the mesh."""
+    tokens, lengths = table.batch(tasks, ids, table.bucket_of(tasks.lengths[ids], widths))
+    return meshes.from_host(mesh, tokens, "batch", None), meshes.from_host(mesh, lengths, "batch")

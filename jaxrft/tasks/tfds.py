@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 
 from jaxrft.errors import shown
-from jaxrft.files import inside, parse_json, read_json
+from jaxrft.host.files import inside, parse_json, read_json
 from jaxrft.tasks.files import Columns, check_parquet
 from jaxrft.tasks.memory import Budget, size_of
 from jaxrft.types import InputError, Missing

@@ -13,7 +13,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
-from jaxrft.files import parse_json, replace_file
+from jaxrft.host.files import parse_json, replace_file
 from jaxrft.select.dots import training
 from jaxrft.select.dots.attention import NEEDS, Calibration, Params
 from jaxrft.types import Array, InputError, Missing

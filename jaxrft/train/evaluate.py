@@ -6,16 +6,21 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxrft import runtime
 from jaxrft.config import Config
+from jaxrft.host.multihost import any_process
+from jaxrft.host.stopping import Stopped
+from jaxrft.lm.policy import LanguageModel, compile_rollout, open_model
+from jaxrft.rewards.grading import check_rewards, grade, open_rewards, trainer_state
 from jaxrft.rewards.pool import Pool
-from jaxrft.runtime import LanguageModel
 from jaxrft.tasks import table
-from jaxrft.tasks.table import TaskTable
+from jaxrft.tasks.load import open_tasks
+from jaxrft.tasks.table import TaskTable, prompt_batch
+from jaxrft.train.devices import computing_on, open_mesh
+from jaxrft.train.resume import with_template_date
 from jaxrft.types import InputError
 
 
-def make(config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool) -> Callable[..., dict[str, float]]:
+def compile_evaluation(config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool) -> Callable[..., dict[str, float]]:
     """The evaluation (params, step, stopped) -> metrics of every held-out set: eval/<name>/greedy, /avg@k and /pass@k.
 
     avg@k is the mean success of k samples a task, pass@k the share of tasks that one of k samples solves fully; a
@@ -23,10 +28,10 @@ def make(config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool) -> Callable[
     on the seed, the step and the task only. When `stopped` says so it raises Stopped, after the batch in hand. Raises
     InputError for sets that do not load.
     """
-    sets = {tasks.title: runtime.open_tasks(tasks, config, lm.tokenizer) for tasks in config.evaluation.tasks}
+    sets = {tasks.title: open_tasks(tasks, config, lm.tokenizer) for tasks in config.evaluation.tasks}
     k = config.evaluation.num_samples
-    greedy = trials(config, lm, mesh, pool, use="eval", num_generations=1, greedy=True)
-    sample = trials(config, lm, mesh, pool, use="eval", num_generations=k) if k else None
+    greedy = compile_trials(config, lm, mesh, pool, use="eval", num_generations=1, greedy=True)
+    sample = compile_trials(config, lm, mesh, pool, use="eval", num_generations=k) if k else None
 
     def evaluate(params: Any, step: int, stopped: Callable[[], bool] = lambda: False) -> dict[str, float]:
         metrics = {}
@@ -42,13 +47,15 @@ def make(config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool) -> Callable[
     return evaluate
 
 
-def trials(config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool, **options: Any) -> Callable[..., np.ndarray]:
+def compile_trials(
+    config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool, **options: Any
+) -> Callable[..., np.ndarray]:
     """The function (params, step, table, ids [n], stopped) -> success [n, samples]; options are `runtime.generator`'s.
 
     Tasks are rolled out in batches of one shape, of which the last is filled up and cut; raises Stopped before one.
     Rewards are told that `done` steps are done, `step` by default.
     """
-    generate = runtime.generator(lm, config, mesh, **options)
+    generate = compile_rollout(lm, config, mesh, **options)
 
     def successes(
         params: Any,
@@ -61,26 +68,26 @@ def trials(config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool, **options:
     ) -> np.ndarray:
         widths, found = table.buckets(tasks.lengths)[-1:], []
         for start in range(0, len(ids), config.eval_batch_size):
-            if runtime.any_process(stopped()):
-                raise runtime.Stopped
+            if any_process(stopped()):
+                raise Stopped
             part = np.take(ids, range(start, start + config.eval_batch_size), mode="wrap")
-            rollouts = generate(params, np.int32(step), *runtime.prompt_batch(tasks, part, widths, mesh), part)
-            told = runtime.trainer_state(config, step if done is None else done)
+            rollouts = generate(params, np.int32(step), *prompt_batch(tasks, part, widths, mesh), part)
+            told = trainer_state(config, step if done is None else done)
             first = start == step == 0
-            verdicts = runtime.verify(config, lm, rollouts, pool, tasks, part, trainer_state=told)
-            verdicts = runtime.check_verdicts(config, verdicts, pool, tasks=len(part), first=first)
+            verdicts = grade(config, lm, rollouts, pool, tasks, part, trainer_state=told)
+            verdicts = check_rewards(config, verdicts, pool, tasks=len(part), first=first)
             found.append(np.nan_to_num(verdicts.success).reshape(len(part), -1))
         return np.concatenate(found)[: len(ids)]
 
     return successes
 
 
-def pass_rates(config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool) -> Callable[..., np.ndarray]:
+def compile_pass_rates(config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool) -> Callable[..., np.ndarray]:
     """The function (params, step, table, ids [n], stopped) -> pass rates [N] of a policy, by num_generations rollouts.
 
     Tasks other than `ids` have NaN. It raises Stopped between batches when `stopped`.
     """
-    successes = trials(config, lm, mesh, pool, use="measure")
+    successes = compile_trials(config, lm, mesh, pool, use="measure")
 
     def measure(params: Any, step: int, tasks: TaskTable, ids: np.ndarray, stopped: Callable[[], bool]) -> np.ndarray:
         rates = np.full(len(tasks.lengths), np.nan, np.float32)
@@ -90,14 +97,14 @@ def pass_rates(config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool) -> Cal
     return measure
 
 
-def run(config: Config) -> dict[str, float]:
+def evaluate_policy(config: Config) -> dict[str, float]:
     """Evaluates `config.model` on the held-out sets of the config; see `make` for what is measured."""
     if not config.evaluation.tasks:
         raise InputError("the config has no held-out tasks: name some in evaluation.tasks")
-    mesh = runtime.start(config)
-    config = runtime.dated(config)
-    with runtime.open_rewards(config) as pool:
-        lm = runtime.open_model(config, mesh, trained=False)
-        evaluate = make(config, lm, mesh, pool)
-        with runtime.on(mesh, config):
+    mesh = open_mesh(config)
+    config = with_template_date(config)
+    with open_rewards(config) as pool:
+        lm = open_model(config, mesh, trained=False)
+        evaluate = compile_evaluation(config, lm, mesh, pool)
+        with computing_on(mesh, config):
             return evaluate(lm.params, 0)

@@ -1,43 +1,33 @@
-"""The folder of a run; saves and restores ONE pytree, `RunState`, by orbax: atomic, checked, the newest n."""
+"""Saves and restores a pytree by orbax: atomic, checked, the newest n."""
 
-import errno
 import gc
 import hashlib
-import importlib.metadata
 import json
 import logging
 import os
-import platform
 import re
-import shutil
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Protocol, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-import safetensors.numpy
-from jax.experimental import multihost_utils
 
-from jaxrft import config as configs
-from jaxrft import lock
-from jaxrft.config import Config
-from jaxrft.files import UnreadableJSON, read_json, read_regular, remove, replace_file
-from jaxrft.types import Array, Feedback, InputError
+from jaxrft.host.disk import RESUME_REMEDY, check_room, writing
+from jaxrft.host.files import UnreadableJSON, read_json, read_regular, remove, replace_file
+from jaxrft.host.multihost import broadcast_from_host0, on_host0
+from jaxrft.types import Array, InputError
 
 logger = logging.getLogger(__name__)
 
-FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
-REMEDY = "put that right, and the same command goes on from the newest checkpoint"
-MILLION = 1_000_000
+
 SUMS = "SHA256SUMS"
 IDENTITY = "identity.json"
 SAVING = ".saving"  # ends the name of a checkpoint that is being written
@@ -45,44 +35,16 @@ STEP = re.compile("0|[1-9][0-9]*")  # the only spelling of a step as the name of
 LAST = np.iinfo(np.int32).max  # the last step that a state can be of
 
 
-class Tally(NamedTuple):
-    """What metrics count over a whole run."""
+class State(Protocol):
+    """A pytree of arrays, with the number of steps done among them."""
 
-    last_seen: Array  # [N] int32, the step that last rolled the task out, -1 = none
-    tokens: Array  # [2] int32, sampled tokens: millions and rest, since int32 alone would overflow
-    rollouts: Array  # [2] int32, likewise
-
-
-def count(tally: Tally, feedback: Feedback, step: Array, num_generations: int) -> Tally:
-    """The tally after a step that rolled out the tasks of `feedback` [B], each so many times; a task N is padding."""
-    ids, tokens = feedback.ids, jnp.sum(feedback.tokens.astype(jnp.int32))
-    return Tally(
-        last_seen=tally.last_seen.at[ids].set(step, mode="drop"),
-        tokens=_add(tally.tokens, tokens),
-        rollouts=_add(tally.rollouts, jnp.sum(ids < tally.last_seen.shape[0], dtype=jnp.int32) * num_generations),
-    )
+    @property
+    def step(self) -> Array:
+        """Returns the steps done, a scalar."""
+        ...
 
 
-def _add(number: Array, more: Array | int) -> Array:
-    rest = number[1] + more
-    return jnp.stack([number[0] + rest // MILLION, rest % MILLION])
-
-
-def totals(tally: Tally) -> dict[str, int]:
-    """Tokens and rollouts sampled so far, as metrics name them."""
-    numbers = {"num_tokens": tally.tokens, "rollouts": tally.rollouts}
-    return {name: MILLION * int(x[0]) + int(x[1]) for name, x in jax.device_get(numbers).items()}
-
-
-class RunState(NamedTuple):
-    """All that a run is at a step: what is not here derives from the config and the step."""
-
-    step: Array  # scalar int32, steps done
-    params: Any  # what is trained, float32
-    optimizer: Any
-    selector: Any
-    replay: Any
-    tally: Tally
+S = TypeVar("S", bound=State)
 
 
 class Checkpoints:
@@ -101,7 +63,7 @@ class Checkpoints:
         self.identity = json.loads(json.dumps(identity))
         self.newest: int | None = None  # the step last saved or restored
         self.orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler())
-        on_first(self._clear)
+        on_host0(self._clear)
 
     def __enter__(self) -> "Checkpoints":
         """Returns itself."""
@@ -117,14 +79,14 @@ class Checkpoints:
         """Closes what is open."""
         self.open.close()
 
-    def save(self, state: RunState) -> None:
+    def save(self, state: State) -> None:
         """Saves `state` under its step; raises InputError when the disk is full, and leaves what was there before."""
         step = int(state.step)
         path = self.folder / f"{step}{SAVING}"
         try:
-            on_first(lambda: self._make_room(state))
+            on_host0(lambda: self._make_room(state))
             self._write(path / "state", state)
-            on_first(lambda: self._commit(path, step))
+            on_host0(lambda: self._commit(path, step))
         except InputError as error:
             _let_go(error)
             if jax.process_index() == 0:
@@ -133,7 +95,7 @@ class Checkpoints:
             raise InputError(f"{error}, {left}") from error
         self.newest = step
 
-    def restore(self, like: RunState) -> RunState | None:
+    def restore(self, like: S) -> S | None:
         """The newest good state, with the shapes, dtypes and shardings of `like`, whose memory it takes.
 
         None, and `like` as it is, where no step has been saved. Logs which steps were passed over, and why. Raises
@@ -141,10 +103,10 @@ class Checkpoints:
         """
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         passed = []
-        for step in json.loads(told(lambda: json.dumps(steps_in(self.folder)[::-1]))):
-            state, flaw = None, told(lambda step=step: flaw_of(self.folder / f"{step}"))
+        for step in json.loads(broadcast_from_host0(lambda: json.dumps(steps_in(self.folder)[::-1]))):
+            state, flaw = None, broadcast_from_host0(lambda step=step: flaw_of(self.folder / f"{step}"))
             if not flaw:
-                on_first(lambda step=step: self._check_identity(step))
+                on_host0(lambda step=step: self._check_identity(step))
                 # Or a state that fits the devices once would have to fit twice.
                 jax.tree.map(lambda x: x.is_deleted() or x.delete(), like)
                 state, flaw = self._read(step, abstract)
@@ -161,7 +123,7 @@ class Checkpoints:
             )
         return None
 
-    def _write(self, path: Path, state: RunState) -> None:
+    def _write(self, path: Path, state: State) -> None:
         """Writes the state to a folder; raises InputError when the disk is full, whatever orbax makes of that."""
         try:
             with writing(self.folder):
@@ -171,9 +133,9 @@ class Checkpoints:
         except ValueError as error:  # tensorstore may tell of a file that it misses because it could not write it
             with writing(self.folder), tempfile.TemporaryFile(dir=self.folder) as file:
                 os.posix_fallocate(file.fileno(), 0, size_of(state))
-            raise InputError(f"cannot write to {self.folder} ({str(error)[:200]}): {REMEDY}") from error
+            raise InputError(f"cannot write to {self.folder} ({str(error)[:200]}): {RESUME_REMEDY}") from error
 
-    def _read(self, step: int, abstract: RunState) -> tuple[RunState | None, str]:
+    def _read(self, step: int, abstract: S) -> tuple[S | None, str]:
         """The state of a step, or why orbax does not read it."""
         try:
             return self.orbax.restore(self.folder / f"{step}/state", args=ocp.args.StandardRestore(abstract)), ""
@@ -212,7 +174,7 @@ class Checkpoints:
                     remove(self.folder / f"{each}")
             self._clear()
 
-    def _make_room(self, state: RunState) -> None:
+    def _make_room(self, state: State) -> None:
         """Removes leftovers; raises InputError when the state of several processes does not fit on the disk.
 
         One of them must not fail alone in the midst of a save: the others would wait for it.
@@ -292,29 +254,9 @@ def _short(value: Any) -> str:
     return value if len(value) <= 300 else f"{value[:300]}..."
 
 
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Raises InputError for what the disk of `folder` refuses to take."""
-    try:
-        yield
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        # tensorstore and safetensors tell of a full disk in their text only.
-        told = next((reason for reason in FULL if reason in str(error)), None)
-        if reason := getattr(error, "strerror", None) or told:
-            raise InputError(f"cannot write to {folder} ({reason}): {REMEDY}") from error
-        raise
-
-
 def size_of(state: Any) -> int:
     """Bytes of the arrays."""
     return sum(x.nbytes for x in jax.tree.leaves(state))
-
-
-def check_room(folder: Path, size: int) -> None:
-    """Raises InputError when there are not `size` bytes left on the disk that `folder` is, or will be, on."""
-    with writing(folder):
-        if shutil.disk_usage(folder.parent).free < size:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @contextmanager
@@ -345,127 +287,3 @@ def _let_go(error: BaseException | None) -> None:
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
-
-
-@contextmanager
-def open_folder(config: Config) -> Iterator[Path]:
-    """Yields the run's folder, made if need be, and keeps other runs out of it within the block.
-
-    Process 0 decides and holds the lock, and all raise alike. Raises InputError when the folder cannot be written to,
-    is not the same one for all processes, is in use, or holds a run that is not to be resumed or would be lost.
-    """
-    folder = Path(config.output_dir)
-    if "://" in config.output_dir:
-        raise InputError(
-            f"output_dir {config.output_dir} is a URL, but runs are written to folders only: give the path under which "
-            "that storage is mounted"
-        )
-    with ExitStack() as locked:
-        with ExitStack() as stack:
-
-            def make() -> str:
-                try:
-                    if folder.is_dir():  # first, or a run that is under way would be described as one that has ended
-                        locked.enter_context(_lock(folder))
-                    check_contents(folder, config.resume)
-                    if not folder.is_dir():
-                        folder.mkdir(parents=True)
-                        locked.enter_context(_lock(folder))
-                    return stack.enter_context(tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-")).name
-                except OSError as error:
-                    mistake = f"cannot write to output_dir {folder} ({error.strerror}): choose another folder"
-                    raise InputError(mistake) from error
-
-            probe = on_first(make) or ""
-            seen = (folder / from_first(Path(probe).name)).exists() and os.access(folder, os.W_OK)
-            if not np.all(multihost_utils.process_allgather(np.array(seen))):  # or the first save would wait for ever
-                raise InputError(
-                    f"not every host finds in output_dir {folder} what process 0 writes there: output_dir must be on "
-                    "storage that all hosts share and may write to"
-                )
-        yield folder
-
-
-def _lock(folder: Path) -> AbstractContextManager[None]:
-    remedy = "wait for its end, or choose another output_dir"
-    return lock.held(folder / ".lock", f"output_dir {folder}", remedy)
-
-
-def check_contents(folder: Path, resume: str) -> None:
-    """Raises InputError when `folder` holds a run that a new one would overwrite."""
-    saved = saved_steps(folder)
-    begun = (folder / "config.json").exists() or (folder / "metrics.jsonl").exists()
-    if (folder / "policy").exists() and not saved:
-        raise InputError(
-            f"{folder} holds a trained policy but no checkpoints to go on from: choose another output_dir, or move "
-            f"{folder / 'policy'} away to start afresh"
-        )
-    if resume == "never" and (saved or begun):
-        raise InputError(f"{folder} holds a run already: choose another output_dir, or resume=auto to go on with it")
-    if begun and not saved:
-        logger.warning("the run in %s ended before its first checkpoint: it starts afresh", folder)
-
-
-def saved_steps(folder: Path) -> list[int]:
-    """The steps that have a checkpoint in a run's folder, be it good or not."""
-    return steps_in(folder / "checkpoints")
-
-
-def on_first(function: Callable[[], Any]) -> Any:
-    """What `function` returns on process 0, None on the others, which do not call it; its InputError all raise."""
-    result, mistake = None, ""
-    if jax.process_index() == 0:
-        try:
-            result = function()
-        except InputError as error:
-            mistake = str(error)
-    if jax.process_count() > 1:
-        mistake = from_first(mistake)
-    if mistake:
-        raise InputError(mistake)
-    return result
-
-
-def told(function: Callable[[], str]) -> str:
-    """What `function` returns on process 0, for all."""
-    found = on_first(function)
-    return found if jax.process_count() == 1 else from_first(found or "")
-
-
-def from_first(text: str) -> str:
-    """The `text` of process 0."""
-    said = text.encode()
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(said))))
-    size = max(1024, 1 << length.bit_length())  # few programs, each a shape
-    sent = np.frombuffer(said[:size].ljust(size, b"\0"), np.uint8)
-    return np.asarray(multihost_utils.broadcast_one_to_all(sent)).tobytes()[:length].decode()
-
-
-def write_records(folder: Path, config: Config) -> None:
-    """Writes config.json and versions.json; logs what differs from the config the run had so far."""
-    if saved_steps(folder):
-        _log_differences(folder / "config.json", config)
-    packages = ("jaxrft", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "math-verify")
-    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
-    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {jax.process_count()} processes"
-    with writing(folder):
-        replace_file(folder / "config.json", configs.to_json(config) + "\n")
-        replace_file(folder / "versions.json", json.dumps(versions | {"devices": devices}, indent=2) + "\n")
-
-
-def _log_differences(path: Path, config: Config) -> None:
-    """Logs the fields in which `config` differs from the one at `path`."""
-    try:
-        earlier = read_json(path, dict)
-    except (OSError, UnreadableJSON) as error:
-        reason = getattr(error, "strerror", None) or error
-        logger.warning("what this run's config was so far is unknown: %s (%s) is rewritten", path, reason)
-        return
-    for name, (now, before) in configs.differences(config, earlier).items():
-        logger.warning("this run goes on with another %s: %s, it was %s", name, now, before)
-
-
-def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes a .safetensors file that is at no time there in part; raises InputError when the disk is full."""
-    with writing(path.parent):
-        replace_file(path, safetensors.numpy.save(arrays))

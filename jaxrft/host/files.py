@@ -1,6 +1,7 @@
-"""Reads JSON of unknown origin, writes files atomically, and keeps names inside their folder. Imports only `errors`."""
+"""Reads JSON of unknown origin, writes files atomically, and keeps names inside their folder."""
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -149,3 +150,8 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def short_digest(content: bytes) -> str:
+    """Twelve characters that differ for different contents."""
+    return hashlib.sha256(content).hexdigest()[:12]

@@ -15,15 +15,18 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxrft import checkpoint, runtime
 from jaxrft import mesh as meshes
-from jaxrft.checkpoint import RunState
+from jaxrft.host.disk import write_arrays
+from jaxrft.host.multihost import on_host0
 from jaxrft.learn.replay import Groups
 from jaxrft.lm import model
-from jaxrft.runtime import Verdicts
+from jaxrft.rewards.grading import Verdicts, check_rewards, grade, learnable_rewards, trainer_state
 from jaxrft.select import contract, probes
-from jaxrft.steps import Judged, Programs, Run
+from jaxrft.streams import STREAMS
 from jaxrft.tasks import table
+from jaxrft.tasks.table import prompt_batch
+from jaxrft.train.state import TrainState
+from jaxrft.train.step import Judged, Programs, Run
 from jaxrft.types import Array, Choice, Feedback, InputError, Rollout
 
 
@@ -74,7 +77,7 @@ class Batch(NamedTuple):
 
 
 def choose(
-    run: Run, programs: Programs, state: RunState, taken: np.ndarray, *, count: int, stream: int
+    run: Run, programs: Programs, state: TrainState, taken: np.ndarray, *, count: int, stream: int
 ) -> tuple[Choice, Any]:
     """`count` tasks, none of those `taken` [m] while there are others, and the selector's state after that."""
     tasks, number = run.tasks, len(run.table.lengths)
@@ -85,36 +88,36 @@ def choose(
     return choice, contract.merged(state.selector, changed)
 
 
-def sample(run: Run, programs: Programs, state: RunState, ids: np.ndarray, use: str = "rollout") -> Rolled:
+def sample(run: Run, programs: Programs, state: TrainState, ids: np.ndarray, use: str = "rollout") -> Rolled:
     """Rolls out the tasks `ids` [B] and waits for it; `use` is the random stream."""
-    prompts = runtime.prompt_batch(run.table, ids, table.buckets(run.table.lengths), run.mesh)
-    where, stream = meshes.from_host(run.mesh, ids), np.int32(runtime.USES.index(use))
+    prompts = prompt_batch(run.table, ids, table.buckets(run.table.lengths), run.mesh)
+    where, stream = meshes.from_host(run.mesh, ids), np.int32(STREAMS.index(use))
     params = model.whole(state.params, run.lm.frozen)
     rollouts = programs.generate(params, state.step, *prompts, where, stream)
     jax.block_until_ready(rollouts.lengths)
     return Rolled(ids, prompts, rollouts)
 
 
-def verify(run: Run, state: RunState, rolled: Rolled, *, first: bool) -> Verdicts:
+def verify(run: Run, state: TrainState, rolled: Rolled, *, first: bool) -> Verdicts:
     """What graders say of rollouts; raises InputError when something is wrong with them in the `first` batch."""
-    told = runtime.trainer_state(run.config, int(state.step))
-    verdicts = runtime.verify(run.config, run.lm, rolled.rollouts, run.pool, run.table, rolled.ids, trainer_state=told)
-    verdicts = runtime.check_verdicts(run.config, verdicts, run.pool, tasks=len(rolled.ids), first=first)
+    told = trainer_state(run.config, int(state.step))
+    verdicts = grade(run.config, run.lm, rolled.rollouts, run.pool, run.table, rolled.ids, trainer_state=told)
+    verdicts = check_rewards(run.config, verdicts, run.pool, tasks=len(rolled.ids), first=first)
     if run.visits is not None:
         run.visits.add(rolled.ids, verdicts.success)
     return verdicts
 
 
-def judge(run: Run, programs: Programs, state: RunState, rolled: Rolled, verdicts: Verdicts) -> Judged:
+def judge(run: Run, programs: Programs, state: TrainState, rolled: Rolled, verdicts: Verdicts) -> Judged:
     """The groups of rollouts with what graders said of them, on the devices."""
-    rewards = runtime.learnable(verdicts).reshape(len(rolled.ids), run.config.num_generations, -1)
+    rewards = learnable_rewards(verdicts).reshape(len(rolled.ids), run.config.num_generations, -1)
     rewards = meshes.from_host(run.mesh, rewards, "batch", None, None)
     ids = meshes.from_host(run.mesh, rolled.ids)
     success_index = meshes.from_host(run.mesh, verdicts.success_index, "batch")
     return programs.judge(state.step, ids, rolled.prompts, rolled.rollouts, rewards, success_index)
 
 
-def probe(run: Run, programs: Programs, state: RunState, *, first: bool) -> tuple[RunState, Probed]:
+def probe(run: Run, programs: Programs, state: TrainState, *, first: bool) -> tuple[TrainState, Probed]:
     """Rolls out the tasks that the selector wants to know about, a batch at a time, and tells it what came of them."""
     choice = programs.probe(state.selector, state.step, run.tasks)
     ids, size = np.asarray(choice.ids), run.config.batch_size
@@ -134,7 +137,7 @@ def probe(run: Run, programs: Programs, state: RunState, *, first: bool) -> tupl
 PREDICTION = tuple(f"select/{name}" for name in ("brier", "pearson", "auc", "effective_group_ratio"))
 
 
-def fill(run: Run, programs: Programs, state: RunState, probed: Probed) -> Filling:
+def fill(run: Run, programs: Programs, state: TrainState, probed: Probed) -> Filling:
     """Which informative groups of the probe are trained on, and how many tasks are to be chosen beside them."""
     places, multiple = programs.size(state), meshes.shards(run.mesh, "batch")
     if not probed.parts:
@@ -167,7 +170,7 @@ def gather(
     return batch._replace(metrics=batch.metrics | {"select/probes/trained": trained})
 
 
-def refill(run: Run, programs: Programs, state: RunState, batch: Batch, probed: Probed) -> tuple[RunState, Batch]:
+def refill(run: Run, programs: Programs, state: TrainState, batch: Batch, probed: Probed) -> tuple[TrainState, Batch]:
     """Chooses and rolls out more tasks while groups of the batch teach nothing, and puts those that do in their places.
 
     No task is rolled out twice, so that one random stream serves all rollouts of a step.
@@ -178,7 +181,7 @@ def refill(run: Run, programs: Programs, state: RunState, batch: Batch, probed: 
         count = _refill_size(run, batch, len(run.table.lengths) - len(rolled))
         if count == 0:
             break
-        stream = runtime.USES.index("refill") + number
+        stream = STREAMS.index("refill") + number
         choice, selector = choose(run, programs, state, rolled, count=count, stream=stream)
         sampled = sample(run, programs, state, np.asarray(choice.ids))
         verdicts = verify(run, state, sampled, first=False)
@@ -240,7 +243,7 @@ def _join(
     return batch._replace(groups=programs.join(batch.groups, parts, rows), ids=tasks, informative=informative)
 
 
-def learn(run: Run, programs: Programs, state: RunState, batch: Batch) -> tuple[RunState, dict[str, Any]]:
+def learn(run: Run, programs: Programs, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
     """Tells the selector what came of its choices, and trains the policy on the batch.
 
     Informative groups for which the batch has no place go into the replay buffer, if there is one.
@@ -269,7 +272,7 @@ def _told(run: Run, chosen: tuple[Chosen, ...]) -> tuple[Choice, tuple[Feedback,
 
 
 def stop_skipping(
-    run: Run, programs: Programs, state: RunState, groups: Groups, folder: Path, saved: int | None
+    run: Run, programs: Programs, state: TrainState, groups: Groups, folder: Path, saved: int | None
 ) -> NoReturn:
     """Raises InputError after the step with `groups`, whose last update was skipped as those before it.
 
@@ -279,7 +282,7 @@ def stop_skipping(
     found = {name: x for name, x in (drawn._asdict() | {"replayed": replayed}).items() if x is not None}
     arrays = multihost_utils.process_allgather(found, tiled=True)
     path = folder / f"not-finite-{int(state.step)}.safetensors"
-    checkpoint.on_first(lambda: checkpoint.write_arrays(path, arrays))
+    on_host0(lambda: write_arrays(path, arrays))
     left = "there is no checkpoint yet" if saved is None else f"the newest checkpoint is of step {saved}"
     raise InputError(
         f"step {int(state.step)} has the last of {int(state.optimizer.skipped)} updates in a row that were skipped, "
@@ -289,8 +292,8 @@ def stop_skipping(
 
 
 def _note(
-    run: Run, programs: Programs, state: RunState, choice: Choice, *parts: tuple[Feedback, Array]
-) -> tuple[RunState, dict[str, Any]]:
+    run: Run, programs: Programs, state: TrainState, choice: Choice, *parts: tuple[Feedback, Array]
+) -> tuple[TrainState, dict[str, Any]]:
     """Tells selector and tally what came of a choice; metrics of what was believed."""
     selector, tally, found = programs.note(state.selector, state.tally, state.step, run.tasks, choice, *parts)
     return state._replace(selector=selector, tally=tally), found

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxrft.errors import InputError
-from jaxrft.files import UnreadableJSON, open_regular, parse_json
+from jaxrft.host.files import UnreadableJSON, open_regular, parse_json
 
 logger = logging.getLogger(__name__)
 

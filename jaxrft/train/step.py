@@ -9,21 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrft import checkpoint, runtime
 from jaxrft import mesh as meshes
-from jaxrft.checkpoint import RunState, Tally
 from jaxrft.config import Config
 from jaxrft.learn import grpo, replay, shaping, update
 from jaxrft.learn.replay import Groups, Replay
+from jaxrft.lm.policy import LanguageModel, compile_rollout
 from jaxrft.report import metrics
 from jaxrft.report.visits import Visits
-from jaxrft.runtime import LanguageModel
 from jaxrft.select import contract, selectors
 from jaxrft.select.dots.predictor import Predictor, selector_options
 from jaxrft.select.selectors import Selector
+from jaxrft.streams import stream_key
 from jaxrft.tasks import table
 from jaxrft.tasks.projections import project_table
 from jaxrft.tasks.table import TaskTable
+from jaxrft.train.state import Counters, TrainState, count_rollouts
 from jaxrft.types import Array, Choice, Feedback, InputError, Rollout, Tasks
 
 
@@ -79,7 +79,7 @@ def assemble(
     predictor: Predictor | None = None,
     *,
     described: bool = False,
-) -> tuple[Run, RunState]:
+) -> tuple[Run, TrainState]:
     """A run without its graders and evaluation, and its first state, which takes the parameters of `lm`.
 
     `predictor`: of a selector that needs one. `described`: those parameters are jax.ShapeDtypeStructs, and so are all
@@ -99,13 +99,13 @@ def assemble(
         put, init, copy = meshes.describe, init.eval_shape, lambda x: x
     on_mesh: Any = partial(meshes.place_table, mesh=mesh, num_tasks=number, put=put)
     projections = predictor and project_table(predictor, rows, mesh, described=described)
-    state = RunState(
+    state = TrainState(
         step=put(np.zeros((), np.int32), everywhere),
         params=lm.params,
         optimizer=init(lm.params),
         selector=on_mesh(selector.init(tasks._replace(projections=projections), number)),
         replay=memory and empty(memory, config, mesh, rows, described=described),
-        tally=on_mesh(Tally._make((np.full(number, -1, np.int32), *np.zeros((2, 2), np.int32)))),
+        tally=on_mesh(Counters._make((np.full(number, -1, np.int32), *np.zeros((2, 2), np.int32)))),
     )
     reference = (lm.frozen or jax.tree.map(copy, lm.params)) if config.kl_coef > 0 else None
     lm = lm._replace(params=None)  # the state's from now on, which each step gives new memory
@@ -184,7 +184,7 @@ def make_learner(config: Config, lm: LanguageModel) -> update.Update:
     )
 
 
-def compile_steps(run: Run, state: RunState) -> Programs:
+def compile_steps(run: Run, state: TrainState) -> Programs:
     """The programs of a run whose state lies as this one does; both may be descriptions."""
     everywhere, rows = meshes.sharding(run.mesh), meshes.sharding(run.mesh, "batch")
     where = jax.tree.map(lambda x: x.sharding, state)
@@ -196,7 +196,7 @@ def compile_steps(run: Run, state: RunState) -> Programs:
         size=partial(rollout_size, run, None if run.replay is None else jax.jit(run.replay.fresh_needed)),
         probe=compiled(probe, everywhere),
         select=compiled(partial(select, where=where.selector), (everywhere, None), static_argnames="count"),
-        generate=runtime.generator(run.lm, run.config, run.mesh),
+        generate=compile_rollout(run.lm, run.config, run.mesh),
         judge=compiled(judge, Judged(rows, *[everywhere] * 4)),  # pyright: ignore[reportArgumentType]
         note=compiled(note, (where.selector, where.tally, everywhere), donate_argnums=(0, 1)),
         join=compiled(join, rows),
@@ -206,7 +206,7 @@ def compile_steps(run: Run, state: RunState) -> Programs:
     )
 
 
-def rollout_size(run: Run, fresh_needed: Any, state: RunState) -> int:
+def rollout_size(run: Run, fresh_needed: Any, state: TrainState) -> int:
     """How many new groups the next step learns from: there are two sizes, each a set of compiled programs."""
     fewest = run.config.fresh_batch_size
     enough = fresh_needed is not None and int(fresh_needed(state.replay, state.step)) <= fewest
@@ -216,7 +216,7 @@ def rollout_size(run: Run, fresh_needed: Any, state: RunState) -> int:
 def probe(run: Run, selector_state: Any, step: Array, tasks: Tasks) -> Choice:
     """The tasks that the selector wants to know about, and what it has believed of them so far."""
     choose: Any = run.selector.probe
-    ids = choose(runtime.stream(run.config.seed, step, "probe"), selector_state, tasks)
+    ids = choose(stream_key(run.config.seed, step, "probe"), selector_state, tasks)
     return Choice(ids, run.selector.pass_rate(selector_state, tasks)[ids])
 
 
@@ -228,7 +228,7 @@ def select(
     Gives back, laid out as `where` says, what `contract.merged` makes the new state of.
     """
     selector = make_selector(run.config, count or run.config.batch_size, run.predictor)
-    key = runtime.stream(run.config.seed, step, stream)
+    key = stream_key(run.config.seed, step, stream)
     choice, changed = contract.choosing(selector)(key, selector_state, tasks)
     placed = jax.tree.leaves(where)
     return choice, {number: jax.lax.with_sharding_constraint(x, placed[number]) for number, x in changed.items()}
@@ -274,14 +274,14 @@ def judge(
 
 
 def note(
-    run: Run, selector_state: Any, tally: Tally, step: Array, tasks: Tasks, choice: Choice, *parts: Any
-) -> tuple[Any, Tally, dict[str, Array]]:
+    run: Run, selector_state: Any, tally: Counters, step: Array, tasks: Tasks, choice: Choice, *parts: Any
+) -> tuple[Any, Counters, dict[str, Array]]:
     """Tells selector and tally what came of a choice, (feedback, informative) of its `parts`; metrics of beliefs.
 
     Rows of the task N are padding.
     """
     feedback, informative = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
-    tally = checkpoint.count(tally, feedback, step + 1, run.config.num_generations)
+    tally = count_rollouts(tally, feedback, step + 1, run.config.num_generations)
     found = metrics.selection(choice, feedback, informative, tally.last_seen)
     found |= metrics.by_domain(informative, choice, tasks, run.table.domains)
     return run.selector.update(selector_state, tasks, feedback), tally, found
@@ -297,13 +297,13 @@ def join(run: Run, groups: Groups, others: tuple[Groups, ...], rows: Array) -> G
     return joined._replace(advantages=grpo.advantages(total, scale_rewards=run.config.scale_rewards, mask=valid))
 
 
-def learn(run: Run, state: RunState, groups: Groups, ref: Any, frozen: Any) -> tuple[RunState, dict[str, Array]]:
+def learn(run: Run, state: TrainState, groups: Groups, ref: Any, frozen: Any) -> tuple[TrainState, dict[str, Array]]:
     """Updates the policy by the groups of the step, and those that a replay draws.
 
     Of a step with an update that could not be made, whose groups may be why, none enters the replay.
     """
     drawn, replayed = draw(run, state.replay, groups, state.step)
-    key = runtime.stream(run.config.seed, state.step, "learn")
+    key = stream_key(run.config.seed, state.step, "learn")
     batch, found = update.Batch(*drawn[:6], weights=drawn.weights), {}
     if replayed is not None:
         found = replay.metrics(drawn, replayed, state.step)
@@ -332,7 +332,7 @@ def draw(run: Run, buffer: Any, fresh: Groups, step: Array) -> tuple[Groups, Arr
         return fresh, None
     if fresh.step.shape[0] == run.config.batch_size:
         return fresh, jnp.zeros(run.config.batch_size, bool)
-    key = runtime.stream(run.config.seed, step, "replay")
+    key = stream_key(run.config.seed, step, "replay")
     return run.replay.draw(key, buffer, widened(fresh, buffer.groups.prompts.shape[1]), step)
 
 

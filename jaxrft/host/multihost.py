@@ -1,0 +1,70 @@
+"""Joins the processes of a run, and agrees on what process 0 says."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxrft.host import signals
+from jaxrft.types import InputError
+
+
+def on_host0(function: Callable[[], Any]) -> Any:
+    """What `function` returns on process 0, None on the others, which do not call it; its InputError all raise."""
+    result, mistake = None, ""
+    if jax.process_index() == 0:
+        try:
+            result = function()
+        except InputError as error:
+            mistake = str(error)
+    if jax.process_count() > 1:
+        mistake = broadcast_text(mistake)
+    if mistake:
+        raise InputError(mistake)
+    return result
+
+
+def broadcast_from_host0(function: Callable[[], str]) -> str:
+    """What `function` returns on process 0, for all."""
+    found = on_host0(function)
+    return found if jax.process_count() == 1 else broadcast_text(found or "")
+
+
+def broadcast_text(text: str) -> str:
+    """The `text` of process 0."""
+    said = text.encode()
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(said))))
+    size = max(1024, 1 << length.bit_length())  # few programs, each a shape
+    sent = np.frombuffer(said[:size].ljust(size, b"\0"), np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(sent)).tobytes()[:length].decode()
+
+
+HEARTBEAT_TIMEOUT = 30  # seconds without a sign of life after which JAX ends all processes and says which is missing
+
+
+def join_processes() -> None:
+    """Joins the other processes of the run; raises InputError when nothing says which they are."""
+    address, count, index = map(os.environ.get, ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+    jax.config.update("jax_enable_preemption_service", False)  # which would keep SIGTERM to itself
+    try:
+        jax.distributed.initialize(
+            num_processes=None if count is None else int(count),
+            process_id=None if index is None else int(index),
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+        )
+    except (ValueError, IndexError) as error:  # an address without a port is an IndexError
+        raise InputError(
+            f"distributed is True, but JAX_COORDINATOR_ADDRESS is {address}, JAX_NUM_PROCESSES {count} and "
+            f"JAX_PROCESS_ID {index} ({error}): set them to, for example, localhost:1234, 2 and 0 to 1, outside of "
+            "TPU pods and SLURM jobs"
+        ) from error
+    if jax.process_index() == 0:
+        signals.leave_last()
+
+
+def any_process(flag: bool) -> bool:
+    """Whether any process says so."""
+    return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())

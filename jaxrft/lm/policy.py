@@ -1,0 +1,162 @@
+"""Opens, adapts and exports the policy of a run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxrft import mesh as meshes
+from jaxrft.config import Config
+from jaxrft.host.files import short_digest
+from jaxrft.lm import hub, model, rollout, tokenizer, weights
+from jaxrft.streams import stream_key
+from jaxrft.types import Array, InputError, Rollout
+
+
+class LanguageModel(NamedTuple):
+    """A policy, its parameters on the mesh, and its tokenizer."""
+
+    config: model.ModelConfig
+    policy: model.Policy
+    params: Any  # what is trained, float32: all parameters, or the adapters of LoRA
+    frozen: model.Params  # what is not, in the dtype of the config: the base of LoRA, otherwise {}
+    tokenizer: Any
+    eos_ids: tuple[int, ...]
+    folder: Path  # of its checkpoint
+
+
+def open_model(config: Config, mesh: Mesh, *, trained: bool = True) -> LanguageModel:
+    """Loads the policy of a Hugging Face folder, or of an id on the hub, onto the mesh.
+
+    What is trained, all parameters or fresh adapters, is float32; the others need no more digits than are computed
+    with. A policy that is not `trained` has no adapters, and its parameters are in the dtype of the config.
+    """
+    lm = read_model(config, hub.find(config.model), trained=trained)
+    dtype = jnp.float32 if trained and lm.config.lora is None else jnp.dtype(config.dtype)
+    params = weights.load(lm.folder, lm.config, mesh=mesh, dtype=dtype)
+    if lm.config.lora is None:
+        return lm._replace(params=params)
+    return lm._replace(params=draw_adapters(config, lm.config, mesh), frozen=params)
+
+
+def read_model(config: Config, folder: Path, *, trained: bool = True) -> LanguageModel:
+    """The policy of a Hugging Face folder, all but its parameters."""
+    shape = weights.read_config(folder)._replace(lora=lora_config(config) if trained else None)
+    check_rank(config, shape)
+    text = tokenizer.load(str(folder))
+    if len(text) > shape.vocab_size:
+        raise InputError(
+            f"the tokenizer of {config.model} has {len(text)} tokens but the model only {shape.vocab_size}: "
+            "they do not belong together"
+        )
+    check_length(config, weights.max_positions(folder))
+    policy = model.decoder(shape, dtype=jnp.dtype(config.dtype))
+    return LanguageModel(shape, policy, None, {}, text, tokenizer.eos_ids(text, str(folder)), folder)
+
+
+def lora_config(config: Config) -> model.LoRA | None:
+    """The adapters that the config asks for, their targets in one order; None at rank 0."""
+    rank, targets = config.lora.rank, sorted(set(config.lora.targets))
+    return model.LoRA(rank, config.lora.alpha, tuple(targets)) if rank else None
+
+
+def check_rank(config: Config, shape: model.ModelConfig) -> None:
+    """Raises InputError for adapters that are larger than the weights that they adapt."""
+    if config.lora.rank > shape.hidden_size:
+        raise InputError(
+            f"lora.rank is {config.lora.rank:,}: it must be at most {shape.hidden_size:,}, the hidden_size of "
+            f"{config.model}"
+        )
+
+
+def draw_adapters(config: Config, shape: model.ModelConfig, mesh: Mesh) -> model.Params:
+    """Fresh adapters on the mesh."""
+    rows = model.adapters(shape)
+    where = {row.name: meshes.sharding(mesh, *row.axes) for row in rows}
+    return jax.jit(lambda: model.draw(stream_key(config.seed, 0, "init"), rows), out_shardings=where)()
+
+
+def fingerprint(params: Any, mesh: Mesh, *, dtype: Any = None) -> str:
+    """A digest of every bit of the parameters, the same on any mesh: integer sums do not depend on their order.
+
+    `dtype`: of the parameters as they are computed with, whatever they are kept in.
+    """
+
+    def checksums(params: Any) -> Array:
+        return jnp.stack([_checksum(x if dtype is None else x.astype(dtype)) for x in jax.tree.leaves(params)])
+
+    sums = jax.jit(checksums, out_shardings=meshes.sharding(mesh))(params)
+    return short_digest(np.asarray(sums).tobytes())
+
+
+def _checksum(x: Array) -> Array:
+    """The sum of x's bits as integers, each times an odd number of its place, modulo 2^32."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(jnp.uint32)
+    place = jnp.zeros(x.shape, jnp.uint32)
+    for axis, size in enumerate(x.shape):
+        place = place * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
+
+
+def export(config: Config, lm: LanguageModel, params: Any, folder: Path) -> str:
+    """Writes the trained policy to <folder>/policy, adapters to <folder>/adapter besides; says where they are."""
+    export_merged(lm, params, folder / "policy")
+    if lm.config.lora is None:
+        return f"the trained policy is in {folder / 'policy'}"
+    weights.save_adapters(folder / "adapter", params, lm.config, source=config.model)
+    return f"the trained policy is in {folder / 'policy'}, its adapters alone are in {folder / 'adapter'}"
+
+
+def export_merged(lm: LanguageModel, params: Any, folder: Path) -> None:
+    """Writes a policy, its adapters merged, in the place of the one in `folder`."""
+    weights.save(folder, model.whole(params, lm.frozen), lm.config, source=lm.folder)
+
+
+def check_finite(lm: LanguageModel, params: Any, *, step: int, newest: int | None) -> None:
+    """Raises InputError when trained parameters are not finite after `step`; `newest` is the last that was saved."""
+    if flaw := weights.not_finite(params, lm.config):
+        kept = "there is no checkpoint yet" if newest is None else f"the newest checkpoint is of step {newest}"
+        raise InputError(f"after step {step} {flaw}: nothing of it is saved, {kept}; lower the learning_rate")
+
+
+def check_length(config: Config, limit: int | None) -> None:
+    """Raises InputError when prompts and completions may outgrow the `limit` that the model was made for."""
+    most = config.max_prompt_length + config.max_completion_length
+    if limit is not None and most > limit:
+        raise InputError(
+            f"max_prompt_length {config.max_prompt_length} + max_completion_length {config.max_completion_length} is "
+            f"{most}, but {config.model} has max_position_embeddings {limit}: lower one of the two"
+        )
+
+
+def compile_rollout(lm: LanguageModel, config: Config, mesh: Mesh, **options: Any) -> Callable[..., Rollout]:
+    """The jitted rollout: (params, step, prompts, lengths, ids) -> Rollout, its rows sharded over the mesh.
+
+    `params` are all parameters, frozen ones and adapters. `options` are `rollout.generate`'s, beside those of the
+    config, and `use`, the random stream; the number of another one may come behind the ids.
+    """
+    use = options.pop("use", "rollout")
+    settings = {
+        "num_generations": config.num_generations,
+        "max_completion_length": config.max_completion_length,
+        "temperature": config.temperature,
+        "top_p": config.top_p,
+        "top_k": config.top_k,
+        "eos_ids": lm.eos_ids,
+    } | options
+
+    def generate(
+        params: Any, step: Array, prompts: Array, lengths: Array, ids: Array, number: Array | None = None
+    ) -> Rollout:
+        # Merged and cast once for the whole decoding instead of once a token; the learner does both in the same way.
+        ready = model.gathered if config.gather_for_rollout else model.merged
+        params = ready(lm.config, params, jnp.dtype(config.dtype))
+        key = stream_key(config.seed, step, use if number is None else number)
+        return rollout.generate(lm.policy, params, key, prompts, lengths, ids, **settings)
+
+    rows, cells = meshes.sharding(mesh, "batch"), meshes.sharding(mesh, "batch", None)
+    return jax.jit(generate, out_shardings=Rollout._make((cells, rows, cells, cells, cells)))

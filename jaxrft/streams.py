@@ -1,0 +1,17 @@
+"""The random streams of a run, by number."""
+
+import jax
+
+from jaxrft.types import Array
+
+# The random streams of a step; the last is that of a first refill, and those of others are the numbers behind it.
+STREAMS = (
+    *("select", "rollout", "learn", "eval", "init", "prepare", "replay", "measure", "probe", "rollout of a probe"),
+    "refill",
+)
+
+
+def stream_key(seed: int, step: Array | int, use: str | Array) -> Array:
+    """The key of one use, by its name or its number, in one step: derived, never stored."""
+    number = STREAMS.index(use) if isinstance(use, str) else use
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), number)

@@ -1,0 +1,71 @@
+"""Reads and tokenizes the sets of tasks of a config."""
+
+import json
+import logging
+from typing import Any
+
+from jaxrft.config import Config, TasksConfig
+from jaxrft.rewards import REWARDS, ground_truth
+from jaxrft.select import selectors
+from jaxrft.tasks import embeddings, mixture, sources, table
+from jaxrft.types import InputError
+
+logger = logging.getLogger(__name__)
+
+
+def open_tasks(tasks: TasksConfig, config: Config, text: Any) -> table.TaskTable:
+    """Reads and tokenizes tasks; raises InputError when they do not load or lack what the rewards need."""
+    found = tokenize(sources.load(tasks), tasks, config, text)
+    check_columns(config, found, tasks.source)
+    return with_embeddings(found, tasks)
+
+
+def tokenize(rows: sources.Rows, tasks: TasksConfig, config: Config, text: Any) -> table.TaskTable:
+    """Returns the table of a set's rows, their prompts as tokens of the tokenizer `text`."""
+    return table.prepare(
+        rows,
+        text,
+        config.max_prompt_length,
+        name=tasks.title,
+        variables=json.loads(config.chat_template_kwargs),
+        date=config.chat_template_date,
+    )
+
+
+def with_embeddings(found: table.TaskTable, tasks: TasksConfig) -> table.TaskTable:
+    """The tasks of a set with the embeddings of its file, if it has one; raises InputError when it lacks any."""
+    if tasks.embeddings is None:
+        return found
+    made = embeddings.read(tasks.embeddings)
+    rows = embeddings.of_prompts(made, found.prompts, path=tasks.embeddings, name=tasks.title)
+    return found._replace(embeddings=rows, embedded_by=made.made_by)
+
+
+def uses_embeddings(config: Config) -> bool:
+    """Whether the tasks of a run have embeddings: of a file, or of the policy for a selector that uses them."""
+    own = config.select.embeddings == "policy" and config.select.name in selectors.USE_EMBEDDINGS
+    return own or any(tasks.embeddings is not None for tasks in config.task_sets)
+
+
+def open_mixture(config: Config, text: Any) -> table.TaskTable:
+    """The tasks to train on: those of all sets, in the shares that their weights ask for."""
+    tables = {tasks.title: open_tasks(tasks, config, text) for tasks in config.task_sets}
+    shares = [tasks.weight for tasks in config.task_sets if tasks.weight is not None]
+    found = mixture.mix(tables, shares or None, seed=config.seed)
+    if count := mixture.duplicates(found):
+        logger.warning("%d of %d tasks have the prompt and answer of another one", count, len(found.lengths))
+    return found
+
+
+def check_columns(config: Config, tasks: table.TaskTable, source: str) -> None:
+    """Raises InputError when a built-in reward has no ground truths to compare with, or some that mean nothing."""
+    needy = [name for name in config.rewards if name in REWARDS]
+    if needy and "answer" not in tasks.columns:
+        raise InputError(
+            f"the reward {needy[0]} needs ground truths but {source} has only the columns "
+            f"{', '.join(tasks.columns) or '(none)'}: name theirs with tasks.answer_column"
+        )
+    if needy:
+        rows = [int(row) for row in tasks.rows]
+        only = len(needy) == len(config.rewards)
+        ground_truth.check(tasks.columns["answer"], rows, source, several=set(needy) <= {"math"}, only=only)

@@ -1,0 +1,3 @@
+"""Training: setup, step, resample, loop, evaluate, state, resume."""
+
+from jaxrft.train.loop import train as train

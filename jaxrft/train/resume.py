@@ -1,0 +1,183 @@
+"""The folder of a run: what begins there, and what goes on."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxrft import changes
+from jaxrft import config as configs
+from jaxrft.config import Config
+from jaxrft.host import lock
+from jaxrft.host.checkpoint import steps_in
+from jaxrft.host.disk import writing
+from jaxrft.host.files import UnreadableJSON, read_json, replace_file, short_digest
+from jaxrft.host.multihost import broadcast_from_host0, broadcast_text, on_host0
+from jaxrft.lm.policy import fingerprint
+from jaxrft.select.dots.predictor import predictor_digest
+from jaxrft.tasks import table
+from jaxrft.train.step import Run
+from jaxrft.types import InputError
+
+logger = logging.getLogger(__name__)
+
+
+def run_identity(run: Run, params: Any) -> dict[str, Any]:
+    """What a checkpoint of this run belongs to: the model as loaded, `params`, the tasks and their order, what is kept.
+
+    See `changes` for what of the config is kept.
+    """
+    rates = run.table.reference_pass_rates
+    shape = {f"model's {name}": value for name, value in run.lm.config._asdict().items()}
+    if lora := run.lm.config.lora:  # then the weights below the adapters are not in the checkpoint
+        shape |= {"model's lora": lora._asdict(), "model's dtype": run.config.dtype}
+    shape["digest of the model's parameters"] = fingerprint(run.lm.frozen or params, run.mesh)
+    if run.predictor is not None:
+        shape["digest of the predictor"] = predictor_digest(run.predictor)
+        shape["tasks of a probe"] = run.config.select.num_references
+    return shape | {
+        **table.identity(run.table),
+        "digest of the domains": short_digest(run.table.domain.tobytes() + json.dumps(run.table.domains).encode()),
+        "digest of the reference pass rates": None if rates is None else short_digest(rates.tobytes()),
+        "digest of the embeddings": digest_of_embeddings(run),
+        **changes.kept(run.config),
+    }
+
+
+def digest_of_embeddings(run: Run) -> str | None:
+    """Of their values, or of the policy that makes them itself, as the values are to rounding the same on any mesh."""
+    found, by = run.table.embeddings, run.table.embedded_by or {}
+    if found is None:
+        return None
+    given = any(tasks.embeddings is not None for tasks in run.config.task_sets)
+    return short_digest(found.tobytes()) if given else by["digest of the model's parameters"]
+
+
+@contextmanager
+def open_folder(config: Config) -> Iterator[Path]:
+    """Yields the run's folder, made if need be, and keeps other runs out of it within the block.
+
+    Process 0 decides and holds the lock, and all raise alike. Raises InputError when the folder cannot be written to,
+    is not the same one for all processes, is in use, or holds a run that is not to be resumed or would be lost.
+    """
+    folder = Path(config.output_dir)
+    if "://" in config.output_dir:
+        raise InputError(
+            f"output_dir {config.output_dir} is a URL, but runs are written to folders only: give the path under which "
+            "that storage is mounted"
+        )
+    with ExitStack() as locked:
+        with ExitStack() as stack:
+
+            def make() -> str:
+                try:
+                    if folder.is_dir():  # first, or a run that is under way would be described as one that has ended
+                        locked.enter_context(_lock(folder))
+                    check_contents(folder, config.resume)
+                    if not folder.is_dir():
+                        folder.mkdir(parents=True)
+                        locked.enter_context(_lock(folder))
+                    return stack.enter_context(tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-")).name
+                except OSError as error:
+                    mistake = f"cannot write to output_dir {folder} ({error.strerror}): choose another folder"
+                    raise InputError(mistake) from error
+
+            probe = on_host0(make) or ""
+            seen = (folder / broadcast_text(Path(probe).name)).exists() and os.access(folder, os.W_OK)
+            if not np.all(multihost_utils.process_allgather(np.array(seen))):  # or the first save would wait for ever
+                raise InputError(
+                    f"not every host finds in output_dir {folder} what process 0 writes there: output_dir must be on "
+                    "storage that all hosts share and may write to"
+                )
+        yield folder
+
+
+def _lock(folder: Path) -> AbstractContextManager[None]:
+    remedy = "wait for its end, or choose another output_dir"
+    return lock.held(folder / ".lock", f"output_dir {folder}", remedy)
+
+
+def check_contents(folder: Path, resume: str) -> None:
+    """Raises InputError when `folder` holds a run that a new one would overwrite."""
+    saved = saved_steps(folder)
+    begun = (folder / "config.json").exists() or (folder / "metrics.jsonl").exists()
+    if (folder / "policy").exists() and not saved:
+        raise InputError(
+            f"{folder} holds a trained policy but no checkpoints to go on from: choose another output_dir, or move "
+            f"{folder / 'policy'} away to start afresh"
+        )
+    if resume == "never" and (saved or begun):
+        raise InputError(f"{folder} holds a run already: choose another output_dir, or resume=auto to go on with it")
+    if begun and not saved:
+        logger.warning("the run in %s ended before its first checkpoint: it starts afresh", folder)
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """The steps that have a checkpoint in a run's folder, be it good or not."""
+    return steps_in(folder / "checkpoints")
+
+
+def write_records(folder: Path, config: Config) -> None:
+    """Writes config.json and versions.json; logs what differs from the config the run had so far."""
+    if saved_steps(folder):
+        _log_differences(folder / "config.json", config)
+    packages = ("jaxrft", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "math-verify")
+    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {jax.process_count()} processes"
+    with writing(folder):
+        replace_file(folder / "config.json", configs.to_json(config) + "\n")
+        replace_file(folder / "versions.json", json.dumps(versions | {"devices": devices}, indent=2) + "\n")
+
+
+def _log_differences(path: Path, config: Config) -> None:
+    """Logs the fields in which `config` differs from the one at `path`."""
+    try:
+        earlier = read_json(path, dict)
+    except (OSError, UnreadableJSON) as error:
+        reason = getattr(error, "strerror", None) or error
+        logger.warning("what this run's config was so far is unknown: %s (%s) is rewritten", path, reason)
+        return
+    for name, (now, before) in configs.differences(config, earlier).items():
+        logger.warning("this run goes on with another %s: %s, it was %s", name, now, before)
+
+
+def with_template_date(config: Config, begun: Callable[[], str | None] = lambda: None) -> Config:
+    """Returns the config with the date that chat templates are given, the same on every process.
+
+    It is the one of the config, else the one with which the work in hand was `begun`, else that of the run in
+    `output_dir`, else today's: prompts of one run are the same on every day.
+    """
+    if config.chat_template_date is not None:
+        return config
+    date = broadcast_from_host0(lambda: begun() or template_date_of_run(Path(config.output_dir)))
+    return dataclasses.replace(config, chat_template_date=date)
+
+
+def template_date_of_run(folder: Path) -> str:
+    """Returns the date in the records of the run that has begun in a folder, or today's."""
+    today = datetime.date.today().isoformat()
+    if not saved_steps(folder):
+        return today
+    try:
+        recorded = read_json(folder / "config.json", dict).get("chat_template_date")
+        return datetime.date.fromisoformat(recorded or today).isoformat()
+    except (OSError, ValueError, TypeError) as error:
+        logger.warning(
+            "the first day of the run in %s is not known (%s): chat templates get today's date; set chat_template_date "
+            "if its tasks are taken for others",
+            folder,
+            error,
+        )
+        return today
