@@ -15,7 +15,7 @@ Glossary of axis letters, used in every signature and comment:
 | V, D, L, H | vocabulary, width, layers and heads of the policy |
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -23,6 +23,7 @@ from jaxrft.errors import InputError as InputError
 from jaxrft.errors import Missing as Missing
 
 Array = jax.Array
+PyTree = Any  # nested containers of arrays, as `jax.tree` walks them
 
 
 class Projections(NamedTuple):

@@ -1,14 +1,9 @@
-"""An example: a Flax module as a `Policy`, in Linen and in NNX.
+"""Flax modules as policies, in Linen and in NNX, without a cache and with a cache of their own."""
 
-A module needs no cache of its own. `recomputing` makes a Policy of any causal forward pass whose cache is the tokens
-themselves: each new token costs a pass over all before it, T times the work of a cache of keys and values, and a
-prompt is computed once a sample. Good for trying a model out; a module with a cache of its own implements the three
-functions of `Policy` directly.
-"""
-
+import doctest
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,110 +13,103 @@ import pytest
 from flax import nnx
 
 from jaxrft.learn import grpo, update
+from jaxrft.lm import flax_policy as module_under_test
 from jaxrft.lm import rollout
-from jaxrft.lm.model import FREE, PADDED, Policy
-from jaxrft.types import Array
+from jaxrft.lm.flax_policy import flax_policy
+from jaxrft.lm.model import Policy
+from jaxrft.types import Array, InputError
 
 VOCABULARY, WIDTH, HEADS, LONGEST = 12, 16, 2, 16
-
-
-class Seen(NamedTuple):
-    """The cache of a policy without one."""
-
-    tokens: Array  # [1, rows, length] int32
-    positions: Array  # [1, rows, length] int32, FREE where nothing was written, PADDED where there is nothing to see
-
-
-def recomputing(forward: Callable[..., Array], unembed: Callable[..., Array]) -> Policy:
-    """The Policy of forward(params, tokens [rows, S], positions [rows, S]) -> hidden [rows, S, D], causal in positions.
-
-    `unembed` is (params, hidden [..., D]) -> logits [..., V].
-    """
-
-    def apply(
-        params: Any,
-        tokens: Array,
-        positions: Array,
-        valid: Array,
-        cache: Seen | None = None,
-        prefix: Seen | None = None,
-    ) -> tuple[Array, Seen]:
-        own, start = Seen(tokens[None], jnp.where(valid, positions, PADDED)[None]), jnp.int32(0)
-        if cache is not None:
-            start = jnp.sum(cache.positions[0, 0] != FREE, dtype=jnp.int32)
-            own = jax.tree.map(lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, start, axis=2), cache, own)
-        seen = own
-        if prefix is not None:
-            start = start + prefix.tokens.shape[2]
-            group = tokens.shape[0] // prefix.tokens.shape[1]
-            seen = jax.tree.map(lambda p, x: jnp.concatenate([jnp.repeat(p, group, axis=1), x], axis=2), prefix, own)
-        hidden = forward(params, seen.tokens[0], seen.positions[0])
-        return jax.lax.dynamic_slice_in_dim(hidden, start, tokens.shape[1], axis=1), own
-
-    def init_cache(rows: int, length: int) -> Seen:
-        tokens = jnp.zeros((1, rows, length), jnp.int32)
-        return Seen(tokens, jnp.full_like(tokens, FREE))
-
-    return Policy(apply, unembed, init_cache)
-
-
-def causal(positions: Array) -> Array:
-    """Which keys a query may see, [rows, 1, queries, keys]: padding and free slots lie in the far future."""
-    return positions[:, None, :, None] >= positions[:, None, None, :]
+TOKENS = jnp.array([[2, 3, 4], [5, 0, 0]])
+POSITIONS = jnp.tile(jnp.arange(3), (2, 1))
 
 
 class LinenTransformer(nn.Module):
     """One block."""
 
     def setup(self) -> None:
-        self.embed, self.place = nn.Embed(VOCABULARY, WIDTH), nn.Embed(LONGEST, WIDTH)
-        self.attend, self.norm = nn.MultiHeadDotProductAttention(HEADS), nn.LayerNorm()
+        self.embed = nn.Embed(VOCABULARY, WIDTH)
+        self.place = nn.Embed(LONGEST, WIDTH)
+        self.query = nn.DenseGeneral((HEADS, WIDTH // HEADS))
+        self.key = nn.DenseGeneral((HEADS, WIDTH // HEADS))
+        self.value = nn.DenseGeneral((HEADS, WIDTH // HEADS))
+        self.out = nn.DenseGeneral(WIDTH, axis=(-2, -1))
+        self.norm = nn.LayerNorm()
         self.head = nn.Dense(VOCABULARY)
 
-    def __call__(self, tokens: Array, positions: Array) -> Array:
-        x = self.embed(tokens) + self.place(jnp.minimum(positions, LONGEST - 1))
-        return self.norm(x + self.attend(x, mask=causal(positions)))
+    def __call__(self, tokens: Array, positions: Array, mask: Array | None, cache: Any = None) -> Any:
+        x = self.embed(tokens) + self.place(positions)
+        new = {"keys": self.key(x), "values": self.value(x)}
+        seen = new if cache is None else jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), cache, new)
+        mixed = nn.dot_product_attention(self.query(x), seen["keys"], seen["values"], mask=mask)
+        logits = self.head(self.norm(x + self.out(mixed)))
+        return logits if cache is None else (logits, new)
 
-    def logits(self, hidden: Array) -> Array:
-        return self.head(hidden)
 
-    def both(self, tokens: Array, positions: Array) -> Array:
-        """For `init`, which makes the parameters of what it calls."""
-        return self.logits(self(tokens, positions))
+def init_cache(rows: int, length: int) -> dict[str, Array]:
+    shape = (rows, length, HEADS, WIDTH // HEADS)
+    return {"keys": jnp.zeros(shape), "values": jnp.zeros(shape)}
+
+
+def forward(module: Any, tokens: Array, positions: Array, mask: Array, cache: Any) -> Any:
+    return module(tokens, positions, mask, cache)
 
 
 def linen() -> tuple[Policy, Any]:
     """The Policy of a Linen module, and parameters."""
     module = LinenTransformer()
     tokens = jnp.zeros((1, 1), jnp.int32)
-    policy = recomputing(module.apply, partial(module.apply, method="logits"))
-    return policy, jax.jit(partial(module.init, method="both"))(jax.random.key(0), tokens, tokens)
+    return flax_policy(module, forward), jax.jit(module.init)(jax.random.key(0), tokens, tokens, None)
+
+
+def linen_with_cache() -> tuple[Policy, Any]:
+    """The same module and parameters with keys and values in a cache."""
+    return flax_policy(LinenTransformer(), forward, init_cache), linen()[1]
 
 
 class NNXTransformer(nnx.Module):
     """One block."""
 
     def __init__(self, rngs: nnx.Rngs):
-        self.embed, self.place = nnx.Embed(VOCABULARY, WIDTH, rngs=rngs), nnx.Embed(LONGEST, WIDTH, rngs=rngs)
+        self.embed = nnx.Embed(VOCABULARY, WIDTH, rngs=rngs)
+        self.place = nnx.Embed(LONGEST, WIDTH, rngs=rngs)
         self.attend = nnx.MultiHeadAttention(HEADS, WIDTH, decode=False, rngs=rngs)
-        self.norm, self.head = nnx.LayerNorm(WIDTH, rngs=rngs), nnx.Linear(WIDTH, VOCABULARY, rngs=rngs)
+        self.norm = nnx.LayerNorm(WIDTH, rngs=rngs)
+        self.head = nnx.Linear(WIDTH, VOCABULARY, rngs=rngs)
 
-    def __call__(self, tokens: Array, positions: Array) -> Array:
-        x = self.embed(tokens) + self.place(jnp.minimum(positions, LONGEST - 1))
-        return self.norm(x + self.attend(x, mask=causal(positions)))
+    def __call__(self, tokens: Array, positions: Array, mask: Array) -> Array:
+        x = self.embed(tokens) + self.place(positions)
+        return self.head(self.norm(x + self.attend(x, mask=mask)))
+
+    def step(self, tokens: Array, positions: Array, mask: Array, cache: Array) -> tuple[Array, Array]:
+        """Caches what attention reads, from which it computes all keys and values again."""
+        x = self.embed(tokens) + self.place(positions)
+        mixed = self.attend(x, jnp.concatenate([cache, x], axis=1), mask=mask)
+        return self.head(self.norm(x + mixed)), x
 
 
 def flax_nnx() -> tuple[Policy, Any]:
     """The Policy of an NNX module, and parameters."""
-    graph, params = nnx.split(NNXTransformer(nnx.Rngs(0)))
-    policy = recomputing(
-        lambda params, tokens, positions: nnx.merge(graph, params)(tokens, positions),
-        lambda params, hidden: nnx.merge(graph, params).head(hidden),
-    )
-    return policy, params
+    module = NNXTransformer(nnx.Rngs(0))
+
+    def forward(module: Any, tokens: Array, positions: Array, mask: Array, cache: None) -> Array:
+        return module(tokens, positions, mask)
+
+    return flax_policy(module, forward), nnx.state(module, nnx.Param)
 
 
-@pytest.mark.parametrize("library", [linen, flax_nnx])
+def flax_nnx_with_cache() -> tuple[Policy, Any]:
+    """The same module and parameters with a cache."""
+    module = NNXTransformer(nnx.Rngs(0))
+
+    def forward(module: Any, *arguments: Array) -> tuple[Array, Array]:
+        return module.step(*arguments)
+
+    policy = flax_policy(module, forward, lambda rows, length: jnp.zeros((rows, length, WIDTH)))
+    return policy, nnx.state(module, nnx.Param)
+
+
+@pytest.mark.parametrize("library", [linen, linen_with_cache, flax_nnx, flax_nnx_with_cache])
 def test_a_flax_module_is_rolled_out_and_trained(library):
     """Logprobs of rollout and learner agree, and the policy learns to say 7, the reward being how often it does."""
     policy, params = library()
@@ -152,3 +140,65 @@ def test_a_flax_module_is_rolled_out_and_trained(library):
     padded = jnp.pad(prompts, ((0, 0), (0, 2)))
     wider = generate(params, jax.random.key(2), padded, lengths, jnp.arange(tasks))
     np.testing.assert_array_equal(wider.tokens, rollouts.tokens)
+
+
+@pytest.mark.parametrize("library, cached", [(linen, linen_with_cache), (flax_nnx, flax_nnx_with_cache)])
+def test_a_cache_changes_no_logits(library: Callable, cached: Callable):
+    """Prompts of a group are shared, and tokens come one at a time."""
+    prompts, valid = TOKENS, POSITIONS < jnp.array([[3], [1]])
+    tokens = jnp.array([[7, 8], [9, 1], [2, 3], [4, 6]])  # two samples of each prompt
+    positions = jnp.array([[3, 4], [3, 4], [1, 2], [1, 2]])
+    results = []
+    for policy, params in (library(), cached()):
+        _, prefix = policy.apply(params, prompts, POSITIONS, valid)
+        at_once, _ = policy.apply(params, tokens, positions, jnp.ones((4, 2), bool), None, prefix)
+        cache = policy.init_cache(4, 3)
+        logits = []
+        for step in range(2):
+            part = tokens[:, step : step + 1], positions[:, step : step + 1], jnp.ones((4, 1), bool)
+            each, cache = policy.apply(params, *part, cache, prefix)
+            logits.append(each)
+        results += [at_once, jnp.concatenate(logits, axis=1)]
+    for other in results[1:]:
+        np.testing.assert_allclose(results[0], other, atol=1e-5)
+
+
+def test_the_mask_hides_padding_and_later_tokens():
+    masks = []
+
+    def forward(module: Any, tokens: Array, positions: Array, mask: Array, cache: None) -> Array:
+        masks.append(mask)
+        return module(tokens, positions, mask)
+
+    module = NNXTransformer(nnx.Rngs(0))
+    policy = flax_policy(module, forward)
+    policy.apply(nnx.state(module, nnx.Param), TOKENS, POSITIONS, POSITIONS < jnp.array([[3], [1]]))
+    first, second = np.asarray(masks[0][:, 0]).astype(int)
+    np.testing.assert_array_equal(first, [[1, 0, 0], [1, 1, 0], [1, 1, 1]])
+    np.testing.assert_array_equal(second[0], [1, 0, 0])  # the others are padding, of which nothing is used
+
+
+@pytest.mark.parametrize(
+    "returned, init_cache, message",
+    [
+        (jnp.zeros((2, 12)), None, r"logits of shape \(2, 12\): they must be \[2, 3, vocabulary\]"),
+        (jnp.zeros((2, 1, 12)), None, r"logits of shape \(2, 1, 12\): they must be \[2, 3, vocabulary\]"),
+        ((jnp.zeros((2, 3, 12)), None), None, "a tuple: without init_cache it must return logits alone"),
+        (np.zeros((2, 3, 12)), init_cache, r"a ndarray: with init_cache it must return \(logits, new entries\)"),
+        ((jnp.zeros((2, 3, 12)), jnp.zeros((2, 3))), init_cache, r"cache entries of shapes \(2, 3\): they must be {'k"),
+        (None, lambda rows, length: jnp.zeros((length, 1)), r"init_cache\(2, 0\) returned a leaf of shape \(0, 1\)"),
+    ],
+)
+def test_what_forward_returns_is_checked(returned, init_cache, message):
+    policy = flax_policy(LinenTransformer(), lambda *arguments: returned, init_cache)
+    with pytest.raises(InputError, match=message):
+        policy.apply({}, TOKENS, POSITIONS, POSITIONS < 3)
+
+
+def test_other_modules_are_refused():
+    with pytest.raises(InputError, match="module is a function: it must be a flax.linen.Module or a flax.nnx.Module"):
+        flax_policy(lambda x: x, forward)  # pyright: ignore
+
+
+def test_the_example_runs():
+    assert doctest.testmod(module_under_test).failed == 0
