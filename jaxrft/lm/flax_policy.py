@@ -1,7 +1,7 @@
 """Makes a `Policy` of a Flax module, with or without a cache of its own."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ class Forward(Protocol):
     """Calls a module that has its parameters; what a user of `flax_policy` writes."""
 
     def __call__(
-        self, module: linen.Module | nnx.Module, tokens: Array, positions: Array, mask: Array, cache: PyTree | None, /
+        self, module: Any, tokens: Array, positions: Array, mask: Array, cache: PyTree | None, /
     ) -> Array | tuple[Array, PyTree]:
         """Returns logits [rows, T, V]; with a cache also what it holds of the new tokens."""
         ...
@@ -86,13 +86,12 @@ def flax_policy(
             all_tokens = jnp.concatenate([earlier.entries, tokens], axis=1)
             places = jnp.where(all_positions < PADDED, all_positions, 0)
             mask = _mask(all_positions, all_positions)
-            logits = call(params, all_tokens, places, mask, None)
-            _check_logits(logits, all_tokens.shape)
+            logits = _checked_logits(call(params, all_tokens, places, mask, None), all_tokens.shape)
             logits = logits[:, -steps:]
         else:
             mask = _mask(positions, all_positions)
-            logits, new = _check_pair(call(params, tokens, positions, mask, earlier.entries))
-            _check_logits(logits, tokens.shape)
+            logits, new = _checked_pair(call(params, tokens, positions, mask, earlier.entries))
+            logits = _checked_logits(logits, tokens.shape)
             _check_entries(new, earlier.entries, tokens.shape)
         latest = Cache(new, key_positions)
         return logits, latest if cache is None else _write(cache, latest)
@@ -147,15 +146,16 @@ def _write(cache: Cache, new: Cache) -> Cache:
     return jax.tree.map(put, cache, new)
 
 
-def _check_logits(logits: Array | tuple, tokens_shape: tuple[int, ...]) -> None:
+def _checked_logits(logits: Array | tuple, tokens_shape: tuple[int, ...]) -> Array:
     if isinstance(logits, tuple):
         raise InputError("forward returned a tuple: without init_cache it must return logits alone")
     if logits.ndim != 3 or logits.shape[:2] != tokens_shape:
         rows, steps = tokens_shape
         raise InputError(f"forward returned logits of shape {logits.shape}: they must be [{rows}, {steps}, vocabulary]")
+    return logits
 
 
-def _check_pair(result: Array | tuple[Array, PyTree]) -> tuple[Array, PyTree]:
+def _checked_pair(result: Array | tuple[Array, PyTree]) -> tuple[Array, PyTree]:
     if not isinstance(result, tuple) or len(result) != 2:
         kind = type(result).__name__
         raise InputError(f"forward returned a {kind}: with init_cache it must return (logits, new entries)")
