@@ -11,7 +11,7 @@ import pytest
 from jaxrft import config as configs
 from jaxrft import mesh as meshes
 from jaxrft.config import Config, EvalConfig, LoRAConfig, MeshConfig, ReplayConfig, SelectConfig, TasksConfig
-from jaxrft.learn import grpo, replay, shaping, update
+from jaxrft.learn import grpo, replay, reward_shaping, update
 from jaxrft.lm import model, rollout, sampling
 from jaxrft.rewards.pool import Pool
 from jaxrft.select import acquire, baselines, selectors
@@ -363,7 +363,7 @@ NAMESAKES = [
     (Config, grpo.advantages, {"scale_rewards"}),
     (Config, grpo.policy_loss, {"loss_type", "epsilon", "epsilon_high", "delta"}),
     (Config, grpo.importance_weights, {"importance_sampling_cap", "importance_sampling_mode"}),
-    (Config, shaping.overlong, {"overlong_penalty"}),
+    (Config, reward_shaping.overlong, {"overlong_penalty"}),
     (SelectConfig, selectors.uniform, {"order", "balance"}),
     (SelectConfig, selectors.bots, {"decay", "rho", "momentum", "target", "prior", "per_domain", "balance"}),
     (SelectConfig, selectors.dots, {"num_references", "probe_every", "target", "temperature", "balance"}),

@@ -16,7 +16,7 @@ LAYERS = (
     {"prepare", "simulate", "plan"},
     {"cli", "__main__", ""},
 )
-ARRAYS_ONLY = ("masked", "objectives", "losses", "grpo", "shaping", "reward_shaping", "replay")
+ARRAYS_ONLY = ("masked", "losses", "grpo", "reward_shaping", "replay")
 LIBRARY = [*ROOT.rglob("select/**/*.py"), *(ROOT / f"learn/{name}.py" for name in ARRAYS_ONLY)]
 LIBRARY = {path for path in LIBRARY if path.exists()}  # what other people's JAX code imports
 LIBRARY -= {ROOT / "select/dots/predictor.py"}  # reads and writes a file, with safetensors

@@ -9,8 +9,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxrft.learn import masked, objectives
-from jaxrft.learn.objectives import LOSS_TYPES as LOSS_TYPES
+from jaxrft.learn import masked
+from jaxrft.learn.losses import LOSS_TYPES as LOSS_TYPES
+from jaxrft.learn.losses import Bounds, LossType
 from jaxrft.types import Array, InputError
 
 # Differences of log-probabilities are cut here, exp(20) = 5e8, so that no ratio is inf and 0 * inf never NaN.
@@ -102,7 +103,7 @@ def normaliser(mask: Array, loss_type: str, max_completion_length: int | None = 
     return objective.reduction.count(mask, length)
 
 
-def _row_of(loss_type: str, max_completion_length: int | None) -> tuple[objectives.LossType, int]:
+def _row_of(loss_type: str, max_completion_length: int | None) -> tuple[LossType, int]:
     """The row of a loss type and its constant length, 1 where none is used."""
     if loss_type not in LOSS_TYPES:
         raise InputError(f"loss_type is {loss_type!r}: choose one of {', '.join(LOSS_TYPES)}")
@@ -170,9 +171,9 @@ def policy_loss(
     centre = jnp.exp(_cut(objective.log_ratio(anchor - behaviour, mask)))
 
     top = centre * (jnp.inf if delta is None else delta)
-    bounds = objectives.Bounds(centre * (1.0 - epsilon), centre * (1.0 + epsilon_high), top)
-    losses, cuts = objective.losses(ratio, logprobs, advantages, bounds)
-    losses = jax.lax.stop_gradient(masked.zero(weights, mask)) * losses
+    bounds = Bounds(centre * (1.0 - epsilon), centre * (1.0 + epsilon_high), top)
+    token_losses, cuts = objective.losses(ratio, logprobs, advantages, bounds)
+    token_losses = jax.lax.stop_gradient(masked.zero(weights, mask)) * token_losses
 
     metric_weights = reduction.metric_weights(mask, length)
     metrics = {
@@ -183,7 +184,7 @@ def policy_loss(
     }
     if delta is not None:
         metrics["clip_ratio/delta_mean"] = cuts.top
-    loss = jnp.sum(reduction.weights(mask, length) * losses) / total
+    loss = jnp.sum(reduction.weights(mask, length) * token_losses) / total
     return loss, {name: jnp.sum(metric_weights * x.astype(jnp.float32)) / total for name, x in metrics.items()}
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxrft import mesh as meshes
 from jaxrft.config import Config
-from jaxrft.learn import grpo, replay, shaping, update
+from jaxrft.learn import grpo, replay, reward_shaping, update
 from jaxrft.learn.replay import Groups, Replay
 from jaxrft.lm.policy import LanguageModel, compile_rollout
 from jaxrft.report import metrics
@@ -244,7 +244,7 @@ def judge(
     config, groups = run.config, rewards.shape[:2]
     total, valid, tolerance, of_length = sums(config, rewards, success_index, rollouts.lengths.reshape(groups))
     total = grpo.leveled(total, valid, tolerance=tolerance)
-    success = jnp.where(valid, shaping.of_tasks(rewards, success_index), 0.0)
+    success = jnp.where(valid, reward_shaping.of_tasks(rewards, success_index), 0.0)
     trials = jnp.sum(valid, axis=1, dtype=jnp.float32)
     rate = jnp.sum(success, axis=1) / jnp.maximum(trials, 1.0)
     informative = grpo.informative(success, valid)
@@ -350,11 +350,11 @@ def sums(
     overlong penalty is one more term of each sum, if there is one.
     """
     reward_weights = jnp.array(config.reward_weights or [1.0] * len(config.rewards), jnp.float32)
-    total, exists = shaping.total(rewards, reward_weights, success=success_index)
-    magnitude = shaping.magnitude(rewards, reward_weights)
+    total, exists = reward_shaping.total(rewards, reward_weights, success=success_index)
+    magnitude = reward_shaping.magnitude(rewards, reward_weights)
     if config.overlong_buffer == 0:
         return total, exists, grpo.rounding(magnitude, len(config.rewards)), {}
-    penalty = shaping.overlong(
+    penalty = reward_shaping.overlong(
         lengths,
         max_completion_length=config.max_completion_length,
         overlong_buffer=config.overlong_buffer,

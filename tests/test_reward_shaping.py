@@ -5,11 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from jaxrft.learn import shaping
+from jaxrft.learn import reward_shaping
 
 NAN = jnp.nan
 WEIGHTS = jnp.array([1.0, 0.5, -2.0])
-total = jax.jit(shaping.total, static_argnames="success")
+total = jax.jit(reward_shaping.total, static_argnames="success")
 
 
 def test_a_sum_is_of_the_rewards_that_apply():
@@ -41,9 +41,11 @@ def test_overlong_worked_by_hand():
     """Of at most 100 tokens the last 20 cost: nothing up to 80, half at 90, all at 100."""
     lengths = jnp.array([1, 80, 85, 90, 100], jnp.int32)
     limits = {"max_completion_length": 100, "overlong_buffer": 20}
-    np.testing.assert_allclose(shaping.overlong(lengths, **limits), [0, 0, -0.25, -0.5, -1], atol=1e-7)
-    np.testing.assert_allclose(shaping.overlong(lengths, **limits, overlong_penalty=0.4)[-2:], [-0.2, -0.4], rtol=1e-6)
-    whole = shaping.overlong(lengths, max_completion_length=100, overlong_buffer=100)
+    np.testing.assert_allclose(reward_shaping.overlong(lengths, **limits), [0, 0, -0.25, -0.5, -1], atol=1e-7)
+    np.testing.assert_allclose(
+        reward_shaping.overlong(lengths, **limits, overlong_penalty=0.4)[-2:], [-0.2, -0.4], rtol=1e-6
+    )
+    whole = reward_shaping.overlong(lengths, max_completion_length=100, overlong_buffer=100)
     np.testing.assert_allclose(whole, [-0.01, -0.8, -0.85, -0.9, -1], rtol=1e-6)
 
 
@@ -51,8 +53,8 @@ def test_each_task_has_its_own_success():
     """Two tasks of two samples: of the first the first reward counts, of the second the other one."""
     rewards = jnp.array([[[1.0, NAN], [NAN, 1.0]], [[NAN, 0.5], [0.25, NAN]]])
     success = jnp.array([0, 1], jnp.int32)
-    np.testing.assert_array_equal(shaping.of_tasks(rewards, success), [[1.0, NAN], [0.5, NAN]])
-    summed, exists = shaping.total(rewards, jnp.array([1.0, 2.0]), success=success)
+    np.testing.assert_array_equal(reward_shaping.of_tasks(rewards, success), [[1.0, NAN], [0.5, NAN]])
+    summed, exists = reward_shaping.total(rewards, jnp.array([1.0, 2.0]), success=success)
     np.testing.assert_array_equal(summed, [[1.0, 0.0], [1.0, 0.0]])
     np.testing.assert_array_equal(exists, [[True, False], [True, False]])
 
@@ -60,4 +62,4 @@ def test_each_task_has_its_own_success():
 def test_the_magnitude_of_a_sum_is_that_of_its_terms_not_its_own():
     """1 - 2 * 0.5 = 0 has terms of 2 together; what does not apply adds nothing."""
     rewards = jnp.array([[[1.0, NAN, 0.5], [NAN, 3.0, NAN]]])
-    np.testing.assert_array_equal(shaping.magnitude(rewards, WEIGHTS), [[2.0, 1.5]])
+    np.testing.assert_array_equal(reward_shaping.magnitude(rewards, WEIGHTS), [[2.0, 1.5]])
