@@ -66,6 +66,36 @@ def test_every_calibration_by_hand():
     assert found("plain", top_k=7) == pytest.approx(0.8)
 
 
+def test_every_parameter_of_a_tower_has_its_name_in_the_flax_module():
+    tower = attention.params_from_torch(torch_state(WHOLE)).query
+    named = attention.flax_params(tower)
+    drawn = attention.Encoder((40, 40, 40)).init(jax.random.key(0), QUERIES)["params"]
+    assert jax.tree.map(jnp.shape, named) == jax.tree.map(jnp.shape, drawn)
+    assert {id(x) for x in jax.tree.leaves(named)} == {id(x) for x in jax.tree.leaves(tower)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"query": jnp.ones((2, 3))}, r"^reference has shape \(4, 5\): it must be \[R, h\], here \[R, 3\]$"),
+        ({"query": jnp.ones(5)}, r"^query has shape \(5,\): it must be \[Q, h\]$"),
+        ({"query": jnp.ones((2, 5), int)}, "^query is int32: its dtype must be float$"),
+        ({"rates": jnp.ones(3)}, r"^reference_pass_rates has shape \(3,\): it must be \[R\], here \[4\]$"),
+        (
+            {"rates": jnp.ones(4, complex)},
+            "^reference_pass_rates is complex64: its dtype must be bool or",
+        ),
+    ],
+)
+def test_an_array_of_another_shape_or_dtype_is_named(change, message):
+    arrays = {"query": jnp.ones((2, 5)), "reference": jnp.ones((4, 5)), "rates": jnp.ones(4)} | change
+    params = attention.Params(TOWER, TOWER)
+    with pytest.raises(InputError, match=message):
+        attention.predict_projected(
+            params, Projections(arrays["query"], arrays["reference"]), arrays["rates"], calibration="plain"
+        )
+
+
 @pytest.mark.parametrize("top_k", [None, 8])
 def test_an_unknown_reference_counts_as_absent(top_k):
     params = attention.params_from_torch(torch_state(WHOLE))

@@ -34,6 +34,15 @@ def test_it_learns_what_no_line_can_and_tells_it_of_new_tasks_and_a_new_policy()
     assert score(found) > 0.7 > score(line[new] @ ridge) + 0.4
 
 
+def test_all_epochs_are_one_trace(monkeypatch):
+    embeddings, rates = quadrants(24, 3)
+    draw, traces, epochs = training.draw, [], []
+    monkeypatch.setattr(training, "draw", lambda *args, **options: (traces.append(1), draw(*args, **options))[1])
+    options = dict(width=4, layers=1, num_references=7, batch_size=11, epochs=3)
+    training.fit(jax.random.key(0), embeddings, rates, report=lambda epoch, loss: epochs.append(epoch), **options)
+    assert (len(traces), epochs) == (1, [1, 2, 3])
+
+
 def test_a_batch_is_of_distinct_tasks_the_unknown_last():
     rates = jnp.full((3, 10), 0.5).at[1, 3:].set(NAN)
     draw = jax.jit(jax.vmap(lambda key: training.draw(key, rates, references=2, queries=5)))
@@ -74,10 +83,10 @@ def test_dropout_is_between_layers():
     ones = attention.Affine(jnp.zeros((8, 8)), jnp.ones(8))  # gelu(1) = 0.8413, which drops out or stays
     tower = attention.Tower(one, (ones, attention.Affine(jnp.eye(8), jnp.zeros(8))), one)
     x, key = jnp.zeros((200, 8)), jax.random.key(0)
-    assert np.allclose(attention.tower(tower, x), 0, atol=1e-4)  # all inputs alike
-    half = attention.tower(tower, x, key, 0.5)
+    assert np.allclose(attention.encode(tower, x), 0, atol=1e-4)  # all inputs alike
+    half = attention.encode(tower, x, key, dropout=0.5)
     assert abs(float((half > 0).mean()) - 0.5) < 0.05  # those kept stand above the row's mean
-    assert np.array_equal(attention.tower(tower, x, key, 0.0), attention.tower(tower, x))
+    assert np.array_equal(attention.encode(tower, x, key, dropout=0.0), attention.encode(tower, x))
 
 
 @pytest.mark.parametrize(
@@ -88,10 +97,11 @@ def test_dropout_is_between_layers():
         ((4, 3), np.full((2, 4), 1.5), {}, r"outside \[0, 1\]"),
         ((4, 3), np.array([[0.5] * 4, [NAN] * 4]), {}, "policy 1 has no known pass rate: leave it out"),
         ((4, 3), np.full((2, 4), 0.5), {"dropout": 1.0}, r"dropout is 1.0: it must be in \[0, 1\)"),
+        ((4, 3), np.full((2, 4), 1j), {}, "pass_rates is complex128: its dtype must be bool or int or float"),
         ((4, 3), np.full((2, 4), 0.5), {"layers": 0}, "layers is 0: it must be a whole number, at least 1"),
         ((4, 3), np.full((2, 4), 0.5), {"calibration": "isotonic"}, "no calibration 'isotonic'"),
     ],
 )
 def test_a_mistake_is_one_sentence_that_names_it(embeddings, rates, options, message):
     with pytest.raises(InputError, match=message):
-        training.fit(jax.random.key(0), np.zeros(embeddings, np.float32), rates.astype(np.float32), **options)
+        training.fit(jax.random.key(0), np.zeros(embeddings, np.float32), rates, **options)
