@@ -35,6 +35,20 @@ def check_shapes(**arguments: tuple[ArrayLike | None, str]) -> dict[str, int]:
     return sizes
 
 
+def check_same_shape(**arguments: ArrayLike | None) -> None:
+    """Raises InputError for the first argument that has not the shape of the first that is not None."""
+    first, shape = "", ()
+    for name, array in arguments.items():
+        if array is None:
+            continue
+        if not hasattr(array, "shape"):
+            raise InputError(f"{name} is {shown(array)}: it must be an array")
+        if not first:
+            first, shape = name, jnp.shape(array)
+        if not _has_shape(array, list(shape)):
+            raise InputError(f"{name} has shape {jnp.shape(array)}: it must be {shape}, as that of {first}")
+
+
 def check_dtypes(kinds: DTypeLike | tuple[DTypeLike, ...], **arguments: ArrayLike | None) -> None:
     """Raises InputError for the first argument that is of none of the kinds.
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrft.shapes import REAL, check_dtypes, check_shapes
+from jaxrft.shapes import REAL, check_dtypes, check_same_shape, check_shapes
 from jaxrft.types import InputError
 
 
@@ -22,6 +22,14 @@ def test_digits_are_sizes():
     assert check_shapes(moments=(jnp.zeros(3), "3"), x=(jnp.zeros((2, 1)), "R1"))["R"] == 2
     with pytest.raises(InputError, match=r"^x has shape \(2, 4\): it must be \[R, 1\]$"):
         check_shapes(x=(jnp.zeros((2, 4)), "R1"))
+
+
+def test_same_shape_is_that_of_the_first_array():
+    check_same_shape(x=None, y=jnp.zeros((2, 3)), z=np.ones((2, 3)))
+    with pytest.raises(InputError, match=r"^mask has shape \(3,\): it must be \(2, 3\), as that of x$"):
+        check_same_shape(x=jnp.zeros((2, 3)), weights=None, mask=jnp.zeros(3))
+    with pytest.raises(InputError, match=r"^mask is \[1\]: it must be an array$"):
+        check_same_shape(x=jnp.zeros(1), mask=[1])
 
 
 def test_what_is_no_array_is_named():

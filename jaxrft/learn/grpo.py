@@ -1,7 +1,7 @@
 """Group-relative policy optimisation: advantages, clipped objectives and the KL, as functions of arrays.
 
 Axis letters: B tasks, G rollouts a task, R = B * G rows, T completion tokens. Inputs are of any dtype, float32 inside;
-a mask is 0 or 1, of any dtype.
+a mask is 0 or 1, of any dtype. All functions raise InputError for arrays of other shapes or other kinds of numbers.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxrft.learn import masked
 from jaxrft.learn.losses import LOSS_TYPES as LOSS_TYPES
 from jaxrft.learn.losses import Bounds, LossType
+from jaxrft.shapes import REAL, check_dtypes, check_same_shape, check_shapes
 from jaxrft.types import Array, InputError
 
 # Differences of log-probabilities are cut here, exp(20) = 5e8, so that no ratio is inf and 0 * inf never NaN.
@@ -45,6 +46,7 @@ def informative(rewards: Array, mask: Array | None = None, *, tolerance: Array |
     """
     rewards, mask = _rewards(rewards, mask)
     tolerance = rounding(jnp.abs(rewards)) if tolerance is None else tolerance
+    check_same_shape(rewards=rewards, tolerance=tolerance)
     highest = jnp.max(rewards, axis=1, where=mask, initial=-jnp.inf)
     lowest = jnp.min(rewards, axis=1, where=mask, initial=jnp.inf)
     allowed = jnp.max(tolerance, axis=1, where=mask, initial=0.0)
@@ -85,7 +87,8 @@ def advantages(rewards: Array, *, scale_rewards: str = "group", mask: Array | No
 
 def _rewards(rewards: Array, mask: Array | None) -> tuple[Array, Array]:
     """Rewards [B, G] in float32, 0 where the mask hides them, and the mask [B, G] as bool, all True by default."""
-    masked.same_shape(rewards, rank=2)
+    check_shapes(rewards=(rewards, "BG"), mask=(mask, "BG"))
+    check_dtypes(REAL, rewards=rewards, mask=mask)
     mask = jnp.ones(rewards.shape, bool) if mask is None else mask.astype(bool)
     return masked.zero(rewards, mask), mask
 
@@ -98,7 +101,8 @@ def normaliser(mask: Array, loss_type: str, max_completion_length: int | None = 
     float32.
     Raises InputError for an unknown `loss_type`, or dr_grpo without `max_completion_length`.
     """
-    masked.same_shape(mask, rank=2)
+    check_shapes(mask=(mask, "RT"))
+    check_dtypes(REAL, mask=mask)
     objective, length = _row_of(loss_type, max_completion_length)
     return objective.reduction.count(mask, length)
 
@@ -151,11 +155,18 @@ def policy_loss(
     Raises InputError for an unknown `loss_type`, dr_grpo without `max_completion_length`, and a `delta` that is not
     above 1 + epsilon_high or that has no meaning, with cispo.
     """
+    check_shapes(
+        mask=(mask, "RT"),
+        logprobs=(logprobs, "RT"),
+        behaviour_logprobs=(behaviour_logprobs, "RT"),
+        anchor_logprobs=(anchor_logprobs, "RT"),
+        weights=(weights, "RT"),
+        advantages=(advantages, "R1" if jnp.shape(advantages)[1:] == (1,) else "RT"),
+    )
+    check_dtypes(float, logprobs=logprobs, behaviour_logprobs=behaviour_logprobs, anchor_logprobs=anchor_logprobs)
+    check_dtypes(REAL, mask=mask, weights=weights, advantages=advantages)
     anchor_logprobs = behaviour_logprobs if anchor_logprobs is None else anchor_logprobs
     weights = jnp.ones(mask.shape, jnp.float32) if weights is None else weights
-    masked.same_shape(logprobs, behaviour_logprobs, anchor_logprobs, weights, mask, rank=2)
-    if advantages.shape not in (mask.shape, (mask.shape[0], 1)):
-        raise ValueError(f"advantages {advantages.shape} must be [R, T] or [R, 1] for a mask {mask.shape}")
     objective, length = _row_of(loss_type, max_completion_length)
     epsilon_high = epsilon if epsilon_high is None else epsilon_high
     if delta is not None and (loss_type == "cispo" or delta <= 1.0 + epsilon_high):
@@ -220,7 +231,8 @@ def importance_weights(
     Everything is [R, T], the result float32; what is under mask 0 changes nothing. Deviation: log-ratios are cut to
     +-20. Raises InputError for another correction or mode.
     """
-    masked.same_shape(logprobs, sampling_logprobs, mask, rank=2)
+    check_shapes(mask=(mask, "RT"), logprobs=(logprobs, "RT"), sampling_logprobs=(sampling_logprobs, "RT"))
+    check_dtypes(float, logprobs=logprobs, sampling_logprobs=sampling_logprobs)
     if importance_sampling_correction not in CORRECTIONS:
         choices = ", ".join(CORRECTIONS)
         raise InputError(
@@ -243,7 +255,8 @@ def kl_k3(logprobs: Array, ref_logprobs: Array) -> Array:
     result are [R, T]. It knows no mask: where padding may hold NaN put both through `masked.zero` first, or the NaN
     enters the gradient.
     """
-    masked.same_shape(logprobs, ref_logprobs, rank=2)
+    check_shapes(logprobs=(logprobs, "RT"), ref_logprobs=(ref_logprobs, "RT"))
+    check_dtypes(float, logprobs=logprobs, ref_logprobs=ref_logprobs)
     difference = _cut(ref_logprobs.astype(jnp.float32) - logprobs.astype(jnp.float32))
     return jnp.expm1(difference) - difference
 
@@ -257,7 +270,8 @@ def kl_corrected(logprobs: Array, ref_logprobs: Array, behaviour_logprobs: Array
     sequence-level loss; log-ratios are cut to +-20. The ratio is not clipped. Prefixes stay those that mu drew. What
     top_p and top_k drew from, `importance_weights`, is not corrected for. As `kl_k3` it knows no mask.
     """
-    masked.same_shape(logprobs, behaviour_logprobs, rank=2)
+    check_shapes(logprobs=(logprobs, "RT"), behaviour_logprobs=(behaviour_logprobs, "RT"))
+    check_dtypes(float, behaviour_logprobs=behaviour_logprobs)
     behaviour = jax.lax.stop_gradient(behaviour_logprobs.astype(jnp.float32))
     ratio = jnp.exp(_cut(logprobs.astype(jnp.float32) - behaviour))
     return ratio * kl_k3(logprobs, ref_logprobs)

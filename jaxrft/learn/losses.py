@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrft.learn import masked
+from jaxrft.shapes import check_same_shape
 from jaxrft.types import Array
 
 
@@ -34,6 +35,7 @@ def clipped(ratio: Array, logprobs: Array, advantages: Array, bounds: Bounds) ->
 
     Where a bound acts the loss is constant, and its gradient 0.
     """
+    check_same_shape(ratio=ratio, logprobs=logprobs, advantages=advantages)
     low, high, top = bounds
     cuts = Cuts((ratio < low) & (advantages < 0), (ratio > high) & (advantages > 0), (ratio > top) & (advantages < 0))
     bounded = jnp.where(cuts.low, low, jnp.where(cuts.high, high, jnp.where(cuts.top, top, ratio)))
@@ -45,6 +47,7 @@ def weighted(ratio: Array, logprobs: Array, advantages: Array, bounds: Bounds) -
 
     As in the paper's own runs there is no lower bound.
     """
+    check_same_shape(ratio=ratio, logprobs=logprobs, advantages=advantages)
     high = (ratio > bounds.high) & (advantages != 0)
     never = jnp.zeros(ratio.shape, bool)
     weights = jax.lax.stop_gradient(jnp.minimum(ratio, bounds.high))
@@ -52,7 +55,8 @@ def weighted(ratio: Array, logprobs: Array, advantages: Array, bounds: Bounds) -
 
 
 def of_token(log_ratio: Array, mask: Array) -> Array:
-    """The token's own."""
+    """Returns the token's own."""
+    check_same_shape(log_ratio=log_ratio, mask=mask)
     return log_ratio
 
 

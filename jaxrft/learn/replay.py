@@ -11,14 +11,15 @@ A step asks `fresh_needed`, rolls out at least so many groups, joins them with w
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxrft import mesh as meshes
 from jaxrft.learn import grpo, masked
-from jaxrft.types import Array, InputError
+from jaxrft.shapes import check_dtypes, check_shapes
+from jaxrft.types import Array, InputError, PyTree
 
 
 class Groups(NamedTuple):
@@ -50,12 +51,12 @@ class Replay(NamedTuple):
     """(like) -> the empty buffer, for groups of the shapes of `like`, arrays or jax.ShapeDtypeStructs of any number."""
     add: Callable[[Buffer, Groups], Buffer]
     """(buffer, fresh [M]) -> the buffer with those that teach, oldest out first. Drawn groups are in it already.
-    Raises ValueError for groups of other shapes than the buffer's."""
+    Raises InputError for groups of other shapes than the buffer's."""
     draw: Callable[[Array, Buffer, Groups, Array], tuple[Groups, Array]]
     """(key, buffer, fresh [M], step) -> (groups [B], replayed [B] bool): the first of the fresh groups, then the drawn,
     as many as there are, B - F at most, none twice and none of this step. M = B is always enough, and so is M =
     fresh_needed; with fewer, all floats of what is missing are NaN, and so is the loss: it cannot go unnoticed.
-    Raises ValueError for M < F, M > B or groups of other shapes than the buffer's."""
+    Raises InputError for M < F, M > B or groups of other shapes than the buffer's."""
     fresh_needed: Callable[[Buffer, Array], Array]
     """(buffer, step) -> [] int32, how many fresh groups the batch of this step needs: F, or more, up to B, while the
     buffer is short."""
@@ -106,7 +107,7 @@ def shapes(*, num_generations: int, prompt_length: int, completion_length: int, 
     """A group's jax.ShapeDtypeStructs, for `init`; `weighted`: its tokens have weights."""
     f32, i32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32), partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
     group, cells = (1, num_generations), (1, num_generations, completion_length)
-    leaves: Any = (
+    leaves: PyTree = (
         *(i32((1, prompt_length)), i32((1,)), i32(cells), f32(cells), f32(cells)),
         *(f32(group), f32(group), i32((1,)), i32((1,)), f32(cells) if weighted else None),
     )
@@ -116,7 +117,7 @@ def shapes(*, num_generations: int, prompt_length: int, completion_length: int, 
 def _init(capacity: int, like: Groups) -> Buffer:
     """An empty ring of float32 and int32, whatever floats and integers `like` has."""
 
-    def zeros(x: Any) -> Array:
+    def zeros(x: Array) -> Array:
         return jnp.zeros((capacity, *x.shape[1:]), _dtype(x))
 
     groups = jax.tree.map(zeros, like)
@@ -151,7 +152,7 @@ def _draw(
     fresh = _fitting(fresh, buffer.groups)
     given = fresh.step.shape[0]
     if not least <= given <= batch_size:
-        raise ValueError(f"{given} fresh groups: there must be {least} to {batch_size}")
+        raise InputError(f"{given} fresh groups: there must be {least} to {batch_size}")
     may = _may_be_drawn(buffer, step, max_age)
     # The largest of log weight + Gumbel noise are a draw without replacement [arXiv 1903.06059].
     bounds = jnp.finfo(jnp.float32)
@@ -181,17 +182,24 @@ def _may_be_drawn(buffer: Buffer, step: Array, max_age: int | None) -> Array:
     return (made >= 0) & (made < step) & young
 
 
-def _dtype(x: Any) -> Any:
-    """Float32 for floats, int32 for integers."""
-    return jnp.float32 if jnp.issubdtype(x.dtype, jnp.floating) else jnp.int32
+def _dtype(x: Array) -> jnp.dtype:
+    """Returns float32 for floats, int32 for integers."""
+    return jnp.dtype(jnp.float32 if jnp.issubdtype(x.dtype, jnp.floating) else jnp.int32)
 
 
 def _fitting(groups: Groups, like: Groups) -> Groups:
-    """The groups in the buffer's dtypes; raises ValueError if shapes differ in more than the number of groups."""
+    """Returns the groups in the buffer's dtypes.
+
+    Raises InputError for a field whose kind of number or whose shape, the number of groups aside, is another than the
+    buffer's.
+    """
     for name, new, old in zip(Groups._fields, groups, like, strict=True):
         wanted = None if old is None else (groups.step.shape[0], *old.shape[1:])
-        if (given := None if new is None else new.shape) != wanted:
-            raise ValueError(f"{name} is {given}: the buffer wants {wanted}")
+        given = None if new is None else new.shape
+        if given != wanted:
+            raise InputError(f"{name} is {given}: the buffer wants {wanted}")
+        if new is not None and old is not None and _dtype(new) != old.dtype:
+            raise InputError(f"{name} is {new.dtype}: the buffer wants {old.dtype}")
     return jax.tree.map(lambda x: x.astype(_dtype(x)), groups)
 
 
@@ -207,6 +215,8 @@ def metrics(groups: Groups, replayed: Array, step: Array) -> dict[str, Array]:
 
     Both are [] float32; the age is a mean over replayed groups, NaN without any.
     """
+    check_shapes(replayed=(replayed, "B"), step_of_groups=(groups.step, "B"))
+    check_dtypes(bool, replayed=replayed)
     count = masked.count(replayed)
     ages = masked.zero(step - groups.step, replayed)
     return {"replay/fraction": count / replayed.shape[0], "replay/age": jnp.sum(ages) / count}
@@ -218,6 +228,7 @@ def effective_sample_size(moments: Array) -> Array:
     Source: Kong, "A note on importance sampling using standardized weights", 1992. 1 if all ratios are equal, 1 / n if
     one token has all the weight, NaN without tokens. Moments of parts of a batch may be added, or averaged.
     """
+    check_shapes(moments=(moments, "3"))
     count, total, squares = moments
     return total**2 / (count * squares)
 
@@ -227,7 +238,8 @@ def weight_moments(logprobs: Array, behaviour_logprobs: Array, mask: Array) -> A
 
     Everything is [R, T]; what is under mask 0 changes nothing. Log-ratios are cut to +-20, as in `grpo.policy_loss`.
     """
-    masked.same_shape(logprobs, behaviour_logprobs, mask)
+    check_shapes(mask=(mask, "RT"), logprobs=(logprobs, "RT"), behaviour_logprobs=(behaviour_logprobs, "RT"))
+    check_dtypes(float, logprobs=logprobs, behaviour_logprobs=behaviour_logprobs)
     log_ratio = masked.zero(logprobs, mask) - masked.zero(behaviour_logprobs, mask)
     cut = jnp.clip(log_ratio, -grpo.MAX_LOG_RATIO, grpo.MAX_LOG_RATIO)
     weights = masked.zero(jnp.exp(cut), mask)

@@ -2,24 +2,27 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import PartitionSpec
+from jax.sharding import PartitionSpec, Sharding
 
 from jaxrft import mesh as meshes
 from jaxrft.learn import grpo, masked, replay
 from jaxrft.lm import blocks, sampling
-from jaxrft.lm.model import Policy, whole
+from jaxrft.lm.model import Params, Policy, whole
 from jaxrft.lm.rollout import prefill
 from jaxrft.mesh import constrain
-from jaxrft.types import Array
+from jaxrft.shapes import REAL, check_dtypes, check_shapes
+from jaxrft.types import Array, InputError, PyTree
 
 # Logits are computed for so many positions at a time that a device's chunk holds about this many numbers (256 MB in
 # float32), however large the vocabulary.
 CHUNK = 2**26
+
+Metrics = dict[str, Array]  # scalars
 
 
 class Batch(NamedTuple):
@@ -40,17 +43,53 @@ class OptimizerState(NamedTuple):
     """What an optimiser remembers, and whether its updates can be made."""
 
     skipped: Array  # scalar int32, updates in a row up to now that were not made
-    optax: Any
+    optax: optax.OptState
+
+
+class Step(Protocol):
+    """Learns from a batch."""
+
+    def __call__(
+        self,
+        key: Array,
+        params: PyTree,
+        optimizer_state: OptimizerState,
+        batch: Batch,
+        ref_params: PyTree | None = None,
+        frozen: Params | None = None,
+    ) -> tuple[PyTree, OptimizerState, Metrics]:
+        """Returns (params, optimizer_state, metrics).
+
+        Trains `params`; a policy whose parameters are a dict may have others, `frozen`, which are not trained.
+        Raises InputError for arrays of the batch whose shapes or kinds of numbers do not fit.
+        """
+        ...
 
 
 class Update(NamedTuple):
     """A training step, ready to be jitted; donate `params` and `optimizer_state`."""
 
-    init: Callable[..., Any]
+    init: Callable[[PyTree], OptimizerState]
     """params -> optimizer_state, float32."""
-    step: Callable[..., tuple[Any, Any, dict[str, Array]]]
-    """(key, params, optimizer_state, batch, ref_params=None, frozen=None) -> (params, optimizer_state, metrics).
-    Trained are `params`; a policy whose parameters are a dict may have others, `frozen`, which are not."""
+    step: Step
+
+
+def check_batch(batch: Batch) -> None:
+    """Raises InputError for arrays of a batch whose shapes or kinds of numbers do not fit."""
+    check_shapes(
+        tokens=(batch.tokens, "BGT"),
+        prompts=(batch.prompts, "BP"),
+        lengths=(batch.lengths, "B"),
+        mask=(batch.mask, "BGT"),
+        logprobs=(batch.logprobs, "BGT"),
+        advantages=(batch.advantages, "BG"),
+        replayed=(batch.replayed, "BG"),
+        anchors=(batch.anchors, "BGT"),
+        weights=(batch.weights, "BGT"),
+    )
+    check_dtypes(int, tokens=batch.tokens, prompts=batch.prompts, lengths=batch.lengths)
+    check_dtypes(float, logprobs=batch.logprobs, advantages=batch.advantages, anchors=batch.anchors)
+    check_dtypes(REAL, mask=batch.mask, weights=batch.weights, replayed=batch.replayed)
 
 
 def adamw(
@@ -71,7 +110,7 @@ def adamw(
 
 def completion_logprobs(
     policy: Policy,
-    params: Any,
+    params: PyTree,
     prompts: Array,
     lengths: Array,
     tokens: Array,
@@ -84,7 +123,11 @@ def completion_logprobs(
     Row r follows prompt r // (R / B), which is computed once. Logits exist for a few positions at a time only.
     The entropy carries a gradient, which costs another pass over the logits, only with `entropy_gradient`.
     """
+    check_shapes(tokens=(tokens, "RT"), prompts=(prompts, "BP"), lengths=(lengths, "B"))
+    check_dtypes(int, tokens=tokens, prompts=prompts, lengths=lengths)
     rows, steps = tokens.shape
+    if rows % prompts.shape[0]:
+        raise InputError(f"tokens has {rows} rows: it must have as many for each of {prompts.shape[0]} prompts")
     generations = rows // prompts.shape[0]
     last, prefix = prefill(policy, params, prompts, lengths)
     positions = jnp.repeat(lengths, generations)[:, None] + jnp.arange(steps - 1, dtype=jnp.int32)[None]
@@ -96,7 +139,7 @@ def completion_logprobs(
 
 
 def _chunked_logprobs(
-    policy: Policy, params: Any, hidden: Array, tokens: Array, temperature: float, entropy_gradient: bool
+    policy: Policy, params: PyTree, hidden: Array, tokens: Array, temperature: float, entropy_gradient: bool
 ) -> tuple[Array, Array]:
     """log pi of tokens [R, T] and entropies [R, T] from hidden states [R, T, D], over chunks of time.
 
@@ -105,7 +148,7 @@ def _chunked_logprobs(
     The price is a whole copy of it, and of its gradient, in the parameters' own dtype, split over `model` only.
     """
 
-    def chunk(params: Any, hidden: Array, tokens: Array) -> tuple[Array, Array]:
+    def chunk(params: PyTree, hidden: Array, tokens: Array) -> tuple[Array, Array]:
         logp = jax.nn.log_softmax(policy.unembed(params, hidden) / temperature)
         entropy = -jnp.sum(jnp.exp(logp) * logp, axis=-1)
         return sampling.pick(logp, tokens), entropy if entropy_gradient else jax.lax.stop_gradient(entropy)
@@ -117,7 +160,7 @@ def _chunked_logprobs(
     if shards == 1:
         return blocks.over_time(partial(chunk, params), width, hidden, tokens)
 
-    def shard(params: Any, hidden: Array, tokens: Array) -> tuple[Array, Array]:
+    def shard(params: PyTree, hidden: Array, tokens: Array) -> tuple[Array, Array]:
         # Different on each device from here on: the sum over devices, the transpose of this, is not in the loop then.
         params = jax.tree.map(lambda x: jax.lax.pcast(x, axes, to="varying"), params)
         return blocks.over_time(partial(chunk, params), width, hidden, tokens)
@@ -160,7 +203,7 @@ def _sizes(batch: Batch, rows: int) -> tuple[int, int, int]:
     return wide, deep, generations // deep
 
 
-def anchored(policy: Policy, params: Any, batch: Batch, *, rows: int, temperature: float) -> Batch:
+def anchored(policy: Policy, params: PyTree, batch: Batch, *, rows: int, temperature: float) -> Batch:
     """The batch with `anchors`, log-probabilities of replayed groups under `params`, micro-batch by micro-batch."""
     if batch.replayed is None:
         return batch
@@ -224,23 +267,29 @@ def make(
     objective = Objective(loss_type, epsilon, epsilon_high, delta, kl_coef, entropy_coef, temperature, kl_estimator)
 
     def step(
-        key: Array, params: Any, optimizer_state: Any, batch: Batch, ref_params: Any = None, frozen: Any = None
-    ) -> tuple[Any, Any, dict[str, Array]]:
+        key: Array,
+        params: PyTree,
+        optimizer_state: OptimizerState,
+        batch: Batch,
+        ref_params: PyTree | None = None,
+        frozen: Params | None = None,
+    ) -> tuple[PyTree, OptimizerState, Metrics]:
+        check_batch(batch)
         tasks = batch.advantages.shape[0]
         if clip == "published":
             before = whole(params, frozen)
             batch = anchored(policy, before, batch, rows=micro_batch_size, temperature=temperature)
         passes = jax.vmap(lambda k: jax.random.permutation(k, tasks))(jax.random.split(key, num_iterations))
 
-        def make_update(params: Any, state: OptimizerState, grads: Any) -> tuple[Any, OptimizerState]:
+        def make_update(params: PyTree, state: OptimizerState, grads: PyTree) -> tuple[PyTree, OptimizerState]:
             with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts and floats
                 change, after = optimizer.update(grads, state.optax, params)
             return optax.apply_updates(params, change), OptimizerState(jnp.zeros_like(state.skipped), after)
 
-        def skip(params: Any, state: OptimizerState, _: Any) -> tuple[Any, OptimizerState]:
+        def skip(params: PyTree, state: OptimizerState, _: PyTree) -> tuple[PyTree, OptimizerState]:
             return params, state._replace(skipped=state.skipped + 1)
 
-        def update(carry: tuple[Any, OptimizerState], rows: Array) -> tuple[Any, tuple[dict[str, Array], Array]]:
+        def update(carry: tuple[PyTree, OptimizerState], rows: Array) -> tuple[PyTree, tuple[Metrics, Array]]:
             params, state = carry
             part = batch if mini_batch_size == tasks else jax.tree.map(lambda x: x[rows], batch)
             grads, metrics = gradient(policy, objective, params, part, ref_params, frozen, rows=micro_batch_size)
@@ -256,7 +305,7 @@ def make(
             metrics["replay/ess"] = replay.effective_sample_size(metrics["replay/ess"])
         return params, optimizer_state, metrics | {"skipped_updates": jnp.sum(~made, dtype=jnp.float32)}
 
-    def init(params: Any) -> OptimizerState:
+    def init(params: PyTree) -> OptimizerState:
         return OptimizerState(jnp.zeros((), jnp.int32), optimizer.init(params))
 
     return Update(init=init, step=step)
@@ -269,19 +318,26 @@ def _mean_of(x: Array, made: Array) -> Array:
 
 
 def gradient(
-    policy: Policy, objective: Objective, params: Any, batch: Batch, ref_params: Any, frozen: Any, *, rows: int
-) -> tuple[Any, dict[str, Array]]:
+    policy: Policy,
+    objective: Objective,
+    params: PyTree,
+    batch: Batch,
+    ref_params: PyTree | None,
+    frozen: Params | None,
+    *,
+    rows: int,
+) -> tuple[PyTree, Metrics]:
     """Gradient by `params` and metrics of a mini-batch, summed over its micro-batches of `rows` rows."""
     mask = batch.mask.reshape(-1, batch.mask.shape[-1])
     normaliser = grpo.normaliser(mask, objective.loss_type, mask.shape[1])
     micro = micro_batches(batch, rows)
 
-    def part(batch: Batch) -> tuple[Any, dict[str, Array]]:
+    def part(batch: Batch) -> tuple[PyTree, Metrics]:
         of = partial(loss, policy, objective, batch=batch, ref_params=ref_params, normaliser=normaliser)
         grads, metrics = jax.grad(lambda params: of(whole(params, frozen)), has_aux=True)(params)
         return grads, metrics
 
-    def add(total: Any, batch: Batch) -> tuple[Any, None]:
+    def add(total: PyTree, batch: Batch) -> tuple[PyTree, None]:
         return jax.tree.map(jnp.add, total, part(batch)), None
 
     shapes = jax.eval_shape(part, jax.tree.map(lambda x: x[0], micro))
@@ -290,8 +346,8 @@ def gradient(
 
 
 def loss(
-    policy: Policy, objective: Objective, params: Any, *, batch: Batch, ref_params: Any, normaliser: Array
-) -> tuple[Array, dict[str, Array]]:
+    policy: Policy, objective: Objective, params: PyTree, *, batch: Batch, ref_params: PyTree | None, normaliser: Array
+) -> tuple[Array, Metrics]:
     """The loss of a micro-batch, prompts [b, P] and tokens [b, g, T], over the normaliser of its mini-batch."""
     tokens, mask, behaviour = (x.reshape(-1, x.shape[-1]) for x in (batch.tokens, batch.mask, batch.logprobs))
     where = (batch.prompts, batch.lengths, tokens)
@@ -332,13 +388,13 @@ def loss(
     return value, metrics
 
 
-def _learning_rate(schedule: optax.Schedule, state: Any) -> Array:
+def _learning_rate(schedule: optax.Schedule, state: OptimizerState) -> Array:
     """The learning rate of the next update, from the optimiser's own count."""
     count = optax.tree_utils.tree_get(state, "ScaleByScheduleState").count
     return jnp.asarray(schedule(count), jnp.float32)
 
 
-def optimizer_shardings(make: Update, params: Any, everywhere: Any) -> Any:
+def optimizer_shardings(make: Update, params: PyTree, everywhere: Sharding) -> PyTree:
     """The shardings of the optimiser's state: a parameter's moments lie where it lies, all else `everywhere`."""
     shapes = jax.eval_shape(make.init, params)
     return optax.tree_map_params(

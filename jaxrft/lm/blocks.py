@@ -1,15 +1,14 @@
 """Functions of positions applied to a block of them at a time, for memory."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxrft.types import Array
+from jaxrft.types import Array, PyTree
 
 
-def over_time(f: Callable[..., Any], width: int, *xs: Array) -> Any:
+def over_time(f: Callable[..., PyTree], width: int, *xs: Array) -> PyTree:
     """f(*xs) for xs [R, T, ...] and leaves [R, T, ...] of the result, by blocks of at most `width` positions.
 
     `f` must not mix positions. The backward pass recomputes a block. Blocks are equally long, the last one padded

@@ -1,14 +1,12 @@
 """What a policy makes of a prompt as one vector: the mean of its last hidden states."""
 
-from typing import Any
-
 import jax.numpy as jnp
 
 from jaxrft.lm.model import Policy
-from jaxrft.types import Array
+from jaxrft.types import Array, PyTree
 
 
-def pooled(policy: Policy, params: Any, tokens: Array, lengths: Array) -> Array:
+def pooled(policy: Policy, params: PyTree, tokens: Array, lengths: Array) -> Array:
     """The mean over a prompt's tokens of the hidden states after the final norm, [B, D] float32.
 
     e_b = 1 / n_b sum_{t < n_b} h_bt, summed in float32 whatever the policy computes in: transformers'

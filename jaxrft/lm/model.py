@@ -8,16 +8,17 @@ W + alpha / rank * A B, not with x W and x A B apart.
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from jaxrft import mesh as meshes
 from jaxrft.lm import blocks
 from jaxrft.mesh import constrain
-from jaxrft.types import Array
+from jaxrft.types import Array, PyTree
 
 Params = dict[str, Array]
 
@@ -77,13 +78,13 @@ class Cache(NamedTuple):
 class Policy(NamedTuple):
     """All that rollout.py and update.py know of a language model."""
 
-    apply: Callable[..., tuple[Array, Any]]
+    apply: Callable[..., tuple[Array, PyTree]]
     """(params, tokens [rows, T], positions [rows, T], valid [rows, T] bool, cache=None, prefix=None)
     -> (hidden [rows, T, D], cache). Without a cache the one returned holds just these tokens and can serve as a
     prefix; with one, its next T slots are written. A prefix of B rows serves rows = B * G without being copied."""
-    unembed: Callable[[Any, Array], Array]
+    unembed: Callable[[PyTree, Array], Array]
     """(params, hidden [..., D]) -> logits [..., V] float32."""
-    init_cache: Callable[[int, int], Any]
+    init_cache: Callable[[int, int], PyTree]
     """(rows, length) -> an empty cache; leaves [L, rows, length, ...]."""
 
 
@@ -203,12 +204,12 @@ def shardings(config: ModelConfig, mesh: meshes.AnyMesh) -> dict[str, jax.shardi
     return {row.name: meshes.sharding(mesh, *row.axes) for row in table(config)}
 
 
-def whole(params: Any, frozen: Params | None) -> Any:
+def whole(params: PyTree, frozen: Params | None) -> PyTree:
     """All parameters of a policy: those that are trained and, if there are any, those that are not."""
     return {**frozen, **params} if frozen else params
 
 
-def merged(config: ModelConfig, params: Params, dtype: Any) -> Params:
+def merged(config: ModelConfig, params: Params, dtype: DTypeLike) -> Params:
     """The parameters as the decoder computes with them, in `dtype`: those of the base, with the adapters added."""
     parts = {row.name: parts_of(params, row.name) for row in base(config)}
     adapted = {name: parts.pop(name) for name, held in list(parts.items()) if len(held) > 1}
@@ -220,7 +221,7 @@ def merged(config: ModelConfig, params: Params, dtype: Any) -> Params:
     return merge_all(parts) | (jax.lax.map(merge_all, adapted) if adapted else {})
 
 
-def gathered(config: ModelConfig, params: Params, dtype: Any) -> Params:
+def gathered(config: ModelConfig, params: Params, dtype: DTypeLike) -> Params:
     """The `merged` parameters, whole over `fsdp` and split over `model` only.
 
     A loop that runs the decoder many times on the same parameters gathers them once in this way, instead of a layer at
@@ -235,7 +236,7 @@ def parts_of(params: Params, name: str) -> tuple[Array, ...]:
     return tuple(params[part] for part in (name, *adapter_names(name)) if part in params)
 
 
-def merge(config: ModelConfig, parts: tuple[Array, ...], dtype: Any) -> Array:
+def merge(config: ModelConfig, parts: tuple[Array, ...], dtype: DTypeLike) -> Array:
     """W + alpha / rank * A B of one layer's (W, A, B), summed in float32, in `dtype`; of (W,) alone W.
 
     The frozen weights alone are thus the policy that LoRA started from. The price of merging before multiplying is a
@@ -250,7 +251,7 @@ def merge(config: ModelConfig, parts: tuple[Array, ...], dtype: Any) -> Array:
     return (weight.astype(jnp.float32) + config.lora.alpha / config.lora.rank * product).astype(dtype)
 
 
-def decoder(config: ModelConfig, *, dtype: Any = jnp.float32, remat: bool = True) -> Policy:
+def decoder(config: ModelConfig, *, dtype: DTypeLike = jnp.float32, remat: bool = True) -> Policy:
     """The decoder as a Policy that computes in `dtype` whatever the parameters' dtype is.
 
     `remat` recomputes each layer in the backward pass instead of keeping its activations.
@@ -262,14 +263,14 @@ def decoder(config: ModelConfig, *, dtype: Any = jnp.float32, remat: bool = True
     )
 
 
-def init_cache(config: ModelConfig, rows: int, length: int, *, dtype: Any = jnp.float32) -> Cache:
+def init_cache(config: ModelConfig, rows: int, length: int, *, dtype: DTypeLike = jnp.float32) -> Cache:
     """A cache with `length` free slots for each of `rows` rows."""
     shape = (config.num_layers, rows, length)
     keys = jnp.zeros((*shape, config.num_kv_heads, config.head_dim), dtype)
     return _shard_cache(Cache(keys, jnp.zeros_like(keys), jnp.full(shape, FREE, jnp.int32)))
 
 
-def unembed(config: ModelConfig, params: Params, hidden: Array, *, dtype: Any = jnp.float32) -> Array:
+def unembed(config: ModelConfig, params: Params, hidden: Array, *, dtype: DTypeLike = jnp.float32) -> Array:
     """Logits [..., V] in float32 of final hidden states [..., D]."""
     name = "embed" if config.tie_word_embeddings else "unembed"
     weights = _gathered(params[name], ("vocab", "embed"), dtype)
@@ -286,7 +287,7 @@ def apply(
     cache: Cache | None = None,
     prefix: Cache | None = None,
     *,
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     remat: bool = True,
 ) -> tuple[Array, Cache]:
     """The decoder's forward pass; see `Policy.apply`.
@@ -299,7 +300,7 @@ def apply(
     # All rows advance together, so that row 0 of layer 0 tells the slot to write.
     slot = jnp.sum(cache.positions[0, 0] != FREE, dtype=jnp.int32) if cache is not None else jnp.zeros((), jnp.int32)
 
-    def layer(carry: tuple[Array, Cache | None], xs: Any) -> tuple[Any, Any]:
+    def layer(carry: tuple[Array, Cache | None], xs: PyTree) -> tuple[PyTree, PyTree]:
         (x, cache), (index, weights, prefix) = carry, xs
         w = {name: _gathered(merge(config, parts, dtype), axes[name], dtype) for name, parts in weights.items()}
         q, k, v = _project(config, w, rms_norm(x, w["attention_norm"], config.rms_norm_eps), rope)
@@ -362,7 +363,7 @@ def rms_norm(x: Array, scale: Array, eps: float) -> Array:
     return normed.astype(x.dtype) * jnp.expand_dims(scale, tuple(range(x.ndim - 1)))
 
 
-def _gathered(weight: Array, axes: tuple[str | None, ...], dtype: Any) -> Array:
+def _gathered(weight: Array, axes: tuple[str | None, ...], dtype: DTypeLike) -> Array:
     """A weight as it is computed with: in `dtype`, and whole over `fsdp`, whose devices have rows of their own."""
     return constrain(weight.astype(dtype), *(None if axis == "embed" else axis for axis in axes))
 

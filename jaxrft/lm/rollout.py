@@ -1,6 +1,6 @@
 """Rollouts: prefill a prompt once, decode its group from the shared cache, stop when all rows have ended."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxrft.lm import sampling
 from jaxrft.lm.model import Policy
 from jaxrft.mesh import constrain
-from jaxrft.types import Array, Rollout
+from jaxrft.types import Array, PyTree, Rollout
 
 
 class Decoding(NamedTuple):
@@ -20,7 +20,7 @@ class Decoding(NamedTuple):
     tokens: Array  # [R, T] int32
     logprobs: Array  # [R, T] float32
     sampling_logprobs: Array  # [R, T] float32
-    cache: Any
+    cache: PyTree
 
 
 class Drawn(NamedTuple):
@@ -31,7 +31,7 @@ class Drawn(NamedTuple):
     sampling_logprob: Array  # [R] float32
 
 
-def prefill(policy: Policy, params: Any, prompts: Array, lengths: Array) -> tuple[Array, Any]:
+def prefill(policy: Policy, params: PyTree, prompts: Array, lengths: Array) -> tuple[Array, PyTree]:
     """The last hidden states [B, D] of right-padded prompts [B, P], and their cache to be used as a prefix."""
     positions = jnp.broadcast_to(jnp.arange(prompts.shape[1], dtype=jnp.int32)[None], prompts.shape)
     hidden, prefix = policy.apply(params, prompts, positions, positions < lengths[:, None])
@@ -40,7 +40,7 @@ def prefill(policy: Policy, params: Any, prompts: Array, lengths: Array) -> tupl
 
 def generate(
     policy: Policy,
-    params: Any,
+    params: PyTree,
     key: Array,
     prompts: Array,
     lengths: Array,
