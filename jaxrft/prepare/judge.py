@@ -5,7 +5,7 @@ references, whose pass rates are given; the others are to be told.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -112,14 +112,23 @@ def _attended(
     """What the predictor says."""
     params, calibration, temperature, top_k, _ = predictor
     given = np.take_along_axis(pass_rates, split.references, axis=1)
-    arrays = (jnp.asarray(embeddings, jnp.float32), jnp.asarray(given, jnp.float32), jnp.asarray(split.references))
-    found = _attend(params, *arrays, calibration=calibration, temperature=temperature, top_k=top_k)
+    found = _attend(
+        params,
+        jnp.asarray(embeddings, jnp.float32),
+        jnp.asarray(given, jnp.float32),
+        jnp.asarray(split.references),
+        calibration=calibration,
+        temperature=temperature,
+        top_k=top_k,
+    )
     return np.array(found, np.float64)
 
 
 @partial(jax.jit, static_argnames=("calibration", "temperature", "top_k"))
-def _attend(params: attention.Params, embeddings: Array, rates: Array, references: Array, **options: Any) -> Array:
-    """Pass rates [M, N] from those [M, K] of references [M, K]."""
+def _attend(
+    params: attention.Params, embeddings: Array, rates: Array, references: Array, **options: Unpack[attention.Options]
+) -> Array:
+    """Predicts pass rates [M, N] from those [M, K] of references [M, K]."""
     query, reference = attention.project(params, embeddings, embeddings)
 
     def one(given: tuple[Array, Array]) -> Array:

@@ -1,6 +1,6 @@
-"""The similarity predictor of a run that selects by `dots`: opened and checked, the tasks projected once."""
+"""Opens and checks the predictor of a run that selects by `dots`, and projects its tasks once."""
 
-from typing import Any
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,20 +15,21 @@ from jaxrft.types import InputError, Projections
 
 
 def open_predictor(config: Config, tasks: TaskTable, mesh: meshes.AnyMesh) -> Predictor | None:
-    """The predictor that the config asks for, on the host; None for a selector that needs none.
+    """Opens the predictor that the config names, on the host; None for a selector that needs none.
 
-    Raises InputError unless it was made for the embeddings of `tasks`, and its probes fit the tasks and the mesh.
+    Raises InputError unless it was made for the embeddings of `tasks`, and the reference set fits tasks and mesh.
     """
     if config.select.name != "dots":
         return None
     check_reference_set(config, len(tasks.lengths), mesh)
-    found, by = load_predictor(config.select.predictor or ""), tasks.embedded_by or {}
-    check_embeddings(found, Origin(by["model"], by["width"]))
-    return found._replace(params=jax.tree.map(np.asarray, found.params))
+    predictor = load_predictor(config.select.predictor or "")
+    made_by = tasks.embedded_by or {}
+    check_embeddings(predictor, Origin(made_by["model"], made_by["width"]))
+    return predictor._replace(params=jax.tree.map(np.asarray, predictor.params))
 
 
 def check_reference_set(config: Config, num_tasks: int, mesh: meshes.AnyMesh) -> None:
-    """Raises InputError for probes of more tasks than there are, or of so many that the mesh does not divide them."""
+    """Raises InputError unless the reference set fits the number of tasks and divides over the mesh."""
     count = config.select.num_references
     if count > num_tasks:
         raise InputError(f"select.num_references is {count} but there are {num_tasks} tasks: lower it, or give more")
@@ -36,15 +37,14 @@ def check_reference_set(config: Config, num_tasks: int, mesh: meshes.AnyMesh) ->
 
 
 def project_table(predictor: Predictor, tasks: TaskTable, mesh: meshes.AnyMesh, *, described: bool) -> Projections:
-    """The whole table as the predictor sees it, on the mesh, sharded over tasks; or its description."""
+    """Projects the whole table on the mesh, sharded over tasks; or describes the result."""
     shape = (len(tasks.lengths), predictor.embeddings.width)
-    both = jax.eval_shape(_both, predictor.params, jax.ShapeDtypeStruct(shape, jnp.float32))
-    where: Any = jax.tree.map(lambda x: meshes.task_sharding(mesh, x.shape, shape[0]), both)
+    rows = meshes.task_sharding(mesh, shape, shape[0])
     if described:
-        return jax.tree.map(meshes.describe, both, where)
-    rows = meshes.place(tasks.embeddings, meshes.task_sharding(mesh, shape, shape[0]))
-    return jax.jit(_both, out_shardings=where)(predictor.params, rows)
+        projections = jax.eval_shape(_project, predictor.params, jax.ShapeDtypeStruct(shape, jnp.float32))
+        return jax.tree.map(partial(meshes.describe, where=rows), projections)
+    return jax.jit(_project, out_shardings=rows)(predictor.params, meshes.place(tasks.embeddings, rows))
 
 
-def _both(params: attention.Params, embeddings: jax.Array) -> Projections:
+def _project(params: attention.Params, embeddings: jax.Array) -> Projections:
     return attention.project(params, embeddings, embeddings)

@@ -1,11 +1,11 @@
-"""A trained predictor of pass rates as one safetensors file: weights by name, settings in the metadata."""
+"""Reads and writes a trained predictor as one safetensors file: weights by name, settings in the metadata."""
 
 import hashlib
 import json
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,12 @@ from jaxrft.select.dots.attention import NEEDS, Calibration, Params
 from jaxrft.types import Array, InputError, Missing
 
 FORMAT = "jaxrft predictor 1"
+SETTINGS = ("calibration", "temperature", "top_k")
 PREPARE = "make one with jaxrft prepare predictor"
 
 
 class Origin(NamedTuple):
-    """What made the embeddings of prompts."""
+    """The model that made the embeddings of prompts."""
 
     model: str  # as it was named
     width: int  # E
@@ -31,7 +32,7 @@ class Origin(NamedTuple):
 
 
 class Predictor(NamedTuple):
-    """All that predicts pass rates from embeddings: `attention.predict` with these settings."""
+    """Parameters and settings with which `attention.predict` predicts pass rates from embeddings."""
 
     params: Params
     calibration: Calibration
@@ -41,7 +42,7 @@ class Predictor(NamedTuple):
 
 
 def save_predictor(path: str | Path, predictor: Predictor) -> None:
-    """Replaces the file at `path`, which is at no time there in part; what its calibration does not need is left out.
+    """Replaces the file at `path` atomically; parameters that the calibration does not need are left out.
 
     Raises InputError for a predictor that `load_predictor` would not take, and for a file that cannot be written.
     """
@@ -51,9 +52,9 @@ def save_predictor(path: str | Path, predictor: Predictor) -> None:
     unused = set().union(*NEEDS.values()) - set(NEEDS.get(predictor.calibration, ()))
     params = predictor.params._replace(**dict.fromkeys(unused))
     tensors = {name: np.asarray(x, np.float32) for name, x in _names(params).items()}
-    settings = {name: getattr(predictor, name) for name in ("calibration", "temperature", "top_k")}
+    settings = {name: getattr(predictor, name) for name in SETTINGS}
     settings["embeddings"] = predictor.embeddings._asdict()
-    _assembled(str(path), tensors, settings)
+    _assemble(str(path), tensors, settings)
     metadata = {"format": FORMAT, "settings": json.dumps(settings)}
     try:
         replace_file(path, safetensors.numpy.save(tensors, metadata))
@@ -62,7 +63,7 @@ def save_predictor(path: str | Path, predictor: Predictor) -> None:
 
 
 def load_predictor(path: str | Path) -> Predictor:
-    """The predictor in a file that `save_predictor` wrote, float32.
+    """Reads the float32 predictor in a file that `save_predictor` wrote.
 
     Raises InputError for a file that is missing, holds something else, or whose tensors do not fit together.
     """
@@ -78,11 +79,11 @@ def load_predictor(path: str | Path) -> Predictor:
         raise InputError(f"{path} cannot be read as a predictor ({error}): {PREPARE}") from error
     if found != FORMAT:
         raise InputError(f"{path} holds {found}, not a {FORMAT}: {PREPARE}")
-    return _assembled(str(path), tensors, settings)
+    return _assemble(str(path), tensors, settings)
 
 
-def selector_options(predictor: Predictor) -> dict[str, Any]:
-    """What `selectors.dots` takes of a predictor, by name."""
+def selector_options(predictor: Predictor) -> dict[str, object]:
+    """Returns the keyword arguments of `selectors.dots` that a predictor determines."""
     options = {"attention_temperature": predictor.temperature, "top_k": predictor.top_k}
     return {"predictor": predictor.params, "calibration": predictor.calibration} | options
 
@@ -94,7 +95,7 @@ def untrained_predictor(origin: Origin) -> Predictor:
 
 
 def predictor_digest(predictor: Predictor) -> str:
-    """Twelve characters that differ for predictors that predict otherwise."""
+    """Returns twelve characters that differ for predictors that predict otherwise."""
     content = b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(predictor.params))
     return hashlib.sha256(content + repr(predictor[1:]).encode()).hexdigest()[:12]
 
@@ -118,41 +119,47 @@ def _shown(origin: Origin) -> str:
     return f"{origin.model} (width {origin.width}{parameters})"
 
 
-def _assembled(where: str, tensors: dict[str, np.ndarray], settings: Any) -> Predictor:
-    """The predictor of named tensors and settings, every one of which is checked."""
+def _assemble(where: str, tensors: dict[str, np.ndarray], settings: dict) -> Predictor:
+    """Makes the predictor of named tensors and settings, every one of which is checked."""
     try:
         made_by = settings["embeddings"]
         origin = Origin(str(made_by["model"]), int(made_by["width"]), made_by.get("digest"))
-        calibration, temperature, top_k = (settings[name] for name in ("calibration", "temperature", "top_k"))
-        fits = calibration in get_args(Calibration) and math.isfinite(temperature) and temperature > 0
-        fits = fits and (top_k is None or (isinstance(top_k, int) and top_k >= 1)) and origin.width >= 1
+        calibration, temperature, top_k = (settings[name] for name in SETTINGS)
+        valid = calibration in get_args(Calibration) and math.isfinite(temperature) and temperature > 0
+        valid = valid and (top_k is None or (isinstance(top_k, int) and top_k >= 1)) and origin.width >= 1
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
-        fits = False
-    if not fits:
+        valid = False
+    if not valid:
         raise InputError(f"{where}: its settings {settings} are not those of a predictor: {PREPARE}")
     like = _like(tensors, calibration, origin.width)
-    wanted = {name: x.shape for name, x in _names(like).items()}
-    for name in sorted(wanted.keys() | tensors.keys()):
-        found = tensors[name].shape if name in tensors else None
-        if found != wanted.get(name):
-            shape, expected = (list(x) if x is not None else "absent" for x in (found, wanted.get(name)))
-            raise InputError(f"{where}: the tensor {name} is {shape}, it must be {expected}: {PREPARE}")
+    shapes = {name: x.shape for name, x in _names(like).items()}
+    for name in sorted(shapes.keys() | tensors.keys()):
+        shape = tensors[name].shape if name in tensors else None
+        if shape != shapes.get(name):
+            given, wanted = (list(x) if x is not None else "absent" for x in (shape, shapes.get(name)))
+            raise InputError(f"{where}: the tensor {name} is {given}, it must be {wanted}: {PREPARE}")
         if not np.isfinite(tensors[name]).all():
             raise InputError(f"{where}: the tensor {name} holds numbers that are not finite: {PREPARE}")
-    leaves = [jnp.asarray(tensors[name], jnp.float32) for name in _names(like)]
+    leaves = [jnp.asarray(tensors[name], jnp.float32) for name in shapes]
     params = jax.tree.unflatten(jax.tree.structure(like), leaves)
     return Predictor(params, calibration, float(temperature), top_k, origin)
 
 
 def _like(tensors: dict[str, np.ndarray], calibration: Calibration, embedding_width: int) -> Params:
-    """Shapes of a predictor with as many layers as the tensors name, as wide as the last of them."""
+    """Describes a predictor with as many layers as the tensors name, as wide as the last of them."""
     layers = sum(name.startswith("query.layers.") and name.endswith(".weight") for name in tensors)
     width = tensors["query.norm_out.bias"].size if "query.norm_out.bias" in tensors else 0
-    sizes: dict[str, Any] = {"width": max(1, width), "layers": max(1, layers), "calibration": calibration}
-    return jax.eval_shape(lambda: training.initial(jax.random.key(0), embedding_width, **sizes))
+    initial = partial(
+        training.initial,
+        embedding_width=embedding_width,
+        calibration=calibration,
+        width=max(1, width),
+        layers=max(1, layers),
+    )
+    return jax.eval_shape(initial, jax.random.key(0))
 
 
 def _names(params: Params) -> dict[str, Array]:
-    """The tensors of a predictor by name, such as query.layers.0.weight."""
-    flat = jax.tree_util.tree_flatten_with_path(params)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in flat}
+    """Returns the tensors of a predictor by name, such as query.layers.0.weight."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}
