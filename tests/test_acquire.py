@@ -14,6 +14,7 @@ from jaxrft.select.posterior import BetaState
 from jaxrft.types import Tasks
 
 NAN, INF = float("nan"), float("inf")
+SIZES = (1, 5, 24)  # of batches from 24 tasks
 
 
 def test_nearest_by_hand():
@@ -111,6 +112,86 @@ def test_per_token_and_cool_down_by_hand():
     cooled = acquire.cool_down(utility, jnp.array([9, 0, 2, 3]), steps=3)
     assert np.argsort(-cooled).tolist() == [0, 3, 2, 1]
     assert acquire.largest(jax.random.key(0), cooled, batch_size=2).tolist() == [0, 3]
+
+
+def test_excluded_tasks_come_behind_nan():
+    """Of six, -inf and inf are excluded, so that NaN comes before them."""
+    score = jnp.array([NAN, INF, -INF, 2.0, NAN, 1.0])
+    exclude = jnp.array([False, True, True, False, False, False])
+    choose = jax.vmap(lambda key: acquire.smallest(key, score, batch_size=5, exclude=exclude))
+    ids = choose(jax.random.split(jax.random.key(0), 200))
+    assert set(map(tuple, ids[:, :2].tolist())) == {(5, 3)}
+    assert set(map(tuple, ids[:, 2:4].tolist())) == {(0, 4), (4, 0)}
+    last = Counter(ids[:, 4].tolist())  # 100 each, standard deviation 7
+    assert set(last) == {1, 2} and abs(last[1] - 100) < 35
+
+
+def test_what_is_not_excluded_is_drawn_as_if_there_were_nothing_else():
+    """Pearson's statistic over the 20 pairs of five of eight tasks; 44 is its 99.9 % quantile."""
+    exclude, count = jnp.isin(jnp.arange(8), jnp.array([0, 3, 4])), 10_000
+    keys = jax.random.split(jax.random.key(6), count)
+    ids = jax.vmap(lambda key: acquire.smallest(key, jnp.zeros(8), batch_size=2, exclude=exclude))(keys)
+    found = Counter(map(tuple, ids.tolist()))
+    pairs = [*itertools.permutations((1, 2, 5, 6, 7), 2)]
+    assert set(found) <= set(pairs)
+    assert sum((found[pair] - count / 20) ** 2 / (count / 20) for pair in pairs) < 44
+
+
+def test_softmax_draws_from_what_is_not_excluded_by_hand():
+    score, exclude = jnp.log(jnp.array([1.0, 9.0, 2.0, 5.0])), jnp.arange(4) == 1
+    keys = jax.random.split(jax.random.key(3), 4000)
+    ids = jax.vmap(lambda key: acquire.softmax(key, score, batch_size=1, exclude=exclude)[0])(keys)
+    share = np.bincount(ids, minlength=4) / 4000
+    assert share == pytest.approx(np.array([1, 0, 2, 5]) / 8, abs=0.03)
+
+
+def test_epochs_go_by_the_least_visited_task_that_is_not_excluded():
+    visits, exclude = jnp.array([0, 1, 2, 1, 3]), jnp.arange(5) == 0
+    assert acquire.epoch(visits).tolist() == [0, 1, 1, 1, 1]
+    assert acquire.epoch(visits, exclude=exclude).tolist() == [0, 0, 1, 0, 1]
+    quota = acquire.Quota(jnp.array([0, 0, 0, 1, 1]), jnp.array([1, 1, 0, 0, 0]))
+    assert acquire.epoch(visits, quota=quota).tolist() == [0, 1, 1, 0, 1]
+    assert acquire.epoch(visits, quota=quota, exclude=exclude).tolist() == [0, 0, 1, 0, 1]
+
+
+EXCLUDING = {
+    size: jax.jit(lambda key, score, exclude, size=size: acquire.smallest(key, score, batch_size=size, exclude=exclude))
+    for size in SIZES
+}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.sampled_from([*SIZES]),
+    score=st.lists(st.sampled_from([*range(6), INF, -INF, NAN]), min_size=24, max_size=24).map(np.float32),
+    exclude=st.lists(st.booleans(), min_size=24, max_size=24).map(np.array),
+    seed=st.integers(0, 99),
+)
+def test_no_excluded_task_is_chosen_while_there_are_others(size, score, exclude, seed):
+    ids = np.asarray(EXCLUDING[size](jax.random.key(seed), score, exclude))
+    free = min(size, int((~exclude).sum()))
+    assert len(set(ids.tolist())) == size
+    assert not exclude[ids[:free]].any() and exclude[ids[free:]].all()
+    assert np.array_equal(score[ids[:free]], np.sort(score[~exclude])[:free], equal_nan=True)
+
+
+@pytest.mark.parametrize("batch_size", [8, 40])
+@pytest.mark.parametrize("balance", ["none", "equal"])
+def test_excluded_tasks_of_a_sharded_table_are_the_same(mesh, balance, batch_size):
+    rng = np.random.default_rng(0)
+    score, domain = jnp.array(rng.integers(0, 12, 64), jnp.float32).at[3].set(NAN), jnp.array(rng.integers(0, 3, 64))
+    exclude = jnp.array(rng.random(64) < 0.5)
+
+    @jax.jit
+    def choose(key, score, exclude):
+        tasks = Tasks(domain=domain)
+        quota = acquire.quota(key, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
+        return acquire.smallest(key, score, batch_size=batch_size, quota=quota, exclude=exclude)
+
+    alone = choose(jax.random.key(2), score, exclude)
+    assert (~exclude[alone]).sum() == min(batch_size, int((~exclude).sum()))
+    with jax.set_mesh(mesh):
+        assert np.array_equal(choose(jax.random.key(2), score, exclude), alone)
 
 
 def priced_batches(*, keys=4000, interest=(0.0, 0.1, 0.0, 1.0, 0.5), **options):
@@ -227,12 +308,15 @@ def test_places_of_a_large_table_do_not_overflow():
     assert sorted(found[:3].tolist()) == [333, 333, 334] and int(found.sum()) == 1000
 
 
-SIZES = (1, 5, 24)
+def quota_of(key, domain, exclude, **options):
+    return acquire.quota(key, Tasks(domain=domain), exclude=exclude, **options)
+
+
 CHOOSE = {
     (balance, size): jax.jit(
-        lambda key, score, domain, balance=balance, size=size: (
-            (quota := acquire.quota(key, Tasks(domain=domain), batch_size=size, balance=balance)).places,
-            acquire.smallest(key, score, batch_size=size, quota=quota),
+        lambda key, score, domain, exclude=None, balance=balance, size=size: (
+            (quota := quota_of(key, domain, exclude, batch_size=size, balance=balance)).places,
+            acquire.smallest(key, score, batch_size=size, quota=quota, exclude=exclude),
         )
     )
     for balance in ("proportional", "equal")
@@ -263,6 +347,27 @@ def test_quotas_hold_whatever_the_domains_and_scores(balance, size, domain, scor
         assert (given_places[given_places < tasks] >= given_places.max() - 1).all()
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    choose=st.sampled_from([*CHOOSE]),
+    domain=st.lists(st.integers(0, 5), min_size=24, max_size=24).map(np.array),
+    score=st.lists(st.sampled_from([*range(6), INF, NAN]), min_size=24, max_size=24).map(np.float32),
+    exclude=st.lists(st.booleans(), min_size=24, max_size=24).map(np.array),
+    seed=st.integers(0, 99),
+)
+def test_quotas_count_what_is_not_excluded(choose, domain, score, exclude, seed):
+    _, size = choose
+    given_places, ids = map(np.asarray, CHOOSE[choose](jax.random.key(seed), score, domain, exclude))
+    free = np.bincount(domain[~exclude], minlength=24)
+    chosen = ids[: min(size, free.sum())]
+    assert len(set(ids.tolist())) == size and len(chosen) == given_places.sum()
+    assert (given_places <= free).all() and not exclude[chosen].any() and exclude[ids[len(chosen) :]].all()
+    assert np.array_equal(np.bincount(domain[chosen], minlength=24), given_places)
+    for each in np.flatnonzero(given_places):
+        best = np.sort(score[(domain == each) & ~exclude])[: given_places[each]]
+        assert np.array_equal(score[chosen][domain[chosen] == each], best, equal_nan=True)
+
+
 @pytest.mark.parametrize("balance", ["proportional", "equal"])
 def test_quotas_over_a_sharded_table_are_the_same(mesh, balance):
     rng = np.random.default_rng(0)
@@ -278,11 +383,15 @@ def test_quotas_over_a_sharded_table_are_the_same(mesh, balance):
 
 
 def test_what_chance_is_worth_by_hand():
-    """Two places among 0.9, 0.8 and 0.7, one among 0.1 and 0.2, none for a task that is taken."""
+    """Two places among 0.9, 0.8 and 0.7, one among 0.1 and 0.2, none for a task that is excluded."""
     utility = jnp.array([0.9, 0.8, 0.7, 0.1, 0.2, 0.6])
     quota = acquire.Quota(jnp.array([0, 0, 0, 1, 1, 2]), jnp.array([2, 1, 0]))
+    exclude = jnp.arange(6) == 5
     assert float(acquire.by_chance(utility)) == pytest.approx(3.3 / 6)
+    assert float(acquire.by_chance(utility, exclude=exclude)) == pytest.approx(2.7 / 5)
     assert float(acquire.by_chance(utility, quota)) == pytest.approx((2 * 0.8 + 0.15) / 3)
+    one = quota._replace(domain=quota.domain.at[5].set(1))
+    assert float(acquire.by_chance(utility, one, exclude)) == pytest.approx((2 * 0.8 + 0.15) / 3)
 
 
 def test_the_curious_ranking_keeps_to_the_quota():

@@ -1,6 +1,6 @@
 """From pass rates to a batch: draws, distances to the target, and an exact top-k over a sharded table.
 
-Whatever chooses takes a `quota` of the batch for each domain, or None.
+Whatever chooses takes a `quota` of the batch for each domain and a mask `exclude` [N] of tasks that come last, or None.
 """
 
 import functools
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxrft.mesh import constrain, shards, spec
 from jaxrft.select import draws, posterior
@@ -21,10 +21,10 @@ Balance = Literal["none", "proportional", "equal"]
 
 
 class Quota(NamedTuple):
-    """A batch's places by domain: they sum to its size, and no domain has more than it has tasks."""
+    """A batch's places by domain: they sum to its size, and no domain has more than it has tasks to choose from."""
 
     domain: Array  # [N] int32, of every task
-    places: Array  # [N] or [N + 1] int32, of the domain of that number; there are at most as many domains as tasks
+    places: Array  # [N] int32, of the domain of that number; there are at most as many domains as tasks
 
 
 def quota(
@@ -34,32 +34,27 @@ def quota(
     batch_size: int,
     balance: Balance = "none",
     among: Array | None = None,
+    exclude: Array | None = None,
 ) -> Quota | None:
-    """The places of a batch of B for each domain of the tasks [N]; `among` [M]: of these alone.
+    """Computes the places of a batch of B for each domain of the tasks [N], or of those `among` [M]; None = unbalanced.
 
     `proportional`: B n_d / N for a domain of n_d tasks, rounded up or down such that this is the expectation; `equal`:
     as many for each as there are tasks, the places that small domains cannot fill and what does not divide for others
-    at random. Tasks that are `taken` are counted for no domain: theirs is one more, without places, so that they come
-    last, behind NaN. None without a balance where no task is taken.
+    at random. Tasks of the mask `exclude` [N] are not counted.
     """
-    domain, taken = tasks.domain, tasks.taken
-    if balance == "none" or domain is None:
-        if taken is None:
-            return None
-        domain, divide = jnp.zeros(taken.shape, jnp.int32), _undivided
-    else:
-        divide = _proportional if balance == "proportional" else _equal
-    free = jnp.ones(domain.shape, jnp.int32) if taken is None else 1 - taken.astype(jnp.int32)
-    rows, free = (domain, free) if among is None else (domain[among], free[among])
-    places = divide(key, jnp.zeros(domain.shape, jnp.int32).at[rows].add(free), free.sum(), batch_size)
-    if taken is None:
-        return Quota(rows, places)
-    return Quota(jnp.where(free > 0, rows, domain.shape[0]), jnp.concatenate([places, jnp.zeros(1, jnp.int32)]))
-
-
-def _undivided(key: Array, sizes: Array, num_tasks: Array, batch_size: int) -> Array:
-    """All places for the only domain."""
-    return jnp.zeros_like(sizes).at[0].set(batch_size)
+    if balance == "none" or tasks.domain is None:
+        return None
+    counted = jnp.ones(tasks.domain.shape, jnp.int32)
+    if exclude is not None:
+        counted = counted - exclude.astype(jnp.int32)
+    domain = tasks.domain
+    if among is not None:
+        domain = domain[among]
+        counted = counted[among]
+    sizes = jnp.zeros(tasks.domain.shape, jnp.int32).at[domain].add(counted)
+    divide = _proportional if balance == "proportional" else _equal
+    places = divide(key, sizes, counted.sum(), batch_size)
+    return Quota(domain, jnp.minimum(places, sizes))
 
 
 def _proportional(key: Array, sizes: Array, num_tasks: Array, batch_size: int) -> Array:
@@ -88,22 +83,36 @@ def thompson(
     batch_size: int,
     target: ArrayLike = 0.5,
     quota: Quota | None = None,
+    exclude: Array | None = None,
 ) -> Array:
     """Ids [B] of the tasks whose draw theta_i ~ Beta(alpha_i, beta_i) is nearest `target` [arXiv 2510.26374]."""
     key_draw, key_tie = jax.random.split(key)
-    return nearest(key_tie, posterior.sample(key_draw, state), batch_size=batch_size, target=target, quota=quota)
+    draw = posterior.sample(key_draw, state)
+    return nearest(key_tie, draw, batch_size=batch_size, target=target, quota=quota, exclude=exclude)
 
 
 def nearest(
-    key: Array, pass_rate: Array, *, batch_size: int, target: ArrayLike = 0.5, quota: Quota | None = None
+    key: Array,
+    pass_rate: Array,
+    *,
+    batch_size: int,
+    target: ArrayLike = 0.5,
+    quota: Quota | None = None,
+    exclude: Array | None = None,
 ) -> Array:
     """Ids [B] of the tasks whose `pass_rate` [N] is nearest `target`; ties at random, NaN last."""
     distance = jnp.abs(pass_rate - jnp.asarray(target, pass_rate.dtype))
-    return smallest(key, distance, batch_size=batch_size, quota=quota)
+    return smallest(key, distance, batch_size=batch_size, quota=quota, exclude=exclude)
 
 
 def softmax(
-    key: Array, score: Array, *, batch_size: int, temperature: ArrayLike = 1.0, quota: Quota | None = None
+    key: Array,
+    score: Array,
+    *,
+    batch_size: int,
+    temperature: ArrayLike = 1.0,
+    quota: Quota | None = None,
+    exclude: Array | None = None,
 ) -> Array:
     """Ids [B] drawn one after another, without replacement, each with chance proportional to exp(score / temperature).
 
@@ -112,7 +121,7 @@ def softmax(
     key_noise, key_tie = jax.random.split(key)
     noise = jax.random.gumbel(key_noise, score.shape, score.dtype)
     score = score / jnp.asarray(temperature, score.dtype) + noise
-    return largest(key_tie, score, batch_size=batch_size, quota=quota)
+    return largest(key_tie, score, batch_size=batch_size, quota=quota, exclude=exclude)
 
 
 def informative(pass_rate: Array, num_generations: int) -> Array:
@@ -162,6 +171,7 @@ def priced(
     alike: ArrayLike = 0.0,
     preference: Array | None = None,
     quota: Quota | None = None,
+    exclude: Array | None = None,
 ) -> Array:
     """Ids [B]: the greatest `utility` [N], but for as many of the greatest utility + `weight` * interest as are paid.
 
@@ -178,11 +188,12 @@ def priced(
     """
     key_best, key_curious, key_part, key_rest = jax.random.split(key, 4)
     weight, chance, alike = (jnp.asarray(x, utility.dtype) for x in (weight, chance, alike))
-    ids = largest(key_best, utility, batch_size=batch_size, quota=quota)
+    rank = functools.partial(largest, batch_size=batch_size, quota=quota, exclude=exclude)
+    ids = rank(key_best, utility)
     best = utility[ids]
     score = utility + weight * interest
     score = score if first is None else score.at[first].set(jnp.inf, mode="drop")
-    curious = largest(key_curious, score, batch_size=batch_size, quota=quota)
+    curious = rank(key_curious, score)
     displaced = best[::-1]  # of the best, by each of the curious ranking in turn
     if quota is not None:  # the least of its own domain
         order = jnp.argsort(quota.domain[curious])
@@ -200,16 +211,17 @@ def priced(
         least = best.min() if quota is None else _by_domain(quota, best, ids)
         equal = utility >= (1 - alike) * least
         utility = jnp.where(equal, best.max() + 1 + preference, utility)  # above all that are not, of the same domain
-    return largest(key_rest, utility.at[ahead].set(jnp.inf, mode="drop"), batch_size=batch_size, quota=quota)
+    return rank(key_rest, utility.at[ahead].set(jnp.inf, mode="drop"))
 
 
-def by_chance(utility: Array, quota: Quota | None = None) -> Array:
-    """Mean `utility` [] of a batch taken by chance from all tasks [N]; with a quota, of each domain by chance."""
+def by_chance(utility: Array, quota: Quota | None = None, exclude: Array | None = None) -> Array:
+    """Computes the mean `utility` [] of a batch taken by chance from all tasks [N]; with a quota, of each domain."""
+    counted = jnp.ones_like(utility) if exclude is None else 1 - exclude.astype(utility.dtype)
     if quota is None:
-        return utility.mean()
+        return utility.mean() if exclude is None else (counted * utility).sum() / jnp.maximum(counted.sum(), 1)
     places = quota.places.astype(utility.dtype)
-    sizes = jnp.zeros_like(places).at[quota.domain].add(1)
-    chance = (places / jnp.maximum(sizes, 1))[quota.domain]  # of every task
+    sizes = jnp.zeros_like(places).at[quota.domain].add(counted)
+    chance = counted * (places / jnp.maximum(sizes, 1))[quota.domain]  # of every task
     return (chance * utility).sum() / jnp.maximum(places.sum(), 1)
 
 
@@ -225,40 +237,55 @@ def cool_down(utility: Array, since: Array, *, steps: int) -> Array:
     return jnp.where(since < steps, utility - spread - 1, utility)
 
 
-def epoch(visits: Array, *, quota: Quota | None = None) -> Array:
-    """1 for tasks visited more often than the least visited one, else 0, [N] int32; with a quota, than its domain's."""
-    least = visits.min()
-    if quota is not None:
-        most = jnp.full(quota.places.shape, jnp.iinfo(visits.dtype).max, visits.dtype)
-        least = most.at[quota.domain].min(visits)[quota.domain]
+def epoch(visits: Array, *, quota: Quota | None = None, exclude: Array | None = None) -> Array:
+    """Returns 1 for tasks visited more often than the least visited one, else 0, [N] int32; with a quota, by domain."""
+    counted = visits if exclude is None else jnp.where(exclude, jnp.iinfo(visits.dtype).max, visits)
+    if quota is None:
+        return (visits > counted.min()).astype(jnp.int32)
+    most = jnp.full(quota.places.shape, jnp.iinfo(visits.dtype).max, visits.dtype)
+    least = most.at[quota.domain].min(counted)[quota.domain]
     return (visits > least).astype(jnp.int32)
 
 
-def largest(key: Array, score: Array, *, batch_size: int, quota: Quota | None = None) -> Array:
-    """Ids [B] int32, distinct, of the B largest scores [N], largest first; ties at random by `key`, NaN last."""
-    return smallest(key, -score, batch_size=batch_size, quota=quota)
+def largest(
+    key: Array, score: Array, *, batch_size: int, quota: Quota | None = None, exclude: Array | None = None
+) -> Array:
+    """Returns the distinct ids [B] int32 of the B largest scores [N], as `smallest` does of the smallest."""
+    return smallest(key, -score, batch_size=batch_size, quota=quota, exclude=exclude)
 
 
-def smallest(key: Array, score: Array, *, batch_size: int, quota: Quota | None = None) -> Array:
-    """Ids [B] int32, distinct, of the B smallest scores [N], smallest first; ties at random by `key`, NaN last.
+def smallest(
+    key: Array, score: Array, *, batch_size: int, quota: Quota | None = None, exclude: Array | None = None
+) -> Array:
+    """Returns the distinct ids [B] int32 of the B smallest scores [N], smallest first.
 
-    With a quota, of as many of the smallest in each domain as it has places. Exact, and the same on any mesh: every
+    Ties are broken at random by `key`. NaN comes last, and the tasks of the mask `exclude` [N] behind it, at random.
+    With a quota, as many of the smallest of each domain as it has places. Exact, and the same on any mesh: every
     shard of the table finds its own best, and these meet.
     """
     num_tasks = score.shape[0]
     count = shards(jax.sharding.get_abstract_mesh(), "task")
     count = count if num_tasks % count == 0 else 1
     ids = jnp.arange(num_tasks, dtype=jnp.int32)
+    if exclude is not None:
+        score = jnp.where(exclude, _last(score.dtype), score)
     if quota is not None:
-        table = [score, _ties(key, ids), ids, quota.domain]
+        table = [score, _ties(key, ids, exclude), ids, quota.domain]
         if count > 1:
             rows = [constrain(x.reshape(count, -1), "task", None) for x in table]
             table = [x.reshape(-1) for x in _first(rows, quota.places, batch_size)]
         return _first(table, quota.places, batch_size)[2]
     if count > 1:
-        own, table = functools.partial(_smallest, count=min(batch_size, num_tasks // count)), spec("task")
-        score, ids = jax.shard_map(own, in_specs=(PartitionSpec(), table, table), out_specs=table)(key, score, ids)
-    return _smallest(key, score, ids, count=batch_size)[1]
+        own = functools.partial(_smallest, count=min(batch_size, num_tasks // count))
+        table = spec("task")
+        of_shards = jax.shard_map(own, in_specs=(PartitionSpec(), table, table, table), out_specs=table)
+        score, ids, exclude = of_shards(key, score, ids, exclude)
+    return _smallest(key, score, ids, exclude, count=batch_size)[1]
+
+
+def _last(dtype: DTypeLike) -> Array:
+    """Returns the score that no other stands behind."""
+    return jnp.array(jnp.nan if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).max, dtype)
 
 
 def _first(table: list[Array], places: Array, batch_size: int) -> list[Array]:
@@ -273,8 +300,10 @@ def _first(table: list[Array], places: Array, batch_size: int) -> list[Array]:
 
 
 @functools.partial(jax.jit, static_argnames="count")  # outside of any program, each operation would be one
-def _smallest(key: Array, score: Array, ids: Array, *, count: int) -> tuple[Array, Array]:
-    """Score and id [count] of the smallest of [n], smallest first; of equal ones, by random numbers of their ids.
+def _smallest(
+    key: Array, score: Array, ids: Array, exclude: Array | None, *, count: int
+) -> tuple[Array, Array, Array | None]:
+    """Returns score, id and mask [count] of the smallest of [n], smallest first; of equal ones, by random numbers.
 
     A pass of `top_k`, another if more are as small as the last, and a sort of what they found: on CPUs a fiftieth of
     the time of a sort of the table.
@@ -285,18 +314,21 @@ def _smallest(key: Array, score: Array, ids: Array, *, count: int) -> tuple[Arra
     last = jnp.where(jnp.arange(found) < count, best, jnp.inf).min()  # slices of `best` would make XLA sort instead
 
     def drawn() -> Array:
-        return jax.lax.top_k(jnp.where(rank == last, -_order(_ties(key, ids)), -jnp.inf), found)[1]
+        return jax.lax.top_k(jnp.where(rank == last, -_order(_ties(key, ids, exclude)), -jnp.inf), found)[1]
 
     level = jax.lax.cond((best >= last).sum() > count, drawn, lambda: ahead)  # who may have the last places
     rows = jnp.concatenate([ahead, level])
     behind = jnp.concatenate([rank[ahead] <= last, rank[level] != last])
-    chosen = jax.lax.sort((behind, -rank[rows], _ties(key, ids[rows]), rows), num_keys=3)[3][:count]
-    return score[chosen], ids[chosen]
+    ties = _ties(key, ids[rows], None if exclude is None else exclude[rows])
+    chosen = jax.lax.sort((behind, -rank[rows], ties, rows), num_keys=3)[3][:count]
+    return score[chosen], ids[chosen], None if exclude is None else exclude[chosen]
 
 
-def _ties(key: Array, ids: Array) -> Array:
-    """A random int32 of 30 bits for each of `ids`."""
-    return (draws.words(key, ids.astype(jnp.uint32), np.uint32(0))[0] >> np.uint32(2)).astype(jnp.int32)
+def _ties(key: Array, ids: Array, exclude: Array | None) -> Array:
+    """Draws a random int32 of 30 bits for each of `ids`; of the mask `exclude`, one above all others."""
+    bits = draws.words(key, ids.astype(jnp.uint32), np.uint32(0))[0] >> np.uint32(2)
+    ties = bits.astype(jnp.int32)
+    return ties if exclude is None else jnp.where(exclude, 2**30 + ties // 2, ties)
 
 
 def _order(score: Array) -> Array:

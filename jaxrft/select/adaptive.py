@@ -137,15 +137,16 @@ def adaptive(
         )
 
     def select(key: Array, state: AdaptiveState, tasks: Tasks) -> tuple[Choice, AdaptiveState]:
+        exclude = tasks.taken
         key_choice, key_new, key_floor, key_stale, key_quota = jax.random.split(key, 5)
-        quota = acquire.quota(key_quota, tasks, batch_size=batch_size, balance=balance)
+        quota = acquire.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
         believed, seen = state.believed, state.visited >= 0
         since = jnp.where(seen, state.step - state.visited, jnp.iinfo(jnp.int32).max)
         worth = believed.informative if utility == "informative" else _signal(believed)
         interest = jnp.sqrt(believed.variance) + STALE_INTEREST * jnp.minimum(since.astype(jnp.float32) / STALE, 1)
         if state.tokens is not None:
             worth, interest = (acquire.per_token(x, state.tokens) for x in (worth, interest))
-        chance = acquire.by_chance(worth, quota)
+        chance = acquire.by_chance(worth, quota, exclude)
         worth = acquire.cool_down(worth, since, steps=cool_down) if cool_down else worth
 
         reach = min(1, REACH * batch_size / seen.shape[0])
@@ -163,14 +164,15 @@ def adaptive(
             weight=curiosity,
             price=raised,
             chance=chance,
-            first=_new(key_new, state, worth, batch_size=batch_size, quota=quota),
+            first=_new(key_new, state, worth, batch_size=batch_size, quota=quota, exclude=exclude),
             alike=ALIKE / num_generations,
             preference=since.astype(jnp.float32),
             quota=quota,
+            exclude=exclude,
         )
         jumped = state.jumps * batch_size / (1 - JUMP_MEMORY)  # 1 after one jump, then less and less
         look = jax.random.uniform(key_floor) < jnp.maximum(jnp.asarray(floor, jnp.float32), jumped)
-        ids = jax.lax.cond(look, lambda: _with_stalest(key_stale, ids, state, tasks, quota), lambda: ids)
+        ids = jax.lax.cond(look, lambda: _with_stalest(key_stale, ids, state, tasks, quota, exclude), lambda: ids)
         return Choice(ids, believed.pass_rate[ids]), state
 
     def update(state: AdaptiveState, tasks: Tasks, feedback: Feedback) -> AdaptiveState:
@@ -183,22 +185,38 @@ def adaptive(
     return Selector(init, select, update, pass_rate)
 
 
-def _new(key: Array, state: AdaptiveState, worth: Array, *, batch_size: int, quota: acquire.Quota | None) -> Array:
+def _new(
+    key: Array,
+    state: AdaptiveState,
+    worth: Array,
+    *,
+    batch_size: int,
+    quota: acquire.Quota | None,
+    exclude: Array | None,
+) -> Array:
     """Ids [B] of tasks never visited that have a place for being new, of those `worth` [N] enough any; N for none."""
     key_places, key_among = jax.random.split(key)
     seen, right = state.visited >= 0, populations.share(state.population)
     places = (NEW + (1 - NEW) * right) * batch_size * (1 - seen.mean(dtype=jnp.float32)) ** FADING
+    seen = seen if exclude is None else seen | exclude
     best, least = jnp.where(seen, -jnp.inf, worth).max(), jnp.where(seen, jnp.inf, worth).min()
     gap = jnp.maximum(best - least, 0)  # they are infinite when there is none
     enough = jnp.maximum(AMONG * best, least + TOLD * right * gap)
     score = jnp.where(seen, -jnp.inf, jnp.minimum(worth, enough))
-    ids = acquire.largest(key_among, score, batch_size=batch_size, quota=quota)
+    ids = acquire.largest(key_among, score, batch_size=batch_size, quota=quota, exclude=exclude)
     places = (places + jax.random.uniform(key_places)).astype(jnp.int32)  # this is the mean
     chosen = (jnp.arange(batch_size) < places) & ~seen[ids]
     return jnp.where(chosen, ids, seen.shape[0])
 
 
-def _with_stalest(key: Array, ids: Array, state: AdaptiveState, tasks: Tasks, quota: acquire.Quota | None) -> Array:
+def _with_stalest(
+    key: Array,
+    ids: Array,
+    state: AdaptiveState,
+    tasks: Tasks,
+    quota: acquire.Quota | None,
+    exclude: Array | None,
+) -> Array:
     """The batch `ids` [B] with the task longest not visited, of the domain longest not visited, in its last place.
 
     With a quota, in the last place of its domain.
@@ -208,7 +226,7 @@ def _with_stalest(key: Array, ids: Array, state: AdaptiveState, tasks: Tasks, qu
         domain = tasks.domain % features.DOMAINS
         last = jnp.full(features.DOMAINS, -1, visited.dtype).at[domain].max(visited)[domain]
         visited = jnp.where(last == last.min(), visited, visited + state.step + 1)  # other domains come behind
-    stalest = acquire.smallest(key, visited, batch_size=1, quota=quota)
+    stalest = acquire.smallest(key, visited, batch_size=1, quota=quota, exclude=exclude)
     alike = jnp.ones(ids.shape, bool) if quota is None else quota.domain[ids] == quota.domain[stalest]
     place = jnp.where(alike, jnp.arange(ids.shape[0]), 0).max()
     return jnp.where((ids == stalest).any(), ids, ids.at[place].set(stalest[0]))

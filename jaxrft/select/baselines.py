@@ -58,20 +58,23 @@ def uniform(
         num_tasks = check_table(tasks, num_tasks, batch_size=batch_size, balance=balance)
         return VisitsState(jnp.zeros(num_tasks, jnp.int32))
 
-    def score(visits: Array, quota: acquire.Quota | None) -> Array:
+    def score(visits: Array, quota: acquire.Quota | None, exclude: Array | None) -> Array:
         """[N] int32; the smallest are chosen and ties broken at random."""
         if order == "replacement":
             return jnp.zeros_like(visits)
-        seen = acquire.epoch(visits, quota=quota)
+        seen = acquire.epoch(visits, quota=quota, exclude=exclude)
         if order == "shuffled":
             return seen
         num_tasks = visits.shape[0]
         return seen * num_tasks + jnp.arange(num_tasks, dtype=jnp.int32)
 
     def select(key: Array, state: VisitsState, tasks: Tasks) -> tuple[Choice, VisitsState]:
+        exclude = tasks.taken
         key_quota, key_tie = jax.random.split(key)
-        quota = acquire.quota(key_quota, tasks, batch_size=batch_size, balance=balance)
-        ids = acquire.smallest(key_tie, score(state.visits, quota), batch_size=batch_size, quota=quota)
+        quota = acquire.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
+        ids = acquire.smallest(
+            key_tie, score(state.visits, quota, exclude), batch_size=batch_size, quota=quota, exclude=exclude
+        )
         visits = constrain(state.visits.at[ids].add(1), "task")
         return Choice(ids, jnp.full(batch_size, jnp.nan, jnp.float32)), VisitsState(visits)
 
@@ -97,10 +100,11 @@ def easy_to_hard(batch_size: int, num_generations: int, *, balance: acquire.Bala
         return EasyToHardState(jnp.zeros(num_tasks, jnp.int32), jnp.zeros(num_tasks, jnp.int32).at[order].set(row))
 
     def select(key: Array, state: EasyToHardState, tasks: Tasks) -> tuple[Choice, EasyToHardState]:
+        exclude = tasks.taken
         key_quota, key_tie = jax.random.split(key)
-        quota = acquire.quota(key_quota, tasks, batch_size=batch_size, balance=balance)
-        rank = acquire.epoch(state.visits, quota=quota) * state.rank.shape[0] + state.rank
-        ids = acquire.smallest(key_tie, rank, batch_size=batch_size, quota=quota)
+        quota = acquire.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
+        rank = acquire.epoch(state.visits, quota=quota, exclude=exclude) * state.rank.shape[0] + state.rank
+        ids = acquire.smallest(key_tie, rank, batch_size=batch_size, quota=quota, exclude=exclude)
         visits = constrain(state.visits.at[ids].add(1), "task")
         return Choice(ids, jnp.full(batch_size, jnp.nan, jnp.float32)), state._replace(visits=visits)
 
@@ -138,12 +142,13 @@ def oracle(
         return VisitsState(jnp.zeros(num_tasks, jnp.int32))
 
     def select(key: Array, state: VisitsState, tasks: Tasks) -> tuple[Choice, VisitsState]:
+        exclude = tasks.taken
         key_quota, key_tie = jax.random.split(key)
-        quota = acquire.quota(key_quota, tasks, batch_size=batch_size, balance=balance)
+        quota = acquire.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
         distance = jnp.abs(_measured(tasks, state.visits.shape[0]) - jnp.asarray(target, jnp.float32))
         near = distance <= jnp.asarray(tolerance, jnp.float32)
         score = jnp.where(near, state.visits.astype(jnp.float32), MANY_VISITS * (1 + distance))
-        ids = acquire.smallest(key_tie, score, batch_size=batch_size, quota=quota)
+        ids = acquire.smallest(key_tie, score, batch_size=batch_size, quota=quota, exclude=exclude)
         visits = constrain(state.visits.at[ids].add(1), "task")
         return Choice(ids, _measured(tasks, state.visits.shape[0])[ids]), VisitsState(visits)
 

@@ -67,14 +67,18 @@ def mopps(
         return MoppsState(posterior.init(num_tasks, prior=prior))
 
     def select(key: Array, state: MoppsState, tasks: Tasks) -> tuple[Choice, MoppsState]:
+        exclude = tasks.taken
         key_first, key_candidates, key_quota, key_draw, key_tie = jax.random.split(key, 5)
         num_tasks = state.posterior.alpha.shape[0]
         count = min(candidates * batch_size, num_tasks)
-        wide = acquire.quota(key_first, tasks, batch_size=count, balance=balance)
-        among = acquire.smallest(key_candidates, jnp.zeros(num_tasks), batch_size=count, quota=wide)
+        wide = acquire.quota(key_first, tasks, batch_size=count, balance=balance, exclude=exclude)
+        equal = jnp.zeros(num_tasks)
+        among = acquire.smallest(key_candidates, equal, batch_size=count, quota=wide, exclude=exclude)
         draws = posterior.sample(key_draw, jax.tree.map(lambda x: x[among], state.posterior))
-        quota = acquire.quota(key_quota, tasks, batch_size=batch_size, balance=balance, among=among)
-        ids = among[acquire.nearest(key_tie, draws, batch_size=batch_size, target=target, quota=quota)]
+        quota = acquire.quota(key_quota, tasks, batch_size=batch_size, balance=balance, among=among, exclude=exclude)
+        excluded = None if exclude is None else exclude[among]
+        best = acquire.nearest(key_tie, draws, batch_size=batch_size, target=target, quota=quota, exclude=excluded)
+        ids = among[best]
         return Choice(ids, posterior.mean(state.posterior)[ids]), state
 
     def update(state: MoppsState, tasks: Tasks, feedback: Feedback) -> MoppsState:
@@ -118,20 +122,24 @@ def greso(
         return GresoState(nothing, jnp.array(nothing), jnp.full(2, explore, jnp.float32))
 
     def select(key: Array, state: GresoState, tasks: Tasks) -> tuple[Choice, GresoState]:
+        exclude = tasks.taken
         key_quota, key_order, key_skip, key_tie = jax.random.split(key, 4)
-        quota = acquire.quota(key_quota, tasks, batch_size=batch_size, balance=balance)
+        quota = acquire.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
         shape = state.streak.shape
         base = jnp.where(state.streak < 0, state.explore[1], state.explore[0])
         taken = jax.random.uniform(key_skip, shape) < base ** jnp.abs(state.streak).astype(jnp.float32)
-        seen = acquire.epoch(state.passes, quota=quota).astype(jnp.float32)
+        seen = acquire.epoch(state.passes, quota=quota, exclude=exclude).astype(jnp.float32)
         order = seen + jax.random.uniform(key_order, shape)  # what is left of this epoch, then the next one
         score = jnp.where(taken, order, order + 2)
-        ids = acquire.smallest(key_tie, score, batch_size=batch_size, quota=quota)
-        last = score[ids].max()
+        ids = acquire.smallest(key_tie, score, batch_size=batch_size, quota=quota, exclude=exclude)
+        reached = score if exclude is None else jnp.where(exclude, -jnp.inf, score)
+        last = reached[ids].max()
         if quota is not None:
             nothing = jnp.full(quota.places.shape, -jnp.inf)
-            last = nothing.at[quota.domain[ids]].max(score[ids])[quota.domain]
+            last = nothing.at[quota.domain[ids]].max(reached[ids])[quota.domain]
         passed = order <= last  # rolled out, or skipped on the way to the last that is
+        if exclude is not None:
+            passed = (passed & ~exclude).at[ids].set(True)
         passes = constrain(state.passes + passed.astype(jnp.int32), "task")
         return Choice(ids, jnp.full(batch_size, jnp.nan, jnp.float32)), state._replace(passes=passes)
 

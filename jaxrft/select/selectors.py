@@ -82,9 +82,12 @@ def bots(
         return BotsState(posterior.init(num_tasks, prior=prior, dtype=state.capability.dtype), state)
 
     def select(key: Array, state: BotsState, tasks: Tasks) -> tuple[Choice, BotsState]:
+        exclude = tasks.taken
         key_quota, key_draw = jax.random.split(key)
-        quota = acquire.quota(key_quota, tasks, batch_size=batch_size, balance=balance)
-        ids = acquire.thompson(key_draw, state.posterior, batch_size=batch_size, target=target, quota=quota)
+        quota = acquire.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
+        ids = acquire.thompson(
+            key_draw, state.posterior, batch_size=batch_size, target=target, quota=quota, exclude=exclude
+        )
         return Choice(ids, posterior.mean(state.posterior)[ids]), state
 
     def update(state: BotsState, tasks: Tasks, feedback: Feedback) -> BotsState:

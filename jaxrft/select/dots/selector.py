@@ -87,10 +87,13 @@ def dots(
         return acquire.smallest(key, jnp.zeros(state.chosen.shape), batch_size=state.references.shape[0])
 
     def select(key: Array, state: DotsState, tasks: Tasks) -> tuple[Choice, DotsState]:
+        exclude = tasks.taken
         distance = jnp.abs(state.predicted - jnp.asarray(target, jnp.float32))
         key_quota, key_draw = jax.random.split(key)
-        quota = acquire.quota(key_quota, tasks, batch_size=batch_size, balance=balance)
-        ids = acquire.softmax(key_draw, -distance, batch_size=batch_size, temperature=temperature, quota=quota)
+        quota = acquire.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
+        ids = acquire.softmax(
+            key_draw, -distance, batch_size=batch_size, temperature=temperature, quota=quota, exclude=exclude
+        )
         chosen = constrain(state.chosen.at[ids].set(True), "task")
         return Choice(ids, state.predicted[ids]), state._replace(chosen=chosen)
 
