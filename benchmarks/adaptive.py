@@ -51,11 +51,11 @@ def matrix(seed: int, difficulty: float, spread: float, ability: float, *, two_k
 
 def matrices(seeds: int) -> None:
     """Prints effective group ratio, squared error and coverage of each selector on each kind of matrix."""
-    bots = selectors.bots(16, 16)
+    bots = selectors.bots(16)
     chosen = {
-        "uniform": believing(selectors.uniform(16, 16), bots),
+        "uniform": believing(selectors.uniform(16), bots),
         "bots": bots,
-        "adaptive": selectors.adaptive(16, 16),
+        "adaptive": selectors.adaptive(16),
     }
     for name, (schedule, begin, end, *shape) in MATRICES.items():
         for selector, functions in chosen.items():
@@ -63,7 +63,7 @@ def matrices(seeds: int) -> None:
             for seed in range(seeds):
                 data = simulate.Responses(matrix(seed, *shape, two_kinds=name.endswith("kinds")))
                 world = simulate.replay(data, steps=STEPS, num_generations=16, schedule=schedule, begin=begin, end=end)
-                found.append(scores(run(world, functions, 1, STEPS), TASKS))
+                found.append(scores(run(world, functions, 1, STEPS, batch_size=16), TASKS))
             mean = {
                 key: np.mean([each[key][0] for each in found]) for key in ("effective_group_ratio", "mse", "coverage")
             }
@@ -75,9 +75,10 @@ def hostile(seeds: int) -> None:
     for name, changes in HOSTILE.items():
         world = simulate.students(simulate.StudentConfig(**changes), num_generations=16)
         names = ["adaptive"] if changes.get("references") == "none" else ["bots", "adaptive"]
-        base = run(world, selectors.uniform(16, 16), seeds, STEPS).ability[:, -1]
+        base = run(world, selectors.uniform(16), seeds, STEPS, batch_size=16).ability[:, -1]
         for selector in names:
-            gain = np.asarray(run(world, selectors.make(selector, 16, 16), seeds, STEPS).ability[:, -1] - base)
+            trace = run(world, selectors.make(selector, 16), seeds, STEPS, batch_size=16)
+            gain = np.asarray(trace.ability[:, -1] - base)
             mean, low, high = mean_interval(gain)
             print(f"{name:38} {selector:9} {mean:+.3f} [{low:+.3f}, {high:+.3f}]", flush=True)
 

@@ -30,7 +30,7 @@ from jaxrft.config import Config, TasksConfig
 from jaxrft.fields import path_argument, whole_number
 from jaxrft.host.files import UnreadableJSON, read_json
 from jaxrft.report import records
-from jaxrft.select import contract, selectors
+from jaxrft.select import selectors
 from jaxrft.select.dots import attention
 from jaxrft.tasks import builtin
 from jaxrft.train.loop import train
@@ -126,10 +126,10 @@ def ours(name: str, num_tasks: int, batch_size: int, num_generations: int) -> Ca
     tasks, rates = world(num_tasks)
     if name == TOLD:
         name, tasks = "adaptive", tasks._replace(embeddings=jax.random.normal(jax.random.key(2), (num_tasks, 32)))
-    selector = make(name, batch_size, num_generations)
+    selector = make(name, num_generations)
     state = jax.tree.map(jnp.copy, selector.init(tasks, num_tasks))  # each leaf its own, for it is given away
     rng, keys = np.random.default_rng(1), iter([*jax.random.split(jax.random.key(0), 1000)])
-    select = jax.jit(contract.choosing(selector))
+    select = jax.jit(selector.select, static_argnames="batch_size", donate_argnums=1)
 
     @partial(jax.jit, donate_argnums=0)  # as in a run, where counts become feedback within the program
     def update(state: Any, tasks: Tasks, choice: Choice, solved: Array) -> Any:
@@ -137,8 +137,7 @@ def ours(name: str, num_tasks: int, batch_size: int, num_generations: int) -> Ca
 
     def step() -> None:
         nonlocal state
-        choice, changed = select(next(keys), state, tasks)
-        state = contract.merged(state, changed)
+        choice, state = select(next(keys), state, tasks, batch_size=batch_size)
         solved = rng.binomial(num_generations, rates[np.asarray(choice.ids)])
         state = jax.block_until_ready(update(state, tasks, choice, solved.astype(np.float32)))
 
@@ -151,11 +150,11 @@ def feedback(choice: Choice, solved: Array | np.ndarray, num_generations: int) -
     return Feedback(choice.ids, jnp.asarray(solved, jnp.float32), trials, trials)
 
 
-def make(name: str, batch_size: int, num_generations: int) -> selectors.Selector:
+def make(name: str, num_generations: int) -> selectors.Selector:
     """The selector called `name`; `dots` of tasks that are projected already."""
     if name != "dots":
-        return selectors.make(name, batch_size, num_generations)
-    return selectors.dots(batch_size, num_generations, predictor=predictor(1, 1), calibration="plain")
+        return selectors.make(name, num_generations)
+    return selectors.dots(num_generations, predictor=predictor(1, 1), calibration="plain")
 
 
 def predictor(embedding: int, width: int) -> attention.Params:
@@ -223,13 +222,14 @@ def sharded(names: tuple[str, ...] = ("uniform", "bots", "adaptive")) -> None:
     tasks = meshes.place_table(tasks._replace(projections=None), mesh, SHARDED)
     with jax.set_mesh(mesh):
         for name in names:
-            selector = make(name, BATCH, GENERATIONS)
+            selector = make(name, GENERATIONS)
             state = meshes.place_table(jax.device_get(selector.init(tasks, SHARDED)), mesh, SHARDED)
-            select, update = jax.jit(contract.choosing(selector)), jax.jit(selector.update, donate_argnums=0)
+            select = jax.jit(selector.select, static_argnames="batch_size", donate_argnums=1)
+            update = jax.jit(selector.update, donate_argnums=0)
             for step in range(2):
                 start = time.perf_counter()
-                choice, changed = select(jax.random.key(step), state, tasks)
-                state, ids = contract.merged(state, changed), np.asarray(choice.ids)
+                choice, state = select(jax.random.key(step), state, tasks, batch_size=BATCH)
+                ids = np.asarray(choice.ids)
                 solved = np.rint(GENERATIONS * rates[ids])
                 state = jax.block_until_ready(update(state, tasks, feedback(choice, solved, GENERATIONS)))
                 found[name] = {"seconds": time.perf_counter() - start, "distinct": len(set(ids.tolist()))}

@@ -41,7 +41,6 @@ class Tasks(NamedTuple):
     domain: Array | None = None  # [N] int32
     pass_rates: Array | None = None  # [N] float32, of the policy itself, from rollouts that nobody counts (oracle)
     projections: Projections | None = None  # of the embeddings, by `jaxrft.select.dots.attention.project` (dots)
-    taken: Array | None = None  # [N] bool, rolled out in this step: chosen last, never if there are enough others
 
 
 class Choice(NamedTuple):

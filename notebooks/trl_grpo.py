@@ -53,7 +53,7 @@ class Chosen(Sampler):
 
     def __iter__(self) -> Iterator[int]:
         for _ in range(self.batches):
-            rows = np.repeat(self.session.next(), self.num_generations).tolist()
+            rows = np.repeat(self.session.next(TASKS), self.num_generations).tolist()
             for _ in range(self.passes):
                 yield from rows
 
@@ -70,7 +70,7 @@ class ChosenTrainer(GRPOTrainer):
 def train(selector: str, steps: int) -> list[float]:
     """The share of informative groups of each batch of generations."""
     rows = builtin.load("digits")
-    session = Session(selectors.make(selector, TASKS, GENERATIONS), Tasks(jnp.asarray(rows.reference_pass_rates)))
+    session = Session(selectors.make(selector, GENERATIONS), Tasks(jnp.asarray(rows.reference_pass_rates)))
     shares = []
 
     def exact(completions, answer, task_id, completion_ids, **_):

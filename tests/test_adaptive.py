@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,14 +113,14 @@ def test_what_is_told_becomes_features_and_what_is_broken_a_sentence():
     assert told.shape == (50, 48) and np.allclose((told[:, 16:] ** 2).sum(axis=1).mean(), 1, atol=1e-4)
     assert features.describe(Tasks(), 50).shape == (50, 1) and not features.describe(Tasks(), 50).any()
     assert not features.describe(Tasks(embeddings=jnp.ones((50, 4))), 50).any()
-    selector = selectors.adaptive(4, 8)
+    selector = selectors.adaptive(8)
     with pytest.raises(InputError, match="embeddings of 1 tasks are not finite, first of task 7: leave"):
         selector.init(Tasks(embeddings=tasks.embeddings.at[7, 3].set(jnp.nan)), 50)
     with pytest.raises(InputError, match=r"domains have shape \(3,\): there must be one for each of 50 tasks"):
         selector.init(Tasks(domain=jnp.arange(3)), 50)
 
 
-def play(selector, rates, steps, seed=0, tasks=None):
+def play(selector, rates, steps, *, batch_size, seed=0, tasks=None):
     """(ids [steps, B], squared error [steps], groups that teach [steps, B]) with pass rates [steps, N]."""
     tasks = Tasks() if tasks is None else tasks
     group = 16
@@ -127,7 +129,7 @@ def play(selector, rates, steps, seed=0, tasks=None):
         key, truth = x
         keys = jax.random.split(key)
         error = jnp.mean((selector.pass_rate(state, tasks) - truth) ** 2)
-        choice, state = selector.select(keys[0], state, tasks)
+        choice, state = selector.select(keys[0], state, tasks, batch_size=batch_size)
         count = jnp.full(choice.ids.shape, float(group))
         hits = jax.random.uniform(keys[1], (*choice.ids.shape, group)) < truth[choice.ids][:, None]
         successes = hits.sum(axis=1).astype(jnp.float32)
@@ -149,7 +151,7 @@ def sigmoid(x):
 def test_it_finds_the_tasks_that_teach_and_knows_the_others():
     time = np.linspace(-2.5, 2.5, 200)[:, None]
     rates = sigmoid(1.2 * time + logits(200) - 1)
-    ids, error, informative = play(selectors.adaptive(16, 16), rates, 200)
+    ids, error, informative = play(selectors.adaptive(16), rates, 200, batch_size=16)
     uniform = float((1 - rates**16 - (1 - rates) ** 16).mean())
     assert uniform < 0.72 and float(informative.mean()) > 0.9
     assert float(error[30:].mean()) < 0.012
@@ -161,20 +163,22 @@ def test_domains_that_move_apart_are_told_apart():
     u = np.linspace(0, 1, 200)
     path = np.stack([4 * u - 2, 0 * u, 2 - 4 * u, np.where(u < 0.5, -2, 2)], axis=1)  # [steps, 4]
     rates = sigmoid(path[:, np.arange(240) % 4] + logits(240, 1) - 1)
-    _, error, informative = play(selectors.adaptive(16, 16), rates, 200)
+    _, error, informative = play(selectors.adaptive(16), rates, 200, batch_size=16)
     assert float(informative.mean()) > 0.88
     assert float(error[80:100].mean()) < 0.015 and float(error[160:].mean()) < 0.03  # before and after the jump
 
 
 def test_nothing_to_know_is_no_harm():
     """Rewards of pure noise: every task is as good as any other, and all of them are looked at."""
-    ids, error, _ = play(selectors.adaptive(8, 16), jnp.full((120, 64), 0.5), 120)
+    ids, error, _ = play(selectors.adaptive(16), jnp.full((120, 64), 0.5), 120, batch_size=8)
     assert float(error[20:].mean()) < 0.02
     assert np.bincount(np.ravel(ids), minlength=64).min() >= 4
 
 
 def test_a_cool_down_keeps_chosen_tasks_away():
-    ids, _, _ = play(selectors.adaptive(4, 16, cool_down=3, floor=0.0), sigmoid(np.tile(logits(24), (40, 1))), 40)
+    ids, _, _ = play(
+        selectors.adaptive(16, cool_down=3, floor=0.0), sigmoid(np.tile(logits(24), (40, 1))), 40, batch_size=4
+    )
     assert all(not set(ids[t].tolist()) & set(ids[t - d].tolist()) for t in range(3, 40) for d in (1, 2))
 
 
@@ -182,20 +186,20 @@ def test_the_utility_is_the_one_asked_for():
     """Task 0 is 0.1 or 0.9, task 1 is 0.25: a group of either teaches, but 4 p (1 - p) is 0.36 and 0.75."""
     believed = logit.Moments(floats(0.5, 0.25), floats(0.16, 0.0), floats(0.9, 0.8))
     for utility, best in (("informative", 0), ("signal", 1)):
-        selector = selectors.adaptive(1, 16, utility=utility, price=0.0, floor=0.0)
+        selector = selectors.adaptive(16, utility=utility, price=0.0, floor=0.0)
         state = selector.init(Tasks(), 2)._replace(believed=believed, visited=jnp.zeros(2, jnp.int32))
-        assert selector.select(jax.random.key(0), state, Tasks())[0].ids.tolist() == [best]
+        assert selector.select(jax.random.key(0), state, Tasks(), batch_size=1)[0].ids.tolist() == [best]
 
 
 def test_per_token_a_long_task_has_to_be_worth_its_length():
     """Tasks 0 and 1 are worth 0.6 and 0.8; their rollouts took 10 and 20 tokens, or nobody knows."""
     believed = logit.Moments(floats(0.5, 0.5), floats(0.0, 0.0), floats(0.6, 0.8))
-    selector = selectors.adaptive(1, 4, price=0.0, floor=0.0, per_token=True)
+    selector = selectors.adaptive(4, price=0.0, floor=0.0, per_token=True)
     state = selector.init(Tasks(), 2)
 
     def best(state):
         state = state._replace(believed=believed, visited=jnp.zeros(2, jnp.int32))
-        return selector.select(jax.random.key(0), state, Tasks())[0].ids.tolist()
+        return selector.select(jax.random.key(0), state, Tasks(), batch_size=1)[0].ids.tolist()
 
     for tokens, expected in (((40.0, 80.0), [0]), ((0.0, 0.0), [1]), ((40.0, 0.0), [1]), ((0.0, 80.0), [1])):
         seen = Feedback(jnp.arange(2), floats(2.0, 2.0), floats(4.0, 4.0), floats(*tokens))
@@ -210,23 +214,23 @@ def test_per_token_saves_tokens():
     rates = sigmoid(np.tile(logits(128, 3), (80, 1)))
     spent, taught = {}, {}
     for per_token in (False, True):
-        selector = selectors.adaptive(8, 16, per_token=per_token)
+        selector = selectors.adaptive(16, per_token=per_token)
 
         def told(state, tasks, feedback, update=selector.update):
             return update(state, tasks, feedback._replace(tokens=feedback.trials * tokens[feedback.ids]))
 
-        ids, _, informative = play(selector._replace(update=told), rates, 80)
+        ids, _, informative = play(selector._replace(update=told), rates, 80, batch_size=8)
         spent[per_token], taught[per_token] = float(tokens[ids].sum()), float(informative.sum())
     assert taught[True] / spent[True] > 1.2 * taught[False] / spent[False]
 
 
 def new_tasks(worth, **population):
     """How often each of 100 new tasks that are worth so much is chosen in 500 batches of 8, with a `population`."""
-    selector = selectors.adaptive(8, 16, price=0.0, floor=0.0)
+    selector = selectors.adaptive(16, price=0.0, floor=0.0)
     believed = logit.Moments(jnp.full(100, 0.5), jnp.zeros(100), jnp.asarray(worth, jnp.float32))
     state = selector.init(Tasks(), 100)._replace(believed=believed)
     state = state._replace(population=state.population._replace(**population))
-    choose = jax.jit(jax.vmap(lambda key: selector.select(key, state, Tasks())[0].ids))
+    choose = jax.jit(jax.vmap(lambda key: selector.select(key, state, Tasks(), batch_size=8)[0].ids))
     return np.bincount(np.ravel(choose(jax.random.split(jax.random.key(0), 500))), minlength=100)
 
 
@@ -251,10 +255,10 @@ def test_a_domain_is_not_left_unseen_for_long():
     """Three domains; the floor goes to the task longest not visited of the one of which none has been since step 5."""
     domain = jnp.arange(12, dtype=jnp.int32) % 3
     visited = jnp.array([1, 2, 3, 9, 9, 4, 9, 9, 5, 9, 9, 5], jnp.int32)
-    selector = selectors.adaptive(2, 16, floor=1.0)
+    selector = selectors.adaptive(16, floor=1.0)
     for tasks, stalest in ((Tasks(domain=domain), 2), (Tasks(), 0)):
         state = selector.init(tasks, 12)._replace(visited=visited, step=jnp.int32(10))
-        choose = jax.jit(jax.vmap(selector.select, (0, None, None)))
+        choose = jax.jit(jax.vmap(partial(selector.select, batch_size=2), (0, None, None)))
         choice, _ = choose(jax.random.split(jax.random.key(0), 50), state, tasks)
         assert (choice.ids == stalest).any(axis=1).all()
 
@@ -266,14 +270,14 @@ def test_after_a_jump_the_stalest_task_is_looked_at(floor, jumps, chance):
     """Batches of 4: one jump has 0.1 * 1 / 4 of the smoothed share, half of it later is a chance of a half."""
     visited = jnp.arange(64, dtype=jnp.int32)
     teaches = jnp.where(visited == 0, -6.0, 0.0)  # the stalest task has nothing else in its favour
-    selector = selectors.adaptive(4, 16, floor=floor, price=0.0)
+    selector = selectors.adaptive(16, floor=floor, price=0.0)
     state = selector.init(Tasks(), 64)._replace(
         believed=logit.moments(teaches, jnp.full(64, 0.01), num_generations=16),
         visited=visited,
         step=jnp.int32(64),
         jumps=jnp.float32(jumps),
     )
-    choose = jax.jit(jax.vmap(lambda key: selector.select(key, state, Tasks())[0].ids))
+    choose = jax.jit(jax.vmap(lambda key: selector.select(key, state, Tasks(), batch_size=4)[0].ids))
     looked = (choose(jax.random.split(jax.random.key(0), 4000)) == 0).any(axis=1)
     assert looked.mean() == pytest.approx(chance, abs=0.03)
 
@@ -299,14 +303,14 @@ def test_what_is_not_known_raises_the_price_of_knowing(num_tasks, rest, places):
 def new_places(seen, worth, domain=None, **options):
     """How many of 8 places tasks never visited have, of variance 0.08, in each of 1,000 batches."""
     tasks = Tasks(domain=None if domain is None else jnp.asarray(domain))
-    selector = selectors.adaptive(8, 16, floor=0.0, **options)
+    selector = selectors.adaptive(16, floor=0.0, **options)
     moments = (np.full(len(seen), 0.5), np.where(seen, 0.0, 0.08), worth)
     state = selector.init(tasks, len(seen))._replace(
         believed=logit.Moments(*(jnp.asarray(x, jnp.float32) for x in moments)),
         visited=jnp.where(seen, 0, -1).astype(jnp.int32),
         step=jnp.int32(1),
     )
-    choose = jax.jit(jax.vmap(lambda key: selector.select(key, state, tasks)[0].ids))
+    choose = jax.jit(jax.vmap(lambda key: selector.select(key, state, tasks, batch_size=8)[0].ids))
     return (~seen[choose(jax.random.split(jax.random.key(0), 1000))]).sum(axis=1)
 
 
@@ -330,7 +334,7 @@ def test_others_may_have_jumped_where_more_than_one_has_that_was_seen(seen, jump
     """Some of four that are believed hopeless are solved; of a fifth that was visited once nobody knows any more."""
     visited = jnp.array([0 if seen else -1] * 4 + [0], jnp.int32)
     mean, known = jnp.full(5, -6.0), jnp.ones(5)
-    selector = selectors.adaptive(4, 16)
+    selector = selectors.adaptive(16)
     state = selector.init(Tasks(), 5)._replace(
         mean=mean, variance=known, visited=visited, believed=logit.moments(mean, known, num_generations=16)
     )

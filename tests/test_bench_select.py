@@ -14,7 +14,7 @@ def test_the_published_estimator_in_numpy_believes_what_bots_does():
     weak = rng.uniform(0, 0.5, 20)
     strong = weak + 0.4
     tasks = Tasks(jnp.asarray(np.stack([weak, strong], axis=1), jnp.float32))
-    bots = selectors.bots(4, 8)
+    bots = selectors.bots(8)
     ours, theirs = bots.init(tasks, 20), select.Published(np.ones(20), np.ones(20), float("nan"))
     for _ in range(3):
         ids, successes = rng.permutation(20)[:4], rng.integers(0, 9, 4).astype(np.float64)

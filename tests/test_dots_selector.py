@@ -18,8 +18,8 @@ UNUSED = attention.Affine(jnp.ones(1), jnp.zeros(1))
 PREDICTOR = attention.Params(*[attention.Tower(UNUSED, (), UNUSED)] * 2)  # what it projects is given
 
 
-def dots(batch_size=4, **options):
-    return selectors.dots(batch_size, 8, predictor=PREDICTOR, calibration="plain", **options)
+def dots(**options):
+    return selectors.dots(8, predictor=PREDICTOR, calibration="plain", **options)
 
 
 def rolled_out(ids, rates):
@@ -27,40 +27,41 @@ def rolled_out(ids, rates):
     return Feedback(jnp.asarray(ids), 8 * jnp.asarray(rates, jnp.float32), count, count)
 
 
-def test_a_probe_is_uniform_and_distinct():
+def test_a_reference_set_is_uniform_and_distinct():
     selector = dots(num_references=8)
     state = selector.init(TASKS, 64)
-    ids = jax.vmap(lambda key: selector.probe(key, state, TASKS))(jax.random.split(jax.random.key(0), 400))
+    ids = jax.vmap(lambda key: selector.reference_set(key, state, TASKS))(jax.random.split(jax.random.key(0), 400))
     assert ids.shape == (400, 8) and all(len(set(row)) == 8 for row in ids.tolist())
     counts = Counter(ids.ravel().tolist())  # 50 each, standard deviation 6.6
     assert set(counts) == set(range(64)) and max(abs(count - 50) for count in counts.values()) < 30
     everything = dots()
-    assert sorted(everything.probe(jax.random.key(0), everything.init(TASKS, 64), TASKS).tolist()) == [*range(64)]
-    assert (selector.probe_every, dots(probe_every=5).probe_every) == (2, 5)
+    assert sorted(everything.reference_set(jax.random.key(0), everything.init(TASKS, 64), TASKS).tolist()) == [
+        *range(64)
+    ]
+    assert (selector.reference_every, dots(probe_every=5).reference_every) == (2, 5)
 
 
-def test_a_probe_tells_of_every_task_and_the_middle_is_chosen():
+def test_references_tell_of_every_task_and_the_middle_is_chosen():
     selector = dots(num_references=24)
     state = selector.init(TASKS, 64)
-    first, _ = selector.select(jax.random.key(0), state, TASKS)
+    first, _ = selector.select(jax.random.key(0), state, TASKS, batch_size=4)
     assert np.isnan(first.pass_rate).all() and len(set(first.ids.tolist())) == 4
-    ids = selector.probe(jax.random.key(1), state, TASKS)
-    state = selector.update(state, TASKS, rolled_out(ids, TRUTH[ids]))
+    ids = selector.reference_set(jax.random.key(1), state, TASKS)
+    state = selector.update_references(state, TASKS, rolled_out(ids, TRUTH[ids]))
     np.testing.assert_allclose(selector.pass_rate(state, TASKS), TRUTH, atol=1e-5)
-    choice, state = selector.select(jax.random.key(2), state, TASKS)
+    choice, state = selector.select(jax.random.key(2), state, TASKS, batch_size=4)
     assert (CLUSTER[choice.ids] == 1).all() and np.allclose(choice.pass_rate, 0.5)
-    assert np.flatnonzero(state.chosen).tolist() == sorted(choice.ids.tolist())
     # What was chosen is no sample of the table: its outcome is no reference, though later it may be one.
     after = selector.update(state, TASKS, rolled_out(choice.ids, jnp.zeros(4)))
-    assert np.array_equal(after.predicted, state.predicted) and not after.chosen.any()
+    assert np.array_equal(after.predicted, state.predicted)
     assert np.array_equal(after.references, state.references)
-    again = selector.update(after, TASKS, rolled_out(choice.ids, jnp.zeros(4)))
+    again = selector.update_references(after, TASKS, rolled_out(choice.ids, jnp.zeros(4)))
     assert float(again.predicted[1]) < 0.45
 
 
-def test_parts_of_a_probe_replace_the_oldest_references_by_hand():
+def test_parts_of_a_reference_set_replace_the_oldest_references_by_hand():
     selector = dots(num_references=4)
-    update, state = jax.jit(selector.update), selector.init(TASKS, 64)
+    update, state = jax.jit(selector.update_references), selector.init(TASKS, 64)
     state = update(state, TASKS, rolled_out([5, 2], [0.25, 1.0]))
     assert state.references.tolist() == [5, 2, 0, 0]
     np.testing.assert_array_equal(state.reference_pass_rates, [0.25, 1.0, np.nan, np.nan])
@@ -73,10 +74,10 @@ def test_parts_of_a_probe_replace_the_oldest_references_by_hand():
 
 def test_a_task_is_chosen_with_the_published_chance():
     """P(i) = exp(-|p_i - target| / temperature) / sum."""
-    selector = dots(1, target=0.3, temperature=0.05)
+    selector = dots(target=0.3, temperature=0.05)
     predicted = jnp.array([0.3, 0.35, 0.2, 0.9, 0.31])
     state = selector.init(Tasks(projections=Projections(CLUSTERS[:5], CLUSTERS[:5])), 5)._replace(predicted=predicted)
-    draw = jax.jit(jax.vmap(lambda key: selector.select(key, state, TASKS)[0].ids[0]))
+    draw = jax.jit(jax.vmap(lambda key: selector.select(key, state, TASKS, batch_size=1)[0].ids[0]))
     share = np.bincount(draw(jax.random.split(jax.random.key(3), 4000)), minlength=5) / 4000
     weight = np.exp([0.0, -1.0, -2.0, -12.0, -0.2])
     assert share == pytest.approx(weight / weight.sum(), abs=0.03)

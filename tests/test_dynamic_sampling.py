@@ -52,7 +52,7 @@ def test_groups_of_a_probe_take_the_places_of_those_that_teach_nothing():
     chosen = rolled_out([3, 5, 7, 9], [[1, 1], [0, 1], [1, 0], [0, NAN]])
     distance = np.array([np.inf, 0.25, 0.0, 0.5, 0.125], np.float32)
     probed = batches.Probed(np.array([1, 2, 7, 4, 6], np.int32), distance, (groups_of([1, 2]), groups_of([7, 4, 6])))
-    filling = batches.Filling(places=5, fresh=4, taken=np.array([6], np.int32))
+    filling = batches.Filling(places=5, fresh=4, excluded=np.array([6], np.int32))
     batch = batches.gather(run_of(), programs, *chosen, probed, filling)
     assert batch.ids.tolist() == batch.groups.task.tolist() == [2, 5, 7, 4, 6] and batch.informative.all()
     assert batch.metrics["select/probes/trained"] == 3
@@ -154,7 +154,7 @@ def test_the_batch_keeps_its_size_and_holds_groups_of_the_right_tasks(refilled):
 def test_the_selector_learns_from_rejected_groups_too(refilled):
     """It is told once a step, of all groups together."""
     folder, _, told = refilled
-    selector, seen = selectors.bots(B, G), set()
+    selector, seen = selectors.bots(G), set()
     for line, (batch, before, after, tasks) in zip(helpers.metrics(folder), told, strict=True):
         feedback = jax.tree.map(lambda *x: np.concatenate(x), *jax.device_get([each.feedback for each in batch.chosen]))
         assert set(feedback.trials.tolist()) == {G}

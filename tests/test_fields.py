@@ -240,7 +240,7 @@ def through_the_door(config, path):
         del own["embeddings"], own["name"]
         for name in [name for name in selectors.SELECTORS if path[-1] in selectors.fields(name)]:
             predictor = {"predictor": trained_on_nothing()} if name == "dots" else {}
-            selectors.make(name, config.batch_size, config.num_generations, **own | predictor)
+            selectors.make(name, config.num_generations, **own | predictor)
     if path[-1] == "limit":
         tasks = config.tasks if path[0] == "tasks" else config.evaluation.tasks[0]
         sources.load(dataclasses.replace(tasks, source="builtin:digits"))

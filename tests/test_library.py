@@ -19,8 +19,8 @@ import jax, jax.numpy as jnp
 from jaxrft.learn import grpo, replay
 from jaxrft.select import Session, selectors
 
-session = Session(selectors.adaptive(2, 4), 6)
-ids = session.next()
+session = Session(selectors.adaptive(4), 6)
+ids = session.next(2)
 session.record(ids, [4, 1], [4, 4])
 print(len(ids), grpo.advantages(jnp.array([[1.0, 0.0]])).shape, hasattr(replay, "Replay"))
 """

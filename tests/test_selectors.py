@@ -14,7 +14,7 @@ import jaxrft.select
 from jaxrft import mesh as meshes
 from jaxrft.config import SelectConfig
 from jaxrft.host.checkpoint import Checkpoints
-from jaxrft.select import contract, evidence, selectors
+from jaxrft.select import evidence, selectors
 from jaxrft.select.dots import attention
 from jaxrft.train.state import Counters, TrainState
 from jaxrft.types import Feedback, InputError, Projections, Tasks
@@ -37,31 +37,29 @@ TASKS = Tasks(
 )
 
 
-def dots(b, g, **options):
+def dots(g, **options):
     """A DOTS selector whose predictor is small and random."""
-    return selectors.dots(b, g, predictor=PREDICTOR, num_references=6, **options)
+    return selectors.dots(g, predictor=PREDICTOR, num_references=6, **options)
 
 
 # Every selector, by a factor of its numbers, which are swept.
 CONTRACT = {
-    "uniform": lambda x: selectors.uniform(B, G),
-    "uniform-replacement": lambda x: selectors.uniform(B, G, order="replacement", balance="proportional"),
-    "uniform-sequential": lambda x: selectors.uniform(B, G, order="sequential", balance="equal"),
-    "easy_to_hard": lambda x: selectors.easy_to_hard(B, G),
+    "uniform": lambda x: selectors.uniform(G),
+    "uniform-replacement": lambda x: selectors.uniform(G, order="replacement", balance="proportional"),
+    "uniform-sequential": lambda x: selectors.uniform(G, order="sequential", balance="equal"),
+    "easy_to_hard": lambda x: selectors.easy_to_hard(G),
     "mopps": lambda x: selectors.mopps(
-        B, G, candidates=2, balance="equal", discount=0.5 * x, target=0.5 * x, prior=(x, 1.0)
+        G, candidates=2, balance="equal", discount=0.5 * x, target=0.5 * x, prior=(x, 1.0)
     ),
-    "greso": lambda x: selectors.greso(B, G, explore=0.5 * x, explore_step=0.01 * x, zero_variance=0.25 * x),
-    "adaptive": lambda x: selectors.adaptive(B, G, price=0.12 * x, curiosity=2.0 * x, floor=0.3 * x),
-    "adaptive-signal": lambda x: selectors.adaptive(B, G, utility="signal", cool_down=2, balance="equal"),
-    "adaptive-per-token": lambda x: selectors.adaptive(B, G, price=0.12 * x, per_token=True),
-    "dots": lambda x: dots(B, G, target=0.5 * x, temperature=1e-3 * x, attention_temperature=x),
-    "dots-top-k": lambda x: dots(B, G, calibration="plain", top_k=3, balance="equal"),
-    "oracle": lambda x: selectors.oracle(B, G, target=0.5 * x, tolerance=0.4 * x),
-    "bots-domains": lambda x: selectors.bots(B, G, momentum=0.9 * x, per_domain=True, balance="proportional"),
-    "bots": lambda x: selectors.bots(
-        B, G, decay=0.1 * x, rho=0.1 * x, momentum=0.9 * x, target=0.5 * x, prior=(x, 1.0)
-    ),
+    "greso": lambda x: selectors.greso(G, explore=0.5 * x, explore_step=0.01 * x, zero_variance=0.25 * x),
+    "adaptive": lambda x: selectors.adaptive(G, price=0.12 * x, curiosity=2.0 * x, floor=0.3 * x),
+    "adaptive-signal": lambda x: selectors.adaptive(G, utility="signal", cool_down=2, balance="equal"),
+    "adaptive-per-token": lambda x: selectors.adaptive(G, price=0.12 * x, per_token=True),
+    "dots": lambda x: dots(G, target=0.5 * x, temperature=1e-3 * x, attention_temperature=x),
+    "dots-top-k": lambda x: dots(G, calibration="plain", top_k=3, balance="equal"),
+    "oracle": lambda x: selectors.oracle(G, target=0.5 * x, tolerance=0.4 * x),
+    "bots-domains": lambda x: selectors.bots(G, momentum=0.9 * x, per_domain=True, balance="proportional"),
+    "bots": lambda x: selectors.bots(G, decay=0.1 * x, rho=0.1 * x, momentum=0.9 * x, target=0.5 * x, prior=(x, 1.0)),
 }
 every_selector = pytest.mark.parametrize("name", CONTRACT)
 
@@ -71,19 +69,31 @@ def feedback_of(ids):
     return Feedback(ids, jnp.round(TRUTH[ids] * G), jnp.full(ids.shape, float(G)), jnp.full(ids.shape, 100.0))
 
 
-def probed(selector, state, tasks, key):
-    """The state after a probe, of a selector that probes."""
-    if selector.probe is None:
+def referenced(selector, state, tasks, key):
+    """The state after a reference set, of a selector that has one."""
+    if selector.reference_set is None:
         return state
-    return selector.update(state, tasks, feedback_of(selector.probe(jax.random.fold_in(key, 1), state, tasks)))
+    ids = selector.reference_set(jax.random.fold_in(key, 1), state, tasks)
+    return selector.update_references(state, tasks, feedback_of(ids))
+
+
+def jitted(selector, **options):
+    """`select` as training loops compile it."""
+    return jax.jit(selector.select, static_argnames="batch_size", **options)
+
+
+def choose(selector, tasks=TASKS, num_tasks=N, *, batch_size=B, **options):
+    """The first choice."""
+    state = selector.init(tasks, num_tasks)
+    return selector.select(KEYS[0], state, tasks, batch_size=batch_size, **options)[0]
 
 
 def stepper(selector):
     """(state, key, tasks) -> (state, choice): what a training loop does, rollouts aside."""
 
     def step(state, key, tasks=TASKS):
-        state = probed(selector, state, tasks, key)
-        choice, state = selector.select(key, state, tasks)
+        state = referenced(selector, state, tasks, key)
+        choice, state = selector.select(key, state, tasks, batch_size=B)
         return selector.update(state, tasks, feedback_of(choice.ids)), choice
 
     return step
@@ -152,8 +162,8 @@ def test_a_step_is_traced_once_and_keeps_the_state_fixed(name):
     assert choices.ids.dtype == jnp.int32 and choices.ids.shape == (6, B)
     assert all(len(set(ids)) == B and 0 <= min(ids) and max(ids) < N for ids in choices.ids.tolist())
     assert selector.pass_rate(after, TASKS).shape == (N,)
-    believed = selector.pass_rate(probed(selector, middle, TASKS, KEYS[4]), TASKS)[choices.ids[0]]
-    np.testing.assert_allclose(choices.pass_rate[0], believed, rtol=1e-6 if selector.probe else 0)
+    believed = selector.pass_rate(referenced(selector, middle, TASKS, KEYS[4]), TASKS)[choices.ids[0]]
+    np.testing.assert_allclose(choices.pass_rate[0], believed, rtol=1e-6 if selector.reference_set else 0)
 
 
 def test_states_restored_from_a_checkpoint_continue_as_if_nothing_had_been(tmp_path):
@@ -172,21 +182,34 @@ def test_states_restored_from_a_checkpoint_continue_as_if_nothing_had_been(tmp_p
 
 
 @every_selector
-def test_what_a_choice_changes_makes_the_state_after_it_and_the_rest_is_not_copied(name):
+def test_a_donated_state_gives_its_memory_to_the_next_one(name):
     selector, state, *_ = compiled(name)
-    program, whole = jax.jit(contract.choosing(selector)), jax.jit(selector.select)
-    choice, changed = program(KEYS[0], state, TASKS)
-    merged = contract.merged(state, changed)
-    assert_equal((choice, merged), whole(KEYS[0], state, TASKS))
-    kept = [new is old for old, new in zip(jax.tree.leaves(state), jax.tree.leaves(merged), strict=True)]
-    assert kept.count(False) == len(changed)
-    assert name.split("-")[0] not in ("adaptive", "bots", "mopps") or all(kept)  # which learn from rollouts alone
+    expected = jitted(selector)(KEYS[0], state, TASKS, batch_size=B)
+    given = selector.init(TASKS, N)
+    memory = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(given)]
+    choice, after = jitted(selector, donate_argnums=1)(KEYS[0], given, TASKS, batch_size=B)
+    assert_equal((choice, after), expected)
+    assert all(x.is_deleted() for x in jax.tree.leaves(given))
+    assert [x.unsafe_buffer_pointer() for x in jax.tree.leaves(after)] == memory  # nothing is copied
+    if name.split("-")[0] in ("adaptive", "bots", "mopps", "dots"):  # which learn from rollouts alone
+        assert_equal(after, state)
+
+
+@every_selector
+def test_no_state_depends_on_the_batch_size(name):
+    """One state serves a batch, a smaller one and the whole table."""
+    selector, state, *_ = compiled(name)
+    for batch_size in (B, 1, N):
+        choice, state = jitted(selector)(KEYS[0], state, TASKS, batch_size=batch_size)
+        assert choice.ids.shape == choice.pass_rate.shape == (batch_size,)
+        assert len(set(choice.ids.tolist())) == batch_size
+    assert_equal(jax.tree.map(jnp.shape, state), jax.tree.map(jnp.shape, compiled(name).state))
 
 
 @every_selector
 def test_eager_equals_jit(name):
-    selector, state, jitted, _ = compiled(name)
-    assert_equal(run(stepper(selector), state, KEYS[:1]), run(jitted, state, KEYS[:1]), rtol=1e-6)
+    selector, state, step, _ = compiled(name)
+    assert_equal(run(stepper(selector), state, KEYS[:1]), run(step, state, KEYS[:1]), rtol=1e-6)
 
 
 @every_selector
@@ -201,14 +224,36 @@ def test_seeds_and_hyper_parameters_are_swept_by_a_factory_inside_vmap_and_steps
 
 
 @every_selector
-def test_tasks_rolled_out_already_come_last(name):
-    """Of 16 tasks 12 are taken, in any places."""
+def test_excluded_tasks_come_last(name):
+    """Of 16 tasks 12 are excluded, in any places."""
     selector, state, *_ = compiled(name)
-    select = jax.jit(selector.select)
+    select = jitted(selector)
     for key in KEYS[:4]:
-        taken = jax.random.permutation(key, N) < N - B
-        choice, _ = select(key, probed(selector, state, TASKS, key), TASKS._replace(taken=taken))
-        assert sorted(choice.ids.tolist()) == jnp.flatnonzero(~taken).tolist()
+        exclude = jax.random.permutation(key, N) < N - B
+        before = referenced(selector, state, TASKS, key)
+        choice, _ = select(key, before, TASKS, batch_size=B, exclude=exclude)
+        assert sorted(choice.ids.tolist()) == jnp.flatnonzero(~exclude).tolist()
+        choice, _ = select(key, before, TASKS, batch_size=N - 2, exclude=exclude)  # too few others
+        assert len(set(choice.ids.tolist())) == N - 2
+        assert sorted(choice.ids[:B].tolist()) == jnp.flatnonzero(~exclude).tolist() or name.startswith("mopps")
+
+
+@every_selector
+def test_a_mask_that_excludes_no_task_changes_no_bit(name, mesh):
+    selector, state, *_ = compiled(name)
+    mask = jnp.zeros(N, bool)
+    for key in KEYS[:3]:
+        state = referenced(selector, state, TASKS, key)
+        choice, after = jitted(selector)(key, state, TASKS, batch_size=B)
+        assert_equal(jitted(selector)(key, state, TASKS, batch_size=B, exclude=mask), (choice, after))
+        with jax.set_mesh(mesh):
+            given = jax.tree.map(
+                lambda x: jax.device_put(x, meshes.task_sharding(mesh, x.shape, N)), (state, TASKS, mask)
+            )
+            plain = jitted(selector)(key, *given[:2], batch_size=B)
+            masked = jitted(selector)(key, *given[:2], batch_size=B, exclude=given[2])
+            assert_equal(jax.device_get(masked), jax.device_get(plain))
+        state = selector.update(after, TASKS, feedback_of(choice.ids))
 
 
 BALANCED = {
@@ -226,19 +271,19 @@ BALANCED = {
 @pytest.mark.parametrize("name", BALANCED)
 def test_a_balanced_batch_has_as_many_tasks_of_each_domain(name):
     """Two domains, of 6 and of 10 tasks."""
-    selector = BALANCED[name](B, G, balance="equal")
-    state, select = selector.init(TASKS, N), jax.jit(selector.select)
+    selector = BALANCED[name](G, balance="equal")
+    state, select = selector.init(TASKS, N), jitted(selector)
     for key in KEYS:
-        choice, state = select(key, state, TASKS)
+        choice, state = select(key, state, TASKS, batch_size=B)
         assert np.bincount(TASKS.domain[choice.ids]).tolist() == [2, 2]
 
 
 @pytest.mark.parametrize("order", ["shuffled", "sequential"])
 def test_balanced_epochs_go_on_in_each_domain_for_itself(order):
-    selector = selectors.uniform(B, G, order=order, balance="equal")
-    state, select = selector.init(TASKS, N), jax.jit(selector.select)
+    selector = selectors.uniform(G, order=order, balance="equal")
+    state, select = selector.init(TASKS, N), jitted(selector)
     for key in KEYS:
-        _, state = select(key, state, TASKS)
+        _, state = select(key, state, TASKS, batch_size=B)
         for domain in (0, 1):
             visits = state.visits[TASKS.domain == domain]
             assert int(visits.max() - visits.min()) <= 1
@@ -259,7 +304,7 @@ def test_sharded_over_eight_devices_equals_unsharded(name, mesh):
 
 
 def test_the_mesh_of_another_program_is_left_alone():
-    selector = selectors.uniform(B, G)
+    selector = selectors.uniform(G)
     step, state = stepper(selector), selector.init(TASKS, N)
     expected = jax.jit(step)(state, KEYS[0])
     with jax.set_mesh(jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))):
@@ -278,11 +323,15 @@ UNTRUE = [  # two rows each of ids, successes, trials, tokens
 @every_selector
 def test_padding_and_rows_that_cannot_be_true_are_inert(name):
     selector, state, *_ = compiled(name)
-    update = jax.jit(selector.update)
+    for update in filter(None, (selector.update, selector.update_references)):
+        check_inert(name, state, update, jax.jit(update))
+
+
+def check_inert(name, state, eager, update):
     real = Feedback(*(jnp.array(x) for x in ([1, 9, 3, 2], [2.0, 7, 0, 8], [8.0, 8, 8, 8], [10.0, 20, 30, 40])))
     spoilt = Feedback(*(jnp.array(x) for x in ([9, N], [NAN, 8.0], [0.0, 0.0], [99.0, 99.0])))
     padded = jax.tree.map(lambda x, y: jnp.concatenate([x[:1], y[:1], x[1:], y[1:]]), real, spoilt)
-    expected = selector.update(state, TASKS, real)
+    expected = eager(state, TASKS, real)
     assert_equal(expected, update(state, TASKS, padded), rtol=1e-6)
     for rows in UNTRUE:
         untrue = Feedback(*(jnp.array(x, y.dtype) for x, y in zip(rows, spoilt, strict=True)))
@@ -297,7 +346,7 @@ def test_bots_matches_the_published_estimator():
     """Five runs of 24 updates each; the factory is built inside vmap, a run a row."""
 
     def trial(decay, rho, momentum, references, feedbacks):
-        selector = selectors.bots(8, 16, decay=decay, rho=rho, momentum=momentum)
+        selector = selectors.bots(16, decay=decay, rho=rho, momentum=momentum)
         tasks = Tasks(references)
         model = evidence.interpolation(momentum)
 
@@ -331,7 +380,7 @@ def test_bots_matches_the_published_estimator():
 
 
 def test_bots_finds_the_middle_and_uniform_does_not():
-    selector = selectors.bots(B, G)
+    selector = selectors.bots(G)
     state, choices = jax.lax.scan(stepper(selector), selector.init(TASKS, N), jax.random.split(jax.random.key(3), 60))
     assert float(jnp.abs(TRUTH[choices.ids[20:]] - 0.5).mean()) < 0.17  # uniform: 0.27
     assert np.corrcoef(selector.pass_rate(state, TASKS), TRUTH)[0, 1] > 0.9
@@ -341,10 +390,10 @@ def test_bots_finds_the_middle_and_uniform_does_not():
 @pytest.mark.parametrize("order", ["shuffled", "sequential"])
 @pytest.mark.parametrize(("num_tasks", "batch_size"), [(10, 4), (7, 6), (5, 5), (9, 1)])
 def test_epochs_visit_every_task_once_before_any_twice(order, num_tasks, batch_size):
-    selector = selectors.uniform(batch_size, G, order=order)
-    select, state, ids = jax.jit(selector.select), selector.init(Tasks(), num_tasks), []
+    selector = selectors.uniform(G, order=order)
+    select, state, ids = jitted(selector), selector.init(Tasks(), num_tasks), []
     for key in jax.random.split(jax.random.key(0), 12):
-        choice, state = select(key, state, Tasks())
+        choice, state = select(key, state, Tasks(), batch_size=batch_size)
         assert len(set(choice.ids.tolist())) == batch_size and np.isnan(choice.pass_rate).all()
         ids += choice.ids.tolist()
         visits = np.bincount(ids, minlength=num_tasks)
@@ -356,10 +405,10 @@ def test_epochs_visit_every_task_once_before_any_twice(order, num_tasks, batch_s
 
 
 def rounds(selector, tasks, num_tasks, successes, steps):
-    """The choices [steps, B] and the last state when task i has successes[i] of G."""
-    select, update, state, ids = jax.jit(selector.select), jax.jit(selector.update), selector.init(tasks, num_tasks), []
+    """The choices [steps, 2] and the last state when task i has successes[i] of G."""
+    select, update, state, ids = jitted(selector), jax.jit(selector.update), selector.init(tasks, num_tasks), []
     for key in jax.random.split(jax.random.key(5), steps):
-        choice, state = select(key, state, tasks)
+        choice, state = select(key, state, tasks, batch_size=2)
         ids.append(choice.ids.tolist())
         count = jnp.full(len(choice.ids), float(G))
         state = update(state, tasks, Feedback(choice.ids, jnp.array(successes, jnp.float32)[choice.ids], count, count))
@@ -368,22 +417,22 @@ def rounds(selector, tasks, num_tasks, successes, steps):
 
 def test_easy_to_hard_goes_down_the_pass_rates_and_begins_again():
     rates = jnp.array([[0.2], [0.9], [NAN], [0.5], [0.9]])
-    ids, _ = rounds(selectors.easy_to_hard(2, G), Tasks(rates), 5, [4] * 5, 4)
+    ids, _ = rounds(selectors.easy_to_hard(G), Tasks(rates), 5, [4] * 5, 4)
     assert ids == [[1, 4], [3, 0], [2, 1], [4, 3]]
 
 
 def test_mopps_learns_from_visits_alone_and_finds_the_middle():
     truth = [0, 0, 4, 4, 8, 8]
-    ids, state = rounds(selectors.mopps(2, G), Tasks(), 6, truth, 30)
+    ids, state = rounds(selectors.mopps(G), Tasks(), 6, truth, 30)
     assert np.isin(ids[10:], [2, 3]).mean() > 0.8
-    assert selectors.mopps(2, G).pass_rate(state, Tasks())[2] == pytest.approx(0.5, abs=0.02)
-    few, _ = rounds(selectors.mopps(2, G, candidates=1), Tasks(), 6, truth, 60)  # no choice: uniform
+    assert selectors.mopps(G).pass_rate(state, Tasks())[2] == pytest.approx(0.5, abs=0.02)
+    few, _ = rounds(selectors.mopps(G, candidates=1), Tasks(), 6, truth, 60)  # no choice: uniform
     assert np.bincount(np.ravel(few), minlength=6).min() > 10
 
 
 def test_greso_skips_by_the_length_of_the_streak():
     """Task 0 is never, 1 always solved; with a frozen base of 1/2 they come ever more rarely."""
-    selector = selectors.greso(2, G, explore_step=0.0)
+    selector = selectors.greso(G, explore_step=0.0)
     ids, state = rounds(selector, Tasks(), 6, [0, 8, 4, 4, 4, 4], 60)
     visits = np.bincount(np.ravel(ids), minlength=6)
     assert visits[:2].max() <= 10 and visits[2:].min() >= 22
@@ -392,7 +441,7 @@ def test_greso_skips_by_the_length_of_the_streak():
 
 
 def test_greso_moves_its_bases_by_hand():
-    selector = selectors.greso(4, 4, explore_step=0.1, zero_variance=0.6)  # put up with: 0.2 easy, 0.4 hard
+    selector = selectors.greso(4, explore_step=0.1, zero_variance=0.6)  # put up with: 0.2 easy, 0.4 hard
     state = selector.init(Tasks(), 8)
     ids, count = jnp.arange(4), jnp.full(4, 4.0)
     state = selector.update(state, Tasks(), Feedback(ids, jnp.array([4.0, 0.0, 2.0, 1.5]), count, count))
@@ -403,31 +452,31 @@ def test_greso_moves_its_bases_by_hand():
 
 def test_the_oracle_follows_what_it_is_told():
     told = Tasks(pass_rates=jnp.array([0.1, 0.45, NAN, 0.6, 1.0]))
-    selector = selectors.oracle(2, G)
-    choice, state = selector.select(KEYS[0], selector.init(told, 5), told)
+    selector = selectors.oracle(G)
+    choice, state = selector.select(KEYS[0], selector.init(told, 5), told, batch_size=2)
     assert sorted(choice.ids.tolist()) == [1, 3]
     assert sorted(choice.pass_rate.tolist()) == pytest.approx([0.45, 0.6])
     # 0 and 2 are within the tolerance and have not been chosen yet, unlike 1; then 1, then the nearest, 3.
     told = Tasks(pass_rates=jnp.array([0.2, 0.5, 0.8, 0.95, 1.0]))
-    choice, state = selector.select(KEYS[0], state, told)
+    choice, state = selector.select(KEYS[0], state, told, batch_size=2)
     assert sorted(choice.ids.tolist()) == [0, 2]
-    choice, _ = selectors.oracle(4, G).select(KEYS[0], state, told)
+    choice, _ = selectors.oracle(G).select(KEYS[0], state, told, batch_size=4)
     assert choice.ids.tolist()[2:] in ([0, 3], [1, 3], [2, 3])
 
 
 def test_the_oracle_wants_pass_rates_of_a_uniform_part_of_the_table():
-    selector = selectors.oracle(2, G, measured=4, measure_every=3)
+    selector = selectors.oracle(G, measured=4, measure_every=3)
     parts = [selector.measure(key, 12).tolist() for key in jax.random.split(KEYS[0], 30)]
     assert all(len(set(part)) == 4 for part in parts) and {*np.ravel(parts)} == set(range(12))
-    assert sorted(selectors.oracle(2, G).measure(KEYS[0], 12).tolist()) == list(range(12))
+    assert sorted(selectors.oracle(G).measure(KEYS[0], 12).tolist()) == list(range(12))
     assert selector.measure_every == 3
 
 
 def test_make_gives_a_factory_its_own_fields_only():
     fields = dataclasses.asdict(SelectConfig())
     del fields["embeddings"]  # of the tasks
-    assert selectors.make(**fields | {"name": "uniform"}, batch_size=B, num_generations=G).probe is None
-    selector = selectors.make("bots", B, G, prior=(2.0, 6.0), order="sequential")
+    assert selectors.make(**fields | {"name": "uniform"}, num_generations=G).reference_set is None
+    selector = selectors.make("bots", G, prior=(2.0, 6.0), order="sequential")
     assert np.allclose(selector.pass_rate(selector.init(TASKS, N), TASKS), 0.25)
 
 
@@ -442,61 +491,71 @@ def test_the_configuration_has_the_same_defaults():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: selectors.make("bot", B, G), "no selector 'bot': did you mean bots?"),
-        (lambda: selectors.make("random", B, G), r"no selector 'random'.*\(uniform, .*bots"),
-        (lambda: selectors.make(["bots"], B, G), r"no selector \['bots'\]: did you mean uniform?"),
-        (lambda: selectors.make(None, B, G), "no selector None"),
-        (lambda: selectors.bots(B, G, balance="equla"), r"no balance 'equla' of the domains: did you mean equal\?"),
-        (lambda: selectors.bots(B, G, per_domain="x"), "per_domain is 'x': it must be True or False"),
-        (lambda: selectors.bots(B, G, prior=5), "prior is 5: it must be two positive numbers"),
+        (lambda: selectors.make("bot", G), "no selector 'bot': did you mean bots?"),
+        (lambda: selectors.make("random", G), r"no selector 'random'.*\(uniform, .*bots"),
+        (lambda: selectors.make(["bots"], G), r"no selector \['bots'\]: did you mean uniform?"),
+        (lambda: selectors.make(None, G), "no selector None"),
+        (lambda: selectors.bots(G, balance="equla"), r"no balance 'equla' of the domains: did you mean equal\?"),
+        (lambda: selectors.bots(G, per_domain="x"), "per_domain is 'x': it must be True or False"),
+        (lambda: selectors.bots(G, prior=5), "prior is 5: it must be two positive numbers"),
         (
-            lambda: selectors.bots(B, G, momentum=1 - 1e-9),
+            lambda: selectors.bots(G, momentum=1 - 1e-9),
             r"momentum is 0.99\d*: it must be in \[0, 1\) as a float32 too",
         ),
-        (lambda: selectors.adaptive(B, G, curiosity=float("inf")), "curiosity is inf: it must be 0 or more, at most"),
-        (lambda: dots(B, G, calibration=None), "no calibration None: choose one of plain"),
-        (lambda: selectors.dots(B, G, predictor="x"), "predictor is 'x': it must be attention.Params"),
-        (lambda: selectors.make("bots", B, G, decya=0.5), "no selector has a field 'decya': did you mean decay?"),
-        (lambda: selectors.uniform(B, G, order="epochs"), "no order 'epochs'.*shuffled"),
-        (lambda: selectors.bots(B, G, decay=1.5), r"decay is 1.5: it must be in \[0, 1\]"),
-        (lambda: selectors.bots(B, G, rho=-0.1), "rho is -0.1"),
-        (lambda: selectors.bots(B, G, momentum=1.0), "momentum is 1.0"),
-        (lambda: selectors.bots(B, G, target=NAN), "target is nan"),
-        (lambda: selectors.bots(B, G, prior=(1.0, 0.0)), "prior is 0.0"),
-        (lambda: selectors.bots(0, G), "batch_size is 0"),
-        (lambda: selectors.uniform(B, 0), "num_generations is 0"),
-        (lambda: selectors.mopps(B, G, discount=2.0), "discount is 2.0"),
-        (lambda: selectors.mopps(B, G, candidates=0), "candidates is 0: it must be a whole number, at least 1"),
-        (lambda: selectors.mopps(B, G, candidates=1.5), "candidates is 1.5: it must be a whole number"),
-        (lambda: selectors.greso(B, G, explore=1.0), "explore is 1.0"),
-        (lambda: selectors.greso(B, G, zero_variance=-1.0), "zero_variance is -1.0"),
-        (lambda: selectors.adaptive(B, G, price=1.5), "price is 1.5"),
-        (lambda: selectors.adaptive(B, G, curiosity=-1.0), "curiosity is -1.0"),
-        (lambda: selectors.adaptive(B, G, cool_down=1.5), "cool_down is 1.5: it must be a whole number, at least 0"),
-        (lambda: selectors.adaptive(B, G, utility="gain"), "no utility 'gain'.*informative, signal"),
-        (lambda: selectors.adaptive(B, G).init(Tasks(), 3), "batch_size is 4 but there are 3 tasks"),
+        (lambda: selectors.adaptive(G, curiosity=float("inf")), "curiosity is inf: it must be 0 or more, at most"),
+        (lambda: dots(G, calibration=None), "no calibration None: choose one of plain"),
+        (lambda: selectors.dots(G, predictor="x"), "predictor is 'x': it must be attention.Params"),
+        (lambda: selectors.make("bots", G, decya=0.5), "no selector has a field 'decya': did you mean decay?"),
+        (lambda: selectors.uniform(G, order="epochs"), "no order 'epochs'.*shuffled"),
+        (lambda: selectors.bots(G, decay=1.5), r"decay is 1.5: it must be in \[0, 1\]"),
+        (lambda: selectors.bots(G, rho=-0.1), "rho is -0.1"),
+        (lambda: selectors.bots(G, momentum=1.0), "momentum is 1.0"),
+        (lambda: selectors.bots(G, target=NAN), "target is nan"),
+        (lambda: selectors.bots(G, prior=(1.0, 0.0)), "prior is 0.0"),
+        (lambda: choose(selectors.bots(G), batch_size=0), "batch_size is 0"),
         (
-            lambda: selectors.make("dots", B, G),
+            lambda: jax.jit(selectors.bots(G).select)(KEYS[0], selectors.bots(G).init(TASKS, N), TASKS, batch_size=B),
+            r"batch_size is .*: name it in jax.jit\(..., static_argnames='batch_size'\)",
+        ),
+        (lambda: choose(selectors.bots(G), exclude=jnp.zeros(3, bool)), r"exclude has shape \(3,\): it must be \[N\]"),
+        (lambda: choose(selectors.bots(G), exclude=jnp.zeros(N)), "exclude is float32: its dtype must be bool"),
+        (lambda: choose(selectors.bots(G), exclude=True), r"exclude is True: it must be an array \[N\]"),
+        (lambda: selectors.uniform(0), "num_generations is 0"),
+        (lambda: selectors.mopps(G, discount=2.0), "discount is 2.0"),
+        (lambda: selectors.mopps(G, candidates=0), "candidates is 0: it must be a whole number, at least 1"),
+        (lambda: selectors.mopps(G, candidates=1.5), "candidates is 1.5: it must be a whole number"),
+        (lambda: selectors.greso(G, explore=1.0), "explore is 1.0"),
+        (lambda: selectors.greso(G, zero_variance=-1.0), "zero_variance is -1.0"),
+        (lambda: selectors.adaptive(G, price=1.5), "price is 1.5"),
+        (lambda: selectors.adaptive(G, curiosity=-1.0), "curiosity is -1.0"),
+        (lambda: selectors.adaptive(G, cool_down=1.5), "cool_down is 1.5: it must be a whole number, at least 0"),
+        (lambda: selectors.adaptive(G, utility="gain"), "no utility 'gain'.*informative, signal"),
+        (lambda: choose(selectors.adaptive(G), Tasks(), 3), "batch_size is 4 but there are 3 tasks"),
+        (
+            lambda: selectors.make("dots", G),
             "the selector dots needs `predictor`, the parameters of a similarity predictor",
         ),
-        (lambda: dots(B, G, probe_every=0), "probe_every is 0: it must be a whole number, at least 1"),
-        (lambda: dots(B, G, temperature=0.0), "temperature is 0.0: it must be positive"),
-        (lambda: dots(B, G, top_k=0), "top_k is 0: it must be a whole number, at least 1, or None"),
-        (lambda: dots(B, G, top_k=1.5), "top_k is 1.5: it must be a whole number"),
-        (lambda: dots(B, G, calibration="platt"), "without the calibration platt .it has no scale and no shift"),
-        (lambda: dots(B, G, calibration="isotonic"), "no calibration 'isotonic': choose one of plain, platt"),
-        (lambda: dots(B, G).init(Tasks(embeddings=EMBEDDINGS), N), "pass them in Tasks.projections, by attention.pro"),
-        (lambda: dots(B, G).init(TASKS, N + 1), "projections have 16 rows but there are 17 tasks"),
-        (lambda: selectors.bots(B, G, balance="even").init(TASKS, N), "no balance 'even' of the domains.*proportional"),
-        (lambda: selectors.uniform(B, G, balance="equal").init(Tasks(), N), "name their column in tasks.domain_column"),
-        (lambda: selectors.oracle(B, G).init(Tasks(), N), "pass them in Tasks.pass_rates"),
-        (lambda: selectors.oracle(B, G, tolerance=1.0), "tolerance is 1.0"),
-        (lambda: selectors.oracle(B, G, measured=3), "measured is 3: it must be a whole number, at least batch_size 4"),
-        (lambda: selectors.oracle(B, G, measure_every=0), "measure_every is 0"),
-        (lambda: selectors.easy_to_hard(B, G).init(Tasks(), N), "tasks.pass_rate_columns"),
-        (lambda: selectors.uniform(B, G).init(Tasks(), 3), "batch_size is 4 but there are 3 tasks"),
-        (lambda: selectors.bots(B, G).init(TASKS, 3), "batch_size is 4 but there are 3 tasks"),
-        (lambda: selectors.bots(B, G).init(Tasks(), N), "tasks.pass_rate_columns, or choose select.name uniform"),
+        (lambda: dots(G, probe_every=0), "probe_every is 0: it must be a whole number, at least 1"),
+        (lambda: dots(G, temperature=0.0), "temperature is 0.0: it must be positive"),
+        (lambda: dots(G, top_k=0), "top_k is 0: it must be a whole number, at least 1, or None"),
+        (lambda: dots(G, top_k=1.5), "top_k is 1.5: it must be a whole number"),
+        (lambda: dots(G, calibration="platt"), "without the calibration platt .it has no scale and no shift"),
+        (lambda: dots(G, calibration="isotonic"), "no calibration 'isotonic': choose one of plain, platt"),
+        (lambda: dots(G).init(Tasks(embeddings=EMBEDDINGS), N), "pass them in Tasks.projections, by attention.pro"),
+        (lambda: dots(G).init(TASKS, N + 1), "projections have 16 rows but there are 17 tasks"),
+        (lambda: selectors.bots(G, balance="even").init(TASKS, N), "no balance 'even' of the domains.*proportional"),
+        (lambda: selectors.uniform(G, balance="equal").init(Tasks(), N), "name their column in tasks.domain_column"),
+        (lambda: selectors.oracle(G).init(Tasks(), N), "pass them in Tasks.pass_rates"),
+        (lambda: selectors.oracle(G, tolerance=1.0), "tolerance is 1.0"),
+        (
+            lambda: choose(selectors.oracle(G, measured=3)),
+            "measured is 3: it must be a whole number, at least batch_size 4",
+        ),
+        (lambda: selectors.oracle(G, measure_every=0), "measure_every is 0"),
+        (lambda: selectors.easy_to_hard(G).init(Tasks(), N), "tasks.pass_rate_columns"),
+        (lambda: choose(selectors.uniform(G), Tasks(), 3), "batch_size is 4 but there are 3 tasks"),
+        (lambda: choose(selectors.mopps(G), Tasks(), 3), "batch_size is 4 but there are 3 tasks"),
+        (lambda: selectors.bots(G).init(Tasks(), N), "tasks.pass_rate_columns, or choose select.name uniform"),
     ],
 )
 def test_a_mistake_is_one_sentence_that_names_it(call, message):
@@ -524,7 +583,7 @@ ODD = [
 
 @pytest.mark.parametrize("name", selectors.SELECTORS)
 def test_every_argument_means_something_or_is_refused_by_name(name):
-    factory, given = selectors.SELECTORS[name], {"batch_size": B, "num_generations": G}
+    factory, given = selectors.SELECTORS[name], {"num_generations": G}
     given |= {"predictor": PREDICTOR} if name == "dots" else {}
     for argument in inspect.signature(factory).parameters:
         for value in ODD:
@@ -554,9 +613,9 @@ def means_something(selector, argument, value):
 
 @pytest.mark.parametrize("number", [np.float64, np.float32, jnp.float32, jnp.bfloat16, np.array, jnp.array])
 def test_numbers_of_numpy_and_jax_are_numbers(number):
-    selector = selectors.bots(np.int64(B), jnp.int32(G), target=number(0.5), prior=(number(2.0), np.full(N, 6)))
+    selector = selectors.bots(jnp.int32(G), target=number(0.5), prior=(number(2.0), np.full(N, 6)))
     assert np.allclose(selector.pass_rate(selector.init(TASKS, np.int64(N)), TASKS), 0.25)
-    assert selector.select(KEYS[0], selector.init(TASKS, N), TASKS)[0].ids.shape == (B,)
+    assert choose(selector, batch_size=np.int64(B)).ids.shape == (B,)
 
 
 EXTREME = {
@@ -569,12 +628,12 @@ EXTREME = {
 
 @pytest.mark.parametrize("name", EXTREME)
 def test_beliefs_stay_pass_rates_at_the_ends_of_what_is_taken(name):
-    selector = selectors.SELECTORS[name](B, 2**24, **EXTREME[name])
+    selector = selectors.SELECTORS[name](2**24, **EXTREME[name])
     state = selector.init(TASKS, N)
-    select, update = jax.jit(selector.select), jax.jit(selector.update)
+    select, update = jitted(selector), jax.jit(selector.update)
     for key in KEYS[:3]:
-        state = state if selector.probe is None else update(state, TASKS, feedback_of(jnp.array([1, 5, 7, 9])))
-        choice, state = select(key, state, TASKS)
+        state = referenced(selector, state, TASKS, key)
+        choice, state = select(key, state, TASKS, batch_size=B)
         assert len(set(choice.ids.tolist())) == B
         state = update(state, TASKS, feedback_of(choice.ids)._replace(trials=jnp.array([1e12, 1e12, 1e-12, 1e12])))
     believed = selector.pass_rate(state, TASKS)
@@ -606,14 +665,13 @@ TABLES = {
     "projections": [np.ones((N, 2)), (np.ones((N, 2)), np.ones((N, 2))), Projections(np.ones((N, 2)), np.ones((N, 3)))]
     + [Projections(*[np.ones(N)] * 2), Projections(*[np.full((N, 2), NAN)] * 2), Projections(*[np.ones((3, 2))] * 2), 5]
     + [Projections(None, None), Projections(np.ones((N, 2)), "x")],
-    "taken": [np.zeros(N), np.zeros(N, int), np.zeros(3, bool), True, "x"],
 }
 
 
 @pytest.mark.parametrize("field", Tasks._fields)
 def test_tables_of_tasks_that_cannot_be_are_refused_by_every_selector(field):
     for name in ("uniform", "adaptive", "mopps", "bots"):
-        selector = selectors.make(name, B, G)
+        selector = selectors.make(name, G)
         for value in TABLES[field]:
             with pytest.raises(InputError) as raised:
                 selector.init(TASKS._replace(**{field: value}), N)
@@ -628,7 +686,7 @@ def test_tables_of_tasks_that_cannot_be_are_refused_by_every_selector(field):
 
 
 def test_feedback_of_shapes_that_differ_is_refused():
-    selector = selectors.mopps(B, G)
+    selector = selectors.mopps(G)
     state, ids = selector.init(Tasks(), N), jnp.arange(B)
     for wrong in (jnp.ones(B - 1), jnp.ones((B, 1)), jnp.ones(())):
         with pytest.raises(InputError, match="have shapes .*: give one entry a task in each"):

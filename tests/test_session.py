@@ -17,7 +17,7 @@ def run(of, steps):
     """The choices [steps, B] of a loop that knows nothing of JAX."""
     chosen = []
     for _ in range(steps):
-        ids = of.next()
+        ids = of.next(3)
         assert isinstance(ids, np.ndarray)
         of.record(ids.tolist(), [round(8 * TRUTH[i]) for i in ids], [8] * len(ids), tokens=[100] * len(ids))
         chosen.append(ids.tolist())
@@ -25,7 +25,7 @@ def run(of, steps):
 
 
 def make(seed=0):
-    return Session(selectors.adaptive(3, 8), len(TRUTH), seed)
+    return Session(selectors.adaptive(8), len(TRUTH), seed)
 
 
 def test_a_loaded_session_continues_as_the_saved_one(tmp_path):
@@ -42,35 +42,39 @@ def test_a_loaded_session_continues_as_the_saved_one(tmp_path):
 def test_seeds_differ_and_tasks_may_say_more():
     assert run(make(), 2) != run(make(seed=1), 2)
     rates = np.stack([0.5 * TRUTH, TRUTH], axis=1).astype(np.float32)
-    bots = Session(selectors.bots(3, 8), Tasks(rates))
+    bots = Session(selectors.bots(8), Tasks(rates))
     run(bots, 3)
     assert bots.pass_rate().shape == (12,)
 
 
-def test_a_selector_that_probes_asks_every_so_many_steps():
+def test_a_selector_with_reference_sets_asks_for_one_every_few_steps():
     near = np.stack([30 * TRUTH, 30 - 30 * TRUTH], axis=1).astype(np.float32)
     nothing = attention.Affine(np.ones(1), np.zeros(1))  # the projections are given
     predictor = attention.Params(*[attention.Tower(nothing, (), nothing)] * 2)
-    dots = selectors.dots(3, 8, predictor=predictor, calibration="plain", num_references=6)
+    dots = selectors.dots(8, predictor=predictor, calibration="plain", num_references=6)
     dots, asked = Session(dots, Tasks(projections=Projections(near, near))), []
     for _ in range(4):
-        ids = dots.probe()
+        ids = dots.reference_set()
         asked.append(len(ids))
         if len(ids):
-            dots.record(ids, 8 * TRUTH[ids], [8] * 6)
+            dots.record(ids, 8 * TRUTH[ids], [8] * 6, reference=True)
         run(dots, 1)
     assert asked == [6, 0, 6, 0] and np.corrcoef(dots.pass_rate(), TRUTH)[0, 1] > 0.8
-    assert make().probe().tolist() == []
+    assert make().reference_set().tolist() == []
+    with pytest.raises(InputError, match="reference is True, but this selector has no reference sets: leave it out"):
+        make().record([0], [1], [8], reference=True)
+    with pytest.raises(InputError, match="reference is 1: it must be True or False"):
+        make().record([0], [1], [8], reference=1)
 
 
 def test_a_state_of_something_else_is_refused():
     with pytest.raises(InputError, match="another selector"):
-        make().load_state_dict(Session(selectors.uniform(3, 8), 12).state_dict())
+        make().load_state_dict(Session(selectors.uniform(8), 12).state_dict())
     with pytest.raises(InputError, match="or other tasks"):
-        make().load_state_dict(Session(selectors.adaptive(3, 8), 13).state_dict())
-    bots = Session(selectors.bots(3, 8), Tasks(np.ones((12, 2), np.float32)))
+        make().load_state_dict(Session(selectors.adaptive(8), 13).state_dict())
+    bots = Session(selectors.bots(8), Tasks(np.ones((12, 2), np.float32)))
     with pytest.raises(InputError, match="which this one has not: it is that of another selector"):
-        Session(selectors.mopps(3, 8), 12).load_state_dict(bots.state_dict())
+        Session(selectors.mopps(8), 12).load_state_dict(bots.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -86,12 +90,27 @@ def test_a_state_of_something_else_is_refused():
 )
 def test_tasks_that_are_no_tables_are_refused(name, tasks, message):
     with pytest.raises(InputError, match=message):
-        Session(selectors.make(name, 3, 8), tasks)
+        Session(selectors.make(name, 8), tasks)
+
+
+@pytest.mark.parametrize("batch_size", [0, 13, 1.5, None, "3", True, np.ones(2)])
+def test_a_batch_size_that_cannot_be_is_refused_and_changes_nothing(batch_size):
+    session = untouched()
+    before = session.state_dict()
+    with pytest.raises(InputError, match="batch_size is "):
+        session.next(batch_size)
+    for name, value in session.state_dict().items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+def test_a_batch_may_have_any_size():
+    session = make()
+    assert [len(session.next(size)) for size in (3, 12, 1)] == [3, 12, 1]
 
 
 def test_tasks_may_be_lists():
-    session = Session(selectors.bots(3, 8), Tasks([[0.2, 0.5]] * 12))
-    assert len(session.next()) == 3
+    session = Session(selectors.bots(8), Tasks([[0.2, 0.5]] * 12))
+    assert len(session.next(3)) == 3
 
 
 @pytest.mark.parametrize(
@@ -108,7 +127,7 @@ def test_tasks_may_be_lists():
 )
 def test_a_session_of_something_else_is_refused(selector, seed, message):
     with pytest.raises(InputError, match=message):
-        Session(selector or selectors.uniform(3, 8), 12, seed)
+        Session(selector or selectors.uniform(8), 12, seed)
 
 
 @pytest.mark.parametrize("tasks", [12.0, "12", None, [1, 2], True, -1, 0, 2**24 + 1, 10**400, np.ones((12, 2))])
@@ -116,11 +135,11 @@ def test_a_number_of_tasks_that_is_none_is_refused(tasks):
     with pytest.raises(
         InputError, match="the number of tasks is .*: it must be a whole number from 1 to 16,777,216, or their Tasks"
     ):
-        Session(selectors.uniform(3, 8), tasks)
+        Session(selectors.uniform(8), tasks)
 
 
 def test_numbers_of_other_libraries_are_numbers():
-    session = Session(selectors.adaptive(3, 8, price=jnp.bfloat16(0.12)), np.int64(12), np.uint8(1))
+    session = Session(selectors.adaptive(8, price=jnp.bfloat16(0.12)), np.int64(12), np.uint8(1))
     session.record(jnp.arange(2), jnp.array([1, 0], jnp.bfloat16), np.array([8, 8], np.uint8))
     session.record([], [], [])
     assert session.pass_rate()[0] > session.pass_rate()[1]
@@ -211,7 +230,7 @@ def without(state, name):
 @pytest.mark.parametrize("name", DAMAGED)
 def test_a_state_that_no_session_has_is_refused_and_changes_nothing(name):
     damage, message = DAMAGED[name]
-    session = Session(selectors.mopps(3, 8), 12, seed=3)
+    session = Session(selectors.mopps(8), 12, seed=3)
     before = session.state_dict()
     with pytest.raises(InputError, match=message) as raised:
         session.load_state_dict(damage(session.state_dict()))
@@ -221,23 +240,23 @@ def test_a_state_that_no_session_has_is_refused_and_changes_nothing(name):
 
 
 def test_what_is_not_known_yet_is_loaded_as_such():
-    bots = Session(selectors.bots(3, 8), Tasks(np.full((12, 2), 0.5)))
+    bots = Session(selectors.bots(8), Tasks(np.full((12, 2), 0.5)))
     assert np.isnan(bots.state_dict()["state.evidence.capability"])
     bots.load_state_dict(bots.state_dict())
     bots.record([0], [4], [8])
-    bots.load_state_dict(Session(selectors.bots(3, 8), Tasks(np.full((12, 2), 0.5))).state_dict())
+    bots.load_state_dict(Session(selectors.bots(8), Tasks(np.full((12, 2), 0.5))).state_dict())
     assert np.isnan(bots.state_dict()["state.evidence.capability"])
 
 
 def test_documentation_runs():
     assert doctest.testmod(session).failed == 0
     with pytest.raises(InputError, match="give their number instead"):
-        Session(selectors.uniform(3, 8), Tasks())
+        Session(selectors.uniform(8), Tasks())
 
 
-def test_the_noise_of_a_probe_is_not_that_of_the_choice():
+def test_the_noise_of_a_reference_set_is_not_that_of_the_choice():
     """What a selector splits off its key are the fold-ins of the key with 0, 1, 2, ..."""
     key = jax.random.key(3)
     assert (jax.random.split(key)[0] == jax.random.fold_in(key, 0)).all()
-    probe = jax.random.fold_in(key, session.PROBE)
-    assert not any((probe == part).all() for part in jax.random.split(key, 1000))
+    own = jax.random.fold_in(key, session.REFERENCES)
+    assert not any((own == part).all() for part in jax.random.split(key, 1000))

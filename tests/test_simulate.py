@@ -120,11 +120,11 @@ def test_what_is_believed_is_judged_before_the_step():
     world = world_of(table)
     counting = selectors.Selector(
         init=lambda tasks, num_tasks: jnp.zeros(num_tasks),
-        select=lambda key, state, tasks: (Choice(jnp.arange(2), state[:2]), state),
+        select=lambda key, state, tasks, *, batch_size: (Choice(jnp.arange(2), state[:2]), state),
         update=lambda state, tasks, feedback: state.at[feedback.ids].set(feedback.successes / feedback.trials),
         pass_rate=lambda state, tasks: state,
     )
-    trace = trials.run(world, counting, 2, 3)
+    trace = trials.run(world, counting, 2, 3, batch_size=2)
     np.testing.assert_allclose(trace.squared_error, [[3 / 6, 2 / 6, 2 / 6]] * 2, rtol=1e-6)
     assert trace.believed.tolist() == [[[0, 0], [0, 1], [0, 1]]] * 2
     assert not trace.informative.any() and trace.ids.shape == (2, 3, 2)
@@ -134,10 +134,8 @@ def test_probes_are_counted_and_their_informative_groups_trained_on():
     params = training.initial(KEY, 6, width=8, layers=1)
     world = simulate.students(simulate.StudentConfig(tasks=24, width=6, difficulty=0.0), num_generations=8)
 
-    def sized(count):
-        return selectors.dots(count, 8, predictor=params, num_references=12, temperature=0.1)
-
-    trace = trials.run(world, sized(8), 3, 4, probing=trials.Probing(params, sized, 8, 0.5))
+    selector = selectors.dots(8, predictor=params, num_references=12, temperature=0.1)
+    trace = trials.run(world, selector, 3, 4, batch_size=8, predictor=params)
     assert trace.rolled[:, :, 8:].all(axis=2).tolist() == [[True, False] * 2] * 3
     informative = trace.informative[:, :, 8:].sum(axis=2)
     fresh = [[probes.portions(8)[probes.portion(8, count)] for count in row] for row in informative.tolist()]

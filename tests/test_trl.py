@@ -20,8 +20,8 @@ def trained():
     chosen, rewarded = [], []
 
     class Noting(Session):
-        def next(self):
-            chosen.append(super().next())
+        def next(self, batch_size):
+            chosen.append(super().next(batch_size))
             return chosen[-1]
 
         def record(self, ids, successes, trials, tokens=None):
@@ -56,7 +56,7 @@ def test_a_batch_of_generations_is_chosen_once_and_drawn_for_every_pass(iteratio
         def __init__(self):
             self.batches = 0
 
-        def next(self):
+        def next(self, batch_size):
             self.batches += 1
             return np.arange(2) + 10 * self.batches
 

@@ -42,7 +42,7 @@ class Part(NamedTuple):
 def parts(run: Run, state: TrainState, prompt_length: int, *, tasks: bool = True) -> list[Part]:
     """What a device of the run holds, with prompts padded to `prompt_length` tokens; `tasks`: with their table."""
     config = run.config
-    probed = config.select.num_references if run.selector.probe else 0
+    probed = config.select.num_references if run.selector.reference_set else 0
     refilled = config.batch_size if config.dynamic_sampling else 0
     kept = (
         *_always(run, state, tasks),

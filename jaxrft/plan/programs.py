@@ -4,10 +4,12 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrft import mesh as meshes
 from jaxrft.lm import model
@@ -76,8 +78,10 @@ def compiled(run: Run, state: TrainState, prompt_length: int, *, selects: bool =
     with computing_on(mesh, config):
         stream = jax.ShapeDtypeStruct((), i32)
         probe = (state.selector, state.step, run.tasks)
-        select = (*probe, stream)
-        choice, _ = jax.eval_shape(programs.select, *select)
+        number = len(run.table.lengths)
+        exclude = meshes.place_table(np.zeros(number, bool), mesh, number, put=meshes.describe)
+        select = (*probe, exclude, stream)
+        choice, _ = jax.eval_shape(partial(programs.select, batch_size=config.batch_size), *select)
         prompts = array((config.batch_size, prompt_length), i32, "batch"), array((config.batch_size,), i32, "batch")
         generate = (model.whole(state.params, run.lm.frozen), state.step, *prompts, choice.ids, stream)
         rollouts = jax.eval_shape(programs.generate, *generate)
@@ -86,25 +90,25 @@ def compiled(run: Run, state: TrainState, prompt_length: int, *, selects: bool =
         judged = jax.eval_shape(programs.judge, state.step, choice.ids, prompts, rollouts, rewards, success)
         note = (state.selector, state.tally, state.step, run.tasks)
         learn = (state, judged.groups, run.reference, run.lm.frozen)
-        if selects and run.selector.probe is not None:
+        if selects and run.selector.reference_set is not None:
             probed = jax.eval_shape(programs.probe, *probe)
             whole, part = divmod(probed.ids.size, config.batch_size)
             parts = map(told, [config.batch_size] * whole + [part] * (part > 0))
             yield _compile("probe", programs.probe, probe, stays)
-            yield _compile("predict", programs.note, (*note, probed, *parts), stays)
+            yield _compile("predict", programs.note, (*note, probed, *parts), stays, reference=True)
         if selects:
-            yield _compile("select", programs.select, select, stays)
+            yield _compile("select", programs.select, select, stays, batch_size=config.batch_size)
         yield _compile("generate", programs.generate, generate, (stays, prompts))
         if selects:
             yield _compile("note", programs.note, (*note, choice, told(config.batch_size)), stays)
         yield _compile("learn", programs.learn, learn, (stays, judged.groups))
 
 
-def _compile(name: str, program: Any, arguments: Any, held: Any) -> Compiled:
+def _compile(name: str, program: Any, arguments: Any, held: Any, **static: Any) -> Compiled:
     """Compiles one program that runs while `held`, its arguments among it, is on the chips."""
     start = time.perf_counter()
     try:
-        done = program.lower(*arguments).compile()
+        done = program.lower(*arguments, **static).compile()
     except jax.errors.JaxRuntimeError as error:
         kind, _, reason = str(error).partition(": ")
         if kind != "RESOURCE_EXHAUSTED":

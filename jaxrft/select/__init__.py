@@ -5,9 +5,10 @@ Only arrays come in and go out, so that any JAX training loop can use a selector
 >>> import jax
 >>> from jaxrft.select import selectors
 >>> from jaxrft.types import Feedback, Tasks
->>> selector, tasks = selectors.uniform(batch_size=2, num_generations=4), Tasks()
+>>> selector, tasks = selectors.uniform(num_generations=4), Tasks()
 >>> state = selector.init(tasks, 6)
->>> choice, state = jax.jit(selector.select)(jax.random.key(0), state, tasks)
+>>> select = jax.jit(selector.select, static_argnames="batch_size")
+>>> choice, state = select(jax.random.key(0), state, tasks, batch_size=2)
 >>> successes, trials, tokens = jax.numpy.ones(2), jax.numpy.full(2, 4.0), jax.numpy.zeros(2)
 >>> state = jax.jit(selector.update)(state, tasks, Feedback(choice.ids, successes, trials, tokens))
 >>> int(state.visits.sum())

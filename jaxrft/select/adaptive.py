@@ -9,19 +9,20 @@ from jax.typing import ArrayLike
 from jaxrft.mesh import constrain
 from jaxrft.select import acquire, drift, features, logit
 from jaxrft.select import population as populations
+from jaxrft.select.base import Selector
 from jaxrft.select.checks import (
     NOT_NEGATIVE,
     SHARE,
     check,
     check_balance,
+    check_batch,
     check_choice,
     check_count,
     check_flag,
-    check_sizes,
+    check_generations,
     check_table,
     credible,
 )
-from jaxrft.select.contract import Selector
 from jaxrft.types import Array, Choice, Feedback, Tasks
 
 NOISE = 0.015  # variance that a step adds to every logit
@@ -67,7 +68,6 @@ class AdaptiveState(NamedTuple):
 
 
 def adaptive(
-    batch_size: int,
     num_generations: int,
     *,
     utility: Utility = "informative",
@@ -105,10 +105,9 @@ def adaptive(
     `price` and `floor` in [0, 1]; `curiosity` >= 0; `cool_down`: steps for which a chosen task comes last.
     `balance` of the batch between the domains: as `acquire.quota` says; a task for not having been visited has the
     place of one of its own domain.
-    `init` raises InputError for a table smaller than a batch, and for domains or embeddings that do not fit the table
-    or are not finite.
+    `init` raises InputError for domains or embeddings that do not fit the table or are not finite.
     """
-    batch_size, num_generations = check_sizes(batch_size, num_generations)
+    num_generations = check_generations(num_generations)
     check_choice("utility", utility, get_args(Utility), " of a group")
     check("price", price, SHARE)
     check("floor", floor, SHARE)
@@ -118,7 +117,7 @@ def adaptive(
     check_balance(balance)
 
     def init(tasks: Tasks, num_tasks: int) -> AdaptiveState:
-        num_tasks = check_table(tasks, num_tasks, batch_size=batch_size, balance=balance)
+        num_tasks = check_table(tasks, num_tasks, balance=balance)
         told = features.describe(tasks, num_tasks)
         population = populations.init(told.shape[1])
         mean, variance = populations.predict(population, jnp.zeros(num_tasks, jnp.float32))
@@ -136,8 +135,10 @@ def adaptive(
             tokens=jnp.zeros(num_tasks, jnp.float32) if per_token else None,
         )
 
-    def select(key: Array, state: AdaptiveState, tasks: Tasks) -> tuple[Choice, AdaptiveState]:
-        exclude = tasks.taken
+    def select(
+        key: Array, state: AdaptiveState, tasks: Tasks, *, batch_size: int, exclude: Array | None = None
+    ) -> tuple[Choice, AdaptiveState]:
+        batch_size = check_batch(batch_size, state.mean, exclude)
         key_choice, key_new, key_floor, key_stale, key_quota = jax.random.split(key, 5)
         quota = acquire.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
         believed, seen = state.believed, state.visited >= 0

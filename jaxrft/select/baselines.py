@@ -8,18 +8,19 @@ from jax.typing import ArrayLike
 
 from jaxrft.mesh import constrain
 from jaxrft.select import acquire, evidence
+from jaxrft.select.base import Selector
 from jaxrft.select.checks import (
     BELOW_ONE,
     BETWEEN,
     check,
     check_balance,
+    check_batch,
     check_choice,
     check_count,
+    check_generations,
     check_pass_rates,
-    check_sizes,
     check_table,
 )
-from jaxrft.select.contract import Selector
 from jaxrft.types import Array, Choice, Feedback, InputError, Tasks
 
 
@@ -40,9 +41,7 @@ Order = Literal["shuffled", "replacement", "sequential"]
 MANY_VISITS = 2.0**20  # more than a task has
 
 
-def uniform(
-    batch_size: int, num_generations: int, *, order: Order = "shuffled", balance: acquire.Balance = "none"
-) -> Selector:
+def uniform(num_generations: int, *, order: Order = "shuffled", balance: acquire.Balance = "none") -> Selector:
     """Every task as often as any other.
 
     `shuffled` goes through the table in epochs, each in a random order; `sequential` in the order of the table;
@@ -50,12 +49,12 @@ def uniform(
     distinct even where one epoch ends and the next begins. With a `balance` of the batch between the domains, as
     `acquire.quota` says, each domain has epochs of its own.
     """
-    batch_size, num_generations = check_sizes(batch_size, num_generations)
+    num_generations = check_generations(num_generations)
     check_choice("order", order, get_args(Order), " of the uniform selector")
     check_balance(balance)
 
     def init(tasks: Tasks, num_tasks: int) -> VisitsState:
-        num_tasks = check_table(tasks, num_tasks, batch_size=batch_size, balance=balance)
+        num_tasks = check_table(tasks, num_tasks, balance=balance)
         return VisitsState(jnp.zeros(num_tasks, jnp.int32))
 
     def score(visits: Array, quota: acquire.Quota | None, exclude: Array | None) -> Array:
@@ -68,8 +67,10 @@ def uniform(
         num_tasks = visits.shape[0]
         return seen * num_tasks + jnp.arange(num_tasks, dtype=jnp.int32)
 
-    def select(key: Array, state: VisitsState, tasks: Tasks) -> tuple[Choice, VisitsState]:
-        exclude = tasks.taken
+    def select(
+        key: Array, state: VisitsState, tasks: Tasks, *, batch_size: int, exclude: Array | None = None
+    ) -> tuple[Choice, VisitsState]:
+        batch_size = check_batch(batch_size, state.visits, exclude)
         key_quota, key_tie = jax.random.split(key)
         quota = acquire.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
         ids = acquire.smallest(
@@ -81,26 +82,28 @@ def uniform(
     return Selector(init, select, _unchanged, _unknown)
 
 
-def easy_to_hard(batch_size: int, num_generations: int, *, balance: acquire.Balance = "none") -> Selector:
+def easy_to_hard(num_generations: int, *, balance: acquire.Balance = "none") -> Selector:
     """A fixed curriculum: epochs in the order of the mean reference pass rate, easiest first.
 
     Tasks without any known reference pass rate come last; ties in the order of the table. With a `balance` of the batch
     between the domains, as `acquire.quota` says, each domain has epochs of its own.
-    `init` raises InputError for references that are missing or outside [0, 1] and for a table smaller than a batch.
+    `init` raises InputError for references that are missing or outside [0, 1].
     """
-    batch_size, num_generations = check_sizes(batch_size, num_generations)
+    num_generations = check_generations(num_generations)
     check_balance(balance)
 
     def init(tasks: Tasks, num_tasks: int) -> EasyToHardState:
-        num_tasks = check_table(tasks, num_tasks, batch_size=batch_size, balance=balance)
+        num_tasks = check_table(tasks, num_tasks, balance=balance)
         evidence.check_references(tasks, num_tasks, least=1)
         mean = jnp.nanmean(jnp.asarray(tasks.reference_pass_rates, jnp.float32), axis=1)  # NaN sorts last
         row = jnp.arange(num_tasks, dtype=jnp.int32)
         order = jax.lax.sort((-mean, row), num_keys=2)[1]
         return EasyToHardState(jnp.zeros(num_tasks, jnp.int32), jnp.zeros(num_tasks, jnp.int32).at[order].set(row))
 
-    def select(key: Array, state: EasyToHardState, tasks: Tasks) -> tuple[Choice, EasyToHardState]:
-        exclude = tasks.taken
+    def select(
+        key: Array, state: EasyToHardState, tasks: Tasks, *, batch_size: int, exclude: Array | None = None
+    ) -> tuple[Choice, EasyToHardState]:
+        batch_size = check_batch(batch_size, state.visits, exclude)
         key_quota, key_tie = jax.random.split(key)
         quota = acquire.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
         rank = acquire.epoch(state.visits, quota=quota, exclude=exclude) * state.rank.shape[0] + state.rank
@@ -112,7 +115,6 @@ def easy_to_hard(batch_size: int, num_generations: int, *, balance: acquire.Bala
 
 
 def oracle(
-    batch_size: int,
     num_generations: int,
     *,
     target: ArrayLike = 0.5,
@@ -127,22 +129,24 @@ def oracle(
     task without a pass rate (NaN) comes last. Pass rates are wanted of `measured` tasks drawn at random, or of all when
     there are no more, every `measure_every` steps. `balance` of the batch between the domains: as `acquire.quota`
     says.
-    `init` raises InputError when there are none, and for a table smaller than a batch.
+    `init` raises InputError when there are none.
     """
-    batch_size, num_generations = check_sizes(batch_size, num_generations)
+    num_generations = check_generations(num_generations)
     check("target", target, BETWEEN)
     check("tolerance", tolerance, BELOW_ONE)
-    measured = check_count("measured", measured, batch_size, wanted=f"a whole number, at least batch_size {batch_size}")
+    measured = check_count("measured", measured)
     measure_every = check_count("measure_every", measure_every)
     check_balance(balance)
 
     def init(tasks: Tasks, num_tasks: int) -> VisitsState:
-        num_tasks = check_table(tasks, num_tasks, batch_size=batch_size, balance=balance)
+        num_tasks = check_table(tasks, num_tasks, balance=balance)
         _measured(tasks, num_tasks)
         return VisitsState(jnp.zeros(num_tasks, jnp.int32))
 
-    def select(key: Array, state: VisitsState, tasks: Tasks) -> tuple[Choice, VisitsState]:
-        exclude = tasks.taken
+    def select(
+        key: Array, state: VisitsState, tasks: Tasks, *, batch_size: int, exclude: Array | None = None
+    ) -> tuple[Choice, VisitsState]:
+        batch_size = check_batch(batch_size, state.visits, exclude)
         key_quota, key_tie = jax.random.split(key)
         quota = acquire.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
         distance = jnp.abs(_measured(tasks, state.visits.shape[0]) - jnp.asarray(target, jnp.float32))

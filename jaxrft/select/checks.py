@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 
 from jaxrft.errors import InputError, shown
 from jaxrft.select.acquire import Balance
+from jaxrft.shapes import check_dtypes, check_shapes
 from jaxrft.types import Array, Feedback, Projections, Tasks
 
 
@@ -85,9 +86,26 @@ def check_count(name: str, value: Any, least: int = 1, *, most: int = MOST, want
     return number
 
 
-def check_sizes(batch_size: Any, num_generations: Any) -> tuple[int, int]:
-    """Returns both as ints; raises InputError unless they are whole numbers and at least 1."""
-    return check_count("batch_size", batch_size), check_count("num_generations", num_generations, most=COUNTED)
+def check_generations(num_generations: Any) -> int:
+    """Returns the number of rollouts a task as an int; raises InputError unless it is a whole number, at least 1."""
+    return check_count("num_generations", num_generations, most=COUNTED)
+
+
+def check_batch(batch_size: Any, table: Array, exclude: Array | None) -> int:
+    """Returns the batch size as an int; `table` has a row a task.
+
+    Raises InputError unless it is a whole number known when the program is compiled and at most the number of tasks,
+    for ids are distinct, and unless the mask `exclude` has a truth value a task.
+    """
+    if isinstance(batch_size, Tracer):
+        raise InputError(f"batch_size is {shown(batch_size)}: name it in jax.jit(..., static_argnames='batch_size')")
+    batch_size = check_count("batch_size", batch_size)
+    num_tasks = table.shape[0]
+    if num_tasks < batch_size:
+        raise InputError(f"batch_size is {batch_size} but there are {num_tasks} tasks: give more tasks, or lower it")
+    check_shapes(state=(table, "N"), exclude=(exclude, "N"))
+    check_dtypes(bool, exclude=exclude)
+    return batch_size
 
 
 def check_flag(name: str, value: Any) -> bool:
@@ -113,15 +131,13 @@ def check_balance(balance: Any) -> None:
     check_choice("balance", balance, get_args(Balance), " of the domains")
 
 
-def check_table(tasks: Tasks, num_tasks: Any, *, batch_size: int, balance: Balance = "none") -> int:
+def check_table(tasks: Tasks, num_tasks: Any, *, balance: Balance = "none") -> int:
     """Returns the number of tasks, for a table all of whose fields fit it.
 
-    Raises InputError for fewer tasks than a batch, whose ids could not be distinct, for a field of `Tasks` that is no
-    array with a row a task or holds what it cannot, and for a `balance` between domains that are missing.
+    Raises InputError for a field of `Tasks` that is no array with a row a task or holds what it cannot, and for a
+    `balance` between domains that are missing.
     """
     num_tasks = check_count("the number of tasks", num_tasks, most=COUNTED)
-    if num_tasks < batch_size:
-        raise InputError(f"batch_size is {batch_size} but there are {num_tasks} tasks: give more tasks, or lower it")
     if not isinstance(tasks, Tasks):
         raise InputError(f"the tasks are {shown(tasks)}: give them as jaxrft.types.Tasks")
     if tasks.projections is not None:
@@ -134,8 +150,6 @@ def check_table(tasks: Tasks, num_tasks: Any, *, batch_size: int, balance: Balan
         check_domains(tasks.domain, num_tasks)
     if tasks.pass_rates is not None:
         check_pass_rates(tasks.pass_rates, num_tasks)
-    if tasks.taken is not None:
-        check_taken(tasks.taken, num_tasks)
     if balance != "none":
         count_domains(tasks, num_tasks)
     return num_tasks
@@ -203,12 +217,6 @@ def check_projections(projections: Projections, num_tasks: int) -> None:
         wrong = _rows_not_finite(part)
         if wrong is not None:
             raise InputError(f"the projection of task {wrong[1]} is not finite: project embeddings that are")
-
-
-def check_taken(taken: Array, num_tasks: int) -> None:
-    """Raises InputError unless it is a truth value for each task."""
-    if not _is_array(taken) or taken.dtype != np.bool_ or taken.shape != (num_tasks,):
-        raise InputError(f"Tasks.taken is {shown(taken)}: give an array of True or False for each of {num_tasks} tasks")
 
 
 def check_domains(domain: Array, num_tasks: int) -> None:

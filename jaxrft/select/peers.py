@@ -8,19 +8,20 @@ from jax.typing import ArrayLike
 
 from jaxrft.mesh import constrain
 from jaxrft.select import acquire, posterior
+from jaxrft.select.base import Selector
 from jaxrft.select.checks import (
     BELOW_ONE,
     SHARE,
     Range,
     check,
     check_balance,
+    check_batch,
     check_belief,
     check_count,
-    check_sizes,
+    check_generations,
     check_table,
     credible,
 )
-from jaxrft.select.contract import Selector
 from jaxrft.types import Array, Choice, Feedback, Tasks
 
 
@@ -39,7 +40,6 @@ class GresoState(NamedTuple):
 
 
 def mopps(
-    batch_size: int,
     num_generations: int,
     *,
     discount: ArrayLike = 0.5,
@@ -56,18 +56,20 @@ def mopps(
     survives a visit. `balance` between the domains, of the candidates and of the batch: as `acquire.quota` says.
     Deviation: candidates are drawn afresh every step, where the paper takes them in epochs.
     """
-    batch_size, num_generations = check_sizes(batch_size, num_generations)
+    num_generations = check_generations(num_generations)
     check("discount", discount, SHARE)
     candidates = check_count("candidates", candidates)
     check_belief(target, prior)
     check_balance(balance)
 
     def init(tasks: Tasks, num_tasks: int) -> MoppsState:
-        num_tasks = check_table(tasks, num_tasks, batch_size=batch_size, balance=balance)
+        num_tasks = check_table(tasks, num_tasks, balance=balance)
         return MoppsState(posterior.init(num_tasks, prior=prior))
 
-    def select(key: Array, state: MoppsState, tasks: Tasks) -> tuple[Choice, MoppsState]:
-        exclude = tasks.taken
+    def select(
+        key: Array, state: MoppsState, tasks: Tasks, *, batch_size: int, exclude: Array | None = None
+    ) -> tuple[Choice, MoppsState]:
+        batch_size = check_batch(batch_size, state.posterior.alpha, exclude)
         key_first, key_candidates, key_quota, key_draw, key_tie = jax.random.split(key, 5)
         num_tasks = state.posterior.alpha.shape[0]
         count = min(candidates * batch_size, num_tasks)
@@ -92,7 +94,6 @@ def mopps(
 
 
 def greso(
-    batch_size: int,
     num_generations: int,
     *,
     explore: ArrayLike = 0.5,
@@ -110,27 +111,29 @@ def greso(
     Deviations: the bases stay in [0.05, 0.95]; a batch is filled up with skipped tasks if no others are left; the
     batch has a constant size, and what it finds without variance is not rolled out anew.
     """
-    batch_size, num_generations = check_sizes(batch_size, num_generations)
+    num_generations = check_generations(num_generations)
     check("explore", explore, Range(lambda x: (x >= 0.05) & (x <= 0.95), "in [0.05, 0.95]"))
     check("explore_step", explore_step, BELOW_ONE)
     check("zero_variance", zero_variance, SHARE)
     check_balance(balance)
 
     def init(tasks: Tasks, num_tasks: int) -> GresoState:
-        num_tasks = check_table(tasks, num_tasks, batch_size=batch_size, balance=balance)
+        num_tasks = check_table(tasks, num_tasks, balance=balance)
         nothing = jnp.zeros(num_tasks, jnp.int32)
         return GresoState(nothing, jnp.array(nothing), jnp.full(2, explore, jnp.float32))
 
-    def select(key: Array, state: GresoState, tasks: Tasks) -> tuple[Choice, GresoState]:
-        exclude = tasks.taken
+    def select(
+        key: Array, state: GresoState, tasks: Tasks, *, batch_size: int, exclude: Array | None = None
+    ) -> tuple[Choice, GresoState]:
+        batch_size = check_batch(batch_size, state.streak, exclude)
         key_quota, key_order, key_skip, key_tie = jax.random.split(key, 4)
         quota = acquire.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
         shape = state.streak.shape
         base = jnp.where(state.streak < 0, state.explore[1], state.explore[0])
-        taken = jax.random.uniform(key_skip, shape) < base ** jnp.abs(state.streak).astype(jnp.float32)
+        tried = jax.random.uniform(key_skip, shape) < base ** jnp.abs(state.streak).astype(jnp.float32)
         seen = acquire.epoch(state.passes, quota=quota, exclude=exclude).astype(jnp.float32)
         order = seen + jax.random.uniform(key_order, shape)  # what is left of this epoch, then the next one
-        score = jnp.where(taken, order, order + 2)
+        score = jnp.where(tried, order, order + 2)
         ids = acquire.smallest(key_tie, score, batch_size=batch_size, quota=quota, exclude=exclude)
         reached = score if exclude is None else jnp.where(exclude, -jnp.inf, score)
         last = reached[ids].max()

@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 from jaxrft.errors import shown
 from jaxrft.select import acquire, evidence, posterior
 from jaxrft.select.adaptive import adaptive as adaptive
+from jaxrft.select.base import Selector as Selector
 from jaxrft.select.baselines import easy_to_hard as easy_to_hard
 from jaxrft.select.baselines import oracle as oracle
 from jaxrft.select.baselines import uniform as uniform
@@ -23,13 +24,13 @@ from jaxrft.select.checks import (
     SHARE,
     check,
     check_balance,
+    check_batch,
     check_belief,
     check_flag,
-    check_sizes,
+    check_generations,
     check_table,
     credible,
 )
-from jaxrft.select.contract import Selector as Selector
 from jaxrft.select.dots.attention import Params
 from jaxrft.select.dots.selector import dots as dots
 from jaxrft.select.peers import greso as greso
@@ -45,7 +46,6 @@ class BotsState(NamedTuple):
 
 
 def bots(
-    batch_size: int,
     num_generations: int,
     *,
     decay: ArrayLike = 0.1,
@@ -65,9 +65,9 @@ def bots(
     as `acquire.quota` says.
     The state keeps float64 references' dtype, else float32. Deviations: those of `posterior.update` and
     `evidence.interpolation`.
-    `init` raises InputError for references that are missing or outside [0, 1] and for a table smaller than a batch.
+    `init` raises InputError for references that are missing or outside [0, 1].
     """
-    batch_size, num_generations = check_sizes(batch_size, num_generations)
+    num_generations = check_generations(num_generations)
     check("decay", decay, SHARE)
     check("rho", rho, SHARE)
     check("momentum", momentum, BELOW_ONE)
@@ -77,12 +77,14 @@ def bots(
     implicit = evidence.interpolation(momentum, per_domain=per_domain)
 
     def init(tasks: Tasks, num_tasks: int) -> BotsState:
-        num_tasks = check_table(tasks, num_tasks, batch_size=batch_size, balance=balance)
+        num_tasks = check_table(tasks, num_tasks, balance=balance)
         state = implicit.init(tasks, num_tasks)
         return BotsState(posterior.init(num_tasks, prior=prior, dtype=state.capability.dtype), state)
 
-    def select(key: Array, state: BotsState, tasks: Tasks) -> tuple[Choice, BotsState]:
-        exclude = tasks.taken
+    def select(
+        key: Array, state: BotsState, tasks: Tasks, *, batch_size: int, exclude: Array | None = None
+    ) -> tuple[Choice, BotsState]:
+        batch_size = check_batch(batch_size, state.posterior.alpha, exclude)
         key_quota, key_draw = jax.random.split(key)
         quota = acquire.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
         ids = acquire.thompson(
@@ -123,7 +125,7 @@ SELECTORS: dict[str, Callable[..., Selector]] = {
 USE_EMBEDDINGS = ("adaptive", "dots")
 
 
-def make(name: str, batch_size: int, num_generations: int, **hyper_parameters: Any) -> Selector:
+def make(name: str, num_generations: int, **hyper_parameters: Any) -> Selector:
     """The selector called `name`, given those of `hyper_parameters` that are its own and not another selector's.
 
     Raises InputError for an unknown selector, or a hyper-parameter of none, and for `dots` without a predictor.
@@ -140,7 +142,7 @@ def make(name: str, batch_size: int, num_generations: int, **hyper_parameters: A
             "predictor trains: give them, or choose another selector"
         )
     own = {field: value for field, value in hyper_parameters.items() if field in fields(name)}
-    return SELECTORS[name](batch_size, num_generations, **own)
+    return SELECTORS[name](num_generations, **own)
 
 
 def fields(name: str) -> set[str]:

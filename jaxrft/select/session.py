@@ -8,19 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrft.errors import shown
-from jaxrft.select.checks import COUNTED, NOT_NEGATIVE, POSITIVE, are_numbers, as_array, check_count
-from jaxrft.select.contract import Selector, choosing, merged
+from jaxrft.select.base import Selector
+from jaxrft.select.checks import COUNTED, NOT_NEGATIVE, POSITIVE, are_numbers, as_array, check_count, check_flag
 from jaxrft.types import Array, Feedback, InputError, Projections, Tasks
 
-PROBE = 2**32 - 1  # far from what selectors split off their key: jax.random.split(key)[i] is fold_in(key, i)
+REFERENCES = 2**32 - 1  # far from what selectors split off their key: jax.random.split(key)[i] is fold_in(key, i)
 
 
 class Session:
-    """Holds a selector's state between the steps of a loop: `next`, roll out, `record`; for `dots`, `probe` before.
+    """Holds a selector's state between the steps of a loop: `next`, roll out, `record`.
+
+    With `dots`, roll out and record the `reference_set` before.
 
     >>> from jaxrft.select import selectors
-    >>> session = Session(selectors.adaptive(batch_size=2, num_generations=4), 6)
-    >>> ids = session.next()
+    >>> session = Session(selectors.adaptive(num_generations=4), 6)
+    >>> ids = session.next(batch_size=2)
     >>> session.record(ids, successes=[4, 1], trials=[4, 4])
     >>> len(ids), session.pass_rate().shape
     (2, (6,))
@@ -33,7 +35,7 @@ class Session:
         """Raises InputError for a selector that asks for what `tasks` do not say, or for more tasks than there are."""
         functions = selector[:4] if isinstance(selector, Selector) else ()
         if not functions or not all(map(callable, functions)):
-            raise InputError(f"{shown(selector)} is no selector: make one, as with selectors.adaptive(16, 8)")
+            raise InputError(f"{shown(selector)} is no selector: make one, as with selectors.adaptive(8)")
         self._seed = check_count("seed", seed, -(2**63), most=2**63 - 1, wanted="a whole number of 64 bits")
         self._step = 0
         if isinstance(tasks, Tasks):
@@ -47,25 +49,30 @@ class Session:
         self._tasks = jax.tree.map(jnp.asarray, tables)
         named = self._named_state().items()
         self._unknown = {name for name, x in named if x.dtype.kind == "f" and np.isnan(x).any()}
-        self._select, self._update = jax.jit(choosing(selector)), jax.jit(selector.update)
-        self._probe = selector.probe and jax.jit(selector.probe)
-        self._probe_every = selector.probe_every
+        self._select = jax.jit(selector.select, static_argnames="batch_size")
+        self._update = jax.jit(selector.update)
+        self._reference_set = selector.reference_set and jax.jit(selector.reference_set)
+        self._update_references = selector.update_references and jax.jit(selector.update_references)
+        self._reference_every = selector.reference_every
         self._pass_rate = selector.pass_rate
 
-    def probe(self) -> np.ndarray:
-        """Ids of tasks to roll out and `record` before the `next` ones, only in order to know; often none.
+    def reference_set(self) -> np.ndarray:
+        """Returns the ids [K] of tasks to roll out and `record` before the `next` ones; none in most steps.
 
-        Only a selector that probes (`dots`) ever asks for any, and then every `probe_every` steps.
+        Only `dots` has reference sets, every `probe_every` steps.
         """
-        if self._probe is None or self._step % self._probe_every:
+        if self._reference_set is None or self._step % self._reference_every:
             return np.zeros(0, np.int32)
-        key = jax.random.fold_in(self._key(), PROBE)
-        return np.asarray(self._probe(key, self._state, self._tasks))
+        key = jax.random.fold_in(self._key(), REFERENCES)
+        return np.asarray(self._reference_set(key, self._state, self._tasks))
 
-    def next(self) -> np.ndarray:
-        """Ids [B] of the tasks to roll out next."""
-        choice, changed = self._select(self._key(), self._state, self._tasks)
-        self._state = merged(self._state, changed)
+    def next(self, batch_size: int) -> np.ndarray:
+        """Returns the ids [B] of the tasks to roll out next; each batch size compiles the choice again.
+
+        Raises InputError for a batch size that is no whole number from 1 to the number of tasks.
+        """
+        batch_size = check_count("batch_size", batch_size)
+        choice, self._state = self._select(self._key(), self._state, self._tasks, batch_size=batch_size)
         self._step += 1
         return np.asarray(choice.ids)
 
@@ -75,12 +82,15 @@ class Session:
         successes: Sequence[float] | np.ndarray,
         trials: Sequence[float] | np.ndarray,
         tokens: Sequence[float] | np.ndarray | None = None,
+        *,
+        reference: bool = False,
     ) -> None:
         """Tells the selector what came of the tasks `ids`: `successes` of `trials` rollouts each, fractions allowed.
 
         `tokens`: completion tokens of each task's rollouts. `trials` of 0 marks a task of which nothing is known.
-        Raises InputError for lengths that differ, ids that are no task's or come twice, successes outside [0, trials]
-        and tokens that cannot be. Another number of tasks than before compiles the update again.
+        `reference`: the tasks are a `reference_set`. Another number of tasks than before compiles the update again.
+        Raises InputError for lengths that differ, ids that are no task's or come twice, successes outside [0, trials],
+        tokens that cannot be, and references of a selector without.
         """
         tasks = _column("ids", ids)
         spent = np.zeros(len(tasks)) if tokens is None else tokens
@@ -89,7 +99,10 @@ class Session:
             columns = [_column(name, values).astype(np.float32) for name, values in given.items()]
         self._check(tasks, *columns)
         feedback = Feedback(*map(jnp.asarray, (tasks.astype(np.int32), *columns)))
-        self._state = self._update(self._state, self._tasks, feedback)
+        update = self._update_references if check_flag("reference", reference) else self._update
+        if update is None:
+            raise InputError("reference is True, but this selector has no reference sets: leave it out")
+        self._state = update(self._state, self._tasks, feedback)
 
     def pass_rate(self) -> np.ndarray:
         """Pass rates [N] that the selector believes the tasks to have; NaN where it believes nothing."""

@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from jaxrft.select.checks import check_choice
 from jaxrft.select.dots.predictor import Predictor, load_predictor, selector_options
 from jaxrft.select.selectors import Selector
 from jaxrft.simulate import worlds
-from jaxrft.simulate.trials import Probing, Trace, run, scores
+from jaxrft.simulate.trials import Trace, run, scores
 from jaxrft.types import InputError
 
 FIGURES = ("effective_group_ratio", "signal", "mse", "pearson", "auc", "coverage")
@@ -112,12 +111,16 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Trace], list[dict[str, A
     predictor = _predictor(config) if "dots" in names else None
     traces = {}
     for name in names:
-        sized = partial(_selector, name, config, predictor)
-        probing = None
-        if predictor is not None and name == "dots":
-            probing = Probing(predictor.params, sized, config.batch_size, config.select.target)
-        selector, oracle = sized(config.batch_size), name == "oracle"
-        traces[name] = run(world, selector, config.seeds, config.steps, oracle=oracle, probing=probing)
+        traces[name] = run(
+            world,
+            _selector(name, config, predictor),
+            config.seeds,
+            config.steps,
+            batch_size=config.batch_size,
+            oracle=name == "oracle",
+            predictor=predictor.params if predictor and name == "dots" else None,
+            target=config.select.target,
+        )
     figures = (*FIGURES, *([ABILITY] if config.responses is None else []), *([GROUPS] if predictor else []))
     return traces, [_row(name, trace, world.num_tasks, figures) for name, trace in traces.items()]
 
@@ -170,13 +173,13 @@ def _words(name: str, values: tuple[str, ...], options: Collection[str]) -> tupl
     return words
 
 
-def _selector(name: str, config: SimulateConfig, predictor: Predictor | None, batch_size: int) -> Selector:
+def _selector(name: str, config: SimulateConfig, predictor: Predictor | None) -> Selector:
     """The selector; `uniform`, which believes nothing, is judged by what `bots` would believe of its rollouts."""
     fields = asdict(config.select)
     for unused in UNUSED:
         del fields[unused]
     fields |= selector_options(predictor) if predictor else {}
-    chosen, bots = (selectors.make(each, batch_size, config.num_generations, **fields) for each in (name, "bots"))
+    chosen, bots = (selectors.make(each, config.num_generations, **fields) for each in (name, "bots"))
     return believing(chosen, bots) if name == "uniform" and _has_references(config) else chosen
 
 
@@ -188,8 +191,8 @@ def _has_references(config: SimulateConfig) -> bool:
 def believing(chooser: Selector, believer: Selector) -> Selector:
     """Chooses as `chooser` and believes what `believer` makes of the same rollouts."""
 
-    def select(key, state, tasks):
-        choice, chosen = chooser.select(key, state[0], tasks)
+    def select(key, state, tasks, *, batch_size, exclude=None):
+        choice, chosen = chooser.select(key, state[0], tasks, batch_size=batch_size, exclude=exclude)
         return choice, (chosen, state[1])
 
     return Selector(

@@ -22,7 +22,7 @@ RECENT = 50  # steps over which coverage is counted
 class Trace(NamedTuple):
     """What happened at each step; leaves are [steps, ...], or [seeds, steps, ...] of several runs.
 
-    Groups come in B places for those that were chosen and K for those of a probe.
+    Groups come in B places for those that were chosen and K for references.
     """
 
     ids: Array  # [B + K] int32
@@ -36,38 +36,39 @@ class Trace(NamedTuple):
     ability: Array  # [], mean pass rate of the policy over all tasks
 
 
-class Probing(NamedTuple):
-    """What it takes to run a selector that probes."""
-
-    predictor: attention.Params  # which sees the tasks by their embeddings
-    sized: Callable[[int], Selector]  # the selector for batches of so many tasks, all with one state
-    batch_size: int
-    target: float
-
-
 class Rolled(NamedTuple):
     """The rollouts of a step."""
 
     batch: Feedback  # [B], what is trained on
-    chosen: Array  # [B] bool: the others are of the probe
-    probe: Feedback  # [K], with trials 0 in a step without one
+    chosen: Array  # [B] bool: the others are references
+    references: Feedback  # [K], with trials 0 in a step without a reference set
 
 
 def run(
-    world: World, selector: Selector, seeds: int, steps: int, *, oracle: bool = False, probing: Probing | None = None
+    world: World,
+    selector: Selector,
+    seeds: int,
+    steps: int,
+    *,
+    batch_size: int,
+    oracle: bool = False,
+    predictor: attention.Params | None = None,
+    target: float = 0.5,
 ) -> Trace:
     """Runs side by side, one a seed, [seeds, steps, ...]; the same seed meets the same world whatever the selector.
 
-    With `oracle`, `Tasks.pass_rates` hold the true pass rates at every step. A selector that probes needs `probing`:
-    its informative groups are trained on, as `select.probes` has it. Raises InputError for one in a world without
-    embeddings, or of another width than the predictor's.
+    With `oracle`, `Tasks.pass_rates` hold the true pass rates at every step. A selector with reference sets needs a
+    `predictor`, which sees the tasks by their embeddings. Informative groups of references, those nearest `target`
+    first, are trained on as `select.probes` has it. Raises InputError for a predictor in a world without embeddings,
+    or with embeddings of another width.
     """
+    choose = partial(selector.select, batch_size=batch_size)
 
     def trial(seed: Array) -> Trace:
         key_world, key_run = jax.random.split(jax.random.key(seed))
         tasks, state = world.init(key_world)
-        if probing is not None:
-            tasks = tasks._replace(projections=_project(probing.predictor, tasks))
+        if predictor is not None:
+            tasks = tasks._replace(projections=_project(predictor, tasks))
 
         def told(truth: Array) -> Tasks:
             return tasks._replace(pass_rates=truth) if oracle else tasks
@@ -83,16 +84,18 @@ def run(
             def roll_out(key: Array, ids: Array) -> Feedback:
                 return world.roll_out(key, state, index, ids)
 
-            if probing is None:
+            if selector.reference_set is None:
                 expected = selector.pass_rate(believes, known)
-                choice, believes = selector.select(keys[0], believes, known)
+                choice, believes = choose(keys[0], believes, known)
                 feedback = roll_out(keys[1], choice.ids)
                 believes = selector.update(believes, known, feedback)
                 rolled = Rolled(feedback, jnp.ones(choice.ids.shape, bool), jax.tree.map(lambda x: x[:0], feedback))
             else:
-                believes, probe = _probe(keys[3:], selector, believes, known, index, roll_out)
+                believes, references = _references(keys[3:], selector, believes, known, index, roll_out)
                 expected = selector.pass_rate(believes, known)
-                believes, rolled = _fill(keys, probing, believes, known, probe, roll_out)
+                believes, rolled = _fill(
+                    keys, selector, believes, known, references, roll_out, batch_size=batch_size, target=target
+                )
             state = world.learn(keys[2], state, rolled.batch)
             return (state, believes), _trace(rolled, expected, truth)
 
@@ -108,42 +111,51 @@ def _project(predictor: attention.Params, tasks: Tasks) -> Projections:
     return attention.project(predictor, tasks.embeddings, tasks.embeddings)
 
 
-def _probe(
+def _references(
     keys: Array, selector: Selector, believes: Any, known: Tasks, index: Array, roll_out: Callable[..., Feedback]
 ) -> tuple[Any, Feedback]:
-    """The belief after the probe of a step, and what it found; trials are 0 in a step without one."""
-    choose: Any = selector.probe
+    """Returns the belief after the references of a step, and their feedback; trials are 0 in a step without any."""
+    assert selector.reference_set is not None and selector.update_references is not None
+    draw = selector.reference_set
+    update = selector.update_references
 
-    def probe() -> tuple[Any, Feedback]:
-        found = roll_out(keys[1], choose(keys[0], believes, known))
-        return selector.update(believes, known, found), found
+    def roll_out_references() -> tuple[Any, Feedback]:
+        feedback = roll_out(keys[1], draw(keys[0], believes, known))
+        return update(believes, known, feedback), feedback
 
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(probe)[1])
-    return jax.lax.cond(index % selector.probe_every == 0, probe, lambda: (believes, nothing))
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(roll_out_references)[1])
+    due = index % selector.reference_every == 0
+    return jax.lax.cond(due, roll_out_references, lambda: (believes, nothing))
 
 
 def _fill(
-    keys: Array, probing: Probing, believes: Any, known: Tasks, probe: Feedback, roll_out: Callable[..., Feedback]
+    keys: Array,
+    selector: Selector,
+    believes: Any,
+    known: Tasks,
+    references: Feedback,
+    roll_out: Callable[..., Feedback],
+    *,
+    batch_size: int,
+    target: float,
 ) -> tuple[Any, Rolled]:
-    """The batch of a step: chosen tasks, and informative ones of the probe, those nearest the target."""
-    rate = probe.successes / jnp.maximum(probe.trials, 1)
-    informative = _informative(probe)
-    nearest = jnp.argsort(jnp.where(informative, jnp.abs(rate - probing.target), jnp.inf))
+    """Fills the batch of a step with informative references, those nearest the target, and with chosen tasks."""
+    rate = references.successes / jnp.maximum(references.trials, 1)
+    informative = _informative(references)
+    nearest = jnp.argsort(jnp.where(informative, jnp.abs(rate - target), jnp.inf))
 
     def fill(fresh: int) -> tuple[Any, Rolled]:
-        selector = probing.sized(fresh)
-        joins = jax.tree.map(lambda x: x[nearest[: probing.batch_size - fresh]], probe)
-        taken = jnp.zeros(selector.pass_rate(believes, known).shape, bool).at[joins.ids].set(True)
-        others = known._replace(taken=taken) if fresh < probing.batch_size else known
-        choice, chosen = selector.select(keys[0], believes, others)
+        joins = jax.tree.map(lambda x: x[nearest[: batch_size - fresh]], references)
+        exclude = jnp.zeros(selector.pass_rate(believes, known).shape, bool).at[joins.ids].set(True)
+        choice, chosen = selector.select(keys[0], believes, known, batch_size=fresh, exclude=exclude)
         feedback = roll_out(keys[1], choice.ids)
         batch = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), feedback, joins)
-        is_chosen = jnp.arange(probing.batch_size) < fresh
-        return selector.update(chosen, known, feedback), Rolled(batch, is_chosen, probe)
+        is_chosen = jnp.arange(batch_size) < fresh
+        return selector.update(chosen, known, feedback), Rolled(batch, is_chosen, references)
 
     count = informative.sum(dtype=jnp.int32)
-    sizes = probes.portions(probing.batch_size)
-    return jax.lax.switch(probes.portion(probing.batch_size, count), [partial(fill, fresh) for fresh in sizes])
+    sizes = probes.portions(batch_size)
+    return jax.lax.switch(probes.portion(batch_size, count), [partial(fill, fresh) for fresh in sizes])
 
 
 def _informative(feedback: Feedback) -> Array:
@@ -152,8 +164,8 @@ def _informative(feedback: Feedback) -> Array:
 
 def _trace(rolled: Rolled, expected: Array, truth: Array) -> Trace:
     """What is written down of a step, of pass rates `expected` [N] and the true ones [N]."""
-    groups = jax.tree.map(lambda *x: jnp.concatenate(x), rolled.batch, rolled.probe)
-    held = jnp.concatenate([rolled.chosen, rolled.probe.trials > 0])
+    groups = jax.tree.map(lambda *x: jnp.concatenate(x), rolled.batch, rolled.references)
+    held = jnp.concatenate([rolled.chosen, rolled.references.trials > 0])
     chosen = rolled.batch.ids
     return Trace(
         ids=groups.ids,

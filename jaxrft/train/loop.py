@@ -127,12 +127,12 @@ def loop(
                 halt(step - 1)
                 break
         timer, probed = log.Timer(), batches.Probed()
-        if run.selector.probe and (step - 1) % run.selector.probe_every == 0:
+        if run.selector.reference_set and (step - 1) % run.selector.reference_every == 0:
             state, probed = batches.probe(run, programs, state, first=step == first)
             timer.lap("probe")
         filling = batches.fill(run, programs, state, probed)
         stream = STREAMS.index("select")
-        choice, chosen = batches.choose(run, programs, state, filling.taken, count=filling.fresh, stream=stream)
+        choice, state = batches.choose(run, programs, state, filling.excluded, batch_size=filling.fresh, stream=stream)
         ids = np.asarray(choice.ids)
         timer.lap("select")
         rolled = batches.sample(run, programs, state, ids)
@@ -142,7 +142,6 @@ def loop(
             write_records(folder, config)  # no earlier: a mistake must not leave its mark on an existing run
         timer.lap("reward")
         judged = batches.judge(run, programs, state, rolled, verdicts)
-        state = state._replace(selector=chosen)
         batch = batches.gather(run, programs, choice, judged, verdicts, probed, filling)
         if config.dynamic_sampling:
             state, batch = batches.refill(run, programs, state, batch, probed)

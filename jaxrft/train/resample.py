@@ -21,7 +21,7 @@ from jaxrft.host.multihost import on_host0
 from jaxrft.learn.replay import Groups
 from jaxrft.lm import model
 from jaxrft.rewards.grading import Verdicts, check_rewards, grade, learnable_rewards, trainer_state
-from jaxrft.select import contract, probes
+from jaxrft.select import probes
 from jaxrft.streams import STREAMS
 from jaxrft.tasks import table
 from jaxrft.tasks.table import prompt_batch
@@ -53,7 +53,7 @@ class Filling(NamedTuple):
 
     places: int
     fresh: int  # of these, for tasks yet to be chosen
-    taken: np.ndarray  # [places - fresh] int32, the tasks of the probe whose groups have the others
+    excluded: np.ndarray  # [places - fresh] int32, the tasks of the probe whose groups have the others
 
 
 class Chosen(NamedTuple):
@@ -77,15 +77,16 @@ class Batch(NamedTuple):
 
 
 def choose(
-    run: Run, programs: Programs, state: TrainState, taken: np.ndarray, *, count: int, stream: int
-) -> tuple[Choice, Any]:
-    """`count` tasks, none of those `taken` [m] while there are others, and the selector's state after that."""
-    tasks, number = run.tasks, len(run.table.lengths)
-    if len(taken):
-        mark = np.isin(np.arange(number), taken)
-        tasks = tasks._replace(taken=meshes.place_table(mark, run.mesh, number))
-    choice, changed = programs.select(state.selector, state.step, tasks, np.int32(stream), count=count)
-    return choice, contract.merged(state.selector, changed)
+    run: Run, programs: Programs, state: TrainState, excluded: np.ndarray, *, batch_size: int, stream: int
+) -> tuple[Choice, TrainState]:
+    """Chooses `batch_size` tasks, none of those `excluded` [m] while there are others."""
+    number = len(run.table.lengths)
+    mask = np.isin(np.arange(number), excluded)
+    exclude = meshes.place_table(mask, run.mesh, number)
+    choice, selector = programs.select(
+        state.selector, state.step, run.tasks, exclude, np.int32(stream), batch_size=batch_size
+    )
+    return choice, state._replace(selector=selector)
 
 
 def sample(run: Run, programs: Programs, state: TrainState, ids: np.ndarray, use: str = "rollout") -> Rolled:
@@ -128,7 +129,8 @@ def probe(run: Run, programs: Programs, state: TrainState, *, first: bool) -> tu
         judged.append(judge(run, programs, state, rolled, verdicts))
         distances.append(np.asarray(judged[-1].distance))
         failures.update(verdicts.failures)
-    state, found = _note(run, programs, state, choice, *((each.feedback, each.informative) for each in judged))
+    told = ((each.feedback, each.informative) for each in judged)
+    state, found = _note(run, programs, state, choice, *told, reference=True)
     told = {name.replace("select/", "select/probes/"): found[name] for name in PREDICTION}
     parts = tuple(each.groups for each in judged)
     return state, Probed(ids, np.concatenate(distances), parts, told | {"select/probes": len(ids)}, failures)
@@ -182,11 +184,10 @@ def refill(run: Run, programs: Programs, state: TrainState, batch: Batch, probed
         if count == 0:
             break
         stream = STREAMS.index("refill") + number
-        choice, selector = choose(run, programs, state, rolled, count=count, stream=stream)
+        choice, state = choose(run, programs, state, rolled, batch_size=count, stream=stream)
         sampled = sample(run, programs, state, np.asarray(choice.ids))
         verdicts = verify(run, state, sampled, first=False)
         judged = judge(run, programs, state, sampled, verdicts)
-        state = state._replace(selector=selector)
         chosen = Chosen(choice, judged.feedback, judged.informative, np.asarray(judged.informative))
         lost.update(verdicts.failures)
         batch = batch._replace(chosen=(*batch.chosen, chosen))
@@ -292,8 +293,14 @@ def stop_skipping(
 
 
 def _note(
-    run: Run, programs: Programs, state: TrainState, choice: Choice, *parts: tuple[Feedback, Array]
+    run: Run,
+    programs: Programs,
+    state: TrainState,
+    choice: Choice,
+    *parts: tuple[Feedback, Array],
+    reference: bool = False,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Tells selector and tally what came of a choice; metrics of what was believed."""
-    selector, tally, found = programs.note(state.selector, state.tally, state.step, run.tasks, choice, *parts)
+    arguments = (state.selector, state.tally, state.step, run.tasks, choice)
+    selector, tally, found = programs.note(*arguments, *parts, reference=reference)
     return state._replace(selector=selector, tally=tally), found

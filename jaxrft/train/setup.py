@@ -30,7 +30,7 @@ from jaxrft.types import Tasks
 def set_up(config: Config, mesh: Mesh, pool: Pool) -> tuple[Run, TrainState]:
     """Opens and checks all that the run needs, and makes its first state."""
     if config.select.name != "dots":  # which needs a predictor
-        steps.make_selector(config, config.batch_size, None)  # or its mistakes show only when the policy is loaded
+        steps.make_selector(config, None)  # or its mistakes show only when the policy is loaded
     lm = open_model(config, mesh)
     rows = open_mixture(config, lm.tokenizer)
     if rows.embeddings is None and uses_embeddings(config):

@@ -16,7 +16,8 @@ from jaxrft.learn.replay import Groups, Replay
 from jaxrft.lm.policy import LanguageModel, compile_rollout
 from jaxrft.report import metrics
 from jaxrft.report.visits import Visits
-from jaxrft.select import contract, selectors
+from jaxrft.select import selectors
+from jaxrft.select.checks import check_batch
 from jaxrft.select.dots.predictor import Predictor, selector_options
 from jaxrft.select.selectors import Selector
 from jaxrft.streams import stream_key
@@ -61,10 +62,10 @@ class Programs(NamedTuple):
 
     size: Any  # (state) -> how many new groups, on the host, the next step learns from: fewer if a replay has others
     probe: Any  # (selector_state, step, tasks) -> choice, of tasks to roll out in order to know
-    select: Any  # (selector_state, step, tasks, random stream, *, count=batch_size) -> (choice, what of it has changed)
+    select: Any  # (selector_state, step, tasks, exclude [N], random stream, *, batch_size) -> (choice, selector_state)
     generate: Any  # (params, step, prompts, lengths, ids, number of the random stream) -> rollouts
     judge: Any  # (step, ids, (prompts, lengths), rollouts, rewards, success) -> judged
-    note: Any  # (selector_state, tally, step, tasks, choice, *parts) -> (selector_state, tally, metrics)
+    note: Any  # (selector_state, tally, step, tasks, choice, *parts, reference) -> (selector_state, tally, metrics)
     join: Any  # (groups, parts of other groups, rows of all of these) -> groups
     learn: Any  # (state, groups, reference, frozen) -> (state, metrics)
     draw: Any  # (buffer, groups, step) -> (what that step learns from, which of it is replayed)
@@ -86,7 +87,7 @@ def assemble(
     arrays of the run and of the state.
     """
     number, everywhere = len(rows.lengths), meshes.sharding(mesh)
-    selector = make_selector(config, config.batch_size, predictor)
+    selector = make_selector(config, predictor)
     rates = np.full(number, np.nan, np.float32) if selector.measure else None
     # dots has all that it needs of embeddings in their projections
     on_host: Any = rows.reference_pass_rates, None if predictor else rows.embeddings, rows.domain, rates
@@ -99,11 +100,13 @@ def assemble(
         put, init, copy = meshes.describe, init.eval_shape, lambda x: x
     on_mesh: Any = partial(meshes.place_table, mesh=mesh, num_tasks=number, put=put)
     projections = predictor and project_table(predictor, rows, mesh, described=described)
+    beliefs = selector.init(tasks._replace(projections=projections), number)
+    check_batch(config.batch_size, rows.lengths, None)
     state = TrainState(
         step=put(np.zeros((), np.int32), everywhere),
         params=lm.params,
         optimizer=init(lm.params),
-        selector=on_mesh(selector.init(tasks._replace(projections=projections), number)),
+        selector=on_mesh(beliefs),
         replay=memory and empty(memory, config, mesh, rows, described=described),
         tally=on_mesh(Counters._make((np.full(number, -1, np.int32), *np.zeros((2, 2), np.int32)))),
     )
@@ -113,11 +116,11 @@ def assemble(
     return Run(config, mesh, lm, rows, tasks, selector, predictor, learner, memory, reference), state
 
 
-def make_selector(config: Config, count: int, predictor: Predictor | None) -> Selector:
-    """The selector of the config for batches of `count` tasks; its state is the same for any."""
+def make_selector(config: Config, predictor: Predictor | None) -> Selector:
+    """Returns the selector of the config."""
     own = dataclasses.asdict(config.select) | (selector_options(predictor) if predictor else {})
     del own["embeddings"]  # which the tasks have
-    return selectors.make(batch_size=count, num_generations=config.num_generations, **own)
+    return selectors.make(num_generations=config.num_generations, **own)
 
 
 def make_replay(config: Config) -> Replay | None:
@@ -195,10 +198,12 @@ def compile_steps(run: Run, state: TrainState) -> Programs:
     return Programs(
         size=partial(rollout_size, run, None if run.replay is None else jax.jit(run.replay.fresh_needed)),
         probe=compiled(probe, everywhere),
-        select=compiled(partial(select, where=where.selector), (everywhere, None), static_argnames="count"),
+        select=compiled(select, (everywhere, where.selector), static_argnames="batch_size", donate_argnums=0),
         generate=compile_rollout(run.lm, run.config, run.mesh),
         judge=compiled(judge, Judged(rows, *[everywhere] * 4)),  # pyright: ignore[reportArgumentType]
-        note=compiled(note, (where.selector, where.tally, everywhere), donate_argnums=(0, 1)),
+        note=compiled(
+            note, (where.selector, where.tally, everywhere), static_argnames="reference", donate_argnums=(0, 1)
+        ),
         join=compiled(join, rows),
         learn=compiled(learn, (where, everywhere), donate_argnums=0),
         draw=compiled(draw, rows),
@@ -215,23 +220,20 @@ def rollout_size(run: Run, fresh_needed: Any, state: TrainState) -> int:
 
 def probe(run: Run, selector_state: Any, step: Array, tasks: Tasks) -> Choice:
     """The tasks that the selector wants to know about, and what it has believed of them so far."""
-    choose: Any = run.selector.probe
+    choose: Any = run.selector.reference_set
     ids = choose(stream_key(run.config.seed, step, "probe"), selector_state, tasks)
     return Choice(ids, run.selector.pass_rate(selector_state, tasks)[ids])
 
 
 def select(
-    run: Run, selector_state: Any, step: Array, tasks: Tasks, stream: Array, *, where: Any, count: int | None = None
-) -> tuple[Choice, contract.Changed]:
-    """Chooses `count` tasks, batch_size by default; `stream` is the number of the random stream.
+    run: Run, selector_state: Any, step: Array, tasks: Tasks, exclude: Array, stream: Array, *, batch_size: int
+) -> tuple[Choice, Any]:
+    """Chooses `batch_size` tasks, and none of the mask `exclude` [N] while there are others.
 
-    Gives back, laid out as `where` says, what `contract.merged` makes the new state of.
+    `stream` is the number of the random stream.
     """
-    selector = make_selector(run.config, count or run.config.batch_size, run.predictor)
     key = stream_key(run.config.seed, step, stream)
-    choice, changed = contract.choosing(selector)(key, selector_state, tasks)
-    placed = jax.tree.leaves(where)
-    return choice, {number: jax.lax.with_sharding_constraint(x, placed[number]) for number, x in changed.items()}
+    return run.selector.select(key, selector_state, tasks, batch_size=batch_size, exclude=exclude)
 
 
 def judge(
@@ -274,17 +276,25 @@ def judge(
 
 
 def note(
-    run: Run, selector_state: Any, tally: Counters, step: Array, tasks: Tasks, choice: Choice, *parts: Any
+    run: Run,
+    selector_state: Any,
+    tally: Counters,
+    step: Array,
+    tasks: Tasks,
+    choice: Choice,
+    *parts: Any,
+    reference: bool = False,
 ) -> tuple[Any, Counters, dict[str, Array]]:
     """Tells selector and tally what came of a choice, (feedback, informative) of its `parts`; metrics of beliefs.
 
-    Rows of the task N are padding.
+    Rows of the task N are padding. `reference`: the choice is a reference set.
     """
     feedback, informative = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
     tally = count_rollouts(tally, feedback, step + 1, run.config.num_generations)
     found = metrics.selection(choice, feedback, informative, tally.last_seen)
     found |= metrics.by_domain(informative, choice, tasks, run.table.domains)
-    return run.selector.update(selector_state, tasks, feedback), tally, found
+    learn_of: Any = run.selector.update_references if reference else run.selector.update
+    return learn_of(selector_state, tasks, feedback), tally, found
 
 
 def join(run: Run, groups: Groups, others: tuple[Groups, ...], rows: Array) -> Groups:

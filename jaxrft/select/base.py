@@ -1,0 +1,60 @@
+"""Defines what a selector is: pure functions over a state, which is a pytree of NamedTuples.
+
+`select` needs to know the batch size when it is compiled, and may give its new state the memory of the old one:
+
+    jax.jit(selector.select, static_argnames="batch_size", donate_argnums=1)
+"""
+
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+from jaxrft.types import Array, Choice, Feedback, Tasks
+
+State = TypeVar("State")
+NewState = TypeVar("NewState", covariant=True)
+AnyState = TypeVar("AnyState", contravariant=True)
+
+
+class Init(Protocol[NewState]):
+    """Returns the first state for a table of N tasks."""
+
+    def __call__(self, tasks: Tasks, num_tasks: int) -> NewState: ...  # noqa: D102
+
+
+class Select(Protocol[State]):
+    """Chooses the tasks of a batch; those of the mask `exclude` [N] only where there are too few others."""
+
+    def __call__(  # noqa: D102
+        self, key: Array, state: State, tasks: Tasks, *, batch_size: int, exclude: Array | None = None
+    ) -> tuple[Choice, State]: ...
+
+
+class Update(Protocol[State]):
+    """Returns the state after feedback, with the shapes and dtypes of the old one."""
+
+    def __call__(self, state: State, tasks: Tasks, feedback: Feedback) -> State: ...  # noqa: D102
+
+
+class PassRate(Protocol[AnyState]):
+    """Returns the pass rates [N] that are believed; NaN where there is no belief."""
+
+    def __call__(self, state: AnyState, tasks: Tasks) -> Array: ...  # noqa: D102
+
+
+class ReferenceSet(Protocol[AnyState]):
+    """Draws the ids [K] of tasks whose pass rates tell those of all others."""
+
+    def __call__(self, key: Array, state: AnyState, tasks: Tasks) -> Array: ...  # noqa: D102
+
+
+class Selector(NamedTuple, Generic[State]):
+    """Chooses tasks, and learns from what came of them."""
+
+    init: Init[State]
+    select: Select[State]
+    update: Update[State]
+    pass_rate: PassRate[State]
+    reference_set: ReferenceSet[State] | None = None  # rolled out every `reference_every` steps, before `select`
+    update_references: Update[State] | None = None  # takes their feedback, which `update` never sees
+    reference_every: int = 0
+    measure: Any = None
+    measure_every: int = 0
