@@ -14,7 +14,7 @@ from jaxrft.config import Config, EvalConfig, LoRAConfig, MeshConfig, ReplayConf
 from jaxrft.learn import grpo, replay, reward_shaping, update
 from jaxrft.lm import model, rollout, sampling
 from jaxrft.rewards.pool import Pool
-from jaxrft.select import acquire, baselines, selectors
+from jaxrft.select import selectors, topk, uniform
 from jaxrft.types import InputError
 
 
@@ -392,8 +392,8 @@ def test_choices_are_those_of_the_functions():
     assert choices["loss_type"] == tuple(grpo.LOSS_TYPES)
     assert choices["importance_sampling_correction"] == ("none", *grpo.CORRECTIONS)
     assert choices["scale_rewards"] == tuple(grpo.SCALES)
-    assert choices["order"] == get_args(baselines.Order)
-    assert choices["balance"] == get_args(acquire.Balance)
+    assert choices["order"] == get_args(uniform.Order)
+    assert choices["balance"] == get_args(topk.Balance)
     lora = model.LoRA(1, 1.0, LoRAConfig().targets)
     shape = model.ModelConfig(2, 2, 2, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=2, lora=lora)
     matrices = [row for row in model.base(shape) if row.layered and row.transpose]

@@ -15,12 +15,15 @@ Only arrays come in and go out, so that any JAX training loop can use a selector
 2
 """
 
-from . import acquire as acquire
+from . import acquisition as acquisition
 from . import evidence as evidence
 from . import posterior as posterior
-from . import selectors as selectors
+from . import registry as registry
+from . import topk as topk
+from .base import Selector as Selector
 from .evidence import Evidence as Evidence
 from .posterior import BetaState as BetaState
-from .selectors import Selector as Selector
-from .selectors import make as make
+from .registry import make as make
 from .session import Session as Session
+
+selectors = registry

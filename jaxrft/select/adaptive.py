@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxrft.mesh import constrain
-from jaxrft.select import acquire, drift, features, logit
+from jaxrft.select import acquisition, drift, features, logit, topk
 from jaxrft.select import population as populations
 from jaxrft.select.base import Selector
 from jaxrft.select.checks import (
@@ -76,7 +76,7 @@ def adaptive(
     floor: ArrayLike = 0.3,
     per_token: bool = False,
     cool_down: int = 0,
-    balance: acquire.Balance = "none",
+    balance: topk.Balance = "none",
 ) -> Selector:
     """Posterior on the logits, moved by what tasks share and corrected by what surprises; knowledge at a price.
 
@@ -103,7 +103,7 @@ def adaptive(
     `per_token`: utility and interest count by what they cost, the completion tokens of the task's last visit (0: the
     mean of the others), since harder tasks make longer rollouts.
     `price` and `floor` in [0, 1]; `curiosity` >= 0; `cool_down`: steps for which a chosen task comes last.
-    `balance` of the batch between the domains: as `acquire.quota` says; a task for not having been visited has the
+    `balance` of the batch between the domains: as `topk.quota` says; a task for not having been visited has the
     place of one of its own domain.
     `init` raises InputError for domains or embeddings that do not fit the table or are not finite.
     """
@@ -140,15 +140,15 @@ def adaptive(
     ) -> tuple[Choice, AdaptiveState]:
         batch_size = check_batch(batch_size, state.mean, exclude)
         key_choice, key_new, key_floor, key_stale, key_quota = jax.random.split(key, 5)
-        quota = acquire.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
+        quota = topk.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
         believed, seen = state.believed, state.visited >= 0
         since = jnp.where(seen, state.step - state.visited, jnp.iinfo(jnp.int32).max)
         worth = believed.informative if utility == "informative" else _signal(believed)
         interest = jnp.sqrt(believed.variance) + STALE_INTEREST * jnp.minimum(since.astype(jnp.float32) / STALE, 1)
         if state.tokens is not None:
-            worth, interest = (acquire.per_token(x, state.tokens) for x in (worth, interest))
-        chance = acquire.by_chance(worth, quota, exclude)
-        worth = acquire.cool_down(worth, since, steps=cool_down) if cool_down else worth
+            worth, interest = (acquisition.per_token(x, state.tokens) for x in (worth, interest))
+        chance = acquisition.by_chance(worth, quota, exclude)
+        worth = acquisition.cool_down(worth, since, steps=cool_down) if cool_down else worth
 
         reach = min(1, REACH * batch_size / seen.shape[0])
         doubt = jnp.where(seen, believed.variance, reach * believed.variance).mean()
@@ -157,7 +157,7 @@ def adaptive(
             doubted = 4 * num_generations * doubt * jnp.clip(gain / GAIN, 1, EARLIER)
             return jnp.minimum(jnp.asarray(price, jnp.float32) * jnp.maximum(1, doubted) ** STEEPNESS, 1)
 
-        ids = acquire.priced(
+        ids = acquisition.priced(
             key_choice,
             worth,
             interest,
@@ -192,7 +192,7 @@ def _new(
     worth: Array,
     *,
     batch_size: int,
-    quota: acquire.Quota | None,
+    quota: topk.Quota | None,
     exclude: Array | None,
 ) -> Array:
     """Ids [B] of tasks never visited that have a place for being new, of those `worth` [N] enough any; N for none."""
@@ -204,7 +204,7 @@ def _new(
     gap = jnp.maximum(best - least, 0)  # they are infinite when there is none
     enough = jnp.maximum(AMONG * best, least + TOLD * right * gap)
     score = jnp.where(seen, -jnp.inf, jnp.minimum(worth, enough))
-    ids = acquire.largest(key_among, score, batch_size=batch_size, quota=quota, exclude=exclude)
+    ids = topk.largest(key_among, score, batch_size=batch_size, quota=quota, exclude=exclude)
     places = (places + jax.random.uniform(key_places)).astype(jnp.int32)  # this is the mean
     chosen = (jnp.arange(batch_size) < places) & ~seen[ids]
     return jnp.where(chosen, ids, seen.shape[0])
@@ -215,7 +215,7 @@ def _with_stalest(
     ids: Array,
     state: AdaptiveState,
     tasks: Tasks,
-    quota: acquire.Quota | None,
+    quota: topk.Quota | None,
     exclude: Array | None,
 ) -> Array:
     """The batch `ids` [B] with the task longest not visited, of the domain longest not visited, in its last place.
@@ -227,7 +227,7 @@ def _with_stalest(
         domain = tasks.domain % features.DOMAINS
         last = jnp.full(features.DOMAINS, -1, visited.dtype).at[domain].max(visited)[domain]
         visited = jnp.where(last == last.min(), visited, visited + state.step + 1)  # other domains come behind
-    stalest = acquire.smallest(key, visited, batch_size=1, quota=quota, exclude=exclude)
+    stalest = topk.smallest(key, visited, batch_size=1, quota=quota, exclude=exclude)
     alike = jnp.ones(ids.shape, bool) if quota is None else quota.domain[ids] == quota.domain[stalest]
     place = jnp.where(alike, jnp.arange(ids.shape[0]), 0).max()
     return jnp.where((ids == stalest).any(), ids, ids.at[place].set(stalest[0]))

@@ -7,6 +7,8 @@
 
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
+import jax.numpy as jnp
+
 from jaxrft.types import Array, Choice, Feedback, Tasks
 
 State = TypeVar("State")
@@ -58,3 +60,13 @@ class Selector(NamedTuple, Generic[State]):
     reference_every: int = 0
     measure: Any = None
     measure_every: int = 0
+
+
+def ignore_feedback(state: State, tasks: Tasks, feedback: Feedback) -> State:
+    """Returns the state as it is: the `update` of a selector that learns nothing."""
+    return state
+
+
+def no_belief(table: Array) -> Array:
+    """Returns a pass rate of NaN for every row of the table, [N]."""
+    return jnp.full(table.shape[:1], jnp.nan, jnp.float32)

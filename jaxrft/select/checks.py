@@ -17,7 +17,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jaxrft.errors import InputError, shown
-from jaxrft.select.acquire import Balance
+from jaxrft.select.topk import Balance
 from jaxrft.shapes import check_dtypes, check_shapes
 from jaxrft.types import Array, Feedback, Projections, Tasks
 

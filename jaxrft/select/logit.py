@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrft.select import acquire
+from jaxrft.select import acquisition
 from jaxrft.types import Array
 
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(9)  # Gauss-Hermite quadrature for a standard normal
@@ -26,7 +26,7 @@ def moments(mean: Array, variance: Array, *, num_generations: int) -> Moments:
     """Moments of p = sigmoid(x), x ~ N(`mean`, `variance`) [N], and of 1 - p^G - (1 - p)^G, by 9-point quadrature."""
     node, weight = (jnp.asarray(x, mean.dtype)[:, None] for x in (NODES, WEIGHTS))
     rate = jax.nn.sigmoid(mean[None] + node * jnp.sqrt(variance)[None])  # [9, N]
-    terms = [weight * x for x in (rate, rate * rate, acquire.informative(rate, num_generations))]
+    terms = [weight * x for x in (rate, rate * rate, acquisition.informative(rate, num_generations))]
     zeros = [jnp.zeros((), mean.dtype)] * 3
     # A single pass over the table; sums one by one would each be another, on CPUs fifty times as long.
     first, second, informative = jax.lax.reduce(terms, zeros, lambda x, y: [*map(jnp.add, x, y)], (0,))

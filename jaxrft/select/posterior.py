@@ -8,7 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxrft.mesh import constrain
-from jaxrft.select import draws
+from jaxrft.select.random_bits import beta_logit
 from jaxrft.types import Array, Feedback, InputError
 
 Prior = tuple[ArrayLike, ArrayLike]  # (alpha0, beta0), scalars or [N], positive
@@ -102,6 +102,6 @@ def mean(state: BetaState) -> Array:
 
 
 def sample(key: Array, state: BetaState) -> Array:
-    """One draw from the posterior of every task, [N], for Thompson sampling; exact, by `draws.beta_logit`."""
-    draw = jax.nn.sigmoid(draws.beta_logit(key, state.alpha, state.beta))
+    """One draw from the posterior of every task, [N], for Thompson sampling; exact, by `beta_logit`."""
+    draw = jax.nn.sigmoid(beta_logit(key, state.alpha, state.beta))
     return constrain(draw.astype(state.alpha.dtype), "task")

@@ -14,9 +14,9 @@ from jaxrft.config import SelectConfig
 from jaxrft.errors import shown
 from jaxrft.fields import Checked, FilePath
 from jaxrft.select import selectors
+from jaxrft.select.base import Selector
 from jaxrft.select.checks import check_choice
 from jaxrft.select.dots.predictor import Predictor, load_predictor, selector_options
-from jaxrft.select.selectors import Selector
 from jaxrft.simulate import worlds
 from jaxrft.simulate.trials import Trace, run, scores
 from jaxrft.types import InputError

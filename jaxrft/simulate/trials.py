@@ -11,8 +11,8 @@ import numpy as np
 from jaxrft import stats
 from jaxrft.report import metrics
 from jaxrft.select import probes
+from jaxrft.select.base import Selector
 from jaxrft.select.dots import attention
-from jaxrft.select.selectors import Selector
 from jaxrft.simulate.worlds import World
 from jaxrft.types import Array, Feedback, InputError, Projections, Tasks
 

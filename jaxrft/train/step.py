@@ -17,9 +17,9 @@ from jaxrft.lm.policy import LanguageModel, compile_rollout
 from jaxrft.report import metrics
 from jaxrft.report.visits import Visits
 from jaxrft.select import selectors
+from jaxrft.select.base import Selector
 from jaxrft.select.checks import check_batch
 from jaxrft.select.dots.predictor import Predictor, selector_options
-from jaxrft.select.selectors import Selector
 from jaxrft.streams import stream_key
 from jaxrft.tasks import table
 from jaxrft.tasks.projections import project_table

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxrft.mesh import constrain
-from jaxrft.select import acquire
+from jaxrft.select import acquisition, topk
 from jaxrft.select.base import Selector
 from jaxrft.select.checks import (
     BETWEEN,
@@ -43,7 +43,7 @@ def dots(
     probe_every: int = 2,
     target: ArrayLike = 0.5,
     temperature: ArrayLike = 1e-3,
-    balance: acquire.Balance = "none",
+    balance: topk.Balance = "none",
 ) -> Selector:
     """Difficulty-targeted online selection as published [arXiv 2506.05316]: probes, attention, softmax.
 
@@ -57,7 +57,7 @@ def dots(
     References are a uniform sample, as the predictor was trained on: `update`, of a chosen batch, leaves the belief as
     it is. Feedback of a part of a reference set replaces the oldest references.
     Deviation: before the first reference set, choices are uniform. `balance` of what is chosen, not of the references,
-    between the domains: as `acquire.quota` says.
+    between the domains: as `topk.quota` says.
     `init` raises InputError for a table that is not projected.
     """
     num_generations = check_generations(num_generations)
@@ -83,7 +83,7 @@ def dots(
 
     def reference_set(key: Array, state: DotsState, tasks: Tasks) -> Array:
         equal = jnp.zeros(state.predicted.shape)
-        return acquire.smallest(key, equal, batch_size=state.references.shape[0])
+        return topk.smallest(key, equal, batch_size=state.references.shape[0])
 
     def select(
         key: Array, state: DotsState, tasks: Tasks, *, batch_size: int, exclude: Array | None = None
@@ -91,8 +91,8 @@ def dots(
         batch_size = check_batch(batch_size, state.predicted, exclude)
         distance = jnp.abs(state.predicted - jnp.asarray(target, jnp.float32))
         key_quota, key_draw = jax.random.split(key)
-        quota = acquire.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
-        ids = acquire.softmax(
+        quota = topk.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
+        ids = acquisition.softmax(
             key_draw, -distance, batch_size=batch_size, temperature=temperature, quota=quota, exclude=exclude
         )
         return Choice(ids, state.predicted[ids]), state

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from jaxrft.select import draws
+from jaxrft.select.random_bits import beta_logit, random_bits, threefry
 
 NUMBER = 20_000
 
@@ -18,16 +18,16 @@ NUMBER = 20_000
     ],
 )
 def test_threefry_gives_the_known_answers_of_its_authors(key, counter, expected):
-    found = draws.threefry(tuple(map(np.uint32, key)), *(np.full(3, x, np.uint32) for x in counter))
+    found = threefry(tuple(map(np.uint32, key)), *(np.full(3, x, np.uint32) for x in counter))
     assert [int(x[2]) for x in found] == list(expected)
 
 
 def test_words_of_a_few_counters_are_those_of_all_and_any_kind_of_key_does():
     counters = jnp.arange(100, dtype=jnp.uint32)
     key, few = jax.random.key(0, impl="rbg"), jnp.array([3, 70], jnp.uint32)
-    every = draws.words(key, counters, np.uint32(1))
-    assert all(np.array_equal(a, b[few]) for a, b in zip(draws.words(key, few, np.uint32(1)), every, strict=True))
-    assert len({int(x) for x in jnp.concatenate([*every, *draws.words(key, counters, np.uint32(2))])}) == 400
+    every = random_bits(key, counters, np.uint32(1))
+    assert all(np.array_equal(a, b[few]) for a, b in zip(random_bits(key, few, np.uint32(1)), every, strict=True))
+    assert len({int(x) for x in jnp.concatenate([*every, *random_bits(key, counters, np.uint32(2))])}) == 400
 
 
 def test_logits_of_beta_draws_have_their_distribution():
@@ -35,7 +35,7 @@ def test_logits_of_beta_draws_have_their_distribution():
     sizes = [0.01, 0.3, 1.0, 1.5, 20.0, 1e3, 1e6]
     pairs = [(a, b) for a in sizes for b in sizes]
     alpha, beta = (jnp.repeat(jnp.array(x, jnp.float32), NUMBER) for x in zip(*pairs, strict=True))
-    logits = np.asarray(draws.beta_logit(jax.random.key(0), alpha, beta), np.float64).reshape(-1, NUMBER)
+    logits = np.asarray(beta_logit(jax.random.key(0), alpha, beta), np.float64).reshape(-1, NUMBER)
     assert np.isfinite(logits).all()
     chances = []
     for (a, b), x in zip(pairs, logits, strict=True):
@@ -46,14 +46,14 @@ def test_logits_of_beta_draws_have_their_distribution():
 
 def test_impossible_parameters_have_no_draws_and_hold_up_no_others():
     alpha = jnp.array([1.0, jnp.nan, 0.0, -1.0, jnp.inf, 2.0])
-    found = draws.beta_logit(jax.random.key(0), alpha, jnp.ones(6))
+    found = beta_logit(jax.random.key(0), alpha, jnp.ones(6))
     assert np.isnan(found).tolist() == [False, True, True, True, True, False]
 
 
 def test_a_sharded_table_draws_the_same(mesh):
     alpha = jnp.linspace(0.1, 50, 64)
-    alone = draws.beta_logit(jax.random.key(0), alpha, alpha[::-1])
+    alone = beta_logit(jax.random.key(0), alpha, alpha[::-1])
     with jax.set_mesh(mesh):
         rows = jax.device_put(alpha, jax.sharding.NamedSharding(mesh, jax.P(("data", "fsdp"))))
-        found = draws.beta_logit(jax.random.key(0), rows, rows[::-1])
+        found = beta_logit(jax.random.key(0), rows, rows[::-1])
     np.testing.assert_allclose(found, alone, rtol=1e-5, atol=1e-6)

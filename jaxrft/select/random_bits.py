@@ -16,7 +16,7 @@ BOOST = np.uint32(2**32 - 1)  # counter of the words that no round uses
 
 
 @jax.jit
-def words(key: Array, counter: Array, stream: Array | np.uint32) -> tuple[Array, Array]:
+def random_bits(key: Array, counter: Array, stream: Array | np.uint32) -> tuple[Array, Array]:
     """Two random uint32 for every `counter` [...] uint32 of a `stream`.
 
     On CPUs `jax.random.bits` is a loop of passes over the memory. This is a single one, part of whatever it is used in,
@@ -92,7 +92,7 @@ def _beta_logit(key: Array, alpha: Array, beta: Array, counter: Array) -> Array:
     (first, second), _ = jax.lax.while_loop(lambda state: state[1], again, (tries, begin))
     boosts = [
         jnp.where(x < 1, jnp.log(uniform(word)) / x, 0)
-        for x, word in zip(shapes, words(key, counter, BOOST), strict=True)
+        for x, word in zip(shapes, random_bits(key, counter, BOOST), strict=True)
     ]
     moved = 3 * (jnp.log1p(first) - jnp.log1p(second)) + boosts[0] - boosts[1]
     return jnp.log(raised[0] / raised[1]) + moved
@@ -110,7 +110,7 @@ def _tries(key: Array, raised: Pair, counter: Array, number: Array) -> Pair:
     """
 
     def once(d: Array, number: Array) -> Array:
-        first, second = words(key, counter, number)
+        first, second = random_bits(key, counter, number)
         t = normal(first) * jax.lax.rsqrt(9 * d)
         accepted = uniform(second) < jnp.exp(3 * d * _remainder(t))
         return jnp.where(jnp.isnan(d), 0, jnp.where(accepted, t, jnp.nan))

@@ -1,4 +1,4 @@
-"""Published selectors that learn from the tasks rolled out alone: MoPPS and GRESO."""
+"""Selects tasks as GRESO does, which skips those without variance [arXiv 2506.02177]."""
 
 from typing import NamedTuple
 
@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxrft.mesh import constrain
-from jaxrft.select import acquire, posterior
-from jaxrft.select.base import Selector
+from jaxrft.select import acquisition, topk
+from jaxrft.select.base import Selector, no_belief
 from jaxrft.select.checks import (
     BELOW_ONE,
     SHARE,
@@ -16,19 +16,11 @@ from jaxrft.select.checks import (
     check,
     check_balance,
     check_batch,
-    check_belief,
-    check_count,
     check_generations,
     check_table,
     credible,
 )
 from jaxrft.types import Array, Choice, Feedback, Tasks
-
-
-class MoppsState(NamedTuple):
-    """What MoPPS believes of every task."""
-
-    posterior: posterior.BetaState
 
 
 class GresoState(NamedTuple):
@@ -39,67 +31,13 @@ class GresoState(NamedTuple):
     explore: Array  # [2], base chance of another try of tasks all right, of tasks all wrong
 
 
-def mopps(
-    num_generations: int,
-    *,
-    discount: ArrayLike = 0.5,
-    candidates: int = 8,
-    target: ArrayLike = 0.5,
-    prior: posterior.Prior = (1.0, 1.0),
-    balance: acquire.Balance = "none",
-) -> Selector:
-    """Model predictive prompt selection [arXiv 2507.04632]: explicit Beta posteriors, Thompson among candidates.
-
-    alpha <- discount alpha + (1 - discount) alpha0 + s, and beta with the failures, for the tasks rolled out; others
-    stay as they are. A step draws `candidates` * batch_size tasks uniformly (all, if there are fewer), and of these
-    takes the ones whose draw from the posterior is nearest `target`. `discount` in [0, 1]: share of the evidence that
-    survives a visit. `balance` between the domains, of the candidates and of the batch: as `acquire.quota` says.
-    Deviation: candidates are drawn afresh every step, where the paper takes them in epochs.
-    """
-    num_generations = check_generations(num_generations)
-    check("discount", discount, SHARE)
-    candidates = check_count("candidates", candidates)
-    check_belief(target, prior)
-    check_balance(balance)
-
-    def init(tasks: Tasks, num_tasks: int) -> MoppsState:
-        num_tasks = check_table(tasks, num_tasks, balance=balance)
-        return MoppsState(posterior.init(num_tasks, prior=prior))
-
-    def select(
-        key: Array, state: MoppsState, tasks: Tasks, *, batch_size: int, exclude: Array | None = None
-    ) -> tuple[Choice, MoppsState]:
-        batch_size = check_batch(batch_size, state.posterior.alpha, exclude)
-        key_first, key_candidates, key_quota, key_draw, key_tie = jax.random.split(key, 5)
-        num_tasks = state.posterior.alpha.shape[0]
-        count = min(candidates * batch_size, num_tasks)
-        wide = acquire.quota(key_first, tasks, batch_size=count, balance=balance, exclude=exclude)
-        equal = jnp.zeros(num_tasks)
-        among = acquire.smallest(key_candidates, equal, batch_size=count, quota=wide, exclude=exclude)
-        draws = posterior.sample(key_draw, jax.tree.map(lambda x: x[among], state.posterior))
-        quota = acquire.quota(key_quota, tasks, batch_size=batch_size, balance=balance, among=among, exclude=exclude)
-        excluded = None if exclude is None else exclude[among]
-        best = acquire.nearest(key_tie, draws, batch_size=batch_size, target=target, quota=quota, exclude=excluded)
-        ids = among[best]
-        return Choice(ids, posterior.mean(state.posterior)[ids]), state
-
-    def update(state: MoppsState, tasks: Tasks, feedback: Feedback) -> MoppsState:
-        feedback = credible(feedback, state.posterior.alpha.shape[0])
-        return MoppsState(posterior.update_visited(state.posterior, feedback, discount=discount, prior=prior))
-
-    def pass_rate(state: MoppsState, tasks: Tasks) -> Array:
-        return posterior.mean(state.posterior)
-
-    return Selector(init, select, update, pass_rate)
-
-
 def greso(
     num_generations: int,
     *,
     explore: ArrayLike = 0.5,
     explore_step: ArrayLike = 0.01,
     zero_variance: ArrayLike = 0.25,
-    balance: acquire.Balance = "none",
+    balance: topk.Balance = "none",
 ) -> Selector:
     """Skips tasks whose last visits taught nothing [arXiv 2506.02177].
 
@@ -107,7 +45,7 @@ def greso(
     explore_easy^z (explore_hard^z), else skipped until the next epoch. Both bases begin at `explore` and move by
     `explore_step` a step, down when the share of such groups in the batch is above its target and up otherwise; the
     targets are 1/3 and 2/3 of `zero_variance`, the share of groups without variance that is put up with. With a
-    `balance` of the batch between the domains, as `acquire.quota` says, each domain has epochs of its own.
+    `balance` of the batch between the domains, as `topk.quota` says, each domain has epochs of its own.
     Deviations: the bases stay in [0.05, 0.95]; a batch is filled up with skipped tasks if no others are left; the
     batch has a constant size, and what it finds without variance is not rolled out anew.
     """
@@ -127,14 +65,14 @@ def greso(
     ) -> tuple[Choice, GresoState]:
         batch_size = check_batch(batch_size, state.streak, exclude)
         key_quota, key_order, key_skip, key_tie = jax.random.split(key, 4)
-        quota = acquire.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
+        quota = topk.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
         shape = state.streak.shape
         base = jnp.where(state.streak < 0, state.explore[1], state.explore[0])
         tried = jax.random.uniform(key_skip, shape) < base ** jnp.abs(state.streak).astype(jnp.float32)
-        seen = acquire.epoch(state.passes, quota=quota, exclude=exclude).astype(jnp.float32)
+        seen = acquisition.epoch(state.passes, quota=quota, exclude=exclude).astype(jnp.float32)
         order = seen + jax.random.uniform(key_order, shape)  # what is left of this epoch, then the next one
         score = jnp.where(tried, order, order + 2)
-        ids = acquire.smallest(key_tie, score, batch_size=batch_size, quota=quota, exclude=exclude)
+        ids = topk.smallest(key_tie, score, batch_size=batch_size, quota=quota, exclude=exclude)
         reached = score if exclude is None else jnp.where(exclude, -jnp.inf, score)
         last = reached[ids].max()
         if quota is not None:
@@ -144,7 +82,7 @@ def greso(
         if exclude is not None:
             passed = (passed & ~exclude).at[ids].set(True)
         passes = constrain(state.passes + passed.astype(jnp.int32), "task")
-        return Choice(ids, jnp.full(batch_size, jnp.nan, jnp.float32)), state._replace(passes=passes)
+        return Choice(ids, no_belief(ids)), state._replace(passes=passes)
 
     def update(state: GresoState, tasks: Tasks, feedback: Feedback) -> GresoState:
         feedback = credible(feedback, state.streak.shape[0])
@@ -160,6 +98,6 @@ def greso(
         return state._replace(streak=constrain(state.streak.at[ids].set(new, mode="drop"), "task"), explore=moved)
 
     def pass_rate(state: GresoState, tasks: Tasks) -> Array:
-        return jnp.full(state.streak.shape, jnp.nan, jnp.float32)
+        return no_belief(state.streak)
 
     return Selector(init, select, update, pass_rate)

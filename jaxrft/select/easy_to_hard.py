@@ -1,0 +1,59 @@
+"""Selects tasks by a fixed curriculum, from easy to hard."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrft.mesh import constrain
+from jaxrft.select import acquisition, evidence, topk
+from jaxrft.select.base import Selector, ignore_feedback, no_belief
+from jaxrft.select.checks import (
+    check_balance,
+    check_batch,
+    check_generations,
+    check_table,
+)
+from jaxrft.types import Array, Choice, Tasks
+
+
+class EasyToHardState(NamedTuple):
+    """How often each task has been chosen, and where it stands from easy to hard."""
+
+    visits: Array  # [N] int32
+    rank: Array  # [N] int32, 0 = the easiest
+
+
+def easy_to_hard(num_generations: int, *, balance: topk.Balance = "none") -> Selector:
+    """A fixed curriculum: epochs in the order of the mean reference pass rate, easiest first.
+
+    Tasks without any known reference pass rate come last; ties in the order of the table. With a `balance` of the batch
+    between the domains, as `topk.quota` says, each domain has epochs of its own.
+    `init` raises InputError for references that are missing or outside [0, 1].
+    """
+    num_generations = check_generations(num_generations)
+    check_balance(balance)
+
+    def init(tasks: Tasks, num_tasks: int) -> EasyToHardState:
+        num_tasks = check_table(tasks, num_tasks, balance=balance)
+        evidence.check_references(tasks, num_tasks, least=1)
+        mean = jnp.nanmean(jnp.asarray(tasks.reference_pass_rates, jnp.float32), axis=1)  # NaN sorts last
+        row = jnp.arange(num_tasks, dtype=jnp.int32)
+        order = jax.lax.sort((-mean, row), num_keys=2)[1]
+        return EasyToHardState(jnp.zeros(num_tasks, jnp.int32), jnp.zeros(num_tasks, jnp.int32).at[order].set(row))
+
+    def select(
+        key: Array, state: EasyToHardState, tasks: Tasks, *, batch_size: int, exclude: Array | None = None
+    ) -> tuple[Choice, EasyToHardState]:
+        batch_size = check_batch(batch_size, state.visits, exclude)
+        key_quota, key_tie = jax.random.split(key)
+        quota = topk.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
+        rank = acquisition.epoch(state.visits, quota=quota, exclude=exclude) * state.rank.shape[0] + state.rank
+        ids = topk.smallest(key_tie, rank, batch_size=batch_size, quota=quota, exclude=exclude)
+        visits = constrain(state.visits.at[ids].add(1), "task")
+        return Choice(ids, no_belief(ids)), state._replace(visits=visits)
+
+    def pass_rate(state: EasyToHardState, tasks: Tasks) -> Array:
+        return no_belief(state.visits)
+
+    return Selector(init, select, ignore_feedback, pass_rate)

@@ -1,0 +1,70 @@
+"""Selects every task as often as any other."""
+
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+
+from jaxrft.mesh import constrain
+from jaxrft.select import acquisition, topk
+from jaxrft.select.base import Selector, ignore_feedback, no_belief
+from jaxrft.select.checks import (
+    check_balance,
+    check_batch,
+    check_choice,
+    check_generations,
+    check_table,
+)
+from jaxrft.types import Array, Choice, Tasks
+
+Order = Literal["shuffled", "replacement", "sequential"]
+
+
+class VisitsState(NamedTuple):
+    """How often each task has been chosen."""
+
+    visits: Array  # [N] int32
+
+
+def uniform(num_generations: int, *, order: Order = "shuffled", balance: topk.Balance = "none") -> Selector:
+    """Every task as often as any other.
+
+    `shuffled` goes through the table in epochs, each in a random order; `sequential` in the order of the table;
+    `replacement` draws every batch afresh. In epochs no task comes twice before all have come once, and a batch is
+    distinct even where one epoch ends and the next begins. With a `balance` of the batch between the domains, as
+    `topk.quota` says, each domain has epochs of its own.
+    """
+    num_generations = check_generations(num_generations)
+    check_choice("order", order, get_args(Order), " of the uniform selector")
+    check_balance(balance)
+
+    def init(tasks: Tasks, num_tasks: int) -> VisitsState:
+        num_tasks = check_table(tasks, num_tasks, balance=balance)
+        return VisitsState(jnp.zeros(num_tasks, jnp.int32))
+
+    def score(visits: Array, quota: topk.Quota | None, exclude: Array | None) -> Array:
+        """[N] int32; the smallest are chosen and ties broken at random."""
+        if order == "replacement":
+            return jnp.zeros_like(visits)
+        seen = acquisition.epoch(visits, quota=quota, exclude=exclude)
+        if order == "shuffled":
+            return seen
+        num_tasks = visits.shape[0]
+        return seen * num_tasks + jnp.arange(num_tasks, dtype=jnp.int32)
+
+    def select(
+        key: Array, state: VisitsState, tasks: Tasks, *, batch_size: int, exclude: Array | None = None
+    ) -> tuple[Choice, VisitsState]:
+        batch_size = check_batch(batch_size, state.visits, exclude)
+        key_quota, key_tie = jax.random.split(key)
+        quota = topk.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
+        ids = topk.smallest(
+            key_tie, score(state.visits, quota, exclude), batch_size=batch_size, quota=quota, exclude=exclude
+        )
+        visits = constrain(state.visits.at[ids].add(1), "task")
+        return Choice(ids, no_belief(ids)), VisitsState(visits)
+
+    def pass_rate(state: VisitsState, tasks: Tasks) -> Array:
+        return no_belief(state.visits)
+
+    return Selector(init, select, ignore_feedback, pass_rate)
