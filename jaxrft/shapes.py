@@ -4,6 +4,9 @@ Shapes are written in the axis letters of `jaxrft.types`, one letter an axis. Bo
 so that a check costs nothing when the program runs.
 """
 
+from collections.abc import Sequence
+
+import chex
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
@@ -45,7 +48,7 @@ def check_same_shape(**arguments: ArrayLike | None) -> None:
             raise InputError(f"{name} is {shown(array)}: it must be an array")
         if not first:
             first, shape = name, jnp.shape(array)
-        if not _has_shape(array, list(shape)):
+        if not _has_shape(array, shape):
             raise InputError(f"{name} has shape {jnp.shape(array)}: it must be {shape}, as that of {first}")
 
 
@@ -62,11 +65,17 @@ def check_dtypes(kinds: DTypeLike | tuple[DTypeLike, ...], **arguments: ArrayLik
             raise InputError(f"{name} is {getattr(array, 'dtype', shown(array))}: its dtype must be {wanted}")
 
 
-def _has_shape(array: ArrayLike, wanted: list[int | None]) -> bool:
-    shape = jnp.shape(array)
-    return len(shape) == len(wanted) and all(w in (None, n) for w, n in zip(wanted, shape, strict=True))
+def _has_shape(array: ArrayLike, wanted: Sequence[int | None]) -> bool:
+    try:
+        chex.assert_shape(array, tuple(wanted))
+    except AssertionError:
+        return False
+    return True
 
 
 def _has_dtype(array: ArrayLike, kind: DTypeLike) -> bool:
-    abstract = {int: jnp.integer, float: jnp.floating}
-    return jnp.issubdtype(jnp.result_type(array), abstract.get(kind, kind))
+    try:
+        chex.assert_type(array, kind)
+    except AssertionError:
+        return False
+    return True

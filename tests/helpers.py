@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 from safetensors.numpy import save_file
@@ -146,7 +147,7 @@ def assert_same_bits(state, other):
 
 def assert_close(state, other, atol=1e-4):
     """Two pytrees of arrays are equal to rounding."""
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=atol), state, other)
+    chex.assert_trees_all_close(jax.device_get(state), jax.device_get(other), rtol=1e-7, atol=atol)
 
 
 def write_embeddings(path, prompts, rows, made_by):

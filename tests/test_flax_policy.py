@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -160,7 +161,7 @@ def test_a_cache_changes_no_logits(library: Callable, cached: Callable):
             logits.append(each)
         results += [at_once, jnp.concatenate(logits, axis=1)]
     for other in results[1:]:
-        np.testing.assert_allclose(results[0], other, atol=1e-5)
+        chex.assert_trees_all_close(results[0], other, rtol=1e-7, atol=1e-5)
 
 
 def test_the_mask_hides_padding_and_later_tokens():

@@ -2,6 +2,7 @@ import inspect
 from functools import partial
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -332,9 +333,7 @@ def test_weights_multiply_token_losses_as_advantages_do(rows, loss_type):
     scaled = loss_and_gradient({**rows, "advantages": weights * rows["advantages"]}, loss_type=loss_type)
     assert_close((loss, metrics, gradient), scaled)
     dirty = {**rows, "weights": jnp.where(rows["mask"] > 0, weights, jnp.nan)}
-    jax.tree.map(
-        np.testing.assert_array_equal, (loss, metrics, gradient), loss_and_gradient(dirty, loss_type=loss_type)
-    )
+    chex.assert_trees_all_equal((loss, metrics, gradient), loss_and_gradient(dirty, loss_type=loss_type))
 
 
 @settings(max_examples=30, deadline=None)
@@ -374,12 +373,12 @@ def test_nothing_under_the_mask_leaks(rows, loss_type, garbage):
     clean = loss_and_gradient(arrays, loss_type=loss_type)
     for name in ("logprobs", "behaviour_logprobs", "advantages", "anchor_logprobs"):
         dirty = {**arrays, name: jnp.where(hidden, garbage, arrays[name])}
-        jax.tree.map(np.testing.assert_array_equal, clean, loss_and_gradient(dirty, loss_type=loss_type))
+        chex.assert_trees_all_equal(clean, loss_and_gradient(dirty, loss_type=loss_type))
     assert not np.asarray(clean[2])[np.asarray(hidden)].any()
 
 
 def assert_close(ours, theirs):
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), ours, theirs)
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 @settings(max_examples=30, deadline=None)

@@ -1,11 +1,11 @@
-"""What other people's JAX loops import, where only jax, optax and flax are installed."""
+"""What other people's JAX loops import, where only jax, optax, flax and chex are installed."""
 
 import importlib.metadata
 import re
 import subprocess
 import sys
 
-INSTALLED = ("jax", "optax", "flax")
+INSTALLED = ("jax", "optax", "flax", "chex")
 PROGRAM = """
 import sys
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from functools import partial
 
+import chex
 import helpers
 import jax
 import jax.numpy as jnp
@@ -65,7 +66,7 @@ def merged(frozen, adapters):
 
 
 def assert_close(got, want, atol=1e-5):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), got, want)
+    chex.assert_trees_all_close(got, want, rtol=1e-7, atol=atol)
 
 
 # What adapters are

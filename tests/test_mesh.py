@@ -3,6 +3,7 @@ import re
 from functools import partial
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -168,7 +169,7 @@ def test_an_update_is_the_same_on_the_mesh(mesh, params, batch):
 
 
 def assert_close(got, want, atol=1e-5):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), got, want)
+    chex.assert_trees_all_close(got, want, rtol=1e-7, atol=atol)
 
 
 def collectives(compiled, *operations):

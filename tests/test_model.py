@@ -1,5 +1,6 @@
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -145,7 +146,7 @@ def test_blocks_of_queries_change_no_number(monkeypatch):
 
         return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(q, own)
 
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), gradient(3), gradient(8))
+    chex.assert_trees_all_close(gradient(3), gradient(8), rtol=1e-7, atol=1e-6)
 
 
 def test_a_later_token_changes_nothing_before_it(params):

@@ -1,6 +1,7 @@
 from collections import deque
 from functools import cache, partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -224,17 +225,16 @@ def test_on_a_mesh_the_same_bit_for_bit(capacity):
             rows = meshes.sharding(mesh, "batch", None, None)
             added = jax.jit(made.add)(buffer, jax.tree.map(lambda x: x[0], spread)).groups.tokens
             assert added.sharding.is_equivalent_to(rows, added.ndim)
-    jax.tree.map(np.testing.assert_array_equal, (buffer, (batches, replayed)), alone)
+    chex.assert_trees_all_equal((buffer, (batches, replayed)), alone)
     assert replayed.sum() > 8
 
 
 def test_one_trace_and_a_state_that_keeps_its_shapes_and_dtypes():
     made = replay.ring(capacity=6, batch_size=4)
-    traces = []
 
     @partial(jax.jit, donate_argnums=0)
+    @chex.assert_max_traces(n=1)
     def step(buffer, fresh, at):
-        traces.append(at)
         drawn, _ = made.draw(jax.random.fold_in(jax.random.key(0), at), buffer, fresh, at)
         return made.add(buffer, fresh), drawn
 
@@ -242,7 +242,6 @@ def test_one_trace_and_a_state_that_keeps_its_shapes_and_dtypes():
     before = jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), buffer)
     for at in range(4):
         buffer, batch = step(buffer, make_groups(range(4), at), jnp.int32(at))
-    assert len(traces) == 1
     assert jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), buffer) == before
     assert {x.dtype for x in jax.tree.leaves((buffer, batch))} == {jnp.dtype(jnp.float32), jnp.dtype(jnp.int32)}
 
@@ -280,7 +279,7 @@ def test_for_fresh_groups_the_forms_of_the_clip_are_one():
     now, mu = (jnp.asarray(rng.normal(-1, 0.3, (4, 6)), jnp.float32) for _ in range(2))
     arrays = {"behaviour_logprobs": mu, "advantages": jnp.ones((4, 1)), "mask": jnp.ones((4, 6))}
     one, other = grpo.policy_loss(now, **arrays), grpo.policy_loss(now, **arrays, anchor_logprobs=mu)
-    jax.tree.map(np.testing.assert_array_equal, one, other)
+    chex.assert_trees_all_equal(one, other)
 
 
 def test_metrics_worked_by_hand():

@@ -1,6 +1,7 @@
 import math
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,7 +86,7 @@ def gradient(state):
 
 
 def assert_close(got, want, atol=1e-5):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), got, want)
+    chex.assert_trees_all_close(got, want, rtol=1e-7, atol=atol)
 
 
 def plain_loss(params, batch, ref_params=None, *, loss_type, kl_coef=0.0, kl_estimator="k3"):
@@ -130,7 +131,7 @@ def test_mini_batches_share_out_the_tasks_of_each_pass(params, batch):
         after, state, metrics = run(params, batch, loss_type="grpo", learning_rate=0.0, **sizes)
         assert optax.tree_utils.tree_get(state, "ScaleByAdamState").count == updates
         np.testing.assert_allclose(metrics["policy_loss"], loss, atol=1e-5)
-        jax.tree.map(np.testing.assert_array_equal, after, params)
+        chex.assert_trees_all_equal(after, params)
 
 
 def test_the_first_ratio_after_a_rollout_is_one(params):
@@ -213,7 +214,7 @@ def test_without_kl_the_reference_is_never_evaluated(params, batch):
 def test_zero_advantages_give_exactly_no_gradient(params, batch):
     after, state, metrics = run(params, batch._replace(advantages=jnp.zeros((TASKS, GROUP))))
     assert metrics["grad_norm"] == 0.0
-    jax.tree.map(np.testing.assert_array_equal, after, params)
+    chex.assert_trees_all_equal(after, params)
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves((state, metrics)))
 
 
@@ -229,7 +230,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(params, batch):
     for loss in (jnp.nan, jnp.inf):
         worst = batch._replace(advantages=jnp.full_like(batch.advantages, loss))
         same, skipped, metrics = step(KEY, after, state, worst)
-        jax.tree.map(np.testing.assert_array_equal, (same, skipped.optax), (after, state.optax))
+        chex.assert_trees_all_equal((same, skipped.optax), (after, state.optax))
         assert skipped.skipped == state.skipped + 2 and metrics["skipped_updates"] == 2
         assert np.isnan(metrics["policy_loss"]) and np.isnan(metrics["grad_norm"])
     assert step(KEY, after, skipped, batch)[1].skipped == 0
@@ -332,21 +333,15 @@ def test_adamw_by_hand():
 def test_steps_are_traced_once_and_keep_float32(batch):
     """The decoder, in bfloat16 arithmetic too; metrics give each step's own learning rate."""
     params = {row.name: jnp.full(row.shape, 0.1, jnp.float32) for row in model.table(DECODER)}
-    learner, traced = (
-        make(model.decoder(DECODER, dtype=jnp.bfloat16, remat=False), warmup_steps=3, learning_rate=4e-3),
-        [],
-    )
-
-    def step(*arguments):
-        traced.append(1)
-        return learner.step(*arguments)
-
-    step, state, rates = jax.jit(step), learner.init(params), []
+    policy = model.decoder(DECODER, dtype=jnp.bfloat16, remat=False)
+    learner = make(policy, warmup_steps=3, learning_rate=4e-3)
+    step = jax.jit(chex.assert_max_traces(learner.step, n=1))
+    state = learner.init(params)
+    rates = []
     for number in range(5):
         params, state, metrics = step(jax.random.fold_in(KEY, number), params, state, batch)
         rates.append(metrics["learning_rate"])
         assert all(x.dtype == jnp.float32 and x.shape == () for x in metrics.values())
-    assert len(traced) == 1
     assert {x.dtype for x in jax.tree.leaves((params, state))} == {jnp.dtype("float32"), jnp.dtype("int32")}
     np.testing.assert_allclose(rates, [1e-3, 2e-3, 3e-3, 4e-3, 4e-3], rtol=1e-5)
 
