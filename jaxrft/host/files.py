@@ -20,6 +20,8 @@ _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _BRACKET = re.compile(rb"[\[{]|[\]}]")
 _NAMES = {dict: "an object", list: "a list", str: "a string", int: "a number", float: "a number", bool: "true or false"}
 
+JSON = Any  # a parsed document, or a part of it: dict, list, str, int, float, bool or None
+
 
 class UnreadableJSON(ValueError):
     """Reports text that is not the JSON that was expected; the message completes "FILE cannot be read: ..."."""

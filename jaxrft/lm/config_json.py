@@ -5,9 +5,9 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from jaxrft.host.files import UnreadableJSON, read_json
+from jaxrft.host.files import JSON, UnreadableJSON, read_json
 from jaxrft.lm.model import ModelConfig, RopeScaling
 from jaxrft.types import InputError
 
@@ -39,23 +39,23 @@ FAMILIES = {
 class Kind(NamedTuple):
     """What a value of config.json must be."""
 
-    accepts: Callable[[Any], bool]
+    accepts: Callable[[JSON], bool]
     name: str  # completes "it must be ..."
 
 
-def _is_whole(value: Any, least: int) -> bool:
+def _is_whole(value: JSON, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: JSON) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e38
 
 
-def _is_token(value: Any) -> bool:
+def _is_token(value: JSON) -> bool:
     return _is_whole(value, 0)
 
 
-def _is_tokens(value: Any) -> bool:
+def _is_tokens(value: JSON) -> bool:
     return value is None or all(map(_is_token, value if isinstance(value, list) else [value]))
 
 
@@ -207,14 +207,14 @@ def _mathematics(config: ModelConfig) -> dict[str, Kind]:
     }
 
 
-def _near(value: Any, wanted: float) -> bool:
+def _near(value: JSON, wanted: float) -> bool:
     return _is_number(value) and math.isclose(value, wanted, rel_tol=1e-4)
 
 
 # Reading
 
 
-def read(folder: Path) -> dict[str, Any]:
+def read(folder: Path) -> dict[str, JSON]:
     """Reads the keys of the config.json in `folder`; raises InputError without one, or for a value of a wrong type."""
     if not folder.is_dir():
         raise InputError(f"no folder {folder}: give the folder of a downloaded Hugging Face checkpoint")
@@ -235,7 +235,7 @@ def read(folder: Path) -> dict[str, Any]:
     return keys
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, JSON]:
     """Reads the JSON object in a file of a checkpoint; raises InputError when it is something else."""
     try:
         return read_json(path, dict)
@@ -248,7 +248,7 @@ def max_positions(folder: str | Path) -> int | None:
     return read(Path(folder)).get("max_position_embeddings")
 
 
-def model_config(keys: Mapping[str, Any], where: str | Path) -> ModelConfig:
+def model_config(keys: Mapping[str, JSON], where: str | Path) -> ModelConfig:
     """Returns the shape of the decoder that the keys of a config.json describe.
 
     Absent keys have the defaults of transformers. Raises InputError, which begins with `where`, for a key that is
@@ -286,7 +286,7 @@ def model_config(keys: Mapping[str, Any], where: str | Path) -> ModelConfig:
     return config
 
 
-def unread(keys: Mapping[str, Any]) -> list[str]:
+def unread(keys: Mapping[str, JSON]) -> list[str]:
     """Returns the keys that are neither read nor known to be harmless, with their values, as a warning shows them.
 
     A key of `MATHEMATICS`, whose other values are refused, is known; a dropout of 0 drops nothing, and null says
@@ -313,7 +313,7 @@ def unread(keys: Mapping[str, Any]) -> list[str]:
     return shown if more <= 0 else [*shown[:MAX_SHOWN], f"and {more} more"]
 
 
-def hf_config(config: ModelConfig, **extra: Any) -> dict[str, Any]:
+def hf_config(config: ModelConfig, **extra: JSON) -> dict[str, JSON]:
     """Returns the config.json of a decoder made here, in the keys of transformers 4, which transformers 5 reads too.
 
     `extra` adds keys such as eos_token_id and max_position_embeddings. Raises InputError if no family has this shape.
@@ -351,7 +351,7 @@ ORIGIN = {
 }
 
 
-def exported(keys: Mapping[str, Any], config: ModelConfig, dtype: str) -> dict[str, Any]:
+def exported(keys: Mapping[str, JSON], config: ModelConfig, dtype: str) -> dict[str, JSON]:
     """Returns the keys of a config.json for tensors of `dtype` written here, from those of the source's.
 
     The rule: what describes the decoder stays, what describes other files goes (`ORIGIN`), and architectures, dtype
@@ -366,7 +366,7 @@ def exported(keys: Mapping[str, Any], config: ModelConfig, dtype: str) -> dict[s
     return kept
 
 
-def write(path: Path, value: Mapping[str, Any]) -> None:
+def write(path: Path, value: Mapping[str, JSON]) -> None:
     """Writes a JSON file of a checkpoint."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
@@ -374,7 +374,7 @@ def write(path: Path, value: Mapping[str, Any]) -> None:
 # Checks
 
 
-def _check_types(keys: Mapping[str, Any], where: str | Path) -> None:
+def _check_types(keys: Mapping[str, JSON], where: str | Path) -> None:
     for key, kind in KINDS.items():
         if key in keys and not kind.accepts(keys[key]):
             raise _wrong(where, key, keys[key], kind)
@@ -383,7 +383,7 @@ def _check_types(keys: Mapping[str, Any], where: str | Path) -> None:
             raise _wrong(where, key, value, TOKENS)
 
 
-def _check_shape(keys: Mapping[str, Any], config: ModelConfig, where: str | Path) -> None:
+def _check_shape(keys: Mapping[str, JSON], config: ModelConfig, where: str | Path) -> None:
     """Raises InputError for sizes that do not fit together."""
     if config.head_dim % 2 or config.head_dim == 0:
         raise InputError(f"{where}: head_dim is {config.head_dim}: it must be even, and at least 2")
@@ -399,7 +399,7 @@ def _check_shape(keys: Mapping[str, Any], config: ModelConfig, where: str | Path
         )
 
 
-def _check_mathematics(keys: Mapping[str, Any], config: ModelConfig, where: str | Path) -> None:
+def _check_mathematics(keys: Mapping[str, JSON], config: ModelConfig, where: str | Path) -> None:
     """Raises InputError for values that ask for another forward pass than that of `model.py`."""
     if _slides(keys):
         raise InputError(f"{where}: attention with a sliding window is not supported, only full attention")
@@ -408,7 +408,7 @@ def _check_mathematics(keys: Mapping[str, Any], config: ModelConfig, where: str 
             raise _unsupported(where, key, keys[key], kind.name)
 
 
-def _slides(keys: Mapping[str, Any]) -> bool:
+def _slides(keys: Mapping[str, JSON]) -> bool:
     """Computes whether any layer attends through a sliding window, by the defaults of transformers."""
     if keys.get("layer_types"):
         return any(kind not in ("full_attention", "attention") for kind in keys["layer_types"])
@@ -416,7 +416,7 @@ def _slides(keys: Mapping[str, Any]) -> bool:
     return windowed and (keys.get("max_window_layers", 28) or 0) < keys.get("num_hidden_layers", 0)
 
 
-def _rope(keys: Mapping[str, Any], where: str | Path) -> dict[str, Any]:
+def _rope(keys: Mapping[str, JSON], where: str | Path) -> dict[str, JSON]:
     """Returns what config.json says of rotary embeddings, {} where it says nothing but rope_theta.
 
     Raises InputError for values of a wrong type, for kinds that are not computed, and where it says two things.
@@ -444,13 +444,13 @@ def _rope(keys: Mapping[str, Any], where: str | Path) -> dict[str, Any]:
     return next((rope for rope in said.values() if rope), {})
 
 
-def _settings(rope: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(rope: Mapping[str, JSON]) -> dict[str, JSON]:
     """Returns what a description of rotary embeddings says beside rope_theta, without two spellings of a thing."""
     kept = {key: value for key, value in rope.items() if key not in ("type", "rope_type", "rope_theta")}
     return kept | {"rope_type": _rope_type(rope)}
 
 
-def _rope_type(rope: str | Mapping[str, Any]) -> str:
+def _rope_type(rope: str | Mapping[str, JSON]) -> str:
     """Returns the kind of rotary embeddings; transformers 5 may give each kind of layer its own, unlike any family."""
     if isinstance(rope, str):
         return rope
@@ -459,7 +459,7 @@ def _rope_type(rope: str | Mapping[str, Any]) -> str:
     return rope.get("rope_type", rope.get("type", "default"))
 
 
-def _scaling(rope: Mapping[str, Any], where: str | Path) -> RopeScaling | None:
+def _scaling(rope: Mapping[str, JSON], where: str | Path) -> RopeScaling | None:
     """Returns the settings of llama3, the only kind that has any; raises InputError where they make no sense."""
     if _rope_type(rope) != "llama3":
         return None
@@ -475,7 +475,7 @@ def _scaling(rope: Mapping[str, Any], where: str | Path) -> RopeScaling | None:
     return scaling
 
 
-def _wrong(where: str | Path, key: str, value: Any, kind: Kind) -> InputError:
+def _wrong(where: str | Path, key: str, value: JSON, kind: Kind) -> InputError:
     return InputError(f"{where}: {key} is {value!r:.100}: it must be {kind.name}")
 
 
@@ -483,5 +483,5 @@ def _lacking(where: str | Path, key: str) -> InputError:
     return InputError(f"{where} has no key {key!r}: copy it again from the checkpoint")
 
 
-def _unsupported(where: str | Path, key: str, value: Any, only: str) -> InputError:
+def _unsupported(where: str | Path, key: str, value: JSON, only: str) -> InputError:
     return InputError(f"{where}: {key} {value!r:.100} is not supported, only {only}")

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from jaxrft import mesh as meshes
 from jaxrft.config import Config
 from jaxrft.host.files import short_digest
 from jaxrft.lm import hub, model, rollout, tokenizer, weights
 from jaxrft.streams import stream_key
-from jaxrft.types import Array, InputError, Rollout
+from jaxrft.types import Array, InputError, PyTree, Rollout
 
 
 class LanguageModel(NamedTuple):
@@ -22,7 +23,7 @@ class LanguageModel(NamedTuple):
 
     config: model.ModelConfig
     policy: model.Policy
-    params: Any  # what is trained, float32: all parameters, or the adapters of LoRA
+    params: PyTree  # what is trained, float32: all parameters, or the adapters of LoRA
     frozen: model.Params  # what is not, in the dtype of the config: the base of LoRA, otherwise {}
     tokenizer: Any
     eos_ids: tuple[int, ...]
@@ -80,13 +81,13 @@ def draw_adapters(config: Config, shape: model.ModelConfig, mesh: Mesh) -> model
     return jax.jit(lambda: model.draw(stream_key(config.seed, 0, "init"), rows), out_shardings=where)()
 
 
-def fingerprint(params: Any, mesh: Mesh, *, dtype: Any = None) -> str:
+def fingerprint(params: PyTree, mesh: Mesh, *, dtype: DTypeLike | None = None) -> str:
     """A digest of every bit of the parameters, the same on any mesh: integer sums do not depend on their order.
 
     `dtype`: of the parameters as they are computed with, whatever they are kept in.
     """
 
-    def checksums(params: Any) -> Array:
+    def checksums(params: PyTree) -> Array:
         return jnp.stack([_checksum(x if dtype is None else x.astype(dtype)) for x in jax.tree.leaves(params)])
 
     sums = jax.jit(checksums, out_shardings=meshes.sharding(mesh))(params)
@@ -102,7 +103,7 @@ def _checksum(x: Array) -> Array:
     return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
 
 
-def export(config: Config, lm: LanguageModel, params: Any, folder: Path) -> str:
+def export(config: Config, lm: LanguageModel, params: PyTree, folder: Path) -> str:
     """Writes the trained policy to <folder>/policy, adapters to <folder>/adapter besides; says where they are."""
     export_merged(lm, params, folder / "policy")
     if lm.config.lora is None:
@@ -111,12 +112,12 @@ def export(config: Config, lm: LanguageModel, params: Any, folder: Path) -> str:
     return f"the trained policy is in {folder / 'policy'}, its adapters alone are in {folder / 'adapter'}"
 
 
-def export_merged(lm: LanguageModel, params: Any, folder: Path) -> None:
+def export_merged(lm: LanguageModel, params: PyTree, folder: Path) -> None:
     """Writes a policy, its adapters merged, in the place of the one in `folder`."""
     weights.save(folder, model.whole(params, lm.frozen), lm.config, source=lm.folder)
 
 
-def check_finite(lm: LanguageModel, params: Any, *, step: int, newest: int | None) -> None:
+def check_finite(lm: LanguageModel, params: PyTree, *, step: int, newest: int | None) -> None:
     """Raises InputError when trained parameters are not finite after `step`; `newest` is the last that was saved."""
     if flaw := weights.not_finite(params, lm.config):
         kept = "there is no checkpoint yet" if newest is None else f"the newest checkpoint is of step {newest}"
@@ -150,7 +151,7 @@ def compile_rollout(lm: LanguageModel, config: Config, mesh: Mesh, **options: An
     } | options
 
     def generate(
-        params: Any, step: Array, prompts: Array, lengths: Array, ids: Array, number: Array | None = None
+        params: PyTree, step: Array, prompts: Array, lengths: Array, ids: Array, number: Array | None = None
     ) -> Rollout:
         # Merged and cast once for the whole decoding instead of once a token; the learner does both in the same way.
         ready = model.gathered if config.gather_for_rollout else model.merged

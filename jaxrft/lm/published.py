@@ -1,9 +1,7 @@
 """Well-known models of the Hugging Face hub as their config.json describes them, for plans without their weights."""
 
-from typing import Any
 
-
-def keys(model: str) -> dict[str, Any] | None:
+def keys(model: str) -> dict[str, object] | None:
     """The keys of config.json that this package reads of the hub's `model`, owner/name[@revision]; None = not known.
 
     `weights.model_config` turns them into a shape. Tokens and templates are not among them.

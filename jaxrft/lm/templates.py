@@ -10,7 +10,7 @@ import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 from jaxrft.types import InputError
 
@@ -25,8 +25,8 @@ class Request(NamedTuple):
     """One prompt to render."""
 
     template: int  # index into the templates
-    messages: list[dict[str, Any]]
-    variables: dict[str, Any]  # further ones that the template may look at
+    messages: list[dict[str, object]]
+    variables: dict[str, object]  # further ones that the template may look at
     generate: bool  # whether to end with the header of an answer
 
 
@@ -64,7 +64,7 @@ def render(requests: Sequence[Request], templates: Sequence[str], date: str) -> 
             )
 
 
-def _greeting(templates: Sequence[str], date: str) -> dict[str, Any]:
+def _greeting(templates: Sequence[str], date: str) -> dict[str, object]:
     """Returns what the process is told first; `path` holds the folders of jinja2 and of what it imports."""
     packages = [importlib.util.find_spec(name) for name in ("jinja2", "markupsafe")]
     folders = [str(Path(spec.origin).parent.parent) for spec in packages if spec is not None and spec.origin]
@@ -73,7 +73,7 @@ def _greeting(templates: Sequence[str], date: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _worker(greeting: dict[str, Any], lines: Iterable[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+def _worker(greeting: dict[str, object], lines: Iterable[bytes]) -> Iterator[subprocess.Popen[bytes]]:
     """Starts the process and a thread that writes to it, and ends both with the context."""
     try:
         # -I: neither the current directory nor PYTHON* variables; -S: no start-up files of site-packages.
@@ -99,7 +99,7 @@ def _worker(greeting: dict[str, Any], lines: Iterable[bytes]) -> Iterator[subpro
             writer.join()
 
 
-def _write(file: IO[bytes], greeting: dict[str, Any], lines: Iterable[bytes]) -> None:
+def _write(file: IO[bytes], greeting: dict[str, object], lines: Iterable[bytes]) -> None:
     with suppress(OSError), file:  # a process that ended shows when it does not answer
         file.write(json.dumps(greeting).encode() + b"\n")
         file.writelines(lines)

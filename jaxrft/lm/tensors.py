@@ -4,8 +4,9 @@ import contextlib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jaxrft.host.files import inside
@@ -73,10 +74,26 @@ DEQUANTIZE = {
 OTHER_FORMATS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".npz", ".gguf")
 
 
+class TensorSlice(Protocol):
+    """A tensor of an open safetensors file, of which parts are read."""
+
+    def get_shape(self) -> list[int]:
+        """Returns the shape of the whole tensor."""
+        ...
+
+    def get_dtype(self) -> str:
+        """Returns the name that safetensors has for its dtype."""
+        ...
+
+    def __getitem__(self, index: object, /) -> np.ndarray:
+        """Reads a part."""
+        ...
+
+
 class Opened(NamedTuple):
     """The tensors of a folder, of which nothing but the headers is read yet."""
 
-    slices: dict[str, Any]  # name in transformers -> safetensors slice
+    slices: dict[str, TensorSlice]  # name in transformers -> safetensors slice
     left_out: tuple[str, ...]  # other safetensors of the folder, which no index names
 
 
@@ -111,7 +128,7 @@ def open_folder(folder: Path, stack: contextlib.ExitStack) -> Opened:
     if not folder.is_dir():
         raise InputError(f"no folder {folder}: give the folder of a downloaded Hugging Face checkpoint")
     files = _files(folder)
-    held: dict[str, tuple[str, Any]] = {}  # name in the file -> (file, slice)
+    held: dict[str, tuple[str, TensorSlice]] = {}  # name in the file -> (file, slice)
     for file in files:
         if not _is_file(folder / file):
             raise InputError(f"{folder} has no {file}, which its {INDEX} names: {AGAIN}")
@@ -226,13 +243,13 @@ def _mixes(names: Iterable[str]) -> bool:
     return any(name.startswith(("embed_tokens.", "layers.", "norm.")) for name in names)
 
 
-def _examples(kinds: Mapping[str, Any]) -> tuple[str, str]:
+def _examples(kinds: Mapping[str, object]) -> tuple[str, str]:
     """Returns a name of the first kind, and one of another."""
     first = min(kinds)
     return first, min(name for name in kinds if kinds[name] != kinds[first])
 
 
-def _check_format(folder: Path, slices: Mapping[str, Any]) -> None:
+def _check_format(folder: Path, slices: Mapping[str, TensorSlice]) -> None:
     """Raises InputError for tensors that are quantized, or of a dtype that is not read."""
     dtypes = {name: tensor.get_dtype() for name, tensor in slices.items()}
     marked = {name: method for name in slices for method, sign in QUANTIZED if sign.search(name)}

@@ -6,14 +6,15 @@ import itertools
 import logging
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.typing import DTypeLike
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
@@ -26,7 +27,7 @@ from jaxrft.lm.config_json import hf_config as hf_config
 from jaxrft.lm.config_json import max_positions as max_positions
 from jaxrft.lm.config_json import model_config as model_config
 from jaxrft.lm.model import ModelConfig, Params, Weight
-from jaxrft.lm.tensors import ADAPTER, EMBED, SINGLE, UNEMBED
+from jaxrft.lm.tensors import ADAPTER, EMBED, SINGLE, UNEMBED, TensorSlice
 from jaxrft.lm.tensors import INDEX as INDEX
 from jaxrft.types import Array, InputError
 
@@ -74,7 +75,7 @@ def _say_once(message: str) -> None:
         logger.warning("%s", message)
 
 
-def _are_equal(slices: Mapping[str, Any], name: str, other: str) -> bool:
+def _are_equal(slices: Mapping[str, TensorSlice], name: str, other: str) -> bool:
     """Compares two tensors, a block of rows at a time; one that is absent equals any."""
     if name not in slices or other not in slices:
         return True
@@ -88,7 +89,7 @@ def _are_equal(slices: Mapping[str, Any], name: str, other: str) -> bool:
 
 
 def load(
-    folder: str | Path, config: ModelConfig, *, mesh: jax.sharding.Mesh | None = None, dtype: Any = jnp.float32
+    folder: str | Path, config: ModelConfig, *, mesh: jax.sharding.Mesh | None = None, dtype: DTypeLike = jnp.float32
 ) -> Params:
     """Reads the parameters of a Hugging Face folder in `dtype`, sharded by `model.shardings` when a mesh is given.
 
@@ -137,7 +138,9 @@ def not_finite(params: Params, config: ModelConfig) -> str:
 
 
 @functools.cache
-def _count_not_finite(layered: tuple[bool, ...], replicated: Any) -> Any:
+def _count_not_finite(
+    layered: tuple[bool, ...], replicated: jax.sharding.Sharding
+) -> Callable[[tuple[Array, ...]], tuple[Array, ...]]:
     """Compiles the count of values that are not finite: [L] of a weight with layers, a number of another."""
 
     def count(params: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -154,8 +157,8 @@ def save(
     params: Params,
     config: ModelConfig,
     *,
-    source: str | Path | Mapping[str, Any],
-    dtype: Any = jnp.float32,
+    source: str | Path | Mapping[str, object],
+    dtype: DTypeLike = jnp.float32,
     max_shard_size: int = 5 * 10**9,
 ) -> None:
     """Writes a Hugging Face folder that transformers opens, in files of at most `max_shard_size` bytes.
@@ -198,7 +201,7 @@ def save_adapters(folder: str | Path, params: Params, config: ModelConfig, *, so
     multihost_utils.sync_global_devices(f"jaxrft: saved {folder}")
 
 
-def peft_config(config: ModelConfig, source: str) -> dict[str, Any]:
+def peft_config(config: ModelConfig, source: str) -> dict[str, object]:
     """The adapter_config.json of adapters on top of the model `source`; raises ValueError for a decoder without."""
     if config.lora is None:
         raise ValueError("a decoder without adapters has no adapter_config.json")
@@ -262,7 +265,7 @@ def _stored_shape(weight: Weight) -> tuple[int, ...]:
 # Reading
 
 
-def _open(folder: Path, config: ModelConfig, stack: contextlib.ExitStack) -> dict[str, Any]:
+def _open(folder: Path, config: ModelConfig, stack: contextlib.ExitStack) -> dict[str, TensorSlice]:
     """Opens the tensors of a decoder; raises InputError unless they are just its own, in their shapes."""
     slices = tensors.open_folder(folder, stack).slices
     if config.tie_word_embeddings and EMBED not in slices and UNEMBED in slices:  # the same one by its other name
@@ -289,7 +292,9 @@ def _lacking(folder: Path, name: str, others: Set[str]) -> str:
     return f"{folder} has no tensor {name}, which its config.json calls for{held}: copy the checkpoint again"
 
 
-def _place(weight: Weight, slices: Mapping[str, Any], sharding: jax.sharding.Sharding | None, dtype: Any) -> Array:
+def _place(
+    weight: Weight, slices: Mapping[str, TensorSlice], sharding: jax.sharding.Sharding | None, dtype: DTypeLike
+) -> Array:
     """A weight on its devices, or on the default device without a sharding.
 
     It waits until it is there: reading ahead of the transfers, the host would hold ever more of the weights.
@@ -301,13 +306,16 @@ def _place(weight: Weight, slices: Mapping[str, Any], sharding: jax.sharding.Sha
     def read(*bounds: tuple[int, int]) -> np.ndarray:
         return _read(weight, slices, list(bounds), dtype)
 
-    def block(index: Any) -> np.ndarray:
+    def block(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None  # which the type of the callback allows
         return read(*(span.indices(size)[:2] for span, size in zip(index, weight.shape, strict=True)))
 
     return jax.make_array_from_callback(weight.shape, sharding, block).block_until_ready()
 
 
-def _read(weight: Weight, slices: Mapping[str, Any], bounds: list[tuple[int, int]], dtype: Any) -> np.ndarray:
+def _read(
+    weight: Weight, slices: Mapping[str, TensorSlice], bounds: list[tuple[int, int]], dtype: DTypeLike
+) -> np.ndarray:
     """The block of a weight within `bounds`, start and stop of every dimension, from its layers' tensors."""
     if not weight.layered:
         return _read_layer(weight, slices[weight.hf], bounds).astype(dtype, copy=False)
@@ -318,7 +326,7 @@ def _read(weight: Weight, slices: Mapping[str, Any], bounds: list[tuple[int, int
     return block
 
 
-def _read_layer(weight: Weight, tensor: Any, bounds: list[tuple[int, int]]) -> np.ndarray:
+def _read_layer(weight: Weight, tensor: TensorSlice, bounds: list[tuple[int, int]]) -> np.ndarray:
     """The block of one layer within `bounds`; a merged dimension ("head") is never sharded, hence whole."""
     shape, groups = _layer_shape(weight), _layout(weight)
     inner = [math.prod(shape[i] for i in group[1:]) for group in groups]
@@ -378,7 +386,9 @@ def _write(
 
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype"))
-def _layer(parts: tuple[Array, ...], layer: Array | None, *, config: ModelConfig, dtype: Any) -> tuple[Array, Array]:
+def _layer(
+    parts: tuple[Array, ...], layer: Array | None, *, config: ModelConfig, dtype: DTypeLike
+) -> tuple[Array, Array]:
     """Merges one layer of a stacked weight [L, ...] with its adapter, if it has one; all of the weight for None.
 
     Returns it, and the number of its values that are not finite.
