@@ -1,6 +1,7 @@
 import functools
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,7 +71,7 @@ def test_every_parameter_of_a_tower_has_its_name_in_the_flax_module():
     tower = attention.params_from_torch(torch_state(WHOLE)).query
     named = attention.flax_params(tower)
     drawn = attention.Encoder((40, 40, 40)).init(jax.random.key(0), QUERIES)["params"]
-    assert jax.tree.map(jnp.shape, named) == jax.tree.map(jnp.shape, drawn)
+    chex.assert_trees_all_equal_shapes_and_dtypes(named, drawn)
     assert {id(x) for x in jax.tree.leaves(named)} == {id(x) for x in jax.tree.leaves(tower)}
 
 
