@@ -66,7 +66,7 @@ ROWS = {
     "greso": Row(("--select.name", "greso")),
     "bots": Row(),
     "bots-balance": Row(("--tasks.domain-column", "operation", "--select.balance", "equal")),
-    "bots-per-domain": Row(("--tasks.domain-column", "operation", "--select.per-domain", "True")),
+    "bots-per-domain": Row(("--tasks.domain-column", "operation", "--select.per-domain")),
     "adaptive": Row(ADAPTIVE),
     "adaptive-policy-embeddings": Row((*ADAPTIVE, "--select.embeddings", "policy")),
     "dots": Row(DOTS),
