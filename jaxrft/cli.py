@@ -127,12 +127,12 @@ def _config(arguments: list[str], prog: str, options: Callable[[Any], Any] | Non
 
 
 def _train(arguments: list[str], prog: str) -> int:
-    from jaxrft import plan
+    from jaxrft import dry_run
     from jaxrft.train import loop
 
-    options = _config(arguments, prog, plan.Options)
+    options = _config(arguments, prog, dry_run.Options)
     if options.dry_run or options.topology is not None:
-        plan.show(options.config, options.topology)
+        dry_run.show(options.config, options.topology)
         return 0
     with crash.reported(Path(options.config.output_dir)):
         _, finished = loop.advance(options.config)

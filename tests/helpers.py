@@ -154,3 +154,26 @@ def write_embeddings(path, prompts, rows, made_by):
     """A file of embeddings, a row a prompt."""
     tensors = {embeddings.PROMPTS: embeddings.digests(prompts), embeddings.ROWS: rows}
     save_file(tensors, path, metadata={embeddings.MADE_BY: json.dumps(made_by)})
+
+
+def bare_setup(config, *, num_tasks=40, mesh=None):
+    """The setup of a run on one device that knows its config, its number of tasks and its end token, 0."""
+    import jax
+
+    from jaxrft import mesh as meshes
+    from jaxrft.lm.policy import LanguageModel
+    from jaxrft.train.setup import Setup
+
+    return Setup(
+        config=config,
+        mesh=mesh or meshes.make(1, 1, 1, devices=jax.devices()[:1]),
+        lm=LanguageModel(None, None, None, {}, None, (0,), None),
+        selector=None,
+        predictor=None,
+        learner=None,
+        replay=None,
+        num_tasks=num_tasks,
+        domains=(),
+        prompt_length=8,
+        generate=None,
+    )

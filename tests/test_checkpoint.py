@@ -37,8 +37,8 @@ def settings(folder, **changes):
 
 def state(step):
     noise = np.random.default_rng(step).normal(size=30_000).astype(np.float32)  # does not compress
-    tally = Counters(jnp.zeros(3, jnp.int32), *jnp.zeros((2, 2), jnp.int32))
-    return TrainState(jnp.int32(step), {"w": jnp.asarray(noise)}, {}, {}, None, tally)
+    counters = Counters(jnp.zeros(3, jnp.int32), *jnp.zeros((2, 2), jnp.int32))
+    return TrainState(jnp.int32(step), {"w": jnp.asarray(noise)}, {}, {}, None, counters)
 
 
 def saved(folder, *steps):

@@ -10,8 +10,8 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from jaxrft import config as configs
+from jaxrft import dry_run
 from jaxrft import mesh as meshes
-from jaxrft import plan
 from jaxrft.lm import published
 from jaxrft.rewards.lookup import resolve
 from jaxrft.train.devices import check_mesh
@@ -84,7 +84,7 @@ def test_its_dry_run_needs_nothing_but_itself(file, monkeypatch, tmp_path, capsy
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     config = load(file)
-    plan.show(dataclasses.replace(config, output_dir=str(tmp_path / "run"), reward_workers=1))
+    dry_run.show(dataclasses.replace(config, output_dir=str(tmp_path / "run"), reward_workers=1))
     page = " ".join(capsys.readouterr().out.split())
     assert f"{config.batch_size} tasks x {config.num_generations}" in page and "Memory a device" in page
     if config.select.name == "dots":

@@ -11,7 +11,7 @@ import helpers
 import pytest
 
 from jaxrft.config import TasksConfig
-from jaxrft.plan import show
+from jaxrft.dry_run import show
 from jaxrft.prepare import embeddings, pass_rates
 from jaxrft.prepare.journal import Journal
 from jaxrft.train import resume

@@ -1,6 +1,6 @@
 """Dynamic sampling: what is rolled out in place of groups that teach nothing, who learns of it, and what is counted."""
 
-from functools import partial
+import dataclasses
 from types import SimpleNamespace
 
 import helpers
@@ -12,11 +12,11 @@ import pytest
 from jaxrft.config import Config, ReplayConfig, TasksConfig
 from jaxrft.learn import grpo
 from jaxrft.learn.replay import Groups
-from jaxrft.rewards.grading import Verdicts
+from jaxrft.rewards.grading import Rewards
 from jaxrft.select import selectors
-from jaxrft.train import resample as batches
-from jaxrft.train import step as steps
+from jaxrft.train import loop, resample
 from jaxrft.train.loop import train
+from jaxrft.train.step import ScoredGroups
 from jaxrft.types import Choice, Feedback
 
 B, G, N, MOST = 8, 4, 40, 2
@@ -24,10 +24,10 @@ NAN = float("nan")
 
 
 def run_of(**changes):
-    """A run that knows its config and no more."""
+    """A step that knows its config and its number of tasks."""
     settings = {"batch_size": B, "num_generations": 2, "rewards": ("exact", "math"), "dynamic_sampling": MOST}
     config = Config(model="m", tasks=TasksConfig("a.jsonl"), output_dir="run", **settings | changes)
-    return steps.Run(config, None, *[None] * 8)._replace(table=SimpleNamespace(lengths=np.ones(N)))
+    return SimpleNamespace(setup=helpers.bare_setup(config, num_tasks=N))
 
 
 def groups_of(ids):
@@ -39,34 +39,37 @@ def groups_of(ids):
 
 
 def rolled_out(ids, successes):
-    """Choice, groups and verdicts of tasks `ids` with two successes each; the second reward always differs."""
+    """A round of tasks `ids` with two successes each; the second reward always differs."""
     rewards = np.stack([np.ravel(successes), np.arange(2 * len(ids))], axis=1).astype(np.float32)
     teaches = grpo.informative(jnp.array(successes), jnp.isfinite(jnp.array(successes)))
-    judged = steps.Judged(groups_of(ids), None, teaches, None, {})
-    return Choice(np.array(ids, np.int32), None), judged, Verdicts(rewards, np.isnan(rewards), {"error": 1}, [])
+    scored = ScoredGroups(groups_of(ids), None, teaches, None, {})
+    graded = Rewards(rewards, np.isnan(rewards), {"error": 1}, [])
+    ids = np.array(ids, np.int32)
+    return resample.Round(Choice(ids, None), ids, scored, np.asarray(teaches), graded)
 
 
 def test_groups_of_a_probe_take_the_places_of_those_that_teach_nothing():
     """Of 4 tasks, 3 and 9 teach nothing: their successes are all equal, or one is missing; the probe has 4 that do."""
-    programs = SimpleNamespace(join=partial(steps.join, run_of()))
     chosen = rolled_out([3, 5, 7, 9], [[1, 1], [0, 1], [1, 0], [0, NAN]])
     distance = np.array([np.inf, 0.25, 0.0, 0.5, 0.125], np.float32)
-    probed = batches.Probed(np.array([1, 2, 7, 4, 6], np.int32), distance, (groups_of([1, 2]), groups_of([7, 4, 6])))
-    filling = batches.Filling(places=5, fresh=4, excluded=np.array([6], np.int32))
-    batch = batches.gather(run_of(), programs, *chosen, probed, filling)
+    probed = resample.ReferenceGroups(
+        np.array([1, 2, 7, 4, 6], np.int32), distance, (groups_of([1, 2]), groups_of([7, 4, 6]))
+    )
+    slots = resample.Slots(size=5, fresh=4, exclude=np.array([6], np.int32))
+    batch = resample.fill_slots(run_of(), chosen, probed, slots)
     assert batch.ids.tolist() == batch.groups.task.tolist() == [2, 5, 7, 4, 6] and batch.informative.all()
     assert batch.metrics["select/probes/trained"] == 3
-    ((_, left),) = batch.left
+    ((_, left),) = batch.surplus
     assert probed.ids[left].tolist() == [7]  # which is in the batch by its choice
-    plain = batches.gather(run_of(dynamic_sampling=0), programs, *chosen, probed, filling)
+    plain = resample.fill_slots(run_of(dynamic_sampling=0), chosen, probed, slots)
     assert plain.ids.tolist() == [3, 5, 7, 9, 6] and plain.metrics["rewards/error"] == 1
 
 
 def test_a_refill_is_as_large_as_the_share_of_groups_that_teach_asks_for():
     def size(places, teaches, informative, others=N):
-        chosen = (batches.Chosen(None, None, None, np.arange(10) < teaches),)
-        batch = batches.Batch(None, np.zeros(places, int), np.arange(places) < informative, chosen, {})
-        return batches._refill_size(run_of(), batch, others)
+        rounds = (resample.Round(None, None, None, np.arange(10) < teaches, None),)
+        batch = resample.Batch(None, np.zeros(places, int), np.arange(places) < informative, rounds, {})
+        return resample.round_size(run_of().setup, batch, others)
 
     assert size(8, 8, 8) == 0
     assert size(8, 5, 7) == 2  # one is missing, and half of the groups teach
@@ -78,12 +81,13 @@ def test_all_that_was_chosen_is_told_at_once_padded_to_one_size(mesh):
     def chosen(*ids):
         numbers = jnp.array(ids, jnp.float32)
         feedback = Feedback(jnp.array(ids, jnp.int32), numbers, numbers + 1, numbers + 2)
-        return batches.Chosen(Choice(jnp.array(ids, jnp.int32), numbers / 10), feedback, numbers > 3, None)
+        scored = ScoredGroups(None, feedback, numbers > 3, None, {})
+        return resample.Round(Choice(jnp.array(ids, jnp.int32), numbers / 10), None, scored, None, None)
 
-    run = run_of()._replace(mesh=mesh)
-    first, (feedback, _) = batches._told(run, (chosen(1, 2),))
+    setup = dataclasses.replace(run_of().setup, mesh=mesh)
+    first, (feedback, _) = resample.all_feedback(setup, (chosen(1, 2),))
     assert first.ids.tolist() == feedback.ids.tolist() == [1, 2]
-    choice, (feedback, informative) = batches._told(run, (chosen(1, 2), chosen(5), chosen(4)))
+    choice, (feedback, informative) = resample.all_feedback(setup, (chosen(1, 2), chosen(5), chosen(4)))
     assert choice.ids.tolist() == feedback.ids.tolist() == [1, 2, 5, 4] + [N] * 20  # 8 (1 + 2) in all
     assert (
         feedback.trials.tolist() == [2, 3, 6, 5] + [0] * 20
@@ -107,16 +111,16 @@ REPLAY = {"replay": ReplayConfig(capacity=64)}
 @pytest.fixture(scope="module")
 def refilled(dynamic, tmp_path_factory):
     """(folder, final state, what each step learned from, with the selector's state before and after)."""
-    folder, told, learn = tmp_path_factory.mktemp("dynamic") / "run", [], batches.learn
+    folder, told, learn = tmp_path_factory.mktemp("dynamic") / "run", [], loop.learn
 
-    def note(run, programs, state, batch):
+    def note(step, state, batch):
         before = jax.device_get(state.selector)
-        state, found = learn(run, programs, state, batch)
-        told.append((batch, before, jax.device_get(state.selector), run.tasks))
+        state, found = learn(step, state, batch)
+        told.append((batch, before, jax.device_get(state.selector), step.constants.tasks))
         return state, found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batches, "learn", note)
+        patch.setattr(loop, "learn", note)
         return folder, train(dynamic(folder, **REPLAY)), told
 
 
@@ -127,18 +131,18 @@ def test_a_step_refills_until_every_group_teaches_or_the_bound_is_reached(refill
     refills = [line["dynamic_sampling/refills"] for line in lines]
     assert max(refills) > 0
     for line, rollouts, (batch, *_) in zip(lines, rolled, told, strict=True):
-        ids = np.concatenate([each.choice.ids for each in batch.chosen])
-        teaches = np.concatenate([each.teaches for each in batch.chosen])
+        ids = np.concatenate([each.ids for each in batch.rounds])
+        teaches = np.concatenate([each.informative for each in batch.rounds])
         assert rollouts == G * len(ids) == G * len(set(ids.tolist()))  # none twice in a step
-        assert line["dynamic_sampling/refills"] == len(batch.chosen) - 1 <= MOST
-        assert batch.informative.all() or len(batch.chosen) - 1 == MOST
+        assert line["dynamic_sampling/refills"] == len(batch.rounds) - 1 <= MOST
+        assert batch.informative.all() or len(batch.rounds) - 1 == MOST
         assert batch.informative.sum() == min(len(batch.ids), teaches.sum())
         assert line["dynamic_sampling/informative"] == pytest.approx(batch.informative.mean())
         assert line["dynamic_sampling/rejected"] == pytest.approx(1 - teaches.mean())
         assert line["dynamic_sampling/surplus"] == max(0, teaches.sum() - len(batch.ids))
         assert line["select/effective_group_ratio"] == pytest.approx(teaches.mean())
-        for each in batch.chosen:
-            assert np.array_equal(each.informative, each.teaches)
+        for each in batch.rounds:
+            assert np.array_equal(each.scored.informative, each.informative)
 
 
 def test_the_batch_keeps_its_size_and_holds_groups_of_the_right_tasks(refilled):
@@ -156,13 +160,15 @@ def test_the_selector_learns_from_rejected_groups_too(refilled):
     folder, _, told = refilled
     selector, seen = selectors.bots(G), set()
     for line, (batch, before, after, tasks) in zip(helpers.metrics(folder), told, strict=True):
-        feedback = jax.tree.map(lambda *x: np.concatenate(x), *jax.device_get([each.feedback for each in batch.chosen]))
+        feedback = jax.tree.map(
+            lambda *x: np.concatenate(x), *jax.device_get([each.scored.feedback for each in batch.rounds])
+        )
         assert set(feedback.trials.tolist()) == {G}
         expected = selector.update(*jax.device_get((before, tasks)), Feedback(*map(jnp.asarray, feedback)))
         helpers.assert_close(after, expected, atol=1e-5)
         seen |= set(feedback.ids.tolist())
         assert line["select/coverage"] == pytest.approx(len(seen) / N)
-    assert any(not each.teaches.all() for batch, *_ in told for each in batch.chosen)
+    assert any(not each.informative.all() for batch, *_ in told for each in batch.rounds)
 
 
 def test_what_the_batch_has_no_place_for_is_replayed(refilled):
@@ -172,8 +178,8 @@ def test_what_the_batch_has_no_place_for_is_replayed(refilled):
     taught = {
         (step, int(task))
         for step, (batch, *_) in enumerate(told)
-        for each in batch.chosen
-        for task in np.asarray(each.choice.ids)[each.teaches]
+        for each in batch.rounds
+        for task in np.asarray(each.choice.ids)[each.informative]
     }
     assert kept - {(-1, 0)} == taught
 

@@ -25,7 +25,7 @@ from jaxrft.tasks.embeddings import MADE_BY, PROMPTS, ROWS
 from jaxrft.tasks.load import open_mixture, open_tasks
 from jaxrft.train.loop import train
 from jaxrft.train.resume import run_identity
-from jaxrft.train.setup import set_up
+from jaxrft.train.setup import open_run
 from jaxrft.types import InputError
 
 LONG = "1" * 65  # a token more than a prompt may have
@@ -248,26 +248,32 @@ def test_a_mistake_of_the_command_leaves_what_is_there(prepare, file, tmp_path, 
 
 def test_the_file_is_on_the_devices_and_tells_a_run_from_others(prepare, source, file, mesh, tmp_path):
     config = prepare(tasks=TasksConfig(source, embeddings=str(file)), select=SelectConfig("uniform"), batch_size=8)
-    run, state = set_up(config, mesh, None)
-    assert run.tasks.embeddings.shape == (16, 16) and run.tasks.embeddings.dtype == jnp.float32
-    assert run.tasks.embeddings.sharding.spec == meshes.sharding(mesh, "task", None).spec
-    np.testing.assert_array_equal(run.tasks.embeddings, run.table.embeddings)
+    run = open_run(config, mesh)
+    assert run.constants.tasks.embeddings.shape == (16, 16) and run.constants.tasks.embeddings.dtype == jnp.float32
+    assert run.constants.tasks.embeddings.sharding.spec == meshes.sharding(mesh, "task", None).spec
+    np.testing.assert_array_equal(run.constants.tasks.embeddings, run.table.embeddings)
     name, changed = "digest of the embeddings", run.table._replace(embeddings=run.table.embeddings + 1)
-    there = run_identity(run._replace(table=changed), state.params)[name]
-    assert len({run_identity(run, state.params)[name], there, None}) == 3
+    there = run_identity(run.setup, changed, run.state.params)[name]
+    assert len({run_identity(run.setup, run.table, run.state.params)[name], there, None}) == 3
 
 
 @pytest.mark.parametrize("lora", [LoRAConfig(), LoRAConfig(rank=2)], ids=["whole", "lora"])
 def test_the_policys_own_embeddings_are_those_of_its_file(lora, prepare, file, mesh):
     select = SelectConfig("adaptive", embeddings="policy")
-    run, state = set_up(prepare(select=select, lora=lora, batch_size=8), mesh, None)
+    run = open_run(prepare(select=select, lora=lora, batch_size=8), mesh)
     wanted = embeddings.of_prompts(embeddings.read(file), run.table.prompts, path=file, name="tasks")
-    np.testing.assert_allclose(run.tasks.embeddings, wanted, atol=1e-6)
+    np.testing.assert_allclose(run.constants.tasks.embeddings, wanted, atol=1e-6)
     made_by = embeddings.read(file).made_by
     assert run.table.embedded_by == made_by
-    assert run_identity(run, state.params)["digest of the embeddings"] == made_by["digest of the model's parameters"]
-    run, state = set_up(prepare(select=SelectConfig("uniform", embeddings="policy"), batch_size=8), mesh, None)
-    assert run.tasks.embeddings is None and run_identity(run, state.params)["digest of the embeddings"] is None
+    assert (
+        run_identity(run.setup, run.table, run.state.params)["digest of the embeddings"]
+        == made_by["digest of the model's parameters"]
+    )
+    run = open_run(prepare(select=SelectConfig("uniform", embeddings="policy"), batch_size=8), mesh)
+    assert (
+        run.constants.tasks.embeddings is None
+        and run_identity(run.setup, run.table, run.state.params)["digest of the embeddings"] is None
+    )
 
 
 def test_a_run_with_the_policys_embeddings_goes_on_as_if_nothing_had_happened(configure, tmp_path):

@@ -13,7 +13,7 @@ LAYERS = (
     {"select", "learn", "lm"},
     {"tasks", "assets", "rewards", "host", "report", "changes", "lifesigns"},
     {"train"},
-    {"prepare", "simulate", "plan"},
+    {"prepare", "simulate", "dry_run"},
     {"cli", "__main__", ""},
 )
 ARRAYS_ONLY = ("masked", "losses", "grpo", "reward_shaping", "replay")

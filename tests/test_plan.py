@@ -9,15 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrft import cli, plan
+from jaxrft import cli, dry_run
 from jaxrft import mesh as meshes
 from jaxrft.config import Config, EvalConfig, LoRAConfig, MeshConfig, SelectConfig, TasksConfig
-from jaxrft.plan import counts, found, graded, memory, page, programs
+from jaxrft.dry_run import counts, found, graded, memory, page, programs
 from jaxrft.rewards.grading import open_rewards
-from jaxrft.train import step as steps
 from jaxrft.train.devices import open_mesh
 from jaxrft.train.loop import train
-from jaxrft.train.setup import set_up
+from jaxrft.train.setup import describe_run, open_run
 from jaxrft.types import InputError, Missing
 
 SIZES = (2, 2, 2)
@@ -25,23 +24,21 @@ SIZES = (2, 2, 2)
 
 def described(config, mesh):
     here = found.look(config, mesh)
-    return here, *steps.assemble(config, mesh, here.lm, here.pool.table, described=True)
+    return here, describe_run(config, mesh, here.lm, here.pool.table, here.predictor)
 
 
 @pytest.mark.parametrize("changes", [{}, {"lora": LoRAConfig(rank=2), "kl_coef": 0.1}], ids=["whole", "lora"])
 def test_a_described_run_is_that_which_is_trained(changes, configure, tmp_path):
     config = configure(tmp_path / "run", **changes)
     mesh = open_mesh(config)
-    _, run, state = described(config, meshes.abstract(*SIZES))
-    real, first = set_up(config, mesh, None)
-    for here, there in ((state, first), (run.tasks, real.tasks), (run.reference, real.reference)):
+    _, run = described(config, meshes.abstract(*SIZES))
+    real = open_run(config, mesh)
+    for here, there in ((run.state, real.state), (run.constants, real.constants)):
         assert jax.tree.structure(here) == jax.tree.structure(there)
         for a, b in zip(jax.tree.leaves(here), jax.tree.leaves(there), strict=True):
             assert (a.shape, a.dtype, a.sharding.spec) == (b.shape, b.dtype, b.sharding.spec)
-    assert run.lm.frozen.keys() == real.lm.frozen.keys()
-    assert all(run.lm.frozen[name].dtype == value.dtype for name, value in real.lm.frozen.items())
-    assert memory.on_device(state) == sum(
-        leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(first) if leaf is not None
+    assert memory.on_device(run.state) == sum(
+        leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(real.state) if leaf is not None
     )
 
 
@@ -49,7 +46,7 @@ def test_its_programs_are_those_which_training_compiles(configure, tmp_path):
     """They come out of the cache that a run has filled."""
     config = configure(tmp_path, steps=1)
     train(config)
-    here, run, state = described(config, open_mesh(config))
+    here, run = described(config, open_mesh(config))
     events = []
 
     def note(event, **_):
@@ -57,12 +54,12 @@ def test_its_programs_are_those_which_training_compiles(configure, tmp_path):
 
     jax.monitoring.register_event_listener(note)
     try:
-        compiled = list(programs.compiled(run, state, 8))
+        compiled = list(programs.compiled(run, 8))
     finally:
         jax.monitoring.unregister_event_listener(note)
     assert [each.name for each in compiled] == ["select", "generate", "note", "learn"]
     assert not any(each.failure for each in compiled) and compiled[3].temporaries > 0
-    assert all(each.peak > memory.on_device(state) and each.flops > 0 for each in compiled)
+    assert all(each.peak > memory.on_device(run.state) and each.flops > 0 for each in compiled)
     assert here.pool.table.tokens.shape[1] == 8
     assert "/jax/compilation_cache/cache_hits" in events and "/jax/compilation_cache/cache_misses" not in events
 
@@ -70,8 +67,8 @@ def test_its_programs_are_those_which_training_compiles(configure, tmp_path):
 def test_memory_by_hand(configure, tmp_path):
     """Width 16, mlp 32, 2 layers, 4 heads of 4, 2 key-value heads, tied; 8 tasks x 4 of 4 tokens on 2 x 2 x 2."""
     config = configure(tmp_path, kl_coef=0.1)
-    _, run, state = described(config, meshes.abstract(*SIZES))
-    parts = {part.name: part.bytes for part in memory.parts(run, state, 8)}
+    _, run = described(config, meshes.abstract(*SIZES))
+    parts = {part.name: part.bytes for part in memory.parts(run, 8)}
     layer = 2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 32  # q and o, k and v, the three of the mlp: split over fsdp and model
     split = 2 * layer + 16 * 16  # and the embedding
     over_fsdp = 5 * 16  # norms
@@ -235,10 +232,10 @@ def test_a_mistake_is_one_sentence_here_too(changes, wanted, dry):
 
 def test_a_run_in_the_folder_goes_on_or_is_in_the_way(whole, configure, capsys):
     before = helpers.contents(whole[0])
-    plan.show(configure(whole[0], steps=9))
+    dry_run.show(configure(whole[0], steps=9))
     assert f"{whole[0]}, goes on after step 6\n" in capsys.readouterr().out.replace("\n               ", "")
     with pytest.raises(InputError, match="holds a run already"):
-        plan.show(configure(whole[0], resume="never"))
+        dry_run.show(configure(whole[0], resume="never"))
     assert helpers.contents(whole[0]) == before
 
 

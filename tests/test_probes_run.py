@@ -7,17 +7,16 @@ import pytest
 
 from jaxrft import mesh as meshes
 from jaxrft.config import Config, ReplayConfig, SelectConfig, TasksConfig
+from jaxrft.dry_run import counts, found, memory
 from jaxrft.lm import tokenizer
-from jaxrft.plan import counts, found, memory
 from jaxrft.select import probes
 from jaxrft.select.dots import training
 from jaxrft.select.dots.predictor import Origin, Predictor, save_predictor
 from jaxrft.tasks.load import open_mixture
 from jaxrft.tasks.projections import open_predictor
-from jaxrft.train import resample as batches
-from jaxrft.train import step as steps
+from jaxrft.train import resample
 from jaxrft.train.loop import train
-from jaxrft.train.setup import set_up
+from jaxrft.train.setup import describe_run, open_run
 from jaxrft.types import InputError
 
 K, B, G = 12, 8, 4  # of a probe, of a batch, of a task; on 4 shards of tasks
@@ -45,15 +44,15 @@ def dots(world, configure):
 @pytest.fixture(scope="module")
 def learned(dots, tmp_path_factory):
     """(folder, final state, what each step learned from) of six steps; leave the folder as it is."""
-    folder, steps, gather = tmp_path_factory.mktemp("dots") / "run", [], batches.gather
+    folder, steps, fill_slots = tmp_path_factory.mktemp("dots") / "run", [], resample.fill_slots
 
-    def note(run, programs, choice, judged, verdicts, probed, filling):
-        batch = gather(run, programs, choice, judged, verdicts, probed, filling)
-        steps.append((np.asarray(choice.ids), probed, batch))
+    def note(step, first, references, slots):
+        batch = fill_slots(step, first, references, slots)
+        steps.append((first.ids, references, batch))
         return batch
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batches, "gather", note)
+        patch.setattr(resample, "fill_slots", note)
         return folder, train(dots(folder)), steps
 
 
@@ -77,7 +76,7 @@ def test_probes_are_counted_and_save_rollouts(learned):
     assert lines[0]["select/coverage"] >= 12 / 16 and all(0 <= line["select/probes/brier"] <= 1 for line in lines[2::2])
     spent = np.diff([0, *(line["num_tokens"] for line in lines)])
     assert (spent >= rolled).all() and (spent <= 4 * rolled).all()
-    assert state.tally.rollouts.tolist() == [0, sum(rolled)]
+    assert state.counters.rollouts.tolist() == [0, sum(rolled)]
 
 
 def test_informative_groups_nearest_the_target_join_the_batch_and_no_task_is_twice_in_it(learned):
@@ -117,17 +116,15 @@ def test_what_the_batch_has_no_place_for_is_replayed(dots, tmp_path):
 
 def test_the_tasks_are_projected_once_and_sharded_and_the_dry_run_knows(dots, tmp_path):
     config, mesh = dots(tmp_path), meshes.make(2, 2, 2)
-    real, _ = set_up(config, mesh, None)
-    table = real.tasks.projections
-    assert real.tasks.embeddings is None and table.query.shape == table.reference.shape == (16, 8)
+    real = open_run(config, mesh)
+    table = real.constants.tasks.projections
+    assert real.constants.tasks.embeddings is None and table.query.shape == table.reference.shape == (16, 8)
     assert table.query.sharding.shard_shape((16, 8)) == (4, 8)
     here = found.look(config, meshes.abstract(2, 2, 2))
-    described = steps.assemble(
-        config, meshes.abstract(2, 2, 2), here.lm, here.pool.table, here.predictor, described=True
-    )
-    for a, b in zip(jax.tree.leaves(described[0].tasks), jax.tree.leaves(real.tasks), strict=True):
+    described = describe_run(config, meshes.abstract(2, 2, 2), here.lm, here.pool.table, here.predictor)
+    for a, b in zip(jax.tree.leaves(described.constants), jax.tree.leaves(real.constants), strict=True):
         assert (a.shape, a.dtype, a.sharding.spec) == (b.shape, b.dtype, b.sharding.spec)
-    parts = {part.name: part.bytes for part in memory.parts(*described, 8)}
+    parts = {part.name: part.bytes for part in memory.parts(described, 8)}
     assert parts["projections of the tasks"] == 2 * 4 * 8 * 4
     # Of 3 tasks: prompt, its length, id and step; of each of 4 samples: 4 tokens thrice, advantage and reward.
     assert parts["groups of a probe"] == 3 * 4 * (8 + 1 + 1 + 1 + 4 * (4 * 3 + 2))

@@ -6,11 +6,10 @@ import signal
 import helpers
 import pytest
 
-from jaxrft.config import EvalConfig, MeshConfig, SelectConfig, TasksConfig
+from jaxrft.config import EvalConfig, MeshConfig, TasksConfig
 from jaxrft.host.stopping import stop_signals
 from jaxrft.train import loop
-from jaxrft.train.loop import advance, save_checkpoint, train
-from jaxrft.train.setup import measured_tasks
+from jaxrft.train.loop import save_checkpoint, train
 from jaxrft.types import InputError
 
 HARD = {  # every random stream, a reference policy, several updates a step
@@ -131,32 +130,3 @@ def test_a_checkpoint_opens_on_another_mesh(configure, whole, mesh):
     restored = train(configure(folder, mesh=mesh))
     helpers.assert_same_bits(restored, state)
     assert restored.params["gate"].sharding.mesh.shape == {"data": mesh.data, "fsdp": mesh.fsdp, "model": mesh.model}
-
-
-def test_an_oracle_goes_on_with_the_pass_rates_that_it_would_have_had(configure, tmp_path, monkeypatch, capsys):
-    """Of 12 of the 16 tasks, measured at steps 1, 3, 5, and, because of the checkpoint, 4; a signal breaks that off."""
-    select = SelectConfig("oracle", measured=12, measure_every=2)
-    state = train(configure(tmp_path / "whole", select=select))
-    for steps in (3, 6):
-        resumed = train(configure(tmp_path / "parts", select=select, steps=steps))
-    helpers.assert_same_bits(resumed, state)
-    lines = helpers.metrics(tmp_path / "whole")
-    assert helpers.metrics(tmp_path / "parts") == lines
-    assert all(0 <= line["select/brier"] <= 1 for line in lines)  # it knew a pass rate of all that it chose
-
-    measured, signals = measured_tasks, [1, 3]
-
-    def disturbed(run, state, step, stopped):
-        if step in signals:
-            signals.remove(step)
-            os.kill(os.getpid(), signal.SIGTERM)
-        return measured(run, state, step, stopped)
-
-    monkeypatch.setattr(loop, "measured_tasks", disturbed)
-    config = configure(tmp_path / "broken", select=select)
-    for said in ("after step 0, and nothing is to be saved", "after step 2, saved"):
-        assert not advance(config)[1]
-        assert f"stopped by a signal {said}; the same command goes on from here" in capsys.readouterr().out
-    assert helpers.checkpoints(config.output_dir) == [2]
-    helpers.assert_same_bits(train(config), state)
-    assert helpers.metrics(config.output_dir) == lines

@@ -169,8 +169,8 @@ def test_a_step_is_traced_once_and_keeps_the_state_fixed(name):
 def test_states_restored_from_a_checkpoint_continue_as_if_nothing_had_been(tmp_path):
     middle = {name: run(compiled(name).step, compiled(name).state, KEYS[:4])[0] for name in CONTRACT}
     straight = {name: run(compiled(name).step, middle[name], KEYS[4:6]) for name in CONTRACT}
-    tally = Counters(jnp.zeros(N, jnp.int32), *jnp.zeros((2, 2), jnp.int32))
-    state = TrainState(jnp.zeros((), jnp.int32), {}, {}, middle, None, tally)
+    counters = Counters(jnp.zeros(N, jnp.int32), *jnp.zeros((2, 2), jnp.int32))
+    state = TrainState(jnp.zeros((), jnp.int32), {}, {}, middle, None, counters)
     for _ in range(2):
         with Checkpoints(tmp_path / "checkpoints", keep=1, identity={}) as checkpoints:
             restored = checkpoints.restore(state)  # takes the memory of what was there

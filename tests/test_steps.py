@@ -1,16 +1,14 @@
 """What graders say of a batch, as the jitted program of a step takes it."""
 
-from functools import partial
-from types import SimpleNamespace
-
-import jax
+import helpers
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxrft.config import Config, TasksConfig
 from jaxrft.learn import replay
-from jaxrft.train import step as steps
+from jaxrft.train.resample import take_groups
+from jaxrft.train.step import score_groups
 from jaxrft.types import Rollout
 
 NAN = float("nan")
@@ -22,12 +20,12 @@ def judged(rewards, success_index, **changes):
     rewards = jnp.array(rewards, jnp.float32)
     names = ("exact", "gsm8k", "math", "a:b", "c:d")[: rewards.shape[-1]]
     config = Config(model="m", tasks=TasksConfig("a.jsonl"), output_dir="run", rewards=names, **changes)
-    run = SimpleNamespace(config=config, lm=SimpleNamespace(eos_ids=(0,)))
+    setup = helpers.bare_setup(config)
     cells = jnp.ones((B * G, T))
     rollouts = Rollout(jnp.ones((B * G, T), jnp.int32), jnp.full(B * G, T), cells, cells, cells)
     prompts = jnp.ones((B, 8), jnp.int32), jnp.ones(B, jnp.int32)
-    judge = jax.jit(partial(steps.judge, run))
-    return run, judge(jnp.int32(5), jnp.arange(B), prompts, rollouts, rewards, jnp.array(success_index, jnp.int32))
+    success_index = jnp.array(success_index, jnp.int32)
+    return setup, score_groups(setup, jnp.int32(5), jnp.arange(B), prompts, rollouts, rewards, success_index)
 
 
 WEIGHTS = {"reward_weights": (0.1, 0.2, 0.7, 0.5, 0.3)}
@@ -39,10 +37,10 @@ LENGTHS = {"max_completion_length": 8, "overlong_buffer": 8, "overlong_penalty":
 @pytest.mark.parametrize("changes", [{"scale_rewards": "group"}, {"scale_rewards": "none"} | LENGTHS])
 def test_a_group_whose_sums_differ_by_rounding_teaches_nothing_anywhere(changes):
     """Neither in its advantages, nor in metrics, nor when it joins another batch or would enter a replay."""
-    run, found = judged([EQUAL, OTHER, EQUAL], [0, 0, 0], **WEIGHTS, **changes)
+    setup, found = judged([EQUAL, OTHER, EQUAL], [0, 0, 0], **WEIGHTS, **changes)
     assert [row.any() for row in np.asarray(found.groups.advantages)] == [False, True, False]
     np.testing.assert_allclose(found.metrics["frac_reward_zero_std"], 2 / 3, rtol=1e-6)
-    again = steps.join(run, found.groups, (), jnp.array([0, 1, 2]))
+    again = take_groups(setup, found.groups, (), jnp.array([0, 1, 2]))
     np.testing.assert_array_equal(again.advantages, found.groups.advantages)
     memory = replay.ring(capacity=8, batch_size=2)
     buffer = memory.add(memory.init(found.groups), found.groups)

@@ -9,7 +9,7 @@ import pytest
 
 from jaxrft.config import Config, EvalConfig, TasksConfig
 from jaxrft.report.visits import Visits
-from jaxrft.rewards.grading import Verdicts, check_rewards
+from jaxrft.rewards.grading import Rewards, check_rewards
 from jaxrft.train.loop import train
 from jaxrft.types import InputError
 
@@ -27,7 +27,7 @@ def check(config, rewards, pool=None, *, tasks, first=False, lost=()):
     flags = np.zeros(rewards.shape, bool)
     for place in lost:
         flags[place] = True
-    verdicts = Verdicts(rewards, flags, NONE_LOST, [])
+    verdicts = Rewards(rewards, flags, NONE_LOST, [])
     pool = SimpleNamespace(first_ranges={}) if pool is None else pool
     return check_rewards(config, verdicts, pool, tasks=tasks, first=first)
 

@@ -9,8 +9,8 @@ import sys
 import pytest
 from rich.console import Console
 
+from jaxrft.dry_run.page import Page
 from jaxrft.host import terminal
-from jaxrft.plan.page import Page
 from jaxrft.report.console import Display
 from jaxrft.rewards import lookup
 

@@ -16,7 +16,7 @@ from jaxrft import config as configs
 from jaxrft.config import EvalConfig, TasksConfig
 from jaxrft.lm import weights
 from jaxrft.lm.policy import open_model
-from jaxrft.rewards.grading import Verdicts, learnable_rewards, open_rewards
+from jaxrft.rewards.grading import Rewards, learnable_rewards, open_rewards
 from jaxrft.train.devices import computing_on
 from jaxrft.train.evaluate import compile_evaluation, evaluate_policy
 from jaxrft.train.loop import train
@@ -52,7 +52,7 @@ def test_a_line_a_step_under_the_names_that_people_know(whole):
 
 def test_the_posterior_counts_what_was_seen(whole):
     folder, state = whole
-    assert int(state.step) == 6 and np.asarray(state.tally.last_seen).max() == 6
+    assert int(state.step) == 6 and np.asarray(state.counters.last_seen).max() == 6
     believed = state.selector.posterior
     assert (np.asarray(believed.alpha) > 0).all() and (np.asarray(believed.beta) > 0).all()
 
@@ -99,7 +99,7 @@ def test_a_failed_grader_takes_its_row_along_and_a_reward_that_does_not_apply_do
     nan = np.nan
     rewards = np.array([[1.0, 0.5], [1.0, nan], [1.0, nan]], np.float32)
     lost = np.array([[False, False], [False, False], [False, True]])
-    verdicts = Verdicts(rewards, lost, {"invalid": 0}, [])
+    verdicts = Rewards(rewards, lost, {"invalid": 0}, [])
     np.testing.assert_array_equal(learnable_rewards(verdicts), [[1.0, 0.5], [1.0, nan], [nan, nan]])
 
 
@@ -135,8 +135,8 @@ def test_a_program_is_compiled_once_for_each_width_of_prompts(configure, tmp_pat
         train(configure(tmp_path / "run", tasks=tasks))
     finally:
         jax.monitoring.unregister_event_duration_listener(note)
-    assert compiled["jit(select)"] == 1
-    assert compiled["jit(generate)"] == compiled["jit(learn)"] == 2  # prompts of up to 8 and 24 tokens
+    assert compiled["jit(select_tasks)"] == 1
+    assert compiled["jit(generate)"] == compiled["jit(update_policy)"] == 2  # prompts of up to 8 and 24 tokens
 
 
 def test_a_run_that_diverges_stops_with_its_last_batch_and_saves_nothing_on_the_way(configure, tmp_path):

@@ -24,8 +24,8 @@ def command(module: str, *arguments: str) -> list[str]:
 
 
 def main(arguments: list[str]) -> None:
-    """Loads the package from the folder of this file and runs one of its modules as `__main__`."""
-    package = os.path.join(os.path.dirname(_FILE), "__init__.py")
+    """Loads the package from the folder above this file and runs one of its modules as `__main__`."""
+    package = os.path.join(os.path.dirname(os.path.dirname(_FILE)), "__init__.py")
     spec = importlib.util.spec_from_file_location("jaxrft", package)
     assert spec is not None and spec.loader is not None
     sys.modules["jaxrft"] = importlib.util.module_from_spec(spec)

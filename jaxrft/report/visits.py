@@ -33,6 +33,10 @@ class Visits:
         np.logical_or.at(self.judged, ids, np.isfinite(success).any(axis=1))
         np.logical_or.at(self.solved, ids, (success > 0).any(axis=1))
 
+    def is_empty(self) -> bool:
+        """Returns whether no group was counted yet."""
+        return not self.groups.any()
+
     def news(self) -> Iterator[str]:
         """Yields a sentence for each domain that gives nothing back, once."""
         for number, name in enumerate(self.domains):

@@ -42,7 +42,7 @@ def trainer_state(config: Config, done: int) -> dict[str, int]:
     return {"global_step": done, "max_steps": config.steps}
 
 
-class Verdicts(NamedTuple):
+class Rewards(NamedTuple):
     """What graders said of a rollout, the same on every process but for the samples."""
 
     rewards: np.ndarray  # [R, F] float32, NaN = does not apply, or lost
@@ -67,7 +67,7 @@ def grade(
     ids: np.ndarray,
     *,
     trainer_state: dict[str, int] | None = None,
-) -> Verdicts:
+) -> Rewards:
     """Grades a rollout of tasks `ids` [B]: each process grades the rows it holds, and all learn all rewards.
 
     Of a row that several processes hold, the one with its first copy is in charge. `trainer_state` is what rewards
@@ -104,10 +104,10 @@ def grade(
         found = multihost_utils.process_allgather((rewards, lost.astype(np.int32), counts))
         rewards, lost, counts = (x.sum(axis=0) for x in found)
     failures: dict[str, int] = dict(zip(pools.KINDS, counts.tolist(), strict=True))
-    return Verdicts(rewards, lost.astype(bool), failures, list(zip(mine, completions, strict=True)))
+    return Rewards(rewards, lost.astype(bool), failures, list(zip(mine, completions, strict=True)))
 
 
-def check_rewards(config: Config, verdicts: Verdicts, pool: pools.Pool, *, tasks: int, first: bool) -> Verdicts:
+def check_rewards(config: Config, verdicts: Rewards, pool: pools.Pool, *, tasks: int, first: bool) -> Rewards:
     """Tells which reward is success of each of so many `tasks`; those outside [0, 1] are lost, to `invalid`.
 
     Raises InputError in the `first` batch when a reward that may not be success stands where success is looked for,
@@ -129,7 +129,7 @@ def check_rewards(config: Config, verdicts: Verdicts, pool: pools.Pool, *, tasks
     outside = (success < 0) | (success > 1)
     costs = outside[:, None] & (np.arange(len(config.rewards)) == of_rows[:, None])
     nothing = np.float32(np.nan)
-    return Verdicts(
+    return Rewards(
         rewards=np.where(costs, nothing, verdicts.rewards),
         lost=verdicts.lost | costs,
         failures=verdicts.failures | {"invalid": verdicts.failures["invalid"] + int(outside.sum())},
@@ -139,7 +139,7 @@ def check_rewards(config: Config, verdicts: Verdicts, pool: pools.Pool, *, tasks
     )
 
 
-def note_ranges(config: Config, verdicts: Verdicts, pool: pools.Pool, *, first: bool) -> None:
+def note_ranges(config: Config, verdicts: Rewards, pool: pools.Pool, *, first: bool) -> None:
     """Notes with the pool, so that training and evaluation share it, what range a reward's first values are in."""
     for name, column in zip(config.rewards, verdicts.rewards.T, strict=True):
         values = column[np.isfinite(column)]
@@ -191,7 +191,7 @@ def check_candidates(config: Config, pool: pools.Pool) -> None:
             )
 
 
-def success_indices(verdicts: Verdicts, candidates: np.ndarray, *, tasks: int) -> np.ndarray:
+def success_indices(verdicts: Rewards, candidates: np.ndarray, *, tasks: int) -> np.ndarray:
     """Returns the reward that is success of each task, [B] int32: the first candidate that is not None for the task.
 
     A reward is None for a task if it is for all samples of the task, and a reward that a failure cost is not None. Of a
@@ -203,7 +203,7 @@ def success_indices(verdicts: Verdicts, candidates: np.ndarray, *, tasks: int) -
     return found.astype(np.int32)
 
 
-def learnable_rewards(verdicts: Verdicts) -> np.ndarray:
+def learnable_rewards(verdicts: Rewards) -> np.ndarray:
     """The rewards [R, F] that are learned from: none of a row on which a grader failed, whose sum is not known.
 
     A reward that does not apply to a row leaves the row its others.

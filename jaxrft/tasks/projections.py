@@ -1,9 +1,8 @@
 """Opens and checks the predictor of a run that selects by `dots`, and projects its tasks once."""
 
-from functools import partial
+from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxrft import mesh as meshes
@@ -36,14 +35,12 @@ def check_reference_set(config: Config, num_tasks: int, mesh: meshes.AnyMesh) ->
     meshes.check_divides(mesh, "select.num_references", count, "batch")
 
 
-def project_table(predictor: Predictor, tasks: TaskTable, mesh: meshes.AnyMesh, *, described: bool) -> Projections:
-    """Projects the whole table on the mesh, sharded over tasks; or describes the result."""
-    shape = (len(tasks.lengths), predictor.embeddings.width)
-    rows = meshes.task_sharding(mesh, shape, shape[0])
-    if described:
-        projections = jax.eval_shape(_project, predictor.params, jax.ShapeDtypeStruct(shape, jnp.float32))
-        return jax.tree.map(partial(meshes.describe, where=rows), projections)
-    return jax.jit(_project, out_shardings=rows)(predictor.params, meshes.place(tasks.embeddings, rows))
+def compile_projection(
+    predictor: Predictor, mesh: meshes.AnyMesh, num_tasks: int
+) -> Callable[[attention.Params, jax.Array], Projections]:
+    """Returns the program (params, embeddings [N, E]) -> projections of the table, sharded over tasks."""
+    rows = meshes.task_sharding(mesh, (num_tasks, predictor.embeddings.width), num_tasks)
+    return jax.jit(_project, out_shardings=rows)
 
 
 def _project(params: attention.Params, embeddings: jax.Array) -> Projections:

@@ -1,4 +1,4 @@
-"""The loop: select, roll out, grade, learn, report."""
+"""The loop over steps, and what it takes to start, stop and resume it."""
 
 import dataclasses
 import logging
@@ -6,37 +6,41 @@ import math
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 import jax
-import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxrft import lifesigns
 from jaxrft.config import Config
 from jaxrft.host.checkpoint import Checkpoints
+from jaxrft.host.disk import write_arrays
 from jaxrft.host.multihost import any_process, broadcast_from_host0, on_host0
 from jaxrft.host.stopping import Stopped, stop_signals
+from jaxrft.learn.replay import Groups
 from jaxrft.lm import model
 from jaxrft.lm.policy import LanguageModel, check_finite, export, export_merged
-from jaxrft.report import log
 from jaxrft.report.console import Display
-from jaxrft.report.log import Reporter
-from jaxrft.rewards.grading import Verdicts, open_rewards, rewards_by_name
-from jaxrft.streams import STREAMS
-from jaxrft.train import resample as batches
-from jaxrft.train import step as steps
+from jaxrft.report.log import Reporter, Timer
+from jaxrft.report.visits import Visits
+from jaxrft.rewards.grading import open_rewards, rewards_by_name
+from jaxrft.rewards.pool import Reward
 from jaxrft.train.devices import computing_on, open_mesh
+from jaxrft.train.evaluate import Evaluate, compile_evaluation
+from jaxrft.train.resample import Batch, collect, learn
 from jaxrft.train.resume import open_folder, run_identity, with_template_date, write_records
-from jaxrft.train.setup import measured_tasks, set_up
+from jaxrft.train.setup import open_run
 from jaxrft.train.state import TrainState, counter_metrics
-from jaxrft.train.step import Run
+from jaxrft.train.step import Step, draw_replayed
 from jaxrft.types import InputError
 
 logger = logging.getLogger(__name__)
 
+SHOWN = 4  # completions of a step that the console shows
 
-def train(config: Config, *, reward: Any = None) -> TrainState:
-    """Trains `config.model` on `config.tasks`, or goes on where the run in `config.output_dir` stopped.
+
+def train(config: Config, *, reward: Reward | dict[str, Reward] | None = None) -> TrainState:
+    """Trains `config.model` on `config.tasks`, or resumes the run in `config.output_dir`.
 
     `reward` takes the place of `config.rewards`: a function of TRL's signature at the top level of a module or script,
     or a dict of several by name. Returns the final state; the policy is exported to <output_dir>/policy, LoRA's
@@ -48,8 +52,8 @@ def train(config: Config, *, reward: Any = None) -> TrainState:
     return advance(config, reward)[0]
 
 
-def advance(config: Config, reward: Any = None) -> tuple[TrainState, bool]:
-    """As `train`; and whether all is done, the evaluation and the export after the last step too."""
+def advance(config: Config, reward: Reward | dict[str, Reward] | None = None) -> tuple[TrainState, bool]:
+    """Does what `train` says; returns also whether all is done, the evaluation and the export at the end too."""
     functions = None if reward is None else rewards_by_name(reward)
     if functions is not None:
         config = dataclasses.replace(config, rewards=tuple(functions))
@@ -58,119 +62,150 @@ def advance(config: Config, reward: Any = None) -> tuple[TrainState, bool]:
         folder = stack.enter_context(open_folder(config))
         config = with_template_date(config)
         pool = stack.enter_context(open_rewards(config, functions))
-        run, state = set_up(config, mesh, pool)
+        setup, table, constants, state = open_run(config, mesh)
+        lm = setup.lm._replace(frozen=constants.frozen)
+        step = Step(setup, table, constants, pool, Visits(table.domain, table.domains))
+        evaluate = compile_evaluation(config, setup.lm, mesh, pool)
         stack.enter_context(computing_on(mesh, config))
-        checkpoints = stack.enter_context(
-            Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints, identity=run_identity(run, state.params))
-        )
+        identity = run_identity(setup, table, constants.frozen or state.params)
+        checkpoints = Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints, identity=identity)
+        stack.enter_context(checkpoints)
         restored = checkpoints.restore(state)
-        resumed, state = restored is not None, restored or state
-        first = jax.process_index() == 0
-        display = Display(config.steps, start=int(state.step), every=config.log_completions_steps, visible=first)
+        state = restored or state
+        done = int(state.step)
+        first_process = jax.process_index() == 0
+        display = Display(config.steps, start=done, every=config.log_completions_steps, visible=first_process)
         stack.enter_context(display)
-        report = log.Reporter(folder / "metrics.jsonl", display, start=int(state.step) if resumed else -1, write=first)
-        if resumed:
-            display.say(f"going on after step {int(state.step)} of the run in {folder}")
+        start = -1 if restored is None else done
+        report = Reporter(folder / "metrics.jsonl", display, start=start, write=first_process)
+        if restored is not None:
+            display.say(f"going on after step {done} of the run in {folder}")
         stopped = stack.enter_context(stop_signals())
         stack.enter_context(lifesigns.watched(folder))
-        state, stopping = loop(run, state, folder, checkpoints, report, stopped)
-        if not stopping:
-            display.say(export(config, run.lm, state.params, folder))
+        hooks = Hooks(step, lm, folder, checkpoints, report, evaluate, stopped)
+        state = loop(step, state, report, hooks)
+        if not hooks.stopping:
+            display.say(export(config, lm, state.params, folder))
         on_host0(report.check_written)  # last, since nothing else depends on it
-        return state, not stopping
+        return state, not hooks.stopping
 
 
-def loop(
-    run: Run, state: TrainState, folder: Path, checkpoints: Checkpoints, report: Reporter, stopped: Callable[[], bool]
-) -> tuple[TrainState, bool]:
-    """Steps from the state's on, until all are done or a signal comes; whether it was a signal."""
-    config, frozen, display = run.config, run.lm.frozen, report.display
-    programs = steps.compile_steps(run, state)
-    deciding = f"eval/{config.keep_best}"
-    best = float(broadcast_from_host0(lambda: repr(report.best(deciding))))
-
-    def evaluate(step: int) -> None:
-        nonlocal best
-        with suppress(Stopped):
-            found = run.evaluate(model.whole(state.params, frozen), step, stopped)
-            report.add(step, found)
-            display.evaluation(step, found)
-            if step > 0 and found.get(deciding, -math.inf) > best and export_best(run.lm, state, folder):
-                best = found[deciding]
-
-    def evaluation_due(step: int) -> bool:
-        return config.eval_steps > 0 and (step in (0, config.steps) or due(step, config.eval_steps))
-
-    def measuring_due(done: int) -> bool:  # after a checkpoint, too, as in a run that goes on from it
-        return due(done, run.selector.measure_every) or due(done, config.save_steps)
-
-    def halt(step: int) -> None:
-        if step > done and checkpoints.newest != step:
-            save_checkpoint(run.lm, checkpoints, report, state, must=True)
-        kept = "saved" if step > done else "and nothing is to be saved"
-        display.say(f"stopped by a signal after step {step}, {kept}; the same command goes on from here")
-
-    done = int(state.step)
-    # A stop by a signal leaves out the evaluation that may have been due after its last step, or breaks it off.
-    if evaluation_due(done) and any_process(report.write and not report.evaluated(done)):
-        evaluate(done)
-    if any_process(stopped()):
-        halt(done)
-        return state, True
-    first, stopping = done + 1, False
-    for step in range(first, config.steps + 1):
-        if run.selector.measure and (step == first or measuring_due(step - 1)):
-            try:
-                run = run._replace(tasks=measured_tasks(run, state, step, stopped))
-            except Stopped:
-                stopping = True
-                halt(step - 1)
-                break
-        timer, probed = log.Timer(), batches.Probed()
-        if run.selector.reference_set and (step - 1) % run.selector.reference_every == 0:
-            state, probed = batches.probe(run, programs, state, first=step == first)
-            timer.lap("probe")
-        filling = batches.fill(run, programs, state, probed)
-        stream = STREAMS.index("select")
-        choice, state = batches.choose(run, programs, state, filling.excluded, batch_size=filling.fresh, stream=stream)
-        ids = np.asarray(choice.ids)
-        timer.lap("select")
-        rolled = batches.sample(run, programs, state, ids)
-        timer.lap("rollout")
-        verdicts = batches.verify(run, state, rolled, first=step == first)
-        if step == first and jax.process_index() == 0:
-            write_records(folder, config)  # no earlier: a mistake must not leave its mark on an existing run
-        timer.lap("reward")
-        judged = batches.judge(run, programs, state, rolled, verdicts)
-        batch = batches.gather(run, programs, choice, judged, verdicts, probed, filling)
-        if config.dynamic_sampling:
-            state, batch = batches.refill(run, programs, state, batch, probed)
-            timer.lap("refill")
-        state, found = batches.learn(run, programs, state, batch)
-        report.flush()  # the step before, while the device works at this one
-        if due(step, config.log_completions_steps):
-            display.completions(step, sample_rows(run, ids, verdicts))
-        for sentence in run.visits.news() if run.visits is not None else ():
-            display.say(sentence)
+def loop(step: Step, state: TrainState, report: Reporter, hooks: "Hooks") -> TrainState:
+    """Runs the steps from the state's on, until all are done or a signal stops the run."""
+    hooks.before_steps(state)
+    for number in range(int(state.step) + 1, step.setup.config.steps + 1):
+        if hooks.stopping:
+            break
+        timer = Timer()
+        batch, state = collect(step, state, timer)  # select, roll out, grade, score; once or in rounds
+        hooks.before_learning(batch)
+        state, metrics = learn(step, state, batch)
+        report.flush()  # the step before, while the devices work at this one
+        hooks.show(number, batch)
         timer.lap("report")
         jax.block_until_ready(state.step)
         timer.lap("learn")
-        report.add(step, found | timer.metrics() | counter_metrics(state.tally))
-        if int(state.optimizer.skipped) >= config.max_skipped_updates:
-            report.flush()
-            batches.stop_skipping(run, programs, state, batch.groups, folder, checkpoints.newest)
-        if evaluation_due(step) and not any_process(stopped()):
-            evaluate(step)
-        stopping = any_process(stopped())
-        last = step == config.steps or stopping
-        # What is saved while updates are skipped would push out what was saved before that began.
-        if last or (due(step, config.save_steps) and not state.optimizer.skipped):
-            save_checkpoint(run.lm, checkpoints, report, state, must=last)
-        if stopping:
-            halt(step)
-            break
+        report.add(number, metrics | timer.metrics() | counter_metrics(state.counters))
+        hooks.after_step(number, state, batch)
     report.flush()
-    return state, stopping
+    return state
+
+
+class Hooks:
+    """Does what is due before, in and after a step: evaluates, shows, saves, stops."""
+
+    def __init__(
+        self,
+        step: Step,
+        lm: LanguageModel,
+        folder: Path,
+        checkpoints: Checkpoints,
+        report: Reporter,
+        evaluate: Evaluate,
+        stopped: Callable[[], bool],
+    ):
+        """Remembers what it needs: the policy `lm` without its trained parameters, and the run's `folder`."""
+        self.step = step
+        self.config = step.setup.config
+        self.lm = lm
+        self.folder = folder
+        self.checkpoints = checkpoints
+        self.report = report
+        self.evaluate = evaluate
+        self.stopped = stopped
+        self.stopping = False
+        self.recorded = False  # whether the run's config is in its folder
+        self.start = 0  # steps done when the process began
+        self.deciding = f"eval/{self.config.keep_best}"  # the metric of the best policy
+        self.best = float(broadcast_from_host0(lambda: repr(report.best(self.deciding))))
+
+    def before_steps(self, state: TrainState) -> None:
+        """Evaluates the first policy, or the one whose evaluation a stop by a signal left out or broke off."""
+        self.start = int(state.step)
+        missed = self.report.write and not self.report.evaluated(self.start)
+        if self._evaluation_due(self.start) and any_process(missed):
+            self._evaluate(self.start, state)
+        if any_process(self.stopped()):
+            self._stop(self.start, state)
+
+    def before_learning(self, batch: Batch) -> None:
+        """Writes the run's config into its folder, once a first batch has shown that nothing is wrong with it.
+
+        No earlier: a mistake must not leave its mark on an existing run.
+        """
+        if not self.recorded and jax.process_index() == 0:
+            write_records(self.folder, self.config)
+        self.recorded = True
+
+    def show(self, number: int, batch: Batch) -> None:
+        """Shows a few completions now and then, and says which domains give nothing back."""
+        if is_due(number, self.config.log_completions_steps):
+            self.report.display.completions(number, sample_rows(self.step, batch))
+        for sentence in self.step.visits.news():
+            self.report.display.say(sentence)
+
+    def after_step(self, number: int, state: TrainState, batch: Batch) -> None:
+        """Evaluates and saves what is due, and stops the run if a signal has come.
+
+        Raises InputError after too many updates in a row that could not be made.
+        """
+        skipped = int(state.optimizer.skipped)
+        if skipped >= self.config.max_skipped_updates:
+            self.report.flush()
+            stop_diverged(self.step, state, batch.groups, self.folder, self.checkpoints.newest)
+        if self._evaluation_due(number) and not any_process(self.stopped()):
+            self._evaluate(number, state)
+        stopping = any_process(self.stopped())
+        last = number == self.config.steps or stopping
+        # A state saved while updates are skipped would push out those from before.
+        if last or (is_due(number, self.config.save_steps) and not skipped):
+            save_checkpoint(self.lm, self.checkpoints, self.report, state, must=last)
+        if stopping:
+            self._stop(number, state)
+
+    def _evaluation_due(self, number: int) -> bool:
+        every = self.config.eval_steps
+        return every > 0 and (number in (0, self.config.steps) or is_due(number, every))
+
+    def _evaluate(self, number: int, state: TrainState) -> None:
+        """Evaluates the policy, and exports it if it is the best so far; a signal breaks it off."""
+        with suppress(Stopped):
+            params = model.whole(state.params, self.lm.frozen)
+            found = self.evaluate(params, number, self.stopped)
+            self.report.add(number, found)
+            self.report.display.evaluation(number, found)
+            value = found.get(self.deciding, -math.inf)
+            if number > 0 and value > self.best and export_best(self.lm, state, self.folder):
+                self.best = value
+
+    def _stop(self, number: int, state: TrainState) -> None:
+        """Saves the state, unless nothing was done or it is saved, and says how to resume."""
+        self.stopping = True
+        worked = number > self.start
+        if worked and self.checkpoints.newest != number:
+            save_checkpoint(self.lm, self.checkpoints, self.report, state, must=True)
+        kept = "saved" if worked else "and nothing is to be saved"
+        self.report.display.say(f"stopped by a signal after step {number}, {kept}; the same command goes on from here")
 
 
 def save_checkpoint(
@@ -194,7 +229,7 @@ def save_checkpoint(
 
 
 def export_best(lm: LanguageModel, state: TrainState, folder: Path) -> bool:
-    """Exports the policy to <folder>/best; False, and it is said, when the disk does not take it."""
+    """Exports the policy to <folder>/best; returns False, and says so, when the disk does not take it."""
     try:
         export_merged(lm, state.params, folder / "best")
     except InputError as error:
@@ -204,15 +239,38 @@ def export_best(lm: LanguageModel, state: TrainState, folder: Path) -> bool:
     return True
 
 
-def sample_rows(run: Run, ids: np.ndarray, verdicts: Verdicts, limit: int = 4) -> list[tuple[str, str, float]]:
-    """(prompt, completion, success) of the first sample of a few tasks."""
-    generations = run.config.num_generations
-    firsts = [(row, text) for row, text in verdicts.samples if row % generations == 0][:limit]
-    prompts = [run.table.prompts[ids[row // generations]] for row, _ in firsts]
-    shown = [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts]
-    return [(prompt, text, float(verdicts.success[row])) for prompt, (row, text) in zip(shown, firsts, strict=True)]
+def stop_diverged(step: Step, state: TrainState, groups: Groups, folder: Path, newest: int | None) -> NoReturn:
+    """Raises InputError after the step with `groups`, whose last update was skipped as those before it.
+
+    What that step learned from is in `folder` then; `newest` is the newest checkpoint.
+    """
+    # As nothing was added to the replay, the step before draws the same groups again.
+    drawn, replayed = jax.jit(draw_replayed, static_argnums=0)(step.setup, state.replay, groups, state.step - 1)
+    arrays = {name: x for name, x in (drawn._asdict() | {"replayed": replayed}).items() if x is not None}
+    arrays = multihost_utils.process_allgather(arrays, tiled=True)
+    path = folder / f"not-finite-{int(state.step)}.safetensors"
+    on_host0(lambda: write_arrays(path, arrays))
+    saved = "there is no checkpoint yet" if newest is None else f"the newest checkpoint is of step {newest}"
+    raise InputError(
+        f"step {int(state.step)} has the last of {int(state.optimizer.skipped)} updates in a row that were skipped, "
+        f"their loss or gradient not being finite: its batch is in {path}, {saved}; lower the learning_rate, or look "
+        "for what is wrong with the batch"
+    )
 
 
-def due(step: int, every: int) -> bool:
-    """Whether something that happens every so many steps, 0 = never, happens after this one."""
-    return every > 0 and step % every == 0
+def sample_rows(step: Step, batch: Batch) -> list[tuple[str, str, float]]:
+    """Returns (prompt, completion, success) of the first sample of a few tasks."""
+    first = batch.rounds[0]
+    num_generations = step.setup.config.num_generations
+    rows = []
+    for row, text in first.rewards.samples:
+        if row % num_generations == 0 and len(rows) < SHOWN:
+            prompt = step.table.prompts[first.ids[row // num_generations]]
+            shown = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+            rows.append((shown, text, float(first.rewards.success[row])))
+    return rows
+
+
+def is_due(number: int, every: int) -> bool:
+    """Decides whether something that happens every `every` steps, 0 = never, happens after this one."""
+    return every > 0 and number % every == 0

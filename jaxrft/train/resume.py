@@ -25,44 +25,49 @@ from jaxrft.host.checkpoint import steps_in
 from jaxrft.host.disk import writing
 from jaxrft.host.files import UnreadableJSON, read_json, replace_file, short_digest
 from jaxrft.host.multihost import broadcast_from_host0, broadcast_text, on_host0
+from jaxrft.lm.model import Params
 from jaxrft.lm.policy import fingerprint
 from jaxrft.select.dots.predictor import predictor_digest
 from jaxrft.tasks import table
-from jaxrft.train.step import Run
+from jaxrft.tasks.table import TaskTable
+from jaxrft.train.setup import Setup
 from jaxrft.types import InputError
 
 logger = logging.getLogger(__name__)
 
 
-def run_identity(run: Run, params: Any) -> dict[str, Any]:
-    """What a checkpoint of this run belongs to: the model as loaded, `params`, the tasks and their order, what is kept.
+def run_identity(setup: Setup, tasks: TaskTable, params: Params) -> dict[str, Any]:
+    """Returns what a checkpoint of a run belongs to: the model as loaded, the tasks in their order, what is kept.
 
-    See `changes` for what of the config is kept.
+    `params` are those of the model as it was loaded. See `changes` for what of the config is kept.
     """
-    rates = run.table.reference_pass_rates
-    shape = {f"model's {name}": value for name, value in run.lm.config._asdict().items()}
-    if lora := run.lm.config.lora:  # then the weights below the adapters are not in the checkpoint
-        shape |= {"model's lora": lora._asdict(), "model's dtype": run.config.dtype}
-    shape["digest of the model's parameters"] = fingerprint(run.lm.frozen or params, run.mesh)
-    if run.predictor is not None:
-        shape["digest of the predictor"] = predictor_digest(run.predictor)
-        shape["tasks of a probe"] = run.config.select.num_references
-    return shape | {
-        **table.identity(run.table),
-        "digest of the domains": short_digest(run.table.domain.tobytes() + json.dumps(run.table.domains).encode()),
+    rates = tasks.reference_pass_rates
+    identity = {f"model's {name}": value for name, value in setup.lm.config._asdict().items()}
+    if lora := setup.lm.config.lora:  # then the weights below the adapters are not in the checkpoint
+        identity |= {"model's lora": lora._asdict(), "model's dtype": setup.config.dtype}
+    identity["digest of the model's parameters"] = fingerprint(params, setup.mesh)
+    if setup.predictor is not None:
+        identity["digest of the predictor"] = predictor_digest(setup.predictor)
+        identity["tasks of a probe"] = setup.config.select.num_references
+    return identity | {
+        **table.identity(tasks),
+        "digest of the domains": short_digest(tasks.domain.tobytes() + json.dumps(tasks.domains).encode()),
         "digest of the reference pass rates": None if rates is None else short_digest(rates.tobytes()),
-        "digest of the embeddings": digest_of_embeddings(run),
-        **changes.kept(run.config),
+        "digest of the embeddings": digest_of_embeddings(setup.config, tasks),
+        **changes.kept(setup.config),
     }
 
 
-def digest_of_embeddings(run: Run) -> str | None:
-    """Of their values, or of the policy that makes them itself, as the values are to rounding the same on any mesh."""
-    found, by = run.table.embeddings, run.table.embedded_by or {}
-    if found is None:
+def digest_of_embeddings(config: Config, tasks: TaskTable) -> str | None:
+    """Computes the digest of the embeddings' values, or of the policy that makes them itself.
+
+    Values that the policy makes are to rounding the same on any mesh.
+    """
+    if tasks.embeddings is None:
         return None
-    given = any(tasks.embeddings is not None for tasks in run.config.task_sets)
-    return short_digest(found.tobytes()) if given else by["digest of the model's parameters"]
+    if any(each.embeddings is not None for each in config.task_sets):
+        return short_digest(tasks.embeddings.tobytes())
+    return (tasks.embedded_by or {})["digest of the model's parameters"]
 
 
 @contextmanager

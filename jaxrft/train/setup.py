@@ -1,70 +1,330 @@
-"""Opens and checks all that a run needs."""
+"""What is static in a run, what stays on the devices, and the first state.
 
+`open_run` reads everything from disk and checks it. `make_setup` and `init` need no files: a dry run
+calls them with descriptions (`jax.ShapeDtypeStruct`) in place of arrays.
+"""
+
+import dataclasses
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from jaxrft import mesh as meshes
 from jaxrft.config import Config
-from jaxrft.lm import model
-from jaxrft.lm.policy import LanguageModel, open_model
+from jaxrft.learn import replay, update
+from jaxrft.learn.replay import Groups, Replay
+from jaxrft.learn.update import Update
+from jaxrft.lm.model import Params
+from jaxrft.lm.policy import LanguageModel, compile_rollout, open_model
 from jaxrft.report.console import Display
-from jaxrft.report.visits import Visits
-from jaxrft.rewards.pool import Pool
-from jaxrft.streams import stream_key
-from jaxrft.tasks import table
+from jaxrft.select import selectors
+from jaxrft.select.base import Selector
+from jaxrft.select.checks import check_batch, check_table
+from jaxrft.select.dots.predictor import Predictor, selector_options
 from jaxrft.tasks.embeddings import embedding_source, make_embedder
 from jaxrft.tasks.load import open_mixture, uses_embeddings
-from jaxrft.tasks.projections import open_predictor
-from jaxrft.tasks.table import TaskTable
-from jaxrft.train import step as steps
+from jaxrft.tasks.projections import compile_projection, open_predictor
+from jaxrft.tasks.table import TaskTable, batches, buckets
 from jaxrft.train.devices import computing_on
-from jaxrft.train.evaluate import compile_evaluation, compile_pass_rates
-from jaxrft.train.state import TrainState
-from jaxrft.train.step import Run
-from jaxrft.types import Tasks
+from jaxrft.train.state import TrainState, no_rollouts
+from jaxrft.types import Array, InputError, Projections, Rollout, Tasks
+
+Tree = TypeVar("Tree")
 
 
-def set_up(config: Config, mesh: Mesh, pool: Pool) -> tuple[Run, TrainState]:
-    """Opens and checks all that the run needs, and makes its first state."""
-    if config.select.name != "dots":  # which needs a predictor
-        steps.make_selector(config, None)  # or its mistakes show only when the policy is loaded
-    lm = open_model(config, mesh)
-    rows = open_mixture(config, lm.tokenizer)
-    if rows.embeddings is None and uses_embeddings(config):
-        rows = with_policy_embeddings(config, mesh, lm, rows)
-    run, state = steps.assemble(config, mesh, lm, rows, open_predictor(config, rows, mesh))
-    return run._replace(
-        pool=pool,
-        visits=Visits(rows.domain, rows.domains),
-        evaluate=compile_evaluation(config, lm, mesh, pool),
-        measure=compile_pass_rates(config, lm, mesh, pool),
-    ), state
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """What is static in a run: an argument of every jitted stage, hashed by identity.
 
-
-def measured_tasks(run: Run, state: TrainState, step: int, stopped: Callable[[], bool]) -> Tasks:
-    """The tasks with pass rates of the policy that the state holds, of those tasks that the selector wants them of.
-
-    Raises Stopped when `stopped`.
+    It holds no arrays; those that stay on the devices are the `Constants`.
     """
-    number, wanted = len(run.table.lengths), run.selector.measure
-    assert wanted is not None
-    ids = np.asarray(wanted(stream_key(run.config.seed, step, "measure"), number))
-    rates = run.measure(model.whole(state.params, run.lm.frozen), step, run.table, ids, stopped)
-    return run.tasks._replace(pass_rates=meshes.place_table(rates, run.mesh, number))
+
+    config: Config
+    mesh: meshes.AnyMesh
+    lm: LanguageModel  # without its parameters
+    selector: Selector
+    predictor: Predictor | None  # that the selector uses, if it uses any
+    learner: Update
+    replay: Replay | None
+    num_tasks: int
+    domains: tuple[str, ...]
+    prompt_length: int  # tokens of the longest prompt, padded
+    generate: Callable[..., Rollout]  # see `compile_rollout`
+    shardings: TrainState | None = None  # of the leaves of the state, as `jax.sharding.NamedSharding`s
 
 
-def with_policy_embeddings(config: Config, mesh: Mesh, lm: LanguageModel, rows: TaskTable) -> TaskTable:
-    """The tasks with embeddings by the policy that the run starts from, the same bits at every start on this mesh."""
-    number, embedder = len(rows.lengths), make_embedder(lm, config, mesh, rows)
-    found = np.zeros((number, lm.config.hidden_size), np.float32)
-    done, visible = 0, jax.process_index() == 0
-    with computing_on(mesh, config), Display(number, visible=visible, unit="embedding of prompt") as display:
-        for ids in table.batches(rows.lengths, config.batch_size):
-            found[ids] = embedder(ids)
+class Constants(NamedTuple):
+    """Arrays on the devices that no step changes: arguments of the jitted stages, never captured."""
+
+    tasks: Tasks
+    frozen: Params  # the base of LoRA, otherwise {}
+    reference: Params | None  # the policy that the KL is taken to; None = no KL
+    nothing_excluded: Array  # [N] bool, False
+
+
+class Opened(NamedTuple):
+    """A run that is ready for its first step."""
+
+    setup: Setup
+    table: TaskTable  # of the tasks, on the host
+    constants: Constants
+    state: TrainState
+
+
+def open_run(config: Config, mesh: Mesh) -> Opened:
+    """Reads and checks all that the run needs, and makes its first state.
+
+    Raises InputError for what cannot be trained.
+    """
+    if config.select.name != "dots":  # which needs a predictor
+        make_selector(config, None)  # its mistakes show before the policy is loaded
+    lm = open_model(config, mesh)
+    table = open_mixture(config, lm.tokenizer)
+    if table.embeddings is None and uses_embeddings(config):
+        table = with_policy_embeddings(config, mesh, lm, table)
+    predictor = open_predictor(config, table, mesh)
+    num_tasks = len(table.lengths)
+    on_host = task_arrays(table, predictor)
+    check_table(on_host, num_tasks)
+    check_batch(config.batch_size, table.lengths, None)
+    tasks = meshes.place_table(on_host, mesh, num_tasks)
+    if predictor is not None:
+        tasks = tasks._replace(projections=project_table(predictor, table, mesh))
+    setup = make_setup(config, mesh, lm, table, predictor, tasks)
+    if setup.replay is not None:
+        check_memory(setup)
+    constants = Constants(
+        tasks=tasks,
+        frozen=lm.frozen,
+        reference=reference_params(config, lm),
+        nothing_excluded=meshes.place_table(np.zeros(num_tasks, bool), mesh, num_tasks),
+    )
+    state = compile_init(setup)(lm.params, tasks)
+    return Opened(setup, table, constants, state)
+
+
+def describe_run(
+    config: Config,
+    mesh: meshes.AnyMesh,
+    lm: LanguageModel,
+    table: TaskTable,
+    predictor: Predictor | None,
+) -> Opened:
+    """Returns what `open_run` would, with `jax.ShapeDtypeStruct`s in place of arrays, as those of `lm` are."""
+    num_tasks = len(table.lengths)
+    check_batch(config.batch_size, table.lengths, None)
+    tasks = describe_tasks(task_arrays(table, predictor), mesh, num_tasks)
+    if predictor is not None:
+        shape = (num_tasks, predictor.embeddings.width)
+        rows = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=meshes.task_sharding(mesh, shape, num_tasks))
+        projections = compile_projection(predictor, mesh, num_tasks).eval_shape(predictor.params, rows)
+        tasks = tasks._replace(projections=projections)
+    setup = make_setup(config, mesh, lm, table, predictor, tasks)
+    constants = Constants(
+        tasks=tasks,
+        frozen=lm.frozen,
+        reference=(lm.frozen or lm.params) if config.kl_coef > 0 else None,
+        nothing_excluded=describe_tasks(np.zeros(num_tasks, bool), mesh, num_tasks),
+    )
+    return Opened(setup, table, constants, describe_init(setup, lm.params, tasks))
+
+
+def make_setup(
+    config: Config,
+    mesh: meshes.AnyMesh,
+    lm: LanguageModel,
+    table: TaskTable,
+    predictor: Predictor | None,
+    tasks: Tasks,
+) -> Setup:
+    """Returns what is static in a run; of the parameters of `lm` and of `tasks` only the shapes are read."""
+    setup = Setup(
+        config=config,
+        mesh=mesh,
+        lm=lm._replace(params=None, frozen={}),
+        selector=make_selector(config, predictor),
+        predictor=predictor,
+        learner=make_learner(config, lm),
+        replay=make_replay(config),
+        num_tasks=len(table.lengths),
+        domains=table.domains,
+        prompt_length=buckets(table.lengths)[-1],
+        generate=compile_rollout(lm, config, mesh),
+    )
+    return dataclasses.replace(setup, shardings=state_shardings(setup, lm.params, tasks))
+
+
+def init(setup: Setup, params: Params, tasks: Tasks) -> TrainState:
+    """Makes the first state of a run; a pure function."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        optimizer=setup.learner.init(params),
+        selector=setup.selector.init(tasks, setup.num_tasks),
+        replay=None if setup.replay is None else setup.replay.init(group_shapes(setup)),
+        counters=no_rollouts(setup.num_tasks),
+    )
+
+
+def compile_init(setup: Setup) -> Callable[[Params, Tasks], TrainState]:
+    """Returns `init` as one program, whose state is sharded from the beginning and takes the parameters' memory."""
+    return jax.jit(partial(init, setup), out_shardings=setup.shardings, donate_argnums=0)
+
+
+def describe_init(setup: Setup, params: Params, tasks: Tasks) -> TrainState:
+    """Returns the first state as `jax.ShapeDtypeStruct`s with their shardings."""
+    state = jax.eval_shape(partial(init, setup), params, tasks)
+    return jax.tree.map(meshes.describe, state, setup.shardings)
+
+
+def state_shardings(setup: Setup, params: Params, tasks: Tasks) -> TrainState:
+    """Returns how the state lies on the mesh.
+
+    A parameter's moments lie where it lies. What has a row a task, or a row a replayed group, is sharded over
+    rows, if the mesh divides their number. Everything else is replicated.
+    """
+    mesh = setup.mesh
+    replicated = meshes.sharding(mesh)
+    state = jax.eval_shape(partial(init, setup), params, tasks)
+
+    def by_rows(tree: Tree, rows: int) -> Tree:
+        return jax.tree.map(lambda x: meshes.task_sharding(mesh, x.shape, rows), tree)
+
+    return TrainState(
+        step=replicated,
+        params=jax.tree.map(lambda x: x.sharding, params),
+        optimizer=update.optimizer_shardings(setup.learner, params, replicated),
+        selector=by_rows(state.selector, setup.num_tasks),
+        replay=by_rows(state.replay, setup.config.replay.capacity),
+        counters=by_rows(state.counters, setup.num_tasks),
+    )
+
+
+def describe_tasks(tree: Tree, mesh: meshes.AnyMesh, num_tasks: int) -> Tree:
+    """Describes arrays with a row a task as they will lie on the mesh."""
+    return jax.tree.map(lambda x: meshes.describe(x, meshes.task_sharding(mesh, x.shape, num_tasks)), tree)
+
+
+def reference_params(config: Config, lm: LanguageModel) -> Params | None:
+    """Returns the parameters of the policy that the KL is taken to: with LoRA the frozen ones, otherwise a copy."""
+    if config.kl_coef == 0:
+        return None
+    return lm.frozen or jax.tree.map(jnp.copy, lm.params)
+
+
+def task_arrays(table: TaskTable, predictor: Predictor | None) -> Tasks:
+    """Returns what selectors read of the tasks; a predictor has all that it needs of embeddings in projections."""
+    return Tasks(
+        reference_pass_rates=table.reference_pass_rates,
+        embeddings=table.embeddings if predictor is None else None,
+        domain=table.domain,
+    )
+
+
+def project_table(predictor: Predictor, table: TaskTable, mesh: Mesh) -> Projections:
+    """Computes the whole table as the predictor sees it, sharded over tasks."""
+    shape = (len(table.lengths), predictor.embeddings.width)
+    rows = meshes.place(table.embeddings, meshes.task_sharding(mesh, shape, shape[0]))
+    return compile_projection(predictor, mesh, shape[0])(predictor.params, rows)
+
+
+def make_selector(config: Config, predictor: Predictor | None) -> Selector:
+    """Returns the selector of the config."""
+    options = dataclasses.asdict(config.select)
+    del options["embeddings"]  # which the tasks have
+    if predictor is not None:
+        options |= selector_options(predictor)
+    return selectors.make(num_generations=config.num_generations, **options)
+
+
+def make_replay(config: Config) -> Replay | None:
+    """Returns the replay of the config, if it has one."""
+    if config.replay.capacity == 0:
+        return None
+    return replay.ring(
+        capacity=config.replay.capacity,
+        batch_size=config.batch_size,
+        fresh_fraction=config.replay.fresh_fraction,
+        max_age=config.replay.max_age,
+        draw=config.replay.draw,
+    )
+
+
+def group_shapes(setup: Setup) -> Groups:
+    """Returns the shapes of a group at the longest prompt."""
+    config = setup.config
+    return replay.shapes(
+        num_generations=config.num_generations,
+        prompt_length=setup.prompt_length,
+        completion_length=config.max_completion_length,
+        weighted=config.importance_sampling_correction != "none",
+    )
+
+
+def check_memory(setup: Setup) -> None:
+    """Raises InputError for a replay buffer of more bytes than each device has: the system would kill the process."""
+    assert setup.replay is not None and setup.shardings is not None
+    replay_init = setup.replay.init
+    buffer = jax.eval_shape(lambda: replay_init(group_shapes(setup)))
+    where = setup.shardings.replay
+    sizes = jax.tree.map(lambda x, at: math.prod(at.shard_shape(x.shape)) * x.dtype.itemsize, buffer, where)
+    check_fits(
+        setup.config.replay.capacity,
+        sum(jax.tree.leaves(sizes)),
+        meshes.memory_of_a_device(setup.mesh),
+    )
+
+
+def check_fits(capacity: int, needed: int, available: int | None) -> None:
+    """Raises InputError for a replay buffer that needs more bytes of a device than are `available`."""
+    if available is not None and needed > available:
+        raise InputError(
+            f"replay.capacity is {capacity:,}: its groups take {needed / 2**30:,.1f} GiB of each device, which has "
+            f"{available / 2**30:,.1f} GiB; lower it"
+        )
+
+
+def make_learner(config: Config, lm: LanguageModel) -> Update:
+    """Returns the training step of the config."""
+    return update.make(
+        lm.policy,
+        mini_batch_size=config.tasks_per_update,
+        micro_batch_size=config.rows_per_micro_batch,
+        num_iterations=config.num_iterations,
+        loss_type=config.loss_type,
+        epsilon=config.epsilon,
+        epsilon_high=config.epsilon_high,
+        delta=config.delta,
+        kl_coef=config.kl_coef,
+        kl_estimator=config.kl_estimator,
+        entropy_coef=config.entropy_coef,
+        temperature=config.temperature,
+        clip=config.replay.clip,
+        learning_rate=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+    )
+
+
+def with_policy_embeddings(config: Config, mesh: Mesh, lm: LanguageModel, table: TaskTable) -> TaskTable:
+    """Embeds the tasks by the policy that the run starts from: the same bits at every start on this mesh."""
+    num_tasks = len(table.lengths)
+    embed = make_embedder(lm, config, mesh, table)
+    embeddings = np.zeros((num_tasks, lm.config.hidden_size), np.float32)
+    done = 0
+    visible = jax.process_index() == 0
+    with computing_on(mesh, config), Display(num_tasks, visible=visible, unit="embedding of prompt") as display:
+        for ids in batches(table.lengths, config.batch_size):
+            embeddings[ids] = embed(ids)
             done += len(ids)
             display.advance(done, "")
-        display.say(f"the policy's embeddings of {number:,} prompts are made")
-        return rows._replace(embeddings=found, embedded_by=embedding_source(lm, config, mesh))
+        display.say(f"the policy's embeddings of {num_tasks:,} prompts are made")
+        return table._replace(embeddings=embeddings, embedded_by=embedding_source(lm, config, mesh))

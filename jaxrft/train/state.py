@@ -1,10 +1,14 @@
 """All that a run is at a step, as one pytree."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from chex import ArrayTree
 
+from jaxrft.learn.replay import Buffer
+from jaxrft.learn.update import OptimizerState
+from jaxrft.lm.model import Params
 from jaxrft.types import Array, Feedback
 
 MILLION = 1_000_000
@@ -18,33 +22,45 @@ class Counters(NamedTuple):
     rollouts: Array  # [2] int32, likewise
 
 
-def count_rollouts(tally: Counters, feedback: Feedback, step: Array, num_generations: int) -> Counters:
-    """The tally after a step that rolled out the tasks of `feedback` [B], each so many times; a task N is padding."""
-    ids, tokens = feedback.ids, jnp.sum(feedback.tokens.astype(jnp.int32))
+class TrainState(NamedTuple):
+    """All that a run is at a step: what is not here derives from the config and the step."""
+
+    step: Array  # [] int32, steps done
+    params: Params  # what is trained, float32
+    optimizer: OptimizerState
+    selector: ArrayTree  # of the selector's own type
+    replay: Buffer | None
+    counters: Counters
+
+
+def no_rollouts(num_tasks: int) -> Counters:
+    """Returns the counters before the first step."""
     return Counters(
-        last_seen=tally.last_seen.at[ids].set(step, mode="drop"),
-        tokens=_add(tally.tokens, tokens),
-        rollouts=_add(tally.rollouts, jnp.sum(ids < tally.last_seen.shape[0], dtype=jnp.int32) * num_generations),
+        last_seen=jnp.full(num_tasks, -1, jnp.int32),
+        tokens=jnp.zeros(2, jnp.int32),
+        rollouts=jnp.zeros(2, jnp.int32),
     )
 
 
-def _add(number: Array, more: Array | int) -> Array:
+def count_rollouts(counters: Counters, feedback: Feedback, step: Array, *, num_generations: int) -> Counters:
+    """Counts the rollouts of the tasks of `feedback` [B] in a step; a task N is padding."""
+    num_tasks = counters.last_seen.shape[0]
+    tokens = jnp.sum(feedback.tokens.astype(jnp.int32))
+    groups = jnp.sum(feedback.ids < num_tasks, dtype=jnp.int32)
+    return Counters(
+        last_seen=counters.last_seen.at[feedback.ids].set(step, mode="drop"),
+        tokens=_add(counters.tokens, tokens),
+        rollouts=_add(counters.rollouts, groups * num_generations),
+    )
+
+
+def _add(number: Array, more: Array) -> Array:
+    """Adds to a number that is held as millions and rest [2]."""
     rest = number[1] + more
     return jnp.stack([number[0] + rest // MILLION, rest % MILLION])
 
 
-def counter_metrics(tally: Counters) -> dict[str, int]:
-    """Tokens and rollouts sampled so far, as metrics name them."""
-    numbers = {"num_tokens": tally.tokens, "rollouts": tally.rollouts}
+def counter_metrics(counters: Counters) -> dict[str, int]:
+    """Returns the tokens and rollouts sampled so far, as metrics name them."""
+    numbers = {"num_tokens": counters.tokens, "rollouts": counters.rollouts}
     return {name: MILLION * int(x[0]) + int(x[1]) for name, x in jax.device_get(numbers).items()}
-
-
-class TrainState(NamedTuple):
-    """All that a run is at a step: what is not here derives from the config and the step."""
-
-    step: Array  # scalar int32, steps done
-    params: Any  # what is trained, float32
-    optimizer: Any
-    selector: Any
-    replay: Any
-    tally: Counters

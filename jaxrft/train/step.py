@@ -1,367 +1,297 @@
-"""What a run is made of, its first state, and the programs of its steps; described ones too, without any memory."""
+"""The stages of a training step: select, roll out, grade, score, update the selector, learn.
 
-import dataclasses
-import math
+Each stage is a method of `Step`, which runs on the host, and directly below it the function that runs on the
+devices, compiled once for each shape. The rollout's is `jaxrft.lm.policy.compile_rollout`, and graders run in
+processes of their own. `resample.py` calls the stages until a batch is full, and `loop.py` step after step.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from chex import ArrayTree
 
 from jaxrft import mesh as meshes
 from jaxrft.config import Config
 from jaxrft.learn import grpo, replay, reward_shaping, update
-from jaxrft.learn.replay import Groups, Replay
-from jaxrft.lm.policy import LanguageModel, compile_rollout
+from jaxrft.learn.replay import Buffer, Groups
+from jaxrft.lm import model
+from jaxrft.lm.model import Params
 from jaxrft.report import metrics
 from jaxrft.report.visits import Visits
-from jaxrft.select import selectors
-from jaxrft.select.base import Selector
-from jaxrft.select.checks import check_batch
-from jaxrft.select.dots.predictor import Predictor, selector_options
-from jaxrft.streams import stream_key
-from jaxrft.tasks import table
-from jaxrft.tasks.projections import project_table
-from jaxrft.tasks.table import TaskTable
+from jaxrft.rewards.grading import Rewards, check_rewards, grade, learnable_rewards, trainer_state
+from jaxrft.rewards.pool import Pool
+from jaxrft.streams import STREAMS, stream_key
+from jaxrft.tasks.table import TaskTable, buckets, prompt_batch
+from jaxrft.train.setup import Constants, Setup, Tree
 from jaxrft.train.state import Counters, TrainState, count_rollouts
-from jaxrft.types import Array, Choice, Feedback, InputError, Rollout, Tasks
+from jaxrft.types import Array, Choice, Feedback, Rollout, Tasks
+
+Metrics = dict[str, Array]
 
 
-class Run(NamedTuple):
-    """All that a run is made of, beside its state."""
+class RolledOut(NamedTuple):
+    """Completions of the tasks `ids`."""
 
-    config: Config
-    mesh: Any
-    lm: LanguageModel
-    table: TaskTable  # of the tasks, on the host
-    tasks: Tasks  # on the devices
-    selector: Selector
-    predictor: Predictor | None  # that the selector uses, if it uses any
-    learner: update.Update
-    replay: Replay | None
-    reference: Any  # parameters of the policy that the KL is taken to, with LoRA the frozen ones; None = no KL
-    pool: Any = None  # graders, of a run that is carried out
-    visits: Visits | None = None  # what they said of each task, likewise
-    evaluate: Any = None  # (params, step, stopped) -> metrics, likewise
-    measure: Any = None  # (params, step, table, ids, stopped) -> pass rates [N], likewise, where they are wanted
+    ids: np.ndarray  # [B] int32
+    prompts: tuple[Array, Array]  # tokens [B, P] and lengths [B]
+    rollout: Rollout  # R = B * G rows
 
 
-class Judged(NamedTuple):
-    """Groups of rollouts, graded; B tasks."""
+class ScoredGroups(NamedTuple):
+    """Groups of graded completions; B tasks."""
 
     groups: Groups
     feedback: Feedback
     informative: Array  # [B] bool, successes not all equal
     distance: Array  # [B] float32, of the pass rate to the target; infinite where the group is not informative
-    metrics: dict[str, Array]
+    metrics: Metrics
 
 
-class Programs(NamedTuple):
-    """The jitted programs of a step; they keep the state's shardings, and reuse the memory of what they change."""
+@dataclass(frozen=True, eq=False)
+class Step:
+    """The stages of a training step."""
 
-    size: Any  # (state) -> how many new groups, on the host, the next step learns from: fewer if a replay has others
-    probe: Any  # (selector_state, step, tasks) -> choice, of tasks to roll out in order to know
-    select: Any  # (selector_state, step, tasks, exclude [N], random stream, *, batch_size) -> (choice, selector_state)
-    generate: Any  # (params, step, prompts, lengths, ids, number of the random stream) -> rollouts
-    judge: Any  # (step, ids, (prompts, lengths), rollouts, rewards, success) -> judged
-    note: Any  # (selector_state, tally, step, tasks, choice, *parts, reference) -> (selector_state, tally, metrics)
-    join: Any  # (groups, parts of other groups, rows of all of these) -> groups
-    learn: Any  # (state, groups, reference, frozen) -> (state, metrics)
-    draw: Any  # (buffer, groups, step) -> (what that step learns from, which of it is replayed)
-    store: Any  # (buffer, parts of groups, which of them) -> buffer
+    setup: Setup
+    table: TaskTable  # of the tasks, on the host
+    constants: Constants  # arrays on the devices
+    pool: Pool  # graders
+    visits: Visits  # what they said of each task
 
+    def num_fresh(self, state: TrainState) -> int:
+        """Returns how many groups the next step rolls out: fewer if the replay has enough others.
 
-def assemble(
-    config: Config,
-    mesh: meshes.AnyMesh,
-    lm: LanguageModel,
-    rows: TaskTable,
-    predictor: Predictor | None = None,
-    *,
-    described: bool = False,
-) -> tuple[Run, TrainState]:
-    """A run without its graders and evaluation, and its first state, which takes the parameters of `lm`.
+        There are two sizes, each a set of compiled programs.
+        """
+        fewest = self.setup.config.fresh_batch_size
+        if self.setup.replay is not None and int(fresh_needed(self.setup, state.replay, state.step)) <= fewest:
+            return fewest
+        return self.setup.config.batch_size
 
-    `predictor`: of a selector that needs one. `described`: those parameters are jax.ShapeDtypeStructs, and so are all
-    arrays of the run and of the state.
-    """
-    number, everywhere = len(rows.lengths), meshes.sharding(mesh)
-    selector = make_selector(config, predictor)
-    rates = np.full(number, np.nan, np.float32) if selector.measure else None
-    # dots has all that it needs of embeddings in their projections
-    on_host: Any = rows.reference_pass_rates, None if predictor else rows.embeddings, rows.domain, rates
-    tasks = Tasks(*on_host)
-    learner, memory = make_learner(config, lm), make_replay(config)
-    shardings = update.optimizer_shardings(learner, lm.params, everywhere)
-    put: Any
-    put, init, copy = meshes.place, jax.jit(learner.init, out_shardings=shardings), jnp.copy
-    if described:
-        put, init, copy = meshes.describe, init.eval_shape, lambda x: x
-    on_mesh: Any = partial(meshes.place_table, mesh=mesh, num_tasks=number, put=put)
-    projections = predictor and project_table(predictor, rows, mesh, described=described)
-    beliefs = selector.init(tasks._replace(projections=projections), number)
-    check_batch(config.batch_size, rows.lengths, None)
-    state = TrainState(
-        step=put(np.zeros((), np.int32), everywhere),
-        params=lm.params,
-        optimizer=init(lm.params),
-        selector=on_mesh(beliefs),
-        replay=memory and empty(memory, config, mesh, rows, described=described),
-        tally=on_mesh(Counters._make((np.full(number, -1, np.int32), *np.zeros((2, 2), np.int32)))),
-    )
-    reference = (lm.frozen or jax.tree.map(copy, lm.params)) if config.kl_coef > 0 else None
-    lm = lm._replace(params=None)  # the state's from now on, which each step gives new memory
-    tasks = on_mesh(tasks)._replace(projections=projections)
-    return Run(config, mesh, lm, rows, tasks, selector, predictor, learner, memory, reference), state
+    def reference_set(self, state: TrainState) -> Choice:
+        """Draws the tasks whose pass rates the selector wants to know, and says what it believed of them."""
+        return draw_reference_set(self.setup, state.selector, state.step, self.constants.tasks)
 
+    def select(
+        self, state: TrainState, *, batch_size: int, exclude: np.ndarray, stream: int
+    ) -> tuple[Choice, TrainState]:
+        """Chooses the tasks of a batch, none of the ids `exclude` [m] while there are others."""
+        mask = self.constants.nothing_excluded
+        if len(exclude):
+            on_host = np.zeros(self.setup.num_tasks, bool)
+            on_host[exclude] = True
+            mask = meshes.place_table(on_host, self.setup.mesh, self.setup.num_tasks)
+        choice, selector = select_tasks(
+            self.setup,
+            state.selector,
+            state.step,
+            self.constants.tasks,
+            mask,
+            np.int32(stream),
+            batch_size=batch_size,
+        )
+        return choice, state._replace(selector=selector)
 
-def make_selector(config: Config, predictor: Predictor | None) -> Selector:
-    """Returns the selector of the config."""
-    own = dataclasses.asdict(config.select) | (selector_options(predictor) if predictor else {})
-    del own["embeddings"]  # which the tasks have
-    return selectors.make(num_generations=config.num_generations, **own)
+    def roll_out(self, state: TrainState, ids: np.ndarray, *, stream: str = "rollout") -> RolledOut:
+        """Samples a group of completions of each of the tasks `ids` [B], and waits for them."""
+        mesh = self.setup.mesh
+        prompts = prompt_batch(self.table, ids, buckets(self.table.lengths), mesh)
+        params = model.whole(state.params, self.constants.frozen)
+        number = np.int32(STREAMS.index(stream))
+        rollout = self.setup.generate(params, state.step, *prompts, meshes.from_host(mesh, ids), number)
+        jax.block_until_ready(rollout.lengths)
+        return RolledOut(ids, prompts, rollout)
 
+    def grade(self, state: TrainState, rolled: RolledOut) -> Rewards:
+        """Grades completions, each process those that it holds.
 
-def make_replay(config: Config) -> Replay | None:
-    """The replay of the config, if it has one."""
-    c = config.replay
-    if c.capacity == 0:
-        return None
-    return replay.ring(
-        capacity=c.capacity,
-        batch_size=config.batch_size,
-        fresh_fraction=c.fresh_fraction,
-        max_age=c.max_age,
-        draw=c.draw,
-    )
+        Raises InputError when something is wrong with the rewards of the first batch of the process.
+        """
+        config = self.setup.config
+        rewards = grade(
+            config,
+            self.setup.lm,
+            rolled.rollout,
+            self.pool,
+            self.table,
+            rolled.ids,
+            trainer_state=trainer_state(config, int(state.step)),
+        )
+        first = self.visits.is_empty()
+        rewards = check_rewards(config, rewards, self.pool, tasks=len(rolled.ids), first=first)
+        self.visits.add(rolled.ids, rewards.success)
+        return rewards
 
-
-def empty(memory: Replay, config: Config, mesh: meshes.AnyMesh, rows: TaskTable, *, described: bool) -> replay.Buffer:
-    """The empty buffer on the mesh, for the longest prompts there are; or its description."""
-    like = replay.shapes(
-        num_generations=config.num_generations,
-        prompt_length=table.buckets(rows.lengths)[-1],
-        completion_length=config.max_completion_length,
-        weighted=config.importance_sampling_correction != "none",
-    )
-    buffer = jax.eval_shape(lambda: memory.init(like))
-    where = jax.tree.map(lambda x: meshes.task_sharding(mesh, x.shape, config.replay.capacity), buffer)
-    init = jax.jit(lambda: memory.init(like), out_shardings=where)
-    if described:
-        return init.eval_shape()
-    shards = jax.tree.map(lambda x, of: math.prod(of.shard_shape(x.shape)) * x.dtype.itemsize, buffer, where)
-    check_fits(config.replay.capacity, sum(jax.tree.leaves(shards)), meshes.memory_of_a_device(mesh))
-    return init()
-
-
-def check_fits(capacity: int, needed: int, available: int | None) -> None:
-    """Raises InputError for a replay buffer of more bytes than each device has: the system would kill the process."""
-    if available is not None and needed > available:
-        raise InputError(
-            f"replay.capacity is {capacity:,}: its groups take {needed / 2**30:,.1f} GiB of each device, which has "
-            f"{available / 2**30:,.1f} GiB; lower it"
+    def score(self, state: TrainState, rolled: RolledOut, rewards: Rewards) -> ScoredGroups:
+        """Makes groups with advantages, and the feedback of their tasks, of graded completions."""
+        config = self.setup.config
+        mesh = self.setup.mesh
+        values = learnable_rewards(rewards).reshape(len(rolled.ids), config.num_generations, -1)
+        return score_groups(
+            self.setup,
+            state.step,
+            meshes.from_host(mesh, rolled.ids),
+            rolled.prompts,
+            rolled.rollout,
+            meshes.from_host(mesh, values, "batch", None, None),
+            meshes.from_host(mesh, rewards.success_index, "batch"),
         )
 
+    def update_selector(
+        self,
+        state: TrainState,
+        choice: Choice,
+        *parts: tuple[Feedback, Array],
+        reference: bool = False,
+    ) -> tuple[TrainState, Metrics]:
+        """Tells the selector what came of a choice: (feedback, informative) of each of its `parts`."""
+        selector, counters, found = update_selector(
+            self.setup,
+            state.selector,
+            state.counters,
+            state.step,
+            self.constants.tasks,
+            choice,
+            *parts,
+            reference=reference,
+        )
+        return state._replace(selector=selector, counters=counters), found
 
-def make_learner(config: Config, lm: LanguageModel) -> update.Update:
-    """The training step of the config."""
-    return update.make(
-        lm.policy,
-        mini_batch_size=config.tasks_per_update,
-        micro_batch_size=config.rows_per_micro_batch,
-        num_iterations=config.num_iterations,
-        loss_type=config.loss_type,
-        epsilon=config.epsilon,
-        epsilon_high=config.epsilon_high,
-        delta=config.delta,
-        kl_coef=config.kl_coef,
-        kl_estimator=config.kl_estimator,
-        entropy_coef=config.entropy_coef,
-        temperature=config.temperature,
-        clip=config.replay.clip,
-        learning_rate=config.learning_rate,
-        warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-    )
+    def learn(
+        self, state: TrainState, groups: Groups, surplus: Sequence[tuple[tuple[Groups, ...], np.ndarray]]
+    ) -> tuple[TrainState, Metrics]:
+        """Updates the policy by the groups of a batch [B].
 
-
-def compile_steps(run: Run, state: TrainState) -> Programs:
-    """The programs of a run whose state lies as this one does; both may be descriptions."""
-    everywhere, rows = meshes.sharding(run.mesh), meshes.sharding(run.mesh, "batch")
-    where = jax.tree.map(lambda x: x.sharding, state)
-
-    def compiled(function: Any, out: Any, **options: Any) -> Any:
-        return jax.jit(partial(function, run), out_shardings=out, **options)
-
-    return Programs(
-        size=partial(rollout_size, run, None if run.replay is None else jax.jit(run.replay.fresh_needed)),
-        probe=compiled(probe, everywhere),
-        select=compiled(select, (everywhere, where.selector), static_argnames="batch_size", donate_argnums=0),
-        generate=compile_rollout(run.lm, run.config, run.mesh),
-        judge=compiled(judge, Judged(rows, *[everywhere] * 4)),  # pyright: ignore[reportArgumentType]
-        note=compiled(
-            note, (where.selector, where.tally, everywhere), static_argnames="reference", donate_argnums=(0, 1)
-        ),
-        join=compiled(join, rows),
-        learn=compiled(learn, (where, everywhere), donate_argnums=0),
-        draw=compiled(draw, rows),
-        store=compiled(store, where.replay, donate_argnums=0),
-    )
+        `surplus`: informative groups without a slot in the batch, as (parts, which of them); they enter the replay.
+        """
+        constants = self.constants
+        state, found = update_policy(self.setup, state, groups, constants.reference, constants.frozen)
+        if self.setup.replay is not None:  # not before: it may be the buffer that this batch was drawn from
+            for parts, which in surplus:
+                buffer = store_groups(self.setup, state.replay, parts, which)
+                state = state._replace(replay=buffer)
+        return state, found
 
 
-def rollout_size(run: Run, fresh_needed: Any, state: TrainState) -> int:
-    """How many new groups the next step learns from: there are two sizes, each a set of compiled programs."""
-    fewest = run.config.fresh_batch_size
-    enough = fresh_needed is not None and int(fresh_needed(state.replay, state.step)) <= fewest
-    return fewest if enough else run.config.batch_size
+def _placed(tree: Tree, shardings: ArrayTree | None) -> Tree:
+    """Lays the leaves of a tree out; `shardings` is a tree, or one for all leaves."""
+    if isinstance(shardings, jax.sharding.NamedSharding):
+        shardings = jax.tree.map(lambda _: shardings, tree)
+    return jax.tree.map(jax.lax.with_sharding_constraint, tree, shardings)
 
 
-def probe(run: Run, selector_state: Any, step: Array, tasks: Tasks) -> Choice:
-    """The tasks that the selector wants to know about, and what it has believed of them so far."""
-    choose: Any = run.selector.reference_set
-    ids = choose(stream_key(run.config.seed, step, "probe"), selector_state, tasks)
-    return Choice(ids, run.selector.pass_rate(selector_state, tasks)[ids])
+def _replicated(setup: Setup, tree: Tree) -> Tree:
+    return _placed(tree, meshes.sharding(setup.mesh))
 
 
-def select(
-    run: Run, selector_state: Any, step: Array, tasks: Tasks, exclude: Array, stream: Array, *, batch_size: int
-) -> tuple[Choice, Any]:
+def _by_group(setup: Setup, tree: Tree) -> Tree:
+    return _placed(tree, meshes.sharding(setup.mesh, "batch"))
+
+
+@partial(jax.jit, static_argnums=0)
+def fresh_needed(setup: Setup, buffer: Buffer, step: Array) -> Array:
+    """Returns how many fresh groups [] the next batch needs."""
+    assert setup.replay is not None
+    return setup.replay.fresh_needed(buffer, step)
+
+
+@partial(jax.jit, static_argnums=0)
+def draw_reference_set(setup: Setup, selector_state: ArrayTree, step: Array, tasks: Tasks) -> Choice:
+    """Draws the ids [K] of a reference set, with the pass rates that the selector believes them to have."""
+    selector = setup.selector
+    assert selector.reference_set is not None
+    ids = selector.reference_set(stream_key(setup.config.seed, step, "probe"), selector_state, tasks)
+    believed = selector.pass_rate(selector_state, tasks)[ids]
+    return _replicated(setup, Choice(ids, believed))
+
+
+@partial(jax.jit, static_argnums=0, static_argnames="batch_size", donate_argnums=1)
+def select_tasks(
+    setup: Setup,
+    selector_state: ArrayTree,
+    step: Array,
+    tasks: Tasks,
+    exclude: Array,
+    stream: Array,
+    *,
+    batch_size: int,
+) -> tuple[Choice, ArrayTree]:
     """Chooses `batch_size` tasks, and none of the mask `exclude` [N] while there are others.
 
-    `stream` is the number of the random stream.
+    `stream` [] is the number of the random stream.
     """
-    key = stream_key(run.config.seed, step, stream)
-    return run.selector.select(key, selector_state, tasks, batch_size=batch_size, exclude=exclude)
+    key = stream_key(setup.config.seed, step, stream)
+    choice, selector_state = setup.selector.select(key, selector_state, tasks, batch_size=batch_size, exclude=exclude)
+    assert setup.shardings is not None
+    return _replicated(setup, choice), _placed(selector_state, setup.shardings.selector)
 
 
-def judge(
-    run: Run, step: Array, ids: Array, prompts: Any, rollouts: Rollout, rewards: Array, success_index: Array
-) -> Judged:
-    """What `rewards` [B, G, F], NaN = does not apply, make of the rollouts of the tasks `ids` [B].
+@partial(jax.jit, static_argnums=0)
+def score_groups(
+    setup: Setup,
+    step: Array,
+    ids: Array,
+    prompts: tuple[Array, Array],
+    rollout: Rollout,
+    rewards: Array,
+    success_index: Array,
+) -> ScoredGroups:
+    """Computes advantages and feedback from `rewards` [B, G, F], NaN = does not apply, of the tasks `ids` [B].
 
     `success_index` [B] int32: which of the rewards is success of each task.
     """
-    config, groups = run.config, rewards.shape[:2]
-    total, valid, tolerance, of_length = sums(config, rewards, success_index, rollouts.lengths.reshape(groups))
+    config = setup.config
+    shape = rewards.shape[:2]  # [B, G]
+    lengths = rollout.lengths.reshape(shape)
+    total, valid, tolerance, found = sum_rewards(config, rewards, success_index, lengths)
     total = grpo.leveled(total, valid, tolerance=tolerance)
     success = jnp.where(valid, reward_shaping.of_tasks(rewards, success_index), 0.0)
+    successes = jnp.sum(success, axis=1)
     trials = jnp.sum(valid, axis=1, dtype=jnp.float32)
-    rate = jnp.sum(success, axis=1) / jnp.maximum(trials, 1.0)
+    pass_rate = successes / jnp.maximum(trials, 1.0)
     informative = grpo.informative(success, valid)
-    spent = jnp.sum(rollouts.lengths.reshape(groups), axis=1)
-    last = jnp.take_along_axis(rollouts.tokens, rollouts.lengths[:, None] - 1, axis=1)
-    truncated = ~jnp.any(last == jnp.asarray(run.lm.eos_ids, jnp.int32)[None], axis=1)
-    leaves = truncated.reshape(groups) if config.mask_truncated_completions else jnp.zeros(groups, bool)
-    fresh = Groups(
+    last = jnp.take_along_axis(rollout.tokens, rollout.lengths[:, None] - 1, axis=1)
+    truncated = ~jnp.any(last == jnp.asarray(setup.lm.eos_ids, jnp.int32)[None], axis=1)
+    masked = truncated.reshape(shape) if config.mask_truncated_completions else jnp.zeros(shape, bool)
+    groups = Groups(
         *prompts,
-        tokens=rollouts.tokens.reshape(*groups, -1),
-        mask=jnp.where((valid & ~leaves)[..., None], rollouts.mask.reshape(*groups, -1), 0.0),
-        logprobs=rollouts.logprobs.reshape(*groups, -1),
+        tokens=rollout.tokens.reshape(*shape, -1),
+        mask=jnp.where((valid & ~masked)[..., None], rollout.mask.reshape(*shape, -1), 0.0),
+        logprobs=rollout.logprobs.reshape(*shape, -1),
         advantages=grpo.advantages(total, scale_rewards=config.scale_rewards, mask=valid),
         rewards=jnp.where(valid, total, jnp.nan),
         task=ids,
-        step=jnp.full(groups[:1], step),
-        weights=importance_weights(config, rollouts, groups),
+        step=jnp.full(shape[:1], step),
+        weights=importance_weights(config, rollout, shape),
     )
-    found = metrics.rewards(rewards, config.rewards, total, valid, grpo.informative(total, valid))
-    return Judged(
-        groups=fresh,
-        feedback=Feedback(ids, jnp.sum(success, axis=1), trials, spent.astype(jnp.float32)),
-        informative=informative,
-        distance=jnp.where(informative, jnp.abs(rate - config.select.target), jnp.inf),
-        metrics=of_length | found | metrics.completions(rollouts, truncated),
+    found |= metrics.rewards(rewards, config.rewards, total, valid, grpo.informative(total, valid))
+    found |= metrics.completions(rollout, truncated)
+    feedback = Feedback(ids, successes, trials, jnp.sum(lengths, axis=1).astype(jnp.float32))
+    distance = jnp.where(informative, jnp.abs(pass_rate - config.select.target), jnp.inf)
+    return ScoredGroups(
+        groups=_by_group(setup, groups),
+        feedback=_replicated(setup, feedback),
+        informative=_replicated(setup, informative),
+        distance=_replicated(setup, distance),
+        metrics=_replicated(setup, found),
     )
 
 
-def note(
-    run: Run,
-    selector_state: Any,
-    tally: Counters,
-    step: Array,
-    tasks: Tasks,
-    choice: Choice,
-    *parts: Any,
-    reference: bool = False,
-) -> tuple[Any, Counters, dict[str, Array]]:
-    """Tells selector and tally what came of a choice, (feedback, informative) of its `parts`; metrics of beliefs.
-
-    Rows of the task N are padding. `reference`: the choice is a reference set.
-    """
-    feedback, informative = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
-    tally = count_rollouts(tally, feedback, step + 1, run.config.num_generations)
-    found = metrics.selection(choice, feedback, informative, tally.last_seen)
-    found |= metrics.by_domain(informative, choice, tasks, run.table.domains)
-    learn_of: Any = run.selector.update_references if reference else run.selector.update
-    return learn_of(selector_state, tasks, feedback), tally, found
-
-
-def join(run: Run, groups: Groups, others: tuple[Groups, ...], rows: Array) -> Groups:
-    """The `rows` [B] of `groups` and, behind them, the others, as one batch."""
-    every = (groups, *others)
-    width = max(each.prompts.shape[1] for each in every)
-    joined = jax.tree.map(lambda *x: jnp.concatenate(x)[rows], *(widened(each, width) for each in every))
-    valid = jnp.isfinite(joined.rewards)
-    total = jnp.where(valid, joined.rewards, 0.0)
-    return joined._replace(advantages=grpo.advantages(total, scale_rewards=run.config.scale_rewards, mask=valid))
-
-
-def learn(run: Run, state: TrainState, groups: Groups, ref: Any, frozen: Any) -> tuple[TrainState, dict[str, Array]]:
-    """Updates the policy by the groups of the step, and those that a replay draws.
-
-    Of a step with an update that could not be made, whose groups may be why, none enters the replay.
-    """
-    drawn, replayed = draw(run, state.replay, groups, state.step)
-    key = stream_key(run.config.seed, state.step, "learn")
-    batch, found = update.Batch(*drawn[:6], weights=drawn.weights), {}
-    if replayed is not None:
-        found = replay.metrics(drawn, replayed, state.step)
-        batch = batch._replace(replayed=jnp.broadcast_to(replayed[:, None], drawn.advantages.shape))
-    params, optimizer, of_update = run.learner.step(key, state.params, state.optimizer, batch, ref, frozen)
-    if run.replay is not None:
-        made = jnp.broadcast_to(of_update["skipped_updates"] == 0, groups.task.shape)
-        state = state._replace(replay=store(run, state.replay, (groups,), made))
-    return state._replace(step=state.step + 1, params=params, optimizer=optimizer), of_update | found
-
-
-def store(run: Run, buffer: Any, groups: tuple[Groups, ...], which: Array) -> Any:
-    """The buffer with those of the groups [K] that teach, of `which` [K] bool."""
-    memory: Any = run.replay
-    wide = (widened(each, buffer.groups.prompts.shape[1]) for each in groups)
-    whole = jax.tree.map(lambda *x: jnp.concatenate(x), *wide)
-    return memory.add(buffer, whole._replace(rewards=jnp.where(which[:, None], whole.rewards, jnp.nan)))
-
-
-def draw(run: Run, buffer: Any, fresh: Groups, step: Array) -> tuple[Groups, Array | None]:
-    """The groups that the step learns from, and which of them [B] are replayed: none while the buffer is short.
-
-    A run without replay learns from its fresh groups.
-    """
-    if run.replay is None:
-        return fresh, None
-    if fresh.step.shape[0] == run.config.batch_size:
-        return fresh, jnp.zeros(run.config.batch_size, bool)
-    key = stream_key(run.config.seed, step, "replay")
-    return run.replay.draw(key, buffer, widened(fresh, buffer.groups.prompts.shape[1]), step)
-
-
-def widened(groups: Groups, width: int) -> Groups:
-    """The groups with prompts padded to `width` tokens."""
-    return groups._replace(prompts=jnp.pad(groups.prompts, ((0, 0), (0, width - groups.prompts.shape[1]))))
-
-
-def sums(
+def sum_rewards(
     config: Config, rewards: Array, success_index: Array, lengths: Array
-) -> tuple[Array, Array, Array, dict[str, Array]]:
-    """Computes what the rewards [B, G, F] of completions of so many tokens [B, G] come to, all [B, G].
+) -> tuple[Array, Array, Array, Metrics]:
+    """Computes the weighted sums of the rewards [B, G, F] of completions of `lengths` tokens [B, G].
 
-    Returns the sums, whether they exist, the most that rounding may make of their differences, and metrics. The soft
-    overlong penalty is one more term of each sum, if there is one.
+    Returns the sums, whether they exist, the most that rounding may make of their differences, all [B, G], and
+    metrics. The soft overlong penalty is one more term of each sum, if there is one.
     """
-    reward_weights = jnp.array(config.reward_weights or [1.0] * len(config.rewards), jnp.float32)
-    total, exists = reward_shaping.total(rewards, reward_weights, success=success_index)
-    magnitude = reward_shaping.magnitude(rewards, reward_weights)
+    weights = jnp.array(config.reward_weights or [1.0] * len(config.rewards), jnp.float32)
+    total, exists = reward_shaping.total(rewards, weights, success=success_index)
+    magnitude = reward_shaping.magnitude(rewards, weights)
     if config.overlong_buffer == 0:
         return total, exists, grpo.rounding(magnitude, len(config.rewards)), {}
     penalty = reward_shaping.overlong(
@@ -374,16 +304,108 @@ def sums(
     return total + penalty, exists, tolerance, {"completions/overlong_penalty": jnp.mean(penalty)}
 
 
-def importance_weights(config: Config, rollouts: Rollout, groups: tuple[int, ...]) -> Array | None:
-    """Weights [B, G, T] of the tokens' losses for what they were really drawn from; None = 1 each."""
+def importance_weights(config: Config, rollout: Rollout, shape: tuple[int, ...]) -> Array | None:
+    """Computes weights [B, G, T] of the tokens' losses for the distribution really drawn from; None = 1 each."""
     if config.importance_sampling_correction == "none":
         return None
     weights = grpo.importance_weights(
-        rollouts.logprobs,
-        rollouts.sampling_logprobs,
-        rollouts.mask,
+        rollout.logprobs,
+        rollout.sampling_logprobs,
+        rollout.mask,
         importance_sampling_correction=config.importance_sampling_correction,
         importance_sampling_cap=config.importance_sampling_cap,
         importance_sampling_mode=config.importance_sampling_mode,
     )
-    return weights.reshape(*groups, -1)
+    return weights.reshape(*shape, -1)
+
+
+@partial(jax.jit, static_argnums=0, static_argnames="reference", donate_argnums=(1, 2))
+def update_selector(
+    setup: Setup,
+    selector_state: ArrayTree,
+    counters: Counters,
+    step: Array,
+    tasks: Tasks,
+    choice: Choice,
+    *parts: tuple[Feedback, Array],
+    reference: bool = False,
+) -> tuple[ArrayTree, Counters, Metrics]:
+    """Updates selector and counters by the feedback of a choice; returns metrics of what was believed.
+
+    Rows of the task N are padding. `reference`: the choice is a reference set.
+    """
+    selector = setup.selector
+    feedback, informative = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+    counters = count_rollouts(counters, feedback, step + 1, num_generations=setup.config.num_generations)
+    found = metrics.selection(choice, feedback, informative, counters.last_seen)
+    found |= metrics.by_domain(informative, choice, tasks, setup.domains)
+    update = selector.update_references if reference else selector.update
+    assert update is not None and setup.shardings is not None
+    selector_state = _placed(update(selector_state, tasks, feedback), setup.shardings.selector)
+    counters = _placed(counters, setup.shardings.counters)
+    return selector_state, counters, _replicated(setup, found)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
+def update_policy(
+    setup: Setup, state: TrainState, groups: Groups, reference: Params | None, frozen: Params
+) -> tuple[TrainState, Metrics]:
+    """Updates the policy by the groups of a batch, and those that a replay draws.
+
+    If an update could not be made, no group of the batch enters the replay: they may be the reason.
+    """
+    drawn, replayed = draw_replayed(setup, state.replay, groups, state.step)
+    batch = update.Batch(
+        prompts=drawn.prompts,
+        lengths=drawn.lengths,
+        tokens=drawn.tokens,
+        mask=drawn.mask,
+        logprobs=drawn.logprobs,
+        advantages=drawn.advantages,
+        weights=drawn.weights,
+    )
+    of_replay = {}
+    if replayed is not None:
+        of_replay = replay.metrics(drawn, replayed, state.step)
+        batch = batch._replace(replayed=jnp.broadcast_to(replayed[:, None], drawn.advantages.shape))
+    key = stream_key(setup.config.seed, state.step, "learn")
+    params, optimizer, found = setup.learner.step(key, state.params, state.optimizer, batch, reference, frozen)
+    if state.replay is not None:
+        all_made = jnp.broadcast_to(found["skipped_updates"] == 0, groups.task.shape)
+        state = state._replace(replay=_stored(setup, state.replay, (groups,), all_made))
+    state = state._replace(step=state.step + 1, params=params, optimizer=optimizer)
+    return _placed(state, setup.shardings), _replicated(setup, found | of_replay)
+
+
+def draw_replayed(setup: Setup, buffer: Buffer | None, fresh: Groups, step: Array) -> tuple[Groups, Array | None]:
+    """Returns the groups that a step learns from, and which of them [B] are replayed.
+
+    A run without replay learns from its fresh groups, as does one whose buffer is short.
+    """
+    if setup.replay is None or buffer is None:
+        return fresh, None
+    if fresh.step.shape[0] == setup.config.batch_size:
+        return fresh, jnp.zeros(setup.config.batch_size, bool)
+    key = stream_key(setup.config.seed, step, "replay")
+    return setup.replay.draw(key, buffer, widen(fresh, buffer.groups.prompts.shape[1]), step)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
+def store_groups(setup: Setup, buffer: Buffer, parts: tuple[Groups, ...], which: Array) -> Buffer:
+    """Adds the informative ones of the groups `parts`, of `which` [K] bool, to the replay."""
+    assert setup.shardings is not None
+    return _placed(_stored(setup, buffer, parts, which), setup.shardings.replay)
+
+
+def _stored(setup: Setup, buffer: Buffer, parts: tuple[Groups, ...], which: Array) -> Buffer:
+    assert setup.replay is not None
+    width = buffer.groups.prompts.shape[1]
+    groups = jax.tree.map(lambda *x: jnp.concatenate(x), *(widen(part, width) for part in parts))
+    rewards = jnp.where(which[:, None], groups.rewards, jnp.nan)
+    return setup.replay.add(buffer, groups._replace(rewards=rewards))
+
+
+def widen(groups: Groups, width: int) -> Groups:
+    """Pads the prompts of groups to `width` tokens."""
+    missing = width - groups.prompts.shape[1]
+    return groups._replace(prompts=jnp.pad(groups.prompts, ((0, 0), (0, missing))))

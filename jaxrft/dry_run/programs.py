@@ -4,20 +4,18 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.typing import DTypeLike
 
 from jaxrft import mesh as meshes
+from jaxrft.dry_run import memory
 from jaxrft.lm import model
-from jaxrft.plan import memory
 from jaxrft.train import step as steps
 from jaxrft.train.devices import computing_on
-from jaxrft.train.state import TrainState
-from jaxrft.train.step import Run
+from jaxrft.train.setup import Opened, Tree
 from jaxrft.types import Feedback, InputError, Missing
 
 HBM = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}  # GiB a chip
@@ -62,46 +60,53 @@ def devices(topology: str) -> list[Any]:
     return list(described.devices)
 
 
-def compiled(run: Run, state: TrainState, prompt_length: int, *, selects: bool = True) -> Iterator[Compiled]:
-    """Compiles the programs of a described run, one after the other; without `selects`, not that of the selector."""
-    programs = steps.compile_steps(run, state)
-    config, mesh, i32 = run.config, run.mesh, jnp.int32
-    stays = state, run.tasks, run.lm.frozen or run.reference  # with LoRA these two are one
+def compiled(run: Opened, prompt_length: int, *, selects: bool = True) -> Iterator[Compiled]:
+    """Compiles the stages of a described run, one after the other; without `selects`, not those of the selector."""
+    setup, _, constants, state = run
+    config = setup.config
+    mesh = setup.mesh
+    tasks = constants.tasks
+    stays = (state, tasks, constants.frozen or constants.reference)  # with LoRA these two are one
+    batch_size = config.batch_size
 
-    def array(shape: tuple[int, ...], dtype: Any, *axes: str | None) -> Any:
+    def array(shape: tuple[int, ...], dtype: DTypeLike, *axes: str | None) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=meshes.sharding(mesh, *axes))
 
-    def told(count: int) -> Any:
+    def feedback(count: int) -> tuple[Feedback, jax.ShapeDtypeStruct]:
+        ids = array((count,), jnp.int32)
         numbers = array((count,), jnp.float32)
-        return Feedback(array((count,), i32), numbers, numbers, numbers), array((count,), jnp.bool_)
+        return Feedback(ids, numbers, numbers, numbers), array((count,), jnp.bool_)  # pyright: ignore[reportArgumentType]
+
+    def laid_out(tree: Tree, *axes: str) -> Tree:  # as the stages lay out what they return
+        return jax.tree.map(lambda x: meshes.describe(x, meshes.sharding(mesh, *axes)), tree)
 
     with computing_on(mesh, config):
-        stream = jax.ShapeDtypeStruct((), i32)
-        probe = (state.selector, state.step, run.tasks)
-        number = len(run.table.lengths)
-        exclude = meshes.place_table(np.zeros(number, bool), mesh, number, put=meshes.describe)
-        select = (*probe, exclude, stream)
-        choice, _ = jax.eval_shape(partial(programs.select, batch_size=config.batch_size), *select)
-        prompts = array((config.batch_size, prompt_length), i32, "batch"), array((config.batch_size,), i32, "batch")
-        generate = (model.whole(state.params, run.lm.frozen), state.step, *prompts, choice.ids, stream)
-        rollouts = jax.eval_shape(programs.generate, *generate)
-        rewards = array((config.batch_size, config.num_generations, len(config.rewards)), jnp.float32, "batch")
-        success = array((config.batch_size,), i32, "batch")
-        judged = jax.eval_shape(programs.judge, state.step, choice.ids, prompts, rollouts, rewards, success)
-        note = (state.selector, state.tally, state.step, run.tasks)
-        learn = (state, judged.groups, run.reference, run.lm.frozen)
-        if selects and run.selector.reference_set is not None:
-            probed = jax.eval_shape(programs.probe, *probe)
-            whole, part = divmod(probed.ids.size, config.batch_size)
-            parts = map(told, [config.batch_size] * whole + [part] * (part > 0))
-            yield _compile("probe", programs.probe, probe, stays)
-            yield _compile("predict", programs.note, (*note, probed, *parts), stays, reference=True)
+        stream = jax.ShapeDtypeStruct((), jnp.int32)
+        prompts = (array((batch_size, prompt_length), jnp.int32, "batch"), array((batch_size,), jnp.int32, "batch"))
+        rewards = array((batch_size, config.num_generations, len(config.rewards)), jnp.float32, "batch")
+        success_index = array((batch_size,), jnp.int32, "batch")
+        draw = (setup, state.selector, state.step, tasks)
+        select = (*draw, constants.nothing_excluded, stream)
+        choice = laid_out(steps.select_tasks.eval_shape(*select, batch_size=batch_size)[0])
+        params = model.whole(state.params, constants.frozen)
+        generate = (params, state.step, *prompts, choice.ids, stream)
+        rollout = setup.generate.eval_shape(*generate)
+        score = (setup, state.step, choice.ids, prompts, rollout, rewards, success_index)
+        groups = laid_out(steps.score_groups.eval_shape(*score).groups, "batch")
+        update = (setup, state.selector, state.counters, state.step, tasks)
+        learn = (setup, state, groups, constants.reference, constants.frozen)
+        if selects and setup.selector.reference_set is not None:
+            references = laid_out(steps.draw_reference_set.eval_shape(*draw))
+            full, rest = divmod(references.ids.size, batch_size)
+            parts = map(feedback, [batch_size] * full + [rest] * (rest > 0))
+            yield _compile("probe", steps.draw_reference_set, draw, stays)
+            yield _compile("predict", steps.update_selector, (*update, references, *parts), stays, reference=True)
         if selects:
-            yield _compile("select", programs.select, select, stays, batch_size=config.batch_size)
-        yield _compile("generate", programs.generate, generate, (stays, prompts))
+            yield _compile("select", steps.select_tasks, select, stays, batch_size=batch_size)
+        yield _compile("generate", setup.generate, generate, (stays, prompts))
         if selects:
-            yield _compile("note", programs.note, (*note, choice, told(config.batch_size)), stays)
-        yield _compile("learn", programs.learn, learn, (stays, judged.groups))
+            yield _compile("note", steps.update_selector, (*update, choice, feedback(batch_size)), stays)
+        yield _compile("learn", steps.update_policy, learn, (stays, groups))
 
 
 def _compile(name: str, program: Any, arguments: Any, held: Any, **static: Any) -> Compiled:

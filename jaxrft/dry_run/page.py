@@ -9,12 +9,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from jaxrft.dry_run import counts, memory
+from jaxrft.dry_run.found import Pool, Set
+from jaxrft.dry_run.graded import Trial, unjudged
+from jaxrft.dry_run.programs import HBM, Compiled
 from jaxrft.host.terminal import escaped
 from jaxrft.lm import tokenizer
-from jaxrft.plan import counts, memory
-from jaxrft.plan.found import Pool, Set
-from jaxrft.plan.graded import Trial, unjudged
-from jaxrft.plan.programs import HBM, Compiled
 from jaxrft.tasks import table as tables
 from jaxrft.tasks.table import TaskTable
 

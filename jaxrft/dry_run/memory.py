@@ -22,10 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrft import mesh as meshes
-from jaxrft.learn import replay, update
+from jaxrft.learn import update
 from jaxrft.lm import model
-from jaxrft.train.state import TrainState
-from jaxrft.train.step import Run
+from jaxrft.train.setup import Opened, group_shapes
 
 ALWAYS, ROLLOUT, LEARN = "always", "rollout", "learning"
 
@@ -39,17 +38,17 @@ class Part(NamedTuple):
     exact: bool
 
 
-def parts(run: Run, state: TrainState, prompt_length: int, *, tasks: bool = True) -> list[Part]:
+def parts(run: Opened, prompt_length: int, *, tasks: bool = True) -> list[Part]:
     """What a device of the run holds, with prompts padded to `prompt_length` tokens; `tasks`: with their table."""
-    config = run.config
-    probed = config.select.num_references if run.selector.reference_set else 0
+    config = run.setup.config
+    probed = config.select.num_references if run.setup.selector.reference_set else 0
     refilled = config.batch_size if config.dynamic_sampling else 0
     kept = (
-        *_always(run, state, tasks),
-        _groups(run, prompt_length, "groups of a probe", probed),
-        _groups(run, prompt_length, "groups of a refill", refilled),
+        *_always(run, tasks),
+        _groups(run, "groups of a probe", probed),
+        _groups(run, "groups of a refill", refilled),
     )
-    found = (*kept, *_rollout(run, prompt_length), *_learning(run, state, prompt_length))
+    found = (*kept, *_rollout(run, prompt_length), *_learning(run, prompt_length))
     return [part for part in found if part.bytes]
 
 
@@ -73,39 +72,33 @@ def number(tree: Any) -> int:
     return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
-def _always(run: Run, state: TrainState, tasks: bool) -> list[Part]:
-    table = run.tasks._replace(embeddings=None, projections=None)
+def _always(run: Opened, tasks: bool) -> list[Part]:
+    table = run.constants.tasks._replace(embeddings=None, projections=None)
     kept = {
-        "parameters that are trained": state.params,
-        "optimiser": state.optimizer,
-        "parameters that are not trained": run.lm.frozen,
-        "KL reference": None if run.lm.frozen else run.reference,
-        "replay buffer": state.replay,
-        "embeddings of the tasks": run.tasks.embeddings if tasks else None,
-        "projections of the tasks": run.tasks.projections if tasks else None,
-        "selector and task table": (state.selector, state.tally, table) if tasks else None,
+        "parameters that are trained": run.state.params,
+        "optimiser": run.state.optimizer,
+        "parameters that are not trained": run.constants.frozen,
+        "KL reference": None if run.constants.frozen else run.constants.reference,
+        "replay buffer": run.state.replay,
+        "embeddings of the tasks": run.constants.tasks.embeddings if tasks else None,
+        "projections of the tasks": run.constants.tasks.projections if tasks else None,
+        "selector and task table": (run.state.selector, run.state.counters, table) if tasks else None,
     }
     return [Part(name, on_device(tree), ALWAYS, True) for name, tree in kept.items()]
 
 
-def _groups(run: Run, prompt_length: int, name: str, count: int) -> Part:
+def _groups(run: Opened, name: str, count: int) -> Part:
     """Groups beside those of the batch, which stay until it has been learned from."""
-    config = run.config
-    group = replay.shapes(
-        num_generations=config.num_generations,
-        prompt_length=prompt_length,
-        completion_length=config.max_completion_length,
-        weighted=config.importance_sampling_correction != "none",
-    )
-    return Part(name, count // meshes.shards(run.mesh, "batch") * whole(group), ALWAYS, True)
+    group = group_shapes(run.setup)
+    return Part(name, count // meshes.shards(run.setup.mesh, "batch") * whole(group), ALWAYS, True)
 
 
-def _rollout(run: Run, prompt_length: int) -> list[Part]:
-    config, mesh, dtype = run.config, run.mesh, jnp.dtype(run.config.dtype)
+def _rollout(run: Opened, prompt_length: int) -> list[Part]:
+    config, mesh, dtype = run.setup.config, run.setup.mesh, jnp.dtype(run.setup.config.dtype)
     rows = config.batch_size * config.num_generations
     copied = [
         (row.shape, tuple(None if axis == "embed" and config.gather_for_rollout else axis for axis in row.axes))
-        for row in model.base(run.lm.config)
+        for row in model.base(run.setup.lm.config)
     ]
     cells = rows // meshes.shards(mesh, "batch") * _vocabulary(run)
     return [
@@ -116,8 +109,8 @@ def _rollout(run: Run, prompt_length: int) -> list[Part]:
     ]
 
 
-def _learning(run: Run, state: TrainState, prompt_length: int) -> list[Part]:
-    config, shape, mesh = run.config, run.lm.config, run.mesh
+def _learning(run: Opened, prompt_length: int) -> list[Part]:
+    config, shape, mesh = run.setup.config, run.setup.lm.config, run.setup.mesh
     size, split = jnp.dtype(config.dtype).itemsize, meshes.shards(mesh, "heads")
     shards, steps = meshes.shards(mesh, "batch"), config.max_completion_length
     rows = max(1, config.rows_per_micro_batch // shards)
@@ -131,24 +124,29 @@ def _learning(run: Run, state: TrainState, prompt_length: int) -> list[Part]:
     prefix = 2 * _cache(run, prompts * shards, prompt_length)
     chunk = min(update.CHUNK, rows * steps * _vocabulary(run))
     return [
-        Part("gradients", 2 * on_device(state.params), LEARN, False),
-        Part("embeddings gathered", (size if run.lm.frozen else 2 * 4) * embedding + size * embedding, LEARN, False),
+        Part("gradients", 2 * on_device(run.state.params), LEARN, False),
+        Part(
+            "embeddings gathered",
+            (size if run.constants.frozen else 2 * 4) * embedding + size * embedding,
+            LEARN,
+            False,
+        ),
         Part("activations of a micro-batch", kept + prefix + layer, LEARN, False),
         Part("logits of a chunk", 3 * 4 * chunk, LEARN, False),
     ]
 
 
-def _vocabulary(run: Run) -> int:
+def _vocabulary(run: Opened) -> int:
     """The part of the vocabulary that a device has."""
-    return run.lm.config.vocab_size // meshes.shards(run.mesh, "vocab")
+    return run.setup.lm.config.vocab_size // meshes.shards(run.setup.mesh, "vocab")
 
 
 def _bytes(mesh: meshes.AnyMesh, shape: tuple[int, ...], axes: tuple[str | None, ...], dtype: np.dtype) -> int:
     return math.prod(meshes.sharding(mesh, *axes).shard_shape(shape)) * dtype.itemsize
 
 
-def _cache(run: Run, rows: int, length: int) -> int:
+def _cache(run: Opened, rows: int, length: int) -> int:
     """Bytes of a cache on each device."""
     axes = ("layer", "batch", None, "kv_heads", "head")
-    leaves = jax.eval_shape(lambda: run.lm.policy.init_cache(rows, length))
-    return sum(_bytes(run.mesh, leaf.shape, axes[: leaf.ndim], leaf.dtype) for leaf in leaves)
+    leaves = jax.eval_shape(lambda: run.setup.lm.policy.init_cache(rows, length))
+    return sum(_bytes(run.setup.mesh, leaf.shape, axes[: leaf.ndim], leaf.dtype) for leaf in leaves)

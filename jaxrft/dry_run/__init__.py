@@ -10,17 +10,15 @@ import tyro
 
 from jaxrft import mesh as meshes
 from jaxrft.config import Config
+from jaxrft.dry_run import counts, found, graded, memory, page, programs
+from jaxrft.dry_run.page import Page
 from jaxrft.fields import Checked
-from jaxrft.plan import counts, found, graded, memory, page, programs
-from jaxrft.plan.page import Page
 from jaxrft.rewards.grading import open_rewards, trainer_state
 from jaxrft.select import selectors
 from jaxrft.tasks import mixture, table
-from jaxrft.train import step as steps
 from jaxrft.train.devices import check_mesh
 from jaxrft.train.resume import check_contents, with_template_date
-from jaxrft.train.state import TrainState
-from jaxrft.train.step import Run
+from jaxrft.train.setup import Opened, describe_run
 from jaxrft.types import Missing
 
 
@@ -51,15 +49,15 @@ def show(config: Config, topology: str | None = None) -> None:
     mesh = meshes.make(*sizes, devices=programs.devices(topology)) if topology else meshes.abstract(*sizes)
     check_mesh(config, mesh)
     here = found.look(config, mesh)
-    run, state = steps.assemble(config, mesh, here.lm, here.pool.table, here.predictor, described=True)
+    run = describe_run(config, mesh, here.lm, here.pool.table, here.predictor)
     out = Page()
     out.line("dry run: nothing is written, nothing is trained", "bold")
     ungraded = _what(out, config, here)
-    _how(out, here, run, state)
+    _how(out, here, run)
     width = table.buckets(here.pool.table.lengths)[-1]
-    page.memories(out, memory.parts(run, state, width, tasks=here.pool.whole))
+    page.memories(out, memory.parts(run, width, tasks=here.pool.whole))
     if topology:
-        page.programs(out, programs.compiled(run, state, width, selects=here.pool.whole), topology)
+        page.programs(out, programs.compiled(run, width, selects=here.pool.whole), topology)
     page.ending(out, [*here.missing, *ungraded, *_too_few_devices(config, mesh, topology)])
 
 
@@ -99,10 +97,13 @@ def _policies(config: Config, tasks: table.TaskTable) -> list[str]:
     return list(named) or [f"reference {k + 1}" for k in range(0 if rates is None else rates.shape[1])]
 
 
-def _how(out: Page, here: found.Found, run: Run, state: TrainState) -> None:
+def _how(out: Page, here: found.Found, run: Opened) -> None:
     """How it would be trained: policy, mesh, selector, steps, evaluations, checkpoints."""
-    config, shape, mesh = run.config, run.lm.config, run.mesh
-    trained, frozen = memory.number(state.params), memory.number(run.lm.frozen)
+    config = run.setup.config
+    shape = run.setup.lm.config
+    mesh = run.setup.mesh
+    trained = memory.number(run.state.params)
+    frozen = memory.number(run.constants.frozen)
     known = "its files fit" if here.weights else "shape as published, no file of it is here"
     sides = " x ".join(f"{name} {mesh.shape[name]}" for name in meshes.AXES)
     own = selectors.fields(config.select.name)
@@ -121,7 +122,7 @@ def _how(out: Page, here: found.Found, run: Run, state: TrainState) -> None:
             *page.embeddings(here.pool.table),
             *counts.run(config, len(here.pool.table.lengths) if here.pool.whole else None),
             *counts.evaluations(config, held_out),
-            *counts.checkpoints(config, memory.whole(state), 4 * memory.number(run.lm.frozen or state.params)),
+            *counts.checkpoints(config, memory.whole(run.state), 4 * (frozen or trained)),
         ]
     )
 
