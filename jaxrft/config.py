@@ -10,7 +10,7 @@ import json
 import math
 import re
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,11 @@ MIN_TIMEOUT = 1e-3  # seconds, the unit of poll(), of which none is no time at a
 MAX_TIMEOUT = 2**31 // 1000  # seconds; poll() counts milliseconds in 32 bits
 MAX_WORKERS = 1024  # processes; the largest hosts have fewer cores
 MAX_REPLAYED = 2**40  # tokens of a replay buffer, 12 TB: more than the devices of any host hold
+
+# What of a run's config may be another one when the run is resumed; a field without a rule may.
+KEPT = {"resume": "kept"}  # random streams, the selector's beliefs and replayed groups depend on it
+KEPT_WITH_REPLAY = {"resume": "kept with replay"}
+CONTENT = {"resume": "content"}  # files may move; what is in them is compared
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ class EvalConfig:
 class SelectConfig:
     """How the next tasks are chosen: a selector and the union of the selectors' hyper-parameters."""
 
-    name: str = "bots"
+    name: str = field(default="bots", metadata=KEPT)
     """Selector: uniform, easy_to_hard, mopps, greso, bots, dots, adaptive or oracle."""
     order: Literal["shuffled", "replacement", "sequential"] = "shuffled"
     """uniform: epochs in random order, every batch drawn afresh, or epochs in the order of the table."""
@@ -97,7 +102,7 @@ class SelectConfig:
     """bots: weight of implicit against explicit evidence, in [0, 1]."""
     momentum: float = 0.9
     """bots: smoothing of the capability estimated on each batch, in [0, 1)."""
-    per_domain: bool = False
+    per_domain: bool = field(default=False, metadata=KEPT)
     """bots: estimate the capability for each domain; helps where domains move differently. False is the paper's."""
     balance: Literal["none", "proportional", "equal"] = "none"
     """Places of a batch by domain: as they come, in proportion to its tasks, or as many for each."""
@@ -121,9 +126,9 @@ class SelectConfig:
     """greso: change of that base a step, in [0, 1)."""
     zero_variance: float = 0.25
     """greso: share of groups without variance that is put up with, in [0, 1]."""
-    predictor: FilePath | None = None
+    predictor: FilePath | None = field(default=None, metadata=CONTENT)
     """dots: a .safetensors file of `jaxrft prepare predictor`, trained on embeddings such as those of the tasks."""
-    num_references: int = 256
+    num_references: int = field(default=256, metadata=CONTENT)
     """dots: tasks of a probe, rolled out to tell the others' pass rates from theirs. Those whose rewards are not all
     equal are trained on, in place of fresh ones."""
     probe_every: int = 2
@@ -138,11 +143,11 @@ class SelectConfig:
     """adaptive: weight of what is not known about a task against its utility, 0 or more."""
     floor: float = 0.3
     """adaptive: least chance a step that one place goes to the task, and domain, longest not visited, in [0, 1]."""
-    per_token: bool = False
+    per_token: bool = field(default=False, metadata=KEPT)
     """adaptive: utility per completion token that a task is expected to take, not per rollout."""
     cool_down: int = 0
     """adaptive: steps for which a chosen task comes last."""
-    embeddings: Literal["policy", "none"] = "none"
+    embeddings: Literal["policy", "none"] = field(default="none", metadata=CONTENT)
     """adaptive, dots: embeddings of tasks without `tasks.embeddings`: those that the policy makes at the start, or
     none."""
 
@@ -163,7 +168,7 @@ class LoRAConfig:
 class ReplayConfig:
     """Groups of earlier steps that are trained on again in place of fresh rollouts."""
 
-    capacity: int = 0
+    capacity: int = field(default=0, metadata=KEPT)
     """Groups that are kept, the latest whose rewards were not all equal; 0 = no replay."""
     fresh_fraction: float = 0.5
     """Share of batch_size that is rolled out in a step; all of it is while the buffer cannot give the rest."""
@@ -195,16 +200,16 @@ class Config(Checked):
     In paths, ~ and environment variables are expanded; see `jaxrft.fields` for what all values are held to.
     """
 
-    model: FilePath
+    model: FilePath = field(metadata=CONTENT)
     """Folder of a Hugging Face checkpoint, config.json, safetensors and tokenizer, or its id on the hub,
     owner/name[@revision], which is downloaded unless it is in the cache."""
-    tasks: TasksConfig | tuple[TasksConfig, ...]
+    tasks: TasksConfig | tuple[TasksConfig, ...] = field(metadata=CONTENT)
     """What is trained on: one set, or a mixture of several."""
     output_dir: FilePath
     """Folder of the run: metrics.jsonl, config.json, checkpoints/, policy/, and adapter/ with LoRA."""
     evaluation: EvalConfig = EvalConfig()
     select: SelectConfig = SelectConfig()
-    lora: LoRAConfig = LoRAConfig()
+    lora: LoRAConfig = field(default=LoRAConfig(), metadata=CONTENT)
     replay: ReplayConfig = ReplayConfig()
     mesh: MeshConfig = MeshConfig()
     distributed: bool = False
@@ -213,31 +218,31 @@ class Config(Checked):
 
     steps: int = 100
     """Selections, rollouts and updates; one step rolls out batch_size tasks."""
-    seed: Seed = 0
+    seed: Seed = field(default=0, metadata=KEPT)
     """Every random stream derives from it."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata=CONTENT)
     """Arithmetic of the policy; what is trained, its optimiser and the exported policy are float32 always. In bfloat16
     the rounding of rollout and learner differs, so that first ratios are 1 to a few per cent only."""
     gather_for_rollout: bool = True
     """Gather the policy over `fsdp` once a rollout. False gathers a layer at a time for every token, much slower, for
     when a whole copy in `dtype` (split over `model` only) does not fit beside the training state."""
 
-    batch_size: int = 32
+    batch_size: int = field(default=32, metadata=KEPT)
     """Tasks a step."""
-    num_generations: int = 8
+    num_generations: int = field(default=8, metadata=KEPT)
     """Rollouts a task; at least 2, since advantages compare them."""
     dynamic_sampling: int = 0
     """How often a step may choose and roll out more tasks, up to batch_size at a time, in place of those whose
     successes are all equal (DAPO); 0 = never. All rollouts are counted, and the selector learns from all of them."""
-    chat_template_kwargs: str = "{}"
+    chat_template_kwargs: str = field(default="{}", metadata=CONTENT)
     """What chat templates are given besides the messages, as JSON, such as {"enable_thinking": false}.
     A column of the same name says it for single tasks."""
-    chat_template_date: str | None = None
+    chat_template_date: str | None = field(default=None, metadata=CONTENT)
     """What the clock shows to chat templates that write the date, such as 2025-01-31; by default the
     first day of the run in output_dir, so that its prompts stay as they are."""
-    max_prompt_length: int = 1024
+    max_prompt_length: int = field(default=1024, metadata=CONTENT)
     """Tokens; tasks with longer prompts are dropped and counted, never cut."""
-    max_completion_length: int = 1024
+    max_completion_length: int = field(default=1024, metadata=KEPT_WITH_REPLAY)
     """Tokens."""
     temperature: float = 1.0
     """Sampling temperature; ratios and log-probabilities are taken at it too."""
@@ -291,7 +296,9 @@ class Config(Checked):
     """Weight of the policy's entropy, a bonus."""
     mask_truncated_completions: bool = False
     """Leave completions without an end out of the loss."""
-    importance_sampling_correction: Literal["none", "token", "sequence"] = "none"
+    importance_sampling_correction: Literal["none", "token", "sequence"] = field(
+        default="none", metadata=KEPT_WITH_REPLAY
+    )
     """Weigh token losses by policy / what top_p and top_k really drew from, of each token or of the whole sequence."""
     importance_sampling_mode: Literal["truncate", "mask"] = "truncate"
     """What becomes of such a weight above importance_sampling_cap: the cap, or 0, which drops the token or sequence."""
@@ -611,10 +618,10 @@ def check_sets(config: Config) -> None:
     """Raises InputError for no sets to train on, sets of one name, and weights that make no mixture."""
     if not config.task_sets:
         raise InputError("tasks is (): give at least one set of tasks")
-    for field, sets in (("tasks", config.task_sets), ("evaluation.tasks", config.evaluation.tasks)):
+    for name, sets in (("tasks", config.task_sets), ("evaluation.tasks", config.evaluation.tasks)):
         titles = [tasks.title for tasks in sets]
         if twice := [title for title in titles if titles.count(title) > 1]:
-            raise InputError(f"two sets of {field} are called {twice[0]!r}: give each a `name` of its own")
+            raise InputError(f"two sets of {name} are called {twice[0]!r}: give each a `name` of its own")
     for tasks in config.evaluation.tasks:
         if tasks.weight is not None:
             raise InputError(f"the held-out set {tasks.title} has a weight: only sets that are trained on have one")
@@ -695,6 +702,21 @@ def _nearest_field(message: str) -> str:
 def to_json(config: Config) -> str:
     """The config as indented JSON."""
     return json.dumps(dataclasses.asdict(config), indent=2)
+
+
+def resume_rule(name: str) -> str:
+    """Returns the rule for a dotted field, or of the section that it is in: the `resume` of its metadata, or "free".
+
+    Raises KeyError for a field that does not exist.
+    """
+    section, _, rest = name.partition(".")
+    fields = {each.name: each for each in dataclasses.fields(Config)}
+    rule = fields[section].metadata.get("resume")
+    default = fields[section].default
+    if rule is None and rest and dataclasses.is_dataclass(default):
+        inner = {each.name: each for each in dataclasses.fields(default)}
+        rule = inner[rest.partition(".")[0]].metadata.get("resume")
+    return rule or "free"
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:

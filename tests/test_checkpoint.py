@@ -460,3 +460,21 @@ def test_processes_go_on_together_from_what_one_has_saved(configure, whole, tmp_
     assert "going on after step 6" in outcomes[0][1] and "going on" not in outcomes[1][1]
     assert [errors.count("passing over the checkpoint of step 9 (state/") for _, _, errors in outcomes] == [1, 0]
     assert helpers.checkpoints(run) == [3, 6, 9]  # and no leftover
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        (None, "have format 1, this version reads format 2: finish the run with jaxrft 0.1.0, or choose another"),
+        (3, "have format 3, this version reads format 2: finish the run with the version of jaxrft that made"),
+        ("2", "have format '2', this version reads format 2: finish the run with the version of jaxrft that made"),
+    ],
+)
+def test_checkpoints_of_another_format_are_refused_and_left_as_they_are(tmp_path, written, said):
+    identity = {} if written is None else {"format": written}
+    change(saved(tmp_path, 1) / "checkpoints/1", "identity.json", json.dumps(identity).encode())
+    before = helpers.contents(tmp_path)
+    with Checkpoints(tmp_path / "checkpoints", keep=3, identity={}) as checkpoints:
+        with pytest.raises(InputError, match=said):
+            checkpoints.restore(state(9))
+    assert helpers.contents(tmp_path) == before

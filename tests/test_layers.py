@@ -9,9 +9,9 @@ ROOT = Path(__file__).parent.parent / "jaxrft"
 LAYERS = (
     {"errors"},
     {"host.files", "host.signals", "host.launch", "host.crash", "host.terminal", "host.lock"},
-    {"types", "shapes", "fields", "config", "mesh", "stats", "streams", "witness"},
+    {"types", "shapes", "fields", "config", "mesh", "stats", "streams"},
     {"select", "learn", "lm"},
-    {"tasks", "assets", "rewards", "host", "report", "changes", "lifesigns"},
+    {"tasks", "assets", "rewards", "host", "report"},
     {"train"},
     {"prepare", "simulate", "dry_run"},
     {"cli", "__main__", ""},

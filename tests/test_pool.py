@@ -414,7 +414,7 @@ def test_workers_execute_no_file_of_the_current_directory_but_the_reward(hostile
     assert not (hostile_folder / "executed").exists()
 
 
-@pytest.mark.parametrize("module", ["jaxrft.witness", "jaxrft.rewards.worker"])
+@pytest.mark.parametrize("module", ["jaxrft.host.heartbeat", "jaxrft.rewards.worker"])
 def test_a_module_is_launched_from_where_this_package_is(hostile_folder, module):
     """Even where its folder is on no search path, as of a checkout that the trainer found in its current directory."""
     command = launch.command(module)

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 SUMS = "SHA256SUMS"
 IDENTITY = "identity.json"
+FORMAT = 2  # of the state; written to IDENTITY. Format 1 wrote none
+LAST_OF_FORMAT_1 = "0.1.0"  # the last version of this package that reads it
 SAVING = ".saving"  # ends the name of a checkpoint that is being written
 STEP = re.compile("0|[1-9][0-9]*")  # the only spelling of a step as the name of a folder
 LAST = np.iinfo(np.int32).max  # the last step that a state can be of
@@ -147,6 +149,12 @@ class Checkpoints:
     def _check_identity(self, step: int) -> None:
         """Raises InputError when the checkpoint is of another run."""
         saved = read_json(self.folder / f"{step}" / IDENTITY, dict)  # `flaw_of` has read it before
+        if (written := saved.pop("format", 1)) != FORMAT:
+            version = f"jaxrft {LAST_OF_FORMAT_1}" if written == 1 else "the version of jaxrft that made them"
+            raise InputError(
+                f"the checkpoints in {self.folder} have format {_short(written)}, this version reads format {FORMAT}: "
+                f"finish the run with {version}, or choose another output_dir"
+            )
         for name in self.identity | saved:
             here, there = self.identity.get(name), saved.get(name)
             if here != there:
@@ -161,7 +169,7 @@ class Checkpoints:
         Those of later steps are among them: the run would have gone on from there, were they good.
         """
         with writing(self.folder):
-            replace_file(path / IDENTITY, json.dumps(self.identity, indent=2) + "\n")
+            replace_file(path / IDENTITY, json.dumps({"format": FORMAT} | self.identity, indent=2) + "\n")
             lines = (f"{digest}  {name}\n" for name, digest in sorted(digests(path).items()))
             replace_file(path / SUMS, "".join(lines))
             place = self.folder / f"{step}"

@@ -11,8 +11,8 @@ from typing import NoReturn
 import jax
 from jax.experimental import multihost_utils
 
-from jaxrft import lifesigns
 from jaxrft.config import Config
+from jaxrft.host import heartbeat
 from jaxrft.host.checkpoint import Checkpoints
 from jaxrft.host.disk import write_arrays
 from jaxrft.host.multihost import any_process, broadcast_from_host0, on_host0
@@ -81,7 +81,7 @@ def advance(config: Config, reward: Reward | dict[str, Reward] | None = None) ->
         if restored is not None:
             display.say(f"going on after step {done} of the run in {folder}")
         stopped = stack.enter_context(stop_signals())
-        stack.enter_context(lifesigns.watched(folder))
+        stack.enter_context(heartbeat.watched(folder))
         hooks = Hooks(step, lm, folder, checkpoints, report, evaluate, stopped)
         state = loop(step, state, report, hooks)
         if not hooks.stopping:

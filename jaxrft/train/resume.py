@@ -17,7 +17,6 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxrft import changes
 from jaxrft import config as configs
 from jaxrft.config import Config
 from jaxrft.host import lock
@@ -39,7 +38,7 @@ logger = logging.getLogger(__name__)
 def run_identity(setup: Setup, tasks: TaskTable, params: Params) -> dict[str, Any]:
     """Returns what a checkpoint of a run belongs to: the model as loaded, the tasks in their order, what is kept.
 
-    `params` are those of the model as it was loaded. See `changes` for what of the config is kept.
+    `params` are those of the model as it was loaded. See `config.KEPT` for what of the config is kept.
     """
     rates = tasks.reference_pass_rates
     identity = {f"model's {name}": value for name, value in setup.lm.config._asdict().items()}
@@ -54,8 +53,15 @@ def run_identity(setup: Setup, tasks: TaskTable, params: Params) -> dict[str, An
         "digest of the domains": short_digest(tasks.domain.tobytes() + json.dumps(tasks.domains).encode()),
         "digest of the reference pass rates": None if rates is None else short_digest(rates.tobytes()),
         "digest of the embeddings": digest_of_embeddings(setup.config, tasks),
-        **changes.kept(setup.config),
+        **kept_fields(setup.config),
     }
+
+
+def kept_fields(config: Config) -> dict[str, Any]:
+    """Returns dotted field -> value for all of the config that a run keeps from its beginning."""
+    rules = ("kept", "kept with replay") if config.replay.capacity else ("kept",)
+    fields = configs.flat(json.loads(configs.to_json(config)))
+    return {name: value for name, value in fields.items() if configs.resume_rule(name) in rules}
 
 
 def digest_of_embeddings(config: Config, tasks: TaskTable) -> str | None:
