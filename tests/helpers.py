@@ -87,7 +87,7 @@ def write_config(path, config, **changes):
 
 def start(*arguments, devices=8, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **environment):
     """A Python process of this package that finds the graders and shares the cache of compiled programs."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"  # the last one counts
     cache = {
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
