@@ -42,6 +42,7 @@ import numpy as np
 
 from benchmarks import _curves, _savings, _script, _similarity
 from benchmarks._savings import Curve
+from benchmarks.oracle import known_pass_rates
 from jaxrft.assets import TINY
 from jaxrft.config import Config, EvalConfig, ReplayConfig, SelectConfig, TasksConfig
 from jaxrft.fields import path_argument, whole_number
@@ -55,6 +56,7 @@ SELECTORS = ("uniform", "bots", "dots", "adaptive", "oracle")
 REPLAY = "+replay"
 REPLAYED = tuple(name + REPLAY for name in SELECTORS)
 POLICIES = ((100, 101), (1e-4, 2e-4, 4e-4))  # behind the predictor of `dots`: their seeds and learning rates
+MEASURE_EVERY = 8  # steps from one measurement of the oracle to the next
 SLOWEST = 5  # medians that a step is taken to last at most: those that compile last longer
 
 
@@ -154,7 +156,8 @@ def train(run: Run, folder: Path) -> Curve:
     home.mkdir()
     config = configure(run, select_config(run, folder), home / "run")
     with (home / "log.txt").open("w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        state = loop.train(config)
+        with known_pass_rates(measure_every=MEASURE_EVERY):
+            state = loop.train(config)
     if int(state.step) < config.steps:
         raise KeyboardInterrupt  # a signal stopped it
     curve = read(records.read(home / "run/metrics.jsonl").entries, config.batch_size * config.num_generations)
@@ -185,7 +188,6 @@ def select_config(run: Run, folder: Path) -> SelectConfig:
             "num_references": _similarity.REFERENCES,
             "probe_every": 16,
         },
-        "oracle": {"measure_every": 8},
     }
     name = run.selector.removesuffix(REPLAY)
     return SelectConfig(name, **options.get(name, {}))

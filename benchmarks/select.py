@@ -101,8 +101,7 @@ def world(num_tasks: int) -> tuple[Tasks, np.ndarray]:
     rates = rng.beta(1, 1, num_tasks).astype(np.float32)
     references = np.stack([0.6 * rates, 1 - 0.6 * (1 - rates)], axis=1)
     projected = jnp.ones((num_tasks, 1))  # no step predicts without a probe
-    tasks = Tasks(jnp.asarray(references), projections=Projections(projected, projected), pass_rates=jnp.asarray(rates))
-    return tasks, rates
+    return Tasks(jnp.asarray(references), projections=Projections(projected, projected)), rates
 
 
 def published(num_tasks: int, batch_size: int, num_generations: int) -> Callable[[], Any]:

@@ -93,7 +93,7 @@ class SelectConfig:
     """How the next tasks are chosen: a selector and the union of the selectors' hyper-parameters."""
 
     name: str = field(default="bots", metadata=KEPT)
-    """Selector: uniform, easy_to_hard, mopps, greso, bots, dots, adaptive or oracle."""
+    """Selector: uniform, easy_to_hard, mopps, greso, bots, dots or adaptive."""
     order: Literal["shuffled", "replacement", "sequential"] = "shuffled"
     """uniform: epochs in random order, every batch drawn afresh, or epochs in the order of the table."""
     decay: float = 0.1
@@ -107,13 +107,7 @@ class SelectConfig:
     balance: Literal["none", "proportional", "equal"] = "none"
     """Places of a batch by domain: as they come, in proportion to its tasks, or as many for each."""
     target: float = 0.5
-    """bots, mopps, dots, oracle: pass rate whose neighbours are chosen, in (0, 1)."""
-    tolerance: float = 0.4
-    """oracle: how far from the target a task is as good as at it, in [0, 1)."""
-    measured: int = 512
-    """oracle: tasks whose pass rates are measured at once, by num_generations rollouts each that nobody counts."""
-    measure_every: int = 4
-    """oracle: steps from one measurement to the next."""
+    """bots, mopps, dots: pass rate whose neighbours are chosen, in (0, 1)."""
     prior: tuple[float, float] = (1.0, 1.0)
     """bots, mopps: pseudo-successes and pseudo-failures of a task not seen yet."""
     discount: float = 0.5
@@ -688,11 +682,20 @@ def _line_of(error: Exception, file: str | None) -> str:
 CONFIGS = (Config, TasksConfig, EvalConfig, SelectConfig, LoRAConfig, ReplayConfig, MeshConfig)
 
 
+# Fields that old configs have, and what became of them.
+REMOVED = dict.fromkeys(
+    ("SelectConfig.tolerance", "SelectConfig.measured", "SelectConfig.measure_every"),
+    "the oracle is a measurement now, benchmarks/oracle.py: leave the field out",
+)
+
+
 def _nearest_field(message: str) -> str:
-    """'; did you mean ...?' for the message of a call with an unknown field."""
+    """Returns the end of the message of a call with an unknown field: a field like it, or why it was removed."""
     unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
     if not unknown:
         return ""
+    if (removed := REMOVED.get(f"{unknown[1]}.{unknown[2]}")) is not None:
+        return f"; {removed}"
     kinds = {kind.__name__: kind for kind in CONFIGS}
     kind = kinds.get(unknown[1])
     near = difflib.get_close_matches(unknown[2], [f.name for f in dataclasses.fields(kind)], n=1) if kind else []

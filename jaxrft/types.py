@@ -39,7 +39,6 @@ class Tasks(NamedTuple):
     reference_pass_rates: Array | None = None  # [N, K] float32, weakest policy first; NaN = unknown
     embeddings: Array | None = None  # [N, E] float32
     domain: Array | None = None  # [N] int32
-    pass_rates: Array | None = None  # [N] float32, of the policy itself, from rollouts that nobody counts (oracle)
     projections: Projections | None = None  # of the embeddings, by `jaxrft.select.dots.attention.project` (dots)
 
 

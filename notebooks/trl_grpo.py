@@ -110,9 +110,7 @@ def train(selector: str, steps: int) -> list[float]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--selector", default="bots", choices=[name for name in selectors.SELECTORS if name != "oracle"]
-    )
+    parser.add_argument("--selector", default="bots", choices=[*selectors.SELECTORS])
     parser.add_argument("--steps", type=int, default=40)
     options = parser.parse_args()
     shares = train(options.selector, options.steps)

@@ -87,7 +87,7 @@ def test_a_finished_run_is_not_run_again(world, tmp_path, monkeypatch, capsys):
     (tmp_path / "-".join(map(str, run)) / "run").mkdir(parents=True)  # one that was interrupted is
     found = closed_loop.train(run, tmp_path)
     assert len(found.held_out) == 3 and found.rollouts == [0, 64, 128] and found.tokens[0] == 0 < found.tokens[1]
-    monkeypatch.setattr(closed_loop.training, "train", lambda config: SimpleNamespace(step=config.steps - 1))
+    monkeypatch.setattr(closed_loop.loop, "train", lambda config: SimpleNamespace(step=config.steps - 1))
     assert closed_loop.train_all([run], tmp_path, 1) == [found]
     closed_loop.main(["--runs", str(tmp_path), "--finished", "--families", "digits-easy", "--selectors", "uniform"])
     assert "no tables without uniform and oracle" in capsys.readouterr().out

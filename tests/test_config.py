@@ -301,6 +301,11 @@ def test_load(tmp_path):
         ("seed=", "sed=", "experiment.py, line 3: .*'sed'.*; did you mean seed?"),
         ("seed=3", "batchsize=3", "'batchsize'.*; did you mean batch_size?"),
         ("decay=", "decy=", "'decy'.*; did you mean decay?"),
+        (
+            "decay=",
+            "measured=",
+            "'measured'; the oracle is a measurement now, benchmarks/oracle.py: leave the field out",
+        ),
         ('TasksConfig("tasks.jsonl")', 'TasksConfig(sorce="x")', "'sorce'.*; did you mean source?"),
         ("seed=3", "zzzzzz=3", "'zzzzzz'"),
         ("seed=3", "seed=-3", "experiment.py, line 3: seed is -3: it must be 0 or more"),

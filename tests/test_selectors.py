@@ -16,6 +16,7 @@ from jaxrft.config import SelectConfig
 from jaxrft.host.checkpoint import Checkpoints
 from jaxrft.select import evidence, selectors
 from jaxrft.select.dots import attention
+from jaxrft.simulate.oracle import oracle, reveal
 from jaxrft.train.state import Counters, TrainState
 from jaxrft.types import Feedback, InputError, Projections, Tasks
 
@@ -32,7 +33,6 @@ TASKS = Tasks(
     jnp.stack([0.5 * TRUTH, 0.2 + 0.8 * TRUTH], axis=1).at[3].set(NAN),
     embeddings=EMBEDDINGS,
     projections=attention.project(PREDICTOR, EMBEDDINGS, EMBEDDINGS),
-    pass_rates=TRUTH,
     domain=jnp.arange(N) ** 2 % 3,  # 0 and 1, 6 and 10 tasks
 )
 
@@ -40,6 +40,14 @@ TASKS = Tasks(
 def dots(g, **options):
     """A DOTS selector whose predictor is small and random."""
     return selectors.dots(g, predictor=PREDICTOR, num_references=6, **options)
+
+
+def knowing(selector):
+    """An oracle that knows TRUTH."""
+    return selector._replace(init=lambda tasks, num_tasks: reveal(selector.init(tasks, num_tasks), TRUTH[:num_tasks]))
+
+
+FACTORIES = selectors.SELECTORS | {"oracle": oracle}
 
 
 # Every selector, by a factor of its numbers, which are swept.
@@ -57,7 +65,7 @@ CONTRACT = {
     "adaptive-per-token": lambda x: selectors.adaptive(G, price=0.12 * x, per_token=True),
     "dots": lambda x: dots(G, target=0.5 * x, temperature=1e-3 * x, attention_temperature=x),
     "dots-top-k": lambda x: dots(G, calibration="plain", top_k=3, balance="equal"),
-    "oracle": lambda x: selectors.oracle(G, target=0.5 * x, tolerance=0.4 * x),
+    "oracle": lambda x: knowing(oracle(G, target=0.5 * x, tolerance=0.4 * x)),
     "bots-domains": lambda x: selectors.bots(G, momentum=0.9 * x, per_domain=True, balance="proportional"),
     "bots": lambda x: selectors.bots(G, decay=0.1 * x, rho=0.1 * x, momentum=0.9 * x, target=0.5 * x, prior=(x, 1.0)),
 }
@@ -117,7 +125,7 @@ KEYS = jax.random.split(jax.random.key(7), 10)
 
 
 def test_the_contract_holds_every_selector():
-    assert {name.split("-")[0] for name in CONTRACT} == {*selectors.SELECTORS, "dots"}
+    assert {name.split("-")[0] for name in CONTRACT} == {*FACTORIES}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -264,7 +272,7 @@ BALANCED = {
     "bots": selectors.bots,
     "dots": dots,
     "adaptive": functools.partial(selectors.adaptive, floor=1.0),
-    "oracle": selectors.oracle,
+    "oracle": lambda g, **options: knowing(oracle(g, **options)),
 }
 
 
@@ -450,26 +458,18 @@ def test_greso_moves_its_bases_by_hand():
     assert state.explore.tolist() == pytest.approx([0.3, 0.5]) and state.streak.tolist() == [2, 1, -1, -1] + [0] * 4
 
 
-def test_the_oracle_follows_what_it_is_told():
-    told = Tasks(pass_rates=jnp.array([0.1, 0.45, NAN, 0.6, 1.0]))
-    selector = selectors.oracle(G)
-    choice, state = selector.select(KEYS[0], selector.init(told, 5), told, batch_size=2)
+def test_the_oracle_follows_what_is_revealed():
+    def choose(state, *rates, batch_size=2):
+        return oracle(G).select(KEYS[0], reveal(state, jnp.array(rates)), Tasks(), batch_size=batch_size)
+
+    choice, state = choose(oracle(G).init(Tasks(), 5), 0.1, 0.45, NAN, 0.6, 1.0)
     assert sorted(choice.ids.tolist()) == [1, 3]
     assert sorted(choice.pass_rate.tolist()) == pytest.approx([0.45, 0.6])
     # 0 and 2 are within the tolerance and have not been chosen yet, unlike 1; then 1, then the nearest, 3.
-    told = Tasks(pass_rates=jnp.array([0.2, 0.5, 0.8, 0.95, 1.0]))
-    choice, state = selector.select(KEYS[0], state, told, batch_size=2)
+    choice, state = choose(state, 0.2, 0.5, 0.8, 0.95, 1.0)
     assert sorted(choice.ids.tolist()) == [0, 2]
-    choice, _ = selectors.oracle(G).select(KEYS[0], state, told, batch_size=4)
+    choice, _ = choose(state, 0.2, 0.5, 0.8, 0.95, 1.0, batch_size=4)
     assert choice.ids.tolist()[2:] in ([0, 3], [1, 3], [2, 3])
-
-
-def test_the_oracle_wants_pass_rates_of_a_uniform_part_of_the_table():
-    selector = selectors.oracle(G, measured=4, measure_every=3)
-    parts = [selector.measure(key, 12).tolist() for key in jax.random.split(KEYS[0], 30)]
-    assert all(len(set(part)) == 4 for part in parts) and {*np.ravel(parts)} == set(range(12))
-    assert sorted(selectors.oracle(G).measure(KEYS[0], 12).tolist()) == list(range(12))
-    assert selector.measure_every == 3
 
 
 def test_make_gives_a_factory_its_own_fields_only():
@@ -545,13 +545,7 @@ def test_the_configuration_has_the_same_defaults():
         (lambda: dots(G).init(TASKS, N + 1), "projections have 16 rows but there are 17 tasks"),
         (lambda: selectors.bots(G, balance="even").init(TASKS, N), "no balance 'even' of the domains.*proportional"),
         (lambda: selectors.uniform(G, balance="equal").init(Tasks(), N), "name their column in tasks.domain_column"),
-        (lambda: selectors.oracle(G).init(Tasks(), N), "pass them in Tasks.pass_rates"),
-        (lambda: selectors.oracle(G, tolerance=1.0), "tolerance is 1.0"),
-        (
-            lambda: choose(selectors.oracle(G, measured=3)),
-            "measured is 3: it must be a whole number, at least batch_size 4",
-        ),
-        (lambda: selectors.oracle(G, measure_every=0), "measure_every is 0"),
+        (lambda: oracle(G, tolerance=1.0), "tolerance is 1.0"),
         (lambda: selectors.easy_to_hard(G).init(Tasks(), N), "tasks.pass_rate_columns"),
         (lambda: choose(selectors.uniform(G), Tasks(), 3), "batch_size is 4 but there are 3 tasks"),
         (lambda: choose(selectors.mopps(G), Tasks(), 3), "batch_size is 4 but there are 3 tasks"),
@@ -581,9 +575,9 @@ ODD = [
 ]
 
 
-@pytest.mark.parametrize("name", selectors.SELECTORS)
+@pytest.mark.parametrize("name", FACTORIES)
 def test_every_argument_means_something_or_is_refused_by_name(name):
-    factory, given = selectors.SELECTORS[name], {"num_generations": G}
+    factory, given = FACTORIES[name], {"num_generations": G}
     given |= {"predictor": PREDICTOR} if name == "dots" else {}
     for argument in inspect.signature(factory).parameters:
         for value in ODD:
@@ -661,7 +655,6 @@ TABLES = {
     ],
     "domain": [np.ones(N), np.full(N, N), np.full(N, -1), np.full(N, 2**40), np.zeros((N, 1), int), np.full(N, True)]
     + [np.zeros(N - 1, int), np.array(["a"] * N), 0, np.full(N, 2**64 - 1, np.uint64), [0] * N],
-    "pass_rates": [np.ones((N, 1)), np.full(N, 1.01), np.full(N, -np.inf), np.ones(3), 0.5, "x"],
     "projections": [np.ones((N, 2)), (np.ones((N, 2)), np.ones((N, 2))), Projections(np.ones((N, 2)), np.ones((N, 3)))]
     + [Projections(*[np.ones(N)] * 2), Projections(*[np.full((N, 2), NAN)] * 2), Projections(*[np.ones((3, 2))] * 2), 5]
     + [Projections(None, None), Projections(np.ones((N, 2)), "x")],

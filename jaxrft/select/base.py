@@ -5,7 +5,7 @@
     jax.jit(selector.select, static_argnames="batch_size", donate_argnums=1)
 """
 
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import jax.numpy as jnp
 
@@ -58,8 +58,6 @@ class Selector(NamedTuple, Generic[State]):
     reference_set: ReferenceSet[State] | None = None  # rolled out every `reference_every` steps, before `select`
     update_references: Update[State] | None = None  # takes their feedback, which `update` never sees
     reference_every: int = 0
-    measure: Any = None
-    measure_every: int = 0
 
 
 def ignore_feedback(state: State, tasks: Tasks, feedback: Feedback) -> State:

@@ -148,8 +148,6 @@ def check_table(tasks: Tasks, num_tasks: Any, *, balance: Balance = "none") -> i
         check_embeddings(tasks.embeddings, num_tasks)
     if tasks.domain is not None:
         check_domains(tasks.domain, num_tasks)
-    if tasks.pass_rates is not None:
-        check_pass_rates(tasks.pass_rates, num_tasks)
     if balance != "none":
         count_domains(tasks, num_tasks)
     return num_tasks
@@ -170,19 +168,6 @@ def check_references(rates: Array, num_tasks: int, *, least: int = 1) -> None:
         raise InputError(
             f"reference pass rate of task {row}, column {column} is {rate:g}: "
             "it must lie in [0, 1], or be NaN where it is unknown"
-        )
-
-
-def check_pass_rates(rates: Array, num_tasks: int) -> None:
-    """Raises InputError unless the policy's pass rates are [N] in [0, 1] or NaN."""
-    _check_numbers("pass_rates", rates)
-    if rates.shape != (num_tasks,):
-        raise InputError(f"Tasks.pass_rates have shape {rates.shape}: there must be one for each of {num_tasks} tasks")
-    wrong = _first_outside(rates)
-    if wrong is not None:
-        task, rate = wrong
-        raise InputError(
-            f"the pass rate of task {task} is {rate:g}: it must lie in [0, 1], or be NaN where it is unknown"
         )
 
 

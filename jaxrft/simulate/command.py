@@ -18,6 +18,7 @@ from jaxrft.select.base import Selector
 from jaxrft.select.checks import check_choice
 from jaxrft.select.dots.predictor import Predictor, load_predictor, selector_options
 from jaxrft.simulate import worlds
+from jaxrft.simulate.oracle import oracle, reveal
 from jaxrft.simulate.trials import Trace, run, scores
 from jaxrft.types import InputError
 
@@ -26,6 +27,7 @@ ABILITY = "ability"  # of students only: a replayed policy does not learn
 NEED_REFERENCES = ("bots", "easy_to_hard")
 UNUSED = {"name": "selectors are named with --selectors", "embeddings": "the world has its own"}
 MOST_GROUPS = 2**28  # of some 20 bytes
+ORACLE = "oracle"
 GROUPS = "groups"  # rolled out, shown where selectors differ in it because one of them probes
 
 
@@ -45,7 +47,7 @@ class SimulateConfig(Checked):
     first; optionally `embeddings` and `domain`. Replayed as one changing policy, the 4 % of the rows around a quantile;
     without it, synthetic students."""
     selectors: tuple[str, ...] = ("uniform", "bots", "adaptive")
-    """Selectors to compare."""
+    """Selectors to compare; also oracle, which knows the true pass rates."""
     predictor: FilePath | None = None
     """The predictor of `dots`, a .safetensors file of `jaxrft prepare predictor` for embeddings such as the world's."""
     steps: int = 200
@@ -99,7 +101,7 @@ def _check_picture(path: Path) -> None:
 
 def simulate(config: SimulateConfig) -> tuple[dict[str, Trace], list[dict[str, Any]]]:
     """Traces by selector, and a row of figures a selector: means over seeds, `ci95` their intervals, None = unknown."""
-    names = _words("selectors", config.selectors, selectors.SELECTORS)
+    names = _words("selectors", config.selectors, (*selectors.SELECTORS, ORACLE))
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"selectors are {shown(','.join(names))}: name {twice[0]} once")
     if not _has_references(config) and (asking := [name for name in names if name in NEED_REFERENCES]):
@@ -117,7 +119,7 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Trace], list[dict[str, A
             config.seeds,
             config.steps,
             batch_size=config.batch_size,
-            oracle=name == "oracle",
+            reveal=reveal if name == ORACLE else None,
             predictor=predictor.params if predictor and name == "dots" else None,
             target=config.select.target,
         )
@@ -175,6 +177,8 @@ def _words(name: str, values: tuple[str, ...], options: Collection[str]) -> tupl
 
 def _selector(name: str, config: SimulateConfig, predictor: Predictor | None) -> Selector:
     """The selector; `uniform`, which believes nothing, is judged by what `bots` would believe of its rollouts."""
+    if name == ORACLE:
+        return oracle(config.num_generations, target=config.select.target, balance=config.select.balance)
     fields = asdict(config.select)
     for unused in UNUSED:
         del fields[unused]

@@ -51,16 +51,16 @@ def run(
     steps: int,
     *,
     batch_size: int,
-    oracle: bool = False,
+    reveal: Callable[[Any, Array], Any] | None = None,
     predictor: attention.Params | None = None,
     target: float = 0.5,
 ) -> Trace:
     """Runs side by side, one a seed, [seeds, steps, ...]; the same seed meets the same world whatever the selector.
 
-    With `oracle`, `Tasks.pass_rates` hold the true pass rates at every step. A selector with reference sets needs a
-    `predictor`, which sees the tasks by their embeddings. Informative groups of references, those nearest `target`
-    first, are trained on as `select.probes` has it. Raises InputError for a predictor in a world without embeddings,
-    or with embeddings of another width.
+    `reveal(state, pass_rates)` puts the true pass rates into the selector's state before every step, as an oracle
+    needs. A selector with reference sets needs a `predictor`, which sees the tasks by their embeddings. Informative
+    groups of references, those nearest `target` first, are trained on as `select.probes` has it. Raises InputError for
+    a predictor in a world without embeddings, or with embeddings of another width.
     """
     choose = partial(selector.select, batch_size=batch_size)
 
@@ -70,31 +70,29 @@ def run(
         if predictor is not None:
             tasks = tasks._replace(projections=_project(predictor, tasks))
 
-        def told(truth: Array) -> Tasks:
-            return tasks._replace(pass_rates=truth) if oracle else tasks
-
-        believes = selector.init(told(world.pass_rates(state, jnp.int32(0))), world.num_tasks)
+        believes = selector.init(tasks, world.num_tasks)
 
         def step(carry, index):
             state, believes = carry
             keys = jax.random.split(jax.random.fold_in(key_run, index), 5)
             truth = world.pass_rates(state, index)
-            known = told(truth)
+            if reveal is not None:
+                believes = reveal(believes, truth)
 
             def roll_out(key: Array, ids: Array) -> Feedback:
                 return world.roll_out(key, state, index, ids)
 
             if selector.reference_set is None:
-                expected = selector.pass_rate(believes, known)
-                choice, believes = choose(keys[0], believes, known)
+                expected = selector.pass_rate(believes, tasks)
+                choice, believes = choose(keys[0], believes, tasks)
                 feedback = roll_out(keys[1], choice.ids)
-                believes = selector.update(believes, known, feedback)
+                believes = selector.update(believes, tasks, feedback)
                 rolled = Rolled(feedback, jnp.ones(choice.ids.shape, bool), jax.tree.map(lambda x: x[:0], feedback))
             else:
-                believes, references = _references(keys[3:], selector, believes, known, index, roll_out)
-                expected = selector.pass_rate(believes, known)
+                believes, references = _references(keys[3:], selector, believes, tasks, index, roll_out)
+                expected = selector.pass_rate(believes, tasks)
                 believes, rolled = _fill(
-                    keys, selector, believes, known, references, roll_out, batch_size=batch_size, target=target
+                    keys, selector, believes, tasks, references, roll_out, batch_size=batch_size, target=target
                 )
             state = world.learn(keys[2], state, rolled.batch)
             return (state, believes), _trace(rolled, expected, truth)
@@ -112,7 +110,7 @@ def _project(predictor: attention.Params, tasks: Tasks) -> Projections:
 
 
 def _references(
-    keys: Array, selector: Selector, believes: Any, known: Tasks, index: Array, roll_out: Callable[..., Feedback]
+    keys: Array, selector: Selector, believes: Any, tasks: Tasks, index: Array, roll_out: Callable[..., Feedback]
 ) -> tuple[Any, Feedback]:
     """Returns the belief after the references of a step, and their feedback; trials are 0 in a step without any."""
     assert selector.reference_set is not None and selector.update_references is not None
@@ -120,8 +118,8 @@ def _references(
     update = selector.update_references
 
     def roll_out_references() -> tuple[Any, Feedback]:
-        feedback = roll_out(keys[1], draw(keys[0], believes, known))
-        return update(believes, known, feedback), feedback
+        feedback = roll_out(keys[1], draw(keys[0], believes, tasks))
+        return update(believes, tasks, feedback), feedback
 
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(roll_out_references)[1])
     due = index % selector.reference_every == 0
@@ -132,7 +130,7 @@ def _fill(
     keys: Array,
     selector: Selector,
     believes: Any,
-    known: Tasks,
+    tasks: Tasks,
     references: Feedback,
     roll_out: Callable[..., Feedback],
     *,
@@ -146,12 +144,12 @@ def _fill(
 
     def fill(fresh: int) -> tuple[Any, Rolled]:
         joins = jax.tree.map(lambda x: x[nearest[: batch_size - fresh]], references)
-        exclude = jnp.zeros(selector.pass_rate(believes, known).shape, bool).at[joins.ids].set(True)
-        choice, chosen = selector.select(keys[0], believes, known, batch_size=fresh, exclude=exclude)
+        exclude = jnp.zeros(selector.pass_rate(believes, tasks).shape, bool).at[joins.ids].set(True)
+        choice, chosen = selector.select(keys[0], believes, tasks, batch_size=fresh, exclude=exclude)
         feedback = roll_out(keys[1], choice.ids)
         batch = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), feedback, joins)
         is_chosen = jnp.arange(batch_size) < fresh
-        return selector.update(chosen, known, feedback), Rolled(batch, is_chosen, references)
+        return selector.update(chosen, tasks, feedback), Rolled(batch, is_chosen, references)
 
     count = informative.sum(dtype=jnp.int32)
     sizes = probes.portions(batch_size)

@@ -1,0 +1,76 @@
+"""Selects tasks by their true pass rates, which only a simulation or a measurement knows."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxrft.mesh import constrain
+from jaxrft.select import topk
+from jaxrft.select.base import Selector, ignore_feedback
+from jaxrft.select.checks import (
+    BELOW_ONE,
+    BETWEEN,
+    check,
+    check_balance,
+    check_batch,
+    check_generations,
+    check_table,
+)
+from jaxrft.types import Array, Choice, Tasks
+
+MANY_VISITS = 2.0**20  # more than a task has
+
+
+class OracleState(NamedTuple):
+    """How often each task has been chosen, and the policy's pass rates."""
+
+    visits: Array  # [N] int32
+    pass_rates: Array  # [N] float32; NaN where unknown
+
+
+def oracle(
+    num_generations: int,
+    *,
+    target: ArrayLike = 0.5,
+    tolerance: ArrayLike = 0.4,
+    balance: topk.Balance = "none",
+) -> Selector[OracleState]:
+    """Returns an upper bound for selectors: it chooses by the pass rates that `reveal` puts into its state.
+
+    The tasks within `tolerance` of `target`, those chosen least often first and ties at random, then the nearest; a
+    task without a pass rate (NaN) comes last. `balance` of the batch between the domains: as `topk.quota` says.
+    """
+    check_generations(num_generations)
+    check("target", target, BETWEEN)
+    check("tolerance", tolerance, BELOW_ONE)
+    check_balance(balance)
+
+    def init(tasks: Tasks, num_tasks: int) -> OracleState:
+        num_tasks = check_table(tasks, num_tasks, balance=balance)
+        unknown = jnp.full(num_tasks, jnp.nan, jnp.float32)
+        return OracleState(jnp.zeros(num_tasks, jnp.int32), unknown)
+
+    def select(
+        key: Array, state: OracleState, tasks: Tasks, *, batch_size: int, exclude: Array | None = None
+    ) -> tuple[Choice, OracleState]:
+        batch_size = check_batch(batch_size, state.visits, exclude)
+        key_quota, key_tie = jax.random.split(key)
+        quota = topk.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
+        distance = jnp.abs(state.pass_rates - jnp.asarray(target, jnp.float32))
+        near = distance <= jnp.asarray(tolerance, jnp.float32)
+        score = jnp.where(near, state.visits.astype(jnp.float32), MANY_VISITS * (1 + distance))
+        ids = topk.smallest(key_tie, score, batch_size=batch_size, quota=quota, exclude=exclude)
+        visits = constrain(state.visits.at[ids].add(1), "task")
+        return Choice(ids, state.pass_rates[ids]), state._replace(visits=visits)
+
+    def pass_rate(state: OracleState, tasks: Tasks) -> Array:
+        return state.pass_rates
+
+    return Selector(init, select, ignore_feedback, pass_rate)
+
+
+def reveal(state: OracleState, pass_rates: Array) -> OracleState:
+    """Puts a copy of the pass rates [N] of the current policy into the state; NaN where they are unknown."""
+    return state._replace(pass_rates=jnp.array(pass_rates, jnp.float32))

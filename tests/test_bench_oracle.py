@@ -1,0 +1,47 @@
+"""Runs whose selector knows the policy's own pass rates."""
+
+import helpers
+import numpy as np
+import pytest
+
+from benchmarks import oracle
+from jaxrft.config import SelectConfig
+from jaxrft.select import selectors
+from jaxrft.train.loop import train
+from jaxrft.types import InputError
+
+
+def test_a_stopped_oracle_continues_with_the_pass_rates_that_it_would_have_had(configure, tmp_path):
+    """Of 12 of the 16 tasks, measured at steps 1, 3 and 5."""
+    select = SelectConfig("oracle")
+    with oracle.known_pass_rates(measured=12, measure_every=2):
+        state = train(configure(tmp_path / "whole", select=select))
+        for steps in (3, 6):
+            resumed = train(configure(tmp_path / "parts", select=select, steps=steps))
+    helpers.assert_same_bits(resumed, state)
+    lines = helpers.metrics(tmp_path / "whole")
+    assert helpers.metrics(tmp_path / "parts") == lines
+    assert all(0 <= line["select/brier"] <= 1 for line in lines)  # it knew a pass rate of all that it chose
+    assert [line["rollouts"] for line in lines] == [
+        32 * step for step in range(1, 7)
+    ]  # what is measured is not counted
+    assert np.isfinite(state.selector.pass_rates).sum() == 12
+
+
+def test_outside_of_the_measurement_there_is_no_such_selector():
+    assert "oracle" not in selectors.SELECTORS
+    with pytest.raises(InputError, match="no selector 'oracle': it is a measurement now, benchmarks/oracle.py"):
+        selectors.make("oracle", 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"measured": 3}, "measured is 3: it must be at least batch_size 8"),
+        ({"measured": 0}, "measured is 0: it must be a whole number, at least 1"),
+        ({"measure_every": 0}, "measure_every is 0: it must be a whole number, at least 1"),
+    ],
+)
+def test_a_mistake_is_one_sentence(configure, tmp_path, options, message):
+    with pytest.raises(InputError, match=message), oracle.known_pass_rates(**options):
+        train(configure(tmp_path, select=SelectConfig("oracle")))
