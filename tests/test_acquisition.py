@@ -8,7 +8,7 @@ import pytest
 
 from jaxrft.select import acquisition, topk
 from jaxrft.select.posterior import BetaState
-from jaxrft.types import Tasks
+from jaxrft.types import InputError, Tasks
 
 NAN, INF = float("nan"), float("inf")
 
@@ -213,3 +213,31 @@ def test_the_curious_ranking_keeps_to_the_quota():
         assert (
             sorted(acquisition.priced(jax.random.key(0), utility, interest, price=price, **options).tolist()) == chosen
         )
+
+
+FLOATS, INTS = jnp.zeros(4), jnp.zeros(4, int)
+KEY = jax.random.key(0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: acquisition.nearest(KEY, INTS, batch_size=1), "pass_rate is int32: its dtype must be float"),
+        (lambda: acquisition.softmax(KEY, FLOATS[None], batch_size=1), r"score has shape \(1, 4\): it must be \[N\]"),
+        (lambda: acquisition.informative(INTS, 8), "pass_rate is int32"),
+        (lambda: acquisition.signal(INTS), "pass_rate is int32"),
+        (lambda: acquisition.informative_beta(BetaState(FLOATS, FLOATS[1:]), 8), r"beta has shape \(3,\).*here \[4\]"),
+        (lambda: acquisition.thompson(KEY, BetaState(FLOATS, INTS), batch_size=1), "beta is int32"),
+        (lambda: acquisition.per_token(FLOATS, FLOATS[1:]), r"tokens has shape \(3,\)"),
+        (lambda: acquisition.cool_down(FLOATS, FLOATS[1:], steps=1), r"since has shape \(3,\)"),
+        (lambda: acquisition.epoch(FLOATS), "visits is float32: its dtype must be int"),
+        (lambda: acquisition.by_chance(FLOATS, exclude=FLOATS[1:] > 0), r"exclude has shape \(3,\)"),
+        (
+            lambda: acquisition.priced(KEY, FLOATS, FLOATS[1:], batch_size=1, weight=1.0, price=0.0),
+            r"interest has shape \(3,\): it must be \[N\], here \[4\]",
+        ),
+    ],
+)
+def test_an_argument_of_another_shape_or_dtype_is_named(call, message):
+    with pytest.raises(InputError, match=message):
+        call()

@@ -678,6 +678,40 @@ def test_tables_of_tasks_that_cannot_be_are_refused_by_every_selector(field):
                 selector.init(Tasks(), count)
 
 
+@every_selector
+def test_an_argument_of_another_shape_or_dtype_is_named(name):
+    """Of arrays and of tracers alike."""
+    selector, state, *_ = compiled(name)
+    feedback = feedback_of(jnp.arange(B))
+    rates = TASKS.reference_pass_rates
+
+    def select(key=KEYS[0], tasks=TASKS, **options):
+        jax.eval_shape(functools.partial(selector.select, batch_size=B, **options), key, state, tasks)
+
+    def update(**changes):
+        jax.eval_shape(selector.update, state, TASKS, feedback._replace(**changes))
+
+    for call, message in (
+        (lambda: select(key=KEYS), r"key has shape \(10,\): it must be \[\]"),
+        (lambda: select(key=jnp.zeros(2)), "key is .*: give one key, such as jax.random.key"),
+        (lambda: select(exclude=jnp.zeros(N - 1, bool)), rf"exclude has shape \(15,\): it must be \[N\], here \[{N}\]"),
+        (lambda: select(exclude=jnp.zeros(N, int)), "exclude is int32: its dtype must be bool"),
+        (lambda: select(tasks=TASKS._replace(domain=TASKS.domain[1:])), r"domain has shape \(15,\): it must be \[N\]"),
+        (
+            lambda: select(tasks=TASKS._replace(reference_pass_rates=rates[1:])),
+            r"reference_pass_rates has shape \(15",
+        ),
+        (lambda: update(ids=feedback.trials), "ids is float32: its dtype must be int"),
+        (
+            lambda: update(successes=feedback.successes.astype(complex)),
+            "successes is complex64: its dtype must be bool or int",
+        ),
+        (lambda: update(tokens=feedback.tokens[1:]), "tokens have shapes .*: give one entry a task in each"),
+    ):
+        with pytest.raises(InputError, match=message):
+            call()
+
+
 def test_feedback_of_shapes_that_differ_is_refused():
     selector = selectors.mopps(G)
     state, ids = selector.init(Tasks(), N), jnp.arange(B)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jaxrft import mesh as meshes
 from jaxrft.select import topk
-from jaxrft.types import Tasks
+from jaxrft.types import InputError, Tasks
 
 NAN, INF = float("nan"), float("inf")
 SIZES = (1, 5, 24)  # of batches from 24 tasks
@@ -207,3 +207,19 @@ def test_quotas_count_what_is_not_excluded(choose, domain, score, exclude, seed)
     for each in np.flatnonzero(given_places):
         best = np.sort(score[(domain == each) & ~exclude])[: given_places[each]]
         assert np.array_equal(score[chosen][domain[chosen] == each], best, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"exclude": jnp.zeros(3, bool)}, r"exclude has shape \(3,\): it must be \[N\], here \[4\]"),
+        ({"exclude": jnp.zeros(4)}, "exclude is float32: its dtype must be bool"),
+        ({"quota": topk.Quota(jnp.zeros(3, int), jnp.ones(3, int))}, r"domain has shape \(3,\)"),
+        ({"score": jnp.zeros((4, 1))}, r"score has shape \(4, 1\): it must be \[N\]"),
+        ({"score": jnp.zeros(4, complex)}, "score is complex64"),
+    ],
+)
+def test_an_argument_of_another_shape_or_dtype_is_named(options, message):
+    options = {"score": jnp.zeros(4), "batch_size": 2} | options
+    with pytest.raises(InputError, match=message):
+        topk.smallest(jax.random.key(0), **options)

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 
 from jaxrft.select import posterior
 from jaxrft.select.topk import Quota, largest, smallest
+from jaxrft.shapes import check_dtypes, check_shapes
 from jaxrft.types import Array
 
 
@@ -40,6 +41,7 @@ def nearest(
     exclude: Array | None = None,
 ) -> Array:
     """Ids [B] of the tasks whose `pass_rate` [N] is nearest `target`; ties at random, NaN last."""
+    check_dtypes(float, pass_rate=pass_rate)
     distance = jnp.abs(pass_rate - jnp.asarray(target, pass_rate.dtype))
     return smallest(key, distance, batch_size=batch_size, quota=quota, exclude=exclude)
 
@@ -57,6 +59,7 @@ def softmax(
 
     Exact, by the B largest of score / temperature + Gumbel noise [arXiv 1903.06059]; -inf and NaN are drawn last.
     """
+    check_dtypes(float, score=score)
     key_noise, key_tie = jax.random.split(key)
     noise = jax.random.gumbel(key_noise, score.shape, score.dtype)
     score = score / jnp.asarray(temperature, score.dtype) + noise
@@ -65,6 +68,7 @@ def softmax(
 
 def informative(pass_rate: Array, num_generations: int) -> Array:
     """Chance 1 - p^G - (1 - p)^G that a group of G rollouts is neither all right nor all wrong."""
+    check_dtypes(float, pass_rate=pass_rate)
     return 1 - pass_rate**num_generations - (1 - pass_rate) ** num_generations
 
 
@@ -80,6 +84,8 @@ def informative_beta(state: posterior.BetaState, num_generations: int) -> Array:
         total = state.alpha + state.beta + k
         return products[0] * ((state.alpha + k) / total), products[1] * ((state.beta + k) / total)
 
+    check_shapes(alpha=(state.alpha, "N"), beta=(state.beta, "N"))
+    check_dtypes(float, alpha=state.alpha, beta=state.beta)
     one = jnp.ones_like(state.alpha)
     right, wrong = jax.lax.fori_loop(0, num_generations, multiply, (one, one))
     return 1 - right - wrong
@@ -87,11 +93,13 @@ def informative_beta(state: posterior.BetaState, num_generations: int) -> Array:
 
 def signal(pass_rate: Array) -> Array:
     """4 p (1 - p), proportional to the expected squared gradient without group normalisation [arXiv 2506.05316]."""
+    check_dtypes(float, pass_rate=pass_rate)
     return 4 * pass_rate * (1 - pass_rate)
 
 
 def per_token(utility: Array, tokens: Array) -> Array:
     """Utility [N] per expected completion token; unknown `tokens` [N] (0 or NaN) count as the mean of the others."""
+    check_shapes(utility=(utility, "N"), tokens=(tokens, "N"))
     known = tokens > 0
     mean = jnp.where(known, tokens, 0).sum() / jnp.maximum(known.sum(), 1).astype(tokens.dtype)
     return utility / jnp.where(known, tokens, jnp.where(mean > 0, mean, 1))
@@ -125,6 +133,8 @@ def priced(
     those in the domain, count as equal, and the greatest preference has the place. Utilities are finite, preferences
     not negative.
     """
+    check_shapes(utility=(utility, "N"), interest=(interest, "N"), preference=(preference, "N"), first=(first, "K"))
+    check_dtypes(float, utility=utility, interest=interest, preference=preference)
     key_best, key_curious, key_part, key_rest = jax.random.split(key, 4)
     weight, chance, alike = (jnp.asarray(x, utility.dtype) for x in (weight, chance, alike))
     rank = functools.partial(largest, batch_size=batch_size, quota=quota, exclude=exclude)
@@ -155,6 +165,8 @@ def priced(
 
 def by_chance(utility: Array, quota: Quota | None = None, exclude: Array | None = None) -> Array:
     """Computes the mean `utility` [] of a batch taken by chance from all tasks [N]; with a quota, of each domain."""
+    check_shapes(utility=(utility, "N"), exclude=(exclude, "N"))
+    check_dtypes(float, utility=utility)
     counted = jnp.ones_like(utility) if exclude is None else 1 - exclude.astype(utility.dtype)
     if quota is None:
         return utility.mean() if exclude is None else (counted * utility).sum() / jnp.maximum(counted.sum(), 1)
@@ -172,12 +184,16 @@ def _by_domain(quota: Quota, score: Array, ids: Array) -> Array:
 
 def cool_down(utility: Array, since: Array, *, steps: int) -> Array:
     """`utility` [N] with tasks chosen fewer than `steps` steps ago (`since` [N]) behind all others, in their order."""
+    check_shapes(utility=(utility, "N"), since=(since, "N"))
+    check_dtypes(float, utility=utility)
     spread = jnp.nanmax(utility) - jnp.nanmin(utility)
     return jnp.where(since < steps, utility - spread - 1, utility)
 
 
 def epoch(visits: Array, *, quota: Quota | None = None, exclude: Array | None = None) -> Array:
     """Returns 1 for tasks visited more often than the least visited one, else 0, [N] int32; with a quota, by domain."""
+    check_shapes(visits=(visits, "N"), exclude=(exclude, "N"))
+    check_dtypes(int, visits=visits)
     counted = visits if exclude is None else jnp.where(exclude, jnp.iinfo(visits.dtype).max, visits)
     if quota is None:
         return (visits > counted.min()).astype(jnp.int32)

@@ -15,11 +15,11 @@ from jaxrft.select.checks import (
     SHARE,
     check,
     check_balance,
-    check_batch,
     check_choice,
     check_count,
     check_flag,
     check_generations,
+    check_select,
     check_table,
     credible,
 )
@@ -138,7 +138,7 @@ def adaptive(
     def select(
         key: Array, state: AdaptiveState, tasks: Tasks, *, batch_size: int, exclude: Array | None = None
     ) -> tuple[Choice, AdaptiveState]:
-        batch_size = check_batch(batch_size, state.mean, exclude)
+        batch_size = check_select(key, state.mean, tasks, batch_size=batch_size, exclude=exclude)
         key_choice, key_new, key_floor, key_stale, key_quota = jax.random.split(key, 5)
         quota = topk.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
         believed, seen = state.believed, state.visited >= 0

@@ -9,6 +9,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import jax.numpy as jnp
 
+from jaxrft.select.checks import check_feedback
 from jaxrft.types import Array, Choice, Feedback, Tasks
 
 State = TypeVar("State")
@@ -62,6 +63,7 @@ class Selector(NamedTuple, Generic[State]):
 
 def ignore_feedback(state: State, tasks: Tasks, feedback: Feedback) -> State:
     """Returns the state as it is: the `update` of a selector that learns nothing."""
+    check_feedback(feedback)
     return state
 
 

@@ -12,10 +12,10 @@ from jaxrft.select.checks import (
     SHARE,
     check,
     check_balance,
-    check_batch,
     check_belief,
     check_flag,
     check_generations,
+    check_select,
     check_table,
     credible,
 )
@@ -68,7 +68,7 @@ def bots(
     def select(
         key: Array, state: BotsState, tasks: Tasks, *, batch_size: int, exclude: Array | None = None
     ) -> tuple[Choice, BotsState]:
-        batch_size = check_batch(batch_size, state.posterior.alpha, exclude)
+        batch_size = check_select(key, state.posterior.alpha, tasks, batch_size=batch_size, exclude=exclude)
         key_quota, key_draw = jax.random.split(key)
         quota = topk.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
         ids = acquisition.thompson(

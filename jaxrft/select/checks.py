@@ -8,7 +8,7 @@ value. Tracers and descriptions of arrays have no values, so that of them only s
 import difflib
 import operator
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +18,14 @@ from jax.typing import ArrayLike
 
 from jaxrft.errors import InputError, shown
 from jaxrft.select.topk import Balance
-from jaxrft.shapes import check_dtypes, check_shapes
+from jaxrft.shapes import REAL, check_dtypes, check_shapes
 from jaxrft.types import Array, Feedback, Projections, Tasks
 
 
 class Range(NamedTuple):
     """The real numbers that an argument may be."""
 
-    fits: Callable[[Any], Any]  # elementwise
+    fits: Callable[[Array], Array]  # elementwise
     wanted: str
 
 
@@ -68,12 +68,12 @@ def check_belief(target: ArrayLike, prior: tuple[ArrayLike, ArrayLike]) -> None:
         check("prior", count, POSITIVE, per_task=True)
 
 
-def _outer(values: Any) -> Any:
+def _outer(values: object) -> object:
     """Hides what a sequence holds, which may be ragged, from numpy."""
     return [None] * len(values) if isinstance(values, tuple | list) else values
 
 
-def check_count(name: str, value: Any, least: int = 1, *, most: int = MOST, wanted: str = "") -> int:
+def check_count(name: str, value: object, least: int = 1, *, most: int = MOST, wanted: str = "") -> int:
     """Returns `value` as an int; raises InputError unless it is a whole number from `least` to `most`."""
     try:
         number = None if isinstance(value, bool) else operator.index(value)
@@ -86,29 +86,47 @@ def check_count(name: str, value: Any, least: int = 1, *, most: int = MOST, want
     return number
 
 
-def check_generations(num_generations: Any) -> int:
+def check_generations(num_generations: object) -> int:
     """Returns the number of rollouts a task as an int; raises InputError unless it is a whole number, at least 1."""
     return check_count("num_generations", num_generations, most=COUNTED)
 
 
-def check_batch(batch_size: Any, table: Array, exclude: Array | None) -> int:
-    """Returns the batch size as an int; `table` has a row a task.
+def check_batch(batch_size: object, num_tasks: int) -> int:
+    """Returns the batch size as an int.
 
-    Raises InputError unless it is a whole number known when the program is compiled and at most the number of tasks,
-    for ids are distinct, and unless the mask `exclude` has a truth value a task.
+    Raises InputError unless it is a whole number known when the program is compiled, and at most the number of tasks,
+    for ids are distinct.
     """
     if isinstance(batch_size, Tracer):
         raise InputError(f"batch_size is {shown(batch_size)}: name it in jax.jit(..., static_argnames='batch_size')")
-    batch_size = check_count("batch_size", batch_size)
-    num_tasks = table.shape[0]
-    if num_tasks < batch_size:
-        raise InputError(f"batch_size is {batch_size} but there are {num_tasks} tasks: give more tasks, or lower it")
-    check_shapes(state=(table, "N"), exclude=(exclude, "N"))
+    size = check_count("batch_size", batch_size)
+    if num_tasks < size:
+        raise InputError(f"batch_size is {size} but there are {num_tasks} tasks: give more tasks, or lower it")
+    return size
+
+
+def check_select(key: Array, table: Array, tasks: Tasks, *, batch_size: object, exclude: Array | None) -> int:
+    """Returns the batch size as an int, for arguments of `select` that fit the state, of which `table` has N rows.
+
+    Raises InputError for a key that is none, for what `check_batch` refuses, and for tables and masks of other shapes.
+    """
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not (jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) or dtype == np.uint32):
+        raise InputError(f"key is {shown(key)}: give one key, such as jax.random.key(0)")
+    check_shapes(key=(key, "" if dtype != np.uint32 else "2"))
+    size = check_batch(batch_size, table.shape[0])
+    check_shapes(
+        state=(table, "N"),
+        exclude=(exclude, "N"),
+        domain=(tasks.domain, "N"),
+        reference_pass_rates=(tasks.reference_pass_rates, "NK"),
+        embeddings=(tasks.embeddings, "NE"),
+    )
     check_dtypes(bool, exclude=exclude)
-    return batch_size
+    return size
 
 
-def check_flag(name: str, value: Any) -> bool:
+def check_flag(name: str, value: object) -> bool:
     """Returns `value` as a bool; raises InputError for anything but True and False."""
     found = None if isinstance(value, Tracer) else as_array(value)
     if found is None or found.ndim or found.dtype != np.bool_:
@@ -116,7 +134,7 @@ def check_flag(name: str, value: Any) -> bool:
     return bool(found)
 
 
-def check_choice(name: str, value: Any, options: Iterable[str], of: str = "") -> None:
+def check_choice(name: str, value: object, options: Iterable[str], of: str = "") -> None:
     """Raises InputError unless `value` is one of the words `options`."""
     options = tuple(options)
     if isinstance(value, str) and value in options:
@@ -126,12 +144,12 @@ def check_choice(name: str, value: Any, options: Iterable[str], of: str = "") ->
     raise InputError(f"no {name} {shown(value)}{of}: {hint}{', '.join(options)}{')' if near else ''}")
 
 
-def check_balance(balance: Any) -> None:
+def check_balance(balance: object) -> None:
     """Raises InputError for a balance there is not."""
     check_choice("balance", balance, get_args(Balance), " of the domains")
 
 
-def check_table(tasks: Tasks, num_tasks: Any, *, balance: Balance = "none") -> int:
+def check_table(tasks: Tasks, num_tasks: object, *, balance: Balance = "none") -> int:
     """Returns the number of tasks, for a table all of whose fields fit it.
 
     Raises InputError for a field of `Tasks` that is no array with a row a task or holds what it cannot, and for a
@@ -233,6 +251,21 @@ def count_domains(tasks: Tasks, num_tasks: int) -> int:
     return num_tasks if _has_no_values(tasks.domain) else _extremes(tasks.domain)[1] + 1
 
 
+def check_feedback(feedback: Feedback) -> Feedback:
+    """Returns the feedback as JAX's arrays; raises InputError unless each has one number a task, and ids are integers.
+
+    A program cannot look at the numbers: see `credible`.
+    """
+    shapes = [np.shape(x) for x in feedback]
+    if len(set(shapes)) > 1 or len(shapes[0]) != 1:
+        raise InputError(f"ids, successes, trials and tokens have shapes {shapes}: give one entry a task in each")
+    arrays = Feedback(*map(jnp.asarray, feedback))
+    numbers = arrays._asdict()
+    check_dtypes(int, ids=numbers.pop("ids"))
+    check_dtypes(REAL, **numbers)
+    return arrays
+
+
 def credible(feedback: Feedback, num_tasks: int) -> Feedback:
     """Returns the feedback with every row that cannot be true made padding, as if nothing had been rolled out.
 
@@ -240,10 +273,7 @@ def credible(feedback: Feedback, num_tasks: int) -> Feedback:
     costs this row only. Tokens that cannot be are 0, which is unknown. Rows that count stay bit for bit as they are.
     Inside a program nothing can be refused: `Session.record` refuses what this leaves out.
     """
-    shapes = [np.shape(x) for x in feedback]
-    if len(set(shapes)) > 1 or len(shapes[0]) != 1:
-        raise InputError(f"ids, successes, trials and tokens have shapes {shapes}: give one entry a task in each")
-    ids, successes, trials, tokens = map(jnp.asarray, feedback)
+    ids, successes, trials, tokens = check_feedback(feedback)
     possible = (successes >= 0) & (successes <= trials) & (ids >= 0) & (ids < num_tasks)
     valid = POSITIVE.fits(trials.astype(jnp.float32)) & possible
     known = valid & NOT_NEGATIVE.fits(tokens.astype(jnp.float32))
@@ -254,7 +284,7 @@ def _only(kept: Array, values: Array) -> Array:
     return jnp.where(kept, values, jnp.zeros((), values.dtype))
 
 
-def as_array(values: Any) -> np.ndarray | None:
+def as_array(values: object) -> np.ndarray | None:
     """Returns an array of whatever somebody's loop has; None where numpy can make none of it."""
     try:
         return np.asarray(values)
@@ -262,22 +292,22 @@ def as_array(values: Any) -> np.ndarray | None:
         return None
 
 
-def are_numbers(values: Any) -> bool:
+def are_numbers(values: object) -> bool:
     """Returns whether an array holds real numbers of any kind, bfloat16 and truth values among them."""
     kind = values.dtype
     return kind == np.bool_ or jnp.issubdtype(kind, jnp.integer) or jnp.issubdtype(kind, jnp.floating)
 
 
-def _is_array(values: Any) -> bool:
+def _is_array(values: object) -> bool:
     return isinstance(values, np.ndarray | jax.Array | jax.ShapeDtypeStruct)
 
 
-def _has_no_values(values: Any) -> bool:
+def _has_no_values(values: object) -> bool:
     """Returns whether only shape and dtype are known: of a tracer, and of an array that a dry run describes."""
     return isinstance(values, Tracer | jax.ShapeDtypeStruct)
 
 
-def _check_numbers(name: str, values: Any) -> None:
+def _check_numbers(name: str, values: object) -> None:
     """Raises InputError unless a field of `Tasks` is an array of numbers."""
     if not _is_array(values) or not are_numbers(values):
         raise InputError(f"Tasks.{name} is no table of numbers but {shown(values)}: give an array with one row a task")

@@ -10,8 +10,8 @@ from jaxrft.select import acquisition, evidence, topk
 from jaxrft.select.base import Selector, ignore_feedback, no_belief
 from jaxrft.select.checks import (
     check_balance,
-    check_batch,
     check_generations,
+    check_select,
     check_table,
 )
 from jaxrft.types import Array, Choice, Tasks
@@ -45,7 +45,7 @@ def easy_to_hard(num_generations: int, *, balance: topk.Balance = "none") -> Sel
     def select(
         key: Array, state: EasyToHardState, tasks: Tasks, *, batch_size: int, exclude: Array | None = None
     ) -> tuple[Choice, EasyToHardState]:
-        batch_size = check_batch(batch_size, state.visits, exclude)
+        batch_size = check_select(key, state.visits, tasks, batch_size=batch_size, exclude=exclude)
         key_quota, key_tie = jax.random.split(key)
         quota = topk.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
         rank = acquisition.epoch(state.visits, quota=quota, exclude=exclude) * state.rank.shape[0] + state.rank

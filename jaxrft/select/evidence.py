@@ -1,7 +1,6 @@
 """Implicit evidence: what the rollouts of some tasks say about the pass rates of all the others."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,19 +9,21 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxrft.mesh import constrain
 from jaxrft.select import checks
+from jaxrft.select.base import Init, PassRate, State, Update
 from jaxrft.select.checks import count_domains
+from jaxrft.shapes import check_shapes
 from jaxrft.types import Array, Feedback, InputError, Tasks
 
 EPSILON = 1e-6  # of the published estimator; it bounds the capability when two references agree on the batch
 SHRINKAGE = 1.0  # tasks that speak for the common capability in each domain of a batch
 
 
-class Evidence(NamedTuple):
+class Evidence(NamedTuple, Generic[State]):
     """Pure functions of a model of evidence; the state is updated before it predicts."""
 
-    init: Callable[[Tasks, int], Any]  # (tasks, N) -> state
-    update: Callable[[Any, Tasks, Feedback], Any]  # -> state
-    predict: Callable[[Any, Tasks], Array]  # [N], pass rates; NaN = no evidence
+    init: Init[State]
+    update: Update[State]
+    predict: PassRate[State]  # [N]; NaN = no evidence
 
 
 class NoEvidenceState(NamedTuple):
@@ -38,7 +39,7 @@ class InterpolationState(NamedTuple):
     domains: Array | None = None  # [domains], of each; NaN before the first feedback on one of its tasks
 
 
-def none() -> Evidence:
+def none() -> Evidence[NoEvidenceState]:
     """No implicit evidence: explicit counts only."""
     return Evidence(
         init=lambda tasks, num_tasks: NoEvidenceState(jnp.full(num_tasks, jnp.nan, jnp.float32)),
@@ -47,7 +48,7 @@ def none() -> Evidence:
     )
 
 
-def interpolation(momentum: ArrayLike = 0.9, *, per_domain: bool = False) -> Evidence:
+def interpolation(momentum: ArrayLike = 0.9, *, per_domain: bool = False) -> Evidence[InterpolationState]:
     """Pass rates interpolated between reference policies at the capability seen on the batch [arXiv 2510.26374].
 
     c_t = (mean_B(s/n) - mean_B(p_w)) / (mean_B(p_S) - mean_B(p_w) + 1e-6),   c <- momentum c + (1 - momentum) c_t,
@@ -77,6 +78,7 @@ def interpolation(momentum: ArrayLike = 0.9, *, per_domain: bool = False) -> Evi
 
     def update(state: InterpolationState, tasks: Tasks, feedback: Feedback) -> InterpolationState:
         dtype = state.capability.dtype
+        feedback = checks.check_feedback(feedback)
         references = _references(tasks, dtype)[feedback.ids]  # [B, K]
         used = (feedback.trials > 0) & ~jnp.isnan(references).any(axis=1)  # [B]
         successes, trials = (x.astype(dtype) for x in (feedback.successes, feedback.trials))
@@ -122,6 +124,7 @@ def _references(tasks: Tasks, dtype: DTypeLike) -> Array:
     """The reference pass rates [N, K] in `dtype`."""
     if tasks.reference_pass_rates is None:
         raise InputError(_NO_REFERENCES)
+    check_shapes(reference_pass_rates=(tasks.reference_pass_rates, "NK"), domain=(tasks.domain, "N"))
     return constrain(jnp.asarray(tasks.reference_pass_rates, dtype), "task", None)
 
 

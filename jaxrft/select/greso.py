@@ -15,8 +15,8 @@ from jaxrft.select.checks import (
     Range,
     check,
     check_balance,
-    check_batch,
     check_generations,
+    check_select,
     check_table,
     credible,
 )
@@ -63,7 +63,7 @@ def greso(
     def select(
         key: Array, state: GresoState, tasks: Tasks, *, batch_size: int, exclude: Array | None = None
     ) -> tuple[Choice, GresoState]:
-        batch_size = check_batch(batch_size, state.streak, exclude)
+        batch_size = check_select(key, state.streak, tasks, batch_size=batch_size, exclude=exclude)
         key_quota, key_order, key_skip, key_tie = jax.random.split(key, 4)
         quota = topk.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
         shape = state.streak.shape

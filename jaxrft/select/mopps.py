@@ -12,10 +12,10 @@ from jaxrft.select.checks import (
     SHARE,
     check,
     check_balance,
-    check_batch,
     check_belief,
     check_count,
     check_generations,
+    check_select,
     check_table,
     credible,
 )
@@ -58,7 +58,7 @@ def mopps(
     def select(
         key: Array, state: MoppsState, tasks: Tasks, *, batch_size: int, exclude: Array | None = None
     ) -> tuple[Choice, MoppsState]:
-        batch_size = check_batch(batch_size, state.posterior.alpha, exclude)
+        batch_size = check_select(key, state.posterior.alpha, tasks, batch_size=batch_size, exclude=exclude)
         key_first, key_candidates, key_quota, key_draw, key_tie = jax.random.split(key, 5)
         num_tasks = state.posterior.alpha.shape[0]
         count = min(candidates * batch_size, num_tasks)

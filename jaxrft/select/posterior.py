@@ -8,7 +8,9 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxrft.mesh import constrain
+from jaxrft.select.checks import check_feedback
 from jaxrft.select.random_bits import beta_logit
+from jaxrft.shapes import check_dtypes, check_shapes
 from jaxrft.types import Array, Feedback, InputError
 
 Prior = tuple[ArrayLike, ArrayLike]  # (alpha0, beta0), scalars or [N], positive
@@ -50,6 +52,8 @@ def update(
     Deviation: the prior may differ per task.
     """
     dtype, num_tasks = state.alpha.dtype, state.alpha.shape[0]
+    check_shapes(alpha=(state.alpha, "N"), beta=(state.beta, "N"), implicit_pass_rate=(implicit_pass_rate, "N"))
+    check_dtypes(float, implicit_pass_rate=implicit_pass_rate)
     decay, rho = jnp.asarray(decay, dtype), jnp.asarray(rho, dtype)
     successes, trials = counts(feedback, num_tasks, dtype=dtype)
     implicit = implicit_pass_rate.astype(dtype)
@@ -74,6 +78,7 @@ def update_visited(
     Tasks that were not rolled out stay as they are. Deviation: the prior may differ per task.
     """
     dtype = state.alpha.dtype
+    check_shapes(alpha=(state.alpha, "N"), beta=(state.beta, "N"))
     successes, trials = counts(feedback, state.alpha.shape[0], dtype=dtype)
     kept = jnp.where(trials > 0, jnp.asarray(discount, dtype), 1)  # [N]
 
@@ -88,6 +93,7 @@ def update_visited(
 
 def counts(feedback: Feedback, num_tasks: int, *, dtype: DTypeLike = jnp.float32) -> tuple[Array, Array]:
     """Successes and trials of every task, [N] each and 0 where nothing was rolled out."""
+    feedback = check_feedback(feedback)
     ids = jnp.where(feedback.trials > 0, feedback.ids, num_tasks)  # padding points behind the table and is dropped
     successes, trials = (
         constrain(jnp.zeros(num_tasks, dtype).at[ids].add(x.astype(dtype), mode="drop"), "task")
@@ -103,5 +109,7 @@ def mean(state: BetaState) -> Array:
 
 def sample(key: Array, state: BetaState) -> Array:
     """One draw from the posterior of every task, [N], for Thompson sampling; exact, by `beta_logit`."""
+    check_shapes(alpha=(state.alpha, "N"), beta=(state.beta, "N"))
+    check_dtypes(float, alpha=state.alpha, beta=state.beta)
     draw = jax.nn.sigmoid(beta_logit(key, state.alpha, state.beta))
     return constrain(draw.astype(state.alpha.dtype), "task")

@@ -108,11 +108,11 @@ class Session:
         """Pass rates [N] that the selector believes the tasks to have; NaN where it believes nothing."""
         return np.asarray(self._pass_rate(self._state, self._tasks))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, np.ndarray]:
         """All that changes, as a flat dictionary of numpy arrays, for numpy.savez or safetensors.numpy.save_file."""
         return self._named_state() | {"step": np.asarray(self._step), "seed": np.asarray(self._seed)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Continues where the session that gave `state` stood.
 
         Raises InputError, and stays as it is, for the state of another selector or of another number of tasks, and for
@@ -145,7 +145,7 @@ class Session:
         leaves = jax.tree_util.tree_flatten_with_path(self._state)[0]
         return {"state" + jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
-    def _leaf(self, name: str, value: Any, like: np.ndarray) -> np.ndarray:
+    def _leaf(self, name: str, value: object, like: np.ndarray) -> np.ndarray:
         """Returns one entry of a state to load; raises InputError unless it can take the place of `like`.
 
         NaN, which is unknown, is taken only where a new session has it.
@@ -189,7 +189,7 @@ class Session:
             raise InputError(f"tokens are {shown(tokens.tolist())}: they are numbers of {NOT_NEGATIVE.wanted}")
 
 
-def _column(name: str, values: Any) -> np.ndarray:
+def _column(name: str, values: object) -> np.ndarray:
     """Returns the numbers given for each task [n]."""
     found = as_array(values)
     if found is None or found.ndim != 1 or not are_numbers(found):

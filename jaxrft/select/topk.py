@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from jaxrft.mesh import constrain, shards, spec
 from jaxrft.select.random_bits import random_bits
+from jaxrft.shapes import REAL, check_dtypes, check_shapes
 from jaxrft.types import Array, Tasks
 
 Balance = Literal["none", "proportional", "equal"]
@@ -43,6 +44,7 @@ def quota(
     """
     if balance == "none" or tasks.domain is None:
         return None
+    check_shapes(domain=(tasks.domain, "N"), exclude=(exclude, "N"), among=(among, "M"))
     counted = jnp.ones(tasks.domain.shape, jnp.int32)
     if exclude is not None:
         counted = counted - exclude.astype(jnp.int32)
@@ -91,6 +93,10 @@ def smallest(
     With a quota, as many of the smallest of each domain as it has places. Exact, and the same on any mesh: every
     shard of the table finds its own best, and these meet.
     """
+    domain = None if quota is None else quota.domain
+    check_shapes(score=(score, "N"), exclude=(exclude, "N"), domain=(domain, "N"))
+    check_dtypes(REAL, score=score)
+    check_dtypes(bool, exclude=exclude)
     num_tasks = score.shape[0]
     count = shards(jax.sharding.get_abstract_mesh(), "task")
     count = count if num_tasks % count == 0 else 1

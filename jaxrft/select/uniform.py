@@ -10,9 +10,9 @@ from jaxrft.select import acquisition, topk
 from jaxrft.select.base import Selector, ignore_feedback, no_belief
 from jaxrft.select.checks import (
     check_balance,
-    check_batch,
     check_choice,
     check_generations,
+    check_select,
     check_table,
 )
 from jaxrft.types import Array, Choice, Tasks
@@ -55,7 +55,7 @@ def uniform(num_generations: int, *, order: Order = "shuffled", balance: topk.Ba
     def select(
         key: Array, state: VisitsState, tasks: Tasks, *, batch_size: int, exclude: Array | None = None
     ) -> tuple[Choice, VisitsState]:
-        batch_size = check_batch(batch_size, state.visits, exclude)
+        batch_size = check_select(key, state.visits, tasks, batch_size=batch_size, exclude=exclude)
         key_quota, key_tie = jax.random.split(key)
         quota = topk.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
         ids = topk.smallest(

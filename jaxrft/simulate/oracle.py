@@ -14,8 +14,8 @@ from jaxrft.select.checks import (
     BETWEEN,
     check,
     check_balance,
-    check_batch,
     check_generations,
+    check_select,
     check_table,
 )
 from jaxrft.types import Array, Choice, Tasks
@@ -55,7 +55,7 @@ def oracle(
     def select(
         key: Array, state: OracleState, tasks: Tasks, *, batch_size: int, exclude: Array | None = None
     ) -> tuple[Choice, OracleState]:
-        batch_size = check_batch(batch_size, state.visits, exclude)
+        batch_size = check_select(key, state.visits, tasks, batch_size=batch_size, exclude=exclude)
         key_quota, key_tie = jax.random.split(key)
         quota = topk.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
         distance = jnp.abs(state.pass_rates - jnp.asarray(target, jnp.float32))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jaxrft.select import probes
 from jaxrft.select.base import Selector
 from jaxrft.select.dots import attention
 from jaxrft.simulate.worlds import World
-from jaxrft.types import Array, Feedback, InputError, Projections, Tasks
+from jaxrft.types import Array, Feedback, InputError, Projections, PyTree, Tasks
 
 RECENT = 50  # steps over which coverage is counted
 
@@ -51,7 +51,7 @@ def run(
     steps: int,
     *,
     batch_size: int,
-    reveal: Callable[[Any, Array], Any] | None = None,
+    reveal: Callable[[PyTree, Array], PyTree] | None = None,
     predictor: attention.Params | None = None,
     target: float = 0.5,
 ) -> Trace:
@@ -110,14 +110,14 @@ def _project(predictor: attention.Params, tasks: Tasks) -> Projections:
 
 
 def _references(
-    keys: Array, selector: Selector, believes: Any, tasks: Tasks, index: Array, roll_out: Callable[..., Feedback]
-) -> tuple[Any, Feedback]:
+    keys: Array, selector: Selector, believes: PyTree, tasks: Tasks, index: Array, roll_out: Callable[..., Feedback]
+) -> tuple[PyTree, Feedback]:
     """Returns the belief after the references of a step, and their feedback; trials are 0 in a step without any."""
     assert selector.reference_set is not None and selector.update_references is not None
     draw = selector.reference_set
     update = selector.update_references
 
-    def roll_out_references() -> tuple[Any, Feedback]:
+    def roll_out_references() -> tuple[PyTree, Feedback]:
         feedback = roll_out(keys[1], draw(keys[0], believes, tasks))
         return update(believes, tasks, feedback), feedback
 
@@ -129,20 +129,20 @@ def _references(
 def _fill(
     keys: Array,
     selector: Selector,
-    believes: Any,
+    believes: PyTree,
     tasks: Tasks,
     references: Feedback,
     roll_out: Callable[..., Feedback],
     *,
     batch_size: int,
     target: float,
-) -> tuple[Any, Rolled]:
+) -> tuple[PyTree, Rolled]:
     """Fills the batch of a step with informative references, those nearest the target, and with chosen tasks."""
     rate = references.successes / jnp.maximum(references.trials, 1)
     informative = _informative(references)
     nearest = jnp.argsort(jnp.where(informative, jnp.abs(rate - target), jnp.inf))
 
-    def fill(fresh: int) -> tuple[Any, Rolled]:
+    def fill(fresh: int) -> tuple[PyTree, Rolled]:
         joins = jax.tree.map(lambda x: x[nearest[: batch_size - fresh]], references)
         exclude = jnp.zeros(selector.pass_rate(believes, tasks).shape, bool).at[joins.ids].set(True)
         choice, chosen = selector.select(keys[0], believes, tasks, batch_size=fresh, exclude=exclude)

@@ -4,7 +4,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +12,17 @@ import numpy as np
 
 from jaxrft.select.checks import COUNTED, LARGEST, are_numbers, check_choice
 from jaxrft.tasks.memory import Budget
-from jaxrft.types import Array, Feedback, InputError, Tasks
+from jaxrft.types import Array, Feedback, InputError, PyTree, Tasks
 
 
 class World(NamedTuple):
     """Pure functions; `step` counts from 0, and a world's state is a pytree."""
 
     num_tasks: int
-    init: Callable[[Array], tuple[Tasks, Any]]  # key -> what selectors may know, state
-    pass_rates: Callable[[Any, Array], Array]  # (state, step) -> [N], the policy's own; NaN where there is none
-    roll_out: Callable[[Array, Any, Array, Array], Feedback]  # (key, state, step, ids [B])
-    learn: Callable[[Array, Any, Feedback], Any]  # (key, state, feedback) -> state
+    init: Callable[[Array], tuple[Tasks, PyTree]]  # key -> what selectors may know, state
+    pass_rates: Callable[[PyTree, Array], Array]  # (state, step) -> [N], the policy's own; NaN where there is none
+    roll_out: Callable[[Array, PyTree, Array, Array], Feedback]  # (key, state, step, ids [B])
+    learn: Callable[[Array, PyTree, Feedback], PyTree]  # (key, state, feedback) -> state
 
 
 Reference = Literal["good", "anti", "constant", "zero", "none"]

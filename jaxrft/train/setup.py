@@ -93,7 +93,7 @@ def open_run(config: Config, mesh: Mesh) -> Opened:
     num_tasks = len(table.lengths)
     on_host = task_arrays(table, predictor)
     check_table(on_host, num_tasks)
-    check_batch(config.batch_size, table.lengths, None)
+    check_batch(config.batch_size, num_tasks)
     tasks = meshes.place_table(on_host, mesh, num_tasks)
     if predictor is not None:
         tasks = tasks._replace(projections=project_table(predictor, table, mesh))
@@ -119,7 +119,7 @@ def describe_run(
 ) -> Opened:
     """Returns what `open_run` would, with `jax.ShapeDtypeStruct`s in place of arrays, as those of `lm` are."""
     num_tasks = len(table.lengths)
-    check_batch(config.batch_size, table.lengths, None)
+    check_batch(config.batch_size, num_tasks)
     tasks = describe_tasks(task_arrays(table, predictor), mesh, num_tasks)
     if predictor is not None:
         shape = (num_tasks, predictor.embeddings.width)

@@ -14,9 +14,9 @@ from jaxrft.select.checks import (
     POSITIVE,
     check,
     check_balance,
-    check_batch,
     check_count,
     check_generations,
+    check_select,
     check_table,
     credible,
 )
@@ -88,7 +88,7 @@ def dots(
     def select(
         key: Array, state: DotsState, tasks: Tasks, *, batch_size: int, exclude: Array | None = None
     ) -> tuple[Choice, DotsState]:
-        batch_size = check_batch(batch_size, state.predicted, exclude)
+        batch_size = check_select(key, state.predicted, tasks, batch_size=batch_size, exclude=exclude)
         distance = jnp.abs(state.predicted - jnp.asarray(target, jnp.float32))
         key_quota, key_draw = jax.random.split(key)
         quota = topk.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
