@@ -5,7 +5,7 @@ Worker processes import this file, so it stays clear of jax.
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -39,12 +39,12 @@ class TrainerState(SimpleNamespace):
     `global_step` counts the steps done, `max_steps` those of the whole run.
     """
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         """Raises AttributeError with the fields that there are."""
         raise AttributeError(f"trainer_state has only {' and '.join(vars(self))} here, not {name}")
 
 
-def signature_of(function: Callable[..., Any]) -> Signature:
+def signature_of(function: Callable[..., object]) -> Signature:
     """Returns the keywords that a function takes.
 
     A wrapper that takes nothing but *args and **kwargs is judged by what it wraps. A function that hides its signature
@@ -60,7 +60,7 @@ def signature_of(function: Callable[..., Any]) -> Signature:
     return Signature(required, tuple(p.name for p in keywords), takes_any)
 
 
-def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+def _parameters(function: Callable[..., object]) -> list[inspect.Parameter]:
     try:
         parameters = list(inspect.signature(function, follow_wrapped=False).parameters.values())
     except ValueError:  # such as a function of C
@@ -70,7 +70,7 @@ def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
     return _parameters(wrapped) if passes_on and wrapped is not None else parameters
 
 
-def awaited(result: Any) -> Any:
+def awaited(result: object) -> object:
     """Returns what a reward returned, or what its coroutine does, run in the one event loop of this process."""
     return _event_loop().run(_wait(result)) if inspect.isawaitable(result) else result
 
@@ -82,21 +82,23 @@ def _event_loop() -> Any:
     return asyncio.Runner()
 
 
-async def _wait(result: Any) -> Any:
+async def _wait(result: Awaitable[object]) -> object:
     return await result
 
 
-def keywords(chunk: Mapping[str, Sequence[Any]], i: int, state: Mapping[str, Any] | None, takes: Signature) -> dict:
+def keywords(
+    chunk: Mapping[str, Sequence[object]], i: int, state: Mapping[str, object] | None, takes: Signature
+) -> dict:
     """Returns what a reward is called with for completion `i` of a chunk: lists of length 1, and TRL's three extras.
 
     `log_extra` and `log_metric` keep nothing: there is no table or log of a trainer that they could write to.
     """
-    extras: dict[str, Any] = {"log_extra": _keep_nothing, "log_metric": _keep_nothing}
+    extras: dict[str, object] = {"log_extra": _keep_nothing, "log_metric": _keep_nothing}
     if state is not None:
         extras["trainer_state"] = TrainerState(**state)
     given = {name: [values[i]] for name, values in chunk.items()}
     return given | {name: value for name, value in extras.items() if takes.accepts(name)}
 
 
-def _keep_nothing(name: str, value: Any) -> None:
+def _keep_nothing(name: str, value: object) -> None:
     """Takes what TRL's trainer would log."""

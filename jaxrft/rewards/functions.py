@@ -16,7 +16,7 @@ from jaxrft.rewards.calls import signature_of
 from jaxrft.rewards.lookup import Reward
 
 # A completion as TRL has it: text, or where the prompt is a list of messages a list with the assistant's message.
-Completion = str | Sequence[Mapping[str, Any]]
+Completion = str | Sequence[Mapping[str, object]]
 
 TAIL = 100_000  # characters at the end of a completion in which `gsm8k` looks for a number
 
@@ -35,7 +35,7 @@ def text_of(completion: Completion) -> str:
 
 
 def exact(
-    prompts: Sequence, completions: Sequence[Completion], *, answer: Sequence, **columns: Any
+    prompts: Sequence, completions: Sequence[Completion], *, answer: Sequence, **columns: object
 ) -> list[float | None]:
     """Returns 1 where the completion equals the column `answer`, white space around both aside, else 0.
 
@@ -49,7 +49,7 @@ def exact(
 
 
 def gsm8k(
-    prompts: Sequence, completions: Sequence[Completion], *, answer: Sequence, **columns: Any
+    prompts: Sequence, completions: Sequence[Completion], *, answer: Sequence, **columns: object
 ) -> list[float | None]:
     """Returns 1 where the final number of the completion equals that of the column `answer`, else 0.
 
@@ -77,7 +77,7 @@ def _final_number(text: str) -> Decimal | None:
     return Decimal(sign + number["digits"].replace(",", "") + (number["exponent"] or ""))
 
 
-def as_reward(function: Callable[..., Any]) -> Reward:
+def as_reward(function: Reward) -> Reward:
     """Returns a function that TRL's trainer can call: verl's `compute_score` adapted, any other as it is.
 
     A function is verl's if it has parameters called `solution_str` and `ground_truth` and none called `completions`.
@@ -108,7 +108,7 @@ def verl(compute_score: Callable[..., Any]) -> Reward:
         answer: Sequence,
         data_source: Sequence | None = None,
         extra_info: Sequence | None = None,
-        **columns: Any,
+        **columns: object,
     ) -> Any:
         nothing = [None] * len(completions)
         scores = []
@@ -129,9 +129,9 @@ def verl(compute_score: Callable[..., Any]) -> Reward:
     return reward
 
 
-async def _wait_for_scores(scores: list[Awaitable[Any]]) -> list[float | None]:
+async def _wait_for_scores(scores: list[Awaitable[object]]) -> list[object]:
     return [_score(await score) for score in scores]
 
 
-def _score(score: Any) -> Any:
+def _score(score: object) -> object:
     return score["score"] if isinstance(score, dict) else score

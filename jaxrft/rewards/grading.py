@@ -2,7 +2,7 @@
 
 import logging
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -12,21 +12,22 @@ from jaxrft.config import Config
 from jaxrft.lm import tokenizer
 from jaxrft.lm.policy import LanguageModel
 from jaxrft.rewards import pool as pools
+from jaxrft.rewards.lookup import Reward
 from jaxrft.tasks import table
 from jaxrft.types import InputError, Rollout
 
 logger = logging.getLogger(__name__)
 
 
-def rewards_by_name(reward: Any) -> dict[str, Any]:
+def rewards_by_name(reward: object) -> dict[str, Reward]:
     """One function, or a dict of several, as a dict; raises InputError for anything else."""
-    functions: dict[Any, Any] = reward if isinstance(reward, dict) else {getattr(reward, "__name__", None): reward}
+    functions: dict = reward if isinstance(reward, dict) else {getattr(reward, "__name__", None): reward}
     if not functions or not all(isinstance(name, str) and callable(f) for name, f in functions.items()):
         raise InputError(f"reward is {reward!r}: give a function from a module's top level or a dict of some by name")
     return functions
 
 
-def open_rewards(config: Config, reward: dict[str, Any] | None = None) -> pools.Pool:
+def open_rewards(config: Config, reward: dict[str, Reward] | None = None) -> pools.Pool:
     """The workers that grade: the functions of `reward` by name, or else the configured rewards."""
     named = dict(reward or zip(config.rewards, config.rewards, strict=True))
     return pools.Pool(
@@ -211,5 +212,5 @@ def learnable_rewards(verdicts: Rewards) -> np.ndarray:
     return np.where(verdicts.failed[:, None], np.float32(np.nan), verdicts.rewards)
 
 
-def _first_row(shard: Any) -> int:
+def _first_row(shard: jax.Shard) -> int:
     return shard.index[0].start or 0

@@ -15,7 +15,7 @@ DIGITS = 1_000  # of a number; longer ones are no ground truths
 _SCALES = 400  # decimal exponents up to which a number is written out
 
 
-def text(truth: Any) -> str | None:
+def text(truth: object) -> str | None:
     r"""Returns a ground truth as the text that answers are compared with, or None where there is none.
 
     | type | meaning |
@@ -43,7 +43,7 @@ def text(truth: Any) -> str | None:
     raise InputError(f"the ground truth {_shown(truth)} is of type {type(truth).__name__}: {_remedy(truth)}")
 
 
-def one_text(truth: Any) -> str | None:
+def one_text(truth: object) -> str | None:
     """Returns what `text` does for a reward that compares one answer; raises InputError for a list of several."""
     truth = _plain(truth)
     if isinstance(truth, list | tuple) and len(truth) > 1:
@@ -54,20 +54,20 @@ def one_text(truth: Any) -> str | None:
     return text(truth)
 
 
-def texts(truths: Sequence[Any], *, several: bool = False) -> list[str | None]:
+def texts(truths: Sequence[object], *, several: bool = False) -> list[str | None]:
     """Returns ground truths as texts, and None for those that mean nothing, which may be another reward's."""
     read = text if several else one_text
     return [_or_none(read, truth) for truth in truths]
 
 
-def _or_none(read: Callable[[Any], str | None], truth: Any) -> str | None:
+def _or_none(read: Callable[[object], str | None], truth: object) -> str | None:
     try:
         return read(truth)
     except InputError:
         return None
 
 
-def check(truths: Sequence[Any], rows: Sequence[int], source: str, *, several: bool, only: bool) -> None:
+def check(truths: Sequence[object], rows: Sequence[int], source: str, *, several: bool, only: bool) -> None:
     """Raises InputError for the first ground truth that has no meaning to built-in rewards, if there are `only` those.
 
     `rows` are those of the source, from 0; `several` says whether a list of answers has a meaning. Logs how many tasks
@@ -88,14 +88,14 @@ def check(truths: Sequence[Any], rows: Sequence[int], source: str, *, several: b
         )
 
 
-def sendable(truth: Any) -> Any:
+def sendable(truth: object) -> object:
     """Returns a ground truth as a value that JSON has, if it has a meaning; raises InputError else."""
     if isinstance(truth, str | int | float | list | dict | None):
         return truth
     return text(truth)
 
 
-def _plain(truth: Any) -> Any:
+def _plain(truth: object) -> object:
     """Returns a value of numpy's as Python's own, and None for those that stand for no value."""
     if type(truth).__module__.split(".")[0] == "numpy":
         truth = _from_numpy(truth)
@@ -104,14 +104,14 @@ def _plain(truth: Any) -> Any:
     return None if type(truth).__name__ in ("NaTType", "NAType") else truth
 
 
-def _from_numpy(truth: Any) -> Any:
+def _from_numpy(truth: Any) -> object:
     """Returns a scalar as Python's own, with the digits that it prints, and an array as a list of scalars."""
     if truth.ndim:
         return list(truth)
     return float(str(truth)) if truth.dtype.kind == "f" else truth.item()
 
 
-def _together(truths: Sequence[Any]) -> str:
+def _together(truths: Sequence[object]) -> str:
     """Returns the elements of a list as one answer."""
     if not truths:
         raise InputError("the ground truth [] is an empty list: give at least one answer, or null where there is none")
@@ -126,7 +126,7 @@ def _together(truths: Sequence[Any]) -> str:
     return ", ".join(found for element in elements if (found := text(element)) is not None)
 
 
-def _digits(number: Any) -> str:
+def _digits(number: Integral | float | Decimal) -> str:
     """Returns the shortest decimal digits of a number, without exponent."""
     try:
         exact = Decimal(int(number)) if isinstance(number, Integral) else Decimal(str(number))
@@ -141,7 +141,7 @@ def _digits(number: Any) -> str:
     return digits.rstrip("0").rstrip(".") if "." in digits else digits
 
 
-def _remedy(truth: Any) -> str:
+def _remedy(truth: object) -> str:
     """Returns what to do about a ground truth of a type that has no meaning."""
     if isinstance(truth, dict):
         fields = ", ".join(map(str, list(truth)[:5])) or "none"
@@ -151,7 +151,7 @@ def _remedy(truth: Any) -> str:
     return "write what an answer must say as text or as a number"
 
 
-def _shown(truth: Any) -> str:
+def _shown(truth: object) -> str:
     try:
         shown = repr(truth)
     except ValueError:  # an integer of more digits than Python prints

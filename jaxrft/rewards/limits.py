@@ -5,7 +5,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import sympy
 from sympy.core.cache import clear_cache
@@ -43,7 +42,7 @@ def processor_time(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGPROF, before)
 
 
-def _raise(number: int, frame: Any) -> None:
+def _raise(number: int, frame: object) -> None:
     raise OutOfTime
 
 

@@ -93,7 +93,7 @@ def _attribute(module: ModuleType, qualname: str, function: Reward) -> str | Non
     `get_soft_overlong_punishment(100, 20)`.
     """
     first, *rest = qualname.split(".")
-    held: Any = vars(module).get(first)  # not by getattr, which makes lazy modules import what they name
+    held = vars(module).get(first)  # not by getattr, which makes lazy modules import what they name
     for part in rest:
         held = getattr(held, part, None)
     if held is function:
@@ -101,7 +101,7 @@ def _attribute(module: ModuleType, qualname: str, function: Reward) -> str | Non
     return next((name for name, value in list(vars(module).items()) if value is function), None)
 
 
-def load(source: Source) -> Callable[..., Any]:
+def load(source: Source) -> Reward:
     """Imports the module and returns the function; raises ImportError or LookupError, a sentence."""
     held: Any = _module(source)
     for part in source.attribute.split("."):

@@ -89,7 +89,7 @@ def math(
     *,
     answer: Sequence,
     truncated: Sequence[bool] | None = None,
-    **columns: Any,
+    **columns: object,
 ) -> list[float | None]:
     r"""Returns 1 where the completion's final answer equals the column `answer` and has been worked out, else 0.
 
@@ -284,7 +284,7 @@ def _holds_numbers(gold: str) -> bool:
     return _all_numbers(_parse_gold(gold)[0])
 
 
-def _all_numbers(parsed: Any) -> bool:
+def _all_numbers(parsed: object) -> bool:
     if isinstance(parsed, sympy.Eq) and parsed.lhs.is_Symbol:
         return _all_numbers(parsed.rhs)
     if isinstance(parsed, sympy.FiniteSet | sympy.Tuple | sympy.And | sympy.Or) and parsed.args:
@@ -345,7 +345,7 @@ def _parse(text: str, **options: Any) -> list:
         return []
 
 
-def _without_matrix_operations(parsed: Any) -> Any:
+def _without_matrix_operations(parsed: object) -> object:
     """Returns the matrix that a sum, product or power of matrices is; `evalf` would recur without end."""
     if isinstance(parsed, sympy.MatrixExpr) or (isinstance(parsed, sympy.Expr) and _has_matrix(parsed)):
         done = parsed.doit()
@@ -376,14 +376,14 @@ def _decimals(gold: str) -> int:
     return _PLACES + max(0, -floor(log10(smallest)) - 1)
 
 
-def _readings(parsed: Any) -> list[list[float] | None]:
+def _readings(parsed: object) -> list[list[float] | None]:
     """Returns the numbers of an expression in each way to read it: 28% is 0.28 and 28 to math-verify."""
     if not (isinstance(parsed, sympy.Expr) and parsed.has(_PERCENT)):
         return [_numbers(parsed)]
     return [_numbers(parsed.xreplace({_PERCENT: sympy.Rational(1, scale)})) for scale in (1, 100)]
 
 
-def _numbers(parsed: Any) -> list[float] | None:
+def _numbers(parsed: object) -> list[float] | None:
     """Returns a number, or those in a set, list, matrix or interval, with numbers for symbols; None for others."""
     try:
         return [_number(element) for element in _elements(parsed)]
@@ -391,7 +391,7 @@ def _numbers(parsed: Any) -> list[float] | None:
         return None
 
 
-def _elements(parsed: Any) -> Iterator[Any]:
+def _elements(parsed: object) -> Iterator[object]:
     match parsed:
         case sympy.Interval():
             yield from parsed.args[:2]

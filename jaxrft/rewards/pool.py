@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import wait
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from jaxrft.errors import InputError, Missing
 from jaxrft.host import launch
@@ -74,7 +74,10 @@ class Pool:
         self._signatures: list[Signature] = []
         sources = [locate(reward) for _, reward in rewards]
         foreign = any(not f"{source.module}.".startswith("jaxrft.") for source in sources)
-        self._greeting = {"sys_path": _search_path(with_current_directory=foreign), "sources": sources}
+        self._greeting: dict[str, object] = {
+            "sys_path": _search_path(with_current_directory=foreign),
+            "sources": sources,
+        }
         self._count = workers or min(8, os.cpu_count() or 1)
         self.first_ranges: dict[str, tuple[float, float]] = {}  # reward -> range of its first values, kept by callers
         self._workers: list[_Worker] = []
@@ -110,9 +113,9 @@ class Pool:
 
     def grade(
         self,
-        prompts: Sequence[Any],
-        completions: Sequence[Any],
-        columns: Mapping[str, Sequence[Any]],
+        prompts: Sequence[object],
+        completions: Sequence[object],
+        columns: Mapping[str, Sequence[object]],
         completion_ids: Sequence[Sequence[int]] | None = None,
         truncated: Sequence[bool] | None = None,
         trainer_state: Mapping[str, int] | None = None,
@@ -134,7 +137,7 @@ class Pool:
             raise InputError(f"column {taken[0]} has the name of something else that rewards are given: rename it")
         if self._completions_as == "trl":
             completions = [_as_in_trl(*pair) for pair in zip(prompts, completions, strict=True)]
-        given: dict[str, Sequence[Any]] = {"prompts": prompts, "completions": completions}
+        given: dict[str, Sequence[object]] = {"prompts": prompts, "completions": completions}
         if completion_ids is not None:
             given["completion_ids"] = completion_ids
         if truncated is not None:
@@ -160,7 +163,7 @@ class Pool:
         causes = {name: f"{kind}, {detail}" for kind, name, detail in reversed(failures)}
         return Graded(rewards, {kind: counts[kind] for kind in KINDS}, lost, causes)
 
-    def _check_signatures(self, given: Mapping[str, Any], trainer_state: Mapping[str, int] | None) -> None:
+    def _check_signatures(self, given: Mapping[str, object], trainer_state: Mapping[str, int] | None) -> None:
         """Raises InputError for a reward with a parameter that nothing is given for."""
         names = [*given, "log_extra", "log_metric"]
         if trainer_state is not None:
@@ -173,7 +176,7 @@ class Pool:
                 )
 
     def _answers(
-        self, given: Mapping[str, Sequence[Any]], state: Mapping[str, int] | None
+        self, given: Mapping[str, Sequence[object]], state: Mapping[str, int] | None
     ) -> Iterator[tuple[int, int, Answer]]:
         """(reward, completion, [value] or [None, kind, detail]) as they come."""
         n = len(given["completions"])
@@ -235,7 +238,7 @@ class Pool:
 class _Worker:
     """A process, the wire to it, the completions it still owes and until when it may take."""
 
-    def __init__(self, greeting: dict[str, Any], timeout: float) -> None:
+    def __init__(self, greeting: dict[str, object], timeout: float) -> None:
         self.wire = Wire(timeout)
         self.timeout = timeout
         self.starting = True
@@ -270,7 +273,7 @@ class _Worker:
         return self.idle and (self.graded >= RECYCLE_GRADINGS or _resident(self.pid) > self.resident + RECYCLE_BYTES)
 
     def send(
-        self, reward: int, ids: Sequence[int], given: Mapping[str, Sequence[Any]], state: Mapping[str, int] | None
+        self, reward: int, ids: Sequence[int], given: Mapping[str, Sequence[object]], state: Mapping[str, int] | None
     ) -> None:
         """Asks for one reward of the completions `ids`, with what is `given` to it of each completion."""
         self.reward = reward
@@ -285,7 +288,7 @@ class _Worker:
             }
         )
 
-    def _send(self, message: dict[str, Any]) -> None:
+    def _send(self, message: dict[str, object]) -> None:
         with suppress(OSError):  # a dead or stopped worker shows when it does not answer
             self.wire.send(message)
 
@@ -322,7 +325,7 @@ class _Worker:
         self.deadline = time.monotonic() + self.timeout
         return number, answer
 
-    def _hear(self, said: dict[str, Any]) -> str | None:
+    def _hear(self, said: dict[str, object]) -> str | None:
         """Takes down what a worker says before and after it loads the rewards; returns why it has not loaded them."""
         match said:
             case {"pid": int(pid)}:
@@ -382,7 +385,7 @@ def _search_path(*, with_current_directory: bool) -> list[str]:
     return [*elsewhere, here] if with_current_directory else elsewhere
 
 
-def _as_in_trl(prompt: Any, completion: Any) -> Any:
+def _as_in_trl(prompt: object, completion: object) -> object:
     """Returns the assistant's message with the completion if the prompt is a list of messages, else the completion."""
     is_conversation = isinstance(prompt, list) and len(prompt) > 0 and isinstance(prompt[0], dict)
     if not is_conversation or not isinstance(completion, str):
@@ -390,7 +393,7 @@ def _as_in_trl(prompt: Any, completion: Any) -> Any:
     return [{"role": "assistant", "content": completion}]
 
 
-def _check(given: Mapping[str, Sequence[Any]]) -> None:
+def _check(given: Mapping[str, Sequence[object]]) -> None:
     """Raises InputError for lists of unequal length or with values that JSON has not."""
     n = len(given["completions"])
     for name, values in given.items():

@@ -12,11 +12,13 @@ import math
 import os
 import socket
 import struct
-from typing import Any
+from typing import TypeVar
 
 from jaxrft.host.files import UnreadableJSON, parse_json
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 LINE_BYTES = 1 << 16  # an answer has fewer than 5,000 bytes, the names of a function's parameters are a few more
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
@@ -51,7 +53,7 @@ class Wire:
         """Closes the trainer's end."""
         self._socket.close()
 
-    def send(self, message: dict[str, Any]) -> None:
+    def send(self, message: dict[str, object]) -> None:
         """Sends a message; raises OSError for a worker that is dead or does not read."""
         self._socket.sendall(json.dumps(message).encode() + b"\n")
 
@@ -108,7 +110,7 @@ def parse_answer(line: bytes, number: int, token: str) -> Answer:
     raise Garbled
 
 
-def parse_greeting(line: bytes, token: str) -> dict[str, Any]:
+def parse_greeting(line: bytes, token: str) -> dict[str, object]:
     """Reads an object that repeats `token`; raises Garbled for anything else."""
     said = _parse(line, dict)
     word = said.get("token")
@@ -121,7 +123,7 @@ def _repeats(answered: int, word: str, number: int, token: str) -> bool:
     return answered == number and word == token
 
 
-def _parse(line: bytes, kind: type) -> Any:
+def _parse(line: bytes, kind: type[T]) -> T:
     try:
         return parse_json(line, kind, max_bytes=LINE_BYTES)
     except UnreadableJSON as error:

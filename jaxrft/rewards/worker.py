@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, SupportsFloat
 
+from jaxrft.host.files import JSON
 from jaxrft.host.terminal import guard_streams
 from jaxrft.rewards import calls
 from jaxrft.rewards.functions import as_reward
@@ -52,18 +53,18 @@ def main(descriptor: int, trainer: int) -> None:
             _send(wire, answer)
 
 
-def _send(wire: socket.socket, message: Any) -> None:
+def _send(wire: socket.socket, message: object) -> None:
     wire.sendall(json.dumps(message).encode() + b"\n")
 
 
-def _answers(reward: Reward, signature: calls.Signature, chunk: dict[str, Any]) -> Iterator[list]:
+def _answers(reward: Reward, signature: calls.Signature, chunk: dict[str, JSON]) -> Iterator[list]:
     """One call a completion, so that a failure costs one completion and the parent knows which."""
     for i, (number, token) in enumerate(chunk["tokens"]):
         keywords = calls.keywords(chunk["keywords"], i, chunk["trainer_state"], signature)
         yield [number, token, *_grade_one(reward, keywords)]
 
 
-def _grade_one(reward: Reward, keywords: dict[str, Any]) -> list:
+def _grade_one(reward: Reward, keywords: dict[str, object]) -> list:
     """[reward] or [None, kind, detail] of one completion; but for TRL's extras, keywords are lists of length 1."""
     process = os.getpid()
     try:
