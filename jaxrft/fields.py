@@ -158,7 +158,7 @@ class Checked:
             object.__setattr__(self, name, value)
 
 
-def _settled_fields(prefix: str, options: Any) -> dict[str, Any]:
+def _settled_fields(prefix: str, options: Any) -> dict[str, object]:
     """Returns the fields that are not at their defaults as they are to be used."""
     return {
         field.name: _settled(f"{prefix}{field.name}", getattr(options, field.name), set(_leaves(field.type)))
@@ -167,7 +167,7 @@ def _settled_fields(prefix: str, options: Any) -> dict[str, Any]:
     }
 
 
-def _settled(name: str, value: Any, kinds: set[Any]) -> Any:
+def _settled(name: str, value: object, kinds: set[object]) -> object:
     """Returns a field's value as it is to be used; `kinds` are the types of its leaves, and the marks on them."""
     if isinstance(value, Checked):
         return value  # a root, which has seen to itself
@@ -189,7 +189,7 @@ def _settled(name: str, value: Any, kinds: set[Any]) -> Any:
     return value
 
 
-def _plain(value: Any, kinds: set[Any]) -> Any:
+def _plain(value: object, kinds: set[object]) -> object:
     """Returns the number or text of Python that `value` stands for, where a field of `kinds` takes one."""
     if isinstance(value, os.PathLike) and _PATH in kinds:
         return os.fspath(value)
@@ -212,7 +212,7 @@ def _as_float(number: float | numbers.Real) -> float:
         return math.inf
 
 
-def _leaves(kind: Any) -> Iterator[Any]:
+def _leaves(kind: object) -> Iterator[object]:
     """Yields the plain types, and the marks of Annotated, in a type."""
     if not get_args(kind) or get_origin(kind) is Literal:
         yield kind
@@ -221,7 +221,7 @@ def _leaves(kind: Any) -> Iterator[Any]:
         yield from _leaves(argument)
 
 
-def bare(kind: Any) -> Any:
+def bare(kind: object) -> Any:
     """Returns a type without the marks of FilePath and Seed, which types of fields are compared without."""
     if get_origin(kind) is Annotated:
         return bare(get_args(kind)[0])
@@ -235,7 +235,7 @@ def bare(kind: Any) -> Any:
     return kind
 
 
-def misfits(name: str, value: Any, kind: Any) -> Iterator[tuple[str, Any, str]]:
+def misfits(name: str, value: object, kind: Any) -> Iterator[tuple[str, object, str]]:
     """Yields (dotted field, value, what it must be) for all in `value`, called `name`, that is not of the type `kind`.
 
     `kind` is what configs are annotated with: plain types, dataclasses, tuples and unions of these, and Literal.

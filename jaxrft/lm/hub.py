@@ -14,7 +14,7 @@ ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(?!.*\.\.)(\w[\w./-]*))?")  # owner/n
 # All that is ever read of a repository, at its top: no code, no pickles, no other formats of the weights.
 FILES = ["config.json", "*.safetensors", tensors.INDEX, *weights.CARRIED]
 FOLDERS = ["*/*"]
-WANTED: dict[str, Any] = {"allow_patterns": FILES, "ignore_patterns": FOLDERS}
+WANTED = {"allow_patterns": FILES, "ignore_patterns": FOLDERS}
 
 
 def find(model: str) -> Path:

@@ -36,7 +36,7 @@ REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one field
 class Options(NamedTuple):
     """What chat templates are given besides the messages."""
 
-    variables: Sequence[dict[str, Any]] | None = None  # [N] `chat_template_kwargs` of each prompt
+    variables: Sequence[dict[str, object]] | None = None  # [N] `chat_template_kwargs` of each prompt
     date: str | None = None  # that their clock shows, in ISO form; None = today
     name: str = "the prompts"  # of the set, for errors
 
@@ -140,7 +140,7 @@ def _templates(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return [named["default"], named.get("tool_use", named["default"])]
 
 
-def _request(template: int, messages: list[dict], variables: dict[str, Any]) -> Request:
+def _request(template: int, messages: list[dict], variables: dict[str, object]) -> Request:
     """Returns the request for a prompt; the end of the words that a completion continues is marked."""
     messages = [_with_reasoning(message) for message in messages]
     continued = messages[-1]["role"] == "assistant"

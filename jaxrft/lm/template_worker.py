@@ -7,6 +7,8 @@ Out, for each prompt: {"text"}, {"refused": message} or {"failed": message}; the
 "reads", the names of all variables that the template looks at.
 """
 
+from __future__ import annotations
+
 import json
 import random
 import signal
@@ -14,7 +16,12 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import date, datetime, time
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # jinja2 is imported when its path is known
+    from jinja2 import Environment, Template
+    from jinja2.nodes import Node
+    from jinja2.parser import Parser
 
 MESSAGE = 300  # characters of an error that are passed on
 FREE = 64 << 10  # characters that a template may write whatever it is given,
@@ -29,7 +36,7 @@ def main() -> None:
     environment = make_environment(date.fromisoformat(greeting["date"]))
     limit_memory(greeting["memory"])
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # whoever started this may ignore it
-    compiled: dict[int, Any] = {}
+    compiled: dict[int, Template] = {}
     for number, line in enumerate(wire):
         if number % greeting["batch"] == 0:
             signal.setitimer(signal.ITIMER_PROF, greeting["seconds"])
@@ -38,11 +45,13 @@ def main() -> None:
         sys.stdout.flush()
 
 
-def answer_to(line: bytes, environment: Any, templates: list[str], compiled: dict[int, Any]) -> dict[str, Any]:
+def answer_to(
+    line: bytes, environment: Environment, templates: list[str], compiled: dict[int, Template]
+) -> dict[str, object]:
     """Renders one prompt; what a template raises, MemoryError and RecursionError included, becomes a message."""
     from jinja2 import TemplateError, meta
 
-    reads: dict[str, Any] = {}
+    reads: dict[str, object] = {}
     try:
         request = json.loads(line)
         index = request["template"]
@@ -60,7 +69,7 @@ def answer_to(line: bytes, environment: Any, templates: list[str], compiled: dic
         return {"failed": describe(error)} | reads
 
 
-def render(template: Any, request: dict[str, Any], most: int) -> str:
+def render(template: Template, request: dict[str, Any], most: int) -> str:
     """Returns the text of a template; raises OverflowError for more than `most` characters.
 
     The variables are those that transformers gives; `random` filters draw the same numbers for each prompt.
@@ -78,7 +87,7 @@ def render(template: Any, request: dict[str, Any], most: int) -> str:
     return "".join(pieces)
 
 
-def make_environment(today: date) -> Any:
+def make_environment(today: date) -> Environment:
     """Returns the sandbox that transformers renders in, with `today` for the date of the clock."""
     import jinja2
     from jinja2.ext import Extension, loopcontrols
@@ -91,7 +100,7 @@ def make_environment(today: date) -> Any:
 
         tags = {"generation"}
 
-        def parse(self, parser: Any) -> Any:
+        def parse(self, parser: Parser) -> Node:
             number = next(parser.stream).lineno
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             return CallBlock(self.call_method("passed"), [], [], body).set_lineno(number)
@@ -102,30 +111,30 @@ def make_environment(today: date) -> Any:
     class PublicNamespace(Namespace):
         """Has no names that begin with an underscore, which would lead to Python's own attributes."""
 
-        def __init__(*args: Any, **names: Any) -> None:
+        def __init__(*args: Any, **names: object) -> None:
             own, *given = args  # `self` may be among the names
             values = dict(*given, **names)
             check_public(values)
             Namespace.__init__(own, values)
 
-        def __setitem__(self, name: str, value: Any) -> None:
+        def __setitem__(self, name: str, value: object) -> None:
             check_public((name,))
             super().__setitem__(name, value)
 
     class Dictionaries:
         """Makes dictionaries, and has nothing else of the type."""
 
-        def __call__(self, *args: Any, **entries: Any) -> dict:
+        def __call__(self, *args: Any, **entries: object) -> dict:
             return dict(*args, **entries)
 
-        def fromkeys(self, keys: Iterable[Any], value: Any = None) -> dict:
+        def fromkeys(self, keys: Iterable[object], value: object = None) -> dict:
             return dict.fromkeys(keys, value)
 
-    def check_public(names: Iterable[Any]) -> None:
+    def check_public(names: Iterable[object]) -> None:
         if hidden := [name for name in names if isinstance(name, str) and name.startswith("_")]:
             raise jinja2.exceptions.SecurityError(f"a namespace cannot hold {hidden[0]!r}, which begins with _")
 
-    def tojson(value: Any, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
+    def tojson(value: object, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
     def strftime_now(pattern: str) -> str:

@@ -200,7 +200,7 @@ def _column(name: str, values: object) -> np.ndarray:
 def _arrays(tasks: Tasks) -> Tasks:
     """Returns the tasks with arrays for what lists there are; numpy's become JAX's once `checks` has seen them."""
 
-    def array(name: str, value: Any) -> Any:
+    def array(name: str, value: object) -> Any:
         if value is None or isinstance(value, jax.Array | np.ndarray):
             return value
         if isinstance(value, Projections):
