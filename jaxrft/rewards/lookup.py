@@ -101,7 +101,7 @@ def _attribute(module: ModuleType, qualname: str, function: Reward) -> str | Non
     return next((name for name, value in list(vars(module).items()) if value is function), None)
 
 
-def load(source: Source) -> Reward:
+def load(source: Source) -> Callable[..., Any]:
     """Imports the module and returns the function; raises ImportError or LookupError, a sentence."""
     held: Any = _module(source)
     for part in source.attribute.split("."):

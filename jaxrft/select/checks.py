@@ -8,7 +8,7 @@ value. Tracers and descriptions of arrays have no values, so that of them only s
 import difflib
 import operator
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from jaxrft.types import Array, Feedback, Projections, Tasks
 class Range(NamedTuple):
     """The real numbers that an argument may be."""
 
-    fits: Callable[[Array], Array]  # elementwise
+    fits: Callable[..., Array]  # elementwise
     wanted: str
 
 
@@ -68,12 +68,12 @@ def check_belief(target: ArrayLike, prior: tuple[ArrayLike, ArrayLike]) -> None:
         check("prior", count, POSITIVE, per_task=True)
 
 
-def _outer(values: object) -> object:
+def _outer(values: object) -> Any:
     """Hides what a sequence holds, which may be ragged, from numpy."""
     return [None] * len(values) if isinstance(values, tuple | list) else values
 
 
-def check_count(name: str, value: object, least: int = 1, *, most: int = MOST, wanted: str = "") -> int:
+def check_count(name: str, value: Any, least: int = 1, *, most: int = MOST, wanted: str = "") -> int:
     """Returns `value` as an int; raises InputError unless it is a whole number from `least` to `most`."""
     try:
         number = None if isinstance(value, bool) else operator.index(value)
@@ -111,7 +111,7 @@ def check_select(key: Array, table: Array, tasks: Tasks, *, batch_size: object, 
     Raises InputError for a key that is none, for what `check_batch` refuses, and for tables and masks of other shapes.
     """
     dtype = getattr(key, "dtype", None)
-    if dtype is None or not (jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) or dtype == np.uint32):
+    if dtype is None or not (jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == np.uint32):
         raise InputError(f"key is {shown(key)}: give one key, such as jax.random.key(0)")
     check_shapes(key=(key, "" if dtype != np.uint32 else "2"))
     size = check_batch(batch_size, table.shape[0])
@@ -292,7 +292,7 @@ def as_array(values: object) -> np.ndarray | None:
         return None
 
 
-def are_numbers(values: object) -> bool:
+def are_numbers(values: Any) -> bool:
     """Returns whether an array holds real numbers of any kind, bfloat16 and truth values among them."""
     kind = values.dtype
     return kind == np.bool_ or jnp.issubdtype(kind, jnp.integer) or jnp.issubdtype(kind, jnp.floating)
