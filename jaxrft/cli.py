@@ -6,10 +6,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 from jaxrft.errors import InputError
 from jaxrft.host import crash, terminal
+
+if TYPE_CHECKING:
+    from jaxrft.config import Config
+
+T = TypeVar("T")
 
 USAGE = """usage: jaxrft COMMAND CONFIG [flags]
 
@@ -101,21 +106,21 @@ def _is_distributed() -> bool:
     return jax is not None and jax.distributed.is_initialized()
 
 
-def _config(arguments: list[str], prog: str, options: Callable[[Any], Any] | None = None) -> Any:
-    """The Config of the command line: the file's, changed by flags; or the `options` that hold it, changed likewise."""
+def _config(arguments: list[str], prog: str, options: Callable[["Config"], T]) -> T:
+    """Returns the `options` of the command line, which hold or are the Config of the file, changed by flags."""
     import tyro
 
     from jaxrft import config as configs
 
     path = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if path is not None:
-        flags, default = arguments[1:], configs.load(path)
+        flags, config = arguments[1:], configs.load(path)
     elif {"-h", "--help"} & set(arguments):
-        flags, default = ["--help"], configs.Config("model", configs.TasksConfig(), "run")
+        flags, config = ["--help"], configs.Config("model", configs.TasksConfig(), "run")
     else:
         raise InputError(f"no config given: {prog} [flags], CONFIG a .py file such as configs/quickstart.py")
     description = f"Flags change the config file {path or 'CONFIG'}, whose values are the defaults below."
-    default = default if options is None else options(default)
+    default = options(config)
     return tyro.cli(
         type(default),
         default=default,
@@ -140,7 +145,7 @@ def _train(arguments: list[str], prog: str) -> int:
 
 
 def _eval(arguments: list[str], prog: str) -> int:
-    config = _config(arguments, prog)
+    config = _config(arguments, prog, lambda config: config)
     from jaxrft.train.evaluate import evaluate_policy
 
     for name, value in evaluate_policy(config).items():

@@ -13,11 +13,11 @@ import traceback
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from jaxrft.errors import InputError
 from jaxrft.fields import INT32, Checked, FilePath, Seed, expand_path, misfits, shown
-from jaxrft.host.files import UnreadableJSON, parse_json
+from jaxrft.host.files import JSON, UnreadableJSON, parse_json
 
 MIN_TEMPERATURE = 1e-6  # logits below 1e30 stay float32
 MIN_TIMEOUT = 1e-3  # seconds, the unit of poll(), of which none is no time at all
@@ -565,7 +565,7 @@ def check_templates(config: Config) -> None:
     raise InputError(f"chat_template_date is {date!r:.100}: it must be a date such as 2025-01-31")
 
 
-def check_variables(value: Any) -> dict[str, Any]:
+def check_variables(value: object) -> dict[str, JSON]:
     """Returns the variables for chat templates in an object or its JSON text; raises ValueError, a phrase."""
     try:
         variables = parse_json(value, dict) if isinstance(value, str) else value
@@ -642,7 +642,7 @@ def divides(divisor: int, number: int) -> bool:
 class _Source(importlib.machinery.SourceFileLoader):
     """Leaves no bytecode beside a config, which would be taken for it when both changes are of one second."""
 
-    def set_data(self, path: str, data: Any, *, _mode: int = 0o666) -> None:
+    def set_data(self, path: str, data: object, *, _mode: int = 0o666) -> None:
         """Writes nothing."""
 
 
@@ -722,14 +722,14 @@ def resume_rule(name: str) -> str:
     return rule or "free"
 
 
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flat(tree: JSON, prefix: str = "") -> dict[str, JSON]:
     """Dotted field -> value of the JSON of a config."""
     if not isinstance(tree, dict):
         return {prefix: tree}
     return {k: v for key, value in tree.items() for k, v in flat(value, f"{prefix}.{key}".strip(".")).items()}
 
 
-def differences(config: Config, other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+def differences(config: Config, other: dict[str, JSON]) -> dict[str, tuple[JSON, JSON]]:
     """Dotted field -> (here, there) for every field that differs from the JSON of another config."""
     here, there = flat(json.loads(to_json(config))), flat(other)
     return {key: (here.get(key), there.get(key)) for key in here | there if here.get(key) != there.get(key)}

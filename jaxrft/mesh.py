@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxrft.types import InputError
+from jaxrft.types import InputError, PyTree
 
 AXES = ("data", "fsdp", "model")
 
@@ -138,7 +138,7 @@ def place(x: Any, where: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(np.shape(x), where, lambda index: np.asarray(x)[index])
 
 
-def describe(x: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:
+def describe(x: np.ndarray | jax.Array | jax.ShapeDtypeStruct, where: NamedSharding) -> jax.ShapeDtypeStruct:
     """What `place` would give, without its memory; `x` may be a description itself."""
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
@@ -148,6 +148,6 @@ def from_host(mesh: Mesh, x: np.ndarray, *axes: str | None) -> jax.Array:
     return place(x, sharding(mesh, *axes))
 
 
-def place_table(tree: Any, mesh: AnyMesh, num_tasks: int, *, put: Callable[..., Any] = place) -> Any:
+def place_table(tree: PyTree, mesh: AnyMesh, num_tasks: int, *, put: Callable[..., object] = place) -> PyTree:
     """Puts a pytree of host arrays onto `mesh`, those with a row a task sharded over tasks; `put` may be `describe`."""
     return jax.tree.map(lambda x: put(np.asarray(x), task_sharding(mesh, np.shape(x), num_tasks)), tree)

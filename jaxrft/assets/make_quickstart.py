@@ -28,7 +28,7 @@ from jaxrft.lm import model, weights
 from jaxrft.lm.model import ModelConfig, Params, Policy
 from jaxrft.lm.rollout import generate
 from jaxrft.tasks import builtin
-from jaxrft.types import Array
+from jaxrft.types import Array, PyTree
 
 END = "<end>"
 CHARACTERS = (END, *map(chr, range(32, 127)))  # 96 tokens: the end, printable ASCII
@@ -160,7 +160,7 @@ def imitate(config: ModelConfig, steps: int, params: Params, data: Examples, key
         counts = ends - (batch.answers == 0) == 0  # up to and including the first END
         return -jnp.sum(logprobs, where=counts) / jnp.sum(counts)
 
-    def step(carry: Any, key: Array) -> tuple[Any, Array]:
+    def step(carry: PyTree, key: Array) -> tuple[PyTree, Array]:
         params, state = carry
         rows = jax.random.randint(key, (BATCH,), 0, DEMONSTRATIONS)
         value, grads = jax.value_and_grad(loss)(params, jax.tree.map(lambda x: x[rows], data))

@@ -2,11 +2,12 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from jaxrft import mesh as meshes
 from jaxrft.config import Config, TasksConfig
@@ -17,7 +18,10 @@ from jaxrft.tasks import embeddings, mixture, projections, sources, table
 from jaxrft.tasks.load import check_columns, open_tasks, uses_embeddings, with_embeddings
 from jaxrft.tasks.sources import Rows
 from jaxrft.tasks.table import TaskTable
-from jaxrft.types import Missing
+from jaxrft.types import Missing, PyTree
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Set(NamedTuple):
@@ -84,7 +88,7 @@ def _described(config: Config, lm: LanguageModel, mesh: meshes.AnyMesh) -> Langu
     """The model with its parameters, trained and frozen ones, as shapes on the mesh."""
     where = model.shardings(lm.config, mesh)
 
-    def describe(rows: tuple[model.Weight, ...], dtype: Any) -> dict[str, Any]:
+    def describe(rows: tuple[model.Weight, ...], dtype: DTypeLike) -> PyTree:
         return {row.name: jax.ShapeDtypeStruct(row.shape, dtype, sharding=where[row.name]) for row in rows}
 
     if lm.config.lora is None:
@@ -93,7 +97,7 @@ def _described(config: Config, lm: LanguageModel, mesh: meshes.AnyMesh) -> Langu
     return lm._replace(params=describe(model.adapters(lm.config), jnp.float32), frozen=frozen)
 
 
-def open_set(tasks: TasksConfig, config: Config, text: Any) -> Set:
+def open_set(tasks: TasksConfig, config: Config, text: "PreTrainedTokenizerBase | None") -> Set:
     """A set of tasks, its prompts tokenized if there is a tokenizer; raises InputError for one that cannot be used.
 
     Without a tokenizer it has no embeddings, as too long prompts, which are not known then, may have none.
@@ -112,7 +116,7 @@ def open_set(tasks: TasksConfig, config: Config, text: Any) -> Set:
         return Set(tasks, found, str(missing))
 
 
-def open_pool(config: Config, text: Any, width: int) -> Pool:
+def open_pool(config: Config, text: "PreTrainedTokenizerBase | None", width: int) -> Pool:
     """The tasks to train on, as far as they are here; embeddings that are not are taken to be of this `width`."""
     sets = tuple(open_set(tasks, config, text) for tasks in config.task_sets)
     tables = {found.config.title: found.table for found in sets if found.table is not None}

@@ -1,13 +1,16 @@
 """Do the rewards know a right answer when they see one? Each is tried on the ground truths of a few tasks."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from jaxrft.rewards import ground_truth
 from jaxrft.rewards.pool import Pool
 from jaxrft.tasks.table import TaskTable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # How a right answer may be spelt; the first one that a reward likes best is told.
 SPELLINGS = {
@@ -49,7 +52,7 @@ def trials(
     table: TaskTable,
     ids: list[int],
     *,
-    text: Any = None,
+    text: "PreTrainedTokenizerBase | None" = None,
     trainer_state: Mapping[str, int] | None = None,
 ) -> list[Trial]:
     """Each reward of the pool, called `names`, on the ground truths of the tasks `ids`; none without ground truths.
@@ -83,7 +86,7 @@ def trials(
     return found
 
 
-def _token_ids(completion: str, text: Any) -> list[int]:
+def _token_ids(completion: str, text: "PreTrainedTokenizerBase | None") -> list[int]:
     if text is None:
         return list(completion.encode(errors="replace"))
     return text.encode(completion, add_special_tokens=False)

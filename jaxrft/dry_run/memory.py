@@ -15,7 +15,7 @@ What a compiler adds (copies, padding to tiles, fragmentation) is not counted; `
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from jaxrft import mesh as meshes
 from jaxrft.learn import update
 from jaxrft.lm import model
 from jaxrft.train.setup import Opened, group_shapes
+from jaxrft.types import PyTree
 
 ALWAYS, ROLLOUT, LEARN = "always", "rollout", "learning"
 
@@ -57,17 +58,17 @@ def peak(found: list[Part], phase: str) -> int:
     return sum(part.bytes for part in found if part.phase in (ALWAYS, phase))
 
 
-def on_device(tree: Any) -> int:
+def on_device(tree: PyTree) -> int:
     """Bytes that each device holds of a pytree of arrays with shardings, or of their descriptions."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def whole(tree: Any) -> int:
+def whole(tree: PyTree) -> int:
     """Bytes of a pytree of arrays, all shards together."""
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def number(tree: Any) -> int:
+def number(tree: PyTree) -> int:
     """How many numbers a pytree of arrays holds."""
     return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 

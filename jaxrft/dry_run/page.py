@@ -1,10 +1,10 @@
 """The page that a dry run prints: compact, and plain text where there is no terminal."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.console import Console, OverflowMethod
+from rich.console import Console, OverflowMethod, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -17,6 +17,9 @@ from jaxrft.host.terminal import escaped
 from jaxrft.lm import tokenizer
 from jaxrft.tasks import table as tables
 from jaxrft.tasks.table import TaskTable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 WIDTH = 100  # without a terminal
 SHOWN = 900  # characters of a prompt
@@ -65,7 +68,7 @@ class Page:
             grid.add_row(*(self.text(cell) for cell in row))
         self.block(grid)
 
-    def block(self, content: Any, indent: int = 2) -> None:
+    def block(self, content: RenderableType, indent: int = 2) -> None:
         """Something of several lines, without blanks at their ends."""
         with self.console.capture() as capture:
             self.console.print(Padding(content, (0, 0, 0, indent)))
@@ -150,7 +153,7 @@ def embeddings(table: TaskTable) -> list[tuple[str, str]]:
     return [("embeddings", f"{width}, {said}")]
 
 
-def examples(page: Page, table: TaskTable, text: Any, ids: Sequence[int]) -> None:
+def examples(page: Page, table: TaskTable, text: "PreTrainedTokenizerBase", ids: Sequence[int]) -> None:
     """Some prompts, token by token as the policy reads them."""
     page.heading("Prompts as the policy reads them")
     for i in ids:

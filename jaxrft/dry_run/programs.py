@@ -16,7 +16,7 @@ from jaxrft.lm import model
 from jaxrft.train import step as steps
 from jaxrft.train.devices import computing_on
 from jaxrft.train.setup import Opened, Tree
-from jaxrft.types import Feedback, InputError, Missing
+from jaxrft.types import Feedback, InputError, Missing, PyTree
 
 HBM = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}  # GiB a chip
 # libtpu then neither looks for the slice that it is in, nor for other programs that use the chips.
@@ -109,7 +109,7 @@ def compiled(run: Opened, prompt_length: int, *, selects: bool = True) -> Iterat
         yield _compile("learn", steps.update_policy, learn, (stays, groups))
 
 
-def _compile(name: str, program: Any, arguments: Any, held: Any, **static: Any) -> Compiled:
+def _compile(name: str, program: Any, arguments: tuple, held: PyTree, **static: object) -> Compiled:
     """Compiles one program that runs while `held`, its arguments among it, is on the chips."""
     start = time.perf_counter()
     try:

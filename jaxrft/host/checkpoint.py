@@ -14,16 +14,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxrft.host.disk import RESUME_REMEDY, check_room, writing
-from jaxrft.host.files import UnreadableJSON, read_json, read_regular, remove, replace_file
+from jaxrft.host.files import JSON, UnreadableJSON, read_json, read_regular, remove, replace_file
 from jaxrft.host.multihost import broadcast_from_host0, on_host0
-from jaxrft.types import Array, InputError
+from jaxrft.types import Array, InputError, PyTree
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Checkpoints:
     refused. A state may be restored on another mesh or number of processes than it was saved on.
     """
 
-    def __init__(self, folder: Path, *, keep: int, identity: dict[str, Any]):
+    def __init__(self, folder: Path, *, keep: int, identity: dict[str, JSON]):
         """Of `folder`, which need not exist; `keep` newest checkpoints stay, what killed saves left is removed."""
         self.folder, self.keep = folder.absolute(), keep
         self.identity = json.loads(json.dumps(identity))
@@ -253,7 +253,7 @@ def flaw_of(folder: Path) -> str:
     return ""
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     """Returns a value as one short phrase."""
     if isinstance(value, dict):
         value = ", ".join(f"{key} {entry}" for key, entry in value.items())
@@ -262,7 +262,7 @@ def _short(value: Any) -> str:
     return value if len(value) <= 300 else f"{value[:300]}..."
 
 
-def size_of(state: Any) -> int:
+def size_of(state: PyTree) -> int:
     """Bytes of the arrays."""
     return sum(x.nbytes for x in jax.tree.leaves(state))
 
@@ -274,7 +274,7 @@ def _without_stacks(*libraries: logging.Logger) -> Iterator[None]:
     def stackless(record: logging.LogRecord) -> bool:
         return not record.exc_info
 
-    def note(event: Any) -> None:
+    def note(event: "sys.UnraisableHookArgs") -> None:
         if str(event.exc_value) != "Event loop is closed":
             before(event)
 

@@ -44,7 +44,7 @@ def parse_json(text: str | bytes, kind: type[T], *, max_bytes: int = MAX_JSON_BY
     if brackets > MAX_JSON_DEPTH and _depth(outline(data)) > MAX_JSON_DEPTH:
         raise UnreadableJSON(f"it is nested more than {MAX_JSON_DEPTH} deep")
     try:
-        value: Any = json.loads(data.decode(), parse_constant=None if allow_nan else _reject_constant)
+        value: object = json.loads(data.decode(), parse_constant=None if allow_nan else _reject_constant)
     except UnicodeDecodeError as error:
         raise UnreadableJSON(f"it is not UTF-8 text ({error.reason} at byte {error.start})") from error
     except (ValueError, RecursionError) as error:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from jaxrft.errors import InputError
 from jaxrft.host.files import UnreadableJSON, open_regular, parse_json
@@ -118,7 +117,7 @@ def _introduce(descriptor: int) -> None:
         os.pwrite(descriptor, json.dumps(who).encode(), 0)
 
 
-def _holder(descriptor: int) -> dict[str, Any]:
+def _holder(descriptor: int) -> dict[str, object]:
     """Returns what the holder has written of itself; nothing if that cannot be read."""
     try:
         return parse_json(os.pread(descriptor, MAX_BYTES, 0), dict)
@@ -126,7 +125,7 @@ def _holder(descriptor: int) -> dict[str, Any]:
         return {}
 
 
-def _name(holder: dict[str, Any]) -> str:
+def _name(holder: dict[str, object]) -> str:
     if not {"host", "process", "since"} <= holder.keys():
         return "another process"
     return f"process {holder['process']} on host {holder['host']} since {holder['since']}"

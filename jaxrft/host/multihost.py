@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -11,8 +11,10 @@ from jax.experimental import multihost_utils
 from jaxrft.host import signals
 from jaxrft.types import InputError
 
+T = TypeVar("T")
 
-def on_host0(function: Callable[[], Any]) -> Any:
+
+def on_host0(function: Callable[[], T]) -> T | None:
     """What `function` returns on process 0, None on the others, which do not call it; its InputError all raise."""
     result, mistake = None, ""
     if jax.process_index() == 0:
@@ -29,8 +31,8 @@ def on_host0(function: Callable[[], Any]) -> Any:
 
 def broadcast_from_host0(function: Callable[[], str]) -> str:
     """What `function` returns on process 0, for all."""
-    found = on_host0(function)
-    return found if jax.process_count() == 1 else broadcast_text(found or "")
+    found = on_host0(function) or ""
+    return found if jax.process_count() == 1 else broadcast_text(found)
 
 
 def broadcast_text(text: str) -> str:

@@ -3,7 +3,6 @@
 import argparse
 import pickle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,7 +25,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise InputError(f"no file {path}: give a published checkpoint of the predictor")
     try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+        found: object = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise InputError(
             f"{path} is no torch checkpoint that holds tensors and plain values only: save it so"

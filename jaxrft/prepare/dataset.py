@@ -14,13 +14,14 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import tensorflow_datasets as tfds
 import tyro
 
 from jaxrft.fields import Checked, FilePath
+from jaxrft.host.files import JSON
 from jaxrft.prepare.recipes import RECIPES, Recipe, Task, as_text
 from jaxrft.tasks import files
 from jaxrft.tasks.tfds import builder_of, folder_of
@@ -150,7 +151,7 @@ def tasks(recipe: Recipe, paths: Iterable[Path]) -> Iterator[Task]:
     logger.info("%d tasks%s", kept, f", {left_out} more left out: they have no answer" if left_out else "")
 
 
-def _task(recipe: Recipe, row: Any, where: str) -> Task:
+def _task(recipe: Recipe, row: object, where: str) -> Task:
     try:
         task = recipe.task(row)
         prompt = task["prompt"]
@@ -166,11 +167,11 @@ def _task(recipe: Recipe, row: Any, where: str) -> Task:
     return {"prompt": prompt, **rest}
 
 
-def _value(value: Any, kind: type) -> str | float:
+def _value(value: JSON, kind: type) -> str | float:
     return as_text(value) if kind is str else math.nan if value is None else float(value)
 
 
-def _move(new: Path, folder: Path, builder: Builder, there: Any) -> None:
+def _move(new: Path, folder: Path, builder: Builder, there: tfds.core.DatasetBuilder | None) -> None:
     """Puts a finished split where it belongs; the file that lists the splits comes last, in one piece."""
     if there is None:
         new.rename(folder)

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ from safetensors.numpy import save
 from jaxrft.config import Config
 from jaxrft.fields import Checked, FilePath
 from jaxrft.host import files
-from jaxrft.host.files import short_digest
+from jaxrft.host.files import JSON, short_digest
 from jaxrft.host.multihost import any_process, on_host0
 from jaxrft.host.stopping import stop_signals
 from jaxrft.lm.policy import LanguageModel, open_model
@@ -58,7 +58,7 @@ class Job(NamedTuple):
     config: Config
     mesh: Mesh
     lm: LanguageModel
-    made_by: dict[str, Any]  # `Embeddings.made_by`
+    made_by: dict[str, JSON]  # `Embeddings.made_by`
     out: Path
     dtype: np.dtype
     table: TaskTable  # of the prompts, longest first, so that batches follow each other in it
@@ -122,7 +122,7 @@ def distinct(config: Config, lm: LanguageModel) -> TaskTable:
     return table.take(whole, firsts[np.argsort(-whole.lengths[firsts], kind="stable")])
 
 
-def identity(job: Job) -> dict[str, Any]:
+def identity(job: Job) -> dict[str, JSON]:
     """What the file depends on."""
     settings = {name: getattr(job.config, name) for name in SETTINGS}
     prompts = {"digest of the prompts": short_digest(job.digests.tobytes()), "dtype of the file": str(job.dtype)}

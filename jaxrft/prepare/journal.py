@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxrft.host import files, lock
+from jaxrft.host.files import JSON
 from jaxrft.types import InputError
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ class Journal:
     is open no other process opens it.
     """
 
-    def __init__(self, path: Path, identity: dict[str, Any], fits: Callable[[int, Any], bool] = lambda *_: True):
+    def __init__(self, path: Path, identity: dict[str, JSON], fits: Callable[[int, JSON], bool] = lambda *_: True):
         """Opens the journal at `path`, or begins one for the job that `identity` tells from all others.
 
         `fits` says whether a result is one of the piece of that number. Raises InputError, which names the first
@@ -50,7 +51,7 @@ class Journal:
                 self._write(identity)
             self._open = stack.pop_all()
 
-    def add(self, number: int, result: Any) -> None:
+    def add(self, number: int, result: JSON) -> None:
         """Notes that piece `number` is done; when it returns, the note outlasts a kill or a loss of power."""
         with writing(self.path):
             self._write([number, result])
@@ -66,7 +67,7 @@ class Journal:
             if not self.done:
                 self.path.unlink(missing_ok=True)
 
-    def _write(self, entry: Any) -> None:
+    def _write(self, entry: JSON) -> None:
         self._file.write(json.dumps(entry).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -115,7 +116,7 @@ def begun(path: Path) -> bool:
         return bool(_read(path).pieces)
 
 
-def identity_at(path: Path) -> dict[str, Any]:
+def identity_at(path: Path) -> dict[str, JSON]:
     """Returns what job the journal at `path` is of, {} when there is none with a finished piece of work."""
     with writing(path):
         found = _read(path)
@@ -125,8 +126,8 @@ def identity_at(path: Path) -> dict[str, Any]:
 class _Content(NamedTuple):
     """What is in the file of a journal."""
 
-    identity: dict[str, Any]
-    pieces: dict[int, Any]  # number -> result
+    identity: dict[str, JSON]
+    pieces: dict[int, JSON]  # number -> result
     damaged: int  # lines that are neither
     end: int  # the byte where the last whole line ends
 
@@ -150,7 +151,7 @@ def _read(path: Path) -> _Content:
     return _Content(identity, pieces, parsed.count(None), end)
 
 
-def _parse(line: bytes) -> tuple[int, Any] | None:
+def _parse(line: bytes) -> tuple[int, JSON] | None:
     """Returns (number, result) of a line, None for a damaged one."""
     try:
         number, result = files.parse_json(line, list)
@@ -165,7 +166,7 @@ def _say_damage(path: Path, found: _Content, fitting: int) -> None:
         logger.warning("passing over %d damaged lines of %s: what they noted is done anew", passed, path)
 
 
-def _check(path: Path, identity: dict[str, Any], saved: dict[str, Any]) -> None:
+def _check(path: Path, identity: dict[str, JSON], saved: dict[str, JSON]) -> None:
     for name in identity | saved:
         here, there = identity.get(name), saved.get(name)
         if here != there:

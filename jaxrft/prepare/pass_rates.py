@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 
 from jaxrft.config import Config, TasksConfig
 from jaxrft.fields import Checked, FilePath
+from jaxrft.host.files import JSON
 from jaxrft.host.multihost import any_process, on_host0
 from jaxrft.host.stopping import stop_signals
 from jaxrft.lm.policy import LanguageModel, compile_rollout, fingerprint, open_model
@@ -177,7 +178,7 @@ def measure_set(job: Job, column: str) -> bool:
     return True
 
 
-def is_result(job: Job, parts: Sequence[np.ndarray], number: int, result: Any) -> bool:
+def is_result(job: Job, parts: Sequence[np.ndarray], number: int, result: JSON) -> bool:
     """Returns whether `result` can be what `roll_out` notes of the batch `number` of `parts`."""
     if not 0 <= number < len(parts):
         return False
@@ -238,7 +239,7 @@ def check(source: TaskFile, tasks: TasksConfig, out: Path, column: str, overwrit
         )
 
 
-def identity(job: Job) -> dict[str, Any]:
+def identity(job: Job) -> dict[str, JSON]:
     """What the pass rates depend on."""
     settings = {name: getattr(job.config, name) for name in SETTINGS}
     shape = {f"model's {name}": value for name, value in job.lm.config._asdict().items()}

@@ -3,11 +3,12 @@
 import json
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from jaxrft.host.files import JSON
 from jaxrft.tasks.sources import gsm8k_number
 
-Task = dict[str, Any]  # `prompt`, text or messages; `answer`, None or "" = unknown; the recipe's further columns
+Task = dict[str, JSON]  # `prompt`, text or messages; `answer`, None or "" = unknown; the recipe's further columns
 
 
 class Recipe(NamedTuple):
@@ -16,18 +17,18 @@ class Recipe(NamedTuple):
     about: str
     files: str  # which to download, and where they are
     reads: tuple[str, ...]  # columns that `task` looks at; the others of a parquet file are not read
-    task: Callable[[Any], Task]  # of a row; KeyError where it has no such column, ValueError where it makes no sense
+    task: Callable[[JSON], Task]  # of a row; KeyError where it has no such column, ValueError where it makes no sense
     columns: dict[str, type]  # of a task, beside prompt and answer: str or float
 
 
-def _gsm8k(row: Any) -> Task:
+def _gsm8k(row: JSON) -> Task:
     number = gsm8k_number(row["answer"])
     if number is None:
         raise ValueError("an answer of GSM8K ends in #### and a number")
     return {"prompt": row["question"], "answer": number, "solution": row["answer"]}
 
 
-def _math(row: Any) -> Task:
+def _math(row: JSON) -> Task:
     fields = {"level": row["level"], "domain": row["type"], "solution": row["solution"]}
     return {"prompt": row["problem"], "answer": _boxed(row["solution"]), **fields}
 
@@ -40,16 +41,16 @@ def _boxed(solution: str) -> str | None:
     return last_boxed(solution) or (bare[-1].rstrip(". ") if bare else None)
 
 
-def _deepscaler(row: Any) -> Task:
+def _deepscaler(row: JSON) -> Task:
     return {"prompt": row["problem"], "answer": row["answer"], "solution": row["solution"]}
 
 
-def _orz(row: Any) -> Task:
+def _orz(row: JSON) -> Task:
     question, answer = row
     return {"prompt": question["value"], "answer": answer["ground_truth"]["value"]}
 
 
-def _deepmath(row: Any) -> Task:
+def _deepmath(row: JSON) -> Task:
     fields = {"difficulty": row["difficulty"], "topic": row["topic"]}
     return {"prompt": row["question"], "answer": row["final_answer"], **fields}
 
@@ -57,13 +58,13 @@ def _deepmath(row: Any) -> Task:
 RATES = ("qwen2.5_7b_pass_rate", "qwen3_30b_pass_rate")
 
 
-def _guru(row: Any) -> Task:
+def _guru(row: JSON) -> Task:
     fields = {"domain": row["ability"], "data_source": row["data_source"], "extra_info": row.get("extra_info")}
     rates = {name: row.get(name) for name in RATES}
     return {"prompt": row["prompt"], "answer": row["reward_model"]["ground_truth"], **fields, **rates}
 
 
-def _scp25k(row: Any) -> Task:
+def _scp25k(row: JSON) -> Task:
     return {"prompt": row["problem"], "answer": row["answer"], "domain": row.get("domain") or "science"}
 
 
@@ -124,6 +125,6 @@ RECIPES = {
 }
 
 
-def as_text(value: Any) -> str:
+def as_text(value: object) -> str:
     """Text as it is, nothing as "", all else as JSON."""
     return value if isinstance(value, str) else "" if value is None else json.dumps(value)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow
 import pyarrow.parquet
@@ -10,6 +10,7 @@ import pyarrow.parquet
 from jaxrft.config import TasksConfig
 from jaxrft.prepare.journal import replacing
 from jaxrft.tasks import sources
+from jaxrft.tasks.files import Entries
 from jaxrft.tasks.sources import Rows
 from jaxrft.tasks.table import keys
 from jaxrft.types import InputError
@@ -72,7 +73,7 @@ def write(path: Path, table: pyarrow.Table) -> None:
         pyarrow.parquet.write_table(table, file)
 
 
-def _column(name: str, entries: list[Any], source: str) -> pyarrow.Array:
+def _column(name: str, entries: Entries, source: str) -> pyarrow.Array:
     """The entries as parquet takes them, which holds one type a column and no empty objects."""
     try:
         column = pyarrow.array(entries)

@@ -1,7 +1,7 @@
 """What a person sees of a run: progress, the few numbers that matter, now and then some completions."""
 
 import sys
-from typing import Any
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -55,7 +55,7 @@ class Display:
         """Stops the display."""
         self.progress.stop()
 
-    def step(self, step: int, metrics: dict[str, Any]) -> None:
+    def step(self, step: int, metrics: Mapping[str, object]) -> None:
         """Shows the numbers of a finished step."""
         numbers = "  ".join(f"{name} {metrics[key]:.3g}" for key, name in SHOWN if metrics.get(key) is not None)
         line = f"step {step}  {numbers}" if self.every and (step % self.every == 0 or step == 1) else ""
@@ -71,7 +71,7 @@ class Display:
         """Prints a line above the bar."""
         self.console.print(self._text(message), soft_wrap=True)
 
-    def evaluation(self, step: int, metrics: dict[str, Any]) -> None:
+    def evaluation(self, step: int, metrics: Mapping[str, object]) -> None:
         """Shows the results of an evaluation."""
         numbers = "  ".join(f"{name.removeprefix('eval/')} {value:.3f}" for name, value in metrics.items())
         self.say(f"evaluation at step {step}:  {numbers}")

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from jaxrft.host.disk import writing
-from jaxrft.host.files import open_regular, replace_file
+from jaxrft.host.files import JSON, open_regular, replace_file
 from jaxrft.host.multihost import on_host0
 from jaxrft.report import records
 from jaxrft.report.console import Display
@@ -31,7 +31,7 @@ def plain(value: Any) -> float | int | str | None:
     return number if math.isfinite(number) else None
 
 
-def _lines(entries: list[dict[str, Any]]) -> str:
+def _lines(entries: list[dict[str, JSON]]) -> str:
     return "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in entries)
 
 
@@ -49,10 +49,10 @@ class Reporter:
         """Opens the log at `path`, if this process is the one that writes; raises InputError if it cannot be read."""
         found = on_host0(lambda: records.read(path, start)) if write or jax.process_count() > 1 else None
         self.path, self.display, self.write = path, display, write
-        self.earlier: list[dict[str, Any]] | None = found.entries if found else []
+        self.earlier: list[dict[str, JSON]] | None = found.entries if found else []
         self.damaged: list[bytes] = found.damaged if found else []
         self.step, self.metrics = start, {}
-        self.unwritten: list[dict[str, Any]] = []
+        self.unwritten: list[dict[str, JSON]] = []
         self.dropped: list[int] = []  # steps for which there was no more room in memory
         self.trouble = ""  # why they are
         self.size = 0  # of the file after the last write
@@ -60,7 +60,7 @@ class Reporter:
         if found:
             self._say_damage(found.entries, start)
 
-    def _say_damage(self, entries: list[dict[str, Any]], start: int) -> None:
+    def _say_damage(self, entries: list[dict[str, JSON]], start: int) -> None:
         """Says how many lines are no records, and which steps have none."""
         if self.damaged:
             kept = _damaged(self.path)
@@ -83,7 +83,7 @@ class Reporter:
         values = [entry.get(name) for entry in self.earlier or () if entry["step"] > 0]
         return max((value for value in values if isinstance(value, int | float)), default=-math.inf)
 
-    def add(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def add(self, step: int, metrics: Mapping[str, object]) -> None:
         """Holds metrics of `step`, device scalars among them; more of the same step join them."""
         if step != self.step:
             self.flush()
@@ -139,7 +139,7 @@ class Reporter:
             )
         self.size = size
 
-    def _replace(self, earlier: list[dict[str, Any]]) -> None:
+    def _replace(self, earlier: list[dict[str, JSON]]) -> None:
         """Puts the unwritten entries, after the earlier ones, into a new file that takes the old one's place."""
         if self.damaged:
             _append(_damaged(self.path), b"".join(line + b"\n" for line in self.damaged))

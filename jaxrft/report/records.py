@@ -4,10 +4,10 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxrft.errors import InputError
-from jaxrft.host.files import UnreadableJSON, open_regular, parse_json
+from jaxrft.host.files import JSON, UnreadableJSON, open_regular, parse_json
 
 LARGEST = 3.4028235e38  # the largest number of float32
 MAX_SPANS = 5  # of steps in one sentence
@@ -17,7 +17,7 @@ MAX_LINE = 1 << 20  # bytes; a line of a run with 1,000 domains has about 100 kB
 class Records(NamedTuple):
     """What is in a metrics.jsonl."""
 
-    entries: list[dict[str, Any]]  # in the order of the file
+    entries: list[dict[str, JSON]]  # in the order of the file
     damaged: list[bytes]  # lines that are no records
 
 
@@ -51,7 +51,7 @@ def _lines(path: Path) -> Iterator[bytes]:
         raise InputError(f"cannot read {path} ({error.strerror}): move it away") from error
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def _parse(line: bytes) -> dict[str, JSON] | None:
     """Returns the record in a line, None if there is none."""
     try:
         entry = parse_json(line, dict)
@@ -61,7 +61,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return entry if fits and all(map(_is_value, entry.values())) else None
 
 
-def _is_value(value: Any) -> bool:
+def _is_value(value: object) -> bool:
     """Returns whether a value is null, a text, or a number that float32 can hold, which no metric exceeds."""
     return value is None or isinstance(value, str) or (isinstance(value, int | float) and abs(value) <= LARGEST)
 

@@ -5,7 +5,6 @@ import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from jaxrft import stats
 from jaxrft.config import SelectConfig
 from jaxrft.errors import shown
 from jaxrft.fields import Checked, FilePath
+from jaxrft.host.files import JSON
 from jaxrft.select import selectors
 from jaxrft.select.base import Selector
 from jaxrft.select.checks import check_choice
@@ -99,7 +99,7 @@ def _check_picture(path: Path) -> None:
         raise InputError(f"the picture cannot be written to {path}: name a file that ends in .png, .svg or .pdf")
 
 
-def simulate(config: SimulateConfig) -> tuple[dict[str, Trace], list[dict[str, Any]]]:
+def simulate(config: SimulateConfig) -> tuple[dict[str, Trace], list[dict[str, JSON]]]:
     """Traces by selector, and a row of figures a selector: means over seeds, `ci95` their intervals, None = unknown."""
     names = _words("selectors", config.selectors, (*selectors.SELECTORS, ORACLE))
     if twice := [name for name in names if names.count(name) > 1]:
@@ -210,7 +210,7 @@ def believing(chooser: Selector, believer: Selector) -> Selector:
     )
 
 
-def _row(name: str, trace: Trace, num_tasks: int, figures: tuple[str, ...]) -> dict[str, Any]:
+def _row(name: str, trace: Trace, num_tasks: int, figures: tuple[str, ...]) -> dict[str, JSON]:
     """The JSON row of a selector."""
     found = {key: value for key, value in scores(trace, num_tasks).items() if key in figures}
     return {
@@ -230,7 +230,7 @@ def _finite(x: float) -> float | None:
     return round(float(x), 6) if math.isfinite(x) else None
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[dict[str, JSON]]) -> str:
     """The rows for people: means and half the width of their 95 % intervals."""
     names = [key for key in rows[0] if key not in ("selector", "ci95")]
     width = max(len(row["selector"]) for row in rows)

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from jaxrft import mesh as meshes
 from jaxrft.config import Config
+from jaxrft.host.files import JSON
 from jaxrft.lm import embed
 from jaxrft.lm.policy import LanguageModel, fingerprint
 from jaxrft.lm.prompts import Prompt
@@ -32,7 +33,7 @@ class Embeddings(NamedTuple):
 
     prompts: np.ndarray  # [M, 16] uint8, distinct digests
     rows: np.ndarray  # [M, E] float32 or float16
-    made_by: dict[str, Any]  # model, pooling, width, dtype, "digest of the model's parameters"
+    made_by: dict[str, JSON]  # model, pooling, width, dtype, "digest of the model's parameters"
 
 
 def digests(prompts: Sequence[Prompt]) -> np.ndarray:
@@ -107,7 +108,7 @@ def make_embedder(
     return of_batch
 
 
-def embedding_source(lm: LanguageModel, config: Config, mesh: Mesh) -> dict[str, Any]:
+def embedding_source(lm: LanguageModel, config: Config, mesh: Mesh) -> dict[str, JSON]:
     """What tells the embeddings by this policy from those by others."""
     digest = fingerprint(lm.frozen or lm.params, mesh, dtype=config.dtype)
     shape = {"model": config.model, "pooling": embeddings.POOLING, "width": lm.config.hidden_size}

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from jaxrft.errors import InputError, Missing
 from jaxrft.errors import shown as shown
-from jaxrft.host.files import outline, parse_json
+from jaxrft.host.files import JSON, outline, parse_json
 from jaxrft.tasks.memory import DICT, OBJECT, Budget
 
 if TYPE_CHECKING:
     from pyarrow import Array, RecordBatch
-    from pyarrow.parquet import ParquetFile
+    from pyarrow.parquet import ColumnChunkMetaData, ColumnSchema, ParquetFile
 
-Columns = dict[str, list[Any]]  # name -> [N] entries
+Entries = list[Any]  # [N] of a column: JSON values, and what else parquet and TFDS have, such as bytes and dates
+Columns = dict[str, Entries]  # by their names
 
 ENDINGS = (".parquet", ".jsonl", ".json")
 KINDS = "a .parquet, .jsonl or .json file"
@@ -40,7 +41,7 @@ def read(path: Path, limit: int | None = None) -> Columns:
     return {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
 
 
-def entries(path: Path, names: Collection[str] = ()) -> Iterator[Any]:
+def entries(path: Path, names: Collection[str] = ()) -> Iterator[object]:
     """Yields the rows of a file, one after the other; of parquet only the columns `names`, if some are given.
 
     Rows are dicts, or whatever else the list in a .json file holds. Raises InputError as `read` does, but only what is
@@ -51,7 +52,7 @@ def entries(path: Path, names: Collection[str] = ()) -> Iterator[Any]:
     return _rows(path)
 
 
-def _rows(path: Path, *, keep: bool = False) -> Iterator[Any]:
+def _rows(path: Path, *, keep: bool = False) -> Iterator[JSON]:
     """Yields the rows of a JSON file; with `keep`, all that were yielded count as being in memory."""
     budget = Budget(path)
     return _jsonl(path, budget, keep) if path.suffix == ".jsonl" else _json(path, budget, keep)
@@ -76,7 +77,7 @@ def _ending(path: Path) -> str:
     return path.suffix
 
 
-def _jsonl(path: Path, budget: Budget, keep: bool) -> Iterator[dict[str, Any]]:
+def _jsonl(path: Path, budget: Budget, keep: bool) -> Iterator[dict[str, JSON]]:
     """Yields one JSON object a line; blank lines are skipped."""
     with path.open("rb") as lines:
         for number, line in enumerate(_lines(lines, budget), 1):
@@ -102,7 +103,7 @@ def _lines(file: BinaryIO, budget: Budget) -> Iterator[bytes]:
         yield line
 
 
-def _json(path: Path, budget: Budget, keep: bool) -> Iterator[Any]:
+def _json(path: Path, budget: Budget, keep: bool) -> Iterator[JSON]:
     """Yields the entries of a list, the only object, or one object a line, which is often named .json too."""
     budget.hold(path.stat().st_size)
     try:
@@ -119,7 +120,7 @@ def _json(path: Path, budget: Budget, keep: bool) -> Iterator[Any]:
     yield from data if isinstance(data, list) else [data]
 
 
-def _parsed(text: bytes, budget: Budget, keep: bool) -> Any:
+def _parsed(text: bytes, budget: Budget, keep: bool) -> JSON:
     """Returns a JSON value; NaN, which Python and pandas write, is one.
 
     Raises ValueError also for half of a surrogate pair, which JSON can spell and UTF-8 cannot.
@@ -164,7 +165,7 @@ def _parquet_columns(path: Path, limit: int | None) -> Columns:
         return columns
 
 
-def _parquet_rows(path: Path, names: Collection[str]) -> Iterator[dict[str, Any]]:
+def _parquet_rows(path: Path, names: Collection[str]) -> Iterator[dict[str, object]]:
     """Yields the rows of a parquet file."""
     budget = Budget(path)
     with _parquet(path) as file:
@@ -216,19 +217,19 @@ def _batches(
             return
 
 
-def _leaves(file: "ParquetFile") -> list[Any]:
+def _leaves(file: "ParquetFile") -> list["ColumnSchema"]:
     """Returns the columns of a parquet file, those inside of lists and structs too."""
     schema = file.metadata.schema
     return [schema.column(number) for number in range(len(schema))]
 
 
-def _chunks(file: "ParquetFile") -> Iterator[Any]:
+def _chunks(file: "ParquetFile") -> Iterator["ColumnChunkMetaData"]:
     """Yields what the metadata say of each column in each group of rows."""
     for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
         yield from map(group.column, range(group.num_columns))
 
 
-def _is_text(column: Any) -> bool:
+def _is_text(column: "ColumnSchema") -> bool:
     """Returns whether a column holds texts or bytes of any length."""
     return column.physical_type == "BYTE_ARRAY" and column.logical_type.type != "DECIMAL"
 

@@ -97,7 +97,7 @@ def _configured(folder: Path) -> Iterator[tuple[str, Splits]]:
     from huggingface_hub import metadata_load
 
     readme = folder / "README.md"
-    header: Any = (metadata_load(readme) if readme.is_file() else None) or {}
+    header = (metadata_load(readme) if readme.is_file() else None) or {}
     there = _data_files(folder)
     for config in header.get("configs", ()):
         base = PurePosixPath(config.get("data_dir", ""))

@@ -1,8 +1,10 @@
 """Reads and tokenizes the sets of tasks of a config."""
 
+from __future__ import annotations
+
 import json
 import logging
-from typing import Any
+from typing import TYPE_CHECKING
 
 from jaxrft.config import Config, TasksConfig
 from jaxrft.rewards import REWARDS, ground_truth
@@ -10,17 +12,20 @@ from jaxrft.select import selectors
 from jaxrft.tasks import embeddings, mixture, sources, table
 from jaxrft.types import InputError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 logger = logging.getLogger(__name__)
 
 
-def open_tasks(tasks: TasksConfig, config: Config, text: Any) -> table.TaskTable:
+def open_tasks(tasks: TasksConfig, config: Config, text: PreTrainedTokenizerBase) -> table.TaskTable:
     """Reads and tokenizes tasks; raises InputError when they do not load or lack what the rewards need."""
     found = tokenize(sources.load(tasks), tasks, config, text)
     check_columns(config, found, tasks.source)
     return with_embeddings(found, tasks)
 
 
-def tokenize(rows: sources.Rows, tasks: TasksConfig, config: Config, text: Any) -> table.TaskTable:
+def tokenize(rows: sources.Rows, tasks: TasksConfig, config: Config, text: PreTrainedTokenizerBase) -> table.TaskTable:
     """Returns the table of a set's rows, their prompts as tokens of the tokenizer `text`."""
     return table.prepare(
         rows,
@@ -47,7 +52,7 @@ def uses_embeddings(config: Config) -> bool:
     return own or any(tasks.embeddings is not None for tasks in config.task_sets)
 
 
-def open_mixture(config: Config, text: Any) -> table.TaskTable:
+def open_mixture(config: Config, text: PreTrainedTokenizerBase) -> table.TaskTable:
     """The tasks to train on: those of all sets, in the shares that their weights ask for."""
     tables = {tasks.title: open_tasks(tasks, config, text) for tasks in config.task_sets}
     shares = [tasks.weight for tasks in config.task_sets if tasks.weight is not None]

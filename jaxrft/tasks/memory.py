@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from jaxrft.errors import InputError
 
@@ -47,7 +46,7 @@ class Budget:
         return max(1, self.limit // (4 * max(size, 1)))
 
 
-def size_of(value: Any) -> int:
+def size_of(value: object) -> int:
     """Returns about how many bytes a value of text, numbers, lists and dicts takes."""
     if isinstance(value, dict):
         return DICT + sum(OBJECT + size_of(entry) for entry in value.values())

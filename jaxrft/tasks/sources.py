@@ -10,17 +10,17 @@ import math
 import re
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxrft.config import TasksConfig, check_variables
-from jaxrft.host.files import UnreadableJSON, parse_json
+from jaxrft.host.files import JSON, UnreadableJSON, parse_json
 from jaxrft.lm.prompts import Prompt
 from jaxrft.rewards import ground_truth
 from jaxrft.rewards.calls import GIVEN
 from jaxrft.tasks import files, hub, tfds
-from jaxrft.tasks.files import Columns, shown
+from jaxrft.tasks.files import Columns, Entries, shown
 from jaxrft.types import InputError
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class Rows(NamedTuple):
     columns: Columns  # [N] JSON values each, handed to rewards by name; `answer` is the ground truth
     reference_pass_rates: np.ndarray | None = None  # [N, K] float32, NaN = unknown
     domains: list[str] | None = None  # [N] names; None = all tasks are of one domain
-    variables: list[dict[str, Any]] | None = None  # [N] `chat_template_kwargs` of each task
+    variables: list[dict[str, JSON]] | None = None  # [N] `chat_template_kwargs` of each task
 
 
 def load(config: TasksConfig) -> Rows:
@@ -101,7 +101,7 @@ def _read(config: TasksConfig) -> tuple[Columns, np.ndarray | None]:
     return files.read(Path(config.source), config.limit), None
 
 
-def _find(columns: Columns, name: str) -> list[Any] | None:
+def _find(columns: Columns, name: str) -> Entries | None:
     """The column `name`, else the field b of column a for `a.b`; None if there is neither."""
     if name in columns:  # first, because names such as qwen2.5_7b_pass_rate have dots of their own
         return columns[name]
@@ -110,7 +110,7 @@ def _find(columns: Columns, name: str) -> list[Any] | None:
     return entries if any(entry is not None for entry in entries) else None
 
 
-def _need(columns: Columns, name: str, option: str, source: str) -> list[Any]:
+def _need(columns: Columns, name: str, option: str, source: str) -> Entries:
     entries = _find(columns, name)
     if entries is None:
         near = difflib.get_close_matches(name, columns, n=1)
@@ -132,14 +132,14 @@ def _prompts(columns: Columns, config: TasksConfig) -> tuple[str, list[Prompt]]:
     return name, prompts
 
 
-def _as_messages(text: Any) -> Any:
+def _as_messages(text: JSON) -> JSON:
     """Returns text as the user's message, and messages, be they spelled as JSON, as they are."""
     if not isinstance(text, str):
         return text
     return _messages_in(text) or [{"role": "user", "content": text}]
 
 
-def _prompt(entry: Any, where: str) -> Prompt:
+def _prompt(entry: object, where: str) -> Prompt:
     """Checks one prompt; the role comes first in its messages, and fields that are None, absent in parquet, go."""
     if isinstance(entry, str):
         written = _messages_in(entry)
@@ -168,7 +168,7 @@ def _messages_in(text: str) -> list[dict] | None:
     return entries if spelled else None
 
 
-def _variables(columns: Columns, source: str) -> list[dict[str, Any]] | None:
+def _variables(columns: Columns, source: str) -> list[dict[str, JSON]] | None:
     """The entries of the column `chat_template_kwargs`, without those that are None, absent in parquet."""
     if VARIABLES not in columns:
         return None
@@ -206,7 +206,7 @@ def _with_answer(columns: Columns, config: TasksConfig) -> Columns:
     return {"solution": answers, **columns, "answer": numbers}
 
 
-def gsm8k_number(answer: Any) -> str | None:
+def gsm8k_number(answer: object) -> str | None:
     """The number after #### at the end of an answer, without the commas between thousands; None if there is none."""
     found = re.search(r"####\s*\$?(-?[\d,.]*\d)\s*$", answer) if isinstance(answer, str) else None
     return found[1].replace(",", "") if found else None
@@ -224,7 +224,7 @@ def _pass_rates(columns: Columns, config: TasksConfig) -> np.ndarray:
     return np.array(rates, np.float32).T
 
 
-def _pass_rate(value: Any, where: str) -> float:
+def _pass_rate(value: object, where: str) -> float:
     """One pass rate; None and NaN are unknown."""
     if value is None:
         return math.nan
@@ -270,7 +270,7 @@ def _json_columns(columns: Columns, source: str) -> Columns:
     return kept
 
 
-def _ground_truths(entries: list[Any], source: str) -> list[Any]:
+def _ground_truths(entries: Entries, source: str) -> Entries:
     """Returns ground truths as values that JSON has; raises InputError for those that have none, such as dates."""
     found = []
     for row, entry in enumerate(entries, 1):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
 
 from jaxrft import mesh as meshes
-from jaxrft.host.files import short_digest
+from jaxrft.host.files import JSON, short_digest
 from jaxrft.lm import prompts
 from jaxrft.lm.prompts import Prompt
 from jaxrft.tasks import table
@@ -40,7 +40,7 @@ class TaskTable(NamedTuple):
     columns: Columns  # [N] entries each, handed to rewards by name
     reference_pass_rates: np.ndarray | None  # [N, K] float32, NaN = unknown
     embeddings: np.ndarray | None  # [N, E] float32
-    embedded_by: dict[str, Any] | None  # what made the embeddings, as `embeddings.Embeddings.made_by`
+    embedded_by: dict[str, JSON] | None  # what made the embeddings, as `embeddings.Embeddings.made_by`
     rows: np.ndarray  # [N] int32, the tasks' rows in the source of their set, from 0
     domain: np.ndarray  # [N] int32, index into `domains`
     domains: tuple[str, ...]  # names, in the order of their first tasks
@@ -53,7 +53,7 @@ def prepare(
     max_prompt_length: int,
     *,
     name: str = "tasks",
-    variables: dict[str, Any] | None = None,
+    variables: dict[str, JSON] | None = None,
     date: str | None = None,
 ) -> TaskTable:
     """Tokenizes all prompts and drops, never cuts, those of more than `max_prompt_length` tokens, and empty ones.
@@ -128,7 +128,7 @@ def take(table: TaskTable, ids: np.ndarray, *dropped: Dropped) -> TaskTable:
     )
 
 
-def identity(table: TaskTable) -> dict[str, Any]:
+def identity(table: TaskTable) -> dict[str, JSON]:
     """What tells these tasks from others: their number and digests of their prompts and ground truths."""
     answers = table.columns.get("answer")
     return {

@@ -105,7 +105,7 @@ def _check_metadata(folder: Path) -> None:
 FILE_NAMES = ("name", "filepathTemplate", "filepath_template")  # of a split, of which the names of its files are made
 
 
-def _classes(value: Any, folder: Path) -> Iterator[str]:
+def _classes(value: object, folder: Path) -> Iterator[str]:
     """Yields the names of all classes in features as JSON; raises InputError where they name a file elsewhere."""
     if isinstance(value, list):
         for entry in value:
@@ -124,18 +124,18 @@ def _classes(value: Any, folder: Path) -> Iterator[str]:
             yield from _classes(entry, folder)
 
 
-def _inside(folder: Path, name: Any) -> None:
+def _inside(folder: Path, name: object) -> None:
     """Raises InputError unless `name` is that of a file in the folder, without further places to fill in."""
-    fits = isinstance(name, str) and not {"{", "}"} & set(name)
+    fits = name if isinstance(name, str) and not {"{", "}"} & set(name) else ""
     try:
-        inside(folder, name if fits else "")
+        inside(folder, fits)
     except ValueError as error:
         raise InputError(
             f"the data set in {folder} names a file {shown(name)}, which is not in its folder: prepare it again"
         ) from error
 
 
-def _rows(builder: Any, folder: Path, split: str, limit: int | None) -> Iterator[dict[str, Any]]:
+def _rows(builder: Any, folder: Path, split: str, limit: int | None) -> Iterator[dict[str, object]]:
     """Yields the rows of a split as Python's values."""
     source = f"the split {split} of {folder}"
     for file in builder.info.splits[split].filepaths:
@@ -196,7 +196,7 @@ def _versions(folder: Path) -> list[str]:
     return sorted(numbers, key=lambda number: [int(part) for part in number.split(".")])
 
 
-def _python(value: Any, feature: Any) -> Any:
+def _python(value: Any, feature: object) -> Any:
     """A row, or a part of it, as str, numbers, lists and dicts; bytes that are not UTF-8 stay bytes."""
     from tensorflow_datasets import features
 
@@ -211,7 +211,7 @@ def _python(value: Any, feature: Any) -> Any:
     return _plain(value)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, list):
