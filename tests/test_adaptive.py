@@ -1,4 +1,4 @@
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,18 @@ import pytest
 
 from jaxrft.select import drift, features, logit, population, selectors
 from jaxrft.types import Feedback, InputError, Tasks
+
+
+@cache
+def program(batch_size, **options):
+    """The first state of a table, and many choices from a state, each by a key, as programs."""
+    selector = selectors.adaptive(16, **options)
+    choose = jax.vmap(partial(selector.select, batch_size=batch_size), (0, None, None))
+    return jax.jit(selector.init, static_argnums=1), jax.jit(lambda *arguments: choose(*arguments)[0].ids)
+
+
+def keys(number):
+    return jax.random.split(jax.random.key(0), number)
 
 
 def floats(*values):
@@ -50,24 +62,29 @@ def test_drift_follows_a_policy_that_learns_and_its_shares_the_tasks_that_do():
     """0.05 logits a step, tasks seen 10 steps ago; none, half or all of the movement is theirs."""
     nothing, every = jnp.zeros((8, 0)), jnp.ones(8, bool)
 
+    @jax.jit
+    def after(state, own):
+        moved = jnp.tile(floats(10 * 0.05, 0.0), (8, 1))
+        innovation = own * moved[:, 0] - moved @ drift.shares(state)
+        state = drift.update(state, nothing, innovation, jnp.full(8, 0.1), moved, every, ~every)
+        return drift.advance(state)
+
     def shares(own):
         state = drift.init(0)
         for _ in range(60):
-            moved = jnp.tile(floats(10 * 0.05, 0.0), (8, 1))
-            innovation = own * moved[:, 0] - moved @ drift.shares(state)
-            state = drift.update(state, nothing, innovation, jnp.full(8, 0.1), moved, every, ~every)
-            state = drift.advance(state)
+            state = after(state, own)
         return float(drift.shares(state)[0])
 
     assert [shares(own) for own in (0.0, 0.5, 1.0)] == pytest.approx([0, 0.5, 1], abs=0.05)
     state, still = drift.init(0), jnp.zeros((8, 2))
+    update = jax.jit(drift.update)
     for step in range(80):
         error = 0.05 * step - state.position[0]
-        state = drift.update(state, nothing, error * jnp.ones(8), jnp.full(8, 0.5), still, every, ~every)
+        state = update(state, nothing, error * jnp.ones(8), jnp.full(8, 0.5), still, every, ~every)
         assert step < 40 or abs(float(error)) < 0.1
         state = drift.advance(state)
     assert float(state.position[1]) == pytest.approx(0.05, abs=0.01)
-    padded = drift.update(state, nothing, jnp.full(8, 9.0), jnp.ones(8), still, ~every, ~every)
+    padded = update(state, nothing, jnp.full(8, 9.0), jnp.ones(8), still, ~every, ~every)
     np.testing.assert_allclose(padded.position, state.position)
     np.testing.assert_allclose(padded.covariance, state.covariance)
 
@@ -78,7 +95,8 @@ def test_a_feature_moves_its_own_tasks_and_a_jump_at_once():
     innovation, variance = jnp.where(told[:, 0] > 0, 3.0, 0.0), jnp.full(8, 0.5)
     start = drift.advance(drift.init(2))._replace(covariance=jnp.diag(floats(0.01, 0, 0.01, 0.01)))
     slow, fast = (
-        drift.update(start, told, innovation, variance, still, every, jumped) for jumped in (~every, told[:, 0] > 0)
+        jax.jit(drift.update)(start, told, innovation, variance, still, every, jumped)
+        for jumped in (~every, told[:, 0] > 0)
     )
     assert abs(float(slow.position[2])) < 0.3 and float(fast.position[2]) > 2.5
     assert abs(float(fast.position[3])) < 0.2
@@ -93,12 +111,14 @@ def test_the_population_believes_features_that_have_predicted_first_visits():
     kinds = rng.integers(0, 8, 400)
     truth = floats(*(3.0 * (kinds % 3 - 1) + 0.5 * rng.normal(size=400)))
 
+    fit, earn = jax.jit(population.fit), jax.jit(population.earn)
+
     def after(told):
         state, rate = population.init(8), jax.nn.sigmoid(truth)
         for step in range(1, 9):
             batch, seen = jnp.arange(16) + 16 * step, jnp.arange(400) < 16 * step
-            state = population.fit(state, told, truth, jnp.full(400, 0.3), seen)
-            state = population.earn(state, told[batch], 16 * rate[batch], jnp.full(16, 16.0), jnp.ones(16, bool))
+            state = fit(state, told, truth, jnp.full(400, 0.3), seen)
+            state = earn(state, told[batch], 16 * rate[batch], jnp.full(16, 16.0), jnp.ones(16, bool))
         return state, float(jnp.mean((population.predict(state, told @ state.weights)[0][200:] - truth[200:]) ** 2))
 
     useful, near = after(jnp.eye(8)[kinds])
@@ -188,7 +208,8 @@ def test_the_utility_is_the_one_asked_for():
     for utility, best in (("informative", 0), ("signal", 1)):
         selector = selectors.adaptive(16, utility=utility, price=0.0, floor=0.0)
         state = selector.init(Tasks(), 2)._replace(believed=believed, visited=jnp.zeros(2, jnp.int32))
-        assert selector.select(jax.random.key(0), state, Tasks(), batch_size=1)[0].ids.tolist() == [best]
+        select = jax.jit(partial(selector.select, batch_size=1))
+        assert select(jax.random.key(0), state, Tasks())[0].ids.tolist() == [best]
 
 
 def test_per_token_a_long_task_has_to_be_worth_its_length():
@@ -197,15 +218,17 @@ def test_per_token_a_long_task_has_to_be_worth_its_length():
     selector = selectors.adaptive(4, price=0.0, floor=0.0, per_token=True)
     state = selector.init(Tasks(), 2)
 
+    select, update = jax.jit(partial(selector.select, batch_size=1)), jax.jit(selector.update)
+
     def best(state):
         state = state._replace(believed=believed, visited=jnp.zeros(2, jnp.int32))
-        return selector.select(jax.random.key(0), state, Tasks(), batch_size=1)[0].ids.tolist()
+        return select(jax.random.key(0), state, Tasks())[0].ids.tolist()
 
     for tokens, expected in (((40.0, 80.0), [0]), ((0.0, 0.0), [1]), ((40.0, 0.0), [1]), ((0.0, 80.0), [1])):
         seen = Feedback(jnp.arange(2), floats(2.0, 2.0), floats(4.0, 4.0), floats(*tokens))
-        assert best(selector.update(state, Tasks(), seen)) == expected
+        assert best(update(state, Tasks(), seen)) == expected
     half = Feedback(jnp.array([1, 0]), floats(2.0, 0.0), floats(4.0, 0.0), floats(80.0, 0.0))  # the second is padding
-    assert selector.update(state, Tasks(), half).tokens.tolist() == [0, 20]
+    assert update(state, Tasks(), half).tokens.tolist() == [0, 20]
 
 
 def test_per_token_saves_tokens():
@@ -226,12 +249,11 @@ def test_per_token_saves_tokens():
 
 def new_tasks(worth, **population):
     """How often each of 100 new tasks that are worth so much is chosen in 500 batches of 8, with a `population`."""
-    selector = selectors.adaptive(16, price=0.0, floor=0.0)
+    init, choose = program(8, price=0.0, floor=0.0)
     believed = logit.Moments(jnp.full(100, 0.5), jnp.zeros(100), jnp.asarray(worth, jnp.float32))
-    state = selector.init(Tasks(), 100)._replace(believed=believed)
+    state = init(Tasks(), 100)._replace(believed=believed)
     state = state._replace(population=state.population._replace(**population))
-    choose = jax.jit(jax.vmap(lambda key: selector.select(key, state, Tasks(), batch_size=8)[0].ids))
-    return np.bincount(np.ravel(choose(jax.random.split(jax.random.key(0), 500))), minlength=100)
+    return np.bincount(np.ravel(choose(keys(500), state, Tasks())), minlength=100)
 
 
 def test_new_tasks_are_any_that_may_teach_rather_than_the_likeliest():
@@ -255,12 +277,10 @@ def test_a_domain_is_not_left_unseen_for_long():
     """Three domains; the floor goes to the task longest not visited of the one of which none has been since step 5."""
     domain = jnp.arange(12, dtype=jnp.int32) % 3
     visited = jnp.array([1, 2, 3, 9, 9, 4, 9, 9, 5, 9, 9, 5], jnp.int32)
-    selector = selectors.adaptive(16, floor=1.0)
+    init, choose = program(2, floor=1.0)
     for tasks, stalest in ((Tasks(domain=domain), 2), (Tasks(), 0)):
-        state = selector.init(tasks, 12)._replace(visited=visited, step=jnp.int32(10))
-        choose = jax.jit(jax.vmap(partial(selector.select, batch_size=2), (0, None, None)))
-        choice, _ = choose(jax.random.split(jax.random.key(0), 50), state, tasks)
-        assert (choice.ids == stalest).any(axis=1).all()
+        state = init(tasks, 12)._replace(visited=visited, step=jnp.int32(10))
+        assert (choose(keys(50), state, tasks) == stalest).any(axis=1).all()
 
 
 @pytest.mark.parametrize(
@@ -270,15 +290,14 @@ def test_after_a_jump_the_stalest_task_is_looked_at(floor, jumps, chance):
     """Batches of 4: one jump has 0.1 * 1 / 4 of the smoothed share, half of it later is a chance of a half."""
     visited = jnp.arange(64, dtype=jnp.int32)
     teaches = jnp.where(visited == 0, -6.0, 0.0)  # the stalest task has nothing else in its favour
-    selector = selectors.adaptive(16, floor=floor, price=0.0)
-    state = selector.init(Tasks(), 64)._replace(
+    init, choose = program(4, floor=floor, price=0.0)
+    state = init(Tasks(), 64)._replace(
         believed=logit.moments(teaches, jnp.full(64, 0.01), num_generations=16),
         visited=visited,
         step=jnp.int32(64),
         jumps=jnp.float32(jumps),
     )
-    choose = jax.jit(jax.vmap(lambda key: selector.select(key, state, Tasks(), batch_size=4)[0].ids))
-    looked = (choose(jax.random.split(jax.random.key(0), 4000)) == 0).any(axis=1)
+    looked = (choose(keys(4000), state, Tasks()) == 0).any(axis=1)
     assert looked.mean() == pytest.approx(chance, abs=0.03)
 
 
@@ -303,15 +322,14 @@ def test_what_is_not_known_raises_the_price_of_knowing(num_tasks, rest, places):
 def new_places(seen, worth, domain=None, **options):
     """How many of 8 places tasks never visited have, of variance 0.08, in each of 1,000 batches."""
     tasks = Tasks(domain=None if domain is None else jnp.asarray(domain))
-    selector = selectors.adaptive(16, floor=0.0, **options)
+    init, choose = program(8, floor=0.0, **options)
     moments = (np.full(len(seen), 0.5), np.where(seen, 0.0, 0.08), worth)
-    state = selector.init(tasks, len(seen))._replace(
+    state = init(tasks, len(seen))._replace(
         believed=logit.Moments(*(jnp.asarray(x, jnp.float32) for x in moments)),
         visited=jnp.where(seen, 0, -1).astype(jnp.int32),
         step=jnp.int32(1),
     )
-    choose = jax.jit(jax.vmap(lambda key: selector.select(key, state, tasks, batch_size=8)[0].ids))
-    return (~seen[choose(jax.random.split(jax.random.key(0), 1000))]).sum(axis=1)
+    return (~seen[choose(keys(1000), state, tasks)]).sum(axis=1)
 
 
 def test_with_a_balance_choosing_gains_what_it_gains_within_the_domains():
@@ -339,6 +357,7 @@ def test_others_may_have_jumped_where_more_than_one_has_that_was_seen(seen, jump
         mean=mean, variance=known, visited=visited, believed=logit.moments(mean, known, num_generations=16)
     )
     ids, trials = jnp.arange(4), jnp.full(4, 16.0)
-    after = selector.update(state, Tasks(), Feedback(ids, jnp.where(ids < jumped, trials, 0), trials, trials))
+    update = jax.jit(selector.update)
+    after = update(state, Tasks(), Feedback(ids, jnp.where(ids < jumped, trials, 0), trials, trials))
     assert float(after.jumps) == pytest.approx(jumps)
     assert float(after.variance[4]) == pytest.approx(variance)

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from benchmarks import gradients
 def test_group_norms_by_hand():
     """Orthogonal gradients with |s|^2 = 3 and every other reward 1: A = +-1/2, so that |g|^2 = G * 3 / 4 / G^2."""
     rewards = jnp.arange(32, dtype=jnp.float32) % 2
-    norms = gradients.group_norms(3.0 * jnp.eye(32), rewards)
+    norms = jax.jit(gradients.group_norms)(3.0 * jnp.eye(32), rewards)
     np.testing.assert_allclose(norms, 0.75 / np.array(gradients.GROUPS), rtol=1e-6)
 
 
