@@ -143,7 +143,7 @@ def describe(x: np.ndarray | jax.Array | jax.ShapeDtypeStruct, where: NamedShard
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
 
-def from_host(mesh: Mesh, x: np.ndarray, *axes: str | None) -> jax.Array:
+def from_host(mesh: AnyMesh, x: np.ndarray, *axes: str | None) -> jax.Array:
     """Puts a host array that every process holds whole onto `mesh`, sharded by its logical axes."""
     return place(x, sharding(mesh, *axes))
 

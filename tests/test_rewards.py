@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxrft.rewards import REWARDS, exact, gsm8k, resolve, verl
-from jaxrft.rewards.grading import grade
+from jaxrft.rewards.grading import grade_rollout
 from jaxrft.rewards.lookup import load, locate
 from jaxrft.types import InputError
 
@@ -240,7 +240,7 @@ def test_rewards_get_the_tokens_that_were_sampled_and_how_far_the_run_is():
     lm = SimpleNamespace(tokenizer=tokenizer.load(str(TINY)), eos_ids=(5,))
     with Pool([("sampled", sampled)], workers=1) as pool:
         state = {"global_step": 1, "max_steps": 4}
-        verdicts = grade(config, lm, rollout, pool, tasks, np.array([0]), trainer_state=state)
+        verdicts = grade_rollout(config, lm, rollout, pool, tasks, np.array([0]), trainer_state=state)
     assert verdicts.rewards.tolist() == [[-314.25], [15.25]]
 
 

@@ -77,7 +77,9 @@ def _published(config: Config) -> LanguageModel:
             f"{config.model} is not here, and its shape is not known: give the folder of a Hugging Face checkpoint, or "
             f"run {hub.download_command(config.model)}"
         )
-    check_length(config, keys.get("max_position_embeddings"))
+    limit = keys.get("max_position_embeddings")
+    assert limit is None or isinstance(limit, int)
+    check_length(config, limit)
     shape = weights.model_config(keys, config.model)._replace(lora=lora_config(config))
     check_rank(config, shape)
     policy = model.decoder(shape, dtype=jnp.dtype(config.dtype))

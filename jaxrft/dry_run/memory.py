@@ -79,7 +79,7 @@ def _always(run: Opened, tasks: bool) -> list[Part]:
         "parameters that are trained": run.state.params,
         "optimiser": run.state.optimizer,
         "parameters that are not trained": run.constants.frozen,
-        "KL reference": None if run.constants.frozen else run.constants.reference,
+        "KL reference": None if run.constants.frozen else run.constants.reference_params,
         "replay buffer": run.state.replay,
         "embeddings of the tasks": run.constants.tasks.embeddings if tasks else None,
         "projections of the tasks": run.constants.tasks.projections if tasks else None,

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from jaxrft import mesh as meshes
@@ -65,8 +66,9 @@ def compiled(run: Opened, prompt_length: int, *, selects: bool = True) -> Iterat
     setup, _, constants, state = run
     config = setup.config
     mesh = setup.mesh
+    assert isinstance(mesh, Mesh), "an abstract mesh has no devices to compile for"
     tasks = constants.tasks
-    stays = (state, tasks, constants.frozen or constants.reference)  # with LoRA these two are one
+    stays = (state, tasks, constants.frozen or constants.reference_params)  # with LoRA these two are one
     batch_size = config.batch_size
 
     def array(shape: tuple[int, ...], dtype: DTypeLike, *axes: str | None) -> jax.ShapeDtypeStruct:
@@ -94,18 +96,20 @@ def compiled(run: Opened, prompt_length: int, *, selects: bool = True) -> Iterat
         score = (setup, state.step, choice.ids, prompts, rollout, rewards, success_index)
         groups = laid_out(steps.score_groups.eval_shape(*score).groups, "batch")
         update = (setup, state.selector, state.counters, state.step, tasks)
-        learn = (setup, state, groups, constants.reference, constants.frozen)
+        learn = (setup, state, groups, constants.reference_params, constants.frozen)
         if selects and setup.selector.reference_set is not None:
             references = laid_out(steps.draw_reference_set.eval_shape(*draw))
             full, rest = divmod(references.ids.size, batch_size)
             parts = map(feedback, [batch_size] * full + [rest] * (rest > 0))
             yield _compile("probe", steps.draw_reference_set, draw, stays)
-            yield _compile("predict", steps.update_selector, (*update, references, *parts), stays, reference=True)
+            yield _compile(
+                "predict", steps.update_selector_state, (*update, references, *parts), stays, of_references=True
+            )
         if selects:
             yield _compile("select", steps.select_tasks, select, stays, batch_size=batch_size)
         yield _compile("generate", setup.generate, generate, (stays, prompts))
         if selects:
-            yield _compile("note", steps.update_selector, (*update, choice, feedback(batch_size)), stays)
+            yield _compile("note", steps.update_selector_state, (*update, choice, feedback(batch_size)), stays)
         yield _compile("learn", steps.update_policy, learn, (stays, groups))
 
 

@@ -81,7 +81,7 @@ def draw_adapters(config: Config, shape: model.ModelConfig, mesh: Mesh) -> model
     return jax.jit(lambda: model.draw(stream_key(config.seed, 0, "init"), rows), out_shardings=where)()
 
 
-def fingerprint(params: PyTree, mesh: Mesh, *, dtype: DTypeLike | None = None) -> str:
+def fingerprint(params: PyTree, mesh: meshes.AnyMesh, *, dtype: DTypeLike | None = None) -> str:
     """A digest of every bit of the parameters, the same on any mesh: integer sums do not depend on their order.
 
     `dtype`: of the parameters as they are computed with, whatever they are kept in.
@@ -134,7 +134,7 @@ def check_length(config: Config, limit: int | None) -> None:
         )
 
 
-def compile_rollout(lm: LanguageModel, config: Config, mesh: Mesh, **options: Any) -> Callable[..., Rollout]:
+def compile_rollout(lm: LanguageModel, config: Config, mesh: meshes.AnyMesh, **options: Any) -> Callable[..., Rollout]:
     """The jitted rollout: (params, step, prompts, lengths, ids) -> Rollout, its rows sharded over the mesh.
 
     `params` are all parameters, frozen ones and adapters. `options` are `rollout.generate`'s, beside those of the

@@ -31,7 +31,7 @@ from jaxrft.prepare import task_files
 from jaxrft.prepare.journal import Journal, begun, finished, identity_at, note_of
 from jaxrft.prepare.task_files import TaskFile
 from jaxrft.report.console import Display
-from jaxrft.rewards.grading import check_rewards, grade, open_rewards, trainer_state
+from jaxrft.rewards.grading import check_rewards, grade_rollout, open_rewards, trainer_state
 from jaxrft.rewards.pool import Pool
 from jaxrft.tasks import table
 from jaxrft.tasks.load import check_columns, tokenize
@@ -271,7 +271,7 @@ def roll_out_batch(job: Job, generate: Callable[..., Rollout], part: np.ndarray,
     prompts = prompt_batch(tasks, ids, table.buckets(tasks.lengths), job.mesh)
     rollouts = generate(job.lm.params, np.int32(0), *prompts, tasks.rows[ids])
     told = trainer_state(config, 0)
-    verdicts = grade(config, job.lm, rollouts, job.pool, tasks, ids, trainer_state=told)
+    verdicts = grade_rollout(config, job.lm, rollouts, job.pool, tasks, ids, trainer_state=told)
     verdicts = check_rewards(config, verdicts, job.pool, tasks=len(ids), first=first)
     success = verdicts.success.reshape(len(ids), -1)[: len(part)].astype(np.float64)  # [<= B, G]
     counts = Counts(np.nansum(success, axis=1), np.isfinite(success).sum(axis=1))

@@ -59,7 +59,7 @@ class Rewards(NamedTuple):
         return np.any(self.lost, axis=1, keepdims=True)[:, 0]
 
 
-def grade(
+def grade_rollout(
     config: Config,
     lm: LanguageModel,
     rollouts: Rollout,

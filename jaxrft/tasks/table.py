@@ -7,7 +7,6 @@ import logging
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from jax.sharding import Mesh
 
 from jaxrft import mesh as meshes
 from jaxrft.host.files import JSON, short_digest
@@ -181,7 +180,9 @@ def batch(table: TaskTable, ids: np.ndarray, width: int) -> tuple[np.ndarray, np
     return table.tokens[ids, :width], lengths
 
 
-def prompt_batch(tasks: table.TaskTable, ids: np.ndarray, widths: tuple[int, ...], mesh: Mesh) -> tuple[Array, Array]:
+def prompt_batch(
+    tasks: table.TaskTable, ids: np.ndarray, widths: tuple[int, ...], mesh: meshes.AnyMesh
+) -> tuple[Array, Array]:
     """Prompts [B, P] of the tasks `ids` in the narrowest of the widths, and their lengths [B], on the mesh."""
     tokens, lengths = table.batch(tasks, ids, table.bucket_of(tasks.lengths[ids], widths))
     return meshes.from_host(mesh, tokens, "batch", None), meshes.from_host(mesh, lengths, "batch")

@@ -11,7 +11,7 @@ from jaxrft.host.multihost import any_process
 from jaxrft.host.stopping import Stopped
 from jaxrft.lm.model import Params
 from jaxrft.lm.policy import LanguageModel, compile_rollout, open_model
-from jaxrft.rewards.grading import check_rewards, grade, open_rewards, trainer_state
+from jaxrft.rewards.grading import check_rewards, grade_rollout, open_rewards, trainer_state
 from jaxrft.rewards.pool import Pool
 from jaxrft.tasks import table
 from jaxrft.tasks.load import open_tasks
@@ -85,7 +85,7 @@ def compile_trials(
             part = np.take(ids, range(start, start + config.eval_batch_size), mode="wrap")
             rollouts = generate(params, np.int32(step), *prompt_batch(tasks, part, widths, mesh), part)
             told = trainer_state(config, step)
-            rewards = grade(config, lm, rollouts, pool, tasks, part, trainer_state=told)
+            rewards = grade_rollout(config, lm, rollouts, pool, tasks, part, trainer_state=told)
             first = start == step == 0
             rewards = check_rewards(config, rewards, pool, tasks=len(part), first=first)
             found.append(np.nan_to_num(rewards.success).reshape(len(part), -1))

@@ -31,7 +31,7 @@ from jaxrft.train.resample import Batch, collect, learn
 from jaxrft.train.resume import open_folder, run_identity, with_template_date, write_records
 from jaxrft.train.setup import open_run
 from jaxrft.train.state import TrainState, counter_metrics
-from jaxrft.train.step import Step, draw_replayed
+from jaxrft.train.step import Step, complete_batch
 from jaxrft.types import InputError
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def loop(step: Step, state: TrainState, report: Reporter, hooks: "Hooks") -> Tra
             break
         timer = Timer()
         batch, state = collect(step, state, timer)  # select, roll out, grade, score; once or in rounds
-        hooks.before_learning(batch)
+        hooks.before_learning()
         state, metrics = learn(step, state, batch)
         report.flush()  # the step before, while the devices work at this one
         hooks.show(number, batch)
@@ -148,7 +148,7 @@ class Hooks:
         if any_process(self.stopped()):
             self._stop(self.start, state)
 
-    def before_learning(self, batch: Batch) -> None:
+    def before_learning(self) -> None:
         """Writes the run's config into its folder, once a first batch has shown that nothing is wrong with it.
 
         No earlier: a mistake must not leave its mark on an existing run.
@@ -245,7 +245,7 @@ def stop_diverged(step: Step, state: TrainState, groups: Groups, folder: Path, n
     What that step learned from is in `folder` then; `newest` is the newest checkpoint.
     """
     # As nothing was added to the replay, the step before draws the same groups again.
-    drawn, replayed = jax.jit(draw_replayed, static_argnums=0)(step.setup, state.replay, groups, state.step - 1)
+    drawn, replayed = jax.jit(complete_batch, static_argnums=0)(step.setup, state.replay, groups, state.step - 1)
     arrays = {name: x for name, x in (drawn._asdict() | {"replayed": replayed}).items() if x is not None}
     arrays = multihost_utils.process_allgather(arrays, tiled=True)
     path = folder / f"not-finite-{int(state.step)}.safetensors"

@@ -28,6 +28,9 @@ from jaxrft.train.state import TrainState
 from jaxrft.train.step import Metrics, ScoredGroups, Step, widen
 from jaxrft.types import Array, Choice, Feedback
 
+SELECT = STREAMS.index("select")
+REFERENCES = STREAMS.index("rollout of a probe")
+MORE = STREAMS.index("refill")  # of the first of several rounds; those of others are the numbers behind it
 PREDICTION = tuple(f"select/{name}" for name in ("brier", "pearson", "auc", "effective_group_ratio"))
 
 
@@ -84,8 +87,7 @@ def collect(step: Step, state: TrainState, timer: Timer) -> tuple[Batch, TrainSt
         references, state = roll_out_references(step, state)
         timer.lap("probe")
     slots = plan_slots(step, state, references)
-    stream = STREAMS.index("select")
-    choice, state = step.select(state, batch_size=slots.fresh, exclude=slots.exclude, stream=stream)
+    choice, state = step.select(state, batch_size=slots.fresh, exclude=slots.exclude, stream=SELECT)
     ids = np.asarray(choice.ids)
     timer.lap("select")
     first = roll_out(step, state, choice, ids, timer)
@@ -124,13 +126,13 @@ def roll_out_references(step: Step, state: TrainState) -> tuple[ReferenceGroups,
     scored = []
     failures = Counter()
     for part in np.split(ids, range(size, len(ids), size)):
-        rolled = step.roll_out(state, part, stream="rollout of a probe")
+        rolled = step.roll_out(state, part, stream=REFERENCES)
         rewards = step.grade(state, rolled)
         scored.append(step.score(state, rolled, rewards))
         failures.update(rewards.failures)
     feedback = [(each.feedback, each.informative) for each in scored]
-    state, found = step.update_selector(state, choice, *feedback, reference=True)
-    metrics = {name.replace("select/", "select/probes/"): found[name] for name in PREDICTION}
+    state, measured = step.update_selector(state, choice, *feedback, of_references=True)
+    metrics = {name.replace("select/", "select/probes/"): measured[name] for name in PREDICTION}
     references = ReferenceGroups(
         ids=ids,
         distance=np.concatenate([np.asarray(each.distance) for each in scored]),
@@ -192,8 +194,7 @@ def resample(step: Step, state: TrainState, batch: Batch, references: ReferenceG
         count = round_size(setup, batch, setup.num_tasks - len(rolled))
         if count == 0:
             break
-        stream = STREAMS.index("refill") + number
-        choice, state = step.select(state, batch_size=count, exclude=rolled, stream=stream)
+        choice, state = step.select(state, batch_size=count, exclude=rolled, stream=MORE + number)
         more = roll_out(step, state, choice, np.asarray(choice.ids))
         failures.update(more.rewards.failures)
         batch = batch._replace(rounds=(*batch.rounds, more))

@@ -34,7 +34,7 @@ from jaxrft.tasks.projections import compile_projection, open_predictor
 from jaxrft.tasks.table import TaskTable, batches, buckets
 from jaxrft.train.devices import computing_on
 from jaxrft.train.state import TrainState, no_rollouts
-from jaxrft.types import Array, InputError, Projections, Rollout, Tasks
+from jaxrft.types import Array, InputError, Projections, PyTree, Rollout, Tasks
 
 Tree = TypeVar("Tree")
 
@@ -65,7 +65,7 @@ class Constants(NamedTuple):
 
     tasks: Tasks
     frozen: Params  # the base of LoRA, otherwise {}
-    reference: Params | None  # the policy that the KL is taken to; None = no KL
+    reference_params: Params | None  # of the policy that the KL is taken to; None = no KL
     nothing_excluded: Array  # [N] bool, False
 
 
@@ -103,7 +103,7 @@ def open_run(config: Config, mesh: Mesh) -> Opened:
     constants = Constants(
         tasks=tasks,
         frozen=lm.frozen,
-        reference=reference_params(config, lm),
+        reference_params=copy_for_kl(config, lm),
         nothing_excluded=meshes.place_table(np.zeros(num_tasks, bool), mesh, num_tasks),
     )
     state = compile_init(setup)(lm.params, tasks)
@@ -127,11 +127,12 @@ def describe_run(
         projections = compile_projection(predictor, mesh, num_tasks).eval_shape(predictor.params, rows)
         tasks = tasks._replace(projections=projections)
     setup = make_setup(config, mesh, lm, table, predictor, tasks)
+    mask: PyTree = np.zeros(num_tasks, bool)
     constants = Constants(
         tasks=tasks,
         frozen=lm.frozen,
-        reference=(lm.frozen or lm.params) if config.kl_coef > 0 else None,
-        nothing_excluded=describe_tasks(np.zeros(num_tasks, bool), mesh, num_tasks),
+        reference_params=(lm.frozen or lm.params) if config.kl_coef > 0 else None,
+        nothing_excluded=describe_tasks(mask, mesh, num_tasks),
     )
     return Opened(setup, table, constants, describe_init(setup, lm.params, tasks))
 
@@ -194,17 +195,18 @@ def state_shardings(setup: Setup, params: Params, tasks: Tasks) -> TrainState:
     replicated = meshes.sharding(mesh)
     state = jax.eval_shape(partial(init, setup), params, tasks)
 
-    def by_rows(tree: Tree, rows: int) -> Tree:
+    def by_rows(tree: PyTree, rows: int) -> PyTree:
         return jax.tree.map(lambda x: meshes.task_sharding(mesh, x.shape, rows), tree)
 
-    return TrainState(
-        step=replicated,
-        params=jax.tree.map(lambda x: x.sharding, params),
-        optimizer=update.optimizer_shardings(setup.learner, params, replicated),
-        selector=by_rows(state.selector, setup.num_tasks),
-        replay=by_rows(state.replay, setup.config.replay.capacity),
-        counters=by_rows(state.counters, setup.num_tasks),
-    )
+    shardings: dict[str, PyTree] = {
+        "step": replicated,
+        "params": jax.tree.map(lambda x: x.sharding, params),
+        "optimizer": update.optimizer_shardings(setup.learner, params, replicated),
+        "selector": by_rows(state.selector, setup.num_tasks),
+        "replay": by_rows(state.replay, setup.config.replay.capacity),
+        "counters": by_rows(state.counters, setup.num_tasks),
+    }
+    return TrainState(**shardings)
 
 
 def describe_tasks(tree: Tree, mesh: meshes.AnyMesh, num_tasks: int) -> Tree:
@@ -212,7 +214,7 @@ def describe_tasks(tree: Tree, mesh: meshes.AnyMesh, num_tasks: int) -> Tree:
     return jax.tree.map(lambda x: meshes.describe(x, meshes.task_sharding(mesh, x.shape, num_tasks)), tree)
 
 
-def reference_params(config: Config, lm: LanguageModel) -> Params | None:
+def copy_for_kl(config: Config, lm: LanguageModel) -> Params | None:
     """Returns the parameters of the policy that the KL is taken to: with LoRA the frozen ones, otherwise a copy."""
     if config.kl_coef == 0:
         return None
@@ -221,11 +223,12 @@ def reference_params(config: Config, lm: LanguageModel) -> Params | None:
 
 def task_arrays(table: TaskTable, predictor: Predictor | None) -> Tasks:
     """Returns what selectors read of the tasks; a predictor has all that it needs of embeddings in projections."""
-    return Tasks(
-        reference_pass_rates=table.reference_pass_rates,
-        embeddings=table.embeddings if predictor is None else None,
-        domain=table.domain,
-    )
+    arrays: dict[str, PyTree] = {  # of numpy, which stand for those of JAX
+        "reference_pass_rates": table.reference_pass_rates,
+        "embeddings": table.embeddings if predictor is None else None,
+        "domain": table.domain,
+    }
+    return Tasks(**arrays)
 
 
 def project_table(predictor: Predictor, table: TaskTable, mesh: Mesh) -> Projections:

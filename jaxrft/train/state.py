@@ -4,12 +4,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from chex import ArrayTree
 
 from jaxrft.learn.replay import Buffer
 from jaxrft.learn.update import OptimizerState
 from jaxrft.lm.model import Params
-from jaxrft.types import Array, Feedback
+from jaxrft.types import Array, Feedback, PyTree
 
 MILLION = 1_000_000
 
@@ -28,7 +27,7 @@ class TrainState(NamedTuple):
     step: Array  # [] int32, steps done
     params: Params  # what is trained, float32
     optimizer: OptimizerState
-    selector: ArrayTree  # of the selector's own type
+    selector: PyTree  # of the selector's own type
     replay: Buffer | None
     counters: Counters
 

@@ -1,8 +1,9 @@
 """The stages of a training step: select, roll out, grade, score, update the selector, learn.
 
-Each stage is a method of `Step`, which runs on the host, and directly below it the function that runs on the
-devices, compiled once for each shape. The rollout's is `jaxrft.lm.policy.compile_rollout`, and graders run in
-processes of their own. `resample.py` calls the stages until a batch is full, and `loop.py` step after step.
+Each stage is a method of `Step`, which runs on the host. Below the class are the jitted functions that the methods
+call, compiled once for each `Setup`, static argument and set of shapes. The rollout's is made by
+`jaxrft.lm.policy.compile_rollout`, and graders run in processes of their own. `resample.py` calls the stages until a
+batch is full, and `loop.py` step after step.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chex import ArrayTree
 
 from jaxrft import mesh as meshes
 from jaxrft.config import Config
@@ -23,15 +23,16 @@ from jaxrft.lm import model
 from jaxrft.lm.model import Params
 from jaxrft.report import metrics
 from jaxrft.report.visits import Visits
-from jaxrft.rewards.grading import Rewards, check_rewards, grade, learnable_rewards, trainer_state
+from jaxrft.rewards.grading import Rewards, check_rewards, grade_rollout, learnable_rewards, trainer_state
 from jaxrft.rewards.pool import Pool
 from jaxrft.streams import STREAMS, stream_key
 from jaxrft.tasks.table import TaskTable, buckets, prompt_batch
 from jaxrft.train.setup import Constants, Setup, Tree
 from jaxrft.train.state import Counters, TrainState, count_rollouts
-from jaxrft.types import Array, Choice, Feedback, Rollout, Tasks
+from jaxrft.types import Array, Choice, Feedback, PyTree, Rollout, Tasks
 
-Metrics = dict[str, Array]
+ROLLOUT = STREAMS.index("rollout")
+Metrics = dict[str, PyTree]  # scalars, of devices or of Python
 
 
 class RolledOut(NamedTuple):
@@ -47,20 +48,23 @@ class ScoredGroups(NamedTuple):
 
     groups: Groups
     feedback: Feedback
-    informative: Array  # [B] bool, successes not all equal
+    informative: Array  # [B] bool, successes not all equal, whatever else the rewards are
     distance: Array  # [B] float32, of the pass rate to the target; infinite where the group is not informative
     metrics: Metrics
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """The stages of a training step."""
+    """The stages of a training step.
+
+    A stage that returns a state consumes the one that it is given: its memory is donated.
+    """
 
     setup: Setup
     table: TaskTable  # of the tasks, on the host
     constants: Constants  # arrays on the devices
     pool: Pool  # graders
-    visits: Visits  # what they said of each task
+    visits: Visits  # groups rolled out of each task, and their successes, for reports
 
     def num_fresh(self, state: TrainState) -> int:
         """Returns how many groups the next step rolls out: fewer if the replay has enough others.
@@ -79,7 +83,10 @@ class Step:
     def select(
         self, state: TrainState, *, batch_size: int, exclude: np.ndarray, stream: int
     ) -> tuple[Choice, TrainState]:
-        """Chooses the tasks of a batch, none of the ids `exclude` [m] while there are others."""
+        """Chooses the tasks of a batch, none of the ids `exclude` [m] while there are others.
+
+        `stream` is the number of a random stream, see `jaxrft.streams`.
+        """
         mask = self.constants.nothing_excluded
         if len(exclude):
             on_host = np.zeros(self.setup.num_tasks, bool)
@@ -96,13 +103,12 @@ class Step:
         )
         return choice, state._replace(selector=selector)
 
-    def roll_out(self, state: TrainState, ids: np.ndarray, *, stream: str = "rollout") -> RolledOut:
+    def roll_out(self, state: TrainState, ids: np.ndarray, *, stream: int = ROLLOUT) -> RolledOut:
         """Samples a group of completions of each of the tasks `ids` [B], and waits for them."""
         mesh = self.setup.mesh
         prompts = prompt_batch(self.table, ids, buckets(self.table.lengths), mesh)
         params = model.whole(state.params, self.constants.frozen)
-        number = np.int32(STREAMS.index(stream))
-        rollout = self.setup.generate(params, state.step, *prompts, meshes.from_host(mesh, ids), number)
+        rollout = self.setup.generate(params, state.step, *prompts, meshes.from_host(mesh, ids), np.int32(stream))
         jax.block_until_ready(rollout.lengths)
         return RolledOut(ids, prompts, rollout)
 
@@ -112,7 +118,7 @@ class Step:
         Raises InputError when something is wrong with the rewards of the first batch of the process.
         """
         config = self.setup.config
-        rewards = grade(
+        rewards = grade_rollout(
             config,
             self.setup.lm,
             rolled.rollout,
@@ -146,10 +152,14 @@ class Step:
         state: TrainState,
         choice: Choice,
         *parts: tuple[Feedback, Array],
-        reference: bool = False,
+        of_references: bool = False,
     ) -> tuple[TrainState, Metrics]:
-        """Tells the selector what came of a choice: (feedback, informative) of each of its `parts`."""
-        selector, counters, found = update_selector(
+        """Updates the selector, and the counters, by the feedback of a choice.
+
+        `parts` are (feedback, informative) of one or more batches, in the order of the choice; `informative` is for
+        metrics only. `of_references`: the choice is a reference set, of which `Selector.update` never hears.
+        """
+        selector, counters, measured = update_selector_state(
             self.setup,
             state.selector,
             state.counters,
@@ -157,27 +167,29 @@ class Step:
             self.constants.tasks,
             choice,
             *parts,
-            reference=reference,
+            of_references=of_references,
         )
-        return state._replace(selector=selector, counters=counters), found
+        return state._replace(selector=selector, counters=counters), measured
 
     def learn(
         self, state: TrainState, groups: Groups, surplus: Sequence[tuple[tuple[Groups, ...], np.ndarray]]
     ) -> tuple[TrainState, Metrics]:
         """Updates the policy by the groups of a batch [B].
 
-        `surplus`: informative groups without a slot in the batch, as (parts, which of them); they enter the replay.
+        `surplus`: informative groups without a slot in the batch, which enter the replay. Each is (parts, which), and
+        `which` [K] bool marks rows of the concatenated parts.
         """
         constants = self.constants
-        state, found = update_policy(self.setup, state, groups, constants.reference, constants.frozen)
-        if self.setup.replay is not None:  # not before: it may be the buffer that this batch was drawn from
+        params = (constants.reference_params, constants.frozen)
+        state, measured = update_policy(self.setup, state, groups, *params)
+        if self.setup.replay is not None:  # after the update, which draws from the buffer
             for parts, which in surplus:
                 buffer = store_groups(self.setup, state.replay, parts, which)
                 state = state._replace(replay=buffer)
-        return state, found
+        return state, measured
 
 
-def _placed(tree: Tree, shardings: ArrayTree | None) -> Tree:
+def _placed(tree: Tree, shardings: PyTree) -> Tree:
     """Lays the leaves of a tree out; `shardings` is a tree, or one for all leaves."""
     if isinstance(shardings, jax.sharding.NamedSharding):
         shardings = jax.tree.map(lambda _: shardings, tree)
@@ -200,7 +212,7 @@ def fresh_needed(setup: Setup, buffer: Buffer, step: Array) -> Array:
 
 
 @partial(jax.jit, static_argnums=0)
-def draw_reference_set(setup: Setup, selector_state: ArrayTree, step: Array, tasks: Tasks) -> Choice:
+def draw_reference_set(setup: Setup, selector_state: PyTree, step: Array, tasks: Tasks) -> Choice:
     """Draws the ids [K] of a reference set, with the pass rates that the selector believes them to have."""
     selector = setup.selector
     assert selector.reference_set is not None
@@ -212,14 +224,14 @@ def draw_reference_set(setup: Setup, selector_state: ArrayTree, step: Array, tas
 @partial(jax.jit, static_argnums=0, static_argnames="batch_size", donate_argnums=1)
 def select_tasks(
     setup: Setup,
-    selector_state: ArrayTree,
+    selector_state: PyTree,
     step: Array,
     tasks: Tasks,
     exclude: Array,
     stream: Array,
     *,
     batch_size: int,
-) -> tuple[Choice, ArrayTree]:
+) -> tuple[Choice, PyTree]:
     """Chooses `batch_size` tasks, and none of the mask `exclude` [N] while there are others.
 
     `stream` [] is the number of the random stream.
@@ -240,14 +252,16 @@ def score_groups(
     rewards: Array,
     success_index: Array,
 ) -> ScoredGroups:
-    """Computes advantages and feedback from `rewards` [B, G, F], NaN = does not apply, of the tasks `ids` [B].
+    """Computes advantages and feedback from the `rewards` [B, G, F] of the tasks `ids` [B].
 
-    `success_index` [B] int32: which of the rewards is success of each task.
+    A reward is NaN if its function returned None, or if a grader failed on the sample. A sample without any reward is no
+    trial and is not learned from. A group whose rewards are all equal has advantages of 0. `success_index` [B] int32:
+    which of the rewards is success of each task.
     """
     config = setup.config
     shape = rewards.shape[:2]  # [B, G]
     lengths = rollout.lengths.reshape(shape)
-    total, valid, tolerance, found = sum_rewards(config, rewards, success_index, lengths)
+    total, valid, tolerance, measured = sum_rewards(config, rewards, success_index, lengths)
     total = grpo.leveled(total, valid, tolerance=tolerance)
     success = jnp.where(valid, reward_shaping.of_tasks(rewards, success_index), 0.0)
     successes = jnp.sum(success, axis=1)
@@ -268,8 +282,8 @@ def score_groups(
         step=jnp.full(shape[:1], step),
         weights=importance_weights(config, rollout, shape),
     )
-    found |= metrics.rewards(rewards, config.rewards, total, valid, grpo.informative(total, valid))
-    found |= metrics.completions(rollout, truncated)
+    measured |= metrics.rewards(rewards, config.rewards, total, valid, grpo.informative(total, valid))
+    measured |= metrics.completions(rollout, truncated)
     feedback = Feedback(ids, successes, trials, jnp.sum(lengths, axis=1).astype(jnp.float32))
     distance = jnp.where(informative, jnp.abs(pass_rate - config.select.target), jnp.inf)
     return ScoredGroups(
@@ -277,7 +291,7 @@ def score_groups(
         feedback=_replicated(setup, feedback),
         informative=_replicated(setup, informative),
         distance=_replicated(setup, distance),
-        metrics=_replicated(setup, found),
+        metrics=_replicated(setup, measured),
     )
 
 
@@ -286,7 +300,7 @@ def sum_rewards(
 ) -> tuple[Array, Array, Array, Metrics]:
     """Computes the weighted sums of the rewards [B, G, F] of completions of `lengths` tokens [B, G].
 
-    Returns the sums, whether they exist, the most that rounding may make of their differences, all [B, G], and
+    Returns the sums, whether they exist, the tolerance within which their differences are rounding, all [B, G], and
     metrics. The soft overlong penalty is one more term of each sum, if there is one.
     """
     weights = jnp.array(config.reward_weights or [1.0] * len(config.rewards), jnp.float32)
@@ -305,7 +319,10 @@ def sum_rewards(
 
 
 def importance_weights(config: Config, rollout: Rollout, shape: tuple[int, ...]) -> Array | None:
-    """Computes weights [B, G, T] of the tokens' losses for the distribution really drawn from; None = 1 each."""
+    """Computes importance weights [B, G, T] of the tokens; None = no correction.
+
+    They correct for top-p and top-k, by which tokens are drawn from another distribution than the policy's.
+    """
     if config.importance_sampling_correction == "none":
         return None
     weights = grpo.importance_weights(
@@ -319,42 +336,43 @@ def importance_weights(config: Config, rollout: Rollout, shape: tuple[int, ...])
     return weights.reshape(*shape, -1)
 
 
-@partial(jax.jit, static_argnums=0, static_argnames="reference", donate_argnums=(1, 2))
-def update_selector(
+@partial(jax.jit, static_argnums=0, static_argnames="of_references", donate_argnums=(1, 2))
+def update_selector_state(
     setup: Setup,
-    selector_state: ArrayTree,
+    selector_state: PyTree,
     counters: Counters,
     step: Array,
     tasks: Tasks,
     choice: Choice,
     *parts: tuple[Feedback, Array],
-    reference: bool = False,
-) -> tuple[ArrayTree, Counters, Metrics]:
+    of_references: bool = False,
+) -> tuple[PyTree, Counters, Metrics]:
     """Updates selector and counters by the feedback of a choice; returns metrics of what was believed.
 
-    Rows of the task N are padding. `reference`: the choice is a reference set.
+    Rows whose id is N, the number of tasks, are padding. It comes before the policy's update: `step` is not done yet.
     """
     selector = setup.selector
     feedback, informative = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
     counters = count_rollouts(counters, feedback, step + 1, num_generations=setup.config.num_generations)
-    found = metrics.selection(choice, feedback, informative, counters.last_seen)
-    found |= metrics.by_domain(informative, choice, tasks, setup.domains)
-    update = selector.update_references if reference else selector.update
-    assert update is not None and setup.shardings is not None
-    selector_state = _placed(update(selector_state, tasks, feedback), setup.shardings.selector)
+    measured = metrics.selection(choice, feedback, informative, counters.last_seen)
+    measured |= metrics.by_domain(informative, choice, tasks, setup.domains)
+    learn_of = selector.update_references if of_references else selector.update
+    assert learn_of is not None and setup.shardings is not None
+    selector_state = _placed(learn_of(selector_state, tasks, feedback), setup.shardings.selector)
     counters = _placed(counters, setup.shardings.counters)
-    return selector_state, counters, _replicated(setup, found)
+    return selector_state, counters, _replicated(setup, measured)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
 def update_policy(
-    setup: Setup, state: TrainState, groups: Groups, reference: Params | None, frozen: Params
+    setup: Setup, state: TrainState, groups: Groups, reference_params: Params | None, frozen: Params
 ) -> tuple[TrainState, Metrics]:
-    """Updates the policy by the groups of a batch, and those that a replay draws.
+    """Completes the batch from the replay, updates the policy, stores the fresh groups in the replay, counts the step.
 
-    If an update could not be made, no group of the batch enters the replay: they may be the reason.
+    If an update was skipped because its loss or gradient is not finite, no group of the batch is stored: they may be
+    the reason.
     """
-    drawn, replayed = draw_replayed(setup, state.replay, groups, state.step)
+    drawn, replayed = complete_batch(setup, state.replay, groups, state.step)
     batch = update.Batch(
         prompts=drawn.prompts,
         lengths=drawn.lengths,
@@ -369,18 +387,20 @@ def update_policy(
         of_replay = replay.metrics(drawn, replayed, state.step)
         batch = batch._replace(replayed=jnp.broadcast_to(replayed[:, None], drawn.advantages.shape))
     key = stream_key(setup.config.seed, state.step, "learn")
-    params, optimizer, found = setup.learner.step(key, state.params, state.optimizer, batch, reference, frozen)
+    params, optimizer, measured = setup.learner.step(
+        key, state.params, state.optimizer, batch, reference_params, frozen
+    )
     if state.replay is not None:
-        all_made = jnp.broadcast_to(found["skipped_updates"] == 0, groups.task.shape)
+        all_made = jnp.broadcast_to(measured["skipped_updates"] == 0, groups.task.shape)
         state = state._replace(replay=_stored(setup, state.replay, (groups,), all_made))
     state = state._replace(step=state.step + 1, params=params, optimizer=optimizer)
-    return _placed(state, setup.shardings), _replicated(setup, found | of_replay)
+    return _placed(state, setup.shardings), _replicated(setup, measured | of_replay)
 
 
-def draw_replayed(setup: Setup, buffer: Buffer | None, fresh: Groups, step: Array) -> tuple[Groups, Array | None]:
-    """Returns the groups that a step learns from, and which of them [B] are replayed.
+def complete_batch(setup: Setup, buffer: Buffer | None, fresh: Groups, step: Array) -> tuple[Groups, Array | None]:
+    """Returns the groups [B] that a step learns from, and which of them are replayed; None in a run without replay.
 
-    A run without replay learns from its fresh groups, as does one whose buffer is short.
+    If the fresh groups fill the batch, because `Step.num_fresh` saw too few others in the buffer, none is drawn.
     """
     if setup.replay is None or buffer is None:
         return fresh, None
@@ -401,7 +421,7 @@ def _stored(setup: Setup, buffer: Buffer, parts: tuple[Groups, ...], which: Arra
     assert setup.replay is not None
     width = buffer.groups.prompts.shape[1]
     groups = jax.tree.map(lambda *x: jnp.concatenate(x), *(widen(part, width) for part in parts))
-    rewards = jnp.where(which[:, None], groups.rewards, jnp.nan)
+    rewards = jnp.where(which[:, None], groups.rewards, jnp.nan)  # groups without rewards are not added
     return setup.replay.add(buffer, groups._replace(rewards=rewards))
 
 
