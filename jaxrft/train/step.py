@@ -254,7 +254,7 @@ def score_groups(
 ) -> ScoredGroups:
     """Computes advantages and feedback from the `rewards` [B, G, F] of the tasks `ids` [B].
 
-    A reward is NaN if its function returned None, or if a grader failed on the sample. A sample without any reward is no
+    A reward is NaN if its function returned None, or if a grader failed on the sample. A sample without any is no
     trial and is not learned from. A group whose rewards are all equal has advantages of 0. `success_index` [B] int32:
     which of the rewards is success of each task.
     """
