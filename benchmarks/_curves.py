@@ -69,7 +69,7 @@ def draw(curves: dict[str, dict[str, list[Curve]]], out: Path) -> None:
         for selector, runs in by_selector.items():
             held_out = np.array([run.held_out for run in runs])  # [seeds, evaluations]
             rollouts = np.mean([run.rollouts for run in runs], axis=0)
-            mean, low, high = np.transpose([mean_interval(column) for column in held_out.T])
+            mean, low, high = np.array([tuple(mean_interval(column)) for column in held_out.T]).T
             axis.plot(rollouts, mean, label=selector, color=color[selector])
             axis.fill_between(rollouts, low, high, color=color[selector], alpha=0.15, linewidth=0)
         axis.set(title=family, xlabel="rollouts", ylim=(0, 1))

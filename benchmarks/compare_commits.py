@@ -347,7 +347,7 @@ def main(arguments: list[str]) -> None:
                 print(f"{name}: {error}", file=sys.stderr, flush=True)
                 continue
             results[name] = result
-            print(name if options.base_only else table_row(name, result), flush=True)
+            print(table_row(name, result) if isinstance(result, Difference) else name, flush=True)
         commits = {"base": base.commit, "current": git("describe", "--always", "--dirty", "--abbrev=40")}
     if options.out and not options.base_only:
         write_results(options.out, commits, options.steps, results)

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxrft import mesh as meshes
 from jaxrft.errors import InputError
-from jaxrft.rewards.grading import check_rewards, grade, trainer_state
+from jaxrft.rewards.grading import check_rewards, grade_rollout, trainer_state
 from jaxrft.select import selectors
 from jaxrft.select.checks import check_count
 from jaxrft.simulate.oracle import oracle, reveal
@@ -62,9 +62,9 @@ def measure(step: Step, state: TrainState, *, measured: int) -> Array:
     rates = np.full(setup.num_tasks, np.nan, np.float32)
     for start in range(0, len(ids), config.batch_size):
         part = np.take(ids, range(start, start + config.batch_size), mode="wrap")
-        rolled = step.roll_out(state._replace(step=state.step + 1), part, stream="measure")
+        rolled = step.roll_out(state._replace(step=state.step + 1), part, stream=STREAMS.index("measure"))
         told = trainer_state(config, done)
-        rewards = grade(config, setup.lm, rolled.rollout, step.pool, step.table, part, trainer_state=told)
+        rewards = grade_rollout(config, setup.lm, rolled.rollout, step.pool, step.table, part, trainer_state=told)
         rewards = check_rewards(config, rewards, step.pool, tasks=len(part), first=False)
         successes = np.nan_to_num(rewards.success).reshape(len(part), -1)
         rates[part] = successes.mean(axis=1)

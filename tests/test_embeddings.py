@@ -22,7 +22,7 @@ from jaxrft.prepare import embeddings as command
 from jaxrft.prepare.journal import Journal
 from jaxrft.tasks import embeddings
 from jaxrft.tasks.embeddings import MADE_BY, PROMPTS, ROWS
-from jaxrft.tasks.load import open_mixture, open_tasks
+from jaxrft.tasks.open_sets import open_mixture, open_tasks
 from jaxrft.train.loop import train
 from jaxrft.train.resume import run_identity
 from jaxrft.train.setup import open_run

@@ -13,7 +13,7 @@ from jaxrft import tasks
 from jaxrft.config import Config, TasksConfig
 from jaxrft.lm import tokenizer as lm_tokenizer
 from jaxrft.tasks import mixture
-from jaxrft.tasks.load import open_mixture
+from jaxrft.tasks.open_sets import open_mixture
 from jaxrft.train.loop import train
 from jaxrft.types import InputError
 

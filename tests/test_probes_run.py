@@ -12,7 +12,7 @@ from jaxrft.lm import tokenizer
 from jaxrft.select import probes
 from jaxrft.select.dots import training
 from jaxrft.select.dots.predictor import Origin, Predictor, save_predictor
-from jaxrft.tasks.load import open_mixture
+from jaxrft.tasks.open_sets import open_mixture
 from jaxrft.tasks.projections import open_predictor
 from jaxrft.train import resample
 from jaxrft.train.loop import train

@@ -15,7 +15,7 @@ from jaxrft.lm import hub, model, published, weights
 from jaxrft.lm.policy import LanguageModel, check_length, check_rank, lora_config, read_model
 from jaxrft.select.dots.predictor import Origin, Predictor, load_predictor, untrained_predictor
 from jaxrft.tasks import embeddings, mixture, projections, sources, table
-from jaxrft.tasks.load import check_columns, open_tasks, uses_embeddings, with_embeddings
+from jaxrft.tasks.open_sets import check_columns, open_tasks, uses_embeddings, with_embeddings
 from jaxrft.tasks.sources import Rows
 from jaxrft.tasks.table import TaskTable
 from jaxrft.types import Missing, PyTree

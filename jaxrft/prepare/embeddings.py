@@ -27,7 +27,7 @@ from jaxrft.prepare.journal import Journal, begun, finished, identity_at, note_o
 from jaxrft.report.console import Display
 from jaxrft.tasks import embeddings, mixture, sources, table
 from jaxrft.tasks.embeddings import embedding_source, make_embedder
-from jaxrft.tasks.load import tokenize
+from jaxrft.tasks.open_sets import tokenize
 from jaxrft.tasks.table import TaskTable
 from jaxrft.train.devices import computing_on, open_mesh
 from jaxrft.train.resume import with_template_date

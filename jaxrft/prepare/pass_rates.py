@@ -34,7 +34,7 @@ from jaxrft.report.console import Display
 from jaxrft.rewards.grading import check_rewards, grade_rollout, open_rewards, trainer_state
 from jaxrft.rewards.pool import Pool
 from jaxrft.tasks import table
-from jaxrft.tasks.load import check_columns, tokenize
+from jaxrft.tasks.open_sets import check_columns, tokenize
 from jaxrft.tasks.table import TaskTable, prompt_batch
 from jaxrft.train.devices import computing_on, open_mesh
 from jaxrft.train.resume import with_template_date

@@ -14,7 +14,7 @@ from jaxrft.lm.policy import LanguageModel, compile_rollout, open_model
 from jaxrft.rewards.grading import check_rewards, grade_rollout, open_rewards, trainer_state
 from jaxrft.rewards.pool import Pool
 from jaxrft.tasks import table
-from jaxrft.tasks.load import open_tasks
+from jaxrft.tasks.open_sets import open_tasks
 from jaxrft.tasks.table import TaskTable, prompt_batch
 from jaxrft.train.devices import computing_on, open_mesh
 from jaxrft.train.resume import with_template_date

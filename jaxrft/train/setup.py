@@ -29,7 +29,7 @@ from jaxrft.select.base import Selector
 from jaxrft.select.checks import check_batch, check_table
 from jaxrft.select.dots.predictor import Predictor, selector_options
 from jaxrft.tasks.embeddings import embedding_source, make_embedder
-from jaxrft.tasks.load import open_mixture, uses_embeddings
+from jaxrft.tasks.open_sets import open_mixture, uses_embeddings
 from jaxrft.tasks.projections import compile_projection, open_predictor
 from jaxrft.tasks.table import TaskTable, batches, buckets
 from jaxrft.train.devices import computing_on
