@@ -8,7 +8,7 @@ value. Tracers and descriptions of arrays have no values, so that of them only s
 import difflib
 import operator
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple, SupportsIndex, TypeGuard, get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +21,13 @@ from jaxrft.select.topk import Balance
 from jaxrft.shapes import REAL, check_dtypes, check_shapes
 from jaxrft.types import Array, Feedback, Projections, Tasks
 
+AnyArray = np.ndarray | Array
+
 
 class Range(NamedTuple):
     """The real numbers that an argument may be."""
 
-    fits: Callable[..., Array]  # elementwise
+    fits: Callable[[AnyArray], AnyArray]  # elementwise
     wanted: str
 
 
@@ -61,22 +63,18 @@ def check(name: str, value: ArrayLike, allowed: Range, *, per_task: bool = False
 def check_belief(target: ArrayLike, prior: tuple[ArrayLike, ArrayLike]) -> None:
     """Raises InputError unless `target` is a pass rate apart from 0 and 1 and `prior` two positive numbers."""
     check("target", target, BETWEEN)
-    pair = isinstance(prior, tuple | list | np.ndarray | jax.Array) and np.ndim(_outer(prior)) > 0
+    pair = isinstance(prior, tuple | list) or (isinstance(prior, AnyArray) and np.ndim(prior) > 0)
     if not pair or len(prior) != 2:
         raise InputError(f"prior is {shown(prior)}: it must be two positive numbers, pseudo-successes and -failures")
     for count in prior:
         check("prior", count, POSITIVE, per_task=True)
 
 
-def _outer(values: object) -> Any:
-    """Hides what a sequence holds, which may be ragged, from numpy."""
-    return [None] * len(values) if isinstance(values, tuple | list) else values
-
-
-def check_count(name: str, value: Any, least: int = 1, *, most: int = MOST, wanted: str = "") -> int:
+def check_count(name: str, value: object, least: int = 1, *, most: int = MOST, wanted: str = "") -> int:
     """Returns `value` as an int; raises InputError unless it is a whole number from `least` to `most`."""
     try:
-        number = None if isinstance(value, bool) else operator.index(value)
+        boolean = isinstance(value, bool)
+        number = operator.index(value) if isinstance(value, SupportsIndex) and not boolean else None
     except TypeError:  # a tracer among others: sizes are known when a program is compiled
         number = None
     if number is None or number < least or (number > most and wanted):
@@ -280,7 +278,7 @@ def credible(feedback: Feedback, num_tasks: int) -> Feedback:
     return Feedback(*map(_only, (valid, valid, valid, known), (ids, successes, trials, tokens)))
 
 
-def _only(kept: Array, values: Array) -> Array:
+def _only(kept: AnyArray, values: Array) -> Array:
     return jnp.where(kept, values, jnp.zeros((), values.dtype))
 
 
@@ -292,13 +290,13 @@ def as_array(values: object) -> np.ndarray | None:
         return None
 
 
-def are_numbers(values: Any) -> bool:
+def are_numbers(values: AnyArray | jax.ShapeDtypeStruct) -> bool:
     """Returns whether an array holds real numbers of any kind, bfloat16 and truth values among them."""
     kind = values.dtype
     return kind == np.bool_ or jnp.issubdtype(kind, jnp.integer) or jnp.issubdtype(kind, jnp.floating)
 
 
-def _is_array(values: object) -> bool:
+def _is_array(values: object) -> TypeGuard[AnyArray | jax.ShapeDtypeStruct]:
     return isinstance(values, np.ndarray | jax.Array | jax.ShapeDtypeStruct)
 
 

@@ -82,8 +82,10 @@ def dots(
         )
 
     def reference_set(key: Array, state: DotsState, tasks: Tasks) -> Array:
+        count = state.references.shape[0]
+        check_select(key, state.predicted, tasks, batch_size=count, exclude=None)
         equal = jnp.zeros(state.predicted.shape)
-        return topk.smallest(key, equal, batch_size=state.references.shape[0])
+        return topk.smallest(key, equal, batch_size=count)
 
     def select(
         key: Array, state: DotsState, tasks: Tasks, *, batch_size: int, exclude: Array | None = None
