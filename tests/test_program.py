@@ -60,7 +60,7 @@ def run(code, *arguments):
         ("TERM", "jax._src.core", ("eval", "configs/quickstart.py")),
         ("HUP", "tyro", ("prepare", "dataset")),
         ("INT", "scipy", ("simulate", "--steps", "2")),
-        ("INT", "jaxrft.select.fitting", ("prepare", "predictor", "--responses", "x.npz")),
+        ("INT", "jaxrft.prepare.predictor", ("prepare", "predictor", "--responses", "x.npz")),
     ],
 )
 def test_a_signal_while_modules_are_imported_is_one_sentence(name, module, command):
