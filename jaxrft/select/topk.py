@@ -142,19 +142,22 @@ def _smallest(
     A pass of `top_k`, another if more are as small as the last, and a sort of what they found: on CPUs a fiftieth of
     the time of a sort of the table.
     """
-    rank = -_order(score)
+    # Whatever computes the scores must not be computed again below, where other roundings would make other ranks.
+    rank = jax.lax.optimization_barrier(-_order(score))
     found = min(count + 1, rank.size)  # one more tells whether there are others like the last
     best, ahead = jax.lax.top_k(rank, found)
     last = jnp.where(jnp.arange(found) < count, best, jnp.inf).min()  # slices of `best` would make XLA sort instead
+    tied = (best >= last).sum() > count
 
-    def drawn() -> Array:
-        return jax.lax.top_k(jnp.where(rank == last, -_order(_ties(key, ids, exclude)), -jnp.inf), found)[1]
+    def draw() -> list[Array]:
+        return jax.lax.top_k(jnp.where(rank == last, -_order(_ties(key, ids, exclude)), -jnp.inf), found)
 
-    level = jax.lax.cond((best >= last).sum() > count, drawn, lambda: ahead)  # who may have the last places
+    drawn, level = jax.lax.cond(tied, draw, lambda: [best, ahead])  # who may have the last places
     rows = jnp.concatenate([ahead, level])
-    behind = jnp.concatenate([rank[ahead] <= last, rank[level] != last])
+    behind = jnp.concatenate([(best < last) | (tied & (best == last)), ~tied | (drawn == -jnp.inf)])
+    order = jnp.concatenate([-best, jnp.full_like(best, -last)])
     ties = _ties(key, ids[rows], None if exclude is None else exclude[rows])
-    chosen = jax.lax.sort((behind, -rank[rows], ties, rows), num_keys=3)[3][:count]
+    chosen = jax.lax.sort((behind, order, ties, rows), num_keys=3)[3][:count]
     return score[chosen], ids[chosen], None if exclude is None else exclude[chosen]
 
 
