@@ -1,5 +1,4 @@
 import contextlib
-import importlib.metadata
 import os
 import signal
 import sys
@@ -13,8 +12,6 @@ os.environ.setdefault("PJRT_NPROC", "64")
 # The second as jaxrft.cli sets it: flags are a part of the key of a compiled program, which must not depend on whether
 # a test has called the command line before.
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_gpu_deterministic_ops=true"
-if importlib.metadata.version("jaxlib").startswith("0.10."):  # XLA aborts at flags that it has no longer
-    FLAGS += " --xla_cpu_use_fusion_emitters=false"  # compiles in 0.6 of the time
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 
 # A job in the background and one under nohup ignore these, and so would all processes that tests start and signal. A
