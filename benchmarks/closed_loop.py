@@ -41,8 +41,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import _curves, _savings, _script, _similarity
+from benchmarks._oracle import known_pass_rates
 from benchmarks._savings import Curve
-from benchmarks.oracle import known_pass_rates
 from jaxrft.assets import TINY
 from jaxrft.config import Config, EvalConfig, ReplayConfig, SelectConfig, TasksConfig
 from jaxrft.fields import path_argument, whole_number

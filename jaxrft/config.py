@@ -685,7 +685,7 @@ CONFIGS = (Config, TasksConfig, EvalConfig, SelectConfig, LoRAConfig, ReplayConf
 # Fields that old configs have, and what became of them.
 REMOVED: dict[str, str] = dict.fromkeys(
     ("SelectConfig.tolerance", "SelectConfig.measured", "SelectConfig.measure_every"),
-    "the oracle is a measurement now, benchmarks/oracle.py: leave the field out",
+    "the oracle is a measurement now, benchmarks/_oracle.py: leave the field out",
 )
 
 

@@ -4,7 +4,7 @@ import helpers
 import numpy as np
 import pytest
 
-from benchmarks import oracle
+from benchmarks import _oracle as oracle
 from jaxrft.config import SelectConfig
 from jaxrft.select import selectors
 from jaxrft.train.loop import train
@@ -30,7 +30,7 @@ def test_a_stopped_oracle_continues_with_the_pass_rates_that_it_would_have_had(c
 
 def test_outside_of_the_measurement_there_is_no_such_selector():
     assert "oracle" not in selectors.SELECTORS
-    with pytest.raises(InputError, match="no selector 'oracle': it is a measurement now, benchmarks/oracle.py"):
+    with pytest.raises(InputError, match="no selector 'oracle': it is a measurement now, benchmarks/_oracle.py"):
         selectors.make("oracle", 8)
 
 

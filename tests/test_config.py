@@ -304,7 +304,7 @@ def test_load(tmp_path):
         (
             "decay=",
             "measured=",
-            "'measured'; the oracle is a measurement now, benchmarks/oracle.py: leave the field out",
+            "'measured'; the oracle is a measurement now, benchmarks/_oracle.py: leave the field out",
         ),
         ('TasksConfig("tasks.jsonl")', 'TasksConfig(sorce="x")', "'sorce'.*; did you mean source?"),
         ("seed=3", "zzzzzz=3", "'zzzzzz'"),

@@ -20,7 +20,7 @@ from jaxrft.types import InputError
 HOLD = """
 import sys, time
 from pathlib import Path
-from jaxrft import lock
+from jaxrft.host import lock
 with lock.held(Path(sys.argv[1]), "the folder", "wait"):
     print("held", flush=True)
     time.sleep(100)

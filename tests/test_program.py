@@ -33,7 +33,7 @@ sys.exit(main())
 # As a long compilation does: C++ that gives up the interpreter's lock, and returns to it much later.
 COMPILING = """
 import hashlib, os, signal, sys, threading
-from jaxrft import signals
+from jaxrft.host import signals
 signals.leave_early()
 if sys.argv[2] == "saving":  # as `runtime.stop_signals`
     signal.signal(signal.SIGINT, lambda *_: None)
@@ -90,7 +90,7 @@ def test_a_signal_that_is_ignored_stays_ignored(name):
 
 def test_what_a_run_saves_on_is_what_is_not_ignored():
     code = (
-        "import signal\nfrom jaxrft import signals\nprint(*map(int, signals.to_save()))\n"
+        "import signal\nfrom jaxrft.host import signals\nprint(*map(int, signals.to_save()))\n"
         "for number in signals.numbers(): signal.signal(number, signal.SIG_IGN)\nprint(*map(int, signals.to_save()))"
     )
     assert run(code)[1].split() == ["2", "15", "1", "15"]  # SIGTERM is how schedulers ask, whatever shells trap
@@ -98,14 +98,14 @@ def test_what_a_run_saves_on_is_what_is_not_ignored():
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-", "<&-"])
 def test_no_file_takes_the_number_of_a_closed_standard_stream(closed):
-    code = "import os; from jaxrft import signals; signals.open_descriptors(); os._exit(os.dup(2))"
+    code = "import os; from jaxrft.host import signals; signals.open_descriptors(); os._exit(os.dup(2))"
     done = subprocess.run(["bash", "-c", f'"$0" -c "$1" {closed}', sys.executable, code], cwd=Path(__file__).parents[1])
     assert done.returncode > 2
 
 
 def test_a_forked_child_tells_its_parent_of_no_signal():
     code = (
-        "import os, signal, time\nfrom jaxrft import signals\nsignals.leave_early()\nchild = os.fork()\n"
+        "import os, signal, time\nfrom jaxrft.host import signals\nsignals.leave_early()\nchild = os.fork()\n"
         "if child == 0:\n    signal.signal(signal.SIGTERM, lambda *_: os._exit(7))\n    time.sleep(60)\n"
         "time.sleep(0.3)\nos.kill(child, signal.SIGTERM)\nprint(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
         "time.sleep(0.3)"
@@ -116,9 +116,9 @@ def test_a_forked_child_tells_its_parent_of_no_signal():
 def test_sigterm_ends_a_process_that_has_joined_others():
     """JAX has a handler of its own for it, to which nothing here listens."""
     code = (
-        "import os, signal, sys, time\nfrom jaxrft import signals\nsignals.leave_early()\n"
+        "import os, signal, sys, time\nfrom jaxrft.host import signals\nsignals.leave_early()\n"
         "os.environ |= dict(JAX_COORDINATOR_ADDRESS=sys.argv[1], JAX_NUM_PROCESSES='1', JAX_PROCESS_ID='0')\n"
-        "from jaxrft import runtime\nruntime.join()\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(5)"
+        "from jaxrft.host import multihost\nmultihost.join_processes()\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(5)"
     )
     code, _, said = run(code, f"localhost:{helpers.free_port()}")
     assert (code, said.splitlines()[-1:]) == (143, [SENTENCE.format("TERM").strip()])
@@ -200,7 +200,7 @@ def test_what_the_machine_lacks_is_no_bug(error, wanted):
 
 def test_what_is_too_large_for_the_memory_of_a_device_is_no_bug():
     code = (
-        "import jax, jax.numpy as jnp\nfrom jaxrft import crash\n"
+        "import jax, jax.numpy as jnp\nfrom jaxrft.host import crash\n"
         "with crash.reported():\n    jax.block_until_ready(jnp.zeros((2**46,), jnp.float32) + 1)"
     )
     assert "InputError: out of memory (" in run(code)[2]

@@ -122,7 +122,7 @@ def test_a_console_of_any_encoding_shows_all_characters(encoding, monkeypatch):
 
 SCRIPT = """
 import logging, sys
-from jaxrft import signals, terminal
+from jaxrft.host import signals, terminal
 signals.open_descriptors()
 from jaxrft.report.console import Display
 with terminal.guarded_streams():

@@ -345,7 +345,7 @@ def test_a_wrong_value_in_config_json_is_not_put_down_to_the_tokenizer(plain, tm
 def test_a_signal_is_told_of_while_standard_error_is_held_back():
     code = (
         "import os, signal\n"
-        "from jaxrft import signals\n"
+        "from jaxrft.host import signals\n"
         "from jaxrft.lm import panics\n"
         "signals.leave_early()\n"
         "with panics.caught():\n"

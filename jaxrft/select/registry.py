@@ -36,7 +36,7 @@ def make(name: str, num_generations: int, **hyper_parameters: object) -> Selecto
     Raises InputError for an unknown selector, or a hyper-parameter of none, and for `dots` without a predictor.
     """
     if name == "oracle" and name not in SELECTORS:
-        raise InputError("no selector 'oracle': it is a measurement now, benchmarks/oracle.py; choose another")
+        raise InputError("no selector 'oracle': it is a measurement now, benchmarks/_oracle.py; choose another")
     if not isinstance(name, str) or name not in SELECTORS:
         near = _nearest(str(name)[:80], SELECTORS) if isinstance(name, str) else "uniform"
         raise InputError(f"no selector {shown(name)}: did you mean {near}? ({', '.join(SELECTORS)})")
