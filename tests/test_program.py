@@ -118,7 +118,8 @@ def test_sigterm_ends_a_process_that_has_joined_others():
     code = (
         "import os, signal, sys, time\nfrom jaxrft.host import signals\nsignals.leave_early()\n"
         "os.environ |= dict(JAX_COORDINATOR_ADDRESS=sys.argv[1], JAX_NUM_PROCESSES='1', JAX_PROCESS_ID='0')\n"
-        "from jaxrft.host import multihost\nmultihost.join_processes()\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(5)"
+        "from jaxrft.host import multihost\nmultihost.join_processes()\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(5)"
     )
     code, _, said = run(code, f"localhost:{helpers.free_port()}")
     assert (code, said.splitlines()[-1:]) == (143, [SENTENCE.format("TERM").strip()])

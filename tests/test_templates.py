@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from test_layers import imports
+from test_layers import ROOT, imports
 from test_tokenizer import make
 
 from jaxrft.lm import prompts, templates
@@ -226,7 +226,7 @@ def test_the_process_sees_neither_the_current_directory_nor_the_environment(toke
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("PYTHONSTARTUP", str(tmp_path / "json.py"))
     assert len(encode(tokenizer(ECHO), USER)) == 1
-    names = {name.partition(".")[0] for name in imports(templates._WORKER)}
+    names = {name.partition(".")[0] for name in imports(ROOT / "lm/template_worker.py")}
     assert names <= {"jinja2", *sys.stdlib_module_names}
 
 
