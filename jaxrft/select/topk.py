@@ -150,7 +150,7 @@ def _smallest(
     tied = (best >= last).sum() > count
 
     def draw() -> list[Array]:
-        return jax.lax.top_k(jnp.where(rank == last, -_order(_ties(key, ids, exclude)), -jnp.inf), found)
+        return list(jax.lax.top_k(jnp.where(rank == last, -_order(_ties(key, ids, exclude)), -jnp.inf), found))
 
     drawn, level = jax.lax.cond(tied, draw, lambda: [best, ahead])  # who may have the last places
     rows = jnp.concatenate([ahead, level])
