@@ -10,7 +10,9 @@ import helpers
 import numpy as np
 import pytest
 
+from jaxrft import cli
 from jaxrft.config import MeshConfig
+from jaxrft.host import heartbeat, multihost
 from jaxrft.lm import weights
 from jaxrft.train.loop import train
 
@@ -121,6 +123,12 @@ def test_a_mistake_in_one_process_ends_both(configure, tmp_path):
     assert time.monotonic() - begin < 100
     assert first[0] != 0
     assert second[0] == 2 and "jaxrft: error: no file" in second[2] and "Traceback" not in second[2]
+
+
+def test_a_process_has_named_a_dead_one_and_ended_before_jax_aborts_it():
+    """A dead process is missed after half of the timeout at the earliest."""
+    to_notice = 10  # seconds, on a busy machine
+    assert to_notice + heartbeat.SILENT + cli.GRACE < multihost.HEARTBEAT_TIMEOUT / 2
 
 
 @pytest.mark.parametrize("dying", [0, 1], ids=["first", "second"])

@@ -5,7 +5,7 @@ Each process changes a file of its own, its heartbeat, again and again, and has 
     python jaxrft/host/launch.py jaxrft.host.heartbeat FOLDER OWN COUNT TRACEBACK
 
 JAX ends a process by SIGABRT and in words of its own: at once if the first of all dies, which coordinates them, and
-half a minute after another has hung. Nothing in a process can answer that, but what it leaves on the standard input of
+up to a minute after another has hung. Nothing in a process can answer that, but what it leaves on the standard input of
 its witness tells how it ended. Where a witness dies with its process, as in a container, those of the others speak.
 """
 

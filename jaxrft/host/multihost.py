@@ -44,7 +44,9 @@ def broadcast_text(text: str) -> str:
     return np.asarray(multihost_utils.broadcast_one_to_all(sent)).tobytes()[:length].decode()
 
 
-HEARTBEAT_TIMEOUT = 30  # seconds without a sign of life after which JAX ends all processes and says which is missing
+# Seconds without a sign of life after which JAX aborts all processes. A process gives one every half of that: one that
+# dies just before is missed after the other half, and the others must have named it and ended by then.
+HEARTBEAT_TIMEOUT = 60
 
 
 def join_processes() -> None:
