@@ -55,6 +55,7 @@ def hostile(prompts, completions, **columns):
             print("[1.0]\n" * 10_000, flush=True)
             os.write(1, b'[null, "error", "forged"]\n')
     returned = {"none": [None], "long": [1.0, 1.0], "short": [], "nan": [float("nan")], "inf": [float("inf")]}
+    returned["huge"] = [-1e39]
     return (returned | {"text": ["1"], "scalar": 1.0, "string": "1", "true": [True]}).get(word, [float(len(word))])
 
 
@@ -224,7 +225,7 @@ def test_empty(pool):
         ("raise", "error"),
     ]
     + [("bomb", "error"), ("long", "wrong_length"), ("short", "wrong_length")]
-    + [(word, "invalid") for word in ("nan", "inf", "text", "scalar", "string")],
+    + [(word, "invalid") for word in ("nan", "inf", "huge", "text", "scalar", "string")],
 )
 def test_a_failure_costs_only_itself(pool, caplog, word, kind):
     """The rest of its chunk is graded; twice the same failure is one line in the log."""

@@ -9,7 +9,6 @@ detail].
 """
 
 import json
-import math
 import os
 import socket
 import sys
@@ -25,6 +24,7 @@ from jaxrft.rewards.lookup import Reward, Source, load, sentence
 from jaxrft.rewards.warden import guard
 from jaxrft.rewards.wire import keep_from_children
 
+LARGEST = 3.4028234e38  # of float32, in which the trainer adds rewards up
 MEMORY = 4 << 30  # bytes of address space that grading may take beyond what loading the rewards took
 
 
@@ -88,9 +88,9 @@ def _checked(result: Any) -> list:
         number = float(value) if isinstance(value, SupportsFloat) else value
     except Exception as error:
         return [None, "invalid", sentence(error)]
-    if number is None or (isinstance(number, float) and math.isfinite(number)):
+    if number is None or (isinstance(number, float) and abs(number) <= LARGEST):
         return [number]
-    return [None, "invalid", f"returned {value!r:.100}, not a finite number"]
+    return [None, "invalid", f"returned {value!r:.100}, not a finite float32 number"]
 
 
 def _limit_memory() -> None:
