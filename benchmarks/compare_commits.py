@@ -254,16 +254,23 @@ def git(*arguments: str) -> str:
 
 
 @contextmanager
+def worktree(commit: str, tree: Path) -> Iterator[None]:
+    """Checks a commit out into the folder `tree`, which is removed at the end."""
+    git("worktree", "add", "--quiet", "--detach", str(tree), commit)
+    try:
+        yield
+    finally:
+        git("worktree", "remove", "--force", str(tree))
+
+
+@contextmanager
 def open_base(commit: str, cache: Path | None) -> Iterator[Base]:
     """Checks the commit out into a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         base = Base(commit, (cache or Path(folder) / "cache").resolve(), Path(folder))
-        git("worktree", "add", "--quiet", "--detach", str(base.tree), base.commit)
-        try:
+        with worktree(base.commit, base.tree):
             base.prepare()
             yield base
-        finally:
-            git("worktree", "remove", "--force", str(base.tree))
 
 
 def run_base(base: Base, steps: int, name: str) -> Run:

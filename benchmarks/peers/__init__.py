@@ -1,0 +1,1 @@
+"""Other implementations of rollout and update, each a program for an environment of its own."""
