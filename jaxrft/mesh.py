@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from jaxrft.types import InputError, PyTree
 
@@ -146,6 +147,16 @@ def describe(x: np.ndarray | jax.Array | jax.ShapeDtypeStruct, where: NamedShard
 def from_host(mesh: AnyMesh, x: np.ndarray, *axes: str | None) -> jax.Array:
     """Puts a host array that every process holds whole onto `mesh`, sharded by its logical axes."""
     return place(x, sharding(mesh, *axes))
+
+
+def on_device(tree: PyTree) -> int:
+    """Computes the bytes that each device holds of a pytree of arrays with shardings, or of their descriptions."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def describe_array(mesh: AnyMesh, shape: tuple[int, ...], dtype: DTypeLike, *axes: str | None) -> jax.ShapeDtypeStruct:
+    """Describes an array whose dimensions have these logical names."""
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding(mesh, *axes))
 
 
 def place_table(tree: PyTree, mesh: AnyMesh, num_tasks: int, *, put: Callable[..., object] = place) -> PyTree:

@@ -14,16 +14,15 @@
 What a compiler adds (copies, padding to tiles, fragmentation) is not counted; `programs` asks it.
 """
 
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxrft import mesh as meshes
 from jaxrft.learn import update
 from jaxrft.lm import model
+from jaxrft.mesh import describe_array, on_device
 from jaxrft.train.setup import Opened, group_shapes
 from jaxrft.types import PyTree
 
@@ -58,19 +57,14 @@ def peak(found: list[Part], phase: str) -> int:
     return sum(part.bytes for part in found if part.phase in (ALWAYS, phase))
 
 
-def on_device(tree: PyTree) -> int:
-    """Bytes that each device holds of a pytree of arrays with shardings, or of their descriptions."""
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
 def whole(tree: PyTree) -> int:
     """Bytes of a pytree of arrays, all shards together."""
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def number(tree: PyTree) -> int:
     """How many numbers a pytree of arrays holds."""
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+    return sum(x.size for x in jax.tree.leaves(tree))
 
 
 def _always(run: Opened, tasks: bool) -> list[Part]:
@@ -98,12 +92,17 @@ def _rollout(run: Opened, prompt_length: int) -> list[Part]:
     config, mesh, dtype = run.setup.config, run.setup.mesh, jnp.dtype(run.setup.config.dtype)
     rows = config.batch_size * config.num_generations
     copied = [
-        (row.shape, tuple(None if axis == "embed" and config.gather_for_rollout else axis for axis in row.axes))
+        describe_array(
+            mesh,
+            row.shape,
+            dtype,
+            *(None if axis == "embed" and config.gather_for_rollout else axis for axis in row.axes),
+        )
         for row in model.base(run.setup.lm.config)
     ]
     cells = rows // meshes.shards(mesh, "batch") * _vocabulary(run)
     return [
-        Part("policy for the rollout", sum(_bytes(mesh, *weight, dtype) for weight in copied), ROLLOUT, True),
+        Part("policy for the rollout", on_device(copied), ROLLOUT, True),
         Part("prompts' keys and values", _cache(run, config.batch_size, prompt_length), ROLLOUT, True),
         Part("completions' keys and values", _cache(run, rows, config.max_completion_length), ROLLOUT, True),
         Part("logits of a token", 4 * 4 * cells, ROLLOUT, False),
@@ -142,12 +141,8 @@ def _vocabulary(run: Opened) -> int:
     return run.setup.lm.config.vocab_size // meshes.shards(run.setup.mesh, "vocab")
 
 
-def _bytes(mesh: meshes.AnyMesh, shape: tuple[int, ...], axes: tuple[str | None, ...], dtype: np.dtype) -> int:
-    return math.prod(meshes.sharding(mesh, *axes).shard_shape(shape)) * dtype.itemsize
-
-
 def _cache(run: Opened, rows: int, length: int) -> int:
     """Bytes of a cache on each device."""
     axes = ("layer", "batch", None, "kv_heads", "head")
     leaves = jax.eval_shape(lambda: run.setup.lm.policy.init_cache(rows, length))
-    return sum(_bytes(run.setup.mesh, leaf.shape, axes[: leaf.ndim], leaf.dtype) for leaf in leaves)
+    return on_device([describe_array(run.setup.mesh, leaf.shape, leaf.dtype, *axes[: leaf.ndim]) for leaf in leaves])

@@ -4,12 +4,12 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jax.typing import DTypeLike
 
 from jaxrft import mesh as meshes
 from jaxrft.dry_run import memory
@@ -71,8 +71,7 @@ def compiled(run: Opened, prompt_length: int, *, selects: bool = True) -> Iterat
     stays = (state, tasks, constants.frozen or constants.reference_params)  # with LoRA these two are one
     batch_size = config.batch_size
 
-    def array(shape: tuple[int, ...], dtype: DTypeLike, *axes: str | None) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=meshes.sharding(mesh, *axes))
+    array = partial(meshes.describe_array, mesh)
 
     def feedback(count: int) -> tuple[Feedback, jax.ShapeDtypeStruct]:
         ids = array((count,), jnp.int32)

@@ -1,11 +1,10 @@
 """What is static in a run, what stays on the devices, and the first state.
 
-`open_run` reads everything from disk and checks it. `make_setup` and `init` need no files: a dry run
+`open_run` reads everything from disk and checks it. `lay_out` and `init` need no files: a dry run
 calls them with descriptions (`jax.ShapeDtypeStruct`) in place of arrays.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -90,23 +89,21 @@ def open_run(config: Config, mesh: Mesh) -> Opened:
     if table.embeddings is None and uses_embeddings(config):
         table = with_policy_embeddings(config, mesh, lm, table)
     predictor = open_predictor(config, table, mesh)
-    num_tasks = len(table.lengths)
-    on_host = task_arrays(table, predictor)
-    check_table(on_host, num_tasks)
-    check_batch(config.batch_size, num_tasks)
-    tasks = meshes.place_table(on_host, mesh, num_tasks)
-    if predictor is not None:
-        tasks = tasks._replace(projections=project_table(predictor, table, mesh))
-    setup = make_setup(config, mesh, lm, table, predictor, tasks)
+    check_table(task_arrays(table, predictor), len(table.lengths))
+    setup, constants = lay_out(
+        config,
+        mesh,
+        lm,
+        table,
+        predictor,
+        put=meshes.place,
+        call=lambda program, *arguments: program(*arguments),
+    )
     if setup.replay is not None:
         check_memory(setup)
-    constants = Constants(
-        tasks=tasks,
-        frozen=lm.frozen,
-        reference_params=copy_for_kl(config, lm),
-        nothing_excluded=meshes.place_table(np.zeros(num_tasks, bool), mesh, num_tasks),
-    )
-    state = compile_init(setup)(lm.params, tasks)
+    if constants.reference_params is lm.params:  # which the state takes
+        constants = constants._replace(reference_params=jax.tree.map(jnp.copy, lm.params))
+    state = compile_init(setup)(lm.params, constants.tasks)
     return Opened(setup, table, constants, state)
 
 
@@ -118,34 +115,41 @@ def describe_run(
     predictor: Predictor | None,
 ) -> Opened:
     """Returns what `open_run` would, with `jax.ShapeDtypeStruct`s in place of arrays, as those of `lm` are."""
-    num_tasks = len(table.lengths)
-    check_batch(config.batch_size, num_tasks)
-    tasks = describe_tasks(task_arrays(table, predictor), mesh, num_tasks)
-    if predictor is not None:
-        shape = (num_tasks, predictor.embeddings.width)
-        rows = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=meshes.task_sharding(mesh, shape, num_tasks))
-        projections = compile_projection(predictor, mesh, num_tasks).eval_shape(predictor.params, rows)
-        tasks = tasks._replace(projections=projections)
-    setup = make_setup(config, mesh, lm, table, predictor, tasks)
-    mask: PyTree = np.zeros(num_tasks, bool)
-    constants = Constants(
-        tasks=tasks,
-        frozen=lm.frozen,
-        reference_params=(lm.frozen or lm.params) if config.kl_coef > 0 else None,
-        nothing_excluded=describe_tasks(mask, mesh, num_tasks),
+    setup, constants = lay_out(
+        config,
+        mesh,
+        lm,
+        table,
+        predictor,
+        put=meshes.describe,
+        call=lambda program, *arguments: program.eval_shape(*arguments),
     )
-    return Opened(setup, table, constants, describe_init(setup, lm.params, tasks))
+    state = compile_init(setup).eval_shape(lm.params, constants.tasks)
+    return Opened(setup, table, constants, state)
 
 
-def make_setup(
+def lay_out(
     config: Config,
     mesh: meshes.AnyMesh,
     lm: LanguageModel,
     table: TaskTable,
     predictor: Predictor | None,
-    tasks: Tasks,
-) -> Setup:
-    """Returns what is static in a run; of the parameters of `lm` and of `tasks` only the shapes are read."""
+    *,
+    put: Callable[..., object],
+    call: Callable[..., Projections],
+) -> tuple[Setup, Constants]:
+    """Returns what is static in a run, and the constants, of which the reference parameters are those of `lm`.
+
+    `put(x, sharding)` gives an array of the table its place and `call(program, *arguments)` runs a program; both may
+    return descriptions. Of the parameters of `lm` only the shapes are read.
+    """
+    num_tasks = len(table.lengths)
+    check_batch(config.batch_size, num_tasks)
+    put_rows = partial(meshes.place_table, mesh=mesh, num_tasks=num_tasks, put=put)
+    tasks = put_rows(task_arrays(table, predictor))
+    if predictor is not None:
+        program = compile_projection(predictor, mesh, num_tasks)
+        tasks = tasks._replace(projections=call(program, predictor.params, put_rows(table.embeddings)))
     setup = Setup(
         config=config,
         mesh=mesh,
@@ -154,12 +158,18 @@ def make_setup(
         predictor=predictor,
         learner=make_learner(config, lm),
         replay=make_replay(config),
-        num_tasks=len(table.lengths),
+        num_tasks=num_tasks,
         domains=table.domains,
         prompt_length=buckets(table.lengths)[-1],
         generate=compile_rollout(lm, config, mesh),
     )
-    return dataclasses.replace(setup, shardings=state_shardings(setup, lm.params, tasks))
+    constants = Constants(
+        tasks=tasks,
+        frozen=lm.frozen,
+        reference_params=(lm.frozen or lm.params) if config.kl_coef > 0 else None,
+        nothing_excluded=put_rows(np.zeros(num_tasks, bool)),
+    )
+    return dataclasses.replace(setup, shardings=state_shardings(setup, lm.params, tasks)), constants
 
 
 def init(setup: Setup, params: Params, tasks: Tasks) -> TrainState:
@@ -177,12 +187,6 @@ def init(setup: Setup, params: Params, tasks: Tasks) -> TrainState:
 def compile_init(setup: Setup) -> Callable[[Params, Tasks], TrainState]:
     """Returns `init` as one program, whose state is sharded from the beginning and takes the parameters' memory."""
     return jax.jit(partial(init, setup), out_shardings=setup.shardings, donate_argnums=0)
-
-
-def describe_init(setup: Setup, params: Params, tasks: Tasks) -> TrainState:
-    """Returns the first state as `jax.ShapeDtypeStruct`s with their shardings."""
-    state = jax.eval_shape(partial(init, setup), params, tasks)
-    return jax.tree.map(meshes.describe, state, setup.shardings)
 
 
 def state_shardings(setup: Setup, params: Params, tasks: Tasks) -> TrainState:
@@ -209,18 +213,6 @@ def state_shardings(setup: Setup, params: Params, tasks: Tasks) -> TrainState:
     return TrainState(**shardings)
 
 
-def describe_tasks(tree: Tree, mesh: meshes.AnyMesh, num_tasks: int) -> Tree:
-    """Describes arrays with a row a task as they will lie on the mesh."""
-    return jax.tree.map(lambda x: meshes.describe(x, meshes.task_sharding(mesh, x.shape, num_tasks)), tree)
-
-
-def copy_for_kl(config: Config, lm: LanguageModel) -> Params | None:
-    """Returns the parameters of the policy that the KL is taken to: with LoRA the frozen ones, otherwise a copy."""
-    if config.kl_coef == 0:
-        return None
-    return lm.frozen or jax.tree.map(jnp.copy, lm.params)
-
-
 def task_arrays(table: TaskTable, predictor: Predictor | None) -> Tasks:
     """Returns what selectors read of the tasks; a predictor has all that it needs of embeddings in projections."""
     arrays: dict[str, PyTree] = {  # of numpy, which stand for those of JAX
@@ -229,13 +221,6 @@ def task_arrays(table: TaskTable, predictor: Predictor | None) -> Tasks:
         "domain": table.domain,
     }
     return Tasks(**arrays)
-
-
-def project_table(predictor: Predictor, table: TaskTable, mesh: Mesh) -> Projections:
-    """Computes the whole table as the predictor sees it, sharded over tasks."""
-    shape = (len(table.lengths), predictor.embeddings.width)
-    rows = meshes.place(table.embeddings, meshes.task_sharding(mesh, shape, shape[0]))
-    return compile_projection(predictor, mesh, shape[0])(predictor.params, rows)
 
 
 def make_selector(config: Config, predictor: Predictor | None) -> Selector:
@@ -274,19 +259,10 @@ def group_shapes(setup: Setup) -> Groups:
 def check_memory(setup: Setup) -> None:
     """Raises InputError for a replay buffer of more bytes than each device has: the system would kill the process."""
     assert setup.replay is not None and setup.shardings is not None
-    replay_init = setup.replay.init
-    buffer = jax.eval_shape(lambda: replay_init(group_shapes(setup)))
-    where = setup.shardings.replay
-    sizes = jax.tree.map(lambda x, at: math.prod(at.shard_shape(x.shape)) * x.dtype.itemsize, buffer, where)
-    check_fits(
-        setup.config.replay.capacity,
-        sum(jax.tree.leaves(sizes)),
-        meshes.memory_of_a_device(setup.mesh),
-    )
-
-
-def check_fits(capacity: int, needed: int, available: int | None) -> None:
-    """Raises InputError for a replay buffer that needs more bytes of a device than are `available`."""
+    capacity = setup.config.replay.capacity
+    buffer = jax.eval_shape(setup.replay.init, group_shapes(setup))
+    needed = meshes.on_device(jax.tree.map(meshes.describe, buffer, setup.shardings.replay))
+    available = meshes.memory_of_a_device(setup.mesh)
     if available is not None and needed > available:
         raise InputError(
             f"replay.capacity is {capacity:,}: its groups take {needed / 2**30:,.1f} GiB of each device, which has "
