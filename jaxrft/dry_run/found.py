@@ -1,6 +1,5 @@
 """What of a config's model and tasks is here, and a run described from it; what is not here stands in by its shape."""
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,10 +13,10 @@ from jaxrft.config import Config, TasksConfig
 from jaxrft.lm import hub, model, published, weights
 from jaxrft.lm.policy import LanguageModel, check_length, check_rank, lora_config, read_model
 from jaxrft.select.dots.predictor import Origin, Predictor, load_predictor, untrained_predictor
-from jaxrft.tasks import embeddings, mixture, projections, sources, table
-from jaxrft.tasks.open_sets import check_columns, open_tasks, uses_embeddings, with_embeddings
+from jaxrft.tasks import embeddings, projections, sources
+from jaxrft.tasks.open_sets import check_columns, mix_sets, tokenize, uses_embeddings, with_embeddings
 from jaxrft.tasks.sources import Rows
-from jaxrft.tasks.table import TaskTable
+from jaxrft.tasks.table import TaskTable, tabulate
 from jaxrft.types import Missing, PyTree
 
 if TYPE_CHECKING:
@@ -106,12 +105,12 @@ def open_set(tasks: TasksConfig, config: Config, text: "PreTrainedTokenizerBase 
     """
     found = None
     try:
-        if text is not None:
-            found = open_tasks(dataclasses.replace(tasks, embeddings=None), config, text)
-            return Set(tasks, with_embeddings(found, tasks), "")
-        found = _untokenized(sources.load(tasks), tasks.title, config.max_prompt_length)
+        rows = sources.load(tasks)
+        found = _untokenized(rows, tasks.title, config) if text is None else tokenize(rows, tasks, config, text)
         check_columns(config, found, tasks.source)
-        if tasks.embeddings is not None:
+        if text is not None:
+            found = with_embeddings(found, tasks)
+        elif tasks.embeddings is not None:
             embeddings.read(tasks.embeddings)
         return Set(tasks, found, "")
     except Missing as missing:
@@ -122,13 +121,12 @@ def open_pool(config: Config, text: "PreTrainedTokenizerBase | None", width: int
     """The tasks to train on, as far as they are here; embeddings that are not are taken to be of this `width`."""
     sets = tuple(open_set(tasks, config, text) for tasks in config.task_sets)
     tables = {found.config.title: found.table for found in sets if found.table is not None}
-    weighed = [found.config.weight for found in sets if found.table is not None and found.config.weight is not None]
     if not tables:
-        nothing = _untokenized(_stand_in(config), "tasks", config.max_prompt_length)
+        nothing = _untokenized(_stand_in(config), "tasks", config)
         return Pool(sets, _stand_in_embeddings(config, nothing, width), False, False)
     if any(found.embeddings is None for found in tables.values()):  # such as a file that is not here yet
         tables = {title: found._replace(embeddings=None, embedded_by=None) for title, found in tables.items()}
-    joined = _stand_in_embeddings(config, mixture.mix(tables, weighed or None, seed=config.seed), width)
+    joined = _stand_in_embeddings(config, mix_sets(config, tables), width)
     return Pool(sets, joined, len(tables) == len(sets), text is not None)
 
 
@@ -147,11 +145,11 @@ def open_predictor(config: Config, pool: Pool, mesh: meshes.AnyMesh) -> tuple[Pr
         return untrained_predictor(Origin(config.model, embedded.shape[1])), str(missing)
 
 
-def _untokenized(rows: Rows, name: str, max_prompt_length: int) -> TaskTable:
+def _untokenized(rows: Rows, name: str, config: Config) -> TaskTable:
     """The table of tasks whose prompts are as long as they may be, and without their tokens."""
     keep = np.arange(len(rows.prompts))
-    tokens, lengths = np.zeros((len(keep), 1), np.int32), np.full(len(keep), max_prompt_length, np.int32)
-    return table.tabulate(rows, keep, tokens, lengths, name=name)
+    lengths = np.full(len(keep), config.max_prompt_length, np.int32)
+    return tabulate(rows, keep, np.zeros((len(keep), 1), np.int32), lengths, name=name)
 
 
 def _stand_in_embeddings(config: Config, found: TaskTable, width: int) -> TaskTable:

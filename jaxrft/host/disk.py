@@ -18,15 +18,15 @@ RESUME_REMEDY = "put that right, and the same command goes on from the newest ch
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Raises InputError for what the disk of `folder` refuses to take."""
+def writing(place: Path, remedy: str = RESUME_REMEDY) -> Iterator[None]:
+    """Raises InputError, with the remedy, for what the disk of a folder or file refuses to take or to give."""
     try:
         yield
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         # tensorstore and safetensors tell of a full disk in their text only.
         told = next((reason for reason in DISK_FULL if reason in str(error)), None)
         if reason := getattr(error, "strerror", None) or told:
-            raise InputError(f"cannot write to {folder} ({reason}): {RESUME_REMEDY}") from error
+            raise InputError(f"cannot write to {place} ({reason}): {remedy}") from error
         raise
 
 

@@ -10,11 +10,11 @@ its witness tells how it ended. Where a witness dies with its process, as in a c
 """
 
 import faulthandler
+import itertools
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +23,7 @@ from pathlib import Path
 from jaxrft.errors import InputError
 from jaxrft.host import launch, signals
 from jaxrft.host.files import read_regular, replace_file
+from jaxrft.host.lock import beating
 
 BEAT = 2.0  # seconds from one heartbeat to the next
 SILENT = 12.0  # seconds without a new heartbeat after which a process counts as dead
@@ -64,25 +65,19 @@ def watched(folder: Path) -> Iterator[None]:
 @contextmanager
 def _beating(own: Path) -> Iterator[None]:
     """Writes to the file `own` every few seconds, and deletes it in the end."""
-    over = threading.Event()
+    numbers = itertools.count(1)
 
     def beat() -> None:
-        number = 0
-        while not over.wait(BEAT if number else 0):
-            number += 1
-            with suppress(OSError):  # such as a full disk: no heartbeat is no reason to die
-                if own.parent.is_symlink():
-                    own.parent.unlink()
-                own.parent.mkdir(exist_ok=True)
-                replace_file(own, str(number), durable=False)
+        number = next(numbers)
+        if own.parent.is_symlink():
+            own.parent.unlink()
+        own.parent.mkdir(exist_ok=True)
+        replace_file(own, str(number), durable=False)
 
-    heart = threading.Thread(target=beat, daemon=True)
-    heart.start()
     try:
-        yield
+        with beating(beat, BEAT):
+            yield
     finally:
-        over.set()
-        heart.join(BEAT)
         with suppress(OSError):  # not empty, while others are at work
             own.unlink()
             own.parent.rmdir()

@@ -8,7 +8,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def held(path: Path, what: str, remedy: str) -> Iterator[None]:
     descriptor = _acquire(path, what, remedy)
     try:
         _introduce(descriptor)
-        with _beating(descriptor):
+        with beating(lambda: os.utime(descriptor), BEAT):
             yield
     finally:
         if _is_at(descriptor, path):
@@ -139,19 +139,21 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 @contextmanager
-def _beating(descriptor: int) -> Iterator[None]:
-    """Sets the time of the file every BEAT seconds within the block."""
+def beating(beat: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Calls `beat` at once and every so many seconds within the block; what the disk refuses is left out."""
     over = threading.Event()
 
-    def beat() -> None:
-        while not over.wait(BEAT):
-            with suppress(OSError):
-                os.utime(descriptor)
+    def run() -> None:
+        going_on = True
+        while going_on:
+            with suppress(OSError):  # such as a full disk: no sign of life is no reason to die
+                beat()
+            going_on = not over.wait(seconds)
 
-    heart = threading.Thread(target=beat, daemon=True)
+    heart = threading.Thread(target=run, daemon=True)
     heart.start()
     try:
         yield
     finally:
         over.set()
-        heart.join()
+        heart.join(seconds)

@@ -21,6 +21,7 @@ import tensorflow_datasets as tfds
 import tyro
 
 from jaxrft.fields import Checked, FilePath
+from jaxrft.host.disk import writing
 from jaxrft.host.files import JSON
 from jaxrft.prepare.recipes import RECIPES, Recipe, Task, as_text
 from jaxrft.tasks import files
@@ -83,7 +84,7 @@ def prepare(name: str, paths: Iterable[str], *, split: str = "train", data_dir: 
     there = builder_of(folder) if (folder / "dataset_info.json").is_file() else None
     if there is not None and split in there.info.splits:
         raise InputError(f"{folder} has a split {split} already: choose another --split or --data-dir, or delete it")
-    with _writing(folder), contextlib.ExitStack() as stack:
+    with writing(folder, "choose another --data-dir"), contextlib.ExitStack() as stack:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix=".preparing-", dir=folder.parents[1]))
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))  # TFDS tells of a download
@@ -182,12 +183,3 @@ def _move(new: Path, folder: Path, builder: Builder, there: tfds.core.DatasetBui
     for file in new.glob(f"*-{builder.split}.*"):
         os.replace(file, folder / file.name)
     os.replace(new / "dataset_info.json", folder / "dataset_info.json")
-
-
-@contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Raises InputError for what the disk refuses to take."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"cannot write to {folder} ({error.strerror or error}): choose another --data-dir") from error

@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxrft.host import files, lock
+from jaxrft.host import disk, files, lock
 from jaxrft.host.files import JSON
 from jaxrft.types import InputError
 
@@ -73,14 +74,7 @@ class Journal:
         os.fsync(self._file.fileno())
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Raises InputError for what the disk refuses to take or to give."""
-    try:
-        yield
-    except OSError as error:
-        remedy = "put that right, and the same command goes on where it stopped"
-        raise InputError(f"cannot write {path} ({error.strerror or error}): {remedy}") from error
+writing = partial(disk.writing, remedy="put that right, and the same command goes on where it stopped")
 
 
 @contextmanager

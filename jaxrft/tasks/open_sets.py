@@ -55,11 +55,17 @@ def uses_embeddings(config: Config) -> bool:
 def open_mixture(config: Config, text: PreTrainedTokenizerBase) -> table.TaskTable:
     """The tasks to train on: those of all sets, in the shares that their weights ask for."""
     tables = {tasks.title: open_tasks(tasks, config, text) for tasks in config.task_sets}
-    shares = [tasks.weight for tasks in config.task_sets if tasks.weight is not None]
-    found = mixture.mix(tables, shares or None, seed=config.seed)
+    found = mix_sets(config, tables)
     if count := mixture.duplicates(found):
         logger.warning("%d of %d tasks have the prompt and answer of another one", count, len(found.lengths))
     return found
+
+
+def mix_sets(config: Config, tables: dict[str, table.TaskTable]) -> table.TaskTable:
+    """Returns the tasks of those sets of the config that have a table, in the shares that their weights ask for."""
+    sets = [tasks for tasks in config.task_sets if tasks.title in tables]
+    weights = [tasks.weight for tasks in sets if tasks.weight is not None]
+    return mixture.mix(tables, weights or None, seed=config.seed)
 
 
 def check_columns(config: Config, tasks: table.TaskTable, source: str) -> None:
