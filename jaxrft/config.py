@@ -4,12 +4,12 @@ import contextlib
 import dataclasses
 import datetime
 import difflib
-import importlib.machinery
-import importlib.util
 import json
 import math
 import re
+import runpy
 import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -373,32 +373,31 @@ class Config(Checked):
         return whole if self.micro_batch_size is None else self.micro_batch_size
 
 
+# Fields by their range; those that may be None are not checked then.
+AT_LEAST_ONE = (
+    *("steps", "batch_size", "max_prompt_length", "max_completion_length", "num_iterations", "reward_workers"),
+    *("max_skipped_updates", "keep_checkpoints", "save_steps", "evaluation.batch_size"),
+)
+NOT_NEGATIVE = (
+    *("top_k", "kl_coef", "entropy_coef", "overlong_penalty", "learning_rate", "warmup_steps", "weight_decay"),
+    *("eval_steps", "seed", "log_completions_steps", "dynamic_sampling", "evaluation.num_samples"),
+)
+POSITIVE = ("epsilon_high", "importance_sampling_cap", "max_grad_norm", "lora.alpha")
+
+
 def check(config: Config) -> None:
     """Raises InputError, one sentence, for the first value that cannot work."""
     c = config
     ranges = [
-        (name, getattr(c, name) >= 1, "at least 1")
-        for name in (
-            *("steps", "batch_size", "max_prompt_length", "max_completion_length", "num_iterations"),
-            *("max_skipped_updates", "keep_checkpoints", "save_steps"),
-        )
-    ]
-    ranges += [
-        (name, getattr(c, name) >= 0, "0 or more")
-        for name in (
-            *("top_k", "kl_coef", "entropy_coef", "overlong_penalty", "learning_rate", "warmup_steps", "weight_decay"),
-            *("eval_steps", "seed", "log_completions_steps", "dynamic_sampling"),
-        )
-    ]
-    ranges += [
+        *_each(c, AT_LEAST_ONE, lambda value: value >= 1, "at least 1"),
+        *_each(c, NOT_NEGATIVE, lambda value: value >= 0, "0 or more"),
+        *_each(c, POSITIVE, lambda value: value > 0, "positive"),
         ("num_generations", c.num_generations >= 2, "at least 2, because an advantage compares the samples of a task"),
         ("temperature", c.temperature > 0, "positive; evaluation is greedy by itself"),
         ("top_p", 0 < c.top_p <= 1, "in (0, 1]"),
         ("epsilon", 0 < c.epsilon < 1, "in (0, 1)"),
-        ("epsilon_high", c.epsilon_high is None or c.epsilon_high > 0, "positive"),
         ("delta", c.delta is None or c.loss_type != "cispo", "None with cispo, which bounds all ratios from above"),
         ("delta", c.delta is None or c.delta > 1 + c.clip_above, f"above 1 + epsilon_high, {1 + c.clip_above:g}"),
-        ("importance_sampling_cap", c.importance_sampling_cap > 0, "positive"),
         (
             "importance_sampling_mode",
             c.importance_sampling_mode == "truncate" or c.importance_sampling_correction != "none",
@@ -414,14 +413,10 @@ def check(config: Config) -> None:
             0 <= c.overlong_buffer <= c.max_completion_length,
             f"in tokens, from 0 to max_completion_length {c.max_completion_length}",
         ),
-        ("max_grad_norm", c.max_grad_norm > 0, "positive"),
         ("reward_timeout", c.reward_timeout > 0, "positive, in seconds"),
-        ("reward_workers", c.reward_workers is None or c.reward_workers >= 1, "at least 1"),
         ("rewards", len(c.rewards) >= 1, "at least one reward"),
         ("reward_weights", c.reward_weights is None or len(c.reward_weights) == len(c.rewards), "one for each reward"),
         ("success_reward", c.success_reward in (None, *c.rewards), f"one of the rewards {', '.join(c.rewards)}"),
-        ("evaluation.num_samples", c.evaluation.num_samples >= 0, "0 or more"),
-        ("evaluation.batch_size", c.eval_batch_size >= 1, "at least 1"),
         ("replay.capacity", c.replay.capacity >= 0, "0 or more; 0 = no replay"),
         (
             "replay.fresh_fraction",
@@ -435,7 +430,6 @@ def check(config: Config) -> None:
         ),
         ("replay.max_age", c.replay.max_age is None or c.replay.max_age >= 1, "at least 1 step"),
         ("lora.rank", c.lora.rank >= 0, "0 or more; 0 finetunes every weight"),
-        ("lora.alpha", c.lora.alpha > 0, "positive"),
         ("lora.targets", len(c.lora.targets) >= 1, "at least one weight; lora.rank 0 finetunes every weight"),
         (
             "lora.targets",
@@ -465,6 +459,7 @@ def check(config: Config) -> None:
 
 
 Requirement = tuple[str, bool, str]  # a dotted field, whether it fits, and what it must be
+SIZES = ("batch_size", "num_generations", "max_prompt_length", "max_completion_length")
 
 
 def _require(config: Config, requirements: list[Requirement]) -> None:
@@ -472,6 +467,13 @@ def _require(config: Config, requirements: list[Requirement]) -> None:
     for name, fits, wanted in requirements:
         if not fits:
             raise InputError(f"{name} is {shown(attrgetter(name)(config))}: it must be {wanted}")
+
+
+def _each(config: Config, names: tuple[str, ...], fits: Callable[[float], bool], wanted: str) -> Iterator[Requirement]:
+    """Yields what each of the fields must be, unless it is None."""
+    for name in names:
+        value = attrgetter(name)(config)
+        yield name, value is None or fits(value), wanted
 
 
 def _limits(config: Config) -> list[Requirement]:
@@ -489,7 +491,7 @@ def _limits(config: Config) -> list[Requirement]:
         ("reward_weights", c.reward_weights is None or any(c.reward_weights), "not all 0, which leaves no reward"),
         ("lora.targets", len(set(c.lora.targets)) == len(c.lora.targets), "different weights"),
         (
-            _largest(c, "batch_size", "num_generations", "max_prompt_length", "max_completion_length"),
+            max(SIZES, key=lambda name: getattr(c, name)),  # the one to lower
             rows * positions <= INT32,
             f"such that batch_size x num_generations x (max_prompt_length + max_completion_length), "
             f"{c.batch_size:,} x {c.num_generations:,} x {positions:,}, is at most {INT32:,} tokens",
@@ -507,11 +509,6 @@ def _limits(config: Config) -> list[Requirement]:
             f"{positions:,} tokens",
         ),
     ]
-
-
-def _largest(config: Config, *names: str) -> str:
-    """Returns the name of the field with the largest value: the one to lower."""
-    return max(names, key=lambda name: getattr(config, name))
 
 
 def _unused(config: Config) -> list[Requirement]:
@@ -624,26 +621,17 @@ def check_sets(config: Config) -> None:
     for tasks in config.task_sets:
         if tasks.weight is not None and not 0 < tasks.weight < math.inf:
             raise InputError(f"the weight of {tasks.title} is {tasks.weight}: it must be positive")
-    weighted = [tasks.weight is not None for tasks in config.task_sets]
-    if any(weighted) and not all(weighted):
-        bare = config.task_sets[weighted.index(False)].title
-        raise InputError(f"{bare} has no weight but other sets of tasks have: give one to all of them or to none")
-    embedded = [tasks.embeddings is not None for tasks in config.task_sets]
-    if any(embedded) and not all(embedded):
-        bare = config.task_sets[embedded.index(False)].title
-        raise InputError(f"{bare} has no embeddings but other sets of tasks have: give them to all sets or to none")
+    remedies = {"weight": "give one to all of them or to none", "embeddings": "give them to all sets or to none"}
+    for name, remedy in remedies.items():
+        given = [getattr(tasks, name) is not None for tasks in config.task_sets]
+        if any(given) and not all(given):
+            bare = config.task_sets[given.index(False)].title
+            raise InputError(f"{bare} has no {name} but other sets of tasks have: {remedy}")
 
 
 def divides(divisor: int, number: int) -> bool:
     """Whether `divisor` is positive and `number` a multiple of it."""
     return divisor > 0 and number % divisor == 0
-
-
-class _Source(importlib.machinery.SourceFileLoader):
-    """Leaves no bytecode beside a config, which would be taken for it when both changes are of one second."""
-
-    def set_data(self, path: str, data: object, *, _mode: int = 0o666) -> None:
-        """Writes nothing."""
 
 
 def load(path: str) -> Config:
@@ -654,24 +642,22 @@ def load(path: str) -> Config:
     path = expand_path(path, "CONFIG")
     if not Path(path).is_file():
         raise InputError(f"no config file {path}: give the path of a .py file that defines `config = Config(...)`")
-    loader = _Source("jaxrft_config", str(path))
-    module_spec = importlib.util.spec_from_file_location(loader.name, path, loader=loader)
-    if Path(path).suffix != ".py" or module_spec is None or module_spec.loader is None:
+    if Path(path).suffix != ".py":
         raise InputError(f"config {path} is not a Python file: it must end in .py")
-    module = importlib.util.module_from_spec(module_spec)
+    file = str(Path(path).absolute())
     try:
-        module_spec.loader.exec_module(module)
+        names = runpy.run_path(file, run_name="jaxrft_config")  # which leaves no bytecode beside it
     except Exception as error:  # whatever the user's own program may raise
         said = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-        where = f"config {path}{_line_of(error, module_spec.origin)}"
+        where = f"config {path}{_line_of(error, file)}"
         raise InputError(f"{where}: {said}{_nearest_field(said)}") from error
-    config = getattr(module, "config", None)
+    config = names.get("config")
     if not isinstance(config, Config):
         raise InputError(f"config {path} defines no `config = Config(...)`")
     return config
 
 
-def _line_of(error: Exception, file: str | None) -> str:
+def _line_of(error: Exception, file: str) -> str:
     """', line <n>' where `file` was when it raised the error, if Python knows."""
     if isinstance(error, SyntaxError):
         return ""  # its message says where
@@ -707,19 +693,16 @@ def to_json(config: Config) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2)
 
 
-def resume_rule(name: str) -> str:
+def resume_rule(name: str, fields: tuple[dataclasses.Field, ...] = dataclasses.fields(Config)) -> str:
     """Returns the rule for a dotted field, or of the section that it is in: the `resume` of its metadata, or "free".
 
     Raises KeyError for a field that does not exist.
     """
     section, _, rest = name.partition(".")
-    fields = {each.name: each for each in dataclasses.fields(Config)}
-    rule = fields[section].metadata.get("resume")
-    default = fields[section].default
-    if rule is None and rest and dataclasses.is_dataclass(default):
-        inner = {each.name: each for each in dataclasses.fields(default)}
-        rule = inner[rest.partition(".")[0]].metadata.get("resume")
-    return rule or "free"
+    found = {each.name: each for each in fields}[section]
+    if rest and not found.metadata and dataclasses.is_dataclass(found.default):
+        return resume_rule(rest, dataclasses.fields(found.default))
+    return found.metadata.get("resume", "free")
 
 
 def flat(tree: JSON, prefix: str = "") -> dict[str, JSON]:

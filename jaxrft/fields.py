@@ -118,12 +118,6 @@ def check_text(text: str, name: str) -> None:
         raise InputError(f"{name} is {shown(text)}: it is not Unicode text, take the lone surrogate out")
 
 
-def check_seed(number: float, name: str) -> None:
-    """Raises InputError for a seed of which JAX, without 64-bit numbers, would silently drop bits."""
-    if not 0 <= number <= UINT32:
-        raise InputError(f"{name} is {shown(number)}: it must be 0 or more, and at most {UINT32:,}")
-
-
 def check_number(number: float, name: str) -> None:
     """Raises InputError for an int that is none of 32 bits, or a float that is not finite or none as float32."""
     if isinstance(number, int):
@@ -182,9 +176,9 @@ def _settled(name: str, value: object, kinds: set[object]) -> object:
     if isinstance(value, str):
         check_text(value, name)
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        if _SEED in kinds:
-            check_seed(value, name)
-        else:
+        if _SEED in kinds and not 0 <= value <= UINT32:  # of more bits JAX would silently drop some
+            raise InputError(f"{name} is {shown(value)}: it must be 0 or more, and at most {UINT32:,}")
+        if _SEED not in kinds:
             check_number(_as_float(value) if float in kinds else value, name)
     return value
 

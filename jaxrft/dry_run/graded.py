@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxrft.rewards import ground_truth
 from jaxrft.rewards.pool import Pool
-from jaxrft.tasks.table import TaskTable
+from jaxrft.tasks.table import TaskTable, take_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,7 +67,7 @@ def trials(
     spelt = [[spelling.format(answer) for answer in answers] for spelling in SPELLINGS.values()]
     completions = [text for texts in (*spelt, [""] * len(ids)) for text in texts]
     asked = ids * (len(SPELLINGS) + 1)
-    columns = {name: [entries[i] for i in asked] for name, entries in table.columns.items()}
+    columns = take_rows(table.columns, asked)
     graded = pool.grade(
         [table.prompts[i] for i in asked],
         completions,

@@ -18,8 +18,7 @@ from jaxrft.host.files import JSON
 from jaxrft.lm import embed
 from jaxrft.lm.policy import LanguageModel, fingerprint
 from jaxrft.lm.prompts import Prompt
-from jaxrft.tasks import embeddings, table
-from jaxrft.tasks.table import prompt_batch
+from jaxrft.tasks.table import TaskTable, buckets, prompt_batch
 from jaxrft.types import InputError, Missing
 
 POOLING = "mean of the last hidden states"
@@ -92,13 +91,13 @@ def command(path: str | Path) -> str:
 
 
 def make_embedder(
-    lm: LanguageModel, config: Config, mesh: Mesh, tasks: table.TaskTable
+    lm: LanguageModel, config: Config, mesh: Mesh, tasks: TaskTable
 ) -> Callable[[np.ndarray], np.ndarray]:
     """(ids [<= B]) -> the embeddings [<= B, D] float32, on every process, of those tasks by the policy as it is loaded.
 
     With LoRA by its frozen weights, as fresh adapters change nothing.
     """
-    params, widths = lm.frozen or lm.params, table.buckets(tasks.lengths)
+    params, widths = lm.frozen or lm.params, buckets(tasks.lengths)
     pooled = jax.jit(partial(embed.pooled, lm.policy), out_shardings=meshes.sharding(mesh))
 
     def of_batch(ids: np.ndarray) -> np.ndarray:
@@ -111,5 +110,5 @@ def make_embedder(
 def embedding_source(lm: LanguageModel, config: Config, mesh: Mesh) -> dict[str, JSON]:
     """What tells the embeddings by this policy from those by others."""
     digest = fingerprint(lm.frozen or lm.params, mesh, dtype=config.dtype)
-    shape = {"model": config.model, "pooling": embeddings.POOLING, "width": lm.config.hidden_size}
+    shape = {"model": config.model, "pooling": POOLING, "width": lm.config.hidden_size}
     return shape | {"dtype": config.dtype, "digest of the model's parameters": digest}

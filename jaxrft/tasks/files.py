@@ -3,7 +3,7 @@
 import codecs
 import difflib
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -58,11 +58,10 @@ def _rows(path: Path, *, keep: bool = False) -> Iterator[JSON]:
     return _jsonl(path, budget, keep) if path.suffix == ".jsonl" else _json(path, budget, keep)
 
 
-def joined(parts: Iterable[Columns]) -> Columns:
-    """The rows of several files; a column that a file does not have is None in its rows."""
-    counted = [(part, len(next(iter(part.values()), ()))) for part in parts]
-    names = dict.fromkeys(name for part, _ in counted for name in part)
-    return {name: [entry for part, n in counted for entry in part.get(name, [None] * n)] for name in names}
+def joined(parts: Collection[tuple[Columns, int]]) -> Columns:
+    """The rows of several files, of each so many; a column that a file does not have is None in its rows."""
+    names = dict.fromkeys(name for part, _ in parts for name in part)
+    return {name: [entry for part, n in parts for entry in part.get(name, [None] * n)] for name in names}
 
 
 def _ending(path: Path) -> str:

@@ -41,17 +41,18 @@ def read(name: str, *, split: str, subset: str | None = None, limit: int | None 
         shard = re.fullmatch(r"(.*-)\d+-of-(\d+)\.\w+", file)
         if shard and sum(other.startswith(shard[1]) for other in splits[split]) < int(shard[2]):
             raise Missing(f"hub:{name} is only in part in the Hugging Face cache, beside {file}: run {command}")
-    return files.joined(_first(folder, splits[split], limit))
+    return files.joined(list(_first(folder, splits[split], limit)))
 
 
-def _first(folder: Path, names: list[str], limit: int | None) -> Iterator[files.Columns]:
-    """Yields the columns of one file after the other, until there are `limit` rows."""
+def _first(folder: Path, names: list[str], limit: int | None) -> Iterator[tuple[files.Columns, int]]:
+    """Yields the columns of one file after the other and the number of their rows, until there are `limit` rows."""
     left = limit
     for name in names:
         columns = files.read(folder / name, left)
-        yield columns
+        count = len(next(iter(columns.values()), ()))
+        yield columns, count
         if left is not None:
-            left -= len(next(iter(columns.values()), ()))
+            left -= count
             if left <= 0:
                 return
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxrft.tasks import files
 from jaxrft.tasks.table import Dropped, TaskTable, keys, take
 from jaxrft.types import InputError
 
@@ -27,15 +28,11 @@ def mix(tables: dict[str, TaskTable], weights: Sequence[float] | None = None, *,
         return parts[0]
     domains = tuple(dict.fromkeys(name for part in parts for name in part.domains))
     width = max(part.tokens.shape[1] for part in parts)
-    columns = dict.fromkeys(name for part in parts for name in part.columns)
     return TaskTable(
         tokens=np.concatenate([np.pad(part.tokens, ((0, 0), (0, width - part.tokens.shape[1]))) for part in parts]),
         lengths=np.concatenate([part.lengths for part in parts]),
         prompts=[prompt for part in parts for prompt in part.prompts],
-        columns={
-            name: [entry for part in parts for entry in part.columns.get(name, [None] * len(part.prompts))]
-            for name in columns
-        },
+        columns=files.joined([(part.columns, len(part.prompts)) for part in parts]),
         reference_pass_rates=_joined_rates(tables),
         embeddings=_joined_embeddings(tables),
         embedded_by=parts[0].embedded_by,
@@ -69,11 +66,8 @@ def _thinned(name: str, table: TaskTable, size: int, seed: int) -> TaskTable:
 
 def _joined_rates(tables: dict[str, TaskTable]) -> np.ndarray | None:
     """[N, K], NaN for the tasks of sets without pass rates; None if no set has any."""
-    policies = {
-        name: table.reference_pass_rates.shape[1]
-        for name, table in tables.items()
-        if table.reference_pass_rates is not None
-    }
+    rates = {name: table.reference_pass_rates for name, table in tables.items()}
+    policies = {name: known.shape[1] for name, known in rates.items() if known is not None}
     if not policies:
         return None
     (first, number), *others = policies.items()
@@ -83,14 +77,8 @@ def _joined_rates(tables: dict[str, TaskTable]) -> np.ndarray | None:
                 f"{first} has the pass rates of {number} reference policies but {name} of {other}: name as many in the "
                 "pass_rate_columns of each set, the same policies in the same order"
             )
-    return np.concatenate(
-        [
-            np.full((len(table.lengths), number), np.nan, np.float32)
-            if table.reference_pass_rates is None
-            else table.reference_pass_rates
-            for table in tables.values()
-        ]
-    )
+    unknown = {name: np.full((len(table.lengths), number), np.nan, np.float32) for name, table in tables.items()}
+    return np.concatenate([unknown[name] if known is None else known for name, known in rates.items()])
 
 
 def _joined_embeddings(tables: dict[str, TaskTable]) -> np.ndarray | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -12,7 +13,6 @@ from jaxrft import mesh as meshes
 from jaxrft.host.files import JSON, short_digest
 from jaxrft.lm import prompts
 from jaxrft.lm.prompts import Prompt
-from jaxrft.tasks import table
 from jaxrft.tasks.sources import Columns, Rows
 from jaxrft.types import Array, InputError
 
@@ -98,7 +98,7 @@ def tabulate(rows: Rows, keep: np.ndarray, tokens: np.ndarray, lengths: np.ndarr
         tokens=tokens,
         lengths=lengths,
         prompts=[rows.prompts[i] for i in keep],
-        columns={column: [entries[i] for i in keep] for column, entries in rows.columns.items()},
+        columns=take_rows(rows.columns, keep),
         reference_pass_rates=None if rows.reference_pass_rates is None else rows.reference_pass_rates[keep],
         embeddings=None,
         embedded_by=None,
@@ -112,19 +112,22 @@ def tabulate(rows: Rows, keep: np.ndarray, tokens: np.ndarray, lengths: np.ndarr
 def take(table: TaskTable, ids: np.ndarray, *dropped: Dropped) -> TaskTable:
     """The tasks `ids` of a table, in that order; `dropped` says why the others are not there."""
     lengths, rates = table.lengths[ids], table.reference_pass_rates
-    return TaskTable(
+    return table._replace(
         tokens=table.tokens[ids, : buckets(lengths)[-1]],
         lengths=lengths,
         prompts=[table.prompts[i] for i in ids],
-        columns={name: [entries[i] for i in ids] for name, entries in table.columns.items()},
+        columns=take_rows(table.columns, ids),
         reference_pass_rates=None if rates is None else rates[ids],
         embeddings=None if table.embeddings is None else table.embeddings[ids],
-        embedded_by=table.embedded_by,
         rows=table.rows[ids],
         domain=table.domain[ids],
-        domains=table.domains,
         dropped=(*table.dropped, *dropped),
     )
+
+
+def take_rows(columns: Columns, ids: Iterable[int]) -> Columns:
+    """Returns the entries `ids` of every column."""
+    return {name: [entries[i] for i in ids] for name, entries in columns.items()}
 
 
 def identity(table: TaskTable) -> dict[str, JSON]:
@@ -181,8 +184,8 @@ def batch(table: TaskTable, ids: np.ndarray, width: int) -> tuple[np.ndarray, np
 
 
 def prompt_batch(
-    tasks: table.TaskTable, ids: np.ndarray, widths: tuple[int, ...], mesh: meshes.AnyMesh
+    tasks: TaskTable, ids: np.ndarray, widths: tuple[int, ...], mesh: meshes.AnyMesh
 ) -> tuple[Array, Array]:
     """Prompts [B, P] of the tasks `ids` in the narrowest of the widths, and their lengths [B], on the mesh."""
-    tokens, lengths = table.batch(tasks, ids, table.bucket_of(tasks.lengths[ids], widths))
+    tokens, lengths = batch(tasks, ids, bucket_of(tasks.lengths[ids], widths))
     return meshes.from_host(mesh, tokens, "batch", None), meshes.from_host(mesh, lengths, "batch")

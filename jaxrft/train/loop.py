@@ -1,10 +1,10 @@
 """The loop over steps, and what it takes to start, stop and resume it."""
 
-import dataclasses
 import logging
 import math
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -56,7 +56,7 @@ def advance(config: Config, reward: Reward | dict[str, Reward] | None = None) ->
     """Does what `train` says; returns also whether all is done, the evaluation and the export at the end too."""
     functions = None if reward is None else rewards_by_name(reward)
     if functions is not None:
-        config = dataclasses.replace(config, rewards=tuple(functions))
+        config = replace(config, rewards=tuple(functions))
     mesh = open_mesh(config)
     with ExitStack() as stack:
         folder = stack.enter_context(open_folder(config))
@@ -111,33 +111,26 @@ def loop(step: Step, state: TrainState, report: Reporter, hooks: "Hooks") -> Tra
     return state
 
 
+@dataclass(eq=False)
 class Hooks:
     """Does what is due before, in and after a step: evaluates, shows, saves, stops."""
 
-    def __init__(
-        self,
-        step: Step,
-        lm: LanguageModel,
-        folder: Path,
-        checkpoints: Checkpoints,
-        report: Reporter,
-        evaluate: Evaluate,
-        stopped: Callable[[], bool],
-    ):
-        """Remembers what it needs: the policy `lm` without its trained parameters, and the run's `folder`."""
-        self.step = step
-        self.config = step.setup.config
-        self.lm = lm
-        self.folder = folder
-        self.checkpoints = checkpoints
-        self.report = report
-        self.evaluate = evaluate
-        self.stopped = stopped
-        self.stopping = False
-        self.recorded = False  # whether the run's config is in its folder
-        self.start = 0  # steps done when the process began
+    step: Step
+    lm: LanguageModel  # without its trained parameters
+    folder: Path  # of the run
+    checkpoints: Checkpoints
+    report: Reporter
+    evaluate: Evaluate
+    stopped: Callable[[], bool]
+    stopping: bool = False
+    recorded: bool = False  # whether the run's config is in its folder
+    start: int = 0  # steps done when the process began
+
+    def __post_init__(self) -> None:
+        """Looks up the best policy so far."""
+        self.config = self.step.setup.config
         self.deciding = f"eval/{self.config.keep_best}"  # the metric of the best policy
-        self.best = float(broadcast_from_host0(lambda: repr(report.best(self.deciding))))
+        self.best = float(broadcast_from_host0(lambda: repr(self.report.best(self.deciding))))
 
     def before_steps(self, state: TrainState) -> None:
         """Evaluates the first policy, or the one whose evaluation a stop by a signal left out or broke off."""

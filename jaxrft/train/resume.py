@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 
 from jaxrft import config as configs
 from jaxrft.config import Config
-from jaxrft.host import lock
+from jaxrft.host import crash, lock
 from jaxrft.host.checkpoint import steps_in
 from jaxrft.host.disk import writing
 from jaxrft.host.files import UnreadableJSON, read_json, replace_file, short_digest
@@ -144,7 +144,7 @@ def write_records(folder: Path, config: Config) -> None:
     """Writes config.json and versions.json; logs what differs from the config the run had so far."""
     if saved_steps(folder):
         _log_differences(folder / "config.json", config)
-    packages = ("jaxrft", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "math-verify")
+    packages = ("jaxrft", *crash.PACKAGES, "math-verify")
     versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {jax.process_count()} processes"
     with writing(folder):
