@@ -204,8 +204,10 @@ class _Reader:
             if self.next in _EQUALS and not self._names_follow():
                 self.at += 1
                 self.kinds = set()
-            elif self.take(*_ABOUT) and value.form:
-                self._skip_side()
+            elif self.take(*_ABOUT) and value.form:  # what only approximates is left out
+                kinds = set(self.kinds)
+                self.sum()
+                self.kinds = kinds
             elif self.take(*_SEPARATORS):
                 count += 1
                 outer |= self.kinds
@@ -225,12 +227,6 @@ class _Reader:
                 return False
             side += 1
         return True
-
-    def _skip_side(self) -> None:
-        """Leaves out what only approximates."""
-        kinds = set(self.kinds)
-        self.sum()
-        self.kinds = kinds
 
     def sum(self) -> _Value:
         terms = []
@@ -264,6 +260,12 @@ class _Reader:
             self.kinds.add("sum")
         return sign
 
+    def _signed(self, read: Callable[[], _Value]) -> _Value:
+        """Reads a value with the signs in front of it, if there are any."""
+        sign = self._sign()
+        value = read()
+        return _negated(value) if sign == "-" else value
+
     def product(self) -> _Value:
         factors: list[tuple[str, _Value]] = []
         operation = "*"
@@ -289,9 +291,7 @@ class _Reader:
         """Reads a factor, which may have a sign behind a sign of multiplication: 7 * -4."""
         if self.next not in _SIGNS or self.tokens[self.at - 1] not in (*_TIMES, *_DIVIDED):
             return self.power()
-        sign = self._sign()
-        value = self.power()
-        return _negated(value) if sign == "-" else value
+        return self._signed(self.power)
 
     def _multiplied(self, factors: list[tuple[str, _Value]]) -> _Value:
         """Returns the product of factors, each with "*", "/", or "" for a number right behind another one."""
@@ -328,6 +328,10 @@ class _Reader:
             self.kinds.add(kind)
         return _Value(number, form)
 
+    def _open(self, kind: str) -> _Value:
+        """Returns the value of an operation on integers, which always evaluates and is not worked out here."""
+        return self._made(kind, None, evaluates=True, form="integer")
+
     def power(self) -> _Value:
         value = self.atom()
         while True:
@@ -335,19 +339,19 @@ class _Reader:
                 value = self._raised(value, self._exponent())
             elif self.next == "!" and value.form:
                 self.at += 1
-                value = self._made("factorial", None, evaluates=True, form="integer")
+                value = self._open("factorial")
             elif self.take("\\%", "%", "percent", "pct", "percentage"):
                 value = _scaled(value)
             elif self.next in _POWERS and value.form:
                 value = self._raised(value, _Value(sympy.Integer(_POWERS[self.take(self.next)]), "integer"))
             elif self.take("factorial"):
-                value = self._made("factorial", None, evaluates=True, form="integer")
+                value = self._open("factorial")
             elif self.take("\\choose", "choose"):
                 self._group()
-                value = self._made("binomial", None, evaluates=True, form="integer")
+                value = self._open("binomial")
             elif self.take("\\bmod", "\\pmod", "\\mod", "mod", "modulo") and value.form:
                 self._group()
-                value = self._made("remainder", None, evaluates=True, form="integer")
+                value = self._open("remainder")
             elif self.take("_"):
                 self._group()
             else:
@@ -355,9 +359,7 @@ class _Reader:
 
     def _exponent(self) -> _Value:
         """Reads an exponent; one that is no number, such as that of degrees or of a unit, is a unit."""
-        sign = self._sign() if self.next in _SIGNS else "+"
-        value = self._group()
-        return _negated(value) if sign == "-" else value
+        return self._signed(self._group)
 
     def _raised(self, base: _Value, exponent: _Value) -> _Value:
         if not base.form:
@@ -408,9 +410,7 @@ class _Reader:
     def _group(self) -> _Value:
         """Reads an argument: what is in braces, else one atom, and of a longer number its first digit."""
         if self.next in _SIGNS:
-            sign = self._sign()
-            value = self.atom()
-            return _negated(value) if sign == "-" else value
+            return self._signed(self.atom)
         if not (self.numbers[self.at] and self.tokens[self.at - 1] in _ARGUMENTS and len(self.next) > 1):
             return self.atom()
         digits = self.next
@@ -440,7 +440,7 @@ class _Reader:
         bracketed = self.next in _BRACKETS
         argument = self.power() if bracketed else self._argument()
         if name in _INTEGER_FUNCTIONS:
-            return self._made(name, None, evaluates=True, form="integer")
+            return self._open(name)
         if not argument.form:
             return _UNIT
         if argument.number is None or (base is not None and base.number is None):

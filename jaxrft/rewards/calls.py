@@ -7,7 +7,9 @@ import functools
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 # What a reward can name beside the columns of the tasks, which therefore cannot be called so.
 GIVEN = (
@@ -28,9 +30,9 @@ class Signature(NamedTuple):
     names: tuple[str, ...]  # all that it names
     takes_any: bool  # whether it has **kwargs
 
-    def accepts(self, name: str) -> bool:
-        """Tells whether the function can be given the keyword."""
-        return self.takes_any or name in self.names
+    def accepted(self, given: Mapping[str, T]) -> dict[str, T]:
+        """Returns those of the keywords that the function can be given."""
+        return {name: value for name, value in given.items() if self.takes_any or name in self.names}
 
 
 class TrainerState(SimpleNamespace):
@@ -97,7 +99,7 @@ def keywords(
     if state is not None:
         extras["trainer_state"] = TrainerState(**state)
     given = {name: [values[i]] for name, values in chunk.items()}
-    return given | {name: value for name, value in extras.items() if takes.accepts(name)}
+    return given | takes.accepted(extras)
 
 
 def _keep_nothing(name: str, value: object) -> None:

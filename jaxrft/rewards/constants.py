@@ -180,7 +180,7 @@ class _Reader:
         base = self.atom()
         if not self.take("^"):
             return base
-        exponent = self.enclosed("{", "}") if self.next == "{" else self.single()
+        exponent = self.argument()
         if self.next == "^":
             raise _NoValue
         return base**exponent
@@ -214,11 +214,13 @@ class _Reader:
 
     def root(self) -> float:
         degree = self.enclosed("[", "]") if self.next == "[" else 2.0
-        inside = self.enclosed("{", "}") if self.next == "{" else self.single()
+        inside = self.argument()
         return math.sqrt(inside) if degree == 2.0 else inside ** (1.0 / degree)
 
-    def single(self) -> float:
-        """One digit or letter, as TeX takes an argument without braces."""
+    def argument(self) -> float:
+        """What is in braces, or one digit or letter, as TeX takes an argument without braces."""
+        if self.next == "{":
+            return self.enclosed("{", "}")
         if len(self.next) != 1 or not (self.next.isdigit() or _is_letter(self.next)):
             raise _NoValue
         return self.atom()

@@ -222,8 +222,8 @@ def _leading(text: str) -> str | None:
     if explained := _EXPLAINED.match(sentence):
         return explained[1]
     choice = _bare(sentence)
-    if not any(character.isdigit() for character in choice):
-        return choice if choice else None
+    if not _has_digit(choice):
+        return choice or None
     return choice if _CHOICE.match(choice) else _at_the_end(sentence)
 
 
@@ -243,8 +243,7 @@ def _formulas_at(text: str) -> str | None:
     while (joint := _JOINT.match(text, end)) and (following := _MATH.match(text, joint.end())):
         parts.append(_inside(following))
         end = following.end()
-    percent = _percent(text[end:])
-    return ", ".join(parts) + percent
+    return ", ".join(parts) + _percent(text[end:])
 
 
 def _inside(formula: re.Match[str]) -> str:
@@ -261,19 +260,14 @@ def _at_the_end(text: str) -> str | None:
     alone = text.strip()
     if _WORD.fullmatch(alone) or (_CHOICE.match(alone) and "\n" not in alone):
         return _bare(alone)
-    sentences = [sentence for sentence in _sentences(text) if not _says_nothing(sentence)]
+    sentences = [each for each in _sentences(text) if not (_POLITE.match(each) or _QUESTION.search(each))]
     short = _short_answer(sentences[-1]) if sentences else None
     if short is not None:
         return short
     for sentence in reversed(sentences):
-        if _has_mathematics(sentence):
+        if _has_digit(sentence) or _MATH.search(sentence):
             return _last_of(sentence)
     return None
-
-
-def _says_nothing(sentence: str) -> bool:
-    """Returns whether a sentence only talks to the reader, or asks: a question has no answer in it."""
-    return _POLITE.match(sentence) is not None or _QUESTION.search(sentence) is not None
 
 
 def _short_answer(sentence: str) -> str | None:
@@ -286,7 +280,7 @@ def _short_answer(sentence: str) -> str | None:
         return chosen[1]
     named = _NAMED.fullmatch(sentence)
     held = named["held"] if named else sentence
-    if any(character.isdigit() for character in held) and "\\begin" not in held:
+    if _has_digit(held) and "\\begin" not in held:
         return None
     bare = held.strip(_MARKUP + "$.!")
     marked = held.startswith(("*", "_", "`", "$")) or (named is not None and named["by"] in ":：")
@@ -312,7 +306,7 @@ def _sentences(text: str) -> list[str]:
     for boundary in _SENTENCE_END.finditer(text):
         while formula is not None and formula.end() <= boundary.start():
             formula = next(formulas, None)
-        if formula is not None and formula.start() < boundary.start() < formula.end():
+        if formula is not None and formula.start() < boundary.start():
             continue
         found.append(text[begin : boundary.end()])
         begin = boundary.end()
@@ -328,8 +322,8 @@ def _sentence_end(text: str) -> int:
     return len(text)
 
 
-def _has_mathematics(sentence: str) -> bool:
-    return any(character.isdigit() for character in sentence) or _MATH.search(sentence) is not None
+def _has_digit(text: str) -> bool:
+    return any(map(str.isdigit, text))
 
 
 def _last_of(sentence: str) -> str | None:

@@ -121,7 +121,7 @@ def verl(compute_score: Callable[..., Any]) -> Reward:
                 "ground_truth": truth,
                 "extra_info": extra,
             }
-            scores.append(compute_score(**{name: value for name, value in given.items() if signature.accepts(name)}))
+            scores.append(compute_score(**signature.accepted(given)))
         if any(map(inspect.isawaitable, scores)):
             return _wait_for_scores(scores)
         return [_score(score) for score in scores]

@@ -32,6 +32,7 @@ _WHOLE = [LatexExtractionConfig(try_extract_without_anchor=False, boxed_match_pr
 
 SECONDS = 1.0  # of processor time to parse and to compare; the slowest of DeepScaleR's truths take 0.2
 _PERCENT = sympy.UnevaluatedExpr(sympy.Rational(1, 100))
+_SEVERAL = sympy.FiniteSet | sympy.Tuple | sympy.And | sympy.Or
 _PLACES = 6  # of decimals, as math-verify compares them
 _KNOWN_BITS = 10  # of a number; fewer are what rounding leaves of a difference
 BOX = 1_000  # characters of an answer; the longest of DeepScaleR's truths has 145
@@ -269,7 +270,7 @@ def _equal(gold: str, answer: str) -> bool:
 
 def _is_finished(gold: str, answer: str) -> bool:
     """Whether an answer that is equal to the gold has been worked out as far as it."""
-    if not _holds_numbers(gold):
+    if not _all_numbers(_parse_gold(gold)[0]):
         return True
     try:
         with processor_time(SECONDS):
@@ -278,16 +279,11 @@ def _is_finished(gold: str, answer: str) -> bool:
         return False
 
 
-@lru_cache(maxsize=4096)
-def _holds_numbers(gold: str) -> bool:
-    """Whether a gold is a number, or some in a list, a set, a matrix or an interval; `x = 5` is one, too."""
-    return _all_numbers(_parse_gold(gold)[0])
-
-
 def _all_numbers(parsed: object) -> bool:
+    """Whether a gold is a number, or some in a list, a set, a matrix or an interval; `x = 5` is one, too."""
     if isinstance(parsed, sympy.Eq) and parsed.lhs.is_Symbol:
         return _all_numbers(parsed.rhs)
-    if isinstance(parsed, sympy.FiniteSet | sympy.Tuple | sympy.And | sympy.Or) and parsed.args:
+    if isinstance(parsed, _SEVERAL) and parsed.args:
         return all(map(_all_numbers, parsed.args))
     return isinstance(parsed, sympy.Basic | sympy.MatrixBase) and not parsed.free_symbols
 
@@ -303,8 +299,7 @@ def _is_one_number(gold: str) -> bool:
 def _is_list(gold: str) -> bool:
     """Whether a gold is a list or set of several answers."""
     parsed = _parse_gold(gold)[0]
-    several = isinstance(parsed, sympy.FiniteSet | sympy.Tuple | sympy.And | sympy.Or | sympy.Union)
-    return several and len(parsed.args) > 1
+    return isinstance(parsed, _SEVERAL | sympy.Union) and len(parsed.args) > 1
 
 
 def _judge(gold: str, text: str) -> bool:

@@ -182,10 +182,7 @@ class Pool:
         n = len(given["completions"])
         size = max(1, min(CHUNK, n // (2 * self._count)))
         queue = deque((k, range(n)[i : i + size]) for k in range(len(self._names)) for i in range(0, n, size))
-        taken = [
-            {name: values for name, values in given.items() if signature.accepts(name)}
-            for signature in self._signatures
-        ]
+        taken = [signature.accepted(given) for signature in self._signatures]
         if queue:
             self._fill()
         while queue or any(worker.pending for worker in self._workers):
