@@ -43,14 +43,26 @@ def force_ends(policy: Policy, end: int, probability: float) -> Policy:
     over the logits a token; none at probability 0, where the logit is a constant.
     """
 
-    def unembed(params: PyTree, hidden: Array) -> Array:
-        others = policy.unembed(params, hidden).at[..., end].set(NEVER)
+    def force(logits: Array) -> Array:
+        others = logits.at[..., end].set(NEVER)
         if probability == 0:
             return others
         total = jax.nn.logsumexp(others, axis=-1)
         return others.at[..., end].set(total + math.log(probability / (1 - probability)))
 
-    return policy._replace(unembed=unembed)
+    def unembed(params: PyTree, hidden: Array) -> Array:
+        return force(policy.unembed(params, hidden))
+
+    forced: dict[str, PyTree] = {"unembed": unembed}
+    decode = getattr(policy, "decode", None)  # which commits after 0dc3c58 sample from
+    if decode is not None:
+
+        def decode_forced(*arguments: PyTree) -> tuple[Array, PyTree]:
+            logits, cache = decode(*arguments)
+            return force(logits), cache
+
+        forced["decode"] = decode_forced
+    return policy._replace(**forced)
 
 
 def model_config(shape: Shape) -> ModelConfig:
