@@ -66,6 +66,6 @@ def measure(step: Step, state: TrainState, *, measured: int) -> Array:
         told = trainer_state(config, done)
         rewards = grade_rollout(config, setup.lm, rolled.rollout, step.pool, step.table, part, trainer_state=told)
         rewards = check_rewards(config, rewards, step.pool, tasks=len(part), first=False)
-        successes = np.nan_to_num(rewards.success).reshape(len(part), -1)
+        successes = rewards.success.reshape(len(part), -1)
         rates[part] = successes.mean(axis=1)
     return meshes.place_table(rates, setup.mesh, setup.num_tasks)

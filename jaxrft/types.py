@@ -13,6 +13,8 @@ Glossary of axis letters, used in every signature and comment:
 | K | reference policies |
 | E | width of a prompt embedding |
 | V, D, L, H | vocabulary, width, layers and heads of the policy |
+
+A bool mask `valid` says which of the values next to it exist; the others are 0. Pass rates that are unknown are NaN.
 """
 
 from typing import Any, NamedTuple

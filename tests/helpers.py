@@ -156,6 +156,13 @@ def write_embeddings(path, prompts, rows, made_by):
     save_file(tensors, path, metadata={embeddings.MADE_BY: json.dumps(made_by)})
 
 
+def masked_rewards(values, *, garbage=0.0):
+    """Rewards of any shape, in which None is none, and which are valid; `garbage` stands where they are not."""
+    given = np.array(values, np.float32)  # None becomes NaN
+    valid = ~np.isnan(given)
+    return np.where(valid, given, np.float32(garbage)), valid
+
+
 def bare_setup(config, *, num_tasks=40, mesh=None):
     """The setup of a run on one device that knows its config, its number of tasks and its end token, 0."""
     import jax

@@ -20,7 +20,6 @@ from jaxrft.train.step import ScoredGroups
 from jaxrft.types import Choice, Feedback
 
 B, G, N, MOST = 8, 4, 40, 2
-NAN = float("nan")
 
 
 def run_of(**changes):
@@ -35,22 +34,25 @@ def groups_of(ids):
     ids = jnp.asarray(ids, jnp.int32)
     cells = jnp.ones((len(ids), 2, 3), jnp.int32) * ids[:, None, None]
     numbers = cells.astype(jnp.float32)
-    return Groups(cells[:, 0], ids, cells, numbers, numbers, numbers[:, :, 0], numbers[:, :, 0], ids, ids)
+    of_samples = numbers[:, :, 0]
+    valid = jnp.ones(of_samples.shape, bool)
+    return Groups(cells[:, 0], ids, cells, numbers, numbers, of_samples, of_samples, valid, ids, ids)
 
 
 def rolled_out(ids, successes):
     """A round of tasks `ids` with two successes each; the second reward always differs."""
-    rewards = np.stack([np.ravel(successes), np.arange(2 * len(ids))], axis=1).astype(np.float32)
-    teaches = grpo.informative(jnp.array(successes), jnp.isfinite(jnp.array(successes)))
+    rewards, valid = helpers.masked_rewards(list(zip(np.ravel(successes), range(2 * len(ids)), strict=True)))
+    shape = (len(ids), 2)
+    teaches = grpo.informative(jnp.array(rewards[:, 0].reshape(shape)), jnp.array(valid[:, 0].reshape(shape)))
     scored = ScoredGroups(groups_of(ids), None, teaches, None, {})
-    graded = Rewards(rewards, np.isnan(rewards), {"error": 1}, [])
+    graded = Rewards(rewards, valid, ~valid, {"error": 1}, [])
     ids = np.array(ids, np.int32)
     return resample.Round(Choice(ids, None), ids, scored, np.asarray(teaches), graded)
 
 
 def test_groups_of_a_probe_take_the_places_of_those_that_teach_nothing():
     """Of 4 tasks, 3 and 9 teach nothing: their successes are all equal, or one is missing; the probe has 4 that do."""
-    chosen = rolled_out([3, 5, 7, 9], [[1, 1], [0, 1], [1, 0], [0, NAN]])
+    chosen = rolled_out([3, 5, 7, 9], [[1, 1], [0, 1], [1, 0], [0, None]])
     distance = np.array([np.inf, 0.25, 0.0, 0.5, 0.125], np.float32)
     probed = resample.ReferenceGroups(
         np.array([1, 2, 7, 4, 6], np.int32), distance, (groups_of([1, 2]), groups_of([7, 4, 6]))

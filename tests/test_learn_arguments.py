@@ -78,10 +78,19 @@ WRONG = [
     (losses.of_sequence, lambda: losses.of_sequence(CELLS, REWARDS), r"mask has shape \(2, 4\)"),
     (
         reward_shaping.total,
-        lambda: reward_shaping.total(SIGNALS, jnp.ones(3), success=0),
+        lambda: reward_shaping.total(SIGNALS, SIGNALS, jnp.ones(3), success=0),
         r"reward_weights has shape \(3,\): it must be \[F\], here \[2\]",
     ),
-    (reward_shaping.magnitude, lambda: reward_shaping.magnitude(REWARDS, jnp.ones(2)), r"must be \[B, G, F\]"),
+    (
+        reward_shaping.total,
+        lambda: reward_shaping.total(SIGNALS, SIGNALS[1:], jnp.ones(2), success=0),
+        r"valid has shape \(1, 4, 2\): .* here \[2, 4, 2\]",
+    ),
+    (
+        reward_shaping.magnitude,
+        lambda: reward_shaping.magnitude(REWARDS, REWARDS, jnp.ones(2)),
+        r"must be \[B, G, F\]",
+    ),
     (reward_shaping.of_tasks, lambda: reward_shaping.of_tasks(SIGNALS, jnp.zeros(3)), r"which has shape \(3,\)"),
     (
         reward_shaping.overlong,
@@ -97,6 +106,11 @@ WRONG = [
         replay.ring,
         lambda: RING.add(BUFFER, GROUPS._replace(task=REWARDS[:, 0])),
         "task is float32: the buffer",
+    ),
+    (
+        replay.ring,
+        lambda: RING.add(BUFFER, GROUPS._replace(valid=REWARDS)),
+        "valid is float32: the buffer wants bool",
     ),
     (replay.metrics, lambda: replay.metrics(GROUPS, jnp.zeros(3, bool), jnp.int32(1)), r"it must be \[B\], here \[3\]"),
     (replay.metrics, lambda: replay.metrics(GROUPS, jnp.zeros(2), jnp.int32(1)), "replayed is float32"),

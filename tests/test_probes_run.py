@@ -126,8 +126,8 @@ def test_the_tasks_are_projected_once_and_sharded_and_the_dry_run_knows(dots, tm
         assert (a.shape, a.dtype, a.sharding.spec) == (b.shape, b.dtype, b.sharding.spec)
     parts = {part.name: part.bytes for part in memory.parts(described, 8)}
     assert parts["projections of the tasks"] == 2 * 4 * 8 * 4
-    # Of 3 tasks: prompt, its length, id and step; of each of 4 samples: 4 tokens thrice, advantage and reward.
-    assert parts["groups of a probe"] == 3 * 4 * (8 + 1 + 1 + 1 + 4 * (4 * 3 + 2))
+    # Of 3 tasks: prompt, its length, id and step; of each of 4 samples: 4 tokens thrice, advantage, reward and a mask.
+    assert parts["groups of a probe"] == 3 * (4 * (8 + 1 + 1 + 1 + 4 * (4 * 3 + 2)) + 4)
     assert dict(counts.run(config, 16))["probes"].startswith("48 more rollouts every 2 steps, 144 in all; ")
 
 

@@ -2,6 +2,7 @@ from collections import deque
 from functools import cache, partial
 
 import chex
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,7 @@ from jaxrft.types import InputError
 
 G, P, T = 3, 2, 4
 ALIKE = (0.1, 0.1, 0.1)
+DTYPES = {jnp.dtype(jnp.float32), jnp.dtype(jnp.int32), jnp.dtype(jnp.bool_)}
 HISTORIES = st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=1, max_size=12)
 
 
@@ -36,6 +38,7 @@ def make_groups(tasks, step, teaches=None, scale=None):
         logprobs=jnp.asarray(np.broadcast_to(-mark, (count, G, T))),
         advantages=jnp.asarray(scale[:, None] * np.float32([[1, -1, 0]])),
         rewards=jnp.asarray(rewards),
+        valid=jnp.ones((count, G), bool),
         task=jnp.asarray(tasks),
         step=jnp.full(count, step, jnp.int32),
     )
@@ -91,11 +94,31 @@ def test_of_more_groups_than_places_the_last_stay():
 def test_what_teaches_is_decided_exactly_among_the_samples_with_a_reward():
     made = replay.ring(capacity=6, batch_size=4)
     groups = make_groups(range(6), 0)
-    nan = np.nan
-    rewards = [ALIKE, (0.1, 0.1, 0.1000001), (0.3, nan, 0.3), (nan, 0.0, 1.0), (nan, nan, 1.0), (0.0, 1.0, 0.0)]
+    _ = None
+    given = [ALIKE, (0.1, 0.1, 0.1000001), (0.3, _, 0.3), (_, 0.0, 1.0), (_, _, 1.0), (0.0, 1.0, 0.0)]
+    rewards, valid = helpers.masked_rewards(given)
     mask = groups.mask.at[5].set(0.0)  # every completion of the last one is left out of the loss
-    buffer = made.add(made.init(groups), groups._replace(rewards=jnp.array(rewards, jnp.float32), mask=mask))
+    changed = {"rewards": jnp.array(rewards), "valid": jnp.array(valid), "mask": mask}
+    buffer = made.add(made.init(groups), groups._replace(**changed))
     assert kept(buffer) == [(1, 0), (3, 0)]
+    assert buffer.groups.valid.tolist()[:3] == [[True] * 3, [False, True, True], [False] * 3]
+
+
+def test_a_group_without_any_valid_reward_and_an_empty_buffer_teach_nothing():
+    """Whatever stands where no reward is valid, and though the buffer has no group yet."""
+    made, draw, add = programs(capacity=8)
+    groups = make_groups(range(4), 0)
+    empty = made.init(groups)
+    assert not empty.groups.valid.any() and not any(np.asarray(x).any() for x in empty.groups.rewards)
+    assert int(made.fresh_needed(empty, jnp.int32(1))) == 4
+    for garbage in (0.0, 1.0, np.nan):
+        rewards = groups.rewards.at[:, 0].set(garbage)
+        buffer = add(made.init(groups), groups._replace(rewards=rewards, valid=jnp.zeros((4, G), bool)))
+        assert kept(buffer) == [] and int(buffer.next) == 0
+    fresh = make_groups(range(90, 94), 1)
+    batch, replayed = draw(jax.random.key(0), empty, fresh, jnp.int32(1))
+    assert not replayed.any()
+    chex.assert_trees_all_equal(batch, fresh)
 
 
 def test_a_batch_is_fresh_groups_first_and_then_what_was_drawn_whole():
@@ -121,7 +144,8 @@ def test_a_short_buffer_is_filled_with_fresh_groups_and_the_need_is_known_before
         batch, replayed = draw(jax.random.key(0), buffer, make_groups(range(90, 90 + count), 1), jnp.int32(1))
         assert names(batch) == [(90, 1), (91, 1), (92, 1), (3, 0)] and replayed.tolist() == [False] * 3 + [True]
     batch, _ = draw(jax.random.key(0), buffer, make_groups([90, 91], 1), jnp.int32(1))  # one too few: to be seen
-    assert np.isnan(batch.advantages[2]).all() and np.isfinite(batch.advantages[np.array([0, 1, 3])]).all()
+    assert batch.valid.any(axis=1).tolist() == batch.mask.any(axis=(1, 2)).tolist() == [True, True, False, True]
+    assert not any(np.asarray(x)[2].any() for x in jax.tree.leaves(batch))
 
 
 def test_too_old_groups_are_not_drawn_and_their_places_are_filled():
@@ -243,18 +267,17 @@ def test_one_trace_and_a_state_that_keeps_its_shapes_and_dtypes():
     for at in range(4):
         buffer, batch = step(buffer, make_groups(range(4), at), jnp.int32(at))
     assert jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), buffer) == before
-    assert {x.dtype for x in jax.tree.leaves((buffer, batch))} == {jnp.dtype(jnp.float32), jnp.dtype(jnp.int32)}
+    assert {x.dtype for x in jax.tree.leaves((buffer, batch))} == DTYPES
 
 
-def test_whatever_comes_in_is_kept_in_float32_and_int32():
+def test_whatever_comes_in_is_kept_in_float32_int32_and_bool():
     made = replay.ring(capacity=6, batch_size=4)
-    half = jax.tree.map(
-        lambda x: x.astype(jnp.bfloat16 if x.dtype == jnp.float32 else jnp.int16), make_groups(range(4), 1)
-    )
+    shorter = {"float32": jnp.bfloat16, "int32": jnp.int16, "bool": jnp.bool_}
+    half = jax.tree.map(lambda x: x.astype(shorter[x.dtype.name]), make_groups(range(4), 1))
     described = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), half)
     buffer = made.add(made.init(described), half)
     batch, _ = made.draw(jax.random.key(0), buffer, half, jnp.int32(2))
-    assert {x.dtype for x in jax.tree.leaves((buffer, batch))} == {jnp.dtype(jnp.float32), jnp.dtype(jnp.int32)}
+    assert {x.dtype for x in jax.tree.leaves((buffer, batch))} == DTYPES
     assert kept(buffer) == [(i, 1) for i in range(4)]
 
 

@@ -2,6 +2,7 @@ import json
 import math
 import os
 
+import helpers
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -83,9 +84,9 @@ def test_domains_by_hand():
 
 def test_rewards_by_hand():
     """Two tasks of two samples; the second reward is missing once, and with it that sample's sum."""
-    values = jnp.array([[[1.0, 0.5], [0.0, 0.1]], [[1.0, NAN], [1.0, 0.3]]])
-    valid = jnp.isfinite(values).all(axis=-1)
-    found = metrics.rewards(values, ("right", "style"), values.sum(axis=-1), valid, jnp.array([True, False]))
+    values, valid = map(jnp.array, helpers.masked_rewards([[[1.0, 0.5], [0.0, 0.1]], [[1.0, None], [1.0, 0.3]]]))
+    sums = values.sum(axis=-1), valid.all(axis=-1)
+    found = metrics.rewards(values, valid, ("right", "style"), *sums, jnp.array([True, False]))
     want = {
         "reward": (1.5 + 0.1 + 1.3) / 3,
         "reward_std": (1.4 / math.sqrt(2) + 0.0) / 2,  # a sample alone has no spread

@@ -1,3 +1,4 @@
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,18 +8,18 @@ from hypothesis.extra import numpy as hnp
 
 from jaxrft.learn import reward_shaping
 
-NAN = jnp.nan
+_ = None  # a reward that is not valid
 WEIGHTS = jnp.array([1.0, 0.5, -2.0])
 total = jax.jit(reward_shaping.total, static_argnames="success")
 
 
 def test_a_sum_is_of_the_rewards_that_apply():
     """All three, two of them, the success alone; without a success there is no sum."""
-    rewards = jnp.array([[[1.0, 2.0, 0.25], [1.0, NAN, 0.25], [1.0, NAN, NAN], [NAN, 2.0, 0.25], [NAN, NAN, NAN]]])
-    summed, exists = total(rewards, WEIGHTS, success=0)
+    rewards = helpers.masked_rewards([[[1.0, 2.0, 0.25], [1.0, _, 0.25], [1.0, _, _], [_, 2.0, 0.25], [_, _, _]]])
+    summed, exists = total(*rewards, WEIGHTS, success=0)
     np.testing.assert_allclose(summed, [[1.5, 0.5, 1.0, 0.0, 0.0]])
     np.testing.assert_array_equal(exists, [[True, True, True, False, False]])
-    summed, exists = total(rewards, WEIGHTS, success=1)
+    summed, exists = total(*rewards, WEIGHTS, success=1)
     np.testing.assert_allclose(summed, [[1.5, 0.0, 0.0, 0.5, 0.0]])
     np.testing.assert_array_equal(exists, [[True, False, False, True, False]])
 
@@ -26,12 +27,15 @@ def test_a_sum_is_of_the_rewards_that_apply():
 @settings(max_examples=40, deadline=None)
 @given(
     hnp.arrays(np.float32, (2, 4, 3), elements=st.sampled_from(np.float32([-1, 0, 0.5, 2, np.nan]))),
+    hnp.arrays(bool, (2, 4, 3)),
     st.permutations(range(3)),
 )
-def test_the_order_of_the_rewards_does_not_matter(rewards, order):
+def test_the_order_of_the_rewards_does_not_matter(rewards, valid, order):
+    """Nor what stands where a reward is not valid."""
     order = np.array(order)
-    ours = total(rewards, WEIGHTS, success=0)
-    theirs = total(rewards[..., order], WEIGHTS[order], success=int(np.argmin(order)))
+    valid &= ~np.isnan(rewards)
+    ours = total(rewards, valid, WEIGHTS, success=0)
+    theirs = total(rewards[..., order], valid[..., order], WEIGHTS[order], success=int(np.argmin(order)))
     np.testing.assert_allclose(ours[0], theirs[0], atol=1e-6)
     np.testing.assert_array_equal(ours[1], theirs[1])
     assert np.isfinite(ours[0]).all()
@@ -51,15 +55,17 @@ def test_overlong_worked_by_hand():
 
 def test_each_task_has_its_own_success():
     """Two tasks of two samples: of the first the first reward counts, of the second the other one."""
-    rewards = jnp.array([[[1.0, NAN], [NAN, 1.0]], [[NAN, 0.5], [0.25, NAN]]])
+    rewards, valid = helpers.masked_rewards([[[1.0, _], [_, 1.0]], [[_, 0.5], [0.25, _]]])
     success = jnp.array([0, 1], jnp.int32)
-    np.testing.assert_array_equal(reward_shaping.of_tasks(rewards, success), [[1.0, NAN], [0.5, NAN]])
-    summed, exists = reward_shaping.total(rewards, jnp.array([1.0, 2.0]), success=success)
+    np.testing.assert_array_equal(reward_shaping.of_tasks(rewards, success), [[1.0, 0.0], [0.5, 0.0]])
+    np.testing.assert_array_equal(reward_shaping.of_tasks(valid, success), [[True, False], [True, False]])
+    summed, exists = reward_shaping.total(rewards, valid, jnp.array([1.0, 2.0]), success=success)
     np.testing.assert_array_equal(summed, [[1.0, 0.0], [1.0, 0.0]])
     np.testing.assert_array_equal(exists, [[True, False], [True, False]])
 
 
 def test_the_magnitude_of_a_sum_is_that_of_its_terms_not_its_own():
     """1 - 2 * 0.5 = 0 has terms of 2 together; what does not apply adds nothing."""
-    rewards = jnp.array([[[1.0, NAN, 0.5], [NAN, 3.0, NAN]]])
-    np.testing.assert_array_equal(reward_shaping.magnitude(rewards, WEIGHTS), [[2.0, 1.5]])
+    for garbage in (0.0, 7.0, np.nan, -np.inf):
+        rewards = helpers.masked_rewards([[[1.0, _, 0.5], [_, 3.0, _]]], garbage=garbage)
+        np.testing.assert_array_equal(reward_shaping.magnitude(*rewards, WEIGHTS), [[2.0, 1.5]])

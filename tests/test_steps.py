@@ -1,6 +1,9 @@
 """What graders say of a batch, as the jitted program of a step takes it."""
 
+import dataclasses
+
 import helpers
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,16 +11,16 @@ import pytest
 from jaxrft.config import Config, TasksConfig
 from jaxrft.learn import replay
 from jaxrft.train.resample import take_groups
-from jaxrft.train.step import score_groups
+from jaxrft.train.step import _stored, score_groups
 from jaxrft.types import Rollout
 
-NAN = float("nan")
+_ = None  # a reward that is not valid
 B, G, T = 3, 4, 2
 
 
 def judged(rewards, success_index, **changes):
     """The groups of three tasks with four completions of two tokens each, whose rewards are [B, G, F]."""
-    rewards = jnp.array(rewards, jnp.float32)
+    rewards, valid = helpers.masked_rewards(rewards)
     names = ("exact", "gsm8k", "math", "a:b", "c:d")[: rewards.shape[-1]]
     config = Config(model="m", tasks=TasksConfig("a.jsonl"), output_dir="run", rewards=names, **changes)
     setup = helpers.bare_setup(config)
@@ -25,7 +28,7 @@ def judged(rewards, success_index, **changes):
     rollouts = Rollout(jnp.ones((B * G, T), jnp.int32), jnp.full(B * G, T), cells, cells, cells)
     prompts = jnp.ones((B, 8), jnp.int32), jnp.ones(B, jnp.int32)
     success_index = jnp.array(success_index, jnp.int32)
-    return setup, score_groups(setup, jnp.int32(5), jnp.arange(B), prompts, rollouts, rewards, success_index)
+    return setup, score_groups(setup, jnp.int32(5), jnp.arange(B), prompts, rollouts, rewards, valid, success_index)
 
 
 WEIGHTS = {"reward_weights": (0.1, 0.2, 0.7, 0.5, 0.3)}
@@ -49,10 +52,35 @@ def test_a_group_whose_sums_differ_by_rounding_teaches_nothing_anywhere(changes)
 
 def test_each_task_is_judged_by_its_own_success():
     """The first by reward 0 at the rate 1/4, the second by reward 1 at 3/4 of 4, the third by none."""
-    first = [[1, NAN], [0, NAN], [0, NAN], [0, NAN]]
-    second = [[NAN, 1], [NAN, 0], [NAN, 1], [NAN, 1]]
-    _, found = judged([first, second, [[NAN, NAN]] * 4], [0, 1, 0])
+    first = [[1, _], [0, _], [0, _], [0, _]]
+    second = [[_, 1], [_, 0], [_, 1], [_, 1]]
+    _setup, found = judged([first, second, [[_, _]] * 4], [0, 1, 0])
     assert found.feedback.successes.tolist() == [1, 3, 0] and found.feedback.trials.tolist() == [4, 4, 0]
     assert found.informative.tolist() == [True, True, False]
     assert found.distance.tolist() == [0.25, 0.25, np.inf]
     assert (found.groups.advantages[:2] != 0).all() and not found.groups.mask[2].any()
+
+
+@pytest.mark.parametrize("changes", [{}, LENGTHS])
+def test_a_sample_without_a_reward_is_masked_and_zero_from_the_grader_to_the_loss(changes):
+    """None on one sample of the first group and on all of the third; the penalty is of samples with a reward only."""
+    setup, found = judged([[[1], [_], [0], [0]], [[1], [1], [0], [0]], [[_]] * 4], [0, 0, 0], **changes)
+    assert found.groups.valid.tolist() == [[True, False, True, True], [True] * 4, [False] * 4]
+    assert found.feedback.successes.tolist() == [1, 2, 0] and found.feedback.trials.tolist() == [3, 4, 0]
+    for groups in (found.groups, take_groups(setup, found.groups, (), jnp.array([0, 1, 2]))):
+        hidden = ~np.asarray(groups.valid)
+        for values in (groups.rewards, groups.advantages, groups.mask.max(axis=2)):
+            assert not np.asarray(values)[hidden].any()
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(groups))
+    memory = replay.ring(capacity=8, batch_size=2)
+    buffer = memory.add(memory.init(found.groups), found.groups)
+    assert buffer.groups.task.tolist()[:2] == [0, 1] and (buffer.groups.step >= 0).sum() == 2
+    assert buffer.groups.valid.tolist()[0] == [True, False, True, True]
+
+
+def test_groups_that_are_not_chosen_for_the_replay_stay_out():
+    setup, found = judged([[[1], [0], [0], [0]]] * 3, [0, 0, 0])
+    setup = dataclasses.replace(setup, replay=replay.ring(capacity=8, batch_size=2))
+    buffer = setup.replay.init(found.groups)
+    buffer = _stored(setup, buffer, (found.groups,), jnp.array([False, True, False]))
+    assert buffer.groups.task.tolist()[:1] == [1] and (buffer.groups.step >= 0).sum() == 1

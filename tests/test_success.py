@@ -9,11 +9,11 @@ import pytest
 
 from jaxrft.config import Config, EvalConfig, TasksConfig
 from jaxrft.report.visits import Visits
-from jaxrft.rewards.grading import Rewards, check_rewards
+from jaxrft.rewards.grading import Rewards, check_rewards, without_none
 from jaxrft.train.loop import train
 from jaxrft.types import InputError
 
-NAN = float("nan")
+_ = None  # a reward that is not valid
 NONE_LOST = dict.fromkeys(("timeout", "crash", "wrong_length", "error", "invalid"), 0)
 
 
@@ -23,70 +23,86 @@ def config_of(*rewards, **changes):
 
 def check(config, rewards, pool=None, *, tasks, first=False, lost=()):
     """The verdicts on the rewards [R, F], of which failures cost those at the places `lost`."""
-    rewards = np.array(rewards, np.float32)
+    rewards, valid = helpers.masked_rewards(rewards)
     flags = np.zeros(rewards.shape, bool)
     for place in lost:
         flags[place] = True
-    verdicts = Rewards(rewards, flags, NONE_LOST, [])
+    verdicts = Rewards(rewards, valid, flags, NONE_LOST, [])
     pool = SimpleNamespace(first_ranges={}) if pool is None else pool
     return check_rewards(config, verdicts, pool, tasks=tasks, first=first)
 
 
+def success_of(verdicts):
+    """The success of each row, None where it has none; what is not valid is 0."""
+    assert not verdicts.rewards[~verdicts.valid].any()
+    success = zip(verdicts.success.tolist(), verdicts.success_valid.tolist(), strict=True)
+    return [value if valid else None for value, valid in success]
+
+
+def test_none_becomes_the_mask_where_rewards_become_arrays():
+    """None of a reward that does not apply is 0 under a mask of False; a reward of 0 is valid."""
+    rewards, valid = without_none([[1.0, None, 0.0], [None, None, -0.5]])
+    assert rewards.tolist() == [[1, 0, 0], [0, 0, -0.5]] and rewards.dtype == np.float32
+    assert valid.tolist() == [[True, False, True], [False, False, True]]
+    assert [array.shape for array in without_none([[], []])] == [(2, 0)] * 2
+
+
 def test_success_is_the_first_reward_that_is_not_none_for_the_task():
     """A task of mathematics, one of code, one that both apply to, and one that neither does; two samples each."""
-    rewards = [[1, NAN], [0, NAN], [NAN, 1], [NAN, 0], [0, 1], [1, 0], [NAN, NAN], [NAN, NAN]]
+    rewards = [[1, _], [0, _], [_, 1], [_, 0], [0, 1], [1, 0], [_, _], [_, _]]
     found = check(config_of("math", "exact"), rewards, tasks=4, first=True)
     assert found.success_index.tolist() == [0, 1, 0, 0]
-    np.testing.assert_array_equal(found.success, [1, 0, 1, 0, 0, 1, NAN, NAN])
+    assert success_of(found) == [1, 0, 1, 0, 0, 1, _, _]
 
 
 def test_all_samples_of_a_task_have_the_same_reward_for_success():
     """One that is None for a sample of the task leaves that sample without success, not with another reward's."""
-    found = check(config_of("math", "exact"), [[1, 0.5], [NAN, 0.5]], tasks=1)
-    np.testing.assert_array_equal(found.success, [1, NAN])
+    found = check(config_of("math", "exact"), [[1, 0.5], [_, 0.5]], tasks=1)
+    assert success_of(found) == [1, _]
 
 
 def test_a_reward_that_a_failure_cost_is_not_none():
     """Not even if it was lost on all samples: the format of an answer that timed out is not its success."""
-    rewards = [[NAN, 1], [NAN, 1], [NAN, 0.5], [NAN, 0.5]]
+    rewards = [[_, 1], [_, 1], [_, 0.5], [_, 0.5]]
     found = check(config_of("math", "exact"), rewards, tasks=2, lost=[(0, 0), (1, 0)])
     assert found.success_index.tolist() == [0, 1]
-    np.testing.assert_array_equal(found.success, [NAN, NAN, 0.5, 0.5])
+    assert success_of(found) == [_, _, 0.5, 0.5]
     assert found.failed.tolist() == [True, True, False, False]
 
 
 def test_success_reward_alone_is_success_if_it_is_given():
-    found = check(config_of("math", "exact", success_reward="exact"), [[1, NAN], [0, 1]], tasks=2, first=True)
-    np.testing.assert_array_equal(found.success, [NAN, 1])
+    found = check(config_of("math", "exact", success_reward="exact"), [[1, _], [0, 1]], tasks=2, first=True)
+    assert success_of(found) == [_, 1]
 
 
 def test_whether_a_reward_may_be_success_is_decided_once_a_reward():
     """A penalty for length is not success where it happens to lie in [0, 1], on no later sample either."""
     config, pool = config_of("math", "length"), SimpleNamespace(first_ranges={})
-    first = check(config, [[1, -0.3], [NAN, 0.2]], pool, tasks=2, first=True)
-    np.testing.assert_array_equal(first.success, [1, NAN])
-    later = check(config, [[NAN, 0.5], [NAN, 0.0], [0, 0.1]], pool, tasks=3)
-    np.testing.assert_array_equal(later.success, [NAN, NAN, 0])
+    first = check(config, [[1, -0.3], [_, 0.2]], pool, tasks=2, first=True)
+    assert success_of(first) == [1, _]
+    later = check(config, [[_, 0.5], [_, 0.0], [0, 0.1]], pool, tasks=3)
+    assert success_of(later) == [_, _, 0]
     assert later.failures["invalid"] == 0 and not later.failed.any()
 
 
 def test_a_reward_that_may_be_success_and_leaves_its_range_later_loses_that_value():
     config, pool = config_of("math", "bonus"), SimpleNamespace(first_ranges={})
-    check(config, [[1, 0.5], [NAN, 1]], pool, tasks=2, first=True)
-    later = check(config, [[NAN, 1.5], [NAN, 0.5], [1, 1.5]], pool, tasks=3)
-    np.testing.assert_array_equal(later.success, [NAN, 0.5, 1])
+    check(config, [[1, 0.5], [_, 1]], pool, tasks=2, first=True)
+    later = check(config, [[_, 1.5], [_, 0.5], [1, 1.5]], pool, tasks=3)
+    assert success_of(later) == [_, 0.5, 1]
     assert later.failures["invalid"] == 1 and later.failed.tolist() == [True, False, False]
-    np.testing.assert_array_equal(later.rewards, [[NAN, NAN], [NAN, 0.5], [1, 1.5]])  # a bonus that is none is allowed
+    assert later.valid.tolist() == [[False, False], [False, True], [True, True]]
+    assert later.rewards.tolist() == [[0, 0], [0, 0.5], [1, 1.5]]  # a bonus that is none is allowed
 
 
 @pytest.mark.parametrize(
     ("config", "rewards", "wanted"),
     [
         (config_of("length", "math"), [[-3, 1], [-1, 0]], "length gave -3, .*name another with success_reward"),
-        (config_of("math", "points"), [[NAN, 7], [NAN, 0]], "points gave 7, .*must lie in"),
+        (config_of("math", "points"), [[_, 7], [_, 0]], "points gave 7, .*must lie in"),
         (config_of("math", "points", success_reward="points"), [[1, 7], [0, 0]], "points gave 7, .*must lie in"),
-        (config_of("math", "exact"), [[NAN, NAN], [NAN, NAN]], "no completion of the first batch got a reward"),
-        (config_of("math", "exact", success_reward="math"), [[NAN, 1], [NAN, 1]], "no completion of the first batch"),
+        (config_of("math", "exact"), [[_, _], [_, _]], "no completion of the first batch got a reward"),
+        (config_of("math", "exact", success_reward="math"), [[_, 1], [_, 1]], "no completion of the first batch"),
     ],
 )
 def test_mistakes_show_in_the_first_batch(config, rewards, wanted):
@@ -96,11 +112,11 @@ def test_mistakes_show_in_the_first_batch(config, rewards, wanted):
 
 def test_a_reward_that_shows_late_that_it_cannot_be_success_is_named_once(caplog):
     config, pool = config_of("math", "code"), SimpleNamespace(first_ranges={})
-    check(config, [[1, NAN], [0, NAN]], pool, tasks=2, first=True)
+    check(config, [[1, _], [0, _]], pool, tasks=2, first=True)
     with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            found = check(config, [[1, NAN], [NAN, -1]], pool, tasks=2)
-    np.testing.assert_array_equal(found.success, [1, NAN])
+        for _repeat in range(2):
+            found = check(config, [[1, _], [_, -1]], pool, tasks=2)
+    assert success_of(found) == [1, _]
     assert [record.getMessage().count("the reward code gave -1 and is never success") for record in caplog.records] == [
         1
     ]
@@ -112,20 +128,20 @@ def visited(groups, success, *, tasks=20):
     said = []
     for number in range(groups):
         ids = np.array([number % tasks, tasks + number % tasks])
-        visits.add(ids, np.array([[0.0, 1.0], success], np.float32))
+        visits.add(ids, *helpers.masked_rewards([[0.0, 1.0], success]))
         said.append(list(visits.news()))
     return said
 
 
 def test_a_domain_to_which_no_reward_applies_is_named_once():
     """After 12 groups: fewer than 3 / 12 of its groups can have a success then, with 95 % confidence."""
-    said = visited(40, [NAN, NAN])
+    said = visited(40, [_, _])
     assert [number for number, sentences in enumerate(said, 1) if sentences] == [12]
     assert said[11][0].startswith("domain y: no reward that counts as success applied to any of the 12 groups")
 
 
 def test_a_domain_without_any_success_above_0_is_named_once():
-    said = visited(40, [0.0, NAN])
+    said = visited(40, [0.0, _])
     assert [len(sentences) for sentences in said] == [0] * 11 + [1] + [0] * 28
     assert (
         "domain y: none of the 12 groups rolled out so far has a success above 0, so that fewer than 25%" in said[11][0]
@@ -134,9 +150,9 @@ def test_a_domain_without_any_success_above_0_is_named_once():
 
 def test_a_domain_with_a_single_success_is_never_named():
     visits = Visits(np.zeros(30, int), ("x",))
-    visits.add(np.array([0]), np.array([0.0, 0.25], np.float32))
+    visits.add(np.array([0]), *helpers.masked_rewards([0.0, 0.25]))
     for number in range(1, 30):
-        visits.add(np.array([number]), np.zeros(2, np.float32))
+        visits.add(np.array([number]), *helpers.masked_rewards([0.0, 0.0]))
     assert list(visits.news()) == []
 
 
@@ -144,7 +160,7 @@ def test_tasks_without_a_verdict_are_told_among_others_of_their_domain():
     """After 3 visits each; the other task of the domain has successes."""
     visits = Visits(np.zeros(3, int), ("all",))
     for count in range(1, 5):
-        visits.add(np.array([0, 1, 2, 2]), np.array([[1, 0], [NAN, NAN], [NAN, NAN], [0, 1]], np.float32))
+        visits.add(np.array([0, 1, 2, 2]), *helpers.masked_rewards([[1, 0], [_, _], [_, _], [0, 1]]))
         said = list(visits.news())
         assert bool(said) == (count == 3)
         assert not said or said[0].startswith("domain all: 1 of its tasks were rolled out 3 times or more")

@@ -16,7 +16,7 @@ from jaxrft import config as configs
 from jaxrft.config import EvalConfig, TasksConfig
 from jaxrft.lm import weights
 from jaxrft.lm.policy import open_model
-from jaxrft.rewards.grading import Rewards, learnable_rewards, open_rewards
+from jaxrft.rewards.grading import Rewards, drop_failed_rows, open_rewards
 from jaxrft.train.devices import computing_on
 from jaxrft.train.evaluate import compile_evaluation, evaluate_policy
 from jaxrft.train.loop import train
@@ -96,11 +96,11 @@ def test_a_reward_that_never_applies_changes_nothing(configure, whole, tmp_path)
 
 
 def test_a_failed_grader_takes_its_row_along_and_a_reward_that_does_not_apply_does_not():
-    nan = np.nan
-    rewards = np.array([[1.0, 0.5], [1.0, nan], [1.0, nan]], np.float32)
     lost = np.array([[False, False], [False, False], [False, True]])
-    verdicts = Rewards(rewards, lost, {"invalid": 0}, [])
-    np.testing.assert_array_equal(learnable_rewards(verdicts), [[1.0, 0.5], [1.0, nan], [nan, nan]])
+    verdicts = Rewards(*helpers.masked_rewards([[1.0, 0.5], [1.0, None], [1.0, None]]), lost, {"invalid": 0}, [])
+    learned = drop_failed_rows(verdicts)
+    assert learned.valid.tolist() == [[True, True], [True, False], [False, False]]
+    assert learned.rewards.tolist() == [[1.0, 0.5], [1.0, 0.0], [0.0, 0.0]]
 
 
 def test_all_parts_of_the_objective_at_once(configure, tmp_path):

@@ -31,7 +31,8 @@ class Groups(NamedTuple):
     mask: Array  # [B, G, T] float32, 0 = leaves the loss
     logprobs: Array  # [B, G, T] float32, log mu, of the policy that sampled the tokens
     advantages: Array  # [B, G] float32
-    rewards: Array  # [B, G] float32, NaN = none
+    rewards: Array  # [B, G] float32, 0 where not valid
+    valid: Array  # [B, G] bool, whether the sample has a reward
     task: Array  # [B] int32
     step: Array  # [B] int32, 0 or more, in which the group was rolled out
     weights: Array | None = None  # [B, G, T] float32, of the tokens' losses; None = 1 each
@@ -55,7 +56,7 @@ class Replay(NamedTuple):
     draw: Callable[[Array, Buffer, Groups, Array], tuple[Groups, Array]]
     """(key, buffer, fresh [M], step) -> (groups [B], replayed [B] bool): the first of the fresh groups, then the drawn,
     as many as there are, B - F at most, none twice and none of this step. M = B is always enough, and so is M =
-    fresh_needed; with fewer, all floats of what is missing are NaN, and so is the loss: it cannot go unnoticed.
+    fresh_needed; with fewer, what is missing is zeros: groups without a valid reward and without a token in the loss.
     Raises InputError for M < F, M > B or groups of other shapes than the buffer's."""
     fresh_needed: Callable[[Buffer, Array], Array]
     """(buffer, step) -> [] int32, how many fresh groups the batch of this step needs: F, or more, up to B, while the
@@ -107,15 +108,16 @@ def shapes(*, num_generations: int, prompt_length: int, completion_length: int, 
     """A group's jax.ShapeDtypeStructs, for `init`; `weighted`: its tokens have weights."""
     f32, i32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32), partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
     group, cells = (1, num_generations), (1, num_generations, completion_length)
+    valid = jax.ShapeDtypeStruct(group, jnp.bool_)
     leaves: PyTree = (
         *(i32((1, prompt_length)), i32((1,)), i32(cells), f32(cells), f32(cells)),
-        *(f32(group), f32(group), i32((1,)), i32((1,)), f32(cells) if weighted else None),
+        *(f32(group), f32(group), valid, i32((1,)), i32((1,)), f32(cells) if weighted else None),
     )
     return Groups._make(leaves)
 
 
 def _init(capacity: int, like: Groups) -> Buffer:
-    """An empty ring of float32 and int32, whatever floats and integers `like` has."""
+    """An empty ring of float32, int32 and bool, whatever floats and integers `like` has."""
 
     def zeros(x: Array) -> Array:
         return jnp.zeros((capacity, *x.shape[1:]), _dtype(x))
@@ -128,8 +130,7 @@ def _add(buffer: Buffer, groups: Groups) -> Buffer:
     """Writes the groups that teach, in their order, to the places of the oldest."""
     groups = _fitting(groups, buffer.groups)
     capacity = buffer.groups.step.shape[0]
-    rewarded = jnp.isfinite(groups.rewards)
-    teaches = grpo.informative(groups.rewards, rewarded) & jnp.any(groups.mask > 0, axis=(1, 2))
+    teaches = grpo.informative(groups.rewards, groups.valid) & jnp.any(groups.mask > 0, axis=(1, 2))
     order = jnp.cumsum(teaches, dtype=jnp.int32) - 1  # [M], among those that teach
     count = order[-1] + 1
     stays = teaches & (order >= count - capacity)  # a place is written once, by the last of all that would
@@ -162,8 +163,7 @@ def _draw(
     drawn = may[places]  # [B - F]: False, then True
 
     def join(new: Array, old: Array) -> Array:
-        nothing = jnp.nan if jnp.issubdtype(new.dtype, jnp.floating) else 0
-        new = jnp.pad(new, [(0, batch_size - given)] + [(0, 0)] * (new.ndim - 1), constant_values=nothing)
+        new = jnp.pad(new, [(0, batch_size - given)] + [(0, 0)] * (new.ndim - 1))
         rest = jnp.where(drawn.reshape(-1, *(1,) * (old.ndim - 1)), old[places], new[least:])
         return jnp.concatenate([new[:least], rest])
 
@@ -183,7 +183,9 @@ def _may_be_drawn(buffer: Buffer, step: Array, max_age: int | None) -> Array:
 
 
 def _dtype(x: Array) -> jnp.dtype:
-    """Returns float32 for floats, int32 for integers."""
+    """Returns float32 for floats, int32 for integers, bool for masks."""
+    if x.dtype == jnp.bool_:
+        return jnp.dtype(jnp.bool_)
     return jnp.dtype(jnp.float32 if jnp.issubdtype(x.dtype, jnp.floating) else jnp.int32)
 
 

@@ -10,29 +10,30 @@ from jaxrft.shapes import REAL, check_dtypes, check_shapes
 from jaxrft.types import Array
 
 
-def total(rewards: Array, reward_weights: Array, *, success: int | Array) -> tuple[Array, Array]:
-    """The weighted sum [B, G] over the rewards that apply to a sample, and whether the sample has one [B, G] bool.
+def total(rewards: Array, valid: Array, reward_weights: Array, *, success: int | Array) -> tuple[Array, Array]:
+    """Computes the weighted sum [B, G] of the rewards of a sample, and whether the sample has one, [B, G] bool.
 
-    `rewards` [B, G, F]; what is not finite does not apply, and nothing takes its share. `reward_weights` [F]. A sample
-    without the reward number `success`, one for all tasks or [B], has no sum, 0 here: it says nothing about its task.
+    `rewards` [B, G, F]; one that is not `valid` [B, G, F] adds nothing, and nothing takes its share. `reward_weights`
+    [F]. A sample without the reward number `success`, one for all tasks or [B], has no sum, 0 here: it says nothing
+    about its task.
     """
-    check_shapes(rewards=(rewards, "BGF"), reward_weights=(reward_weights, "F"))
-    check_dtypes(REAL, rewards=rewards, reward_weights=reward_weights)
-    applies = jnp.isfinite(rewards)
-    exists = of_tasks(applies, success)
-    summed = jnp.sum(masked.zero(rewards, applies) * reward_weights.reshape(1, 1, -1), axis=-1)
-    return masked.zero(summed, exists), exists
+    exists = of_tasks(valid.astype(bool), success)
+    return masked.zero(jnp.sum(_terms(rewards, valid, reward_weights), axis=-1), exists), exists
 
 
-def magnitude(rewards: Array, reward_weights: Array) -> Array:
-    """Returns sum |weight reward| [B, G] over the rewards that apply, which the rounding of `total` is relative to.
+def magnitude(rewards: Array, valid: Array, reward_weights: Array) -> Array:
+    """Computes sum |weight reward| [B, G] of the valid rewards, which the rounding of `total` is relative to.
 
-    `rewards` [B, G, F], `reward_weights` [F], as those of `total`.
+    `rewards` and `valid` [B, G, F], `reward_weights` [F], as those of `total`.
     """
-    check_shapes(rewards=(rewards, "BGF"), reward_weights=(reward_weights, "F"))
-    check_dtypes(REAL, rewards=rewards, reward_weights=reward_weights)
-    terms = masked.zero(rewards, jnp.isfinite(rewards)) * reward_weights.reshape(1, 1, -1)
-    return jnp.sum(jnp.abs(terms), axis=-1)
+    return jnp.sum(jnp.abs(_terms(rewards, valid, reward_weights)), axis=-1)
+
+
+def _terms(rewards: Array, valid: Array, reward_weights: Array) -> Array:
+    """Returns weight times reward [B, G, F], 0 where the reward is not valid."""
+    check_shapes(rewards=(rewards, "BGF"), valid=(valid, "BGF"), reward_weights=(reward_weights, "F"))
+    check_dtypes(REAL, rewards=rewards, valid=valid, reward_weights=reward_weights)
+    return masked.zero(rewards, valid) * reward_weights.reshape(1, 1, -1)
 
 
 def of_tasks(rewards: Array, which: int | Array) -> Array:

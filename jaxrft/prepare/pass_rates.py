@@ -274,7 +274,8 @@ def roll_out_batch(job: Job, generate: Callable[..., Rollout], part: np.ndarray,
     verdicts = grade_rollout(config, job.lm, rollouts, job.pool, tasks, ids, trainer_state=told)
     verdicts = check_rewards(config, verdicts, job.pool, tasks=len(ids), first=first)
     success = verdicts.success.reshape(len(ids), -1)[: len(part)].astype(np.float64)  # [<= B, G]
-    counts = Counts(np.nansum(success, axis=1), np.isfinite(success).sum(axis=1))
+    valid = verdicts.success_valid.reshape(len(ids), -1)[: len(part)]
+    counts = Counts(success.sum(axis=1), valid.sum(axis=1))
     return counts, int(jnp.sum(rollouts.lengths))
 
 

@@ -86,13 +86,14 @@ class Display:
         table.columns[1].justify = "right"
         self.console.print(table)
 
-    def completions(self, step: int, rows: list[tuple[str, str, float]]) -> None:
-        """Shows (prompt, completion, reward) of a few samples."""
+    def completions(self, step: int, rows: list[tuple[str, str, float | None]]) -> None:
+        """Shows (prompt, completion, reward) of a few samples; None = no reward."""
         table = Table(title=f"samples of step {step}", title_justify="left", expand=False)
         for heading in ("prompt", "completion", "reward"):
             table.add_column(heading, overflow="fold", max_width=60)
         for prompt, completion, reward in rows:
-            table.add_row(self._text(_short(prompt)), self._text(_short(completion)), f"{reward:.3g}")
+            shown = "none" if reward is None else f"{reward:.3g}"
+            table.add_row(self._text(_short(prompt)), self._text(_short(completion)), shown)
         self.console.print(table)
 
     def _text(self, text: str) -> Text:

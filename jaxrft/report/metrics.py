@@ -51,18 +51,24 @@ from jaxrft.types import Array, Choice, Feedback, Rollout, Tasks
 MOST_DOMAINS = 32  # more of them are not told apart
 
 
-def rewards(values: Array, names: tuple[str, ...], total: Array, valid: Array, informative: Array) -> dict[str, Array]:
-    """Of rewards [B, G, F] with NaN = none, their sum [B, G], where it exists [B, G], and groups that teach [B]."""
+def rewards(
+    values: Array,
+    valid: Array,
+    names: tuple[str, ...],
+    total: Array,
+    total_valid: Array,
+    informative: Array,
+) -> dict[str, Array]:
+    """Of rewards and which are valid [B, G, F], their sums and which exist [B, G], and which groups teach [B]."""
     found = {
-        "reward": masked.mean(total, valid),
-        "reward_std": jnp.mean(masked.std(total, valid, axis=1)),
+        "reward": masked.mean(total, total_valid),
+        "reward_std": jnp.mean(masked.std(total, total_valid, axis=1)),
         "frac_reward_zero_std": 1.0 - jnp.mean(informative.astype(jnp.float32)),
     }
     for index, name in enumerate(names):
-        column = values[..., index]
-        given = jnp.isfinite(column)
-        found[f"rewards/{name}/mean"] = masked.mean(column, given)
-        found[f"rewards/{name}/std"] = masked.std(column, given)
+        column = values[..., index], valid[..., index]
+        found[f"rewards/{name}/mean"] = masked.mean(*column)
+        found[f"rewards/{name}/std"] = masked.std(*column)
     return found
 
 

@@ -1,6 +1,7 @@
 """Grades rollouts on all hosts, and tells successes from other rewards."""
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -46,17 +47,34 @@ def trainer_state(config: Config, done: int) -> dict[str, int]:
 class Rewards(NamedTuple):
     """What graders said of a rollout, the same on every process but for the samples."""
 
-    rewards: np.ndarray  # [R, F] float32, NaN = does not apply, or lost
+    rewards: np.ndarray  # [R, F] float32, 0 where not valid
+    valid: np.ndarray  # [R, F] bool, False = does not apply, or lost
     lost: np.ndarray  # [R, F] bool, the rewards that failures of graders cost
     failures: dict[str, int]  # how many, by kind
     samples: list[tuple[int, str]]  # (row, text) of the completions that this process graded
-    success: np.ndarray = np.zeros(0, np.float32)  # [R] float32, NaN = none; see `check_verdicts`
-    success_index: np.ndarray = np.zeros(0, np.int32)  # [B] int32, the reward that it is of each task
+    success_index: np.ndarray = np.zeros(0, np.int32)  # [B] int32, the reward that is success of each task
 
     @property
     def failed(self) -> np.ndarray:
         """Whether a grader failed on a row, [R] bool."""
         return np.any(self.lost, axis=1, keepdims=True)[:, 0]
+
+    @property
+    def is_success(self) -> np.ndarray:
+        """Whether a reward is the success of its row, one of each row, [R, F] bool; see `check_rewards`."""
+        rows, count = self.rewards.shape
+        index = np.repeat(self.success_index, rows // len(self.success_index))
+        return np.arange(count) == index[:, None]
+
+    @property
+    def success(self) -> np.ndarray:
+        """The success of each row, [R] float32, 0 where not valid."""
+        return self.rewards[self.is_success]
+
+    @property
+    def success_valid(self) -> np.ndarray:
+        """Whether a row has a success, 0 or not, [R] bool."""
+        return self.valid[self.is_success]
 
 
 def grade_rollout(
@@ -95,17 +113,29 @@ def grade_rollout(
         truncated=[int(row[-1]) not in lm.eos_ids for row in tokens],  # no end within max_completion_length
         trainer_state=trainer_state,
     )
-    rewards = np.zeros((rows, len(graded.rewards)), np.float32)
-    rewards[mine] = np.array(graded.rewards, np.float32).T  # None becomes NaN
+    values, not_none = without_none(graded.rewards)
+    rewards = np.zeros((rows, len(values)), np.float32)
+    rewards[mine] = values.T
+    valid = np.zeros(rewards.shape, bool)
+    valid[mine] = not_none.T
     lost = np.zeros(rewards.shape, bool)
     for reward, i in graded.lost:
         lost[mine[i], reward] = True
     counts = np.array([graded.failures[kind] for kind in pools.KINDS])
     if jax.process_count() > 1:  # rows of other processes are 0 here, so that sums put all together
-        found = multihost_utils.process_allgather((rewards, lost.astype(np.int32), counts))
-        rewards, lost, counts = (x.sum(axis=0) for x in found)
+        parts = (rewards, valid.astype(np.int32), lost.astype(np.int32), counts)
+        found = multihost_utils.process_allgather(parts)
+        rewards, valid, lost, counts = (x.sum(axis=0) for x in found)
     failures: dict[str, int] = dict(zip(pools.KINDS, counts.tolist(), strict=True))
-    return Rewards(rewards, lost.astype(bool), failures, list(zip(mine, completions, strict=True)))
+    samples = list(zip(mine, completions, strict=True))
+    return Rewards(rewards, valid.astype(bool), lost.astype(bool), failures, samples)
+
+
+def without_none(rewards: Sequence[Sequence[float | None]]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the rewards as float32 with 0 for None, and which are valid, that is, not None; both of their shape."""
+    values = np.array(rewards, np.float32)  # None becomes NaN, which goes no further
+    valid = ~np.isnan(values)
+    return np.where(valid, values, np.float32(0)), valid
 
 
 def check_rewards(config: Config, verdicts: Rewards, pool: pools.Pool, *, tasks: int, first: bool) -> Rewards:
@@ -118,32 +148,26 @@ def check_rewards(config: Config, verdicts: Rewards, pool: pools.Pool, *, tasks:
     candidates = success_candidates(config, pool)
     if first:
         check_candidates(config, pool)
-    index = success_indices(verdicts, candidates, tasks=tasks)
-    of_rows = np.repeat(index, len(verdicts.rewards) // tasks)
-    success = np.take_along_axis(verdicts.rewards, of_rows[:, None], axis=1)[:, 0]
-    if first and not (np.isfinite(success) & ~verdicts.failed).any():
+    verdicts = verdicts._replace(success_index=success_indices(verdicts, candidates, tasks=tasks))
+    if first and not (verdicts.success_valid & ~verdicts.failed).any():
         counts = ", ".join(f"{n} {kind}" for kind, n in verdicts.failures.items() if n) or "all None"
         raise InputError(
             f"no completion of the first batch got a reward ({counts}): see the warning above, and check the rewards "
             f"{', '.join(config.rewards)} and the columns of the tasks"
         )
-    outside = (success < 0) | (success > 1)
-    costs = outside[:, None] & (np.arange(len(config.rewards)) == of_rows[:, None])
-    nothing = np.float32(np.nan)
-    return Rewards(
-        rewards=np.where(costs, nothing, verdicts.rewards),
-        lost=verdicts.lost | costs,
+    outside = verdicts.is_success & ((verdicts.rewards < 0) | (verdicts.rewards > 1))
+    return verdicts._replace(
+        rewards=np.where(outside, np.float32(0), verdicts.rewards),
+        valid=verdicts.valid & ~outside,
+        lost=verdicts.lost | outside,
         failures=verdicts.failures | {"invalid": verdicts.failures["invalid"] + int(outside.sum())},
-        samples=verdicts.samples,
-        success=np.where(outside, nothing, success),
-        success_index=index,
     )
 
 
 def note_ranges(config: Config, verdicts: Rewards, pool: pools.Pool, *, first: bool) -> None:
     """Notes with the pool, so that training and evaluation share it, what range a reward's first values are in."""
-    for name, column in zip(config.rewards, verdicts.rewards.T, strict=True):
-        values = column[np.isfinite(column)]
+    for name, column, valid in zip(config.rewards, verdicts.rewards.T, verdicts.valid.T, strict=True):
+        values = column[valid]
         if len(values) == 0 or name in pool.first_ranges:
             continue
         pool.first_ranges[name] = float(values.min()), float(values.max())
@@ -196,20 +220,21 @@ def success_indices(verdicts: Rewards, candidates: np.ndarray, *, tasks: int) ->
     """Returns the reward that is success of each task, [B] int32: the first candidate that is not None for the task.
 
     A reward is None for a task if it is for all samples of the task, and a reward that a failure cost is not None. Of a
-    task without any the index is the first candidate's, whose values there are NaN. `candidates` [F] bool.
+    task without any the index is the first candidate's, which is not valid there. `candidates` [F] bool.
     """
-    given = np.isfinite(verdicts.rewards) | verdicts.lost
+    given = verdicts.valid | verdicts.lost
     applies = given.reshape(tasks, -1, given.shape[1]).any(axis=1) & candidates  # [B, F]
     found = np.where(applies.any(axis=1), applies.argmax(axis=1), candidates.argmax())
     return found.astype(np.int32)
 
 
-def learnable_rewards(verdicts: Rewards) -> np.ndarray:
-    """The rewards [R, F] that are learned from: none of a row on which a grader failed, whose sum is not known.
+def drop_failed_rows(verdicts: Rewards) -> Rewards:
+    """Returns the rewards without those of rows on which a grader failed, whose sums are not known.
 
     A reward that does not apply to a row leaves the row its others.
     """
-    return np.where(verdicts.failed[:, None], np.float32(np.nan), verdicts.rewards)
+    valid = verdicts.valid & ~verdicts.failed[:, None]
+    return verdicts._replace(rewards=np.where(valid, verdicts.rewards, np.float32(0)), valid=valid)
 
 
 def _first_row(shard: jax.Shard) -> int:

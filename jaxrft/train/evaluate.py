@@ -88,7 +88,7 @@ def compile_trials(
             rewards = grade_rollout(config, lm, rollouts, pool, tasks, part, trainer_state=told)
             first = start == step == 0
             rewards = check_rewards(config, rewards, pool, tasks=len(part), first=first)
-            found.append(np.nan_to_num(rewards.success).reshape(len(part), -1))
+            found.append(rewards.success.reshape(len(part), -1))
         return np.concatenate(found)[: len(ids)]
 
     return successes

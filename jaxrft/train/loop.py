@@ -251,16 +251,17 @@ def stop_diverged(step: Step, state: TrainState, groups: Groups, folder: Path, n
     )
 
 
-def sample_rows(step: Step, batch: Batch) -> list[tuple[str, str, float]]:
-    """Returns (prompt, completion, success) of the first sample of a few tasks."""
+def sample_rows(step: Step, batch: Batch) -> list[tuple[str, str, float | None]]:
+    """Returns (prompt, completion, success) of the first sample of a few tasks; None = no success."""
     first = batch.rounds[0]
+    success, valid = first.rewards.success, first.rewards.success_valid
     num_generations = step.setup.config.num_generations
     rows = []
     for row, text in first.rewards.samples:
         if row % num_generations == 0 and len(rows) < SHOWN:
             prompt = step.table.prompts[first.ids[row // num_generations]]
             shown = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-            rows.append((shown, text, float(first.rewards.success[row])))
+            rows.append((shown, text, float(success[row]) if valid[row] else None))
     return rows
 
 

@@ -264,9 +264,7 @@ def take_groups(setup: Setup, groups: Groups, others: tuple[Groups, ...], rows: 
     every = (groups, *others)
     width = max(each.prompts.shape[1] for each in every)
     joined = jax.tree.map(lambda *x: jnp.concatenate(x)[rows], *(widen(each, width) for each in every))
-    valid = jnp.isfinite(joined.rewards)
-    total = jnp.where(valid, joined.rewards, 0.0)
-    advantages = grpo.advantages(total, scale_rewards=setup.config.scale_rewards, mask=valid)
+    advantages = grpo.advantages(joined.rewards, scale_rewards=setup.config.scale_rewards, mask=joined.valid)
     where = meshes.sharding(setup.mesh, "batch")
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, where), joined._replace(advantages=advantages))
 

@@ -23,7 +23,7 @@ from jaxrft.lm import model
 from jaxrft.lm.model import Params
 from jaxrft.report import metrics
 from jaxrft.report.visits import Visits
-from jaxrft.rewards.grading import Rewards, check_rewards, grade_rollout, learnable_rewards, trainer_state
+from jaxrft.rewards.grading import Rewards, check_rewards, drop_failed_rows, grade_rollout, trainer_state
 from jaxrft.rewards.pool import Pool
 from jaxrft.streams import STREAMS, stream_key
 from jaxrft.tasks.table import TaskTable, buckets, prompt_batch
@@ -129,21 +129,23 @@ class Step:
         )
         first = self.visits.is_empty()
         rewards = check_rewards(config, rewards, self.pool, tasks=len(rolled.ids), first=first)
-        self.visits.add(rolled.ids, rewards.success)
+        self.visits.add(rolled.ids, rewards.success, rewards.success_valid)
         return rewards
 
     def score(self, state: TrainState, rolled: RolledOut, rewards: Rewards) -> ScoredGroups:
         """Makes groups with advantages, and the feedback of their tasks, of graded completions."""
         config = self.setup.config
         mesh = self.setup.mesh
-        values = learnable_rewards(rewards).reshape(len(rolled.ids), config.num_generations, -1)
+        learned = drop_failed_rows(rewards)
+        shape = (len(rolled.ids), config.num_generations, -1)
         return score_groups(
             self.setup,
             state.step,
             meshes.from_host(mesh, rolled.ids),
             rolled.prompts,
             rolled.rollout,
-            meshes.from_host(mesh, values, "batch", None, None),
+            meshes.from_host(mesh, learned.rewards.reshape(shape), "batch", None, None),
+            meshes.from_host(mesh, learned.valid.reshape(shape), "batch", None, None),
             meshes.from_host(mesh, rewards.success_index, "batch"),
         )
 
@@ -250,39 +252,42 @@ def score_groups(
     prompts: tuple[Array, Array],
     rollout: Rollout,
     rewards: Array,
+    valid: Array,
     success_index: Array,
 ) -> ScoredGroups:
     """Computes advantages and feedback from the `rewards` [B, G, F] of the tasks `ids` [B].
 
-    A reward is NaN if its function returned None, or if a grader failed on the sample. A sample without any is no
-    trial and is not learned from. A group whose rewards are all equal has advantages of 0. `success_index` [B] int32:
-    which of the rewards is success of each task.
+    A reward is not `valid` [B, G, F] if its function returned None, or if a grader failed on the sample. A sample
+    without any is no trial and is not learned from. A group whose rewards are all equal has advantages of 0.
+    `success_index` [B] int32: which of the rewards is success of each task.
     """
     config = setup.config
     shape = rewards.shape[:2]  # [B, G]
     lengths = rollout.lengths.reshape(shape)
-    total, valid, tolerance, measured = sum_rewards(config, rewards, success_index, lengths)
-    total = grpo.leveled(total, valid, tolerance=tolerance)
-    success = jnp.where(valid, reward_shaping.of_tasks(rewards, success_index), 0.0)
+    total, total_valid, tolerance, measured = sum_rewards(config, rewards, valid, success_index, lengths)
+    total = grpo.leveled(total, total_valid, tolerance=tolerance)  # 0 where not valid
+    success = jnp.where(total_valid, reward_shaping.of_tasks(rewards, success_index), 0.0)
     successes = jnp.sum(success, axis=1)
-    trials = jnp.sum(valid, axis=1, dtype=jnp.float32)
+    trials = jnp.sum(total_valid, axis=1, dtype=jnp.float32)
     pass_rate = successes / jnp.maximum(trials, 1.0)
-    informative = grpo.informative(success, valid)
+    informative = grpo.informative(success, total_valid)
     last = jnp.take_along_axis(rollout.tokens, rollout.lengths[:, None] - 1, axis=1)
     truncated = ~jnp.any(last == jnp.asarray(setup.lm.eos_ids, jnp.int32)[None], axis=1)
     masked = truncated.reshape(shape) if config.mask_truncated_completions else jnp.zeros(shape, bool)
     groups = Groups(
         *prompts,
         tokens=rollout.tokens.reshape(*shape, -1),
-        mask=jnp.where((valid & ~masked)[..., None], rollout.mask.reshape(*shape, -1), 0.0),
+        mask=jnp.where((total_valid & ~masked)[..., None], rollout.mask.reshape(*shape, -1), 0.0),
         logprobs=rollout.logprobs.reshape(*shape, -1),
-        advantages=grpo.advantages(total, scale_rewards=config.scale_rewards, mask=valid),
-        rewards=jnp.where(valid, total, jnp.nan),
+        advantages=grpo.advantages(total, scale_rewards=config.scale_rewards, mask=total_valid),
+        rewards=total,
+        valid=total_valid,
         task=ids,
         step=jnp.full(shape[:1], step),
         weights=importance_weights(config, rollout, shape),
     )
-    measured |= metrics.rewards(rewards, config.rewards, total, valid, grpo.informative(total, valid))
+    differ = grpo.informative(total, total_valid)
+    measured |= metrics.rewards(rewards, valid, config.rewards, total, total_valid, differ)
     measured |= metrics.completions(rollout, truncated)
     feedback = Feedback(ids, successes, trials, jnp.sum(lengths, axis=1).astype(jnp.float32))
     distance = jnp.where(informative, jnp.abs(pass_rate - config.select.target), jnp.inf)
@@ -296,16 +301,16 @@ def score_groups(
 
 
 def sum_rewards(
-    config: Config, rewards: Array, success_index: Array, lengths: Array
+    config: Config, rewards: Array, valid: Array, success_index: Array, lengths: Array
 ) -> tuple[Array, Array, Array, Metrics]:
-    """Computes the weighted sums of the rewards [B, G, F] of completions of `lengths` tokens [B, G].
+    """Computes the weighted sums of the valid rewards [B, G, F] of completions of `lengths` tokens [B, G].
 
     Returns the sums, whether they exist, the tolerance within which their differences are rounding, all [B, G], and
     metrics. The soft overlong penalty is one more term of each sum, if there is one.
     """
     weights = jnp.array(config.reward_weights or [1.0] * len(config.rewards), jnp.float32)
-    total, exists = reward_shaping.total(rewards, weights, success=success_index)
-    magnitude = reward_shaping.magnitude(rewards, weights)
+    total, exists = reward_shaping.total(rewards, valid, weights, success=success_index)
+    magnitude = reward_shaping.magnitude(rewards, valid, weights)
     if config.overlong_buffer == 0:
         return total, exists, grpo.rounding(magnitude, len(config.rewards)), {}
     penalty = reward_shaping.overlong(
@@ -421,8 +426,8 @@ def _stored(setup: Setup, buffer: Buffer, parts: tuple[Groups, ...], which: Arra
     assert setup.replay is not None
     width = buffer.groups.prompts.shape[1]
     groups = jax.tree.map(lambda *x: jnp.concatenate(x), *(widen(part, width) for part in parts))
-    rewards = jnp.where(which[:, None], groups.rewards, jnp.nan)  # groups without rewards are not added
-    return setup.replay.add(buffer, groups._replace(rewards=rewards))
+    valid = groups.valid & which[:, None]  # groups without rewards are not added
+    return setup.replay.add(buffer, groups._replace(valid=valid))
 
 
 def widen(groups: Groups, width: int) -> Groups:
