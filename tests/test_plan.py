@@ -138,6 +138,16 @@ def test_rewards_are_tried_on_ground_truths(configure, tmp_path):
     assert zero.fails
 
 
+def test_a_reward_that_is_none_neither_applies_nor_fails():
+    """Of two tasks, one reward is of the first only, and the other of none."""
+    partly = graded.Trial("partly", "as it is", [1.0, None], [None, 0.0], "")
+    never = graded.Trial("never", "as it is", [None, None], [None, None], "")
+    assert partly.applies and not partly.fails and not never.applies and not never.fails
+    assert partly._replace(right=[None, 0.0]).fails  # nothing is better than no reward
+    assert graded.unjudged([partly, never]) and not graded.unjudged([partly, partly._replace(right=[None, 0.0])])
+    assert not graded.unjudged([])
+
+
 @pytest.fixture
 def dry(configure, tmp_path, capsys):
     """Exit code and what `jaxrft train CONFIG --dry-run` says on changes of a config that works."""

@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from jaxrft.rewards import ground_truth
 from jaxrft.rewards.pool import Pool
 from jaxrft.tasks.table import TaskTable, take_rows
@@ -22,28 +20,30 @@ SPELLINGS = {
 
 
 class Trial(NamedTuple):
-    """What a reward gave to right answers and to an empty one, a task each; NaN = no reward."""
+    """What a reward gave to right answers and to an empty one, a task each; None = no reward."""
 
     name: str
     spelling: str  # of the ground truths, a key of SPELLINGS
-    right: list[float]
-    empty: list[float]
+    right: list[float | None]
+    empty: list[float | None]
     failure: str  # how it failed on the first completion on which it did, a sentence; "" if it never did
 
     @property
     def applies(self) -> bool:
         """Whether it gave any reward at all."""
-        return bool(np.isfinite([*self.right, *self.empty]).any())
+        return any(value is not None for value in (*self.right, *self.empty))
 
     @property
     def fails(self) -> bool:
         """Whether it applies and tells nothing apart: nothing is better than an empty answer."""
-        return self.applies and not np.any(np.nan_to_num(self.right) > np.nan_to_num(self.empty))
+        better = [(right or 0.0) > (empty or 0.0) for right, empty in zip(self.right, self.empty, strict=True)]
+        return self.applies and not any(better)
 
 
 def unjudged(trials: Sequence[Trial]) -> bool:
     """Whether no reward applies to some of the tasks that were tried, of which nothing would be learned."""
-    return bool(trials) and bool(np.isnan([trial.right for trial in trials]).all(axis=0).any())
+    tasks = zip(*(trial.right for trial in trials), strict=True)
+    return any(set(rewards) == {None} for rewards in tasks)
 
 
 def trials(
@@ -76,14 +76,16 @@ def trials(
         truncated=[False] * len(completions),
         trainer_state=trainer_state,
     )
-    rewards = np.array(graded.rewards, np.float32).reshape(len(names), -1, len(ids))  # None becomes NaN
     found = []
-    for name, (*right, empty) in zip(names, rewards, strict=True):
-        sums = [np.nan_to_num(each).sum() for each in right]
-        best = int(np.argmax(sums))
-        failure = graded.causes.get(name, "")
-        found.append(Trial(name, list(SPELLINGS)[best], right[best].tolist(), empty.tolist(), failure))
+    for name, rewards in zip(names, graded.rewards, strict=True):
+        *right, empty = (rewards[i : i + len(ids)] for i in range(0, len(rewards), len(ids)))
+        spelling, best = max(zip(SPELLINGS, right, strict=True), key=_sum)
+        found.append(Trial(name, spelling, best, empty, graded.causes.get(name, "")))
     return found
+
+
+def _sum(spelt: tuple[str, list[float | None]]) -> float:
+    return sum(reward or 0.0 for reward in spelt[1])
 
 
 def _token_ids(completion: str, text: "PreTrainedTokenizerBase | None") -> list[int]:

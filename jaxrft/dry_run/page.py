@@ -238,5 +238,5 @@ def shortened(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[:half]} [... {len(text) - 2 * half:,} characters ...] {text[-half:]}"
 
 
-def _values(rewards: Sequence[float]) -> str:
-    return "  ".join("none" if np.isnan(value) else f"{value:g}" for value in rewards)
+def _values(rewards: Sequence[float | None]) -> str:
+    return "  ".join("none" if value is None else f"{value:g}" for value in rewards)
