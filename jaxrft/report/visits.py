@@ -26,13 +26,13 @@ class Visits:
     def add(self, ids: np.ndarray, success: np.ndarray, valid: np.ndarray) -> None:
         """Counts a group of each of the tasks `ids` [B], their samples next to each other in `success` [R].
 
-        `valid` [R] bool: which samples have a success. The same task may come more than once.
+        `valid` [R] bool: which samples have a success; that of the others is 0. The same task may come more than once.
         """
         valid = valid.reshape(len(ids), -1)
-        solved = valid & (success.reshape(valid.shape) > 0)
+        success = success.reshape(valid.shape)
         np.add.at(self.groups, ids, 1)
         np.logical_or.at(self.judged, ids, valid.any(axis=1))
-        np.logical_or.at(self.solved, ids, solved.any(axis=1))
+        np.logical_or.at(self.solved, ids, (success > 0).any(axis=1))
 
     def is_empty(self) -> bool:
         """Returns whether no group was counted yet."""

@@ -8,11 +8,10 @@ both: what grades is trusted, what it starts is not.
 
 import json
 import logging
-import math
 import os
 import socket
 import struct
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 from jaxrft.host.files import UnreadableJSON, parse_json
 
@@ -25,11 +24,17 @@ _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 _SCM_CREDENTIALS = getattr(socket, "SCM_CREDENTIALS", None)  # Linux only
 
 Answer = tuple[float | None] | tuple[None, str, str]  # a reward, or None with the kind of the failure and a sentence
+LARGEST = 3.4028234e38  # of float32, in which rewards are added up
 KINDS_OF_WORKER = ("wrong_length", "error", "invalid")
 
 
 class Garbled(ValueError):
     """Reports bytes that are no answer."""
+
+
+def is_reward(value: object) -> TypeGuard[float | None]:
+    """Decides whether a reward function may give this: None, or a finite number of float32."""
+    return value is None or (isinstance(value, float) and abs(value) <= LARGEST)
 
 
 class Wire:
@@ -102,7 +107,7 @@ def parse_answer(line: bytes, number: int, token: str) -> Answer:
     """
     match _parse(line, list):
         case [int(answered), str(word), reward] if _repeats(answered, word, number, token):
-            if reward is None or (isinstance(reward, float) and math.isfinite(reward)):
+            if is_reward(reward):
                 return (reward,)
         case [int(answered), str(word), None, str(kind), str(sentence)] if _repeats(answered, word, number, token):
             if kind in KINDS_OF_WORKER:

@@ -22,9 +22,8 @@ from jaxrft.rewards import calls
 from jaxrft.rewards.functions import as_reward
 from jaxrft.rewards.lookup import Reward, Source, load, sentence
 from jaxrft.rewards.warden import guard
-from jaxrft.rewards.wire import keep_from_children
+from jaxrft.rewards.wire import is_reward, keep_from_children
 
-LARGEST = 3.4028234e38  # of float32, in which the trainer adds rewards up
 MEMORY = 4 << 30  # bytes of address space that grading may take beyond what loading the rewards took
 
 
@@ -88,7 +87,7 @@ def _checked(result: Any) -> list:
         number = float(value) if isinstance(value, SupportsFloat) else value
     except Exception as error:
         return [None, "invalid", sentence(error)]
-    if number is None or (isinstance(number, float) and abs(number) <= LARGEST):
+    if is_reward(number):
         return [number]
     return [None, "invalid", f"returned {value!r:.100}, not a finite float32 number"]
 

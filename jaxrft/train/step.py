@@ -309,10 +309,10 @@ def sum_rewards(
     metrics. The soft overlong penalty is one more term of each sum, if there is one.
     """
     weights = jnp.array(config.reward_weights or [1.0] * len(config.rewards), jnp.float32)
-    total, exists = reward_shaping.total(rewards, valid, weights, success=success_index)
+    total, total_valid = reward_shaping.total(rewards, valid, weights, success=success_index)
     magnitude = reward_shaping.magnitude(rewards, valid, weights)
     if config.overlong_buffer == 0:
-        return total, exists, grpo.rounding(magnitude, len(config.rewards)), {}
+        return total, total_valid, grpo.rounding(magnitude, len(config.rewards)), {}
     penalty = reward_shaping.overlong(
         lengths,
         max_completion_length=config.max_completion_length,
@@ -320,7 +320,7 @@ def sum_rewards(
         overlong_penalty=config.overlong_penalty,
     )
     tolerance = grpo.rounding(magnitude + jnp.abs(penalty), len(config.rewards) + 1)
-    return total + penalty, exists, tolerance, {"completions/overlong_penalty": jnp.mean(penalty)}
+    return total + penalty, total_valid, tolerance, {"completions/overlong_penalty": jnp.mean(penalty)}
 
 
 def importance_weights(config: Config, rollout: Rollout, shape: tuple[int, ...]) -> Array | None:
