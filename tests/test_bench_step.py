@@ -1,6 +1,7 @@
 """Rollout, update and step as they are measured: counts by hand, lengths from the sampler, the turns of processes."""
 
 import argparse
+import dataclasses
 import os
 import sys
 
@@ -54,24 +55,30 @@ def test_the_end_has_the_wanted_probability_and_the_others_keep_their_ratios():
     np.testing.assert_array_equal(never[:, 1], 0)
 
 
-@pytest.mark.parametrize("lengths", ["fixed", "geometric"])
-def test_a_step_is_measured_with_completions_of_the_wanted_lengths(lengths):
-    shape = Shape(
-        layers=1, width=16, heads=2, kv_heads=1, mlp=16, vocabulary=96, prompts=8, prompt_length=8, group_size=4,
-        new_tokens=12, mean_length=4, lengths=lengths,
-    )  # fmt: skip
-    with _run.open_step(shape) as (step, state):
+TINY = Shape(
+    layers=1, width=16, heads=2, kv_heads=1, mlp=16, vocabulary=96, prompts=8, prompt_length=8, group_size=4,
+    new_tokens=12, mean_length=4,
+)  # fmt: skip
+
+
+def test_completions_of_fixed_lengths_never_end():
+    with _run.open_step(TINY) as (step, state):
+        stages = _run.Stages(step, state)
+        assert stages.rollout()["seconds"] > 0
+        assert stages.lengths() == [12] * 32
+
+
+def test_a_step_of_geometric_lengths_is_measured_stage_by_stage():
+    with _run.open_step(dataclasses.replace(TINY, lengths="geometric")) as (step, state):
         stages = _run.Stages(step, state)
         measured = stages.whole_step()
         found = stages.lengths()
-        assert list(measured) == ["seconds", *_run.STAGES]
-        assert sum(measured[name] for name in _run.STAGES) == pytest.approx(measured["seconds"])
         assert stages.learn()["seconds"] > 0
         assert int(stages.state.step) == 2
-    if lengths == "fixed":
-        assert found == [12] * 32
-    else:  # the mean of min(geometric, 12) is (1 - 0.75^12) / 0.25 = 3.87, its deviation below 3.5 / sqrt(32)
-        assert 2 < np.mean(found) < 6 and len({*found}) > 3
+    assert list(measured) == ["seconds", *_run.STAGES]
+    assert sum(measured[name] for name in _run.STAGES) == pytest.approx(measured["seconds"])
+    # The mean of min(geometric, 12) is (1 - 0.75^12) / 0.25 = 3.87; that of 32 has a deviation below 3.5 / sqrt(32).
+    assert 2 < np.mean(found) < 6 and len({*found}) > 3
 
 
 ANSWERS = """
