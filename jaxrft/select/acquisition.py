@@ -157,7 +157,7 @@ def priced(
     count = jnp.maximum(paid, jnp.isinf(score[curious]).sum())
     ahead = jnp.where(jnp.arange(batch_size) < count, curious, utility.shape[0])
     if preference is not None:
-        least = best.min() if quota is None else _by_domain(quota, best, ids)
+        least = best.min() if quota is None else least_by_domain(quota, best, ids)
         equal = utility >= (1 - alike) * least
         utility = jnp.where(equal, best.max() + 1 + preference, utility)  # above all that are not, of the same domain
     return rank(key_rest, utility.at[ahead].set(jnp.inf, mode="drop"))
@@ -176,7 +176,7 @@ def by_chance(utility: Array, quota: Quota | None = None, exclude: Array | None 
     return (chance * utility).sum() / jnp.maximum(places.sum(), 1)
 
 
-def _by_domain(quota: Quota, score: Array, ids: Array) -> Array:
+def least_by_domain(quota: Quota, score: Array, ids: Array) -> Array:
     """The least `score` [B] of the tasks `ids` [B] in the domain of every task, [N]; infinite where there is none."""
     least = jnp.full(quota.places.shape, jnp.inf, score.dtype).at[quota.domain[ids]].min(score)
     return least[quota.domain]

@@ -143,7 +143,8 @@ def adaptive(
         quota = topk.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
         believed, seen = state.believed, state.visited >= 0
         since = jnp.where(seen, state.step - state.visited, jnp.iinfo(jnp.int32).max)
-        worth = believed.informative if utility == "informative" else _signal(believed)
+        rate = believed.pass_rate
+        worth = believed.informative if utility == "informative" else 4 * (rate * (1 - rate) - believed.variance)
         interest = jnp.sqrt(believed.variance) + STALE_INTEREST * jnp.minimum(since.astype(jnp.float32) / STALE, 1)
         if state.tokens is not None:
             worth, interest = (acquisition.per_token(x, state.tokens) for x in (worth, interest))
@@ -231,11 +232,6 @@ def _with_stalest(
     alike = jnp.ones(ids.shape, bool) if quota is None else quota.domain[ids] == quota.domain[stalest]
     place = jnp.where(alike, jnp.arange(ids.shape[0]), 0).max()
     return jnp.where((ids == stalest).any(), ids, ids.at[place].set(stalest[0]))
-
-
-def _signal(believed: logit.Moments) -> Array:
-    """The mean [N] of 4 p (1 - p)."""
-    return 4 * (believed.pass_rate * (1 - believed.pass_rate) - believed.variance)
 
 
 def _predict(state: AdaptiveState, rows: Array | slice = slice(None)) -> tuple[Array, Array]:

@@ -5,11 +5,15 @@
     jax.jit(selector.select, static_argnames="batch_size", donate_argnums=1)
 """
 
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
+import jax
 import jax.numpy as jnp
 
-from jaxrft.select.checks import check_feedback
+from jaxrft.mesh import constrain
+from jaxrft.select import topk
+from jaxrft.select.checks import check_feedback, check_select
 from jaxrft.types import Array, Choice, Feedback, Tasks
 
 State = TypeVar("State")
@@ -59,6 +63,36 @@ class Selector(NamedTuple, Generic[State]):
     reference_set: ReferenceSet[State] | None = None  # rolled out every `reference_every` steps, before `select`
     update_references: Update[State] | None = None  # takes their feedback, which `update` never sees
     reference_every: int = 0
+
+
+class Visited(Protocol):
+    """A state that counts how often each task has been chosen."""
+
+    @property
+    def visits(self) -> Array: ...  # noqa: D102
+
+    def _replace(self, *, visits: Array) -> Self: ...
+
+
+Counting = TypeVar("Counting", bound=Visited)
+Score = Callable[[Counting, topk.Quota | None, Array | None], Array]  # (state, quota, exclude) -> [N]
+
+
+def select_smallest(score: Score[Counting], pass_rate: PassRate[Counting], balance: topk.Balance) -> Select[Counting]:
+    """Returns the `select` that takes the smallest scores, ties at random, and counts what it chooses."""
+
+    def select(
+        key: Array, state: Counting, tasks: Tasks, *, batch_size: int, exclude: Array | None = None
+    ) -> tuple[Choice, Counting]:
+        batch_size = check_select(key, state.visits, tasks, batch_size=batch_size, exclude=exclude)
+        key_quota, key_tie = jax.random.split(key)
+        quota = topk.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
+        scores = score(state, quota, exclude)
+        ids = topk.smallest(key_tie, scores, batch_size=batch_size, quota=quota, exclude=exclude)
+        visits = constrain(state.visits.at[ids].add(1), "task")
+        return Choice(ids, pass_rate(state, tasks)[ids]), state._replace(visits=visits)
+
+    return select
 
 
 def ignore_feedback(state: State, tasks: Tasks, feedback: Feedback) -> State:

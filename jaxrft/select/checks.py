@@ -8,7 +8,7 @@ value. Tracers and descriptions of arrays have no values, so that of them only s
 import difflib
 import operator
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, SupportsIndex, TypeGuard, get_args
+from typing import NamedTuple, SupportsIndex, get_args
 
 import jax
 import jax.numpy as jnp
@@ -296,10 +296,6 @@ def are_numbers(values: AnyArray | jax.ShapeDtypeStruct) -> bool:
     return kind == np.bool_ or jnp.issubdtype(kind, jnp.integer) or jnp.issubdtype(kind, jnp.floating)
 
 
-def _is_array(values: object) -> TypeGuard[AnyArray | jax.ShapeDtypeStruct]:
-    return isinstance(values, np.ndarray | jax.Array | jax.ShapeDtypeStruct)
-
-
 def _has_no_values(values: object) -> bool:
     """Returns whether only shape and dtype are known: of a tracer, and of an array that a dry run describes."""
     return isinstance(values, Tracer | jax.ShapeDtypeStruct)
@@ -307,7 +303,7 @@ def _has_no_values(values: object) -> bool:
 
 def _check_numbers(name: str, values: object) -> None:
     """Raises InputError unless a field of `Tasks` is an array of numbers."""
-    if not _is_array(values) or not are_numbers(values):
+    if not isinstance(values, AnyArray | jax.ShapeDtypeStruct) or not are_numbers(values):
         raise InputError(f"Tasks.{name} is no table of numbers but {shown(values)}: give an array with one row a task")
 
 

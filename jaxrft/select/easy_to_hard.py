@@ -5,16 +5,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrft.mesh import constrain
 from jaxrft.select import acquisition, evidence, topk
-from jaxrft.select.base import Selector, ignore_feedback, no_belief
+from jaxrft.select.base import Selector, ignore_feedback, no_belief, select_smallest
 from jaxrft.select.checks import (
     check_balance,
     check_generations,
-    check_select,
     check_table,
 )
-from jaxrft.types import Array, Choice, Tasks
+from jaxrft.types import Array, Tasks
 
 
 class EasyToHardState(NamedTuple):
@@ -42,18 +40,10 @@ def easy_to_hard(num_generations: int, *, balance: topk.Balance = "none") -> Sel
         order = jax.lax.sort((-mean, row), num_keys=2)[1]
         return EasyToHardState(jnp.zeros(num_tasks, jnp.int32), jnp.zeros(num_tasks, jnp.int32).at[order].set(row))
 
-    def select(
-        key: Array, state: EasyToHardState, tasks: Tasks, *, batch_size: int, exclude: Array | None = None
-    ) -> tuple[Choice, EasyToHardState]:
-        batch_size = check_select(key, state.visits, tasks, batch_size=batch_size, exclude=exclude)
-        key_quota, key_tie = jax.random.split(key)
-        quota = topk.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
-        rank = acquisition.epoch(state.visits, quota=quota, exclude=exclude) * state.rank.shape[0] + state.rank
-        ids = topk.smallest(key_tie, rank, batch_size=batch_size, quota=quota, exclude=exclude)
-        visits = constrain(state.visits.at[ids].add(1), "task")
-        return Choice(ids, no_belief(ids)), state._replace(visits=visits)
+    def score(state: EasyToHardState, quota: topk.Quota | None, exclude: Array | None) -> Array:
+        return acquisition.epoch(state.visits, quota=quota, exclude=exclude) * state.rank.shape[0] + state.rank
 
     def pass_rate(state: EasyToHardState, tasks: Tasks) -> Array:
         return no_belief(state.visits)
 
-    return Selector(init, select, ignore_feedback, pass_rate)
+    return Selector(init, select_smallest(score, pass_rate, balance), ignore_feedback, pass_rate)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxrft.select import logit
 from jaxrft.select.checks import check_domains, check_embeddings
 from jaxrft.types import Array, Tasks
 
@@ -29,9 +30,7 @@ def describe(tasks: Tasks, num_tasks: int) -> Array:
 
 def along(features: Array, *directions: Array) -> list[Array]:
     """The products [N] of the features [N, F] with each of the `directions` [F], in a single pass over the table."""
-    terms = [features * direction[None] for direction in directions]
-    zeros = [jnp.zeros((), features.dtype)] * len(terms)
-    return jax.lax.reduce(terms, zeros, lambda x, y: [*map(jnp.add, x, y)], (1,))
+    return logit.sums([features * direction[None] for direction in directions], axis=1)
 
 
 def components(embeddings: Array) -> Array:

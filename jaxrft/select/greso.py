@@ -76,8 +76,7 @@ def greso(
         reached = score if exclude is None else jnp.where(exclude, -jnp.inf, score)
         last = reached[ids].max()
         if quota is not None:
-            nothing = jnp.full(quota.places.shape, -jnp.inf)
-            last = nothing.at[quota.domain[ids]].max(reached[ids])[quota.domain]
+            last = -acquisition.least_by_domain(quota, -reached[ids], ids)
         passed = order <= last  # rolled out, or skipped on the way to the last that is
         if exclude is not None:
             passed = (passed & ~exclude).at[ids].set(True)

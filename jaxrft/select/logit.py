@@ -27,10 +27,14 @@ def moments(mean: Array, variance: Array, *, num_generations: int) -> Moments:
     node, weight = (jnp.asarray(x, mean.dtype)[:, None] for x in (NODES, WEIGHTS))
     rate = jax.nn.sigmoid(mean[None] + node * jnp.sqrt(variance)[None])  # [9, N]
     terms = [weight * x for x in (rate, rate * rate, acquisition.informative(rate, num_generations))]
-    zeros = [jnp.zeros((), mean.dtype)] * 3
-    # A single pass over the table; sums one by one would each be another, on CPUs fifty times as long.
-    first, second, informative = jax.lax.reduce(terms, zeros, lambda x, y: [*map(jnp.add, x, y)], (0,))
+    first, second, informative = sums(terms, axis=0)
     return Moments(first, jnp.maximum(second - first * first, 0), informative)
+
+
+def sums(terms: list[Array], *, axis: int) -> list[Array]:
+    """Sums arrays of one shape in a single pass over them; one by one would take fifty times as long on CPUs."""
+    zeros = [jnp.zeros((), terms[0].dtype)] * len(terms)
+    return jax.lax.reduce(terms, zeros, lambda x, y: [*map(jnp.add, x, y)], (axis,))
 
 
 def observe(mean: Array, variance: Array, successes: Array, trials: Array) -> tuple[Array, Array]:

@@ -60,14 +60,9 @@ def update(
     weight = jnp.where(jnp.isnan(implicit), 0, rho * num_generations)  # [N], implicit rollouts
     implicit = jnp.nan_to_num(implicit)
 
-    def step(old: Array, prior_count: ArrayLike, explicit: Array, pass_rate: Array) -> Array:
-        gained = jnp.where(trials > 0, explicit, weight * pass_rate)
-        return constrain((1 - decay) * old + decay * jnp.asarray(prior_count, dtype) + gained, "task")
-
-    return BetaState(
-        step(state.alpha, prior[0], successes, implicit),
-        step(state.beta, prior[1], trials - successes, 1 - implicit),
-    )
+    solved = jnp.where(trials > 0, successes, weight * implicit)
+    failed = jnp.where(trials > 0, trials - successes, weight * (1 - implicit))
+    return _step(state, 1 - decay, decay, prior, (solved, failed))
 
 
 def update_visited(
@@ -82,12 +77,14 @@ def update_visited(
     successes, trials = counts(feedback, state.alpha.shape[0], dtype=dtype)
     kept = jnp.where(trials > 0, jnp.asarray(discount, dtype), 1)  # [N]
 
-    def step(old: Array, prior_count: ArrayLike, explicit: Array) -> Array:
-        return constrain(kept * old + (1 - kept) * jnp.asarray(prior_count, dtype) + explicit, "task")
+    return _step(state, kept, 1 - kept, prior, (successes, trials - successes))
 
+
+def _step(state: BetaState, kept: Array, pull: Array, prior: Prior, gained: tuple[Array, Array]) -> BetaState:
+    """Returns `kept` times the counts, `pull` times those of the prior, and what was gained, together."""
+    counts = zip(state, prior, gained, strict=True)
     return BetaState(
-        step(state.alpha, prior[0], successes),
-        step(state.beta, prior[1], trials - successes),
+        *(constrain(kept * old + pull * jnp.asarray(first, old.dtype) + more, "task") for old, first, more in counts)
     )
 
 

@@ -2,20 +2,12 @@
 
 from typing import Literal, NamedTuple, get_args
 
-import jax
 import jax.numpy as jnp
 
-from jaxrft.mesh import constrain
 from jaxrft.select import acquisition, topk
-from jaxrft.select.base import Selector, ignore_feedback, no_belief
-from jaxrft.select.checks import (
-    check_balance,
-    check_choice,
-    check_generations,
-    check_select,
-    check_table,
-)
-from jaxrft.types import Array, Choice, Tasks
+from jaxrft.select.base import Selector, ignore_feedback, no_belief, select_smallest
+from jaxrft.select.checks import check_balance, check_choice, check_generations, check_table
+from jaxrft.types import Array, Tasks
 
 Order = Literal["shuffled", "replacement", "sequential"]
 
@@ -42,29 +34,16 @@ def uniform(num_generations: int, *, order: Order = "shuffled", balance: topk.Ba
         num_tasks = check_table(tasks, num_tasks, balance=balance)
         return VisitsState(jnp.zeros(num_tasks, jnp.int32))
 
-    def score(visits: Array, quota: topk.Quota | None, exclude: Array | None) -> Array:
-        """[N] int32; the smallest are chosen and ties broken at random."""
+    def score(state: VisitsState, quota: topk.Quota | None, exclude: Array | None) -> Array:  # [N] int32
         if order == "replacement":
-            return jnp.zeros_like(visits)
-        seen = acquisition.epoch(visits, quota=quota, exclude=exclude)
+            return jnp.zeros_like(state.visits)
+        seen = acquisition.epoch(state.visits, quota=quota, exclude=exclude)
         if order == "shuffled":
             return seen
-        num_tasks = visits.shape[0]
+        num_tasks = state.visits.shape[0]
         return seen * num_tasks + jnp.arange(num_tasks, dtype=jnp.int32)
-
-    def select(
-        key: Array, state: VisitsState, tasks: Tasks, *, batch_size: int, exclude: Array | None = None
-    ) -> tuple[Choice, VisitsState]:
-        batch_size = check_select(key, state.visits, tasks, batch_size=batch_size, exclude=exclude)
-        key_quota, key_tie = jax.random.split(key)
-        quota = topk.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
-        ids = topk.smallest(
-            key_tie, score(state.visits, quota, exclude), batch_size=batch_size, quota=quota, exclude=exclude
-        )
-        visits = constrain(state.visits.at[ids].add(1), "task")
-        return Choice(ids, no_belief(ids)), VisitsState(visits)
 
     def pass_rate(state: VisitsState, tasks: Tasks) -> Array:
         return no_belief(state.visits)
 
-    return Selector(init, select, ignore_feedback, pass_rate)
+    return Selector(init, select_smallest(score, pass_rate, balance), ignore_feedback, pass_rate)

@@ -2,23 +2,20 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxrft.mesh import constrain
 from jaxrft.select import topk
-from jaxrft.select.base import Selector, ignore_feedback
+from jaxrft.select.base import Selector, ignore_feedback, select_smallest
 from jaxrft.select.checks import (
     BELOW_ONE,
     BETWEEN,
     check,
     check_balance,
     check_generations,
-    check_select,
     check_table,
 )
-from jaxrft.types import Array, Choice, Tasks
+from jaxrft.types import Array, Tasks
 
 MANY_VISITS = 2.0**20  # more than a task has
 
@@ -52,23 +49,15 @@ def oracle(
         unknown = jnp.full(num_tasks, jnp.nan, jnp.float32)
         return OracleState(jnp.zeros(num_tasks, jnp.int32), unknown)
 
-    def select(
-        key: Array, state: OracleState, tasks: Tasks, *, batch_size: int, exclude: Array | None = None
-    ) -> tuple[Choice, OracleState]:
-        batch_size = check_select(key, state.visits, tasks, batch_size=batch_size, exclude=exclude)
-        key_quota, key_tie = jax.random.split(key)
-        quota = topk.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
+    def score(state: OracleState, quota: topk.Quota | None, exclude: Array | None) -> Array:
         distance = jnp.abs(state.pass_rates - jnp.asarray(target, jnp.float32))
         near = distance <= jnp.asarray(tolerance, jnp.float32)
-        score = jnp.where(near, state.visits.astype(jnp.float32), MANY_VISITS * (1 + distance))
-        ids = topk.smallest(key_tie, score, batch_size=batch_size, quota=quota, exclude=exclude)
-        visits = constrain(state.visits.at[ids].add(1), "task")
-        return Choice(ids, state.pass_rates[ids]), state._replace(visits=visits)
+        return jnp.where(near, state.visits.astype(jnp.float32), MANY_VISITS * (1 + distance))
 
     def pass_rate(state: OracleState, tasks: Tasks) -> Array:
         return state.pass_rates
 
-    return Selector(init, select, ignore_feedback, pass_rate)
+    return Selector(init, select_smallest(score, pass_rate, balance), ignore_feedback, pass_rate)
 
 
 def reveal(state: OracleState, pass_rates: Array) -> OracleState:
