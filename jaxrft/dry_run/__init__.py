@@ -13,6 +13,7 @@ from jaxrft.config import Config
 from jaxrft.dry_run import counts, found, graded, memory, page, programs
 from jaxrft.dry_run.page import Page
 from jaxrft.fields import Checked
+from jaxrft.host.checkpoint import size_of
 from jaxrft.rewards.grading import open_rewards, trainer_state
 from jaxrft.select import selectors
 from jaxrft.tasks import mixture, table
@@ -122,7 +123,7 @@ def _how(out: Page, here: found.Found, run: Opened) -> None:
             *page.embeddings(here.pool.table),
             *counts.run(config, len(here.pool.table.lengths) if here.pool.whole else None),
             *counts.evaluations(config, held_out),
-            *counts.checkpoints(config, memory.whole(run.state), 4 * (frozen or trained)),
+            *counts.checkpoints(config, size_of(run.state), 4 * (frozen or trained)),
         ]
     )
 

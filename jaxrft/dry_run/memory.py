@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrft import mesh as meshes
+from jaxrft.host.checkpoint import size_of
 from jaxrft.learn import update
 from jaxrft.lm import model
 from jaxrft.mesh import describe_array, on_device
@@ -57,11 +58,6 @@ def peak(found: list[Part], phase: str) -> int:
     return sum(part.bytes for part in found if part.phase in (ALWAYS, phase))
 
 
-def whole(tree: PyTree) -> int:
-    """Bytes of a pytree of arrays, all shards together."""
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
 def number(tree: PyTree) -> int:
     """How many numbers a pytree of arrays holds."""
     return sum(x.size for x in jax.tree.leaves(tree))
@@ -85,7 +81,7 @@ def _always(run: Opened, tasks: bool) -> list[Part]:
 def _groups(run: Opened, name: str, count: int) -> Part:
     """Groups beside those of the batch, which stay until it has been learned from."""
     group = group_shapes(run.setup)
-    return Part(name, count // meshes.shards(run.setup.mesh, "batch") * whole(group), ALWAYS, True)
+    return Part(name, count // meshes.shards(run.setup.mesh, "batch") * size_of(group), ALWAYS, True)
 
 
 def _rollout(run: Opened, prompt_length: int) -> list[Part]:

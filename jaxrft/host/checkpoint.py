@@ -263,8 +263,8 @@ def _short(value: object) -> str:
 
 
 def size_of(state: PyTree) -> int:
-    """Bytes of the arrays."""
-    return sum(x.nbytes for x in jax.tree.leaves(state))
+    """Computes the bytes of arrays, all shards together, or of their descriptions."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
 
 
 @contextmanager

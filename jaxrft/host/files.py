@@ -55,9 +55,9 @@ def parse_json(text: str | bytes, kind: type[T], *, max_bytes: int = MAX_JSON_BY
     return value
 
 
-def read_json(path: Path, kind: type[T], *, max_bytes: int = MAX_JSON_BYTES) -> T:
+def read_json(path: Path, kind: type[T]) -> T:
     """Reads a file of one JSON document as `parse_json` does; raises OSError when the file cannot be opened."""
-    return parse_json(read_regular(path, max_bytes + 1), kind, max_bytes=max_bytes)
+    return parse_json(read_regular(path, MAX_JSON_BYTES + 1), kind)
 
 
 def _reject_constant(name: str) -> None:

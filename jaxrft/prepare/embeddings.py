@@ -23,7 +23,7 @@ from jaxrft.host.files import JSON, short_digest
 from jaxrft.host.multihost import any_process, on_host0
 from jaxrft.host.stopping import stop_signals
 from jaxrft.lm.policy import LanguageModel, open_model
-from jaxrft.prepare.journal import Journal, begun, finished, identity_at, note_of, open_own, replacing, writing
+from jaxrft.prepare.journal import Journal, begun, identity_at, note_of, open_own, replacing, unfinished, writing
 from jaxrft.report.console import Display
 from jaxrft.tasks import embeddings, mixture, sources, table
 from jaxrft.tasks.embeddings import embedding_source, make_embedder
@@ -134,7 +134,7 @@ def embed(job: Job, journal: Journal | None, display: Display) -> bool:
     parts = table.batches(job.table.lengths, job.config.batch_size)
     if journal is not None:
         forget_lost(job, journal)
-    missing = np.flatnonzero(~finished(journal, len(parts))).tolist()
+    missing = unfinished(journal, len(parts))
     if len(missing) < len(parts):
         display.say(f"going on after {len(parts) - len(missing)} of {len(parts)} batches, in {rows_of(job.out)}")
     embedder = make_embedder(job.lm, job.config, job.mesh, job.table)

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
-import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -97,11 +96,11 @@ def note_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.partial")
 
 
-def finished(journal: Journal | None, number: int) -> np.ndarray:
-    """Which of so many pieces are in the journal of process 0, [number] bool."""
-    done = np.zeros(number, bool)
-    done[list(journal.done) if journal is not None else []] = True
-    return done if jax.process_count() == 1 else np.asarray(multihost_utils.broadcast_one_to_all(done))
+def unfinished(journal: Journal | None, number: int) -> list[int]:
+    """Returns which of so many pieces are not in the journal of process 0."""
+    missing = np.ones(number, bool)
+    missing[list(journal.done) if journal is not None else []] = False
+    return np.flatnonzero(multihost_utils.broadcast_one_to_all(missing)).tolist()
 
 
 def begun(path: Path) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from jaxrft import stats
+from jaxrft.report.picture import panels
 from jaxrft.select.dots import attention
 from jaxrft.select.dots.predictor import Predictor
 from jaxrft.types import Array, Projections
@@ -220,25 +221,17 @@ def cell(values: np.ndarray) -> str:
 
 def draw(judged: list[Judged], pass_rates: np.ndarray, out: str) -> None:
     """Writes a picture of mean pass rates over predictions, a panel a group of held-out pass rates, to `out`."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(GROUPS), figsize=(11, 3.8), constrained_layout=True)
-    for axis, group in zip(axes, GROUPS, strict=True):
-        axis.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
-        for index, method in enumerate(METHODS[:-1]):  # the last tells no task from another
-            pairs = []
-            for split, found in judged:
-                kept = held(split, group) & ~np.isnan(found[method]) & ~np.isnan(pass_rates)
-                pairs.append((found[method][kept], pass_rates[kept]))
-            predicted, observed = (np.concatenate(x) for x in zip(*pairs, strict=True))
-            if len(predicted):
-                axis.plot(*curve(predicted, observed), marker="o", markersize=3, color=f"C{index}", label=method)
-        axis.set(title=group, xlabel="predicted", xlim=(0, 1), ylim=(0, 1), aspect="equal")
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("mean pass rate")
-    axes[0].legend(frameon=False, fontsize="small")
-    figure.savefig(out, dpi=110)
-    pyplot.close(figure)
+    with panels(len(GROUPS), out, height=3.8) as axes:
+        for axis, group in zip(axes, GROUPS, strict=True):
+            axis.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
+            for index, method in enumerate(METHODS[:-1]):  # the last tells no task from another
+                pairs = []
+                for split, found in judged:
+                    kept = held(split, group) & ~np.isnan(found[method]) & ~np.isnan(pass_rates)
+                    pairs.append((found[method][kept], pass_rates[kept]))
+                predicted, observed = (np.concatenate(x) for x in zip(*pairs, strict=True))
+                if len(predicted):
+                    axis.plot(*curve(predicted, observed), marker="o", markersize=3, color=f"C{index}", label=method)
+            axis.set(title=group, xlabel="predicted", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        axes[0].set_ylabel("mean pass rate")
+        axes[0].legend(frameon=False, fontsize="small")

@@ -28,7 +28,7 @@ from jaxrft.host.multihost import any_process, on_host0
 from jaxrft.host.stopping import stop_signals
 from jaxrft.lm.policy import LanguageModel, compile_rollout, fingerprint, open_model
 from jaxrft.prepare import task_files
-from jaxrft.prepare.journal import Journal, begun, finished, identity_at, note_of
+from jaxrft.prepare.journal import Journal, begun, identity_at, note_of, unfinished
 from jaxrft.prepare.task_files import TaskFile
 from jaxrft.report.console import Display
 from jaxrft.rewards.grading import check_rewards, grade_rollout, open_rewards, trainer_state
@@ -90,6 +90,7 @@ class Job(NamedTuple):
     out: Path
     source: TaskFile  # all of the tasks
     table: TaskTable  # those that are not dropped
+    parts: Sequence[np.ndarray]  # their ids in batches
     stopped: Callable[[], bool]  # whether a signal asks to stop
 
 
@@ -146,7 +147,8 @@ def measure(config: Config, out: Path, *, name: str | None = None, overwrite: bo
         for file, tasks in files.items():
             rows = tokenize(sources[file].rows, tasks, config, lm.tokenizer)
             check_columns(config, rows, tasks.source)
-            jobs.append(Job(config, mesh, lm, pool, tasks, file, sources[file], rows, stopped))
+            parts = table.batches(rows.lengths, config.batch_size)
+            jobs.append(Job(config, mesh, lm, pool, tasks, file, sources[file], rows, parts, stopped))
         if not all(measure_set(job, column) for job in jobs):
             return False
     for file in files if jax.process_index() == 0 else ():  # no earlier: a set without its journal would be refused
@@ -164,8 +166,7 @@ def measure_set(job: Job, column: str) -> bool:
     """Measures one set and writes its file; False when a signal ended it early."""
     named = {"column": column} | identity(job)
     with ExitStack() as stack:
-        fits = partial(is_result, job, table.batches(job.table.lengths, job.config.batch_size))
-        journal = on_host0(lambda: stack.enter_context(Journal(note_of(job.out), named, fits)))
+        journal = on_host0(lambda: stack.enter_context(Journal(note_of(job.out), named, partial(is_result, job))))
         visible = jax.process_index() == 0
         display = Display(len(job.table.lengths), visible=visible, unit=f"{job.tasks.title}, task")
         if not roll_out(job, journal, stack.enter_context(display)):
@@ -178,16 +179,16 @@ def measure_set(job: Job, column: str) -> bool:
     return True
 
 
-def is_result(job: Job, parts: Sequence[np.ndarray], number: int, result: JSON) -> bool:
-    """Returns whether `result` can be what `roll_out` notes of the batch `number` of `parts`."""
-    if not 0 <= number < len(parts):
+def is_result(job: Job, number: int, result: JSON) -> bool:
+    """Returns whether `result` can be what `roll_out` notes of the batch `number`."""
+    if not 0 <= number < len(job.parts):
         return False
     try:
         successes, trials = np.array(result, np.float64)
     except (OverflowError, TypeError, ValueError):
         return False
     fits = (successes >= 0) & (successes <= trials) & (trials <= job.config.num_generations) & (trials % 1 == 0)
-    return fits.shape == (len(parts[number]),) and bool(fits.all())
+    return fits.shape == (len(job.parts[number]),) and bool(fits.all())
 
 
 def write(job: Job, column: str, counts: Counts) -> None:
@@ -249,15 +250,14 @@ def identity(job: Job) -> dict[str, JSON]:
 
 def roll_out(job: Job, journal: Journal | None, display: Display) -> bool:
     """Rolls out the batches that the journal does not have yet; False when a signal comes before the last one."""
-    parts = table.batches(job.table.lengths, job.config.batch_size)
-    missing = np.flatnonzero(~finished(journal, len(parts))).tolist()
-    afresh = len(missing) == len(parts)
+    missing = unfinished(journal, len(job.parts))
+    afresh = len(missing) == len(job.parts)
     generate = compile_rollout(job.lm, job.config, job.mesh, use="prepare")
-    progress = Progress(journal, display, [len(part) for part in parts])
+    progress = Progress(journal, display, [len(part) for part in job.parts])
     for count, number in enumerate(missing, 1):
         if any_process(job.stopped()):
             return False
-        counts, tokens = roll_out_batch(job, generate, parts[number], first=afresh and count == 1)
+        counts, tokens = roll_out_batch(job, generate, job.parts[number], first=afresh and count == 1)
         if journal is not None:
             journal.add(number, [entry.tolist() for entry in counts])
             progress.add(tokens, len(missing) - count)
@@ -283,10 +283,9 @@ def collect(job: Job, journal: Journal | None) -> Counts:
     """The counts of all rows of the source from the journal of process 0; zeros on the others."""
     number = len(job.source.keys)
     counts = Counts(np.zeros(number, np.float64), np.zeros(number, np.int64))
-    parts = table.batches(job.table.lengths, job.config.batch_size)
     for batch, entries in journal.done.items() if journal is not None else ():
         for whole, entry in zip(counts, entries, strict=True):
-            whole[job.table.rows[parts[batch]]] = entry
+            whole[job.table.rows[job.parts[batch]]] = entry
     return counts
 
 

@@ -76,13 +76,13 @@ class Display:
         numbers = "  ".join(f"{name.removeprefix('eval/')} {value:.3f}" for name, value in metrics.items())
         self.say(f"evaluation at step {step}:  {numbers}")
 
-    def histogram(self, counts: dict[str, int], *, width: int = 40) -> None:
-        """Shows a bar a label, the longest of them of `width` characters."""
+    def histogram(self, counts: dict[str, int]) -> None:
+        """Shows a bar a label, the longest of them of 40 characters."""
         most = max(1, *counts.values())
         block = "█" if self.console.encoding.startswith("utf") else "#"
         table = Table(box=None, show_header=False)
         for label, count in counts.items():
-            table.add_row(self._text(label), str(count), block * -(-width * count // most))
+            table.add_row(self._text(label), str(count), block * -(-40 * count // most))
         table.columns[1].justify = "right"
         self.console.print(table)
 
@@ -101,7 +101,6 @@ class Display:
         return Text(escaped(text, encoding=self.console.encoding))
 
 
-def _short(text: str, limit: int = 300) -> str:
-    """Text without its middle when it is long."""
-    half = limit // 2
-    return text if len(text) <= limit else f"{text[:half]} ... {text[-half:]}"
+def _short(text: str) -> str:
+    """Text without its middle when it has more than 300 characters."""
+    return text if len(text) <= 300 else f"{text[:150]} ... {text[-150:]}"

@@ -2,11 +2,17 @@
 
 import argparse
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jaxrft.errors import InputError
 from jaxrft.fields import path_argument
 from jaxrft.report import records
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 PANELS = (  # title, how the metric's name begins and ends
     ("share of informative groups", "select/effective_group_ratio", ""),
@@ -43,26 +49,35 @@ def smooth(values: list[float]) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
-def draw(runs: list[Path], out: Path) -> None:
-    """Writes the picture of `runs` to `out`; the suffix chooses the format."""
+@contextmanager
+def panels(count: int, out: str | Path, *, height: float = 3.2) -> Iterator[Sequence["Axes"]]:
+    """Yields axes side by side, and writes them to `out` at the end of the block; the suffix chooses the format."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(PANELS), figsize=(11, 3.2), constrained_layout=True)
-    for run in runs:
-        lines = read(run)
-        for axis, (title, begin, end) in zip(axes, PANELS, strict=True):
-            steps, values = series(lines, begin, end)
-            (line,) = axis.plot(steps, values if end else smooth(values), label=run.name, marker="o" if end else None)
-            if not end:
-                axis.plot(steps, values, color=line.get_color(), alpha=0.25, linewidth=0.8)
-            axis.set(title=title, xlabel="step", ylim=(0, 1))
-            axis.grid(alpha=0.3)
-    axes[0].legend(frameon=False)
+    figure, axes = pyplot.subplots(1, count, figsize=(11, height), constrained_layout=True)
+    yield axes
+    for axis in axes:
+        axis.grid(alpha=0.3)
     figure.savefig(out, dpi=110)
     pyplot.close(figure)
+
+
+def draw(runs: list[Path], out: Path) -> None:
+    """Writes the picture of `runs` to `out`."""
+    with panels(len(PANELS), out) as axes:
+        for run in runs:
+            lines = read(run)
+            for axis, (title, begin, end) in zip(axes, PANELS, strict=True):
+                steps, values = series(lines, begin, end)
+                mean = values if end else smooth(values)
+                (line,) = axis.plot(steps, mean, label=run.name, marker="o" if end else None)
+                if not end:
+                    axis.plot(steps, values, color=line.get_color(), alpha=0.25, linewidth=0.8)
+                axis.set(title=title, xlabel="step", ylim=(0, 1))
+        axes[0].legend(frameon=False)
 
 
 def main(arguments: list[str] | None = None) -> None:

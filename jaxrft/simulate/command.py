@@ -13,6 +13,7 @@ from jaxrft.config import SelectConfig
 from jaxrft.errors import shown
 from jaxrft.fields import Checked, FilePath
 from jaxrft.host.files import JSON
+from jaxrft.report.picture import panels
 from jaxrft.select import selectors
 from jaxrft.select.base import Selector
 from jaxrft.select.checks import check_choice
@@ -136,10 +137,9 @@ def _predictor(config: SimulateConfig) -> Predictor:
 
 
 def _world(config: SimulateConfig) -> worlds.World:
-    sizes = [getattr(config, name) for name in ("steps", "batch_size", "num_generations", "seeds")]
-    for name, size in zip(("steps", "batch_size", "num_generations", "seeds"), sizes, strict=True):
-        if size < 1:
-            raise InputError(f"{name} is {size}: it must be at least 1")
+    for name in ("steps", "batch_size", "num_generations", "seeds"):
+        if getattr(config, name) < 1:
+            raise InputError(f"{name} is {getattr(config, name)}: it must be at least 1")
     if config.steps * config.batch_size * config.seeds > MOST_GROUPS:
         raise InputError(
             f"steps {config.steps}, batch_size {config.batch_size} and seeds {config.seeds} make more than "
@@ -250,24 +250,16 @@ def _cell(mean: float | None, ends: list[float | None]) -> str:
 
 def draw(traces: dict[str, Trace], out: str) -> None:
     """Writes a picture of informative groups, error and the policy's pass rate over the steps to `out`."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.2), constrained_layout=True)
-    panels = (
+    drawn = (
         ("share of informative groups", lambda trace: trace.informative.sum(axis=2) / trace.rolled.sum(axis=2), 10),
         ("squared error of believed pass rates", lambda trace: trace.squared_error, 1),
         ("mean pass rate of the policy", lambda trace: trace.ability, 1),
     )
-    for axis, (title, values, window) in zip(axes, panels, strict=True):
-        for name, trace in traces.items():
-            kernel = np.ones(min(window, trace.ids.shape[1]))
-            mean = np.convolve(np.mean(values(trace), axis=0), kernel / kernel.size, mode="valid")
-            axis.plot(np.arange(kernel.size - 1, kernel.size - 1 + mean.size), mean, label=name)
-        axis.set(title=title, xlabel="step", ylim=(0, None))
-        axis.grid(alpha=0.3)
-    axes[0].legend(frameon=False)
-    figure.savefig(out, dpi=110)
-    pyplot.close(figure)
+    with panels(len(drawn), out) as axes:
+        for axis, (title, values, window) in zip(axes, drawn, strict=True):
+            for name, trace in traces.items():
+                kernel = np.ones(min(window, trace.ids.shape[1]))
+                mean = np.convolve(np.mean(values(trace), axis=0), kernel / kernel.size, mode="valid")
+                axis.plot(np.arange(kernel.size - 1, kernel.size - 1 + mean.size), mean, label=name)
+            axis.set(title=title, xlabel="step", ylim=(0, None))
+        axes[0].legend(frameon=False)

@@ -61,7 +61,14 @@ class StudentConfig:
 
 
 MOST_LOGITS, MOST_FEATURES = 1e6, 2**16
-LOGITS = ("spread", "rate", "forgetting")  # fields in logits, that are not negative
+LIMITS = (  # fields, the least and the most that they may be
+    (("unsolvable", "transfer", "signal"), 0, 1, "in [0, 1]"),
+    (("spread", "rate", "forgetting"), 0, MOST_LOGITS, "0 or more, at most 1e6"),
+    (("difficulty",), -MOST_LOGITS, MOST_LOGITS, "a number from -1e6 to 1e6"),
+    (("width",), 0, MOST_FEATURES, f"0 or more, at most {MOST_FEATURES}"),
+    (("tasks",), 1, COUNTED, f"at least 1, at most {COUNTED}"),
+    (("skills",), 1, MOST_FEATURES, f"at least 1, at most {MOST_FEATURES}"),
+)
 
 
 class Student(NamedTuple):
@@ -140,21 +147,13 @@ def _references(config: StudentConfig, difficulty: Array) -> Array | None:
 
 def _check_students(c: StudentConfig) -> None:
     """Raises InputError for the first value that cannot work."""
-    shares = [(name, 0 <= getattr(c, name) <= 1, "in [0, 1]") for name in ("unsolvable", "transfer", "signal")]
-    others = [(name, 0 <= getattr(c, name) <= MOST_LOGITS, "0 or more, at most 1e6") for name in LOGITS]
-    others += [("difficulty", abs(c.difficulty) <= MOST_LOGITS, "a number from -1e6 to 1e6")]
-    others += [("width", 0 <= c.width <= MOST_FEATURES, f"0 or more, at most {MOST_FEATURES}")]
-    words = [
-        (name, getattr(c, name) in get_args(kind), f"one of {', '.join(get_args(kind))}")
-        for name, kind in (("rewards", Reward), ("references", Reference))
-    ]
-    least = [
-        (name, 1 <= getattr(c, name) <= most, f"at least 1, at most {most}")
-        for name, most in (("tasks", COUNTED), ("skills", MOST_FEATURES))
-    ]
-    for name, fits, wanted in shares + others + words + least:
-        if not fits:
-            raise InputError(f"students.{name} is {getattr(c, name)!r}: it must be {wanted}")
+    for names, least, most, wanted in LIMITS:
+        for name in names:
+            if not least <= getattr(c, name) <= most:
+                raise InputError(f"students.{name} is {getattr(c, name)!r}: it must be {wanted}")
+    for name, kind in (("rewards", Reward), ("references", Reference)):
+        if getattr(c, name) not in get_args(kind):
+            raise InputError(f"students.{name} is {getattr(c, name)!r}: it must be one of {', '.join(get_args(kind))}")
 
 
 class Responses(NamedTuple):

@@ -1,6 +1,5 @@
 """Reads and writes a trained predictor as one safetensors file: weights by name, settings in the metadata."""
 
-import hashlib
 import json
 import math
 from functools import partial
@@ -13,7 +12,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
-from jaxrft.host.files import parse_json, replace_file
+from jaxrft.host.files import parse_json, replace_file, short_digest
 from jaxrft.select.dots import training
 from jaxrft.select.dots.attention import NEEDS, Calibration, Params
 from jaxrft.types import Array, InputError, Missing
@@ -97,7 +96,7 @@ def untrained_predictor(origin: Origin) -> Predictor:
 def predictor_digest(predictor: Predictor) -> str:
     """Returns twelve characters that differ for predictors that predict otherwise."""
     content = b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(predictor.params))
-    return hashlib.sha256(content + repr(predictor[1:]).encode()).hexdigest()[:12]
+    return short_digest(content + repr(predictor[1:]).encode())
 
 
 def check_embeddings(predictor: Predictor, origin: Origin) -> None:
