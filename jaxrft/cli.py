@@ -78,7 +78,8 @@ def _run(arguments: list[str]) -> int:
     except (InputError, crash.Crash) as error:
         code, keep = (2, "") if isinstance(error, InputError) else (1, "\n")  # a Crash may hold a stack trace
         print(f"jaxrft: error: {terminal.escaped(str(error), keep=keep)}", file=sys.stderr)
-    if _is_distributed():
+    jax = sys.modules.get("jax")  # not imported, as that may be what failed
+    if jax is not None and jax.distributed.is_initialized():
         # At a normal exit JAX waits for the other processes, which wait for this one. When it is gone, JAX ends them,
         # so those that found the same mistake get the time to say so.
         sys.stdout.flush()
@@ -98,12 +99,6 @@ def _set_up() -> None:
     flags = os.environ.get("XLA_FLAGS", "")  # read when the first program is compiled
     if "xla_gpu_deterministic_ops" not in flags:  # without it a resumed run on GPUs differs in the last bits
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
-
-
-def _is_distributed() -> bool:
-    """Returns whether this process has joined others, without importing JAX, which may be what failed."""
-    jax = sys.modules.get("jax")
-    return jax is not None and jax.distributed.is_initialized()
 
 
 def _config(arguments: list[str], prog: str, options: Callable[["Config"], T]) -> T:

@@ -88,10 +88,15 @@ def main() -> None:
 
 def pass_rates(name: str, policies: list[tuple[ModelConfig, Params]], *, samples: int) -> dict[str, Any]:
     """How often each policy solves each task of a family's pool: `successes` [N, K] uint8 of so many `trials`."""
-    tasks, truths = builtin.split(name)
-    asked = examples([task.prompt for task in tasks], truths)
+    _, asked = split(name)
     successes = [rollouts(config, params, asked, samples=samples).sum(axis=1) for config, params in policies]
     return {"successes": np.stack(successes, axis=1).astype(np.uint8), "trials": samples}
+
+
+def split(name: str) -> tuple[list[builtin.Task], Examples]:
+    """Returns the tasks of a split, and their prompts and ground truths as tokens."""
+    tasks, truths = builtin.split(name)
+    return tasks, examples([task.prompt for task in tasks], truths)
 
 
 def shape(recipe: Recipe) -> ModelConfig:
@@ -192,8 +197,7 @@ def roll_out(policy: Policy, params: Params, part: Examples, ids: Array, samples
 
 def report(name: str, config: ModelConfig, params: Params) -> None:
     """Prints what a policy can do on the held-out tasks."""
-    tasks, truths = builtin.split("digits-test")
-    asked = examples([task.prompt for task in tasks], truths)
+    tasks, asked = split("digits-test")
     sampled = rollouts(config, params, asked, samples=SAMPLES)
     greedy = rollouts(config, params, asked, samples=1, greedy=True)
     for operation in builtin.OPERATIONS:

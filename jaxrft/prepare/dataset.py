@@ -51,7 +51,8 @@ def main(arguments: list[str], prog: str) -> int:
     """Parses, prepares and prints; returns the exit code. Raises InputError for a mistake of the user's."""
     options = tyro.cli(Options, args=arguments, prog=prog)
     if options.name is None:
-        print(listing(prog))
+        sets = [f"{name}\n  {recipe.about}\n  files: {recipe.files}" for name, recipe in RECIPES.items()]
+        print("\n".join([f"usage: {prog} NAME --file FILE [FILE ...] [--split SPLIT] [--data-dir DIR]", "", *sets]))
         return 0
     folder = prepare(options.name, options.file, split=options.split, data_dir=options.data_dir)
     source = f"--tasks.source tfds:{options.name}"
@@ -61,12 +62,6 @@ def main(arguments: list[str], prog: str) -> int:
         source += f" --tasks.data-dir {options.data_dir}"
     print(f"{options.name} is in {folder}: train on it with {source}")
     return 0
-
-
-def listing(prog: str) -> str:
-    """What can be prepared, and where the files are."""
-    sets = [f"{name}\n  {recipe.about}\n  files: {recipe.files}" for name, recipe in RECIPES.items()]
-    return "\n".join([f"usage: {prog} NAME --file FILE [FILE ...] [--split SPLIT] [--data-dir DIR]", "", *sets])
 
 
 def prepare(name: str, paths: Iterable[str], *, split: str = "train", data_dir: str | None = None) -> Path:

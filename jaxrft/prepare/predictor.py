@@ -118,8 +118,6 @@ def of_responses(options: ResponsesOptions) -> Data:
     if data.embeddings is None:
         raise InputError(f"{options.responses} has no array `embeddings`: a predictor needs a row for each task")
     rows = np.asarray(data.embeddings, np.float32)
-    if rows.ndim != 2 or not np.isfinite(rows).all():
-        raise InputError(f"`embeddings` of {options.responses} must be a matrix [tasks, E] of finite numbers")
     if not 1 <= options.policies <= len(data.responses):
         raise InputError(
             f"policies is {options.policies}: {options.responses} has {len(data.responses)} rows to make them of"
@@ -185,7 +183,12 @@ def run(data: Data, options: Output, seed: int) -> list[Judged]:
     key, rates, fit = jax.random.key(seed), data.pass_rates, options.fit
     ways = {"count": options.splits, "held_out": options.held_out, "num_references": fit.num_references}
     splits = judge.splits(seed, rates, **ways)
-    check_splits(data, splits)
+    for split in splits:
+        lacking = np.isnan(np.take_along_axis(rates, split.references, axis=1)).all(axis=1)
+        if lacking.any():
+            raise InputError(
+                f"too few pass rates of {data.policies[int(lacking.argmax())]} are known to hold some out: leave it out"
+            )
     with Display((options.splits + 1) * fit.epochs, unit="epoch") as display:
         display.say(
             f"{len(rates)} policies ({shown(data.policies)}) on {rates.shape[1]:,} tasks, embeddings by "
@@ -262,16 +265,6 @@ def check(data: Data, options: Output) -> None:
         if path and (Path(path).suffix not in suffixes or not Path(path).absolute().parent.is_dir()):
             raise InputError(
                 f"cannot write to {path}: give a name that ends in {' or '.join(suffixes)}, in a folder that there is"
-            )
-
-
-def check_splits(data: Data, splits: list[Split]) -> None:
-    """Raises InputError when so little is known of a policy that nothing is left without what is held out."""
-    for split in splits:
-        lacking = np.isnan(np.take_along_axis(data.pass_rates, split.references, axis=1)).all(axis=1)
-        if lacking.any():
-            raise InputError(
-                f"too few pass rates of {data.policies[int(lacking.argmax())]} are known to hold some out: leave it out"
             )
 
 

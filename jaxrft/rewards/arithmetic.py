@@ -101,15 +101,15 @@ _CONSTANTS = {"pi": sympy.pi, "e": sympy.E, "i": sympy.I}
 _INTEGER_FUNCTIONS = (
     *("gcd", "lcm", "max", "min", "floor", "ceil", "abs", "det", "sum", "prod", "lim", "int", "Gamma"),
 )
+_INVERSES = {f"a{name}": f"arc{name}" for name in ("sin", "cos", "tan", "cot")}
 _FUNCTIONS: dict[str, Callable[..., sympy.Expr]] = {
     **{name: getattr(sympy, name) for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")},
     "exp": sympy.exp,
-    **{name: getattr(sympy, "a" + name[3:]) for name in ("arcsin", "arccos", "arctan", "arccot")},
+    **{name: getattr(sympy, inverse) for inverse, name in _INVERSES.items()},
     "ln": sympy.log,
     "log": sympy.log,
     "lg": sympy.log,
 }
-_INVERSES = {"a" + name[3:]: name for name in ("arcsin", "arccos", "arctan", "arccot")}
 _POWERS = {"squared": 2, "cubed": 3}
 _RATIONAL = ("integer", "decimal", "fraction", "ten")
 

@@ -106,10 +106,10 @@ def parse_answer(line: bytes, number: int, token: str) -> Answer:
     Raises Garbled for anything else, be it an answer to another question, a number that is not finite or no JSON.
     """
     match _parse(line, list):
-        case [int(answered), str(word), reward] if _repeats(answered, word, number, token):
+        case [int(answered), str(word), reward] if (answered, word) == (number, token):
             if is_reward(reward):
                 return (reward,)
-        case [int(answered), str(word), None, str(kind), str(sentence)] if _repeats(answered, word, number, token):
+        case [int(answered), str(word), None, str(kind), str(sentence)] if (answered, word) == (number, token):
             if kind in KINDS_OF_WORKER:
                 return (None, kind, sentence)
     raise Garbled
@@ -118,14 +118,9 @@ def parse_answer(line: bytes, number: int, token: str) -> Answer:
 def parse_greeting(line: bytes, token: str) -> dict[str, object]:
     """Reads an object that repeats `token`; raises Garbled for anything else."""
     said = _parse(line, dict)
-    word = said.get("token")
-    if not isinstance(word, str) or not _repeats(0, word, 0, token):
+    if said.get("token") != token:
         raise Garbled
     return said
-
-
-def _repeats(answered: int, word: str, number: int, token: str) -> bool:
-    return answered == number and word == token
 
 
 def _parse(line: bytes, kind: type[T]) -> T:

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
-from jax.typing import DTypeLike
 
 from jaxrft.mesh import constrain, shards, spec
 from jaxrft.select.random_bits import random_bits
@@ -102,7 +101,9 @@ def smallest(
     count = count if num_tasks % count == 0 else 1
     ids = jnp.arange(num_tasks, dtype=jnp.int32)
     if exclude is not None:
-        score = jnp.where(exclude, _last(score.dtype), score)
+        floating = jnp.issubdtype(score.dtype, jnp.floating)
+        last = jnp.nan if floating else jnp.iinfo(score.dtype).max  # which no other score stands behind
+        score = jnp.where(exclude, jnp.array(last, score.dtype), score)
     if quota is not None:
         table = [score, _ties(key, ids, exclude), ids, quota.domain]
         if count > 1:
@@ -115,11 +116,6 @@ def smallest(
         of_shards = jax.shard_map(own, in_specs=(PartitionSpec(), table, table, table), out_specs=table)
         score, ids, exclude = of_shards(key, score, ids, exclude)
     return _smallest(key, score, ids, exclude, count=batch_size)[1]
-
-
-def _last(dtype: DTypeLike) -> Array:
-    """Returns the score that no other stands behind."""
-    return jnp.array(jnp.nan if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).max, dtype)
 
 
 def _first(table: list[Array], places: Array, batch_size: int) -> list[Array]:

@@ -84,9 +84,9 @@ def _jsonl(path: Path, budget: Budget, keep: bool) -> Iterator[dict[str, JSON]]:
                 continue
             try:
                 row = _parsed(line, budget, keep)
+            except InputError:
+                raise
             except ValueError as error:
-                if isinstance(error, InputError):
-                    raise
                 raise InputError(
                     f"{path} line {number} is not JSON ({_reason(error)}): write one object a line"
                 ) from error
@@ -107,9 +107,9 @@ def _json(path: Path, budget: Budget, keep: bool) -> Iterator[JSON]:
     budget.hold(path.stat().st_size)
     try:
         data = _parsed(path.read_bytes(), budget, False)
+    except InputError:
+        raise
     except ValueError as error:
-        if isinstance(error, InputError):
-            raise
         if getattr(error.__cause__, "msg", None) == "Extra data":
             yield from _jsonl(path, budget, keep)
             return
@@ -148,7 +148,7 @@ def check_parquet(path: Path, limit: int | None = None) -> None:
     budget = Budget(path)
     with _parquet(path) as file:
         if limit is None:  # at once, where the file is honest about its size
-            budget.hold(_stated_size(file))
+            budget.hold(sum(chunk.total_uncompressed_size + OBJECT * chunk.num_values for chunk in _chunks(file)))
         for batch in _batches(file, budget, limit=limit):
             budget.take(sum(map(_unpacked_size, batch.columns)))
 
@@ -238,11 +238,6 @@ def _by_differences(file: "ParquetFile", column: str) -> int:
     chunks = (chunk for chunk in _chunks(file) if chunk.path_in_schema == column)
     stored = [chunk for chunk in chunks if any(encoding.startswith("DELTA_") for encoding in chunk.encodings)]
     return max((chunk.total_uncompressed_size for chunk in stored), default=0)
-
-
-def _stated_size(file: "ParquetFile") -> int:
-    """Returns about how many bytes the rows of a file take, by its metadata."""
-    return sum(chunk.total_uncompressed_size + OBJECT * chunk.num_values for chunk in _chunks(file))
 
 
 def _unpacked_size(array: "Array") -> int:
