@@ -57,10 +57,10 @@ def no_bug(error: Exception) -> str | None:
     return None
 
 
-def first_line(error: BaseException, limit: int = 200) -> str:
-    """Returns the kind of an error and the first line of its message, cut after `limit` characters."""
+def first_line(error: BaseException) -> str:
+    """Returns the kind of an error and the first line of its message, cut after 200 characters."""
     said = str(error).strip().split("\n")[0]
-    said = said if len(said) <= limit else f"{said[:limit]}..."
+    said = said if len(said) <= 200 else f"{said[:200]}..."
     return f"{type(error).__name__}: {said}".removesuffix(": ")
 
 

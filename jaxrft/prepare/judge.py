@@ -130,7 +130,7 @@ def _attend(
     params: attention.Params, embeddings: Array, rates: Array, references: Array, **options: Unpack[attention.Options]
 ) -> Array:
     """Predicts pass rates [M, N] from those [M, K] of references [M, K]."""
-    query, reference = attention.project(params, embeddings, embeddings)
+    query, reference = attention.project_table(params, embeddings)
 
     def one(given: tuple[Array, Array]) -> Array:
         rates, ids = given

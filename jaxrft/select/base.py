@@ -101,6 +101,11 @@ def ignore_feedback(state: State, tasks: Tasks, feedback: Feedback) -> State:
     return state
 
 
+def no_pass_rate(state: Visited, tasks: Tasks) -> Array:
+    """Returns a pass rate of NaN for every task: the `pass_rate` of a selector that believes nothing."""
+    return no_belief(state.visits)
+
+
 def no_belief(table: Array) -> Array:
     """Returns a pass rate of NaN for every row of the table, [N]."""
     return jnp.full(table.shape[:1], jnp.nan, jnp.float32)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrft.select import acquisition, evidence, topk
-from jaxrft.select.base import Selector, ignore_feedback, no_belief, select_smallest
+from jaxrft.select.base import Selector, ignore_feedback, no_pass_rate, select_smallest
 from jaxrft.select.checks import (
     check_balance,
     check_generations,
@@ -43,7 +43,4 @@ def easy_to_hard(num_generations: int, *, balance: topk.Balance = "none") -> Sel
     def score(state: EasyToHardState, quota: topk.Quota | None, exclude: Array | None) -> Array:
         return acquisition.epoch(state.visits, quota=quota, exclude=exclude) * state.rank.shape[0] + state.rank
 
-    def pass_rate(state: EasyToHardState, tasks: Tasks) -> Array:
-        return no_belief(state.visits)
-
-    return Selector(init, select_smallest(score, pass_rate, balance), ignore_feedback, pass_rate)
+    return Selector(init, select_smallest(score, no_pass_rate, balance), ignore_feedback, no_pass_rate)

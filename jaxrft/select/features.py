@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxrft.select import logit
-from jaxrft.select.checks import check_domains, check_embeddings
 from jaxrft.types import Array, Tasks
 
 DOMAINS, COMPONENTS = 16, 32  # features of either
@@ -16,14 +15,12 @@ def describe(tasks: Tasks, num_tasks: int) -> Array:
 
     The components are standardized and share one unit of squared length a task. Where nothing is told
     there is one feature, 0: checkpoints hold no empty arrays.
-    Raises InputError for arrays that do not fit the table and embeddings that are not finite.
+    The table is one that `checks.check_table` has seen.
     """
     parts = []
     if tasks.domain is not None:
-        check_domains(tasks.domain, num_tasks)
         parts.append(jax.nn.one_hot(tasks.domain % DOMAINS, DOMAINS, dtype=jnp.float32))
     if tasks.embeddings is not None:
-        check_embeddings(tasks.embeddings, num_tasks)
         parts.append(components(tasks.embeddings))
     return jnp.concatenate(parts, axis=1) if parts else jnp.zeros((num_tasks, 1), jnp.float32)
 

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple, get_args
 import jax.numpy as jnp
 
 from jaxrft.select import acquisition, topk
-from jaxrft.select.base import Selector, ignore_feedback, no_belief, select_smallest
+from jaxrft.select.base import Selector, ignore_feedback, no_pass_rate, select_smallest
 from jaxrft.select.checks import check_balance, check_choice, check_generations, check_table
 from jaxrft.types import Array, Tasks
 
@@ -43,7 +43,4 @@ def uniform(num_generations: int, *, order: Order = "shuffled", balance: topk.Ba
         num_tasks = state.visits.shape[0]
         return seen * num_tasks + jnp.arange(num_tasks, dtype=jnp.int32)
 
-    def pass_rate(state: VisitsState, tasks: Tasks) -> Array:
-        return no_belief(state.visits)
-
-    return Selector(init, select_smallest(score, pass_rate, balance), ignore_feedback, pass_rate)
+    return Selector(init, select_smallest(score, no_pass_rate, balance), ignore_feedback, no_pass_rate)

@@ -14,7 +14,7 @@ from jaxrft.select import probes
 from jaxrft.select.base import Selector
 from jaxrft.select.dots import attention
 from jaxrft.simulate.worlds import World
-from jaxrft.types import Array, Feedback, InputError, Projections, PyTree, Tasks
+from jaxrft.types import Array, Feedback, InputError, PyTree, Tasks
 
 RECENT = 50  # steps over which coverage is counted
 
@@ -68,7 +68,11 @@ def run(
         key_world, key_run = jax.random.split(jax.random.key(seed))
         tasks, state = world.init(key_world)
         if predictor is not None:
-            tasks = tasks._replace(projections=_project(predictor, tasks))
+            if tasks.embeddings is None:
+                raise InputError(
+                    "the selector dots tells tasks by their embeddings, but this world has none: give it some"
+                )
+            tasks = tasks._replace(projections=attention.project_table(predictor, tasks.embeddings))
 
         believes = selector.init(tasks, world.num_tasks)
 
@@ -100,13 +104,6 @@ def run(
         return jax.lax.scan(step, (state, believes), jnp.arange(steps))[1]
 
     return jax.device_get(jax.jit(jax.vmap(trial))(jnp.arange(seeds)))
-
-
-def _project(predictor: attention.Params, tasks: Tasks) -> Projections:
-    """The tasks as the predictor sees them."""
-    if tasks.embeddings is None:
-        raise InputError("the selector dots tells tasks by their embeddings, but this world has none: give it some")
-    return attention.project(predictor, tasks.embeddings, tasks.embeddings)
 
 
 def _references(

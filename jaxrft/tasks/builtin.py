@@ -143,13 +143,13 @@ def find(name: str) -> tuple[Family, bool]:
     raise InputError(f"no built-in tasks {name!r}: {hint}")
 
 
-def split(name: str, *, seed: int = 0) -> tuple[list[Task], list[str]]:
+def split(name: str) -> tuple[list[Task], list[str]]:
     """The tasks of a split and their ground truths; all tasks of both splits are distinct and change their list.
 
     Raises InputError when there is no such split.
     """
     family, held_out = find(name)
-    rng, drawn = random.Random(seed), {}
+    rng, drawn = random.Random(0), {}
     pool = [task for kind in family.kinds for task in _fresh(rng, kind, round(kind.share * family.size), drawn)]
     learnable = [kind for kind in family.kinds if kind.held_out]
     test = [task for kind in learnable for task in _fresh(rng, kind, HELD_OUT // len(learnable), drawn)]

@@ -40,8 +40,4 @@ def compile_projection(
 ) -> Callable[[attention.Params, jax.Array], Projections]:
     """Returns the program (params, embeddings [N, E]) -> projections of the table, sharded over tasks."""
     rows = meshes.task_sharding(mesh, (num_tasks, predictor.embeddings.width), num_tasks)
-    return jax.jit(_project, out_shardings=rows)
-
-
-def _project(params: attention.Params, embeddings: jax.Array) -> Projections:
-    return attention.project(params, embeddings, embeddings)
+    return jax.jit(attention.project_table, out_shardings=rows)

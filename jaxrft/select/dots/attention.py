@@ -129,8 +129,7 @@ def _dense_params(layer: Affine) -> dict[str, Array]:
 def project(params: Params, query_embeddings: Array, reference_embeddings: Array) -> Projections:
     """Computes q of embeddings [Q, E] and k of embeddings [R, E], float32: once for a frozen predictor.
 
-    The whole table is projected as both, `project(params, embeddings, embeddings)`, for any of its tasks may become a
-    reference. Arrays that are sharded over tasks stay so.
+    Arrays that are sharded over tasks stay so.
     Raises InputError for embeddings of another width than the predictor's.
     """
     width = params.query.norm_in.bias.shape[0]
@@ -141,6 +140,11 @@ def project(params: Params, query_embeddings: Array, reference_embeddings: Array
     query = encode(params.query, query_embeddings)
     reference = encode(params.reference, reference_embeddings)
     return Projections(constrain(query, "task", None), constrain(reference, "task", None))
+
+
+def project_table(params: Params, embeddings: Array) -> Projections:
+    """Projects the embeddings [N, E] of a whole table as both, for any of its tasks may become a reference."""
+    return project(params, embeddings, embeddings)
 
 
 def predict(

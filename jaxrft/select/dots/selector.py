@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 
 from jaxrft.mesh import constrain
 from jaxrft.select import acquisition, topk
-from jaxrft.select.base import Selector
+from jaxrft.select.base import Selector, ignore_feedback
 from jaxrft.select.checks import (
     BETWEEN,
     POSITIVE,
@@ -105,10 +105,6 @@ def dots(
         options = {"calibration": calibration, "temperature": attention_temperature, "top_k": top_k}
         return attention.predict_projected(predictor, near, pass_rates, **options)
 
-    def update(state: DotsState, tasks: Tasks, feedback: Feedback) -> DotsState:
-        credible(feedback, state.predicted.shape[0])  # a chosen batch is no sample of the table
-        return state
-
     def update_references(state: DotsState, tasks: Tasks, feedback: Feedback) -> DotsState:
         feedback = credible(feedback, state.predicted.shape[0])
         valid = feedback.trials > 0
@@ -119,7 +115,8 @@ def dots(
     def pass_rate(state: DotsState, tasks: Tasks) -> Array:
         return state.predicted
 
-    return Selector(init, select, update, pass_rate, reference_set, update_references, probe_every)
+    # A chosen batch is no sample of the table, so that its feedback is ignored.
+    return Selector(init, select, ignore_feedback, pass_rate, reference_set, update_references, probe_every)
 
 
 def _latest(state: DotsState, feedback: Feedback, valid: Array) -> tuple[Array, Array]:
