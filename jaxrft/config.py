@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from jaxrft.errors import InputError
 from jaxrft.fields import INT32, Checked, FilePath, Seed, expand_path, misfits, shown
@@ -146,6 +146,9 @@ class SelectConfig:
     none."""
 
 
+Adapted = Literal["q", "k", "v", "o", "gate", "up", "down"]
+
+
 @dataclass(frozen=True)
 class LoRAConfig:
     """Low-rank adapters that are trained in place of the weights, W + alpha / rank * A B; they start at B = 0."""
@@ -154,7 +157,7 @@ class LoRAConfig:
     """Rank of the adapters; 0 = finetune every weight. LoRA wants about ten times the learning_rate."""
     alpha: float = 16.0
     """Scale of the adapters, over the rank."""
-    targets: tuple[Literal["q", "k", "v", "o", "gate", "up", "down"], ...] = ("q", "k", "v", "o", "gate", "up", "down")
+    targets: tuple[Adapted, ...] = get_args(Adapted)
     """Weights of each layer that have adapters: of attention (q, k, v, o) and of the MLP (gate, up, down)."""
 
 
@@ -431,11 +434,6 @@ def check(config: Config) -> None:
         ("replay.max_age", c.replay.max_age is None or c.replay.max_age >= 1, "at least 1 step"),
         ("lora.rank", c.lora.rank >= 0, "0 or more; 0 finetunes every weight"),
         ("lora.targets", len(c.lora.targets) >= 1, "at least one weight; lora.rank 0 finetunes every weight"),
-        (
-            "lora.targets",
-            c.lora.rank > 0 or c.lora.targets == LoRAConfig().targets,
-            "left as it is while lora.rank is 0, which finetunes every weight: set lora.rank too",
-        ),
         ("mini_batch_size", divides(c.tasks_per_update, c.batch_size), f"a divisor of batch_size {c.batch_size}"),
         (
             "micro_batch_size",
@@ -531,10 +529,13 @@ def _unused(config: Config) -> list[Requirement]:
             weighed or c.importance_sampling_cap == Config.importance_sampling_cap,
             "left as it is while importance_sampling_correction is none: set that too",
         ),
-        (
-            "lora.alpha",
-            c.lora.rank > 0 or c.lora.alpha == LoRAConfig.alpha,
-            "left as it is while lora.rank is 0, which finetunes every weight: set lora.rank too",
+        *(
+            (
+                f"lora.{name}",
+                c.lora.rank > 0 or getattr(c.lora, name) == getattr(LoRAConfig, name),
+                "left as it is while lora.rank is 0, which finetunes every weight: set lora.rank too",
+            )
+            for name in ("alpha", "targets")
         ),
     ]
 
@@ -665,7 +666,10 @@ def _line_of(error: Exception, file: str) -> str:
     return f", line {lines[-1]}" if lines else ""
 
 
-CONFIGS = (Config, TasksConfig, EvalConfig, SelectConfig, LoRAConfig, ReplayConfig, MeshConfig)
+CONFIGS = {
+    kind.__name__: kind
+    for kind in (Config, TasksConfig, EvalConfig, SelectConfig, LoRAConfig, ReplayConfig, MeshConfig)
+}
 
 
 # Fields that old configs have, and what became of them.
@@ -682,8 +686,7 @@ def _nearest_field(message: str) -> str:
         return ""
     if (removed := REMOVED.get(f"{unknown[1]}.{unknown[2]}")) is not None:
         return f"; {removed}"
-    kinds = {kind.__name__: kind for kind in CONFIGS}
-    kind = kinds.get(unknown[1])
+    kind = CONFIGS.get(unknown[1])
     near = difflib.get_close_matches(unknown[2], [f.name for f in dataclasses.fields(kind)], n=1) if kind else []
     return f"; did you mean {near[0]}?" if near else ""
 

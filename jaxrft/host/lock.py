@@ -33,7 +33,11 @@ def held(path: Path, what: str, remedy: str) -> Iterator[None]:
     """
     descriptor = _acquire(path, what, remedy)
     try:
-        _introduce(descriptor)
+        who = {"host": socket.gethostname(), "process": os.getpid(), "kernel": _kernel()}
+        who["since"] = time.strftime("%Y-%m-%d %H:%M:%S %Z")
+        with suppress(OSError):  # on a full disk the lock holds, too
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(who).encode(), 0)
         with beating(lambda: os.utime(descriptor), BEAT):
             yield
     finally:
@@ -106,15 +110,6 @@ def _time(path: Path) -> float:
         return os.fstat(descriptor).st_mtime
     finally:
         os.close(descriptor)
-
-
-def _introduce(descriptor: int) -> None:
-    """Writes into the lock file who holds it."""
-    who = {"host": socket.gethostname(), "process": os.getpid(), "kernel": _kernel()}
-    who["since"] = time.strftime("%Y-%m-%d %H:%M:%S %Z")
-    with suppress(OSError):  # on a full disk the lock holds, too
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(who).encode(), 0)
 
 
 def _holder(descriptor: int) -> dict[str, object]:
