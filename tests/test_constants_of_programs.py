@@ -55,8 +55,10 @@ def test_no_stage_captures_a_table_of_the_run(name, configure, tmp_path, monkeyp
     def lower(name, program, arguments, held, **static):
         lowered.append(name)
         assert not large_constants(program.lower(*arguments, **static)), name
-        return name
+        # What prefill returns is what decode takes.
+        return compile_(name, program, arguments, held) if name == "prefill" else name
 
+    compile_ = programs._compile
     monkeypatch.setattr(programs, "_compile", lower)
-    assert list(programs.compiled(describe_run(config, mesh, lm, huge_table(), None), 8)) == lowered
-    assert lowered == ["select", "generate", "note", "learn"]
+    assert len(list(programs.compiled(describe_run(config, mesh, lm, huge_table(), None), 8))) == len(lowered)
+    assert lowered == ["select", "prefill", "decode", "note", "learn"]

@@ -57,8 +57,8 @@ def test_its_programs_are_those_which_training_compiles(configure, tmp_path):
         compiled = list(programs.compiled(run, 8))
     finally:
         jax.monitoring.unregister_event_listener(note)
-    assert [each.name for each in compiled] == ["select", "generate", "note", "learn"]
-    assert not any(each.failure for each in compiled) and compiled[3].temporaries > 0
+    assert [each.name for each in compiled] == ["select", "prefill", "decode", "note", "learn"]
+    assert not any(each.failure for each in compiled) and compiled[4].temporaries > 0
     assert all(each.peak > memory.on_device(run.state) and each.flops > 0 for each in compiled)
     assert here.pool.table.tokens.shape[1] == 8
     assert "/jax/compilation_cache/cache_hits" in events and "/jax/compilation_cache/cache_misses" not in events
@@ -77,7 +77,7 @@ def test_memory_by_hand(configure, tmp_path):
     assert parts["parameters that are trained"] == parts["KL reference"] == held
     assert parts["optimiser"] == 2 * held + 3 * 4  # two moments; counts of two transformations, and of skips
     assert parts["policy for the rollout"] == 4 * (split // 2 + over_fsdp + over_model // 2)
-    slot = 2 * (2 * 4 * 4 // 2 * 2 + 4)  # layers x (keys and values of 2 heads of 4 over model, and a position)
+    slot = 2 * (2 * 2 * 4 // 2 * 4)  # layers x (keys and values of 2 heads of 4 over model)
     assert parts["prompts' keys and values"] == 8 // 4 * 8 * slot
     assert parts["completions' keys and values"] == 32 // 4 * 4 * slot
     assert parts["logits of a token"] == 4 * 4 * (32 // 4) * (16 // 2)

@@ -152,14 +152,14 @@ def test_a_cache_changes_no_logits(library: Callable, cached: Callable):
     results = []
     for policy, params in (library(), cached()):
         _, prefix = policy.apply(params, prompts, POSITIONS, valid)
-        at_once, _ = policy.apply(params, tokens, positions, jnp.ones((4, 2), bool), None, prefix)
+        at_once, _ = policy.apply(params, tokens, positions, jnp.ones((4, 2), bool), prefix)
         cache = policy.init_cache(4, 3)
         logits = []
         for step in range(2):
-            part = tokens[:, step : step + 1], positions[:, step : step + 1], jnp.ones((4, 1), bool)
-            each, cache = policy.apply(params, *part, cache, prefix)
+            part = tokens[:, step], positions[:, step], jnp.int32(step)
+            each, cache = policy.decode(policy.prepare_decode(params, prefix), *part, cache)
             logits.append(each)
-        results += [at_once, jnp.concatenate(logits, axis=1)]
+        results += [at_once, jnp.stack(logits, axis=1)]
     for other in results[1:]:
         chex.assert_trees_all_close(results[0], other, rtol=1e-7, atol=1e-5)
 

@@ -115,9 +115,8 @@ def sampled(frozen, adapters, prompts):
 
     @jax.jit
     def generate(params):
-        ready = model.gathered(CONFIG, params, jnp.float32)
         options = {"num_generations": GROUP, "max_completion_length": TIME, "eos_ids": (0,)}
-        return rollout.generate(POLICY, ready, KEY, *prompts, **options)
+        return rollout.generate(POLICY, params, KEY, *prompts, **options)
 
     return generate(frozen | adapters)
 

@@ -217,17 +217,18 @@ def test_the_unembedding_is_gathered_and_its_gradient_reduced_outside_of_the_chu
 
 @pytest.mark.parametrize(("once", "lora"), [(True, None), (False, None), (True, model.LoRA(2, 4.0, ("k", "down")))])
 def test_a_rollout_gathers_the_parameters_once(mesh, params, prompts, once, lora):
-    """No weight is gathered in the loops over tokens and layers; a layer at a time if so configured."""
+    """No weight is gathered in the loop over tokens; a layer at a time if so configured."""
     sizes = {"batch_size": TASKS, "num_generations": GROUP, "max_completion_length": TIME}
     config = Config(model="policy", tasks=TasksConfig(), output_dir="run", gather_for_rollout=once, **sizes)
     shape = CONFIG._replace(lora=lora)
     adapters = {row.name: np.zeros(row.shape, np.float32) for row in model.adapters(shape)}
     placed = jax.device_put(params | adapters, model.shardings(shape, mesh))
-    policy = LanguageModel(shape, model.decoder(shape), placed, {}, None, (0, 1), Path())
+    decoder = model.decoder(shape, gather_for_decode=once)
+    policy = LanguageModel(shape, decoder, placed, {}, None, (0, 1), Path())
     generate = compile_rollout(policy, config, mesh)
     with jax.set_mesh(mesh):
-        program = generate.lower(shapes_of(placed), np.int32(0), *shapes_of(place_rows(mesh, prompts)))
-        found = collectives(program.compile(), "all-gather")
+        inputs = generate.start(placed, np.int32(0), *place_rows(mesh, prompts))
+        found = collectives(generate.decode.lower(*inputs, length=TIME).compile(), "all-gather")
     smallest = 16 * 8 * CONFIG.num_kv_heads // 2  # a layer's weights of keys, on a device
     assert any(looped and size >= smallest for looped, size in found) != once
 

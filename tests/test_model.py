@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxrft import mesh as meshes
-from jaxrft.lm import model
+from jaxrft.lm import attention, model
 from jaxrft.types import InputError
 
 # head_dim is not hidden_size / num_heads
@@ -124,8 +124,8 @@ def test_attention_by_hand():
     """One query, two keys: scores ln 3 and 0 give weights 3/4 and 1/4; a key of a later position weighs nothing."""
     keys = jnp.array([jnp.log(3.0), 0.0, 50.0]).reshape(1, 3, 1, 1)
     values = jnp.array([4.0, 8.0, 1000.0]).reshape(1, 3, 1, 1)
-    source = model.Cache(keys, values, jnp.array([[0, 1, 2]]))
-    out = model.attend(jnp.ones((1, 1, 1, 1)), jnp.array([[1]]), [source])
+    source = attention.Cache(keys, values, jnp.array([[0, 1, 2]]))
+    out = attention.attend(jnp.ones((1, 1, 1, 1)), jnp.array([[1]]), [source])
     np.testing.assert_allclose(out.ravel(), [5.0], rtol=1e-6)
 
 
@@ -135,13 +135,13 @@ def test_blocks_of_queries_change_no_number(monkeypatch):
     q, own, shared = (jax.random.normal(k, (r, 8, h, 4)) for k, r, h in zip(keys, (2, 2, 1), (4, 2, 2), strict=True))
     time = jnp.arange(8)[None]
     positions = jnp.concatenate([time + 5, time + 2])
-    prompt = model.Cache(shared, shared[::-1] + 1, jnp.where(time < 5, time, model.PADDED))
+    prompt = attention.Cache(shared, shared[::-1] + 1, jnp.where(time < 5, time, attention.PADDED))
 
     def gradient(queries):
-        monkeypatch.setattr(model, "QUERIES", queries)
+        monkeypatch.setattr(attention, "QUERIES", queries)
 
         def loss(q, own):
-            out = model.attend(q, positions, [prompt, model.Cache(own, jnp.cos(own), positions)])
+            out = attention.attend(q, positions, [prompt, attention.Cache(own, jnp.cos(own), positions)])
             return jnp.sum(jnp.sin(out)), out
 
         return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(q, own)
@@ -168,11 +168,11 @@ def test_cached_decode_equals_the_full_forward(params):
     hidden, prefix = jax.jit(POLICY.apply)(params, *first)
     np.testing.assert_allclose(POLICY.unembed(params, hidden), want[::group, :prompt], atol=1e-4)
     cache = POLICY.init_cache(ROWS, TIME - prompt + 2)  # two slots more than are used
-    step = jax.jit(POLICY.apply)
+    prepared = jax.jit(POLICY.prepare_decode)(params, prefix)
+    step = jax.jit(POLICY.decode)
     for t in range(prompt, TIME):
-        now = slice(t, t + 1)
-        hidden, cache = step(params, tokens[:, now], positions[:, now], valid[:, now], cache, prefix)
-        np.testing.assert_allclose(POLICY.unembed(params, hidden), want[:, now], atol=1e-4)
+        got, cache = step(prepared, tokens[:, t], positions[:, t], jnp.int32(t - prompt), cache)
+        np.testing.assert_allclose(got, want[:, t], atol=1e-4)
 
 
 def test_left_padding_equals_right_padding(params):

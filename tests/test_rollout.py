@@ -1,12 +1,17 @@
 from functools import partial
+from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrft import mesh as meshes
+from jaxrft.config import Config, TasksConfig
 from jaxrft.learn import update
 from jaxrft.lm import model, rollout
+from jaxrft.lm.policy import LanguageModel, compile_rollout
 from jaxrft.streams import stream_key
 
 CONFIG = model.ModelConfig(
@@ -103,11 +108,40 @@ def test_a_sample_is_the_same_alone_in_its_group_in_another_batch_and_with_more_
     check(alone(params, key, PROMPTS[2:], LENGTHS[2:], IDS[2:]), [4])
 
 
+def test_a_group_may_be_sampled_in_parts_by_the_number_of_its_first_sample(params):
+    key = jax.random.key(5)
+    want = sample(params, key, PROMPTS, LENGTHS, IDS, temperature=1.0)
+    alone = jax.jit(partial(rollout.generate, POLICY, **options | {"num_generations": 1}))
+    for number in range(GROUP):
+        part = alone(params, key, PROMPTS, LENGTHS, IDS, np.full(3, number, np.int32))
+        np.testing.assert_array_equal(part.tokens, want.tokens[number::GROUP])
+
+
+@pytest.mark.parametrize("slots", [1, 2, 4])
+def test_a_cache_that_grows_changes_no_sample(params, monkeypatch, slots):
+    want = sample(params, jax.random.key(1), PROMPTS, LENGTHS, IDS, temperature=1.0)
+    monkeypatch.setattr(rollout, "SLOTS", slots)
+    got = jax.jit(partial(rollout.generate, POLICY, **options))(params, jax.random.key(1), PROMPTS, LENGTHS, IDS)
+    np.testing.assert_array_equal(got.tokens, want.tokens)
+    np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-5)
+
+
+def test_lengths_of_the_cache_are_few_and_end_at_the_longest_completion():
+    for longest in (1, 255, 256, 257, 2048, 2049, 32_768):
+        lengths = rollout.cache_lengths(longest)
+        assert lengths[-1] == longest and len(lengths) <= rollout.SEGMENTS
+        assert all(length % rollout.SLOTS == 0 for length in lengths[:-1])
+        assert list(lengths) == sorted(set(lengths))
+
+
 # A policy whose next token depends on the last one only: params[i] are the logits after token i.
 BIGRAM = model.Policy(
-    apply=lambda params, tokens, positions, valid, cache=None, prefix=None: (params[tokens], cache),
+    apply=lambda params, tokens, positions, valid, prefix=None: (params[tokens], ()),
     unembed=lambda params, hidden: hidden,
     init_cache=lambda rows, length: (),
+    grow_cache=lambda cache, length: cache,
+    prepare_decode=lambda params, prefix: params,
+    decode=lambda params, tokens, positions, slot, cache: (params[tokens], cache),
 )
 
 
@@ -124,19 +158,40 @@ ENDINGS = {3: [4, 5, 1], 6: [1], 7: [2], 8: [9, 8, 9, 8, 9]}
 def follow(last_tokens, calls=None):
     """The rollout of prompts that end with these tokens, and a decoding call noted in `calls` each."""
 
-    def apply(params, tokens, *rest):
-        if calls is not None and tokens.shape[1] == 1:
+    def decode(params, *arguments):
+        if calls is not None:
             jax.debug.callback(lambda: calls.append(1))
-        return BIGRAM.apply(params, tokens, *rest)
+        return BIGRAM.decode(params, *arguments)
 
     prompts = jnp.array([[8, last, 0] for last in last_tokens])
     lengths = jnp.full(len(last_tokens), 2)
-    run = partial(rollout.generate, BIGRAM._replace(apply=apply), num_generations=2, max_completion_length=5)
+    run = partial(rollout.generate, BIGRAM._replace(decode=decode), num_generations=2, max_completion_length=5)
     out = jax.jit(partial(run, eos_ids=(1, 2)))(
         chain(FOLLOWER), jax.random.key(0), prompts, lengths, jnp.arange(len(last_tokens))
     )
     jax.effects_barrier()
     return out
+
+
+@pytest.mark.parametrize(("last_tokens", "segments"), [((6, 7), 1), ((3, 6), 1), ((3, 8), 3)])
+def test_segments_that_no_row_needs_are_not_run(monkeypatch, last_tokens, segments):
+    """Of two slots each; a completion of n tokens fills n - 1 of them. Each is traced once."""
+    monkeypatch.setattr(rollout, "SLOTS", 2)
+    config = Config("policy", TasksConfig(), "run", num_generations=2, max_completion_length=5)
+    chex.clear_trace_counter()
+    policy = BIGRAM._replace(decode=chex.assert_max_traces(BIGRAM.decode, segments))
+    lm = LanguageModel(CONFIG, policy, {}, {}, None, (1, 2), Path())
+    generate = compile_rollout(lm, config, meshes.make(1, 1, 1, devices=jax.devices()[:1]))
+    run = []
+    decode = generate.decode
+    monkeypatch.setattr(generate, "decode", lambda *state, length: run.append(length) or decode(*state, length=length))
+    prompts = jnp.array([[8, last, 0] for last in last_tokens])
+    data = prompts, jnp.full(len(last_tokens), 2), jnp.arange(len(last_tokens))
+    for step in range(2):
+        got = generate(chain(FOLLOWER), np.int32(step), *data)
+        want = [ENDINGS[last] for last in last_tokens for _ in range(2)]
+        assert [row[:length].tolist() for row, length in zip(got.tokens, got.lengths, strict=True)] == want
+    assert run == [2, 4, 5][:segments] * 2
 
 
 def test_a_completion_ends_with_any_end_at_the_first_token_or_never():

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxrft import mesh as meshes
 from jaxrft.host.checkpoint import size_of
 from jaxrft.learn import update
-from jaxrft.lm import model
+from jaxrft.lm import attention, model
 from jaxrft.mesh import describe_array, on_device
 from jaxrft.train.setup import Opened, group_shapes
 from jaxrft.types import PyTree
@@ -114,7 +114,7 @@ def _learning(run: Opened, prompt_length: int) -> list[Part]:
     positions = rows * steps + prompts * prompt_length
     embedding = _vocabulary(run) * shape.hidden_size
     own = (2 * shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim + 3 * shape.intermediate_size
-    scores = rows * shape.num_heads * min(steps, model.QUERIES) * (steps + prompt_length) // split
+    scores = rows * shape.num_heads * min(steps, attention.QUERIES) * (steps + prompt_length) // split
     layer = positions * (own // split + 2 * shape.hidden_size) * size + 3 * 4 * scores
     kept = shape.num_layers * positions * shape.hidden_size * size
     prefix = 2 * _cache(run, prompts * shards, prompt_length)
@@ -139,6 +139,6 @@ def _vocabulary(run: Opened) -> int:
 
 def _cache(run: Opened, rows: int, length: int) -> int:
     """Bytes of a cache on each device."""
-    axes = ("layer", "batch", None, "kv_heads", "head")
-    leaves = jax.eval_shape(lambda: run.setup.lm.policy.init_cache(rows, length))
+    axes = ("batch", "kv_heads", None, None)
+    leaves = jax.tree.leaves(jax.eval_shape(lambda: run.setup.lm.policy.init_cache(rows, length)))
     return on_device([describe_array(run.setup.mesh, leaf.shape, leaf.dtype, *axes[: leaf.ndim]) for leaf in leaves])

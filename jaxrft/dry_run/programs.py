@@ -16,7 +16,7 @@ from jaxrft.dry_run import memory
 from jaxrft.lm import model
 from jaxrft.train import step as steps
 from jaxrft.train.devices import computing_on
-from jaxrft.train.setup import Opened, Tree
+from jaxrft.train.setup import Opened, Setup, Tree
 from jaxrft.types import Feedback, InputError, Missing, PyTree
 
 HBM = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}  # GiB a chip
@@ -38,6 +38,7 @@ class Compiled(NamedTuple):
     peak: int  # bytes, with all that stays on the chip meanwhile
     flops: float  # the bodies of loops counted once
     failure: str = ""  # why it does not compile
+    outputs: PyTree = None  # descriptions of what it returns
 
 
 def devices(topology: str) -> list[Any]:
@@ -91,8 +92,8 @@ def compiled(run: Opened, prompt_length: int, *, selects: bool = True) -> Iterat
         select = (*draw, constants.nothing_excluded, stream)
         choice = laid_out(steps.select_tasks.eval_shape(*select, batch_size=batch_size)[0])
         params = model.whole(state.params, constants.frozen)
-        generate = (params, state.step, *prompts, choice.ids, stream)
-        rollout = setup.generate.eval_shape(*generate)
+        start = (params, state.step, *prompts, choice.ids, stream)
+        rollout = setup.generate.eval_shape(*start)
         score = (setup, state.step, choice.ids, prompts, rollout, rewards, valid, success_index)
         groups = laid_out(steps.score_groups.eval_shape(*score).groups, "batch")
         update = (setup, state.selector, state.counters, state.step, tasks)
@@ -107,10 +108,27 @@ def compiled(run: Opened, prompt_length: int, *, selects: bool = True) -> Iterat
             )
         if selects:
             yield _compile("select", steps.select_tasks, select, stays, batch_size=batch_size)
-        yield _compile("generate", setup.generate, generate, (stays, prompts))
+        prefill = _compile("prefill", setup.generate.start, start, (stays, prompts))
+        yield prefill
+        if not prefill.failure:
+            inputs, decoding = prefill.outputs
+            length = setup.generate.cache_lengths[-1]
+            decoding = decoding._replace(cache=_grown(setup, decoding.cache, length))
+            decode = (inputs, decoding)
+            yield _compile("decode", setup.generate.decode, decode, (stays, prompts, decode), length=length)
         if selects:
             yield _compile("note", steps.update_selector_state, (*update, choice, feedback(batch_size)), stays)
         yield _compile("learn", steps.update_policy, learn, (stays, groups))
+
+
+def _grown(setup: Setup, cache: PyTree, length: int) -> PyTree:
+    """Describes a cache that has grown to `length` slots."""
+    grown = jax.eval_shape(lambda: setup.lm.policy.grow_cache(_zeros(cache), length))
+    return jax.tree.map(lambda x, old: meshes.describe(x, old.sharding), grown, cache)
+
+
+def _zeros(described: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), described)
 
 
 def _compile(name: str, program: Any, arguments: tuple, held: PyTree, **static: object) -> Compiled:
@@ -126,4 +144,6 @@ def _compile(name: str, program: Any, arguments: tuple, held: PyTree, **static: 
     used, cost = done.memory_analysis(), done.cost_analysis()
     new = used.temp_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes
     seconds = time.perf_counter() - start
-    return Compiled(name, seconds, used.temp_size_in_bytes, memory.on_device(held) + new, cost.get("flops", 0.0))
+    outputs = jax.tree.map(meshes.describe, done.out_info, done.output_shardings)
+    peak = memory.on_device(held) + new
+    return Compiled(name, seconds, used.temp_size_in_bytes, peak, cost.get("flops", 0.0), outputs=outputs)

@@ -133,7 +133,7 @@ def completion_logprobs(
     positions = jnp.repeat(lengths, generations)[:, None] + jnp.arange(steps - 1, dtype=jnp.int32)[None]
     hidden = jnp.repeat(last, generations, axis=0)[:, None]
     if steps > 1:
-        rest, _ = policy.apply(params, tokens[:, :-1], positions, jnp.ones(positions.shape, bool), None, prefix)
+        rest, _ = policy.apply(params, tokens[:, :-1], positions, jnp.ones(positions.shape, bool), prefix)
         hidden = jnp.concatenate([hidden, rest], axis=1)
     return _chunked_logprobs(policy, params, hidden, tokens, temperature, entropy_gradient)
 

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 
-from jaxrft.lm.model import FREE, PADDED, Policy
+from jaxrft.lm.attention import FREE, PADDED
+from jaxrft.lm.model import Policy
 from jaxrft.types import Array, InputError, PyTree
 
 
@@ -67,18 +68,9 @@ def flax_policy(
     """
     call = _bind(module, forward)
 
-    def apply(
-        params: PyTree,
-        tokens: Array,
-        positions: Array,
-        valid: Array,
-        cache: Cache | None = None,
-        prefix: Cache | None = None,
-    ) -> tuple[Array, Cache]:
-        rows, steps = tokens.shape
-        earlier = empty_cache(rows, 0) if cache is None else cache
-        if prefix is not None:
-            earlier = _join(_repeat(prefix, rows), earlier)
+    def attend_to(earlier: Cache, params: PyTree, tokens: Array, positions: Array, valid: Array) -> tuple[Array, Cache]:
+        """Returns the logits [rows, T, V] of tokens [rows, T] behind `earlier` ones, and their own entries."""
+        steps = tokens.shape[1]
         key_positions = jnp.where(valid, positions, PADDED)
         all_positions = jnp.concatenate([earlier.positions, key_positions], axis=1)
         if init_cache is None:
@@ -93,8 +85,26 @@ def flax_policy(
             logits, new = _checked_pair(call(params, tokens, positions, mask, earlier.entries))
             logits = _checked_logits(logits, tokens.shape)
             _check_entries(new, earlier.entries, tokens.shape)
-        latest = Cache(new, key_positions)
-        return logits, latest if cache is None else _write(cache, latest)
+        return logits, Cache(new, key_positions)
+
+    def apply(
+        params: PyTree, tokens: Array, positions: Array, valid: Array, prefix: Cache | None = None
+    ) -> tuple[Array, Cache]:
+        rows = tokens.shape[0]
+        earlier = empty_cache(rows, 0) if prefix is None else _repeat(prefix, rows)
+        return attend_to(earlier, params, tokens, positions, valid)
+
+    def prepare_decode(params: PyTree, prefix: Cache) -> tuple[PyTree, Cache]:
+        return params, prefix
+
+    def decode(
+        prepared: tuple[PyTree, Cache], tokens: Array, positions: Array, slot: Array, cache: Cache
+    ) -> tuple[Array, Cache]:
+        params, prefix = prepared
+        earlier = _join(_repeat(prefix, tokens.shape[0]), cache)
+        valid = jnp.ones((tokens.shape[0], 1), bool)
+        logits, new = attend_to(earlier, params, tokens[:, None], positions[:, None], valid)
+        return unembed(params, logits[:, 0]), _write(cache, new, slot)
 
     def empty_cache(rows: int, length: int) -> Cache:
         entries = jnp.zeros((rows, length), jnp.int32) if init_cache is None else init_cache(rows, length)
@@ -106,10 +116,14 @@ def flax_policy(
                 )
         return Cache(entries, jnp.full((rows, length), FREE, jnp.int32))
 
+    def grow_cache(cache: Cache, length: int) -> Cache:
+        rows, before = cache.positions.shape
+        return _join(cache, empty_cache(rows, length - before))
+
     def unembed(params: PyTree, logits: Array) -> Array:
         return logits.astype(jnp.float32)
 
-    return Policy(apply, unembed, empty_cache)
+    return Policy(apply, unembed, empty_cache, grow_cache, prepare_decode, decode)
 
 
 def _bind(module: linen.Module | nnx.Module, forward: Forward) -> Callable[..., Array | tuple[Array, PyTree]]:
@@ -136,9 +150,8 @@ def _join(first: Cache, second: Cache) -> Cache:
     return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), first, second)
 
 
-def _write(cache: Cache, new: Cache) -> Cache:
-    """Writes new entries to the next free slots, which all rows share."""
-    slot = jnp.sum(cache.positions[0] != FREE, dtype=jnp.int32)
+def _write(cache: Cache, new: Cache, slot: Array) -> Cache:
+    """Writes new entries at `slot`, which all rows share."""
 
     def put(old: Array, x: Array) -> Array:
         return jax.lax.dynamic_update_slice_in_dim(old, x.astype(old.dtype), slot, axis=1)

@@ -16,18 +16,11 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jaxrft import mesh as meshes
-from jaxrft.lm import blocks
+from jaxrft.lm.attention import PADDED, Cache, LayerCache, attend, attend_cached
 from jaxrft.mesh import constrain
 from jaxrft.types import Array, PyTree
 
 Params = dict[str, Array]
-
-# Positions of keys that no query may see: every real position is smaller, and attention is causal in positions.
-FREE = jnp.iinfo(jnp.int32).max  # a slot of a cache that nothing was written to
-PADDED = FREE - 1  # a slot that holds padding
-
-# Attention takes so many queries at a time, so that its float32 scores never exist for all pairs of positions.
-QUERIES = 256
 
 
 class RopeScaling(NamedTuple):
@@ -67,25 +60,33 @@ class ModelConfig(NamedTuple):
     lora: LoRA | None = None
 
 
-class Cache(NamedTuple):
-    """Keys and values of every layer; rows are written in step, so that they share the next free slot."""
-
-    keys: Array  # [L, rows, length, kv_heads, head_dim]
-    values: Array  # [L, rows, length, kv_heads, head_dim]
-    positions: Array  # [L, rows, length] int32, FREE or PADDED where there is nothing to see
-
-
 class Policy(NamedTuple):
     """All that rollout.py and update.py know of a language model."""
 
     apply: Callable[..., tuple[Array, PyTree]]
-    """(params, tokens [rows, T], positions [rows, T], valid [rows, T] bool, cache=None, prefix=None)
-    -> (hidden [rows, T, D], cache). Without a cache the one returned holds just these tokens and can serve as a
-    prefix; with one, its next T slots are written. A prefix of B rows serves rows = B * G without being copied."""
+    """(params, tokens [rows, T], positions [rows, T], valid [rows, T] bool, prefix=None)
+    -> (hidden [rows, T, D], the keys and values of these tokens, which can serve as a prefix).
+    A prefix of B rows serves rows = B * G without being copied."""
     unembed: Callable[[PyTree, Array], Array]
     """(params, hidden [..., D]) -> logits [..., V] float32."""
     init_cache: Callable[[int, int], PyTree]
-    """(rows, length) -> an empty cache; leaves [L, rows, length, ...]."""
+    """(rows, length) -> an empty cache of `decode`; leaves [rows, ...]."""
+    grow_cache: Callable[[PyTree, int], PyTree]
+    """(cache, length) -> the cache with as many slots, at least those that it has."""
+    prepare_decode: Callable[[PyTree, PyTree], PyTree]
+    """(params, prefix) -> what `decode` reads for every token, laid out for it; made once a rollout."""
+    decode: Callable[[PyTree, Array, Array, Array, PyTree], tuple[Array, PyTree]]
+    """(prepared, tokens [rows], positions [rows], slot [] int32, cache) -> (logits [rows, V] float32, cache).
+    All rows write the same slot of the cache, and see the slots up to it behind their prefix."""
+
+
+class DecodeInputs(NamedTuple):
+    """What the decoder reads for every token, each layer by itself."""
+
+    layers: tuple[Params, ...]  # merged weights of a layer, in the dtype of computation
+    prefix: tuple[LayerCache, ...]  # the prompts' keys and values [B, kv_heads, P, head_dim]
+    visible: Array  # [B, P] bool, which slots of the prefix hold a token
+    others: Params  # the weights that are no layer's
 
 
 class Weight(NamedTuple):
@@ -221,16 +222,6 @@ def merged(config: ModelConfig, params: Params, dtype: DTypeLike) -> Params:
     return merge_all(parts) | (jax.lax.map(merge_all, adapted) if adapted else {})
 
 
-def gathered(config: ModelConfig, params: Params, dtype: DTypeLike) -> Params:
-    """The `merged` parameters, whole over `fsdp` and split over `model` only.
-
-    A loop that runs the decoder many times on the same parameters gathers them once in this way, instead of a layer at
-    a time in each pass.
-    """
-    ready = merged(config, params, dtype)
-    return {row.name: _gathered(ready[row.name], row.axes, dtype) for row in base(config)}
-
-
 def parts_of(params: Params, name: str) -> tuple[Array, ...]:
     """(W, A, B) of a weight whose adapter is in `params`, (W,) otherwise."""
     return tuple(params[part] for part in (name, *adapter_names(name)) if part in params)
@@ -251,23 +242,22 @@ def merge(config: ModelConfig, parts: tuple[Array, ...], dtype: DTypeLike) -> Ar
     return (weight.astype(jnp.float32) + config.lora.alpha / config.lora.rank * product).astype(dtype)
 
 
-def decoder(config: ModelConfig, *, dtype: DTypeLike = jnp.float32, remat: bool = True) -> Policy:
-    """The decoder as a Policy that computes in `dtype` whatever the parameters' dtype is.
+def decoder(
+    config: ModelConfig, *, dtype: DTypeLike = jnp.float32, remat: bool = True, gather_for_decode: bool = True
+) -> Policy:
+    """Returns the decoder as a Policy that computes in `dtype` whatever the parameters' dtype is.
 
-    `remat` recomputes each layer in the backward pass instead of keeping its activations.
+    `remat` recomputes each layer in the backward pass instead of keeping its activations. `gather_for_decode` keeps
+    the weights whole over `fsdp` while tokens are decoded, instead of gathering each layer for every token.
     """
     return Policy(
         apply=partial(apply, config, dtype=dtype, remat=remat),
         unembed=partial(unembed, config, dtype=dtype),
         init_cache=partial(init_cache, config, dtype=dtype),
+        grow_cache=grow_cache,
+        prepare_decode=partial(prepare_decode, config, dtype=dtype, gather=gather_for_decode),
+        decode=partial(decode, config, dtype=dtype, gathered=gather_for_decode),
     )
-
-
-def init_cache(config: ModelConfig, rows: int, length: int, *, dtype: DTypeLike = jnp.float32) -> Cache:
-    """A cache with `length` free slots for each of `rows` rows."""
-    shape = (config.num_layers, rows, length)
-    keys = jnp.zeros((*shape, config.num_kv_heads, config.head_dim), dtype)
-    return _shard_cache(Cache(keys, jnp.zeros_like(keys), jnp.full(shape, FREE, jnp.int32)))
 
 
 def unembed(config: ModelConfig, params: Params, hidden: Array, *, dtype: DTypeLike = jnp.float32) -> Array:
@@ -284,76 +274,149 @@ def apply(
     tokens: Array,
     positions: Array,
     valid: Array,
-    cache: Cache | None = None,
     prefix: Cache | None = None,
     *,
     dtype: DTypeLike = jnp.float32,
     remat: bool = True,
 ) -> tuple[Array, Cache]:
-    """The decoder's forward pass; see `Policy.apply`.
+    """Computes the decoder's forward pass; see `Policy.apply`.
 
     Attention is causal in `positions`, not in slots: prompts may be padded on either side.
     """
-    axes = {row.name: row.axes[1:] for row in base(config) if row.layered}
+    axes = _layer_axes(config)
     rope = _rope(positions, rope_frequencies(config))
-    seen = jnp.where(valid, positions, PADDED)
-    # All rows advance together, so that row 0 of layer 0 tells the slot to write.
-    slot = jnp.sum(cache.positions[0, 0] != FREE, dtype=jnp.int32) if cache is not None else jnp.zeros((), jnp.int32)
+    key_positions = jnp.where(valid, positions, PADDED)
 
-    def layer(carry: tuple[Array, Cache | None], xs: PyTree) -> tuple[PyTree, PyTree]:
-        (x, cache), (index, weights, prefix) = carry, xs
+    def layer(x: Array, xs: PyTree) -> tuple[Array, Cache]:
+        weights, prefix = xs
         w = {name: _gathered(merge(config, parts, dtype), axes[name], dtype) for name, parts in weights.items()}
-        q, k, v = _project(config, w, rms_norm(x, w["attention_norm"], config.rms_norm_eps), rope)
-        own = Cache(k, v, seen)
-        if cache is not None:
-            cache = jax.tree.map(lambda old, new: _write(old, new, index, slot), cache, own)
-        here = own if cache is None else jax.tree.map(lambda leaf: leaf[index], cache)
-        mixed = attend(q, positions, [here] if prefix is None else [prefix, here])
-        x = x + jnp.einsum("rthe,hed->rtd", mixed, w["o"])
-        if config.output_bias:
-            x = x + w["o_bias"][None, None]
-        x = constrain(x + _mlp(w, rms_norm(x, w["mlp_norm"], config.rms_norm_eps)), "batch", "time", "embed")
-        return (x, cache), (own if cache is None else None)
+
+        def attention(q: Array, k: Array, v: Array) -> tuple[Array, Cache]:
+            own = Cache(k, v, key_positions)
+            return attend(q, positions, [own] if prefix is None else [prefix, own]), own
+
+        return _layer(config, w, x, rope, attention)
 
     x = constrain(_gathered(params["embed"], ("vocab", "embed"), dtype)[tokens], "batch", "time", "embed")
-    layers = (jnp.arange(config.num_layers), {name: parts_of(params, name) for name in axes}, prefix)
-    (x, cache), fresh = jax.lax.scan(jax.checkpoint(layer) if remat else layer, (x, cache), layers)
-    hidden = rms_norm(x, params["final_norm"].astype(dtype), config.rms_norm_eps)
-    return hidden, _shard_cache(fresh if cache is None else cache)
+    layers = ({name: parts_of(params, name) for name in axes}, prefix)
+    x, cache = jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, layers)
+    return rms_norm(x, params["final_norm"].astype(dtype), config.rms_norm_eps), _shard_cache(cache)
 
 
-def attend(q: Array, positions: Array, sources: list[Cache]) -> Array:
-    """Grouped-query attention over several sources of keys as one softmax, QUERIES queries at a time.
+Attention = Callable[[Array, Array, Array], tuple[Array, PyTree]]
+"""(queries, keys, values) [rows, T, heads, head_dim] -> (mixed values [rows, T, heads, head_dim], what is kept)."""
 
-    q [rows, T, H, head], positions [rows, T]; a source's leaves are one layer's, [B, length, ...], and its row b
-    serves the rows / B queries from b * rows / B on. Returns [rows, T, H, head].
+
+def _layer(
+    config: ModelConfig, w: Params, x: Array, rope: tuple[Array, Array], attention: Attention
+) -> tuple[Array, PyTree]:
+    """Computes one layer on x [rows, T, D]; returns its output and what `attention` keeps."""
+    q, k, v = _project(config, w, rms_norm(x, w["attention_norm"], config.rms_norm_eps), rope)
+    mixed, kept = attention(q, k, v)
+    x = x + jnp.einsum("rthe,hed->rtd", mixed, w["o"])
+    if config.output_bias:
+        x = x + w["o_bias"][None, None]
+    x = x + _mlp(w, rms_norm(x, w["mlp_norm"], config.rms_norm_eps))
+    return constrain(x, "batch", "time", "embed"), kept
+
+
+def init_cache(
+    config: ModelConfig, rows: int, length: int, *, dtype: DTypeLike = jnp.float32
+) -> tuple[LayerCache, ...]:
+    """Returns a cache of `length` slots for each of `rows` rows: a buffer a layer, which `decode` updates in place."""
+    keys = jnp.zeros((rows, config.num_kv_heads, config.head_dim, length), dtype)
+    empty = LayerCache(keys, jnp.zeros_like(keys.swapaxes(2, 3)))
+    return tuple(_shard_layer_cache(empty) for _ in range(config.num_layers))
+
+
+def grow_cache(cache: tuple[LayerCache, ...], length: int) -> tuple[LayerCache, ...]:
+    """Adds free slots to a cache until it has `length` of them."""
+
+    def grow(layer: LayerCache) -> LayerCache:
+        added = length - layer.values.shape[2]
+        none = (0, 0)
+        keys = jnp.pad(layer.keys, (none, none, none, (0, added)))
+        return _shard_layer_cache(LayerCache(keys, jnp.pad(layer.values, (none, none, (0, added), none))))
+
+    return tuple(grow(layer) for layer in cache)
+
+
+def prepare_decode(
+    config: ModelConfig, params: Params, prefix: Cache, *, dtype: DTypeLike = jnp.float32, gather: bool = True
+) -> DecodeInputs:
+    """Lays out weights and prompts for `decode`: merged, cast, and each layer an array of its own.
+
+    With `gather` the weights are whole over `fsdp`, and split over `model` only.
     """
-    mixed = blocks.over_time(partial(_attend_block, sources=sources), QUERIES, q, positions)
-    return constrain(mixed, "batch", "time", "heads", "head")
+    axes = _layer_axes(config)
+
+    def ready(weight: Array, axes: tuple[str | None, ...]) -> Array:
+        return _gathered(weight, axes, dtype) if gather else constrain(weight.astype(dtype), *axes)
+
+    def layer(index: int) -> Params:
+        parts = {name: [part[index] for part in parts_of(params, name)] for name in axes}
+        return {name: ready(merge(config, tuple(held), dtype), axes[name]) for name, held in parts.items()}
+
+    def layer_prefix(index: int) -> LayerCache:
+        return _shard_layer_cache(_laid_out(prefix.keys[index], prefix.values[index]))
+
+    layers = range(config.num_layers)
+    return DecodeInputs(
+        layers=tuple(layer(index) for index in layers),
+        prefix=tuple(layer_prefix(index) for index in layers),
+        visible=prefix.positions[0] < PADDED,
+        others={row.name: ready(params[row.name], row.axes) for row in base(config) if not row.layered},
+    )
 
 
-def _attend_block(q: Array, positions: Array, *, sources: list[Cache]) -> Array:
-    """`attend` for one block of queries; its scores are [rows, H, T, all lengths]."""
-    rows, steps, heads, width = q.shape
-    scores = []
-    for source in sources:
-        batch, length, kv_heads, _ = source.keys.shape
-        grouped = q.reshape(batch, rows // batch, steps, kv_heads, heads // kv_heads, width)
-        score = jnp.einsum("bgtkqe,bske->bgkqts", grouped, source.keys, preferred_element_type=jnp.float32)
-        query = positions.reshape(batch, rows // batch, 1, 1, steps, 1)
-        visible = source.positions.reshape(batch, 1, 1, 1, 1, length) <= query
-        score = jnp.where(visible, score / math.sqrt(width), -1e30)
-        scores.append(score.reshape(rows, kv_heads, heads // kv_heads, steps, length))
-    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(q.dtype)
-    mixed, start = jnp.zeros((), q.dtype), 0
-    for source in sources:
-        batch, length, kv_heads, _ = source.values.shape
-        part = weights[..., start : start + length]
-        part = part.reshape(batch, rows // batch, kv_heads, heads // kv_heads, steps, length)
-        start += length
-        out = jnp.einsum("bgkqts,bske->bgtkqe", part, source.values)
-        mixed = mixed + out.reshape(q.shape)
-    return mixed
+def decode(
+    config: ModelConfig,
+    prepared: DecodeInputs,
+    tokens: Array,
+    positions: Array,
+    slot: Array,
+    cache: tuple[LayerCache, ...],
+    *,
+    dtype: DTypeLike = jnp.float32,
+    gathered: bool = True,
+) -> tuple[Array, tuple[LayerCache, ...]]:
+    """Computes one token of each row; see `Policy.decode`. `gathered`: whether `prepare_decode` gathered the weights.
+
+    The layers are unrolled: each writes into a buffer of its own, which XLA then updates in place. In a scan over
+    layers every layer would be sliced out of the stacked cache, and copied.
+    """
+    axes = _layer_axes(config)
+    rope = _rope(positions[:, None], rope_frequencies(config))
+    x = constrain(_gathered(prepared.others["embed"], ("vocab", "embed"), dtype)[tokens], "batch", "embed")[:, None]
+    written = []
+    for weights, prefix, earlier in zip(prepared.layers, prepared.prefix, cache, strict=True):
+
+        def attention(
+            q: Array, k: Array, v: Array, prefix: LayerCache = prefix, earlier: LayerCache = earlier
+        ) -> tuple[Array, LayerCache]:
+            new = _laid_out(k, v)
+            write = jax.lax.dynamic_update_slice_in_dim
+            own = LayerCache(write(earlier.keys, new.keys, slot, 3), write(earlier.values, new.values, slot, 2))
+            mixed = attend_cached(q[:, 0], prefix, prepared.visible, own, slot)
+            return mixed[:, None], own
+
+        if not gathered:  # XLA would move what does not change out of the loop over tokens, and hold all layers at once
+            weights, x = jax.lax.optimization_barrier((weights, x))
+        w = {name: _gathered(weight, axes[name], dtype) for name, weight in weights.items()}
+        x, own = _layer(config, w, x, rope, attention)
+        written.append(own)
+    hidden = rms_norm(x[:, 0], prepared.others["final_norm"], config.rms_norm_eps)
+    return unembed(config, prepared.others, hidden, dtype=dtype), tuple(written)
+
+
+def _layer_axes(config: ModelConfig) -> dict[str, tuple[str | None, ...]]:
+    """Returns the logical axes of every weight of a layer, by name."""
+    return {row.name: row.axes[1:] for row in base(config) if row.layered}
+
+
+def _laid_out(keys: Array, values: Array) -> LayerCache:
+    """Transposes keys and values [rows, T, kv_heads, head_dim] of a layer for decoding."""
+    return LayerCache(keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3))
 
 
 def rms_norm(x: Array, scale: Array, eps: float) -> Array:
@@ -418,14 +481,13 @@ def _rotate(x: Array, cos: Array, sin: Array) -> Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-def _write(cache: Array, new: Array, layer: Array, slot: Array) -> Array:
-    """Writes new [rows, T, ...] into cache [L, rows, length, ...] of `layer` from `slot` on."""
-    zero = jnp.zeros((), jnp.int32)
-    start = (layer, zero, slot, *(zero,) * (new.ndim - 2))
-    return jax.lax.dynamic_update_slice(cache, new[None].astype(cache.dtype), start)
-
-
 def _shard_cache(cache: Cache) -> Cache:
-    """A cache sharded over rows and key-value heads."""
+    """Shards a cache over rows and key-value heads."""
     axes = ("layer", "batch", None, "kv_heads", "head")
     return Cache(*(constrain(leaf, *axes[: leaf.ndim]) for leaf in cache))
+
+
+def _shard_layer_cache(cache: LayerCache) -> LayerCache:
+    """Shards the cache of a layer over rows and key-value heads."""
+    keys = constrain(cache.keys, "batch", "kv_heads", "head", None)
+    return LayerCache(keys, constrain(cache.values, "batch", "kv_heads", None, "head"))

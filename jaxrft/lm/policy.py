@@ -1,6 +1,6 @@
 """Opens, adapts and exports the policy of a run."""
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,7 +55,7 @@ def read_model(config: Config, folder: Path, *, trained: bool = True) -> Languag
             "they do not belong together"
         )
     check_length(config, weights.max_positions(folder))
-    policy = model.decoder(shape, dtype=jnp.dtype(config.dtype))
+    policy = model.decoder(shape, dtype=jnp.dtype(config.dtype), gather_for_decode=config.gather_for_rollout)
     return LanguageModel(shape, policy, None, {}, text, tokenizer.eos_ids(text, str(folder)), folder)
 
 
@@ -134,30 +134,78 @@ def check_length(config: Config, limit: int | None) -> None:
         )
 
 
-def compile_rollout(lm: LanguageModel, config: Config, mesh: meshes.AnyMesh, **options: Any) -> Callable[..., Rollout]:
-    """The jitted rollout: (params, step, prompts, lengths, ids) -> Rollout, its rows sharded over the mesh.
+class CompiledRollout:
+    """The programs of a rollout, compiled when they are first needed; rows are sharded over the mesh.
 
-    `params` are all parameters, frozen ones and adapters. `options` are `rollout.generate`'s, beside those of the
-    config, and `use`, the random stream; the number of another one may come behind the ids.
+    Waits for the device only between two segments, for one replicated scalar, on which all processes decide alike.
     """
-    use = options.pop("use", "rollout")
-    settings = {
-        "num_generations": config.num_generations,
-        "max_completion_length": config.max_completion_length,
-        "temperature": config.temperature,
-        "top_p": config.top_p,
-        "top_k": config.top_k,
-        "eos_ids": lm.eos_ids,
-    } | options
 
-    def generate(
-        params: PyTree, step: Array, prompts: Array, lengths: Array, ids: Array, number: Array | None = None
+    def __init__(self, lm: LanguageModel, config: Config, mesh: meshes.AnyMesh, use: str, how: rollout.Sampling):
+        """Prepares the programs; `use` is the random stream."""
+
+        def start(
+            params: PyTree, step: Array, prompts: Array, lengths: Array, ids: Array, stream: Array | None = None
+        ) -> tuple[rollout.Inputs, rollout.Decoding]:
+            key = stream_key(config.seed, step, use if stream is None else stream)
+            return rollout.start(lm.policy, params, key, prompts, lengths, ids, None, how=how)
+
+        rows = meshes.sharding(mesh, "batch")
+        cells = meshes.sharding(mesh, "batch", None)
+        self.cache_lengths = rollout.cache_lengths(how.max_completion_length)
+        self.start = jax.jit(start)
+        self.grow = jax.jit(lm.policy.grow_cache, static_argnums=1)
+        self.decode = jax.jit(
+            partial(rollout.decode, lm.policy, how=how),
+            static_argnames="length",
+            donate_argnums=1,
+            out_shardings=(None, meshes.sharding(mesh)),
+        )
+        self.finish = jax.jit(rollout.finish, out_shardings=Rollout._make((cells, rows, cells, cells, cells)))
+
+    def __call__(
+        self,
+        params: PyTree,
+        step: Array | np.int32,
+        prompts: Array,
+        lengths: Array,
+        ids: Array | np.ndarray,
+        stream: Array | np.int32 | None = None,
     ) -> Rollout:
-        # Merged and cast once for the whole decoding instead of once a token; the learner does both in the same way.
-        ready = model.gathered if config.gather_for_rollout else model.merged
-        params = ready(lm.config, params, jnp.dtype(config.dtype))
-        key = stream_key(config.seed, step, use if number is None else number)
-        return rollout.generate(lm.policy, params, key, prompts, lengths, ids, **settings)
+        """Samples completions.
 
-    rows, cells = meshes.sharding(mesh, "batch"), meshes.sharding(mesh, "batch", None)
-    return jax.jit(generate, out_shardings=Rollout._make((cells, rows, cells, cells, cells)))
+        `params` are all parameters, frozen ones and adapters; `stream` the number of another random stream.
+        """
+        inputs, state = self.start(params, step, prompts, lengths, ids, stream)
+        for length in self.cache_lengths:
+            if length > self.cache_lengths[0]:
+                state = state._replace(cache=self.grow(state.cache, length))
+            state, ended = self.decode(inputs, state, length=length)
+            if length < self.cache_lengths[-1] and bool(ended):
+                break
+        return self.finish(state)
+
+    def eval_shape(self, *arguments: Any) -> Rollout:
+        """Returns the shapes of a rollout."""
+        return self.finish.eval_shape(self.start.eval_shape(*arguments)[1])
+
+
+def compile_rollout(
+    lm: LanguageModel,
+    config: Config,
+    mesh: meshes.AnyMesh,
+    *,
+    use: str = "rollout",
+    num_generations: int | None = None,
+    greedy: bool = False,
+) -> CompiledRollout:
+    """Returns the rollout that the config asks for; `use` is the random stream."""
+    how = rollout.Sampling(
+        num_generations=config.num_generations if num_generations is None else num_generations,
+        max_completion_length=config.max_completion_length,
+        eos_ids=lm.eos_ids,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        greedy=greedy,
+    )
+    return CompiledRollout(lm, config, mesh, use, how)

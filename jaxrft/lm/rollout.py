@@ -1,6 +1,10 @@
-"""Rollouts: prefill a prompt once, decode its group from the shared cache, stop when all rows have ended."""
+"""Rollouts: prefill a prompt once, decode its group from the shared cache, stop when all rows have ended.
 
-from typing import NamedTuple
+A rollout is `start`, a few segments of `decode` and `finish`. `generate` joins them in one program;
+`jaxrft.lm.policy.CompiledRollout` runs them one by one, and leaves out the segments that no row needs.
+"""
+
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +13,31 @@ from jaxrft.lm import sampling
 from jaxrft.lm.model import Policy
 from jaxrft.mesh import constrain
 from jaxrft.types import Array, PyTree, Rollout
+
+# Attention reads a cache up to its length, not up to what is written. So the cache starts short and grows, in steps
+# that are multiples of SLOTS and of which there are at most SEGMENTS, each a program to compile.
+SLOTS = 256
+SEGMENTS = 8
+
+
+class Sampling(NamedTuple):
+    """How completions are drawn."""
+
+    num_generations: int
+    max_completion_length: int
+    eos_ids: tuple[int, ...]
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    greedy: bool = False
+
+
+class Inputs(NamedTuple):
+    """What the decoding loop reads, and does not change."""
+
+    prepared: PyTree  # see `Policy.prepare_decode`
+    keys: Array  # [R] keys of the samples
+    first: Array  # [R] int32, the position of a completion's first token
 
 
 class Decoding(NamedTuple):
@@ -45,53 +74,98 @@ def generate(
     prompts: Array,
     lengths: Array,
     ids: Array,
-    *,
-    num_generations: int,
-    max_completion_length: int,
-    eos_ids: tuple[int, ...],
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    greedy: bool = False,
+    first_sample: Array | None = None,
+    **options: Any,
 ) -> Rollout:
     """Samples G completions of each prompt; those of a prompt are next to each other.
 
-    prompts [B, P] right-padded, lengths [B], ids [B] the tasks' ids. A sample depends on `key`, its task's id and its
-    number in the group only: it is the same in another batch, in another bucket of prompts and on another mesh, up to
-    the rounding of matrix products. Greedy decoding takes the likeliest token and ignores the key.
+    prompts [B, P] right-padded, lengths [B], ids [B] the tasks' ids, first_sample [B] int32 the number of a group's
+    first sample, None for 0. `options` are the fields of `Sampling`. A sample depends on `key`, its task's id and its
+    number only: it is the same in another batch, in another bucket of prompts and on another mesh, up to the rounding
+    of matrix products. Greedy decoding takes the likeliest token and ignores the key.
     """
-    rows = prompts.shape[0] * num_generations
-    keys = sampling.row_keys(key, ids, num_generations)
-    first = constrain(jnp.repeat(lengths, num_generations), "batch")  # the position of a completion's first token
-    ends = jnp.asarray(eos_ids, jnp.int32)
+    how = Sampling(**options)
+    inputs, state = start(policy, params, key, prompts, lengths, ids, first_sample, how=how)
+    for length in cache_lengths(how.max_completion_length):
+        state = state._replace(cache=policy.grow_cache(state.cache, length))
+        state, _ = decode(policy, inputs, state, how=how, length=length)
+    return finish(state)
 
-    def write(state: Decoding, hidden: Array) -> Decoding:
-        """Draws the token after `hidden` [R, D] and writes it."""
-        logits = policy.unembed(params, hidden) / temperature
-        drawn = _draw(keys, state.time, logits, top_p=top_p, top_k=top_k, greedy=greedy)
-        return _write(state, drawn, ends)
 
-    def advance(state: Decoding) -> Decoding:
-        token = jax.lax.dynamic_slice_in_dim(state.tokens, state.time - 1, 1, axis=1)
-        position = (first + state.time - 1)[:, None]
-        hidden, cache = policy.apply(params, token, position, ~state.done[:, None], state.cache, prefix)
-        return write(state._replace(cache=cache), hidden[:, 0])
+def cache_lengths(max_completion_length: int) -> tuple[int, ...]:
+    """Returns the lengths of the cache, one a segment: multiples of one step, and the last as long as a completion.
 
+    >>> cache_lengths(100), cache_lengths(600), cache_lengths(4096)[:3]
+    ((100,), (256, 512, 600), (512, 1024, 1536))
+    """
+    step = SLOTS * -(-max_completion_length // (SLOTS * SEGMENTS))
+    return (*range(step, max_completion_length, step), max_completion_length)
+
+
+def start(
+    policy: Policy,
+    params: PyTree,
+    key: Array,
+    prompts: Array,
+    lengths: Array,
+    ids: Array,
+    first_sample: Array | None,
+    *,
+    how: Sampling,
+) -> tuple[Inputs, Decoding]:
+    """Computes the prompts and draws the first token of each sample; see `generate`."""
+    rows = prompts.shape[0] * how.num_generations
     last, prefix = prefill(policy, params, prompts, lengths)
-    shape = (rows, max_completion_length)
+    inputs = Inputs(
+        prepared=policy.prepare_decode(params, prefix),
+        keys=sampling.row_keys(key, ids, how.num_generations, first_sample),
+        first=constrain(jnp.repeat(lengths, how.num_generations), "batch"),
+    )
+    cells = (rows, how.max_completion_length)
     empty = Decoding(
         time=jnp.zeros((), jnp.int32),
         done=constrain(jnp.zeros(rows, bool), "batch"),
         lengths=constrain(jnp.zeros(rows, jnp.int32), "batch"),
-        tokens=constrain(jnp.zeros(shape, jnp.int32), "batch", None),
-        logprobs=constrain(jnp.zeros(shape, jnp.float32), "batch", None),
-        sampling_logprobs=constrain(jnp.zeros(shape, jnp.float32), "batch", None),
-        cache=policy.init_cache(rows, max_completion_length),
+        tokens=constrain(jnp.zeros(cells, jnp.int32), "batch", None),
+        logprobs=constrain(jnp.zeros(cells, jnp.float32), "batch", None),
+        sampling_logprobs=constrain(jnp.zeros(cells, jnp.float32), "batch", None),
+        cache=policy.init_cache(rows, cache_lengths(how.max_completion_length)[0]),
     )
-    state = write(empty, constrain(jnp.repeat(last, num_generations, axis=0), "batch", None))
-    state = jax.lax.while_loop(lambda s: (s.time < max_completion_length) & ~jnp.all(s.done), advance, state)
-    mask = jnp.arange(max_completion_length)[None] < state.lengths[:, None]
+    logits = jnp.repeat(policy.unembed(params, last), how.num_generations, axis=0)
+    return inputs, _advance(inputs, empty, constrain(logits, "batch", "vocab"), how)
+
+
+def decode(policy: Policy, inputs: Inputs, state: Decoding, *, how: Sampling, length: int) -> tuple[Decoding, Array]:
+    """Draws tokens until all rows have ended or the cache of `length` slots is full; whether all have ended []."""
+
+    def needed(state: Decoding) -> Array:
+        return (state.time <= length) & ~_ended(state)
+
+    def advance(state: Decoding) -> Decoding:
+        slot = state.time - 1
+        tokens = jax.lax.dynamic_index_in_dim(state.tokens, slot, axis=1, keepdims=False)
+        logits, cache = policy.decode(inputs.prepared, tokens, inputs.first + slot, slot, state.cache)
+        return _advance(inputs, state._replace(cache=cache), logits, how)
+
+    state = jax.lax.while_loop(needed, advance, state)
+    return state, _ended(state)
+
+
+def finish(state: Decoding) -> Rollout:
+    """Returns what was sampled."""
+    mask = jnp.arange(state.tokens.shape[1])[None] < state.lengths[:, None]
     return Rollout(state.tokens, state.lengths, mask.astype(jnp.float32), state.logprobs, state.sampling_logprobs)
+
+
+def _ended(state: Decoding) -> Array:
+    return jnp.all(state.done) | (state.time >= state.tokens.shape[1])
+
+
+def _advance(inputs: Inputs, state: Decoding, logits: Array, how: Sampling) -> Decoding:
+    """Draws the next token of each row from `logits` [R, V] and writes it."""
+    logits = logits / how.temperature
+    drawn = _draw(inputs.keys, state.time, logits, top_p=how.top_p, top_k=how.top_k, greedy=how.greedy)
+    return _write(state, drawn, jnp.asarray(how.eos_ids, jnp.int32))
 
 
 def _draw(keys: Array, time: Array, logits: Array, *, top_p: float, top_k: int, greedy: bool) -> Drawn:

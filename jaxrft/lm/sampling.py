@@ -24,11 +24,18 @@ def truncate(logits: Array, *, top_k: int = 0, top_p: float = 1.0) -> Array:
     return logits
 
 
-def row_keys(key: Array, ids: Array, num_generations: int) -> Array:
-    """Keys [R] of the samples of tasks `ids` [B]: a sample's depends on nothing but (key, task id, sample)."""
-    samples = jnp.arange(num_generations)
-    per_task = jax.vmap(lambda task: jax.vmap(lambda sample: jax.random.fold_in(task, sample))(samples))
-    return per_task(jax.vmap(lambda i: jax.random.fold_in(key, i))(ids)).reshape(-1)
+def row_keys(key: Array, ids: Array, num_generations: int, first_sample: Array | None = None) -> Array:
+    """Derives the keys [R] of G samples of each task in `ids` [B], numbered from `first_sample` [B] on (None: 0).
+
+    A sample's key depends on nothing but (key, task id, its number).
+    """
+    first = jnp.zeros_like(ids) if first_sample is None else first_sample
+    fold = jax.random.fold_in
+
+    def of_task(task: Array, first: Array) -> Array:
+        return jax.vmap(lambda sample: fold(fold(key, task), sample))(first + jnp.arange(num_generations))
+
+    return jax.vmap(of_task)(ids, first).reshape(-1)
 
 
 def draw(keys: Array, time: Array, logits: Array) -> Array:

@@ -26,7 +26,7 @@ from jaxrft.fields import Checked, FilePath
 from jaxrft.host.files import JSON
 from jaxrft.host.multihost import any_process, on_host0
 from jaxrft.host.stopping import stop_signals
-from jaxrft.lm.policy import LanguageModel, compile_rollout, fingerprint, open_model
+from jaxrft.lm.policy import CompiledRollout, LanguageModel, compile_rollout, fingerprint, open_model
 from jaxrft.prepare import task_files
 from jaxrft.prepare.journal import Journal, begun, identity_at, note_of, unfinished
 from jaxrft.prepare.task_files import TaskFile
@@ -38,7 +38,7 @@ from jaxrft.tasks.open_sets import check_columns, tokenize
 from jaxrft.tasks.table import TaskTable, prompt_batch
 from jaxrft.train.devices import computing_on, open_mesh
 from jaxrft.train.resume import with_template_date
-from jaxrft.types import InputError, Rollout
+from jaxrft.types import InputError
 
 SUFFIX, TRIALS = "_pass_rate", "_trials"
 EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # of the histogram
@@ -264,7 +264,7 @@ def roll_out(job: Job, journal: Journal | None, display: Display) -> bool:
     return True
 
 
-def roll_out_batch(job: Job, generate: Callable[..., Rollout], part: np.ndarray, *, first: bool) -> tuple[Counts, int]:
+def roll_out_batch(job: Job, generate: CompiledRollout, part: np.ndarray, *, first: bool) -> tuple[Counts, int]:
     """What came of the tasks in `part` [<= B], and the tokens sampled for it; in the `first` batch mistakes show."""
     config, tasks = job.config, job.table
     ids = np.resize(part, config.batch_size)  # the last batch is filled up with its own tasks

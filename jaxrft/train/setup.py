@@ -21,7 +21,7 @@ from jaxrft.learn import replay, update
 from jaxrft.learn.replay import Groups, Replay
 from jaxrft.learn.update import Update
 from jaxrft.lm.model import Params
-from jaxrft.lm.policy import LanguageModel, compile_rollout, open_model
+from jaxrft.lm.policy import CompiledRollout, LanguageModel, compile_rollout, open_model
 from jaxrft.report.console import Display
 from jaxrft.select import selectors
 from jaxrft.select.base import Selector
@@ -33,7 +33,7 @@ from jaxrft.tasks.projections import compile_projection, open_predictor
 from jaxrft.tasks.table import TaskTable, batches, buckets
 from jaxrft.train.devices import computing_on
 from jaxrft.train.state import TrainState, no_rollouts
-from jaxrft.types import Array, InputError, Projections, PyTree, Rollout, Tasks
+from jaxrft.types import Array, InputError, Projections, PyTree, Tasks
 
 Tree = TypeVar("Tree")
 
@@ -55,7 +55,7 @@ class Setup:
     num_tasks: int
     domains: tuple[str, ...]
     prompt_length: int  # tokens of the longest prompt, padded
-    generate: Callable[..., Rollout]  # see `compile_rollout`
+    generate: CompiledRollout
     shardings: TrainState | None = None  # of the leaves of the state, as `jax.sharding.NamedSharding`s
 
 

@@ -1,0 +1,121 @@
+"""Grouped-query attention (arXiv 2305.13245): of many queries for training, of one query a row for decoding."""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrft.lm.blocks import over_time
+from jaxrft.mesh import constrain
+from jaxrft.types import Array
+
+# Positions of keys that no query may see: every real position is smaller, and attention is causal in positions.
+FREE = jnp.iinfo(jnp.int32).max  # a slot of a cache that nothing was written to
+PADDED = FREE - 1  # a slot that holds padding
+HIDDEN = -1e30  # score of a key that a query may not see
+
+# Attention takes so many queries at a time, so that its float32 scores never exist for all pairs of positions.
+QUERIES = 256
+
+
+class Cache(NamedTuple):
+    """Keys and values of every layer, as the forward pass returns them."""
+
+    keys: Array  # [L, rows, length, kv_heads, head_dim]
+    values: Array  # [L, rows, length, kv_heads, head_dim]
+    positions: Array  # [L, rows, length] int32, PADDED where there is nothing to see
+
+
+class LayerCache(NamedTuple):
+    """Keys and values of one layer, as decoding reads and updates them.
+
+    What a matrix product does not sum over comes last in each: slots in keys, head_dim in values. XLA's products on
+    CPUs are several times slower the other way round.
+    """
+
+    keys: Array  # [rows, kv_heads, head_dim, length]
+    values: Array  # [rows, kv_heads, length, head_dim]
+
+
+def attend(q: Array, positions: Array, sources: list[Cache]) -> Array:
+    """Grouped-query attention over several sources of keys as one softmax, QUERIES queries at a time.
+
+    q [rows, T, H, head], positions [rows, T]; a source's leaves are one layer's, [B, length, ...], and its row b
+    serves the rows / B queries from b * rows / B on. Returns [rows, T, H, head].
+    """
+    mixed = over_time(partial(_attend_block, sources=sources), QUERIES, q, positions)
+    return constrain(mixed, "batch", "time", "heads", "head")
+
+
+def _attend_block(q: Array, positions: Array, *, sources: list[Cache]) -> Array:
+    """`attend` for one block of queries; its scores are [rows, H, T, all lengths]."""
+    rows, steps, heads, width = q.shape
+    scores = []
+    for source in sources:
+        batch, length, kv_heads, _ = source.keys.shape
+        grouped = q.reshape(batch, rows // batch, steps, kv_heads, heads // kv_heads, width)
+        score = jnp.einsum("bgtkqe,bske->bgkqts", grouped, source.keys, preferred_element_type=jnp.float32)
+        query = positions.reshape(batch, rows // batch, 1, 1, steps, 1)
+        visible = source.positions.reshape(batch, 1, 1, 1, 1, length) <= query
+        score = jnp.where(visible, score / math.sqrt(width), HIDDEN)
+        scores.append(score.reshape(rows, kv_heads, heads // kv_heads, steps, length))
+    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(q.dtype)
+    mixed, start = jnp.zeros((), q.dtype), 0
+    for source in sources:
+        batch, length, kv_heads, _ = source.values.shape
+        part = weights[..., start : start + length]
+        part = part.reshape(batch, rows // batch, kv_heads, heads // kv_heads, steps, length)
+        start += length
+        out = jnp.einsum("bgkqts,bske->bgtkqe", part, source.values)
+        mixed = mixed + out.reshape(q.shape)
+    return mixed
+
+
+def attend_cached(q: Array, prefix: LayerCache, visible: Array, own: LayerCache, slot: Array) -> Array:
+    """Attends from one query a row to the row's prompt and to its own slots up to `slot`, as one softmax.
+
+    q [rows, H, head_dim]; the prefix has B rows, of which row b serves the rows / B queries from b * rows / B on;
+    visible [B, P] bool. Returns [rows, H, head_dim].
+
+    The queries that share keys are the rows of one matrix product: H / kv_heads for a row's own keys, and rows / B
+    times as many for its prompt's. The two parts are merged by log-sum-exp: with the largest score m_i, the sum
+    z_i = sum exp(s - m_i) and the mix o_i = sum exp(s - m_i) v of each part, and m the largest m_i, the result is
+    sum_i exp(m_i - m) o_i / sum_i exp(m_i - m) z_i (arXiv 2112.05682).
+    """
+    rows, heads, width = q.shape
+    batch, kv_heads, _, _ = prefix.keys.shape
+    group = rows // batch
+    grouped = q.reshape(batch, group, kv_heads, heads // kv_heads, width)
+    to_prompt = grouped.swapaxes(1, 2).reshape(batch, kv_heads, -1, width)
+    parts = _attend_part(to_prompt, prefix, visible[:, None, None, :])
+
+    def of_rows(x: Array) -> Array:  # [B, kv_heads, group * H / kv_heads, n] -> [rows, kv_heads, H / kv_heads, n]
+        x = x.reshape(batch, kv_heads, group, heads // kv_heads, x.shape[-1])
+        return x.swapaxes(1, 2).reshape(rows, kv_heads, heads // kv_heads, x.shape[-1])
+
+    prompt_max, prompt_sum, prompt_mix = map(of_rows, parts)
+    written = jnp.arange(own.values.shape[2]) <= slot
+    to_own = grouped.reshape(rows, kv_heads, heads // kv_heads, width)
+    own_max, own_sum, own_mix = _attend_part(to_own, own, written)
+    highest = jnp.maximum(prompt_max, own_max)
+    prompt_scale = jnp.exp(prompt_max - highest)
+    own_scale = jnp.exp(own_max - highest)
+    mixed = prompt_scale * prompt_mix + own_scale * own_mix
+    mixed = mixed / (prompt_scale * prompt_sum + own_scale * own_sum)
+    return constrain(mixed.astype(q.dtype).reshape(rows, heads, width), "batch", "heads", "head")
+
+
+def _attend_part(q: Array, cache: LayerCache, visible: Array) -> tuple[Array, Array, Array]:
+    """Attends from queries [rows, kv_heads, M, head_dim] to the keys of a cache, without the softmax's division.
+
+    Returns the largest score, the sum of exponentials [rows, kv_heads, M, 1] and the mix of values, all float32.
+    """
+    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    scores = product("rkme,rkes->rkms", q, cache.keys) / math.sqrt(q.shape[-1])
+    scores = jnp.where(visible, scores, HIDDEN)
+    highest = jnp.max(scores, axis=-1, keepdims=True)
+    weights = jnp.exp(scores - highest)
+    mix = product("rkms,rkse->rkme", weights.astype(q.dtype), cache.values)
+    return highest, jnp.sum(weights, axis=-1, keepdims=True), mix
