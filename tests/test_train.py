@@ -136,7 +136,10 @@ def test_a_program_is_compiled_once_for_each_width_of_prompts(configure, tmp_pat
     finally:
         jax.monitoring.unregister_event_duration_listener(note)
     assert compiled["jit(select_tasks)"] == 1
-    assert compiled["jit(generate)"] == compiled["jit(update_policy)"] == 2  # prompts of up to 8 and 24 tokens
+    # Prompts of up to 8 and 24 tokens.
+    assert {name: compiled[f"jit({name})"] for name in ("start", "decode", "update_policy")} == dict.fromkeys(
+        ("start", "decode", "update_policy"), 2
+    )
 
 
 def test_a_run_that_diverges_stops_with_its_last_batch_and_saves_nothing_on_the_way(configure, tmp_path):

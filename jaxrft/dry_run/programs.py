@@ -123,12 +123,8 @@ def compiled(run: Opened, prompt_length: int, *, selects: bool = True) -> Iterat
 
 def _grown(setup: Setup, cache: PyTree, length: int) -> PyTree:
     """Describes a cache that has grown to `length` slots."""
-    grown = jax.eval_shape(lambda: setup.lm.policy.grow_cache(_zeros(cache), length))
-    return jax.tree.map(lambda x, old: meshes.describe(x, old.sharding), grown, cache)
-
-
-def _zeros(described: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), described)
+    grown = jax.eval_shape(partial(setup.lm.policy.grow_cache, length=length), cache)
+    return jax.tree.map(lambda x, before: meshes.describe(x, before.sharding), grown, cache)
 
 
 def _compile(name: str, program: Any, arguments: tuple, held: PyTree, **static: object) -> Compiled:

@@ -95,11 +95,13 @@ def generate(
 def cache_lengths(max_completion_length: int) -> tuple[int, ...]:
     """Returns the lengths of the cache, one a segment: multiples of one step, and the last as long as a completion.
 
+    The last token of a completion is not written to the cache.
+
     >>> cache_lengths(100), cache_lengths(600), cache_lengths(4096)[:3]
     ((100,), (256, 512, 600), (512, 1024, 1536))
     """
     step = SLOTS * -(-max_completion_length // (SLOTS * SEGMENTS))
-    return (*range(step, max_completion_length, step), max_completion_length)
+    return (*range(step, max_completion_length - 1, step), max_completion_length)
 
 
 def start(
