@@ -123,7 +123,7 @@ def compiled(run: Opened, prompt_length: int, *, selects: bool = True) -> Iterat
 
 def _grown(setup: Setup, cache: PyTree, length: int) -> PyTree:
     """Describes a cache that has grown to `length` slots."""
-    grown = jax.eval_shape(partial(setup.lm.policy.grow_cache, length=length), cache)
+    grown = jax.eval_shape(lambda cache: setup.lm.policy.grow_cache(cache, length), cache)
     return jax.tree.map(lambda x, before: meshes.describe(x, before.sharding), grown, cache)
 
 
