@@ -107,7 +107,7 @@ class Loop(NamedTuple):
     """A while loop of the program whose number of trips depends on data."""
 
     name: str
-    limit: int  # the largest constant that its condition compares with
+    limit: int  # the smallest count that ends it
     traffic: tuple[Traffic, ...]  # of one trip
 
     @property
@@ -176,9 +176,9 @@ class Program:
         found = []
         for each in self.computations[self.entry].values():
             if each.opcode == "while" and self.trip_count(each) is None:
-                condition = self._flat(each.called("condition"))
+                limit = _limit(self._flat(each.called("condition")))
                 traffic = (*self.traffic(each.called("body")), *self.traffic(each.called("condition")))
-                found.append(Loop(each.name, max(_constants(condition), default=0), traffic))
+                found.append(Loop(each.name, limit, traffic))
         return found
 
     def traffic(self, computation: str, trips: int = 1) -> Iterator[Traffic]:
@@ -336,6 +336,13 @@ def _constants(instructions: Sequence[Instruction]) -> list[int]:
     """Returns the integer constants among instructions."""
     found = [each for each in instructions if each.opcode == "constant" and each.type.startswith("s")]
     return [int(each.arguments) for each in found if re.fullmatch(r"-?\d+", each.arguments)]
+
+
+def _limit(condition: Sequence[Instruction]) -> int:
+    """Returns the smallest count at which a condition is false: a constant, or the number after it if it may be met."""
+    least = min((number for number in _constants(condition) if number > 0), default=0)
+    comparisons = [each.attributes for each in condition if each.opcode == "compare"]
+    return least + any("direction=LE" in attributes for attributes in comparisons)
 
 
 def _branches(each: Instruction) -> list[str]:

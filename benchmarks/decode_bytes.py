@@ -150,7 +150,7 @@ def count(decode: Decode, text: str, *, cost: float = 0.0, temporaries: int = 0)
         must=decode.must_move(decode.new_tokens - 1),
         full=full,
         mean=mean,
-        loops=tuple((loop.limit, loop.bytes) for loop in loops),
+        loops=tuple((min(loop.limit, decode.new_tokens), loop.bytes) for loop in loops),
         cost_analysis=cost,
         temporaries=temporaries,
         cache=decode.position_bytes * decode.rows * decode.new_tokens,
@@ -192,7 +192,7 @@ def measure(name: str, topology: str, options: argparse.Namespace) -> Counted:
 
 HEADER = (
     "| model | topology | a pass, GB | must, GB | full | mean | cost_analysis, GB | temporaries / cache | "
-    "copies of a layer's cache |\n|---|---|--:|--:|--:|--:|--:|--:|--:|"
+    "as large as a layer's keys, read and written |\n|---|---|--:|--:|--:|--:|--:|--:|--:|"
 )
 
 
