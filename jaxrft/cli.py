@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from jaxrft.errors import InputError
-from jaxrft.host import crash, terminal
+from jaxrft.host import compile_cache, crash, terminal
 
 if TYPE_CHECKING:
     from jaxrft.config import Config
@@ -74,6 +74,7 @@ def _run(arguments: list[str]) -> int:
                 raise InputError(_BENCH)
             if arguments[0] not in commands:
                 raise InputError(f"no command {arguments[0]!r}: it is one of {', '.join(commands)}")
+            compile_cache.enable()
             return commands[arguments[0]](arguments[1:], f"jaxrft {arguments[0]} CONFIG")
     except (InputError, crash.Crash) as error:
         code, keep = (2, "") if isinstance(error, InputError) else (1, "\n")  # a Crash may hold a stack trace

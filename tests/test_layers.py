@@ -8,7 +8,7 @@ ROOT = Path(__file__).parent.parent / "jaxrft"
 # Lowest first. A package stands for all of its modules but those that are named themselves.
 LAYERS = (
     {"errors"},
-    {"host.files", "host.signals", "host.launch", "host.crash", "host.terminal", "host.lock"},
+    {"host.files", "host.signals", "host.launch", "host.crash", "host.terminal", "host.lock", "host.compile_cache"},
     {"types", "shapes", "fields", "config", "mesh", "stats", "streams"},
     {"select", "learn", "lm"},
     {"tasks", "assets", "rewards", "host", "report"},
