@@ -3,6 +3,7 @@
 import datetime
 import json
 import math
+import re
 from collections import Counter
 
 import graders
@@ -140,6 +141,12 @@ def test_a_program_is_compiled_once_for_each_width_of_prompts(configure, tmp_pat
     assert {name: compiled[f"jit({name})"] for name in ("start", "decode", "update_policy")} == dict.fromkeys(
         ("start", "decode", "update_policy"), 2
     )
+
+
+def test_the_first_step_says_what_was_compiled(configure, tmp_path, capsys):
+    train(configure(tmp_path / "run", steps=2))
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("compiled"))
+    assert re.fullmatch(r"compiled until the end of the first step: \d+ programs in \d+\.\d s(, \d+ of them .*)?", line)
 
 
 def test_a_run_that_diverges_stops_with_its_last_batch_and_saves_nothing_on_the_way(configure, tmp_path):

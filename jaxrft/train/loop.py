@@ -20,6 +20,7 @@ from jaxrft.host.stopping import Stopped, stop_signals
 from jaxrft.learn.replay import Groups
 from jaxrft.lm import model
 from jaxrft.lm.policy import LanguageModel, check_finite, export, export_merged
+from jaxrft.report.compilation import Compilations, counted_compilations
 from jaxrft.report.console import Display
 from jaxrft.report.log import Reporter, Timer
 from jaxrft.report.visits import Visits
@@ -59,6 +60,7 @@ def advance(config: Config, reward: Reward | dict[str, Reward] | None = None) ->
         config = replace(config, rewards=tuple(functions))
     mesh = open_mesh(config)
     with ExitStack() as stack:
+        compilations = stack.enter_context(counted_compilations())
         folder = stack.enter_context(open_folder(config))
         config = with_template_date(config)
         pool = stack.enter_context(open_rewards(config, functions))
@@ -82,7 +84,7 @@ def advance(config: Config, reward: Reward | dict[str, Reward] | None = None) ->
             display.say(f"going on after step {done} of the run in {folder}")
         stopped = stack.enter_context(stop_signals())
         stack.enter_context(heartbeat.watched(folder))
-        hooks = Hooks(step, lm, folder, checkpoints, report, evaluate, stopped)
+        hooks = Hooks(step, lm, folder, checkpoints, report, evaluate, stopped, compilations)
         state = loop(step, state, report, hooks)
         if not hooks.stopping:
             display.say(export(config, lm, state.params, folder))
@@ -122,6 +124,7 @@ class Hooks:
     report: Reporter
     evaluate: Evaluate
     stopped: Callable[[], bool]
+    compilations: Compilations
     stopping: bool = False
     recorded: bool = False  # whether the run's config is in its folder
     start: int = 0  # steps done when the process began
@@ -162,6 +165,8 @@ class Hooks:
 
         Raises InputError after too many updates in a row that could not be made.
         """
+        if number == self.start + 1:
+            self.report.display.say(f"compiled until the end of the first step: {self.compilations}")
         skipped = int(state.optimizer.skipped)
         if skipped >= self.config.max_skipped_updates:
             self.report.flush()
