@@ -57,6 +57,15 @@ def write_rows(path, rows):
     return str(path)
 
 
+def learner_policy(apply, unembed):
+    """A policy that is learned, and never decoded."""
+
+    def decode(*_):
+        raise NotImplementedError
+
+    return model.Policy(apply, unembed, *[decode] * 4)
+
+
 def make_config(policy, tasks_file, output_dir, **changes):
     """A run of a few seconds."""
     settings = {

@@ -355,7 +355,7 @@ def defaults(kind):
 
 
 NAMESAKES = [
-    (Config, rollout.generate, {"temperature", "top_p", "top_k"}),
+    (Config, rollout.Sampling, {"temperature", "top_p", "top_k"}),
     (Config, sampling.truncate, {"top_p", "top_k"}),
     (Config, update.completion_logprobs, {"temperature"}),
     (Config, update.adamw, {"warmup_steps", "weight_decay", "max_grad_norm"}),

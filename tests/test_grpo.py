@@ -118,8 +118,8 @@ SPLITS = {  # weights, and two ways to get the same sum of them
 def sums_of(weights, rows):
     """Sums [1, 2] in float32 as a run makes them, and their tolerance; without it, of the first that differ."""
     rewards, weights = jnp.array([rows], jnp.float32), jnp.array(weights, jnp.float32)
-    total, _ = reward_shaping.total(rewards, weights, success=0)
-    return total, grpo.rounding(reward_shaping.magnitude(rewards, weights), len(weights))
+    total, _ = reward_shaping.total(rewards, jnp.ones(rewards.shape, bool), weights, success=0)
+    return total, grpo.rounding(reward_shaping.magnitude(rewards, jnp.ones(rewards.shape, bool), weights), len(weights))
 
 
 @pytest.mark.parametrize("name", SPLITS)
@@ -148,8 +148,8 @@ def test_a_difference_above_the_tolerance_of_the_terms_is_one_for_ever():
     rng = np.random.default_rng(0)
     rewards = jnp.asarray(rng.choice([0, 0.1, 0.2, 0.7, 1], (400, 4, 3)), jnp.float32)
     weights = jnp.array([0.3, 0.5, -0.2])
-    total, exists = reward_shaping.total(rewards, weights, success=0)
-    tolerance = grpo.rounding(reward_shaping.magnitude(rewards, weights), 3)
+    total, exists = reward_shaping.total(rewards, jnp.ones(rewards.shape, bool), weights, success=0)
+    tolerance = grpo.rounding(reward_shaping.magnitude(rewards, jnp.ones(rewards.shape, bool), weights), 3)
     teaches = grpo.informative(total, exists, tolerance=tolerance)
     level = grpo.leveled(total, exists, tolerance=tolerance)
     np.testing.assert_array_equal(grpo.informative(level, exists), teaches)

@@ -2,6 +2,7 @@ import math
 from functools import partial
 
 import chex
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,7 @@ from jaxrft.lm import model, rollout
 WIDTH, VOCABULARY = 8, 24
 
 
-def apply(params, tokens, positions, valid, cache=None, prefix=None):
+def apply(params, tokens, positions, valid, prefix=None):
     """A policy quick to compile: the next token depends on the last one and on the sum of the prompt, its prefix."""
     x = params["embed"][tokens]
     total = jnp.sum(jnp.where(valid[..., None], x, 0.0), axis=1, keepdims=True)[None]  # [1, rows, 1, D]
@@ -23,10 +24,24 @@ def apply(params, tokens, positions, valid, cache=None, prefix=None):
     return jnp.tanh(jnp.einsum("rtd,de->rte", x, params["mix"])), total
 
 
+def unembed(params, hidden):
+    return jnp.einsum("...d,vd->...v", hidden, params["unembed"])
+
+
+def decode(prepared, tokens, positions, slot, cache):
+    """It needs no cache, since the next token depends on no other one of the completion."""
+    params, prefix = prepared
+    hidden, _ = apply(params, tokens[:, None], positions[:, None], jnp.ones((len(tokens), 1), bool), prefix)
+    return unembed(params, hidden[:, 0]), cache
+
+
 POLICY = model.Policy(
     apply=apply,
-    unembed=lambda params, hidden: jnp.einsum("...d,vd->...v", hidden, params["unembed"]),
-    init_cache=lambda rows, length: jnp.zeros((1, rows, 1, WIDTH)),
+    unembed=unembed,
+    init_cache=lambda rows, length: (),
+    grow_cache=lambda cache, length: cache,
+    prepare_decode=lambda params, prefix: (params, prefix),
+    decode=decode,
 )
 DECODER = model.ModelConfig(
     vocab_size=1024, hidden_size=8, intermediate_size=24, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4
@@ -280,10 +295,9 @@ def test_chunks_change_no_number(monkeypatch, params, batch):
 
 def test_logprobs_and_entropy_by_hand():
     """A policy that gives two tokens the chances 3/4 and 1/4, at temperature 1/2 9/10 and 1/10."""
-    policy = model.Policy(
+    policy = helpers.learner_policy(
         apply=lambda params, tokens, *_: (jnp.zeros((*tokens.shape, 1)), None),
         unembed=lambda params, hidden: hidden + params[(None,) * (hidden.ndim - 1)],
-        init_cache=lambda rows, length: (),
     )
     params = jnp.log(jnp.array([3.0, 1.0]))
     where = (jnp.zeros((1, 2), jnp.int32), jnp.array([2]), jnp.array([[0, 1, 0]]))
@@ -295,10 +309,9 @@ def test_logprobs_and_entropy_by_hand():
 
 def test_the_entropys_gradient_by_hand():
     """d H / d logit_j = -p_j (log p_j + H), for two tokens with the chances 3/4 and 1/4."""
-    policy = model.Policy(
+    policy = helpers.learner_policy(
         apply=lambda params, tokens, *_: (jnp.zeros((*tokens.shape, 1)), None),
         unembed=lambda params, hidden: hidden + params[(None,) * (hidden.ndim - 1)],
-        init_cache=lambda rows, length: (),
     )
     where = (jnp.zeros((1, 2), jnp.int32), jnp.array([2]), jnp.array([[0, 1, 0]]))
 
