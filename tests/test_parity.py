@@ -70,17 +70,19 @@ def our_logits(folder, tokens, lengths=None, prompt=None):
     batch = jnp.asarray(tokens), positions, valid
 
     @jax.jit
-    def forward(batch, cache=None, prefix=None):
-        hidden, cache = policy.apply(params, *batch, cache, prefix)
+    def forward(batch):
+        hidden, cache = policy.apply(params, *batch)
         return policy.unembed(params, hidden), cache
 
     if prompt is None:
         return forward(batch)[0]
     first, prefix = forward([x[:, :prompt] for x in batch])
+    prepared = policy.prepare_decode(params, prefix)
+    decode = jax.jit(policy.decode)
     logits, cache = [first], policy.init_cache(rows, time - prompt)
     for t in range(prompt, time):
-        found, cache = forward([x[:, t : t + 1] for x in batch], cache, prefix)
-        logits.append(found)
+        found, cache = decode(prepared, batch[0][:, t], positions[:, t], jnp.int32(t - prompt), cache)
+        logits.append(found[:, None])
     return jnp.concatenate(logits, axis=1)
 
 
