@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from benchmarks._shape import Shape
 
@@ -32,6 +32,35 @@ class Subject(NamedTuple):
     run: Callable[[], Measured]
     lengths: Callable[[], list[int]]  # [R] of the completions of the latest run
     device_memory: Callable[[], int] = lambda: 0  # peak bytes on the device; 0 = it is the host's
+
+
+class Peer(Protocol):
+    """Another implementation of what is measured."""
+
+    def rollout(self) -> None:
+        """Samples completions of the forced lengths."""
+        ...
+
+    def learn(self) -> None:
+        """Updates the policy on completions of the forced lengths."""
+        ...
+
+    def step(self) -> None:
+        """Samples and learns."""
+        ...
+
+
+def time_peer(peer: Peer, request: Request) -> Subject:
+    """Returns the subject that times what the request asks of a peer; its lengths are those of the request."""
+    calls = {"rollout": peer.rollout, "learn": peer.learn, "step": peer.step}
+    call = calls[request.what]
+
+    def run() -> Measured:
+        start = time.perf_counter()
+        call()
+        return {"seconds": time.perf_counter() - start}
+
+    return Subject(run, lambda: [*request.lengths])
 
 
 def read_request(path: Path) -> Request:

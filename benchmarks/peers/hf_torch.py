@@ -7,7 +7,6 @@ computes each prompt in every row, as `generate` and TRL do, keeps all activatio
 clipping by the global norm, as ours does.
 """
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,7 +14,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks import _serve
-from benchmarks._serve import Measured, Request, Subject
+from benchmarks._serve import Request, Subject
 from benchmarks._shape import Shape
 
 END = 0  # token, also of padding
@@ -126,16 +125,7 @@ class Peer:
 def open_subject(request: Request) -> Iterator[Subject]:
     """Opens what a request asks for."""
     torch.set_num_threads(request.shape.threads)
-    peer = Peer(request)
-    runs = {"rollout": peer.rollout, "learn": peer.learn, "step": peer.step}
-    call = runs[request.what]
-
-    def run() -> Measured:
-        start = time.perf_counter()
-        call()
-        return {"seconds": time.perf_counter() - start}
-
-    yield Subject(run, lambda: [*request.lengths])
+    yield _serve.time_peer(Peer(request), request)
 
 
 if __name__ == "__main__":

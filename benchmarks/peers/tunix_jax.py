@@ -7,7 +7,6 @@ the gradient of tunix's `grpo_loss_fn`, without KL, clipped by the global norm, 
 trainer does it. A step is both, without tunix's data pipeline, reward workers and logging.
 """
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -24,7 +23,7 @@ from tunix.rl.common import TrainExample  # pyright: ignore[reportMissingImports
 from tunix.rl.grpo.grpo_learner import GRPOConfig  # pyright: ignore[reportMissingImports]
 
 from benchmarks import _serve
-from benchmarks._serve import Measured, Request, Subject
+from benchmarks._serve import Request, Subject
 from benchmarks._shape import Shape
 
 END = 0  # token, also of padding
@@ -186,16 +185,7 @@ class Peer:
 @contextmanager
 def open_subject(request: Request) -> Iterator[Subject]:
     """Opens what a request asks for."""
-    peer = Peer(request)
-    runs = {"rollout": peer.rollout, "learn": peer.learn, "step": peer.step}
-    call = runs[request.what]
-
-    def run() -> Measured:
-        start = time.perf_counter()
-        call()
-        return {"seconds": time.perf_counter() - start}
-
-    yield Subject(run, lambda: [*request.lengths])
+    yield _serve.time_peer(Peer(request), request)
 
 
 if __name__ == "__main__":

@@ -210,18 +210,6 @@ def whole(params: PyTree, frozen: Params | None) -> PyTree:
     return {**frozen, **params} if frozen else params
 
 
-def merged(config: ModelConfig, params: Params, dtype: DTypeLike) -> Params:
-    """The parameters as the decoder computes with them, in `dtype`: those of the base, with the adapters added."""
-    parts = {row.name: parts_of(params, row.name) for row in base(config)}
-    adapted = {name: parts.pop(name) for name, held in list(parts.items()) if len(held) > 1}
-
-    def merge_all(parts: dict[str, tuple[Array, ...]]) -> Params:
-        return {name: merge(config, held, dtype) for name, held in parts.items()}
-
-    # A layer at a time, so that the float32 sums of all layers never exist together.
-    return merge_all(parts) | (jax.lax.map(merge_all, adapted) if adapted else {})
-
-
 def parts_of(params: Params, name: str) -> tuple[Array, ...]:
     """(W, A, B) of a weight whose adapter is in `params`, (W,) otherwise."""
     return tuple(params[part] for part in (name, *adapter_names(name)) if part in params)

@@ -165,17 +165,16 @@ def _ended(state: Decoding) -> Array:
 
 def _advance(inputs: Inputs, state: Decoding, logits: Array, how: Sampling) -> Decoding:
     """Draws the next token of each row from `logits` [R, V] and writes it."""
-    logits = logits / how.temperature
-    drawn = _draw(inputs.keys, state.time, logits, top_p=how.top_p, top_k=how.top_k, greedy=how.greedy)
+    drawn = _draw(inputs.keys, state.time, logits / how.temperature, how)
     return _write(state, drawn, jnp.asarray(how.eos_ids, jnp.int32))
 
 
-def _draw(keys: Array, time: Array, logits: Array, *, top_p: float, top_k: int, greedy: bool) -> Drawn:
-    """The rows' tokens number `time`, from their keys [R] and logits [R, V] at the sampling temperature."""
-    allowed = sampling.truncate(logits, top_k=top_k, top_p=top_p)
-    token = jnp.argmax(logits, axis=-1).astype(jnp.int32) if greedy else sampling.draw(keys, time, allowed)
+def _draw(keys: Array, time: Array, logits: Array, how: Sampling) -> Drawn:
+    """Draws the rows' tokens number `time`, from their keys [R] and logits [R, V] at the sampling temperature."""
+    allowed = sampling.truncate(logits, top_k=how.top_k, top_p=how.top_p)
+    token = jnp.argmax(logits, axis=-1).astype(jnp.int32) if how.greedy else sampling.draw(keys, time, allowed)
     logprob = sampling.pick(jax.nn.log_softmax(logits), token)
-    drawn_from = jnp.zeros_like(logprob) if greedy else sampling.pick(jax.nn.log_softmax(allowed), token)
+    drawn_from = jnp.zeros_like(logprob) if how.greedy else sampling.pick(jax.nn.log_softmax(allowed), token)
     return Drawn(token, logprob, drawn_from)
 
 
