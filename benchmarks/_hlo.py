@@ -25,6 +25,10 @@ FREE = {
 }
 SLICES = {"slice", "dynamic-slice", "gather"}
 ALIASES = {"bitcast", "get-tuple-element", "copy-done"}  # their value is their first operand's
+COLLECTIVES = {
+    *("all-gather", "all-reduce", "all-to-all", "ragged-all-to-all", "reduce-scatter", "collective-permute"),
+    *("collective-broadcast", "send", "recv"),
+}
 PALLAS = "tpu_custom_call"
 ALLOCATIONS = ("AllocateBuffer",)
 
@@ -103,12 +107,26 @@ class Traffic(NamedTuple):
         return self.trips * (self.read + self.written)
 
 
+class Exchange(NamedTuple):
+    """What one instruction exchanges between chips."""
+
+    instruction: Instruction
+    trips: int
+    size: int  # bytes of its largest array, of one trip
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of all trips."""
+        return self.trips * self.size
+
+
 class Loop(NamedTuple):
     """A while loop of the program whose number of trips depends on data."""
 
     name: str
     limit: int  # the smallest count that ends it
     traffic: tuple[Traffic, ...]  # of one trip
+    exchanges: tuple[Exchange, ...]  # of one trip
 
     @property
     def bytes(self) -> int:
@@ -177,28 +195,47 @@ class Program:
         for each in self.computations[self.entry].values():
             if each.opcode == "while" and self.trip_count(each) is None:
                 limit = _limit(self._flat(each.called("condition")))
-                traffic = (*self.traffic(each.called("body")), *self.traffic(each.called("condition")))
-                found.append(Loop(each.name, limit, traffic))
+                parts = [each.called("body"), each.called("condition")]
+                traffic = [item for part in parts for item in self.traffic(part)]
+                exchanges = [item for part in parts for item in self.exchanges(part)]
+                found.append(Loop(each.name, limit, tuple(traffic), tuple(exchanges)))
         return found
 
     def traffic(self, computation: str, trips: int = 1) -> Iterator[Traffic]:
         """Yields what each instruction of a computation moves; inner loops of unknown length count once."""
+        for name, each, times in self._executed(computation, trips):
+            read, written = self._moved(self.computations[name], each)
+            if read or written:
+                yield Traffic(each, times, read, written)
+
+    def exchanges(self, computation: str) -> Iterator[Exchange]:
+        """Yields what each instruction of a computation exchanges between chips, wherever its arrays are."""
+        for _, each, times in self._executed(computation, 1):
+            parts = self._flat(each.called("calls")) if each.opcode == "fusion" else [each]
+            sizes = [
+                max((leaf.bytes for leaf in part.leaves), default=0)
+                for part in parts
+                if part.opcode.removesuffix("-start") in COLLECTIVES
+            ]
+            if sizes:
+                yield Exchange(each, times, sum(sizes))
+
+    def _executed(self, computation: str, trips: int) -> Iterator[tuple[str, Instruction, int]]:
+        """Yields the instructions that run, each with its computation and its trips; of branches the largest."""
         for each in self.computations[computation].values():
             if each.opcode == "while":
                 inner = trips * (self.trip_count(each) or 1)
-                yield from self.traffic(each.called("body"), inner)
-                yield from self.traffic(each.called("condition"), inner)
+                yield from self._executed(each.called("body"), inner)
+                yield from self._executed(each.called("condition"), inner)
             elif each.opcode == "conditional":
-                branches = [[*self.traffic(name, trips)] for name in _branches(each)]
-                yield from max(branches, key=lambda branch: sum(item.bytes for item in branch))
+                branches = {name: sum(item.bytes for item in self.traffic(name)) for name in _branches(each)}
+                yield from self._executed(max(branches, key=branches.__getitem__), trips)
             elif each.opcode == "call":
-                yield from self.traffic(each.called("to_apply"), trips)
+                yield from self._executed(each.called("to_apply"), trips)
             elif each.opcode == "async-start":
-                yield from self.traffic(each.called("calls"), trips)
+                yield from self._executed(each.called("calls"), trips)
             else:
-                read, written = self._moved(self.computations[computation], each)
-                if read or written:
-                    yield Traffic(each, trips, read, written)
+                yield computation, each, trips
 
     def trip_count(self, loop: Instruction) -> int | None:
         """Returns how often a while loop's body runs; None = that depends on data.

@@ -23,6 +23,7 @@ from jaxrft.fields import path_argument, whole_number
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS, BASE, RATES = "jaxrft", "base", "rates"
+PATIENCE = 10.0  # seconds that a process which is not measured any more has to end
 PEERS = ("hf_torch", "tunix_jax", "trl_grpo")
 
 
@@ -51,7 +52,11 @@ class Worker:
             env=environment,
             cwd=cwd,
         )
-        self.about = self._answer()
+        try:
+            self.about = self._answer()
+        except BaseException:
+            self.close()
+            raise
 
     def _answer(self) -> dict:
         assert self.process.stdout is not None
@@ -68,10 +73,14 @@ class Worker:
         return self._answer()
 
     def close(self) -> None:
-        """Ends the process."""
+        """Ends the process: asks it to, and kills it when it does not end in PATIENCE seconds."""
         assert self.process.stdin is not None
         self.process.stdin.close()
-        self.process.wait()
+        try:
+            self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
 
 def parse_arguments(name: str, doc: str | None, arguments: list[str]) -> tuple[argparse.Namespace, Shape]:

@@ -256,11 +256,12 @@ def git(*arguments: str) -> str:
 @contextmanager
 def worktree(commit: str, tree: Path) -> Iterator[None]:
     """Checks a commit out into the folder `tree`, which is removed at the end."""
-    git("worktree", "add", "--quiet", "--detach", str(tree), commit)
     try:
+        git("worktree", "add", "--quiet", "--detach", str(tree), commit)
         yield
     finally:
-        git("worktree", "remove", "--force", str(tree))
+        shutil.rmtree(tree, ignore_errors=True)
+        git("worktree", "prune")
 
 
 @contextmanager

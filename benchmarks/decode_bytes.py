@@ -2,70 +2,56 @@
 
     python -m benchmarks.decode_bytes --models Qwen/Qwen2.5-1.5B --topologies v5e:2x2 v5p:2x2x1
 
-Compiles `jaxrft.lm.rollout.generate` ahead of time, in bfloat16, and counts a pass of the body of the decode loop from
-its optimized HLO (see `_hlo.py`). That needs no TPU but the package libtpu: pip install "jaxrft[tpu]". The topology
-`cpu` compiles for this machine. Figures are those of one chip; --model-parallel splits heads, hidden units and
-vocabulary over several.
+Compiles the segments of a rollout ahead of time, each as a run compiles it (`jaxrft.lm.policy.CompiledRollout`), in
+bfloat16, and counts a pass of the body of the decode loop from its optimized HLO (see `_hlo.py`). That needs no TPU but
+the package libtpu: pip install "jaxrft[tpu]". The topology `cpu` compiles for this machine. Figures are those of one
+chip: --fsdp chips have --rows each, and --model-parallel chips share heads, hidden units and vocabulary.
 
 What a pass must move: all weights once, keys and values up to the position, a group's prompt once, and one new
 position of each row. `full` is the ratio at the last position. `mean` is the ratio of the sums over all positions,
-where a loop that reads free slots too pays for them. Of a program with several loops each counts up to its limit.
+where a loop that reads free slots too pays for them. Each segment counts from the position where the one before ends.
 """
 
 import argparse
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from benchmarks import _script
-from benchmarks._hlo import Loop, Program, Traffic
+from benchmarks._hlo import Exchange, Program, Traffic
 from jaxrft import mesh as meshes
-from jaxrft.dry_run.programs import devices
+from jaxrft.config import Config, TasksConfig
+from jaxrft.dry_run.bounds import Decode
+from jaxrft.dry_run.programs import decode_arguments, devices
 from jaxrft.errors import InputError
 from jaxrft.fields import path_argument, whole_number
 from jaxrft.lm import model, published, weights
-from jaxrft.lm.model import ModelConfig
-from jaxrft.lm.rollout import generate
+from jaxrft.lm.policy import LanguageModel, compile_rollout
+from jaxrft.lm.rollout import cache_lengths
 
 MODELS = ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-7B", "Qwen/Qwen3-8B")
 TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1")
-ITEM = 2  # bytes of a bfloat16
 SHOWN = 8  # instructions that move the most
 KERNELS: Mapping[str, int] = {}  # part of a Pallas call's line -> `_hlo.pallas_bytes` of its grid and blocks
+COUNTS = ("rows", "group_size", "prompt_length", "new_tokens", "fsdp", "model_parallel")
+LENGTHS = ("all", "ends", "last")  # of the cache, which are compiled
 
 
-@dataclass(frozen=True)
-class Decode:
-    """A decode loop on one chip."""
+class Segment(NamedTuple):
+    """A compiled program that decodes with a cache of one length."""
 
-    config: ModelConfig
-    rows: int = 256
-    group_size: int = 8
-    prompt_length: int = 256
-    new_tokens: int = 1024
-    model_parallel: int = 1
-
-    @property
-    def position_bytes(self) -> int:
-        """The bytes of a row's keys and values of one position, all layers."""
-        c = self.config
-        return 2 * c.num_layers * c.num_kv_heads * c.head_dim * ITEM // self.model_parallel
-
-    @property
-    def weight_bytes(self) -> int:
-        """The bytes of the weights that every token is computed with: all but an embedding that is no unembedding."""
-        rows = model.base(self.config)
-        used = [row for row in rows if row.name != "embed" or self.config.tie_word_embeddings]
-        return sum(math.prod(row.shape) for row in used) * ITEM // self.model_parallel
-
-    def must_move(self, position: int) -> int:
-        """Counts the bytes of a pass that reads `position` own positions of each row and writes one."""
-        prompts = self.rows // self.group_size * self.prompt_length
-        return self.weight_bytes + self.position_bytes * (prompts + self.rows * (position + 1))
+    length: int  # slots
+    text: str  # of its optimized HLO
+    seconds: float  # that it took to compile
+    temporaries: int = 0  # bytes, of `memory_analysis`; the cache is not among them
+    cost_analysis: float = 0.0  # "bytes accessed" by the compiler, bodies of loops once
 
 
 @dataclass(frozen=True)
@@ -75,87 +61,122 @@ class Counted:
     bytes: int  # of the last loop, whose cache is the largest
     must: int  # at the last position
     full: float  # bytes / must
-    mean: float  # the same, summed over all positions
+    mean: float | None  # the same, summed over all positions; None = not all segments are known
+    interpolated: bool  # whether segments between the first and the last were taken to be linear in their length
     loops: tuple[tuple[int, int], ...]  # (limit, bytes) of each
-    cost_analysis: float  # "bytes accessed" of the whole program by the compiler, bodies of loops once
-    temporaries: int  # of `memory_analysis`
+    compile_seconds: tuple[float, ...]  # of each that was compiled
+    cost_analysis: float
+    temporaries: int
     cache: int  # bytes of all rows' keys and values
     copies: int  # instructions of a pass that read and write at least as much as a layer has keys
+    exchanged: int  # bytes of what is exchanged between chips
     largest: tuple[str, ...]  # instructions that move the most, of the last loop
+    exchanges: tuple[str, ...]  # instructions that exchange the most, of the last loop
 
 
-def compile_decode(decode: Decode, topology: str) -> jax.stages.Compiled:
-    """Compiles a rollout for a topology, or for this machine's own processor if it is `cpu`."""
-    found = jax.devices("cpu") if topology == "cpu" else devices(topology)
-    if len(found) < decode.model_parallel:
-        raise InputError(
-            f"model-parallel is {decode.model_parallel}: it must be at most {len(found)}, the chips of {topology}"
-        )
-    mesh = meshes.make(1, 1, decode.model_parallel, devices=found[: decode.model_parallel])
-
-    def described(shape: Sequence[int], dtype: jnp.dtype, *axes: str | None) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=meshes.sharding(mesh, *axes))
-
-    prompts = decode.rows // decode.group_size
-    whole = jnp.dtype(jnp.int32)
-    params = {row.name: described(row.shape, jnp.dtype(jnp.bfloat16), *row.axes) for row in model.base(decode.config)}
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    policy = model.decoder(decode.config, dtype=jnp.bfloat16)
-
-    def sample(*arguments):
-        return generate(
-            policy,
-            *arguments,
-            num_generations=decode.group_size,
-            max_completion_length=decode.new_tokens,
-            eos_ids=(0,),
-        )
-
-    arguments = (
-        params,
-        described(key.shape, key.dtype),
-        described((prompts, decode.prompt_length), whole, "batch", None),
-        described((prompts,), whole, "batch"),
-        described((prompts,), whole, "batch"),
+def compile_segments(decode: Decode, topology: str, *, fsdp: int = 1, lengths: str = "all") -> Iterator[Segment]:
+    """Compiles a rollout's segments for a topology, or for this machine's own processor if it is `cpu`."""
+    count = fsdp * decode.model_parallel
+    chips = jax.devices("cpu") if topology == "cpu" else devices(topology)
+    if len(chips) < count:
+        raise InputError(f"fsdp x model-parallel is {count}: it must be at most {len(chips)}, the chips of {topology}")
+    mesh = meshes.make(1, fsdp, decode.model_parallel, devices=chips[:count])
+    prompts = fsdp * decode.rows // decode.group_size
+    config = Config(
+        model="policy",
+        tasks=TasksConfig(),
+        output_dir="run",
+        dtype="bfloat16",
+        batch_size=prompts,
+        num_generations=decode.group_size,
+        max_completion_length=decode.new_tokens,
     )
+    policy = model.decoder(decode.config, dtype=jnp.bfloat16)
+    lm = LanguageModel(decode.config, policy, None, {}, None, (0,), Path())
+    programs = compile_rollout(lm, config, mesh)
+    array = partial(meshes.describe_array, mesh)
+    arguments = (
+        {row.name: array(row.shape, jnp.bfloat16, *row.axes) for row in model.base(decode.config)},
+        jax.ShapeDtypeStruct((), jnp.int32),
+        array((prompts, decode.prompt_length), jnp.int32, "batch", None),
+        array((prompts,), jnp.int32, "batch"),
+        array((prompts,), jnp.int32, "batch"),
+    )
+    chosen = {"all": programs.cache_lengths, "ends": programs.cache_lengths[:: len(programs.cache_lengths) - 1 or 1]}
     with jax.set_mesh(mesh):
-        return jax.jit(sample).lower(*arguments).compile()
+        if count == 1:  # where all is on one chip, the program that lays it out need not be compiled
+            place = partial(meshes.describe, where=meshes.sharding(mesh))
+            described = jax.tree.map(place, programs.start.eval_shape(*arguments))
+        else:
+            started = programs.start.lower(*arguments).compile()
+            described = jax.tree.map(meshes.describe, started.out_info, started.output_shardings)
+        for length in chosen.get(lengths, programs.cache_lengths[-1:]):
+            start = perf_counter()
+            done = programs.decode.lower(*decode_arguments(policy, described, length), length=length).compile()
+            seconds = perf_counter() - start
+            text, memory = done.as_text(), done.memory_analysis()
+            assert text is not None
+            cost = (done.cost_analysis() or {}).get("bytes accessed", 0.0)
+            yield Segment(length, text, seconds, memory.temp_size_in_bytes if memory else 0, cost)
 
 
-def ratios(decode: Decode, loops: Sequence[Loop]) -> tuple[float, float]:
-    """Returns (full, mean): bytes moved over bytes that must be, at the last position and summed over all."""
+def ratios(decode: Decode, loops: Sequence[tuple[int, int]]) -> tuple[float, float]:
+    """Returns (full, mean): bytes moved over bytes that must be, at the last position and summed over all.
+
+    `loops` are (limit, bytes of a pass), in order.
+    """
     if not loops:
         raise InputError("the program has no loop whose end depends on data: it is no decode loop")
     moved = must = 0
     start = 1  # the first token needs no pass of the loop
-    for loop in loops:
-        positions = range(start, min(loop.limit, decode.new_tokens))
-        moved += len(positions) * loop.bytes
+    for limit, bytes_of_pass in loops:
+        positions = range(start, min(limit, decode.new_tokens))
+        moved += len(positions) * bytes_of_pass
         must += sum(decode.must_move(position) for position in positions)
-        start = max(start, loop.limit)
+        start = max(start, limit)
     if not must:
-        raise InputError(f"the loops end at {[loop.limit for loop in loops]}: no limit fits new-tokens")
-    return loops[-1].bytes / decode.must_move(decode.new_tokens - 1), moved / must
+        raise InputError(f"the loops end at {[limit for limit, _ in loops]}: no limit fits new-tokens")
+    return loops[-1][1] / decode.must_move(decode.new_tokens - 1), moved / must
 
 
-def count(decode: Decode, text: str, *, cost: float = 0.0, temporaries: int = 0) -> Counted:
-    """Counts what the decode loop in the text of an optimized HLO module moves."""
-    loops = Program(text, KERNELS).loops()
-    full, mean = ratios(decode, loops)
+def fill_in(loops: Sequence[tuple[int, int]], lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Returns the loops of all `lengths` of the cache, of which the first and the last are known.
+
+    Those in between are taken to move bytes that are linear in the length.
+    """
+    (_, least), (limit, most) = loops
+    slope = (most - least) / (lengths[-1] - lengths[0])
+    between = [(length + 1, round(least + slope * (length - lengths[0]))) for length in lengths[:-1]]
+    return [*between, (limit, most)]
+
+
+def count(decode: Decode, segments: Iterable[Segment], *, lengths: str = "all") -> Counted:
+    """Counts what the decode loops of segments, `lengths` of them, move."""
+    segments = list(segments)
+    loops = [loop for segment in segments for loop in Program(segment.text, KERNELS).loops()]
+    pairs = [(loop.limit, loop.bytes) for loop in loops]
+    needed = cache_lengths(decode.new_tokens)
+    interpolated = lengths == "ends" and len(needed) > len(loops) == 2
+    full, mean = ratios(decode, fill_in(pairs, needed) if interpolated else pairs)
     last = loops[-1]
     ordered = sorted(last.traffic, key=lambda each: each.bytes, reverse=True)
-    layer = decode.position_bytes * decode.rows * decode.new_tokens // (2 * decode.config.num_layers)
+    exchanged = sorted(last.exchanges, key=lambda each: each.bytes, reverse=True)
+    layer = decode.cache_bytes // (2 * decode.config.num_layers)
     return Counted(
         bytes=last.bytes,
         must=decode.must_move(decode.new_tokens - 1),
         full=full,
-        mean=mean,
-        loops=tuple((min(loop.limit, decode.new_tokens), loop.bytes) for loop in loops),
-        cost_analysis=cost,
-        temporaries=temporaries,
-        cache=decode.position_bytes * decode.rows * decode.new_tokens,
+        mean=mean if lengths != "last" or len(needed) == 1 else None,
+        interpolated=interpolated,
+        loops=tuple((min(limit, decode.new_tokens), bytes_of_pass) for limit, bytes_of_pass in pairs),
+        compile_seconds=tuple(round(segment.seconds, 1) for segment in segments),
+        cost_analysis=segments[-1].cost_analysis,
+        temporaries=segments[-1].temporaries,
+        cache=decode.cache_bytes,
         copies=sum(each.trips for each in ordered if min(each.read, each.written) >= layer),
+        exchanged=sum(each.bytes for each in exchanged),
         largest=tuple(map(describe, ordered[:SHOWN])),
+        exchanges=tuple(map(describe_exchange, exchanged[:SHOWN])),
     )
 
 
@@ -163,6 +184,12 @@ def describe(each: Traffic) -> str:
     """Returns a line about what an instruction moves."""
     found = each.instruction
     return f"{each.trips} x (read {each.read:,} + write {each.written:,}): {found.name} = {found.type[:80]}"
+
+
+def describe_exchange(each: Exchange) -> str:
+    """Returns a line about what an instruction exchanges between chips."""
+    found = each.instruction
+    return f"{each.trips} x {each.size:,}: {found.name} = {found.opcode} {found.type[:80]}"
 
 
 def measure(name: str, topology: str, options: argparse.Namespace) -> Counted:
@@ -178,36 +205,35 @@ def measure(name: str, topology: str, options: argparse.Namespace) -> Counted:
         new_tokens=options.new_tokens,
         model_parallel=options.model_parallel,
     )
-    done = compile_decode(decode, topology)
-    text = done.as_text()
-    assert text is not None
+    segments = [*compile_segments(decode, topology, fsdp=options.fsdp, lengths=options.lengths)]
     if options.hlo:
         options.hlo.mkdir(parents=True, exist_ok=True)
-        file = f"{name.rpartition('/')[2]}-{topology.replace(':', '-')}.txt"
-        (options.hlo / file).write_text(text)
-    cost = (done.cost_analysis() or {}).get("bytes accessed", 0.0)
-    memory = done.memory_analysis()
-    return count(decode, text, cost=cost, temporaries=memory.temp_size_in_bytes if memory else 0)
+        for segment in segments:
+            file = f"{name.rpartition('/')[2]}-{topology.replace(':', '-')}-{segment.length}.txt"
+            (options.hlo / file).write_text(segment.text)
+    return count(decode, segments, lengths=options.lengths)
 
 
 HEADER = (
-    "| model | topology | a pass, GB | must, GB | full | mean | cost_analysis, GB | temporaries / cache | "
-    "as large as a layer's keys, read and written |\n|---|---|--:|--:|--:|--:|--:|--:|--:|"
+    "| model | topology | fsdp x model | a pass, GB | must, GB | full | mean | temporaries / cache | "
+    "as large as a layer's keys, read and written | exchanged, MB | compiled in, s |\n"
+    "|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|"
 )
 
 
-def table_row(name: str, topology: str, found: Counted) -> str:
+def table_row(name: str, topology: str, mesh: str, found: Counted) -> str:
     """Returns a line of the table."""
     cells = (
         f"{found.bytes / 1e9:.2f}",
         f"{found.must / 1e9:.2f}",
         f"{found.full:.2f}",
-        f"{found.mean:.2f}",
-        f"{found.cost_analysis / 1e9:.2f}",
+        "-" if found.mean is None else f"{found.mean:.2f}",
         f"{found.temporaries / found.cache:.2f}",
         str(found.copies),
+        f"{found.exchanged / 1e6:.1f}",
+        ", ".join(f"{seconds:.0f}" for seconds in found.compile_seconds),
     )
-    return f"| {name} | {topology} | {' | '.join(cells)} |"
+    return f"| {name} | {topology} | {mesh} | {' | '.join(cells)} |"
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -219,10 +245,16 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--models", nargs="+", default=[*MODELS], help="ids of the hub whose shapes are known")
     parser.add_argument("--topologies", nargs="+", default=[*TOPOLOGIES], help="such as v5e:2x2, or cpu")
-    for name in ("rows", "group_size", "prompt_length", "new_tokens", "model_parallel"):
-        default = getattr(Decode, name)
+    for name in COUNTS:
+        default = getattr(Decode, name, 1)
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=whole_number(name, 1), default=default, help=f"({default})")
+    parser.add_argument(
+        "--lengths",
+        choices=LENGTHS,
+        default="all",
+        help="of the cache, which are compiled; `ends` takes those in between to be linear, `last` has no mean (all)",
+    )
     parser.add_argument("--json", type=path_argument, help="file of the figures")
     parser.add_argument("--hlo", type=path_argument, help="folder for the texts of the programs")
     options = parser.parse_args(arguments)
@@ -235,6 +267,7 @@ def main(arguments: list[str]) -> None:
     """Runs the command."""
     options = parse_arguments(arguments)
     figures = []
+    mesh = f"{options.fsdp} x {options.model_parallel}"
     print(HEADER)
     for name in options.models:
         for topology in options.topologies:
@@ -246,10 +279,10 @@ def main(arguments: list[str]) -> None:
                 print(f"| {name} | {topology} | does not compile: {reason} |", flush=True)
                 continue
             figures.append({"model": name, "topology": topology, **asdict(found)})
-            print(table_row(name, topology, found), flush=True)
+            print(table_row(name, topology, mesh, found), flush=True)
     if options.json:
         command = f"python -m benchmarks.decode_bytes {' '.join(arguments)}"
-        settings = {name: getattr(options, name) for name in ("rows", "group_size", "prompt_length", "new_tokens")}
+        settings = {name: getattr(options, name) for name in (*COUNTS, "lengths")}
         record = {"command": command, "jax": jax.__version__, **settings}
         options.json.write_text(json.dumps({**record, "figures": figures}, indent=1) + "\n")
 

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks import decode_bytes
 from benchmarks._hlo import Block, Leaf, Program, pallas_bytes
-from benchmarks.decode_bytes import Decode
+from jaxrft.dry_run.bounds import Decode
 from jaxrft.errors import InputError
 from jaxrft.lm.model import ModelConfig
 
@@ -213,19 +213,34 @@ def test_what_must_move_is_weights_once_filled_cache_and_one_write():
 def test_ratios_are_of_the_last_position_and_of_the_sums():
     text = ENDING.replace("constant(3)", "constant(5)")
     (loop,) = Program(text).loops()
-    full, mean = decode_bytes.ratios(DECODE, [loop])
+    full, mean = decode_bytes.ratios(DECODE, [(loop.limit, loop.bytes)])
     assert full == loop.bytes / 1096
     # Positions 1 to 4, the first token being drawn before the loop: 680 + 16 * (6 + 4 (t + 1)).
     assert mean == pytest.approx(4 * loop.bytes / (4 * 776 + 64 * (2 + 3 + 4 + 5)))
-    short = loop._replace(limit=3, traffic=())
-    _, both = decode_bytes.ratios(DECODE, [short, loop])
+    _, both = decode_bytes.ratios(DECODE, [(3, 0), (loop.limit, loop.bytes)])
     assert both == pytest.approx(mean / 2)  # two of four positions move nothing
     with pytest.raises(InputError, match="no loop whose end depends on data"):
         decode_bytes.ratios(DECODE, [])
 
 
-def test_the_rollout_compiled_for_this_machine_is_counted():
-    done = decode_bytes.compile_decode(DECODE, "cpu")
-    found = decode_bytes.count(DECODE, done.as_text())
+def test_segments_between_the_first_and_the_last_are_linear_in_their_length():
+    filled = decode_bytes.fill_in([(257, 1000), (600, 1344)], (256, 512, 600))
+    assert filled == [(257, 1000), (513, 1256), (600, 1344)]
+
+
+def test_the_segments_compiled_for_this_machine_are_counted():
+    segments = [*decode_bytes.compile_segments(DECODE, "cpu")]
+    assert [segment.length for segment in segments] == [5]
+    found = decode_bytes.count(DECODE, segments)
     assert [limit for limit, _ in found.loops] == [5]
     assert found.must == 1096 and found.full > 1 and found.bytes > 1096
+    assert found.mean is not None and not found.interpolated
+    assert found.exchanged == 0
+
+
+def test_what_chips_exchange_is_counted_wherever_it_is():
+    exchange = "%near = f32[4,64]{1,0:S(1)} all-gather(%x), dimensions={0}"
+    text = ENDING.replace("  %one = s32[] constant(1)", f"  {exchange}\n  %one = s32[] constant(1)")
+    (loop,) = Program(text).loops()
+    assert [(each.instruction.name, each.trips, each.bytes) for each in loop.exchanges] == [("near", 1, 1024)]
+    assert Program(ENDING).loops()[0].exchanges == ()

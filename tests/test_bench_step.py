@@ -3,6 +3,8 @@
 import argparse
 import dataclasses
 import os
+import signal
+import subprocess
 import sys
 
 import jax
@@ -98,6 +100,46 @@ def test_processes_are_measured_by_turns(tmp_path):
     for worker in workers.values():
         worker.close()
         assert worker.process.returncode == 0
+
+
+def test_a_process_that_does_not_end_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(_turns, "PATIENCE", 0.1)
+    code = "import time; print('{}', flush=True); time.sleep(600)"
+    worker = _turns.Worker("a", [sys.executable, "-c", code], dict(os.environ), tmp_path)
+    worker.close()
+    assert worker.process.returncode == -signal.SIGKILL
+
+
+TERMINATED = """
+import sys
+import time
+from contextlib import contextmanager
+from benchmarks import _script
+
+@contextmanager
+def opened():
+    print("open", flush=True)
+    try:
+        yield
+    finally:
+        print("closed", flush=True)
+
+def main(arguments):
+    with opened():
+        time.sleep(600)
+
+_script.run(main)
+"""
+
+
+def test_a_measurement_that_is_terminated_closes_what_it_has_opened():
+    command = [sys.executable, "-c", TERMINATED]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=_turns.ROOT) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "open\n"
+        process.terminate()
+        assert process.stdout.read() == "closed\n"
+    assert process.returncode == 128 + signal.SIGTERM
 
 
 def test_a_process_that_ends_is_named(tmp_path):

@@ -93,3 +93,13 @@ def test_draws_follow_the_distribution():
 def test_pick():
     table = jnp.arange(12.0).reshape(2, 2, 3)
     np.testing.assert_array_equal(sampling.pick(table, jnp.array([[0, 2], [1, 1]])), [[0, 5], [7, 10]])
+
+
+def test_log_probabilities_are_those_of_the_softmax():
+    odds = jnp.array([[1.0, 3.0, 0.0, 12.0], [2.0, 2.0, 4.0, 0.0]])  # 16 and 8 in all; log 0 is no token
+    found = sampling.log_probability(jnp.log(odds) + 100, jnp.array([1, 2]))
+    np.testing.assert_allclose(found, np.log([3 / 16, 1 / 2]), rtol=1e-5)
+    logits = jax.random.normal(jax.random.key(0), (64, 300)) * 5
+    tokens = jnp.arange(64)
+    expected = sampling.pick(jax.nn.log_softmax(logits), tokens)
+    np.testing.assert_array_equal(sampling.log_probability(logits, tokens), expected)

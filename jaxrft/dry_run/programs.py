@@ -14,9 +14,11 @@ from jax.sharding import Mesh
 from jaxrft import mesh as meshes
 from jaxrft.dry_run import memory
 from jaxrft.lm import model
+from jaxrft.lm.model import Policy
+from jaxrft.lm.rollout import Decoding, Inputs
 from jaxrft.train import step as steps
 from jaxrft.train.devices import computing_on
-from jaxrft.train.setup import Opened, Setup, Tree
+from jaxrft.train.setup import Opened, Tree
 from jaxrft.types import Feedback, InputError, Missing, PyTree
 
 HBM = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}  # GiB a chip
@@ -111,20 +113,20 @@ def compiled(run: Opened, prompt_length: int, *, selects: bool = True) -> Iterat
         prefill = _compile("prefill", setup.generate.start, start, (stays, prompts))
         yield prefill
         if not prefill.failure:
-            inputs, decoding = prefill.outputs
             length = setup.generate.cache_lengths[-1]
-            decoding = decoding._replace(cache=_grown(setup, decoding.cache, length))
-            decode = (inputs, decoding)
+            decode = decode_arguments(setup.lm.policy, prefill.outputs, length)
             yield _compile("decode", setup.generate.decode, decode, (stays, prompts, decode), length=length)
         if selects:
             yield _compile("note", steps.update_selector_state, (*update, choice, feedback(batch_size)), stays)
         yield _compile("learn", steps.update_policy, learn, (stays, groups))
 
 
-def _grown(setup: Setup, cache: PyTree, length: int) -> PyTree:
-    """Describes a cache that has grown to `length` slots."""
-    grown = jax.eval_shape(lambda cache: setup.lm.policy.grow_cache(cache, length), cache)
-    return jax.tree.map(lambda x, before: meshes.describe(x, before.sharding), grown, cache)
+def decode_arguments(policy: Policy, started: tuple[Inputs, Decoding], length: int) -> tuple[Inputs, Decoding]:
+    """Describes what a segment with a cache of `length` slots gets, from what `rollout.start` returns."""
+    inputs, state = started
+    grown = jax.eval_shape(lambda cache: policy.grow_cache(cache, length), state.cache)
+    cache = jax.tree.map(lambda x, before: meshes.describe(x, before.sharding), grown, state.cache)
+    return inputs, state._replace(cache=cache)
 
 
 def _compile(name: str, program: Any, arguments: tuple, held: PyTree, **static: object) -> Compiled:

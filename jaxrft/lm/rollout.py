@@ -173,8 +173,8 @@ def _draw(keys: Array, time: Array, logits: Array, how: Sampling) -> Drawn:
     """Draws the rows' tokens number `time`, from their keys [R] and logits [R, V] at the sampling temperature."""
     allowed = sampling.truncate(logits, top_k=how.top_k, top_p=how.top_p)
     token = jnp.argmax(logits, axis=-1).astype(jnp.int32) if how.greedy else sampling.draw(keys, time, allowed)
-    logprob = sampling.pick(jax.nn.log_softmax(logits), token)
-    drawn_from = jnp.zeros_like(logprob) if how.greedy else sampling.pick(jax.nn.log_softmax(allowed), token)
+    logprob = sampling.log_probability(logits, token)
+    drawn_from = jnp.zeros_like(logprob) if how.greedy else sampling.log_probability(allowed, token)
     return Drawn(token, logprob, drawn_from)
 
 

@@ -47,3 +47,14 @@ def draw(keys: Array, time: Array, logits: Array) -> Array:
 def pick(log_probabilities: Array, tokens: Array) -> Array:
     """The entries [...] of log-probabilities [..., V] at tokens [...]."""
     return jnp.take_along_axis(log_probabilities, tokens[..., None], axis=-1)[..., 0]
+
+
+def log_probability(logits: Array, tokens: Array) -> Array:
+    """Returns the log-probabilities [...] of tokens [...] under logits [..., V].
+
+    log p = logit - largest - log sum exp(logits - largest): what `jax.nn.log_softmax` has at the tokens, without an
+    array as large as the logits that goes to memory and back.
+    """
+    largest = jnp.max(logits, axis=-1)
+    total = jnp.sum(jnp.exp(logits - largest[..., None]), axis=-1)
+    return pick(logits, tokens) - largest - jnp.log(total)
