@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jaxrft.lm.blocks import over_time
 from jaxrft.mesh import constrain
@@ -39,6 +40,11 @@ class LayerCache(NamedTuple):
     values: Array  # [rows, kv_heads, length, head_dim]
 
 
+def accumulation_dtype(dtype: DTypeLike) -> DTypeLike:
+    """Returns what sums and logits are computed in: float32, or float64 if that is the `dtype` of the computation."""
+    return jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32
+
+
 def attend(q: Array, positions: Array, sources: list[Cache]) -> Array:
     """Grouped-query attention over several sources of keys as one softmax, QUERIES queries at a time.
 
@@ -56,7 +62,8 @@ def _attend_block(q: Array, positions: Array, *, sources: list[Cache]) -> Array:
     for source in sources:
         batch, length, kv_heads, _ = source.keys.shape
         grouped = q.reshape(batch, rows // batch, steps, kv_heads, heads // kv_heads, width)
-        score = jnp.einsum("bgtkqe,bske->bgkqts", grouped, source.keys, preferred_element_type=jnp.float32)
+        wide = accumulation_dtype(q.dtype)
+        score = jnp.einsum("bgtkqe,bske->bgkqts", grouped, source.keys, preferred_element_type=wide)
         query = positions.reshape(batch, rows // batch, 1, 1, steps, 1)
         visible = source.positions.reshape(batch, 1, 1, 1, 1, length) <= query
         score = jnp.where(visible, score / math.sqrt(width), HIDDEN)
@@ -96,7 +103,7 @@ def attend_cached(q: Array, prefix: LayerCache, visible: Array, own: LayerCache,
         return x.swapaxes(1, 2).reshape(rows, kv_heads, heads // kv_heads, x.shape[-1])
 
     prompt_max, prompt_sum, prompt_mix = map(of_rows, parts)
-    written = jnp.arange(own.values.shape[2]) <= slot
+    written = jnp.arange(own.values.shape[2], dtype=slot.dtype) <= slot
     to_own = grouped.reshape(rows, kv_heads, heads // kv_heads, width)
     own_max, own_sum, own_mix = _attend_part(to_own, own, written)
     highest = jnp.maximum(prompt_max, own_max)
@@ -110,9 +117,10 @@ def attend_cached(q: Array, prefix: LayerCache, visible: Array, own: LayerCache,
 def _attend_part(q: Array, cache: LayerCache, visible: Array) -> tuple[Array, Array, Array]:
     """Attends from queries [rows, kv_heads, M, head_dim] to the keys of a cache, without the softmax's division.
 
-    Returns the largest score, the sum of exponentials [rows, kv_heads, M, 1] and the mix of values, all float32.
+    Returns the largest score, the sum of exponentials [rows, kv_heads, M, 1] and the mix of values, all in
+    the `accumulation_dtype` of the queries.
     """
-    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    product = partial(jnp.einsum, preferred_element_type=accumulation_dtype(q.dtype))
     scores = product("rkme,rkes->rkms", q, cache.keys) / math.sqrt(q.shape[-1])
     scores = jnp.where(visible, scores, HIDDEN)
     highest = jnp.max(scores, axis=-1, keepdims=True)

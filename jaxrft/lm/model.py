@@ -16,7 +16,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jaxrft import mesh as meshes
-from jaxrft.lm.attention import PADDED, Cache, LayerCache, attend, attend_cached
+from jaxrft.lm.attention import PADDED, Cache, LayerCache, accumulation_dtype, attend, attend_cached
 from jaxrft.mesh import constrain
 from jaxrft.types import Array, PyTree
 
@@ -216,7 +216,7 @@ def parts_of(params: Params, name: str) -> tuple[Array, ...]:
 
 
 def merge(config: ModelConfig, parts: tuple[Array, ...], dtype: DTypeLike) -> Array:
-    """W + alpha / rank * A B of one layer's (W, A, B), summed in float32, in `dtype`; of (W,) alone W.
+    """W + alpha / rank * A B of one layer's (W, A, B), in `dtype`; of (W,) alone W.
 
     The frozen weights alone are thus the policy that LoRA started from. The price of merging before multiplying is a
     gradient of W's size, one layer's at a time, summed over devices as if W were trained, from which those of A and B
@@ -226,8 +226,9 @@ def merge(config: ModelConfig, parts: tuple[Array, ...], dtype: DTypeLike) -> Ar
     if config.lora is None or len(parts) == 1:
         return parts[0].astype(dtype)
     weight, a, b = parts
-    product = jnp.tensordot(a, b, 1, precision="highest", preferred_element_type=jnp.float32)
-    return (weight.astype(jnp.float32) + config.lora.alpha / config.lora.rank * product).astype(dtype)
+    wide = accumulation_dtype(dtype)
+    product = jnp.tensordot(a, b, 1, precision="highest", preferred_element_type=wide)
+    return (weight.astype(wide) + config.lora.alpha / config.lora.rank * product).astype(dtype)
 
 
 def decoder(
@@ -249,10 +250,11 @@ def decoder(
 
 
 def unembed(config: ModelConfig, params: Params, hidden: Array, *, dtype: DTypeLike = jnp.float32) -> Array:
-    """Logits [..., V] in float32 of final hidden states [..., D]."""
+    """Logits [..., V] of final hidden states [..., D], in the `accumulation_dtype`."""
     name = "embed" if config.tie_word_embeddings else "unembed"
     weights = _gathered(params[name], ("vocab", "embed"), dtype)
-    logits = jnp.einsum("...d,vd->...v", hidden.astype(dtype), weights, preferred_element_type=jnp.float32)
+    wide = accumulation_dtype(dtype)
+    logits = jnp.einsum("...d,vd->...v", hidden.astype(dtype), weights, preferred_element_type=wide)
     return constrain(logits, "batch", *(None,) * (logits.ndim - 2), "vocab")
 
 
@@ -408,8 +410,8 @@ def _laid_out(keys: Array, values: Array) -> LayerCache:
 
 
 def rms_norm(x: Array, scale: Array, eps: float) -> Array:
-    """x / rms(x) * scale over the last axis, the statistics in float32."""
-    wide = x.astype(jnp.float32)
+    """x / rms(x) * scale over the last axis, the statistics in the `accumulation_dtype`."""
+    wide = x.astype(accumulation_dtype(x.dtype))
     normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
     return normed.astype(x.dtype) * jnp.expand_dims(scale, tuple(range(x.ndim - 1)))
 
@@ -465,7 +467,10 @@ def _rope(positions: Array, frequencies: np.ndarray) -> tuple[Array, Array]:
 
 def _rotate(x: Array, cos: Array, sin: Array) -> Array:
     """Rotates the pairs (i, i + head_dim / 2) of x [rows, T, heads, head_dim]: the layout of Hugging Face weights."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    wide = accumulation_dtype(x.dtype)
+    cos = cos.astype(wide)
+    sin = sin.astype(wide)
+    first, second = jnp.split(x.astype(wide), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 

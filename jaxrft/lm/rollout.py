@@ -155,7 +155,7 @@ def decode(policy: Policy, inputs: Inputs, state: Decoding, *, how: Sampling, le
 
 def finish(state: Decoding) -> Rollout:
     """Returns what was sampled."""
-    mask = jnp.arange(state.tokens.shape[1])[None] < state.lengths[:, None]
+    mask = jnp.arange(state.tokens.shape[1], dtype=jnp.int32)[None] < state.lengths[:, None]
     return Rollout(state.tokens, state.lengths, mask.astype(jnp.float32), state.logprobs, state.sampling_logprobs)
 
 
@@ -175,7 +175,7 @@ def _draw(keys: Array, time: Array, logits: Array, how: Sampling) -> Drawn:
     token = jnp.argmax(logits, axis=-1).astype(jnp.int32) if how.greedy else sampling.draw(keys, time, allowed)
     logprob = sampling.log_probability(logits, token)
     drawn_from = jnp.zeros_like(logprob) if how.greedy else sampling.log_probability(allowed, token)
-    return Drawn(token, logprob, drawn_from)
+    return Drawn(token, logprob.astype(jnp.float32), drawn_from.astype(jnp.float32))
 
 
 def _write(state: Decoding, drawn: Drawn, ends: Array) -> Decoding:

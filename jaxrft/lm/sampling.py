@@ -30,10 +30,11 @@ def row_keys(key: Array, ids: Array, num_generations: int, first_sample: Array |
     A sample's key depends on nothing but (key, task id, its number).
     """
     first = jnp.zeros_like(ids) if first_sample is None else first_sample
+    numbers = jnp.arange(num_generations, dtype=first.dtype)
     fold = jax.random.fold_in
 
     def of_task(task: Array, first: Array) -> Array:
-        return jax.vmap(lambda sample: fold(fold(key, task), sample))(first + jnp.arange(num_generations))
+        return jax.vmap(lambda sample: fold(fold(key, task), sample))(first + numbers)
 
     return jax.vmap(of_task)(ids, first).reshape(-1)
 
@@ -41,7 +42,7 @@ def row_keys(key: Array, ids: Array, num_generations: int, first_sample: Array |
 def draw(keys: Array, time: Array, logits: Array) -> Array:
     """Draws a token a row from logits [R, V] by the Gumbel trick, with the keys of rows [R] at step `time`."""
     noise = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, time), logits.shape[-1:], jnp.float32))(keys)
-    return jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
+    return jnp.argmax(logits + noise.astype(logits.dtype), axis=-1).astype(jnp.int32)
 
 
 def pick(log_probabilities: Array, tokens: Array) -> Array:
