@@ -31,7 +31,7 @@ def write(family: str, policies: Sequence[Path], out: Path) -> None:
     rates, start = [], weights.load(TINY, shape)
     for params in (start, *(weights.load(folder, shape) for folder in policies)):
         rates.append(make_quickstart.rollouts(shape, params, asked, samples=SAMPLES).mean(axis=1))
-    embeddings = embed.pooled(model.decoder(shape, remat=False), start, asked.prompts, asked.lengths)
+    embeddings = embed.pooled(model.decoder(shape, remat="none"), start, asked.prompts, asked.lengths)
     table = embeddings, jnp.asarray(np.stack(rates), jnp.float32)
     params, _ = training.fit(jax.random.key(0), *table, width=WIDTH, num_references=REFERENCES)
     origin = Origin(TINY, shape.hidden_size)

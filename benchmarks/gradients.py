@@ -93,7 +93,7 @@ def measure_task(
 def measure(*, tasks: int, samples: int, seed: int = 0) -> Measured:
     """Of the first `tasks` of the pool `digits`, with their right answers, `samples` gradients and a pass rate each."""
     shape, text = weights.read_config(TINY), tokenizer.load(TINY)
-    params, policy = weights.load(TINY, shape), model.decoder(shape, remat=False)
+    params, policy = weights.load(TINY, shape), model.decoder(shape, remat="none")
     chosen, key = builtin.split("digits")[0][:tasks], jax.random.key(seed)
     found = []
     for number, task in enumerate(chosen):

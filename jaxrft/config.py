@@ -306,7 +306,11 @@ class Config(Checked):
     mini_batch_size: int | None = None
     """Tasks an optimiser update; batch_size by default."""
     micro_batch_size: int | None = None
-    """Rows a forward and backward pass, to fit memory; changes no number."""
+    """Completions of full length for which a forward and backward pass has memory; changes no number. A pass computes
+    as many tokens, or fewer where more would be no faster."""
+    remat: Literal["auto", "full", "dots", "none"] = "auto"
+    """What the backward pass computes again: full = every layer, which takes least memory; dots = a layer without its
+    matrix products; none = nothing, fastest; auto = the fastest that the devices have memory for, by estimate."""
 
     learning_rate: float = 1e-6
     """Peak learning rate of AdamW."""

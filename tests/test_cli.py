@@ -186,7 +186,7 @@ def test_a_trace_that_no_folder_takes_is_said(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("error", "wanted"),
     [
-        (MemoryError(), r"out of memory \(MemoryError\): lower micro_batch_size"),
+        (MemoryError(), r"out of memory \(MemoryError\): set remat to full, lower micro_batch_size"),
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 17 bytes."), "out of memory .*17 bytes.*--dry-run"),
         (RuntimeError("Unable to initialize backend 'tpu': x"), "JAX finds no device .*'tpu'.*: set JAX_PLATFORMS"),
         (ModuleNotFoundError("No module named 'optax'", name="optax"), "the package optax cannot be imported"),

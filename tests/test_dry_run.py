@@ -99,7 +99,7 @@ def test_a_step_is_counted_by_hand():
     assert said["steps"] == "60, each of 512 tasks x 8 = 4,096 rollouts"
     assert said["rollouts"] == "245,760, 3 times the tasks of the pool"
     assert said["tokens"] == "at most 4,194,304 sampled a step, 252 M in all"
-    assert said["updates"] == "8 a step, each of 64 tasks in 4 micro-batches of 128 rows"
+    assert said["updates"] == "8 a step, each of 64 tasks"
     assert dict(counts.run(config, None))["rollouts"] == "245,760" and "refills" not in said
     said = dict(counts.run(replace(config, dynamic_sampling=2), 10240))
     assert said["refills"] == "at most 2 refills a step, of 8,192 more rollouts, 491,520 in all"

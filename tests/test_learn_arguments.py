@@ -133,11 +133,14 @@ OTHERS = {
     replay.shapes,
     update.adamw,
     update.anchored,
+    update.bin_logprobs,
+    update.bin_shape,
     update.check_batch,
     update.gradient,
     update.loss,
-    update.micro_batches,
+    update.of_slots,
     update.optimizer_shardings,
+    update.pack,
 }
 
 

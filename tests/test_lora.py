@@ -27,7 +27,7 @@ BASE = model.ModelConfig(
     vocab_size=32, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8
 )
 CONFIG = BASE._replace(lora=model.LoRA(3, 6.0, TARGETS))
-POLICY, PLAIN = model.decoder(CONFIG, remat=False), model.decoder(BASE, remat=False)
+POLICY, PLAIN = model.decoder(CONFIG, remat="none"), model.decoder(BASE, remat="none")
 TASKS, GROUP, TIME = 8, 2, 5
 KEY = jax.random.key(0)
 
@@ -202,7 +202,8 @@ def test_an_update_is_the_same_on_the_mesh(mesh, frozen, adapters, batch, update
         got = jax.jit(learner.step)(KEY, placed, state, batch, base, base)
     assert_close(got[0], updated[0], atol=1e-4)  # Adam's first step divides by the gradient
     assert_close(gradient(got[1]), gradient(updated[1]))
-    assert_close(got[2], updated[2])
+    others = [{name: x for name, x in each.items() if name != "update/utilization"} for each in (got[2], updated[2])]
+    assert_close(*others)
 
 
 # Files

@@ -21,7 +21,7 @@ from jaxrft.types import InputError
 CONFIG = model.ModelConfig(
     vocab_size=32, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8
 )
-POLICY = model.decoder(CONFIG, remat=False)
+POLICY = model.decoder(CONFIG, remat="none")
 TASKS, GROUP, TIME = 8, 2, 5
 KEY = jax.random.key(0)
 
@@ -154,7 +154,7 @@ def batch(prompts):
 def test_an_update_is_the_same_on_the_mesh(mesh, params, batch):
     """Given the same tokens: the parameters, the gradient (Adam's first moment is a tenth of it), the metrics.
 
-    One device takes the whole batch at once; the mesh a sample a shard at a time, in micro-batches that cut groups.
+    One device computes more bins at once than a shard of the mesh, whose bins have other shapes.
     """
     learner = make()
     want = jax.jit(learner.step)(KEY, params, learner.init(params), jax.tree.map(jnp.asarray, batch))
@@ -165,6 +165,8 @@ def test_an_update_is_the_same_on_the_mesh(mesh, params, batch):
         got = jax.jit(learner.step)(KEY, placed, state, place_rows(mesh, batch))
     assert_close(got[0], want[0])
     assert_close(*(optax.tree_utils.tree_get(state, "mu") for state in (got[1], want[1])), atol=1e-6)
+    for metrics in (got[2], want[2]):
+        assert 0 < metrics.pop("update/utilization") <= 1  # more bins, of which more are free
     assert_close(got[2], want[2])
 
 
@@ -195,22 +197,22 @@ def shapes_of(tree):
 
 
 def test_the_unembedding_is_gathered_and_its_gradient_reduced_outside_of_the_chunks(monkeypatch, mesh, batch):
-    """A chunk a position; with one micro-batch no other loop is around them. The embedding is the unembedding."""
+    """A chunk a position, of the bins of a round. The embedding is the unembedding."""
     monkeypatch.setattr(update, "CHUNK", 1)
     config = CONFIG._replace(vocab_size=1024, tie_word_embeddings=True)
-    sizes = {"mini_batch_size": TASKS, "micro_batch_size": TASKS * GROUP}
-    learner = update.make(model.decoder(config), **sizes)
-    where, everywhere = model.shardings(config, mesh), meshes.sharding(mesh)
+    objective = update.Objective("dapo", 0.2, None, None, kl_coef=0.0, entropy_coef=0.0, temperature=1.0)
+    loss = partial(update.loss, model.decoder(config), objective, ref_params=None, normaliser=jnp.float32(1.0))
+    where = model.shardings(config, mesh)
     params = {row.name: meshes.place(np.zeros(row.shape, np.float32), where[row.name]) for row in model.table(config)}
-    state = jax.eval_shape(learner.init, params)
-    state = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        state,
-        update.optimizer_shardings(learner, params, everywhere),
-    )
+
+    def gradient(params, batch):
+        packed = update.pack(batch, update.bin_shape(batch, TASKS * GROUP))
+        of = partial(loss, batch=packed.batch, bins=packed.bins(0))
+        return jax.grad(of, has_aux=True)(params)
+
     with jax.set_mesh(mesh):
-        step = jax.jit(learner.step).lower(KEY, shapes_of(params), state, shapes_of(place_rows(mesh, batch)))
-        found = collectives(step.compile(), "all-gather", "all-reduce", "reduce-scatter")
+        program = jax.jit(gradient).lower(shapes_of(params), shapes_of(place_rows(mesh, batch)))
+        found = collectives(program.compile(), "all-gather", "all-reduce", "reduce-scatter")
     large = [looped for looped, size in found if size >= 1024 * 16 / 8]  # a device's part of it is larger than a layer
     assert large and not any(large)
 
@@ -242,27 +244,32 @@ def test_the_moments_of_a_parameter_lie_where_it_lies(mesh, params):
     assert optax.tree_utils.tree_get(shardings, "ScaleByAdamState").count == meshes.sharding(mesh)
 
 
-@pytest.mark.parametrize(
-    ("rows", "tasks", "samples"),
-    [
-        (8, [[0, 2, 4, 6], [1, 3, 5, 7]], [[0, 1]] * 2),  # whole groups
-        (4, [[0, 2, 4, 6]] * 2 + [[1, 3, 5, 7]] * 2, [[0], [1], [0], [1]]),  # groups cut in two
-    ],
-)
-def test_a_micro_batch_takes_a_task_of_every_shard(mesh, rows, tasks, samples):
-    """8 tasks of 2 samples over 4 devices, 2 tasks each; everything tells whose it is: 10 x task + sample."""
-    task = np.arange(TASKS, dtype=np.int32)
-    number = 10 * task[:, None] + np.arange(GROUP, dtype=np.int32)
-    cells = np.repeat(number[..., None], TIME, axis=2)
-    batch = update.Batch(task[:, None], task, cells, cells, cells, number)
+def test_every_device_computes_as_many_bins(mesh):
+    """8 tasks of 2 samples over 4 devices: in any round a device has a quarter of the bins, and no sample is lost."""
+    rng = np.random.default_rng(0)
+    cells = (TASKS, GROUP, TIME)
+    mask = (np.arange(TIME) < rng.integers(1, TIME + 1, (TASKS, GROUP, 1))).astype(np.float32)
+    batch = update.Batch(
+        prompts=rng.integers(0, 32, (TASKS, 3), np.int32),
+        lengths=rng.integers(1, 4, TASKS, np.int32),
+        tokens=rng.integers(0, 32, cells, np.int32),
+        mask=mask,
+        logprobs=np.zeros(cells, np.float32),
+        advantages=np.zeros((TASKS, GROUP), np.float32),
+    )
+
+    def bins(batch, number):
+        packed = update.pack(batch, update.bin_shape(batch, 8))
+        return packed.bins(number), packed.rounds
+
+    found = []
     with jax.set_mesh(mesh):
-        micro = jax.jit(partial(update.micro_batches, rows=rows))(place_rows(mesh, batch))
-    np.testing.assert_array_equal(micro.prompts[..., 0], tasks)
-    np.testing.assert_array_equal(micro.lengths, tasks)
-    want = 10 * np.array(tasks)[:, :, None] + np.array(samples)[:, None]
-    np.testing.assert_array_equal(micro.advantages, want)
-    np.testing.assert_array_equal(micro.tokens, np.repeat(want[..., None], TIME, axis=3))
-    assert micro.tokens.sharding.shard_shape(micro.tokens.shape)[1] == 1
+        rounds = jax.jit(bins)(place_rows(mesh, batch), 0)[1]
+        for number in range(int(rounds)):
+            each, _ = jax.jit(bins)(place_rows(mesh, batch), number)
+            assert each.tokens.sharding.shard_shape(each.tokens.shape)[0] == each.tokens.shape[0] // 4
+            found += zip(*(np.asarray(x)[np.asarray(each.predicts)] for x in (each.sample, each.time)), strict=True)
+    assert sorted(found) == sorted(zip(*np.nonzero(mask.reshape(-1, TIME)), strict=True))
 
 
 @pytest.mark.parametrize("axes", [("data",), ("data", "model"), ("x",)])

@@ -17,7 +17,7 @@ from jaxrft.streams import stream_key
 CONFIG = model.ModelConfig(
     vocab_size=32, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8
 )
-POLICY = model.decoder(CONFIG, remat=False)
+POLICY = model.decoder(CONFIG, remat="none")
 GROUP, TIME = 2, 6
 EOS = (0, 1)
 

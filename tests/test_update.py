@@ -15,12 +15,23 @@ from jaxrft.lm import model, rollout
 WIDTH, VOCABULARY = 8, 24
 
 
-def apply(params, tokens, positions, valid, prefix=None):
-    """A policy quick to compile: the next token depends on the last one and on the sum of the prompt, its prefix."""
+def apply(params, tokens, positions, valid, prefix=None, segments=None):
+    """A policy quick to compile: the next token depends on the last one and on the sum of the prompt, its prefix.
+
+    The first token of a completion depends on the prompt's last only.
+    """
     x = params["embed"][tokens]
     total = jnp.sum(jnp.where(valid[..., None], x, 0.0), axis=1, keepdims=True)[None]  # [1, rows, 1, D]
     if prefix is not None:
         x = x + jnp.repeat(prefix[0], tokens.shape[0] // prefix.shape[1], axis=0)
+    if segments is not None:  # a segment's first slot reads the prompt's last token, and its prompt lies elsewhere
+        own, prompt = segments.own, segments.prompt
+        same = (own[:, :, None] == own[:, None, :]) & valid[:, None, :]
+        begin = jnp.min(jnp.where(same, positions[:, None, :], TIME + 99), axis=2)
+        of_prompt = (own[:, None, :] == prompt[:, :, None]) | (same & (positions[:, None, :] == begin[:, :, None]))
+        later = (own != prompt) & (positions > begin)
+        seen = of_prompt & valid[:, None, :] & later[:, :, None]
+        x = x + jnp.einsum("rts,rsd->rtd", seen.astype(x.dtype), x)
     return jnp.tanh(jnp.einsum("rtd,de->rte", x, params["mix"])), total
 
 
@@ -261,23 +272,24 @@ def sizes(jaxpr):
 
 
 def test_logits_of_all_positions_never_exist(monkeypatch):
-    """Forward and backward: the largest array is the logits of the two positions that fit into a chunk."""
-    policy, time, full = model.decoder(DECODER), 8, ROWS * 8 * 1024
+    """Forward and backward: the largest array is the logits of a chunk."""
+    policy, time = model.decoder(DECODER), 8
     shapes = jax.eval_shape(partial(model.init, config=DECODER), jax.random.key(0))
     int32, float32 = (partial(jax.ShapeDtypeStruct, dtype=dtype) for dtype in (jnp.int32, jnp.float32))
     groups = (TASKS, GROUP, time)
     batch = update.Batch(
         int32((TASKS, 3)), int32((TASKS,)), int32(groups), float32(groups), float32(groups), float32((TASKS, GROUP))
     )
+    length, together = update.bin_shape(batch, ROWS)
 
     def largest():
         learner = make(policy, kl_coef=0.1)
         program = jax.make_jaxpr(learner.step)(KEY, shapes, jax.eval_shape(learner.init, shapes), batch, shapes)
         return max(sizes(program.jaxpr))
 
-    assert largest() >= full  # they fit into one chunk
-    monkeypatch.setattr(update, "CHUNK", ROWS * 1024 * 2)
-    assert largest() == full * 2 // time
+    assert largest() == together * length * 1024  # they fit into one chunk
+    monkeypatch.setattr(update, "CHUNK", together * 1024 * 8)
+    assert largest() == together * 1024 * 7  # 34 slots are five chunks of seven
 
 
 def test_chunks_change_no_number(monkeypatch, params, batch):
@@ -346,7 +358,7 @@ def test_adamw_by_hand():
 def test_steps_are_traced_once_and_keep_float32(batch):
     """The decoder, in bfloat16 arithmetic too; metrics give each step's own learning rate."""
     params = {row.name: jnp.full(row.shape, 0.1, jnp.float32) for row in model.table(DECODER)}
-    policy = model.decoder(DECODER, dtype=jnp.bfloat16, remat=False)
+    policy = model.decoder(DECODER, dtype=jnp.bfloat16, remat="none")
     learner = make(policy, warmup_steps=3, learning_rate=4e-3)
     step = jax.jit(chex.assert_max_traces(learner.step, n=1))
     state = learner.init(params)
@@ -423,7 +435,7 @@ def test_memory_grows_with_the_micro_batch_not_with_the_vocabulary_or_the_batch(
     least, batch, _ = memory(512, 64, 64)
     large, _, embeddings = memory(151936, 64, 64)
     longer, more, _ = memory(512, 128, 64)
-    deeper, *_ = memory(512, 64, 128)
+    narrow, deep = (memory(512, 64, rows, time=512)[0] for rows in (2, 8))
     assert max(least, large - embeddings) < 4 * 4 * update.CHUNK
     assert longer <= least + more - batch
-    assert deeper > least + 64 * 4096 * WIDTH * 4  # its hidden states, at least
+    assert deep > narrow + 6 * 512 * WIDTH * 4  # its hidden states, at least

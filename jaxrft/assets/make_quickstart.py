@@ -155,7 +155,7 @@ def pretrain(recipe: Recipe) -> Params:
 @partial(jax.jit, static_argnums=(0, 1))
 def imitate(config: ModelConfig, steps: int, params: Params, data: Examples, key: Array) -> tuple[Params, Array]:
     """Maximum likelihood by Adam with a cosine schedule; also returns the mean loss of the last tenth of the steps."""
-    policy = model.decoder(config, remat=False)
+    policy = model.decoder(config, remat="none")
     schedule = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, steps // 20, steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 
@@ -178,7 +178,7 @@ def imitate(config: ModelConfig, steps: int, params: Params, data: Examples, key
 
 def rollouts(config: ModelConfig, params: Params, asked: Examples, *, samples: int, greedy: bool = False) -> np.ndarray:
     """Whether each sample of each task is exactly right, [n, samples] bool."""
-    policy = model.decoder(config, remat=False)
+    policy = model.decoder(config, remat="none")
     found = []
     for start in range(0, len(asked.lengths), BATCH):
         part = jax.tree.map(lambda x: x[start : start + BATCH], asked)  # noqa: B023

@@ -18,6 +18,7 @@ from jaxrft.rewards.grading import open_rewards, trainer_state
 from jaxrft.select import selectors
 from jaxrft.tasks import mixture, table
 from jaxrft.train.devices import check_mesh
+from jaxrft.train.memory import bin_shape
 from jaxrft.train.resume import check_contents, with_template_date
 from jaxrft.train.setup import Opened, describe_run
 from jaxrft.types import Missing
@@ -50,7 +51,8 @@ def show(config: Config, topology: str | None = None) -> None:
     mesh = meshes.make(*sizes, devices=programs.devices(topology)) if topology else meshes.abstract(*sizes)
     check_mesh(config, mesh)
     here = found.look(config, mesh)
-    run = describe_run(config, mesh, here.lm, here.pool.table, here.predictor)
+    memory_here = _memory(mesh, topology)
+    run = describe_run(config, mesh, here.lm, here.pool.table, here.predictor, memory=memory_here)
     out = Page()
     out.line("dry run: nothing is written, nothing is trained", "bold")
     ungraded = _what(out, config, here)
@@ -60,6 +62,13 @@ def show(config: Config, topology: str | None = None) -> None:
     if topology:
         page.programs(out, programs.compiled(run, width, selects=here.pool.whole), topology)
     page.ending(out, [*here.missing, *ungraded, *_too_few_devices(config, mesh, topology)])
+
+
+def _memory(mesh: meshes.AnyMesh, topology: str | None) -> int | None:
+    """Returns the bytes of a device of the run; None if they are not here."""
+    if topology:
+        return programs.HBM[topology.partition(":")[0]] * 2**30
+    return meshes.memory_of_a_device(meshes.make()) if mesh.size == jax.device_count() else None
 
 
 def _what(out: Page, config: Config, here: found.Found) -> list[str]:
@@ -122,6 +131,7 @@ def _how(out: Page, here: found.Found, run: Opened) -> None:
             ("selector", f"{config.select.name}({settings}): {told}"),
             *page.embeddings(here.pool.table),
             *counts.run(config, len(here.pool.table.lengths) if here.pool.whole else None),
+            *counts.bins(bin_shape(config, mesh, run.setup.prompt_length)),
             *counts.evaluations(config, held_out),
             *counts.checkpoints(config, size_of(run.state), 4 * (frozen or trained)),
         ]

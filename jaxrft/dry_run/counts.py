@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxrft.config import Config
+from jaxrft.learn.packing import Shape
 from jaxrft.train.resume import saved_steps
 
 
@@ -18,17 +19,22 @@ def run(config: Config, num_tasks: int | None) -> list[tuple[str, str]]:
     """(what, how much) of the steps; passes over the tasks only where their number is known."""
     c = config
     rows, updates = c.batch_size * c.num_generations, c.num_iterations * (c.batch_size // c.tasks_per_update)
-    micro = c.tasks_per_update * c.num_generations // c.rows_per_micro_batch
     sampled = (1 + c.dynamic_sampling) * rows * c.max_completion_length
     passes = "" if num_tasks is None else f", {c.steps * c.batch_size / num_tasks:.3g} times the tasks of the pool"
-    cut = f"{number(micro, 'micro-batch')} of {c.rows_per_micro_batch:,} rows"
     return [
         ("steps", f"{c.steps:,}, each of {c.batch_size:,} tasks x {c.num_generations} = {rows:,} rollouts"),
         ("rollouts", f"{c.steps * rows:,}{passes}"),
         *refills(config),
         *probes(config),
         ("tokens", f"at most {sampled:,} sampled a step, {short(c.steps * sampled)} in all"),
-        ("updates", f"{updates:,} a step, each of {c.tasks_per_update:,} tasks in {cut}"),
+        ("updates", f"{updates:,} a step, each of {c.tasks_per_update:,} tasks"),
+    ]
+
+
+def bins(shape: Shape) -> list[tuple[str, str]]:
+    """(what, how much) of the bins that an update computes."""
+    return [
+        ("packed", f"completions and their prompts in bins of {shape.length:,} tokens, {shape.together:,} at a time")
     ]
 
 
@@ -82,7 +88,7 @@ def histogram(rates: np.ndarray) -> np.ndarray:
 
 
 def number(count: int, thing: str) -> str:
-    """So many things: 1 device, 2 devices, 3 micro-batches."""
+    """So many things: 1 device, 2 devices."""
     ending = "" if count == 1 else "es" if thing.endswith("ch") else "s"
     return f"{count:,} {thing}{ending}"
 

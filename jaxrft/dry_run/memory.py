@@ -8,7 +8,7 @@
 | logits of a token | estimate: R rows of the vocabulary in float32, four times (raw, truncated, both normalised) |
 | gradients | estimate: float32, twice (the sum so far and that of a micro-batch) |
 | embeddings gathered | estimate: the unembedding and its gradient in float32, the embedding in the run's dtype |
-| activations | estimate: inputs of all layers, the prompts' keys and values and their gradients, one layer's own |
+| activations | estimate: what each layer keeps of a round of bins, see `train.memory`, and one layer's own |
 | logits of a chunk | estimate: a chunk of `learn.update`, three times (logits, probabilities, gradient) |
 
 What a compiler adds (copies, padding to tiles, fragmentation) is not counted; `programs` asks it.
@@ -21,9 +21,9 @@ import jax.numpy as jnp
 
 from jaxrft import mesh as meshes
 from jaxrft.host.checkpoint import size_of
-from jaxrft.learn import update
-from jaxrft.lm import attention, model
+from jaxrft.lm import model
 from jaxrft.mesh import describe_array, on_device
+from jaxrft.train.memory import activation_bytes, logits_bytes
 from jaxrft.train.setup import Opened, group_shapes
 from jaxrft.types import PyTree
 
@@ -107,18 +107,10 @@ def _rollout(run: Opened, prompt_length: int) -> list[Part]:
 
 def _learning(run: Opened, prompt_length: int) -> list[Part]:
     config, shape, mesh = run.setup.config, run.setup.lm.config, run.setup.mesh
-    size, split = jnp.dtype(config.dtype).itemsize, meshes.shards(mesh, "heads")
-    shards, steps = meshes.shards(mesh, "batch"), config.max_completion_length
-    rows = max(1, config.rows_per_micro_batch // shards)
-    prompts = max(1, rows // config.num_generations)
-    positions = rows * steps + prompts * prompt_length
+    size = jnp.dtype(config.dtype).itemsize
     embedding = _vocabulary(run) * shape.hidden_size
-    own = (2 * shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim + 3 * shape.intermediate_size
-    scores = rows * shape.num_heads * min(steps, attention.QUERIES) * (steps + prompt_length) // split
-    layer = positions * (own // split + 2 * shape.hidden_size) * size + 3 * 4 * scores
-    kept = shape.num_layers * positions * shape.hidden_size * size
-    prefix = 2 * _cache(run, prompts * shards, prompt_length)
-    chunk = min(update.CHUNK, rows * steps * _vocabulary(run))
+    where = (config, shape, mesh, prompt_length)
+    activations = activation_bytes(*where, run.setup.remat)
     return [
         Part("gradients", 2 * on_device(run.state.params), LEARN, False),
         Part(
@@ -127,8 +119,8 @@ def _learning(run: Opened, prompt_length: int) -> list[Part]:
             LEARN,
             False,
         ),
-        Part("activations of a micro-batch", kept + prefix + layer, LEARN, False),
-        Part("logits of a chunk", 3 * 4 * chunk, LEARN, False),
+        Part(f"activations, remat {run.setup.remat}", activations, LEARN, False),
+        Part("logits of a chunk", logits_bytes(*where), LEARN, False),
     ]
 
 

@@ -45,7 +45,7 @@ def no_bug(error: Exception) -> str | None:
     said = first_line(error)
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))):
         return (
-            f"out of memory ({said}): lower micro_batch_size, then batch_size, num_generations or the lengths, or "
+            f"out of memory ({said}): set remat to full, lower micro_batch_size, then batch_size or the lengths, or "
             "raise mesh.fsdp; `jaxrft train CONFIG --dry-run` shows what needs how much"
         )
     if isinstance(error, RuntimeError) and "nable to initialize backend" in str(error):

@@ -124,6 +124,7 @@ def policy_loss(
     *,
     anchor_logprobs: Array | None = None,
     weights: Array | None = None,
+    sequences: Array | None = None,
     loss_type: str = "dapo",
     epsilon: float = 0.2,
     epsilon_high: float | None = None,
@@ -144,8 +145,9 @@ def policy_loss(
 
     Everything is [R, T], natural logarithms; `advantages` may also be [R, 1], one for a row: `a.reshape(-1, 1)`. Where
     `mask` is 0 nothing enters loss, gradient or metrics, whatever stands there. Gradient flows through `logprobs` only.
-    `weights` multiply the token losses, for instance `importance_weights`. `normaliser` is `grpo.normaliser` of the
-    whole batch when these rows are a part of it (by default they are all).
+    `weights` multiply the token losses, for instance `importance_weights`. `sequences` [R, T] int32 is, where a row
+    holds several sequences, the number of a token's sequence in its row, from 0 to T - 1. `normaliser` is
+    `grpo.normaliser` of the whole batch when these rows are a part of it (by default they are all).
 
     Metrics are [] float32 and add up over micro-batches as the loss does; means over the batch's tokens with dapo and
     cispo, over rows of the mean over their tokens with the others: `clip_ratio/low_mean` (share with r below the range
@@ -161,16 +163,20 @@ def policy_loss(
         behaviour_logprobs=(behaviour_logprobs, "RT"),
         anchor_logprobs=(anchor_logprobs, "RT"),
         weights=(weights, "RT"),
+        sequences=(sequences, "RT"),
         advantages=(advantages, "R1" if jnp.shape(advantages)[1:] == (1,) else "RT"),
     )
     check_dtypes(float, logprobs=logprobs, behaviour_logprobs=behaviour_logprobs, anchor_logprobs=anchor_logprobs)
     check_dtypes(REAL, mask=mask, weights=weights, advantages=advantages)
+    check_dtypes(int, sequences=sequences)
     anchor_logprobs = behaviour_logprobs if anchor_logprobs is None else anchor_logprobs
     weights = jnp.ones(mask.shape, jnp.float32) if weights is None else weights
     objective, length = _row_of(loss_type, max_completion_length)
     epsilon_high = epsilon if epsilon_high is None else epsilon_high
     if delta is not None and (loss_type == "cispo" or delta <= 1.0 + epsilon_high):
         raise InputError(f"delta is {delta}: it must be above 1 + epsilon_high, {1.0 + epsilon_high}, and not of cispo")
+    if sequences is not None and normaliser is None:
+        raise InputError("sequences without normaliser: give grpo.normaliser of the mask with one sequence a row")
     reduction = objective.reduction
     total = reduction.count(mask, length) if normaliser is None else jnp.asarray(normaliser, jnp.float32)
 
@@ -178,15 +184,15 @@ def policy_loss(
     logprobs = masked.zero(logprobs, mask)
     behaviour = jax.lax.stop_gradient(masked.zero(behaviour_logprobs, mask))
     anchor = jax.lax.stop_gradient(masked.zero(anchor_logprobs, mask))
-    ratio = jnp.exp(_cut(objective.log_ratio(logprobs - behaviour, mask)))
-    centre = jnp.exp(_cut(objective.log_ratio(anchor - behaviour, mask)))
+    ratio = jnp.exp(_cut(objective.log_ratio(logprobs - behaviour, mask, sequences)))
+    centre = jnp.exp(_cut(objective.log_ratio(anchor - behaviour, mask, sequences)))
 
     top = centre * (jnp.inf if delta is None else delta)
     bounds = Bounds(centre * (1.0 - epsilon), centre * (1.0 + epsilon_high), top)
     token_losses, cuts = objective.losses(ratio, logprobs, advantages, bounds)
     token_losses = jax.lax.stop_gradient(masked.zero(weights, mask)) * token_losses
 
-    metric_weights = reduction.metric_weights(mask, length)
+    metric_weights = reduction.metric_weights(mask, length, sequences)
     metrics = {
         "clip_ratio/low_mean": cuts.low,
         "clip_ratio/high_mean": cuts.high,
@@ -195,7 +201,7 @@ def policy_loss(
     }
     if delta is not None:
         metrics["clip_ratio/delta_mean"] = cuts.top
-    loss = jnp.sum(reduction.weights(mask, length) * token_losses) / total
+    loss = jnp.sum(reduction.weights(mask, length, sequences) * token_losses) / total
     return loss, {name: jnp.sum(metric_weights * x.astype(jnp.float32)) / total for name, x in metrics.items()}
 
 

@@ -4,6 +4,7 @@ Axis letters: R rows, T completion tokens. Everything is [R, T] float32 with 0 u
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -54,37 +55,60 @@ def weighted(ratio: Array, logprobs: Array, advantages: Array, bounds: Bounds) -
     return -weights * advantages * logprobs, Cuts(never, high, never)
 
 
-def of_token(log_ratio: Array, mask: Array) -> Array:
+def of_token(log_ratio: Array, mask: Array, sequences: Array | None = None) -> Array:
     """Returns the token's own."""
     check_same_shape(log_ratio=log_ratio, mask=mask)
     return log_ratio
 
 
-def of_sequence(log_ratio: Array, mask: Array) -> Array:
-    """The row's, normalised by its length, for each of its tokens: their mean [GSPO, arXiv 2507.18071]."""
-    return jnp.broadcast_to(masked.mean(log_ratio, mask, axis=1, keepdims=True), log_ratio.shape)
+def of_sequence(log_ratio: Array, mask: Array, sequences: Array | None = None) -> Array:
+    """Computes the sequence's, normalised by its length, for each of its tokens: their mean.
+
+    Source: GSPO, arXiv 2507.18071.
+    """
+    total = _sum_over_sequence(masked.zero(log_ratio, mask), sequences)
+    return total / _tokens_of_sequence(mask, sequences)
+
+
+def _sum_over_sequence(x: Array, sequences: Array | None) -> Array:
+    """Sums x [R, T] over the tokens of each sequence, for each of its tokens. [R, T].
+
+    `sequences` [R, T] int32 is the number of a token's sequence in its row, from 0 to T - 1. Tokens of a number outside
+    are in no sum. None: a row is one sequence.
+    """
+    if sequences is None:
+        return jnp.broadcast_to(jnp.sum(x, axis=1, keepdims=True), x.shape)
+    sums = jax.vmap(partial(jax.ops.segment_sum, num_segments=x.shape[1]))(x, sequences)
+    return jnp.take_along_axis(sums, jnp.maximum(sequences, 0), axis=1)
+
+
+def _tokens_of_sequence(mask: Array, sequences: Array | None) -> Array:
+    """Counts the tokens in the loss of each token's sequence, at least 1. [R, T] float32."""
+    return jnp.maximum(_sum_over_sequence(mask.astype(bool).astype(jnp.float32), sequences), 1.0)
 
 
 class Reduction(NamedTuple):
     """How losses and metrics of tokens [R, T] become one number: sum(weights * x) / count.
 
-    Each is a function of (mask [R, T], max_completion_length). Weights of a row depend on that row only, and only the
-    count on the batch, so that micro-batches divided by the batch's count add up to the batch.
+    Weights are functions of (mask [R, T], max_completion_length, sequences), where `sequences` [R, T] is the number of
+    a token's sequence in its row, None if a row is one; the count is one of (mask, max_completion_length), of one
+    sequence a row. Weights depend on the token's sequence only, and only the count on the batch, so that parts of a
+    batch divided by the batch's count add up to the batch.
     """
 
-    weights: Callable[[Array, int], Array]  # [R, T], of the token losses
-    metric_weights: Callable[[Array, int], Array]  # [R, T], such that the metric of a constant is that constant
+    weights: Callable[[Array, int, Array | None], Array]  # [R, T], of the token losses
+    metric_weights: Callable[[Array, int, Array | None], Array]  # [R, T], the metric of a constant is that constant
     count: Callable[[Array, int], Array]  # [], of the whole batch
 
 
-def _each_token(mask: Array, length: int) -> Array:
-    """1 for every token. [R, T]."""
+def _each_token(mask: Array, length: int, sequences: Array | None) -> Array:
+    """Returns 1 for every token. [R, T]."""
     return mask.astype(jnp.float32)
 
 
-def _share_of_row(mask: Array, length: int) -> Array:
-    """1 / (tokens of the row) for every token. [R, T]."""
-    return _each_token(mask, length) / jnp.maximum(masked.count(mask, axis=1, keepdims=True), 1.0)
+def _share_of_sequence(mask: Array, length: int, sequences: Array | None) -> Array:
+    """Returns 1 / (tokens of the sequence) for every token. [R, T]."""
+    return mask.astype(jnp.float32) / _tokens_of_sequence(mask, sequences)
 
 
 def _tokens(mask: Array) -> Array:
@@ -97,11 +121,11 @@ def _rows(mask: Array) -> Array:
     return jnp.maximum(masked.count(jnp.any(mask.astype(bool), axis=1)), 1.0)
 
 
-OVER_ROWS = Reduction(_share_of_row, _share_of_row, lambda mask, length: _rows(mask))
+OVER_ROWS = Reduction(_share_of_sequence, _share_of_sequence, lambda mask, length: _rows(mask))
 OVER_TOKENS = Reduction(_each_token, _each_token, lambda mask, length: _tokens(mask))
 OVER_LENGTH = Reduction(
     _each_token,
-    lambda mask, length: length * _share_of_row(mask, length),
+    lambda mask, length, sequences: length * _share_of_sequence(mask, length, sequences),
     lambda mask, length: length * _rows(mask),
 )
 
@@ -109,7 +133,8 @@ OVER_LENGTH = Reduction(
 class LossType(NamedTuple):
     """A way to make a loss of ratios and advantages."""
 
-    log_ratio: Callable[[Array, Array], Array]  # (log pi - log mu, mask) -> the log-ratio that is bounded
+    log_ratio: Callable[[Array, Array, Array | None], Array]
+    """(log pi - log mu, mask, sequences) -> the log-ratio that is bounded"""
     losses: Callable[[Array, Array, Array, Bounds], tuple[Array, Cuts]]  # (ratio, log pi, advantages, bounds)
     reduction: Reduction
 

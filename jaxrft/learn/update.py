@@ -1,4 +1,4 @@
-"""The training step: mini-batches, micro-batches, log-probabilities in chunks, one optimiser update each."""
+"""The training step: mini-batches, packed into bins, log-probabilities in chunks, one optimiser update each."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +10,8 @@ import optax
 from jax.sharding import PartitionSpec, Sharding
 
 from jaxrft import mesh as meshes
-from jaxrft.learn import grpo, masked, replay
+from jaxrft.learn import grpo, masked, packing, replay
+from jaxrft.learn.packing import Bins
 from jaxrft.lm import blocks, sampling
 from jaxrft.lm.model import Params, Policy, whole
 from jaxrft.lm.rollout import prefill
@@ -171,51 +172,78 @@ def _chunked_logprobs(
     )
 
 
-def micro_batches(batch: Batch, rows: int) -> Batch:
-    """Cuts a batch into micro-batches of `rows` rows: leaves [n, prompts, samples, ...], prompts [n, prompts, ...].
-
-    Each takes as many whole groups as fit, but at least a prompt for each shard of the mesh, so that all devices
-    work on all micro-batches; a prompt whose group is cut is repeated in several. Micro-batch i takes the i-th task
-    of every shard, which moves nothing between devices.
-    """
-    tasks, _ = batch.advantages.shape
-    wide, deep, repeats = _sizes(batch, rows)
-
-    def prompts(x: Array) -> Array:
-        x = jnp.swapaxes(x.reshape(wide, tasks // wide, *x.shape[1:]), 0, 1)
-        return constrain(jnp.repeat(x, repeats, axis=0), None, "batch", *(None,) * (x.ndim - 2))
-
-    def samples(x: Array) -> Array:
-        x = x.reshape(wide, tasks // wide, repeats, deep, *x.shape[2:])
-        x = jnp.moveaxis(x, 0, 2).reshape(-1, wide, deep, *x.shape[4:])
-        return constrain(x, None, "batch", *(None,) * (x.ndim - 2))
-
-    cut = jax.tree.map(samples, batch._replace(prompts=None, lengths=None))
-    return cut._replace(prompts=prompts(batch.prompts), lengths=prompts(batch.lengths))
+def bin_shape(batch: Batch, rows: int) -> packing.Shape:
+    """Returns the shape of the bins of a batch on the ambient mesh, if `rows` full completions fit into memory."""
+    groups, group_size, steps = batch.tokens.shape
+    return packing.choose_shape(
+        prompt_length=batch.prompts.shape[1],
+        completion_length=steps,
+        num_generations=group_size,
+        rows=rows,
+        samples=groups * group_size,
+        shards=meshes.shards(jax.sharding.get_abstract_mesh(), "batch"),
+    )
 
 
-def _sizes(batch: Batch, rows: int) -> tuple[int, int, int]:
-    """Of the micro-batches of `rows` rows: their prompts, samples a prompt, and in how many a prompt is."""
-    generations = batch.advantages.shape[1]
-    mesh = jax.sharding.get_abstract_mesh()
-    wide = max(1 if mesh.empty else meshes.shards(mesh, "batch"), rows // generations)
-    deep = rows // wide
-    return wide, deep, generations // deep
+class PackedBatch(NamedTuple):
+    """A batch whose samples have found their places in bins, every device with all of it."""
+
+    batch: Batch
+    places: packing.Packing
+    shape: packing.Shape
+
+    @property
+    def rounds(self) -> Array:
+        """How often `together` bins are computed. [] int32."""
+        return -(-self.places.count // self.shape.together)
+
+    def bins(self, number: Array) -> Bins:
+        """Returns the bins of a round; each device computes as many."""
+        batch = self.batch
+        found = packing.take(self.places, self.shape, number, batch.prompts, batch.lengths, batch.tokens)
+        return jax.tree.map(lambda x: constrain(x, "batch", "time"), found)
+
+
+def pack(batch: Batch, shape: packing.Shape) -> PackedBatch:
+    """Packs the samples of a batch into bins of this shape."""
+    # Any bin may hold any sample. What a device holds of the batch are numbers of tokens, few beside its activations.
+    batch = jax.tree.map(lambda x: constrain(x, *(None,) * x.ndim), batch)
+    return PackedBatch(batch, packing.pack(batch.lengths, batch.mask, shape), shape)
+
+
+def of_slots(x: Array, bins: Bins) -> Array:
+    """Returns the numbers of samples [B, G] or of their tokens [B, G, T] at the slots of bins, [M, C]."""
+    if x.ndim == 2:
+        return x.reshape(-1)[bins.sample]
+    return x.reshape(-1, x.shape[2])[bins.sample, bins.time]
+
+
+def bin_logprobs(
+    policy: Policy, params: PyTree, batch: Batch, bins: Bins, *, temperature: float, entropy_gradient: bool = False
+) -> tuple[Array, Array]:
+    """Computes `completion_logprobs` of bins: log pi of the token that a slot predicts, and the entropy, [M, C]."""
+    hidden, _ = policy.apply(params, bins.tokens, bins.positions, bins.valid, None, bins.segments)
+    return _chunked_logprobs(policy, params, hidden, of_slots(batch.tokens, bins), temperature, entropy_gradient)
 
 
 def anchored(policy: Policy, params: PyTree, batch: Batch, *, rows: int, temperature: float) -> Batch:
-    """The batch with `anchors`, log-probabilities of replayed groups under `params`, micro-batch by micro-batch."""
+    """Returns the batch with `anchors`: log-probabilities of replayed groups under `params`."""
     if batch.replayed is None:
         return batch
+    packed = pack(batch, bin_shape(batch, rows))
+    replayed = packed.batch.replayed
+    assert replayed is not None
 
-    def part(micro: Batch) -> Array:
-        tokens = micro.tokens.reshape(-1, micro.tokens.shape[-1])
-        return completion_logprobs(policy, params, micro.prompts, micro.lengths, tokens, temperature=temperature)[0]
+    def add(number: Array, anchors: Array) -> Array:
+        bins = packed.bins(number)
+        found, _ = bin_logprobs(policy, params, packed.batch, bins, temperature=temperature)
+        wanted = bins.predicts & of_slots(replayed, bins)
+        sample = jnp.where(wanted, bins.sample, anchors.shape[0])  # which is none
+        return anchors.at[sample, bins.time].set(found, mode="drop")
 
-    wide, deep, repeats = _sizes(batch, rows)
-    found = jax.lax.map(part, micro_batches(batch, rows))  # [n, wide * deep, T]; back from there as it was cut
-    found = jnp.moveaxis(found.reshape(-1, repeats, wide, deep, found.shape[-1]), 2, 0).reshape(batch.tokens.shape)
-    return batch._replace(anchors=jnp.where(batch.replayed[..., None], found, batch.logprobs))
+    rowwise = packed.batch.logprobs.reshape(-1, batch.logprobs.shape[2])
+    anchors = jax.lax.fori_loop(0, packed.rounds, add, rowwise)
+    return batch._replace(anchors=anchors.reshape(batch.logprobs.shape))
 
 
 class Objective(NamedTuple):
@@ -253,11 +281,13 @@ def make(
 ) -> Update:
     """The step that takes `num_iterations` passes over a batch, one AdamW update a mini-batch of tasks.
 
-    `mini_batch_size` counts tasks, `micro_batch_size` rows: gradients of micro-batches are summed in float32 and change
-    no number. Mini-batches are drawn anew each pass. The loss is that of `grpo.policy_loss`, plus kl_coef * KL, minus
-    entropy_coef * entropy, all reduced alike; a reference policy is evaluated only if `kl_coef` > 0, the entropy
-    differentiated only if `entropy_coef` > 0. `kl_estimator` is one of `grpo.KL_ESTIMATORS`. The ratios of replayed
-    groups are clipped around 1 (`clip` "paper") or pi / mu of the step's first policy ("published").
+    `mini_batch_size` counts tasks. Mini-batches are drawn anew each pass, and their completions packed into bins (see
+    `learn.packing`), whose gradients are summed in float32. `micro_batch_size` counts completions of full length: bins
+    for as many are computed at a time, or fewer. It changes no number.
+    The loss is that of `grpo.policy_loss`, plus kl_coef * KL, minus entropy_coef * entropy, all reduced alike; a
+    reference policy is evaluated only if `kl_coef` > 0, the entropy differentiated only if `entropy_coef` > 0.
+    `kl_estimator` is one of `grpo.KL_ESTIMATORS`. The ratios of replayed groups are clipped around 1 (`clip` "paper")
+    or pi / mu of the step's first policy ("published").
     An update whose loss or gradient is not finite is not made: parameters and optimiser stay as they are, bit for bit.
     Metrics are means over the updates that are made; the effective sample size is that of all their replayed tokens.
     """
@@ -327,64 +357,86 @@ def gradient(
     *,
     rows: int,
 ) -> tuple[PyTree, Metrics]:
-    """Gradient by `params` and metrics of a mini-batch, summed over its micro-batches of `rows` rows."""
+    """Computes the gradient by `params` and the metrics of a mini-batch, of which `rows` completions fit into memory.
+
+    Sums over bins in a loop outside of the gradient, whose length is that of the data.
+    """
     mask = batch.mask.reshape(-1, batch.mask.shape[-1])
     normaliser = grpo.normaliser(mask, objective.loss_type, mask.shape[1])
-    micro = micro_batches(batch, rows)
+    packed = pack(batch, bin_shape(batch, rows))
 
-    def part(batch: Batch) -> tuple[PyTree, Metrics]:
-        of = partial(loss, policy, objective, batch=batch, ref_params=ref_params, normaliser=normaliser)
+    def part(number: Array) -> tuple[PyTree, Metrics]:
+        bins = packed.bins(number)
+        of = partial(
+            loss, policy, objective, batch=packed.batch, bins=bins, ref_params=ref_params, normaliser=normaliser
+        )
         grads, metrics = jax.grad(lambda params: of(whole(params, frozen)), has_aux=True)(params)
         return grads, metrics
 
-    def add(total: PyTree, batch: Batch) -> tuple[PyTree, None]:
-        return jax.tree.map(jnp.add, total, part(batch)), None
+    def add(number: Array, total: PyTree) -> PyTree:
+        return jax.tree.map(jnp.add, total, part(number))
 
-    shapes = jax.eval_shape(part, jax.tree.map(lambda x: x[0], micro))
+    shapes = jax.eval_shape(part, jnp.zeros((), jnp.int32))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.lax.scan(add, zeros, micro)[0]
+    grads, metrics = jax.lax.fori_loop(0, packed.rounds, add, zeros)
+    computed = packed.rounds * packed.shape.together * packed.shape.length
+    metrics["update/utilization"] = masked.count(mask) / jnp.maximum(computed, 1).astype(jnp.float32)
+    return grads, metrics
 
 
 def loss(
-    policy: Policy, objective: Objective, params: PyTree, *, batch: Batch, ref_params: PyTree | None, normaliser: Array
+    policy: Policy,
+    objective: Objective,
+    params: PyTree,
+    *,
+    batch: Batch,
+    bins: Bins,
+    ref_params: PyTree | None,
+    normaliser: Array,
 ) -> tuple[Array, Metrics]:
-    """The loss of a micro-batch, prompts [b, P] and tokens [b, g, T], over the normaliser of its mini-batch."""
-    tokens, mask, behaviour = (x.reshape(-1, x.shape[-1]) for x in (batch.tokens, batch.mask, batch.logprobs))
-    where = (batch.prompts, batch.lengths, tokens)
-    logprobs, entropy = completion_logprobs(
-        policy, params, *where, temperature=objective.temperature, entropy_gradient=objective.entropy_coef > 0
+    """Computes the loss of some bins of a mini-batch, over the normaliser of the mini-batch."""
+    temperature = objective.temperature
+    logprobs, entropy = bin_logprobs(
+        policy, params, batch, bins, temperature=temperature, entropy_gradient=objective.entropy_coef > 0
     )
+    mask = jnp.where(bins.predicts, of_slots(batch.mask, bins).astype(jnp.float32), 0.0)
+    behaviour = of_slots(batch.logprobs, bins)
+    sequences = bins.segments.own
+    length = batch.tokens.shape[2]
     value, metrics = grpo.policy_loss(
         logprobs,
         behaviour,
-        batch.advantages.reshape(-1, 1),
+        of_slots(batch.advantages, bins),
         mask,
-        anchor_logprobs=None if batch.anchors is None else batch.anchors.reshape(tokens.shape),
-        weights=None if batch.weights is None else batch.weights.reshape(mask.shape),
+        anchor_logprobs=None if batch.anchors is None else of_slots(batch.anchors, bins),
+        weights=None if batch.weights is None else of_slots(batch.weights, bins),
+        sequences=sequences,
         loss_type=objective.loss_type,
         epsilon=objective.epsilon,
         epsilon_high=objective.epsilon_high,
         delta=objective.delta,
         normaliser=normaliser,
-        max_completion_length=tokens.shape[1],
+        max_completion_length=length,
     )
-    reduction, length = grpo.LOSS_TYPES[objective.loss_type].reduction, tokens.shape[1]
+    reduction = grpo.LOSS_TYPES[objective.loss_type].reduction
+    weights = reduction.weights(mask, length, sequences) / normaliser
+    metric_weights = reduction.metric_weights(mask, length, sequences) / normaliser
     entropy = masked.zero(entropy, mask)
     metrics["policy_loss"] = value
-    metrics["entropy"] = jnp.sum(reduction.metric_weights(mask, length) * entropy) / normaliser
+    metrics["entropy"] = jnp.sum(metric_weights * entropy)
     if batch.replayed is not None:
-        old = mask * batch.replayed.reshape(-1, 1).astype(mask.dtype)
+        old = mask * of_slots(batch.replayed, bins).astype(mask.dtype)
         metrics["replay/ess"] = replay.weight_moments(logprobs, behaviour, old)
     if objective.entropy_coef > 0:
-        value = value - objective.entropy_coef * jnp.sum(reduction.weights(mask, length) * entropy) / normaliser
+        value = value - objective.entropy_coef * jnp.sum(weights * entropy)
     if objective.kl_coef > 0:
-        reference, _ = completion_logprobs(policy, ref_params, *where, temperature=objective.temperature)
+        reference, _ = bin_logprobs(policy, ref_params, batch, bins, temperature=temperature)
         reference = jax.lax.stop_gradient(masked.zero(reference, mask))
         kl = grpo.KL_ESTIMATORS[objective.kl_estimator](
             masked.zero(logprobs, mask), reference, masked.zero(behaviour, mask)
         )
-        value = value + objective.kl_coef * jnp.sum(reduction.weights(mask, length) * kl) / normaliser
-        metrics["kl"] = jnp.sum(reduction.metric_weights(mask, length) * kl) / normaliser
+        value = value + objective.kl_coef * jnp.sum(weights * kl)
+        metrics["kl"] = jnp.sum(metric_weights * kl)
     return value, metrics
 
 

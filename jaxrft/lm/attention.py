@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxrft.lm.blocks import over_time
 from jaxrft.mesh import constrain
-from jaxrft.types import Array
+from jaxrft.types import Array, PyTree
 
 # Positions of keys that no query may see: every real position is smaller, and attention is causal in positions.
 FREE = jnp.iinfo(jnp.int32).max  # a slot of a cache that nothing was written to
@@ -45,32 +44,79 @@ def accumulation_dtype(dtype: DTypeLike) -> DTypeLike:
     return jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32
 
 
-def attend(q: Array, positions: Array, sources: list[Cache]) -> Array:
-    """Grouped-query attention over several sources of keys as one softmax, QUERIES queries at a time.
+class Segments(NamedTuple):
+    """Which tokens of a row belong together, where a row holds several sequences.
 
-    q [rows, T, H, head], positions [rows, T]; a source's leaves are one layer's, [B, length, ...], and its row b
-    serves the rows / B queries from b * rows / B on. Returns [rows, T, H, head].
+    A token sees tokens of its own segment, and of the segment `prompt` that its own continues.
     """
-    mixed = over_time(partial(_attend_block, sources=sources), QUERIES, q, positions)
-    return constrain(mixed, "batch", "time", "heads", "head")
+
+    own: Array  # [rows, T] int32
+    prompt: Array  # [rows, T] int32; a prompt's is its own
 
 
-def _attend_block(q: Array, positions: Array, *, sources: list[Cache]) -> Array:
-    """`attend` for one block of queries; its scores are [rows, H, T, all lengths]."""
+def attend(
+    q: Array, positions: Array, own: Cache, prefix: Cache | None = None, segments: Segments | None = None
+) -> Array:
+    """Computes grouped-query attention as one softmax over a prefix and a row's own keys, QUERIES queries at a time.
+
+    q [rows, T, H, head], positions [rows, T]; the leaves of `own` are [rows, T, ...], those of a prefix
+    [B, length, ...], and its row b serves the rows / B queries from b * rows / B on. Attention is causal in positions,
+    and tokens that see each other stand in their order: a block of queries needs own keys up to its end only.
+    Returns [rows, T, H, head].
+    """
+    steps = q.shape[1]
+    count = -(-steps // QUERIES)
+    width = -(-steps // count)
+    attend_block = _attend_block if count == 1 else jax.checkpoint(_attend_block)
+    mixed = []
+    for start in range(0, steps, width):
+        stop = min(start + width, steps)
+        earlier, keys = _slice((own, segments), 0, stop)
+        queries = _slice(segments, start, stop)
+        seen = None if queries is None else visible(queries, keys)
+        sources = [_Source(earlier, seen)]
+        if prefix is not None:
+            sources.insert(0, _Source(prefix, None))
+        mixed.append(attend_block(q[:, start:stop], positions[:, start:stop], sources))
+    return constrain(jnp.concatenate(mixed, axis=1), "batch", "time", "heads", "head")
+
+
+def _slice(tree: PyTree, start: int, stop: int) -> PyTree:
+    """Returns the positions `start` to `stop` of leaves [rows, T, ...]."""
+    return jax.tree.map(lambda x: x[:, start:stop], tree)
+
+
+class _Source(NamedTuple):
+    """Keys and values of one layer that a block of queries reads."""
+
+    cache: Cache
+    seen: Array | None  # [rows, queries, length] bool, by segments; None = all
+
+
+def visible(queries: Segments, keys: Segments) -> Array:
+    """Returns which keys [rows, K] each query [rows, T] may see by its segments. [rows, T, K] bool."""
+    own = keys.own[:, None, :]
+    return (own == queries.own[:, :, None]) | (own == queries.prompt[:, :, None])
+
+
+def _attend_block(q: Array, positions: Array, sources: list[_Source]) -> Array:
+    """Computes `attend` for one block of queries; its scores are [rows, H, T, all lengths]."""
     rows, steps, heads, width = q.shape
     scores = []
-    for source in sources:
+    for source, seen in sources:
         batch, length, kv_heads, _ = source.keys.shape
         grouped = q.reshape(batch, rows // batch, steps, kv_heads, heads // kv_heads, width)
         wide = accumulation_dtype(q.dtype)
         score = jnp.einsum("bgtkqe,bske->bgkqts", grouped, source.keys, preferred_element_type=wide)
         query = positions.reshape(batch, rows // batch, 1, 1, steps, 1)
-        visible = source.positions.reshape(batch, 1, 1, 1, 1, length) <= query
-        score = jnp.where(visible, score / math.sqrt(width), HIDDEN)
+        sees = source.positions.reshape(batch, 1, 1, 1, 1, length) <= query
+        if seen is not None:
+            sees &= seen.reshape(batch, rows // batch, 1, 1, steps, length)
+        score = jnp.where(sees, score / math.sqrt(width), HIDDEN)
         scores.append(score.reshape(rows, kv_heads, heads // kv_heads, steps, length))
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(q.dtype)
     mixed, start = jnp.zeros((), q.dtype), 0
-    for source in sources:
+    for source, _ in sources:
         batch, length, kv_heads, _ = source.values.shape
         part = weights[..., start : start + length]
         part = part.reshape(batch, rows // batch, kv_heads, heads // kv_heads, steps, length)

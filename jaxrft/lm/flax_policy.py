@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 
-from jaxrft.lm.attention import FREE, PADDED
+from jaxrft.lm.attention import FREE, PADDED, Segments, visible
 from jaxrft.lm.model import Policy
 from jaxrft.types import Array, InputError, PyTree
 
@@ -68,8 +68,18 @@ def flax_policy(
     """
     call = _bind(module, forward)
 
-    def attend_to(earlier: Cache, params: PyTree, tokens: Array, positions: Array, valid: Array) -> tuple[Array, Cache]:
-        """Returns the logits [rows, T, V] of tokens [rows, T] behind `earlier` ones, and their own entries."""
+    def attend_to(
+        earlier: Cache,
+        params: PyTree,
+        tokens: Array,
+        positions: Array,
+        valid: Array,
+        segments: Segments | None = None,
+    ) -> tuple[Array, Cache]:
+        """Returns the logits [rows, T, V] of tokens [rows, T] behind `earlier` ones, and their own entries.
+
+        There are no earlier ones where the tokens are of several `segments`.
+        """
         steps = tokens.shape[1]
         key_positions = jnp.where(valid, positions, PADDED)
         all_positions = jnp.concatenate([earlier.positions, key_positions], axis=1)
@@ -77,22 +87,27 @@ def flax_policy(
             new = tokens
             all_tokens = jnp.concatenate([earlier.entries, tokens], axis=1)
             places = jnp.where(all_positions < PADDED, all_positions, 0)
-            mask = _mask(all_positions, all_positions)
+            mask = _mask(all_positions, all_positions, segments)
             logits = _checked_logits(call(params, all_tokens, places, mask, None), all_tokens.shape)
             logits = logits[:, -steps:]
         else:
-            mask = _mask(positions, all_positions)
+            mask = _mask(positions, all_positions, segments)
             logits, new = _checked_pair(call(params, tokens, positions, mask, earlier.entries))
             logits = _checked_logits(logits, tokens.shape)
             _check_entries(new, earlier.entries, tokens.shape)
         return logits, Cache(new, key_positions)
 
     def apply(
-        params: PyTree, tokens: Array, positions: Array, valid: Array, prefix: Cache | None = None
+        params: PyTree,
+        tokens: Array,
+        positions: Array,
+        valid: Array,
+        prefix: Cache | None = None,
+        segments: Segments | None = None,
     ) -> tuple[Array, Cache]:
         rows = tokens.shape[0]
         earlier = empty_cache(rows, 0) if prefix is None else _repeat(prefix, rows)
-        return attend_to(earlier, params, tokens, positions, valid)
+        return attend_to(earlier, params, tokens, positions, valid, segments)
 
     def prepare_decode(params: PyTree, prefix: Cache) -> tuple[PyTree, Cache]:
         return params, prefix
@@ -136,9 +151,10 @@ def _bind(module: linen.Module | nnx.Module, forward: Forward) -> Callable[..., 
     raise InputError(f"module is a {type(module).__name__}: it must be a flax.linen.Module or a flax.nnx.Module")
 
 
-def _mask(queries: Array, keys: Array) -> Array:
-    """Returns which keys [rows, K] each query [rows, T] may see, by their positions. [rows, 1, T, K] bool."""
-    return queries[:, None, :, None] >= keys[:, None, None, :]
+def _mask(queries: Array, keys: Array, segments: Segments | None) -> Array:
+    """Returns which keys [rows, K] each query [rows, T] may see, by positions and segments. [rows, 1, T, K] bool."""
+    causal = queries[:, None, :, None] >= keys[:, None, None, :]
+    return causal if segments is None else causal & visible(segments, segments)[:, None]
 
 
 def _repeat(prefix: Cache, rows: int) -> Cache:

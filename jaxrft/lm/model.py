@@ -16,7 +16,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jaxrft import mesh as meshes
-from jaxrft.lm.attention import PADDED, Cache, LayerCache, accumulation_dtype, attend, attend_cached
+from jaxrft.lm.attention import PADDED, Cache, LayerCache, Segments, accumulation_dtype, attend, attend_cached
 from jaxrft.mesh import constrain
 from jaxrft.types import Array, PyTree
 
@@ -64,9 +64,9 @@ class Policy(NamedTuple):
     """All that rollout.py and update.py know of a language model."""
 
     apply: Callable[..., tuple[Array, PyTree]]
-    """(params, tokens [rows, T], positions [rows, T], valid [rows, T] bool, prefix=None)
+    """(params, tokens [rows, T], positions [rows, T], valid [rows, T] bool, prefix=None, segments=None)
     -> (hidden [rows, T, D], the keys and values of these tokens, which can serve as a prefix).
-    A prefix of B rows serves rows = B * G without being copied."""
+    A prefix of B rows serves rows = B * G without being copied. With `segments` a row holds several sequences."""
     unembed: Callable[[PyTree, Array], Array]
     """(params, hidden [..., D]) -> logits [..., V] float32."""
     init_cache: Callable[[int, int], PyTree]
@@ -232,12 +232,12 @@ def merge(config: ModelConfig, parts: tuple[Array, ...], dtype: DTypeLike) -> Ar
 
 
 def decoder(
-    config: ModelConfig, *, dtype: DTypeLike = jnp.float32, remat: bool = True, gather_for_decode: bool = True
+    config: ModelConfig, *, dtype: DTypeLike = jnp.float32, remat: str = "full", gather_for_decode: bool = True
 ) -> Policy:
     """Returns the decoder as a Policy that computes in `dtype` whatever the parameters' dtype is.
 
-    `remat` recomputes each layer in the backward pass instead of keeping its activations. `gather_for_decode` keeps
-    the weights whole over `fsdp` while tokens are decoded, instead of gathering each layer for every token.
+    `remat`, a key of `REMATS`, says what the backward pass computes again. `gather_for_decode` keeps the weights whole
+    over `fsdp` while tokens are decoded, instead of gathering each layer for every token.
     """
     return Policy(
         apply=partial(apply, config, dtype=dtype, remat=remat),
@@ -247,6 +247,15 @@ def decoder(
         prepare_decode=partial(prepare_decode, config, dtype=dtype, gather=gather_for_decode),
         decode=partial(decode, config, dtype=dtype, gathered=gather_for_decode),
     )
+
+
+# remat -> a layer whose backward pass keeps less: nothing of it but its input, the results of its matrix products, or
+# everything. The scores of attention are never kept where there are several blocks of queries.
+REMATS: dict[str, Callable[[Callable], Callable]] = {
+    "full": jax.checkpoint,
+    "dots": partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+    "none": lambda layer: layer,
+}
 
 
 def unembed(config: ModelConfig, params: Params, hidden: Array, *, dtype: DTypeLike = jnp.float32) -> Array:
@@ -265,13 +274,14 @@ def apply(
     positions: Array,
     valid: Array,
     prefix: Cache | None = None,
+    segments: Segments | None = None,
     *,
     dtype: DTypeLike = jnp.float32,
-    remat: bool = True,
+    remat: str = "full",
 ) -> tuple[Array, Cache]:
     """Computes the decoder's forward pass; see `Policy.apply`.
 
-    Attention is causal in `positions`, not in slots: prompts may be padded on either side.
+    Attention is causal in `positions`, which rise along a sequence: prompts may be padded on either side.
     """
     axes = _layer_axes(config)
     rope = _rope(positions, rope_frequencies(config))
@@ -283,13 +293,13 @@ def apply(
 
         def attention(q: Array, k: Array, v: Array) -> tuple[Array, Cache]:
             own = Cache(k, v, key_positions)
-            return attend(q, positions, [own] if prefix is None else [prefix, own]), own
+            return attend(q, positions, own, prefix, segments), own
 
         return _layer(config, w, x, rope, attention)
 
     x = constrain(_gathered(params["embed"], ("vocab", "embed"), dtype)[tokens], "batch", "time", "embed")
     layers = ({name: parts_of(params, name) for name in axes}, prefix)
-    x, cache = jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, layers)
+    x, cache = jax.lax.scan(REMATS[remat](layer), x, layers)
     return rms_norm(x, params["final_norm"].astype(dtype), config.rms_norm_eps), _shard_cache(cache)
 
 

@@ -20,6 +20,7 @@
 | `replay/age` | steps since their rollout | replayed groups |
 | `replay/ess` | (sum w)^2 / (n sum w^2), w = policy / what sampled it: the effective sample size | replayed tokens |
 | `grad_norm`, `learning_rate` | before clipping | mean over updates |
+| `update/utilization` | tokens in the loss / computed, with prompts and what is free in bins | mean over updates |
 | `skipped_updates` | updates with a loss or gradient that is not finite; means over updates leave them out | count |
 | `select/effective_group_ratio` | groups whose successes are not all equal | tasks |
 | `select/effective_group_ratio/<domain>` | the same of a domain, where there are 2 to 32 | its tasks in the batch |

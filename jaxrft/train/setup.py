@@ -20,6 +20,7 @@ from jaxrft.config import Config
 from jaxrft.learn import replay, update
 from jaxrft.learn.replay import Groups, Replay
 from jaxrft.learn.update import Update
+from jaxrft.lm import model
 from jaxrft.lm.model import Params
 from jaxrft.lm.policy import CompiledRollout, LanguageModel, compile_rollout, open_model
 from jaxrft.report.console import Display
@@ -32,6 +33,7 @@ from jaxrft.tasks.open_sets import open_mixture, uses_embeddings
 from jaxrft.tasks.projections import compile_projection, open_predictor
 from jaxrft.tasks.table import TaskTable, batches, buckets
 from jaxrft.train.devices import computing_on
+from jaxrft.train.memory import choose_remat
 from jaxrft.train.state import TrainState, no_rollouts
 from jaxrft.types import Array, InputError, Projections, PyTree, Tasks
 
@@ -55,6 +57,7 @@ class Setup:
     num_tasks: int
     domains: tuple[str, ...]
     prompt_length: int  # tokens of the longest prompt, padded
+    remat: str  # of `jaxrft.lm.model.REMATS`
     generate: CompiledRollout
     shardings: TrainState | None = None  # of the leaves of the state, as `jax.sharding.NamedSharding`s
 
@@ -98,6 +101,7 @@ def open_run(config: Config, mesh: Mesh) -> Opened:
         predictor,
         put=meshes.place,
         call=lambda program, *arguments: program(*arguments),
+        memory=meshes.memory_of_a_device(mesh),
     )
     if setup.replay is not None:
         check_memory(setup)
@@ -113,8 +117,13 @@ def describe_run(
     lm: LanguageModel,
     table: TaskTable,
     predictor: Predictor | None,
+    *,
+    memory: int | None = None,
 ) -> Opened:
-    """Returns what `open_run` would, with `jax.ShapeDtypeStruct`s in place of arrays, as those of `lm` are."""
+    """Returns what `open_run` would, with `jax.ShapeDtypeStruct`s in place of arrays, as those of `lm` are.
+
+    `memory` is a device's, in bytes; None = what the devices of the mesh say, if it has any.
+    """
     setup, constants = lay_out(
         config,
         mesh,
@@ -123,6 +132,7 @@ def describe_run(
         predictor,
         put=meshes.describe,
         call=lambda program, *arguments: program.eval_shape(*arguments),
+        memory=meshes.memory_of_a_device(mesh) if memory is None else memory,
     )
     state = compile_init(setup).eval_shape(lm.params, constants.tasks)
     return Opened(setup, table, constants, state)
@@ -137,11 +147,12 @@ def lay_out(
     *,
     put: Callable[..., object],
     call: Callable[..., Projections],
+    memory: int | None,
 ) -> tuple[Setup, Constants]:
     """Returns what is static in a run, and the constants, of which the reference parameters are those of `lm`.
 
     `put(x, sharding)` gives an array of the table its place and `call(program, *arguments)` runs a program; both may
-    return descriptions. Of the parameters of `lm` only the shapes are read.
+    return descriptions. Of the parameters of `lm` only the shapes are read. `memory` is a device's, in bytes.
     """
     num_tasks = len(table.lengths)
     check_batch(config.batch_size, num_tasks)
@@ -156,11 +167,12 @@ def lay_out(
         lm=lm._replace(params=None, frozen={}),
         selector=make_selector(config, predictor),
         predictor=predictor,
-        learner=make_learner(config, lm),
+        learner=make_learner(config, lm, remat="full"),
         replay=make_replay(config),
         num_tasks=num_tasks,
         domains=table.domains,
         prompt_length=buckets(table.lengths)[-1],
+        remat="full",
         generate=compile_rollout(lm, config, mesh),
     )
     constants = Constants(
@@ -169,7 +181,19 @@ def lay_out(
         reference_params=(lm.frozen or lm.params) if config.kl_coef > 0 else None,
         nothing_excluded=put_rows(np.zeros(num_tasks, bool)),
     )
-    return dataclasses.replace(setup, shardings=state_shardings(setup, lm.params, tasks)), constants
+    setup = dataclasses.replace(setup, shardings=state_shardings(setup, lm.params, tasks))
+    state = jax.eval_shape(partial(init, setup), lm.params, tasks)
+    state = jax.tree.map(meshes.describe, state, setup.shardings)
+    remat = choose_remat(
+        config,
+        lm.config,
+        mesh,
+        setup.prompt_length,
+        held=(state, constants),
+        params=lm.params,
+        memory=memory,
+    )
+    return dataclasses.replace(setup, learner=make_learner(config, lm, remat=remat), remat=remat), constants
 
 
 def init(setup: Setup, params: Params, tasks: Tasks) -> TrainState:
@@ -270,10 +294,11 @@ def check_memory(setup: Setup) -> None:
         )
 
 
-def make_learner(config: Config, lm: LanguageModel) -> Update:
-    """Returns the training step of the config."""
+def make_learner(config: Config, lm: LanguageModel, *, remat: str) -> Update:
+    """Returns the training step of the config; `remat` is a key of `model.REMATS`."""
+    decoder = model.decoder(lm.config, dtype=jnp.dtype(config.dtype), remat=remat)
     return update.make(
-        lm.policy,
+        lm.policy._replace(apply=decoder.apply),
         mini_batch_size=config.tasks_per_update,
         micro_batch_size=config.rows_per_micro_batch,
         num_iterations=config.num_iterations,

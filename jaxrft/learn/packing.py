@@ -1,0 +1,170 @@
+"""Packing: completions of many lengths behind their prompts, in bins of one fixed shape.
+
+The cost of a pass over a batch then follows its tokens, not its longest completion. A bin is a row of slots. It holds
+completions of one or more groups, and the prompt of each of these groups once, ahead of the group's first completion:
+
+    prompt of group 3 | completion | completion | prompt of group 8 | completion | free
+
+A completion of n tokens takes n slots. The first reads the prompt's last token again, and slot i predicts token i. The
+prompt takes a slot less than it has tokens. Segments keep completions apart, see `jaxrft.lm.attention.Segments`.
+
+Axis letters: B groups, G samples a group, R = B * G samples, P prompt tokens, T completion tokens, C slots of a bin.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrft.lm.attention import Segments
+from jaxrft.shapes import check_dtypes, check_shapes
+from jaxrft.types import Array
+
+# A bin has room for so many completions of full length that their prompt is at most 1 / PROMPT_SHARE of them: where a
+# group takes several bins, its prompt is computed in each. But it has at most LONGEST slots if one completion needs no
+# more, since attention's cost grows with them.
+PROMPT_SHARE = 16
+LONGEST = 8192
+
+# A device computes bins of about so many slots at a time, fewer where that is more than 1 / SHARE of its samples: the
+# last bins that are computed together may be empty.
+MOST_SLOTS = 8192
+FEWEST_SLOTS = 1024
+SHARE = 64
+
+
+class Shape(NamedTuple):
+    """The static sizes of a packing."""
+
+    length: int  # slots of a bin
+    together: int  # bins that are computed at a time, on all devices
+
+
+class Packing(NamedTuple):
+    """Where every sample of a batch lies. Slots are counted through all bins."""
+
+    start: Array  # [R] int32, ascending; the first slot of a sample, or of its group's prompt if that lies ahead of it
+    sample: Array  # [R] int32, which sample that is
+    prompt: Array  # [R] int32, slots of the prompt ahead of it, 0 = none
+    prompt_start: Array  # [R] int32, the first slot of its group's prompt
+    size: Array  # [R] int32, slots of the sample itself
+    count: Array  # [] int32, bins
+
+
+class Bins(NamedTuple):
+    """Some of the bins, M of them; what a slot without a completion holds in `time` and `sample` means nothing."""
+
+    tokens: Array  # [M, C] int32, to be read
+    positions: Array  # [M, C] int32, in the sequence
+    valid: Array  # [M, C] bool, whether the slot is in use
+    segments: Segments  # a prompt's number is negative, a completion's is its first slot in the bin
+    predicts: Array  # [M, C] bool, whether the slot predicts a token
+    sample: Array  # [M, C] int32, 0 to R - 1
+    time: Array  # [M, C] int32, 0 to T - 1, of the token that is predicted
+
+
+def choose_shape(
+    *, prompt_length: int, completion_length: int, num_generations: int, rows: int, samples: int, shards: int
+) -> Shape:
+    """Chooses the shape of bins for `samples` samples, of which `rows` of full length fit into memory.
+
+    Groups of `num_generations`; `shards` devices share the bins.
+    """
+    rows_here, samples_here = max(1, rows // shards), max(1, samples // shards)
+    held = 1  # completions of full length
+    for more in range(2, min(num_generations, rows_here) + 1):
+        enough = held * completion_length >= PROMPT_SHARE * prompt_length
+        if enough or prompt_length + more * completion_length > LONGEST:
+            break
+        if num_generations % more == 0:
+            held = more
+    length = prompt_length - 1 + held * completion_length
+    share = samples_here // (held * SHARE)
+    wanted = max(FEWEST_SLOTS // length, min(MOST_SLOTS // length, share), 1)
+    return Shape(length, min(wanted, max(1, rows_here // held)) * shards)
+
+
+def pack(lengths: Array, mask: Array, shape: Shape) -> Packing:
+    """Packs samples by first fit, the longest groups first, and of a group the longest samples.
+
+    `lengths` [B] int32 of the prompts; `mask` [B, G, T], of which the last token that is not 0 ends a sample. A sample
+    without one is left out. A sample goes into the first bin that has its group's prompt already and room for it,
+    else into the first that has room for both: a group's samples stay together, which first fit by length alone
+    would scatter.
+    """
+    check_shapes(mask=(mask, "BGT"), lengths=(lengths, "B"))
+    check_dtypes(int, lengths=lengths)
+    groups, group_size, steps = mask.shape
+    samples = groups * group_size
+    size = jnp.max(jnp.where(mask > 0, jnp.arange(1, steps + 1, dtype=jnp.int32), 0), axis=2)  # [B, G]
+    of_group = jnp.argsort(-(jnp.sum(size, axis=1) + lengths), stable=True)
+    of_sample = jnp.argsort(-size, axis=1, stable=True)[of_group]
+    order = (of_group[:, None] * group_size + of_sample).reshape(-1).astype(jnp.int32)
+
+    size = size.reshape(-1)[order]
+    group = order // group_size
+    prompt = lengths[group] - 1
+    first = jnp.arange(samples, dtype=jnp.int32) % group_size == 0
+
+    def put(carry: tuple[Array, Array], sample: tuple[Array, ...]) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
+        free, prompt_at = carry  # slots that are free in each bin; where the group's prompt lies in it, -1 = nowhere
+        own, prompt, first = sample
+        prompt_at = jnp.where(first, -1, prompt_at)
+        beside = (prompt_at >= 0) & (free >= own)
+        anew = free >= own + prompt
+        joins = jnp.any(beside)
+        chosen = jnp.where(joins, jnp.argmax(beside), jnp.argmax(anew)).astype(jnp.int32)
+        brought = jnp.where(joins, 0, prompt)
+        offset = shape.length - free[chosen]
+        exists = own > 0
+        free = free.at[chosen].add(jnp.where(exists, -(own + brought), 0))
+        there = jnp.where(exists & ~joins, offset, prompt_at[chosen])
+        prompt_at = prompt_at.at[chosen].set(there)
+        return (free, prompt_at), (chosen, offset, brought, there)
+
+    empty = (jnp.full(samples, shape.length, jnp.int32), jnp.full(samples, -1, jnp.int32))
+    _, (chosen, offset, brought, there) = jax.lax.scan(put, empty, (size, prompt, first))
+    exists = size > 0
+    nowhere = jnp.iinfo(jnp.int32).max
+    start = jnp.where(exists, chosen * shape.length + offset, nowhere)
+    by_start = jnp.argsort(start)
+    return Packing(
+        start=start[by_start],
+        sample=order[by_start],
+        prompt=brought[by_start],
+        prompt_start=(chosen * shape.length + there)[by_start],
+        size=size[by_start],
+        count=jnp.max(jnp.where(exists, chosen + 1, 0)),
+    )
+
+
+def take(packing: Packing, shape: Shape, number: Array, prompts: Array, lengths: Array, tokens: Array) -> Bins:
+    """Fills the bins from number * shape.together on with prompts [B, P] and tokens [B, G, T]."""
+    groups, group_size, steps = tokens.shape
+    slots = jnp.arange(shape.together * shape.length, dtype=jnp.int32)
+    slots = (number * slots.size + slots).reshape(shape.together, shape.length)
+    item = jnp.searchsorted(packing.start, slots, side="right").astype(jnp.int32) - 1
+    begun, item = item >= 0, jnp.maximum(item, 0)
+    place = slots - packing.start[item]
+    in_prompt = place < packing.prompt[item]
+    time = place - packing.prompt[item]
+    valid = begun & (time < packing.size[item])
+    sample = packing.sample[item]
+    group = sample // group_size
+    prompt_end = lengths[group] - 1
+    time = jnp.clip(time, 0, steps - 1)
+    position = jnp.where(in_prompt, place, prompt_end + time)
+    from_prompt = prompts[group, jnp.minimum(position, prompt_end)]
+    from_tokens = tokens.reshape(-1, steps)[sample, jnp.maximum(time - 1, 0)]
+    first_of_bin = slots[:, :1]
+    prompt_number = first_of_bin - packing.prompt_start[item] - 1  # negative
+    own_number = packing.start[item] + packing.prompt[item] - first_of_bin
+    return Bins(
+        tokens=jnp.where(in_prompt | (time == 0), from_prompt, from_tokens),
+        positions=jnp.where(valid, position, 0),
+        valid=valid,
+        segments=Segments(jnp.where(in_prompt, prompt_number, own_number), prompt_number),
+        predicts=valid & ~in_prompt,
+        sample=sample,
+        time=time,
+    )

@@ -1,0 +1,60 @@
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxrft import mesh as meshes
+from jaxrft.config import Config, TasksConfig
+from jaxrft.learn import update
+from jaxrft.lm.model import ModelConfig
+from jaxrft.train import memory
+
+SHAPE = ModelConfig(
+    vocab_size=64, hidden_size=16, intermediate_size=32, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8
+)
+CONFIG = Config(
+    model="m",
+    tasks=TasksConfig("tasks.jsonl"),
+    output_dir="run",
+    batch_size=32,
+    num_generations=8,
+    max_completion_length=256,
+)
+ONE = meshes.abstract(1, 1, 1)
+
+
+def test_activations_by_hand():
+    """4 bins of 31 + 2 * 256 slots, 2 at a time: width 16, 4 heads and 2 x 2 of keys and values of 8, 32 hidden units.
+
+    A layer keeps 16 numbers a slot, or 3 * 16 + 64 + 2 * 32 = 176 with its products, or 6 * (16 + 64 + 32) = 672.
+    Scores are those of a block of 256 queries, three times.
+    """
+    assert memory.bin_shape(CONFIG, ONE, 32) == (543, 2)
+    slots, scores = 2 * 543, 3 * 4 * 2 * 4 * 256 * 543
+    for remat, numbers in (("full", 16), ("dots", 176), ("none", 672)):
+        want = (3 * numbers + 672) * slots * 4 + scores
+        assert memory.activation_bytes(CONFIG, SHAPE, ONE, 32, remat) == want
+    half = replace(CONFIG, dtype="bfloat16")
+    split = memory.activation_bytes(half, SHAPE, meshes.abstract(1, 1, 2), 32, "dots")
+    assert split == (3 * (3 * 16 + 32 + 32) + 6 * (16 + 32 + 16)) * slots * 2 + scores // 2
+    assert memory.logits_bytes(CONFIG, SHAPE, ONE, 32) == 3 * 4 * slots * 64
+    assert memory.logits_bytes(CONFIG, SHAPE._replace(vocab_size=2**20), ONE, 32) == 3 * 4 * update.CHUNK
+
+
+@pytest.mark.parametrize("asked", ["auto", "full", "dots", "none"])
+def test_the_fastest_remat_that_fits_is_chosen(asked):
+    """Of the config's own words nothing is changed, whatever the memory."""
+    config = replace(CONFIG, remat=asked)
+    params = jax.ShapeDtypeStruct((10_000,), jnp.float32, sharding=meshes.sharding(ONE))
+    held = jax.ShapeDtypeStruct((25_000,), jnp.float32, sharding=meshes.sharding(ONE))
+    always = 100_000 + 2 * 40_000 + memory.logits_bytes(config, SHAPE, ONE, 32)
+
+    def chosen(free):
+        return memory.choose_remat(config, SHAPE, ONE, 32, held=held, params=params, memory=free)
+
+    assert chosen(None) == ("full" if asked == "auto" else asked)
+    for remat, less in (("none", "dots"), ("dots", "full")):
+        enough = (always + memory.activation_bytes(config, SHAPE, ONE, 32, remat)) / memory.PLANNED
+        assert chosen(enough + 1) == (remat if asked == "auto" else asked)
+        assert chosen(enough - 1) == (less if asked == "auto" else asked)
