@@ -1,7 +1,10 @@
+import atexit
 import contextlib
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -13,6 +16,14 @@ os.environ.setdefault("PJRT_NPROC", "64")
 # a test has called the command line before.
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_gpu_deterministic_ops=true"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
+
+# A program that one process has compiled serves the others: workers and the processes that tests start inherit the
+# folder. Whoever names one has it filled for the next run of the tests, too.
+PROGRAMS = "JAX_COMPILATION_CACHE_DIR"
+if PROGRAMS not in os.environ:
+    os.environ[PROGRAMS] = tempfile.mkdtemp(prefix="jaxrft-programs-")
+    atexit.register(shutil.rmtree, os.environ[PROGRAMS], ignore_errors=True)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 # A job in the background and one under nohup ignore these, and so would all processes that tests start and signal. A
 # handler that does nothing ignores them for this process alone.
@@ -52,25 +63,13 @@ def mesh():
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
-    """A folder with a random policy and tasks for it; programs compiled for one run serve all that are alike."""
+    """A folder with a random policy and tasks for it."""
     import helpers
-    from jax.experimental.compilation_cache import compilation_cache
 
     folder = tmp_path_factory.mktemp("world")
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()  # jax decides once whether it uses one
     helpers.write_policy(folder / "policy")
     helpers.write_rows(folder / "tasks.jsonl", helpers.task_rows())
-    yield folder
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -95,15 +95,11 @@ def write_config(path, config, **changes):
 
 
 def start(*arguments, devices=8, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **environment):
-    """A Python process of this package that finds the graders and shares the cache of compiled programs."""
+    """A Python process of this package that finds the graders."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"  # the last one counts
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
     here = Path(__file__).parent
     path = {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    environment = os.environ | path | cache | {name: str(value) for name, value in environment.items()}
+    environment = os.environ | path | {name: str(value) for name, value in environment.items()}
     return subprocess.Popen([sys.executable, *arguments], env=environment, stdout=stdout, stderr=stderr, text=True)
 
 

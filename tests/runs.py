@@ -33,7 +33,7 @@ class Trainer:
         self.began, cache = time.time(), os.environ.get("JAX_COMPILATION_CACHE_DIR", scratch / "compiled")
         with self.output.open("w") as output, self.errors.open("w") as errors:
             where = {"stdout": output, "stderr": errors, "MISHAP": scratch / "mishap", MARK: scratch}
-            where["JAX_COMPILATION_CACHE_DIR"] = cache
+            where |= {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0}
             self.process = helpers.start("-m", "jaxrft", "train", config, devices=1, **where)
 
     def said(self) -> str:

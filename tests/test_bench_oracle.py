@@ -11,6 +11,7 @@ from jaxrft.train.loop import train
 from jaxrft.types import InputError
 
 
+@pytest.mark.slow
 def test_a_stopped_oracle_continues_with_the_pass_rates_that_it_would_have_had(configure, tmp_path):
     """Of 12 of the 16 tasks, measured at steps 1, 3 and 5."""
     select = SelectConfig("oracle")

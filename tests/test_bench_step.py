@@ -70,6 +70,7 @@ def test_completions_of_fixed_lengths_never_end():
         assert stages.lengths() == [12] * 32
 
 
+@pytest.mark.slow
 def test_a_step_of_geometric_lengths_is_measured_stage_by_stage():
     with _run.open_step(dataclasses.replace(TINY, lengths="geometric")) as (step, state):
         stages = _run.Stages(step, state)

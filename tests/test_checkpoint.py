@@ -119,6 +119,7 @@ def test_a_folder_is_used_by_one_run_at_a_time(tmp_path, caplog):
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_starts_again(configure, whole, tmp_path, caplog):
     folder, end = whole
     run = tmp_path / "run"
@@ -219,6 +220,7 @@ def test_of_several_refused_writes_nothing_is_told_after_the_checkpoints_are_clo
     assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_over_a_full_disk_but_does_not_end_well_on_it(configure, whole, tmp_path, caplog):
     folder, end = whole
     train(configure(tmp_path / "run", steps=3))
@@ -437,6 +439,7 @@ def train_in_two_processes(folder, configurations):
     return helpers.finish(*members)
 
 
+@pytest.mark.slow
 def test_processes_with_folders_of_their_own_are_refused(configure, tmp_path):
     outcomes = train_in_two_processes(tmp_path, [configure(tmp_path / name, distributed=True) for name in "ab"])
     for code, _, errors in outcomes:
@@ -444,12 +447,14 @@ def test_processes_with_folders_of_their_own_are_refused(configure, tmp_path):
         assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_processes_are_refused_by_the_first_alike(configure, tmp_path):
     fill(tmp_path / "run", ["policy/config.json"])
     for code, _, errors in train_in_two_processes(tmp_path, [configure(tmp_path / "run", distributed=True)] * 2):
         assert code == 2 and "holds a trained policy but no checkpoints" in errors, errors
 
 
+@pytest.mark.slow
 def test_processes_go_on_together_from_what_one_has_saved(configure, whole, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(whole[0], run)

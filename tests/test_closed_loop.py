@@ -61,6 +61,7 @@ def test_results_are_of_paired_runs(tmp_path, capsys):
     assert "| digits-easy | oracle | 0.1 | 0.800, 0.800 |" in closed_loop.tuned(curves)
 
 
+@pytest.mark.slow
 def test_dots_gets_a_predictor_for_the_embeddings_of_the_tiny_policy(tmp_path, monkeypatch):
     monkeypatch.setattr(_similarity, "TASKS", 128)
     _similarity.write("digits-easy", [Path(assets.TINY)], closed_loop.predictor_of("digits-easy", tmp_path))
@@ -80,6 +81,7 @@ def test_replay_is_a_variant_of_a_selector(tmp_path):
     assert closed_loop.parse(["--selectors", "uniform", "bots+replay"]).selectors == ["uniform", "bots+replay"]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_run_again(world, tmp_path, monkeypatch, capsys):
     setting = closed_loop.Setting(1e-4, steps=2, eval_steps=1)
     monkeypatch.setitem(closed_loop.SETTINGS, "digits-easy", setting)

@@ -5,6 +5,7 @@ from pathlib import Path
 import helpers
 import pytest
 
+from jaxrft.config import MeshConfig
 from jaxrft.host import compile_cache
 
 
@@ -48,12 +49,13 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(environment, tmp_path, cap
     assert compile_cache.FOLDER in caplog.text
 
 
+@pytest.mark.slow
 def test_a_second_run_compiles_nothing_that_the_first_has_compiled(configure, tmp_path):
-    config = helpers.write_config(tmp_path / "config.py", configure(tmp_path / "first", steps=1))
+    config = helpers.write_config(tmp_path / "config.py", configure(tmp_path / "first", steps=1, mesh=MeshConfig()))
     variables = {compile_cache.FOLDER: tmp_path / "compiled", compile_cache.SHORTEST: 0}
     kept = []
     for name in ("first", "second"):
-        code, _, errors = helpers.jaxrft("train", config, "--output-dir", tmp_path / name, **variables)
+        code, _, errors = helpers.jaxrft("train", config, "--output-dir", tmp_path / name, devices=1, **variables)
         assert code == 0, errors
         kept.append({path.name for path in Path(tmp_path / "compiled").glob("*-cache")})
     assert kept[0] == kept[1]

@@ -77,7 +77,14 @@ def test_settings_of_the_papers(file):
         assert config.select.name == "bots" and all(len(tasks.pass_rate_columns) == 2 for tasks in config.task_sets)
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if file != "configs/quickstart.py"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        file if file == "configs/gsm8k.py" else pytest.param(file, marks=pytest.mark.slow)
+        for file in FILES
+        if file != "configs/quickstart.py"
+    ],
+)
 def test_its_dry_run_needs_nothing_but_itself(file, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(ROOT)  # where its graders are found
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))

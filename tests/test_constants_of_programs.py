@@ -45,7 +45,16 @@ def test_a_captured_table_is_found():
     assert large_constants(jax.jit(lambda x: x + table.sum() + table[x.astype(int)]).lower(jnp.float32(0)))
 
 
-@pytest.mark.parametrize("name", ["uniform", "easy_to_hard", "mopps", "greso", "bots", "adaptive"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bots",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("uniform", "easy_to_hard", "mopps", "greso", "adaptive")
+        ),
+    ],
+)
 def test_no_stage_captures_a_table_of_the_run(name, configure, tmp_path, monkeypatch):
     config = configure(tmp_path / "run", select=SelectConfig(name), kl_coef=0.1)
     mesh = meshes.make(2, 2, 2)

@@ -60,12 +60,14 @@ def quickstart(world):
     return folder
 
 
+@pytest.mark.slow
 def test_each_process_grades_its_own_half_of_the_quickstart(quickstart):
     first, second = graded(quickstart, 0), graded(quickstart, 1)
     assert first.total() == second.total() > 3 * 16 * 8 // 2 and first != second
     assert first + second == graded(quickstart, "")
 
 
+@pytest.mark.slow
 def test_the_quickstart_of_two_processes_is_that_of_one(quickstart):
     first, second = (np.load(quickstart / f"params{index}.npz") for index in range(2))
     for name in first:
@@ -86,20 +88,24 @@ def halves(world, configure):
     return folder
 
 
+@pytest.mark.slow
 def test_of_rows_that_both_hold_the_first_process_grades_all(halves):
     assert graded(halves, 0).total() == 3 * 8 * 4 and not graded(halves, 1)
 
 
+@pytest.mark.slow
 def test_halves_of_a_model_make_the_steps_of_a_whole(halves, whole):
     assert_same_metrics(helpers.metrics(halves / "run"), helpers.metrics(whole[0])[:3])
 
 
+@pytest.mark.slow
 def test_a_process_reads_only_what_it_holds(halves):
     for index in range(2):
         params = dict(np.load(halves / f"params{index}.npz"))
         assert params.pop("read") == sum(np.isfinite(value).sum() for value in params.values())
 
 
+@pytest.mark.slow
 def test_their_export_opens(halves):
     assert weights.read_config(halves / "run/policy") == helpers.SHAPE
     first, second = (np.load(halves / f"params{index}.npz") for index in range(2))
@@ -108,6 +114,7 @@ def test_their_export_opens(halves):
         np.testing.assert_array_equal(value, np.fmax(first[name], second[name]), err_msg=name)  # the one that is held
 
 
+@pytest.mark.slow
 def test_their_checkpoint_goes_on_in_one_process(halves, configure, whole):
     assert json.loads((halves / "run/versions.json").read_text())["devices"].endswith("2 processes")
     state = train(configure(halves / "run"))
@@ -115,6 +122,7 @@ def test_their_checkpoint_goes_on_in_one_process(halves, configure, whole):
     assert [line["step"] for line in helpers.metrics(halves / "run")] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_a_mistake_in_one_process_ends_both(configure, tmp_path):
     path = helpers.write_config(tmp_path / "config.py", configure(tmp_path / "run", mesh=MeshConfig()))
     begin = time.monotonic()
@@ -131,6 +139,7 @@ def test_a_process_has_named_a_dead_one_and_ended_before_jax_aborts_it():
     assert to_notice + heartbeat.SILENT + cli.GRACE < multihost.HEARTBEAT_TIMEOUT / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dying", [0, 1], ids=["first", "second"])
 def test_a_process_that_dies_is_named_by_the_other_and_both_go_on(configure, tmp_path, dying):
     """While they grade the second step; the same commands then make the steps that were left.

@@ -42,6 +42,7 @@ def test_a_described_run_is_that_which_is_trained(changes, configure, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_its_programs_are_those_which_training_compiles(configure, tmp_path):
     """They come out of the cache that a run has filled."""
     config = configure(tmp_path, steps=1)

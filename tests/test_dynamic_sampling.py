@@ -126,6 +126,7 @@ def refilled(dynamic, tmp_path_factory):
         return folder, train(dynamic(folder, **REPLAY)), told
 
 
+@pytest.mark.slow
 def test_a_step_refills_until_every_group_teaches_or_the_bound_is_reached(refilled):
     folder, _, told = refilled
     lines = helpers.metrics(folder)
@@ -147,6 +148,7 @@ def test_a_step_refills_until_every_group_teaches_or_the_bound_is_reached(refill
             assert np.array_equal(each.scored.informative, each.informative)
 
 
+@pytest.mark.slow
 def test_the_batch_keeps_its_size_and_holds_groups_of_the_right_tasks(refilled):
     _, _, told = refilled
     assert {len(batch.ids) for batch, *_ in told} == {4, 8}  # half of it is replayed when the buffer can give it
@@ -157,6 +159,7 @@ def test_the_batch_keeps_its_size_and_holds_groups_of_the_right_tasks(refilled):
         assert np.array_equal(np.any(np.asarray(batch.groups.advantages) != 0, axis=1), batch.informative)
 
 
+@pytest.mark.slow
 def test_the_selector_learns_from_rejected_groups_too(refilled):
     """It is told once a step, of all groups together."""
     folder, _, told = refilled
@@ -173,6 +176,7 @@ def test_the_selector_learns_from_rejected_groups_too(refilled):
     assert any(not each.informative.all() for batch, *_ in told for each in batch.rounds)
 
 
+@pytest.mark.slow
 def test_what_the_batch_has_no_place_for_is_replayed(refilled):
     _, state, told = refilled
     groups = state.replay.groups
@@ -186,6 +190,7 @@ def test_what_the_batch_has_no_place_for_is_replayed(refilled):
     assert kept - {(-1, 0)} == taught
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(dynamic, refilled, tmp_path):
     folder, state, _ = refilled
     train(dynamic(tmp_path, steps=2, **REPLAY))
@@ -193,6 +198,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(dynamic, refilled, tmp
     assert helpers.metrics(tmp_path) == helpers.metrics(folder)
 
 
+@pytest.mark.slow
 def test_a_run_in_which_every_group_teaches_is_an_ordinary_run(dynamic, tmp_path):
     common = {"rewards": ("graders:spread",), "steps": 2}
     states = [train(dynamic(tmp_path / str(most), dynamic_sampling=most, **common)) for most in (0, MOST)]

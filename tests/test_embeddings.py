@@ -257,7 +257,9 @@ def test_the_file_is_on_the_devices_and_tells_a_run_from_others(prepare, source,
     assert len({run_identity(run.setup, run.table, run.state.params)[name], there, None}) == 3
 
 
-@pytest.mark.parametrize("lora", [LoRAConfig(), LoRAConfig(rank=2)], ids=["whole", "lora"])
+@pytest.mark.parametrize(
+    "lora", [LoRAConfig(), pytest.param(LoRAConfig(rank=2), marks=pytest.mark.slow)], ids=["whole", "lora"]
+)
 def test_the_policys_own_embeddings_are_those_of_its_file(lora, prepare, file, mesh):
     select = SelectConfig("adaptive", embeddings="policy")
     run = open_run(prepare(select=select, lora=lora, batch_size=8), mesh)
@@ -276,6 +278,7 @@ def test_the_policys_own_embeddings_are_those_of_its_file(lora, prepare, file, m
     )
 
 
+@pytest.mark.slow
 def test_a_run_with_the_policys_embeddings_goes_on_as_if_nothing_had_happened(configure, tmp_path):
     settings = {"select": SelectConfig("adaptive", embeddings="policy"), "save_steps": 1}
     whole = train(configure(tmp_path / "whole", steps=2, **settings))

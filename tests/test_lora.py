@@ -190,6 +190,7 @@ def test_the_gradient_of_adapters_follows_from_that_of_the_weight(frozen, adapte
     assert metrics["kl"] > 0 and abs(metrics["approx_kl"]) < 1e-6
 
 
+@pytest.mark.slow
 def test_an_update_is_the_same_on_the_mesh(mesh, frozen, adapters, batch, updated):
     learner, where = make(POLICY, micro_batch_size=4), model.shardings(CONFIG, mesh)
     base, placed = ({name: jax.device_put(x, where[name]) for name, x in tree.items()} for tree in (frozen, adapters))
@@ -244,6 +245,7 @@ def trained(world, configured):
     return world / "lora", train(configured(world / "lora"))
 
 
+@pytest.mark.slow
 def test_a_run_trains_adapters_and_nothing_else(trained, world, configured):
     folder, state = trained
     shape = helpers.SHAPE._replace(lora=lora_config(configured(folder)))
@@ -258,6 +260,7 @@ def test_a_run_trains_adapters_and_nothing_else(trained, world, configured):
     assert not np.array_equal(want["gate"], base["gate"]) and np.array_equal(want["embed"], base["embed"])
 
 
+@pytest.mark.slow
 def test_the_merged_policy_is_evaluated_as_any_other(trained, world, configured, configure, tmp_path):
     held_out = EvalConfig((TasksConfig(str(world / "tasks.jsonl"), name="held_out"),), num_samples=0)
     policy = {"model": str(trained[0] / "policy"), "evaluation": held_out}
@@ -265,6 +268,7 @@ def test_the_merged_policy_is_evaluated_as_any_other(trained, world, configured,
     assert found == evaluate_policy(configured(tmp_path, **policy)) and found["eval/held_out/greedy"] > 0
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_as_if_nothing_had_happened(trained, configured, tmp_path):
     folder, state = trained
     again = shutil.copytree(folder, tmp_path / "again")
@@ -276,6 +280,7 @@ def test_a_run_goes_on_as_if_nothing_had_happened(trained, configured, tmp_path)
         assert (again / file).read_bytes() == (folder / file).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -289,6 +294,7 @@ def test_a_checkpoint_belongs_to_its_adapters(trained, configured, changes, told
         train(configured(trained[0], **changes))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_belongs_to_the_weights_below_its_adapters(trained, world, configured, tmp_path):
     other = shutil.copytree(world / "policy", tmp_path / "other")
     params = weights.load(other, helpers.SHAPE)

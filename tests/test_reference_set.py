@@ -63,6 +63,7 @@ def test_the_places_of_a_batch_by_hand():
     assert left == [16] * 4 + [12] * 4 + [8] * 4 + [4] * 6
 
 
+@pytest.mark.slow
 def test_probes_are_counted_and_save_rollouts(learned):
     folder, state, _ = learned
     lines = helpers.metrics(folder)
@@ -79,6 +80,7 @@ def test_probes_are_counted_and_save_rollouts(learned):
     assert state.counters.rollouts.tolist() == [0, sum(rolled)]
 
 
+@pytest.mark.slow
 def test_informative_groups_nearest_the_target_join_the_batch_and_no_task_is_twice_in_it(learned):
     folder, _, steps = learned
     for line, (ids, probed, batch) in zip(helpers.metrics(folder), steps, strict=True):
@@ -94,6 +96,7 @@ def test_informative_groups_nearest_the_target_join_the_batch_and_no_task_is_twi
             assert joined.sum() == (4 if informative.sum() >= 4 else 0)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_with_probes_goes_on_as_if_nothing_had_happened(dots, learned, tmp_path):
     folder, state, _ = learned
     train(dots(tmp_path, steps=3))
@@ -101,6 +104,7 @@ def test_a_stopped_run_with_probes_goes_on_as_if_nothing_had_happened(dots, lear
     assert helpers.metrics(tmp_path) == helpers.metrics(folder)
 
 
+@pytest.mark.slow
 def test_what_the_batch_has_no_place_for_is_replayed(dots, tmp_path):
     settings = {"replay": ReplayConfig(capacity=16), "select": {"probe_every": 4}}
     state = train(dots(tmp_path, steps=2, save_steps=1, **settings))
@@ -114,6 +118,7 @@ def test_what_the_batch_has_no_place_for_is_replayed(dots, tmp_path):
     assert (kept.min(axis=1) < kept.max(axis=1)).all()
 
 
+@pytest.mark.slow
 def test_the_tasks_are_projected_once_and_sharded_and_the_dry_run_knows(dots, tmp_path):
     config, mesh = dots(tmp_path), meshes.make(2, 2, 2)
     real = open_run(config, mesh)

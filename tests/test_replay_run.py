@@ -24,6 +24,7 @@ def replayed(configure, tmp_path_factory):
     return folder, train(configure(folder, **HARD))
 
 
+@pytest.mark.slow
 def test_half_of_a_batch_is_replayed_as_soon_as_the_buffer_can_give_it(replayed):
     folder, state = replayed
     lines, groups = helpers.metrics(folder), state.replay.groups
@@ -42,6 +43,7 @@ def test_half_of_a_batch_is_replayed_as_soon_as_the_buffer_can_give_it(replayed)
     assert rows == 8 // 4 and groups.tokens.sharding.mesh.shape["data"] == 2
 
 
+@pytest.mark.slow
 def test_a_stopped_run_with_replay_goes_on_as_if_nothing_had_happened(configure, replayed, tmp_path):
     folder, state = replayed
     train(configure(tmp_path, steps=4, **HARD))
@@ -49,6 +51,7 @@ def test_a_stopped_run_with_replay_goes_on_as_if_nothing_had_happened(configure,
     assert helpers.metrics(tmp_path) == helpers.metrics(folder)
 
 
+@pytest.mark.slow
 def test_a_buffer_opens_on_another_mesh_but_not_with_another_size(configure, replayed):
     folder, state = replayed
     mesh = MeshConfig(data=4, model=2)
@@ -58,6 +61,7 @@ def test_a_buffer_opens_on_another_mesh_but_not_with_another_size(configure, rep
             train(configure(folder, **HARD | {"replay": other}))
 
 
+@pytest.mark.slow
 def test_groups_of_skipped_updates_are_not_replayed_and_the_count_goes_on(configure, tmp_path):
     """The first of four updates a step leaves such large parameters that none after it is finite: 3, 7, 11 in a row."""
     hard = HARD | {"learning_rate": 1e30, "max_skipped_updates": 9}

@@ -28,6 +28,7 @@ def stop(config, folder, **environment):
     return helpers.jaxrft("train", path, LOG=f"{config.output_dir}/metrics.jsonl", **environment)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(configure, world, tmp_path):
     held_out = TasksConfig(str(world / "tasks.jsonl"), name="held_out", limit=8)
     hard = HARD | {"evaluation": EvalConfig((held_out,), num_samples=0), "keep_best": "held_out/greedy"}
@@ -52,6 +53,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(configure, world, tmp_p
     assert best == kept and (best == last) == (scores[-1] > max(scores[1:-1]))  # of equal ones the first is kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "lines", "step"), [("SIGTERM", 2, 3), ("SIGHUP", 6, 6)])
 def test_a_signal_saves_within_the_step_and_the_run_goes_on(configure, world, whole, tmp_path, name, lines, step):
     """Evaluation and one step are written: it is in step 3; five steps are: it is in the evaluation after the last."""
@@ -89,6 +91,7 @@ def test_checkpoints_and_policy_do_not_depend_on_the_metrics(configure, whole, t
     assert policies[0] == policies[1]
 
 
+@pytest.mark.slow
 def test_a_run_outlives_all_that_it_prints_to(configure, whole, tmp_path):
     """Its own output, that of its rewards, and whatever a console of another encoding lacks."""
     config = configure(tmp_path / "run", rewards=("graders:chatty",), log_completions_steps=1)
@@ -124,6 +127,7 @@ def test_a_finished_run_has_nothing_left_to_do(configure, whole, capsys):
     assert "going on after step 6" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [MeshConfig(data=8), MeshConfig(data=1, fsdp=8), MeshConfig(data=4, model=2)])
 def test_a_checkpoint_opens_on_another_mesh(configure, whole, mesh):
     folder, state = whole

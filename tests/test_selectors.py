@@ -69,7 +69,9 @@ CONTRACT = {
     "bots-domains": lambda x: selectors.bots(G, momentum=0.9 * x, per_domain=True, balance="proportional"),
     "bots": lambda x: selectors.bots(G, decay=0.1 * x, rho=0.1 * x, momentum=0.9 * x, target=0.5 * x, prior=(x, 1.0)),
 }
-every_selector = pytest.mark.parametrize("name", CONTRACT)
+every_selector = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if "-" in name else name for name in CONTRACT]
+)
 
 
 def feedback_of(ids):
@@ -174,6 +176,7 @@ def test_a_step_is_traced_once_and_keeps_the_state_fixed(name):
     np.testing.assert_allclose(choices.pass_rate[0], believed, rtol=1e-6 if selector.reference_set else 0)
 
 
+@pytest.mark.slow
 def test_states_restored_from_a_checkpoint_continue_as_if_nothing_had_been(tmp_path):
     middle = {name: run(compiled(name).step, compiled(name).state, KEYS[:4])[0] for name in CONTRACT}
     straight = {name: run(compiled(name).step, middle[name], KEYS[4:6]) for name in CONTRACT}
@@ -220,6 +223,7 @@ def test_eager_equals_jit(name):
     assert_equal(run(stepper(selector), state, KEYS[:1]), run(step, state, KEYS[:1]), rtol=1e-6)
 
 
+@pytest.mark.slow
 @every_selector
 def test_seeds_and_hyper_parameters_are_swept_by_a_factory_inside_vmap_and_steps_by_scan(name):
     def trial(x, keys):
@@ -298,6 +302,7 @@ def test_balanced_epochs_go_on_in_each_domain_for_itself(order):
     assert [int(state.visits[TASKS.domain == domain].sum()) for domain in (0, 1)] == [20, 20]
 
 
+@pytest.mark.slow
 @every_selector
 def test_sharded_over_eight_devices_equals_unsharded(name, mesh):
     selector, state, step, _ = compiled(name)

@@ -104,6 +104,7 @@ def test_a_failed_grader_takes_its_row_along_and_a_reward_that_does_not_apply_do
     assert learned.rewards.tolist() == [[1.0, 0.5], [1.0, 0.0], [0.0, 0.0]]
 
 
+@pytest.mark.slow
 def test_all_parts_of_the_objective_at_once(configure, tmp_path):
     """Completions have up to 4 tokens, so that with a buffer of 4 a quarter of the penalty is paid for each."""
     clips = {"loss_type": "gspo", "epsilon": 1e-3, "delta": 1.5, "num_iterations": 2}
@@ -121,6 +122,7 @@ def test_all_parts_of_the_objective_at_once(configure, tmp_path):
         assert line["clip_ratio/region_mean"] > 0 and line["clip_ratio/delta_mean"] >= 0
 
 
+@pytest.mark.slow
 def test_a_program_is_compiled_once_for_each_width_of_prompts(configure, tmp_path):
     rows = helpers.task_rows()
     rows[6]["prompt"] *= 4
@@ -149,6 +151,7 @@ def test_the_first_step_says_what_was_compiled(configure, tmp_path, capsys):
     assert re.fullmatch(r"compiled until the end of the first step: \d+ programs in \d+\.\d s(, \d+ of them .*)?", line)
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_stops_with_its_last_batch_and_saves_nothing_on_the_way(configure, tmp_path):
     wanted = "step 4 has the last of 3 updates .* batch is in .*, the newest checkpoint is of step 1; lower"
     with pytest.raises(InputError, match=wanted):
@@ -166,6 +169,7 @@ def test_a_late_success_outside_its_range_costs_that_reward_only(configure, tmp_
     assert second["rewards/graders:late/mean"] == pytest.approx(16 / 24)
 
 
+@pytest.mark.slow
 def test_graders_that_fail_at_a_later_evaluation_do_not_end_the_run(configure, world, tmp_path):
     held_out = EvalConfig((TasksConfig(str(world / "tasks.jsonl"), name="held_out"),), num_samples=0)
     grader = {"rewards": ("graders:later",), "evaluation": held_out, "eval_steps": 1, "steps": 1}
@@ -174,6 +178,7 @@ def test_graders_that_fail_at_a_later_evaluation_do_not_end_the_run(configure, w
     assert first["eval/held_out/greedy"] > second["eval/held_out/greedy"] == 0.0
 
 
+@pytest.mark.slow
 def test_eval_in_bfloat16_scores_the_float32_parameters_without_having_them(
     configure, world, mesh, tmp_path, monkeypatch
 ):
