@@ -10,13 +10,14 @@ chip: --fsdp chips have --rows each, and --model-parallel chips share heads, hid
 What a pass must move: all weights once, keys and values up to the position, a group's prompt once, and one new
 position of each row. `full` is the ratio at the last position. `mean` is the ratio of the sums over all positions,
 where a loop that reads free slots too pays for them. Each segment counts from the position where the one before ends.
+With --attention pallas the kernel counts by its grid and blocks: a block each time that its index changes.
 """
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
@@ -25,21 +26,22 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import _script
-from benchmarks._hlo import Exchange, Program, Traffic
+from benchmarks._hlo import Block, Exchange, Program, Traffic, pallas_bytes
 from jaxrft import mesh as meshes
 from jaxrft.config import Config, TasksConfig
 from jaxrft.dry_run.bounds import Decode
 from jaxrft.dry_run.programs import decode_arguments, devices
 from jaxrft.errors import InputError
 from jaxrft.fields import path_argument, whole_number
-from jaxrft.lm import model, published, weights
+from jaxrft.lm import model, pallas_attention, published, weights
+from jaxrft.lm.attention import attend_slots
 from jaxrft.lm.policy import LanguageModel, compile_rollout
 from jaxrft.lm.rollout import cache_lengths
 
 MODELS = ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-7B", "Qwen/Qwen3-8B")
 TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1")
 SHOWN = 8  # instructions that move the most
-KERNELS: Mapping[str, int] = {}  # part of a Pallas call's line -> `_hlo.pallas_bytes` of its grid and blocks
+ATTENTION = {"xla": attend_slots, "pallas": pallas_attention.attend_slots}
 COUNTS = ("rows", "group_size", "prompt_length", "new_tokens", "fsdp", "model_parallel")
 LENGTHS = ("all", "ends", "last")  # of the cache, which are compiled
 
@@ -74,7 +76,9 @@ class Counted:
     exchanges: tuple[str, ...]  # instructions that exchange the most, of the last loop
 
 
-def compile_segments(decode: Decode, topology: str, *, fsdp: int = 1, lengths: str = "all") -> Iterator[Segment]:
+def compile_segments(
+    decode: Decode, topology: str, *, fsdp: int = 1, lengths: str = "all", attention: str = "xla"
+) -> Iterator[Segment]:
     """Compiles a rollout's segments for a topology, or for this machine's own processor if it is `cpu`."""
     count = fsdp * decode.model_parallel
     chips = jax.devices("cpu") if topology == "cpu" else devices(topology)
@@ -91,7 +95,7 @@ def compile_segments(decode: Decode, topology: str, *, fsdp: int = 1, lengths: s
         num_generations=decode.group_size,
         max_completion_length=decode.new_tokens,
     )
-    policy = model.decoder(decode.config, dtype=jnp.bfloat16)
+    policy = model.decoder(decode.config, dtype=jnp.bfloat16, attend_slots=ATTENTION[attention])
     lm = LanguageModel(decode.config, policy, None, {}, None, (0,), Path())
     programs = compile_rollout(lm, config, mesh)
     array = partial(meshes.describe_array, mesh)
@@ -118,6 +122,25 @@ def compile_segments(decode: Decode, topology: str, *, fsdp: int = 1, lengths: s
             assert text is not None
             cost = (done.cost_analysis() or {}).get("bytes accessed", 0.0)
             yield Segment(length, text, seconds, memory.temp_size_in_bytes if memory else 0, cost)
+
+
+@cache
+def kernel_bytes(decode: Decode, length: int, slot: int) -> int:
+    """Counts the bytes of a call of the kernel that attends to a cache of `length` slots up to `slot`."""
+    c = decode.config
+    heads = decode.rows * c.num_kv_heads // decode.model_parallel
+    queries = c.num_heads // c.num_kv_heads
+    plan = pallas_attention.plan(heads, queries, c.head_dim, length, decode.item_size)
+
+    def block(part: pallas_attention.Block, item_size: int) -> Block:
+        def index(*step: int) -> tuple[int, ...]:
+            return tuple(map(int, part.index_map(*step, [slot])))
+
+        return Block(part.shape, item_size, index)
+
+    read = [block(part, decode.item_size) for part in (plan.queries, plan.keys, plan.values)]
+    written = [block(part, 4) for part in (plan.queries, plan.scalars, plan.scalars)]
+    return pallas_bytes(plan.grid, [*read, *written])
 
 
 def ratios(decode: Decode, loops: Sequence[tuple[int, int]]) -> tuple[float, float]:
@@ -153,11 +176,24 @@ def fill_in(loops: Sequence[tuple[int, int]], lengths: Sequence[int]) -> list[tu
 def count(decode: Decode, segments: Iterable[Segment], *, lengths: str = "all") -> Counted:
     """Counts what the decode loops of segments, `lengths` of them, move."""
     segments = list(segments)
-    loops = [loop for segment in segments for loop in Program(segment.text, KERNELS).loops()]
-    pairs = [(loop.limit, loop.bytes) for loop in loops]
     needed = cache_lengths(decode.new_tokens)
+    loops = []
+    averages = []  # (limit, bytes of a pass) as well; what a kernel reads grows from pass to pass
+    for segment in segments:
+        before = max((length for length in needed if length < segment.length), default=0)
+        slots = range(before, segment.length)
+        read = [
+            kernel_bytes(decode, segment.length, slot // pallas_attention.BLOCK * pallas_attention.BLOCK)
+            for slot in slots
+        ]
+        found = Program(segment.text, {pallas_attention.NAME: read[-1]}).loops()
+        loops += found
+        average = Program(segment.text, {pallas_attention.NAME: sum(read) // len(read)}).loops()
+        averages += [(loop.limit, loop.bytes) for loop in average]
+    pairs = [(loop.limit, loop.bytes) for loop in loops]
     interpolated = lengths == "ends" and len(needed) > len(loops) == 2
-    full, mean = ratios(decode, fill_in(pairs, needed) if interpolated else pairs)
+    full, _ = ratios(decode, pairs)
+    _, mean = ratios(decode, fill_in(averages, needed) if interpolated else averages)
     last = loops[-1]
     ordered = sorted(last.traffic, key=lambda each: each.bytes, reverse=True)
     exchanged = sorted(last.exchanges, key=lambda each: each.bytes, reverse=True)
@@ -205,7 +241,12 @@ def measure(name: str, topology: str, options: argparse.Namespace) -> Counted:
         new_tokens=options.new_tokens,
         model_parallel=options.model_parallel,
     )
-    segments = [*compile_segments(decode, topology, fsdp=options.fsdp, lengths=options.lengths)]
+    if options.attention == "pallas":
+        platform = "cpu" if topology == "cpu" else "tpu"
+        if reason := pallas_attention.misfit(decode.config.head_dim, options.new_tokens, platform):
+            raise InputError(f"attention is pallas: {reason}")
+    how = {"fsdp": options.fsdp, "lengths": options.lengths, "attention": options.attention}
+    segments = [*compile_segments(decode, topology, **how)]
     if options.hlo:
         options.hlo.mkdir(parents=True, exist_ok=True)
         for segment in segments:
@@ -255,6 +296,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         default="all",
         help="of the cache, which are compiled; `ends` takes those in between to be linear, `last` has no mean (all)",
     )
+    parser.add_argument("--attention", choices=ATTENTION, default="xla", help="to completions' own tokens (xla)")
     parser.add_argument("--json", type=path_argument, help="file of the figures")
     parser.add_argument("--hlo", type=path_argument, help="folder for the texts of the programs")
     options = parser.parse_args(arguments)
@@ -282,7 +324,7 @@ def main(arguments: list[str]) -> None:
             print(table_row(name, topology, mesh, found), flush=True)
     if options.json:
         command = f"python -m benchmarks.decode_bytes {' '.join(arguments)}"
-        settings = {name: getattr(options, name) for name in (*COUNTS, "lengths")}
+        settings = {name: getattr(options, name) for name in (*COUNTS, "lengths", "attention")}
         record = {"command": command, "jax": jax.__version__, **settings}
         options.json.write_text(json.dumps({**record, "figures": figures}, indent=1) + "\n")
 

@@ -64,6 +64,11 @@ def _sizes(*sizes: int, count: int) -> tuple[int, ...]:
     return tuple(count // known if size == -1 else size for size in sizes)
 
 
+def platform(mesh: AnyMesh) -> str:
+    """Returns the platform of a mesh's devices, such as "tpu"; of a mesh without devices, that of this process."""
+    return mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else jax.default_backend()
+
+
 def memory_of_a_device(mesh: AnyMesh) -> int | None:
     """Returns the bytes that a device of this process has; None where that is not known.
 
@@ -96,10 +101,10 @@ def spec(*axes: str | None, taken: tuple[str, ...] = ()) -> PartitionSpec:
 
 def shards(mesh: AnyMesh | None, axis: str) -> int:
     """Over how many devices the logical axis `axis` is split on `mesh`; 1 unless it has our axes."""
-    return math.prod(mesh.shape[name] for name in RULES[axis]) if mesh is not None and _is_ours(mesh) else 1
+    return math.prod(mesh.shape[name] for name in RULES[axis]) if mesh is not None and is_ours(mesh) else 1
 
 
-def _is_ours(mesh: AnyMesh) -> bool:
+def is_ours(mesh: AnyMesh) -> bool:
     """Whether a mesh has the axes AXES; no mesh at all has none, and another program's has others."""
     return set(AXES) <= set(mesh.axis_names)
 
@@ -110,7 +115,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     Inside of `jax.shard_map`, only over the axes that are left to the compiler.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if not _is_ours(mesh):
+    if not is_ours(mesh):
         return x
     return jax.lax.with_sharding_constraint(x, spec(*axes, taken=mesh.manual_axes))
 

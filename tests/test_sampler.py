@@ -108,7 +108,7 @@ def sampled_by_rollout(case, dtype, params, prompts, group):
 
 def sampled_token_by_token(case, dtype, params, prompts, group):
     """Completions [R, TIME], 0 behind their ends, and logits and noise [R, TIME, V]; a token has the largest sum."""
-    policy = model.decoder(case.shape, dtype=dtype, remat=False)
+    policy = model.decoder(case.shape, dtype=dtype, remat="none")
     starts = np.repeat(prompts.lengths, group)
     count = len(starts)
     positions = np.tile(np.arange(LONGEST + TIME, dtype=np.int32), (count, 1))

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxrft import mesh as meshes
 from jaxrft.config import Config, TasksConfig
 from jaxrft.lm import hub, model, published, weights
-from jaxrft.lm.policy import LanguageModel, check_length, check_rank, lora_config, read_model
+from jaxrft.lm.policy import LanguageModel, check_length, check_rank, lora_config, make_policy, read_model
 from jaxrft.select.dots.predictor import Origin, Predictor, load_predictor, untrained_predictor
 from jaxrft.tasks import embeddings, projections, sources
 from jaxrft.tasks.open_sets import check_columns, mix_sets, tokenize, uses_embeddings, with_embeddings
@@ -54,7 +54,7 @@ class Found(NamedTuple):
 def look(config: Config, mesh: meshes.AnyMesh) -> Found:
     """Opens what is here; raises InputError for what cannot be used, and for a model whose shape is not known."""
     folder = hub.local(config.model)
-    lm = _published(config) if folder is None else read_model(config, folder)
+    lm = _published(config, mesh) if folder is None else read_model(config, folder, mesh)
     missing = []
     if folder is None:
         missing.append(f"{config.model}, its weights and its tokenizer: run {hub.download_command(config.model)}")
@@ -68,7 +68,7 @@ def look(config: Config, mesh: meshes.AnyMesh) -> Found:
     return Found(_described(config, lm, mesh), folder is not None, pool, held_out, predictor, tuple(missing))
 
 
-def _published(config: Config) -> LanguageModel:
+def _published(config: Config, mesh: meshes.AnyMesh) -> LanguageModel:
     """What is known of a model without its files."""
     keys = published.keys(config.model)
     if keys is None:
@@ -81,8 +81,7 @@ def _published(config: Config) -> LanguageModel:
     check_length(config, limit)
     shape = weights.model_config(keys, config.model)._replace(lora=lora_config(config))
     check_rank(config, shape)
-    policy = model.decoder(shape, dtype=jnp.dtype(config.dtype))
-    return LanguageModel(shape, policy, None, {}, None, (0,), Path(config.model))
+    return LanguageModel(shape, make_policy(config, shape, mesh), None, {}, None, (0,), Path(config.model))
 
 
 def _described(config: Config, lm: LanguageModel, mesh: meshes.AnyMesh) -> LanguageModel:

@@ -1,6 +1,7 @@
 """Grouped-query attention (arXiv 2305.13245): of many queries for training, of one query a row for decoding."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -126,7 +127,24 @@ def _attend_block(q: Array, positions: Array, sources: list[_Source]) -> Array:
     return mixed
 
 
-def attend_cached(q: Array, prefix: LayerCache, visible: Array, own: LayerCache, slot: Array) -> Array:
+AttendSlots = Callable[[Array, LayerCache, Array], tuple[Array, Array, Array]]
+"""(queries [rows, kv_heads, M, head_dim], cache, slot [] int32) -> what attention to the slots up to `slot` gives: the
+largest score, the sum of exponentials [rows, kv_heads, M, 1] and the mix of values [rows, kv_heads, M, head_dim]."""
+
+
+def attend_slots(q: Array, cache: LayerCache, slot: Array) -> tuple[Array, Array, Array]:
+    """Attends by XLA, which reads all slots of the cache; see `AttendSlots`."""
+    return _attend_part(q, cache, jnp.arange(cache.values.shape[2], dtype=slot.dtype) <= slot)
+
+
+def attend_cached(
+    q: Array,
+    prefix: LayerCache,
+    visible: Array,
+    own: LayerCache,
+    slot: Array,
+    attend_slots: AttendSlots,
+) -> Array:
     """Attends from one query a row to the row's prompt and to its own slots up to `slot`, as one softmax.
 
     q [rows, H, head_dim]; the prefix has B rows, of which row b serves the rows / B queries from b * rows / B on;
@@ -149,9 +167,8 @@ def attend_cached(q: Array, prefix: LayerCache, visible: Array, own: LayerCache,
         return x.swapaxes(1, 2).reshape(rows, kv_heads, heads // kv_heads, x.shape[-1])
 
     prompt_max, prompt_sum, prompt_mix = map(of_rows, parts)
-    written = jnp.arange(own.values.shape[2], dtype=slot.dtype) <= slot
     to_own = grouped.reshape(rows, kv_heads, heads // kv_heads, width)
-    own_max, own_sum, own_mix = _attend_part(to_own, own, written)
+    own_max, own_sum, own_mix = attend_slots(to_own, own, slot)
     highest = jnp.maximum(prompt_max, own_max)
     prompt_scale = jnp.exp(prompt_max - highest)
     own_scale = jnp.exp(own_max - highest)

@@ -16,7 +16,17 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jaxrft import mesh as meshes
-from jaxrft.lm.attention import PADDED, Cache, LayerCache, Segments, accumulation_dtype, attend, attend_cached
+from jaxrft.lm.attention import (
+    PADDED,
+    AttendSlots,
+    Cache,
+    LayerCache,
+    Segments,
+    accumulation_dtype,
+    attend,
+    attend_cached,
+    attend_slots,
+)
 from jaxrft.mesh import constrain
 from jaxrft.types import Array, PyTree
 
@@ -232,12 +242,18 @@ def merge(config: ModelConfig, parts: tuple[Array, ...], dtype: DTypeLike) -> Ar
 
 
 def decoder(
-    config: ModelConfig, *, dtype: DTypeLike = jnp.float32, remat: str = "full", gather_for_decode: bool = True
+    config: ModelConfig,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    remat: str = "full",
+    gather_for_decode: bool = True,
+    attend_slots: AttendSlots = attend_slots,
 ) -> Policy:
     """Returns the decoder as a Policy that computes in `dtype` whatever the parameters' dtype is.
 
     `remat`, a key of `REMATS`, says what the backward pass computes again. `gather_for_decode` keeps the weights whole
-    over `fsdp` while tokens are decoded, instead of gathering each layer for every token.
+    over `fsdp` while tokens are decoded, instead of gathering each layer for every token. `attend_slots` may be a
+    kernel, such as that of `jaxrft.lm.pallas_attention`.
     """
     return Policy(
         apply=partial(apply, config, dtype=dtype, remat=remat),
@@ -245,7 +261,7 @@ def decoder(
         init_cache=partial(init_cache, config, dtype=dtype),
         grow_cache=grow_cache,
         prepare_decode=partial(prepare_decode, config, dtype=dtype, gather=gather_for_decode),
-        decode=partial(decode, config, dtype=dtype, gathered=gather_for_decode),
+        decode=partial(decode, config, dtype=dtype, gathered=gather_for_decode, attend_slots=attend_slots),
     )
 
 
@@ -379,6 +395,7 @@ def decode(
     *,
     dtype: DTypeLike = jnp.float32,
     gathered: bool = True,
+    attend_slots: AttendSlots = attend_slots,
 ) -> tuple[Array, tuple[LayerCache, ...]]:
     """Computes one token of each row; see `Policy.decode`. `gathered`: whether `prepare_decode` gathered the weights.
 
@@ -397,7 +414,7 @@ def decode(
             new = _laid_out(k, v)
             write = jax.lax.dynamic_update_slice_in_dim
             own = LayerCache(write(earlier.keys, new.keys, slot, 3), write(earlier.values, new.values, slot, 2))
-            mixed = attend_cached(q[:, 0], prefix, prepared.visible, own, slot)
+            mixed = attend_cached(q[:, 0], prefix, prepared.visible, own, slot, attend_slots)
             return mixed[:, None], own
 
         if not gathered:  # XLA would move what does not change out of the loop over tokens, and hold all layers at once

@@ -1,5 +1,6 @@
 """Opens, adapts and exports the policy of a run."""
 
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +14,11 @@ from jax.typing import DTypeLike
 from jaxrft import mesh as meshes
 from jaxrft.config import Config
 from jaxrft.host.files import short_digest
-from jaxrft.lm import hub, model, rollout, tokenizer, weights
+from jaxrft.lm import attention, hub, model, rollout, tokenizer, weights
 from jaxrft.streams import stream_key
 from jaxrft.types import Array, InputError, PyTree, Rollout
+
+logger = logging.getLogger(__name__)
 
 
 class LanguageModel(NamedTuple):
@@ -36,7 +39,7 @@ def open_model(config: Config, mesh: Mesh, *, trained: bool = True) -> LanguageM
     What is trained, all parameters or fresh adapters, is float32; the others need no more digits than are computed
     with. A policy that is not `trained` has no adapters, and its parameters are in the dtype of the config.
     """
-    lm = read_model(config, hub.find(config.model), trained=trained)
+    lm = read_model(config, hub.find(config.model), mesh, trained=trained)
     dtype = jnp.float32 if trained and lm.config.lora is None else jnp.dtype(config.dtype)
     params = weights.load(lm.folder, lm.config, mesh=mesh, dtype=dtype)
     if lm.config.lora is None:
@@ -44,7 +47,7 @@ def open_model(config: Config, mesh: Mesh, *, trained: bool = True) -> LanguageM
     return lm._replace(params=draw_adapters(config, lm.config, mesh), frozen=params)
 
 
-def read_model(config: Config, folder: Path, *, trained: bool = True) -> LanguageModel:
+def read_model(config: Config, folder: Path, mesh: meshes.AnyMesh, *, trained: bool = True) -> LanguageModel:
     """The policy of a Hugging Face folder, all but its parameters."""
     shape = weights.read_config(folder)._replace(lora=lora_config(config) if trained else None)
     check_rank(config, shape)
@@ -55,8 +58,28 @@ def read_model(config: Config, folder: Path, *, trained: bool = True) -> Languag
             "they do not belong together"
         )
     check_length(config, weights.max_positions(folder))
-    policy = model.decoder(shape, dtype=jnp.dtype(config.dtype), gather_for_decode=config.gather_for_rollout)
-    return LanguageModel(shape, policy, None, {}, text, tokenizer.eos_ids(text, str(folder)), folder)
+    return LanguageModel(
+        shape, make_policy(config, shape, mesh), None, {}, text, tokenizer.eos_ids(text, str(folder)), folder
+    )
+
+
+def make_policy(config: Config, shape: model.ModelConfig, mesh: meshes.AnyMesh) -> model.Policy:
+    """Returns the decoder that the config asks for; says so where its kernel cannot be used on this mesh."""
+    attend_slots = attention.attend_slots
+    if config.attention == "pallas":
+        from jaxrft.lm import pallas_attention  # here, since most runs do not need it, and importing it takes time
+
+        reason = pallas_attention.misfit(shape.head_dim, config.max_completion_length, meshes.platform(mesh))
+        if reason:
+            logger.warning("attention is pallas, but completions are decoded by XLA: %s", reason)
+        else:
+            attend_slots = pallas_attention.attend_slots
+    return model.decoder(
+        shape,
+        dtype=jnp.dtype(config.dtype),
+        gather_for_decode=config.gather_for_rollout,
+        attend_slots=attend_slots,
+    )
 
 
 def lora_config(config: Config) -> model.LoRA | None:
