@@ -18,7 +18,7 @@ from jaxrft.rewards.grading import open_rewards, trainer_state
 from jaxrft.select import selectors
 from jaxrft.tasks import mixture, table
 from jaxrft.train.devices import check_mesh
-from jaxrft.train.memory import bin_shape
+from jaxrft.train.memory import bin_shape, memory_to_plan
 from jaxrft.train.resume import check_contents, with_template_date
 from jaxrft.train.setup import Opened, describe_run
 from jaxrft.types import Missing
@@ -65,10 +65,10 @@ def show(config: Config, topology: str | None = None) -> None:
 
 
 def _memory(mesh: meshes.AnyMesh, topology: str | None) -> int | None:
-    """Returns the bytes of a device of the run; None if they are not here."""
+    """Returns the bytes of a device that the run plans with; None if they are not here."""
     if topology:
         return programs.HBM[topology.partition(":")[0]] * 2**30
-    return meshes.memory_of_a_device(meshes.make()) if mesh.size == jax.device_count() else None
+    return memory_to_plan(meshes.make()) if mesh.size == jax.device_count() else None
 
 
 def _what(out: Page, config: Config, here: found.Found) -> list[str]:

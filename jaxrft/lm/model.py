@@ -27,6 +27,7 @@ from jaxrft.lm.attention import (
     attend_cached,
     attend_slots,
 )
+from jaxrft.lm.products import product
 from jaxrft.mesh import constrain
 from jaxrft.types import Array, PyTree
 
@@ -329,7 +330,7 @@ def _layer(
     """Computes one layer on x [rows, T, D]; returns its output and what `attention` keeps."""
     q, k, v = _project(config, w, rms_norm(x, w["attention_norm"], config.rms_norm_eps), rope)
     mixed, kept = attention(q, k, v)
-    x = x + jnp.einsum("rthe,hed->rtd", mixed, w["o"])
+    x = x + product("rthe,hed->rtd", mixed, w["o"])
     if config.output_bias:
         x = x + w["o_bias"][None, None]
     x = x + _mlp(w, rms_norm(x, w["mlp_norm"], config.rms_norm_eps))
@@ -452,7 +453,7 @@ def _project(config: ModelConfig, w: Params, x: Array, rope: tuple[Array, Array]
     """Queries, keys (both rotated) and values of one layer."""
 
     def project(name: str) -> Array:
-        out = jnp.einsum("rtd,dhe->rthe", x, w[name])
+        out = product("rtd,dhe->rthe", x, w[name])
         if config.attention_bias:
             out = out + w[f"{name}_bias"][None, None]
         if config.qk_norm and name != "v":
@@ -464,9 +465,9 @@ def _project(config: ModelConfig, w: Params, x: Array, rope: tuple[Array, Array]
 
 def _mlp(w: Params, x: Array) -> Array:
     """SwiGLU."""
-    gate = jax.nn.silu(jnp.einsum("rtd,df->rtf", x, w["gate"]))
-    inner = constrain(gate * jnp.einsum("rtd,df->rtf", x, w["up"]), "batch", "time", "mlp")
-    return jnp.einsum("rtf,fd->rtd", inner, w["down"])
+    gate = jax.nn.silu(product("rtd,df->rtf", x, w["gate"]))
+    inner = constrain(gate * product("rtd,df->rtf", x, w["up"]), "batch", "time", "mlp")
+    return product("rtf,fd->rtd", inner, w["down"])
 
 
 def rope_frequencies(config: ModelConfig) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What the backward pass keeps for a round of bins, by rule, and how much of it a device has room for."""
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jaxrft import mesh as meshes
 from jaxrft.config import Config
@@ -64,6 +65,16 @@ def logits_bytes(config: Config, shape: ModelConfig, mesh: meshes.AnyMesh, promp
     return 3 * 4 * min(update.CHUNK, slots * vocabulary)
 
 
+def memory_to_plan(mesh: meshes.AnyMesh) -> int | None:
+    """Returns the bytes of a device that may be filled to save arithmetic; None where they are not known, and on CPUs.
+
+    A CPU's memory is slow beside its arithmetic: to compute everything again is faster there, by a tenth.
+    """
+    if isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu":
+        return None
+    return meshes.memory_of_a_device(mesh)
+
+
 def choose_remat(
     config: Config,
     shape: ModelConfig,
@@ -77,7 +88,7 @@ def choose_remat(
     """Returns the config's `remat`; of "auto" the one that computes least again and that the devices have room for.
 
     `held` is all that stays on the devices, and `params` what is trained, whose gradient is there twice in float32.
-    "full" where the memory of a device, in bytes, is not known.
+    `memory` is `memory_to_plan` of the devices; "full" where it is None.
     """
     if config.remat != "auto":
         return config.remat

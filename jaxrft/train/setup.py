@@ -33,7 +33,7 @@ from jaxrft.tasks.open_sets import open_mixture, uses_embeddings
 from jaxrft.tasks.projections import compile_projection, open_predictor
 from jaxrft.tasks.table import TaskTable, batches, buckets
 from jaxrft.train.devices import computing_on
-from jaxrft.train.memory import choose_remat
+from jaxrft.train.memory import choose_remat, memory_to_plan
 from jaxrft.train.state import TrainState, no_rollouts
 from jaxrft.types import Array, InputError, Projections, PyTree, Tasks
 
@@ -101,7 +101,7 @@ def open_run(config: Config, mesh: Mesh) -> Opened:
         predictor,
         put=meshes.place,
         call=lambda program, *arguments: program(*arguments),
-        memory=meshes.memory_of_a_device(mesh),
+        memory=memory_to_plan(mesh),
     )
     if setup.replay is not None:
         check_memory(setup)
@@ -132,7 +132,7 @@ def describe_run(
         predictor,
         put=meshes.describe,
         call=lambda program, *arguments: program.eval_shape(*arguments),
-        memory=meshes.memory_of_a_device(mesh) if memory is None else memory,
+        memory=memory_to_plan(mesh) if memory is None else memory,
     )
     state = compile_init(setup).eval_shape(lm.params, constants.tasks)
     return Opened(setup, table, constants, state)
