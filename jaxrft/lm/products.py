@@ -1,14 +1,11 @@
 """Matrix products of activations and weights, with a gradient that suits XLA's processors."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 
 from jaxrft.types import Array
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def product(equation: str, x: Array, w: Array) -> Array:
     """Returns `jnp.einsum(equation, x, w)`, of activations and a weight.
 
@@ -16,11 +13,15 @@ def product(equation: str, x: Array, w: Array) -> Array:
     by element, together with what made it. So the narrower one comes first. JAX's own rule puts the result's gradient
     there, which is the wider one where a layer widens: on two cores that was a quarter of an update.
     """
+    return _product(equation, x, w)
+
+
+def _einsum(equation: str, x: Array, w: Array) -> Array:
     return jnp.einsum(equation, x, w)
 
 
 def _forward(equation: str, x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
-    return jnp.einsum(equation, x, w), (x, w)
+    return _einsum(equation, x, w), (x, w)
 
 
 def _backward(equation: str, kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
@@ -33,4 +34,5 @@ def _backward(equation: str, kept: tuple[Array, Array], g: Array) -> tuple[Array
     return to_x, jnp.einsum(f"{of_result},{of_x}->{of_w}", g, x)
 
 
-product.defvjp(_forward, _backward)
+_product = jax.custom_vjp(_einsum, nondiff_argnums=(0,))
+_product.defvjp(_forward, _backward)

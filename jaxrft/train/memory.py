@@ -1,7 +1,6 @@
 """What the backward pass keeps for a round of bins, by rule, and how much of it a device has room for."""
 
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from jaxrft import mesh as meshes
 from jaxrft.config import Config
@@ -70,7 +69,7 @@ def memory_to_plan(mesh: meshes.AnyMesh) -> int | None:
 
     A CPU's memory is slow beside its arithmetic: to compute everything again is faster there, by a tenth.
     """
-    if isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu":
+    if meshes.platform(mesh) == "cpu":
         return None
     return meshes.memory_of_a_device(mesh)
 
