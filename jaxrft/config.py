@@ -224,9 +224,10 @@ class Config(Checked):
     """Gather the policy over `fsdp` once a rollout. False gathers a layer at a time for every token, much slower, for
     when a whole copy in `dtype` (split over `model` only) does not fit beside the training state."""
 
-    attention: Literal["xla", "pallas"] = "xla"
-    """How completions attend to their own tokens while they are decoded: by XLA, or by a Pallas kernel for TPUs, which
-    reads the cache up to the current token only. The kernel has not been timed on a TPU yet."""
+    attention: Literal["xla", "pallas", "cudnn"] = "xla"
+    """What computes attention: xla everywhere; pallas, a kernel for TPUs with which completions are decoded, and which
+    reads the cache up to the current token only; cudnn for updates on GPUs, which keeps no scores. The last two have
+    not been timed yet."""
 
     batch_size: int = field(default=32, metadata=KEPT)
     """Tasks a step."""

@@ -55,6 +55,10 @@ class Segments(NamedTuple):
     prompt: Array  # [rows, T] int32; a prompt's is its own
 
 
+Attend = Callable[[Array, Array, Cache, Cache | None, Segments | None], Array]
+"""The arguments of `attend`, in their order."""
+
+
 def attend(
     q: Array, positions: Array, own: Cache, prefix: Cache | None = None, segments: Segments | None = None
 ) -> Array:

@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxrft import mesh as meshes
 from jaxrft.lm.attention import (
     PADDED,
+    Attend,
     AttendSlots,
     Cache,
     LayerCache,
@@ -248,16 +249,17 @@ def decoder(
     dtype: DTypeLike = jnp.float32,
     remat: str = "full",
     gather_for_decode: bool = True,
+    attend: Attend = attend,
     attend_slots: AttendSlots = attend_slots,
 ) -> Policy:
     """Returns the decoder as a Policy that computes in `dtype` whatever the parameters' dtype is.
 
     `remat`, a key of `REMATS`, says what the backward pass computes again. `gather_for_decode` keeps the weights whole
-    over `fsdp` while tokens are decoded, instead of gathering each layer for every token. `attend_slots` may be a
-    kernel, such as that of `jaxrft.lm.pallas_attention`.
+    over `fsdp` while tokens are decoded, instead of gathering each layer for every token. `attend`, of many queries,
+    and `attend_slots`, of one in decoding, may be kernels: `jaxrft.lm.cudnn_attention`, `jaxrft.lm.pallas_attention`.
     """
     return Policy(
-        apply=partial(apply, config, dtype=dtype, remat=remat),
+        apply=partial(apply, config, dtype=dtype, remat=remat, attend=attend),
         unembed=partial(unembed, config, dtype=dtype),
         init_cache=partial(init_cache, config, dtype=dtype),
         grow_cache=grow_cache,
@@ -295,6 +297,7 @@ def apply(
     *,
     dtype: DTypeLike = jnp.float32,
     remat: str = "full",
+    attend: Attend = attend,
 ) -> tuple[Array, Cache]:
     """Computes the decoder's forward pass; see `Policy.apply`.
 

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxrft import mesh as meshes
 from jaxrft.config import Config
 from jaxrft.host.files import short_digest
-from jaxrft.lm import attention, hub, model, rollout, tokenizer, weights
+from jaxrft.lm import attention, cudnn_attention, hub, model, rollout, tokenizer, weights
 from jaxrft.streams import stream_key
 from jaxrft.types import Array, InputError, PyTree, Rollout
 
@@ -61,6 +61,19 @@ def read_model(config: Config, folder: Path, mesh: meshes.AnyMesh, *, trained: b
     return LanguageModel(
         shape, make_policy(config, shape, mesh), None, {}, text, tokenizer.eos_ids(text, str(folder)), folder
     )
+
+
+def learner_policy(config: Config, lm: LanguageModel, mesh: meshes.AnyMesh, *, remat: str) -> model.Policy:
+    """Returns the policy as an update computes it; says so where the config's kernel cannot be used on this mesh."""
+    attend = attention.attend
+    if config.attention == "cudnn":
+        reason = cudnn_attention.misfit(lm.config.head_dim, config.dtype, meshes.platform(mesh))
+        if reason:
+            logger.warning("attention is cudnn, but updates attend by XLA: %s", reason)
+        else:
+            attend = cudnn_attention.attend
+    decoder = model.decoder(lm.config, dtype=jnp.dtype(config.dtype), remat=remat, attend=attend)
+    return lm.policy._replace(apply=decoder.apply)
 
 
 def make_policy(config: Config, shape: model.ModelConfig, mesh: meshes.AnyMesh) -> model.Policy:

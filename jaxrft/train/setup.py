@@ -20,9 +20,8 @@ from jaxrft.config import Config
 from jaxrft.learn import replay, update
 from jaxrft.learn.replay import Groups, Replay
 from jaxrft.learn.update import Update
-from jaxrft.lm import model
-from jaxrft.lm.model import Params
-from jaxrft.lm.policy import CompiledRollout, LanguageModel, compile_rollout, open_model
+from jaxrft.lm.model import Params, Policy
+from jaxrft.lm.policy import CompiledRollout, LanguageModel, compile_rollout, learner_policy, open_model
 from jaxrft.report.console import Display
 from jaxrft.select import selectors
 from jaxrft.select.base import Selector
@@ -167,7 +166,7 @@ def lay_out(
         lm=lm._replace(params=None, frozen={}),
         selector=make_selector(config, predictor),
         predictor=predictor,
-        learner=make_learner(config, lm, remat="full"),
+        learner=make_learner(config, lm.policy),  # for the shapes of its state
         replay=make_replay(config),
         num_tasks=num_tasks,
         domains=table.domains,
@@ -193,7 +192,8 @@ def lay_out(
         params=lm.params,
         memory=memory,
     )
-    return dataclasses.replace(setup, learner=make_learner(config, lm, remat=remat), remat=remat), constants
+    learner = make_learner(config, learner_policy(config, lm, mesh, remat=remat))
+    return dataclasses.replace(setup, learner=learner, remat=remat), constants
 
 
 def init(setup: Setup, params: Params, tasks: Tasks) -> TrainState:
@@ -294,11 +294,10 @@ def check_memory(setup: Setup) -> None:
         )
 
 
-def make_learner(config: Config, lm: LanguageModel, *, remat: str) -> Update:
-    """Returns the training step of the config; `remat` is a key of `model.REMATS`."""
-    decoder = model.decoder(lm.config, dtype=jnp.dtype(config.dtype), remat=remat)
+def make_learner(config: Config, policy: Policy) -> Update:
+    """Returns the training step of the config."""
     return update.make(
-        lm.policy._replace(apply=decoder.apply),
+        policy,
         mini_batch_size=config.tasks_per_update,
         micro_batch_size=config.rows_per_micro_batch,
         num_iterations=config.num_iterations,
