@@ -15,8 +15,8 @@ With --attention pallas the kernel counts by its grid and blocks: a block each t
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from time import perf_counter
@@ -64,8 +64,8 @@ class Counted:
     must: int  # at the last position
     full: float  # bytes / must
     mean: float | None  # the same, summed over all positions; None = not all segments are known
-    interpolated: bool  # whether segments between the first and the last were taken to be linear in their length
-    loops: tuple[tuple[int, int], ...]  # (limit, bytes) of each
+    loops: tuple[tuple[int, int], ...]  # (limit, bytes) of each at its last pass
+    averages: tuple[tuple[int, int], ...]  # (limit, bytes) of each, the mean of its passes
     compile_seconds: tuple[float, ...]  # of each that was compiled
     cost_analysis: float
     temporaries: int
@@ -173,6 +173,15 @@ def fill_in(loops: Sequence[tuple[int, int]], lengths: Sequence[int]) -> list[tu
     return [*between, (limit, most)]
 
 
+def all_ratios(decode: Decode, loops: Sequence[tuple[int, int]], lengths: str) -> tuple[float, float | None]:
+    """Returns `ratios` of the loops of `lengths` of the cache; no mean of the last alone."""
+    needed = cache_lengths(decode.new_tokens)
+    if lengths == "ends" and len(needed) > len(loops):
+        loops = fill_in(loops, needed)
+    full, mean = ratios(decode, loops)
+    return full, mean if len(loops) == len(needed) else None
+
+
 def count(decode: Decode, segments: Iterable[Segment], *, lengths: str = "all") -> Counted:
     """Counts what the decode loops of segments, `lengths` of them, move."""
     segments = list(segments)
@@ -189,11 +198,10 @@ def count(decode: Decode, segments: Iterable[Segment], *, lengths: str = "all") 
         found = Program(segment.text, {pallas_attention.NAME: read[-1]}).loops()
         loops += found
         average = Program(segment.text, {pallas_attention.NAME: sum(read) // len(read)}).loops()
-        averages += [(loop.limit, loop.bytes) for loop in average]
-    pairs = [(loop.limit, loop.bytes) for loop in loops]
-    interpolated = lengths == "ends" and len(needed) > len(loops) == 2
-    full, _ = ratios(decode, pairs)
-    _, mean = ratios(decode, fill_in(averages, needed) if interpolated else averages)
+        averages += [(min(loop.limit, decode.new_tokens), loop.bytes) for loop in average]
+    pairs = [(min(loop.limit, decode.new_tokens), loop.bytes) for loop in loops]
+    full, _ = all_ratios(decode, pairs, lengths)
+    _, mean = all_ratios(decode, averages, lengths)
     last = loops[-1]
     ordered = sorted(last.traffic, key=lambda each: each.bytes, reverse=True)
     exchanged = sorted(last.exchanges, key=lambda each: each.bytes, reverse=True)
@@ -202,9 +210,9 @@ def count(decode: Decode, segments: Iterable[Segment], *, lengths: str = "all") 
         bytes=last.bytes,
         must=decode.must_move(decode.new_tokens - 1),
         full=full,
-        mean=mean if lengths != "last" or len(needed) == 1 else None,
-        interpolated=interpolated,
-        loops=tuple((min(limit, decode.new_tokens), bytes_of_pass) for limit, bytes_of_pass in pairs),
+        mean=mean,
+        loops=tuple(pairs),
+        averages=tuple(averages),
         compile_seconds=tuple(round(segment.seconds, 1) for segment in segments),
         cost_analysis=segments[-1].cost_analysis,
         temporaries=segments[-1].temporaries,
@@ -213,6 +221,40 @@ def count(decode: Decode, segments: Iterable[Segment], *, lengths: str = "all") 
         exchanged=sum(each.bytes for each in exchanged),
         largest=tuple(map(describe, ordered[:SHOWN])),
         exchanges=tuple(map(describe_exchange, exchanged[:SHOWN])),
+    )
+
+
+def extrapolate(decode: Decode, counted: Mapping[int, Counted], lengths: str) -> Counted:
+    """Returns what a decoder moves, from decoders of two other numbers of layers that are otherwise the same.
+
+    Every figure is taken to be linear in the number of layers, all of which are compiled alike.
+    """
+    (few, fewer), (many, more) = sorted(counted.items())
+
+    def linear(low: float, high: float) -> int:
+        return round(low + (high - low) * (decode.config.num_layers - few) / (many - few))
+
+    def passes(low: Sequence[tuple[int, int]], high: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+        return tuple((limit, linear(x, y)) for (limit, x), (_, y) in zip(low, high, strict=True))
+
+    loops = passes(fewer.loops, more.loops)
+    averages = passes(fewer.averages, more.averages)
+    full, _ = all_ratios(decode, loops, lengths)
+    _, mean = all_ratios(decode, averages, lengths)
+    return replace(
+        more,
+        bytes=loops[-1][1],
+        must=decode.must_move(decode.new_tokens - 1),
+        full=full,
+        mean=mean,
+        loops=loops,
+        averages=averages,
+        compile_seconds=fewer.compile_seconds + more.compile_seconds,
+        cost_analysis=linear(fewer.cost_analysis, more.cost_analysis),
+        temporaries=linear(fewer.temporaries, more.temporaries),
+        cache=decode.cache_bytes,
+        copies=linear(fewer.copies, more.copies),
+        exchanged=linear(fewer.exchanged, more.exchanged),
     )
 
 
@@ -246,13 +288,17 @@ def measure(name: str, topology: str, options: argparse.Namespace) -> Counted:
         if reason := pallas_attention.misfit(decode.config.head_dim, options.new_tokens, platform):
             raise InputError(f"attention is pallas: {reason}")
     how = {"fsdp": options.fsdp, "lengths": options.lengths, "attention": options.attention}
-    segments = [*compile_segments(decode, topology, **how)]
-    if options.hlo:
-        options.hlo.mkdir(parents=True, exist_ok=True)
-        for segment in segments:
-            file = f"{name.rpartition('/')[2]}-{topology.replace(':', '-')}-{segment.length}.txt"
-            (options.hlo / file).write_text(segment.text)
-    return count(decode, segments, lengths=options.lengths)
+    counted = {}
+    for layers in options.layers or [decode.config.num_layers]:
+        compiled = replace(decode, config=decode.config._replace(num_layers=layers))
+        segments = [*compile_segments(compiled, topology, **how)]
+        counted[layers] = count(compiled, segments, lengths=options.lengths)
+        if options.hlo:
+            options.hlo.mkdir(parents=True, exist_ok=True)
+            for segment in segments:
+                file = f"{name.rpartition('/')[2]}-{topology.replace(':', '-')}-{layers}-{segment.length}.txt"
+                (options.hlo / file).write_text(segment.text)
+    return extrapolate(decode, counted, options.lengths) if options.layers else counted[decode.config.num_layers]
 
 
 HEADER = (
@@ -297,9 +343,18 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         help="of the cache, which are compiled; `ends` takes those in between to be linear, `last` has no mean (all)",
     )
     parser.add_argument("--attention", choices=ATTENTION, default="xla", help="to completions' own tokens (xla)")
+    parser.add_argument(
+        "--layers",
+        type=whole_number("layers", 1),
+        nargs=2,
+        metavar="N",
+        help="compiles decoders of two numbers of layers, and takes all figures to be linear in it; saves minutes",
+    )
     parser.add_argument("--json", type=path_argument, help="file of the figures")
     parser.add_argument("--hlo", type=path_argument, help="folder for the texts of the programs")
     options = parser.parse_args(arguments)
+    if options.layers and len({*options.layers}) < 2:
+        parser.error(f"layers is {options.layers}: give two numbers that differ")
     if options.rows % options.group_size:
         parser.error(f"rows is {options.rows}: it must be a multiple of group-size {options.group_size}")
     return options
@@ -324,7 +379,7 @@ def main(arguments: list[str]) -> None:
             print(table_row(name, topology, mesh, found), flush=True)
     if options.json:
         command = f"python -m benchmarks.decode_bytes {' '.join(arguments)}"
-        settings = {name: getattr(options, name) for name in (*COUNTS, "lengths", "attention")}
+        settings = {name: getattr(options, name) for name in (*COUNTS, "lengths", "attention", "layers")}
         record = {"command": command, "jax": jax.__version__, **settings}
         options.json.write_text(json.dumps({**record, "figures": figures}, indent=1) + "\n")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from jaxrft.errors import InputError
-from jaxrft.host import compile_cache, crash, terminal
+from jaxrft.host import compile_cache, crash, terminal, xla_options
 
 if TYPE_CHECKING:
     from jaxrft.config import Config
@@ -75,6 +75,7 @@ def _run(arguments: list[str]) -> int:
             if arguments[0] not in commands:
                 raise InputError(f"no command {arguments[0]!r}: it is one of {', '.join(commands)}")
             compile_cache.enable()
+            xla_options.apply(os.environ)
             return commands[arguments[0]](arguments[1:], f"jaxrft {arguments[0]} CONFIG")
     except (InputError, crash.Crash) as error:
         code, keep = (2, "") if isinstance(error, InputError) else (1, "\n")  # a Crash may hold a stack trace
@@ -91,15 +92,12 @@ def _run(arguments: list[str]) -> int:
 
 
 def _set_up() -> None:
-    """Sets what logging, transformers and XLA read when they begin."""
+    """Sets what logging and transformers read when they begin."""
     handler = logging.StreamHandler()
     handler.setFormatter(terminal.SentenceFormatter("jaxrft: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("jaxrft").setLevel(logging.INFO)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found" is as it should be
-    flags = os.environ.get("XLA_FLAGS", "")  # read when the first program is compiled
-    if "xla_gpu_deterministic_ops" not in flags:  # without it a resumed run on GPUs differs in the last bits
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
 
 
 def _config(arguments: list[str], prog: str, options: Callable[["Config"], T]) -> T:

@@ -1,5 +1,7 @@
 """Memory traffic counted from the text of optimized HLO: every number worked by hand."""
 
+import dataclasses
+
 import pytest
 
 from benchmarks import decode_bytes
@@ -203,13 +205,6 @@ DECODE = Decode(
 )  # fmt: skip
 
 
-def test_what_must_move_is_weights_once_filled_cache_and_one_write():
-    # 4 x 4 of q and o, 4 x 2 of k and v, three of 4 x 8, two norms of 4: 152 a layer; 8 x 4 of the embedding, a norm.
-    assert DECODE.weight_bytes == 2 * (2 * 152 + 32 + 4)
-    assert DECODE.position_bytes == 2 * 2 * 2 * 2
-    assert DECODE.must_move(4) == 680 + 16 * (2 * 3 + 4 * 5)
-
-
 def test_the_decoding_kernel_reads_blocks_up_to_the_slot():
     # 4 rows of one head, 2 queries of 2 numbers each; a cache of 5 slots is one block.
     assert decode_bytes.kernel_bytes(DECODE, 5, 0) == 2 * (16 + 40 + 40) + 4 * (16 + 8 + 8)
@@ -243,8 +238,19 @@ def test_the_segments_compiled_for_this_machine_are_counted():
     found = decode_bytes.count(DECODE, segments)
     assert [limit for limit, _ in found.loops] == [5]
     assert found.must == 1096 and found.full > 1 and found.bytes > 1096
-    assert found.mean is not None and not found.interpolated
+    assert found.mean is not None
     assert found.exchanged == 0
+
+
+def test_figures_of_two_depths_are_linear_in_the_layers():
+    counted = {}
+    for layers in (1, 3):
+        decode = dataclasses.replace(DECODE, config=DECODE.config._replace(num_layers=layers))
+        counted[layers] = decode_bytes.count(decode, decode_bytes.compile_segments(decode, "cpu"))
+    found = decode_bytes.extrapolate(DECODE, counted, "all")
+    assert found.bytes == round((counted[1].bytes + counted[3].bytes) / 2)
+    assert found.must == 1096 and found.full == found.bytes / 1096
+    assert found.cache == DECODE.cache_bytes
 
 
 def test_what_chips_exchange_is_counted_wherever_it_is():

@@ -266,4 +266,7 @@ def test_without_a_compiler_for_tpus_the_remedy_is_told():
 def test_programs_are_compiled_for_a_topology(dry):
     code, said, _ = dry("--topology", "v5e:4x2")
     assert code == 0 and said.endswith("\nready\n") and "Compiled for v5e:4x2, chips of 16 GiB" in said
-    assert re.search(r"select +fits: .*\n +generate +fits: .*\n +learn +fits: ", said)
+    assert re.search(r"At best on v5e:4x2, seconds a step\n.*\n +rollout +[\d.e-]+ +memory bandwidth ", said)
+    assert re.search(
+        r"select +fits: .*\n +prefill +fits: .*\n +decode +fits: .*\n +note +fits: .*\n +learn +fits: ", said
+    )

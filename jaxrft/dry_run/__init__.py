@@ -10,7 +10,8 @@ import tyro
 
 from jaxrft import mesh as meshes
 from jaxrft.config import Config
-from jaxrft.dry_run import counts, found, graded, memory, page, programs
+from jaxrft.dry_run import bounds, counts, found, graded, memory, page, programs
+from jaxrft.dry_run.chips import chip_of
 from jaxrft.dry_run.page import Page
 from jaxrft.fields import Checked
 from jaxrft.host.checkpoint import size_of
@@ -60,6 +61,7 @@ def show(config: Config, topology: str | None = None) -> None:
     width = table.buckets(here.pool.table.lengths)[-1]
     page.memories(out, memory.parts(run, width, tasks=here.pool.whole))
     if topology:
+        page.bounds(out, bounds.stages(run, width), topology)
         page.programs(out, programs.compiled(run, width, selects=here.pool.whole), topology)
     page.ending(out, [*here.missing, *ungraded, *_too_few_devices(config, mesh, topology)])
 
@@ -67,7 +69,7 @@ def show(config: Config, topology: str | None = None) -> None:
 def _memory(mesh: meshes.AnyMesh, topology: str | None) -> int | None:
     """Returns the bytes of a device that the run plans with; None if they are not here."""
     if topology:
-        return programs.HBM[topology.partition(":")[0]] * 2**30
+        return chip_of(topology).gib * 2**30
     return memory_to_plan(meshes.make()) if mesh.size == jax.device_count() else None
 
 

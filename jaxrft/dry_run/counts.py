@@ -107,3 +107,8 @@ def size(count: int) -> str:
         if count >= unit:
             return f"{count / unit:.2f} {name}"
     return f"{count} bytes"
+
+
+def seconds(value: float) -> str:
+    """A duration in three figures: 0.00123, 12.3, 1,230."""
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"

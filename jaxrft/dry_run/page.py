@@ -10,9 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxrft.dry_run import counts, memory
+from jaxrft.dry_run.bounds import BOUNDS, Need, at_best
+from jaxrft.dry_run.chips import chip_of
 from jaxrft.dry_run.found import Pool, Set
 from jaxrft.dry_run.graded import Trial, unjudged
-from jaxrft.dry_run.programs import HBM, Compiled
+from jaxrft.dry_run.programs import Compiled
 from jaxrft.host.terminal import escaped
 from jaxrft.lm import tokenizer
 from jaxrft.tasks import table as tables
@@ -203,9 +205,25 @@ def memories(page: Page, parts: Sequence[memory.Part]) -> None:
     page.line("  ~ estimated; what a compiler adds is not counted, --topology asks one", "dim")
 
 
+def bounds(page: Page, needs: Sequence[tuple[str, Need]], topology: str) -> None:
+    """The least seconds of a step's stages on the chips of a topology, and what bounds them."""
+    page.heading(f"At best on {topology}, seconds a step")
+    rows = []
+    for name, need in needs:
+        least = at_best(need, chip_of(topology))
+        rows.append((name, counts.seconds(least.seconds), least.bound, *map(counts.seconds, least)))
+    page.table(("", "at best", "bound by", *BOUNDS), rows, numbers=(1, 3, 4, 5))
+    page.line(
+        "  lower bounds: peak rates, all parts of a chip at once, every completion as long as it may be; a token reads "
+        "all weights and the written cache once; an update repeats its forward pass with remat full; norms and softmax "
+        "cost nothing",
+        "dim",
+    )
+
+
 def programs(page: Page, found: Iterable[Compiled], topology: str) -> None:
     """What the compiler says of the programs, a line each as soon as it is known."""
-    gib = HBM[topology.partition(":")[0]]
+    gib = chip_of(topology).gib
     page.heading(f"Compiled for {topology}, chips of {gib} GiB")
     for program in found:
         took = f"compiled in {program.seconds:.0f} s"

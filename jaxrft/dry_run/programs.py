@@ -13,6 +13,8 @@ from jax.sharding import Mesh
 
 from jaxrft import mesh as meshes
 from jaxrft.dry_run import memory
+from jaxrft.dry_run.chips import CHIPS
+from jaxrft.host import xla_options
 from jaxrft.lm import model
 from jaxrft.lm.model import Policy
 from jaxrft.lm.rollout import Decoding, Inputs
@@ -21,7 +23,6 @@ from jaxrft.train.devices import computing_on
 from jaxrft.train.setup import Opened, Tree
 from jaxrft.types import Feedback, InputError, Missing, PyTree
 
-HBM = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}  # GiB a chip
 # libtpu then neither looks for the slice that it is in, nor for other programs that use the chips.
 COMPILER_ONLY = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -46,9 +47,10 @@ class Compiled(NamedTuple):
 def devices(topology: str) -> list[Any]:
     """Descriptions of the chips of a slice such as v5e:4x4; raises InputError if there is no such or no compiler."""
     found = re.fullmatch(r"(\w+):(\d+x\d+(?:x\d+)?)", topology)
-    if not found or found[1] not in HBM:
-        raise InputError(f"topology is {topology!r}: give one of {', '.join(HBM)} with its sides, such as v5e:4x4")
+    if not found or found[1] not in CHIPS:
+        raise InputError(f"topology is {topology!r}: give one of {', '.join(CHIPS)} with its sides, such as v5e:4x4")
     os.environ |= COMPILER_ONLY
+    xla_options.apply_to("tpu", os.environ)  # the programs are to be those of a run on TPUs
     from jax.experimental import topologies
 
     sides = [int(side) for side in found[2].split("x")]
