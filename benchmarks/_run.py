@@ -127,6 +127,8 @@ def open_step(shape: Shape) -> Iterator[tuple[Step, TrainState]]:
             seed=shape.seed,
             rewards=(REWARD,),
         )
+        if shape.attention != "xla":  # a field that older commits do not have
+            config = dataclasses.replace(config, attention=shape.attention)
         mesh = open_mesh(config)
         with open_rewards(config) as pool:
             setup, table, constants, state = open_run(config, mesh)
@@ -163,9 +165,12 @@ class Stages:
         rewards = self.step.grade(self.state, self.rolled)
         scored = jax.block_until_ready(self.step.score(self.state, self.rolled, rewards))
         start = time.perf_counter()
-        self.state, _ = self.step.learn(self.state, scored.groups, ())
+        self.state, metrics = self.step.learn(self.state, scored.groups, ())
         jax.block_until_ready(self.state)
-        return {"seconds": time.perf_counter() - start}
+        measured = {"seconds": time.perf_counter() - start}
+        if "update/utilization" in metrics:  # which commits after 6701e75 say
+            measured["computed"] = 1 / float(metrics["update/utilization"])
+        return measured
 
     def whole_step(self) -> Measured:
         """Makes a step, and measures its stages; that of the selector's update counts to `select`."""

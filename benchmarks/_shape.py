@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+ATTENTION = ("xla", "pallas", "cudnn")
 ITEM_SIZE = {"float32": 4, "bfloat16": 2}  # bytes
 Value = TypeVar("Value", int, str)
 LENGTHS = ("fixed", "geometric")
@@ -42,6 +43,7 @@ class Shape:
     threads: int = _flag(os.cpu_count() or 1, "cores that each process may use")
     seed: int = _flag(0, "of weights, prompts and completions")
     dtype: str = _flag("float32", "of the arithmetic")
+    attention: str = _flag("xla", "what computes attention, as the config's")
     lengths: str = _flag("fixed", "all completions as long as new_tokens, or geometric lengths")
 
     @property
@@ -73,7 +75,7 @@ class Shape:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds a flag for every field of `Shape`."""
-    choices = {"dtype": tuple(ITEM_SIZE), "lengths": LENGTHS}
+    choices = {"dtype": tuple(ITEM_SIZE), "lengths": LENGTHS, "attention": ATTENTION}
     for each in dataclasses.fields(Shape):
         parser.add_argument(
             f"--{each.name.replace('_', '-')}",

@@ -36,6 +36,7 @@ class Medians(NamedTuple):
     peak_bytes: float
     stages: Measured  # median seconds of each stage; {} = it has none
     runs: tuple[float, ...]  # seconds of each run, in order
+    computed: float | None = None  # tokens computed for each token in the loss; None = not known
 
 
 class Worker:
@@ -168,11 +169,13 @@ def medians(about: dict, runs: list[Measured]) -> Medians:
     seconds = middle.pop("seconds")
     tokens = middle.pop("tokens")
     peak_bytes = middle.pop("peak_bytes")
+    computed = middle.pop("computed", None)
     return Medians(
         seconds=seconds,
         tokens=tokens,
         compile_seconds=max(0.0, about["first"]["seconds"] - seconds),
         peak_bytes=peak_bytes,
+        computed=computed,
         stages=middle,
         runs=tuple(run["seconds"] for run in runs),
     )
@@ -194,8 +197,9 @@ def needs(what: str, shape: Shape, lengths: Sequence[int]) -> Need:
 
 
 HEADER = (
-    "| | seconds | tokens/s | seconds / first's | of the products' rate | of the copy's | compile | peak memory |\n"
-    "|---|--:|--:|--:|--:|--:|--:|--:|"
+    "| | seconds | tokens/s | seconds / first's | of the products' rate | of the copy's "
+    "| computed / in loss | compile | peak memory |\n"
+    "|---|--:|--:|--:|--:|--:|--:|--:|--:|"
 )
 
 
@@ -210,6 +214,7 @@ def table(found: dict[str, Medians], need: Need, rates: Measured) -> str:
             f"{each.seconds / first:.2f}",
             f"{need.flops / each.seconds / rates['flops']:.1%}",
             f"{need.bytes / each.seconds / rates['bytes']:.1%}" if need.bytes else "-",
+            "-" if each.computed is None else f"{each.computed:.2f}",
             f"{each.compile_seconds:.1f} s",
             f"{each.peak_bytes / 2**20:,.0f} MiB",
         )

@@ -150,10 +150,10 @@ def test_a_process_that_ends_is_named(tmp_path):
 
 def test_the_table_has_rates_and_ratios():
     first = Medians(2.0, 100, 1.0, 2**20, {"select": 0.5, "learn": 1.5}, (2.0,))
-    second = Medians(4.0, 100, 3.0, 2**21, {}, (4.0,))
+    second = Medians(4.0, 100, 3.0, 2**21, {}, (4.0,), computed=1.125)
     lines = _turns.table({"ours": first, "base": second}, Need(30, 8), {"flops": 60.0, "bytes": 16.0}).splitlines()
-    assert lines[2] == "| ours | 2.000 | 50 | 1.00 | 25.0% | 25.0% | 1.0 s | 1 MiB |"
-    assert lines[3] == "| base | 4.000 | 25 | 2.00 | 12.5% | 12.5% | 3.0 s | 2 MiB |"
+    assert lines[2] == "| ours | 2.000 | 50 | 1.00 | 25.0% | 25.0% | - | 1.0 s | 1 MiB |"
+    assert lines[3] == "| base | 4.000 | 25 | 2.00 | 12.5% | 12.5% | 1.12 | 3.0 s | 2 MiB |"
     assert _turns.stage_table({"ours": first, "base": second}).splitlines()[2] == (
         "| ours | 0.500 s, 25% | 1.500 s, 75% |"
     )
