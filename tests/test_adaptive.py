@@ -231,6 +231,7 @@ def test_per_token_a_long_task_has_to_be_worth_its_length():
     assert update(state, Tasks(), half).tokens.tolist() == [0, 20]
 
 
+@pytest.mark.slow
 def test_per_token_saves_tokens():
     """Alike but for their length: half of the tasks take four times the tokens of the others."""
     tokens = jnp.where(jnp.arange(128) % 2 == 0, 100.0, 400.0)

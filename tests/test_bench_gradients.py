@@ -18,6 +18,7 @@ def found():
     return gradients.measure(tasks=40, samples=32)
 
 
+@pytest.mark.slow
 def test_rewards_that_do_not_depend_on_the_completions_obey_the_theorem(found):
     """For each size of a group: over the tasks the shares follow theirs, and their means agree."""
     theirs = np.stack([gradients.theorem(found.pass_rates, size) for size in gradients.GROUPS], axis=1)
@@ -26,12 +27,14 @@ def test_rewards_that_do_not_depend_on_the_completions_obey_the_theorem(found):
     np.testing.assert_allclose(ours.mean(axis=0), theirs.mean(axis=0), rtol=0.25)
 
 
+@pytest.mark.slow
 def test_gradients_of_real_rewards_are_larger_and_follow_it_roughly(found):
     ours = gradients.shares(found)
     assert (gradients.correlations(found, ours["the task's rewards"]) > 0.3).all()
     assert (ours["the task's rewards"].mean(axis=0) > ours["coins"].mean(axis=0)).all()
 
 
+@pytest.mark.slow
 def test_it_prints_a_table_and_draws(found, tmp_path):
     assert "| theorem | 0.0 to 0.2 |" in gradients.table(found)
     gradients.draw(found, str(tmp_path / "gradients.png"))

@@ -114,6 +114,7 @@ def test_math_verify_reads_the_same(truth):
         assert not differ(ours, theirs)
 
 
+@pytest.mark.slow
 def test_verdicts_are_those_of_math_verify():
     """On equal truths, on pairs of them, and on near misses."""
     pairs = random.Random(0).sample(list(itertools.permutations(TRUTHS, 2)), 300)

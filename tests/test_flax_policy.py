@@ -110,7 +110,15 @@ def flax_nnx_with_cache() -> tuple[Policy, Any]:
     return policy, nnx.state(module, nnx.Param)
 
 
-@pytest.mark.parametrize("library", [linen, linen_with_cache, flax_nnx, flax_nnx_with_cache])
+@pytest.mark.parametrize(
+    "library",
+    [
+        linen,
+        linen_with_cache,
+        pytest.param(flax_nnx, marks=pytest.mark.slow),
+        pytest.param(flax_nnx_with_cache, marks=pytest.mark.slow),
+    ],
+)
 def test_a_flax_module_is_rolled_out_and_trained(library):
     """Logprobs of rollout and learner agree, and the policy learns to say 7, the reward being how often it does."""
     policy, params = library()

@@ -104,6 +104,7 @@ def test_only_what_is_read_is_downloaded():
     assert list(filter_repo_objects(files + others, allow_patterns=hub.FILES, ignore_patterns=hub.FOLDERS)) == files
 
 
+@pytest.mark.slow
 def test_a_run_from_the_cache_is_one_from_its_folder(cache, policy, configure, whole, tmp_path):
     put(cache, policy)
     train(configure(tmp_path / "run", model="owner/tiny", steps=1))

@@ -131,6 +131,7 @@ def two_sets(folder, **options):
     return first, second
 
 
+@pytest.mark.slow
 def test_a_mixture_is_trained_on_and_its_domains_are_told_apart(configure, tmp_path):
     config = configure(tmp_path / "run", tasks=two_sets(tmp_path), steps=1)
     train(config)

@@ -108,6 +108,7 @@ def test_the_file_is_a_source_of_tasks_with_reference_pass_rates(rates):
     np.testing.assert_array_equal(found.reference_pass_rates, np.array(wanted, np.float32).T)
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_writes_the_same_file(prepare, rates, tmp_path):
     out, record = tmp_path / "rates.parquet", tmp_path / "graded.txt"
     for batches in (1, 4):  # in the journal when the grader, in the batch after them, kills the process
@@ -129,6 +130,7 @@ def test_killed_again_and_again_it_writes_the_same_file(prepare, rates, tmp_path
             assert len(completions(record)[prompt]) == SAMPLES, prompt
 
 
+@pytest.mark.slow
 def test_a_signal_ends_it_after_the_batch_in_hand(prepare, rates, tmp_path):
     out = tmp_path / "rates.parquet"
     code, said, errors = command(tmp_path, prepare(), out, SEND="SIGTERM", LINES=2)
@@ -138,6 +140,7 @@ def test_a_signal_ends_it_after_the_batch_in_hand(prepare, rates, tmp_path):
     assert digest(out) == digest(rates[0])
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_file_of_one(prepare, rates, tmp_path):
     path = helpers.write_config(tmp_path / "config.py", prepare(mesh=MeshConfig()))
     variables = {"JAX_COORDINATOR_ADDRESS": f"localhost:{helpers.free_port()}", "JAX_NUM_PROCESSES": 2}

@@ -245,6 +245,7 @@ def test_what_is_no_failure(pool):
     assert grade(pool, ["none", "true", "print", "fork", "term", "a"]) == ([None, 1.0, 5.0, 4.0, 4.0, 1.0], {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reason", ["gradings", "bytes"])
 def test_workers_are_recycled(monkeypatch, reason):
     """Between two chunks, without losing a reward; other workers go on meanwhile."""
@@ -673,6 +674,7 @@ def test_what_graders_started_ends_too(tmp_path, end):
     wait_until(lambda: not any(alive(pid) for pid in pids))
 
 
+@pytest.mark.slow
 def test_what_a_killed_grader_started_ends_with_it(tmp_path, monkeypatch):
     """A timeout kills the grader's processes; the next worker has its own."""
     monkeypatch.setenv("STARTED", str(tmp_path / "started"))

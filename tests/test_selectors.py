@@ -217,6 +217,7 @@ def test_no_state_depends_on_the_batch_size(name):
     assert_equal(jax.tree.map(jnp.shape, state), jax.tree.map(jnp.shape, compiled(name).state))
 
 
+@pytest.mark.slow
 @every_selector
 def test_eager_equals_jit(name):
     selector, state, step, _ = compiled(name)
@@ -250,6 +251,7 @@ def test_excluded_tasks_come_last(name):
         assert sorted(choice.ids[:B].tolist()) == jnp.flatnonzero(~exclude).tolist() or name.startswith("mopps")
 
 
+@pytest.mark.slow
 @every_selector
 def test_a_mask_that_excludes_no_task_changes_no_bit(name, mesh):
     selector, state, *_ = compiled(name)

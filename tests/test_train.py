@@ -169,7 +169,6 @@ def test_a_late_success_outside_its_range_costs_that_reward_only(configure, tmp_
     assert second["rewards/graders:late/mean"] == pytest.approx(16 / 24)
 
 
-@pytest.mark.slow
 def test_graders_that_fail_at_a_later_evaluation_do_not_end_the_run(configure, world, tmp_path):
     held_out = EvalConfig((TasksConfig(str(world / "tasks.jsonl"), name="held_out"),), num_samples=0)
     grader = {"rewards": ("graders:later",), "evaluation": held_out, "eval_steps": 1, "steps": 1}

@@ -430,6 +430,7 @@ def memory(vocabulary, tasks, rows, *, time=4096):
     return step.memory_analysis().temp_size_in_bytes, *sizes
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_micro_batch_not_with_the_vocabulary_or_the_batch():
     """Four chunks of logits at most, whatever the vocabulary; all logits of 64 rows would be 160 GB with the larger."""
     least, batch, _ = memory(512, 64, 64)
