@@ -78,6 +78,7 @@ def test_records_of_a_run_before_there_were_dates_are_no_fault(day, tmp_path, ca
     assert template_date_of_run(begun_run(tmp_path / "run", "{}")) == "2031-02-05" and not caplog.text
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_a_day_later_with_the_prompts_of_its_first_day(configured, day, tmp_path, capsys):
     day("2031-02-03")
     train(configured(steps=1, save_steps=1))

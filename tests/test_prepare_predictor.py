@@ -31,6 +31,7 @@ def quadrants(num_tasks=180, num_policies=8):
     return Data(rows, rates, tuple(f"policy {m}" for m in range(num_policies)), Origin("circle", 6))
 
 
+@pytest.mark.slow
 def test_it_beats_ridge_where_difficulty_is_no_line_of_the_embedding(tmp_path, capsys):
     data, out, plot = quadrants(), tmp_path / "p.safetensors", tmp_path / "p.png"
     data.pass_rates[0, :30] = NAN  # 30 unknown

@@ -189,6 +189,7 @@ def test_groups_without_weight_are_drawn_last_but_drawn():
 # ------------------------------------------------------------------------------------------------------ properties
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(HISTORIES, st.sampled_from([None, 1, 3]), st.sampled_from(list(replay.WEIGHTS)), st.integers(0, 2**31 - 1))
 def test_any_history_agrees_with_a_queue(history, max_age, form, seed):
