@@ -97,10 +97,11 @@ def test_time_that_is_up_leaves_nothing_behind(monkeypatch):
     """The same answers are judged as before, by the same process."""
     answers = [r"\boxed{\sin^2 x + \cos^2 x}"] * 2
     before = math([""] * 2, answers, answer=["1", "2"])
+    usual = mathematics.SECONDS
     monkeypatch.setattr(mathematics, "SECONDS", 0.05)
     start = time.process_time()
     assert math([""], [f"\\boxed{{{HOSTILE['determinant']}}}"], answer=["5"]) == [0.0]
-    assert time.process_time() - start < 1.0
+    assert time.process_time() - start < 2 * usual  # to parse and to compare
     monkeypatch.undo()
     mathematics._equal.cache_clear()
     assert math([""] * 2, answers, answer=["1", "2"]) == before == [1.0, 0.0]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jaxrft.lm.products import product
 from jaxrft.mesh import constrain
 from jaxrft.types import Array, PyTree
 
@@ -112,7 +113,7 @@ def _attend_block(q: Array, positions: Array, sources: list[_Source]) -> Array:
         batch, length, kv_heads, _ = source.keys.shape
         grouped = q.reshape(batch, rows // batch, steps, kv_heads, heads // kv_heads, width)
         wide = accumulation_dtype(q.dtype)
-        score = jnp.einsum("bgtkqe,bske->bgkqts", grouped, source.keys, preferred_element_type=wide)
+        score = product("bgtkqe,bske->bgkqts", grouped, source.keys, dtype=wide)
         query = positions.reshape(batch, rows // batch, 1, 1, steps, 1)
         sees = source.positions.reshape(batch, 1, 1, 1, 1, length) <= query
         if seen is not None:
@@ -126,7 +127,7 @@ def _attend_block(q: Array, positions: Array, sources: list[_Source]) -> Array:
         part = weights[..., start : start + length]
         part = part.reshape(batch, rows // batch, kv_heads, heads // kv_heads, steps, length)
         start += length
-        out = jnp.einsum("bgkqts,bske->bgtkqe", part, source.values)
+        out = product("bgkqts,bske->bgtkqe", part, source.values)
         mixed = mixed + out.reshape(q.shape)
     return mixed
 
@@ -187,10 +188,10 @@ def _attend_part(q: Array, cache: LayerCache, visible: Array) -> tuple[Array, Ar
     Returns the largest score, the sum of exponentials [rows, kv_heads, M, 1] and the mix of values, all in
     the `accumulation_dtype` of the queries.
     """
-    product = partial(jnp.einsum, preferred_element_type=accumulation_dtype(q.dtype))
-    scores = product("rkme,rkes->rkms", q, cache.keys) / math.sqrt(q.shape[-1])
+    einsum = partial(jnp.einsum, preferred_element_type=accumulation_dtype(q.dtype))
+    scores = einsum("rkme,rkes->rkms", q, cache.keys) / math.sqrt(q.shape[-1])
     scores = jnp.where(visible, scores, HIDDEN)
     highest = jnp.max(scores, axis=-1, keepdims=True)
     weights = jnp.exp(scores - highest)
-    mix = product("rkms,rkse->rkme", weights.astype(q.dtype), cache.values)
+    mix = einsum("rkms,rkse->rkme", weights.astype(q.dtype), cache.values)
     return highest, jnp.sum(weights, axis=-1, keepdims=True), mix

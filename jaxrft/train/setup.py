@@ -56,8 +56,8 @@ class Setup:
     num_tasks: int
     domains: tuple[str, ...]
     prompt_length: int  # tokens of the longest prompt, padded
-    remat: str  # of `jaxrft.lm.model.REMATS`
     generate: CompiledRollout
+    remat: str = "full"  # of `jaxrft.lm.model.REMATS`, that of the learner
     shardings: TrainState | None = None  # of the leaves of the state, as `jax.sharding.NamedSharding`s
 
 
@@ -171,7 +171,6 @@ def lay_out(
         num_tasks=num_tasks,
         domains=table.domains,
         prompt_length=buckets(table.lengths)[-1],
-        remat="full",
         generate=compile_rollout(lm, config, mesh),
     )
     constants = Constants(
