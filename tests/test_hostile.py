@@ -1,5 +1,7 @@
 """The reward `math` against answers that are made to cost: each is worth 0, and the others keep their rewards."""
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -91,6 +93,29 @@ def test_a_hostile_gold_gives_no_reward(gold):
 def test_large_and_still_an_answer(answer):
     written = answer.replace("\\frac", "\\dfrac ").replace("x", " x ").replace("4 ", "2 \\cdot 2")
     assert math([""] * 2, [f"\\boxed{{{written}}}", "\\boxed{7}"], answer=[answer] * 2) == [1.0, 0.0]
+
+
+LOADED = r"""
+import sys
+from contextlib import contextmanager
+from jaxrft.rewards import mathematics
+
+@contextmanager
+def watched(seconds):
+    before = set(sys.modules)
+    yield
+    print("loaded", *sorted(set(sys.modules) - before))
+
+mathematics.processor_time = watched
+print(mathematics.math([""], [r"\boxed{\sin^2 x + \cos^2 x}"], answer=["1"]))
+"""
+
+
+def test_what_a_library_loads_first_is_not_the_time_of_an_answer():
+    """On a slow machine the first answer of a process, which was right, was out of time."""
+    done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=True)
+    *loaded, graded = done.stdout.splitlines()
+    assert len(loaded) >= 3 and set(loaded) == {"loaded"} and graded == "[1.0]"
 
 
 def test_time_that_is_up_leaves_nothing_behind(monkeypatch):

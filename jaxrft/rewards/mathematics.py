@@ -302,6 +302,13 @@ def _is_list(gold: str) -> bool:
     return isinstance(parsed, _SEVERAL | sympy.Union) and len(parsed.args) > 1
 
 
+@lru_cache(maxsize=1)
+def _load() -> None:
+    """Has math-verify and sympy load what they load when they are first called: an answer's time is not for that."""
+    answers = parse(r"$\sin^2 x + \cos^2 x$", parsing_timeout=_NO_LIMIT)
+    verify(parse("$1$", parsing_timeout=_NO_LIMIT), answers, timeout_seconds=_NO_LIMIT)
+
+
 def _judge(gold: str, text: str) -> bool:
     """Returns math-verify's verdict, or False where there is none: it takes too much, or math-verify fails."""
     golds, answers = _parse_gold(gold), _parse(text)
@@ -327,6 +334,7 @@ def _parse(text: str, **options: Any) -> list:
     """Returns what math-verify reads in a text, expressions and a string, or nothing where it cannot be judged."""
     if too_deep(text):
         return []
+    _load()
     try:
         with processor_time(SECONDS):
             parsed = parse(text, parsing_timeout=_NO_LIMIT, **options)
