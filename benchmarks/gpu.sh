@@ -38,7 +38,8 @@ measure() { # NAME COMMAND...: a failure is told, and the next measurement goes 
 
 common=(--dtype bfloat16 --prompt-length 256 --new-tokens 1024 --repeats 3)
 for model in "${models[@]}"; do
-  read -ra sizes <<<"$(shape "$model")" || exit 2
+  flags=$(shape "$model") || exit 2
+  read -ra sizes <<<"$flags"
   measure "rollout-$model" python -m benchmarks.rollout "${common[@]}" "${sizes[@]}" --json "$out/rollout-$model.json"
   [ "$model" = 7b ] && continue
   for attention in xla cudnn; do

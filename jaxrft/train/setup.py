@@ -179,9 +179,7 @@ def lay_out(
         reference_params=(lm.frozen or lm.params) if config.kl_coef > 0 else None,
         nothing_excluded=put_rows(np.zeros(num_tasks, bool)),
     )
-    setup = dataclasses.replace(setup, shardings=state_shardings(setup, lm.params, tasks))
-    state = jax.eval_shape(partial(init, setup), lm.params, tasks)
-    state = jax.tree.map(meshes.describe, state, setup.shardings)
+    state = describe_state(setup, lm.params, tasks)
     remat = choose_remat(
         config,
         lm.config,
@@ -192,7 +190,8 @@ def lay_out(
         memory=memory,
     )
     learner = make_learner(config, learner_policy(config, lm, mesh, remat=remat))
-    return dataclasses.replace(setup, learner=learner, remat=remat), constants
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    return dataclasses.replace(setup, learner=learner, remat=remat, shardings=shardings), constants
 
 
 def init(setup: Setup, params: Params, tasks: Tasks) -> TrainState:
@@ -212,8 +211,8 @@ def compile_init(setup: Setup) -> Callable[[Params, Tasks], TrainState]:
     return jax.jit(partial(init, setup), out_shardings=setup.shardings, donate_argnums=0)
 
 
-def state_shardings(setup: Setup, params: Params, tasks: Tasks) -> TrainState:
-    """Returns how the state lies on the mesh.
+def describe_state(setup: Setup, params: Params, tasks: Tasks) -> TrainState:
+    """Returns the shapes of the state, and how it lies on the mesh.
 
     A parameter's moments lie where it lies. What has a row a task, or a row a replayed group, is sharded over
     rows, if the mesh divides their number. Everything else is replicated.
@@ -233,7 +232,7 @@ def state_shardings(setup: Setup, params: Params, tasks: Tasks) -> TrainState:
         "replay": by_rows(state.replay, setup.config.replay.capacity),
         "counters": by_rows(state.counters, setup.num_tasks),
     }
-    return TrainState(**shardings)
+    return jax.tree.map(meshes.describe, state, TrainState(**shardings))
 
 
 def task_arrays(table: TaskTable, predictor: Predictor | None) -> Tasks:
