@@ -1,11 +1,15 @@
-"""How `adaptive` fares where nothing was chosen for it.
+"""How `adaptive` does where nothing was tuned for it.
 
-Response matrices drawn from item-response models, replayed as policies whose domains move in different ways (which task
-belongs to which is not told), and students in hostile worlds, against `uniform` with the same seeds.
+Item response models, whose domains move in different ways, and students in hostile worlds: next to `uniform`, and to
+`bots` with its references, all with the same seeds. Two versions of a selector are compared by running this at two
+commits with the same seeds.
 """
 
 import argparse
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import _script
@@ -14,18 +18,41 @@ from jaxrft.fields import whole_number
 from jaxrft.select import selectors
 from jaxrft.simulate.command import believing
 from jaxrft.simulate.trials import run, scores
+from jaxrft.simulate.worlds import SCHEDULES
 from jaxrft.stats import mean_interval
+from jaxrft.types import Array, Feedback, Tasks
 
-STEPS, TASKS, POLICIES = 200, 249, 2000
+STEPS = 200
+TASKS = 249
+BATCH = 16
+GENERATIONS = 16
+WIDTH = 32  # of the embeddings
+REFERENCES = (0.10, 0.95)  # quantiles of the population of policies
+FIGURES = ("effective_group_ratio", "mse", "coverage")
 APART = ("up", "still", "down", "jump")
-MATRICES = {  # schedules, quantiles at begin and end, mean and spread of difficulty, spread of ability
-    "improves": (("up",), 0.15, 0.85, 0.0, 2.5, 1.5),
-    "improves, hard": (("up",), 0.05, 0.85, 1.5, 2.5, 1.5),
-    "apart": (APART, 0.10, 0.90, 0.5, 2.5, 1.5),
-    "apart, hard": (APART, 0.05, 0.80, 2.5, 3.0, 2.0),
-    "apart, two kinds": (APART, 0.05, 0.85, 1.5, 2.8, 2.0),
-    "all jump": (("jump",), 0.15, 0.85, 1.0, 2.5, 1.5),
+
+
+class Kind(NamedTuple):
+    """A population of tasks, a population of policies, and how a policy moves through it."""
+
+    schedule: tuple[str, ...]  # of each domain
+    begin: float  # quantile of the policies
+    end: float
+    difficulty: float  # mean, in logits
+    spread: float  # standard deviation of the difficulties
+    ability: float  # standard deviation of the policies' abilities
+    bimodal: bool = False  # half of the tasks are easy, half are hard
+
+
+KINDS = {
+    "improves": Kind(("up",), 0.15, 0.85, 0.0, 2.5, 1.5),
+    "improves, hard": Kind(("up",), 0.05, 0.85, 1.5, 2.5, 1.5),
+    "apart": Kind(APART, 0.10, 0.90, 0.5, 2.5, 1.5),
+    "apart, hard": Kind(APART, 0.05, 0.80, 2.5, 3.0, 2.0),
+    "apart, two kinds": Kind(APART, 0.05, 0.85, 1.5, 2.8, 2.0, bimodal=True),
+    "all jump": Kind(("jump",), 0.15, 0.85, 1.0, 2.5, 1.5),
 }
+TOLD = ("nothing", "domains", "domains and embeddings")
 HOSTILE = {
     "useless embeddings": {"signal": 0.0, "references": "none"},
     "references anti-correlated": {"signal": 0.0, "references": "anti"},
@@ -37,66 +64,123 @@ HOSTILE = {
 }
 
 
-def matrix(seed: int, difficulty: float, spread: float, ability: float, *, two_kinds: bool = False) -> np.ndarray:
-    """Answers [P, N] of policies to tasks: sigmoid(a (ability - difficulty)), a log-normal; rows sorted by ability."""
-    rng = np.random.default_rng(seed)
-    raw = (
-        np.where(rng.random(TASKS) < 0.5, -1, 1) + 0.4 * rng.normal(size=TASKS) if two_kinds else rng.normal(size=TASKS)
-    )
-    slope = np.exp(0.3 * rng.normal(size=TASKS))
-    theta = np.sort(ability * rng.normal(size=POLICIES))[:, None]
-    chance = 1 / (1 + np.exp(-slope * (theta - difficulty - spread * raw)))
-    return (rng.random(chance.shape) < chance).astype(np.int8)
+class Items(NamedTuple):
+    """The parameters of the tasks."""
+
+    difficulty: Array  # [N]
+    slope: Array  # [N], discrimination
+    domain: Array  # [N] int32
 
 
-def matrices(seeds: int) -> None:
-    """Prints effective group ratio, squared error and coverage of each selector on each kind of matrix."""
-    bots = selectors.bots(16)
-    chosen = {
-        "uniform": believing(selectors.uniform(16), bots),
-        "bots": bots,
-        "adaptive": selectors.adaptive(16),
-    }
-    for name, (schedule, begin, end, *shape) in MATRICES.items():
-        for selector, functions in chosen.items():
-            found = []
-            for seed in range(seeds):
-                data = simulate.Responses(matrix(seed, *shape, two_kinds=name.endswith("kinds")))
-                world = simulate.replay(data, steps=STEPS, num_generations=16, schedule=schedule, begin=begin, end=end)
-                found.append(scores(run(world, functions, 1, STEPS, batch_size=16), TASKS))
-            mean = {
-                key: np.mean([each[key][0] for each in found]) for key in ("effective_group_ratio", "mse", "coverage")
-            }
-            print(f"{name:22} {selector:9}" + "".join(f" {key} {value:.3f}" for key, value in mean.items()), flush=True)
+def item_response(kind: Kind, told: str) -> simulate.World:
+    """Returns a world in which p = sigmoid(slope (ability of the domain - difficulty)); new tasks for every key.
+
+    The two-parameter logistic model (Birnbaum 1968). Slopes are log-normal with a deviation of 0.3. `told`: what a
+    selector knows of the tasks.
+    """
+
+    def ability(quantile: Array) -> Array:
+        return kind.ability * jax.scipy.special.ndtri(quantile)
+
+    def init(key: Array) -> tuple[Tasks, Items]:
+        keys = jax.random.split(key, 5)
+        raw = jax.random.normal(keys[0], (TASKS,))
+        if kind.bimodal:
+            raw = jax.random.rademacher(keys[1], (TASKS,), jnp.float32) + 0.4 * raw
+        items = Items(
+            difficulty=kind.difficulty + kind.spread * raw,
+            slope=jnp.exp(0.3 * jax.random.normal(keys[2], (TASKS,))),
+            domain=jnp.arange(TASKS, dtype=jnp.int32) % len(kind.schedule),
+        )
+        references = ability(jnp.array(REFERENCES))[None]
+        rates = jax.nn.sigmoid(items.slope[:, None] * (references - items.difficulty[:, None]))
+        one_hot = jax.nn.one_hot(items.domain, len(kind.schedule))
+        said = jnp.concatenate([raw[:, None], one_hot], axis=1)
+        mixed = said @ jax.random.normal(keys[3], (said.shape[1], WIDTH))
+        embeddings = mixed + 2 * jax.random.normal(keys[4], mixed.shape)
+        tasks = Tasks(
+            reference_pass_rates=rates,
+            embeddings=embeddings if told.endswith("embeddings") else None,
+            domain=items.domain if told.startswith("domains") else None,
+        )
+        return tasks, items
+
+    def pass_rates(items: Items, step: Array) -> Array:
+        progress = jnp.asarray(step, jnp.float32) / (STEPS - 1)
+        moved = jnp.stack([SCHEDULES[name](progress) for name in kind.schedule])
+        abilities = ability(kind.begin + (kind.end - kind.begin) * moved)
+        return jax.nn.sigmoid(items.slope * (abilities[items.domain] - items.difficulty))
+
+    def roll_out(key: Array, items: Items, step: Array, ids: Array) -> Feedback:
+        draws = jax.random.uniform(key, (*ids.shape, GENERATIONS))
+        solved = draws < pass_rates(items, step)[ids][:, None]
+        trials = jnp.full(ids.shape, GENERATIONS, jnp.float32)
+        return Feedback(ids, solved.sum(axis=1).astype(jnp.float32), trials, trials)
+
+    def learn(key: Array, items: Items, feedback: Feedback) -> Items:
+        return items
+
+    return simulate.World(TASKS, init, pass_rates, roll_out, learn)
 
 
-def hostile(seeds: int) -> None:
+def item_responses(names: tuple[str, ...], seeds: int, first_seed: int) -> None:
+    """Prints effective group ratio, squared error and coverage of each selector in each kind of world."""
+    bots = selectors.bots(GENERATIONS)
+    uniform = believing(selectors.uniform(GENERATIONS), bots)
+    rows = {"uniform": (uniform, TOLD[:1]), "bots": (bots, TOLD[:1])}
+    rows = {name: row for name, row in rows.items() if name in names}
+    rows |= {name: (selectors.make(name, GENERATIONS), TOLD) for name in names if name not in rows}
+    for name, kind in KINDS.items():
+        for selector, (functions, known) in rows.items():
+            for told in known:
+                world = item_response(kind, told)
+                trace = run(world, functions, seeds, STEPS, batch_size=BATCH, first_seed=first_seed)
+                found = scores(trace, TASKS)
+                figures = "".join(f"  {key} {interval(found[key])}" for key in FIGURES)
+                print(f"{name:17} {selector:9} told {told:23}{figures}", flush=True)
+
+
+def hostile(names: tuple[str, ...], seeds: int, first_seed: int) -> None:
     """Prints the difference in final ability to `uniform`, paired by seed, with its 95 % interval."""
+
+    def ability(world: simulate.World, selector: str) -> np.ndarray:
+        functions = selectors.make(selector, GENERATIONS)
+        trace = run(world, functions, seeds, STEPS, batch_size=BATCH, first_seed=first_seed)
+        return np.asarray(trace.ability[:, -1])
+
     for name, changes in HOSTILE.items():
-        world = simulate.students(simulate.StudentConfig(**changes), num_generations=16)
-        names = ["adaptive"] if changes.get("references") == "none" else ["bots", "adaptive"]
-        base = run(world, selectors.uniform(16), seeds, STEPS, batch_size=16).ability[:, -1]
+        world = simulate.students(simulate.StudentConfig(**changes), num_generations=GENERATIONS)
+        base = ability(world, "uniform")
         for selector in names:
-            trace = run(world, selectors.make(selector, 16), seeds, STEPS, batch_size=16)
-            gain = np.asarray(trace.ability[:, -1] - base)
-            mean, low, high = mean_interval(gain)
+            if selector == "uniform" or (selector == "bots" and changes.get("references") == "none"):
+                continue
+            mean, low, high = mean_interval(ability(world, selector) - base)
             print(f"{name:38} {selector:9} {mean:+.3f} [{low:+.3f}, {high:+.3f}]", flush=True)
+
+
+def interval(values: np.ndarray) -> str:
+    """Returns the mean of the values [seeds] and half the width of its 95 % interval."""
+    mean, low, high = mean_interval(values)
+    return f"{mean:.4f} ± {(high - low) / 2:.4f}"
 
 
 def main(arguments: list[str]) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.adaptive", description=__doc__)
+    for flag, default, said in (("seeds", 8, "worlds of each kind"), ("paired", 32, "students of each kind")):
+        parser.add_argument(
+            f"--{flag}", type=whole_number(flag, 0, 1_000_000), default=default, help=f"{said}; 0 = none"
+        )
+    parser.add_argument("--first-seed", type=whole_number("first-seed", 0, 1_000_000), default=0)
     parser.add_argument(
-        "--seeds", type=whole_number("seeds", 0, 1_000_000), default=8, help="matrices of each kind; 0 = none"
-    )
-    parser.add_argument(
-        "--paired", type=whole_number("paired", 0, 1_000_000), default=32, help="students of each kind; 0 = none"
+        "--selectors", nargs="+", default=("uniform", "bots", "adaptive"), choices=("uniform", "bots", "adaptive")
     )
     options = parser.parse_args(arguments)
+    names = tuple(options.selectors)
     if options.seeds:
-        matrices(options.seeds)
+        item_responses(names, options.seeds, options.first_seed)
     if options.paired:
-        hostile(options.paired)
+        hostile(names, options.paired, options.first_seed)
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ def test_a_cache_that_grows_changes_no_sample(params, monkeypatch, slots):
 
 
 def test_lengths_of_the_cache_are_few_and_end_at_the_longest_completion():
-    for longest in (1, 255, 256, 257, 2048, 2049, 32_768):
+    for longest in (1, 63, 64, 65, 256, 257, 1024, 1025, 2048, 2049, 32_768):
         lengths = rollout.cache_lengths(longest)
         assert lengths[-1] == longest and len(lengths) <= rollout.SEGMENTS
         assert all(length % rollout.SLOTS == 0 for length in lengths[:-1])

@@ -4,6 +4,7 @@ A rollout is `start`, a few segments of `decode` and `finish`. `generate` joins 
 `jaxrft.lm.policy.CompiledRollout` runs them one by one, and leaves out the segments that no row needs.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -14,9 +15,10 @@ from jaxrft.lm.model import Policy
 from jaxrft.mesh import constrain
 from jaxrft.types import Array, PyTree, Rollout
 
-# Attention reads a cache up to its length, not up to what is written. So the cache starts short and grows, in steps
-# that are multiples of SLOTS and of which there are at most SEGMENTS, each a program to compile.
-SLOTS = 256
+# Attention reads a cache up to its length, not up to what is written. So the cache starts short and grows: to a quarter
+# of the completion at a time, or to an eighth where that is long. Each of the SEGMENTS at most is a program to compile.
+SLOTS = 64
+QUARTERS = 4
 SEGMENTS = 8
 
 
@@ -95,13 +97,20 @@ def generate(
 def cache_lengths(max_completion_length: int) -> tuple[int, ...]:
     """Returns the lengths of the cache, one a segment: multiples of one step, and the last as long as a completion.
 
-    The last token of a completion is not written to the cache.
+    The step is a quarter of the completion, in multiples of 64 slots, or an eighth in multiples of 256 where that is
+    shorter. The last token of a completion is not written to the cache.
 
-    >>> cache_lengths(100), cache_lengths(600), cache_lengths(4096)[:3]
-    ((100,), (256, 512, 600), (512, 1024, 1536))
+    >>> cache_lengths(60), cache_lengths(256), cache_lengths(600), cache_lengths(4096)[:3]
+    ((60,), (64, 128, 192, 256), (192, 384, 576, 600), (512, 1024, 1536))
     """
-    step = SLOTS * -(-max_completion_length // (SLOTS * SEGMENTS))
+    quarter = _round_up(max_completion_length / QUARTERS, SLOTS)
+    eighth = _round_up(max_completion_length / SEGMENTS, QUARTERS * SLOTS)
+    step = min(quarter, eighth)
     return (*range(step, max_completion_length - 1, step), max_completion_length)
+
+
+def _round_up(number: float, multiple: int) -> int:
+    return math.ceil(number / multiple) * multiple
 
 
 def start(

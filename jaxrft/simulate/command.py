@@ -28,6 +28,7 @@ ABILITY = "ability"  # of students only: a replayed policy does not learn
 NEED_REFERENCES = ("bots", "easy_to_hard")
 UNUSED = {"name": "selectors are named with --selectors", "embeddings": "the world has its own"}
 MOST_GROUPS = 2**28  # of some 20 bytes
+MOST_SEEDS = 2**31 - 1  # int32
 ORACLE = "oracle"
 GROUPS = "groups"  # rolled out, shown where selectors differ in it because one of them probes
 
@@ -59,6 +60,8 @@ class SimulateConfig(Checked):
     """Rollouts a task."""
     seeds: int = 5
     """Runs of each selector; the same seed meets the same world."""
+    first_seed: int = 0
+    """Seed of the first run; the next ones count up from it."""
     schedule: tuple[str, ...] = ("up",)
     """How the replayed policy moves between the quantiles `begin` and `end` of the rows: up, still (half-way), down,
     jump (at half-time). One for all tasks or one a domain; without domains, task i follows schedule i modulo them."""
@@ -120,6 +123,7 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Trace], list[dict[str, J
             config.seeds,
             config.steps,
             batch_size=config.batch_size,
+            first_seed=config.first_seed,
             reveal=reveal if name == ORACLE else None,
             predictor=predictor.params if predictor and name == "dots" else None,
             target=config.select.target,
@@ -140,6 +144,8 @@ def _world(config: SimulateConfig) -> worlds.World:
     for name in ("steps", "batch_size", "num_generations", "seeds"):
         if getattr(config, name) < 1:
             raise InputError(f"{name} is {getattr(config, name)}: it must be at least 1")
+    if not 0 <= config.first_seed <= MOST_SEEDS - config.seeds:
+        raise InputError(f"first_seed is {config.first_seed}: it must be from 0 to {MOST_SEEDS:,} less the seeds")
     if config.steps * config.batch_size * config.seeds > MOST_GROUPS:
         raise InputError(
             f"steps {config.steps}, batch_size {config.batch_size} and seeds {config.seeds} make more than "

@@ -51,11 +51,14 @@ def run(
     steps: int,
     *,
     batch_size: int,
+    first_seed: int = 0,
     reveal: Callable[[PyTree, Array], PyTree] | None = None,
     predictor: attention.Params | None = None,
     target: float = 0.5,
 ) -> Trace:
     """Runs side by side, one a seed, [seeds, steps, ...]; the same seed meets the same world whatever the selector.
+
+    Seeds are the whole numbers from `first_seed` on.
 
     `reveal(state, pass_rates)` puts the true pass rates into the selector's state before every step, as an oracle
     needs. A selector with reference sets needs a `predictor`, which sees the tasks by their embeddings. Informative
@@ -103,7 +106,7 @@ def run(
 
         return jax.lax.scan(step, (state, believes), jnp.arange(steps))[1]
 
-    return jax.device_get(jax.jit(jax.vmap(trial))(jnp.arange(seeds)))
+    return jax.device_get(jax.jit(jax.vmap(trial))(first_seed + jnp.arange(seeds)))
 
 
 def _references(
