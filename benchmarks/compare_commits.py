@@ -64,6 +64,7 @@ ROWS = {
     "easy_to_hard": Row(("--select.name", "easy_to_hard")),
     "mopps": Row(("--select.name", "mopps")),
     "greso": Row(("--select.name", "greso")),
+    "retire": Row(("--select.name", "retire")),
     "bots": Row(),
     "bots-balance": Row(("--tasks.domain-column", "operation", "--select.balance", "equal")),
     "bots-per-domain": Row(("--tasks.domain-column", "operation", "--select.per-domain")),

@@ -93,7 +93,7 @@ class SelectConfig:
     """How the next tasks are chosen: a selector and the union of the selectors' hyper-parameters."""
 
     name: str = field(default="bots", metadata=KEPT)
-    """Selector: uniform, easy_to_hard, mopps, greso, bots, dots or adaptive."""
+    """Selector: uniform, easy_to_hard, mopps, greso, retire, bots, dots or adaptive."""
     order: Literal["shuffled", "replacement", "sequential"] = "shuffled"
     """uniform: epochs in random order, every batch drawn afresh, or epochs in the order of the table."""
     decay: float = 0.1
@@ -120,6 +120,10 @@ class SelectConfig:
     """greso: change of that base a step, in [0, 1)."""
     zero_variance: float = 0.25
     """greso: share of groups without variance that is put up with, in [0, 1]."""
+    retire_above: float = 0.9
+    """retire: last pass rate from which on a task is not chosen any more, but for review, in (0, 1]."""
+    review: float = 0.02
+    """retire: share of the places of a batch in which retired tasks are rolled out again, in [0, 1]."""
     predictor: FilePath | None = field(default=None, metadata=CONTENT)
     """dots: a .safetensors file of `jaxrft prepare predictor`, trained on embeddings such as those of the tasks."""
     num_references: int = field(default=256, metadata=CONTENT)

@@ -51,7 +51,7 @@ def test_a_captured_table_is_found():
         "bots",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("uniform", "easy_to_hard", "mopps", "greso", "adaptive")
+            for name in ("uniform", "easy_to_hard", "mopps", "greso", "retire", "adaptive")
         ),
     ],
 )

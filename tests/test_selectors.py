@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import jaxrft.select
 from jaxrft import mesh as meshes
@@ -16,6 +18,7 @@ from jaxrft.config import SelectConfig
 from jaxrft.host.checkpoint import Checkpoints
 from jaxrft.select import evidence, selectors
 from jaxrft.select.dots import attention
+from jaxrft.select.retire import RetireState
 from jaxrft.simulate.oracle import oracle, reveal
 from jaxrft.train.state import Counters, TrainState
 from jaxrft.types import Feedback, InputError, Projections, Tasks
@@ -60,6 +63,8 @@ CONTRACT = {
         G, candidates=2, balance="equal", discount=0.5 * x, target=0.5 * x, prior=(x, 1.0)
     ),
     "greso": lambda x: selectors.greso(G, explore=0.5 * x, explore_step=0.01 * x, zero_variance=0.25 * x),
+    "retire": lambda x: selectors.retire(G, retire_above=0.5 * x, review=0.3 * x),
+    "retire-equal": lambda x: selectors.retire(G, retire_above=0.5 * x, review=0.3, balance="equal"),
     "adaptive": lambda x: selectors.adaptive(G, price=0.12 * x, curiosity=2.0 * x, floor=0.3 * x),
     "adaptive-signal": lambda x: selectors.adaptive(G, utility="signal", cool_down=2, balance="equal"),
     "adaptive-per-token": lambda x: selectors.adaptive(G, price=0.12 * x, per_token=True),
@@ -277,6 +282,7 @@ BALANCED = {
     "easy_to_hard": selectors.easy_to_hard,
     "mopps": functools.partial(selectors.mopps, candidates=2),
     "greso": selectors.greso,
+    "retire": functools.partial(selectors.retire, retire_above=0.5, review=0.3),
     "bots": selectors.bots,
     "dots": dots,
     "adaptive": functools.partial(selectors.adaptive, floor=1.0),
@@ -489,6 +495,96 @@ def test_greso_moves_its_bases_by_hand():
     assert state.explore.tolist() == pytest.approx([0.3, 0.5]) and state.streak.tolist() == [2, 1, -1, -1] + [0] * 4
 
 
+def test_retire_leaves_mastered_tasks_out_by_hand():
+    """Tasks 0 and 3 are always solved, task 1 in 7 of 8 rollouts, which is 0.875 and not yet 0.9."""
+    selector = selectors.retire(G, review=0.0)
+    ids, state = rounds(selector, Tasks(), 6, [8, 7, 4, 8, 0, 4], 7)
+    assert sorted(np.ravel(ids[:3]).tolist()) == [0, 1, 2, 3, 4, 5]  # the first epoch, of all
+    assert sorted(np.ravel(ids[3:5]).tolist()) == sorted(np.ravel(ids[5:]).tolist()) == [1, 2, 4, 5]
+    assert state.last_pass_rate.tolist() == [1.0, 0.875, 0.5, 1.0, 0.0, 0.5]
+    assert state.epochs.tolist() == [2, 3, 3, 2, 3, 3]  # the retired ones keep pace with the epoch that began last
+
+
+def test_retire_fills_a_batch_up_with_retired_tasks_and_lets_them_come_back():
+    selector = selectors.retire(G, review=0.0)
+    select = jitted(selector)
+    state = RetireState(jnp.array([1.0, 0.9, NAN, 0.5, 0.0]), jnp.array([1, 3, 5, 5, 6], jnp.int32))
+    choice, after = select(KEYS[0], state, Tasks(), batch_size=2)
+    assert sorted(choice.ids.tolist()) == [2, 3] and after.epochs.tolist() == [5, 5, 6, 6, 6]
+    choice, after = select(KEYS[0], state, Tasks(), batch_size=4)
+    assert sorted(choice.ids.tolist()[:3]) == [2, 3, 4] and choice.ids.tolist()[3] in (0, 1)
+    choice, after = select(KEYS[0], state, Tasks(), batch_size=2, exclude=jnp.array([0, 0, 1, 1, 0], bool))
+    assert choice.ids.tolist()[0] == 4 and choice.ids.tolist()[1] in (0, 1)
+
+
+def test_a_task_that_is_retired_no_more_joins_the_epoch():
+    selector = selectors.retire(G, review=0.0)
+    select = jitted(selector)
+    state = RetireState(jnp.array([1.0, 0.9, NAN, 0.5, 0.0]), jnp.array([5, 5, 6, 6, 6], jnp.int32))
+    state = selector.update(state, Tasks(), Feedback(jnp.array([0]), *jnp.array([[7.0], [8.0], [1.0]])))
+    for key in KEYS:
+        choice, middle = select(key, state, Tasks(), batch_size=2)
+        first, other = choice.ids.tolist()
+        assert first == 0 and other in (2, 3, 4)
+        choice, after = select(key, middle, Tasks(), batch_size=3)
+        assert sorted(choice.ids.tolist()) == sorted({0, 2, 3, 4} - {other})
+        assert after.epochs.tolist() == [7, 6, 7, 7, 7]
+
+
+def test_retire_reviews_a_share_of_the_places():
+    """Of 4 places 0.3 are 1.2: one, and a second one with chance 0.2. A retired task is reviewed once an epoch."""
+    selector = selectors.retire(G, review=0.3)
+    state = RetireState(jnp.where(jnp.arange(N) < 8, 1.0, 0.5), jnp.zeros(N, jnp.int32).at[:2].set(3))
+    choose = jax.jit(jax.vmap(lambda key: selector.select(key, state, Tasks(), batch_size=B)[0].ids))
+    ids = np.asarray(choose(jax.random.split(jax.random.key(0), 2000)))
+    places, count = np.unique((ids < 8).sum(axis=1), return_counts=True)
+    assert places.tolist() == [1, 2] and count[1] / 2000 == pytest.approx(0.2, abs=0.03)
+    chosen = np.bincount(ids.ravel(), minlength=N)
+    assert chosen[:2].tolist() == [0, 0]  # which were reviewed in this epoch
+    assert chosen[2:8] / 2000 == pytest.approx(np.full(6, 0.2), abs=0.04)
+    assert chosen[8:] / 2000 == pytest.approx(np.full(8, 0.35), abs=0.05)
+
+
+@functools.cache
+def retiring():
+    """(key, state, exclude, review) -> (ids [B], state), compiled once for all tables."""
+
+    def select(key, state, exclude, review):
+        choice, after = selectors.retire(G, review=review).select(key, state, Tasks(), batch_size=B, exclude=exclude)
+        return choice.ids, after
+
+    return jax.jit(select)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    rates=st.lists(st.sampled_from([NAN, 0.0, 0.5, 0.875, 0.95, 1.0]), min_size=N, max_size=N),
+    epochs=st.lists(st.integers(0, 3), min_size=N, max_size=N),
+    excluded=st.lists(st.booleans(), min_size=N, max_size=N),
+    review=st.sampled_from([0.0, 0.1, 0.5, 0.6, 1.0]),
+    seed=st.integers(0, 2**31 - 1),
+)
+def test_a_retired_task_comes_for_review_or_where_too_few_are_active(rates, epochs, excluded, review, seed):
+    state = RetireState(jnp.array(rates, jnp.float32), jnp.array(epochs, jnp.int32))
+    exclude = np.array(excluded)
+    ids, after = retiring()(jax.random.key(seed), state, jnp.array(exclude), jnp.float32(review))
+    chosen = np.isin(np.arange(N), ids)
+    retired = np.array(rates) >= 0.9
+    may_come = retired & ~exclude
+    active = ~retired & ~exclude
+    assert chosen.sum() == B
+    least = np.floor(review * B)
+    most = np.ceil(review * B)
+    missing = max(0, B - active.sum())
+    count = (chosen & may_come).sum()
+    assert min(may_come.sum(), max(least, missing)) <= count <= min(may_come.sum(), max(most, missing))
+    assert (chosen & exclude).sum() == max(0, B - may_come.sum() - active.sum())
+    if chosen[active].any() and not chosen[active].all():
+        assert np.array(epochs)[active & chosen].max() <= np.array(epochs)[active & ~chosen].min()
+    grown = np.asarray(after.epochs) - np.array(epochs) - chosen
+    assert (grown >= 0).all() and (grown[~retired] == 0).all()
+
+
 def test_the_oracle_follows_what_is_revealed():
     def choose(state, *rates, batch_size=2):
         return oracle(G).select(KEYS[0], reveal(state, jnp.array(rates)), Tasks(), batch_size=batch_size)
@@ -557,6 +653,8 @@ def test_the_configuration_has_the_same_defaults():
         (lambda: selectors.mopps(G, candidates=1.5), "candidates is 1.5: it must be a whole number"),
         (lambda: selectors.greso(G, explore=1.0), "explore is 1.0"),
         (lambda: selectors.greso(G, zero_variance=-1.0), "zero_variance is -1.0"),
+        (lambda: selectors.retire(G, retire_above=0.0), r"retire_above is 0.0: it must be in \(0, 1\]"),
+        (lambda: selectors.retire(G, review=1.5), r"review is 1.5: it must be in \[0, 1\]"),
         (lambda: selectors.adaptive(G, price=1.5), "price is 1.5"),
         (lambda: selectors.adaptive(G, curiosity=-1.0), "curiosity is -1.0"),
         (lambda: selectors.adaptive(G, cool_down=1.5), "cool_down is 1.5: it must be a whole number, at least 0"),
@@ -646,6 +744,7 @@ def test_numbers_of_numpy_and_jax_are_numbers(number):
 EXTREME = {
     "mopps": {"prior": (1e-12, 1e12), "discount": 1.0, "target": 1e-12},
     "bots": {"prior": (np.full(N, 1e12), 1e-12), "decay": 1.0, "rho": 1.0, "momentum": 0.999, "target": 0.999},
+    "retire": {"retire_above": 1e-12, "review": 1.0},
     "dots": {"predictor": PREDICTOR, "temperature": 1e-12, "attention_temperature": 1e12},
     "adaptive": {"curiosity": 1e12, "price": 1.0, "floor": 1.0, "cool_down": 2**31 - 1},
 }
@@ -662,7 +761,7 @@ def test_beliefs_stay_pass_rates_at_the_ends_of_what_is_taken(name):
         assert len(set(choice.ids.tolist())) == B
         state = update(state, TASKS, feedback_of(choice.ids)._replace(trials=jnp.array([1e12, 1e12, 1e-12, 1e12])))
     believed = selector.pass_rate(state, TASKS)
-    assert ((believed >= 0) & (believed <= 1)).all()
+    assert (((believed >= 0) & (believed <= 1)) | (jnp.isnan(believed) & (name == "retire"))).all()
 
 
 TABLES = {

@@ -192,11 +192,19 @@ def cool_down(utility: Array, since: Array, *, steps: int) -> Array:
 
 def epoch(visits: Array, *, quota: Quota | None = None, exclude: Array | None = None) -> Array:
     """Returns 1 for tasks visited more often than the least visited one, else 0, [N] int32; with a quota, by domain."""
+    return (visits > least_visits(visits, quota=quota, exclude=exclude)).astype(jnp.int32)
+
+
+def least_visits(visits: Array, *, quota: Quota | None = None, exclude: Array | None = None) -> Array:
+    """Returns the visits of the least visited task, []; with a quota, of the one in each task's domain, [N].
+
+    Tasks of the mask `exclude` [N] are not counted. Without any other it is the largest integer.
+    """
     check_shapes(visits=(visits, "N"), exclude=(exclude, "N"))
     check_dtypes(int, visits=visits)
-    counted = visits if exclude is None else jnp.where(exclude, jnp.iinfo(visits.dtype).max, visits)
+    largest_visits = jnp.iinfo(visits.dtype).max
+    counted = visits if exclude is None else jnp.where(exclude, largest_visits, visits)
     if quota is None:
-        return (visits > counted.min()).astype(jnp.int32)
-    most = jnp.full(quota.places.shape, jnp.iinfo(visits.dtype).max, visits.dtype)
-    least = most.at[quota.domain].min(counted)[quota.domain]
-    return (visits > least).astype(jnp.int32)
+        return counted.min()
+    least = jnp.full(quota.places.shape, largest_visits, visits.dtype).at[quota.domain].min(counted)
+    return least[quota.domain]

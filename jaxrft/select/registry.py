@@ -16,6 +16,7 @@ from jaxrft.select.dots.selector import dots as dots
 from jaxrft.select.easy_to_hard import easy_to_hard as easy_to_hard
 from jaxrft.select.greso import greso as greso
 from jaxrft.select.mopps import mopps as mopps
+from jaxrft.select.retire import retire as retire
 from jaxrft.select.uniform import uniform as uniform
 
 SELECTORS: dict[str, Callable[..., Selector]] = {
@@ -23,6 +24,7 @@ SELECTORS: dict[str, Callable[..., Selector]] = {
     "easy_to_hard": easy_to_hard,
     "mopps": mopps,
     "greso": greso,
+    "retire": retire,
     "bots": bots,
     "dots": dots,
     "adaptive": adaptive,
