@@ -387,6 +387,186 @@ def check_inert(name, state, eager, update):
     assert_equal(after.evidence if name.startswith("bots") else after, believed)
 
 
+class Late(NamedTuple):
+    """A selector whose choices and updates are compiled apart, as in a loop that learns late."""
+
+    select: Any  # (key, state) -> (choice, state)
+    updates: dict[str, Any]  # (state, feedback) -> state, by what the feedback is of
+    traces: list[tuple[str, int]]  # what was compiled, for how many tasks
+
+
+@functools.cache
+def late(name):
+    selector, traces = CONTRACT[name](1.0), []
+
+    def select(key, state):
+        traces.append(("select", B))
+        return selector.select(key, state, TASKS, batch_size=B)
+
+    def updating(kind, function):
+        def update(state, feedback):
+            traces.append((kind, len(feedback.ids)))
+            return function(state, TASKS, feedback)
+
+        return jax.jit(update)
+
+    updates = {"batch": updating("batch", selector.update)}
+    if selector.update_references is not None:
+        updates["references"] = updating("references", selector.update_references)
+    return Late(jax.jit(select), updates, traces)
+
+
+def choose_and_wait(name, state, key):
+    """(state, what came of the choice): pairs of what it is of and the feedback, which nothing has learned yet."""
+    selector, due = compiled(name).selector, []
+    if selector.reference_set is not None:
+        references = selector.reference_set(jax.random.fold_in(key, 1), state, TASKS)
+        due.append(("references", feedback_of(references)))
+    choice, state = late(name).select(key, state)
+    ids = choice.ids.tolist()
+    assert choice.ids.dtype == jnp.int32 and len(set(ids)) == B and min(ids) >= 0 and max(ids) < N
+    due.append(("batch", feedback_of(choice.ids)))
+    return state, due
+
+
+def shapes(tree):
+    return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
+
+
+def is_known(old, new):
+    """Whether an array of a state is finite, or NaN at most, where the first state has NaN."""
+    return bool((jnp.isfinite(new) | jnp.isnan(new) & jnp.isnan(old).any()).all())
+
+
+def learn(name, state, kind, feedback):
+    """The state after feedback, checked: of the same shapes, finite, and of beliefs that are pass rates."""
+    selector, first, *_ = compiled(name)
+    state = late(name).updates[kind](state, feedback)
+    assert shapes(state) == shapes(first)
+    assert all(map(is_known, jax.tree.leaves(first), jax.tree.leaves(state)))
+    believed = selector.pass_rate(state, TASKS)
+    assert not ((believed < 0) | (believed > 1)).any()
+    return state
+
+
+def assert_moved(name, state, learned):
+    """What is believed of the tasks in the feedbacks `learned` is nearer to what was observed than at first."""
+    selector, first, *_ = compiled(name)
+    if name.startswith("dots"):
+        latest = [feedback for kind, feedback in learned if kind == "references"][-1]
+        pairs = zip(state.references.tolist(), state.reference_pass_rates.tolist(), strict=True)
+        expected = zip(latest.ids.tolist(), (latest.successes / latest.trials).tolist(), strict=True)
+        assert dict(pairs) == dict(expected)
+    if name.startswith(("mopps", "retire", "bots", "adaptive")):  # the others believe nothing of a batch
+        ids = jnp.unique(jnp.concatenate([feedback.ids for _, feedback in learned]))
+        observed = feedback_of(ids).successes / G
+        errors = [jnp.abs(selector.pass_rate(x, TASKS)[ids] - observed) for x in (first, state)]
+        before, after = (float(jnp.nan_to_num(x, nan=0.5).mean()) for x in errors)
+        assert after < before
+
+
+@every_selector
+@pytest.mark.parametrize("delay", [1, 4])
+def test_feedback_may_come_late(name, delay):
+    """Four steps late, five batches of 4 are chosen from 16 tasks before the first is learned: some tasks again."""
+    state, waiting, learned = compiled(name).state, [], []
+    for key in KEYS:
+        state, due = choose_and_wait(name, state, key)
+        waiting.append(due)
+        if len(waiting) <= delay:
+            continue
+        for kind, feedback in waiting.pop(0):
+            state = learn(name, state, kind, feedback)
+            learned.append((kind, feedback))
+    for kind, feedback in sum(waiting, start=[]):
+        state = learn(name, state, kind, feedback)
+        learned.append((kind, feedback))
+    assert_moved(name, state, learned)
+    assert len(late(name).traces) == len(set(late(name).traces))
+
+
+def halves(feedback):
+    """Half of the tasks, then the others."""
+    half = len(feedback.ids) // 2
+    return [jax.tree.map(lambda x: x[:half], feedback), jax.tree.map(lambda x: x[half:], feedback)]
+
+
+def two_parts(feedback):
+    """Three of each task's rollouts, the right ones first, then the others."""
+    first = Feedback(
+        feedback.ids,
+        successes=jnp.minimum(feedback.successes, 3.0),
+        trials=jnp.full_like(feedback.trials, 3.0),
+        tokens=0.375 * feedback.tokens,
+    )
+    rest = [x - y for x, y in zip(feedback[1:], first[1:], strict=True)]
+    return [first, Feedback(feedback.ids, *rest)]
+
+
+BY_THE_LAST_PART = ("retire", "dots")  # whose belief is the last pass rate that was observed
+
+
+@every_selector
+@pytest.mark.parametrize("split", [halves, two_parts])
+def test_feedback_may_come_in_parts(name, split):
+    state, learned = compiled(name).state, []
+    for key in KEYS:
+        state, due = choose_and_wait(name, state, key)
+        learned += due
+        for kind, feedback in due:
+            for part in split(feedback):
+                state = learn(name, state, kind, part)
+    if split is halves or not name.startswith(BY_THE_LAST_PART):
+        assert_moved(name, state, learned)
+    assert len(late(name).traces) == len(set(late(name).traces))
+
+
+@pytest.mark.parametrize("name", ["uniform", "easy_to_hard", "mopps", "retire", "oracle"])
+def test_halves_of_a_batch_in_any_order_are_the_batch(name):
+    """Exactly, for what neither decays nor adapts by the step."""
+    state, due = choose_and_wait(name, compiled(name).state, KEYS[0])
+    kind, feedback = due[-1]
+    whole = learn(name, state, kind, feedback)
+    for parts in (halves(feedback), halves(feedback)[::-1]):
+        after = state
+        for part in parts:
+            after = learn(name, after, kind, part)
+        assert_equal(after, whole)
+
+
+def test_every_update_is_a_step_of_what_decays_or_adapts():
+    """By hand: 8 of 8 for task 0, then for task 1, where one update would have given both 9 of 10 and one move."""
+    feedback = feedback_of(jnp.array([0, 1]))._replace(successes=jnp.full(2, 8.0))
+    bots = selectors.bots(G, decay=0.1, rho=0.0)
+    greso = selectors.greso(G, explore_step=0.01)
+    for selector in (bots, greso):
+        state = selector.init(TASKS, N)
+        for part in halves(feedback):
+            state = selector.update(state, TASKS, part)
+        if selector is bots:
+            assert state.posterior.alpha[:3].tolist() == pytest.approx([0.9 * 9 + 0.1, 9, 1])
+            assert state.posterior.beta[:3].tolist() == pytest.approx([1, 1, 1])
+        else:
+            assert state.streak[:3].tolist() == [1, 1, 0]
+            assert state.explore.tolist() == pytest.approx([0.48, 0.52])
+
+
+def test_rollouts_of_a_task_in_two_parts_are_two_visits_by_hand():
+    """3 of 3, then 2 of 5, of one task: MoPPS halves what it knows before each, GRESO and retire go by the last."""
+    parts = [Feedback(jnp.array([0]), *jnp.array([[s], [n], [1.0]])) for s, n in ((3.0, 3.0), (2.0, 5.0))]
+    believed = {}
+    for name in ("mopps", "retire", "greso"):
+        selector = selectors.make(name, G)
+        state = selector.init(Tasks(), 2)
+        for part in parts:
+            state = selector.update(state, Tasks(), part)
+        believed[name] = state.streak[0] if name == "greso" else selector.pass_rate(state, Tasks())[0]
+    # alpha: 0.5 + 0.5 + 3 = 4, then 2 + 0.5 + 2 = 4.5; beta: 0.5 + 0.5 = 1, then 0.5 + 0.5 + 3 = 4.
+    assert believed["mopps"] == pytest.approx(4.5 / 8.5)
+    assert believed["retire"] == pytest.approx(0.4)
+    assert believed["greso"] == 0
+
+
 def test_bots_matches_the_published_estimator():
     """Five runs of 24 updates each; the factory is built inside vmap, a run a row."""
 

@@ -47,6 +47,19 @@ def test_seeds_differ_and_tasks_may_say_more():
     assert bots.pass_rate().shape == (12,)
 
 
+def test_feedback_may_be_recorded_late_in_any_order_and_in_parts():
+    """The first two batches of an epoch share no task, so that it makes no difference here."""
+
+    def learned(late):
+        session = Session(selectors.retire(8), len(TRUTH), seed=3)
+        first, second = session.next(3), session.next(3)
+        for ids in (second[1:], first, second[:1]) if late else (first, second):
+            session.record(ids, np.round(8 * TRUTH[ids]), [8] * len(ids))
+        return session.pass_rate().tolist(), session.next(9).tolist()
+
+    assert str(learned(late=True)) == str(learned(late=False))  # NaN is not equal to itself
+
+
 def test_a_selector_with_reference_sets_asks_for_one_every_few_steps():
     near = np.stack([30 * TRUTH, 30 - 30 * TRUTH], axis=1).astype(np.float32)
     nothing = attention.Affine(np.ones(1), np.zeros(1))  # the projections are given

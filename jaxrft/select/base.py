@@ -36,7 +36,11 @@ class Select(Protocol[State]):
 
 
 class Update(Protocol[State]):
-    """Returns the state after feedback, with the shapes and dtypes of the old one."""
+    """Returns the state after feedback, with the shapes and dtypes of the old one.
+
+    Feedback may come steps late, in any order and in parts, on tasks that have been chosen again meanwhile. Every call
+    is one step of what decays or adapts by the step, and one visit of its tasks, as `Session.record` says.
+    """
 
     def __call__(self, state: State, tasks: Tasks, feedback: Feedback) -> State: ...  # noqa: D102
 

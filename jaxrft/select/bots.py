@@ -47,6 +47,7 @@ def bots(
     `prior`: pseudo-successes and pseudo-failures, scalars or [N]. Any of them may be a tracer (a sweep by `vmap`).
     `per_domain`: a capability for each of `tasks.domain`, which the paper has not; `balance` of the batch between them
     as `topk.quota` says.
+    Every update is one step of `decay`, of implicit evidence and of `momentum`: a batch in two halves is two steps.
     The state keeps float64 references' dtype, else float32. Deviations: those of `posterior.update` and
     `evidence.interpolation`.
     `init` raises InputError for references that are missing or outside [0, 1].

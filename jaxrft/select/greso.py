@@ -46,6 +46,7 @@ def greso(
     `explore_step` a step, down when the share of such groups in the batch is above its target and up otherwise; the
     targets are 1/3 and 2/3 of `zero_variance`, the share of groups without variance that is put up with. With a
     `balance` of the batch between the domains, as `topk.quota` says, each domain has epochs of its own.
+    Every update moves both bases: a batch in two halves is two steps.
     Deviations: the bases stay in [0.05, 0.95]; a batch is filled up with skipped tasks if no others are left; the
     batch has a constant size, and what it finds without variance is not rolled out anew.
     """

@@ -27,6 +27,8 @@ class Session:
     >>> len(ids), session.pass_rate().shape
     (2, (6,))
 
+    A loop that rolls out ahead records late, in any order and in parts, as `record` says.
+
     `tasks` is their number, or the `Tasks` that say something about each. The same seed, selector and records make the
     same choices; a session that loads another's `state_dict` continues as it would have.
     """
@@ -89,6 +91,24 @@ class Session:
 
         `tokens`: completion tokens of each task's rollouts. `trials` of 0 marks a task of which nothing is known.
         `reference`: the tasks are a `reference_set`. Another number of tasks than before compiles the update again.
+
+        Feedback may come any number of steps late, in another order than the choices, and in parts:
+
+        >>> from jaxrft.select import selectors
+        >>> session = Session(selectors.mopps(num_generations=4), 6)
+        >>> first, second = session.next(batch_size=2), session.next(batch_size=2)
+        >>> session.record(second, successes=[4, 1], trials=[4, 4])
+        >>> session.record(first[:1], successes=[2], trials=[4])
+        >>> session.record(first[1:], successes=[0], trials=[4])
+
+        Every call is one step of what a selector does by the step: `bots` decays all evidence and adds implicit
+        evidence of all other tasks, `greso` moves its two chances, and `adaptive` lets beliefs drift. So a batch in two
+        calls is two steps. `mopps`, `retire` and the streaks of `greso` change with the tasks recorded alone.
+        Every call is one visit of its tasks. If a task's rollouts come in two calls, `mopps` discounts twice, `greso`
+        counts two visits, and `retire` goes by the pass rate of the last call. So give those of a task together.
+        A task that was chosen again before it was recorded takes both records. What a loop never records is lost, and
+        nothing waits for it.
+
         Raises InputError for lengths that differ, ids that are no task's or come twice, successes outside [0, trials],
         tokens that cannot be, and references of a selector without.
         """
