@@ -227,7 +227,7 @@ def _among_largest(scores: Array, count: int) -> Array:
 def calibrate(params: Params, average: Array, rates: Array, known: Array, calibration: Calibration) -> Array:
     """Computes pass rates [Q] from averages b [Q] over references with pass rates [R], of which `known` [R] count."""
     if calibration == "plain":
-        return average
+        return jnp.clip(average, 0, 1)  # of rates 1 it may be rounded to 1.0000001
     logit = jax.scipy.special.logit(jnp.clip(average, CLIP, 1 - CLIP))
     if calibration == "platt":
         return jax.nn.sigmoid(params.scale * logit + params.shift)  # pyright: ignore
