@@ -34,7 +34,7 @@ from jaxrft.dry_run.programs import decode_arguments, devices
 from jaxrft.errors import InputError
 from jaxrft.fields import path_argument, whole_number
 from jaxrft.lm import model, pallas_attention, published, weights
-from jaxrft.lm.attention import attend_slots
+from jaxrft.lm.attention import attend_slots, cache_of
 from jaxrft.lm.policy import LanguageModel, compile_rollout
 from jaxrft.lm.rollout import cache_lengths
 
@@ -95,7 +95,8 @@ def compile_segments(
         num_generations=decode.group_size,
         max_completion_length=decode.new_tokens,
     )
-    policy = model.decoder(decode.config, dtype=jnp.bfloat16, attend_slots=ATTENTION[attention])
+    kind = cache_of(meshes.platform(mesh))
+    policy = model.decoder(decode.config, dtype=jnp.bfloat16, attend_slots=ATTENTION[attention], kind=kind)
     lm = LanguageModel(decode.config, policy, None, {}, None, (0,), Path())
     programs = compile_rollout(lm, config, mesh)
     array = partial(meshes.describe_array, mesh)
@@ -138,7 +139,7 @@ def kernel_bytes(decode: Decode, length: int, slot: int) -> int:
 
         return Block(part.shape, item_size, index)
 
-    read = [block(part, decode.item_size) for part in (plan.queries, plan.keys, plan.values)]
+    read = [block(part, decode.item_size) for part in (plan.queries, plan.keys, plan.keys)]
     written = [block(part, 4) for part in (plan.queries, plan.scalars, plan.scalars)]
     return pallas_bytes(plan.grid, [*read, *written])
 
@@ -192,8 +193,8 @@ def count(decode: Decode, segments: Iterable[Segment], *, lengths: str = "all") 
         before = max((length for length in needed if length < segment.length), default=0)
         slots = range(before, segment.length)
         read = [
-            kernel_bytes(decode, segment.length, slot // pallas_attention.BLOCK * pallas_attention.BLOCK)
-            for slot in slots
+            kernel_bytes(decode, segment.length, max(slot - 1, 0) // pallas_attention.BLOCK * pallas_attention.BLOCK)
+            for slot in slots  # those before it are read from the cache
         ]
         found = Program(segment.text, {pallas_attention.NAME: read[-1]}).loops()
         loops += found

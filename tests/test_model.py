@@ -157,8 +157,10 @@ def test_a_later_token_changes_nothing_before_it(params):
     assert not np.allclose(before[:, 5:], after[:, 5:])
 
 
-def test_cached_decode_equals_the_full_forward(params):
+@pytest.mark.parametrize("kind", [attention.LayerCache, attention.TpuLayerCache])
+def test_cached_decode_equals_the_full_forward(params, kind):
     """Two prompts as prefix, two samples each decoded token by token from a cache."""
+    policy = model.decoder(CONFIG, kind=kind)
     prompt, group = 5, 2
     tokens, positions, valid = batch()
     tokens = jnp.concatenate([jnp.repeat(tokens[::group, :prompt], group, axis=0), tokens[:, prompt:]], axis=1)
@@ -167,9 +169,9 @@ def test_cached_decode_equals_the_full_forward(params):
     first = (tokens[::group, :prompt], positions[::group, :prompt], valid[::group, :prompt])
     hidden, prefix = jax.jit(POLICY.apply)(params, *first)
     np.testing.assert_allclose(POLICY.unembed(params, hidden), want[::group, :prompt], atol=1e-4)
-    cache = POLICY.init_cache(ROWS, TIME - prompt + 2)  # two slots more than are used
-    prepared = jax.jit(POLICY.prepare_decode)(params, prefix)
-    step = jax.jit(POLICY.decode)
+    cache = policy.init_cache(ROWS, TIME - prompt + 2)  # two slots more than are used
+    prepared = jax.jit(policy.prepare_decode)(params, prefix)
+    step = jax.jit(policy.decode)
     for t in range(prompt, TIME):
         got, cache = step(prepared, tokens[:, t], positions[:, t], jnp.int32(t - prompt), cache)
         np.testing.assert_allclose(got, want[:, t], atol=1e-4)

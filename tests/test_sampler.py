@@ -17,7 +17,7 @@ import pytest
 
 from jaxrft import mesh as meshes
 from jaxrft.config import Config, TasksConfig
-from jaxrft.lm import model, rollout, sampling
+from jaxrft.lm import attention, model, rollout, sampling
 from jaxrft.lm.policy import LanguageModel, compile_rollout
 from jaxrft.streams import stream_key
 
@@ -42,6 +42,7 @@ class Case:
     top_p: float = 1.0
     top_k: int = 0
     mesh: tuple[int, int, int] = (1, 1, 1)
+    kind: type[attention.LayerCache] = attention.LayerCache
 
 
 CASES = {
@@ -56,6 +57,8 @@ CASES = {
     ),
     "top_k and top_p": Case(top_k=9, top_p=0.9, temperature=2.0),
     "top_p on a mesh": Case(top_p=0.7, temperature=0.8, mesh=(2, 2, 2)),
+    "a TPU's cache": Case(kind=attention.TpuLayerCache),
+    "a TPU's cache on a mesh": Case(slots=3, mesh=(2, 2, 2), kind=attention.TpuLayerCache),
 }
 
 
@@ -98,7 +101,7 @@ def sampled_by_rollout(case, dtype, params, prompts, group):
     )
     devices = jax.devices()[: np.prod(case.mesh)]
     mesh = meshes.make(*case.mesh, devices=devices)
-    policy = model.decoder(case.shape, dtype=dtype)
+    policy = model.decoder(case.shape, dtype=dtype, kind=case.kind)
     lm = LanguageModel(case.shape, policy, None, {}, None, EOS, Path())
     rows = [meshes.from_host(mesh, array, "batch", *[None] * (array.ndim - 1)) for array in prompts]
     with jax.set_mesh(mesh):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import reduce
 from typing import NamedTuple
 
 import jax
@@ -39,6 +39,38 @@ class LayerCache(NamedTuple):
 
     keys: Array  # [rows, kv_heads, head_dim, length]
     values: Array  # [rows, kv_heads, length, head_dim]
+
+
+class TpuLayerCache(LayerCache):
+    """The same with keys [rows, kv_heads, length, head_dim]. It is read before the new slot is written.
+
+    A TPU writes a slot as the tiles that hold it. A tile has 128 numbers of the last axis and 8 of the one before: with
+    slots last it takes 128 of them. And a layer that fits into VMEM would go there and back for the new slot, if what
+    is attended to were what is written. On other processors XLA copies a cache that is written after it was read.
+    """
+
+
+def cache_of(platform: str) -> type[LayerCache]:
+    """Returns how decoding keeps keys on a platform."""
+    return TpuLayerCache if platform == "tpu" else LayerCache
+
+
+def slot_axis(cache: LayerCache) -> int:
+    """Returns the axis of `keys` along which the slots are; in `values` it is 2."""
+    return 2 if isinstance(cache, TpuLayerCache) else 3
+
+
+def lay_out(keys: Array, values: Array, kind: type[LayerCache]) -> LayerCache:
+    """Transposes keys and values [rows, T, kv_heads, head_dim] of a layer for decoding."""
+    order = (0, 2, 1, 3) if issubclass(kind, TpuLayerCache) else (0, 2, 3, 1)
+    return kind(keys.transpose(order), values.transpose(0, 2, 1, 3))
+
+
+def write_slot(cache: LayerCache, new: LayerCache, slot: Array) -> LayerCache:
+    """Returns a cache with the single slot of `new` at `slot`."""
+    write = jax.lax.dynamic_update_slice_in_dim
+    keys = write(cache.keys, new.keys, slot, slot_axis(cache))
+    return type(cache)(keys, write(cache.values, new.values, slot, 2))
 
 
 def accumulation_dtype(dtype: DTypeLike) -> DTypeLike:
@@ -134,7 +166,8 @@ def _attend_block(q: Array, positions: Array, sources: list[_Source]) -> Array:
 
 AttendSlots = Callable[[Array, LayerCache, Array], tuple[Array, Array, Array]]
 """(queries [rows, kv_heads, M, head_dim], cache, slot [] int32) -> what attention to the slots up to `slot` gives: the
-largest score, the sum of exponentials [rows, kv_heads, M, 1] and the mix of values [rows, kv_heads, M, head_dim]."""
+largest score, the sum of exponentials [rows, kv_heads, M, 1] and the mix of values [rows, kv_heads, M, head_dim].
+If `slot` is -1 the largest score is HIDDEN, and the others are finite."""
 
 
 def attend_slots(q: Array, cache: LayerCache, slot: Array) -> tuple[Array, Array, Array]:
@@ -147,16 +180,17 @@ def attend_cached(
     prefix: LayerCache,
     visible: Array,
     own: LayerCache,
+    new: LayerCache,
     slot: Array,
     attend_slots: AttendSlots,
-) -> Array:
-    """Attends from one query a row to the row's prompt and to its own slots up to `slot`, as one softmax.
+) -> tuple[Array, LayerCache]:
+    """Attends from one query a row to the row's prompt, its own slots before `slot` and the new one, as one softmax.
 
     q [rows, H, head_dim]; the prefix has B rows, of which row b serves the rows / B queries from b * rows / B on;
-    visible [B, P] bool. Returns [rows, H, head_dim].
+    visible [B, P] bool; `new` is a single slot. Returns [rows, H, head_dim] and `own` with `new` at `slot`.
 
     The queries that share keys are the rows of one matrix product: H / kv_heads for a row's own keys, and rows / B
-    times as many for its prompt's. The two parts are merged by log-sum-exp: with the largest score m_i, the sum
+    times as many for its prompt's. The parts are merged by log-sum-exp: with the largest score m_i, the sum
     z_i = sum exp(s - m_i) and the mix o_i = sum exp(s - m_i) v of each part, and m the largest m_i, the result is
     sum_i exp(m_i - m) o_i / sum_i exp(m_i - m) z_i (arXiv 2112.05682).
     """
@@ -165,21 +199,26 @@ def attend_cached(
     group = rows // batch
     grouped = q.reshape(batch, group, kv_heads, heads // kv_heads, width)
     to_prompt = grouped.swapaxes(1, 2).reshape(batch, kv_heads, -1, width)
-    parts = _attend_part(to_prompt, prefix, visible[:, None, None, :])
+    of_prompt = _attend_part(to_prompt, prefix, visible[:, None, None, :])
 
     def of_rows(x: Array) -> Array:  # [B, kv_heads, group * H / kv_heads, n] -> [rows, kv_heads, H / kv_heads, n]
         x = x.reshape(batch, kv_heads, group, heads // kv_heads, x.shape[-1])
         return x.swapaxes(1, 2).reshape(rows, kv_heads, heads // kv_heads, x.shape[-1])
 
-    prompt_max, prompt_sum, prompt_mix = map(of_rows, parts)
     to_own = grouped.reshape(rows, kv_heads, heads // kv_heads, width)
-    own_max, own_sum, own_mix = attend_slots(to_own, own, slot)
-    highest = jnp.maximum(prompt_max, own_max)
-    prompt_scale = jnp.exp(prompt_max - highest)
-    own_scale = jnp.exp(own_max - highest)
-    mixed = prompt_scale * prompt_mix + own_scale * own_mix
-    mixed = mixed / (prompt_scale * prompt_sum + own_scale * own_sum)
-    return constrain(mixed.astype(q.dtype).reshape(rows, heads, width), "batch", "heads", "head")
+    written = write_slot(own, new, slot)
+    parts = [tuple(map(of_rows, of_prompt))]
+    if isinstance(own, TpuLayerCache):
+        score = _scores(to_own, new)
+        parts += [attend_slots(to_own, own, slot - 1), (score, jnp.ones_like(score), new.values)]
+    else:
+        parts.append(attend_slots(to_own, written, slot))
+    highest = reduce(jnp.maximum, [largest for largest, _, _ in parts])
+    scales = [jnp.exp(largest - highest) for largest, _, _ in parts]
+    mixed = reduce(jnp.add, [scale * mix for scale, (_, _, mix) in zip(scales, parts, strict=True)])
+    total = reduce(jnp.add, [scale * part for scale, (_, part, _) in zip(scales, parts, strict=True)])
+    mixed = (mixed / total).astype(q.dtype).reshape(rows, heads, width)
+    return constrain(mixed, "batch", "heads", "head"), written
 
 
 def _attend_part(q: Array, cache: LayerCache, visible: Array) -> tuple[Array, Array, Array]:
@@ -188,10 +227,15 @@ def _attend_part(q: Array, cache: LayerCache, visible: Array) -> tuple[Array, Ar
     Returns the largest score, the sum of exponentials [rows, kv_heads, M, 1] and the mix of values, all in
     the `accumulation_dtype` of the queries.
     """
-    einsum = partial(jnp.einsum, preferred_element_type=accumulation_dtype(q.dtype))
-    scores = einsum("rkme,rkes->rkms", q, cache.keys) / math.sqrt(q.shape[-1])
-    scores = jnp.where(visible, scores, HIDDEN)
+    scores = jnp.where(visible, _scores(q, cache), HIDDEN)
     highest = jnp.max(scores, axis=-1, keepdims=True)
     weights = jnp.exp(scores - highest)
-    mix = einsum("rkms,rkse->rkme", weights.astype(q.dtype), cache.values)
+    mix = jnp.einsum("rkms,rkse->rkme", weights.astype(q.dtype), cache.values, preferred_element_type=scores.dtype)
     return highest, jnp.sum(weights, axis=-1, keepdims=True), mix
+
+
+def _scores(q: Array, cache: LayerCache) -> Array:
+    """Returns the scores [rows, kv_heads, M, length] of a cache's keys, in the `accumulation_dtype` of the queries."""
+    keys = "rkse" if isinstance(cache, TpuLayerCache) else "rkes"
+    wide = accumulation_dtype(q.dtype)
+    return jnp.einsum(f"rkme,{keys}->rkms", q, cache.keys, preferred_element_type=wide) / math.sqrt(q.shape[-1])

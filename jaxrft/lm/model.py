@@ -27,6 +27,8 @@ from jaxrft.lm.attention import (
     attend,
     attend_cached,
     attend_slots,
+    lay_out,
+    slot_axis,
 )
 from jaxrft.lm.products import product
 from jaxrft.mesh import constrain
@@ -96,7 +98,7 @@ class DecodeInputs(NamedTuple):
     """What the decoder reads for every token, each layer by itself."""
 
     layers: tuple[Params, ...]  # merged weights of a layer, in the dtype of computation
-    prefix: tuple[LayerCache, ...]  # the prompts' keys and values [B, kv_heads, P, head_dim]
+    prefix: tuple[LayerCache, ...]  # the prompts' keys and values of B rows
     visible: Array  # [B, P] bool, which slots of the prefix hold a token
     others: Params  # the weights that are no layer's
 
@@ -251,19 +253,21 @@ def decoder(
     gather_for_decode: bool = True,
     attend: Attend = attend,
     attend_slots: AttendSlots = attend_slots,
+    kind: type[LayerCache] = LayerCache,
 ) -> Policy:
     """Returns the decoder as a Policy that computes in `dtype` whatever the parameters' dtype is.
 
     `remat`, a key of `REMATS`, says what the backward pass computes again. `gather_for_decode` keeps the weights whole
     over `fsdp` while tokens are decoded, instead of gathering each layer for every token. `attend`, of many queries,
     and `attend_slots`, of one in decoding, may be kernels: `jaxrft.lm.cudnn_attention`, `jaxrft.lm.pallas_attention`.
+    `kind` of cache is what decoding reads: `attention.cache_of` the platform, and `TpuLayerCache` for that kernel.
     """
     return Policy(
         apply=partial(apply, config, dtype=dtype, remat=remat, attend=attend),
         unembed=partial(unembed, config, dtype=dtype),
-        init_cache=partial(init_cache, config, dtype=dtype),
+        init_cache=partial(init_cache, config, dtype=dtype, kind=kind),
         grow_cache=grow_cache,
-        prepare_decode=partial(prepare_decode, config, dtype=dtype, gather=gather_for_decode),
+        prepare_decode=partial(prepare_decode, config, dtype=dtype, gather=gather_for_decode, kind=kind),
         decode=partial(decode, config, dtype=dtype, gathered=gather_for_decode, attend_slots=attend_slots),
     )
 
@@ -341,28 +345,40 @@ def _layer(
 
 
 def init_cache(
-    config: ModelConfig, rows: int, length: int, *, dtype: DTypeLike = jnp.float32
+    config: ModelConfig,
+    rows: int,
+    length: int,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    kind: type[LayerCache] = LayerCache,
 ) -> tuple[LayerCache, ...]:
     """Returns a cache of `length` slots for each of `rows` rows: a buffer a layer, which `decode` updates in place."""
-    keys = jnp.zeros((rows, config.num_kv_heads, config.head_dim, length), dtype)
-    empty = LayerCache(keys, jnp.zeros_like(keys.swapaxes(2, 3)))
-    return tuple(_shard_layer_cache(empty) for _ in range(config.num_layers))
+    zeros = jnp.zeros((rows, length, config.num_kv_heads, config.head_dim), dtype)
+    return tuple(_shard_layer_cache(lay_out(zeros, zeros, kind)) for _ in range(config.num_layers))
 
 
 def grow_cache(cache: tuple[LayerCache, ...], length: int) -> tuple[LayerCache, ...]:
     """Adds free slots to a cache until it has `length` of them."""
 
     def grow(layer: LayerCache) -> LayerCache:
-        added = length - layer.values.shape[2]
-        none = (0, 0)
-        keys = jnp.pad(layer.keys, (none, none, none, (0, added)))
-        return _shard_layer_cache(LayerCache(keys, jnp.pad(layer.values, (none, none, (0, added), none))))
+        def lengthen(x: Array, axis: int) -> Array:
+            added = (0, length - x.shape[axis])
+            return jnp.pad(x, [added if each == axis else (0, 0) for each in range(x.ndim)])
+
+        grown = lengthen(layer.keys, slot_axis(layer)), lengthen(layer.values, 2)
+        return _shard_layer_cache(type(layer)(*grown))
 
     return tuple(grow(layer) for layer in cache)
 
 
 def prepare_decode(
-    config: ModelConfig, params: Params, prefix: Cache, *, dtype: DTypeLike = jnp.float32, gather: bool = True
+    config: ModelConfig,
+    params: Params,
+    prefix: Cache,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    gather: bool = True,
+    kind: type[LayerCache] = LayerCache,
 ) -> DecodeInputs:
     """Lays out weights and prompts for `decode`: merged, cast, and each layer an array of its own.
 
@@ -378,7 +394,7 @@ def prepare_decode(
         return {name: ready(merge(config, tuple(held), dtype), axes[name]) for name, held in parts.items()}
 
     def layer_prefix(index: int) -> LayerCache:
-        return _shard_layer_cache(_laid_out(prefix.keys[index], prefix.values[index]))
+        return _shard_layer_cache(lay_out(prefix.keys[index], prefix.values[index], kind))
 
     layers = range(config.num_layers)
     return DecodeInputs(
@@ -415,10 +431,8 @@ def decode(
         def attention(
             q: Array, k: Array, v: Array, prefix: LayerCache = prefix, earlier: LayerCache = earlier
         ) -> tuple[Array, LayerCache]:
-            new = _laid_out(k, v)
-            write = jax.lax.dynamic_update_slice_in_dim
-            own = LayerCache(write(earlier.keys, new.keys, slot, 3), write(earlier.values, new.values, slot, 2))
-            mixed = attend_cached(q[:, 0], prefix, prepared.visible, own, slot, attend_slots)
+            new = lay_out(k, v, type(earlier))
+            mixed, own = attend_cached(q[:, 0], prefix, prepared.visible, earlier, new, slot, attend_slots)
             return mixed[:, None], own
 
         if not gathered:  # XLA would move what does not change out of the loop over tokens, and hold all layers at once
@@ -433,11 +447,6 @@ def decode(
 def _layer_axes(config: ModelConfig) -> dict[str, tuple[str | None, ...]]:
     """Returns the logical axes of every weight of a layer, by name."""
     return {row.name: row.axes[1:] for row in base(config) if row.layered}
-
-
-def _laid_out(keys: Array, values: Array) -> LayerCache:
-    """Transposes keys and values [rows, T, kv_heads, head_dim] of a layer for decoding."""
-    return LayerCache(keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3))
 
 
 def rms_norm(x: Array, scale: Array, eps: float) -> Array:
@@ -513,5 +522,4 @@ def _shard_cache(cache: Cache) -> Cache:
 
 def _shard_layer_cache(cache: LayerCache) -> LayerCache:
     """Shards the cache of a layer over rows and key-value heads."""
-    keys = constrain(cache.keys, "batch", "kv_heads", "head", None)
-    return LayerCache(keys, constrain(cache.values, "batch", "kv_heads", None, "head"))
+    return type(cache)(*(constrain(x, "batch", "kv_heads", None, None) for x in cache))

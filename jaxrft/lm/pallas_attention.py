@@ -53,8 +53,7 @@ class Plan(NamedTuple):
 
     grid: tuple[int, int]
     queries: Block  # of [n, M, head_dim]; also of the mix of values
-    keys: Block  # of [n, head_dim, slots]
-    values: Block  # of [n, slots, head_dim]
+    keys: Block  # of [n, slots, head_dim]; also of values
     scalars: Block  # of [n, M], a number a query
 
 
@@ -75,7 +74,7 @@ def misfit(head_dim: int, slots: int, platform: str) -> str:
 
 
 def attend_slots(q: Array, cache: LayerCache, slot: Array) -> tuple[Array, Array, Array]:
-    """Does what `attention.attend_slots` does. Each device of a mesh computes its own rows and heads."""
+    """Does what `attention.attend_slots` does with a `TpuLayerCache`. A mesh's devices compute their rows and heads."""
     mesh = jax.sharding.get_abstract_mesh()
     if not meshes.is_ours(mesh) or mesh.manual_axes:
         return _attend(q, *cache, slot)
@@ -96,13 +95,13 @@ def _attend(q: Array, keys: Array, values: Array, slot: Array) -> tuple[Array, A
     slots = values.shape[2]
     flat = (rows * kv_heads, queries)
     grid, *blocks = plan(*flat, width, slots, keys.dtype.itemsize)
-    of_queries, of_keys, of_values, of_scalars = (pl.BlockSpec(*block) for block in blocks)
+    of_queries, of_keys, of_scalars = (pl.BlockSpec(*block) for block in blocks)
     call = pl.pallas_call(
         _kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=grid,
-            in_specs=[of_queries, of_keys, of_values],
+            in_specs=[of_queries, of_keys, of_keys],
             out_specs=[of_scalars, of_scalars, of_queries],
         ),
         out_shape=[jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (flat, flat, (*flat, width))],
@@ -113,7 +112,7 @@ def _attend(q: Array, keys: Array, values: Array, slot: Array) -> tuple[Array, A
     highest, total, mix = call(
         slot.reshape(1),
         q.reshape(*flat, width),
-        keys.reshape(-1, width, slots),
+        keys.reshape(-1, slots, width),
         values.reshape(-1, slots, width),
     )
     scalars = (rows, kv_heads, queries, 1)
@@ -130,13 +129,12 @@ def plan(n: int, queries: int, width: int, slots: int, item_size: int) -> Plan:
     count = min(n, max(SUBLANES, fitting // SUBLANES * SUBLANES))
 
     def last(step: int | Array, slot: Ref) -> Array:
-        return jnp.minimum(step, slot[0] // block)
+        return jnp.minimum(step, jnp.maximum(slot[0], 0) // block)
 
     return Plan(
         grid=(pl.cdiv(n, count), slots // block),
         queries=Block((count, queries, width), lambda i, j, slot: (i, 0, 0)),
-        keys=Block((count, width, block), lambda i, j, slot: (i, 0, last(j, slot))),
-        values=Block((count, block, width), lambda i, j, slot: (i, last(j, slot), 0)),
+        keys=Block((count, block, width), lambda i, j, slot: (i, last(j, slot), 0)),
         scalars=Block((count, queries), lambda i, j, slot: (i, 0)),
     )
 
@@ -147,7 +145,7 @@ def _kernel(slot: Ref, q: Ref, keys: Ref, values: Ref, highest: Ref, total: Ref,
     A score larger than those before scales what was summed up by exp(before - largest) (arXiv 1805.02867).
     """
     block = pl.program_id(1)
-    size = keys.shape[2]
+    size = keys.shape[1]
     product: Callable[..., Array] = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
     @pl.when(block == 0)
@@ -158,7 +156,7 @@ def _kernel(slot: Ref, q: Ref, keys: Ref, values: Ref, highest: Ref, total: Ref,
 
     @pl.when(block * size <= slot[0])
     def add() -> None:
-        scores = product("nme,nes->nms", q[...], keys[...]) / math.sqrt(q.shape[2])
+        scores = product("nme,nse->nms", q[...], keys[...]) / math.sqrt(q.shape[2])
         slots = block * size + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 2)
         scores = jnp.where(slots <= slot[0], scores, HIDDEN)
         before = highest[...]

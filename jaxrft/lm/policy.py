@@ -79,6 +79,7 @@ def learner_policy(config: Config, lm: LanguageModel, mesh: meshes.AnyMesh, *, r
 def make_policy(config: Config, shape: model.ModelConfig, mesh: meshes.AnyMesh) -> model.Policy:
     """Returns the decoder that the config asks for; says so where its kernel cannot be used on this mesh."""
     attend_slots = attention.attend_slots
+    kind = attention.cache_of(meshes.platform(mesh))
     if config.attention == "pallas":
         from jaxrft.lm import pallas_attention  # here, since most runs do not need it, and importing it takes time
 
@@ -87,11 +88,13 @@ def make_policy(config: Config, shape: model.ModelConfig, mesh: meshes.AnyMesh) 
             logger.warning("attention is pallas, but completions are decoded by XLA: %s", reason)
         else:
             attend_slots = pallas_attention.attend_slots
+            kind = attention.TpuLayerCache
     return model.decoder(
         shape,
         dtype=jnp.dtype(config.dtype),
         gather_for_decode=config.gather_for_rollout,
         attend_slots=attend_slots,
+        kind=kind,
     )
 
 
