@@ -135,16 +135,12 @@ class SelectConfig:
     """dots: how far from the target pass rates are chosen, each with chance exp(-distance / temperature)."""
     utility: Literal["informative", "signal"] = "informative"
     """adaptive: chance of an informative group (for scale_rewards group), or mean 4 p (1 - p) (for none)."""
-    price: float = 0.0425
-    """adaptive: least share of what choosing gains over chance that is given up for knowing more, in [0, 1]."""
-    curiosity: float = 3.5
-    """adaptive: weight of what is not known about a task against its utility, 0 or more."""
-    floor: float = 0.3
-    """adaptive: least chance a step that one place goes to the task, and domain, longest not visited, in [0, 1]."""
+    kappa: float = 0.3
+    """adaptive: weight of the standard deviation of a believed pass rate against its utility, 0 or more."""
+    epsilon: float = 0.02
+    """adaptive: share of the places for the tasks rolled out longest ago, in [0, 1]."""
     per_token: bool = field(default=False, metadata=KEPT)
     """adaptive: utility per completion token that a task is expected to take, not per rollout."""
-    cool_down: int = 0
-    """adaptive: steps for which a chosen task comes last."""
     embeddings: Literal["policy", "none"] = field(default="none", metadata=CONTENT)
     """adaptive, dots: embeddings of tasks without `tasks.embeddings`: those that the policy makes at the start, or
     none."""

@@ -1,20 +1,12 @@
-from functools import cache, partial
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrft.select import drift, features, logit, population, selectors
+from jaxrft.select import adaptive, features, logit, selectors
 from jaxrft.types import Feedback, InputError, Tasks
-
-
-@cache
-def program(batch_size, **options):
-    """The first state of a table, and many choices from a state, each by a key, as programs."""
-    selector = selectors.adaptive(16, **options)
-    choose = jax.vmap(partial(selector.select, batch_size=batch_size), (0, None, None))
-    return jax.jit(selector.init, static_argnums=1), jax.jit(lambda *arguments: choose(*arguments)[0].ids)
 
 
 def keys(number):
@@ -50,7 +42,7 @@ def test_observation_by_hand():
 def test_surprise_by_hand():
     believed = logit.Moments(floats(0.5, 0.25), floats(0.0, 0.02), floats(0.0, 0.0))
     found = logit.surprise(believed, floats(8.0, 2.0), floats(8.0, 4.0))
-    assert found.tolist() == pytest.approx([16 / 2.05, 1 / (4 * 3 / 16 + 12 * 0.02 + 0.05)])
+    assert found.tolist() == pytest.approx([16 / 2, 1 / (4 * 3 / 16 + 12 * 0.02)])
     many = logit.moments(floats(-1.0), floats(0.8), num_generations=8)
     rng = np.random.default_rng(1)
     rates = 1 / (1 + np.exp(-rng.normal(-1.0, np.sqrt(0.8), 100_000)))
@@ -58,73 +50,89 @@ def test_surprise_by_hand():
     assert float(logit.surprise(many, drawn, jnp.float32(8)).mean()) == pytest.approx(1.0, abs=0.05)
 
 
-def test_drift_follows_a_policy_that_learns_and_its_shares_the_tasks_that_do():
-    """0.05 logits a step, tasks seen 10 steps ago; none, half or all of the movement is theirs."""
-    nothing, every = jnp.zeros((8, 0)), jnp.ones(8, bool)
-
-    @jax.jit
-    def after(state, own):
-        moved = jnp.tile(floats(10 * 0.05, 0.0), (8, 1))
-        innovation = own * moved[:, 0] - moved @ drift.shares(state)
-        state = drift.update(state, nothing, innovation, jnp.full(8, 0.1), moved, every, ~every)
-        return drift.advance(state)
-
-    def shares(own):
-        state = drift.init(0)
-        for _ in range(60):
-            state = after(state, own)
-        return float(drift.shares(state)[0])
-
-    assert [shares(own) for own in (0.0, 0.5, 1.0)] == pytest.approx([0, 0.5, 1], abs=0.05)
-    state, still = drift.init(0), jnp.zeros((8, 2))
-    update = jax.jit(drift.update)
-    for step in range(80):
-        error = 0.05 * step - state.position[0]
-        state = update(state, nothing, error * jnp.ones(8), jnp.full(8, 0.5), still, every, ~every)
-        assert step < 40 or abs(float(error)) < 0.1
-        state = drift.advance(state)
-    assert float(state.position[1]) == pytest.approx(0.05, abs=0.01)
-    padded = update(state, nothing, jnp.full(8, 9.0), jnp.ones(8), still, ~every, ~every)
-    np.testing.assert_allclose(padded.position, state.position)
-    np.testing.assert_allclose(padded.covariance, state.covariance)
+LOG3 = float(np.log(3))
+P = float(np.pi**2 / 3)
 
 
-def test_a_feature_moves_its_own_tasks_and_a_jump_at_once():
-    """Tasks 0..3 have the first feature, 4..7 the second; the first domain is 3 logits above what was predicted."""
-    told, every, still = jnp.eye(2)[jnp.arange(8) // 4], jnp.ones(8, bool), jnp.zeros((8, 2))
-    innovation, variance = jnp.where(told[:, 0] > 0, 3.0, 0.0), jnp.full(8, 0.5)
-    start = drift.advance(drift.init(2))._replace(covariance=jnp.diag(floats(0.01, 0, 0.01, 0.01)))
-    slow, fast = (
-        jax.jit(drift.update)(start, told, innovation, variance, still, every, jumped)
-        for jumped in (~every, told[:, 0] > 0)
-    )
-    assert abs(float(slow.position[2])) < 0.3 and float(fast.position[2]) > 2.5
-    assert abs(float(fast.position[3])) < 0.2
-    np.testing.assert_allclose(
-        drift.moved(fast, told)[::4], [[fast.position[0], fast.position[2]], [fast.position[0], fast.position[3]]]
+def test_first_update_by_hand():
+    """The posterior mode of the logit is ln 3: q = 3/4, and s - 8 q = ln 3 / V with V = 2 pi^2 / 3.
+
+    The information of the outcome is k = 8 * 3/16. Ability and offset have the same prior, so that each takes half.
+    """
+    successes = 6 + LOG3 / (2 * P)
+    selector = selectors.adaptive(8)
+    feedback = Feedback(jnp.array([1]), floats(successes), floats(8.0), floats(80.0))
+    state = jax.jit(selector.update)(selector.init(Tasks(), 3), Tasks(), feedback)
+    assert float(state.shared[0]) == pytest.approx(LOG3 / 2, rel=1e-5)
+    assert state.mean.tolist() == pytest.approx([0, LOG3 / 2, 0], rel=1e-5)
+    left = P / (1 + 1.5 * P)
+    assert state.variance.tolist() == pytest.approx([0, left, 0], rel=1e-5)
+    information = 1 / P + 1.5 / (1 + 1.5 * P)
+    assert float(state.information[0, 0]) == pytest.approx(0.8 * information + 0.2 / P, rel=1e-5)
+    assert float(state.spread) == pytest.approx((P + LOG3**2 / 4 + left) / 2, rel=1e-5)
+    assert float(state.log_walk) == pytest.approx(np.log(P / 200))  # no task had been seen before
+    assert state.visited.tolist() == [-1, 0, -1]
+    assert int(state.step) == 1
+
+
+def known(selector, num_tasks, *, mean=0.0, variance=0.01, ability=0.0, step=10, visited=0, **changes):
+    """Returns a state in which every task was rolled out at the step `visited`, and the ability is known."""
+    state = selector.init(Tasks(), num_tasks)
+    return state._replace(
+        shared=state.shared.at[0].set(ability),
+        information=state.information.at[0, 0].set(1e6),
+        mean=jnp.full(num_tasks, mean, jnp.float32),
+        variance=jnp.full(num_tasks, variance, jnp.float32),
+        visited=jnp.full(num_tasks, visited, jnp.int32),
+        step=jnp.int32(step),
+        **changes,
     )
 
 
-def test_the_population_believes_features_that_have_predicted_first_visits():
-    """Eight kinds of tasks, 3 apart; told by a feature, or by one that says nothing."""
-    rng = np.random.default_rng(0)
-    kinds = rng.integers(0, 8, 400)
-    truth = floats(*(3.0 * (kinds % 3 - 1) + 0.5 * rng.normal(size=400)))
+@pytest.mark.parametrize("successes", [8.0, 12.0])
+def test_the_walk_follows_the_gradient_of_the_likelihood(successes):
+    """Variance 1 at the last rollouts, and 0.1 in each of ten steps since: half of the logit's is due to the walk."""
+    selector = selectors.adaptive(16)
+    before = known(selector, 1, variance=1.0, log_walk=jnp.log(jnp.float32(0.1)))
+    feedback = Feedback(jnp.array([0]), floats(successes), floats(16.0), floats(0.0))
+    after = jax.jit(selector.update)(before, Tasks(), feedback)
+    variance = float(logit.moments(floats(0.0), floats(2.0), num_generations=16).variance[0])
+    from_belief = 16 * 15 * variance
+    share = 0.5 * from_belief / (from_belief + 4)
+    square = (successes - 8) ** 2 / (from_belief + 4)
+    moved = share * (square - 1) / 2 / (1 + share**2 / 2)
+    assert float(after.log_walk - before.log_walk) == pytest.approx(moved, rel=1e-3)
 
-    fit, earn = jax.jit(population.fit), jax.jit(population.earn)
 
-    def after(told):
-        state, rate = population.init(8), jax.nn.sigmoid(truth)
-        for step in range(1, 9):
-            batch, seen = jnp.arange(16) + 16 * step, jnp.arange(400) < 16 * step
-            state = fit(state, told, truth, jnp.full(400, 0.3), seen)
-            state = earn(state, told[batch], 16 * rate[batch], jnp.full(16, 16.0), jnp.ones(16, bool))
-        return state, float(jnp.mean((population.predict(state, told @ state.weights)[0][200:] - truth[200:]) ** 2))
+def test_after_a_change_point_a_task_is_learned_anew():
+    """Two tasks are believed hopeless and one is solved. The other, solved once in 16, keeps what was known."""
+    selector = selectors.adaptive(16)
+    before = known(selector, 2, mean=-4.0, variance=0.1, ability=1.0, step=1)
+    feedback = Feedback(jnp.arange(2), floats(16.0, 1.0), floats(16.0, 16.0), floats(0.0, 0.0))
+    after = jax.jit(selector.update)(before, Tasks(), feedback)
+    assert after.mean[0] > 0 and after.variance[0] > 0.5
+    assert -4 < after.mean[1] < -3.5 and after.variance[1] < 0.12
 
-    useful, near = after(jnp.eye(8)[kinds])
-    useless, far = after(jnp.eye(8)[rng.permutation(kinds)])
-    assert float(useful.odds) > 2 > -1 > float(useless.odds)
-    assert near < 0.6 < 4 < far < 1.1 * float(truth.var())
+
+def test_what_a_batch_without_rollouts_says_is_nothing():
+    selector = selectors.adaptive(16)
+    before = known(selector, 2)
+    padding = Feedback(jnp.zeros(2, int), floats(0.0, 0.0), floats(0.0, 0.0), floats(0.0, 0.0))
+    after = jax.jit(selector.update)(before, Tasks(), padding)
+    for new, old in zip(jax.tree.leaves(after._replace(spread=before.spread)), jax.tree.leaves(before), strict=True):
+        np.testing.assert_array_equal(new, old)
+
+
+def test_a_domain_tells_the_level_of_its_tasks_that_were_not_rolled_out():
+    tasks = Tasks(domain=jnp.arange(40, dtype=jnp.int32) % 2)
+    selector = selectors.adaptive(16)
+    update = jax.jit(selector.update)
+    state = selector.init(tasks, 40)
+    for step in range(4):
+        ids = jnp.arange(4) + 4 * step
+        state = update(state, tasks, Feedback(ids, jnp.where(ids % 2, 15.0, 1.0), jnp.full(4, 16.0), jnp.zeros(4)))
+    unseen = selector.pass_rate(state, tasks)[20:]
+    assert (unseen[::2] < 0.3).all() and (unseen[1::2] > 0.7).all()
 
 
 def test_what_is_told_becomes_features_and_what_is_broken_a_sentence():
@@ -195,40 +203,86 @@ def test_nothing_to_know_is_no_harm():
     assert np.bincount(np.ravel(ids), minlength=64).min() >= 4
 
 
-def test_a_cool_down_keeps_chosen_tasks_away():
-    ids, _, _ = play(
-        selectors.adaptive(16, cool_down=3, floor=0.0), sigmoid(np.tile(logits(24), (40, 1))), 40, batch_size=4
-    )
-    assert all(not set(ids[t].tolist()) & set(ids[t - d].tolist()) for t in range(3, 40) for d in (1, 2))
+def choices(selector, state, *, batch_size, number=4000):
+    """Returns the ids [number, B] of as many choices from one state."""
+    choose = jax.vmap(partial(selector.select, batch_size=batch_size), (0, None, None))
+    return jax.jit(choose)(keys(number), state, Tasks())[0].ids
 
 
-def test_the_utility_is_the_one_asked_for():
+def greedy(**options):
+    return selectors.adaptive(16, kappa=0.0, epsilon=0.0, **options)
+
+
+def test_the_utility_is_the_one_asked_for(monkeypatch):
     """Task 0 is 0.1 or 0.9, task 1 is 0.25: a group of either teaches, but 4 p (1 - p) is 0.36 and 0.75."""
+    monkeypatch.setattr(adaptive, "MOST_EXPLORATION", 0.0)
     believed = logit.Moments(floats(0.5, 0.25), floats(0.16, 0.0), floats(0.9, 0.8))
+    monkeypatch.setattr(logit, "moments", lambda *arguments, **options: believed)
     for utility, best in (("informative", 0), ("signal", 1)):
-        selector = selectors.adaptive(16, utility=utility, price=0.0, floor=0.0)
-        state = selector.init(Tasks(), 2)._replace(believed=believed, visited=jnp.zeros(2, jnp.int32))
-        select = jax.jit(partial(selector.select, batch_size=1))
-        assert select(jax.random.key(0), state, Tasks())[0].ids.tolist() == [best]
+        selector = greedy(utility=utility)
+        assert np.unique(choices(selector, selector.init(Tasks(), 2), batch_size=1, number=9)).tolist() == [best]
 
 
-def test_per_token_a_long_task_has_to_be_worth_its_length():
+def test_per_token_a_long_task_has_to_be_worth_its_length(monkeypatch):
     """Tasks 0 and 1 are worth 0.6 and 0.8; their rollouts took 10 and 20 tokens, or nobody knows."""
-    believed = logit.Moments(floats(0.5, 0.5), floats(0.0, 0.0), floats(0.6, 0.8))
-    selector = selectors.adaptive(4, price=0.0, floor=0.0, per_token=True)
+    monkeypatch.setattr(adaptive, "MOST_EXPLORATION", 0.0)
+    selector = greedy(per_token=True)
     state = selector.init(Tasks(), 2)
-
-    select, update = jax.jit(partial(selector.select, batch_size=1)), jax.jit(selector.update)
-
-    def best(state):
-        state = state._replace(believed=believed, visited=jnp.zeros(2, jnp.int32))
-        return select(jax.random.key(0), state, Tasks())[0].ids.tolist()
-
-    for tokens, expected in (((40.0, 80.0), [0]), ((0.0, 0.0), [1]), ((40.0, 0.0), [1]), ((0.0, 80.0), [1])):
-        seen = Feedback(jnp.arange(2), floats(2.0, 2.0), floats(4.0, 4.0), floats(*tokens))
-        assert best(update(state, Tasks(), seen)) == expected
+    update = jax.jit(selector.update)
+    rows = (((40.0, 80.0), 0), ((0.0, 0.0), 1), ((40.0, 0.0), 1), ((0.0, 80.0), 1))
+    states = [
+        update(state, Tasks(), Feedback(jnp.arange(2), floats(2.0, 2.0), floats(4.0, 4.0), floats(*tokens)))
+        for tokens, _ in rows
+    ]
     half = Feedback(jnp.array([1, 0]), floats(2.0, 0.0), floats(4.0, 0.0), floats(80.0, 0.0))  # the second is padding
     assert update(state, Tasks(), half).tokens.tolist() == [0, 20]
+    believed = logit.Moments(floats(0.5, 0.5), floats(0.0, 0.0), floats(0.6, 0.8))
+    monkeypatch.setattr(logit, "moments", lambda *arguments, **options: believed)
+    for state, (_, best) in zip(states, rows, strict=True):
+        assert np.unique(choices(selector, state, batch_size=1, number=9)).tolist() == [best]
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.1, 0.7, 1.0])
+def test_epsilon_is_the_share_of_the_places_for_the_tasks_rolled_out_longest_ago(epsilon):
+    """Of 64 tasks all known, 0 and 1 were never rolled out and 2 to 7 long ago; these eight teach nothing."""
+    number = jnp.arange(64)
+    selector = selectors.adaptive(16, kappa=0.0, epsilon=epsilon)
+    state = known(selector, 64, variance=1e-6, step=100, log_walk=jnp.float32(-30.0), spread=jnp.float32(1e-6))
+    state = state._replace(
+        visited=jnp.where(number < 2, -1, jnp.where(number < 8, number, 90)).astype(jnp.int32),
+        mean=jnp.where(number < 8, -8.0, 0.0),
+        shared=state.shared.at[0].set(0.0),
+    )
+    count = (choices(selector, state, batch_size=4) < 8).sum(axis=1)
+    assert count.mean() == pytest.approx(4 * epsilon, abs=0.03)
+    one = choices(selectors.adaptive(16, kappa=0.0, epsilon=0.25), state, batch_size=4)
+    assert set(one[one < 8].tolist()) == {0, 1}
+
+
+def test_of_tasks_that_are_nearly_equal_those_rolled_out_longest_ago_are_taken():
+    """With G = 2 the utility is 2 p (1 - p), and 3/4 of the least of the two best is as good: 3/4 * 0.48 = 0.36.
+
+    It is 0.5, 0.48, 0.42, 0.32.
+    """
+    rates = np.array([0.5, 0.4, 0.3, 0.2])
+    selector = selectors.adaptive(2, kappa=0.0, epsilon=0.0)
+    state = known(selector, 4, variance=1e-6, log_walk=jnp.float32(-30.0))
+    state = state._replace(
+        mean=jnp.asarray(np.log(rates / (1 - rates)), jnp.float32), visited=jnp.array([9, 8, 7, 1], jnp.int32)
+    )
+    assert np.unique(choices(selector, state, batch_size=2, number=9)).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("variance", [0.1, 1.0, 25.0])
+def test_the_share_of_the_table_that_is_not_known_is_the_share_of_the_places_for_it(variance):
+    """48 tasks are known to be 1/2; the logit of 16 has a variance. A uniform pass rate has 1/12."""
+    number = jnp.arange(64)
+    selector = greedy()
+    state = known(selector, 64, variance=1e-6, step=1, log_walk=jnp.float32(-30.0))
+    state = state._replace(variance=jnp.where(number < 16, variance, 1e-6), mean=jnp.where(number < 16, -2.0, 0.0))
+    each = float(logit.moments(floats(-2.0), floats(variance), num_generations=16).variance[0])
+    count = (choices(selector, state, batch_size=8) < 16).sum(axis=1)
+    assert count.mean() == pytest.approx(8 * min(12 * each / 4, 0.5), abs=0.03)
 
 
 @pytest.mark.slow
@@ -246,119 +300,3 @@ def test_per_token_saves_tokens():
         ids, _, informative = play(selector._replace(update=told), rates, 80, batch_size=8)
         spent[per_token], taught[per_token] = float(tokens[ids].sum()), float(informative.sum())
     assert taught[True] / spent[True] > 1.2 * taught[False] / spent[False]
-
-
-def new_tasks(worth, **population):
-    """How often each of 100 new tasks that are worth so much is chosen in 500 batches of 8, with a `population`."""
-    init, choose = program(8, price=0.0, floor=0.0)
-    believed = logit.Moments(jnp.full(100, 0.5), jnp.zeros(100), jnp.asarray(worth, jnp.float32))
-    state = init(Tasks(), 100)._replace(believed=believed)
-    state = state._replace(population=state.population._replace(**population))
-    return np.bincount(np.ravel(choose(keys(500), state, Tasks())), minlength=100)
-
-
-def test_new_tasks_are_any_that_may_teach_rather_than_the_likeliest():
-    """All tasks are new, and half of the places are for these: for any but the last ten, though twenty seem best."""
-    count = new_tasks(np.repeat([1.0, 0.6, 0.2], (20, 70, 10)))
-    assert count[90:].sum() == 0
-    assert count[20:90].sum() == pytest.approx(500 * 4 * 70 / 90, rel=0.05)
-
-
-def test_new_tasks_are_the_likeliest_and_more_as_far_as_features_have_turned_out_right():
-    """Worth 0.2 + 0.75 s * 0.8, or half of the best, in 8 (0.5 + 0.5 s) places; s is 0 where nothing is said."""
-    worth = np.repeat([1.0, 0.79, 0.501, 0.2], (20, 40, 30, 10))
-    rows = ((0, 30.0, 90, 4), (1, -30.0, 90, 4), (1, 0.0, 90, 6), (1, 1.5, 60, 7.27), (1, 30.0, 20, 8))
-    for weight, odds, among, places in rows:
-        count = new_tasks(worth, odds=jnp.float32(odds), weights=jnp.full(1, float(weight)))
-        assert count[among:].sum() == 0
-        assert count[20:among].sum() == pytest.approx(500 * places * (among - 20) / among, rel=0.05)
-
-
-def test_a_domain_is_not_left_unseen_for_long():
-    """Three domains; the floor goes to the task longest not visited of the one of which none has been since step 5."""
-    domain = jnp.arange(12, dtype=jnp.int32) % 3
-    visited = jnp.array([1, 2, 3, 9, 9, 4, 9, 9, 5, 9, 9, 5], jnp.int32)
-    init, choose = program(2, floor=1.0)
-    for tasks, stalest in ((Tasks(domain=domain), 2), (Tasks(), 0)):
-        state = init(tasks, 12)._replace(visited=visited, step=jnp.int32(10))
-        assert (choose(keys(50), state, tasks) == stalest).any(axis=1).all()
-
-
-@pytest.mark.parametrize(
-    ("floor", "jumps", "chance"), [(0.0, 0.0, 0), (0.0, 0.0125, 0.5), (0.3, 0.0125, 0.5), (0.7, 0.0125, 0.7)]
-)
-def test_after_a_jump_the_stalest_task_is_looked_at(floor, jumps, chance):
-    """Batches of 4: one jump has 0.1 * 1 / 4 of the smoothed share, half of it later is a chance of a half."""
-    visited = jnp.arange(64, dtype=jnp.int32)
-    teaches = jnp.where(visited == 0, -6.0, 0.0)  # the stalest task has nothing else in its favour
-    init, choose = program(4, floor=floor, price=0.0)
-    state = init(Tasks(), 64)._replace(
-        believed=logit.moments(teaches, jnp.full(64, 0.01), num_generations=16),
-        visited=visited,
-        step=jnp.int32(64),
-        jumps=jnp.float32(jumps),
-    )
-    looked = (choose(keys(4000), state, Tasks()) == 0).any(axis=1)
-    assert looked.mean() == pytest.approx(chance, abs=0.03)
-
-
-@pytest.mark.parametrize(
-    ("num_tasks", "rest", "places"), [(64, 0.0, 2.84), (64, 0.68, 0.92), (64, 0.8, 0.40), (1024, 0.0, 0.72)]
-)
-def test_what_is_not_known_raises_the_price_of_knowing(num_tasks, rest, places):
-    """Of 8 tasks worth 1 some are given up for new ones worth 0.6, a quarter of the table with variance 0.08.
-
-    64 tasks, other ones hopeless: choosing gains 0.725, and 0.0425 (4 * 16 * 0.08 / 4 * 1.3)^3 of 8 * 0.725 pays for
-    2.84 places of 0.4. Other ones worth 0.68: the gain is 0.3, the variance counts for 0.3 / 0.25, not 1.3, and 0.154
-    of 8 * 0.3 pays for 0.92. Worth 0.8: the gain is 0.225, the variance counts as it is, and 0.089 of 8 * 0.225 pays
-    for 0.40. 1,024 tasks: an eighth of the variance counts, less than a group's; 0.0425 of 8 (1 - 0.158) pays for 0.72.
-    """
-    number = np.arange(num_tasks)
-    seen = number < num_tasks * 3 // 4
-    new = new_places(seen, np.where(seen, np.where(number < 8, 1.0, rest), 0.6))
-    assert np.unique(new).tolist() == [int(places), int(places) + 1]
-    assert new.mean() == pytest.approx(places, abs=0.03)
-
-
-def new_places(seen, worth, domain=None, **options):
-    """How many of 8 places tasks never visited have, of variance 0.08, in each of 1,000 batches."""
-    tasks = Tasks(domain=None if domain is None else jnp.asarray(domain))
-    init, choose = program(8, floor=0.0, **options)
-    moments = (np.full(len(seen), 0.5), np.where(seen, 0.0, 0.08), worth)
-    state = init(tasks, len(seen))._replace(
-        believed=logit.Moments(*(jnp.asarray(x, jnp.float32) for x in moments)),
-        visited=jnp.where(seen, 0, -1).astype(jnp.int32),
-        step=jnp.int32(1),
-    )
-    return (~seen[choose(keys(1000), state, tasks)]).sum(axis=1)
-
-
-def test_with_a_balance_choosing_gains_what_it_gains_within_the_domains():
-    """Four places for 8 tasks worth 1 and 8 new ones worth 0.6, four for 48 worth 0.
-
-    By chance they are worth 4 * 0.8, so that choosing gains 0.8 of 4, of which 0.0425 pay for 0.085 places of 0.4. Of
-    the whole table, where chance is 8 * 0.2, it would pay for 0.255.
-    """
-    number = np.arange(64)
-    worth = np.where(number < 8, 1.0, np.where(number < 16, 0.6, 0.0))
-    new = new_places((number < 8) | (number >= 16), worth, domain=(number >= 16).astype(int), balance="equal")
-    assert new.mean() == pytest.approx(0.085, abs=0.03)
-
-
-@pytest.mark.parametrize(
-    ("seen", "jumped", "jumps", "variance"),
-    [(False, 4, 0.0, 1.015), (True, 1, 0.025, 1.015), (True, 2, 0.05, 25.0), (True, 4, 0.1, 25.0)],
-)
-def test_others_may_have_jumped_where_more_than_one_has_that_was_seen(seen, jumped, jumps, variance):
-    """Some of four that are believed hopeless are solved; of a fifth that was visited once nobody knows any more."""
-    visited = jnp.array([0 if seen else -1] * 4 + [0], jnp.int32)
-    mean, known = jnp.full(5, -6.0), jnp.ones(5)
-    selector = selectors.adaptive(16)
-    state = selector.init(Tasks(), 5)._replace(
-        mean=mean, variance=known, visited=visited, believed=logit.moments(mean, known, num_generations=16)
-    )
-    ids, trials = jnp.arange(4), jnp.full(4, 16.0)
-    update = jax.jit(selector.update)
-    after = update(state, Tasks(), Feedback(ids, jnp.where(ids < jumped, trials, 0), trials, trials))
-    assert float(after.jumps) == pytest.approx(jumps)
-    assert float(after.variance[4]) == pytest.approx(variance)

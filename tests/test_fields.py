@@ -262,7 +262,7 @@ def test_a_number_at_an_edge_is_taken_or_one_sentence(path, field):
 ANY_SIZE = {  # 10**9 means what it says
     *("steps", "seed", "warmup_steps", "eval_steps", "save_steps", "log_completions_steps", "keep_checkpoints"),
     *("max_skipped_updates", "dynamic_sampling", "num_iterations", "top_k", "max_age", "limit", "rank"),
-    *("candidates", "num_references", "probe_every", "cool_down"),
+    *("candidates", "num_references", "probe_every"),
     *("data", "fsdp", "model"),  # devices that a dry run may plan for
 }
 

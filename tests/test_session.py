@@ -152,7 +152,7 @@ def test_a_number_of_tasks_that_is_none_is_refused(tasks):
 
 
 def test_numbers_of_other_libraries_are_numbers():
-    session = Session(selectors.adaptive(8, price=jnp.bfloat16(0.12)), np.int64(12), np.uint8(1))
+    session = Session(selectors.adaptive(8, epsilon=jnp.bfloat16(0.12)), np.int64(12), np.uint8(1))
     session.record(jnp.arange(2), jnp.array([1, 0], jnp.bfloat16), np.array([8, 8], np.uint8))
     session.record([], [], [])
     assert session.pass_rate()[0] > session.pass_rate()[1]

@@ -1,10 +1,7 @@
-"""Turns pass rates into a batch: draws, distances to the target, utilities and what knowledge costs.
+"""Turns pass rates into a batch: draws, distances to the target, and utilities.
 
 Whatever chooses takes a `quota` of the batch for each domain and a mask `exclude` [N] of tasks that come last, or None.
 """
-
-import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -103,77 +100,6 @@ def per_token(utility: Array, tokens: Array) -> Array:
     known = tokens > 0
     mean = jnp.where(known, tokens, 0).sum() / jnp.maximum(known.sum(), 1).astype(tokens.dtype)
     return utility / jnp.where(known, tokens, jnp.where(mean > 0, mean, 1))
-
-
-def priced(
-    key: Array,
-    utility: Array,
-    interest: Array,
-    *,
-    batch_size: int,
-    weight: ArrayLike,
-    price: ArrayLike | Callable[[Array], ArrayLike],
-    chance: ArrayLike = 0.0,
-    first: Array | None = None,
-    alike: ArrayLike = 0.0,
-    preference: Array | None = None,
-    quota: Quota | None = None,
-    exclude: Array | None = None,
-) -> Array:
-    """Ids [B]: the greatest `utility` [N], but for as many of the greatest utility + `weight` * interest as are paid.
-
-    The first k places go to the curious ranking, k as large as keeps the sum of utilities from falling below that of
-    the B greatest by more than the share `price` of what this is above B * `chance`, the utility of a task taken by
-    chance (`by_chance`); one more with the probability that is the part of its cost left to pay, which small batches
-    would lose to rounding; the others to the greatest utilities left. `price` may be a function of that gain as a share
-    [] of the sum, if utilities are not negative. What k places leave is counted as theirs and the B - k greatest, with
-    a quota as many as are left of every domain, though some may be both, so that a curious ranking of the best costs
-    less than nothing. The tasks `first` [K], ids where N is none, head the curious ranking and have their places at any
-    price. With a `preference` [N], utilities of at least (1 - `alike`) times the least of the B greatest, with a quota
-    those in the domain, count as equal, and the greatest preference has the place. Utilities are finite, preferences
-    not negative.
-    """
-    check_shapes(utility=(utility, "N"), interest=(interest, "N"), preference=(preference, "N"), first=(first, "K"))
-    check_dtypes(float, utility=utility, interest=interest, preference=preference)
-    key_best, key_curious, key_part, key_rest = jax.random.split(key, 4)
-    weight, chance, alike = (jnp.asarray(x, utility.dtype) for x in (weight, chance, alike))
-    rank = functools.partial(largest, batch_size=batch_size, quota=quota, exclude=exclude)
-    ids = rank(key_best, utility)
-    best = utility[ids]
-    score = utility + weight * interest
-    score = score if first is None else score.at[first].set(jnp.inf, mode="drop")
-    curious = rank(key_curious, score)
-    displaced = best[::-1]  # of the best, by each of the curious ranking in turn
-    if quota is not None:  # the least of its own domain
-        order = jnp.argsort(quota.domain[curious])
-        displaced = displaced.at[order].set(best[jnp.lexsort((best, quota.domain[ids]))])
-    rest = jnp.concatenate([jnp.cumsum(displaced[:0:-1])[::-1], jnp.zeros(1, utility.dtype)])  # left, k = 1..B
-    gain = jnp.maximum(best.sum() - batch_size * chance, 0)
-    share = gain / jnp.where(gain > 0, best.sum(), 1)
-    price = jnp.asarray(price(share) if callable(price) else price, utility.dtype)
-    cost = best.sum() - (jnp.cumsum(utility[curious]) + rest)  # of k places, k = 1..B
-    last = jnp.maximum(jnp.diff(cost, prepend=0), 0)  # of the k-th alone
-    paid = (cost - jax.random.uniform(key_part, dtype=utility.dtype) * last <= price * gain).sum()
-    count = jnp.maximum(paid, jnp.isinf(score[curious]).sum())
-    ahead = jnp.where(jnp.arange(batch_size) < count, curious, utility.shape[0])
-    if preference is not None:
-        least = best.min() if quota is None else least_by_domain(quota, best, ids)
-        equal = utility >= (1 - alike) * least
-        utility = jnp.where(equal, best.max() + 1 + preference, utility)  # above all that are not, of the same domain
-    return rank(key_rest, utility.at[ahead].set(jnp.inf, mode="drop"))
-
-
-def by_chance(utility: Array, quota: Quota | None = None, exclude: Array | None = None) -> Array:
-    """Computes the mean `utility` [] of a batch taken by chance from all tasks [N]; with a quota, of each domain."""
-    check_shapes(utility=(utility, "N"), exclude=(exclude, "N"))
-    check_dtypes(float, utility=utility)
-    counted = jnp.ones_like(utility) if exclude is None else 1 - exclude.astype(utility.dtype)
-    if quota is None:
-        return utility.mean() if exclude is None else (counted * utility).sum() / jnp.maximum(counted.sum(), 1)
-    places = quota.places.astype(utility.dtype)
-    sizes = jnp.zeros_like(places).at[quota.domain].add(counted)
-    chance = counted * (places / jnp.maximum(sizes, 1))[quota.domain]  # of every task
-    return (chance * utility).sum() / jnp.maximum(places.sum(), 1)
 
 
 def least_by_domain(quota: Quota, score: Array, ids: Array) -> Array:

@@ -1,14 +1,59 @@
-"""Our own selector: no reference policies, no reference rollouts, nothing to tune."""
+"""Selects tasks by a dynamic Rasch model: no reference policies, no reference rollouts.
+
+**Belief.** The logit of a task's pass rate is the policy's ability plus an offset of the task (Rasch
+1960, with covariates):
+
+    logit p_i = a + w . phi_i + b_i        s_i ~ Binomial(n_i, p_i)
+
+The features phi_i [F] are the domain, one-hot, and the leading principal components of the
+embeddings, whichever are given. The tasks share x = (a, w); with h_i = (1, phi_i), logit p_i is
+h_i . x + b_i. The offset b_i is N(0, spread) over tasks, and a random walk with variance `walk` a step.
+Beliefs are Gaussian, and independent between x and each b_i: x has a mean and an information matrix
+(the inverse of its covariance), b_i has a mean m_i and a variance v_i.
+
+**Update** by a batch in which s_i of n_i rollouts were right: an extended Kalman filter (West &
+Harrison 1997, chapter 14; for two players it is Glicko, Glickman 1999).
+
+1. Predict: v_i is the variance after the task's last rollouts + `walk` for each step since then; for a
+   task never rolled out m_i = 0, v_i = spread. The logit is N(mu_i, V_i) with mu_i = h_i . x + m_i and
+   V_i = h_i . information^-1 h_i + v_i.
+2. Change point: z_i is s_i - n_i E[p_i] over its predicted standard deviation. If |z_i| > 3, what is known
+   of the task is forgotten: m_i = 0, v_i = spread.
+3. Linearize at l_i, the mode of the logit's posterior. With q_i = sigmoid(l_i), the outcome has the
+   information k_i = n_i q_i (1 - q_i) and the score g_i = s_i - n_i q_i + k_i (l_i - mu_i).
+4. Shared: information += sum_i h_i h_i' k_i / (1 + k_i v_i), and then
+   x += information^-1 sum_i h_i g_i / (1 + k_i v_i) =: x + d.
+5. Offsets, given x: v_i <- v_i / (1 + k_i v_i), and then m_i += v_i (g_i - k_i h_i . d).
+6. Spread: mean of m_i^2 + v_i over the tasks rolled out so far and of `PRIOR_VARIANCE`, which counts as
+   one more; a step of expectation maximization.
+7. Walk: the gradient of the likelihood of z_i in log walk is f_i (z_i^2 - 1) / 2, where f_i is the share of
+   the predicted variance of s_i that is due to steps of the walk. log walk moves by the sum of the
+   gradients over its Fisher information, the sum of f_i^2 / 2, with z_i^2 at most 9.
+8. Time: what is known of a, of the weights of domains, and of log walk decays by `DECAY`, to no less
+   than the prior: information <- (1 - DECAY) information + DECAY prior. The weights of embeddings are
+   constant.
+
+**Choice.** A share of the places goes to each of
+
+* the tasks rolled out longest ago, those never rolled out first: epsilon;
+* the largest std(p_i): the mean of 12 var(p_i) over the table, at most `MOST_EXPLORATION`. A uniform pass
+  rate has the variance 1 / 12, so that this is the share of the table that is not known. That
+  exploration is worth most while values are uncertain is the idea of VDBE (Tokic 2010);
+* the largest u_i + kappa std(p_i), an upper confidence bound: the rest. Here
+  u_i = E[1 - p_i^G - (1 - p_i)^G] is the chance of an informative group. Bounds down to 1 - 1 / (2 G) of
+  the least that has a place count as equal, and of them the tasks rolled out longest ago are taken:
+  a policy learns more from many tasks than from the same few.
+"""
 
 from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from jaxrft.mesh import constrain
-from jaxrft.select import acquisition, drift, features, logit, topk
-from jaxrft.select import population as populations
+from jaxrft.select import acquisition, features, logit, topk
 from jaxrft.select.base import Selector
 from jaxrft.select.checks import (
     NOT_NEGATIVE,
@@ -16,7 +61,6 @@ from jaxrft.select.checks import (
     check,
     check_balance,
     check_choice,
-    check_count,
     check_flag,
     check_generations,
     check_select,
@@ -25,293 +69,277 @@ from jaxrft.select.checks import (
 )
 from jaxrft.types import Array, Choice, Feedback, Tasks
 
-NOISE = 0.015  # variance that a step adds to every logit
-LARGEST = 25.0  # variance of a logit about which nothing is known any more
-STALE, STALE_INTEREST = 25.0, 0.03  # steps after which a task counts as not looked at, and what that is worth
-# A jump is a surprise beyond JUMP (1 is expected). When jumps are more frequent than JUMPS of the rollouts' tasks, over
-# some ten steps, and are not ALONE (two within four steps), tasks that nobody looked at may have jumped too: their
-# variance grows by JUMP_NOISE times the mean squared jump. First visits do not count: what they contradict is said of
-# all tasks never visited. A task that jumped is learnt anew, with JUMP_VARIANCE.
-JUMP, JUMPS, ALONE, JUMP_MEMORY, JUMP_NOISE, JUMP_VARIANCE = 12.0, 0.01, 1.6, 0.9, 10.0, 4.0
-# Knowing has a price that rises with this power of the mean variance of the believed pass rates, so that most is spent
-# where most is to be learnt. Where choosing gains more than the share GAIN of the greatest utility the variance counts
-# for more, in proportion, EARLIER times at most: more is lost there by not knowing the tasks. Tasks never visited count
-# in full if REACH steps could visit all tasks.
-STEEPNESS, GAIN, EARLIER, REACH = 3, 0.25, 1.3, 16
-FITTED = 4096  # visited tasks whose logits tell what those of the others are
-# The same few tasks again and again teach a policy little of the others. Tasks never visited have the share NEW of the
-# batch while they are nearly all there are, and all of it as far as features have turned out right in saying which are
-# worth it; it falls with the power FADING of their share of the table. Which of them is left to chance among those that
-# may be worth AMONG of the best of them, or what features say would keep the policy to one kind. As far as features
-# have turned out right they are TOLD of the way from the least to the best of them. Of tasks whose utilities are less
-# than ALIKE / G apart, those longest not visited are taken: the larger the groups, the more pass rates have nearly the
-# greatest utility.
-NEW, FADING, AMONG, TOLD, ALIKE = 0.5, 4, 0.5, 0.75, 0.7
+# A uniform pass rate has a logistic logit, of this variance. It is the prior of a, of each w and of b_i.
+PRIOR_VARIANCE = np.pi**2 / 3
+UNIFORM_VARIANCE = 1 / 12  # of a uniform pass rate
+FIRST_WALK = PRIOR_VARIANCE / 200  # a task is forgotten in 200 steps, until outcomes say otherwise
+CHANGE_POINT = 3  # standard deviations
+DECAY = 0.2  # what tasks share is learned from some five batches
+MOST_EXPLORATION = 0.5  # a table much larger than a run is never known: half of the places use what is
+TOLERANCE = 0.5  # of one rollout in G
 
 Utility = Literal["informative", "signal"]
 
 
 class AdaptiveState(NamedTuple):
-    """What is believed of every task, as of its last visit and as of the next step."""
+    """What is believed of the policy and of every task."""
 
-    mean: Array  # [N], logit at the last visit
-    variance: Array  # [N], of the logit now
-    features: Array  # [N, F], what is told of the task
-    anchor: Array  # [N, 2], both movements until the last visit
-    visited: Array  # [N] int32, step of the last visit; -1 = never
-    population: populations.Population  # of which tasks never visited are
-    drift: drift.DriftState
-    jumps: Array  # [], smoothed share of the rollouts' tasks that jumped
+    shared: Array  # [1 + F], mean of (a, w)
+    information: Array  # [1 + F, 1 + F], of (a, w)
+    mean: Array  # [N], of the offset after the task's last rollouts
+    variance: Array  # [N]
+    visited: Array  # [N] int32, step of the task's last rollouts; -1 = never
+    spread: Array  # [], variance of the offsets over tasks
+    log_walk: Array  # [], of the variance that an offset gains in a step
+    walk_information: Array  # []
+    features: Array  # [N, F]
+    tokens: Array | None  # [N], of one of the last rollouts, 0 = unknown; None where they do not count
     step: Array  # [] int32, updates so far
-    believed: logit.Moments  # [N], of the next step
-    tokens: Array | None  # [N], of a rollout at the last visit, 0 = unknown; None where they cost nothing
+
+
+class Offsets(NamedTuple):
+    """Beliefs about the offsets of tasks, now."""
+
+    mean: Array
+    variance: Array
+    walked: Array  # the part of the variance that is due to the walk
 
 
 def adaptive(
     num_generations: int,
     *,
     utility: Utility = "informative",
-    price: ArrayLike = 0.0425,
-    curiosity: ArrayLike = 3.5,
-    floor: ArrayLike = 0.3,
+    kappa: ArrayLike = 0.3,
+    epsilon: ArrayLike = 0.02,
     per_token: bool = False,
-    cool_down: int = 0,
     balance: topk.Balance = "none",
 ) -> Selector:
-    """Posterior on the logits, moved by what tasks share and corrected by what surprises; knowledge at a price.
+    """Returns the selector that chooses by a dynamic Rasch model; this module's docstring derives it.
 
-    Belief: every logit is Gaussian, observed through the binomial counts of its visits (Laplace). Between visits its
-    mean moves by the shares, learnt from the tasks that come back, of a drift common to all and of one by features,
-    both learnt from the batches; its variance grows a little each step, and by much after steps in which outcomes
-    contradicted predictions. A task never visited has the mean and spread of those that were, or what a regression on
-    the features says, by how well either predicted first visits. Features are `Tasks.domain` and the principal
-    components of `Tasks.embeddings`, if given.
-
-    Choice: places in the batch go to the tasks of the greatest expected utility + `curiosity` * interest, until the
-    batch's expected utility has fallen by the share `price` of what the greatest possible is above chance; the rest to
-    the greatest utility, of nearly equal ones to those longest not visited. While hardly a task of the table has been
-    visited, half of the places are for those never visited, for any that may be worth half of the best of them; as far
-    as features have predicted first visits, all places, and three quarters of the way from the least to the best.
-    Interest is the standard deviation of the believed pass rate, and a little for not having been looked at.
-    Once pass rates are believed with a mean variance above 1 / (4 G), a single group's, `price` grows with its cube;
-    the variance counts for more, up to 1.3 times, where choosing gains more over chance than a quarter of the greatest
-    possible. Of tasks never visited it counts in full if 16 steps could visit all tasks, and less the larger the table
-    is. With chance `floor` a step one place goes to the task longest not visited, of the domain longest not visited;
-    after a task has jumped the chance is 1, then a tenth less every step, until it is `floor`.
-
-    `utility`: the chance of an informative group (with group normalisation), or the mean of 4 p (1 - p) (without).
-    `per_token`: utility and interest count by what they cost, the completion tokens of the task's last visit (0: the
-    mean of the others), since harder tasks make longer rollouts.
-    `price` and `floor` in [0, 1]; `curiosity` >= 0; `cool_down`: steps for which a chosen task comes last.
-    `balance` of the batch between the domains: as `topk.quota` says; a task for not having been visited has the
-    place of one of its own domain.
+    `utility`: "informative", the chance of an informative group (for advantages divided by the group's
+    deviation), or "signal", the mean of 4 p (1 - p) (for undivided ones). `kappa` >= 0: weight of the
+    standard deviation of the pass rate. `epsilon` in [0, 1]: share of the places for the tasks rolled out
+    longest ago, in expectation. `per_token`: utility and deviation count per completion token of the
+    task's last rollouts, or of the mean of the others where they are unknown. `balance` of the batch
+    between the domains: as `topk.quota` says. Every `update` with rollouts is a step of time.
     `init` raises InputError for domains or embeddings that do not fit the table or are not finite.
     """
     num_generations = check_generations(num_generations)
     check_choice("utility", utility, get_args(Utility), " of a group")
-    check("price", price, SHARE)
-    check("floor", floor, SHARE)
-    check("curiosity", curiosity, NOT_NEGATIVE)
+    check("kappa", kappa, NOT_NEGATIVE)
+    check("epsilon", epsilon, SHARE)
     per_token = check_flag("per_token", per_token)
-    cool_down = check_count("cool_down", cool_down, least=0)
     check_balance(balance)
 
     def init(tasks: Tasks, num_tasks: int) -> AdaptiveState:
         num_tasks = check_table(tasks, num_tasks, balance=balance)
-        told = features.describe(tasks, num_tasks)
-        population = populations.init(told.shape[1])
-        mean, variance = populations.predict(population, jnp.zeros(num_tasks, jnp.float32))
+        phi = features.describe(tasks, num_tasks)
+        size = 1 + phi.shape[1]
         return AdaptiveState(
-            mean=mean,
-            variance=variance,
-            features=told,
-            anchor=jnp.zeros((num_tasks, 2), jnp.float32),
+            shared=jnp.zeros(size, jnp.float32),
+            information=jnp.eye(size, dtype=jnp.float32) / PRIOR_VARIANCE,
+            mean=jnp.zeros(num_tasks, jnp.float32),
+            variance=jnp.zeros(num_tasks, jnp.float32),
             visited=jnp.full(num_tasks, -1, jnp.int32),
-            population=population,
-            drift=drift.init(told.shape[1]),
-            jumps=jnp.zeros((), jnp.float32),
-            step=jnp.zeros((), jnp.int32),
-            believed=logit.moments(mean, variance, num_generations=num_generations),
+            spread=jnp.full((), PRIOR_VARIANCE, jnp.float32),
+            log_walk=jnp.log(jnp.full((), FIRST_WALK, jnp.float32)),
+            walk_information=jnp.ones((), jnp.float32),
+            features=phi,
             tokens=jnp.zeros(num_tasks, jnp.float32) if per_token else None,
+            step=jnp.zeros((), jnp.int32),
         )
 
     def select(
-        key: Array, state: AdaptiveState, tasks: Tasks, *, batch_size: int, exclude: Array | None = None
+        key: Array,
+        state: AdaptiveState,
+        tasks: Tasks,
+        *,
+        batch_size: int,
+        exclude: Array | None = None,
     ) -> tuple[Choice, AdaptiveState]:
-        batch_size = check_select(key, state.mean, tasks, batch_size=batch_size, exclude=exclude)
-        key_choice, key_new, key_floor, key_stale, key_quota = jax.random.split(key, 5)
-        quota = topk.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
-        believed, seen = state.believed, state.visited >= 0
-        since = jnp.where(seen, state.step - state.visited, jnp.iinfo(jnp.int32).max)
+        batch_size = check_select(key, state.visited, tasks, batch_size=batch_size, exclude=exclude)
+        keys = jax.random.split(key, 7)
+        quota = topk.quota(keys[0], tasks, batch_size=batch_size, balance=balance, exclude=exclude)
+        believed = logit.moments(*_predict(state, tasks), num_generations=num_generations)
         rate = believed.pass_rate
-        worth = believed.informative if utility == "informative" else 4 * (rate * (1 - rate) - believed.variance)
-        interest = jnp.sqrt(believed.variance) + STALE_INTEREST * jnp.minimum(since.astype(jnp.float32) / STALE, 1)
+        gain = believed.informative
+        if utility == "signal":
+            gain = 4 * (rate * (1 - rate) - believed.variance)
+        deviation = jnp.sqrt(believed.variance)
         if state.tokens is not None:
-            worth, interest = (acquisition.per_token(x, state.tokens) for x in (worth, interest))
-        chance = acquisition.by_chance(worth, quota, exclude)
-        worth = acquisition.cool_down(worth, since, steps=cool_down) if cool_down else worth
+            gain = acquisition.per_token(gain, state.tokens)
+            deviation = acquisition.per_token(deviation, state.tokens)
+        score = gain + jnp.asarray(kappa, jnp.float32) * deviation
 
-        reach = min(1, REACH * batch_size / seen.shape[0])
-        doubt = jnp.where(seen, believed.variance, reach * believed.variance).mean()
+        def largest(key: Array, score: Array) -> Array:
+            return topk.largest(key, score, batch_size=batch_size, quota=quota, exclude=exclude)
 
-        def raised(gain: Array) -> Array:
-            doubted = 4 * num_generations * doubt * jnp.clip(gain / GAIN, 1, EARLIER)
-            return jnp.minimum(jnp.asarray(price, jnp.float32) * jnp.maximum(1, doubted) ** STEEPNESS, 1)
+        def ahead(key: Array, share: Array, ids: Array) -> Array:
+            slots = share * batch_size + jax.random.uniform(key)  # the share is the mean
+            has_slot = jnp.arange(batch_size) < slots.astype(jnp.int32)
+            return jnp.where(has_slot, ids, score.shape[0])  # behind the table, where they are dropped
 
-        ids = acquisition.priced(
-            key_choice,
-            worth,
-            interest,
-            batch_size=batch_size,
-            weight=curiosity,
-            price=raised,
-            chance=chance,
-            first=_new(key_new, state, worth, batch_size=batch_size, quota=quota, exclude=exclude),
-            alike=ALIKE / num_generations,
-            preference=since.astype(jnp.float32),
-            quota=quota,
-            exclude=exclude,
-        )
-        jumped = state.jumps * batch_size / (1 - JUMP_MEMORY)  # 1 after one jump, then less and less
-        look = jax.random.uniform(key_floor) < jnp.maximum(jnp.asarray(floor, jnp.float32), jumped)
-        ids = jax.lax.cond(look, lambda: _with_stalest(key_stale, ids, state, tasks, quota, exclude), lambda: ids)
-        return Choice(ids, believed.pass_rate[ids]), state
+        stalest = largest(keys[1], -state.visited)
+        review = ahead(keys[2], jnp.asarray(epsilon, jnp.float32), stalest)
+        least_known = largest(keys[3], _coarse(deviation))
+        unknown = jnp.minimum(believed.variance.mean() / UNIFORM_VARIANCE, MOST_EXPLORATION)
+        explore = ahead(keys[4], unknown, least_known)
+
+        bound = _coarse(score)
+        best = largest(keys[5], bound)
+        least = bound[best].min()
+        if quota is not None:
+            least = acquisition.least_by_domain(quota, bound[best], best)
+        is_equal = bound >= least * (1 - TOLERANCE / num_generations)
+        steps_ago = (state.step - state.visited).astype(jnp.float32)
+        ranked = jnp.where(is_equal, bound.max() + 1 + steps_ago, bound)
+        first = jnp.concatenate([review, explore])
+        ids = largest(keys[6], ranked.at[first].set(jnp.inf, mode="drop"))
+        return Choice(ids, rate[ids]), state
 
     def update(state: AdaptiveState, tasks: Tasks, feedback: Feedback) -> AdaptiveState:
-        feedback = credible(feedback, state.mean.shape[0])
-        return _observe(state, feedback, num_generations=num_generations)
+        feedback = credible(feedback, state.visited.shape[0])
+        return _update(state, tasks, feedback, num_generations=num_generations)
 
     def pass_rate(state: AdaptiveState, tasks: Tasks) -> Array:
-        return state.believed.pass_rate
+        return logit.moments(*_predict(state, tasks), num_generations=num_generations).pass_rate
 
     return Selector(init, select, update, pass_rate)
 
 
-def _new(
-    key: Array,
-    state: AdaptiveState,
-    worth: Array,
-    *,
-    batch_size: int,
-    quota: topk.Quota | None,
-    exclude: Array | None,
-) -> Array:
-    """Ids [B] of tasks never visited that have a place for being new, of those `worth` [N] enough any; N for none."""
-    key_places, key_among = jax.random.split(key)
-    seen, right = state.visited >= 0, populations.share(state.population)
-    places = (NEW + (1 - NEW) * right) * batch_size * (1 - seen.mean(dtype=jnp.float32)) ** FADING
-    seen = seen if exclude is None else seen | exclude
-    best, least = jnp.where(seen, -jnp.inf, worth).max(), jnp.where(seen, jnp.inf, worth).min()
-    gap = jnp.maximum(best - least, 0)  # they are infinite when there is none
-    enough = jnp.maximum(AMONG * best, least + TOLD * right * gap)
-    score = jnp.where(seen, -jnp.inf, jnp.minimum(worth, enough))
-    ids = topk.largest(key_among, score, batch_size=batch_size, quota=quota, exclude=exclude)
-    places = (places + jax.random.uniform(key_places)).astype(jnp.int32)  # this is the mean
-    chosen = (jnp.arange(batch_size) < places) & ~seen[ids]
-    return jnp.where(chosen, ids, seen.shape[0])
+def _coarse(score: Array) -> Array:
+    """Rounds scores [N] to 1 / 1024 of the largest.
 
-
-def _with_stalest(
-    key: Array,
-    ids: Array,
-    state: AdaptiveState,
-    tasks: Tasks,
-    quota: topk.Quota | None,
-    exclude: Array | None,
-) -> Array:
-    """The batch `ids` [B] with the task longest not visited, of the domain longest not visited, in its last place.
-
-    With a quota, in the last place of its domain.
+    Scores that are equal but for the rounding of another mesh or compiler are ties, broken at random by the key.
     """
-    visited = state.visited
-    if tasks.domain is not None:  # one that has jumped is noticed soon, however few of its tasks seem worth a place
-        domain = tasks.domain % features.DOMAINS
-        last = jnp.full(features.DOMAINS, -1, visited.dtype).at[domain].max(visited)[domain]
-        visited = jnp.where(last == last.min(), visited, visited + state.step + 1)  # other domains come behind
-    stalest = topk.smallest(key, visited, batch_size=1, quota=quota, exclude=exclude)
-    alike = jnp.ones(ids.shape, bool) if quota is None else quota.domain[ids] == quota.domain[stalest]
-    place = jnp.where(alike, jnp.arange(ids.shape[0]), 0).max()
-    return jnp.where((ids == stalest).any(), ids, ids.at[place].set(stalest[0]))
+    return jnp.round(score * (1024 / jnp.maximum(score.max(), 1e-30)))
 
 
-def _predict(state: AdaptiveState, rows: Array | slice = slice(None)) -> tuple[Array, Array]:
-    """Mean and variance of the logits now, of all tasks [N] or of `rows`."""
+def _predict(state: AdaptiveState, tasks: Tasks) -> tuple[Array, Array]:
+    """Computes mean and variance [N] of the logits of all tasks, in one pass over the features.
+
+    Deviation: covariances of the weights of components with other weights are left out. Those of a
+    domain and the ability count with its variance, since features of domains are their own squares.
+    """
+    phi = state.features
+    covariance = jnp.linalg.inv(state.information)
+    with_ability = jnp.where(jnp.arange(phi.shape[1]) < _num_domains(tasks), 2 * covariance[0, 1:], 0)
+    of_squares = jnp.diagonal(covariance)[1:] + with_ability
+    terms = [phi * state.shared[None, 1:], phi * phi * of_squares[None]]
+    mean, variance = logit.sums(terms, axis=1)
+    offsets = _offsets(state, slice(None))
+    return (
+        state.shared[0] + mean + offsets.mean,
+        covariance[0, 0] + variance + offsets.variance,
+    )
+
+
+def _num_domains(tasks: Tasks) -> int:
+    """Returns the number of features that tell domains; they come before the components."""
+    return 0 if tasks.domain is None else features.DOMAINS
+
+
+def _offsets(state: AdaptiveState, rows: Array | slice) -> Offsets:
+    """Computes the beliefs about the offsets of `rows` now."""
     visited = state.visited[rows]
-    moved, told = features.along(state.features[rows], state.drift.position[2:], state.population.weights)
-    mean = state.mean[rows] + drift.come(state.drift, moved, state.anchor[rows])
-    seen, unseen = visited >= 0, populations.predict(state.population, told)
-    return jnp.where(seen, mean, unseen[0]), jnp.where(seen, state.variance[rows], unseen[1])
+    seen = visited >= 0
+    steps = (state.step - visited).astype(jnp.float32)
+    walked = jnp.where(seen, jnp.exp(state.log_walk) * steps, 0)
+    variance = jnp.where(seen, state.variance[rows] + walked, state.spread)
+    return Offsets(state.mean[rows], variance, walked)
 
 
-def _observe(state: AdaptiveState, feedback: Feedback, *, num_generations: int) -> AdaptiveState:
-    """The state after a batch, ready for the next step; rows [B] without rollouts change nothing.
-
-    If all are, there was no step. Then what is small stays as it was, and of the table nothing changes.
-    """
+def _update(state: AdaptiveState, tasks: Tasks, feedback: Feedback, *, num_generations: int) -> AdaptiveState:
+    """Returns the state after a batch [B]; rows without rollouts change nothing, all of them no time."""
     valid = feedback.trials > 0
-    num_tasks, happened = state.mean.shape[0], valid.any()
-    stays = lambda new, old: jax.tree.map(lambda x, y: jnp.where(happened, x, y), new, old)  # noqa: E731
+    num_tasks = state.visited.shape[0]
     rows = jnp.where(valid, feedback.ids, 0)
-    successes, trials = (jnp.where(valid, x, 1.0) for x in (feedback.successes, feedback.trials))
-    mean, variance = _predict(state, rows)
-    surprise = logit.surprise(jax.tree.map(lambda x: x[rows], state.believed), successes, trials)
+    successes = jnp.where(valid, feedback.successes, 1.0)
+    trials = jnp.where(valid, feedback.trials, 2.0)
+    phi = state.features[rows]
+    design = jnp.concatenate([jnp.ones((phi.shape[0], 1), jnp.float32), phi], axis=1)  # h, [B, 1 + F]
 
-    # What tasks share.
-    told = state.features[rows]
-    seen, noise = _innovation(mean, variance, successes, trials)
-    first, jumped = valid & (state.visited[rows] < 0), valid & (surprise > JUMP)
-    now = drift.moved(state.drift, told)
-    moved = jnp.where(first[:, None], 0, now - state.anchor[rows])
-    moving = drift.update(
-        state.drift, told, seen, variance + noise + jnp.where(jumped, JUMP_VARIANCE, 0), moved, valid, jumped
-    )
-    mean = mean + (drift.moved(moving, told) - now) @ drift.shares(moving)
+    # 1 and 2.
+    covariance = jnp.linalg.inv(state.information)
+    mean = design @ state.shared
+    uncertainty = jnp.sum(design @ covariance * design, axis=1)
+    offsets = _offsets(state, rows)
+    total = uncertainty + offsets.variance
+    believed = logit.moments(mean + offsets.mean, total, num_generations=num_generations)
+    surprise = logit.surprise(believed, successes, trials)  # z^2
+    log_walk, walk_information = _walk(state, believed, offsets.walked / total, surprise, trials, valid)
+    changed = surprise > CHANGE_POINT**2
+    prior_mean = jnp.where(changed, 0, offsets.mean)
+    prior_variance = jnp.where(changed, state.spread, offsets.variance)
 
-    # What jumped.
-    leap = logit.observe(mean, variance + JUMP_VARIANCE, successes, trials)[0] - mean
-    count, moves = valid.sum().astype(jnp.float32), jumped & ~first
-    jumps = JUMP_MEMORY * state.jumps + (1 - JUMP_MEMORY) * moves.sum().astype(jnp.float32) / count
-    frequent = jumps >= jnp.maximum(JUMPS, ALONE * (1 - JUMP_MEMORY) / count)
-    spread = jnp.where(frequent, JUMP_NOISE * jnp.where(moves, leap * leap, 0).sum() / count, 0)
+    # 3.
+    predicted = mean + prior_mean
+    mode, _ = logit.observe(predicted, uncertainty + prior_variance, successes, trials)
+    rate = jax.nn.sigmoid(mode)
+    known = trials * rate * (1 - rate)  # k
+    score = successes - trials * rate + known * (mode - predicted)  # g
 
-    # The tasks themselves.
-    variance = variance + jnp.where(jumped, JUMP_VARIANCE, 0)
-    mean, variance = logit.observe(mean, variance, successes, trials)
+    # 4 and 5.
+    share = jnp.where(valid, 1 / (1 + known * prior_variance), 0)
+    information = state.information + design.T @ (design * (known * share)[:, None])
+    moved = jnp.linalg.solve(information, design.T @ (score * share))  # d
+    variance = prior_variance / (1 + known * prior_variance)
+    mean = prior_mean + variance * (score - known * (design @ moved))
+
     ids = jnp.where(valid, feedback.ids, num_tasks)  # padding points behind the table and is dropped
-    put = lambda table, x: constrain(table.at[ids].set(x, mode="drop"), "task", *[None] * (x.ndim - 1))  # noqa: E731
-    visited = put(state.visited, state.step)
-    variance = put(state.variance, variance)
-    state = AdaptiveState(
-        mean=put(state.mean, mean),
-        variance=jnp.where((visited >= 0) & happened, jnp.minimum(variance + NOISE + spread, LARGEST), variance),
-        features=state.features,
-        anchor=put(state.anchor, drift.moved(moving, told)),
+
+    def put(table: Array, values: Array) -> Array:
+        return constrain(table.at[ids].set(values, mode="drop"), "task")
+
+    means = put(state.mean, mean)
+    variances = put(state.variance, variance)
+    visited = put(state.visited, jnp.broadcast_to(state.step, ids.shape))
+
+    # 6 and 8.
+    seen = visited >= 0
+    squares = jnp.where(seen, means**2 + variances, 0).sum()
+    count = seen.sum().astype(jnp.float32)
+    spread = (PRIOR_VARIANCE + squares) / (1 + count)
+    happened = valid.any()
+    decay = jnp.where(happened, DECAY, 0.0)
+    size = information.shape[0]
+    decays = jnp.where(jnp.arange(size) <= _num_domains(tasks), decay, 0)  # of (a, w)
+    kept = jnp.sqrt(1 - decays)
+    tokens = state.tokens
+    if tokens is not None:
+        tokens = put(tokens, feedback.tokens / trials)
+    return AdaptiveState(
+        shared=state.shared + moved,
+        information=kept[:, None] * information * kept[None] + jnp.diag(decays / PRIOR_VARIANCE),
+        mean=means,
+        variance=variances,
         visited=visited,
-        population=stays(populations.earn(state.population, told, successes, trials, first), state.population),
-        drift=stays(drift.advance(moving), state.drift),
-        jumps=stays(jumps, state.jumps),
+        spread=spread,
+        log_walk=log_walk,
+        walk_information=(1 - decay) * walk_information + decay,
+        features=state.features,
+        tokens=tokens,
         step=state.step + happened.astype(jnp.int32),
-        believed=state.believed,
-        tokens=None if state.tokens is None else put(state.tokens, feedback.tokens / trials),
     )
-    known = _latest(state.visited)
-    population = populations.fit(
-        state.population, state.features[known], *_predict(state, known), state.visited[known] >= 0
-    )
-    state = state._replace(population=population)
-    return state._replace(believed=logit.moments(*_predict(state), num_generations=num_generations))
 
 
-def _latest(visited: Array) -> Array:
-    """Ids [`FITTED`], or of all tasks if they are fewer: of those equal modulo that number, the one visited last."""
-    size = min(FITTED, visited.shape[0])
-    table = jnp.pad(visited, (0, -visited.shape[0] % size), constant_values=-1).reshape(-1, size)
-    return table.argmax(axis=0).astype(jnp.int32) * size + jnp.arange(size, dtype=jnp.int32)
+def _walk(
+    state: AdaptiveState,
+    believed: logit.Moments,
+    walked: Array,
+    surprise: Array,
+    trials: Array,
+    valid: Array,
+) -> tuple[Array, Array]:
+    """Computes log walk and its information after a batch: step 7.
 
-
-def _innovation(mean: Array, variance: Array, successes: Array, trials: Array) -> tuple[Array, Array]:
-    """Observed minus predicted logit [B] and the observation's variance: what would move a belief as counts do."""
-    after, _ = logit.observe(mean, variance, successes, trials)
-    rate = jax.nn.sigmoid(after)
-    noise = 1 / (trials * rate * (1 - rate) + 1e-3)
-    return (after - mean) * (variance + noise) / variance, noise
+    `walked` [B]: share of the logits' variance that is due to the walk.
+    """
+    rate = believed.pass_rate
+    binomial = trials * rate * (1 - rate)
+    uncertain = jnp.maximum(trials * (trials - 1), 0) * believed.variance
+    share = jnp.where(valid, walked * uncertain / (uncertain + binomial), 0)  # f
+    information = state.walk_information + (share**2).sum() / 2
+    gradient = (share * (jnp.minimum(surprise, CHANGE_POINT**2) - 1)).sum() / 2
+    most = jnp.log(jnp.float32(PRIOR_VARIANCE))  # a walk that forgets everything in a step
+    return jnp.minimum(state.log_walk + gradient / information, most), information

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 
-from jaxrft.select import logit
 from jaxrft.types import Array, Tasks
 
 DOMAINS, COMPONENTS = 16, 32  # features of either
@@ -23,11 +22,6 @@ def describe(tasks: Tasks, num_tasks: int) -> Array:
     if tasks.embeddings is not None:
         parts.append(components(tasks.embeddings))
     return jnp.concatenate(parts, axis=1) if parts else jnp.zeros((num_tasks, 1), jnp.float32)
-
-
-def along(features: Array, *directions: Array) -> list[Array]:
-    """The products [N] of the features [N, F] with each of the `directions` [F], in a single pass over the table."""
-    return logit.sums([features * direction[None] for direction in directions], axis=1)
 
 
 def components(embeddings: Array) -> Array:

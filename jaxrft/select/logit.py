@@ -54,18 +54,8 @@ def observe(mean: Array, variance: Array, successes: Array, trials: Array) -> tu
 def surprise(believed: Moments, successes: Array, trials: Array) -> Array:
     """Squared deviation [B] of `successes` from what was `believed`, over the variance believed; 1 is expected.
 
-    (s - n p)^2 / (n p (1 - p) + n (n - 1) var(p) + 0.05), the last against a certainty that one reward would refute.
+    (s - n p)^2 / (n p (1 - p) + n (n - 1) var(p))
     """
     rate = believed.pass_rate
     spread = trials * rate * (1 - rate) + trials * (trials - 1) * believed.variance
-    return (successes - trials * rate) ** 2 / (spread + 0.05)
-
-
-def evidence(mean: Array, variance: Array, successes: Array, trials: Array) -> Array:
-    """Laplace's approximation [B] of the log probability of `successes` of `trials`, their binomial coefficient aside.
-
-    s x - n log(1 + e^x) - (x - mean)^2 / (2 variance) + 1/2 log(variance after / variance) at the posterior mode x.
-    """
-    x, after = observe(mean, variance, successes, trials)
-    fit = successes * x - trials * jax.nn.softplus(x) - (x - mean) ** 2 / (2 * variance)
-    return fit + jnp.log(after / variance) / 2
+    return (successes - trials * rate) ** 2 / jnp.maximum(spread, 1e-6)
