@@ -95,7 +95,7 @@ def compile_segments(
         num_generations=decode.group_size,
         max_completion_length=decode.new_tokens,
     )
-    kind = cache_of(meshes.platform(mesh))
+    kind = cache_of(meshes.platform(mesh), decode.config.head_dim)
     policy = model.decoder(decode.config, dtype=jnp.bfloat16, attend_slots=ATTENTION[attention], kind=kind)
     lm = LanguageModel(decode.config, policy, None, {}, None, (0,), Path())
     programs = compile_rollout(lm, config, mesh)

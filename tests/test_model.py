@@ -240,3 +240,16 @@ def test_what_is_computed_again_changes_no_gradient(params, remat):
         return jax.jit(jax.grad(loss))(params)
 
     chex.assert_trees_all_close(gradient(remat), gradient("full"), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("platform", "head_dim", "kind"),
+    [
+        ("tpu", 128, attention.TpuLayerCache),
+        ("tpu", 64, attention.LayerCache),
+        ("cpu", 128, attention.LayerCache),
+        ("gpu", 128, attention.LayerCache),
+    ],
+)
+def test_only_heads_that_fill_a_tpus_tiles_have_slots_before_head_dim(platform, head_dim, kind):
+    assert attention.cache_of(platform, head_dim) is kind

@@ -50,9 +50,12 @@ class TpuLayerCache(LayerCache):
     """
 
 
-def cache_of(platform: str) -> type[LayerCache]:
-    """Returns how decoding keeps keys on a platform."""
-    return TpuLayerCache if platform == "tpu" else LayerCache
+def cache_of(platform: str, head_dim: int) -> type[LayerCache]:
+    """Returns how decoding keeps keys on a platform.
+
+    Where a head does not fill a tile, XLA on TPUs puts slots last whatever their place, and pads a slot that is apart.
+    """
+    return TpuLayerCache if platform == "tpu" and head_dim % 128 == 0 else LayerCache
 
 
 def slot_axis(cache: LayerCache) -> int:

@@ -260,7 +260,7 @@ def decoder(
     `remat`, a key of `REMATS`, says what the backward pass computes again. `gather_for_decode` keeps the weights whole
     over `fsdp` while tokens are decoded, instead of gathering each layer for every token. `attend`, of many queries,
     and `attend_slots`, of one in decoding, may be kernels: `jaxrft.lm.cudnn_attention`, `jaxrft.lm.pallas_attention`.
-    `kind` of cache is what decoding reads: `attention.cache_of` the platform, and `TpuLayerCache` for that kernel.
+    `kind` of cache is what decoding reads: that of `attention.cache_of`, and `TpuLayerCache` for the kernel.
     """
     return Policy(
         apply=partial(apply, config, dtype=dtype, remat=remat, attend=attend),

@@ -79,7 +79,7 @@ def learner_policy(config: Config, lm: LanguageModel, mesh: meshes.AnyMesh, *, r
 def make_policy(config: Config, shape: model.ModelConfig, mesh: meshes.AnyMesh) -> model.Policy:
     """Returns the decoder that the config asks for; says so where its kernel cannot be used on this mesh."""
     attend_slots = attention.attend_slots
-    kind = attention.cache_of(meshes.platform(mesh))
+    kind = attention.cache_of(meshes.platform(mesh), shape.head_dim)
     if config.attention == "pallas":
         from jaxrft.lm import pallas_attention  # here, since most runs do not need it, and importing it takes time
 
