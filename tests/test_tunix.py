@@ -94,12 +94,18 @@ def test_tunix_trains_on_the_batches_and_rewards_what_was_chosen():
 
     example = runpy.run_path(str(FILE))
     example["train"].__globals__["Session"] = Noting
-    strict = jax.config.jax_numpy_dtype_promotion
-    jax.config.update("jax_numpy_dtype_promotion", "standard")  # tunix mixes dtypes, in threads of its own too
+    loose = {
+        "jax_numpy_dtype_promotion": "standard",
+        "jax_numpy_rank_promotion": "allow",
+    }  # tunix has threads of its own
+    strict = {name: getattr(jax.config, name) for name in loose}
+    for name in loose:
+        jax.config.update(name, loose[name])
     try:
         shares, late = example["train"]("adaptive", 3)
     finally:
-        jax.config.update("jax_numpy_dtype_promotion", strict)
+        for name in strict:
+            jax.config.update(name, strict[name])
     assert late == 0 and len(chosen) == len(told) == len(shares) == 3
     for given, share, (ids, successes, trials) in zip(chosen, shares, told, strict=True):
         np.testing.assert_array_equal(ids, np.sort(given))
