@@ -6,7 +6,9 @@ commits with the same seeds.
 """
 
 import argparse
-from typing import NamedTuple
+import contextlib
+from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ import numpy as np
 from benchmarks import _script
 from jaxrft import simulate
 from jaxrft.fields import whole_number
-from jaxrft.select import selectors
+from jaxrft.select import adaptive, selectors
 from jaxrft.simulate.command import believing
 from jaxrft.simulate.trials import run, scores
 from jaxrft.simulate.worlds import SCHEDULES
@@ -61,6 +63,22 @@ HOSTILE = {
     "rewards of noise": {"signal": 0.0, "rewards": "noise"},
     "a policy that gets worse": {"signal": 0.0, "forgetting": 0.03},
     "easy tasks, a policy that gets worse": {"signal": 0.0, "forgetting": 0.03, "difficulty": -1.0},
+}
+
+
+# Parts of `adaptive` -> the options and the names of its module that leave each out.
+ABLATIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "as it is": ({}, {}),
+    "no change points": ({}, {"CHANGE_POINT": np.inf}),
+    "a walk that is not learned": (
+        {},
+        {"_walk": lambda state, *_: (state.log_walk, state.walk_information)},
+    ),
+    "nothing shared is forgotten": ({}, {"DECAY": 0.0}),
+    "no places for what is least known": ({}, {"MOST_EXPLORATION": 0.0}),
+    "epsilon = 0": ({"epsilon": 0.0}, {}),
+    "kappa = 0": ({"kappa": 0.0}, {}),
+    "nothing counts as equal": ({}, {"TOLERANCE": 0.0}),
 }
 
 
@@ -140,6 +158,22 @@ def item_responses(names: tuple[str, ...], seeds: int, first_seed: int) -> None:
                 print(f"{name:17} {selector:9} told {told:23}{figures}", flush=True)
 
 
+def ablations(seeds: int, first_seed: int) -> None:
+    """Prints the figures of `adaptive` without each of its parts: means over all kinds of worlds."""
+    for part, (options, changed) in ABLATIONS.items():
+        for told in (TOLD[0], TOLD[-1]):
+            with mock.patch.multiple(adaptive, **changed) if changed else contextlib.nullcontext():
+                selector = selectors.adaptive(GENERATIONS, **options)
+                found = []
+                for kind in KINDS.values():
+                    world = item_response(kind, told)
+                    trace = run(world, selector, seeds, STEPS, batch_size=BATCH, first_seed=first_seed)
+                    found.append(scores(trace, TASKS))
+            means = {key: np.mean([each[key] for each in found], axis=0) for key in FIGURES}
+            figures = "".join(f"  {key} {interval(values)}" for key, values in means.items())
+            print(f"{part:34} told {told:23}{figures}", flush=True)
+
+
 def hostile(names: tuple[str, ...], seeds: int, first_seed: int) -> None:
     """Prints the difference in final ability to `uniform`, paired by seed, with its 95 % interval."""
 
@@ -175,8 +209,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--selectors", nargs="+", default=("uniform", "bots", "adaptive"), choices=("uniform", "bots", "adaptive")
     )
+    parser.add_argument("--ablate", action="store_true", help="leaves out the parts of adaptive, one by one, instead")
     options = parser.parse_args(arguments)
     names = tuple(options.selectors)
+    if options.ablate:
+        ablations(options.seeds, options.first_seed)
+        return
     if options.seeds:
         item_responses(names, options.seeds, options.first_seed)
     if options.paired:
