@@ -6,43 +6,52 @@
     logit p_i = a + w . phi_i + b_i        s_i ~ Binomial(n_i, p_i)
 
 The features phi_i [F] are the domain, one-hot, and the leading principal components of the
-embeddings, whichever are given. The tasks share x = (a, w); with h_i = (1, phi_i), logit p_i is
-h_i . x + b_i. The offset b_i is N(0, spread) over tasks, and a random walk with variance `walk` a step.
-Beliefs are Gaussian, and independent between x and each b_i: x has a mean and an information matrix
-(the inverse of its covariance), b_i has a mean m_i and a variance v_i.
+embeddings, whichever are given. All tasks share x = (a, w); with h_i = (1, phi_i), logit p_i is
+h_i . x + b_i. The offset b_i starts as N(0, spread), and its variance grows by `walk` a step; a step is
+one update. Beliefs are Gaussian, and independent between x and each b_i: x has a mean and an
+information matrix (the inverse of its covariance), b_i has a mean m_i and a variance v_i.
 
 **Update** by a batch in which s_i of n_i rollouts were right: an extended Kalman filter (West &
 Harrison 1997, chapter 14; for two players it is Glicko, Glickman 1999).
 
-1. Predict: v_i is the variance after the task's last rollouts + `walk` for each step since then; for a
-   task never rolled out m_i = 0, v_i = spread. The logit is N(mu_i, V_i) with mu_i = h_i . x + m_i and
-   V_i = h_i . information^-1 h_i + v_i.
-2. Change point: z_i is s_i - n_i E[p_i] over its predicted standard deviation. If |z_i| > 3, what is known
-   of the task is forgotten: m_i = 0, v_i = spread.
-3. Linearize at l_i, the mode of the logit's posterior. With q_i = sigmoid(l_i), the outcome has the
-   information k_i = n_i q_i (1 - q_i) and the score g_i = s_i - n_i q_i + k_i (l_i - mu_i).
-4. Shared: information += sum_i h_i h_i' k_i / (1 + k_i v_i), and then
-   x += information^-1 sum_i h_i g_i / (1 + k_i v_i) =: x + d.
-5. Offsets, given x: v_i <- v_i / (1 + k_i v_i), and then m_i += v_i (g_i - k_i h_i . d).
-6. Spread: mean of m_i^2 + v_i over the tasks rolled out so far and of `PRIOR_VARIANCE`, which counts as
-   one more; a step of expectation maximization.
-7. Walk: the gradient of the likelihood of z_i in log walk is f_i (z_i^2 - 1) / 2, where f_i is the share of
-   the predicted variance of s_i that is due to steps of the walk. log walk moves by the sum of the
-   gradients over its Fisher information, the sum of f_i^2 / 2, with z_i^2 at most 9.
-8. Time: what is known of a, of the weights of domains, and of log walk decays by `DECAY`, to no less
-   than the prior: information <- (1 - DECAY) information + DECAY prior. The weights of embeddings are
-   constant.
+1. Predict. v_i is the variance after the task's last rollouts + `walk` times the steps since then; for
+   a task never rolled out, m_i = 0 and v_i = spread. The logit is N(mu_i, V_i) with
+   mu_i = h_i . x + m_i and V_i = h_i . information^-1 h_i + v_i. So s_i has the mean n_i p and the variance
+   n_i p (1 - p) + n_i (n_i - 1) var, where p and var are mean and variance of p_i, by quadrature.
+2. Change point. z_i is the standardized residual: s_i less its mean, over its standard deviation. If
+   |z_i| > 3, the task counts as never rolled out, and mu_i and V_i are computed again.
+3. Linearize at l_i, the mode of the logit given s_i under the prior N(mu_i, V_i). With
+   q_i = sigmoid(l_i), the outcome has the Fisher information k_i = n_i q_i (1 - q_i), and at mu_i the
+   score g_i = s_i - n_i q_i + k_i (l_i - mu_i).
+4. Shared. information += sum_i h_i h_i' k_i / (1 + k_i v_i); with the new matrix, x += d where
+   d = information^-1 sum_i h_i g_i / (1 + k_i v_i).
+5. Offsets, given x. v_i <- v_i / (1 + k_i v_i); with the new v_i, m_i += v_i (g_i - k_i h_i . d).
+6. Spread. spread = (`PRIOR_VARIANCE` + sum_i (m_i^2 + v_i)) / (1 + N) over the N tasks rolled out so far, this
+   batch included, each as after its last rollouts; a step of expectation maximization.
+7. Walk. f_i is the share of the variance of s_i in 1 that steps of the walk made, var being taken as
+   proportional to V_i. The gradient of the log likelihood of z_i in log walk is f_i (z_i^2 - 1) / 2, and its
+   Fisher information f_i^2 / 2. With z_i^2 at most 9,
+   J += sum_i f_i^2 / 2, and then log walk += sum_i f_i (z_i^2 - 1) / 2 / J, where walk is at most
+   `PRIOR_VARIANCE`.
+8. Forget. Information shrinks towards that of the prior by `DECAY`, means stay:
+   J <- (1 - DECAY) J + DECAY, and in the rows and columns of a and of domains
+   information <- (1 - DECAY) information + DECAY prior. The weights of embeddings are constant: their
+   block stays, and what they have in common with a and domains shrinks by the root of 1 - DECAY.
 
-**Choice.** A share of the places goes to each of
+The prior of x is N(0, `PRIOR_VARIANCE` I), of J it is 1, of walk `FIRST_WALK`, of spread `PRIOR_VARIANCE`.
 
-* the tasks rolled out longest ago, those never rolled out first: epsilon;
-* the largest std(p_i): the mean of 12 var(p_i) over the table, at most `MOST_EXPLORATION`. A uniform pass
-  rate has the variance 1 / 12, so that this is the share of the table that is not known. That
-  exploration is worth most while values are uncertain is the idea of VDBE (Tokic 2010);
-* the largest u_i + kappa std(p_i), an upper confidence bound: the rest. Here
-  u_i = E[1 - p_i^G - (1 - p_i)^G] is the chance of an informative group. Bounds down to 1 - 1 / (2 G) of
-  the least that has a place count as equal, and of them the tasks rolled out longest ago are taken:
-  a policy learns more from many tasks than from the same few.
+**Choice** of B tasks by the belief for the coming step, ties at random, in three parts. Where a part
+has a share of B, the number is rounded up or down at random such that the share is the mean.
+
+* epsilon B are the tasks rolled out longest ago, those never rolled out first.
+* B times the mean of 12 var over all tasks, at most B times `MOST_EXPLORATION`, are those of the
+  largest var, whether or not they are among the former. A uniform pass rate has the variance 1 / 12,
+  so that this is the share of the table that is not known; exploring more while less is known is
+  the idea of VDBE (Tokic 2010).
+* The other places go by the upper confidence bound u_i + kappa sqrt(var), where
+  u_i = E[1 - p_i^G - (1 - p_i)^G] is the chance of an informative group of G. Let c be the B-th largest
+  bound. The tasks with a bound of at least (1 - 1 / (2 G)) c count as equal, and of them those rolled
+  out longest ago are taken: a policy learns more from many tasks than from the same few.
 """
 
 from typing import Literal, NamedTuple, get_args
