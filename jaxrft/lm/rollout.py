@@ -97,13 +97,15 @@ def generate(
 def cache_lengths(max_completion_length: int) -> tuple[int, ...]:
     """Returns the lengths of the cache, one a segment: multiples of one step, and the last as long as a completion.
 
-    The step is a quarter of the completion, in multiples of 64 slots, or an eighth in multiples of 256 where that is
-    shorter. The last token of a completion is not written to the cache.
+    The step is a quarter of the completion, or an eighth in multiples of 256 where that is shorter. A quarter is a
+    multiple of 64 slots; above that of 128, which are a tile of a TPU. The last token of a completion is not written
+    to the cache.
 
     >>> cache_lengths(60), cache_lengths(256), cache_lengths(600), cache_lengths(4096)[:3]
-    ((60,), (64, 128, 192, 256), (192, 384, 576, 600), (512, 1024, 1536))
+    ((60,), (64, 128, 192, 256), (256, 512, 600), (512, 1024, 1536))
     """
-    quarter = _round_up(max_completion_length / QUARTERS, SLOTS)
+    tile = SLOTS if max_completion_length <= QUARTERS * SLOTS else 2 * SLOTS
+    quarter = _round_up(max_completion_length / QUARTERS, tile)
     eighth = _round_up(max_completion_length / SEGMENTS, QUARTERS * SLOTS)
     step = min(quarter, eighth)
     return (*range(step, max_completion_length - 1, step), max_completion_length)
