@@ -108,9 +108,11 @@ def _config(arguments: list[str], prog: str, options: Callable[["Config"], T]) -
 
     path = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if path is not None:
-        flags, config = arguments[1:], configs.load(path)
+        flags = arguments[1:]
+        config = configs.load(path)
     elif {"-h", "--help"} & set(arguments):
-        flags, config = ["--help"], configs.Config("model", configs.TasksConfig(), "run")
+        flags = ["--help"]
+        config = configs.Config("model", configs.TasksConfig(), "run")
     else:
         raise InputError(f"no config given: {prog} [flags], CONFIG a .py file such as configs/quickstart.py")
     description = f"Flags change the config file {path or 'CONFIG'}, whose values are the defaults below."

@@ -67,7 +67,10 @@ class TasksConfig:
 
     @property
     def title(self) -> str:
-        """What the set is called: its `name`, or else the file's, the family's or the data set's own."""
+        """Returns the name of the set.
+
+        This is `name` if given, else that of the file, the built-in family or the data set.
+        """
         if self.name:
             return self.name
         kind, _, rest = self.source.partition(":")
@@ -355,7 +358,7 @@ class Config(Checked):
 
     @property
     def task_sets(self) -> tuple[TasksConfig, ...]:
-        """The sets that are trained on, one or several."""
+        """Returns the training sets as a tuple, also where there is only one."""
         return (self.tasks,) if isinstance(self.tasks, TasksConfig) else self.tasks
 
     @property
@@ -380,7 +383,7 @@ class Config(Checked):
 
     @property
     def rows_per_micro_batch(self) -> int:
-        """Rows of a forward and backward pass."""
+        """Counts the completions of one forward and backward pass."""
         whole = self.tasks_per_update * self.num_generations
         return whole if self.micro_batch_size is None else self.micro_batch_size
 
@@ -640,7 +643,7 @@ def check_sets(config: Config) -> None:
 
 
 def divides(divisor: int, number: int) -> bool:
-    """Whether `divisor` is positive and `number` a multiple of it."""
+    """Checks whether `divisor` is positive and divides `number`."""
     return divisor > 0 and number % divisor == 0
 
 
@@ -701,7 +704,7 @@ def _nearest_field(message: str) -> str:
 
 
 def to_json(config: Config) -> str:
-    """The config as indented JSON."""
+    """Serializes the config as indented JSON."""
     return json.dumps(dataclasses.asdict(config), indent=2)
 
 
@@ -718,13 +721,14 @@ def resume_rule(name: str, fields: tuple[dataclasses.Field, ...] = dataclasses.f
 
 
 def flat(tree: JSON, prefix: str = "") -> dict[str, JSON]:
-    """Dotted field -> value of the JSON of a config."""
+    """Flattens the JSON of a config to {dotted field: value}."""
     if not isinstance(tree, dict):
         return {prefix: tree}
     return {k: v for key, value in tree.items() for k, v in flat(value, f"{prefix}.{key}".strip(".")).items()}
 
 
 def differences(config: Config, other: dict[str, JSON]) -> dict[str, tuple[JSON, JSON]]:
-    """Dotted field -> (here, there) for every field that differs from the JSON of another config."""
-    here, there = flat(json.loads(to_json(config))), flat(other)
+    """Compares two configs, the other given as JSON: {differing dotted field: (here, there)}."""
+    here = flat(json.loads(to_json(config)))
+    there = flat(other)
     return {key: (here.get(key), there.get(key)) for key in here | there if here.get(key) != there.get(key)}

@@ -23,7 +23,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from jaxrft.errors import InputError
 
-_PATH, _SEED = "path", "seed"
+_PATH = "path"
+_SEED = "seed"
 FilePath = Annotated[str, _PATH]  # of a file or a folder
 Seed = Annotated[int, _SEED]
 
@@ -235,7 +236,8 @@ def misfits(name: str, value: object, kind: Any) -> Iterator[tuple[str, object, 
     `kind` is what configs are annotated with: plain types, dataclasses, tuples and unions of these, and Literal.
     """
     kind = bare(kind)
-    inner, origin = get_args(kind), get_origin(kind)
+    inner = get_args(kind)
+    origin = get_origin(kind)
     wanted = f"of type {kind.__name__ if isinstance(kind, type) else re.sub(r'jaxrft[.][a-z]+[.]', '', str(kind))}"
     if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, kind):
         for field in dataclasses.fields(kind):

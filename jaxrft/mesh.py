@@ -34,8 +34,9 @@ RULES: dict[str, tuple[str, ...]] = {
 
 
 def make(data: int = -1, fsdp: int = 1, model: int = 1, *, devices: list[Any] | None = None) -> Mesh:
-    """A mesh of axes (data, fsdp, model); one size may be -1 and takes what the others leave.
+    """Builds a mesh of axes (data, fsdp, model).
 
+    One size may be -1: it becomes the number of devices divided by the other sizes.
     Raises InputError when the sizes do not multiply to the number of devices.
     """
     sizes = _sizes(data, fsdp, model, count=len(devices) if devices is not None else jax.device_count())
@@ -43,10 +44,11 @@ def make(data: int = -1, fsdp: int = 1, model: int = 1, *, devices: list[Any] | 
 
 
 def abstract(data: int = -1, fsdp: int = 1, model: int = 1) -> AbstractMesh:
-    """The mesh of these sizes without its devices, however many there are here: for shapes and shardings.
+    """Builds a mesh without devices, which is enough for shapes and shardings.
 
-    A size of -1 takes what the others leave of the devices that are here, at least 1. Raises InputError for sizes that
-    no number of devices has.
+    The sizes need not fit the devices of this machine. A size of -1 becomes their number divided by
+    the other sizes, rounded down, at least 1.
+    Raises InputError for other sizes below 1, and for more than one -1.
     """
     given = math.prod(size for size in (data, fsdp, model) if size > 0)
     count = given * max(1, jax.device_count() // given) if -1 in (data, fsdp, model) else given
@@ -54,7 +56,10 @@ def abstract(data: int = -1, fsdp: int = 1, model: int = 1) -> AbstractMesh:
 
 
 def _sizes(*sizes: int, count: int) -> tuple[int, ...]:
-    """The sizes of a mesh of `count` devices, with a number in place of -1; raises InputError if they do not fit."""
+    """Replaces a size of -1 so that the product of the sizes is `count`, the number of devices.
+
+    Raises InputError for other sizes below 1, for more than one -1, and if `count` cannot be reached.
+    """
     named = ", ".join(f"{name}={size}" for name, size in zip(AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise InputError(f"mesh {named}: sizes are positive and at most one may be -1, which takes what is left")
@@ -86,7 +91,7 @@ def memory_of_a_device(mesh: AnyMesh) -> int | None:
 
 
 def spec(*axes: str | None, taken: tuple[str, ...] = ()) -> PartitionSpec:
-    """The partition of an array whose dimensions have these logical names (None: not sharded).
+    """Maps the logical names of an array's dimensions to mesh axes by RULES; None is not sharded.
 
     Mesh axes in `taken` are left out.
     """
@@ -100,12 +105,15 @@ def spec(*axes: str | None, taken: tuple[str, ...] = ()) -> PartitionSpec:
 
 
 def shards(mesh: AnyMesh | None, axis: str) -> int:
-    """Over how many devices the logical axis `axis` is split on `mesh`; 1 unless it has our axes."""
+    """Counts the shards of a logical axis on `mesh`; 1 unless the mesh has the axes AXES."""
     return math.prod(mesh.shape[name] for name in RULES[axis]) if mesh is not None and is_ours(mesh) else 1
 
 
 def is_ours(mesh: AnyMesh) -> bool:
-    """Whether a mesh has the axes AXES; no mesh at all has none, and another program's has others."""
+    """Checks whether a mesh has the axes AXES.
+
+    The empty ambient mesh of JAX has none of them, and a mesh of another program may have others.
+    """
     return set(AXES) <= set(mesh.axis_names)
 
 
@@ -121,7 +129,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def sharding(mesh: AnyMesh, *axes: str | None) -> NamedSharding:
-    """The sharding on `mesh` of an array whose dimensions have these logical names."""
+    """Builds the sharding on `mesh` of an array whose dimensions have these logical names."""
     return NamedSharding(mesh, spec(*axes))
 
 
@@ -145,7 +153,10 @@ def place(x: Any, where: NamedSharding) -> jax.Array:
 
 
 def describe(x: np.ndarray | jax.Array | jax.ShapeDtypeStruct, where: NamedSharding) -> jax.ShapeDtypeStruct:
-    """What `place` would give, without its memory; `x` may be a description itself."""
+    """Describes the array that `place` would return, without allocating it.
+
+    `x` may be a description itself.
+    """
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
 

@@ -39,15 +39,20 @@ def check_shapes(**arguments: tuple[ArrayLike | None, str]) -> dict[str, int]:
 
 
 def check_same_shape(**arguments: ArrayLike | None) -> None:
-    """Raises InputError for the first argument that has not the shape of the first that is not None."""
-    first, shape = "", ()
+    """Raises InputError unless all arguments have one shape, those that are None left out.
+
+    The error names the first argument whose shape is not that of the first one.
+    """
+    first = ""
+    shape = ()
     for name, array in arguments.items():
         if array is None:
             continue
         if not hasattr(array, "shape"):
             raise InputError(f"{name} is {shown(array)}: it must be an array")
         if not first:
-            first, shape = name, jnp.shape(array)
+            first = name
+            shape = jnp.shape(array)
         if not _has_shape(array, shape):
             raise InputError(f"{name} has shape {jnp.shape(array)}: it must be {shape}, as that of {first}")
 

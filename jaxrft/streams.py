@@ -13,6 +13,9 @@ STREAMS = (
 
 
 def stream_key(seed: int, step: Array | int, use: str | Array) -> Array:
-    """The key of one use, by its name or its number, in one step: derived, never stored."""
+    """Derives the random key of one stream at one step from the seed, so that no key is stored.
+
+    `use` is the stream's name in STREAMS or its number.
+    """
     number = STREAMS.index(use) if isinstance(use, str) else use
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), number)

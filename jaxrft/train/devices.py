@@ -32,7 +32,8 @@ MESH_FIELDS = {
 
 def check_mesh(config: Config, mesh: meshes.AnyMesh) -> None:
     """Raises InputError for batches that the mesh does not divide."""
-    count, rows = meshes.shards(mesh, "batch"), config.rows_per_micro_batch
+    count = meshes.shards(mesh, "batch")
+    rows = config.rows_per_micro_batch
     for name in ("batch_size", *MESH_FIELDS):
         what = MESH_FIELDS.get(name, name)
         meshes.check_divides(mesh, what, getattr(config, name), "batch")

@@ -259,7 +259,8 @@ def stop_diverged(step: Step, state: TrainState, groups: Groups, folder: Path, n
 def sample_rows(step: Step, batch: Batch) -> list[tuple[str, str, float | None]]:
     """Returns (prompt, completion, success) of the first sample of a few tasks; None = no success."""
     first = batch.rounds[0]
-    success, valid = first.rewards.success, first.rewards.success_valid
+    success = first.rewards.success
+    valid = first.rewards.success_valid
     num_generations = step.setup.config.num_generations
     rows = []
     for row, text in first.rewards.samples:

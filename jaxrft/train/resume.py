@@ -136,7 +136,7 @@ def check_contents(folder: Path, resume: str) -> None:
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """The steps that have a checkpoint in a run's folder, be it good or not."""
+    """Lists the steps whose checkpoints are in a run's folder, without checking that they load."""
     return steps_in(folder / "checkpoints")
 
 
