@@ -58,7 +58,7 @@ def abstract(data: int = -1, fsdp: int = 1, model: int = 1) -> AbstractMesh:
 def _sizes(*sizes: int, count: int) -> tuple[int, ...]:
     """Replaces a size of -1 so that the product of the sizes is `count`, the number of devices.
 
-    Raises InputError for other sizes below 1, for more than one -1, and if `count` cannot be reached.
+    Raises InputError for other sizes below 1, for more than one -1, and if none gives `count`.
     """
     named = ", ".join(f"{name}={size}" for name, size in zip(AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):

@@ -38,11 +38,14 @@ def rounding(magnitude: Array, num_terms: int = 1) -> Array:
 
 
 def informative(rewards: Array, mask: Array | None = None, *, tolerance: Array | None = None) -> Array:
-    """Whether the rewards of a group differ by more than their rounding; False with fewer than two rewards.
+    """Checks whether the rewards of a group differ by more than their rounding.
 
-    max - min > `tolerance` [B, G], of the sample that has most; by default `rounding` of |reward|, a sum of one term.
-    `rewards` [B, G]; `mask` [B, G], 0 = no reward, whatever stands there. Returns [B] bool. Every test of whether a
-    group teaches is this one. A NaN under mask 1 counts as a difference, to be seen.
+    The test is max - min > tolerance, where the tolerance is the largest of `tolerance` [B, G] in
+    the group. By default it is the `rounding` of |reward|, that of a sum of one term. A group with
+    fewer than two rewards fails the test.
+    `rewards` [B, G]; `mask` [B, G], 0 = no reward, whatever stands there. Returns [B] bool. Every
+    test of whether a group teaches is this one. A NaN under mask 1 counts as a difference, to be
+    seen.
     """
     rewards, mask = _rewards(rewards, mask)
     tolerance = rounding(jnp.abs(rewards)) if tolerance is None else tolerance
@@ -67,7 +70,9 @@ def leveled(rewards: Array, mask: Array, *, tolerance: Array) -> Array:
 
 
 def advantages(rewards: Array, *, scale_rewards: str = "group", mask: Array | None = None) -> Array:
-    """A = (r - mean of the group) / (std + 1e-6), exactly 0 for a group that is not `informative`.
+    """Computes advantages A = (r - mean of the group) / (std + 1e-6).
+
+    A is exactly 0 for a group that is not `informative`.
 
     Source: GRPO, arXiv 2402.03300; `scale_rewards` as in TRL: "group" divides by the group's unbiased std, "batch" by
     that of all the rewards of the batch, "none" by nothing. Deviation: rewards are equal if they differ by no more than
@@ -94,8 +99,9 @@ def _rewards(rewards: Array, mask: Array | None) -> tuple[Array, Array]:
 
 
 def normaliser(mask: Array, loss_type: str, max_completion_length: int | None = None) -> Array:
-    """What the loss of a batch is divided by: `policy_loss` of each of its micro-batches wants this number.
+    """Computes the number that divides the loss of a batch.
 
+    `policy_loss` takes it as `normaliser` for each micro-batch of the batch.
     grpo, gspo: rows; dapo, cispo: tokens; dr_grpo: rows x `max_completion_length`. Rows without a token do not count
     (in TRL they do), and an empty batch counts as one row of one token. `mask` [R, T] of the whole batch. Returns []
     float32.
@@ -108,7 +114,11 @@ def normaliser(mask: Array, loss_type: str, max_completion_length: int | None = 
 
 
 def _row_of(loss_type: str, max_completion_length: int | None) -> tuple[LossType, int]:
-    """The row of a loss type and its constant length, 1 where none is used."""
+    """Looks up the row of a loss type in LOSS_TYPES.
+
+    Also returns the constant length that the loss type divides by, 1 if it uses none.
+    Raises InputError for an unknown loss type, or dr_grpo without `max_completion_length`.
+    """
     if loss_type not in LOSS_TYPES:
         raise InputError(f"loss_type is {loss_type!r}: choose one of {', '.join(LOSS_TYPES)}")
     if loss_type == "dr_grpo" and max_completion_length is None:
@@ -132,8 +142,9 @@ def policy_loss(
     normaliser: Array | float | None = None,
     max_completion_length: int | None = None,
 ) -> tuple[Array, dict[str, Array]]:
-    """Clipped objective -min(r A, clip(r, c (1 - epsilon), c (1 + epsilon_high)) A), r = pi / mu, reduced by loss type.
+    """Computes the clipped policy objective, reduced to one number by `loss_type`.
 
+    The objective is -min(r A, clip(r, c (1 - epsilon), c (1 + epsilon_high)) A) with r = pi / mu.
     The clip is centred on c = 1 (PPO, arXiv 1707.06347; the paper's form of replay) or, with `anchor_logprobs` of the
     policy before the update, on c = anchor / mu (the published replay of arXiv 2506.05316). `epsilon_high` is `epsilon`
     unless given (clip-higher, arXiv 2503.14476). With `delta`, above 1 + epsilon_high, r A becomes min(r, c delta) A:
@@ -253,9 +264,10 @@ def importance_weights(
 
 
 def kl_k3(logprobs: Array, ref_logprobs: Array) -> Array:
-    """exp(d) - d - 1 with d = log pi_ref - log pi: the k3 estimator of KL(pi || pi_ref), 0 or more.
+    """Computes the k3 estimator of KL(pi || pi_ref).
 
-    Its value estimates KL(pi || pi_ref), its gradient does not: over samples of pi the mean of (1 - pi_ref / pi)
+    k3 = exp(d) - d - 1 with d = log pi_ref - log pi, 0 or more. The value estimates
+    KL(pi || pi_ref), but the gradient does not: over samples of pi the mean of (1 - pi_ref / pi)
     grad log pi is the gradient of KL(pi_ref || pi). `kl_corrected` has that of KL(pi || pi_ref).
     Source: http://joschu.net/blog/kl-approx.html. Deviation: d is cut to +-20. `logprobs`, `ref_logprobs` and the
     result are [R, T]. It knows no mask: where padding may hold NaN put both through `masked.zero` first, or the NaN
@@ -268,10 +280,11 @@ def kl_k3(logprobs: Array, ref_logprobs: Array) -> Array:
 
 
 def kl_corrected(logprobs: Array, ref_logprobs: Array, behaviour_logprobs: Array) -> Array:
-    """pi / mu k3: an estimate of KL(pi || pi_ref) whose gradient is that KL's too, for tokens drawn from mu.
+    """Computes pi / mu k3, an estimator of KL(pi || pi_ref) from tokens drawn from mu.
 
-    The mean over mu of pi / mu k3 is the mean of k3 over pi, as a function of pi: the ratio carries a gradient, and
-    also where its value is 1. Source: DeepSeek-V3.2, arXiv 2512.02556, and TRL (`use_bias_correction_kl`, its default).
+    Its gradient estimates the gradient of KL(pi || pi_ref). The mean over mu of pi / mu k3 is the
+    mean of k3 over pi, as a function of pi: the ratio carries a gradient, and also where its value
+    is 1. Source: DeepSeek-V3.2, arXiv 2512.02556, and TRL (`use_bias_correction_kl`, its default).
     Deviations: it is each token's own ratio with every loss type, where TRL takes the sequence's with its
     sequence-level loss; log-ratios are cut to +-20. The ratio is not clipped. Prefixes stay those that mu drew. What
     top_p and top_k drew from, `importance_weights`, is not corrected for. As `kl_k3` it knows no mask.

@@ -32,8 +32,9 @@ class Cuts(NamedTuple):
 
 
 def clipped(ratio: Array, logprobs: Array, advantages: Array, bounds: Bounds) -> tuple[Array, Cuts]:
-    """-min(min(r, top) A, clip(r, low, high) A): PPO's objective, arXiv 1707.06347, two-sided as in arXiv 2505.07291.
+    """Computes PPO's clipped objective -min(min(r, top) A, clip(r, low, high) A).
 
+    Sources: arXiv 1707.06347; `top` is the bound of two-sided clipping, arXiv 2505.07291.
     Where a bound acts the loss is constant, and its gradient 0.
     """
     check_same_shape(ratio=ratio, logprobs=logprobs, advantages=advantages)
@@ -44,9 +45,10 @@ def clipped(ratio: Array, logprobs: Array, advantages: Array, bounds: Bounds) ->
 
 
 def weighted(ratio: Array, logprobs: Array, advantages: Array, bounds: Bounds) -> tuple[Array, Cuts]:
-    """-sg(min(r, high)) A log pi: CISPO, arXiv 2506.13585; sg stops the gradient. No token loses its gradient.
+    """Computes CISPO's objective -sg(min(r, high)) A log pi, where sg stops the gradient.
 
-    As in the paper's own runs there is no lower bound.
+    Source: arXiv 2506.13585. No token loses its gradient. As in the paper's own runs there is no
+    lower bound.
     """
     check_same_shape(ratio=ratio, logprobs=logprobs, advantages=advantages)
     high = (ratio > bounds.high) & (advantages != 0)
@@ -56,13 +58,13 @@ def weighted(ratio: Array, logprobs: Array, advantages: Array, bounds: Bounds) -
 
 
 def of_token(log_ratio: Array, mask: Array, sequences: Array | None = None) -> Array:
-    """Returns the token's own."""
+    """Returns the log-ratio of each token unchanged."""
     check_same_shape(log_ratio=log_ratio, mask=mask)
     return log_ratio
 
 
 def of_sequence(log_ratio: Array, mask: Array, sequences: Array | None = None) -> Array:
-    """Computes the sequence's, normalised by its length, for each of its tokens: their mean.
+    """Averages the log-ratios of each sequence, and gives the mean to each of its tokens. [R, T].
 
     Source: GSPO, arXiv 2507.18071.
     """
@@ -112,12 +114,12 @@ def _share_of_sequence(mask: Array, length: int, sequences: Array | None) -> Arr
 
 
 def _tokens(mask: Array) -> Array:
-    """How many tokens there are, at least 1. []."""
+    """Counts the tokens in the loss, at least 1. []."""
     return jnp.maximum(masked.count(mask), 1.0)
 
 
 def _rows(mask: Array) -> Array:
-    """How many rows have a token at all, at least 1. []."""
+    """Counts the rows that have a token in the loss, at least 1. []."""
     return jnp.maximum(masked.count(jnp.any(mask.astype(bool), axis=1)), 1.0)
 
 

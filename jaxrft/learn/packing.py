@@ -70,7 +70,8 @@ def choose_shape(
 
     Groups of `num_generations`; `shards` devices share the bins.
     """
-    rows_here, samples_here = max(1, rows // shards), max(1, samples // shards)
+    rows_here = max(1, rows // shards)
+    samples_here = max(1, samples // shards)
     held = 1  # completions of full length
     for more in range(2, min(num_generations, rows_here) + 1):
         enough = held * completion_length >= PROMPT_SHARE * prompt_length
@@ -144,7 +145,8 @@ def take(packing: Packing, shape: Shape, number: Array, prompts: Array, lengths:
     slots = jnp.arange(shape.together * shape.length, dtype=jnp.int32)
     slots = (number * slots.size + slots).reshape(shape.together, shape.length)
     item = jnp.searchsorted(packing.start, slots, side="right").astype(jnp.int32) - 1
-    begun, item = item >= 0, jnp.maximum(item, 0)
+    begun = item >= 0
+    item = jnp.maximum(item, 0)
     place = slots - packing.start[item]
     in_prompt = place < packing.prompt[item]
     time = place - packing.prompt[item]

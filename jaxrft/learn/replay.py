@@ -73,14 +73,16 @@ WEIGHTS: dict[str, Callable[[Array], Array]] = {
 def ring(
     *, capacity: int, batch_size: int, fresh_fraction: float = 0.5, max_age: int | None = None, draw: str = "uniform"
 ) -> Replay:
-    """The last `capacity` groups that teach, drawn without replacement [arXiv 2506.05316].
+    """Creates a replay of the last `capacity` groups that teach [arXiv 2506.05316].
 
-    A step trains on B = `batch_size` groups, of which F = round(fresh_fraction * B) are fresh and the others drawn
-    from those that were rolled out 1 to `max_age` steps ago (None: however long): uniformly, or with chances in
-    proportion to the group's mean |advantage| (`draw` "advantage"). A group teaches if it is `grpo.informative` and one
-    of its tokens is in the loss.
-    Deviation: where the published code trains on fewer groups while the buffer is short, and stores groups twice, fresh
-    groups take the places here, and none is ever beside its own copy.
+    A group teaches if it is `grpo.informative` and one of its tokens is in the loss.
+    A step trains on B = `batch_size` groups, of which F = round(fresh_fraction * B) are fresh. The
+    others are drawn without replacement from the groups that were rolled out 1 to `max_age` steps
+    ago (None: no limit). They are drawn uniformly, or with chances in proportion to the group's
+    mean |advantage| (`draw` "advantage").
+    Deviations: while the buffer is short, the published code trains on fewer groups; here more
+    fresh groups fill the batch. The published code stores groups twice; here no batch holds a group
+    twice.
 
     Raises InputError for values that leave nothing to draw, or nothing fresh.
     """
@@ -105,9 +107,14 @@ def ring(
 
 
 def shapes(*, num_generations: int, prompt_length: int, completion_length: int, weighted: bool = False) -> Groups:
-    """A group's jax.ShapeDtypeStructs, for `init`; `weighted`: its tokens have weights."""
-    f32, i32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32), partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
-    group, cells = (1, num_generations), (1, num_generations, completion_length)
+    """Describes one group by jax.ShapeDtypeStructs, as `init` takes it.
+
+    Its tokens have weights if `weighted`.
+    """
+    f32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    i32 = partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
+    group = (1, num_generations)
+    cells = (1, num_generations, completion_length)
     valid = jax.ShapeDtypeStruct(group, jnp.bool_)
     leaves: PyTree = (
         *(i32((1, prompt_length)), i32((1,)), i32(cells), f32(cells), f32(cells)),
@@ -117,7 +124,10 @@ def shapes(*, num_generations: int, prompt_length: int, completion_length: int, 
 
 
 def _init(capacity: int, like: Groups) -> Buffer:
-    """An empty ring of float32, int32 and bool, whatever floats and integers `like` has."""
+    """Allocates an empty ring of `capacity` groups of the shapes of `like`.
+
+    Its dtypes are float32, int32 and bool, whatever floats and integers `like` has.
+    """
 
     def zeros(x: Array) -> Array:
         return jnp.zeros((capacity, *x.shape[1:]), _dtype(x))
@@ -149,7 +159,11 @@ def _draw(
     fresh: Groups,
     step: Array,
 ) -> tuple[Groups, Array]:
-    """The `least` first fresh groups, then as many more as places are left by those drawn, then those."""
+    """Joins the first fresh groups with groups drawn from the buffer.
+
+    At most `batch_size` - `least` groups are drawn. Returns (groups [B], replayed [B] bool), fresh
+    groups first: `least` of them, and one more for every group that could not be drawn.
+    """
     fresh = _fitting(fresh, buffer.groups)
     given = fresh.step.shape[0]
     if not least <= given <= batch_size:
@@ -171,12 +185,18 @@ def _draw(
 
 
 def _fresh_needed(batch_size: int, least: int, max_age: int | None, buffer: Buffer, step: Array) -> Array:
-    """All of the batch but what can be drawn."""
+    """Counts the fresh groups that a batch needs, at least `least`. [] int32.
+
+    They fill all slots for which the buffer has no group to draw.
+    """
     return jnp.maximum(batch_size - jnp.sum(_may_be_drawn(buffer, step, max_age), dtype=jnp.int32), least)
 
 
 def _may_be_drawn(buffer: Buffer, step: Array, max_age: int | None) -> Array:
-    """Which places hold a group of an earlier step than `step` that is not too old. [C] bool."""
+    """Finds the groups that may be drawn. [C] bool.
+
+    These are the groups rolled out before `step`, and at most `max_age` steps before it.
+    """
     made = buffer.groups.step
     young = True if max_age is None else step - made <= max_age
     return (made >= 0) & (made < step) & young
@@ -213,9 +233,10 @@ def _lay(groups: Groups) -> Groups:
 
 
 def metrics(groups: Groups, replayed: Array, step: Array) -> dict[str, Array]:
-    """Of a batch [B] of `step` and what of it was `replayed` [B]: `replay/fraction`, and `replay/age` in steps.
+    """Computes `replay/fraction` and `replay/age` of the batch [B] of a step. Both are [] float32.
 
-    Both are [] float32; the age is a mean over replayed groups, NaN without any.
+    The fraction is the share of groups that are `replayed` [B] bool. The age is the mean of their
+    steps since the rollout, NaN if no group is replayed.
     """
     check_shapes(replayed=(replayed, "B"), step_of_groups=(groups.step, "B"))
     check_dtypes(bool, replayed=replayed)
@@ -225,10 +246,11 @@ def metrics(groups: Groups, replayed: Array, step: Array) -> dict[str, Array]:
 
 
 def effective_sample_size(moments: Array) -> Array:
-    """(sum w)^2 / (n sum w^2) of `weight_moments` [3]: the share of the n tokens that counts, in (0, 1].
+    """Computes the effective share (sum w)^2 / (n sum w^2) of n tokens from `weight_moments` [3].
 
-    Source: Kong, "A note on importance sampling using standardized weights", 1992. 1 if all ratios are equal, 1 / n if
-    one token has all the weight, NaN without tokens. Moments of parts of a batch may be added, or averaged.
+    It is in (0, 1]. Source: Kong, "A note on importance sampling using standardized weights", 1992.
+    1 if all ratios are equal, 1 / n if one token has all the weight, NaN without tokens. Moments of
+    parts of a batch may be added, or averaged.
     """
     check_shapes(moments=(moments, "3"))
     count, total, squares = moments
@@ -236,7 +258,7 @@ def effective_sample_size(moments: Array) -> Array:
 
 
 def weight_moments(logprobs: Array, behaviour_logprobs: Array, mask: Array) -> Array:
-    """n, sum w and sum w^2 of w = pi / mu over the n tokens under the mask, [3] float32.
+    """Computes n, sum w and sum w^2 of w = pi / mu over the n tokens of the mask. [3] float32.
 
     Everything is [R, T]; what is under mask 0 changes nothing. Log-ratios are cut to +-20, as in `grpo.policy_loss`.
     """

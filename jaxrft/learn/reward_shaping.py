@@ -47,10 +47,13 @@ def of_tasks(rewards: Array, which: int | Array) -> Array:
 def overlong(
     lengths: Array, *, max_completion_length: int, overlong_buffer: int, overlong_penalty: float = 1.0
 ) -> Array:
-    """-overlong_penalty * clip((lengths - (max_completion_length - overlong_buffer)) / overlong_buffer, 0, 1), tokens.
+    """Computes the soft overlong punishment of DAPO, arXiv 2503.14476.
 
-    Source: the soft overlong punishment of DAPO, arXiv 2503.14476. It begins `overlong_buffer` tokens, 1 or more,
-    before the longest completion and is whole at its end. `lengths` of any shape; returns the same shape, float32.
+    -overlong_penalty * clip((lengths - start) / overlong_buffer, 0, 1), in tokens, with
+    start = max_completion_length - overlong_buffer
+
+    The punishment begins `overlong_buffer` tokens, 1 or more, before the longest completion and is
+    whole at its end. `lengths` of any shape; returns the same shape, float32.
     """
     check_dtypes(REAL, lengths=lengths)
     excess = lengths.astype(jnp.float32) - float(max_completion_length - overlong_buffer)

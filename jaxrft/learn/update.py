@@ -96,7 +96,10 @@ def check_batch(batch: Batch) -> None:
 def adamw(
     *, learning_rate: float, warmup_steps: int = 0, weight_decay: float = 0.0, max_grad_norm: float = 1.0
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW behind clipping by global norm, with linear warm-up over so many updates; and its learning rate."""
+    """Creates AdamW behind clipping by global norm, and the schedule of its learning rate.
+
+    The learning rate rises linearly over `warmup_steps` updates and is constant from then on.
+    """
     schedule = optax.linear_schedule(learning_rate / (warmup_steps + 1), learning_rate, warmup_steps)
     if warmup_steps == 0:
         schedule = optax.constant_schedule(learning_rate)
@@ -119,9 +122,10 @@ def completion_logprobs(
     temperature: float = 1.0,
     entropy_gradient: bool = False,
 ) -> tuple[Array, Array]:
-    """log pi of completions [R, T] after prompts [B, P] at `temperature`, and the entropy of each step, both [R, T].
+    """Computes log pi of completions [R, T] after prompts [B, P], and the entropy of each step.
 
-    Row r follows prompt r // (R / B), which is computed once. Logits exist for a few positions at a time only.
+    Both are [R, T], at `temperature`. Row r follows prompt r // (R / B), which is computed once.
+    Logits exist for a few positions at a time only.
     The entropy carries a gradient, which costs another pass over the logits, only with `entropy_gradient`.
     """
     check_shapes(tokens=(tokens, "RT"), prompts=(prompts, "BP"), lengths=(lengths, "B"))
@@ -142,7 +146,9 @@ def completion_logprobs(
 def _chunked_logprobs(
     policy: Policy, params: PyTree, hidden: Array, tokens: Array, temperature: float, entropy_gradient: bool
 ) -> tuple[Array, Array]:
-    """log pi of tokens [R, T] and entropies [R, T] from hidden states [R, T, D], over chunks of time.
+    """Computes log pi of tokens [R, T] and entropies [R, T] from hidden states [R, T, D].
+
+    It computes them in chunks of time, so that few logits exist at once.
 
     On a mesh each shard of the rows goes through its chunks by itself: what `unembed` uses is gathered over `data` and
     `fsdp` once before the loop, and its gradient, summed by each device over its own rows, is reduced once after it.
@@ -155,7 +161,8 @@ def _chunked_logprobs(
         return sampling.pick(logp, tokens), entropy if entropy_gradient else jax.lax.stop_gradient(entropy)
 
     mesh = jax.sharding.get_abstract_mesh()
-    axes, shards = meshes.RULES["batch"], meshes.shards(mesh, "batch")
+    axes = meshes.RULES["batch"]
+    shards = meshes.shards(mesh, "batch")
     vocabulary = jax.eval_shape(policy.unembed, params, hidden[:, :1]).shape[-1] // meshes.shards(mesh, "vocab")
     width = max(1, CHUNK // (hidden.shape[0] // shards * vocabulary))
     if shards == 1:
@@ -194,7 +201,7 @@ class PackedBatch(NamedTuple):
 
     @property
     def rounds(self) -> Array:
-        """How often `together` bins are computed. [] int32."""
+        """Counts the rounds in which all bins are computed, `together` bins a round. [] int32."""
         return -(-self.places.count // self.shape.together)
 
     def bins(self, number: Array) -> Bins:
@@ -279,11 +286,12 @@ def make(
     weight_decay: float = 0.0,
     max_grad_norm: float = 1.0,
 ) -> Update:
-    """The step that takes `num_iterations` passes over a batch, one AdamW update a mini-batch of tasks.
+    """Builds the learning step: passes over a batch with one AdamW update for each mini-batch.
 
-    `mini_batch_size` counts tasks. Mini-batches are drawn anew each pass, and their completions packed into bins (see
-    `learn.packing`), whose gradients are summed in float32. `micro_batch_size` counts completions of full length: bins
-    for as many are computed at a time, or fewer. It changes no number.
+    A step takes `num_iterations` passes. `mini_batch_size` counts tasks. Each pass draws new
+    mini-batches and packs their completions into bins (see `learn.packing`), whose gradients are
+    summed in float32. `micro_batch_size` limits memory: the bins that are computed at a time hold
+    at most so many completions of full length. It does not change the result.
     The loss is that of `grpo.policy_loss`, plus kl_coef * KL, minus entropy_coef * entropy, all reduced alike; a
     reference policy is evaluated only if `kl_coef` > 0, the entropy differentiated only if `entropy_coef` > 0.
     `kl_estimator` is one of `grpo.KL_ESTIMATORS`. The ratios of replayed groups are clipped around 1 (`clip` "paper")
@@ -342,7 +350,7 @@ def make(
 
 
 def _mean_of(x: Array, made: Array) -> Array:
-    """The mean of x [U, ...] over the updates that are made [U]; NaN if none is."""
+    """Averages x [U, ...] over the updates that are `made` [U] bool; NaN if none is."""
     which = made.reshape(-1, *(1,) * (x.ndim - 1))
     return jnp.sum(jnp.where(which, x, 0.0), axis=0) / jnp.sum(made, dtype=jnp.float32)
 
@@ -441,13 +449,17 @@ def loss(
 
 
 def _learning_rate(schedule: optax.Schedule, state: OptimizerState) -> Array:
-    """The learning rate of the next update, from the optimiser's own count."""
+    """Computes the learning rate of the next update from the optimizer's own count of updates."""
     count = optax.tree_utils.tree_get(state, "ScaleByScheduleState").count
     return jnp.asarray(schedule(count), jnp.float32)
 
 
 def optimizer_shardings(make: Update, params: PyTree, everywhere: Sharding) -> PyTree:
-    """The shardings of the optimiser's state: a parameter's moments lie where it lies, all else `everywhere`."""
+    """Builds the shardings of the optimizer's state.
+
+    A parameter's moments are sharded as the parameter. Everything else has the sharding
+    `everywhere`.
+    """
     shapes = jax.eval_shape(make.init, params)
     return optax.tree_map_params(
         make.init, lambda _, x: x.sharding, shapes, params, transform_non_params=lambda _: everywhere
