@@ -125,7 +125,10 @@ class _Value(NamedTuple):
 
     @property
     def rational(self) -> bool:
-        """Whether it is known to be a rational number, which may be too long to be known itself."""
+        """Checks whether the value is known to be rational.
+
+        The number itself may be too long to be known.
+        """
         return self.form in _RATIONAL if self.number is None else bool(self.number.is_Rational)
 
 
@@ -193,8 +196,10 @@ class _Reader:
         self.depth += 1
         if self.depth > _DEPTH:
             raise RecursionError
-        count, value = 0, _UNIT
-        outer, self.kinds = self.kinds, set()
+        count = 0
+        value = _UNIT
+        outer = self.kinds
+        self.kinds = set()
         while self.next and self.next not in _CLOSING - {"|", "\\|", "\\vert"} and self.next != closing:
             before = self.at
             side = self.sum()
@@ -219,7 +224,10 @@ class _Reader:
         return _UNIT if count else value
 
     def _names_follow(self) -> bool:
-        """Whether the side behind the next token holds no number, so that the one before it counts."""
+        """Checks whether the side behind the next token holds no number.
+
+        Then the side in front of that token counts.
+        """
         side = self.at + 1
         while self.tokens[side] and self.tokens[side] not in (*_EQUALS, *_ABOUT, *_SEPARATORS, *_CLOSING):
             name = self.tokens[side].lstrip("\\")
@@ -252,7 +260,8 @@ class _Reader:
 
     def _sign(self) -> str:
         """Takes the signs in front of a term; more than one are an operation."""
-        sign, count = "+", 0
+        sign = "+"
+        count = 0
         while token := self.take(*_SIGNS):
             sign = "-" if (_SIGNS[token] == "-") != (sign == "-") else "+"
             count += token != "+"
@@ -366,7 +375,8 @@ class _Reader:
             return _UNIT
         if not exponent.form:
             return base
-        number, power = base.number, exponent.number
+        number = base.number
+        power = exponent.number
         if number is None or power is None:
             return _Value(None, "number")
         whole = bool(power.is_Integer)
@@ -446,7 +456,8 @@ class _Reader:
         if argument.number is None or (base is not None and base.number is None):
             return _Value(None, "number")
         if power is not None and power.number == -1 and "a" + name in _INVERSES:
-            name, power = _INVERSES["a" + name], None
+            name = _INVERSES["a" + name]
+            power = None
         function = _FUNCTIONS[name]
         if base is None and name == "lg":
             base = _Value(sympy.Integer(10), "integer")
@@ -537,14 +548,14 @@ def _power(base: sympy.Expr, exponent: sympy.Expr) -> sympy.Expr | None:
 
 
 def _is_small(exponent: sympy.Expr) -> bool:
-    r"""Whether e to this power is no large integer power, as e^{10^9 \ln 2} is."""
+    r"""Checks that e to this power is no large integer power, such as e^{10^9 \ln 2}."""
     terms = [term.as_coeff_Mul() for term in sympy.Add.make_args(sympy.expand(exponent))]
     coefficients = [coefficient for coefficient, rest in terms if rest.has(sympy.log)]
     return all(abs(coefficient) <= _EXPONENT for coefficient in coefficients)
 
 
 def _is_short(number: sympy.Rational) -> bool:
-    """Whether sympy can factor a rational number at once."""
+    """Checks whether a rational number is short enough for sympy to factor it at once."""
     return max(abs(number.p), number.q).bit_length() <= 40
 
 
@@ -568,7 +579,8 @@ def _worked_out(factors: list[tuple[str, _Value]]) -> sympy.Expr | None:
 
 
 def _in_lowest_terms(numerator: _Value, denominator: _Value) -> bool:
-    over, under = numerator.number, denominator.number
+    over = numerator.number
+    under = denominator.number
     if over is None or under is None:
         return over is not under  # two that are too long to tell
     if not (over.is_Integer and under.is_Integer):
@@ -579,7 +591,7 @@ def _in_lowest_terms(numerator: _Value, denominator: _Value) -> bool:
 
 
 def _is_proper(fraction: _Value) -> bool:
-    """Whether a fraction can stand behind the whole part of a mixed number."""
+    """Checks whether a fraction can stand behind the whole part of a mixed number."""
     return fraction.number is None or 0 < fraction.number < 1
 
 
@@ -588,7 +600,7 @@ def _is_mantissa(value: _Value) -> bool:
 
 
 def _reduced(factors: list[tuple[str, _Value]]) -> bool:
-    r"""Whether two rational factors are a numerator and a denominator in lowest terms, as in 2\pi/3."""
+    r"""Checks whether the two rational factors are a quotient in lowest terms, as in 2\pi/3."""
     (_, over), (operation, under) = [factor for factor in factors if factor[1].rational]
     return operation == "/" and over.form == under.form == "integer" and _in_lowest_terms(over, under)
 
@@ -599,7 +611,10 @@ def _coefficient(values: list[_Value]) -> int:
 
 
 def _cancels(factors: list[tuple[str, _Value]]) -> bool:
-    r"""Whether the integers of a quotient without sums have a common divisor, as in \frac{6\sqrt{2}}{2}."""
+    r"""Checks whether the integers of a quotient have a common divisor, as in \frac{6\sqrt{2}}{2}.
+
+    Returns False for a quotient with a sum, a decimal or a fraction.
+    """
     if factors[-1][0] != "/" or any(value.form in ("sum", "decimal", "fraction") for _, value in factors):
         return False
     over = _coefficient([value for operation, value in factors if operation != "/"])
@@ -608,7 +623,10 @@ def _cancels(factors: list[tuple[str, _Value]]) -> bool:
 
 
 def _multiplies_fractions(factors: list[tuple[str, _Value]]) -> bool:
-    r"""Whether a product has a fraction and a fraction, or an integer that reduces one: 2 \cdot \frac{\pi}{6}."""
+    r"""Checks whether a product has two fractions, or a fraction and an integer that reduces it.
+
+    An example is 2 \cdot \frac{\pi}{6}.
+    """
     values = [value for _, value in factors]
     if any(operation == "/" or value.number is None or value.form == "sum" for operation, value in factors):
         return False
@@ -635,7 +653,10 @@ def _logarithm(number: sympy.Expr, base: sympy.Expr) -> sympy.Expr:
 
 
 def _simpler(values: list[_Value], product: sympy.Expr | None) -> bool:
-    r"""Whether a product of irrational numbers evaluates: to a rational one, to fewer factors, to lower terms."""
+    r"""Checks whether a product of irrational numbers evaluates to a simpler one.
+
+    That is a rational number, or one with fewer factors and no larger a denominator.
+    """
     if product is None:
         return False
     if product.is_Rational:

@@ -77,7 +77,7 @@ def _boxes(text: str, begin: int, *, empty: bool) -> list[Box]:
 
 
 def _joins(between: str) -> bool:
-    """Whether the text from the content of one box to that of the next makes them one answer."""
+    """Checks whether the text between the contents of two boxes makes them one answer."""
     if len(between) > BETWEEN + len("}\\framebox{"):
         return False
     words = _SPACING.sub(" ", _STYLES.sub(r" \1 ", _FRAMES.sub("", between)))

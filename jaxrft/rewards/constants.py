@@ -32,9 +32,10 @@ class _NoValue(Exception):
 
 @lru_cache(maxsize=4096)
 def values(text: str) -> tuple[float, ...] | None:
-    r"""The number that `text` denotes, or those of a list in any brackets; None for what is not in the grammar.
+    r"""Evaluates `text` as a number, or as a list of numbers in any brackets.
 
-    They are good to about 1e-12 of the largest number in between.
+    Returns None for what is not in the grammar. The numbers are accurate to about 1e-12 of the
+    largest intermediate one.
 
     >>> values(r"\frac{\sqrt{3}}{2}") == (3**0.5 / 2,), values("1,080"), values(r"(-\infty, 2]"), values(r"2\frac12")
     (True, (1080.0,), (-inf, 2.0), None)
@@ -51,26 +52,28 @@ def values(text: str) -> tuple[float, ...] | None:
 
 
 def differ(some: Sequence[float] | None, others: Sequence[float] | None) -> bool:
-    """Whether two lists hold other numbers, by more than rounding, in whatever order; not if one of them is None.
+    """Checks whether two lists, in any order, hold numbers that differ by more than rounding.
 
-    Rounding is six digits of a number below 1, and six decimals of others, as math-verify compares them: 0 is only 0.
-    A list of equal numbers is one number to math-verify.
+    Returns False if one of them is None. Rounding is six digits of a number below 1, and six
+    decimals of others, as math-verify compares them: 0 is only 0. A list of equal numbers is one
+    number to math-verify.
     """
     if some is None or others is None:
         return False
-    ours, theirs = sorted(set(some)), sorted(set(others))
+    ours = sorted(set(some))
+    theirs = sorted(set(others))
     return len(ours) != len(theirs) or not all(map(_close, ours, theirs))
 
 
 def _close(one: float, other: float) -> bool:
-    """Whether two numbers may be the same one, rounded."""
+    """Checks whether two numbers are equal up to rounding."""
     if math.isclose(one, other, rel_tol=1e-9):
         return True
     return math.isclose(one, other, rel_tol=_ROUNDING) and math.isclose(one, other, rel_tol=0.0, abs_tol=_ROUNDING)
 
 
 def at(symbol: str) -> float:
-    """The number in [0.5, 1.5) that a symbol stands for."""
+    """Maps a symbol to the fixed number in [0.5, 1.5) that it stands for."""
     return 0.5 + zlib.crc32(symbol.encode(errors="replace")) / (1 << 32)
 
 
@@ -78,7 +81,9 @@ class _Reader:
     """A recursive descent over the tokens of one text."""
 
     def __init__(self, text: str) -> None:
-        self.tokens, self.at, self.depth = [], 0, 0
+        self.tokens = []
+        self.at = 0
+        self.depth = 0
         position = 0
         while position < len(text):
             token = _TOKEN.match(text, position)
@@ -94,7 +99,7 @@ class _Reader:
         return self.tokens[self.at]
 
     def take(self, *wanted: str) -> str:
-        """The next token if it is one of `wanted`, else ''."""
+        """Consumes and returns the next token if it is one of `wanted`, else returns ''."""
         if self.next in wanted:
             self.at += 1
             return self.tokens[self.at - 1]
@@ -106,7 +111,7 @@ class _Reader:
         self.at += 1
 
     def list(self) -> Iterator[float]:
-        """All elements; brackets around a single one belong to it."""
+        """Yields the value of every element; brackets around a single one belong to it."""
         bracketed = self.commas and self.take("(", "[", "\\{")
         yield self.element()
         for _ in range(self.commas):
@@ -142,12 +147,15 @@ class _Reader:
         return total
 
     def product(self) -> float:
-        total, divided = self.power(), False
+        total = self.power()
+        divided = False
         while True:
             if self.take(*_PRODUCTS):
-                total, divided = total * self.power(), False
+                total *= self.power()
+                divided = False
             elif self.take("/"):
-                total, divided = total / self.power(), True
+                total /= self.power()
+                divided = True
             elif not self._starts_a_factor():
                 return total
             elif divided:  # 1/2\pi
@@ -156,7 +164,10 @@ class _Reader:
                 total *= self.power()
 
     def _starts_a_factor(self) -> bool:
-        """Whether what follows is multiplied without a sign; raises _NoValue where it may be a mixed number."""
+        """Checks whether the next token begins a factor without a sign of multiplication.
+
+        Raises _NoValue where it may belong to a mixed number.
+        """
         if self.next in ("\\sqrt", "\\pi") or _is_letter(self.next):
             return True
         if self.next == "(" and not _is_letter(self.tokens[self.at - 1]):  # x(2) could be a function
@@ -168,7 +179,7 @@ class _Reader:
         raise _NoValue
 
     def _closing(self) -> int:
-        """Where the bracket that comes next is closed."""
+        """Finds the index of the token that closes the next bracket."""
         depth = 0
         for i in range(self.at, len(self.tokens)):
             depth += {"(": 1, ")": -1}.get(self.tokens[i], 0)
@@ -218,7 +229,7 @@ class _Reader:
         return math.sqrt(inside) if degree == 2.0 else inside ** (1.0 / degree)
 
     def argument(self) -> float:
-        """What is in braces, or one digit or letter, as TeX takes an argument without braces."""
+        """Reads an argument of TeX: what is in braces, else one digit or letter."""
         if self.next == "{":
             return self.enclosed("{", "}")
         if len(self.next) != 1 or not (self.next.isdigit() or _is_letter(self.next)):

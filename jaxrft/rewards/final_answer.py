@@ -152,7 +152,8 @@ def _answer_in(text: str, joined: bool, truncated: bool) -> str | None:
 
 def _marked(text: str, joined: bool) -> str | None:
     """Returns the answer by rows 1 and 2."""
-    box, tag = last_box(text), _last_tag(text)
+    box = last_box(text)
+    tag = _last_tag(text)
     if tag is not None and (box is None or box.end < tag[1]):
         return _within_tag(text[tag[0] : tag[1]], joined)
     if box is not None:
@@ -163,7 +164,8 @@ def _marked(text: str, joined: bool) -> str | None:
 
 def _last_tag(text: str) -> tuple[int, int] | None:
     """Returns where the last `<answer>` that is closed and not empty begins and ends."""
-    opened, found = None, None
+    opened = None
+    found = None
     for tag in _TAGS.finditer(text):
         if not tag[1]:
             opened = tag.end()
@@ -193,7 +195,8 @@ def _within_box(text: str) -> str:
 
 def _phrased(text: str) -> str | None:
     """Returns the answer by row 3; one in words only where no phrase has a number, a formula or a single letter."""
-    words, end = None, len(text)
+    words = None
+    end = len(text)
     for phrase in reversed(list(_PHRASE.finditer(text))[-PHRASES:]):
         found = _leading(text[phrase.end() : end])
         end = phrase.start()
@@ -239,7 +242,8 @@ def _formulas_at(text: str) -> str | None:
     formula = _MATH.match(text)
     if formula is None:
         return None
-    parts, end = [_inside(formula)], formula.end()
+    parts = [_inside(formula)]
+    end = formula.end()
     while (joint := _JOINT.match(text, end)) and (following := _MATH.match(text, joint.end())):
         parts.append(_inside(following))
         end = following.end()
@@ -293,14 +297,15 @@ def _short_answer(sentence: str) -> str | None:
 
 
 def _is_expression(text: str) -> bool:
-    """Whether a text is mathematics as a whole, without a word."""
+    """Checks whether all of a text is mathematics, without a word."""
     runs = _runs(text)
     return len(runs) == 1 and runs[0].begin == 0 and runs[0].end == len(text)
 
 
 def _sentences(text: str) -> list[str]:
     """Splits a text at the ends of sentences and lines that are not within a formula."""
-    found, begin = [], 0
+    found = []
+    begin = 0
     formulas = _MATH.finditer(text)
     formula = next(formulas, None)
     for boundary in _SENTENCE_END.finditer(text):
@@ -360,7 +365,10 @@ def _ends_emphasis(text: str) -> bool:
 
 
 def _ends(behind: str) -> bool:
-    """Whether nothing stands behind the answer of a sentence, or only that it is the answer."""
+    """Checks whether an answer ends its sentence.
+
+    A percent sign, or words that say that it is the answer, may stand behind it.
+    """
     rest = behind.strip(_WRAPPING + ")]}")
     return not rest or _percent(behind) != "" or _IS_THE_ANSWER.fullmatch(rest) is not None
 
@@ -384,7 +392,9 @@ class _Run(NamedTuple):
 def _runs(sentence: str) -> list[_Run]:
     """Returns the runs of mathematics in a sentence, in order."""
     found: list[_Run] = []
-    begin, end, has_digit = -1, -1, False
+    begin = -1
+    end = -1
+    has_digit = False
     before = " "  # the last character that is no space
     for token in _TOKENS.finditer(sentence):
         if token["space"]:
@@ -395,13 +405,17 @@ def _runs(sentence: str) -> list[_Run]:
             has_digit = has_digit or token["digits"] is not None
         elif begin >= 0:
             found.append(_Run(begin, end, has_digit))
-            begin, has_digit = -1, False
+            begin = -1
+            has_digit = False
         before = token[0][-1]
     return [*found, _Run(begin, end, has_digit)] if begin >= 0 else found
 
 
 def _is_mathematics(token: re.Match[str], before: str, sentence: str) -> bool:
-    """Whether a token is mathematics; a letter is where it touches a digit or stands at a sign."""
+    """Checks whether a token is mathematics.
+
+    A letter is mathematics where it touches a digit or stands next to a sign.
+    """
     if token["product"]:
         return True
     if token[0] == ":":

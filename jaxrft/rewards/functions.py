@@ -66,7 +66,7 @@ def gsm8k(
 
 
 def _final_number(text: str) -> Decimal | None:
-    """The first number after the last `####`, else the last number of the text."""
+    """Parses the first number after the last `####`, else the last number of the text."""
     _, marker, tail = text.rpartition("####")
     number = _NUMBER.search(tail) if marker else None
     if number is None:

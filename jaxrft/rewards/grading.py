@@ -21,7 +21,10 @@ logger = logging.getLogger(__name__)
 
 
 def rewards_by_name(reward: object) -> dict[str, Reward]:
-    """One function, or a dict of several, as a dict; raises InputError for anything else."""
+    """Collects one function, or a dict of several, in a dict by name.
+
+    Raises InputError for anything else.
+    """
     functions: dict = reward if isinstance(reward, dict) else {getattr(reward, "__name__", None): reward}
     if not functions or not all(isinstance(name, str) and callable(f) for name, f in functions.items()):
         raise InputError(f"reward is {reward!r}: give a function from a module's top level or a dict of some by name")
@@ -29,7 +32,7 @@ def rewards_by_name(reward: object) -> dict[str, Reward]:
 
 
 def open_rewards(config: Config, reward: dict[str, Reward] | None = None) -> pools.Pool:
-    """The workers that grade: the functions of `reward` by name, or else the configured rewards."""
+    """Starts the workers that grade by the functions `reward`, or else the configured rewards."""
     named = dict(reward or zip(config.rewards, config.rewards, strict=True))
     return pools.Pool(
         list(named.items()),
@@ -40,7 +43,10 @@ def open_rewards(config: Config, reward: dict[str, Reward] | None = None) -> poo
 
 
 def trainer_state(config: Config, done: int) -> dict[str, int]:
-    """What rewards are told of a run that has `done` so many steps, under the names of transformers' TrainerState."""
+    """Builds what rewards are told of a run that has `done` the given number of steps.
+
+    The names are those of transformers' TrainerState.
+    """
     return {"global_step": done, "max_steps": config.steps}
 
 
@@ -56,24 +62,24 @@ class Rewards(NamedTuple):
 
     @property
     def failed(self) -> np.ndarray:
-        """Whether a grader failed on a row, [R] bool."""
+        """Marks the rows on which a grader failed, [R] bool."""
         return np.any(self.lost, axis=1, keepdims=True)[:, 0]
 
     @property
     def is_success(self) -> np.ndarray:
-        """Whether a reward is the success of its row, one of each row, [R, F] bool; see `check_rewards`."""
+        """Marks the one reward of each row that is its success, [R, F] bool; see `check_rewards`."""
         rows, count = self.rewards.shape
         index = np.repeat(self.success_index, rows // len(self.success_index))
         return np.arange(count) == index[:, None]
 
     @property
     def success(self) -> np.ndarray:
-        """The success of each row, [R] float32, 0 where not valid."""
+        """Selects the success of each row, [R] float32, 0 where not valid."""
         return self.rewards[self.is_success]
 
     @property
     def success_valid(self) -> np.ndarray:
-        """Whether a row has a success, 0 or not, [R] bool."""
+        """Marks the rows that have a success, 0 or not, [R] bool."""
         return self.valid[self.is_success]
 
 
@@ -92,12 +98,15 @@ def grade_rollout(
     Of a row that several processes hold, the one with its first copy is in charge. `trainer_state` is what rewards
     are told of the run, see `trainer_state`.
     """
-    rows, generations = rollouts.lengths.shape[0], rollouts.lengths.shape[0] // len(ids)
+    rows = rollouts.lengths.shape[0]
+    generations = rows // len(ids)
     lengths = {_first_row(shard): np.asarray(shard.data) for shard in rollouts.lengths.addressable_shards}
-    mine, tokens = [], []
+    mine = []
+    tokens = []
     for shard in rollouts.tokens.addressable_shards:
         if shard.replica_id == 0:
-            first, block = _first_row(shard), np.asarray(shard.data)
+            first = _first_row(shard)
+            block = np.asarray(shard.data)
             mine += range(first, first + len(block))
             tokens += [row[:length] for row, length in zip(block, lengths[first], strict=True)]
     marks = tokenizer.marks(lm.tokenizer, lm.eos_ids)

@@ -12,7 +12,8 @@ from sympy.core.cache import clear_cache
 BITS = 1 << 17  # 2002^5000 is an answer, 10^9! is an attack
 DEPTH = 40  # brackets: the time of math-verify's parser grows by more than their number
 _UNFINISHED = (sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit, sympy.Derivative)
-_OPENING, _CLOSING = "([{", ")]}"
+_OPENING = "([{"
+_CLOSING = ")]}"
 
 
 class OutOfTime(BaseException):
@@ -47,7 +48,7 @@ def _raise(number: int, frame: object) -> None:
 
 
 def too_deep(text: str) -> bool:
-    """Whether brackets are nested more than DEPTH deep."""
+    """Checks whether brackets are nested more than DEPTH deep."""
     depth = 0
     for character in text:
         depth += (character in _OPENING) - (character in _CLOSING)
@@ -57,7 +58,7 @@ def too_deep(text: str) -> bool:
 
 
 def too_large(answers: list) -> bool:
-    """Whether working out what math-verify parsed, and left unevaluated, takes numbers of more than BITS bits.
+    """Checks whether evaluating what math-verify parsed takes numbers of more than BITS bits.
 
     Integrals, sums, products, limits and derivatives are unbounded: an answer is what remains when they are done.
     """
@@ -65,7 +66,10 @@ def too_large(answers: list) -> bool:
 
 
 def _bits(node: sympy.Basic | sympy.MatrixBase) -> float:
-    """About the largest log2 of a numerator or denominator met while `node` is evaluated, symbols being 1."""
+    """Estimates the largest log2 of a numerator or denominator met while `node` is evaluated.
+
+    A symbol counts as 1 bit.
+    """
     if isinstance(node, _UNFINISHED):
         return math.inf
     if isinstance(node, sympy.Rational):
@@ -88,7 +92,11 @@ def _bits(node: sympy.Basic | sympy.MatrixBase) -> float:
 
 
 def _most(node: sympy.Basic) -> float:
-    """The absolute value of a number, and a bound on that of what has to be evaluated."""
+    """Bounds the absolute value of an expression.
+
+    The bound of a rational number is its absolute value, or infinity if its numerator or
+    denominator has 1,000 bits or more.
+    """
     if isinstance(node, sympy.Rational):
         return abs(node.p / node.q) if _bits(node) < 1000 else math.inf
     return 2.0 ** min(_bits(node), 1000)

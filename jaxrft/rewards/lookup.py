@@ -34,9 +34,10 @@ class Source(NamedTuple):
 
 
 def resolve(reward: str | Reward) -> Reward:
-    """The function behind a name of `REWARDS` or a path `package.module:function`; a function is itself.
+    """Loads the function behind a name of `REWARDS` or a path `package.module:function`.
 
-    Modules are found as python finds them, then in the current directory. Raises InputError.
+    Returns a function as it is. Modules are found as python finds them, then in the current
+    directory. Raises InputError for a reward that does not load.
     """
     if not isinstance(reward, str):
         return reward
@@ -49,7 +50,10 @@ def resolve(reward: str | Reward) -> Reward:
 
 
 def locate(reward: str | Reward) -> Source:
-    """Where a reward is defined, without importing it; raises InputError for what a fresh process cannot find."""
+    """Locates the definition of a reward without importing it.
+
+    Raises InputError for a reward that a fresh process cannot find.
+    """
     if not isinstance(reward, str):
         return _locate_function(reward)
     module, colon, attribute = REWARDS.get(reward, reward).partition(":")
@@ -80,17 +84,17 @@ def _locate_function(function: Reward) -> Source:
 
 
 def _modules(function: Reward) -> Iterator[ModuleType]:
-    """The modules that may hold a function: that of its definition, the script, then all others."""
+    """Yields the modules that may hold a function: its own, the script, then all others."""
     for name in (getattr(function, "__module__", None), "__main__", *sys.modules):
         if isinstance(module := sys.modules.get(name or ""), ModuleType):
             yield module
 
 
 def _attribute(module: ModuleType, qualname: str, function: Reward) -> str | None:
-    """The name under which a module holds this very function: its own, else any.
+    """Finds the name under which a module holds this very function: its own, else any, else None.
 
-    Another than its own is that of a decorated function, or of one that a call made, such as TRL's
-    `get_soft_overlong_punishment(100, 20)`.
+    A decorated function may have another name than its own. So may a function that a call made,
+    such as TRL's `get_soft_overlong_punishment(100, 20)`.
     """
     first, *rest = qualname.split(".")
     held = vars(module).get(first)  # not by getattr, which makes lazy modules import what they name

@@ -136,7 +136,7 @@ def _grade(completion: str, gold: str, truncated: bool) -> float | None:
 
 
 def _right(gold: str, answer: str) -> bool:
-    """Whether an answer, as it is written, is right in one of the ways to read it."""
+    """Checks whether an answer, as it is written, is right in one of the ways to read it."""
     return len(answer) <= BOX and _is_right(gold, answer)
 
 
@@ -148,7 +148,8 @@ def _is_right(gold: str, answer: str) -> bool:
     if _equal(gold, answer):
         return True
     if gold.endswith("%") != answer.endswith("%"):  # 28 is 28% to math-verify, and here 1.5 is 1.5%, too
-        gold, answer = _without_percent(gold), _without_percent(answer)
+        gold = _without_percent(gold)
+        answer = _without_percent(answer)
         return bool(_PLAIN_NUMBER.fullmatch(gold) and _PLAIN_NUMBER.fullmatch(answer)) and _equal(gold, answer)
     choice = _choice(gold)
     if choice is not None:
@@ -214,7 +215,7 @@ def _unstyled(answer: str) -> str:
 
 
 def _closes_last(held: str) -> bool:
-    """Whether no brace in what a pair of braces holds closes the pair."""
+    """Checks that no brace in `held`, the content of a pair of braces, closes the pair."""
     depth = 0
     for brace in re.findall(r"\\.|[{}]", held, re.DOTALL):
         depth += {"{": 1, "}": -1}.get(brace, 0)
@@ -269,7 +270,7 @@ def _equal(gold: str, answer: str) -> bool:
 
 
 def _is_finished(gold: str, answer: str) -> bool:
-    """Whether an answer that is equal to the gold has been worked out as far as it."""
+    """Checks whether an answer that equals the gold has been worked out as far as the gold."""
     if not _all_numbers(_parse_gold(gold)[0]):
         return True
     try:
@@ -280,7 +281,10 @@ def _is_finished(gold: str, answer: str) -> bool:
 
 
 def _all_numbers(parsed: object) -> bool:
-    """Whether a gold is a number, or some in a list, a set, a matrix or an interval; `x = 5` is one, too."""
+    """Checks whether a gold is a number, or a list, set, matrix or interval of numbers.
+
+    `x = 5` counts as a number.
+    """
     if isinstance(parsed, sympy.Eq) and parsed.lhs.is_Symbol:
         return _all_numbers(parsed.rhs)
     if isinstance(parsed, _SEVERAL) and parsed.args:
@@ -297,7 +301,7 @@ def _is_one_number(gold: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _is_list(gold: str) -> bool:
-    """Whether a gold is a list or set of several answers."""
+    """Checks whether a gold is a list or set of several answers."""
     parsed = _parse_gold(gold)[0]
     return isinstance(parsed, _SEVERAL | sympy.Union) and len(parsed.args) > 1
 
@@ -311,7 +315,8 @@ def _load() -> None:
 
 def _judge(gold: str, text: str) -> bool:
     """Returns math-verify's verdict, or False where there is none: it takes too much, or math-verify fails."""
-    golds, answers = _parse_gold(gold), _parse(text)
+    golds = _parse_gold(gold)
+    answers = _parse(text)
     try:
         with processor_time(SECONDS):
             return not _apart(golds, answers) and verify(
@@ -361,10 +366,12 @@ def _has_matrix(expression: sympy.Basic | sympy.MatrixBase) -> bool:
 
 
 def _apart(golds: list, answers: list) -> bool:
-    """Whether other numbers were parsed, so that math-verify need not try to simplify their difference to zero.
+    """Checks whether gold and answer were parsed as different numbers.
 
-    math-verify compares absolutely, so that all small numbers are equal to it; here they are compared relatively. Order
-    and kind of brackets do not count here, and of what is neither number nor list of numbers nothing is said.
+    Then math-verify need not try to simplify their difference to zero. math-verify compares
+    absolutely, so that all small numbers are equal to it. Here numbers are compared relatively. The
+    order of a list and the kind of its brackets do not count. Returns False for what is neither a
+    number nor a list of numbers.
     """
     if not (golds and answers):
         return False

@@ -42,7 +42,7 @@ class Graded(NamedTuple):
 
     @property
     def failed(self) -> set[int]:
-        """The completions that lost a reward."""
+        """Collects the numbers of the completions that lost a reward."""
         return {completion for _, completion in self.lost}
 
 
@@ -97,7 +97,7 @@ class Pool:
             raise
 
     def __enter__(self) -> "Pool":
-        """The pool itself."""
+        """Returns the pool itself."""
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -146,7 +146,8 @@ class Pool:
         _check(given)
         self._check_signatures(given, trainer_state)
         rewards: list[list[float | None]] = [[None] * len(completions) for _ in self._names]
-        failures, lost = [], set()
+        failures = []
+        lost = set()
         try:
             for reward, i, (value, *failure) in self._answers(given, trainer_state):
                 rewards[reward][i] = value
@@ -178,7 +179,7 @@ class Pool:
     def _answers(
         self, given: Mapping[str, Sequence[object]], state: Mapping[str, int] | None
     ) -> Iterator[tuple[int, int, Answer]]:
-        """(reward, completion, [value] or [None, kind, detail]) as they come."""
+        """Yields (reward, completion, [value] or [None, kind, detail]) as the answers come."""
         n = len(given["completions"])
         size = max(1, min(CHUNK, n // (2 * self._count)))
         queue = deque((k, range(n)[i : i + size]) for k in range(len(self._names)) for i in range(0, n, size))
@@ -243,7 +244,9 @@ class _Worker:
         self.reward = 0
         self.pending = deque[tuple[int, str]]()  # (completion, the token of its question)
         self.signatures: list[Signature] = []
-        self.pid, self.resident, self.graded = 0, 0, 0  # known when it has loaded; bytes then; completions since
+        self.pid = 0  # known when it has loaded
+        self.resident = 0  # bytes then
+        self.graded = 0  # completions since
         # No accelerator for graders; and the same string hashes, hence sympy's orders, in every run. A session of its
         # own: Ctrl-C does not reach it. What it prints goes to our stderr. The process is the worker's warden.
         alone = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "PYTHONHASHSEED": "0", _IS_WORKER: "1"}
@@ -261,12 +264,12 @@ class _Worker:
 
     @property
     def idle(self) -> bool:
-        """Loaded, and owing no answer."""
+        """Checks whether the worker has loaded the rewards and owes no answer."""
         return not (self.starting or self.pending)
 
     @property
     def tired(self) -> bool:
-        """Idle, and so old or so large that a fresh one should take its place."""
+        """Checks whether the worker is idle, and so old or so large that it should be replaced."""
         return self.idle and (self.graded >= RECYCLE_GRADINGS or _resident(self.pid) > self.resident + RECYCLE_BYTES)
 
     def send(
@@ -290,7 +293,7 @@ class _Worker:
             self.wire.send(message)
 
     def receive(self) -> tuple[list[tuple[int, int, Answer]], str | None]:
-        """The answers that have come, as (reward, completion, answer), and how it failed, if it did.
+        """Receives the answers that have come, as (reward, completion, answer), and any failure.
 
         The failure is "timeout" or "crash" of a grading worker, a sentence of a starting one. Only an answer counts as
         a sign of life: what else a worker says, however fast, does not put off its deadline.
@@ -312,7 +315,10 @@ class _Worker:
         return answers, None
 
     def _answer(self, line: bytes) -> tuple[int, Answer]:
-        """The completion and the answer in a line; raises Garbled when it does not answer the oldest question."""
+        """Parses the number of the completion and the answer in a line.
+
+        Raises Garbled when the line does not answer the oldest question.
+        """
         if not self.pending:
             raise Garbled
         number, token = self.pending[0]
@@ -354,7 +360,7 @@ class _Worker:
 
 
 def _resident(pid: int) -> int:
-    """Bytes of memory that a process holds, 0 where there is no /proc."""
+    """Reads the bytes of memory that a process holds; 0 where there is no /proc."""
     try:
         with open(f"/proc/{pid}/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -144,7 +144,7 @@ def _signal_descendants(number: signal.Signals) -> set[int]:
 
 
 def _children(parent: int) -> Iterator[int]:
-    """The processes whose parent is `parent`, where there is a /proc."""
+    """Yields the processes whose parent is `parent`, where there is a /proc."""
     if not os.path.exists("/proc/thread-self/children"):  # a kernel without CONFIG_PROC_CHILDREN
         yield from _children_by_scan(parent)
         return
@@ -155,7 +155,10 @@ def _children(parent: int) -> Iterator[int]:
 
 
 def _children_by_scan(parent: int) -> Iterator[int]:
-    """As `_children`, from a look at every process of the machine, which takes a hundred times as long."""
+    """Yields the processes whose parent is `parent`, by a scan of every process of the machine.
+
+    The scan takes a hundred times as long as a read of the parent's list.
+    """
     for process in filter(str.isdigit, _names("/proc")):
         with suppress(OSError), open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
             if int(file.read().rpartition(")")[2].split()[1]) == parent:

@@ -70,7 +70,8 @@ class Wire:
         try:
             data, ancillary, _, _ = self._socket.recvmsg(1 << 16, socket.CMSG_SPACE(_CREDENTIALS.size))
         except OSError:
-            data, ancillary = b"", []
+            data = b""
+            ancillary = []
         if not data:
             raise EOFError
         if not self._is_from_worker(ancillary):

@@ -57,14 +57,20 @@ def _send(wire: socket.socket, message: object) -> None:
 
 
 def _answers(reward: Reward, signature: calls.Signature, chunk: dict[str, JSON]) -> Iterator[list]:
-    """One call a completion, so that a failure costs one completion and the parent knows which."""
+    """Calls the reward once for each completion, and yields the answers.
+
+    A failure then costs one completion, and the parent knows which.
+    """
     for i, (number, token) in enumerate(chunk["tokens"]):
         keywords = calls.keywords(chunk["keywords"], i, chunk["trainer_state"], signature)
         yield [number, token, *_grade_one(reward, keywords)]
 
 
 def _grade_one(reward: Reward, keywords: dict[str, object]) -> list:
-    """[reward] or [None, kind, detail] of one completion; but for TRL's extras, keywords are lists of length 1."""
+    """Grades one completion; returns [reward] or [None, kind, detail].
+
+    The keywords are lists of length 1, except for TRL's extras.
+    """
     process = os.getpid()
     try:
         result = calls.awaited(reward(**keywords))
