@@ -14,9 +14,11 @@ from jaxrft.types import InputError
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a checkpoint's `model_state_dict`, or of the state itself; nothing but tensors is unpickled.
+    """Reads the tensors of a torch checkpoint as float32 arrays by name.
 
-    Raises InputError for a file that is not there or no such checkpoint, and without torch.
+    The checkpoint is a state_dict or holds one as `model_state_dict`. Only tensors and plain values
+    are unpickled. Raises InputError for a file that is missing or no such checkpoint, and without
+    torch.
     """
     try:
         import torch  # pyright: ignore[reportMissingImports]  (an extra)
@@ -37,7 +39,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 
 def calibration_of(params: Params) -> Calibration:
-    """The calibration whose parameters a predictor has."""
+    """Infers the calibration of a predictor from which calibration parameters it has."""
     if params.group is not None:
         return "group_logit_temp"
     if params.scale is not None:
@@ -53,7 +55,7 @@ def convert(checkpoint: Path, out: Path, model: str, *, temperature: float = 1.0
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command."""
+    """Parses the command line and converts the checkpoint that it names."""
     parser = argparse.ArgumentParser(prog="python -m jaxrft.prepare.convert_predictor", description=__doc__)
     parser.add_argument("checkpoint", type=path_argument, help="the published checkpoint")
     parser.add_argument("out", type=path_argument, help="safetensors file to write")

@@ -70,7 +70,8 @@ def prepare(name: str, paths: Iterable[str], *, split: str = "train", data_dir: 
     It is there whole or not at all, whenever the process is killed. Raises InputError for a data set without a recipe,
     a file that does not follow it, and a split that is there already.
     """
-    recipe, sources = _recipe(name), [Path(path) for path in paths]
+    recipe = _recipe(name)
+    sources = [Path(path) for path in paths]
     if not sources:
         raise InputError(f"no files of {name} given: add --file, {recipe.files}")
     if not re.fullmatch(r"\w+", split) or split == "all":  # of which TFDS makes something else
@@ -104,9 +105,11 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version(VERSION)
 
     def __init__(self, name: str, recipe: Recipe, examples: Iterable[Task], split: str, *, data_dir: str):
-        """The split `split` of the tasks `examples`, to be written to DATA_DIR/NAME/VERSION."""
+        """Sets up the builder of DATA_DIR/NAME/VERSION, whose split `split` holds `examples`."""
         self.name = name  # pyright: ignore[reportAttributeAccessIssue]  # TFDS takes that of the class otherwise
-        self.recipe, self.examples, self.split = recipe, examples, split
+        self.recipe = recipe
+        self.examples = examples
+        self.split = split
         super().__init__(data_dir=data_dir, file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -129,9 +132,10 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def tasks(recipe: Recipe, paths: Iterable[Path]) -> Iterator[Task]:
-    """The tasks in the files, with messages as prompts; those without an answer are left out, and it is said.
+    """Yields the tasks in the files, with messages as prompts.
 
-    Raises InputError for the first row that does not follow the recipe.
+    Leaves out tasks without an answer, and logs their number. Raises InputError for the first row
+    that does not follow the recipe, and when no task has an answer.
     """
     kept = left_out = 0
     for path in paths:

@@ -67,13 +67,15 @@ class Job(NamedTuple):
 
 
 def run(options: Options) -> bool:
-    """Embeds the prompts of all sets of `config.tasks` with `config.model`; whether all of it is done.
+    """Embeds the prompts of all sets of `config.tasks` with `config.model`; writes them to `out`.
 
-    Batches are written to a file .partial.rows beside `out`, and noted in .partial, as soon as they are done: after a
-    kill the same command goes on from there, and ends with the very file of an uninterrupted one. Returns False when
-    SIGTERM or Ctrl-C ended it early, after the batch in hand. Raises InputError for mistakes in config, data or `out`.
+    Batches are written to a file .partial.rows beside `out`, and noted in .partial, as soon as they
+    are done. After a kill the same command resumes there, and ends with the very file of an
+    uninterrupted one. Returns True when all is done, False when SIGTERM or Ctrl-C ended it early,
+    after the batch in hand. Raises InputError for mistakes in config, data or `out`.
     """
-    config, out = replace(options.config, max_completion_length=1), Path(options.out)  # nothing is completed
+    config = replace(options.config, max_completion_length=1)  # nothing is completed
+    out = Path(options.out)
     if out.suffix != ".safetensors":
         raise InputError(f"--out is {out}: give the path of a .safetensors file")
     mesh = open_mesh(config)
@@ -84,7 +86,8 @@ def run(options: Options) -> bool:
         lm = open_model(config, mesh, trained=False)
         tasks = distinct(config, lm)
         stopped = stack.enter_context(stop_signals())
-        made_by, digests = embedding_source(lm, config, mesh), embeddings.digests(tasks.prompts)
+        made_by = embedding_source(lm, config, mesh)
+        digests = embeddings.digests(tasks.prompts)
         job = Job(config, mesh, lm, made_by, out, np.dtype(options.file_dtype), tasks, digests, stopped)
         journal = on_host0(lambda: stack.enter_context(Journal(note_of(out), identity(job))))
         visible = jax.process_index() == 0
@@ -107,12 +110,15 @@ def check(out: Path, overwrite: bool) -> None:
 
 
 def rows_of(out: Path) -> Path:
-    """Where the rows [M, E] are while the file `out` is being made."""
+    """Names the file that holds the rows [M, E] until `out` is complete: OUT.partial.rows."""
     return out.with_name(f"{out.name}.partial.rows")
 
 
 def distinct(config: Config, lm: LanguageModel) -> TaskTable:
-    """The distinct prompts of all sets, those that are not too long, longest first."""
+    """Reads and tokenizes the distinct prompts of all sets, longest first.
+
+    Drops prompts that are empty or too long.
+    """
     tables = {}
     for tasks in config.task_sets:
         rows = sources.load(replace(tasks, pass_rate_columns=()))._replace(reference_pass_rates=None)
@@ -123,14 +129,14 @@ def distinct(config: Config, lm: LanguageModel) -> TaskTable:
 
 
 def identity(job: Job) -> dict[str, JSON]:
-    """What the file depends on."""
+    """Describes the job for its journal: everything that the content of the file depends on."""
     settings = {name: getattr(job.config, name) for name in SETTINGS}
     prompts = {"digest of the prompts": short_digest(job.digests.tobytes()), "dtype of the file": str(job.dtype)}
     return job.made_by | settings | prompts | table.identity(job.table)
 
 
 def embed(job: Job, journal: Journal | None, display: Display) -> bool:
-    """Writes the rows of the batches that are not written yet; False when a signal comes before the last one."""
+    """Embeds and writes the missing batches; returns False when a signal comes before the last."""
     parts = table.batches(job.table.lengths, job.config.batch_size)
     if journal is not None:
         forget_lost(job, journal)
@@ -152,7 +158,7 @@ def embed(job: Job, journal: Journal | None, display: Display) -> bool:
 
 
 def narrowed(rows: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """The rows as the file holds them; raises InputError when they are not finite there."""
+    """Casts rows to the dtype of the file; raises InputError when any is not finite in it."""
     with np.errstate(over="ignore"):
         found = rows.astype(dtype)
     if not np.isfinite(rows).all():
@@ -163,7 +169,7 @@ def narrowed(rows: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def place_of(job: Job, number: int) -> int:
-    """The byte in the file of rows where those of a batch begin."""
+    """Computes the byte at which the rows of a batch begin in the file of rows."""
     return number * job.config.batch_size * job.lm.config.hidden_size * job.dtype.itemsize
 
 
@@ -178,7 +184,10 @@ def store(job: Job, number: int, rows: np.ndarray) -> None:
 
 
 def forget_lost(job: Job, journal: Journal) -> None:
-    """Leaves in `journal.done` the batches whose rows are those that were noted, not some of a file since removed."""
+    """Removes from `journal.done` the batches whose rows are not in the file of rows.
+
+    A batch stays when the digest of its rows is the one that was noted.
+    """
     path = rows_of(job.out)
     content = b""
     if journal.done and path.exists():

@@ -62,7 +62,7 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Closes the file; one without any finished piece goes."""
+        """Closes the file, and deletes it when no piece is finished."""
         with self._open:
             if not self.done:
                 self.path.unlink(missing_ok=True)
@@ -92,25 +92,25 @@ def open_own(path: Path, mode: Literal["ab", "r+b"]) -> BinaryIO:
 
 
 def note_of(out: Path) -> Path:
-    """Where the journal is while the file `out` is being made."""
+    """Names the journal that is kept until the file `out` is complete: OUT.partial."""
     return out.with_name(f"{out.name}.partial")
 
 
 def unfinished(journal: Journal | None, number: int) -> list[int]:
-    """Returns which of so many pieces are not in the journal of process 0."""
+    """Lists, on every process, the pieces 0..number - 1 that the journal of process 0 lacks."""
     missing = np.ones(number, bool)
     missing[list(journal.done) if journal is not None else []] = False
     return np.flatnonzero(multihost_utils.broadcast_one_to_all(missing)).tolist()
 
 
 def begun(path: Path) -> bool:
-    """Whether there is a journal at `path` with a finished piece of work."""
+    """Checks whether `path` holds a journal with a finished piece of work."""
     with writing(path):
         return bool(_read(path).pieces)
 
 
 def identity_at(path: Path) -> dict[str, JSON]:
-    """Returns what job the journal at `path` is of, {} when there is none with a finished piece of work."""
+    """Reads the job's identity from the journal at `path`; {} when no piece of it is finished."""
     with writing(path):
         found = _read(path)
     return found.identity if found.pieces else {}
@@ -145,7 +145,7 @@ def _read(path: Path) -> _Content:
 
 
 def _parse(line: bytes) -> tuple[int, JSON] | None:
-    """Returns (number, result) of a line, None for a damaged one."""
+    """Parses a line as (number, result); returns None for a damaged one."""
     try:
         number, result = files.parse_json(line, list)
     except ValueError:  # no JSON, no list, or one of another length
@@ -161,7 +161,8 @@ def _say_damage(path: Path, found: _Content, fitting: int) -> None:
 
 def _check(path: Path, identity: dict[str, JSON], saved: dict[str, JSON]) -> None:
     for name in identity | saved:
-        here, there = identity.get(name), saved.get(name)
+        here = identity.get(name)
+        there = saved.get(name)
         if here != there:
             raise InputError(
                 f"{path} holds the beginning of other work: its {name} is {there!r}, that of this command is {here!r}; "

@@ -50,10 +50,11 @@ class Judged(NamedTuple):
 
 
 def splits(seed: int, pass_rates: np.ndarray, *, count: int, held_out: float, num_references: int) -> list[Split]:
-    """So many splits of pass rates [M, N], in which the held-out share takes turns through the policies and tasks.
+    """Draws `count` splits of pass rates [M, N] into what is held out and what is known.
 
-    Held out are `held_out` of either, at least one; references are tasks whose pass rate is known, if there are
-    enough.
+    A split holds out the share `held_out` of the policies, and of the tasks, at least one of
+    either. Successive splits take turns through all policies and tasks, in random orders.
+    References are drawn from the tasks that are not held out, those of known pass rate first.
     """
     rng = np.random.default_rng(seed)
     orders = [rng.permutation(size) for size in pass_rates.shape]
@@ -74,19 +75,23 @@ def splits(seed: int, pass_rates: np.ndarray, *, count: int, held_out: float, nu
 
 
 def share(size: int, held_out: float) -> int:
-    """How many of so many policies or tasks are held out."""
+    """Computes how many of `size` are held out: max(1, round(held_out * size))."""
     return max(1, round(held_out * size))
 
 
 def predictions(
     predictor: Predictor, embeddings: np.ndarray, pass_rates: np.ndarray, split: Split
 ) -> dict[str, np.ndarray]:
-    """What each of `METHODS` says of the pass rates [M, N]; NaN for references, and where it can say nothing.
+    """Predicts the pass rates [M, N] by each of `METHODS`.
 
-    `ridge on references`: regression from the embeddings of the policy's own references to their pass rates. `ridge on
-    others`: from all tasks trained on to their mean over the policies trained on. `mean of others`: that mean itself,
-    which tasks held out do not have, and for policies held out only, since it is made of the others. Both are moved to
-    the mean of the references. `mean of references`: the same for all tasks. All are cut to [0, 1].
+    `ridge on references` regresses the pass rates of the policy's references on their embeddings.
+    `ridge on others` regresses the mean pass rate of the policies trained on, over all tasks
+    trained on. `mean of others` is that mean itself: it is unknown for tasks held out, and is given
+    for policies held out only, since it is made of the others. Both are shifted so that their mean
+    over the references is the policy's own. `mean of references` is the policy's mean over its
+    references, for all tasks.
+
+    Predictions are clipped to [0, 1]. They are NaN for references, and where a method has none.
     """
     train = np.where(split.tasks[None], np.nan, pass_rates)[~split.policies]
     mean = stats.known_mean(train, axis=0)  # [N], NaN for tasks held out
@@ -110,7 +115,7 @@ def predictions(
 def _attended(
     predictor: Predictor, embeddings: np.ndarray, pass_rates: np.ndarray, split: Split
 ) -> np.ndarray:  # [M, N] float64
-    """What the predictor says."""
+    """Runs the predictor on arrays of the host, with the references of a split."""
     params, calibration, temperature, top_k, _ = predictor
     given = np.take_along_axis(pass_rates, split.references, axis=1)
     found = _attend(
@@ -140,13 +145,19 @@ def _attend(
 
 
 def ridge(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Ridge regression [N] from embeddings x [N, E] to y [N], where it is not NaN; the penalty by leave-one-out."""
+    """Fits ridge regression from embeddings x [N, E] to the known entries of y [N]; predicts all N.
+
+    Entries that are NaN are unknown. The penalty is the one of `PENALTIES` with the smallest
+    leave-one-out error.
+    """
     known = ~np.isnan(y)
-    centre, level = x[known].mean(axis=0), y[known].mean()
+    centre = x[known].mean(axis=0)
+    level = y[known].mean()
     spread = np.maximum(x[known].std(axis=0), 1e-6)
     whole = (x - centre) / spread
     u, s, v = np.linalg.svd(whole[known], full_matrices=False)
-    target, size = u.T @ (y[known] - level), known.sum()
+    target = u.T @ (y[known] - level)
+    size = known.sum()
     shrunk = s**2 / (s**2 + size * PENALTIES[:, None])  # [penalties, rank]
     leverage = np.einsum("pr,nr->pn", shrunk, u**2) + 1 / size
     errors = (y[known] - level - np.einsum("pr,nr->pn", shrunk * target, u)) / np.maximum(1 - leverage, 1e-6)
@@ -155,16 +166,20 @@ def ridge(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def figures(found: np.ndarray, pass_rates: np.ndarray, chosen: np.ndarray) -> dict[str, float]:
-    """Means over policies of what predictions [M, N] are worth against pass rates where they are `chosen` [M, N].
+    """Scores predictions [M, N] against pass rates where `chosen` [M, N]; averages over policies.
 
-    pearson and spearman, over the tasks of a policy, 0 for a prediction that is the same for all; brier, the mean
-    squared error against single answers, r (1 - p)^2 + (1 - r) p^2; error, that against pass rates. Unknown pass rates
-    do not count; NaN where there is nothing to judge.
+    pearson and spearman are taken over the tasks of a policy, and are 0 for a prediction that is
+    the same for all tasks.
+    brier is the mean squared error against single answers, r (1 - p)^2 + (1 - r) p^2.
+    error is that against pass rates.
+    Unknown pass rates do not count, nor do policies with fewer than 3 tasks to score. A figure is
+    NaN where there is nothing to score.
     """
     rows = []
     for p, r, kept in zip(found, pass_rates, chosen, strict=True):
         kept = kept & ~np.isnan(p) & ~np.isnan(r)
-        p, r = p[kept], r[kept]
+        p = p[kept]
+        r = r[kept]
         if len(p) >= 3:
             brier = r * (1 - p) ** 2 + (1 - r) * p**2
             rows.append((correlation(p, r), correlation(rankdata(p), rankdata(r)), brier.mean(), ((p - r) ** 2).mean()))
@@ -173,21 +188,27 @@ def figures(found: np.ndarray, pass_rates: np.ndarray, chosen: np.ndarray) -> di
 
 
 def correlation(p: np.ndarray, r: np.ndarray) -> float:
-    """Pearson's correlation of predictions with pass rates; 0 for constant predictions, NaN for constant pass rates."""
+    """Computes Pearson's correlation of predictions with pass rates.
+
+    It is 0 for constant predictions, NaN for constant pass rates.
+    """
     if np.allclose(p - p.mean(), 0) and not np.allclose(r - r.mean(), 0):
         return 0.0
     return stats.pearson(p, r)
 
 
 def curve(found: np.ndarray, pass_rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean prediction and mean pass rate [BINS] of bins with equally many predictions."""
+    """Computes a calibration curve: the mean prediction and mean pass rate [BINS] of bins.
+
+    Each bin has equally many predictions.
+    """
     order = np.argsort(found, kind="stable")
     parts = [part for part in np.array_split(order, BINS) if len(part)]
     return tuple(np.array([x[part].mean() for part in parts]) for x in (found, pass_rates))  # pyright: ignore
 
 
 def table(judged: list[Judged], pass_rates: np.ndarray) -> str:
-    """The figures for people: means over splits and half the width of their 95 % intervals."""
+    """Formats the figures as a table: means over splits ± half the width of 95 % intervals."""
     width = max(map(len, GROUPS)) + 2
     lines = []
     for group in GROUPS:
@@ -199,19 +220,19 @@ def table(judged: list[Judged], pass_rates: np.ndarray) -> str:
 
 
 def values(judged: list[Judged], pass_rates: np.ndarray, group: str, method: str) -> np.ndarray:
-    """`FIGURES` of a method in one of `GROUPS`, [splits, figures]."""
+    """Computes `FIGURES` of a method in one of `GROUPS` for each split, [splits, figures]."""
     rows = (figures(found[method], pass_rates, held(split, group)) for split, found in judged)
     return np.array([list(row.values()) for row in rows])
 
 
 def held(split: Split, group: str) -> np.ndarray:
-    """The pass rates [M, N] of one of `GROUPS`."""
+    """Computes the mask [M, N] of the pass rates that are in one of `GROUPS`."""
     policies, tasks = GROUPS[group]
     return (split.policies == policies)[:, None] & (split.tasks == tasks)[None]
 
 
 def cell(values: np.ndarray) -> str:
-    """Mean and half the width of the interval, as far as they are known."""
+    """Formats the mean of the finite values ± half the width of their interval; "-" for none."""
     values = values[np.isfinite(values)]
     if len(values) < 2:
         return f"{values[0]:.3f}" if len(values) else "-"
@@ -220,7 +241,7 @@ def cell(values: np.ndarray) -> str:
 
 
 def draw(judged: list[Judged], pass_rates: np.ndarray, out: str) -> None:
-    """Writes a picture of mean pass rates over predictions, a panel a group of held-out pass rates, to `out`."""
+    """Draws mean pass rates over predictions to the file `out`, a panel for each of `GROUPS`."""
     with panels(len(GROUPS), out, height=3.8) as axes:
         for axis, group in zip(axes, GROUPS, strict=True):
             axis.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")

@@ -40,7 +40,8 @@ from jaxrft.train.devices import computing_on, open_mesh
 from jaxrft.train.resume import with_template_date
 from jaxrft.types import InputError
 
-SUFFIX, TRIALS = "_pass_rate", "_trials"
+SUFFIX = "_pass_rate"
+TRIALS = "_trials"
 EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # of the histogram
 LINES = 20  # of progress, where there is no terminal
 # Fields of the config that the pass rates depend on, apart from the model and the tasks.
@@ -75,7 +76,7 @@ class Counts(NamedTuple):
 
     @property
     def rates(self) -> np.ndarray:
-        """Pass rates [n]; 0 without any trial."""
+        """Computes pass rates [n]; 0 without any trial."""
         return self.successes / np.maximum(1, self.trials)
 
 
@@ -95,8 +96,9 @@ class Job(NamedTuple):
 
 
 def run(options: Options) -> bool:
-    """Does what the command line says; whether all of it is done."""
-    config, out = options.config, Path(options.out)
+    """Measures pass rates, or merges files of them; returns whether all of it is done."""
+    config = options.config
+    out = Path(options.out)
     if not options.merge:
         return measure(config, out, name=options.name, overwrite=options.overwrite)
     if options.name is not None:
@@ -108,7 +110,10 @@ def run(options: Options) -> bool:
 
 
 def merge(config: Config, out: Path, files: tuple[str, ...], *, overwrite: bool = False) -> None:
-    """Adds the columns of `files` to those of `out`, or to those of the config's tasks if there is no such file."""
+    """Adds the columns of `files` to those of the file `out`.
+
+    Where there is no such file, it is begun with the config's tasks.
+    """
     if len(config.task_sets) > 1:
         titles = ", ".join(tasks.title for tasks in config.task_sets)
         raise InputError(f"--merge joins files of one set, but tasks is a mixture of {titles}: give a config of one")
@@ -157,13 +162,13 @@ def measure(config: Config, out: Path, *, name: str | None = None, overwrite: bo
 
 
 def date_of_journals(files: Iterable[Path]) -> str | None:
-    """Returns the date of chat templates with which the rollouts for one of the files were begun."""
+    """Reads the date of chat templates from the first of the files' journals that has one."""
     dates = [identity_at(note_of(file)).get("chat_template_date") for file in files]
     return next((date for date in dates if date is not None), None)
 
 
 def measure_set(job: Job, column: str) -> bool:
-    """Measures one set and writes its file; False when a signal ended it early."""
+    """Measures one set and writes its file; returns False when a signal ended it early."""
     named = {"column": column} | identity(job)
     with ExitStack() as stack:
         journal = on_host0(lambda: stack.enter_context(Journal(note_of(job.out), named, partial(is_result, job))))
@@ -200,7 +205,11 @@ def write(job: Job, column: str, counts: Counts) -> None:
 
 
 def files_of(config: Config, out: Path) -> dict[Path, TasksConfig]:
-    """The file of each set, read without the pass rates that it may not have yet."""
+    """Assigns a file to each set: `out` itself to a single one, OUT/TITLE.parquet to several.
+
+    The sets are read without their pass rates, which the file may not have yet. Raises InputError
+    when `out` or a title does not fit.
+    """
     one = len(config.task_sets) == 1
     if one != (out.suffix == ".parquet"):
         wanted = "give the path of a .parquet file" if one else "tasks is a mixture, so give a folder, for a file a set"
@@ -213,18 +222,21 @@ def files_of(config: Config, out: Path) -> dict[Path, TasksConfig]:
 
 
 def column_of(model: str) -> str:
-    """The column of a model's pass rates: named as its folder or hub id, or as the run whose `policy` it is."""
+    """Names the column of a model's pass rates.
+
+    It is named after the model's folder or hub id, or after the run whose `policy` the model is.
+    """
     path = Path(model if Path(model).is_dir() else model.partition("@")[0]).absolute()
     return (path.parent.name if path.name == "policy" else path.name) + SUFFIX
 
 
 def trials_of(column: str) -> str:
-    """The column of the samples behind a column of pass rates."""
+    """Names the column that counts the samples behind a column of pass rates."""
     return column.removesuffix(SUFFIX) + TRIALS
 
 
 def open_target(source: TaskFile, tasks: TasksConfig, out: Path) -> TaskFile:
-    """What gets new columns: the file `out` if there is one, else the tasks with the columns of their source."""
+    """Reads the tasks that get new columns: those in the file `out` if it exists, else `source`."""
     return task_files.load(dataclasses.replace(tasks, source=str(out), limit=None)) if out.exists() else source
 
 
@@ -241,7 +253,7 @@ def check(source: TaskFile, tasks: TasksConfig, out: Path, column: str, overwrit
 
 
 def identity(job: Job) -> dict[str, JSON]:
-    """What the pass rates depend on."""
+    """Describes the job for its journal: everything that the pass rates depend on."""
     settings = {name: getattr(job.config, name) for name in SETTINGS}
     shape = {f"model's {name}": value for name, value in job.lm.config._asdict().items()}
     weights = {"digest of the model's parameters": fingerprint(job.lm.params, job.mesh), "ends": job.lm.eos_ids}
@@ -249,7 +261,10 @@ def identity(job: Job) -> dict[str, JSON]:
 
 
 def roll_out(job: Job, journal: Journal | None, display: Display) -> bool:
-    """Rolls out the batches that the journal does not have yet; False when a signal comes before the last one."""
+    """Rolls out the batches that the journal does not have yet.
+
+    Returns False when a signal comes before the last one.
+    """
     missing = unfinished(journal, len(job.parts))
     afresh = len(missing) == len(job.parts)
     generate = compile_rollout(job.lm, job.config, job.mesh, use="prepare")
@@ -265,8 +280,12 @@ def roll_out(job: Job, journal: Journal | None, display: Display) -> bool:
 
 
 def roll_out_batch(job: Job, generate: CompiledRollout, part: np.ndarray, *, first: bool) -> tuple[Counts, int]:
-    """What came of the tasks in `part` [<= B], and the tokens sampled for it; in the `first` batch mistakes show."""
-    config, tasks = job.config, job.table
+    """Rolls out and grades the tasks in `part` [<= B]; also counts the tokens sampled.
+
+    Raises InputError in the `first` batch for mistakes that show in its rewards.
+    """
+    config = job.config
+    tasks = job.table
     ids = np.resize(part, config.batch_size)  # the last batch is filled up with its own tasks
     prompts = prompt_batch(tasks, ids, table.buckets(tasks.lengths), job.mesh)
     rollouts = generate(job.lm.params, np.int32(0), *prompts, tasks.rows[ids])
@@ -280,7 +299,10 @@ def roll_out_batch(job: Job, generate: CompiledRollout, part: np.ndarray, *, fir
 
 
 def collect(job: Job, journal: Journal | None) -> Counts:
-    """The counts of all rows of the source from the journal of process 0; zeros on the others."""
+    """Collects the counts of all rows of the source from the journal of process 0.
+
+    Rows that were not rolled out have zeros, as have all rows on other processes.
+    """
     number = len(job.source.keys)
     counts = Counts(np.zeros(number, np.float64), np.zeros(number, np.int64))
     for batch, entries in journal.done.items() if journal is not None else ():
@@ -293,18 +315,26 @@ class Progress:
     """Shows how far process 0 is."""
 
     def __init__(self, journal: Journal | None, display: Display, sizes: list[int]):
-        """With batches of these `sizes`, of which the journal may have some."""
-        self.journal, self.display, self.sizes = journal, display, sizes
-        self.count, self.tokens, self.begin = 0, 0, 0.0
+        """Starts with what the journal has of the batches, which have these `sizes`."""
+        self.journal = journal
+        self.display = display
+        self.sizes = sizes
+        self.count = 0
+        self.tokens = 0
+        self.begin = 0.0
         if journal is not None and journal.done:
             display.say(f"going on after {len(journal.done)} of {len(sizes)} batches, noted in {journal.path}")
 
     def add(self, tokens: int, missing: int) -> None:
-        """After one more batch, for which so many tokens were sampled, with `missing` batches to go."""
+        """Shows the progress after one more batch, for which `tokens` tokens were sampled.
+
+        `missing` batches are still to be done.
+        """
         assert self.journal is not None
         successes, trials = (sum(map(sum, entries)) for entries in zip(*self.journal.done.values(), strict=True))
         done = sum(self.sizes[number] for number in self.journal.done)
-        numbers, left = f"mean {successes / max(1, trials):.3f}", ""
+        numbers = f"mean {successes / max(1, trials):.3f}"
+        left = ""
         if self.count == 0:  # which was compiled for, and tells nothing of the speed
             self.begin = time.monotonic()
         else:
@@ -318,7 +348,7 @@ class Progress:
 
 
 def show(display: Display, title: str, counts: Counts) -> None:
-    """A histogram of the pass rates."""
+    """Shows the mean and a histogram of the pass rates."""
     rates = counts.rates[counts.trials > 0]  # not empty, or the first batch would have been refused
     inner = np.histogram(rates[(rates > 0) & (rates < 1)], EDGES)[0].tolist()
     ranges = [f"{low:g} to {high:g}" for low, high in itertools.pairwise(EDGES)]

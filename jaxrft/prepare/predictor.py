@@ -105,7 +105,7 @@ class Data(NamedTuple):
 
 
 def main(options: Output) -> None:
-    """Does what the command line says."""
+    """Reads the data that the command line names; trains and judges a predictor on it."""
     if isinstance(options, ResponsesOptions):
         run(of_responses(options), options, options.seed)
     elif isinstance(options, Options):
@@ -113,7 +113,10 @@ def main(options: Output) -> None:
 
 
 def of_responses(options: ResponsesOptions) -> Data:
-    """Policies from windows of the rows of a response matrix."""
+    """Reads a response matrix and cuts its rows into policies, whose means are pass rates.
+
+    Raises InputError for a matrix without embeddings, or with fewer rows than policies.
+    """
     data = worlds.load(options.responses)
     if data.embeddings is None:
         raise InputError(f"{options.responses} has no array `embeddings`: a predictor needs a row for each task")
@@ -129,9 +132,10 @@ def of_responses(options: ResponsesOptions) -> Data:
 
 
 def of_tasks(config: Config) -> Data:
-    """The tasks of a config, each prompt once, as far as they have embeddings.
+    """Reads the embeddings and pass rates of the tasks of a config, each prompt once.
 
-    Raises InputError for sets without embeddings or pass rates, or with those of different policies or models.
+    Leaves out tasks without an embedding. Raises InputError for sets without embeddings or pass
+    rates, or with those of different policies or models.
     """
     sets = [_of_set(tasks) for tasks in config.task_sets]
     (first, _), *others = sets
@@ -148,7 +152,10 @@ def of_tasks(config: Config) -> Data:
 
 
 def _of_set(tasks: TasksConfig) -> tuple[Data, np.ndarray]:
-    """The tasks of a set that have embeddings, and digests [N, 16] of their prompts."""
+    """Reads the embeddings and pass rates of a set's tasks, and digests [N, 16] of their prompts.
+
+    Leaves out tasks without an embedding.
+    """
     if tasks.embeddings is None:
         raise InputError(
             f"{tasks.title} has no embeddings: make them with `jaxrft prepare embeddings CONFIG --out FILE.safetensors`"
@@ -164,7 +171,8 @@ def _of_set(tasks: TasksConfig) -> tuple[Data, np.ndarray]:
             "`jaxrft prepare pass-rates CONFIG --out FILE.parquet`, and give --tasks.source FILE.parquet"
         )
     held = embeddings.read(tasks.embeddings)
-    digests, there = embeddings.digests(rows.prompts), {key.tobytes() for key in held.prompts}
+    digests = embeddings.digests(rows.prompts)
+    there = {key.tobytes() for key in held.prompts}
     kept = [index for index, key in enumerate(digests) if key.tobytes() in there] or range(len(digests))
     if len(kept) < len(digests):
         lacking = len(digests) - len(kept)
@@ -178,9 +186,15 @@ def _of_set(tasks: TasksConfig) -> tuple[Data, np.ndarray]:
 
 
 def run(data: Data, options: Output, seed: int) -> list[Judged]:
-    """Trains, judges and writes; what was judged. Raises InputError first for data and options that make no sense."""
+    """Trains and judges a predictor for each split, then trains one on everything and writes it.
+
+    Returns what was predicted of each split. Raises InputError first for data and options that make
+    no sense.
+    """
     check(data, options)
-    key, rates, fit = jax.random.key(seed), data.pass_rates, options.fit
+    key = jax.random.key(seed)
+    rates = data.pass_rates
+    fit = options.fit
     ways = {"count": options.splits, "held_out": options.held_out, "num_references": fit.num_references}
     splits = judge.splits(seed, rates, **ways)
     for split in splits:
@@ -210,7 +224,10 @@ def run(data: Data, options: Output, seed: int) -> list[Judged]:
 
 
 def fitted(key: jax.Array, data: Data, fit: FitConfig, *, display: Display, title: str, after: int) -> Predictor:
-    """A trained predictor; `display` shows it as the one that comes `after` so many others."""
+    """Trains a predictor; raises InputError when its weights end up not finite.
+
+    `display` shows its epochs after those of the `after` predictors trained before it.
+    """
 
     def report(epoch: int, loss: float) -> None:
         numbers = f"{title}: loss {loss:.4f}"
@@ -225,7 +242,7 @@ def fitted(key: jax.Array, data: Data, fit: FitConfig, *, display: Display, titl
 
 
 def part(data: Data, split: Split) -> Data:
-    """What is not held out."""
+    """Selects the policies and tasks that are not held out."""
     rates = data.pass_rates[~split.policies][:, ~split.tasks]
     names = tuple(name for name, held in zip(data.policies, split.policies, strict=True) if not held)
     return Data(data.embeddings[~split.tasks], rates, names, data.origin)
@@ -269,5 +286,5 @@ def check(data: Data, options: Output) -> None:
 
 
 def shown(names: tuple[str, ...]) -> str:
-    """The names, or the first and the last of many."""
+    """Joins the names; of more than six only the first and the last."""
     return ", ".join(names) if len(names) <= 6 else f"{names[0]} to {names[-1]}"

@@ -34,7 +34,10 @@ def _math(row: JSON) -> Task:
 
 
 def _boxed(solution: str) -> str | None:
-    r"""The final answer of a solution of MATH: in its last \boxed{...}, \fbox{...} or `\boxed 5`."""
+    r"""Extracts the final answer of a solution of MATH; None if there is none.
+
+    It is in the last \boxed{...} or \fbox{...}, else in the last `\boxed 5`.
+    """
     from jaxrft.rewards.boxes import last_boxed
 
     bare = re.findall(r"\\boxed (\S[^$]*)", solution)
@@ -126,5 +129,5 @@ RECIPES = {
 
 
 def as_text(value: object) -> str:
-    """Text as it is, nothing as "", all else as JSON."""
+    """Formats a value as text: text as it is, None as "", all else as JSON."""
     return value if isinstance(value, str) else "" if value is None else json.dumps(value)

@@ -26,7 +26,7 @@ class TaskFile(NamedTuple):
 
 
 def load(tasks: TasksConfig) -> TaskFile:
-    """The tasks of any source, as they will read in a parquet file.
+    """Reads the tasks of any source into a table, and interprets them as read from a parquet file.
 
     Raises InputError for a source that cannot be read, and for a column that parquet cannot hold.
     """
@@ -37,7 +37,10 @@ def load(tasks: TasksConfig) -> TaskFile:
 
 
 def matched(base: TaskFile, other: TaskFile) -> list[int]:
-    """For each task of `base` its row in `other`; raises InputError when the two do not hold the same tasks."""
+    """Finds the row in `other` of each task of `base`.
+
+    Raises InputError when the two do not hold the same tasks.
+    """
     at = {key: row for row, key in enumerate(other.keys)}
     if at.keys() != set(base.keys):
         raise InputError(
@@ -48,11 +51,13 @@ def matched(base: TaskFile, other: TaskFile) -> list[int]:
 
 
 def join(base: TaskFile, other: TaskFile, *, overwrite: bool = False) -> TaskFile:
-    """`base` with the columns of `other` that it lacks, task by task.
+    """Adds to `base` the columns of `other` that it lacks, task by task.
 
-    Raises InputError when the two hold different tasks, or, unless `overwrite`, different values of one column.
+    With `overwrite`, columns of `other` replace those of the same name. Raises InputError when the
+    two hold different tasks, or, unless `overwrite`, different values of one column.
     """
-    table, order = base.table, pyarrow.array(matched(base, other))
+    table = base.table
+    order = pyarrow.array(matched(base, other))
     for name in other.table.column_names:
         column = other.table.column(name).take(order)
         if name not in table.column_names:
@@ -74,7 +79,10 @@ def write(path: Path, table: pyarrow.Table) -> None:
 
 
 def _column(name: str, entries: Entries, source: str) -> pyarrow.Array:
-    """The entries as parquet takes them, which holds one type a column and no empty objects."""
+    """Converts entries to a parquet column; raises InputError when parquet cannot hold them.
+
+    Parquet holds one type a column and no empty objects.
+    """
     try:
         column = pyarrow.array(entries)
         pyarrow.parquet.write_table(pyarrow.table({name: column}), pyarrow.BufferOutputStream())
@@ -87,7 +95,8 @@ def _column(name: str, entries: Entries, source: str) -> pyarrow.Array:
 
 
 def _keys(rows: Rows) -> list[tuple[str, int]]:
-    seen, numbered = Counter[str](), []
+    seen = Counter[str]()
+    numbered = []
     for key in keys(rows.prompts, rows.columns):
         numbered.append((key, seen[key]))
         seen[key] += 1
