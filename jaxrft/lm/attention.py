@@ -156,7 +156,8 @@ def _attend_block(q: Array, positions: Array, sources: list[_Source]) -> Array:
         score = jnp.where(sees, score / math.sqrt(width), HIDDEN)
         scores.append(score.reshape(rows, kv_heads, heads // kv_heads, steps, length))
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(q.dtype)
-    mixed, start = jnp.zeros((), q.dtype), 0
+    mixed = jnp.zeros((), q.dtype)
+    start = 0
     for source, _ in sources:
         batch, length, kv_heads, _ = source.values.shape
         part = weights[..., start : start + length]

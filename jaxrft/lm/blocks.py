@@ -9,10 +9,11 @@ from jaxrft.types import Array, PyTree
 
 
 def over_time(f: Callable[..., PyTree], width: int, *xs: Array) -> PyTree:
-    """f(*xs) for xs [R, T, ...] and leaves [R, T, ...] of the result, by blocks of at most `width` positions.
+    """Computes f(*xs) by blocks of at most `width` positions of the time axis T.
 
-    `f` must not mix positions. The backward pass recomputes a block. Blocks are equally long, the last one padded
-    with zeros; T <= `width` is a plain call.
+    xs and the leaves of the result are [R, T, ...]. `f` must not mix positions. The backward pass
+    recomputes a block. Blocks are equally long, the last one padded with zeros; T <= `width` is a
+    plain call.
     """
     rows, steps = xs[0].shape[:2]
     if steps <= width:

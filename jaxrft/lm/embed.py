@@ -7,7 +7,7 @@ from jaxrft.types import Array, PyTree
 
 
 def pooled(policy: Policy, params: PyTree, tokens: Array, lengths: Array) -> Array:
-    """The mean over a prompt's tokens of the hidden states after the final norm, [B, D] float32.
+    """Averages the hidden states after the final norm over each prompt's tokens. [B, D] float32.
 
     e_b = 1 / n_b sum_{t < n_b} h_bt, summed in float32 whatever the policy computes in: transformers'
     `hidden_states[-1]`, averaged. tokens [B, P] right-padded, lengths [B] their numbers n of real tokens, at least 1;

@@ -18,11 +18,12 @@ WANTED = {"allow_patterns": FILES, "ignore_patterns": FOLDERS}
 
 
 def find(model: str) -> Path:
-    """The folder of `model`: the folder of that name, or its files of the hub, downloaded unless they are in the cache.
+    """Finds the folder of a model, and downloads it from the hub if it is not here.
 
-    An id is owner/name[@revision]. What is in the cache is used as it is: a branch may be older there than on the hub,
-    and differ between hosts; a commit as revision is the same everywhere. All processes of a run may call this at
-    once, because huggingface_hub locks each file that it downloads: one process of a host gets it, the others wait.
+    `model` is a folder, or the id of a repository on the hub, owner/name[@revision]. What is in the
+    cache is used as it is: a branch may be older there than on the hub, and differ between hosts; a
+    commit as revision is the same everywhere. All processes of a run may call this at once, because
+    huggingface_hub locks each file that it downloads: one process of a host gets it, the others wait.
     Raises InputError, with the remedy, when there is no such folder or it cannot be downloaded.
     """
     folder = local(model)
@@ -50,7 +51,7 @@ def find(model: str) -> Path:
 
 
 def local(model: str) -> Path | None:
-    """The folder of `model` if nothing has to be downloaded, None otherwise."""
+    """Finds the folder of `model` on this machine; None if it would have to be downloaded."""
     if Path(model).is_dir():
         return Path(model)
     if not ID.fullmatch(model):
@@ -60,7 +61,10 @@ def local(model: str) -> Path | None:
 
 
 def cached(name: str, **options: Any) -> Path | None:
-    """`snapshot` without a download, which may hold a part only; None if nothing of the repository is there."""
+    """Finds the folder of a repository in the cache without a download, as `snapshot` names it.
+
+    The folder may hold only a part of the repository. None if the cache holds nothing of it.
+    """
     try:
         return snapshot(name, local_files_only=True, **options)
     except (errors.LocalEntryNotFoundError, errors.HFValidationError):
@@ -68,19 +72,25 @@ def cached(name: str, **options: Any) -> Path | None:
 
 
 def snapshot(name: str, **options: Any) -> Path:
-    """The folder of owner/name[@revision] in the cache, downloaded; `options` are `snapshot_download`'s."""
+    """Downloads owner/name[@revision] into the cache and returns its folder there.
+
+    `options` are those of `huggingface_hub.snapshot_download`.
+    """
     repository, _, revision = name.partition("@")
     return Path(snapshot_download(repository, revision=revision or None, **options))
 
 
 def download_command(name: str, *, flags: str = "") -> str:
-    """The command that downloads owner/name[@revision], as sentences quote it."""
+    """Formats the command that downloads owner/name[@revision], in backquotes, for messages."""
     repository, _, revision = name.partition("@")
     return f"`hf download {flags}{repository}{f' --revision {revision}' if revision else ''}`"
 
 
 def _complete(folder: Path) -> bool:
-    """Whether config.json, the tokenizer's and all safetensors are there: a cache may hold a part of a repository."""
+    """Checks whether a folder has config.json, tokenizer_config.json and all its safetensors.
+
+    The cache may hold only a part of a repository.
+    """
     index = folder / tensors.INDEX
     files = {"config.json", "tokenizer_config.json"}
     files |= tensors.files_of(index) if index.is_file() else {tensors.SINGLE}
@@ -88,7 +98,7 @@ def _complete(folder: Path) -> bool:
 
 
 def _nearest(model: str) -> str:
-    """' (did you mean ...?)' if a folder has nearly this name."""
+    """Suggests a folder of nearly this name: ' (did you mean ...?)', or '' if there is none."""
     parent = Path(model).parent
     names = [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
     near = difflib.get_close_matches(Path(model).name, names, n=1)

@@ -117,20 +117,30 @@ class Weight(NamedTuple):
 
     @property
     def layered(self) -> bool:
-        """Whether the first axis counts layers."""
+        """Checks whether the first axis counts layers."""
         return self.axes[0] == "layer"
 
 
 def table(config: ModelConfig) -> tuple[Weight, ...]:
-    """Every weight of the decoder and of its adapters: drives initialisation, sharding, loading and export."""
+    """Lists every weight of the decoder and of its adapters.
+
+    Initialization, sharding, loading and export follow this table.
+    """
     return (*base(config), *adapters(config))
 
 
 def base(config: ModelConfig) -> tuple[Weight, ...]:
-    """The rows of the table without those of adapters: what a Hugging Face checkpoint holds."""
-    c, layer = config, "model.layers.{}."
-    d, f, h, kv, e, n = c.hidden_size, c.intermediate_size, c.num_heads, c.num_kv_heads, c.head_dim, c.num_layers
-    attention, mlp = layer + "self_attn.", layer + "mlp."
+    """Lists the weights of the decoder without adapters, those of a Hugging Face checkpoint."""
+    c = config
+    layer = "model.layers.{}."
+    d = c.hidden_size
+    f = c.intermediate_size
+    h = c.num_heads
+    kv = c.num_kv_heads
+    e = c.head_dim
+    n = c.num_layers
+    attention = layer + "self_attn."
+    mlp = layer + "mlp."
     rows = [
         Weight("embed", (c.vocab_size, d), ("vocab", "embed"), d, "model.embed_tokens.weight"),
         Weight("attention_norm", (n, d), ("layer", "embed"), None, layer + "input_layernorm.weight", constant=1.0),
@@ -163,14 +173,16 @@ def base(config: ModelConfig) -> tuple[Weight, ...]:
 
 
 def adapters(config: ModelConfig) -> tuple[Weight, ...]:
-    """The rows of the adapters, none without LoRA: for W [in, out] of a layer A [in, rank] and B [rank, out].
+    """Lists the weights of the LoRA adapters, none without LoRA.
 
-    Names, layout and initialisation are those of peft: A Kaiming-uniform with a = sqrt(5), which is uniform between
-    -+1 / sqrt(in), and B zero, so that adapters change nothing at first.
+    A weight W [in, out] of a layer has the factors A [in, rank] and B [rank, out]. Names, layout
+    and initialization are those of peft. A is Kaiming-uniform with a = sqrt(5), which is uniform
+    between -+1 / sqrt(in). B is zero, so that adapters change nothing at first.
     """
     if config.lora is None:
         return ()
-    rank, rows = config.lora.rank, []
+    rank = config.lora.rank
+    rows = []
     for row in base(config):
         if row.name in config.lora.targets:
             name_a, name_b = adapter_names(row.name)
@@ -184,17 +196,20 @@ def adapters(config: ModelConfig) -> tuple[Weight, ...]:
 
 
 def adapter_names(target: str) -> tuple[str, str]:
-    """What the adapter's two factors of a weight are called."""
+    """Names the adapter's two factors A and B of a weight."""
     return f"{target}_lora_a", f"{target}_lora_b"
 
 
 def init(key: Array, config: ModelConfig) -> Params:
-    """Random float32 parameters: normal with variance 1 / fan-in, norms 1, biases 0; adapters as `adapters` says."""
+    """Draws random float32 parameters: normal with variance 1 / fan-in, norms 1, biases 0.
+
+    Adapters are drawn as `adapters` says.
+    """
     return draw(key, table(config))
 
 
 def draw(key: Array, rows: tuple[Weight, ...]) -> Params:
-    """Random float32 parameters of some rows of the table."""
+    """Draws random float32 parameters for some rows of the table."""
 
     def one(weight: Weight, key: Array) -> Array:
         if weight.fan_in is None:
@@ -207,7 +222,10 @@ def draw(key: Array, rows: tuple[Weight, ...]) -> Params:
 
 
 def shardings(config: ModelConfig, mesh: meshes.AnyMesh) -> dict[str, jax.sharding.NamedSharding]:
-    """Where each parameter lives on `mesh`; raises InputError for a mesh that does not divide the decoder."""
+    """Computes the sharding of each parameter on `mesh`.
+
+    Raises InputError if the mesh does not divide the sizes of the decoder.
+    """
     for what, size, axis in (
         ("hidden_size", config.hidden_size, "embed"),
         ("vocab_size", config.vocab_size, "vocab"),
@@ -220,17 +238,17 @@ def shardings(config: ModelConfig, mesh: meshes.AnyMesh) -> dict[str, jax.shardi
 
 
 def whole(params: PyTree, frozen: Params | None) -> PyTree:
-    """All parameters of a policy: those that are trained and, if there are any, those that are not."""
+    """Merges the trained parameters of a policy with its frozen ones, if it has any."""
     return {**frozen, **params} if frozen else params
 
 
 def parts_of(params: Params, name: str) -> tuple[Array, ...]:
-    """(W, A, B) of a weight whose adapter is in `params`, (W,) otherwise."""
+    """Looks up (W, A, B) of a weight whose adapter is in `params`, (W,) of any other weight."""
     return tuple(params[part] for part in (name, *adapter_names(name)) if part in params)
 
 
 def merge(config: ModelConfig, parts: tuple[Array, ...], dtype: DTypeLike) -> Array:
-    """W + alpha / rank * A B of one layer's (W, A, B), in `dtype`; of (W,) alone W.
+    """Computes W + alpha / rank * A B from one layer's (W, A, B), in `dtype`; W from (W,) alone.
 
     The frozen weights alone are thus the policy that LoRA started from. The price of merging before multiplying is a
     gradient of W's size, one layer's at a time, summed over devices as if W were trained, from which those of A and B
@@ -450,19 +468,22 @@ def _layer_axes(config: ModelConfig) -> dict[str, tuple[str | None, ...]]:
 
 
 def rms_norm(x: Array, scale: Array, eps: float) -> Array:
-    """x / rms(x) * scale over the last axis, the statistics in the `accumulation_dtype`."""
+    """Computes x / rms(x) * scale over the last axis, the rms in the `accumulation_dtype`."""
     wide = x.astype(accumulation_dtype(x.dtype))
     normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
     return normed.astype(x.dtype) * jnp.expand_dims(scale, tuple(range(x.ndim - 1)))
 
 
 def _gathered(weight: Array, axes: tuple[str | None, ...], dtype: DTypeLike) -> Array:
-    """A weight as it is computed with: in `dtype`, and whole over `fsdp`, whose devices have rows of their own."""
+    """Casts a weight to `dtype` and gathers it over the mesh axis `fsdp` for the computation.
+
+    Between computations each device of `fsdp` holds a part of its "embed" dimension.
+    """
     return constrain(weight.astype(dtype), *(None if axis == "embed" else axis for axis in axes))
 
 
 def _project(config: ModelConfig, w: Params, x: Array, rope: tuple[Array, Array]) -> tuple[Array, Array, Array]:
-    """Queries, keys (both rotated) and values of one layer."""
+    """Computes the queries, keys (both rotated) and values of one layer."""
 
     def project(name: str) -> Array:
         out = product("rtd,dhe->rthe", x, w[name])
@@ -476,7 +497,7 @@ def _project(config: ModelConfig, w: Params, x: Array, rope: tuple[Array, Array]
 
 
 def _mlp(w: Params, x: Array) -> Array:
-    """SwiGLU."""
+    """Computes the SwiGLU block of a layer."""
     gate = jax.nn.silu(product("rtd,df->rtf", x, w["gate"]))
     inner = constrain(gate * product("rtd,df->rtf", x, w["up"]), "batch", "time", "mlp")
     return product("rtf,fd->rtd", inner, w["down"])

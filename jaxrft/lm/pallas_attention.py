@@ -90,7 +90,10 @@ def attend_slots(q: Array, cache: LayerCache, slot: Array) -> tuple[Array, Array
 
 
 def _attend(q: Array, keys: Array, values: Array, slot: Array) -> tuple[Array, Array, Array]:
-    """`attend_slots` on one device. A row's heads are as separate as rows are, so both are one axis n."""
+    """Computes `attend_slots` on one device.
+
+    A row's heads are as separate as rows are, so both are one axis n.
+    """
     rows, kv_heads, queries, width = q.shape
     slots = values.shape[2]
     flat = (rows * kv_heads, queries)

@@ -48,7 +48,10 @@ def open_model(config: Config, mesh: Mesh, *, trained: bool = True) -> LanguageM
 
 
 def read_model(config: Config, folder: Path, mesh: meshes.AnyMesh, *, trained: bool = True) -> LanguageModel:
-    """The policy of a Hugging Face folder, all but its parameters."""
+    """Reads the policy of a Hugging Face folder: its shape and its tokenizer, but no parameters.
+
+    It has the adapters that the config asks for if it is to be `trained`.
+    """
     shape = weights.read_config(folder)._replace(lora=lora_config(config) if trained else None)
     check_rank(config, shape)
     text = tokenizer.load(str(folder))
@@ -99,8 +102,9 @@ def make_policy(config: Config, shape: model.ModelConfig, mesh: meshes.AnyMesh) 
 
 
 def lora_config(config: Config) -> model.LoRA | None:
-    """The adapters that the config asks for, their targets in one order; None at rank 0."""
-    rank, targets = config.lora.rank, sorted(set(config.lora.targets))
+    """Describes the adapters that the config asks for, their targets sorted; None at rank 0."""
+    rank = config.lora.rank
+    targets = sorted(set(config.lora.targets))
     return model.LoRA(rank, config.lora.alpha, tuple(targets)) if rank else None
 
 
@@ -114,16 +118,17 @@ def check_rank(config: Config, shape: model.ModelConfig) -> None:
 
 
 def draw_adapters(config: Config, shape: model.ModelConfig, mesh: Mesh) -> model.Params:
-    """Fresh adapters on the mesh."""
+    """Draws new adapters on the mesh, from the seed of the config."""
     rows = model.adapters(shape)
     where = {row.name: meshes.sharding(mesh, *row.axes) for row in rows}
     return jax.jit(lambda: model.draw(stream_key(config.seed, 0, "init"), rows), out_shardings=where)()
 
 
 def fingerprint(params: PyTree, mesh: meshes.AnyMesh, *, dtype: DTypeLike | None = None) -> str:
-    """A digest of every bit of the parameters, the same on any mesh: integer sums do not depend on their order.
+    """Computes a digest of every bit of the parameters.
 
-    `dtype`: of the parameters as they are computed with, whatever they are kept in.
+    It is the same on any mesh, because integer sums do not depend on their order. With `dtype`, it
+    is the digest of the parameters cast to `dtype`.
     """
 
     def checksums(params: PyTree) -> Array:
@@ -134,7 +139,10 @@ def fingerprint(params: PyTree, mesh: meshes.AnyMesh, *, dtype: DTypeLike | None
 
 
 def _checksum(x: Array) -> Array:
-    """The sum of x's bits as integers, each times an odd number of its place, modulo 2^32."""
+    """Computes the sum of (2 i + 1) * bits_i over the numbers of x, modulo 2^32.
+
+    bits_i are the bits of the i-th number, read as an integer.
+    """
     bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(jnp.uint32)
     place = jnp.zeros(x.shape, jnp.uint32)
     for axis, size in enumerate(x.shape):

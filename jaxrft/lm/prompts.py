@@ -236,7 +236,10 @@ def _lost(messages: list[dict], text: str, *, whole: bool) -> dict | None:
 
 
 def _spelled(words: str, text: str) -> bool:
-    """Whether words are in a text, in one of the spellings and with any white space."""
+    """Checks whether `words` are in `text`, white space aside.
+
+    The words may be written as they are or as in JSON or Python, and the text may be HTML.
+    """
     spellings = (words, json.dumps(words)[1:-1], json.dumps(words, ensure_ascii=False)[1:-1], repr(words)[1:-1])
     texts = {_squeezed(text), _squeezed(html.unescape(text))}
     return any(_squeezed(spelling) in each for spelling in spellings for each in texts)

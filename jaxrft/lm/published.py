@@ -2,8 +2,9 @@
 
 
 def keys(model: str) -> dict[str, object] | None:
-    """The keys of config.json that this package reads of the hub's `model`, owner/name[@revision]; None = not known.
+    """Looks up the keys of a well-known model's config.json that this package reads.
 
+    `model` is its id on the hub, owner/name[@revision]. None if the model is not known.
     `weights.model_config` turns them into a shape. Tokens and templates are not among them.
     """
     found = _MODELS.get(model.partition("@")[0])

@@ -63,7 +63,10 @@ class Drawn(NamedTuple):
 
 
 def prefill(policy: Policy, params: PyTree, prompts: Array, lengths: Array) -> tuple[Array, PyTree]:
-    """The last hidden states [B, D] of right-padded prompts [B, P], and their cache to be used as a prefix."""
+    """Computes the last hidden states [B, D] of right-padded prompts [B, P], and their cache.
+
+    The cache serves as the prefix of the completions.
+    """
     positions = jnp.broadcast_to(jnp.arange(prompts.shape[1], dtype=jnp.int32)[None], prompts.shape)
     hidden, prefix = policy.apply(params, prompts, positions, positions < lengths[:, None])
     return jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0], prefix

@@ -46,7 +46,7 @@ def draw(keys: Array, time: Array, logits: Array) -> Array:
 
 
 def pick(log_probabilities: Array, tokens: Array) -> Array:
-    """The entries [...] of log-probabilities [..., V] at tokens [...]."""
+    """Picks the log-probability [...] of each token [...] from those of the vocabulary [..., V]."""
     return jnp.take_along_axis(log_probabilities, tokens[..., None], axis=-1)[..., 0]
 
 

@@ -98,7 +98,7 @@ class Opened(NamedTuple):
 
 
 def is_there(folder: Path) -> bool:
-    """Whether the folder has safetensors, or an index of some."""
+    """Checks whether the folder has a safetensors file, or the index of several."""
     return any(_is_file(folder / name) for name in (SINGLE, INDEX))
 
 
@@ -175,7 +175,7 @@ def _files(folder: Path) -> list[str]:
 
 
 def _is_file(path: Path) -> bool:
-    """Whether a file is there; names that no file system takes are not."""
+    """Checks whether a file exists; False for a name that the file system does not accept."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -239,7 +239,10 @@ def _shared(names: Iterable[str]) -> str:
 
 
 def _mixes(names: Iterable[str]) -> bool:
-    """Whether parts of a decoder have names without "model."; anything else is just a tensor without a place."""
+    """Checks whether some tensors of a decoder have names without "model.".
+
+    Any other name without it is that of a tensor which the decoder does not have.
+    """
     return any(name.startswith(("embed_tokens.", "layers.", "norm.")) for name in names)
 
 

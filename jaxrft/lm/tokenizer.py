@@ -19,8 +19,9 @@ ENDS = ("generation_config.json", "config.json")  # files that may name tokens w
 
 
 def load(folder: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a Hugging Face folder, read from local files only and without running code of theirs.
+    """Loads the tokenizer of a Hugging Face folder.
 
+    It reads local files only, and runs no code from the folder.
     Raises InputError when there is no such folder or no tokenizer in it that can be read.
     """
     if not Path(folder).is_dir():
@@ -92,14 +93,18 @@ def decode(
 
 @functools.cache
 def _puts_spaces(kind: type) -> bool:
-    """Whether a kind of tokenizer knows the option `spaces_between_special_tokens`; some others refuse it."""
+    """Checks whether a tokenizer class knows the option `spaces_between_special_tokens`.
+
+    Some classes that do not know it refuse it.
+    """
     methods = [vars(each)["_decode"] for each in kind.__mro__ if "_decode" in vars(each)]
     return any("spaces_between_special_tokens" in inspect.signature(method).parameters for method in methods)
 
 
 def eos_ids(tokenizer: PreTrainedTokenizerBase, folder: str) -> tuple[int, ...]:
-    """The distinct tokens that end a completion: the tokenizer's, generation_config.json's and config.json's.
+    """Collects the distinct tokens that end a completion.
 
+    The tokenizer, generation_config.json and config.json may each name some.
     Raises InputError when none of the three names one, and when a file names something that is no token.
     """
     found: list[Any] = [tokenizer.eos_token_id]

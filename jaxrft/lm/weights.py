@@ -79,7 +79,8 @@ def _are_equal(slices: Mapping[str, TensorSlice], name: str, other: str) -> bool
     """Compares two tensors, a block of rows at a time; one that is absent equals any."""
     if name not in slices or other not in slices:
         return True
-    first, second = slices[name], slices[other]
+    first = slices[name]
+    second = slices[other]
     shape = first.get_shape()
     if shape != second.get_shape() or len(shape) != 2:
         return False
@@ -97,7 +98,8 @@ def load(
     tensor is missing, has the wrong shape, has no place in the decoder or holds values that are not finite in `dtype`,
     and when there are no safetensors.
     """
-    folder, weights = Path(folder), model.base(config)
+    folder = Path(folder)
+    weights = model.base(config)
     shardings = model.shardings(config, mesh) if mesh is not None else {}
     with contextlib.ExitStack() as stack:
         stack.enter_context(np.errstate(over="ignore"))  # what overflows in `dtype` is told below
@@ -202,7 +204,10 @@ def save_adapters(folder: str | Path, params: Params, config: ModelConfig, *, so
 
 
 def peft_config(config: ModelConfig, source: str) -> dict[str, object]:
-    """The adapter_config.json of adapters on top of the model `source`; raises ValueError for a decoder without."""
+    """Builds the adapter_config.json of adapters on top of the model `source`.
+
+    Raises ValueError for a decoder without adapters.
+    """
     if config.lora is None:
         raise ValueError("a decoder without adapters has no adapter_config.json")
     alpha = config.lora.alpha
@@ -244,7 +249,7 @@ def _layer_shape(weight: Weight) -> tuple[int, ...]:
 
 
 def _layout(weight: Weight) -> list[list[int]]:
-    """For each dimension of the tensor in the file, the dimensions of a layer that it merges.
+    """Groups the dimensions of a layer's weight by the dimension of the tensor that merges them.
 
     "head" joins the dimension before it, and `transpose` swaps inputs with outputs: q [D, H, e] is [[1, 2], [0]].
     """
@@ -276,7 +281,8 @@ def _open(folder: Path, config: ModelConfig, stack: contextlib.ExitStack) -> dic
         for name in _names(weight):
             if name not in slices:
                 raise InputError(_lacking(folder, name, slices.keys() - known))
-            found, shape = tuple(slices[name].get_shape()), _stored_shape(weight)
+            found = tuple(slices[name].get_shape())
+            shape = _stored_shape(weight)
             if found != shape:
                 raise InputError(f"{folder}: tensor {name} has shape {found}, but its config.json makes it {shape}")
             known.add(name)
@@ -295,9 +301,10 @@ def _lacking(folder: Path, name: str, others: Set[str]) -> str:
 def _place(
     weight: Weight, slices: Mapping[str, TensorSlice], sharding: jax.sharding.Sharding | None, dtype: DTypeLike
 ) -> Array:
-    """A weight on its devices, or on the default device without a sharding.
+    """Reads a weight onto its devices, or onto the default device without a sharding.
 
-    It waits until it is there: reading ahead of the transfers, the host would hold ever more of the weights.
+    It waits for the transfer. If reading ran ahead, the host would hold more and more of the
+    weights.
     """
     if sharding is None:
         return jnp.asarray(_read(weight, slices, [(0, size) for size in weight.shape], dtype)).block_until_ready()
@@ -316,10 +323,14 @@ def _place(
 def _read(
     weight: Weight, slices: Mapping[str, TensorSlice], bounds: list[tuple[int, int]], dtype: DTypeLike
 ) -> np.ndarray:
-    """The block of a weight within `bounds`, start and stop of every dimension, from its layers' tensors."""
+    """Reads the block of a weight within `bounds` from its layers' tensors, in `dtype`.
+
+    `bounds` are (start, stop) of every dimension.
+    """
     if not weight.layered:
         return _read_layer(weight, slices[weight.hf], bounds).astype(dtype, copy=False)
-    layers, bounds = bounds[0], bounds[1:]
+    layers = bounds[0]
+    bounds = bounds[1:]
     block = np.empty((layers[1] - layers[0], *(stop - start for start, stop in bounds)), dtype)
     for at, name in enumerate(itertools.islice(_names(weight), *layers)):
         block[at] = _read_layer(weight, slices[name], bounds)
@@ -327,8 +338,12 @@ def _read(
 
 
 def _read_layer(weight: Weight, tensor: TensorSlice, bounds: list[tuple[int, int]]) -> np.ndarray:
-    """The block of one layer within `bounds`; a merged dimension ("head") is never sharded, hence whole."""
-    shape, groups = _layer_shape(weight), _layout(weight)
+    """Reads the block of one layer within `bounds`, in the layer's own dimensions.
+
+    A merged dimension ("head") is never sharded, so the block holds all of it.
+    """
+    shape = _layer_shape(weight)
+    groups = _layout(weight)
     inner = [math.prod(shape[i] for i in group[1:]) for group in groups]
     window = tuple(slice(*(n * edge for edge in bounds[group[0]])) for group, n in zip(groups, inner, strict=True))
     order = list(itertools.chain(*groups))
@@ -347,7 +362,7 @@ class Piece(NamedTuple):
 
 
 def _pieces(weights: tuple[Weight, ...]) -> list[Piece]:
-    """The tensors of some rows of the table, in their order."""
+    """Lists the tensors of some rows of the table, in their order."""
     return [
         Piece(name, weight, layer if weight.layered else None)
         for weight in weights
@@ -356,7 +371,10 @@ def _pieces(weights: tuple[Weight, ...]) -> list[Piece]:
 
 
 def _split(pieces: list[Piece], itemsize: int, max_shard_size: int) -> dict[str, list[Piece]]:
-    """File name -> the tensors in it: as many, in their order, as fit `max_shard_size` bytes."""
+    """Splits tensors into files: {file name: its tensors}, in their order.
+
+    A file takes as many as fit into `max_shard_size` bytes, and at least one.
+    """
     shards: list[list[Piece]] = [[]]
     size = 0
     for piece in pieces:
@@ -415,7 +433,7 @@ def _gather(piece: Piece, params: Params, config: ModelConfig, dtype: np.dtype) 
 
 
 def _write_index(folder: Path, files: Mapping[str, list[Piece]], itemsize: int) -> None:
-    """The index of a checkpoint of several files."""
+    """Writes the index of a checkpoint, if it has several files."""
     if len(files) > 1:
         names = {piece.name: file for file, pieces in files.items() for piece in pieces}
         size = itemsize * sum(math.prod(_layer_shape(piece.weight)) for pieces in files.values() for piece in pieces)
@@ -442,7 +460,11 @@ def _replaceable(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def _replacing(folder: Path) -> Iterator[Path | None]:
-    """A folder beside `folder` to write into, renamed to it at the end; None on processes other than 0."""
+    """Yields a folder next to `folder` to write into, and renames it to `folder` at the end.
+
+    Yields None on processes other than 0. Raises InputError if `folder` cannot be written, or
+    exists and is not a checkpoint.
+    """
     if jax.process_index() != 0:
         yield None
         return
