@@ -111,29 +111,33 @@ class Task(NamedTuple):
 
     @property
     def prompt(self) -> str:
-        """What the policy reads."""
+        """Formats what the policy reads, such as `turn 3141=`."""
         return f"{self.operation} {text(self.digits)}="
 
     @property
     def answer(self) -> str:
-        """What it ought to write."""
+        """Applies the operation to the list: what the policy should write."""
         return text((OPERATIONS | UNTAUGHT)[self.operation](self.digits))
 
 
 def text(digits: Digits) -> str:
-    """The digits in a row."""
+    """Joins digits into text."""
     return "".join(map(str, digits))
 
 
 def draw(rng: random.Random, kind: Kind = ANY) -> Task:
-    """A random task."""
+    """Draws an operation, a length and the digits of a task, each uniformly."""
     operation = rng.choice(kind.operations)
     return Task(operation, tuple(rng.randrange(10) for _ in range(rng.choice(kind.lengths))))
 
 
 def find(name: str) -> tuple[Family, bool]:
-    """The family of a split, and whether it is the held-out one; raises InputError when there is no such split."""
-    family, held_out = name.removesuffix("-test"), name.endswith("-test")
+    """Looks up the family of a split, and whether the split is the held-out one.
+
+    Raises InputError when there is no such split.
+    """
+    family = name.removesuffix("-test")
+    held_out = name.endswith("-test")
     if family in FAMILIES:
         return FAMILIES[family], held_out
     near = difflib.get_close_matches(name, [split for family in FAMILIES for split in (family, f"{family}-test")], n=1)
@@ -144,12 +148,15 @@ def find(name: str) -> tuple[Family, bool]:
 
 
 def split(name: str) -> tuple[list[Task], list[str]]:
-    """The tasks of a split and their ground truths; all tasks of both splits are distinct and change their list.
+    """Draws the tasks of a split, always the same ones, and their ground truths.
 
-    Raises InputError when there is no such split.
+    All tasks of both splits are distinct, and each operation changes its list. In a pool, the share
+    `unsolvable` of the ground truths are those of other tasks. Raises InputError when there is no
+    such split.
     """
     family, held_out = find(name)
-    rng, drawn = random.Random(0), {}
+    rng = random.Random(0)
+    drawn = {}
     pool = [task for kind in family.kinds for task in _fresh(rng, kind, round(kind.share * family.size), drawn)]
     learnable = [kind for kind in family.kinds if kind.held_out]
     test = [task for kind in learnable for task in _fresh(rng, kind, HELD_OUT // len(learnable), drawn)]
@@ -161,7 +168,10 @@ def split(name: str) -> tuple[list[Task], list[str]]:
 
 
 def _fresh(rng: random.Random, kind: Kind, count: int, drawn: dict[Task, None]) -> list[Task]:
-    """`count` tasks that are not among those `drawn` before, and are from then on."""
+    """Draws `count` tasks that are not in `drawn`, and adds them to it.
+
+    Their operations change their lists.
+    """
     before = len(drawn)
     while len(drawn) < before + count:
         task = draw(rng, kind)
@@ -171,7 +181,7 @@ def _fresh(rng: random.Random, kind: Kind, count: int, drawn: dict[Task, None]) 
 
 
 def _slipped(answers: list[str], rng: random.Random, share: float) -> list[str]:
-    """The answers, a share of them, drawn at random, replaced by that of another task."""
+    """Replaces a random share of the answers by those of other tasks."""
     wrong = rng.sample(range(len(answers)), round(share * len(answers)))
     slipped = list(answers)
     for row, other in zip(wrong, wrong[1:] + wrong[:1], strict=True):
@@ -180,10 +190,11 @@ def _slipped(answers: list[str], rng: random.Random, share: float) -> list[str]:
 
 
 def load(name: str) -> Rows:
-    """The tasks of a split, with the columns `answer` and `operation` and the reference pass rates of a pool.
+    """Draws the tasks of a split, with the columns `answer` and `operation`.
 
-    Those are measured by rolling out two other policies, a weak and a strong one (jaxrft.assets.make_quickstart);
-    not every family has them. Raises InputError when there is no such split.
+    A pool may also have reference pass rates. They were measured by rolling out two other policies,
+    a weak and a strong one (jaxrft.assets.make_quickstart). Raises InputError when there is no such
+    split.
     """
     family, held_out = find(name)
     tasks, answers = split(name)

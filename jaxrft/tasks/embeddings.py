@@ -24,7 +24,9 @@ from jaxrft.types import InputError, Missing
 POOLING = "mean of the last hidden states"
 DTYPES = ("float32", "float16")
 # What a file holds: a digest of each prompt, its row, and, as JSON in the metadata, what made the rows.
-PROMPTS, ROWS, MADE_BY = "prompts", "embeddings", "made_by"
+PROMPTS = "prompts"
+ROWS = "embeddings"
+MADE_BY = "made_by"
 
 
 class Embeddings(NamedTuple):
@@ -36,13 +38,16 @@ class Embeddings(NamedTuple):
 
 
 def digests(prompts: Sequence[Prompt]) -> np.ndarray:
-    """[N, 16] uint8: what tells prompts, text or messages, from each other, whichever tokenizer reads them."""
+    """Computes a digest [N, 16] uint8 of each prompt, text or messages.
+
+    It does not depend on the tokenizer.
+    """
     texts = (json.dumps(prompt, sort_keys=True).encode() for prompt in prompts)
     return np.frombuffer(b"".join(hashlib.sha256(text).digest()[:16] for text in texts), np.uint8).reshape(-1, 16)
 
 
 def read(path: str | Path) -> Embeddings:
-    """The embeddings in a file; raises InputError when it is not there or something else."""
+    """Reads the embeddings in a file; raises InputError for a missing file or other content."""
     if not Path(path).is_file():
         raise Missing(f"no file {path}: make it with {command(path)}")
     try:
@@ -65,9 +70,10 @@ def read(path: str | Path) -> Embeddings:
 
 
 def of_prompts(found: Embeddings, prompts: Sequence[Prompt], *, path: str | Path, name: str) -> np.ndarray:
-    """The rows [N, E] float32 of prompts, the tasks of the set `name`, in the file at `path`.
+    """Looks up the rows [N, E] float32 of prompts among the embeddings `found`.
 
-    Raises InputError for prompts without a row, and for rows that are not finite.
+    `path` is their file and `name` the set of the prompts, for errors. Raises InputError for
+    prompts without a row, and for rows that are not finite.
     """
     row_of = {key.tobytes(): row for row, key in enumerate(found.prompts)}
     at = np.array([row_of.get(key.tobytes(), -1) for key in digests(prompts)], np.int64)
@@ -86,18 +92,20 @@ def of_prompts(found: Embeddings, prompts: Sequence[Prompt], *, path: str | Path
 
 
 def command(path: str | Path) -> str:
-    """What makes the file."""
+    """Formats the command that makes the file."""
     return f"`jaxrft prepare embeddings CONFIG --out {path}`"
 
 
 def make_embedder(
     lm: LanguageModel, config: Config, mesh: Mesh, tasks: TaskTable
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """(ids [<= B]) -> the embeddings [<= B, D] float32, on every process, of those tasks by the policy as it is loaded.
+    """Compiles the function (ids [<= B]) -> embeddings [<= B, D] float32 of those tasks.
 
-    With LoRA by its frozen weights, as fresh adapters change nothing.
+    It returns them on every process. The policy embeds as it is loaded, with LoRA by its frozen
+    weights: fresh adapters change nothing.
     """
-    params, widths = lm.frozen or lm.params, buckets(tasks.lengths)
+    params = lm.frozen or lm.params
+    widths = buckets(tasks.lengths)
     pooled = jax.jit(partial(embed.pooled, lm.policy), out_shardings=meshes.sharding(mesh))
 
     def of_batch(ids: np.ndarray) -> np.ndarray:
@@ -108,7 +116,10 @@ def make_embedder(
 
 
 def embedding_source(lm: LanguageModel, config: Config, mesh: Mesh) -> dict[str, JSON]:
-    """What tells the embeddings by this policy from those by others."""
+    """Describes what makes the embeddings, to tell them from those by other policies.
+
+    A digest stands for the policy's parameters.
+    """
     digest = fingerprint(lm.frozen or lm.params, mesh, dtype=config.dtype)
     shape = {"model": config.model, "pooling": POOLING, "width": lm.config.hidden_size}
     return shape | {"dtype": config.dtype, "digest of the model's parameters": digest}

@@ -59,13 +59,16 @@ def _rows(path: Path, *, keep: bool = False) -> Iterator[JSON]:
 
 
 def joined(parts: Collection[tuple[Columns, int]]) -> Columns:
-    """The rows of several files, of each so many; a column that a file does not have is None in its rows."""
+    """Concatenates the columns of several files, given with their numbers of rows.
+
+    A column that a file does not have is None in its rows.
+    """
     names = dict.fromkeys(name for part, _ in parts for name in part)
     return {name: [entry for part, n in parts for entry in part.get(name, [None] * n)] for name in names}
 
 
 def _ending(path: Path) -> str:
-    """The ending of a file, which must be there and of a kind that can be read."""
+    """Checks that a file exists and is of a kind that can be read; returns its ending."""
     if path.suffix not in ENDINGS:
         raise InputError(f"{path} is of no kind that can be read: give {KINDS}")
     if not path.is_file():
@@ -223,7 +226,7 @@ def _leaves(file: "ParquetFile") -> list["ColumnSchema"]:
 
 
 def _chunks(file: "ParquetFile") -> Iterator["ColumnChunkMetaData"]:
-    """Yields what the metadata say of each column in each group of rows."""
+    """Yields the metadata of each column in each group of rows."""
     for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
         yield from map(group.column, range(group.num_columns))
 

@@ -16,12 +16,11 @@ Splits = dict[str, list[str]]  # split -> its files, by their paths in the repos
 
 
 def read(name: str, *, split: str, subset: str | None = None, limit: int | None = None) -> files.Columns:
-    """Returns the columns of a split of OWNER/NAME[@REVISION]; `subset` is needed where there are several.
+    """Reads the columns of a split of OWNER/NAME[@REVISION], at most `limit` rows.
 
-    Of more than `limit` rows only the first.
-
-    What is in the cache of huggingface_hub is used as it is, the data set downloaded if nothing of it is there. Raises
-    InputError, with the remedy, when that fails, or the subset, the split or a part of it is not there.
+    `subset` is needed where there are several. What is in the cache of huggingface_hub is used as
+    it is; the data set is downloaded if nothing of it is there. Raises InputError, with the remedy,
+    when that fails, or the subset, the split or a part of it is not there.
     """
     command = download_command(name, flags="--repo-type dataset ")
     folder = _snapshot(name, command)
@@ -58,7 +57,10 @@ def _first(folder: Path, names: list[str], limit: int | None) -> Iterator[tuple[
 
 
 def _snapshot(name: str, command: str) -> Path:
-    """The data set's folder in the cache."""
+    """Finds the folder of the data set in the cache, or downloads the data set into it.
+
+    Raises InputError, with the remedy, when neither succeeds.
+    """
     from huggingface_hub import errors
 
     if not ID.fullmatch(name):
@@ -80,7 +82,7 @@ def _data_files(folder: Path, endings: tuple[str, ...] = files.ENDINGS) -> list[
 
 
 def _told(folder: Path, name: str) -> dict[str, Splits]:
-    """`_configured`; raises InputError for a header of another form."""
+    """Collects what `_configured` yields; raises InputError for a header of another form."""
     from yaml import YAMLError
 
     try:
@@ -94,7 +96,10 @@ def _told(folder: Path, name: str) -> dict[str, Splits]:
 
 
 def _configured(folder: Path) -> Iterator[tuple[str, Splits]]:
-    """The subsets of the header of README.md whose files are there; the one marked as default is called so too."""
+    """Yields the subsets in the header of README.md whose files are there, with their splits.
+
+    The subset that is marked as default is yielded a second time under the name "default".
+    """
     from huggingface_hub import metadata_load
 
     readme = folder / "README.md"
@@ -114,7 +119,10 @@ def _configured(folder: Path) -> Iterator[tuple[str, Splits]]:
 
 
 def _patterns(data_files: Any) -> Iterator[tuple[str, list[str]]]:
-    """(split, patterns) of `data_files`: one pattern, several, {split: patterns} or a list of {split, path}."""
+    """Yields (split, patterns) of `data_files`.
+
+    It is one pattern, several, {split: patterns} or a list of {split, path}.
+    """
     if isinstance(data_files, dict):
         pairs = list(data_files.items())
     elif isinstance(data_files, list) and all(isinstance(entry, dict) for entry in data_files):
@@ -126,9 +134,12 @@ def _patterns(data_files: Any) -> Iterator[tuple[str, list[str]]]:
 
 
 def _found(folder: Path) -> dict[str, Splits]:
-    """Subsets and splits by the names of files: [SUBSET/]SPLIT-00000-of-00001, [SUBSET/]SPLIT/0; else all is `train`.
+    """Infers subsets and splits from the names of files.
 
-    Only files of one kind, parquet rather than JSON lines and these rather than JSON; `data` names no subset.
+    A file [SUBSET/]NAME is of the split that a word of its name tells, such as test, or else of
+    what comes before -00000-of-00001 in it. A file [SUBSET/]SPLIT/NAME is of the split SPLIT if
+    that is such a word or NAME is a number. All others are of `train`. Only files of one kind
+    count: parquet, else JSON lines, else JSON. A folder `data` names no subset.
     """
     kinds = [_data_files(folder, (ending,)) for ending in files.ENDINGS]
     subsets: dict[str, Splits] = {}

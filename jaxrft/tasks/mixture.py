@@ -11,12 +11,13 @@ from jaxrft.types import InputError
 
 
 def mix(tables: dict[str, TaskTable], weights: Sequence[float] | None = None, *, seed: int = 0) -> TaskTable:
-    """The tasks of all `tables`, by the name of their set, in that order.
+    """Concatenates the tasks of all `tables`, which are given by the names of their sets.
 
-    With `weights`, one a set, each is thinned to the largest pool in which the sets' sizes relate as their weights
-    (rounded, at least one task of each); which tasks stay depends on the seed and the set's name only. A column, or
-    the pass rates, that a set does not have are None and NaN in its rows. Raises InputError for sets with pass rates
-    of different numbers of policies, and with embeddings made in different ways.
+    With `weights`, one for each set, sets are thinned to the largest sizes that relate as their
+    weights (rounded, at least one task of each). Which tasks stay depends on the seed and the set's
+    name only. In the rows of a set that has no such column, or no pass rates, the column is None
+    and the pass rates are NaN. Raises InputError for sets with pass rates of different numbers of
+    policies, and with embeddings made in different ways.
     """
     if weights is not None:
         sizes = shares([len(table.lengths) for table in tables.values()], weights)
@@ -44,18 +45,21 @@ def mix(tables: dict[str, TaskTable], weights: Sequence[float] | None = None, *,
 
 
 def shares(counts: Sequence[int], weights: Sequence[float]) -> list[int]:
-    """How many of the `counts` tasks of each set stay, so that they relate as the weights and none could be more."""
+    """Computes the largest sizes, at most `counts`, that relate as the weights.
+
+    They are rounded, and at least 1.
+    """
     scale = min(count / weight for count, weight in zip(counts, weights, strict=True))
     return [max(1, min(count, round(scale * weight))) for count, weight in zip(counts, weights, strict=True)]
 
 
 def duplicates(table: TaskTable) -> int:
-    """How many tasks have the prompt and the ground truth of an earlier one."""
+    """Counts the tasks that have the prompt and the ground truth of an earlier one."""
     return len(table.prompts) - len(set(keys(table.prompts, table.columns)))
 
 
 def _thinned(name: str, table: TaskTable, size: int, seed: int) -> TaskTable:
-    """`size` tasks of a table in their order, drawn without replacement."""
+    """Draws `size` tasks of a table without replacement; they keep their order."""
     count = len(table.lengths)
     if size == count:
         return table
@@ -65,7 +69,11 @@ def _thinned(name: str, table: TaskTable, size: int, seed: int) -> TaskTable:
 
 
 def _joined_rates(tables: dict[str, TaskTable]) -> np.ndarray | None:
-    """[N, K], NaN for the tasks of sets without pass rates; None if no set has any."""
+    """Concatenates the pass rates of all tables, [N, K]; None if no set has any.
+
+    They are NaN for the tasks of sets without pass rates. Raises InputError when K differs between
+    sets.
+    """
     rates = {name: table.reference_pass_rates for name, table in tables.items()}
     policies = {name: known.shape[1] for name, known in rates.items() if known is not None}
     if not policies:
@@ -82,7 +90,10 @@ def _joined_rates(tables: dict[str, TaskTable]) -> np.ndarray | None:
 
 
 def _joined_embeddings(tables: dict[str, TaskTable]) -> np.ndarray | None:
-    """[N, E]; None if no set has any."""
+    """Concatenates the embeddings of all tables, [N, E]; None if no set has any.
+
+    Raises InputError for embeddings made in different ways.
+    """
     (first, whole), *others = tables.items()
     for name, table in others:
         if table.embedded_by != whole.embedded_by:
@@ -99,5 +110,5 @@ def _joined_embeddings(tables: dict[str, TaskTable]) -> np.ndarray | None:
 
 
 def _renumbered(table: TaskTable, domains: tuple[str, ...]) -> np.ndarray:
-    """The table's domains [N] as indices into `domains`."""
+    """Maps the domain [N] of each task of a table to its index in `domains`."""
     return np.array([domains.index(name) for name in table.domains], np.int32)[table.domain]

@@ -26,7 +26,7 @@ def open_tasks(tasks: TasksConfig, config: Config, text: PreTrainedTokenizerBase
 
 
 def tokenize(rows: sources.Rows, tasks: TasksConfig, config: Config, text: PreTrainedTokenizerBase) -> table.TaskTable:
-    """Returns the table of a set's rows, their prompts as tokens of the tokenizer `text`."""
+    """Tokenizes the prompts of a set's rows by the tokenizer `text`, and tabulates the tasks."""
     return table.prepare(
         rows,
         text,
@@ -38,7 +38,10 @@ def tokenize(rows: sources.Rows, tasks: TasksConfig, config: Config, text: PreTr
 
 
 def with_embeddings(found: table.TaskTable, tasks: TasksConfig) -> table.TaskTable:
-    """The tasks of a set with the embeddings of its file, if it has one; raises InputError when it lacks any."""
+    """Adds to the tasks of a set the embeddings of its file, if it has one.
+
+    Raises InputError when the file lacks an embedding.
+    """
     if tasks.embeddings is None:
         return found
     made = embeddings.read(tasks.embeddings)
@@ -47,13 +50,19 @@ def with_embeddings(found: table.TaskTable, tasks: TasksConfig) -> table.TaskTab
 
 
 def uses_embeddings(config: Config) -> bool:
-    """Whether the tasks of a run have embeddings: of a file, or of the policy for a selector that uses them."""
+    """Checks whether the tasks of a run have embeddings.
+
+    They are read from a file, or made by the policy for a selector that uses them.
+    """
     own = config.select.embeddings == "policy" and config.select.name in selectors.USE_EMBEDDINGS
     return own or any(tasks.embeddings is not None for tasks in config.task_sets)
 
 
 def open_mixture(config: Config, text: PreTrainedTokenizerBase) -> table.TaskTable:
-    """The tasks to train on: those of all sets, in the shares that their weights ask for."""
+    """Reads and tokenizes the tasks to train on, and warns of duplicates.
+
+    They are those of all sets, in the shares that their weights ask for.
+    """
     tables = {tasks.title: open_tasks(tasks, config, text) for tasks in config.task_sets}
     found = mix_sets(config, tables)
     if count := mixture.duplicates(found):
@@ -62,7 +71,7 @@ def open_mixture(config: Config, text: PreTrainedTokenizerBase) -> table.TaskTab
 
 
 def mix_sets(config: Config, tables: dict[str, table.TaskTable]) -> table.TaskTable:
-    """Returns the tasks of those sets of the config that have a table, in the shares that their weights ask for."""
+    """Mixes the sets of the config that have a table, in the shares that their weights ask for."""
     sets = [tasks for tasks in config.task_sets if tasks.title in tables]
     weights = [tasks.weight for tasks in sets if tasks.weight is not None]
     return mixture.mix(tables, weights or None, seed=config.seed)

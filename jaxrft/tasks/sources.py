@@ -40,7 +40,7 @@ class Rows(NamedTuple):
 
 
 def load(config: TasksConfig) -> Rows:
-    """The tasks of `config.source`; their prompts, ground truths and pass rates under the names of this package.
+    """Reads the tasks of `config.source`, and maps its columns to the names of this package.
 
     | columns | prompt | `answer` |
     |---|---|---|
@@ -58,9 +58,10 @@ def load(config: TasksConfig) -> Rows:
 
 
 def read(config: TasksConfig) -> tuple[Columns, np.ndarray | None]:
-    """The columns of `config.source` under its own names, and the reference pass rates that a built-in family brings.
+    """Reads the columns of `config.source`, under its own names, and its reference pass rates.
 
-    Raises InputError for a source that cannot be read or holds nothing.
+    Only built-in families have the latter. Raises InputError for a source that cannot be read or
+    holds nothing.
     """
     if config.limit is not None and config.limit < 1:
         raise InputError(f"tasks.limit is {config.limit}: it must be at least 1, or None for all tasks")
@@ -72,7 +73,10 @@ def read(config: TasksConfig) -> tuple[Columns, np.ndarray | None]:
 
 
 def interpret(columns: Columns, references: np.ndarray | None, config: TasksConfig) -> Rows:
-    """The tasks in a source's columns, as `load` says; `references` give way to those of `pass_rate_columns`."""
+    """Interprets the columns of a source as tasks, as `load` says.
+
+    The pass rates in `pass_rate_columns`, if any are named, replace `references`.
+    """
     name, prompts = _prompts(columns, config)
     if config.pass_rate_columns:
         references = _pass_rates(columns, config)
@@ -84,7 +88,7 @@ def interpret(columns: Columns, references: np.ndarray | None, config: TasksConf
 
 
 def _read(config: TasksConfig) -> tuple[Columns, np.ndarray | None]:
-    """The columns of a source, and the reference pass rates that a built-in family brings along."""
+    """Reads a source by its kind: its columns and, of a built-in family, reference pass rates."""
     kind, _, name = config.source.partition(":")
     if kind == "builtin":
         from jaxrft.tasks import builtin
@@ -102,7 +106,10 @@ def _read(config: TasksConfig) -> tuple[Columns, np.ndarray | None]:
 
 
 def _find(columns: Columns, name: str) -> Entries | None:
-    """The column `name`, else the field b of column a for `a.b`; None if there is neither."""
+    """Finds the column `name`, or, for `a.b`, the field b of column a.
+
+    Returns None if there is neither.
+    """
     if name in columns:  # first, because names such as qwen2.5_7b_pass_rate have dots of their own
         return columns[name]
     column, _, field = name.partition(".")
@@ -120,9 +127,13 @@ def _need(columns: Columns, name: str, option: str, source: str) -> Entries:
 
 
 def _prompts(columns: Columns, config: TasksConfig) -> tuple[str, list[Prompt]]:
-    """The name of the prompt column and its prompts, each with the system message if one is configured."""
+    """Finds the prompt column, and returns its name and its prompts.
+
+    A configured system message is added to prompts that have none.
+    """
     if config.prompt_column is None and "prompt" not in columns and "question" in columns:
-        name, entries = "question", [_as_messages(question) for question in columns["question"]]
+        name = "question"
+        entries = [_as_messages(question) for question in columns["question"]]
     else:
         name = config.prompt_column or "prompt"
         entries = _need(columns, name, "prompt_column", config.source)
@@ -133,14 +144,18 @@ def _prompts(columns: Columns, config: TasksConfig) -> tuple[str, list[Prompt]]:
 
 
 def _as_messages(text: JSON) -> JSON:
-    """Returns text as the user's message, and messages, be they spelled as JSON, as they are."""
+    """Wraps text as a user's message; messages, also those spelled as JSON, stay as they are."""
     if not isinstance(text, str):
         return text
     return _messages_in(text) or [{"role": "user", "content": text}]
 
 
 def _prompt(entry: object, where: str) -> Prompt:
-    """Checks one prompt; the role comes first in its messages, and fields that are None, absent in parquet, go."""
+    """Checks one prompt, and normalizes its messages.
+
+    In a message the role comes first. Fields that are None, as parquet has them for absent ones,
+    are removed.
+    """
     if isinstance(entry, str):
         written = _messages_in(entry)
         if written is None:
@@ -169,7 +184,10 @@ def _messages_in(text: str) -> list[dict] | None:
 
 
 def _variables(columns: Columns, source: str) -> list[dict[str, JSON]] | None:
-    """The entries of the column `chat_template_kwargs`, without those that are None, absent in parquet."""
+    """Checks the entries of the column `chat_template_kwargs`; returns None without that column.
+
+    Variables that are None, as parquet has them for absent ones, are removed.
+    """
     if VARIABLES not in columns:
         return None
     found = []
@@ -207,13 +225,16 @@ def _with_answer(columns: Columns, config: TasksConfig) -> Columns:
 
 
 def gsm8k_number(answer: object) -> str | None:
-    """The number after #### at the end of an answer, without the commas between thousands; None if there is none."""
+    """Extracts the number after #### at the end of an answer; None if there is none.
+
+    Commas between thousands are removed.
+    """
     found = re.search(r"####\s*\$?(-?[\d,.]*\d)\s*$", answer) if isinstance(answer, str) else None
     return found[1].replace(",", "") if found else None
 
 
 def _pass_rates(columns: Columns, config: TasksConfig) -> np.ndarray:
-    """[N, K] float32, a column a reference policy."""
+    """Reads the pass rates [N, K] float32, one column for each reference policy."""
     rates = [
         [
             _pass_rate(value, f"{config.source} row {row}, column {name}")
@@ -225,7 +246,7 @@ def _pass_rates(columns: Columns, config: TasksConfig) -> np.ndarray:
 
 
 def _pass_rate(value: object, where: str) -> float:
-    """One pass rate; None and NaN are unknown."""
+    """Checks that a pass rate is in [0, 1]; None and NaN become NaN, which is unknown."""
     if value is None:
         return math.nan
     if not isinstance(value, int | float | Decimal) or isinstance(value, bool):
@@ -238,7 +259,10 @@ def _pass_rate(value: object, where: str) -> float:
 
 
 def _domains(columns: Columns, config: TasksConfig) -> list[str] | None:
-    """The domain of every task, the set's own title where the column has none; None without such a column."""
+    """Reads the domain of every task; returns None without a column of domains.
+
+    Tasks that have none in it get the title of their set.
+    """
     name = config.domain_column or "domain"
     if config.domain_column is None and not all(isinstance(entry, str | None) for entry in columns.get(name, (0,))):
         return None  # no column, or one that is about something else
@@ -251,9 +275,10 @@ def _domains(columns: Columns, config: TasksConfig) -> list[str] | None:
 
 
 def _json_columns(columns: Columns, source: str) -> Columns:
-    """The columns that JSON can carry to the processes that grade; others (images, dates) are left out, and it is said.
+    """Selects the columns that JSON can carry to the processes that grade.
 
-    Raises InputError for a column whose name a reward needs for its own arguments.
+    Others (images, dates) are left out, with a warning. Raises InputError for a column whose name a
+    reward needs for its own arguments.
     """
     kept = {}
     for name, entries in columns.items():
@@ -271,7 +296,10 @@ def _json_columns(columns: Columns, source: str) -> Columns:
 
 
 def _ground_truths(entries: Entries, source: str) -> Entries:
-    """Returns ground truths as values that JSON has; raises InputError for those that have none, such as dates."""
+    """Converts ground truths to values that JSON has.
+
+    Raises InputError for those that have none, such as dates.
+    """
     found = []
     for row, entry in enumerate(entries, 1):
         try:

@@ -92,7 +92,10 @@ def prepare(
 
 
 def tabulate(rows: Rows, keep: np.ndarray, tokens: np.ndarray, lengths: np.ndarray, *, name: str) -> TaskTable:
-    """The table of the rows `keep` [N], whose prompts are `tokens` [N, P] and `lengths` [N]."""
+    """Builds the table of the rows `keep` [N] of a set.
+
+    `tokens` [N, P] and `lengths` [N] are those of the rows' prompts.
+    """
     numbers = {domain: number for number, domain in enumerate(dict.fromkeys(rows.domains or [name]))}
     return TaskTable(
         tokens=tokens,
@@ -110,8 +113,9 @@ def tabulate(rows: Rows, keep: np.ndarray, tokens: np.ndarray, lengths: np.ndarr
 
 
 def take(table: TaskTable, ids: np.ndarray, *dropped: Dropped) -> TaskTable:
-    """The tasks `ids` of a table, in that order; `dropped` says why the others are not there."""
-    lengths, rates = table.lengths[ids], table.reference_pass_rates
+    """Selects the tasks `ids` of a table, in that order; `dropped` says why others are left out."""
+    lengths = table.lengths[ids]
+    rates = table.reference_pass_rates
     return table._replace(
         tokens=table.tokens[ids, : buckets(lengths)[-1]],
         lengths=lengths,
@@ -126,12 +130,15 @@ def take(table: TaskTable, ids: np.ndarray, *dropped: Dropped) -> TaskTable:
 
 
 def take_rows(columns: Columns, ids: Iterable[int]) -> Columns:
-    """Returns the entries `ids` of every column."""
+    """Selects the entries `ids` of every column."""
     return {name: [entries[i] for i in ids] for name, entries in columns.items()}
 
 
 def identity(table: TaskTable) -> dict[str, JSON]:
-    """What tells these tasks from others: their number and digests of their prompts and ground truths."""
+    """Computes what tells these tasks from others.
+
+    That is their number, and digests of their prompts and ground truths.
+    """
     answers = table.columns.get("answer")
     return {
         "number of tasks": len(table.lengths),
@@ -143,24 +150,27 @@ def identity(table: TaskTable) -> dict[str, JSON]:
 
 
 def keys(prompts: list[Prompt], columns: Columns) -> list[str]:
-    """What tells each task from others: a digest of its prompt and its ground truth, [N]."""
+    """Computes a digest of the prompt and the ground truth of each task, [N]."""
     pairs = zip(prompts, columns.get("answer", [None] * len(prompts)), strict=True)
     return [short_digest(json.dumps(pair, sort_keys=True, default=str).encode()) for pair in pairs]
 
 
 def batches(lengths: np.ndarray, size: int) -> list[np.ndarray]:
-    """Tasks in batches of `size`, fewer in the last, longest prompts first.
+    """Splits tasks into batches of `size`, longest prompts first; the last may be smaller.
 
-    So each width of prompts is one run of batches, and what does not fit into memory shows at once.
+    So batches of one width follow each other, and what does not fit into memory shows in the first
+    one.
     """
     order = np.argsort(-lengths, kind="stable").astype(np.int32)
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def buckets(lengths: np.ndarray) -> tuple[int, ...]:
-    """At most four widths, each a compiled program: the longest of `lengths` [N] and its half, quarter and eighth.
+    """Computes at most four widths of prompts, each a compiled program.
 
-    They ascend and are rounded up to multiples of 8, the rows of a TPU tile; the last one holds every prompt.
+    They are the longest of `lengths` [N], its half, its quarter and its eighth, rounded up to
+    multiples of 8, the rows of a TPU tile. They ascend, and the last one holds every prompt. A
+    width that holds no prompt is left out.
     """
     longest = int(lengths.max())
     widths = {8 * -(-longest // (8 * part)) for part in (1, 2, 4, 8)}
@@ -168,12 +178,12 @@ def buckets(lengths: np.ndarray) -> tuple[int, ...]:
 
 
 def bucket_of(lengths: np.ndarray, widths: tuple[int, ...]) -> int:
-    """The smallest of the ascending `widths` that holds prompts of these `lengths` [B]."""
+    """Finds the smallest of the ascending `widths` that holds prompts of `lengths` [B]."""
     return next(width for width in widths if width >= lengths.max())
 
 
 def batch(table: TaskTable, ids: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens [B, width] int32 and lengths [B] int32 of the tasks `ids` [B].
+    """Looks up the tokens [B, width] int32 and the lengths [B] int32 of the tasks `ids` [B].
 
     Raises ValueError when `width` would cut a prompt.
     """
@@ -186,6 +196,9 @@ def batch(table: TaskTable, ids: np.ndarray, width: int) -> tuple[np.ndarray, np
 def prompt_batch(
     tasks: TaskTable, ids: np.ndarray, widths: tuple[int, ...], mesh: meshes.AnyMesh
 ) -> tuple[Array, Array]:
-    """Prompts [B, P] of the tasks `ids` in the narrowest of the widths, and their lengths [B], on the mesh."""
+    """Copies the prompts [B, P] of the tasks `ids`, and their lengths [B], to the mesh.
+
+    P is the smallest of the widths that holds them.
+    """
     tokens, lengths = batch(tasks, ids, bucket_of(tasks.lengths[ids], widths))
     return meshes.from_host(mesh, tokens, "batch", None), meshes.from_host(mesh, lengths, "batch")

@@ -77,7 +77,10 @@ def read(name: str, *, split: str, data_dir: str | None = None, limit: int | Non
 
 
 def builder_of(folder: Path) -> Any:
-    """TFDS' read-only builder of the version in a folder; raises InputError for one that is damaged."""
+    """Opens TFDS' read-only builder of the version in a folder.
+
+    Raises InputError for a damaged one.
+    """
     import tensorflow_datasets as tfds
 
     with _reading(folder):
@@ -161,12 +164,15 @@ def _reading(folder: Path) -> Iterator[None]:
 
 
 def folder_of(data_dir: str | None) -> Path:
-    """The folder of prepared data sets: `data_dir`, or TFDS' default."""
+    """Resolves the folder of prepared data sets: `data_dir`, or TFDS' default."""
     return Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser().absolute()
 
 
 def _version_folder(root: Path, name: str) -> Path:
-    """ROOT/NAME[/CONFIG]/VERSION; by default the only config, in its newest version."""
+    """Finds the folder ROOT/NAME[/CONFIG]/VERSION.
+
+    By default it is that of the only config, in its newest version.
+    """
     asked = re.fullmatch(r"(\w+)(?:/(\w[\w.-]*))?(?::(\d+\.\d+\.\d+))?", name)
     if not asked:
         raise InputError(f"tasks.source is 'tfds:{name}': write tfds:NAME[/CONFIG][:VERSION]")
@@ -190,20 +196,27 @@ def _version_folder(root: Path, name: str) -> Path:
 
 
 def _versions(folder: Path) -> list[str]:
-    """The versions in a folder, oldest first; one is whole when it says what it holds."""
+    """Lists the complete versions in a folder, oldest first.
+
+    A version is complete when it has the file dataset_info.json.
+    """
     whole = [info.parent.name for info in folder.glob("*/dataset_info.json")]
     numbers = [name for name in whole if re.fullmatch(r"\d+\.\d+\.\d+", name)]
     return sorted(numbers, key=lambda number: [int(part) for part in number.split(".")])
 
 
 def _python(value: Any, feature: object) -> Any:
-    """A row, or a part of it, as str, numbers, lists and dicts; bytes that are not UTF-8 stay bytes."""
+    """Converts a row, or a part of it, to str, numbers, lists and dicts.
+
+    Bytes that are not UTF-8 stay bytes.
+    """
     from tensorflow_datasets import features
 
     if isinstance(feature, features.FeaturesDict):
         return {name: _python(value[name], feature[name]) for name in sorted(feature)}  # TFDS keeps no order
     if isinstance(feature, features.Sequence) and isinstance(value, dict):  # a sequence of dicts is a dict of sequences
-        names, inner = sorted(value), cast(features.FeaturesDict, feature.feature)
+        names = sorted(value)
+        inner = cast(features.FeaturesDict, feature.feature)
         parts = [_python(value[name], features.Sequence(inner[name])) for name in names]
         return [dict(zip(names, row, strict=True)) for row in zip(*parts, strict=True)]
     if isinstance(feature, features.Sequence):
