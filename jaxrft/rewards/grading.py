@@ -67,7 +67,7 @@ class Rewards(NamedTuple):
 
     @property
     def is_success(self) -> np.ndarray:
-        """Marks the one reward of each row that is its success, [R, F] bool; see `check_rewards`."""
+        """Marks the one reward of a row that is its success, [R, F] bool; see `check_rewards`."""
         rows, count = self.rewards.shape
         index = np.repeat(self.success_index, rows // len(self.success_index))
         return np.arange(count) == index[:, None]

@@ -22,7 +22,10 @@ def thompson(
     quota: Quota | None = None,
     exclude: Array | None = None,
 ) -> Array:
-    """Ids [B] of the tasks whose draw theta_i ~ Beta(alpha_i, beta_i) is nearest `target` [arXiv 2510.26374]."""
+    """Chooses the tasks whose draw theta_i ~ Beta(alpha_i, beta_i) is nearest `target`.
+
+    Returns their ids [B]. This is Thompson sampling of the pass rates [arXiv 2510.26374].
+    """
     key_draw, key_tie = jax.random.split(key)
     draw = posterior.sample(key_draw, state)
     return nearest(key_tie, draw, batch_size=batch_size, target=target, quota=quota, exclude=exclude)
@@ -37,7 +40,10 @@ def nearest(
     quota: Quota | None = None,
     exclude: Array | None = None,
 ) -> Array:
-    """Ids [B] of the tasks whose `pass_rate` [N] is nearest `target`; ties at random, NaN last."""
+    """Chooses the tasks whose `pass_rate` [N] is nearest `target`, and returns their ids [B].
+
+    Ties are broken at random, and NaN comes last.
+    """
     check_dtypes(float, pass_rate=pass_rate)
     distance = jnp.abs(pass_rate - jnp.asarray(target, pass_rate.dtype))
     return smallest(key, distance, batch_size=batch_size, quota=quota, exclude=exclude)
@@ -52,9 +58,10 @@ def softmax(
     quota: Quota | None = None,
     exclude: Array | None = None,
 ) -> Array:
-    """Ids [B] drawn one after another, without replacement, each with chance proportional to exp(score / temperature).
+    """Draws ids [B] without replacement, each with chance proportional to exp(score / temperature).
 
-    Exact, by the B largest of score / temperature + Gumbel noise [arXiv 1903.06059]; -inf and NaN are drawn last.
+    The ids are drawn one after another. The draw is exact: it takes the B largest of
+    score / temperature + Gumbel noise [arXiv 1903.06059]. Scores of -inf and NaN are drawn last.
     """
     check_dtypes(float, score=score)
     key_noise, key_tie = jax.random.split(key)
@@ -64,16 +71,21 @@ def softmax(
 
 
 def informative(pass_rate: Array, num_generations: int) -> Array:
-    """Chance 1 - p^G - (1 - p)^G that a group of G rollouts is neither all right nor all wrong."""
+    """Computes the chance that a group of G rollouts is neither all right nor all wrong.
+
+    1 - p^G - (1 - p)^G
+    """
     check_dtypes(float, pass_rate=pass_rate)
     return 1 - pass_rate**num_generations - (1 - pass_rate) ** num_generations
 
 
 def informative_beta(state: posterior.BetaState, num_generations: int) -> Array:
-    """Chance of an informative group of G rollouts under Beta(a, b), [N].
+    """Computes the chance of an informative group of G rollouts under Beta(a, b), [N].
 
-    1 - prod_k (a + k) / (a + b + k) - prod_k (b + k) / (a + b + k), k = 0..G-1: products, since a difference of
-    log-gammas in float32 loses it for large a and b.
+    1 - prod_k (a + k) / (a + b + k) - prod_k (b + k) / (a + b + k), k = 0..G-1
+
+    The products keep their digits for large a and b, where a difference of log-gammas in float32
+    loses them.
     """
 
     def multiply(k: Array, products: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -89,13 +101,20 @@ def informative_beta(state: posterior.BetaState, num_generations: int) -> Array:
 
 
 def signal(pass_rate: Array) -> Array:
-    """4 p (1 - p), proportional to the expected squared gradient without group normalisation [arXiv 2506.05316]."""
+    """Computes the gradient signal 4 p (1 - p) of a pass rate p.
+
+    It is proportional to the expected squared gradient without group normalization
+    [arXiv 2506.05316].
+    """
     check_dtypes(float, pass_rate=pass_rate)
     return 4 * pass_rate * (1 - pass_rate)
 
 
 def per_token(utility: Array, tokens: Array) -> Array:
-    """Utility [N] per expected completion token; unknown `tokens` [N] (0 or NaN) count as the mean of the others."""
+    """Divides a utility [N] by the expected number of completion tokens, `tokens` [N].
+
+    Unknown `tokens` (0 or NaN) count as the mean of the others.
+    """
     check_shapes(utility=(utility, "N"), tokens=(tokens, "N"))
     known = tokens > 0
     mean = jnp.where(known, tokens, 0).sum() / jnp.maximum(known.sum(), 1).astype(tokens.dtype)
@@ -103,13 +122,19 @@ def per_token(utility: Array, tokens: Array) -> Array:
 
 
 def least_by_domain(quota: Quota, score: Array, ids: Array) -> Array:
-    """The least `score` [B] of the tasks `ids` [B] in the domain of every task, [N]; infinite where there is none."""
+    """Finds, for every task [N], the least `score` [B] of the tasks `ids` [B] in its domain.
+
+    It is infinite for a domain with none of `ids`.
+    """
     least = jnp.full(quota.places.shape, jnp.inf, score.dtype).at[quota.domain[ids]].min(score)
     return least[quota.domain]
 
 
 def cool_down(utility: Array, since: Array, *, steps: int) -> Array:
-    """`utility` [N] with tasks chosen fewer than `steps` steps ago (`since` [N]) behind all others, in their order."""
+    """Lowers `utility` [N] of recently chosen tasks below that of all others.
+
+    These are the tasks chosen fewer than `steps` steps ago (`since` [N]). They keep their order.
+    """
     check_shapes(utility=(utility, "N"), since=(since, "N"))
     check_dtypes(float, utility=utility)
     spread = jnp.nanmax(utility) - jnp.nanmin(utility)

@@ -40,7 +40,11 @@ def bots(
     prior: posterior.Prior = (1.0, 1.0),
     balance: topk.Balance = "none",
 ) -> Selector:
-    """Bayesian online task selection as published [arXiv 2510.26374]: posteriors, interpolated evidence, Thompson.
+    """Chooses tasks by Bayesian online task selection, as published [arXiv 2510.26374].
+
+    Each task has a Beta posterior, updated by its own rollouts and by implicit evidence. The
+    implicit evidence is interpolated between reference policies. Thompson sampling chooses from the
+    posteriors.
 
     `decay` in [0, 1]: pull towards `prior` a step; `rho` in [0, 1]: weight of implicit against explicit evidence;
     `momentum` in [0, 1): smoothing of the capability; `target` in (0, 1): the pass rate whose neighbours are chosen;

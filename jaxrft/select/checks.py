@@ -31,7 +31,9 @@ class Range(NamedTuple):
     wanted: str
 
 
-SMALLEST, LARGEST = 1e-12, 1e12  # products and quotients of three such numbers are ordinary float32 numbers
+# Products and quotients of three numbers between these are ordinary float32 numbers.
+SMALLEST = 1e-12
+LARGEST = 1e12
 COUNTED = 2**24  # float32 counts no further
 MOST = 2**31 - 1  # int32
 

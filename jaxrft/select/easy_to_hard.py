@@ -23,10 +23,11 @@ class EasyToHardState(NamedTuple):
 
 
 def easy_to_hard(num_generations: int, *, balance: topk.Balance = "none") -> Selector:
-    """A fixed curriculum: epochs in the order of the mean reference pass rate, easiest first.
+    """Chooses tasks by a fixed curriculum, in epochs from the easiest task to the hardest.
 
-    Tasks without any known reference pass rate come last; ties in the order of the table. With a `balance` of the batch
-    between the domains, as `topk.quota` says, each domain has epochs of its own.
+    The easiest task has the highest mean reference pass rate. Tasks without any known reference
+    pass rate come last. Ties are in the order of the table. With a `balance` of the batch between
+    the domains, as `topk.quota` says, each domain has epochs of its own.
     `init` raises InputError for references that are missing or outside [0, 1].
     """
     num_generations = check_generations(num_generations)

@@ -40,7 +40,7 @@ class InterpolationState(NamedTuple):
 
 
 def none() -> Evidence[NoEvidenceState]:
-    """No implicit evidence: explicit counts only."""
+    """Makes a model without implicit evidence, so that explicit counts alone matter."""
     return Evidence(
         init=lambda tasks, num_tasks: NoEvidenceState(jnp.full(num_tasks, jnp.nan, jnp.float32)),
         update=lambda state, tasks, feedback: state,
@@ -49,10 +49,12 @@ def none() -> Evidence[NoEvidenceState]:
 
 
 def interpolation(momentum: ArrayLike = 0.9, *, per_domain: bool = False) -> Evidence[InterpolationState]:
-    """Pass rates interpolated between reference policies at the capability seen on the batch [arXiv 2510.26374].
+    """Interpolates pass rates between reference policies at a capability [arXiv 2510.26374].
+
+    The capability c is estimated from each batch and smoothed. The first c_t is taken unsmoothed.
 
     c_t = (mean_B(s/n) - mean_B(p_w)) / (mean_B(p_S) - mean_B(p_w) + 1e-6),   c <- momentum c + (1 - momentum) c_t,
-    p~ = clip(p_w + c (p_S - p_w), 0, 1); the first c_t is taken unsmoothed.
+    p~ = clip(p_w + c (p_S - p_w), 0, 1)
 
     `tasks.reference_pass_rates` is [N, K], weakest policy first. Deviations: with K > 2 the line is piecewise, bent at
     every reference, and c counts along them from 0 to K - 1; a task with a NaN among its references gets no evidence
@@ -83,7 +85,8 @@ def interpolation(momentum: ArrayLike = 0.9, *, per_domain: bool = False) -> Evi
         used = (feedback.trials > 0) & ~jnp.isnan(references).any(axis=1)  # [B]
         successes, trials = (x.astype(dtype) for x in (feedback.successes, feedback.trials))
         rates = jnp.concatenate([(successes / jnp.where(used, trials, 1))[:, None], references], axis=1)
-        rates, count = jnp.where(used[:, None], rates, 0), used.sum().astype(dtype)  # [B, 1 + K], observed ones first
+        rates = jnp.where(used[:, None], rates, 0)  # [B, 1 + K], observed ones first
+        count = used.sum().astype(dtype)
         mean = rates.sum(axis=0) / jnp.maximum(count, 1)
         common = jnp.where(count > 0, smoothed(state.capability, _capability(mean)), state.capability)
         if state.domains is None:
@@ -103,7 +106,8 @@ def interpolation(momentum: ArrayLike = 0.9, *, per_domain: bool = False) -> Evi
             assert tasks.domain is not None
             capability = jnp.where(jnp.isnan(state.domains), state.capability, state.domains)[tasks.domain]
         segment = jnp.arange(references.shape[1] - 1)  # [K - 1], each gone through from 0 to 1, the end ones beyond
-        low, high = jnp.where(segment == 0, -jnp.inf, 0), jnp.where(segment == segment[-1], jnp.inf, 1)
+        low = jnp.where(segment == 0, -jnp.inf, 0)
+        high = jnp.where(segment == segment[-1], jnp.inf, 1)
         low, high, segment = (x.astype(references.dtype)[None] for x in (low, high, segment))
         along = jnp.clip(capability[:, None] - segment, low, high)  # [1 or N, K - 1]
         pass_rate = jnp.clip(references[:, 0] + (along * jnp.diff(references, axis=1)).sum(axis=1), 0, 1)
@@ -113,15 +117,21 @@ def interpolation(momentum: ArrayLike = 0.9, *, per_domain: bool = False) -> Evi
 
 
 def _capability(mean: Array) -> Array:
-    """Where the batch's mean observed rate lies along its mean references [1 + K]; the end segments go on beyond."""
-    observed, references = mean[0], mean[1:]
+    """Locates the mean observed pass rate of a batch on the line through its mean references.
+
+    `mean` [1 + K] holds the observed pass rate, then those of the references. The line goes on
+    beyond the first and the last reference.
+    """
+    observed = mean[0]
+    references = mean[1:]
     segment = jnp.cumprod((references[1:-1] <= observed).astype(jnp.int32)).sum()  # the first that reaches it
-    weak, strong = references[segment], references[segment + 1]
+    weak = references[segment]
+    strong = references[segment + 1]
     return segment.astype(observed.dtype) + (observed - weak) / (strong - weak + EPSILON)
 
 
 def _references(tasks: Tasks, dtype: DTypeLike) -> Array:
-    """The reference pass rates [N, K] in `dtype`."""
+    """Converts the reference pass rates [N, K] to `dtype`; raises InputError without any."""
     if tasks.reference_pass_rates is None:
         raise InputError(_NO_REFERENCES)
     check_shapes(reference_pass_rates=(tasks.reference_pass_rates, "NK"), domain=(tasks.domain, "N"))

@@ -5,15 +5,17 @@ import jax.numpy as jnp
 
 from jaxrft.types import Array, Tasks
 
-DOMAINS, COMPONENTS = 16, 32  # features of either
+DOMAINS = 16  # features of a task's domain
+COMPONENTS = 32  # features of its embedding
 ITERATIONS = 3
 
 
 def describe(tasks: Tasks, num_tasks: int) -> Array:
-    """Features [N, F] of every task: its domain (modulo 16, one-hot) and the principal components of its embedding.
+    """Computes features [N, F] of every task from its domain and its embedding.
 
-    The components are standardized and share one unit of squared length a task. Where nothing is told
-    there is one feature, 0: checkpoints hold no empty arrays.
+    They are the domain (modulo 16, one-hot) and the principal components of the embedding. The
+    components are standardized and share one unit of squared length a task. Tasks without domains
+    and embeddings have one feature, 0: checkpoints hold no empty arrays.
     The table is one that `checks.check_table` has seen.
     """
     parts = []
@@ -25,7 +27,10 @@ def describe(tasks: Tasks, num_tasks: int) -> Array:
 
 
 def components(embeddings: Array) -> Array:
-    """The leading principal components [N, F] of `embeddings` [N, E], by subspace iteration [arXiv 0909.4061]."""
+    """Computes the leading principal components [N, F] of `embeddings` [N, E].
+
+    They are found by subspace iteration [arXiv 0909.4061].
+    """
     num_tasks, width = embeddings.shape
     x = embeddings.astype(jnp.float32)
     x = x - x.mean(axis=0, keepdims=True)

@@ -87,7 +87,8 @@ def greso(
     def update(state: GresoState, tasks: Tasks, feedback: Feedback) -> GresoState:
         feedback = credible(feedback, state.streak.shape[0])
         seen = feedback.trials > 0
-        easy, hard = seen & (feedback.successes >= feedback.trials), seen & (feedback.successes <= 0)
+        easy = seen & (feedback.successes >= feedback.trials)
+        hard = seen & (feedback.successes <= 0)
         old = state.streak[jnp.where(seen, feedback.ids, 0)]
         new = jnp.where(easy, jnp.maximum(old, 0) + 1, jnp.where(hard, jnp.minimum(old, 0) - 1, 0))
         ids = jnp.where(seen, feedback.ids, state.streak.shape[0])  # padding points behind the table and is dropped

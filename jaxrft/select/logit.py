@@ -11,7 +11,8 @@ from jaxrft.types import Array
 
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(9)  # Gauss-Hermite quadrature for a standard normal
 WEIGHTS = WEIGHTS / WEIGHTS.sum()
-NEWTON_STEPS, LONGEST_STEP = 6, 2.0  # logits; a step from a far mode would overshoot
+NEWTON_STEPS = 6
+LONGEST_STEP = 2.0  # logits; a step from a far mode would overshoot
 
 
 class Moments(NamedTuple):
@@ -23,7 +24,10 @@ class Moments(NamedTuple):
 
 
 def moments(mean: Array, variance: Array, *, num_generations: int) -> Moments:
-    """Moments of p = sigmoid(x), x ~ N(`mean`, `variance`) [N], and of 1 - p^G - (1 - p)^G, by 9-point quadrature."""
+    """Computes mean and variance of p = sigmoid(x), and the mean of 1 - p^G - (1 - p)^G.
+
+    x ~ N(`mean`, `variance`) [N]. The integrals are 9-point Gauss-Hermite quadratures.
+    """
     node, weight = (jnp.asarray(x, mean.dtype)[:, None] for x in (NODES, WEIGHTS))
     rate = jax.nn.sigmoid(mean[None] + node * jnp.sqrt(variance)[None])  # [9, N]
     terms = [weight * x for x in (rate, rate * rate, acquisition.informative(rate, num_generations))]
@@ -38,9 +42,10 @@ def sums(terms: list[Array], *, axis: int) -> list[Array]:
 
 
 def observe(mean: Array, variance: Array, successes: Array, trials: Array) -> tuple[Array, Array]:
-    """Laplace's approximation (mean, variance) of the posterior after `successes` of `trials`, by Newton steps.
+    """Approximates the posterior after `successes` of `trials` by a Gaussian (mean, variance).
 
-    The log posterior s x - n log(1 + e^x) - (x - mean)^2 / (2 variance) is concave; all arguments are [B].
+    This is Laplace's approximation, by Newton steps. All arguments are [B]. The log posterior
+    s x - n log(1 + e^x) - (x - mean)^2 / (2 variance) is concave.
     """
     x = mean
     for _ in range(NEWTON_STEPS):
@@ -52,7 +57,9 @@ def observe(mean: Array, variance: Array, successes: Array, trials: Array) -> tu
 
 
 def surprise(believed: Moments, successes: Array, trials: Array) -> Array:
-    """Squared deviation [B] of `successes` from what was `believed`, over the variance believed; 1 is expected.
+    """Computes the squared deviation [B] of `successes` from the belief, relative to its variance.
+
+    Its expectation is 1 under the belief.
 
     (s - n p)^2 / (n p (1 - p) + n (n - 1) var(p))
     """

@@ -37,7 +37,9 @@ def mopps(
     prior: posterior.Prior = (1.0, 1.0),
     balance: topk.Balance = "none",
 ) -> Selector:
-    """Model predictive prompt selection [arXiv 2507.04632]: explicit Beta posteriors, Thompson among candidates.
+    """Chooses tasks by model predictive prompt selection [arXiv 2507.04632].
+
+    Each task has a Beta posterior of its own rollouts. Thompson sampling chooses among candidates.
 
     alpha <- discount alpha + (1 - discount) alpha0 + s, and beta with the failures, for the tasks rolled out; others
     stay as they are. A step draws `candidates` * batch_size tasks uniformly (all, if there are fewer), and of these

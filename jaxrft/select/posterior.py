@@ -45,16 +45,20 @@ def update(
     num_generations: int,
     prior: Prior = (1.0, 1.0),
 ) -> BetaState:
-    """alpha <- (1 - decay) alpha + decay alpha0 + (1 - rho) s + rho s~, and beta with the failures [arXiv 2510.26374].
+    """Updates the counts of every task by explicit and implicit evidence [arXiv 2510.26374].
+
+    alpha <- (1 - decay) alpha + decay alpha0 + (1 - rho) s + rho s~, and beta with the failures.
 
     s~ = num_generations * p~ for p~ = `implicit_pass_rate` [N], where NaN adds nothing. An observed task has p~ = s/n,
     hence its full counts whatever rho is. Successes may be fractional; rows with `trials == 0` change nothing.
     Deviation: the prior may differ per task.
     """
-    dtype, num_tasks = state.alpha.dtype, state.alpha.shape[0]
+    dtype = state.alpha.dtype
+    num_tasks = state.alpha.shape[0]
     check_shapes(alpha=(state.alpha, "N"), beta=(state.beta, "N"), implicit_pass_rate=(implicit_pass_rate, "N"))
     check_dtypes(float, implicit_pass_rate=implicit_pass_rate)
-    decay, rho = jnp.asarray(decay, dtype), jnp.asarray(rho, dtype)
+    decay = jnp.asarray(decay, dtype)
+    rho = jnp.asarray(rho, dtype)
     successes, trials = counts(feedback, num_tasks, dtype=dtype)
     implicit = implicit_pass_rate.astype(dtype)
     weight = jnp.where(jnp.isnan(implicit), 0, rho * num_generations)  # [N], implicit rollouts
@@ -68,7 +72,9 @@ def update(
 def update_visited(
     state: BetaState, feedback: Feedback, *, discount: ArrayLike, prior: Prior = (1.0, 1.0)
 ) -> BetaState:
-    """alpha <- discount alpha + (1 - discount) alpha0 + s for observed tasks, and beta with f [arXiv 2507.04632].
+    """Updates the counts of the tasks rolled out by their own evidence [arXiv 2507.04632].
+
+    alpha <- discount alpha + (1 - discount) alpha0 + s, and beta with the failures.
 
     Tasks that were not rolled out stay as they are. Deviation: the prior may differ per task.
     """
@@ -81,7 +87,7 @@ def update_visited(
 
 
 def _step(state: BetaState, kept: Array, pull: Array, prior: Prior, gained: tuple[Array, Array]) -> BetaState:
-    """Returns `kept` times the counts, `pull` times those of the prior, and what was gained, together."""
+    """Adds `kept` times the counts, `pull` times those of the prior, and the counts `gained`."""
     counts = zip(state, prior, gained, strict=True)
     return BetaState(
         *(constrain(kept * old + pull * jnp.asarray(first, old.dtype) + more, "task") for old, first, more in counts)
@@ -89,7 +95,7 @@ def _step(state: BetaState, kept: Array, pull: Array, prior: Prior, gained: tupl
 
 
 def counts(feedback: Feedback, num_tasks: int, *, dtype: DTypeLike = jnp.float32) -> tuple[Array, Array]:
-    """Successes and trials of every task, [N] each and 0 where nothing was rolled out."""
+    """Sums the successes and trials of every task, [N] each; 0 where nothing was rolled out."""
     feedback = check_feedback(feedback)
     ids = jnp.where(feedback.trials > 0, feedback.ids, num_tasks)  # padding points behind the table and is dropped
     successes, trials = (
@@ -100,12 +106,15 @@ def counts(feedback: Feedback, num_tasks: int, *, dtype: DTypeLike = jnp.float32
 
 
 def mean(state: BetaState) -> Array:
-    """Posterior mean alpha / (alpha + beta) of every pass rate, [N]."""
+    """Computes the posterior mean alpha / (alpha + beta) of every pass rate, [N]."""
     return state.alpha / (state.alpha + state.beta)
 
 
 def sample(key: Array, state: BetaState) -> Array:
-    """One draw from the posterior of every task, [N], for Thompson sampling; exact, by `beta_logit`."""
+    """Draws one pass rate from the posterior of every task, [N], for Thompson sampling.
+
+    The draws are exact, by `beta_logit`.
+    """
     check_shapes(alpha=(state.alpha, "N"), beta=(state.beta, "N"))
     check_dtypes(float, alpha=state.alpha, beta=state.beta)
     draw = jax.nn.sigmoid(beta_logit(key, state.alpha, state.beta))

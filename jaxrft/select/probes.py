@@ -11,14 +11,20 @@ from jaxrft.types import Array
 
 
 def portions(places: int, *, multiple: int = 1) -> tuple[int, ...]:
-    """How many of a batch's `places` may be left for tasks yet to be chosen: its quarters, each a compiled program.
+    """Lists the numbers of a batch's `places` that may be left for tasks yet to be chosen.
 
-    Some always are, or nothing that is believed would be tested. Rounded up to multiples, as a mesh may want them.
+    They are the quarters of the batch, rounded up to multiples of `multiple`, as a mesh may want
+    them. Each is a compiled program. At least a quarter is always left, or no belief would be
+    tested.
     """
     return tuple(sorted({-(-places * part // (4 * multiple)) * multiple for part in (1, 2, 3, 4)}))
 
 
 def portion(places: int, informative: int | Array, *, multiple: int = 1) -> Array:
-    """Index, [] int32, of the smallest of the `portions` that so many informative groups of a probe can fill up."""
+    """Finds the smallest of the `portions` that reference groups can fill up to the batch.
+
+    `informative`: the number of informative reference groups. Returns the index of the portion,
+    [] int32.
+    """
     sizes = np.array(portions(places, multiple=multiple), np.int32)
     return (sizes < places - informative).sum(dtype=np.int32)

@@ -17,40 +17,47 @@ BOOST = np.uint32(2**32 - 1)  # counter of the words that no round uses
 
 @jax.jit
 def random_bits(key: Array, counter: Array, stream: Array | np.uint32) -> tuple[Array, Array]:
-    """Two random uint32 for every `counter` [...] uint32 of a `stream`.
+    """Draws two random uint32 for every `counter` [...] uint32 of a `stream`.
 
-    On CPUs `jax.random.bits` is a loop of passes over the memory. This is a single one, part of whatever it is used in,
-    and tells the words of a few counters without those of the others.
+    On CPUs `jax.random.bits` is a loop of passes over the memory. This is a single pass, part of
+    whatever it is used in. It computes the words of a few counters without those of the others.
     """
     keys = jax.random.bits(key, (2,), jnp.uint32)  # whatever kind of key it is
     return threefry((keys[0], keys[1]), counter, jnp.broadcast_to(stream, counter.shape))
 
 
 def threefry(key: tuple[Array, Array], x: Array, y: Array) -> tuple[Array, Array]:
-    """Threefry-2x32-20 of the words x, y [...] uint32 [Salmon et al. 2011, doi 10.1145/2063384.2063405]."""
+    """Applies Threefry-2x32-20 to the words x, y [...] uint32.
+
+    [Salmon et al. 2011, doi 10.1145/2063384.2063405]
+    """
     keys = (*key, key[0] ^ key[1] ^ PARITY)
-    x, y = x + keys[0], y + keys[1]
+    x = x + keys[0]
+    y = y + keys[1]
     for block in range(5):
         for rotation in ROTATIONS[block % 2]:
             x = x + y
             y = x ^ ((y << np.uint32(rotation)) | (y >> np.uint32(32 - rotation)))
-        x, y = x + keys[(block + 1) % 3], y + keys[(block + 2) % 3] + np.uint32(block + 1)
+        x = x + keys[(block + 1) % 3]
+        y = y + keys[(block + 2) % 3] + np.uint32(block + 1)
     return x, y
 
 
 def uniform(word: Array) -> Array:
-    """Float32 in (0, 1), all of 2^23 equally far apart."""
+    """Maps a random uint32 to a float32 in (0, 1), one of 2^23 that are equally far apart."""
     return (word >> np.uint32(9)).astype(jnp.float32) * (2 * SMALLEST) + SMALLEST
 
 
 def normal(word: Array) -> Array:
-    """Float32, standard normal."""
+    """Maps a random uint32 to a standard normal float32, by the inverse error function."""
     return np.float32(np.sqrt(2)) * jax.lax.erf_inv(2 * uniform(word) - 1)
 
 
 @jax.jit
 def beta_logit(key: Array, alpha: Array, beta: Array) -> Array:
-    """Logits [N], float32, of draws from Beta(alpha, beta) [N]: log G(alpha) - log G(beta), G Gamma draws.
+    """Draws from Beta(alpha, beta) [N], and returns the logits [N], float32.
+
+    A logit is log G(alpha) - log G(beta), where G are Gamma draws.
 
     Exact, by rejection [Marsaglia and Tsang 2000, doi 10.1145/358407.358414]: with d = a - 1/3, t = x / sqrt(9 d) for a
     normal x and h = 3 d (log(1 + t) - t + t^2 / 2 - t^3 / 3), which is their 0.5 x^2 + d - d v + d log v without its
@@ -58,7 +65,8 @@ def beta_logit(key: Array, alpha: Array, beta: Array) -> Array:
     multiplied by U^(1/a). NaN where a parameter is not positive and finite. The same on any mesh.
     """
     counter = jnp.arange(alpha.shape[0], dtype=jnp.uint32)
-    count, table = shards(jax.sharding.get_abstract_mesh(), "task"), spec("task")
+    count = shards(jax.sharding.get_abstract_mesh(), "task")
+    table = spec("task")
     if count == 1 or alpha.shape[0] % count:
         return _beta_logit(key, alpha, beta, counter)
     own = jax.shard_map(_beta_logit, in_specs=(PartitionSpec(), table, table, table), out_specs=table)
@@ -99,14 +107,15 @@ def _beta_logit(key: Array, alpha: Array, beta: Array, counter: Array) -> Array:
 
 
 def _either(first: Pair, second: Pair) -> Pair:
-    """The first, or where that is NaN the second."""
+    """Takes the elements of the first, or of the second where those of the first are NaN."""
     return [jnp.where(jnp.isnan(x), y, x) for x, y in zip(first, second, strict=True)]
 
 
 def _tries(key: Array, raised: Pair, counter: Array, number: Array) -> Pair:
-    """Candidates t for both Gamma draws, by the words of two streams from `number` on; NaN where rejected.
+    """Draws candidates t for both Gamma draws; NaN where rejected.
 
-    0 where d is NaN, of which nothing will ever be accepted.
+    The words are those of two streams, from `number` on. t is 0 where d is NaN, for which no
+    candidate would ever be accepted.
     """
 
     def once(d: Array, number: Array) -> Array:
@@ -119,7 +128,10 @@ def _tries(key: Array, raised: Pair, counter: Array, number: Array) -> Pair:
 
 
 def _remainder(t: Array) -> Array:
-    """log(1 + t) - t + t^2 / 2 - t^3 / 3, never above 0, and -infinity from t = -1 down."""
+    """Computes log(1 + t) - t + t^2 / 2 - t^3 / 3, which is never above 0.
+
+    It is -infinity for t <= -1.
+    """
     series = jnp.zeros_like(t)
     for power in range(11, 3, -1):
         series = series * t + np.float32((-1) ** (power + 1) / power)

@@ -33,9 +33,10 @@ USE_EMBEDDINGS = ("adaptive", "dots")
 
 
 def make(name: str, num_generations: int, **hyper_parameters: object) -> Selector:
-    """The selector called `name`, given those of `hyper_parameters` that are its own and not another selector's.
+    """Makes the selector called `name` with those of `hyper_parameters` that are its own.
 
-    Raises InputError for an unknown selector, or a hyper-parameter of none, and for `dots` without a predictor.
+    The hyper-parameters of other selectors are left out. Raises InputError for an unknown selector,
+    for a hyper-parameter that no selector has, and for `dots` without a predictor.
     """
     if name == "oracle" and name not in SELECTORS:
         raise InputError("no selector 'oracle': it is a measurement now, benchmarks/_oracle.py; choose another")
@@ -55,10 +56,13 @@ def make(name: str, num_generations: int, **hyper_parameters: object) -> Selecto
 
 
 def fields(name: str) -> set[str]:
-    """The hyper-parameters of the selector called `name`, its factory's keyword-only arguments."""
+    """Lists the hyper-parameters of the selector called `name`.
+
+    They are the keyword-only arguments of its factory.
+    """
     return {p.name for p in inspect.signature(SELECTORS[name]).parameters.values() if p.kind is p.KEYWORD_ONLY}
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
-    """The one of `names` spelt most like `name`."""
+    """Finds the one of `names` that is spelled most like `name`."""
     return difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.0)[0]

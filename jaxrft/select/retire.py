@@ -39,7 +39,7 @@ def retire(
     review: ArrayLike = 0.02,
     balance: topk.Balance = "none",
 ) -> Selector:
-    """Every task as often as any other, until its last pass rate shows that it is mastered [arXiv 2510.13786].
+    """Chooses every task equally often until its last pass rate shows mastery [arXiv 2510.13786].
 
     A task is retired while its last observed pass rate is at least `retire_above`, in (0, 1]. All others are active,
     those never observed among them. Active tasks are chosen in shuffled epochs, as by `uniform`: none comes twice

@@ -125,11 +125,14 @@ class Session:
         self._state = update(self._state, self._tasks, feedback)
 
     def pass_rate(self) -> np.ndarray:
-        """Pass rates [N] that the selector believes the tasks to have; NaN where it believes nothing."""
+        """Computes the pass rates [N] that the selector believes; NaN where it believes nothing."""
         return np.asarray(self._pass_rate(self._state, self._tasks))
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """All that changes, as a flat dictionary of numpy arrays, for numpy.savez or safetensors.numpy.save_file."""
+        """Collects all that changes in a flat dictionary of numpy arrays.
+
+        numpy.savez and safetensors.numpy.save_file take it.
+        """
         return self._named_state() | {"step": np.asarray(self._step), "seed": np.asarray(self._seed)}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
@@ -186,7 +189,7 @@ class Session:
         return kept
 
     def _key(self) -> Array:
-        """The random key of this step."""
+        """Derives the random key of this step from the seed."""
         return jax.random.fold_in(jax.random.key(self._seed), self._step)
 
     def _check(self, ids: np.ndarray, successes: np.ndarray, trials: np.ndarray, tokens: np.ndarray) -> None:

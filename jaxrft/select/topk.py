@@ -58,19 +58,27 @@ def quota(
 
 
 def _proportional(key: Array, sizes: Array, num_tasks: Array, batch_size: int) -> Array:
-    """The domains of B tasks that stand N / B apart from each other, from a random one on, in a table by domain."""
-    start, place = jax.random.randint(key, (), 0, num_tasks), jnp.arange(batch_size)
+    """Counts, by domain, B tasks that stand N / B apart in a table sorted by domain.
+
+    The first of them is random.
+    """
+    start = jax.random.randint(key, (), 0, num_tasks)
+    place = jnp.arange(batch_size)
     whole, rest = divmod(num_tasks, batch_size)
     row = place * whole + (place * rest + start) // batch_size  # floor((place * N + start) / B), which may overflow
     return jnp.zeros_like(sizes).at[jnp.searchsorted(jnp.cumsum(sizes), row, side="right")].add(1)
 
 
 def _equal(key: Array, sizes: Array, num_tasks: Array, batch_size: int) -> Array:
-    """As many places for each domain as all can have, or its tasks; one more for some, beginning at a random one."""
+    """Computes equal numbers of places for all domains; a smaller domain has one for each task.
+
+    The places that remain go one each to domains that can fill them, beginning at a random domain.
+    """
     count = jnp.zeros(batch_size + 1, jnp.int32).at[jnp.minimum(sizes, batch_size)].add(1)  # domains by size
     larger = jnp.cumsum(count[::-1])[::-1][1:]  # [B], domains of 1, 2, ... tasks and more
     level = (jnp.cumsum(larger) <= batch_size).sum()
-    places, open_to = jnp.minimum(sizes, level), sizes > level
+    places = jnp.minimum(sizes, level)
+    open_to = sizes > level
     number = jnp.maximum(open_to.sum(), 1)
     turn = (jnp.cumsum(open_to) + jax.random.randint(key, (), 0, number)) % number
     return places + (open_to & (turn < batch_size - places.sum())).astype(jnp.int32)
@@ -119,7 +127,10 @@ def smallest(
 
 
 def _first(table: list[Array], places: Array, batch_size: int) -> list[Array]:
-    """The B first rows of (score, tie, id, domain) [..., n], those behind their domain's `places` last."""
+    """Selects the B first rows of (score, tie, id, domain) [..., n].
+
+    Rows beyond the `places` of their domain come last.
+    """
     score, ties, ids, domain = table
     domain, score, ties, ids = jax.lax.sort((domain, score, ties, ids), num_keys=3)
     row = jax.lax.broadcasted_iota(jnp.int32, domain.shape, domain.ndim - 1)
@@ -165,7 +176,10 @@ def _ties(key: Array, ids: Array, exclude: Array | None) -> Array:
 
 
 def _order(score: Array) -> Array:
-    """Floats in the order of the scores, NaN beside infinity; `top_k` of integers would sort them all."""
+    """Maps scores to floats in the same order, with NaN behind infinity.
+
+    `top_k` of integers would sort them all.
+    """
     if jnp.issubdtype(score.dtype, jnp.floating):
         return jnp.where(jnp.isnan(score), jnp.inf, jnp.minimum(score, jnp.finfo(score.dtype).max))
     size = jnp.minimum(jnp.abs(score), np.int32(2**31 - 2**25)) + np.int32(2**23)  # the bits of a normal float

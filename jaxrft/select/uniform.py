@@ -19,7 +19,7 @@ class VisitsState(NamedTuple):
 
 
 def uniform(num_generations: int, *, order: Order = "shuffled", balance: topk.Balance = "none") -> Selector:
-    """Every task as often as any other.
+    """Chooses every task equally often.
 
     `shuffled` goes through the table in epochs, each in a random order; `sequential` in the order of the table;
     `replacement` draws every batch afresh. In epochs no task comes twice before all have come once, and a batch is

@@ -45,12 +45,13 @@ def dots(
     temperature: ArrayLike = 1e-3,
     balance: topk.Balance = "none",
 ) -> Selector:
-    """Difficulty-targeted online selection as published [arXiv 2506.05316]: probes, attention, softmax.
+    """Chooses tasks with predicted pass rates near `target`, as published [arXiv 2506.05316].
 
     Every `probe_every` steps, before it selects, the loop rolls out the `num_references` tasks (all, if there are
     fewer) that `reference_set` draws uniformly, and gives their feedback to `update_references`.
-    `attention.predict_projected` tells the pass rates p~ of all tasks from theirs; a batch is drawn without
-    replacement, each task with chance proportional to exp(-|p~ - `target`| / `temperature`).
+    `attention.predict_projected` predicts the pass rates p~ of all tasks from those of the
+    references. A batch is drawn without replacement, each task with chance proportional to
+    exp(-|p~ - `target`| / `temperature`).
     `tasks.projections` holds the table as the frozen `predictor` sees it, project(predictor, embeddings, embeddings):
     an argument, which no checkpoint carries; the embeddings themselves are not needed any more.
     A loop that trains on the groups of some references excludes their tasks from `select`.
@@ -131,7 +132,7 @@ def _latest(state: DotsState, feedback: Feedback, valid: Array) -> tuple[Array, 
 
 
 def _projections(tasks: Tasks) -> Projections:
-    """The table as the predictor sees it."""
+    """Returns the table as the predictor sees it; raises InputError without one."""
     if tasks.projections is None:
         raise InputError(
             "the dots selector needs every task's embedding as its predictor sees it: pass them in Tasks.projections, "
