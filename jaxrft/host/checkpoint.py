@@ -60,8 +60,12 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, *, keep: int, identity: dict[str, JSON]):
-        """Of `folder`, which need not exist; `keep` newest checkpoints stay, what killed saves left is removed."""
-        self.folder, self.keep = folder.absolute(), keep
+        """Opens `folder`, which need not exist, and removes what killed saves left in it.
+
+        Each save keeps the `keep` newest checkpoints.
+        """
+        self.folder = folder.absolute()
+        self.keep = keep
         self.identity = json.loads(json.dumps(identity))
         self.newest: int | None = None  # the step last saved or restored
         self.orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler())
@@ -98,15 +102,17 @@ class Checkpoints:
         self.newest = step
 
     def restore(self, like: S) -> S | None:
-        """The newest good state, with the shapes, dtypes and shardings of `like`, whose memory it takes.
+        """Restores the newest good state, with the shapes, dtypes and shardings of `like`.
 
-        None, and `like` as it is, where no step has been saved. Logs which steps were passed over, and why. Raises
-        InputError when none is good, or when the newest good one is of another model, other tasks or another selector.
+        It takes the memory of `like`. Returns None, and leaves `like` as it is, where no step has
+        been saved. Logs which steps were passed over, and why. Raises InputError when none is good,
+        or when the newest good one is of another model, other tasks or another selector.
         """
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         passed = []
         for step in json.loads(broadcast_from_host0(lambda: json.dumps(steps_in(self.folder)[::-1]))):
-            state, flaw = None, broadcast_from_host0(lambda step=step: flaw_of(self.folder / f"{step}"))
+            state = None
+            flaw = broadcast_from_host0(lambda step=step: flaw_of(self.folder / f"{step}"))
             if not flaw:
                 on_host0(lambda step=step: self._check_identity(step))
                 # Or a state that fits the devices once would have to fit twice.
@@ -138,7 +144,7 @@ class Checkpoints:
             raise InputError(f"cannot write to {self.folder} ({str(error)[:200]}): {RESUME_REMEDY}") from error
 
     def _read(self, step: int, abstract: S) -> tuple[S | None, str]:
-        """The state of a step, or why orbax does not read it."""
+        """Reads the state of a step; returns it and "", or None and why orbax does not read it."""
         try:
             return self.orbax.restore(self.folder / f"{step}/state", args=ocp.args.StandardRestore(abstract)), ""
         except jax.errors.JaxRuntimeError:  # such as too little memory: another checkpoint would do no better
@@ -156,7 +162,8 @@ class Checkpoints:
                 f"finish the run with {version}, or choose another output_dir"
             )
         for name in self.identity | saved:
-            here, there = self.identity.get(name), saved.get(name)
+            here = self.identity.get(name)
+            there = saved.get(name)
             if here != there:
                 raise InputError(
                     f"the checkpoint in {self.folder} is of another run: its {name} is {_short(there)}, this run's is "
@@ -192,9 +199,10 @@ class Checkpoints:
             check_room(self.folder, size_of(state))
 
     def _clear(self) -> None:
-        """Removes what saves that came to nothing have left; a failed one may still write for a moment.
+        """Removes what failed and killed saves have left.
 
-        A link under such a name goes, too: the next save would follow it.
+        It tries several times, since a failed save may still write for a moment. A link under such
+        a name is removed too: the next save would follow it.
         """
         for seconds in (0.1, 0.3, 1.0, 0.0):
             left = list(self.folder.glob(f"*{SAVING}*"))
@@ -216,7 +224,10 @@ def steps_in(folder: Path) -> list[int]:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Path within `folder` -> SHA-256 of every file but the list of these; hidden ones are none of ours."""
+    """Computes the SHA-256 of every file within `folder`, by its path there.
+
+    The list of these sums is left out, and so are hidden files, which are none of ours.
+    """
     paths = [path for path in folder.rglob("*") if path.is_file() and path.name[0] != "." and path != folder / SUMS]
 
     def digest(path: Path) -> str:
@@ -280,7 +291,8 @@ def _without_stacks(*libraries: logging.Logger) -> Iterator[None]:
 
     for library in libraries:
         library.addFilter(stackless)
-    before, sys.unraisablehook = sys.unraisablehook, note
+    before = sys.unraisablehook
+    sys.unraisablehook = note
     try:
         yield
     finally:

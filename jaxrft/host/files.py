@@ -155,5 +155,5 @@ def remove(path: Path) -> None:
 
 
 def short_digest(content: bytes) -> str:
-    """Twelve characters that differ for different contents."""
+    """Computes the first 12 hexadecimal digits of the SHA-256 of `content`."""
     return hashlib.sha256(content).hexdigest()[:12]

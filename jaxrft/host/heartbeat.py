@@ -30,7 +30,9 @@ SILENT = 12.0  # seconds without a new heartbeat after which a process counts as
 PATIENCE = 10.0  # seconds that a witness has to end, and JAX a process without the first one
 MAX_BYTES = 100  # of a heartbeat
 OVER = "over"  # on a witness's standard input: the process ended by itself
-KILLED, ABORTED = "killed", "aborted"  # what a witness leaves in the place of the last heartbeat
+# What a witness leaves in the place of the last heartbeat.
+KILLED = "killed"
+ABORTED = "aborted"
 
 
 @contextmanager
@@ -126,7 +128,7 @@ def _read(beat: Path) -> str:
 
 
 def sentence(found: list[int], count: int) -> str:
-    """Says which processes have died."""
+    """Formats the sentence that says which processes have died."""
     return (
         f"process {', '.join(map(str, found))} of {count} gives no sign of life any more: start all of them again, and "
         "the run goes on from the newest checkpoint"

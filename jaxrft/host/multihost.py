@@ -15,8 +15,12 @@ T = TypeVar("T")
 
 
 def on_host0(function: Callable[[], T]) -> T | None:
-    """What `function` returns on process 0, None on the others, which do not call it; its InputError all raise."""
-    result, mistake = None, ""
+    """Calls `function` on process 0, and returns its result there, None on the others.
+
+    When it raises InputError, all processes do.
+    """
+    result = None
+    mistake = ""
     if jax.process_index() == 0:
         try:
             result = function()
@@ -30,13 +34,13 @@ def on_host0(function: Callable[[], T]) -> T | None:
 
 
 def broadcast_from_host0(function: Callable[[], str]) -> str:
-    """What `function` returns on process 0, for all."""
+    """Calls `function` on process 0, and returns its text on all processes."""
     found = on_host0(function) or ""
     return found if jax.process_count() == 1 else broadcast_text(found)
 
 
 def broadcast_text(text: str) -> str:
-    """The `text` of process 0."""
+    """Broadcasts the `text` of process 0 to all processes."""
     said = text.encode()
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(said))))
     size = max(1024, 1 << length.bit_length())  # few programs, each a shape
@@ -70,5 +74,5 @@ def join_processes() -> None:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether any process says so."""
+    """Checks whether `flag` is True on any process; all of them must call it."""
     return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())
