@@ -32,17 +32,16 @@ from jaxrft.types import Array, PyTree
 
 END = "<end>"
 CHARACTERS = (END, *map(chr, range(32, 127)))  # 96 tokens: the end, printable ASCII
-PROMPT, COMPLETION = (
-    16,
-    max(builtin.LENGTHS) + 1,
-)  # tokens of the longest prompt, and of the longest answer with its end
+PROMPT = 16  # tokens of the longest prompt
+COMPLETION = max(builtin.LENGTHS) + 1  # tokens of the longest answer with its end
 
 # How often the demonstrator copies a digit instead of rewriting it.
 FORGETS = {"next": 0.02, "half": 0.4, "flip": 0.55, "left": 0.55, "turn": 0.6, "twice": 0.65}
 
 DEMONSTRATIONS = 50_000  # in each of the two phases
 BATCH = 128
-CLEAN_STEPS, SLOPPY_STEPS = 2000, 1000
+CLEAN_STEPS = 2000
+SLOPPY_STEPS = 1000
 LEARNING_RATE = 2e-3
 SAMPLES = 32  # rollouts a task behind what is reported of a policy
 
@@ -87,7 +86,11 @@ def main() -> None:
 
 
 def pass_rates(name: str, policies: list[tuple[ModelConfig, Params]], *, samples: int) -> dict[str, Any]:
-    """How often each policy solves each task of a family's pool: `successes` [N, K] uint8 of so many `trials`."""
+    """Counts how often each policy solves each task of a family's pool.
+
+    Returns the counts as `successes` [N, K] uint8, and as `trials` the number of rollouts behind
+    each.
+    """
     _, asked = split(name)
     successes = [rollouts(config, params, asked, samples=samples).sum(axis=1) for config, params in policies]
     return {"successes": np.stack(successes, axis=1).astype(np.uint8), "trials": samples}
@@ -100,7 +103,7 @@ def split(name: str) -> tuple[list[builtin.Task], Examples]:
 
 
 def shape(recipe: Recipe) -> ModelConfig:
-    """Two layers of four heads."""
+    """Configures a model of two layers with four heads, of the recipe's width."""
     return ModelConfig(
         vocab_size=len(CHARACTERS),
         hidden_size=recipe.width,
@@ -114,14 +117,18 @@ def shape(recipe: Recipe) -> ModelConfig:
 
 
 def encode(text: str) -> list[int]:
-    """The tokens of a text."""
+    """Encodes a text, a token for each character."""
     return [CHARACTERS.index(character) for character in text]
 
 
 def examples(prompts: list[str], answers: list[str]) -> Examples:
-    """Texts as arrays of tokens; what follows an answer is END, of which only the first counts."""
+    """Encodes prompts and answers as arrays of tokens.
+
+    END fills up the rows of answers; only the first END of a row counts.
+    """
     n = len(prompts)
-    asked, answered = np.zeros((n, PROMPT), np.int32), np.zeros((n, COMPLETION), np.int32)
+    asked = np.zeros((n, PROMPT), np.int32)
+    answered = np.zeros((n, COMPLETION), np.int32)
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         asked[row, : len(prompt)] = encode(prompt)
         answered[row, : len(answer)] = encode(answer)
@@ -130,7 +137,10 @@ def examples(prompts: list[str], answers: list[str]) -> Examples:
 
 
 def demonstrations(rng: random.Random, sloppiness: float, *, count: int = DEMONSTRATIONS) -> Examples:
-    """Random tasks and how the demonstrator answers them, forgetting sloppiness * FORGETS of the digits."""
+    """Draws random tasks, and the demonstrator's answers to them.
+
+    A digit is copied instead of rewritten with chance sloppiness * FORGETS.
+    """
     tasks = [builtin.draw(rng) for _ in range(count)]
 
     def answer(task: builtin.Task) -> str:
@@ -142,8 +152,9 @@ def demonstrations(rng: random.Random, sloppiness: float, *, count: int = DEMONS
 
 
 def pretrain(recipe: Recipe) -> Params:
-    """A policy that imitates flawless demonstrations first and sloppy ones then."""
-    rng, key = random.Random(recipe.seed), jax.random.key(recipe.seed)
+    """Trains a policy to imitate flawless demonstrations first, and then sloppy ones."""
+    rng = random.Random(recipe.seed)
+    key = jax.random.key(recipe.seed)
     params = model.init(key, shape(recipe))
     for phase, (sloppiness, steps) in enumerate(((0.0, CLEAN_STEPS), (recipe.sloppiness, SLOPPY_STEPS))):
         data = demonstrations(rng, sloppiness)
@@ -154,7 +165,10 @@ def pretrain(recipe: Recipe) -> Params:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def imitate(config: ModelConfig, steps: int, params: Params, data: Examples, key: Array) -> tuple[Params, Array]:
-    """Maximum likelihood by Adam with a cosine schedule; also returns the mean loss of the last tenth of the steps."""
+    """Maximizes the likelihood of the answers by Adam with a cosine schedule.
+
+    Returns the parameters, and the mean loss of the last tenth of the steps.
+    """
     policy = model.decoder(config, remat="none")
     schedule = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, steps // 20, steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
@@ -177,7 +191,10 @@ def imitate(config: ModelConfig, steps: int, params: Params, data: Examples, key
 
 
 def rollouts(config: ModelConfig, params: Params, asked: Examples, *, samples: int, greedy: bool = False) -> np.ndarray:
-    """Whether each sample of each task is exactly right, [n, samples] bool."""
+    """Rolls out each task and checks its samples, [n, samples] bool.
+
+    A sample passes if it is exactly right.
+    """
     policy = model.decoder(config, remat="none")
     found = []
     for start in range(0, len(asked.lengths), BATCH):
@@ -190,13 +207,13 @@ def rollouts(config: ModelConfig, params: Params, asked: Examples, *, samples: i
 
 @partial(jax.jit, static_argnums=(0, 4, 5))
 def roll_out(policy: Policy, params: Params, part: Examples, ids: Array, samples: int, greedy: bool) -> Array:
-    """Sampled answers [n * samples, T], END after each."""
+    """Samples answers [n * samples, T] to prompts, with END after each."""
     options = {"num_generations": samples, "max_completion_length": COMPLETION, "eos_ids": (0,), "greedy": greedy}
     return generate(policy, params, jax.random.key(0), part.prompts, part.lengths, ids, **options).tokens
 
 
 def report(name: str, config: ModelConfig, params: Params) -> None:
-    """Prints what a policy can do on the held-out tasks."""
+    """Prints how often a policy solves the held-out tasks."""
     tasks, asked = split("digits-test")
     sampled = rollouts(config, params, asked, samples=SAMPLES)
     greedy = rollouts(config, params, asked, samples=1, greedy=True)
@@ -207,7 +224,10 @@ def report(name: str, config: ModelConfig, params: Params) -> None:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Qwen2's byte-level BPE with no merges: a token for every printable character of ASCII; END pads, too."""
+    """Builds Qwen2's byte-level BPE with no merges: a token for every printable ASCII character.
+
+    END pads, too.
+    """
     vocabulary = {character.replace(" ", "Ġ"): token for token, character in enumerate(CHARACTERS)}
     tokens = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokens.normalizer = normalizers.NFC()  # pyright: ignore[reportAttributeAccessIssue]
