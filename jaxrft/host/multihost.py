@@ -17,7 +17,7 @@ T = TypeVar("T")
 def on_host0(function: Callable[[], T]) -> T | None:
     """Calls `function` on process 0, and returns its result there, None on the others.
 
-    When it raises InputError, all processes do.
+    The others do not call it. An InputError that it raises is raised on all processes.
     """
     result = None
     mistake = ""
