@@ -26,9 +26,10 @@ class Display:
     """
 
     def __init__(self, steps: int, *, start: int = 0, every: int = 10, visible: bool = True, unit: str = "step"):
-        """Of a run of `steps`, from `start` on; without a terminal a line every `every` steps instead of a bar.
+        """Sets up the display of a run of `steps`, from `start` on.
 
-        `unit` is what the bar counts.
+        Without a terminal it prints a line every `every` steps instead of a bar. `unit` is what the
+        bar counts.
         """
         self.console = Console(file=tolerant(sys.stdout), quiet=not visible, highlight=False)
         self.every = every
@@ -102,5 +103,5 @@ class Display:
 
 
 def _short(text: str) -> str:
-    """Text without its middle when it has more than 300 characters."""
+    """Cuts the middle out of a text of more than 300 characters."""
     return text if len(text) <= 300 else f"{text[:150]} ... {text[-150:]}"

@@ -24,7 +24,7 @@ WAITING = 10_000  # entries that wait in memory at most, 20 MB of those of an or
 
 
 def plain(value: Any) -> float | int | str | None:
-    """A JSON value of a scalar: null for NaN and infinities."""
+    """Converts a scalar to a JSON value: null for NaN and infinities."""
     if isinstance(value, str):
         return value
     number = value.item() if hasattr(value, "item") else value
@@ -48,10 +48,13 @@ class Reporter:
     def __init__(self, path: Path, display: Display, *, start: int = -1, write: bool = True):
         """Opens the log at `path`, if this process is the one that writes; raises InputError if it cannot be read."""
         found = on_host0(lambda: records.read(path, start)) if write or jax.process_count() > 1 else None
-        self.path, self.display, self.write = path, display, write
+        self.path = path
+        self.display = display
+        self.write = write
         self.earlier: list[dict[str, JSON]] | None = found.entries if found else []
         self.damaged: list[bytes] = found.damaged if found else []
-        self.step, self.metrics = start, {}
+        self.step = start
+        self.metrics = {}
         self.unwritten: list[dict[str, JSON]] = []
         self.dropped: list[int] = []  # steps for which there was no more room in memory
         self.trouble = ""  # why they are
@@ -75,11 +78,14 @@ class Reporter:
             )
 
     def evaluated(self, step: int) -> bool:
-        """Whether the file has an evaluation of the step that the run goes on from."""
+        """Checks whether the file has an evaluation of `step`, from which the run resumes."""
         return any(name.startswith("eval/") for e in self.earlier or () if e["step"] == step for name in e)
 
     def best(self, name: str) -> float:
-        """The highest value of a metric at any step up to the one that the run goes on from; -infinity without any."""
+        """Finds the highest value of a metric at steps from 1 to the one that the run resumes from.
+
+        Returns -infinity if the metric has no value.
+        """
         values = [entry.get(name) for entry in self.earlier or () if entry["step"] > 0]
         return max((value for value in values if isinstance(value, int | float)), default=-math.inf)
 
@@ -119,7 +125,8 @@ class Reporter:
         try:
             with writing(self.path.parent):
                 self._append() if self.earlier is None else self._replace(self.earlier)
-            self.unwritten, self.trouble = [], "" if not self.dropped else self.trouble
+            self.unwritten = []
+            self.trouble = "" if not self.dropped else self.trouble
         except InputError as error:
             if not self.trouble:
                 logger.warning("the metrics of step %d wait in memory, and the run goes on: %s", self.step, error)
@@ -154,7 +161,10 @@ class Reporter:
         self.size = len(content)
 
     def _say_without_signal(self, silent: bool) -> None:
-        """Says so, at the first of several steps and then now and then, when a step had nothing to learn from."""
+        """Says when a step had nothing to learn from.
+
+        Of several such steps in a row it says so at the first, and then at every tenth.
+        """
         self.without_signal = self.without_signal + 1 if silent else 0
         if self.without_signal % 10 == 1:
             self.display.say(
@@ -201,9 +211,10 @@ class Timer:
     def lap(self, name: str) -> None:
         """Ends the lap `name`."""
         now = time.perf_counter()
-        self.laps[name], self.last = now - self.last, now
+        self.laps[name] = now - self.last
+        self.last = now
 
     def metrics(self) -> dict[str, float]:
-        """timing/<lap>, select/seconds and step_time so far."""
+        """Collects timing/<lap>, select/seconds and step_time so far."""
         found = {f"timing/{name}": seconds for name, seconds in self.laps.items()}
         return found | {"select/seconds": self.laps["select"], "step_time": self.last - self.start}

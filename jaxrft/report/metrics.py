@@ -60,7 +60,11 @@ def rewards(
     total_valid: Array,
     informative: Array,
 ) -> dict[str, Array]:
-    """Of rewards and which are valid [B, G, F], their sums and which exist [B, G], and which groups teach [B]."""
+    """Computes the metrics of the rewards of a batch.
+
+    `values`, `valid` [B, G, F]: the rewards, and which are valid. `total`, `total_valid` [B, G]:
+    their sums, and which exist. `informative` [B]: the groups whose sums are not all equal.
+    """
     found = {
         "reward": masked.mean(total, total_valid),
         "reward_std": jnp.mean(masked.std(total, total_valid, axis=1)),
@@ -74,7 +78,10 @@ def rewards(
 
 
 def completions(rollout: Rollout, truncated: Array) -> dict[str, Array]:
-    """Of a rollout and which of its rows [R] have no end."""
+    """Computes the metrics of the completions of a rollout, and of their importance ratios.
+
+    `truncated` [R]: the rows without an end.
+    """
     lengths = rollout.lengths.astype(jnp.float32)
     log_ratio = masked.zero(rollout.logprobs - rollout.sampling_logprobs, rollout.mask)
     ratio = jnp.exp(log_ratio)
@@ -91,11 +98,13 @@ def completions(rollout: Rollout, truncated: Array) -> dict[str, Array]:
 
 
 def selection(choice: Choice, feedback: Feedback, informative: Array, last_seen: Array) -> dict[str, Array]:
-    """How good the predictions for this batch were; `informative` [B], `last_seen` [N], -1 = never.
+    """Measures how good the predictions for this batch were, and how much of the table was seen.
 
-    Rows of the task N are padding.
+    `informative` [B]; `last_seen` [N], -1 = never. Rows of the task N are padding.
     """
-    believed, trials, rolled = choice.pass_rate, feedback.trials, feedback.ids < last_seen.shape[0]
+    believed = choice.pass_rate
+    trials = feedback.trials
+    rolled = feedback.ids < last_seen.shape[0]
     observed = feedback.successes / jnp.maximum(trials, 1.0)
     # E (p - y)^2 over y in {0, 1}; a fractional success counts as its share of ones.
     squares = observed * (1.0 - believed) ** 2 + (1.0 - observed) * believed**2
@@ -109,7 +118,11 @@ def selection(choice: Choice, feedback: Feedback, informative: Array, last_seen:
 
 
 def by_domain(informative: Array, choice: Choice, tasks: Tasks, names: tuple[str, ...]) -> dict[str, Array]:
-    """How many of `informative` [B] in each of the domains `names`; NaN for one without a task in the batch."""
+    """Computes the share of `informative` groups [B] in each of the domains `names`.
+
+    It is NaN for a domain without a task in the batch. Returns nothing for a single domain, or for
+    more than MOST_DOMAINS.
+    """
     if tasks.domain is None or not 1 < len(names) <= MOST_DOMAINS:
         return {}
     domain = tasks.domain.at[choice.ids].get(mode="fill", fill_value=-1)  # of padding, none
@@ -119,14 +132,20 @@ def by_domain(informative: Array, choice: Choice, tasks: Tasks, names: tuple[str
 
 
 def pearson(x: Array, y: Array, mask: Array) -> Array:
-    """Correlation of x and y [B] where the mask is set; NaN when either does not vary."""
+    """Computes the Pearson correlation of x and y [B] where the mask is set.
+
+    It is NaN when either does not vary.
+    """
     x = masked.zero(x - masked.mean(x, mask), mask)
     y = masked.zero(y - masked.mean(y, mask), mask)
     return jnp.sum(x * y) / jnp.sqrt(jnp.sum(x * x) * jnp.sum(y * y))
 
 
 def auc(score: Array, positive: Array, mask: Array) -> Array:
-    """Chance that a positive of [B] scores higher than a negative, ties counting half; NaN without both."""
+    """Computes the chance that a positive of [B] scores higher than a negative.
+
+    Ties count half. It is NaN without both, and when a score is NaN.
+    """
     pairs = ((positive & mask)[:, None] & (~positive & mask)[None]).astype(jnp.float32)
     above = 0.5 * (1.0 + jnp.sign(score[:, None] - score[None]))
     ratio = jnp.sum(pairs * above) / jnp.sum(pairs)

@@ -36,7 +36,10 @@ def read(run: Path) -> list[dict]:
 
 
 def series(lines: list[dict], begin: str, end: str) -> tuple[list[int], list[float]]:
-    """(rollouts so far, in steps; values) of the first metric of that name."""
+    """Collects the steps and the values of a metric.
+
+    It is the first, by alphabet, whose name begins with `begin` and contains `end`.
+    """
     names = {name for line in lines for name in line if name.startswith(begin) and end in name}
     name = min(names, default="")
     points = [(line["step"], line[name]) for line in lines if isinstance(line.get(name), int | float)]
@@ -44,7 +47,7 @@ def series(lines: list[dict], begin: str, end: str) -> tuple[list[int], list[flo
 
 
 def smooth(values: list[float]) -> list[float]:
-    """The mean of each value and the ones just before it."""
+    """Averages each value with up to WINDOW - 1 values just before it."""
     windows = [values[max(0, i + 1 - WINDOW) : i + 1] for i in range(len(values))]
     return [sum(window) / len(window) for window in windows]
 
@@ -81,7 +84,7 @@ def draw(runs: list[Path], out: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command."""
+    """Runs the command: draws the runs into a file."""
     parser = argparse.ArgumentParser(prog="python -m jaxrft.report.picture", description=__doc__)
     parser.add_argument("runs", nargs="+", type=path_argument, help="output_dir of a run")
     parser.add_argument("--out", type=path_argument, required=True, help="file to write: .png, .svg or .pdf")

@@ -17,7 +17,8 @@ class Visits:
 
     def __init__(self, domain: np.ndarray, domains: tuple[str, ...]):
         """Counts nothing yet, of N tasks whose `domain` [N] is an index into the names `domains`."""
-        self.domain, self.domains = domain, domains
+        self.domain = domain
+        self.domains = domains
         self.groups = np.zeros(len(domain), np.int64)
         self.judged = np.zeros(len(domain), bool)  # whether any sample had a success, 0 or not
         self.solved = np.zeros(len(domain), bool)  # whether any was above 0
@@ -47,7 +48,7 @@ class Visits:
                 yield f"domain {name}: {sentence}"
 
     def _sentence(self, member: np.ndarray) -> str | None:
-        """What there is to say of the tasks that are `member` [N] of a domain."""
+        """Explains why the tasks `member` [N] of a domain give nothing back; None without a reason."""
         groups = int(self.groups[member].sum())
         silent = member & (self.groups >= SILENT_VISITS) & ~self.judged
         remedy = "add a reward that applies to such tasks, or leave them out"
