@@ -104,7 +104,10 @@ def _check_picture(path: Path) -> None:
 
 
 def simulate(config: SimulateConfig) -> tuple[dict[str, Trace], list[dict[str, JSON]]]:
-    """Traces by selector, and a row of figures a selector: means over seeds, `ci95` their intervals, None = unknown."""
+    """Runs every selector; returns the traces by selector, and a row of figures for each.
+
+    The figures are means over the seeds, `ci95` their 95 % intervals, None = unknown.
+    """
     names = _words("selectors", config.selectors, (*selectors.SELECTORS, ORACLE))
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"selectors are {shown(','.join(names))}: name {twice[0]} once")
@@ -133,7 +136,7 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Trace], list[dict[str, J
 
 
 def _predictor(config: SimulateConfig) -> Predictor:
-    """The predictor that dots uses."""
+    """Loads the predictor that dots uses; raises InputError if no file is named."""
     file = config.predictor or config.select.predictor
     if file is None:
         raise InputError("the selector dots needs a file of `jaxrft prepare predictor`: name one with --predictor")
@@ -182,7 +185,11 @@ def _words(name: str, values: tuple[str, ...], options: Collection[str]) -> tupl
 
 
 def _selector(name: str, config: SimulateConfig, predictor: Predictor | None) -> Selector:
-    """The selector; `uniform`, which believes nothing, is judged by what `bots` would believe of its rollouts."""
+    """Makes the selector called `name`.
+
+    `uniform` believes nothing. In a world with references it is scored by what `bots` would believe
+    of its rollouts.
+    """
     if name == ORACLE:
         return oracle(config.num_generations, target=config.select.target, balance=config.select.balance)
     fields = asdict(config.select)
@@ -194,7 +201,7 @@ def _selector(name: str, config: SimulateConfig, predictor: Predictor | None) ->
 
 
 def _has_references(config: SimulateConfig) -> bool:
-    """Whether the world tells pass rates of reference policies."""
+    """Checks whether the world has pass rates of reference policies."""
     return config.responses is not None or config.students.references != "none"
 
 
@@ -217,7 +224,7 @@ def believing(chooser: Selector, believer: Selector) -> Selector:
 
 
 def _row(name: str, trace: Trace, num_tasks: int, figures: tuple[str, ...]) -> dict[str, JSON]:
-    """The JSON row of a selector."""
+    """Builds the JSON row of a selector: the means of its figures and their 95 % intervals."""
     found = {key: value for key, value in scores(trace, num_tasks).items() if key in figures}
     return {
         "selector": name,
@@ -232,12 +239,12 @@ def _ends(values: np.ndarray) -> list[float | None]:
 
 
 def _finite(x: float) -> float | None:
-    """A number for JSON, which knows no NaN."""
+    """Rounds a number to six decimals for JSON; None for NaN and infinities."""
     return round(float(x), 6) if math.isfinite(x) else None
 
 
 def table(rows: list[dict[str, JSON]]) -> str:
-    """The rows for people: means and half the width of their 95 % intervals."""
+    """Formats the rows as a table: means and half the width of their 95 % intervals."""
     names = [key for key in rows[0] if key not in ("selector", "ci95")]
     width = max(len(row["selector"]) for row in rows)
     lines = [" " * width + "".join(f"  {name.replace('effective_group_ratio', 'effective'):>14}" for name in names)]

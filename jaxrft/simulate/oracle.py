@@ -36,8 +36,10 @@ def oracle(
 ) -> Selector[OracleState]:
     """Returns an upper bound for selectors: it chooses by the pass rates that `reveal` puts into its state.
 
-    The tasks within `tolerance` of `target`, those chosen least often first and ties at random, then the nearest; a
-    task without a pass rate (NaN) comes last. `balance` of the batch between the domains: as `topk.quota` says.
+    Tasks within `tolerance` of `target` come first. Among them, the least often chosen come first,
+    and ties are broken at random. The other tasks follow in order of their distance to `target`.
+    Tasks without a pass rate (NaN) come last. `balance` of the batch between the domains: as
+    `topk.quota` says.
     """
     check_generations(num_generations)
     check("target", target, BETWEEN)

@@ -56,9 +56,10 @@ def run(
     predictor: attention.Params | None = None,
     target: float = 0.5,
 ) -> Trace:
-    """Runs side by side, one a seed, [seeds, steps, ...]; the same seed meets the same world whatever the selector.
+    """Runs a selector in a world once for each seed, side by side; traces are [seeds, steps, ...].
 
-    Seeds are the whole numbers from `first_seed` on.
+    The same seed meets the same world, whatever the selector. Seeds are the whole numbers from
+    `first_seed` on.
 
     `reveal(state, pass_rates)` puts the true pass rates into the selector's state before every step, as an oracle
     needs. A selector with reference sets needs a `predictor`, which sees the tasks by their embeddings. Informative
@@ -161,7 +162,7 @@ def _informative(feedback: Feedback) -> Array:
 
 
 def _trace(rolled: Rolled, expected: Array, truth: Array) -> Trace:
-    """What is written down of a step, of pass rates `expected` [N] and the true ones [N]."""
+    """Records a step, given the pass rates `expected` [N] and the true ones [N]."""
     groups = jax.tree.map(lambda *x: jnp.concatenate(x), rolled.batch, rolled.references)
     held = jnp.concatenate([rolled.chosen, rolled.references.trials > 0])
     chosen = rolled.batch.ids
@@ -179,7 +180,10 @@ def _trace(rolled: Rolled, expected: Array, truth: Array) -> Trace:
 
 
 def scores(trace: Trace, num_tasks: int) -> dict[str, np.ndarray]:
-    """The figures of a trace [seeds, steps, ...], one number a seed each; NaN where nothing is believed."""
+    """Computes the figures of a trace [seeds, steps, ...], each with one number for every seed.
+
+    A figure is NaN where nothing is believed.
+    """
     batch = trace.believed.shape[2]
     predicted = zip(trace.believed, trace.informative[:, :, :batch], trace.rolled[:, :, :batch], strict=True)
     found = {
@@ -196,5 +200,5 @@ def scores(trace: Trace, num_tasks: int) -> dict[str, np.ndarray]:
 
 
 def coverage(ids: np.ndarray, seen: np.ndarray, num_tasks: int) -> float:
-    """Share of the tasks rolled out in the last 50 steps; ids, seen [steps, B]."""
+    """Computes the share of the tasks rolled out in the last 50 steps; ids, seen [steps, B]."""
     return len(np.unique(ids[-RECENT:][seen[-RECENT:]])) / num_tasks

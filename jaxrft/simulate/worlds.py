@@ -60,7 +60,8 @@ class StudentConfig:
     """Width of the embeddings; 0 = none."""
 
 
-MOST_LOGITS, MOST_FEATURES = 1e6, 2**16
+MOST_LOGITS = 1e6
+MOST_FEATURES = 2**16
 LIMITS = (  # fields, the least and the most that they may be
     (("unsolvable", "transfer", "signal"), 0, 1, "in [0, 1]"),
     (("spread", "rate", "forgetting"), 0, MOST_LOGITS, "0 or more, at most 1e6"),
@@ -80,7 +81,7 @@ class Student(NamedTuple):
 
 
 def students(config: StudentConfig, *, num_generations: int) -> World:
-    """A new student, pool of tasks and embeddings for every key.
+    """Makes a world that has a new student, pool of tasks and embeddings for every key.
 
     A batch moves the ability of skill k by rate * sum_b m_k(b) 4 v_b / B, where v_b = s/n (1 - s/n) of the group and
     m_k(b) = transfer + (1 - transfer) * skills * [b needs k]; the expected squared gradient of a group-relative
@@ -120,7 +121,7 @@ def students(config: StudentConfig, *, num_generations: int) -> World:
 
 
 def _embeddings(key: Array, config: StudentConfig, state: Student) -> Array:
-    """Random mixtures [N, E] of difficulty and skills, and noise."""
+    """Mixes difficulty and skills at random into embeddings [N, E], and adds noise."""
     key_mix, key_noise = jax.random.split(key)
     told = jnp.minimum(state.difficulty, config.difficulty + 3 * config.spread)
     features = jnp.concatenate([told[:, None], jax.nn.one_hot(state.skill, config.skills)], axis=1)
@@ -130,12 +131,12 @@ def _embeddings(key: Array, config: StudentConfig, state: Student) -> Array:
 
 
 def _standard(x: Array) -> Array:
-    """The columns of x [N, E] with mean 0 and variance 1; constant ones are 0."""
+    """Standardizes the columns of x [N, E] to mean 0 and variance 1; constant ones become 0."""
     return (x - x.mean(axis=0, keepdims=True)) / jnp.maximum(x.std(axis=0, keepdims=True), 1e-6)
 
 
 def _references(config: StudentConfig, difficulty: Array) -> Array | None:
-    """Pass rates [N, 2] of the two reference policies."""
+    """Computes the pass rates [N, 2] of the two reference policies; None without references."""
     if config.references == "none":
         return None
     if config.references in ("constant", "zero"):
@@ -172,7 +173,8 @@ SCHEDULES: dict[str, Callable[[Array], Array]] = {  # progress of the run in [0,
     "jump": lambda u: (u >= 0.5).astype(u.dtype),
 }
 HALF_WINDOW = 0.02  # of the rows
-REFERENCE_QUANTILES, REFERENCE_ROWS = (0.10, 0.95), 64
+REFERENCE_QUANTILES = (0.10, 0.95)
+REFERENCE_ROWS = 64
 
 
 def load(path: str) -> Responses:
@@ -226,12 +228,14 @@ def replay(
     begin: float = 0.15,
     end: float = 0.85,
 ) -> World:
-    """A changing policy: the rows within 2 % around a quantile that moves from `begin` to `end` in `steps`.
+    """Replays a response matrix as a changing policy.
 
-    A task's rollouts are `num_generations` rows of the window drawn without replacement, its pass rate the window's,
-    missing answers left out. `schedule`: one for all tasks; or one a domain, in the order of the domains' values; if
-    the data have no domains, task i follows schedule i modulo their number. Reference pass rates are those of 64 rows
-    around the 10 % and the 95 % quantile.
+    The policy is a window of rows, those within 2 % around a quantile that moves from `begin` to
+    `end` in `steps`. A task's rollouts are `num_generations` rows of the window, drawn without
+    replacement. Its pass rate is that of the window. Missing answers are left out. `schedule` is one
+    for all tasks, or one a domain, in the order of the domains' values. If the data have no domains,
+    task i follows schedule i modulo their number. Reference pass rates are those of 64 rows around
+    the 10 % and the 95 % quantile.
     Raises InputError for schedules that do not fit and a window with fewer rows than `num_generations`.
     """
     table = np.asarray(data.responses, np.int8)
@@ -243,7 +247,8 @@ def replay(
             "lower it, or give more rows"
         )
     follows = _schedules(data, schedule)  # [N], index into schedule
-    right, given = (_cumulative(table == 1), _cumulative(table >= 0))  # [P + 1, N]
+    right = _cumulative(table == 1)  # [P + 1, N]
+    given = _cumulative(table >= 0)  # [P + 1, N]
     tasks = Tasks(
         reference_pass_rates=jnp.stack([_around(table, quantile) for quantile in REFERENCE_QUANTILES], axis=1),
         embeddings=None if data.embeddings is None else jnp.asarray(data.embeddings, jnp.float32),
@@ -258,7 +263,8 @@ def replay(
         return jnp.clip(start, 0, policies - width)[follows]
 
     def pass_rates(state: tuple[()], step: Array) -> Array:
-        start, task = first_rows(step), jnp.arange(num_tasks)
+        start = first_rows(step)
+        task = jnp.arange(num_tasks)
         solved, count = (x[start + width, task] - x[start, task] for x in (right, given))
         return jnp.where(count > 0, solved / jnp.maximum(count, 1), jnp.nan)
 
@@ -288,12 +294,15 @@ def _schedules(data: Responses, schedule: tuple[str, ...]) -> np.ndarray:
 
 
 def _cumulative(x: np.ndarray) -> Array:
-    """Sums [P + 1, N] of the rows before each."""
+    """Sums, for each row of x [P, N] and the end, the rows before it, [P + 1, N]."""
     return jnp.asarray(np.pad(np.cumsum(x, axis=0, dtype=np.int32), ((1, 0), (0, 0))))
 
 
 def _around(table: np.ndarray, quantile: float) -> Array:
-    """Pass rates [N] of the rows around a quantile; NaN where all their answers are missing."""
+    """Computes the pass rates [N] of the rows around a quantile.
+
+    They are NaN where all answers of these rows are missing.
+    """
     start = np.clip(round(quantile * len(table)) - REFERENCE_ROWS // 2, 0, max(len(table) - REFERENCE_ROWS, 0))
     rows = table[start : start + REFERENCE_ROWS]
     count = (rows >= 0).sum(axis=0)
@@ -302,6 +311,6 @@ def _around(table: np.ndarray, quantile: float) -> Array:
 
 
 def _feedback(ids: Array, successes: Array, trials: Array) -> Feedback:
-    """Counts as feedback; a rollout spends one token."""
+    """Makes feedback of counts; a rollout spends one token."""
     successes, trials = (x.astype(jnp.float32) for x in (successes, trials))
     return Feedback(ids, successes, trials, trials)
