@@ -74,8 +74,9 @@ def _memory(mesh: meshes.AnyMesh, topology: str | None) -> int | None:
 
 
 def _what(out: Page, config: Config, here: found.Found) -> list[str]:
-    """What would be trained on; returns what the rewards lack."""
-    pool, any_here = here.pool, any(each.table is not None for each in here.pool.sets)
+    """Prints what would be trained on; returns what is missing for the rewards."""
+    pool = here.pool
+    any_here = any(each.table is not None for each in here.pool.sets)
     ids = np.linspace(0, len(pool.table.lengths) - 1, EXAMPLES).astype(int).tolist()
     page.sets(out, pool, here.held_out)
     if any_here:
@@ -110,7 +111,7 @@ def _policies(config: Config, tasks: table.TaskTable) -> list[str]:
 
 
 def _how(out: Page, here: found.Found, run: Opened) -> None:
-    """How it would be trained: policy, mesh, selector, steps, evaluations, checkpoints."""
+    """Prints how it would be trained: policy, mesh, selector, steps, evaluations, checkpoints."""
     config = run.setup.config
     shape = run.setup.lm.config
     mesh = run.setup.mesh
@@ -141,8 +142,12 @@ def _how(out: Page, here: found.Found, run: Opened) -> None:
 
 
 def _too_few_devices(config: Config, mesh: meshes.AnyMesh, topology: str | None) -> list[str]:
-    """What this machine lacks for the mesh; of several machines, or TPUs that are not here, nothing is known."""
+    """Says which devices this machine lacks for the mesh, in one sentence or none.
+
+    Nothing is said of a topology or of a run on several machines, whose devices are not known here.
+    """
     if topology or config.distributed or mesh.size == jax.device_count():
         return []
-    wanted, seen = counts.number(mesh.size, "device"), counts.number(jax.device_count(), "device")
+    wanted = counts.number(mesh.size, "device")
+    seen = counts.number(jax.device_count(), "device")
     return [f"a mesh of {wanted}, and this machine has {seen}: start the run where they are, or change the mesh"]

@@ -36,25 +36,28 @@ class Decode:
 
     @property
     def prompts(self) -> float:
-        """The prompts of this chip; fewer than one when chips share a group."""
+        """Counts the prompts of this chip; fewer than one when chips share a group."""
         return self.rows / self.group_size
 
     @property
     def position_bytes(self) -> int:
-        """The bytes of a row's keys and values of one position, all layers."""
+        """Counts the bytes of a row's keys and values at one position, over all layers."""
         c = self.config
         return 2 * c.num_layers * c.num_kv_heads * c.head_dim * self.item_size // self.model_parallel
 
     @property
     def weight_bytes(self) -> int:
-        """The bytes of the weights that every token is computed with: all but an embedding that is no unembedding."""
+        """Counts the bytes of the weights that every token is computed with.
+
+        The embedding is among them only if it also serves as the unembedding.
+        """
         rows = model.base(self.config)
         used = [row for row in rows if row.name != "embed" or self.config.tie_word_embeddings]
         return sum(math.prod(row.shape) for row in used) * self.item_size // self.model_parallel
 
     @property
     def cache_bytes(self) -> int:
-        """The bytes of all rows' keys and values of their own tokens."""
+        """Counts the bytes of the keys and values of all rows' new tokens."""
         return self.position_bytes * self.rows * self.new_tokens
 
     def must_move(self, position: int) -> int:
@@ -83,12 +86,12 @@ class AtBest(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """The seconds of the stage if all parts work at the same time."""
+        """Computes the seconds of the stage if all parts of the chip work at the same time."""
         return max(self)
 
     @property
     def bound(self) -> str:
-        """What takes longest."""
+        """Names what takes longest, one of BOUNDS."""
         return max(zip(self, BOUNDS, strict=True))[1]
 
 
@@ -105,7 +108,8 @@ def forward_flops(decode: Decode) -> float:
     """
     c = decode.config
     weights = sum(math.prod(row.shape) for row in model.base(c) if row.layered and row.fan_in is not None)
-    prompt, own = decode.prompt_length, decode.new_tokens - 1
+    prompt = decode.prompt_length
+    own = decode.new_tokens - 1
     tokens = decode.prompts * prompt + decode.rows * own
     pairs = decode.prompts * _pairs(0, prompt) + decode.rows * _pairs(prompt, own)
     return (2 * weights * tokens + 4 * c.num_layers * c.num_heads * c.head_dim * pairs) / decode.model_parallel
@@ -182,8 +186,10 @@ def _summed_bytes(decode: Decode, tokens: float) -> float:
 
 def stages(run: Opened, prompt_length: int) -> list[tuple[str, Need]]:
     """Returns (what, what it needs) of a step's rollout and updates, of completions of full and of half length."""
-    config, mesh = run.setup.config, run.setup.mesh
-    shards, fsdp = meshes.shards(mesh, "batch"), meshes.shards(mesh, "embed")
+    config = run.setup.config
+    mesh = run.setup.mesh
+    shards = meshes.shards(mesh, "batch")
+    fsdp = meshes.shards(mesh, "embed")
     full = Decode(
         config=run.setup.lm.config,
         rows=config.batch_size * config.num_generations // shards,

@@ -11,14 +11,18 @@ from jaxrft.train.resume import saved_steps
 
 
 def due(steps: int, every: int) -> int:
-    """How often something happens that happens every so many steps and at the last one; 0 = never."""
+    """Counts the events that occur every `every` steps and at the last step; `every` 0 = never."""
     return -(-steps // every) if every else 0
 
 
 def run(config: Config, num_tasks: int | None) -> list[tuple[str, str]]:
-    """(what, how much) of the steps; passes over the tasks only where their number is known."""
+    """Describes the steps as pairs (what, how much).
+
+    It counts the passes over the tasks only if `num_tasks` is known.
+    """
     c = config
-    rows, updates = c.batch_size * c.num_generations, c.num_iterations * (c.batch_size // c.tasks_per_update)
+    rows = c.batch_size * c.num_generations
+    updates = c.num_iterations * (c.batch_size // c.tasks_per_update)
     sampled = (1 + c.dynamic_sampling) * rows * c.max_completion_length
     passes = "" if num_tasks is None else f", {c.steps * c.batch_size / num_tasks:.3g} times the tasks of the pool"
     return [
@@ -32,14 +36,18 @@ def run(config: Config, num_tasks: int | None) -> list[tuple[str, str]]:
 
 
 def bins(shape: Shape) -> list[tuple[str, str]]:
-    """(what, how much) of the bins that an update computes."""
+    """Describes the bins that an update computes as pairs (what, how much)."""
     return [
         ("packed", f"completions and their prompts in bins of {shape.length:,} tokens, {shape.together:,} at a time")
     ]
 
 
 def refills(config: Config) -> list[tuple[str, str]]:
-    """(what, how much) of what is rolled out in place of groups that teach nothing, at most."""
+    """Describes the refills as pairs (what, how much), none without `dynamic_sampling`.
+
+    A refill rolls out new groups in place of those that teach nothing. The numbers are the highest
+    possible.
+    """
     if not config.dynamic_sampling:
         return []
     rows = config.dynamic_sampling * config.batch_size * config.num_generations
@@ -48,10 +56,15 @@ def refills(config: Config) -> list[tuple[str, str]]:
 
 
 def probes(config: Config) -> list[tuple[str, str]]:
-    """(what, how much) of what is rolled out beside the batches, in order to know."""
+    """Describes the probes of the selector "dots" as pairs (what, how much).
+
+    Other selectors have none.
+    A probe rolls out reference groups next to the batches, in order to learn their pass rates.
+    """
     if config.select.name != "dots":
         return []
-    count, every = config.select.num_references, config.select.probe_every
+    count = config.select.num_references
+    every = config.select.probe_every
     rows = count * config.num_generations
     total = due(config.steps, every) * rows
     saved = "their informative groups spare up to three quarters of a batch"
@@ -59,17 +72,24 @@ def probes(config: Config) -> list[tuple[str, str]]:
 
 
 def evaluations(config: Config, num_tasks: Sequence[int | None]) -> list[tuple[str, str]]:
-    """(what, how much) of the evaluations on sets of so many tasks, None = not known."""
+    """Describes the evaluations as pairs (what, how much).
+
+    `num_tasks` are the sizes of the held-out sets, None = not known.
+    """
     if not config.eval_steps or not num_tasks:
         return [("evaluations", "none")]
-    times, samples = 1 + due(config.steps, config.eval_steps), 1 + config.evaluation.num_samples
+    times = 1 + due(config.steps, config.eval_steps)
+    samples = 1 + config.evaluation.num_samples
     known = [count for count in num_tasks if count is not None]
     rollouts = f"{times * samples * sum(known):,} rollouts" if len(known) == len(num_tasks) else "sets not all here"
     return [("evaluations", f"{times}, with {samples} completions of every held-out task: {rollouts}")]
 
 
 def checkpoints(config: Config, state: int, policy: int) -> list[tuple[str, str]]:
-    """(what, how much) of what is written, for a state and a policy of so many bytes."""
+    """Describes what is written as pairs (what, how much).
+
+    `state` and `policy` are the bytes of a checkpoint and of the policy that is saved at the end.
+    """
     times = due(config.steps, config.save_steps)
     kept = min(times, config.keep_checkpoints)
     written = f"{times} of {size(state)} before compression, {kept} kept; the policy at the end, {size(policy)}"
@@ -81,20 +101,23 @@ def checkpoints(config: Config, state: int, policy: int) -> list[tuple[str, str]
 
 
 def histogram(rates: np.ndarray) -> np.ndarray:
-    """How many of the pass rates [N] are in each tenth of [0, 1], [10]; 1 is in the last one, NaN in none."""
+    """Counts the pass rates [N] in each tenth of [0, 1]. [10].
+
+    A rate of 1 is in the last tenth, NaN in none.
+    """
     known = rates[np.isfinite(rates)]
     # A rate such as 0.3, a float32 below its tenth, belongs to the tenth that it is written as.
     return np.bincount(np.minimum((known * 10 + 1e-4).astype(int), 9), minlength=10)
 
 
 def number(count: int, thing: str) -> str:
-    """So many things: 1 device, 2 devices."""
+    """Formats a number of things: 1 device, 2 devices."""
     ending = "" if count == 1 else "es" if thing.endswith("ch") else "s"
     return f"{count:,} {thing}{ending}"
 
 
 def short(value: float) -> str:
-    """A large number in three figures and a letter: 1.57 M."""
+    """Formats a large number in three figures and a letter: 1.57 M."""
     for unit, letter in ((1e18, " E"), (1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if value >= unit:
             return f"{value / unit:.3g}{letter}"
@@ -102,7 +125,7 @@ def short(value: float) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes as people write them."""
+    """Formats a number of bytes in a binary unit: 1.50 GiB."""
     for unit, name in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if count >= unit:
             return f"{count / unit:.2f} {name}"
@@ -110,5 +133,5 @@ def size(count: int) -> str:
 
 
 def seconds(value: float) -> str:
-    """A duration in three figures: 0.00123, 12.3, 1,230."""
+    """Formats a duration in three figures: 0.00123, 12.3, 1,230."""
     return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"

@@ -69,7 +69,10 @@ def look(config: Config, mesh: meshes.AnyMesh) -> Found:
 
 
 def _published(config: Config, mesh: meshes.AnyMesh) -> LanguageModel:
-    """What is known of a model without its files."""
+    """Describes a model whose files are not here by its published shape.
+
+    Raises Missing if its shape is not known.
+    """
     keys = published.keys(config.model)
     if keys is None:
         raise Missing(
@@ -85,7 +88,7 @@ def _published(config: Config, mesh: meshes.AnyMesh) -> LanguageModel:
 
 
 def _described(config: Config, lm: LanguageModel, mesh: meshes.AnyMesh) -> LanguageModel:
-    """The model with its parameters, trained and frozen ones, as shapes on the mesh."""
+    """Adds the parameters to a model, trained and frozen ones, as shapes on the mesh."""
     where = model.shardings(lm.config, mesh)
 
     def describe(rows: tuple[model.Weight, ...], dtype: DTypeLike) -> PyTree:
@@ -98,9 +101,11 @@ def _described(config: Config, lm: LanguageModel, mesh: meshes.AnyMesh) -> Langu
 
 
 def open_set(tasks: TasksConfig, config: Config, text: "PreTrainedTokenizerBase | None") -> Set:
-    """A set of tasks, its prompts tokenized if there is a tokenizer; raises InputError for one that cannot be used.
+    """Opens a set of tasks, and tokenizes its prompts if there is a tokenizer.
 
-    Without a tokenizer it has no embeddings, as too long prompts, which are not known then, may have none.
+    Without a tokenizer the set gets no embeddings. Prompts that are too long may lack embeddings,
+    and which prompts these are is not known without a tokenizer.
+    Raises InputError for a set that cannot be used.
     """
     found = None
     try:
@@ -117,7 +122,10 @@ def open_set(tasks: TasksConfig, config: Config, text: "PreTrainedTokenizerBase 
 
 
 def open_pool(config: Config, text: "PreTrainedTokenizerBase | None", width: int) -> Pool:
-    """The tasks to train on, as far as they are here; embeddings that are not are taken to be of this `width`."""
+    """Opens the tasks to train on, as far as they are here.
+
+    Zeros of this `width` stand in for embeddings that are not here.
+    """
     sets = tuple(open_set(tasks, config, text) for tasks in config.task_sets)
     tables = {found.config.title: found.table for found in sets if found.table is not None}
     if not tables:
@@ -130,7 +138,11 @@ def open_pool(config: Config, text: "PreTrainedTokenizerBase | None", width: int
 
 
 def open_predictor(config: Config, pool: Pool, mesh: meshes.AnyMesh) -> tuple[Predictor | None, str]:
-    """The predictor that the config asks for, if any, and what to do if it is not here."""
+    """Opens the predictor that the config asks for, if any.
+
+    Returns it and a sentence, "" if the predictor is here. If it is not, the sentence says what to
+    do, and an untrained predictor stands in for it.
+    """
     if config.select.name != "dots":
         return None, ""
     if pool.whole:
@@ -145,14 +157,14 @@ def open_predictor(config: Config, pool: Pool, mesh: meshes.AnyMesh) -> tuple[Pr
 
 
 def _untokenized(rows: Rows, name: str, config: Config) -> TaskTable:
-    """The table of tasks whose prompts are as long as they may be, and without their tokens."""
+    """Builds a table of tasks without tokens, whose prompts are as long as the config allows."""
     keep = np.arange(len(rows.prompts))
     lengths = np.full(len(keep), config.max_prompt_length, np.int32)
     return tabulate(rows, keep, np.zeros((len(keep), 1), np.int32), lengths, name=name)
 
 
 def _stand_in_embeddings(config: Config, found: TaskTable, width: int) -> TaskTable:
-    """The tasks with embeddings [N, width] of zeros if they will have some."""
+    """Adds embeddings [N, width] of zeros to tasks that will have embeddings but have none yet."""
     if found.embeddings is not None or not uses_embeddings(config):
         return found
     own = not any(tasks.embeddings is not None for tasks in config.task_sets)
@@ -162,7 +174,7 @@ def _stand_in_embeddings(config: Config, found: TaskTable, width: int) -> TaskTa
 
 
 def _stand_in(config: Config) -> Rows:
-    """As many tasks as a batch, with pass rates for the selectors that need some."""
+    """Builds a batch of tasks without content, with pass rates for selectors that need some."""
     policies = max(2, *(len(tasks.pass_rate_columns) for tasks in config.task_sets))
     rates = np.full((config.batch_size, policies), 0.5, np.float32)
     return Rows([""] * config.batch_size, {"answer": [""] * config.batch_size}, rates)

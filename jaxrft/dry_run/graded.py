@@ -30,18 +30,21 @@ class Trial(NamedTuple):
 
     @property
     def applies(self) -> bool:
-        """Whether it gave any reward at all."""
+        """Checks whether the reward gave a number to any answer."""
         return any(value is not None for value in (*self.right, *self.empty))
 
     @property
     def fails(self) -> bool:
-        """Whether it applies and tells nothing apart: nothing is better than an empty answer."""
+        """Checks whether the reward applies, but prefers no right answer to an empty one."""
         better = [(right or 0.0) > (empty or 0.0) for right, empty in zip(self.right, self.empty, strict=True)]
         return self.applies and not any(better)
 
 
 def unjudged(trials: Sequence[Trial]) -> bool:
-    """Whether no reward applies to some of the tasks that were tried, of which nothing would be learned."""
+    """Checks whether one of the tasks that were tried has no reward at all.
+
+    Nothing would be learned from such a task.
+    """
     tasks = zip(*(trial.right for trial in trials), strict=True)
     return any(set(rewards) == {None} for rewards in tasks)
 
@@ -55,9 +58,10 @@ def trials(
     text: "PreTrainedTokenizerBase | None" = None,
     trainer_state: Mapping[str, int] | None = None,
 ) -> list[Trial]:
-    """Each reward of the pool, called `names`, on the ground truths of the tasks `ids`; none without ground truths.
+    """Tries each reward of the pool on the ground truths of the tasks `ids`.
 
-    `text` is the tokenizer. Without one, the bytes of a completion stand in for its token ids.
+    `names` are the names of the rewards. Without ground truths there are no trials. `text` is the
+    tokenizer. Without one, the bytes of a completion stand in for its token ids.
     """
     if "answer" not in table.columns:
         return []

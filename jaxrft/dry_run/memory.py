@@ -27,7 +27,9 @@ from jaxrft.train.memory import activation_bytes, logits_bytes
 from jaxrft.train.setup import Opened, group_shapes
 from jaxrft.types import PyTree
 
-ALWAYS, ROLLOUT, LEARN = "always", "rollout", "learning"
+ALWAYS = "always"
+ROLLOUT = "rollout"
+LEARN = "learning"
 
 
 class Part(NamedTuple):
@@ -40,7 +42,10 @@ class Part(NamedTuple):
 
 
 def parts(run: Opened, prompt_length: int, *, tasks: bool = True) -> list[Part]:
-    """What a device of the run holds, with prompts padded to `prompt_length` tokens; `tasks`: with their table."""
+    """Lists what a device of the run holds, with prompts padded to `prompt_length` tokens.
+
+    The table of tasks and the selector are among it only with `tasks`.
+    """
     config = run.setup.config
     probed = config.select.num_references if run.setup.selector.reference_set else 0
     refilled = config.batch_size if config.dynamic_sampling else 0
@@ -54,12 +59,12 @@ def parts(run: Opened, prompt_length: int, *, tasks: bool = True) -> list[Part]:
 
 
 def peak(found: list[Part], phase: str) -> int:
-    """Bytes on each device in a phase."""
+    """Sums the bytes on each device in a phase."""
     return sum(part.bytes for part in found if part.phase in (ALWAYS, phase))
 
 
 def number(tree: PyTree) -> int:
-    """How many numbers a pytree of arrays holds."""
+    """Counts the numbers in a pytree of arrays."""
     return sum(x.size for x in jax.tree.leaves(tree))
 
 
@@ -79,13 +84,15 @@ def _always(run: Opened, tasks: bool) -> list[Part]:
 
 
 def _groups(run: Opened, name: str, count: int) -> Part:
-    """Groups beside those of the batch, which stay until it has been learned from."""
+    """Describes `count` groups next to the batch, which stay until it has been learned from."""
     group = group_shapes(run.setup)
     return Part(name, count // meshes.shards(run.setup.mesh, "batch") * size_of(group), ALWAYS, True)
 
 
 def _rollout(run: Opened, prompt_length: int) -> list[Part]:
-    config, mesh, dtype = run.setup.config, run.setup.mesh, jnp.dtype(run.setup.config.dtype)
+    config = run.setup.config
+    mesh = run.setup.mesh
+    dtype = jnp.dtype(run.setup.config.dtype)
     rows = config.batch_size * config.num_generations
     copied = [
         describe_array(
@@ -106,7 +113,9 @@ def _rollout(run: Opened, prompt_length: int) -> list[Part]:
 
 
 def _learning(run: Opened, prompt_length: int) -> list[Part]:
-    config, shape, mesh = run.setup.config, run.setup.lm.config, run.setup.mesh
+    config = run.setup.config
+    shape = run.setup.lm.config
+    mesh = run.setup.mesh
     size = jnp.dtype(config.dtype).itemsize
     embedding = _vocabulary(run) * shape.hidden_size
     where = (config, shape, mesh, prompt_length)
@@ -125,7 +134,7 @@ def _learning(run: Opened, prompt_length: int) -> list[Part]:
 
 
 def _vocabulary(run: Opened) -> int:
-    """The part of the vocabulary that a device has."""
+    """Counts the tokens of the vocabulary whose weights a device holds."""
     return run.setup.lm.config.vocab_size // meshes.shards(run.setup.mesh, "vocab")
 
 

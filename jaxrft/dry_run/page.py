@@ -34,13 +34,13 @@ class Page:
     """Prints section after section."""
 
     def __init__(self, console: Console | None = None):
-        """To the standard output, if no console is given."""
+        """Prints to the standard output if no console is given."""
         self.console = console or Console(highlight=False)
         if console is None and not self.console.is_terminal:
             self.console.width = WIDTH
 
     def line(self, text: str, style: str = "") -> None:
-        """A line of its own, as long as it is."""
+        """Prints a line without wrapping it."""
         self.console.print(self.text(text, style), soft_wrap=True)
 
     def text(self, text: str, style: str = "", overflow: OverflowMethod | None = None) -> Text:
@@ -52,7 +52,7 @@ class Page:
         self.line(f"\n{text}", "bold")
 
     def pairs(self, rows: Iterable[tuple[str, str]]) -> None:
-        """Names and what is to be said of each."""
+        """Prints pairs of a name and a text in two columns."""
         grid = Table.grid(padding=(0, 2))
         grid.add_column(style="dim", no_wrap=True)
         grid.add_column(overflow="fold")
@@ -61,7 +61,7 @@ class Page:
         self.block(grid)
 
     def table(self, headings: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[int]) -> None:
-        """A table without lines; the columns `numbers` are flush right."""
+        """Prints a table without rules; the columns `numbers` are aligned right."""
         grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
         for index, heading in enumerate(headings):
             right = index in numbers
@@ -71,21 +71,24 @@ class Page:
         self.block(grid)
 
     def block(self, content: RenderableType, indent: int = 2) -> None:
-        """Something of several lines, without blanks at their ends."""
+        """Prints content of several lines, without blanks at their ends."""
         with self.console.capture() as capture:
             self.console.print(Padding(content, (0, 0, 0, indent)))
         for line in capture.get().splitlines():
             self.console.file.write(line.rstrip() + "\n")
 
     def bar(self, heights: np.ndarray) -> str:
-        """A column for each height, the highest one full; any that is not 0 can be seen."""
+        """Draws one character for each height, a full block for the highest.
+
+        Every height that is not 0 is visible.
+        """
         levels = LEVELS if (self.console.encoding or "").lower().startswith("utf") else ASCII_LEVELS
         steps = np.ceil(heights / max(heights.max(), 1) * (len(levels) - 1)).astype(int)
         return "".join(levels[step] for step in steps)
 
 
 def sets(page: Page, pool: Pool, held_out: Sequence[Set]) -> None:
-    """The sets, what was dropped of them, and the domains."""
+    """Prints the sets, what is left out of each, and the domains."""
     page.heading("Tasks")
     rows = []
     trained_on = [(found, pool.table, "") for found in pool.sets]
@@ -112,8 +115,12 @@ def sets(page: Page, pool: Pool, held_out: Sequence[Set]) -> None:
 
 
 def prompts(page: Page, pool: Pool, duplicates: int) -> None:
-    """Lengths of the prompts, the widths that programs are compiled for, and what rewards get beside them."""
-    found, columns = pool.table, ", ".join(pool.table.columns) or "none"
+    """Prints the lengths of the prompts and the widths that programs are compiled for.
+
+    It also prints the columns that rewards get in addition to the prompts.
+    """
+    found = pool.table
+    columns = ", ".join(pool.table.columns) or "none"
     twice = f", {duplicates:,} with the prompt and answer of another one" if duplicates else ""
     said = [("tasks in the pool", f"{len(found.lengths):,}{twice}")]
     if pool.tokenized:
@@ -128,7 +135,7 @@ def prompts(page: Page, pool: Pool, duplicates: int) -> None:
 
 
 def pass_rates(page: Page, table: TaskTable, names: Sequence[str]) -> None:
-    """How the pass rates of each reference policy, called `names`, are distributed."""
+    """Prints the distribution of the pass rates of each reference policy; `names` are theirs."""
     rates = table.reference_pass_rates
     if rates is None:
         return
@@ -147,16 +154,17 @@ def pass_rates(page: Page, table: TaskTable, names: Sequence[str]) -> None:
 
 
 def embeddings(table: TaskTable) -> list[tuple[str, str]]:
-    """(what, how wide and by what) of the embeddings, if there are to be any."""
+    """Describes the embeddings as pairs (what, how wide and from what), if there are to be any."""
     if table.embeddings is None:
         return []
-    width, by = f"width {table.embeddings.shape[1]:,}", table.embedded_by
+    width = f"width {table.embeddings.shape[1]:,}"
+    by = table.embedded_by
     said = "not here yet, taken to be as wide as the policy" if by is None else f"{by['pooling']} of {by['model']}"
     return [("embeddings", f"{width}, {said}")]
 
 
 def examples(page: Page, table: TaskTable, text: "PreTrainedTokenizerBase", ids: Sequence[int]) -> None:
-    """Some prompts, token by token as the policy reads them."""
+    """Prints the prompts of the tasks `ids`, decoded from the tokens that the policy reads."""
     page.heading("Prompts as the policy reads them")
     for i in ids:
         length = int(table.lengths[i])
@@ -168,7 +176,7 @@ def examples(page: Page, table: TaskTable, text: "PreTrainedTokenizerBase", ids:
 
 
 def rewards(page: Page, trials: Sequence[Trial], reason: str) -> None:
-    """What the rewards gave to ground truths; or the reason why they were not tried."""
+    """Prints what the rewards gave to ground truths, or the reason why they were not tried."""
     page.heading("Rewards")
     if reason:
         page.line(f"  not tried: {reason}")
@@ -192,7 +200,7 @@ def rewards(page: Page, trials: Sequence[Trial], reason: str) -> None:
 
 
 def memories(page: Page, parts: Sequence[memory.Part]) -> None:
-    """The memory of each device by part and phase."""
+    """Prints the memory that each device needs, by part and phase."""
     page.heading("Memory a device")
     phases = (memory.ROLLOUT, memory.LEARN)
     rows = []
@@ -206,7 +214,7 @@ def memories(page: Page, parts: Sequence[memory.Part]) -> None:
 
 
 def bounds(page: Page, needs: Sequence[tuple[str, Need]], topology: str) -> None:
-    """The least seconds of a step's stages on the chips of a topology, and what bounds them."""
+    """Prints the least seconds of each stage of a step on a topology, and what bounds them."""
     page.heading(f"At best on {topology}, seconds a step")
     rows = []
     for name, need in needs:
@@ -222,7 +230,7 @@ def bounds(page: Page, needs: Sequence[tuple[str, Need]], topology: str) -> None
 
 
 def programs(page: Page, found: Iterable[Compiled], topology: str) -> None:
-    """What the compiler says of the programs, a line each as soon as it is known."""
+    """Prints a line for each program as soon as it is compiled: what the compiler says of it."""
     gib = chip_of(topology).gib
     page.heading(f"Compiled for {topology}, chips of {gib} GiB")
     for program in found:
@@ -239,7 +247,7 @@ def programs(page: Page, found: Iterable[Compiled], topology: str) -> None:
 
 
 def ending(page: Page, missing: Sequence[str]) -> None:
-    """What is not here yet, or that nothing is missing."""
+    """Prints what is not here yet, or that nothing is missing."""
     if not missing:
         page.line("\nready", "bold green")
         return
@@ -251,7 +259,7 @@ def ending(page: Page, missing: Sequence[str]) -> None:
 
 
 def shortened(text: str, limit: int) -> str:
-    """Text without its middle when it is longer than `limit` characters."""
+    """Cuts the middle out of a text that is longer than `limit` characters."""
     half = limit // 2
     return text if len(text) <= limit else f"{text[:half]} [... {len(text) - 2 * half:,} characters ...] {text[-half:]}"
 

@@ -141,7 +141,8 @@ def _compile(name: str, program: Any, arguments: tuple, held: PyTree, **static: 
         if kind != "RESOURCE_EXHAUSTED":
             raise
         return Compiled(name, time.perf_counter() - start, 0, 0, 0.0, reason.splitlines()[0])
-    used, cost = done.memory_analysis(), done.cost_analysis()
+    used = done.memory_analysis()
+    cost = done.cost_analysis()
     new = used.temp_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes
     seconds = time.perf_counter() - start
     outputs = jax.tree.map(meshes.describe, done.out_info, done.output_shardings)

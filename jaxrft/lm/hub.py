@@ -23,7 +23,8 @@ def find(model: str) -> Path:
     `model` is a folder, or the id of a repository on the hub, owner/name[@revision]. What is in the
     cache is used as it is: a branch may be older there than on the hub, and differ between hosts; a
     commit as revision is the same everywhere. All processes of a run may call this at once, because
-    huggingface_hub locks each file that it downloads: one process of a host gets it, the others wait.
+    huggingface_hub locks each file that it downloads: one process of a host gets it while
+    the others wait.
     Raises InputError, with the remedy, when there is no such folder or it cannot be downloaded.
     """
     folder = local(model)
