@@ -72,7 +72,7 @@ def update(
 def update_visited(
     state: BetaState, feedback: Feedback, *, discount: ArrayLike, prior: Prior = (1.0, 1.0)
 ) -> BetaState:
-    """Updates the counts of the tasks rolled out by their own evidence [arXiv 2507.04632].
+    """Updates the counts of each task by the evidence of its own rollouts [arXiv 2507.04632].
 
     alpha <- discount alpha + (1 - discount) alpha0 + s, and beta with the failures.
 

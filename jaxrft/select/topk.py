@@ -58,9 +58,10 @@ def quota(
 
 
 def _proportional(key: Array, sizes: Array, num_tasks: Array, batch_size: int) -> Array:
-    """Counts, by domain, B tasks that stand N / B apart in a table sorted by domain.
+    """Computes the places of each domain by B tasks that stand N / B apart in a sorted table.
 
-    The first of them is random.
+    The table is sorted by domain. A domain has a place for each of these tasks in it. The position
+    of the first is random.
     """
     start = jax.random.randint(key, (), 0, num_tasks)
     place = jnp.arange(batch_size)
