@@ -234,8 +234,8 @@ def replay(
     `end` in `steps`. A task's rollouts are `num_generations` rows of the window, drawn without
     replacement. Its pass rate is that of the window. Missing answers are left out. `schedule` is
     one for all tasks, or one a domain, in the order of the domains' values. If the data have no
-    domains, task i follows schedule i modulo their number. Reference pass rates are those of 64 rows
-    around the 10 % and the 95 % quantile.
+    domains, task i follows schedule i modulo their number. Reference pass rates are those of 64
+    rows around the 10 % and the 95 % quantile.
     Raises InputError for schedules that do not fit and a window with fewer rows than `num_generations`.
     """
     table = np.asarray(data.responses, np.int8)
