@@ -363,22 +363,22 @@ class Config(Checked):
 
     @property
     def clip_above(self) -> float:
-        """Clip range of the ratio above 1."""
+        """Returns the clip range of the ratio above 1: `epsilon_high` if given, else `epsilon`."""
         return self.epsilon if self.epsilon_high is None else self.epsilon_high
 
     @property
     def tasks_per_update(self) -> int:
-        """Tasks of an optimiser mini-batch."""
+        """Counts the tasks of one optimizer mini-batch."""
         return self.batch_size if self.mini_batch_size is None else self.mini_batch_size
 
     @property
     def fresh_batch_size(self) -> int:
-        """Tasks that a step rolls out when the replay buffer gives the rest of the batch."""
+        """Counts the tasks of a step that are rolled out when replay fills the rest of the batch."""
         return round(self.replay.fresh_fraction * self.batch_size) if self.replay.capacity else self.batch_size
 
     @property
     def eval_batch_size(self) -> int:
-        """Tasks an evaluation rolls out at once."""
+        """Counts the tasks that an evaluation rolls out at once."""
         return self.batch_size if self.evaluation.batch_size is None else self.evaluation.batch_size
 
     @property
@@ -671,7 +671,7 @@ def load(path: str) -> Config:
 
 
 def _line_of(error: Exception, file: str) -> str:
-    """', line <n>' where `file` was when it raised the error, if Python knows."""
+    """Formats the line of `file` that raised the error: ', line <n>', or '' if it is not known."""
     if isinstance(error, SyntaxError):
         return ""  # its message says where
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]

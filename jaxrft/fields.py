@@ -148,7 +148,7 @@ class Checked:
     """
 
     def __post_init__(self) -> None:
-        """Expands and checks."""
+        """Expands the paths and checks all values."""
         for name, value in _settled_fields("", self).items():
             object.__setattr__(self, name, value)
 

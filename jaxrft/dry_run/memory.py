@@ -139,7 +139,7 @@ def _vocabulary(run: Opened) -> int:
 
 
 def _cache(run: Opened, rows: int, length: int) -> int:
-    """Bytes of a cache on each device."""
+    """Counts the bytes of a cache of `rows` x `length` positions on each device."""
     axes = ("batch", "kv_heads", None, None)
     leaves = jax.tree.leaves(jax.eval_shape(lambda: run.setup.lm.policy.init_cache(rows, length)))
     return on_device([describe_array(run.setup.mesh, leaf.shape, leaf.dtype, *axes[: leaf.ndim]) for leaf in leaves])

@@ -45,7 +45,10 @@ class Compiled(NamedTuple):
 
 
 def devices(topology: str) -> list[Any]:
-    """Descriptions of the chips of a slice such as v5e:4x4; raises InputError if there is no such or no compiler."""
+    """Describes the chips of a slice of TPUs such as v5e:4x4.
+
+    Raises InputError if there is no such slice, and if the TPU compiler is not installed.
+    """
     found = re.fullmatch(r"(\w+):(\d+x\d+(?:x\d+)?)", topology)
     if not found or found[1] not in CHIPS:
         raise InputError(f"topology is {topology!r}: give one of {', '.join(CHIPS)} with its sides, such as v5e:4x4")

@@ -91,7 +91,10 @@ def advantages(rewards: Array, *, scale_rewards: str = "group", mask: Array | No
 
 
 def _rewards(rewards: Array, mask: Array | None) -> tuple[Array, Array]:
-    """Rewards [B, G] in float32, 0 where the mask hides them, and the mask [B, G] as bool, all True by default."""
+    """Converts rewards and their mask, both [B, G], to float32 and bool.
+
+    Rewards are 0 where the mask is. The mask is all True by default.
+    """
     check_shapes(rewards=(rewards, "BG"), mask=(mask, "BG"))
     check_dtypes(REAL, rewards=rewards, mask=mask)
     mask = jnp.ones(rewards.shape, bool) if mask is None else mask.astype(bool)
@@ -304,5 +307,5 @@ KL_ESTIMATORS: dict[str, Callable[[Array, Array, Array], Array]] = {
 
 
 def _cut(log_ratio: Array) -> Array:
-    """Log-ratios within what exp can bear."""
+    """Clips log-ratios to +-MAX_LOG_RATIO, so that exp of them is finite."""
     return jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO)

@@ -300,7 +300,7 @@ REMATS: dict[str, Callable[[Callable], Callable]] = {
 
 
 def unembed(config: ModelConfig, params: Params, hidden: Array, *, dtype: DTypeLike = jnp.float32) -> Array:
-    """Logits [..., V] of final hidden states [..., D], in the `accumulation_dtype`."""
+    """Computes logits [..., V] of final hidden states [..., D], in the `accumulation_dtype`."""
     name = "embed" if config.tie_word_embeddings else "unembed"
     weights = _gathered(params[name], ("vocab", "embed"), dtype)
     wide = accumulation_dtype(dtype)
@@ -504,11 +504,13 @@ def _mlp(w: Params, x: Array) -> Array:
 
 
 def rope_frequencies(config: ModelConfig) -> np.ndarray:
-    """Radians a position [head_dim / 2] of rotary position embeddings, float32: theta^(-2i / head_dim).
+    """Computes the frequencies theta^(-2i / head_dim) of rotary position embeddings.
 
-    With `rope_scaling`, those whose wave is longer than the original context / low_freq_factor are divided by factor,
-    those shorter than it / high_freq_factor are kept, and in between both are mixed, linearly in original context /
-    wavelength [arXiv 2407.21783; Hugging Face's `llama3`]. Made by numpy, so that they are the same on all devices.
+    They are in radians a position, [head_dim / 2] float32. With `rope_scaling`, a frequency whose
+    wave is longer than the original context / low_freq_factor is divided by factor. One whose wave
+    is shorter than the original context / high_freq_factor is kept. In between both are mixed,
+    linearly in original context / wavelength [arXiv 2407.21783; Hugging Face's `llama3`].
+    Numpy computes them, so that they are the same on all devices.
     """
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
     frequencies = 1 / np.float32(config.rope_theta) ** exponents
@@ -521,7 +523,10 @@ def rope_frequencies(config: ModelConfig) -> np.ndarray:
 
 
 def _rope(positions: Array, frequencies: np.ndarray) -> tuple[Array, Array]:
-    """Cosines and sines [rows, T, 1, head_dim / 2] of rotary position embeddings (arXiv 2104.09864)."""
+    """Computes the cosines and sines of rotary position embeddings (arXiv 2104.09864).
+
+    Both are [rows, T, 1, head_dim / 2].
+    """
     angles = positions.astype(jnp.float32)[..., None, None] * frequencies[None, None, None]
     return jnp.cos(angles), jnp.sin(angles)
 

@@ -33,11 +33,11 @@ class Ref(Protocol):
     shape: tuple[int, ...]
 
     def __getitem__(self, index: object) -> Array:
-        """Reads."""
+        """Reads a part of the block."""
         ...
 
     def __setitem__(self, index: object, value: Array) -> None:
-        """Writes."""
+        """Writes a part of the block."""
         ...
 
 
