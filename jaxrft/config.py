@@ -373,7 +373,7 @@ class Config(Checked):
 
     @property
     def fresh_batch_size(self) -> int:
-        """Counts the tasks of a step that are rolled out when replay fills the rest of the batch."""
+        """Counts the tasks that a step rolls out when replay fills the rest of the batch."""
         return round(self.replay.fresh_fraction * self.batch_size) if self.replay.capacity else self.batch_size
 
     @property
