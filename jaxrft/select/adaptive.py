@@ -282,11 +282,8 @@ def _update(state: AdaptiveState, tasks: Tasks, feedback: Feedback, *, num_gener
     prior_variance = jnp.where(changed, state.spread, offsets.variance)
 
     # 3.
-    predicted = mean + prior_mean
-    mode, _ = logit.observe(predicted, uncertainty + prior_variance, successes, trials)
-    rate = jax.nn.sigmoid(mode)
-    known = trials * rate * (1 - rate)  # k
-    score = successes - trials * rate + known * (mode - predicted)  # g
+    mu = mean + prior_mean
+    known, score = _linearize(mu, uncertainty + prior_variance, successes, trials)
 
     # 4 and 5.
     share = jnp.where(valid, 1 / (1 + known * prior_variance), 0)
@@ -311,15 +308,12 @@ def _update(state: AdaptiveState, tasks: Tasks, feedback: Feedback, *, num_gener
     spread = (PRIOR_VARIANCE + squares) / (1 + count)
     happened = valid.any()
     decay = jnp.where(happened, DECAY, 0.0)
-    size = information.shape[0]
-    decays = jnp.where(jnp.arange(size) <= _num_domains(tasks), decay, 0)  # of (a, w)
-    kept = jnp.sqrt(1 - decays)
     tokens = state.tokens
     if tokens is not None:
         tokens = put(tokens, feedback.tokens / trials)
     return AdaptiveState(
         shared=state.shared + moved,
-        information=kept[:, None] * information * kept[None] + jnp.diag(decays / PRIOR_VARIANCE),
+        information=_forget(information, decay, num_domains=_num_domains(tasks)),
         mean=means,
         variance=variances,
         visited=visited,
@@ -330,6 +324,22 @@ def _update(state: AdaptiveState, tasks: Tasks, feedback: Feedback, *, num_gener
         tokens=tokens,
         step=state.step + happened.astype(jnp.int32),
     )
+
+
+def _linearize(mu: Array, variance: Array, successes: Array, trials: Array) -> tuple[Array, Array]:
+    """Computes information k and score g [B] of outcomes about logits N(mu, variance): step 3."""
+    mode, _ = logit.observe(mu, variance, successes, trials)
+    rate = jax.nn.sigmoid(mode)
+    information = trials * rate * (1 - rate)
+    return information, successes - trials * rate + information * (mode - mu)
+
+
+def _forget(information: Array, decay: Array, *, num_domains: int) -> Array:
+    """Computes the information matrix after a step, of which that of components is kept: step 8."""
+    is_kept = jnp.arange(information.shape[0]) > num_domains
+    decays = jnp.where(is_kept, 0, decay)
+    root = jnp.sqrt(1 - decays)
+    return root[:, None] * information * root[None] + jnp.diag(decays / PRIOR_VARIANCE)
 
 
 def _walk(
