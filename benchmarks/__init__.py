@@ -1,1 +1,3 @@
-"""Measurements that anyone can repeat: `python -m benchmarks.NAME --help` in the root of the repository."""
+"""Measurements that anyone can repeat: `python -m benchmarks.NAME --help` in the root of the
+repository.
+"""

@@ -55,16 +55,26 @@ def _shown(value: Interval, sign: str = "") -> str:
 
 
 def draw(curves: dict[str, dict[str, list[Curve]]], out: Path) -> None:
-    """Held-out accuracy against rollouts, a panel a family: the mean over seeds, with its 95 % interval shaded."""
+    """Held-out accuracy against rollouts, a panel a family: the mean over seeds, with its 95 %
+    interval shaded.
+    """
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(
-        1, len(curves), figsize=(3.6 * len(curves), 3.4), constrained_layout=True, sharey=True, squeeze=False
+        1,
+        len(curves),
+        figsize=(3.6 * len(curves), 3.4),
+        constrained_layout=True,
+        sharey=True,
+        squeeze=False,
     )
-    color = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(name for of in curves.values() for name in of))}
+    color = {
+        name: f"C{i}"
+        for i, name in enumerate(dict.fromkeys(name for of in curves.values() for name in of))
+    }
     for axis, (family, by_selector) in zip(axes[0], curves.items(), strict=True):
         for selector, runs in by_selector.items():
             held_out = np.array([run.held_out for run in runs])  # [seeds, evaluations]
@@ -75,7 +85,17 @@ def draw(curves: dict[str, dict[str, list[Curve]]], out: Path) -> None:
         axis.set(title=family, xlabel="rollouts", ylim=(0, 1))
         axis.grid(alpha=0.3)
     axes[0][0].set(ylabel="held-out accuracy, sampled")
-    handles = {label: h for axis in axes[0] for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
+    handles = {
+        label: h
+        for axis in axes[0]
+        for h, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=len(handles),
+        frameon=False,
+    )
     figure.savefig(out, dpi=110)
     pyplot.close(figure)

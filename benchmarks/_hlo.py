@@ -1,9 +1,9 @@
 """Counts the memory traffic of a compiled program from the text of its optimized HLO.
 
-What an instruction reads and writes is the bytes of its operands and results that are in the device's main memory,
-padded to tiles: memory spaces such as VMEM, S(1) in a layout, cost nothing. A slice or gather reads as much as it
-returns, a dynamic-update-slice writes its update in place, a fusion reads each parameter as its body uses it, and a
-while loop's body counts once a trip.
+What an instruction reads and writes is the bytes of its operands and results that are in the
+device's main memory, padded to tiles: memory spaces such as VMEM, S(1) in a layout, cost nothing. A
+slice or gather reads as much as it returns, a dynamic-update-slice writes its update in place, a
+fusion reads each parameter as its body uses it, and a while loop's body counts once a trip.
 """
 
 import math
@@ -16,17 +16,44 @@ from typing import NamedTuple
 from jaxrft.errors import InputError
 
 BITS = {
-    **{"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "s32": 32, "u32": 32, "s64": 64},
+    **{
+        "pred": 8,
+        "s4": 4,
+        "u4": 4,
+        "s8": 8,
+        "u8": 8,
+        "s16": 16,
+        "u16": 16,
+        "s32": 32,
+        "u32": 32,
+        "s64": 64,
+    },
     **{"u64": 64, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128},
 }
 FREE = {
-    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier", "domain"),
+    *(
+        "parameter",
+        "constant",
+        "tuple",
+        "get-tuple-element",
+        "bitcast",
+        "after-all",
+        "opt-barrier",
+        "domain",
+    ),
     *("partition-id", "replica-id"),
 }
 SLICES = {"slice", "dynamic-slice", "gather"}
 ALIASES = {"bitcast", "get-tuple-element", "copy-done"}  # their value is their first operand's
 COLLECTIVES = {
-    *("all-gather", "all-reduce", "all-to-all", "ragged-all-to-all", "reduce-scatter", "collective-permute"),
+    *(
+        "all-gather",
+        "all-reduce",
+        "all-to-all",
+        "ragged-all-to-all",
+        "reduce-scatter",
+        "collective-permute",
+    ),
     *("collective-broadcast", "send", "recv"),
 }
 PALLAS = "tpu_custom_call"
@@ -86,7 +113,9 @@ class Instruction:
         """Returns the name of the computation that an attribute names."""
         found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
         if not found:
-            raise InputError(f"{self.name} has no {attribute}: this is no optimized HLO that can be read")
+            raise InputError(
+                f"{self.name} has no {attribute}: this is no optimized HLO that can be read"
+            )
         return found[1]
 
 
@@ -143,7 +172,9 @@ class Block(NamedTuple):
 
 
 def pallas_bytes(grid: Sequence[int], blocks: Sequence[Block]) -> int:
-    """Counts the bytes that a kernel moves: a block each time that its index changes, in the order of the grid."""
+    """Counts the bytes that a kernel moves: a block each time that its index changes, in the order
+    of the grid.
+    """
     total = 0
     for block in blocks:
         latest = None
@@ -174,7 +205,9 @@ class Program:
     """The computations of a module, and what they move."""
 
     def __init__(self, text: str, kernels: Mapping[str, int] | None = None):
-        """Reads the text of a module; `kernels` are the bytes of Pallas kernels by a part of their lines."""
+        """Reads the text of a module; `kernels` are the bytes of Pallas kernels by a part of their
+        lines.
+        """
         self.kernels = dict(kernels or {})
         self.computations: dict[str, Computation] = {}
         self.entry = ""
@@ -187,10 +220,14 @@ class Program:
                 instruction = _parse(line[found.end() :], found[2], bool(found[1]))
                 current[instruction.name] = instruction
         if not self.entry:
-            raise InputError("the text has no ENTRY computation: give the text of an optimized HLO module")
+            raise InputError(
+                "the text has no ENTRY computation: give the text of an optimized HLO module"
+            )
 
     def loops(self) -> list[Loop]:
-        """Returns the loops of the entry computation whose numbers of trips depend on data, in order."""
+        """Returns the loops of the entry computation whose numbers of trips depend on data, in
+        order.
+        """
         found = []
         for each in self.computations[self.entry].values():
             if each.opcode == "while" and self.trip_count(each) is None:
@@ -202,14 +239,18 @@ class Program:
         return found
 
     def traffic(self, computation: str, trips: int = 1) -> Iterator[Traffic]:
-        """Yields what each instruction of a computation moves; inner loops of unknown length count once."""
+        """Yields what each instruction of a computation moves; inner loops of unknown length count
+        once.
+        """
         for name, each, times in self._executed(computation, trips):
             read, written = self._moved(self.computations[name], each)
             if read or written:
                 yield Traffic(each, times, read, written)
 
     def exchanges(self, computation: str) -> Iterator[Exchange]:
-        """Yields what each instruction of a computation exchanges between chips, wherever its arrays are."""
+        """Yields what each instruction of a computation exchanges between chips, wherever its
+        arrays are.
+        """
         for _, each, times in self._executed(computation, 1):
             parts = self._flat(each.called("calls")) if each.opcode == "fusion" else [each]
             sizes = [
@@ -221,14 +262,18 @@ class Program:
                 yield Exchange(each, times, sum(sizes))
 
     def _executed(self, computation: str, trips: int) -> Iterator[tuple[str, Instruction, int]]:
-        """Yields the instructions that run, each with its computation and its trips; of branches the largest."""
+        """Yields the instructions that run, each with its computation and its trips; of branches
+        the largest.
+        """
         for each in self.computations[computation].values():
             if each.opcode == "while":
                 inner = trips * (self.trip_count(each) or 1)
                 yield from self._executed(each.called("body"), inner)
                 yield from self._executed(each.called("condition"), inner)
             elif each.opcode == "conditional":
-                branches = {name: sum(item.bytes for item in self.traffic(name)) for name in _branches(each)}
+                branches = {
+                    name: sum(item.bytes for item in self.traffic(name)) for name in _branches(each)
+                }
                 yield from self._executed(max(branches, key=branches.__getitem__), trips)
             elif each.opcode == "call":
                 yield from self._executed(each.called("to_apply"), trips)
@@ -240,8 +285,8 @@ class Program:
     def trip_count(self, loop: Instruction) -> int | None:
         """Returns how often a while loop's body runs; None = that depends on data.
 
-        A loop whose condition is a single comparison with a constant counts from 0 in steps of 1, as those of
-        `jax.lax.scan` do.
+        A loop whose condition is a single comparison with a constant counts from 0 in steps of 1,
+        as those of `jax.lax.scan` do.
         """
         if found := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes):
             return int(found[1])
@@ -278,7 +323,9 @@ class Program:
         if each.opcode in SLICES:
             rest = sum(_size(operand.leaves) for operand in operands[1:])
             sliced = _size(each.leaves[:1]) or each.leaves[0].bytes
-            return rest + sliced * all(leaf.in_memory for leaf in operands[0].leaves), _size(each.leaves)
+            return rest + sliced * all(leaf.in_memory for leaf in operands[0].leaves), _size(
+                each.leaves
+            )
         if each.opcode == "dynamic-update-slice":
             update, *indices = operands[1:]
             read = sum(_size(operand.leaves) for operand in (update, *indices))
@@ -288,7 +335,9 @@ class Program:
         return sum(_size(operand.leaves) for operand in operands), _size(each.leaves)
 
     def _custom(self, each: Instruction, operands: list[Instruction]) -> tuple[int, int]:
-        """Returns what a call of something that is no HLO moves; a Pallas kernel's is given, never its own estimate."""
+        """Returns what a call of something that is no HLO moves; a Pallas kernel's is given, never
+        its own estimate.
+        """
         if any(target in each.attributes for target in ALLOCATIONS):
             return 0, 0
         if PALLAS not in each.attributes:
@@ -296,7 +345,9 @@ class Program:
         for name, moved in self.kernels.items():
             if name in each.name or name in each.attributes:
                 return moved, 0
-        raise InputError(f"{each.name} is a Pallas kernel whose grid is not known: add its blocks to KERNELS")
+        raise InputError(
+            f"{each.name} is a Pallas kernel whose grid is not known: add its blocks to KERNELS"
+        )
 
     def _read(self, body: str, place: int) -> int:
         """Returns the bytes that a fusion reads of its operand number `place`."""
@@ -327,11 +378,15 @@ class Program:
         return total
 
     def _read_inner(self, body: str, place: int, full: int) -> int:
-        """Returns what `_read` does for a fusion within a fusion, whose parameters have no memory of their own."""
+        """Returns what `_read` does for a fusion within a fusion, whose parameters have no memory
+        of their own.
+        """
         return self._used(self.computations[body], self._parameter(body, place), full)
 
     def _is_passed_on(self, body: str, place: int) -> bool:
-        """Decides whether a fusion within a fusion returns its operand number `place` itself, perhaps updated."""
+        """Decides whether a fusion within a fusion returns its operand number `place` itself,
+        perhaps updated.
+        """
         computation = self.computations[body]
         value = next(each for each in computation.values() if each.root)
         while value.opcode in (*ALIASES, "dynamic-update-slice"):
@@ -346,7 +401,9 @@ class Program:
         """Returns the bytes that a fusion writes: of an update in place, those of the update."""
         computation = self.computations[body]
         root = next(each for each in computation.values() if each.root)
-        results = [computation[name] for name in root.operands] if root.opcode == "tuple" else [root]
+        results = (
+            [computation[name] for name in root.operands] if root.opcode == "tuple" else [root]
+        )
         return sum(self._result(computation, each) for each in results)
 
     def _result(self, computation: Computation, value: Instruction) -> int:
@@ -371,12 +428,16 @@ def _size(leaves: Sequence[Leaf]) -> int:
 
 def _constants(instructions: Sequence[Instruction]) -> list[int]:
     """Returns the integer constants among instructions."""
-    found = [each for each in instructions if each.opcode == "constant" and each.type.startswith("s")]
+    found = [
+        each for each in instructions if each.opcode == "constant" and each.type.startswith("s")
+    ]
     return [int(each.arguments) for each in found if re.fullmatch(r"-?\d+", each.arguments)]
 
 
 def _limit(condition: Sequence[Instruction]) -> int:
-    """Returns the smallest count at which a condition is false: a constant, or the number after it if it may be met."""
+    """Returns the smallest count at which a condition is false: a constant, or the number after it
+    if it may be met.
+    """
     least = min((number for number in _constants(condition) if number > 0), default=0)
     comparisons = [each.attributes for each in condition if each.opcode == "compare"]
     return least + any("direction=LE" in attributes for attributes in comparisons)
@@ -415,4 +476,6 @@ def _closing(text: str, opening: int) -> int:
         depth += (text[place] == "(") - (text[place] == ")")
         if depth == 0:
             return place
-    raise InputError("a line of the HLO has parentheses that do not close: give the whole text of a module")
+    raise InputError(
+        "a line of the HLO has parentheses that do not close: give the whole text of a module"
+    )

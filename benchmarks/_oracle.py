@@ -1,6 +1,8 @@
-"""What knowing would be worth: runs whose selector is told the pass rates of the policy that they train.
+"""What knowing would be worth: runs whose selector is told the pass rates of the policy that they
+train.
 
-The pass rates are measured by rollouts that are not counted, so that the oracle is an upper bound and no method.
+The pass rates are measured by rollouts that are not counted, so that the oracle is an upper bound
+and no method.
 """
 
 import contextlib
@@ -26,9 +28,9 @@ from jaxrft.types import Array, Choice
 def known_pass_rates(*, measured: int = 512, measure_every: int = 4) -> Iterator[None]:
     """Lets the runs of the block select by `oracle`, which is no selector of the package.
 
-    Every `measure_every` steps, before it selects, `num_generations` rollouts each tell the pass rates of `measured`
-    tasks drawn at random, or of all when there are no more. They are part of the selector's state, and of checkpoints.
-    Raises InputError for fewer tasks than a batch.
+    Every `measure_every` steps, before it selects, `num_generations` rollouts each tell the pass
+    rates of `measured` tasks drawn at random, or of all when there are no more. They are part of
+    the selector's state, and of checkpoints. Raises InputError for fewer tasks than a batch.
     """
     measured = check_count("measured", measured)
     measure_every = check_count("measure_every", measure_every)
@@ -41,7 +43,9 @@ def known_pass_rates(*, measured: int = 512, measure_every: int = 4) -> Iterator
         first = stream == STREAMS.index("select")  # of the choices in this step
         if knows and first and int(state.step) % measure_every == 0:
             if measured < batch_size:
-                raise InputError(f"measured is {measured}: it must be at least batch_size {batch_size}")
+                raise InputError(
+                    f"measured is {measured}: it must be at least batch_size {batch_size}"
+                )
             rates = measure(step, state, measured=measured)
             state = state._replace(selector=reveal(state.selector, rates))
         return select(step, state, batch_size=batch_size, exclude=exclude, stream=stream)
@@ -53,7 +57,9 @@ def known_pass_rates(*, measured: int = 512, measure_every: int = 4) -> Iterator
 
 
 def measure(step: Step, state: TrainState, *, measured: int) -> Array:
-    """Rolls out `measured` tasks by the current policy; returns the pass rates [N], NaN of the other tasks."""
+    """Rolls out `measured` tasks by the current policy; returns the pass rates [N], NaN of the
+    other tasks.
+    """
     setup = step.setup
     config = setup.config
     done = int(state.step)
@@ -62,9 +68,13 @@ def measure(step: Step, state: TrainState, *, measured: int) -> Array:
     rates = np.full(setup.num_tasks, np.nan, np.float32)
     for start in range(0, len(ids), config.batch_size):
         part = np.take(ids, range(start, start + config.batch_size), mode="wrap")
-        rolled = step.roll_out(state._replace(step=state.step + 1), part, stream=STREAMS.index("measure"))
+        rolled = step.roll_out(
+            state._replace(step=state.step + 1), part, stream=STREAMS.index("measure")
+        )
         told = trainer_state(config, done)
-        rewards = grade_rollout(config, setup.lm, rolled.rollout, step.pool, step.table, part, trainer_state=told)
+        rewards = grade_rollout(
+            config, setup.lm, rolled.rollout, step.pool, step.table, part, trainer_state=told
+        )
         rewards = check_rewards(config, rewards, step.pool, tasks=len(part), first=False)
         successes = rewards.success.reshape(len(part), -1)
         rates[part] = successes.mean(axis=1)

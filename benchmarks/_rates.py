@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from benchmarks import _serve
 from benchmarks._serve import Measured, Request, Subject
 
-# Of the square matrices, and bytes copied: more than caches hold, and on an accelerator more than a call costs.
+# Of the square matrices, and bytes copied: more than caches hold, and on an accelerator more than a
+# call costs.
 CPU = jax.default_backend() == "cpu"
 SIZE = 2048 if CPU else 8192
 COPIED = 2**28 if CPU else 2**30
@@ -37,7 +38,9 @@ def open_subject(request: Request) -> Iterator[Subject]:
 
 
 def seconds_each(call: Callable[[], jax.Array]) -> float:
-    """Returns the mean seconds of a call, over at least LEAST seconds; one before does not count."""
+    """Returns the mean seconds of a call, over at least LEAST seconds; one before does not
+    count.
+    """
     jax.block_until_ready(call())
     start = time.perf_counter()
     count = 0

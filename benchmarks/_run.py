@@ -37,10 +37,11 @@ STAGES = ("select", "rollout", "grade", "score", "learn")
 def force_ends(policy: Policy, end: int, probability: float) -> Policy:
     """Returns the policy with the end token's probability set at every position, 0 = never.
 
-    The logit of the end is the others' log-sum-exp plus log(p / (1 - p)), so that the sampler itself draws lengths of
-    a geometric distribution with mean 1 / p, whatever the other logits are. They derive from the seed as all samples
-    do, and are the same on another commit but for rows in which rounding decides a token. The price is one more pass
-    over the logits a token; none at probability 0, where the logit is a constant.
+    The logit of the end is the others' log-sum-exp plus log(p / (1 - p)), so that the sampler
+    itself draws lengths of a geometric distribution with mean 1 / p, whatever the other logits are.
+    They derive from the seed as all samples do, and are the same on another commit but for rows in
+    which rounding decides a token. The price is one more pass over the logits a token; none at
+    probability 0, where the logit is a constant.
     """
 
     def force(logits: Array) -> Array:
@@ -85,7 +86,9 @@ def write_model(shape: Shape, folder: Path) -> None:
     params = jax.jit(model.init, static_argnums=1)(jax.random.key(shape.seed), config)
     positions = shape.prompt_length + shape.new_tokens
     end = make_quickstart.CHARACTERS.index(make_quickstart.END)
-    keys = weights.hf_config(config, eos_token_id=end, pad_token_id=end, max_position_embeddings=positions)
+    keys = weights.hf_config(
+        config, eos_token_id=end, pad_token_id=end, max_position_embeddings=positions
+    )
     weights.save(folder, params, config, source=keys)
     make_quickstart.tokenizer().save_pretrained(folder)
 
@@ -104,7 +107,9 @@ def write_tasks(shape: Shape, path: Path) -> None:
 
 @contextmanager
 def open_step(shape: Shape) -> Iterator[tuple[Step, TrainState]]:
-    """Opens a run on a random policy, with its graders, whose rollouts have the lengths of the shape."""
+    """Opens a run on a random policy, with its graders, whose rollouts have the lengths of the
+    shape.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_model(shape, folder / "model")
@@ -158,7 +163,9 @@ class Stages:
         return {"seconds": time.perf_counter() - start}
 
     def learn(self) -> Measured:
-        """Updates the policy by the latest rollout, which is graded and scored before the clock starts."""
+        """Updates the policy by the latest rollout, which is graded and scored before the clock
+        starts.
+        """
         if self.rolled is None:
             self.rollout()
         assert self.rolled is not None
@@ -173,7 +180,9 @@ class Stages:
         return measured
 
     def whole_step(self) -> Measured:
-        """Makes a step, and measures its stages; that of the selector's update counts to `select`."""
+        """Makes a step, and measures its stages; that of the selector's update counts to
+        `select`.
+        """
         laps = [time.perf_counter()]
 
         def lap(tree: PyTree) -> None:
@@ -182,7 +191,9 @@ class Stages:
 
         nothing = np.zeros(0, np.int32)
         size = self.step.setup.config.batch_size
-        choice, self.state = self.step.select(self.state, batch_size=size, exclude=nothing, stream=SELECT)
+        choice, self.state = self.step.select(
+            self.state, batch_size=size, exclude=nothing, stream=SELECT
+        )
         self.ids = np.asarray(choice.ids)
         lap(self.state)
         self.rolled = self.step.roll_out(self.state, self.ids)

@@ -1,4 +1,6 @@
-"""From learning curves to what a selector saves: costs to a level, savings against uniform, shares of the headroom."""
+"""From learning curves to what a selector saves: costs to a level, savings against uniform, shares
+of the headroom.
+"""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -36,17 +38,20 @@ def final(curve: Curve) -> float:
 
 
 def reached(held_out: Sequence[float], level: float) -> int | None:
-    """The first evaluation at which the mean of it and the two before is at least `level`; None if there is none."""
+    """The first evaluation at which the mean of it and the two before is at least `level`; None if
+    there is none.
+    """
     means = np.convolve(held_out, np.ones(WINDOW) / WINDOW, mode="valid")
     above = np.flatnonzero(means >= level - 1e-9)
     return int(above[0]) + WINDOW - 1 if len(above) else None
 
 
 def saving(curve: Curve, uniform: Curve, *, references: int = 0) -> Saving:
-    """What a run saves on uniform's of the same seed; `references`: rollouts behind the reference pass rates.
+    """What a run saves on uniform's of the same seed; `references`: rollouts behind the reference
+    pass rates.
 
-    The level is uniform's final one, for uniform too. A run that does not reach it enters with all that it cost, which
-    flatters it.
+    The level is uniform's final one, for uniform too. A run that does not reach it enters with all
+    that it cost, which flatters it.
     """
     level = final(uniform)
     own, theirs = reached(curve.held_out, level), reached(uniform.held_out, level)
@@ -61,7 +66,9 @@ def saving(curve: Curve, uniform: Curve, *, references: int = 0) -> Saving:
     )
 
 
-def row(own: list[Curve], uniform: list[Curve], oracle: list[Curve], *, references: int = 0) -> dict[str, Any]:
+def row(
+    own: list[Curve], uniform: list[Curve], oracle: list[Curve], *, references: int = 0
+) -> dict[str, Any]:
     """The figures of a selector on a family, of runs paired by seed."""
     savings = [saving(a, b, references=references) for a, b in zip(own, uniform, strict=True)]
     best = [saving(a, b) for a, b in zip(oracle, uniform, strict=True)]
@@ -74,8 +81,13 @@ def row(own: list[Curve], uniform: list[Curve], oracle: list[Curve], *, referenc
         "reference_rollouts": references,
         "log_saving": {name: mean_interval([each.log[name] for each in savings]) for name in COSTS},
         "log_saving_with_references": mean_interval([each.with_references for each in savings]),
-        "share": {name: ratio_interval([s.log[name] for s in savings], [s.log[name] for s in best]) for name in COSTS},
+        "share": {
+            name: ratio_interval([s.log[name] for s in savings], [s.log[name] for s in best])
+            for name in COSTS
+        },
         "final": mean_interval([final(curve) for curve in own]),
         "final_minus_uniform": mean_interval([final(a) - final(b) for a, b in pairs]),
-        "mean_minus_uniform": mean_interval([float(np.mean(a.held_out) - np.mean(b.held_out)) for a, b in pairs]),
+        "mean_minus_uniform": mean_interval(
+            [float(np.mean(a.held_out) - np.mean(b.held_out)) for a, b in pairs]
+        ),
     }

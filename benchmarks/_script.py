@@ -8,9 +8,11 @@ from jaxrft.errors import InputError
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Calls `main` with the flags of the process; exits with 2 and one sentence after an InputError.
+    """Calls `main` with the flags of the process; exits with 2 and one sentence after an
+    InputError.
 
-    SIGTERM raises SystemExit, so that what `main` has opened is closed: processes, and the worktree of a commit.
+    SIGTERM raises SystemExit, so that what `main` has opened is closed: processes, and the worktree
+    of a commit.
     """
     signal.signal(signal.SIGTERM, _leave)
     try:

@@ -51,7 +51,9 @@ class Peer(Protocol):
 
 
 def time_peer(peer: Peer, request: Request) -> Subject:
-    """Returns the subject that times what the request asks of a peer; its lengths are those of the request."""
+    """Returns the subject that times what the request asks of a peer; its lengths are those of the
+    request.
+    """
     calls = {"rollout": peer.rollout, "learn": peer.learn, "step": peer.step}
     call = calls[request.what]
 
@@ -70,9 +72,11 @@ def read_request(path: Path) -> Request:
 
 
 def serve(open_subject: Callable[[Request], AbstractContextManager[Subject]]) -> None:
-    """Measures what the file `sys.argv[-1]` asks for, once at first and then for each line of stdin.
+    """Measures what the file `sys.argv[-1]` asks for, once at first and then for each line of
+    stdin.
 
-    Each answer is one line of JSON. Whatever else is printed goes to stderr. The first run compiles.
+    Each answer is one line of JSON. Whatever else is printed goes to stderr. The first run
+    compiles.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

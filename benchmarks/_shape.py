@@ -24,8 +24,8 @@ def _flag(default: Value, text: str) -> Value:
 class Shape:
     """A decoder, a batch of prompts, and the machine that they are measured on.
 
-    Its fields are the flags of the scripts. The defaults are a model of 4 million weights and 32 prompts of 32 tokens
-    with 8 completions each.
+    Its fields are the flags of the scripts. The defaults are a model of 4 million weights and 32
+    prompts of 32 tokens with 8 completions each.
     """
 
     layers: int = _flag(4, "layers of the decoder")
@@ -103,12 +103,14 @@ def from_flags(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
 def forward_flops(shape: Shape, lengths: Sequence[int]) -> int:
     """Counts the multiplications and additions of a forward pass over completions of `lengths` [R].
 
-    Each prompt is computed once a group, and a completion's last token is not an input. A query meets the keys up to
-    its own position. Norms, rotations and softmax are not counted.
+    Each prompt is computed once a group, and a completion's last token is not an input. A query
+    meets the keys up to its own position. Norms, rotations and softmax are not counted.
     """
     prompt = shape.prompt_length
     inputs = shape.prompts * prompt + sum(length - 1 for length in lengths)
-    pairs = shape.prompts * _pairs(0, prompt) + sum(_pairs(prompt, length - 1) for length in lengths)
+    pairs = shape.prompts * _pairs(0, prompt) + sum(
+        _pairs(prompt, length - 1) for length in lengths
+    )
     products = 2 * shape.layers * shape.layer_weights * inputs
     logits = 2 * shape.vocabulary * shape.width * sum(lengths)
     attention = 4 * shape.layers * shape.heads * shape.head_dim * pairs
@@ -116,23 +118,30 @@ def forward_flops(shape: Shape, lengths: Sequence[int]) -> int:
 
 
 def _pairs(before: int, tokens: int) -> int:
-    """Returns the number of pairs of `tokens` queries and the keys that they see, `before` of them older."""
+    """Returns the number of pairs of `tokens` queries and the keys that they see, `before` of them
+    older.
+    """
     return tokens * before + tokens * (tokens + 1) // 2
 
 
 def update_flops(shape: Shape, lengths: Sequence[int]) -> int:
-    """Counts the operations of a forward and a backward pass: the latter has two products for each."""
+    """Counts the operations of a forward and a backward pass: the latter has two products for
+    each.
+    """
     return 3 * forward_flops(shape, lengths)
 
 
 def decode_bytes(shape: Shape, lengths: Sequence[int]) -> int:
     """Counts the bytes that decoding completions of `lengths` [R] must read and write.
 
-    A step reads the weights once, the keys and values of live rows up to their position, a group's prompt once, and
-    writes one position of each row. Activations and logits are not counted.
+    A step reads the weights once, the keys and values of live rows up to their position, a group's
+    prompt once, and writes one position of each row. Activations and logits are not counted.
     """
     position = 2 * shape.layers * shape.kv_heads * shape.head_dim  # numbers of keys and values
-    groups = [max(lengths[row : row + shape.group_size]) for row in range(0, len(lengths), shape.group_size)]
+    groups = [
+        max(lengths[row : row + shape.group_size])
+        for row in range(0, len(lengths), shape.group_size)
+    ]
     steps = max(lengths) - 1
     read = steps * shape.weights
     read += position * sum(_pairs(0, length - 1) for length in lengths)

@@ -1,4 +1,6 @@
-"""What `dots` needs before its first step: a predictor, fitted on the pass rates of other policies on a pool."""
+"""What `dots` needs before its first step: a predictor, fitted on the pass rates of other policies
+on a pool.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,14 +26,18 @@ def rollouts(family: str, policies: int) -> int:
 
 
 def write(family: str, policies: Sequence[Path], out: Path) -> None:
-    """Fits a predictor on the pass rates of the tiny policy and of those in the folders `policies`, and saves it."""
+    """Fits a predictor on the pass rates of the tiny policy and of those in the folders `policies`,
+    and saves it.
+    """
     tasks, truths = builtin.split(family)
     asked = make_quickstart.examples([task.prompt for task in tasks[:TASKS]], truths[:TASKS])
     shape = weights.read_config(TINY)
     rates, start = [], weights.load(TINY, shape)
     for params in (start, *(weights.load(folder, shape) for folder in policies)):
         rates.append(make_quickstart.rollouts(shape, params, asked, samples=SAMPLES).mean(axis=1))
-    embeddings = embed.pooled(model.decoder(shape, remat="none"), start, asked.prompts, asked.lengths)
+    embeddings = embed.pooled(
+        model.decoder(shape, remat="none"), start, asked.prompts, asked.lengths
+    )
     table = embeddings, jnp.asarray(np.stack(rates), jnp.float32)
     params, _ = training.fit(jax.random.key(0), *table, width=WIDTH, num_references=REFERENCES)
     origin = Origin(TINY, shape.hidden_size)

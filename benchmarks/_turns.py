@@ -1,4 +1,6 @@
-"""Measures processes by turns, so that all of them meet the same machine, and tells their medians."""
+"""Measures processes by turns, so that all of them meet the same machine, and tells their
+medians.
+"""
 
 import argparse
 import dataclasses
@@ -63,7 +65,9 @@ class Worker:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise InputError(f"the process of {self.name} ended with {self.process.wait()}: see its words above")
+            raise InputError(
+                f"the process of {self.name} ended with {self.process.wait()}: see its words above"
+            )
         return json.loads(line)
 
     def measure(self) -> Measured:
@@ -84,7 +88,9 @@ class Worker:
             self.process.wait()
 
 
-def parse_arguments(name: str, doc: str | None, arguments: list[str]) -> tuple[argparse.Namespace, Shape]:
+def parse_arguments(
+    name: str, doc: str | None, arguments: list[str]
+) -> tuple[argparse.Namespace, Shape]:
     """Returns the options of a script, and the shape that they describe."""
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{name}",
@@ -92,8 +98,12 @@ def parse_arguments(name: str, doc: str | None, arguments: list[str]) -> tuple[a
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _shape.add_flags(parser)
-    parser.add_argument("--repeats", type=whole_number("repeats", 1), default=5, help="runs of each (5)")
-    parser.add_argument("--against", metavar="COMMIT", help="measures this commit by turns with the tree")
+    parser.add_argument(
+        "--repeats", type=whole_number("repeats", 1), default=5, help="runs of each (5)"
+    )
+    parser.add_argument(
+        "--against", metavar="COMMIT", help="measures this commit by turns with the tree"
+    )
     parser.add_argument(
         "--peers",
         nargs="*",
@@ -123,13 +133,17 @@ def write_request(path: Path, what: str, shape: Shape, lengths: Sequence[int]) -
 
 
 @contextmanager
-def open_workers(what: str, options: argparse.Namespace, shape: Shape) -> Iterator[dict[str, Worker]]:
+def open_workers(
+    what: str, options: argparse.Namespace, shape: Shape
+) -> Iterator[dict[str, Worker]]:
     """Starts the processes one after the other: ours first, whose lengths all peers are given."""
     workers = {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
 
-        def start(name: str, *command: str, paths: Sequence[Path], lengths: Sequence[int] = ()) -> None:
+        def start(
+            name: str, *command: str, paths: Sequence[Path], lengths: Sequence[int] = ()
+        ) -> None:
             request = write_request(folder / f"{name}.json", what, shape, lengths)
             print(f"{name} prepares and compiles", file=sys.stderr, flush=True)
             worker = Worker(name, [*command, request], environment_of(*paths), folder)
@@ -147,7 +161,9 @@ def open_workers(what: str, options: argparse.Namespace, shape: Shape) -> Iterat
             start(BASE, *own, paths=[folder / "scripts", folder / "tree"])
         for peer in options.peers:
             name, _, python = peer.partition("=")
-            start(name, python, "-P", "-m", f"benchmarks.peers.{name}", paths=[ROOT], lengths=lengths)
+            start(
+                name, python, "-P", "-m", f"benchmarks.peers.{name}", paths=[ROOT], lengths=lengths
+            )
         start(RATES, sys.executable, "-P", "-m", "benchmarks._rates", paths=[ROOT])
         yield workers
 
@@ -247,7 +263,8 @@ def run(what: str, doc: str | None, arguments: list[str]) -> None:
     command = f"python -m benchmarks.{what} {' '.join(arguments)}"
     print(f"`{command}`\n\n{machine()}\n")
     print(
-        f"{len(lengths)} completions, {sum(lengths):,} tokens; matrix products {rates['flops'] / 1e9:,.1f} GFLOP/s, "
+        f"{len(lengths)} completions, {sum(lengths):,} tokens; matrix products "
+        f"{rates['flops'] / 1e9:,.1f} GFLOP/s, "
         f"copy {rates['bytes'] / 1e9:,.1f} GB/s\n"
     )
     print(table(found, need, rates))

@@ -1,8 +1,8 @@
 """How `adaptive` does where nothing was tuned for it.
 
-Item response models, whose domains move in different ways, and students in hostile worlds: next to `uniform`, and to
-`bots` with its references, all with the same seeds. Two versions of a selector are compared by running this at two
-commits with the same seeds.
+Item response models, whose domains move in different ways, and students in hostile worlds: next to
+`uniform`, and to `bots` with its references, all with the same seeds. Two versions of a selector
+are compared by running this at two commits with the same seeds.
 """
 
 import argparse
@@ -91,10 +91,11 @@ class Items(NamedTuple):
 
 
 def item_response(kind: Kind, told: str) -> simulate.World:
-    """Returns a world in which p = sigmoid(slope (ability of the domain - difficulty)); new tasks for every key.
+    """Returns a world in which p = sigmoid(slope (ability of the domain - difficulty)); new tasks
+    for every key.
 
-    The two-parameter logistic model (Birnbaum 1968). Slopes are log-normal with a deviation of 0.3. `told`: what a
-    selector knows of the tasks.
+    The two-parameter logistic model (Birnbaum 1968). Slopes are log-normal with a deviation of 0.3.
+    `told`: what a selector knows of the tasks.
     """
 
     def ability(quantile: Array) -> Array:
@@ -142,7 +143,9 @@ def item_response(kind: Kind, told: str) -> simulate.World:
 
 
 def item_responses(names: tuple[str, ...], seeds: int, first_seed: int) -> None:
-    """Prints effective group ratio, squared error and coverage of each selector in each kind of world."""
+    """Prints effective group ratio, squared error and coverage of each selector in each kind of
+    world.
+    """
     bots = selectors.bots(GENERATIONS)
     uniform = believing(selectors.uniform(GENERATIONS), bots)
     rows = {"uniform": (uniform, TOLD[:1]), "bots": (bots, TOLD[:1])}
@@ -159,7 +162,9 @@ def item_responses(names: tuple[str, ...], seeds: int, first_seed: int) -> None:
 
 
 def ablations(seeds: int, first_seed: int) -> None:
-    """Prints the figures of `adaptive` without each of its parts: means over all kinds of worlds."""
+    """Prints the figures of `adaptive` without each of its parts: means over all kinds of
+    worlds.
+    """
     for part, (options, changed) in ABLATIONS.items():
         for told in (TOLD[0], TOLD[-1]):
             with mock.patch.multiple(adaptive, **changed) if changed else contextlib.nullcontext():
@@ -167,7 +172,9 @@ def ablations(seeds: int, first_seed: int) -> None:
                 found = []
                 for kind in KINDS.values():
                     world = item_response(kind, told)
-                    trace = run(world, selector, seeds, STEPS, batch_size=BATCH, first_seed=first_seed)
+                    trace = run(
+                        world, selector, seeds, STEPS, batch_size=BATCH, first_seed=first_seed
+                    )
                     found.append(scores(trace, TASKS))
             means = {key: np.mean([each[key] for each in found], axis=0) for key in FIGURES}
             figures = "".join(f"  {key} {interval(values)}" for key, values in means.items())
@@ -175,7 +182,9 @@ def ablations(seeds: int, first_seed: int) -> None:
 
 
 def hostile(names: tuple[str, ...], seeds: int, first_seed: int) -> None:
-    """Prints the difference in final ability to `uniform`, paired by seed, with its 95 % interval."""
+    """Prints the difference in final ability to `uniform`, paired by seed, with its 95 %
+    interval.
+    """
 
     def ability(world: simulate.World, selector: str) -> np.ndarray:
         functions = selectors.make(selector, GENERATIONS)
@@ -186,7 +195,9 @@ def hostile(names: tuple[str, ...], seeds: int, first_seed: int) -> None:
         world = simulate.students(simulate.StudentConfig(**changes), num_generations=GENERATIONS)
         base = ability(world, "uniform")
         for selector in names:
-            if selector == "uniform" or (selector == "bots" and changes.get("references") == "none"):
+            if selector == "uniform" or (
+                selector == "bots" and changes.get("references") == "none"
+            ):
                 continue
             mean, low, high = mean_interval(ability(world, selector) - base)
             print(f"{name:38} {selector:9} {mean:+.3f} [{low:+.3f}, {high:+.3f}]", flush=True)
@@ -201,15 +212,28 @@ def interval(values: np.ndarray) -> str:
 def main(arguments: list[str]) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.adaptive", description=__doc__)
-    for flag, default, said in (("seeds", 8, "worlds of each kind"), ("paired", 32, "students of each kind")):
+    for flag, default, said in (
+        ("seeds", 8, "worlds of each kind"),
+        ("paired", 32, "students of each kind"),
+    ):
         parser.add_argument(
-            f"--{flag}", type=whole_number(flag, 0, 1_000_000), default=default, help=f"{said}; 0 = none"
+            f"--{flag}",
+            type=whole_number(flag, 0, 1_000_000),
+            default=default,
+            help=f"{said}; 0 = none",
         )
     parser.add_argument("--first-seed", type=whole_number("first-seed", 0, 1_000_000), default=0)
     parser.add_argument(
-        "--selectors", nargs="+", default=("uniform", "bots", "adaptive"), choices=("uniform", "bots", "adaptive")
+        "--selectors",
+        nargs="+",
+        default=("uniform", "bots", "adaptive"),
+        choices=("uniform", "bots", "adaptive"),
     )
-    parser.add_argument("--ablate", action="store_true", help="leaves out the parts of adaptive, one by one, instead")
+    parser.add_argument(
+        "--ablate",
+        action="store_true",
+        help="leaves out the parts of adaptive, one by one, instead",
+    )
     options = parser.parse_args(arguments)
     names = tuple(options.selectors)
     if options.ablate:

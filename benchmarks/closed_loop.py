@@ -1,30 +1,35 @@
-"""What choosing tasks saves in real training: rollouts, tokens, seconds to the level of uniform selection.
+"""What choosing tasks saves in real training: rollouts, tokens, seconds to the level of uniform
+selection.
 
     python -m benchmarks.closed_loop --runs runs/closed_loop --jobs 2
 
-The tiny policy is trained on four families of built-in tasks (jaxrft.tasks.builtin), by every selector with the same
-seeds, and evaluated often on held-out tasks. What the oracle saves is the headroom of a family. Who should win:
+The tiny policy is trained on four families of built-in tasks (jaxrft.tasks.builtin), by every
+selector with the same seeds, and evaluated often on held-out tasks. What the oracle saves is the
+headroom of a family. Who should win:
 
-* digits-kinds: whoever reads the prompt. One group tells something about all tasks of its kind and length, so that
-  `adaptive` and `dots`, which have the tiny policy's embeddings, should come near the oracle. The references tell
-  something too, but about policies other than this one; the weak and the strong disagree most about lists that are too
-  long for it.
-* digits-visits: whoever remembers. The prompt tells nothing and there are no references, so that `bots` cannot run, but
-  every task comes back: `adaptive`. `dots` pays for probes that tell it nothing.
-* digits-references: `bots`. Slipped tasks have reference pass rates of 0, and the prompt tells nothing; without them
-  each solvable task has to be found by rolling out four that are not.
+* digits-kinds: whoever reads the prompt. One group tells something about all tasks of its kind and
+  length, so that `adaptive` and `dots`, which have the tiny policy's embeddings, should come near
+  the oracle. The references tell something too, but about policies other than this one; the weak
+  and the strong disagree most about lists that are too long for it.
+* digits-visits: whoever remembers. The prompt tells nothing and there are no references, so that
+  `bots` cannot run, but every task comes back: `adaptive`. `dots` pays for probes that tell it
+  nothing.
+* digits-references: `bots`. Slipped tasks have reference pass rates of 0, and the prompt tells
+  nothing; without them each solvable task has to be found by rolling out four that are not.
 * digits-easy: nobody, by much. Three of four groups are informative, and a selector can hardly win.
 
-A level is reached at the first of the evaluations whose mean with the two before is at least uniform's final level, the
-mean of its last three, with the same seed. A run that ends below is counted as not reached, and enters with its whole
-cost, which flatters it. Probes and groups that teach nothing count as rollouts; those behind reference pass rates are
-told apart, as if they had been made for one run. The share of the headroom is the ratio of mean log savings in
-rollouts, the selector's over the oracle's. Intervals are 95 %: Student's t over seeds, for that share a paired
-bootstrap. `dots` probes 32 tasks every 16 steps, a quarter of its rollouts as in its paper; its predictor is fitted on
-the pass rates of the tiny policy and of six that uniform selection trained, with other seeds and three learning rates.
-`NAME+replay` is a selector with half of each batch from a replay of the last 256 informative groups, in as many steps.
-Every run has a folder; one that is finished is not run again. What came out is in results/closed_loop.md, what it means
-in results/closed_loop_notes.md; with replay in results/replay.md.
+A level is reached at the first of the evaluations whose mean with the two before is at least
+uniform's final level, the mean of its last three, with the same seed. A run that ends below is
+counted as not reached, and enters with its whole cost, which flatters it. Probes and groups that
+teach nothing count as rollouts; those behind reference pass rates are told apart, as if they had
+been made for one run. The share of the headroom is the ratio of mean log savings in rollouts, the
+selector's over the oracle's. Intervals are 95 %: Student's t over seeds, for that share a paired
+bootstrap. `dots` probes 32 tasks every 16 steps, a quarter of its rollouts as in its paper; its
+predictor is fitted on the pass rates of the tiny policy and of six that uniform selection trained,
+with other seeds and three learning rates. `NAME+replay` is a selector with half of each batch from
+a replay of the last 256 informative groups, in as many steps. Every run has a folder; one that is
+finished is not run again. What came out is in results/closed_loop.md, what it means in
+results/closed_loop_notes.md; with replay in results/replay.md.
 """
 
 import argparse
@@ -55,14 +60,15 @@ RESULTS = Path(__file__).parent / "results"
 SELECTORS = ("uniform", "bots", "dots", "adaptive", "oracle")
 REPLAY = "+replay"
 REPLAYED = tuple(name + REPLAY for name in SELECTORS)
-POLICIES = ((100, 101), (1e-4, 2e-4, 4e-4))  # behind the predictor of `dots`: their seeds and learning rates
+# behind the predictor of `dots`: their seeds and learning rates
+POLICIES = ((100, 101), (1e-4, 2e-4, 4e-4))
 MEASURE_EVERY = 8  # steps from one measurement of the oracle to the next
 SLOWEST = 5  # medians that a step is taken to last at most: those that compile last longer
 
 
 class Setting(NamedTuple):
-    """How a family is trained on; of the learning rates in the results' notes, the one that is best for uniform;
-    on digits-easy the largest at which none of its seeds fails."""
+    """How a family is trained on; of the learning rates in the results' notes, the one that is best
+    for uniform; on digits-easy the largest at which none of its seeds fails."""
 
     learning_rate: float
     steps: int = 240
@@ -110,7 +116,10 @@ def main(arguments: list[str] | None = None) -> None:
     elif {"uniform", "oracle"} <= set(options.selectors):
         write(curves, options.out)
     else:
-        print("no tables without uniform and oracle among the --selectors: all of them compare with both")
+        print(
+            "no tables without uniform and oracle among the --selectors: all of them compare "
+            "with both"
+        )
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -120,17 +129,44 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for name, usual, others in (("families", tuple(SETTINGS), ()), ("selectors", SELECTORS, REPLAYED)):
-        said = f"{', '.join(usual)}; all of them{f', or some with {REPLAY} behind the name' if others else ''}"
-        parser.add_argument(f"--{name}", nargs="+", default=usual, choices=(*usual, *others), metavar="NAME", help=said)
-    parser.add_argument("--seeds", type=whole_number("seeds", 1, 1_000_000), default=8, help="how many, paired")
-    parser.add_argument("--first-seed", type=whole_number("first-seed", 0), default=0)
-    parser.add_argument("--learning-rates", type=float, nargs="+", help="compares final levels, in order to choose one")
-    parser.add_argument("--finished", action="store_true", help="trains nothing, reports the runs that are finished")
-    parser.add_argument("--jobs", type=whole_number("jobs", 1, 1024), default=1, help="processes")
-    parser.add_argument("--runs", type=path_argument, default=Path("runs/closed_loop"), help="folder of the runs")
+    for name, usual, others in (
+        ("families", tuple(SETTINGS), ()),
+        ("selectors", SELECTORS, REPLAYED),
+    ):
+        said = (
+            f"{', '.join(usual)}; all of "
+            f"them{f', or some with {REPLAY} behind the name' if others else ''}"
+        )
+        parser.add_argument(
+            f"--{name}",
+            nargs="+",
+            default=usual,
+            choices=(*usual, *others),
+            metavar="NAME",
+            help=said,
+        )
     parser.add_argument(
-        "--out", type=path_argument, default=RESULTS / "closed_loop", help="results: .json, .md and .png"
+        "--seeds", type=whole_number("seeds", 1, 1_000_000), default=8, help="how many, paired"
+    )
+    parser.add_argument("--first-seed", type=whole_number("first-seed", 0), default=0)
+    parser.add_argument(
+        "--learning-rates",
+        type=float,
+        nargs="+",
+        help="compares final levels, in order to choose one",
+    )
+    parser.add_argument(
+        "--finished", action="store_true", help="trains nothing, reports the runs that are finished"
+    )
+    parser.add_argument("--jobs", type=whole_number("jobs", 1, 1024), default=1, help="processes")
+    parser.add_argument(
+        "--runs", type=path_argument, default=Path("runs/closed_loop"), help="folder of the runs"
+    )
+    parser.add_argument(
+        "--out",
+        type=path_argument,
+        default=RESULTS / "closed_loop",
+        help="results: .json, .md and .png",
     )
     return parser.parse_args(arguments)
 
@@ -140,7 +176,8 @@ def train_all(runs: Sequence[Run], folder: Path, jobs: int) -> list[Curve]:
     folder.mkdir(parents=True, exist_ok=True)
     if jobs == 1:
         return [train(run, folder) for run in runs]
-    os.environ["PYTHONSAFEPATH"] = "1"  # a process that starts executes no file of the current directory
+    # a process that starts executes no file of the current directory
+    os.environ["PYTHONSAFEPATH"] = "1"
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         return list(pool.map(train, runs, [folder] * len(runs)))
 
@@ -149,18 +186,25 @@ def train(run: Run, folder: Path) -> Curve:
     """The curve of a run, which is trained unless its folder has one."""
     home = home_of(run, folder)
     finished = home / "curve.json"
-    with contextlib.suppress(OSError, TypeError, UnreadableJSON):  # one that is damaged is made anew
+    # one that is damaged is made anew
+    with contextlib.suppress(OSError, TypeError, UnreadableJSON):
         return Curve(**read_json(finished, dict))
     share_programs(folder / "compiled")
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir()
     config = configure(run, select_config(run, folder), home / "run")
-    with (home / "log.txt").open("w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+    with (
+        (home / "log.txt").open("w") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
         with known_pass_rates(measure_every=MEASURE_EVERY):
             state = loop.train(config)
     if int(state.step) < config.steps:
         raise KeyboardInterrupt  # a signal stopped it
-    curve = read(records.read(home / "run/metrics.jsonl").entries, config.batch_size * config.num_generations)
+    curve = read(
+        records.read(home / "run/metrics.jsonl").entries, config.batch_size * config.num_generations
+    )
     shutil.rmtree(home / "run/checkpoints")
     replace_file(finished, json.dumps(curve._asdict()))
     print(*run, f"{curve.held_out[0]:.3f} -> {_savings.final(curve):.3f}", flush=True)
@@ -201,7 +245,9 @@ def predictor_of(family: str, folder: Path) -> Path:
 def fit_predictor(family: str, folder: Path, jobs: int) -> None:
     """Makes the predictor for a family, and the policies behind it, unless it is there."""
     if not predictor_of(family, folder).exists():
-        others = [Run(family, "uniform", rate, seed) for seed in POLICIES[0] for rate in POLICIES[1]]
+        others = [
+            Run(family, "uniform", rate, seed) for seed in POLICIES[0] for rate in POLICIES[1]
+        ]
         train_all(others, folder, jobs)
         homes = [home_of(other, folder) / "run/policy" for other in others]
         _similarity.write(family, homes, predictor_of(family, folder))
@@ -228,7 +274,8 @@ def configure(run: Run, select: SelectConfig, output_dir: Path) -> Config:
         max_completion_length=9,
         rewards=("exact",),
         reward_workers=1,
-        warmup_steps=20,  # of Adam's first steps, after few informative groups, some policies never recover
+        # of Adam's first steps, after few informative groups, some policies never recover
+        warmup_steps=20,
         max_grad_norm=0.1,
         save_steps=setting["steps"],
         log_completions_steps=0,
@@ -267,14 +314,21 @@ def write(curves: dict[Run, Curve], out: Path) -> None:
     for family, of in runs.items():
         for selector, own in of.items():
             seeds = sorted(own.keys() & of["uniform"].keys() & of["oracle"].keys())
-            paired = ([of[name][seed] for seed in seeds] for name in (selector, "uniform", "oracle"))
+            paired = (
+                [of[name][seed] for seed in seeds] for name in (selector, "uniform", "oracle")
+            )
             found = _savings.row(*paired, references=reference_rollouts(family, selector))
             rows.append({"family": family, "selector": selector} | found)
     out.parent.mkdir(parents=True, exist_ok=True)
     settings = {family: SETTINGS[family]._asdict() for family in runs}
-    out.with_suffix(".json").write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+    out.with_suffix(".json").write_text(
+        json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n"
+    )
     out.with_suffix(".md").write_text("\n\n".join([*map(section, runs, [rows] * len(runs))]) + "\n")
-    drawn = {family: {selector: list(own.values()) for selector, own in of.items()} for family, of in runs.items()}
+    drawn = {
+        family: {selector: list(own.values()) for selector, own in of.items()}
+        for family, of in runs.items()
+    }
     _curves.draw(drawn, out.with_suffix(".png"))
 
 
@@ -283,7 +337,8 @@ def section(family: str, rows: list[dict[str, Any]]) -> str:
     setting, own = SETTINGS[family], [row for row in rows if row["family"] == family]
     level = next(row["final"].mean for row in own if row["selector"] == "uniform")
     said = (
-        f"{setting.steps} steps of {setting.batch_size} tasks x {setting.num_generations} rollouts, learning rate "
+        f"{setting.steps} steps of {setting.batch_size} tasks x {setting.num_generations} "
+        "rollouts, learning rate "
         f"{setting.learning_rate:g}; uniform ends at {level:.3f}, a mean over seeds."
     )
     return f"## {family}\n\n{said}\n\n{_curves.markdown(own)}"
@@ -294,8 +349,13 @@ def tuned(curves: dict[Run, Curve]) -> str:
     levels: dict[Any, list[str]] = {}
     for run, curve in curves.items():
         levels.setdefault(run[:3], []).append(f"{_savings.final(curve):.3f}")
-    lines = ["| family | selector | learning rate | final level with each seed |", "|---|---|---|---|"]
-    return "\n".join(lines + [f"| {' | '.join(map(str, key))} | {', '.join(of)} |" for key, of in levels.items()])
+    lines = [
+        "| family | selector | learning rate | final level with each seed |",
+        "|---|---|---|---|",
+    ]
+    return "\n".join(
+        lines + [f"| {' | '.join(map(str, key))} | {', '.join(of)} |" for key, of in levels.items()]
+    )
 
 
 if __name__ == "__main__":

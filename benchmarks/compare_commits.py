@@ -2,10 +2,11 @@
 
     python -m benchmarks.compare_commits BASE [--rows NAME,...] [--cache FOLDER] [--out FILE]
 
-Runs every row of ROWS, configs/quickstart.py with other flags, once in a git worktree of BASE and once in the current
-tree, and prints one line a row: at how many steps all metrics are equal bit for bit, the largest relative difference
-at step 1 and at any step, and the metric that it belongs to. Metrics of time are left out. A second reward, which
-never applies, records the tasks that each step rolled out; of the exported policy a digest is compared.
+Runs every row of ROWS, configs/quickstart.py with other flags, once in a git worktree of BASE and
+once in the current tree, and prints one line a row: at how many steps all metrics are equal bit for
+bit, the largest relative difference at step 1 and at any step, and the metric that it belongs to.
+Metrics of time are left out. A second reward, which never applies, records the tasks that each step
+rolled out; of the exported policy a digest is compared.
 
 A metric or flag that has a new name since BASE belongs in RENAMED_METRICS or RENAMED_FLAGS.
 """
@@ -40,7 +41,9 @@ Metrics = dict[str, Value]
 
 
 class Row(NamedTuple):
-    """One run: the flags that are added to configs/quickstart.py, and the number of virtual devices."""
+    """One run: the flags that are added to configs/quickstart.py, and the number of virtual
+    devices.
+    """
 
     flags: tuple[str, ...] = ()
     devices: int = 1
@@ -107,17 +110,23 @@ class Difference(NamedTuple):
     only_in_current: tuple[str, ...]
 
 
-def record_tasks(prompts: list, completions: list, *, trainer_state: object = None, **columns: object) -> list[None]:
+def record_tasks(
+    prompts: list, completions: list, *, trainer_state: object = None, **columns: object
+) -> list[None]:
     """Appends (step, prompt) to the file RECORD; a reward that never applies."""
-    step = getattr(trainer_state, "global_step", -1) + 1  # an evaluation counts to the step after it
+    # an evaluation counts to the step after it
+    step = getattr(trainer_state, "global_step", -1) + 1
     lines = [json.dumps([step, prompt]) + "\n" for prompt in prompts]
     descriptor = os.open(os.environ[RECORD], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.write(descriptor, "".join(lines).encode())  # one write, so that lines of several workers do not mix
+    # one write, so that lines of several workers do not mix
+    os.write(descriptor, "".join(lines).encode())
     os.close(descriptor)
     return [None] * len(completions)
 
 
-def jaxrft(tree: Path, inputs: Path, *arguments: str, devices: int = 1, record: Path | None = None) -> None:
+def jaxrft(
+    tree: Path, inputs: Path, *arguments: str, devices: int = 1, record: Path | None = None
+) -> None:
     """Runs the command line of a tree; raises RuntimeError with its last words when it fails."""
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(tree), str(inputs), os.environ.get("PYTHONPATH", "")]),
@@ -126,12 +135,15 @@ def jaxrft(tree: Path, inputs: Path, *arguments: str, devices: int = 1, record: 
     }
     if devices > 1:
         environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {EIGHT_DEVICES}".strip()
-        # Otherwise a collective of virtual devices may wait for one of another program, on a busy machine.
+        # Otherwise a collective of virtual devices may wait for one of another program, on a busy
+        # machine.
         environment["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "false"
     command = [sys.executable, "-P", "-m", "jaxrft.cli", *arguments]
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(arguments)} in {tree} exits with {done.returncode}: {done.stderr[-2000:]}")
+        raise RuntimeError(
+            f"{' '.join(arguments)} in {tree} exits with {done.returncode}: {done.stderr[-2000:]}"
+        )
 
 
 def run_row(tree: Path, inputs: Path, row: Row, steps: int, renamed: Mapping[str, str]) -> Run:
@@ -142,7 +154,14 @@ def run_row(tree: Path, inputs: Path, row: Row, steps: int, renamed: Mapping[str
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "run"
         record = Path(folder) / "record"
-        arguments = ("configs/quickstart.py", "--output-dir", str(output), *limits, *rewards, *flags)
+        arguments = (
+            "configs/quickstart.py",
+            "--output-dir",
+            str(output),
+            *limits,
+            *rewards,
+            *flags,
+        )
         jaxrft(tree, inputs, "train", *arguments, devices=row.devices, record=record)
         metrics = read_metrics(output / "metrics.jsonl")
         tasks = read_tasks(record)
@@ -162,12 +181,17 @@ def _without_times(entry: Metrics) -> Metrics:
 
 
 def read_tasks(path: Path) -> dict[str, str]:
-    """Returns step -> digest of the prompts that `record_tasks` wrote, whose order depends on the workers."""
+    """Returns step -> digest of the prompts that `record_tasks` wrote, whose order depends on the
+    workers.
+    """
     prompts = defaultdict(list)
     for line in path.read_text().splitlines():
         step, prompt = json.loads(line)
         prompts[str(step)].append(json.dumps(prompt))
-    return {step: hashlib.sha256("\n".join(sorted(of_step)).encode()).hexdigest() for step, of_step in prompts.items()}
+    return {
+        step: hashlib.sha256("\n".join(sorted(of_step)).encode()).hexdigest()
+        for step, of_step in prompts.items()
+    }
 
 
 def compare(base: Run, current: Run) -> Difference:
@@ -179,7 +203,9 @@ def compare(base: Run, current: Run) -> Difference:
     steps = sorted(renamed.keys() | current.metrics.keys())
     each = [_differences(renamed.get(step, {}), current.metrics.get(step, {})) for step in steps]
     first, first_metric = max(at_step_1, default=(math.inf, "no metrics"))
-    largest, metric = max((pair for pairs in each for pair in pairs), default=(math.inf, "no metrics"))
+    largest, metric = max(
+        (pair for pairs in each for pair in pairs), default=(math.inf, "no metrics")
+    )
     tasks = base.tasks.keys() | current.tasks.keys()
     return Difference(
         steps=len(steps),
@@ -238,12 +264,15 @@ class Base:
     def prepare(self) -> None:
         """Makes the embeddings and the predictor that both trees use, once."""
         self.inputs.mkdir(parents=True, exist_ok=True)
-        shutil.copy(__file__, self.inputs / "compare_commits.py")  # where workers find `record_tasks`
+        # where workers find `record_tasks`
+        shutil.copy(__file__, self.inputs / "compare_commits.py")
         embeddings = self.inputs / "embeddings.safetensors"
         predictor = self.inputs / "predictor.safetensors"
         config = "configs/quickstart.py"
         if not embeddings.exists():
-            jaxrft(self.tree, self.inputs, "prepare", "embeddings", config, "--out", str(embeddings))
+            jaxrft(
+                self.tree, self.inputs, "prepare", "embeddings", config, "--out", str(embeddings)
+            )
         if not predictor.exists():
             given = ("--tasks.embeddings", str(embeddings), "--out", str(predictor))
             jaxrft(self.tree, self.inputs, "prepare", "predictor", config, *given)
@@ -251,7 +280,9 @@ class Base:
 
 def git(*arguments: str) -> str:
     """Returns what a git command in this repository prints."""
-    return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        ["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 @contextmanager
@@ -288,16 +319,24 @@ def compare_row(base: Base, steps: int, name: str) -> Difference:
 
 
 HEADER = (
-    "| run | steps equal bit for bit | same tasks | same policy | step 1 | metric | any step | metric | only in one |\n"
+    "| run | steps equal bit for bit | same tasks | same policy | step 1 | metric | any step | "
+    "metric | only in one |\n"
     "|---|---|---|---|---|---|---|---|---|"
 )
 
 
 def table_row(name: str, d: Difference) -> str:
     """Returns the line of the table."""
-    missing = [f"-{metric}" for metric in d.only_in_base] + [f"+{metric}" for metric in d.only_in_current]
+    missing = [f"-{metric}" for metric in d.only_in_base] + [
+        f"+{metric}" for metric in d.only_in_current
+    ]
     cells = (
-        *(name, f"{d.equal_steps} of {d.steps}", f"{d.equal_tasks} steps", "yes" if d.equal_policy else "no"),
+        *(
+            name,
+            f"{d.equal_steps} of {d.steps}",
+            f"{d.equal_tasks} steps",
+            "yes" if d.equal_policy else "no",
+        ),
         *(f"{d.at_step_1:.1e}", d.metric_at_step_1, f"{d.at_any_step:.1e}", d.metric_at_any_step),
         " ".join(missing),
     )
@@ -309,15 +348,21 @@ def parse_rows(text: str) -> list[str]:
     names = text.split(",")
     unknown = [name for name in names if name not in ROWS]
     if unknown:
-        raise argparse.ArgumentTypeError(f"no row {', '.join(unknown)}: choose of {', '.join(ROWS)}")
+        raise argparse.ArgumentTypeError(
+            f"no row {', '.join(unknown)}: choose of {', '.join(ROWS)}"
+        )
     return names
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """Returns the command line's options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("base", help="commit that the current tree is compared with")
-    parser.add_argument("--rows", type=parse_rows, default=list(ROWS), metavar="NAME,...", help="only some rows")
+    parser.add_argument(
+        "--rows", type=parse_rows, default=list(ROWS), metavar="NAME,...", help="only some rows"
+    )
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--jobs", type=int, default=1, help="rows that run at the same time")
     parser.add_argument("--cache", type=Path, help="folder that keeps the runs of BASE")
@@ -329,13 +374,20 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def write_results(path: Path, commits: dict[str, str], steps: int, results: dict[str, Difference]) -> None:
+def write_results(
+    path: Path, commits: dict[str, str], steps: int, results: dict[str, Difference]
+) -> None:
     """Writes the table, once as JSON and once as Markdown."""
     rows = {name: difference._asdict() for name, difference in results.items()}
     record = json.dumps({**commits, "steps": steps, "rows": rows}, indent=2)
     path.with_suffix(".json").write_text(record + "\n")
     title = f"{steps} steps of the quickstart at {commits['base']} and at {commits['current']}."
-    lines = [title, "", HEADER, *(table_row(name, difference) for name, difference in results.items())]
+    lines = [
+        title,
+        "",
+        HEADER,
+        *(table_row(name, difference) for name, difference in results.items()),
+    ]
     path.with_suffix(".md").write_text("\n".join(lines) + "\n")
 
 
@@ -357,7 +409,10 @@ def main(arguments: list[str]) -> None:
                 continue
             results[name] = result
             print(table_row(name, result) if isinstance(result, Difference) else name, flush=True)
-        commits = {"base": base.commit, "current": git("describe", "--always", "--dirty", "--abbrev=40")}
+        commits = {
+            "base": base.commit,
+            "current": git("describe", "--always", "--dirty", "--abbrev=40"),
+        }
     if options.out and not options.base_only:
         write_results(options.out, commits, options.steps, results)
     if failed:

@@ -1,16 +1,19 @@
-"""Bytes that the decode loop moves in memory, counted from the compiler's own program, next to what it must move.
+"""Bytes that the decode loop moves in memory, counted from the compiler's own program, next to what
+it must move.
 
     python -m benchmarks.decode_bytes --models Qwen/Qwen2.5-1.5B --topologies v5e:2x2 v5p:2x2x1
 
-Compiles the segments of a rollout ahead of time, each as a run compiles it (`jaxrft.lm.policy.CompiledRollout`), in
-bfloat16, and counts a pass of the body of the decode loop from its optimized HLO (see `_hlo.py`). That needs no TPU but
-the package libtpu: pip install "jaxrft[tpu]". The topology `cpu` compiles for this machine. Figures are those of one
-chip: --fsdp chips have --rows each, and --model-parallel chips share heads, hidden units and vocabulary.
+Compiles the segments of a rollout ahead of time, each as a run compiles it
+(`jaxrft.lm.policy.CompiledRollout`), in bfloat16, and counts a pass of the body of the decode loop
+from its optimized HLO (see `_hlo.py`). That needs no TPU but the package libtpu: pip install
+"jaxrft[tpu]". The topology `cpu` compiles for this machine. Figures are those of one chip: --fsdp
+chips have --rows each, and --model-parallel chips share heads, hidden units and vocabulary.
 
-What a pass must move: all weights once, keys and values up to the position, a group's prompt once, and one new
-position of each row. `full` is the ratio at the last position. `mean` is the ratio of the sums over all positions,
-where a loop that reads free slots too pays for them. Each segment counts from the position where the one before ends.
-With --attention pallas the kernel counts by its grid and blocks: a block each time that its index changes.
+What a pass must move: all weights once, keys and values up to the position, a group's prompt once,
+and one new position of each row. `full` is the ratio at the last position. `mean` is the ratio of
+the sums over all positions, where a loop that reads free slots too pays for them. Each segment
+counts from the position where the one before ends. With --attention pallas the kernel counts by its
+grid and blocks: a block each time that its index changes.
 """
 
 import argparse
@@ -79,11 +82,16 @@ class Counted:
 def compile_segments(
     decode: Decode, topology: str, *, fsdp: int = 1, lengths: str = "all", attention: str = "xla"
 ) -> Iterator[Segment]:
-    """Compiles a rollout's segments for a topology, or for this machine's own processor if it is `cpu`."""
+    """Compiles a rollout's segments for a topology, or for this machine's own processor if it is
+    `cpu`.
+    """
     count = fsdp * decode.model_parallel
     chips = jax.devices("cpu") if topology == "cpu" else devices(topology)
     if len(chips) < count:
-        raise InputError(f"fsdp x model-parallel is {count}: it must be at most {len(chips)}, the chips of {topology}")
+        raise InputError(
+            f"fsdp x model-parallel is {count}: it must be at most {len(chips)}, "
+            f"the chips of {topology}"
+        )
     mesh = meshes.make(1, fsdp, decode.model_parallel, devices=chips[:count])
     prompts = fsdp * decode.rows // decode.group_size
     config = Config(
@@ -96,7 +104,9 @@ def compile_segments(
         max_completion_length=decode.new_tokens,
     )
     kind = cache_of(meshes.platform(mesh), decode.config.head_dim)
-    policy = model.decoder(decode.config, dtype=jnp.bfloat16, attend_slots=ATTENTION[attention], kind=kind)
+    policy = model.decoder(
+        decode.config, dtype=jnp.bfloat16, attend_slots=ATTENTION[attention], kind=kind
+    )
     lm = LanguageModel(decode.config, policy, None, {}, None, (0,), Path())
     programs = compile_rollout(lm, config, mesh)
     array = partial(meshes.describe_array, mesh)
@@ -107,9 +117,13 @@ def compile_segments(
         array((prompts,), jnp.int32, "batch"),
         array((prompts,), jnp.int32, "batch"),
     )
-    chosen = {"all": programs.cache_lengths, "ends": programs.cache_lengths[:: len(programs.cache_lengths) - 1 or 1]}
+    chosen = {
+        "all": programs.cache_lengths,
+        "ends": programs.cache_lengths[:: len(programs.cache_lengths) - 1 or 1],
+    }
     with jax.set_mesh(mesh):
-        if count == 1:  # where all is on one chip, the program that lays it out need not be compiled
+        # where all is on one chip, the program that lays it out need not be compiled
+        if count == 1:
             place = partial(meshes.describe, where=meshes.sharding(mesh))
             described = jax.tree.map(place, programs.start.eval_shape(*arguments))
         else:
@@ -117,7 +131,9 @@ def compile_segments(
             described = jax.tree.map(meshes.describe, started.out_info, started.output_shardings)
         for length in chosen.get(lengths, programs.cache_lengths[-1:]):
             start = perf_counter()
-            done = programs.decode.lower(*decode_arguments(policy, described, length), length=length).compile()
+            done = programs.decode.lower(
+                *decode_arguments(policy, described, length), length=length
+            ).compile()
             seconds = perf_counter() - start
             text, memory = done.as_text(), done.memory_analysis()
             assert text is not None
@@ -127,7 +143,9 @@ def compile_segments(
 
 @cache
 def kernel_bytes(decode: Decode, length: int, slot: int) -> int:
-    """Counts the bytes of a call of the kernel that attends to a cache of `length` slots up to `slot`."""
+    """Counts the bytes of a call of the kernel that attends to a cache of `length` slots up to
+    `slot`.
+    """
     c = decode.config
     heads = decode.rows * c.num_kv_heads // decode.model_parallel
     queries = c.num_heads // c.num_kv_heads
@@ -145,7 +163,8 @@ def kernel_bytes(decode: Decode, length: int, slot: int) -> int:
 
 
 def ratios(decode: Decode, loops: Sequence[tuple[int, int]]) -> tuple[float, float]:
-    """Returns (full, mean): bytes moved over bytes that must be, at the last position and summed over all.
+    """Returns (full, mean): bytes moved over bytes that must be, at the last position and summed
+    over all.
 
     `loops` are (limit, bytes of a pass), in order.
     """
@@ -159,7 +178,9 @@ def ratios(decode: Decode, loops: Sequence[tuple[int, int]]) -> tuple[float, flo
         must += sum(decode.must_move(position) for position in positions)
         start = max(start, limit)
     if not must:
-        raise InputError(f"the loops end at {[limit for limit, _ in loops]}: no limit fits new-tokens")
+        raise InputError(
+            f"the loops end at {[limit for limit, _ in loops]}: no limit fits new-tokens"
+        )
     return loops[-1][1] / decode.must_move(decode.new_tokens - 1), moved / must
 
 
@@ -170,11 +191,15 @@ def fill_in(loops: Sequence[tuple[int, int]], lengths: Sequence[int]) -> list[tu
     """
     (_, least), (limit, most) = loops
     slope = (most - least) / (lengths[-1] - lengths[0])
-    between = [(length + 1, round(least + slope * (length - lengths[0]))) for length in lengths[:-1]]
+    between = [
+        (length + 1, round(least + slope * (length - lengths[0]))) for length in lengths[:-1]
+    ]
     return [*between, (limit, most)]
 
 
-def all_ratios(decode: Decode, loops: Sequence[tuple[int, int]], lengths: str) -> tuple[float, float | None]:
+def all_ratios(
+    decode: Decode, loops: Sequence[tuple[int, int]], lengths: str
+) -> tuple[float, float | None]:
     """Returns `ratios` of the loops of `lengths` of the cache; no mean of the last alone."""
     needed = cache_lengths(decode.new_tokens)
     if lengths == "ends" and len(needed) > len(loops):
@@ -193,7 +218,11 @@ def count(decode: Decode, segments: Iterable[Segment], *, lengths: str = "all") 
         before = max((length for length in needed if length < segment.length), default=0)
         slots = range(before, segment.length)
         read = [
-            kernel_bytes(decode, segment.length, max(slot - 1, 0) // pallas_attention.BLOCK * pallas_attention.BLOCK)
+            kernel_bytes(
+                decode,
+                segment.length,
+                max(slot - 1, 0) // pallas_attention.BLOCK * pallas_attention.BLOCK,
+            )
             for slot in slots  # those before it are read from the cache
         ]
         found = Program(segment.text, {pallas_attention.NAME: read[-1]}).loops()
@@ -226,7 +255,8 @@ def count(decode: Decode, segments: Iterable[Segment], *, lengths: str = "all") 
 
 
 def extrapolate(decode: Decode, counted: Mapping[int, Counted], lengths: str) -> Counted:
-    """Returns what a decoder moves, from decoders of two other numbers of layers that are otherwise the same.
+    """Returns what a decoder moves, from decoders of two other numbers of layers that are otherwise
+    the same.
 
     Every figure is taken to be linear in the number of layers, all of which are compiled alike.
     """
@@ -235,7 +265,9 @@ def extrapolate(decode: Decode, counted: Mapping[int, Counted], lengths: str) ->
     def linear(low: float, high: float) -> int:
         return round(low + (high - low) * (decode.config.num_layers - few) / (many - few))
 
-    def passes(low: Sequence[tuple[int, int]], high: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    def passes(
+        low: Sequence[tuple[int, int]], high: Sequence[tuple[int, int]]
+    ) -> tuple[tuple[int, int], ...]:
         return tuple((limit, linear(x, y)) for (limit, x), (_, y) in zip(low, high, strict=True))
 
     loops = passes(fewer.loops, more.loops)
@@ -262,7 +294,10 @@ def extrapolate(decode: Decode, counted: Mapping[int, Counted], lengths: str) ->
 def describe(each: Traffic) -> str:
     """Returns a line about what an instruction moves."""
     found = each.instruction
-    return f"{each.trips} x (read {each.read:,} + write {each.written:,}): {found.name} = {found.type[:80]}"
+    return (
+        f"{each.trips} x (read {each.read:,} + write {each.written:,}): {found.name} = "
+        f"{found.type[:80]}"
+    )
 
 
 def describe_exchange(each: Exchange) -> str:
@@ -297,13 +332,18 @@ def measure(name: str, topology: str, options: argparse.Namespace) -> Counted:
         if options.hlo:
             options.hlo.mkdir(parents=True, exist_ok=True)
             for segment in segments:
-                file = f"{name.rpartition('/')[2]}-{topology.replace(':', '-')}-{layers}-{segment.length}.txt"
+                file = f"{name.rpartition('/')[2]}-{topology.replace(':', '-')}-{layers}-{segment.length}.txt"  # noqa: E501
                 (options.hlo / file).write_text(segment.text)
-    return extrapolate(decode, counted, options.lengths) if options.layers else counted[decode.config.num_layers]
+    return (
+        extrapolate(decode, counted, options.lengths)
+        if options.layers
+        else counted[decode.config.num_layers]
+    )
 
 
 HEADER = (
-    "| model | topology | fsdp x model | a pass, GB | must, GB | full | mean | temporaries / cache | "
+    "| model | topology | fsdp x model | a pass, GB | must, GB | full | mean | temporaries / "
+    "cache | "
     "as large as a layer's keys, read and written | exchanged, MB | compiled in, s |\n"
     "|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|"
 )
@@ -331,8 +371,12 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--models", nargs="+", default=[*MODELS], help="ids of the hub whose shapes are known")
-    parser.add_argument("--topologies", nargs="+", default=[*TOPOLOGIES], help="such as v5e:2x2, or cpu")
+    parser.add_argument(
+        "--models", nargs="+", default=[*MODELS], help="ids of the hub whose shapes are known"
+    )
+    parser.add_argument(
+        "--topologies", nargs="+", default=[*TOPOLOGIES], help="such as v5e:2x2, or cpu"
+    )
     for name in COUNTS:
         default = getattr(Decode, name, 1)
         flag = f"--{name.replace('_', '-')}"
@@ -341,15 +385,19 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         "--lengths",
         choices=LENGTHS,
         default="all",
-        help="of the cache, which are compiled; `ends` takes those in between to be linear, `last` has no mean (all)",
+        help="of the cache, which are compiled; `ends` takes those in between to be linear, "
+        "`last` has no mean (all)",
     )
-    parser.add_argument("--attention", choices=ATTENTION, default="xla", help="to completions' own tokens (xla)")
+    parser.add_argument(
+        "--attention", choices=ATTENTION, default="xla", help="to completions' own tokens (xla)"
+    )
     parser.add_argument(
         "--layers",
         type=whole_number("layers", 1),
         nargs=2,
         metavar="N",
-        help="compiles decoders of two numbers of layers, and takes all figures to be linear in it; saves minutes",
+        help="compiles decoders of two numbers of layers, and takes all figures to be linear "
+        "in it; saves minutes",
     )
     parser.add_argument("--json", type=path_argument, help="file of the figures")
     parser.add_argument("--hlo", type=path_argument, help="folder for the texts of the programs")
@@ -357,7 +405,9 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     if options.layers and len({*options.layers}) < 2:
         parser.error(f"layers is {options.layers}: give two numbers that differ")
     if options.rows % options.group_size:
-        parser.error(f"rows is {options.rows}: it must be a multiple of group-size {options.group_size}")
+        parser.error(
+            f"rows is {options.rows}: it must be a multiple of group-size {options.group_size}"
+        )
     return options
 
 
@@ -380,7 +430,9 @@ def main(arguments: list[str]) -> None:
             print(table_row(name, topology, mesh, found), flush=True)
     if options.json:
         command = f"python -m benchmarks.decode_bytes {' '.join(arguments)}"
-        settings = {name: getattr(options, name) for name in (*COUNTS, "lengths", "attention", "layers")}
+        settings = {
+            name: getattr(options, name) for name in (*COUNTS, "lengths", "attention", "layers")
+        }
         record = {"command": command, "jax": jax.__version__, **settings}
         options.json.write_text(json.dumps({**record, "figures": figures}, indent=1) + "\n")
 

@@ -1,8 +1,9 @@
 """How fast and how right the reward `math` is.
 
-Speed: gradings a second of rollouts made up here, in a pool of `workers` processes, the median of `repeats`. Then, with
-`--truths` (a parquet in verl's columns) or `--gsm8k` (GSM8K's .jsonl): every truth against itself, boxed, and against
-the next row's that is another one; with `--alone` also which of these verdicts are not math-verify's own.
+Speed: gradings a second of rollouts made up here, in a pool of `workers` processes, the median of
+`repeats`. Then, with `--truths` (a parquet in verl's columns) or `--gsm8k` (GSM8K's .jsonl): every
+truth against itself, boxed, and against the next row's that is another one; with `--alone` also
+which of these verdicts are not math-verify's own.
 """
 
 import json
@@ -24,10 +25,20 @@ from jaxrft.errors import InputError
 from jaxrft.fields import Checked, FilePath
 from jaxrft.rewards import Pool
 
-# How often a task's truth is of a kind, in per cent; DeepScaleR's: 62 integers, 18 fractions, 15 radicals and pi.
-KINDS = {"integer": 45, "decimal": 5, "fraction": 20, "radical": 16, "expression": 6, "interval": 4, "function": 4}
+# How often a task's truth is of a kind, in per cent; DeepScaleR's: 62 integers, 18 fractions, 15
+# radicals and pi.
+KINDS = {
+    "integer": 45,
+    "decimal": 5,
+    "fraction": 20,
+    "radical": 16,
+    "expression": 6,
+    "interval": 4,
+    "function": 4,
+}
 THINKING = (
-    "We set up the equations \\(\\frac{x}{2} = \\sqrt{y}\\), solve them step by step and check the result. " * 40
+    "We set up the equations \\(\\frac{x}{2} = \\sqrt{y}\\), solve them step by step and check "
+    "the result. " * 40
 )  # 3,600 characters
 
 
@@ -78,16 +89,21 @@ def measure(
 ) -> None:
     """Measures, prints, and writes what it printed as JSON to `output`."""
     found: dict[str, Any] = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python "
+        f"{platform.python_version()}"
     }
     with Pool([("math", "math")], workers=workers) as pool:
         found["speed"] = speed(pool, tasks, samples, repeats) | {"workers": workers}
         if truths:
-            rows = pyarrow.parquet.read_table(truths, columns=["reward_model"])["reward_model"].to_pylist()
+            rows = pyarrow.parquet.read_table(truths, columns=["reward_model"])[
+                "reward_model"
+            ].to_pylist()
             found[Path(truths).name] = agreement(pool, [row["ground_truth"] for row in rows], alone)
         if gsm8k:
             rows = [json.loads(line) for line in Path(gsm8k).read_text().splitlines()]
-            found[Path(gsm8k).name] = agreement(pool, [row["answer"].rpartition("#### ")[2] for row in rows], alone)
+            found[Path(gsm8k).name] = agreement(
+                pool, [row["answer"].rpartition("#### ")[2] for row in rows], alone
+            )
     text = json.dumps(found, indent=2)
     print(text)
     if output:
@@ -95,7 +111,9 @@ def measure(
 
 
 def speed(pool: Pool, tasks: int, samples: int, repeats: int) -> dict[str, Any]:
-    """Gradings a second of fresh rollouts, so that no cache knows them, and what they consist of."""
+    """Gradings a second of fresh rollouts, so that no cache knows them, and what they consist
+    of.
+    """
     rates, loads = [], []
     completions, answers = rollout(repeats, tasks, samples)
     graded = pool.grade(
@@ -121,12 +139,15 @@ def speed(pool: Pool, tasks: int, samples: int, repeats: int) -> dict[str, Any]:
 
 
 def rollout(seed: int, tasks: int, samples: int) -> tuple[list[str], list[str]]:
-    """Completions and truths of `tasks` groups of `samples`: a pass rate a task, wrong answers of the truth's kind."""
+    """Completions and truths of `tasks` groups of `samples`: a pass rate a task, wrong answers of
+    the truth's kind.
+    """
     draw = random.Random(seed)
     completions, answers = [], []
     for kind in draw.choices(list(KINDS), list(KINDS.values()), k=tasks):
         truth, rate = _answer(draw, kind), draw.random()
-        slips = [_answer(draw, kind) for _ in range(samples // 2)]  # mistakes are made more than once
+        # mistakes are made more than once
+        slips = [_answer(draw, kind) for _ in range(samples // 2)]
         for _ in range(samples):
             said = _written_otherwise(draw, truth) if draw.random() < rate else draw.choice(slips)
             completions.append(f"{THINKING}The answer is $\\boxed{{{said}}}$.")
@@ -147,7 +168,11 @@ def _answer(draw: random.Random, kind: str) -> str:
             f"{a}\\pi",
             f"{a} {sign} {b}\\sqrt{{{c}}}",
         ],
-        "expression": [f"x^2 {sign} {a}x + {b}", f"(x {sign} {a})(x + {b})", f"\\frac{{{a}x}}{{x + {b}}}"],
+        "expression": [
+            f"x^2 {sign} {a}x + {b}",
+            f"(x {sign} {a})(x + {b})",
+            f"\\frac{{{a}x}}{{x + {b}}}",
+        ],
         "interval": [
             f"({a}, {a + b})",
             f"[-{a}, {b})",
@@ -170,18 +195,29 @@ def _written_otherwise(draw: random.Random, truth: str) -> str:
     old, new = draw.choice(list(forms.items()))
     if draw.random() < 0.75:
         return truth
-    return truth.replace(old, new).replace(")", "\\right)") if old == "(" else truth.replace(old, new)
+    return (
+        truth.replace(old, new).replace(")", "\\right)") if old == "(" else truth.replace(old, new)
+    )
 
 
 def agreement(pool: Pool, truths: list[str], alone: bool) -> dict[str, Any]:
-    """Shares of truths right against themselves and wrong against the next one that is another; the rest in a list."""
-    others = [next(other for other in [*truths[i + 1 :], *truths] if other != truth) for i, truth in enumerate(truths)]
+    """Shares of truths right against themselves and wrong against the next one that is another; the
+    rest in a list.
+    """
+    others = [
+        next(other for other in [*truths[i + 1 :], *truths] if other != truth)
+        for i, truth in enumerate(truths)
+    ]
     found: dict[str, Any] = {"truths": len(truths), "distinct": len(set(truths))}
     for name, given, wanted in (("self_correct", truths, 1.0), ("other_wrong", others, 0.0)):
-        graded = pool.grade([""] * len(truths), [f"\\boxed{{{text}}}" for text in given], {"answer": truths})
+        graded = pool.grade(
+            [""] * len(truths), [f"\\boxed{{{text}}}" for text in given], {"answer": truths}
+        )
         verdicts = list(zip(truths, given, graded.rewards[0], strict=True))
         found[name] = sum(reward == wanted for *_, reward in verdicts) / len(truths)
-        found[f"not_{name}"] = sorted({verdict for verdict in verdicts if verdict[2] != wanted}, key=str)
+        found[f"not_{name}"] = sorted(
+            {verdict for verdict in verdicts if verdict[2] != wanted}, key=str
+        )
         if alone:
             found[f"not_math_verify_{name}"] = [
                 verdict for verdict in sorted(set(verdicts)) if verdict[2] != _alone(verdict)

@@ -1,13 +1,15 @@
 """A group's squared gradient norm against p(1 - p)(1 - 1/G), the theorem behind DOTS.
 
-Theorem of arXiv 2506.05316, for rewards of 0 or 1 and advantages A = r - mean(r), not scaled: with s_i the gradient of
-log pi(completion i), the group's gradient is g = 1/G sum_i A_i s_i, and if rewards do not depend on the s_i,
+Theorem of arXiv 2506.05316, for rewards of 0 or 1 and advantages A = r - mean(r), not scaled: with
+s_i the gradient of log pi(completion i), the group's gradient is g = 1/G sum_i A_i s_i, and if
+rewards do not depend on the s_i,
 
     G E|g|^2 = E|s|^2 p (1 - p) (1 - 1/G).
 
-Measured is E|g|^2 over disjoint groups of rollouts of a task, whose p comes from other rollouts: once with the rewards
-of the task, and once with coins that fall on 1 as often, for which the assumption holds. Real rewards break it: what a
-policy rarely does has a large gradient, and successes share a direction, that of p, which does not average out.
+Measured is E|g|^2 over disjoint groups of rollouts of a task, whose p comes from other rollouts:
+once with the rewards of the task, and once with coins that fall on 1 as often, for which the
+assumption holds. Real rewards break it: what a policy rarely does has a large gradient, and
+successes share a direction, that of p, which does not average out.
 """
 
 import argparse
@@ -41,13 +43,15 @@ class Measured(NamedTuple):
     pass_rates: np.ndarray  # [N]
     scores: np.ndarray  # [N], E|s|^2
     norms: np.ndarray  # [N, len(GROUPS)], E|g|^2
-    of_coins: np.ndarray  # [N, len(GROUPS)], E|g|^2 with rewards that do not depend on the completions
+    # [N, len(GROUPS)], E|g|^2 with rewards that do not depend on the completions
+    of_coins: np.ndarray
 
 
 def group_norms(gram: Array, rewards: Array) -> Array:
     """E|g|^2 over disjoint groups of each size in GROUPS.
 
-    `gram` [M, M] of the gradients s_i . s_j, `rewards` [M]; M a multiple of the sizes. Returns [len(GROUPS)].
+    `gram` [M, M] of the gradients s_i . s_j, `rewards` [M]; M a multiple of the sizes. Returns
+    [len(GROUPS)].
     """
 
     def norm(size: int) -> Array:
@@ -59,8 +63,12 @@ def group_norms(gram: Array, rewards: Array) -> Array:
     return jnp.stack([norm(size) for size in GROUPS])
 
 
-def gram_matrix(policy: Policy, params: Params, prompt: Array, length: Array, tokens: Array, mask: Array) -> Array:
-    """s_i . s_j [M, M] for the completions `tokens` [M, T] of a prompt [P]; `mask` [M, T] up to and including EOS."""
+def gram_matrix(
+    policy: Policy, params: Params, prompt: Array, length: Array, tokens: Array, mask: Array
+) -> Array:
+    """s_i . s_j [M, M] for the completions `tokens` [M, T] of a prompt [P]; `mask` [M, T] up to and
+    including EOS.
+    """
 
     def logprob(params: Params, tokens: Array, mask: Array) -> Array:
         logprobs, _ = completion_logprobs(policy, params, prompt[None], length[None], tokens[None])
@@ -73,25 +81,37 @@ def gram_matrix(policy: Policy, params: Params, prompt: Array, length: Array, to
 
 @partial(jax.jit, static_argnames=("policy", "samples"))
 def measure_task(
-    policy: Policy, params: Params, key: Array, task: tuple[Array, Array, Array, Array], *, samples: int
+    policy: Policy,
+    params: Params,
+    key: Array,
+    task: tuple[Array, Array, Array, Array],
+    *,
+    samples: int,
 ) -> tuple[Array, ...]:
-    """The fields of Measured for one task: its number, prompt [P], length and answer [T], END after it.
+    """The fields of Measured for one task: its number, prompt [P], length and answer [T], END after
+    it.
 
     From 2 * `samples` rollouts: gradients from the first half, p from the second.
     """
     number, prompt, length, answer = task
     options = {"num_generations": 2 * samples, "max_completion_length": COMPLETION, "eos_ids": (0,)}
-    drawn = rollout.generate(policy, params, key, prompt[None], length[None], number[None], **options)
+    drawn = rollout.generate(
+        policy, params, key, prompt[None], length[None], number[None], **options
+    )
     rewards = jnp.all(drawn.tokens == answer[None], axis=1).astype(jnp.float32)
     gram = gram_matrix(policy, params, prompt, length, drawn.tokens[:samples], drawn.mask[:samples])
     pass_rate = jnp.mean(rewards[samples:])
-    coins = jax.random.bernoulli(jax.random.fold_in(key, number), pass_rate, (samples,)).astype(jnp.float32)
+    coins = jax.random.bernoulli(jax.random.fold_in(key, number), pass_rate, (samples,)).astype(
+        jnp.float32
+    )
     norms = (group_norms(gram, kind) for kind in (rewards[:samples], coins))
     return pass_rate, jnp.mean(jnp.diagonal(gram)), *norms
 
 
 def measure(*, tasks: int, samples: int, seed: int = 0) -> Measured:
-    """Of the first `tasks` of the pool `digits`, with their right answers, `samples` gradients and a pass rate each."""
+    """Of the first `tasks` of the pool `digits`, with their right answers, `samples` gradients and
+    a pass rate each.
+    """
     shape, text = weights.read_config(TINY), tokenizer.load(TINY)
     params, policy = weights.load(TINY, shape), model.decoder(shape, remat="none")
     chosen, key = builtin.split("digits")[0][:tasks], jax.random.key(seed)
@@ -111,22 +131,30 @@ def theorem(pass_rates: np.ndarray, size: int) -> np.ndarray:
 
 
 def shares(found: Measured) -> dict[str, np.ndarray]:
-    """G E|g|^2 / E|s|^2 [N, len(GROUPS)] for each kind of rewards; the theorem says p (1 - p) (1 - 1/G)."""
+    """G E|g|^2 / E|s|^2 [N, len(GROUPS)] for each kind of rewards; the theorem says p (1 - p) (1 -
+    1/G).
+    """
     scale = np.array(GROUPS) / found.scores[:, None]
     return {"the task's rewards": found.norms * scale, "coins": found.of_coins * scale}
 
 
 def correlations(found: Measured, share: np.ndarray) -> np.ndarray:
-    """Pearson correlations over the tasks of a share [N, len(GROUPS)] with the theorem's. Returns [len(GROUPS)]."""
+    """Pearson correlations over the tasks of a share [N, len(GROUPS)] with the theorem's. Returns
+    [len(GROUPS)].
+    """
     pairs = zip(share.T, GROUPS, strict=True)
     return np.array([pearson(column, theorem(found.pass_rates, size)) for column, size in pairs])
 
 
 def table(found: Measured) -> str:
-    """Means of the shares by pass rate and size of the group, beside the theorem's, and correlations, in Markdown."""
+    """Means of the shares by pass rate and size of the group, beside the theorem's, and
+    correlations, in Markdown.
+    """
     lines = ["| rewards | p | tasks |" + "".join(f" G = {size} |" for size in GROUPS)]
     lines.append("|---" * (3 + len(GROUPS)) + "|")
-    kinds = shares(found) | {"theorem": np.stack([theorem(found.pass_rates, size) for size in GROUPS], axis=1)}
+    kinds = shares(found) | {
+        "theorem": np.stack([theorem(found.pass_rates, size) for size in GROUPS], axis=1)
+    }
     for name, share in kinds.items():
         for low, high in zip(BINS[:-1], BINS[1:], strict=True):
             rows = (found.pass_rates > low) & (found.pass_rates <= high) & (found.pass_rates < 1)
@@ -135,13 +163,16 @@ def table(found: Measured) -> str:
                 lines.append(f"| {name} | {low:.1f} to {high:.1f} | {rows.sum()} |{means}")
     for name, share in shares(found).items():
         lines.append(
-            f"| {name} | correlation | {len(share)} |" + "".join(f" {x:.2f} |" for x in correlations(found, share))
+            f"| {name} | correlation | {len(share)} "
+            "|" + "".join(f" {x:.2f} |" for x in correlations(found, share))
         )
     return "\n".join(lines)
 
 
 def draw(found: Measured, path: Path) -> None:
-    """Draws each task's share over its pass rate, with both kinds of rewards, for three sizes of a group."""
+    """Draws each task's share over its pass rate, with both kinds of rewards, for three sizes of a
+    group.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.5, 5.5), layout="constrained")
@@ -149,8 +180,17 @@ def draw(found: Measured, path: Path) -> None:
     axes = figure.subplots(2, len(shown), sharex=True, sharey="row")
     for row, (name, share) in zip(axes, shares(found).items(), strict=True):
         for cell, size in zip(row, shown, strict=True):
-            cell.plot(found.pass_rates, share[:, GROUPS.index(size)], ".", markersize=4, alpha=0.6, label="a task")
-            cell.plot(line, theorem(line, size), color="black", linewidth=1, label="p (1 - p) (1 - 1/G)")
+            cell.plot(
+                found.pass_rates,
+                share[:, GROUPS.index(size)],
+                ".",
+                markersize=4,
+                alpha=0.6,
+                label="a task",
+            )
+            cell.plot(
+                line, theorem(line, size), color="black", linewidth=1, label="p (1 - p) (1 - 1/G)"
+            )
             cell.set_title(f"{name}, G = {size}", fontsize=10)
         row[0].set_ylabel("G E|g|² / E|s|²")
     for cell in axes[-1]:
@@ -163,7 +203,10 @@ def main(arguments: list[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gradients", description=__doc__)
     parser.add_argument(
-        "--tasks", type=whole_number("tasks", 1), default=192, help="of the quickstart's pool, with right answers"
+        "--tasks",
+        type=whole_number("tasks", 1),
+        default=192,
+        help="of the quickstart's pool, with right answers",
     )
     parser.add_argument(
         "--samples",
@@ -172,7 +215,9 @@ def main(arguments: list[str] | None = None) -> None:
         help="gradients a task; a multiple of the largest group, 32",
     )
     parser.add_argument("--seed", type=whole_number("seed", 0, UINT32), default=0)
-    parser.add_argument("--picture", type=path_argument, help="file to draw to, such as gradients.png")
+    parser.add_argument(
+        "--picture", type=path_argument, help="file to draw to, such as gradients.png"
+    )
     options = parser.parse_args(arguments)
     found = measure(tasks=options.tasks, samples=options.samples, seed=options.seed)
     print(table(found))

@@ -1,7 +1,8 @@
 """Seconds of an update of the policy, next to another commit and to other libraries.
 
-The batch is one rollout of the sampler, graded and scored before the clock starts; `benchmarks.rollout` says where
-its lengths come from. Peers update their model by random tokens of the same lengths.
+The batch is one rollout of the sampler, graded and scored before the clock starts;
+`benchmarks.rollout` says where its lengths come from. Peers update their model by random tokens of
+the same lengths.
 """
 
 import sys

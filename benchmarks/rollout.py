@@ -1,8 +1,9 @@
 """Tokens a second of the sampler, next to another commit and to other libraries.
 
-The prompts are the same in every run. Lengths come from the sampler itself: the policy's logits make the end token
-as likely as the wanted mean length says (`_run.force_ends`), and what our sampler draws at first is the list that all
-peers are given. With `--lengths geometric` that costs one more log-sum-exp over the logits a token.
+The prompts are the same in every run. Lengths come from the sampler itself: the policy's logits
+make the end token as likely as the wanted mean length says (`_run.force_ends`), and what our
+sampler draws at first is the list that all peers are given. With `--lengths geometric` that costs
+one more log-sum-exp over the logits a token.
 """
 
 import sys

@@ -1,7 +1,8 @@
-"""What choosing the tasks of a step costs, beside the published estimator and beside the step itself.
+"""What choosing the tasks of a step costs, beside the published estimator and beside the step
+itself.
 
-Medians of seconds, measured by turns so that all meet the same machine, which should have nothing else to do. Some
-three minutes on two cores; `--parts` measures a part.
+Medians of seconds, measured by turns so that all meet the same machine, which should have nothing
+else to do. Some three minutes on two cores; `--parts` measures a part.
 """
 
 import argparse
@@ -44,15 +45,17 @@ PAPER, MILLION, SHARDED = 54_400, 1_000_000, 10_000_000  # tasks
 SMALL_BATCH, SMALL_GENERATIONS = 16, 8  # of the quickstart
 EMBEDDING, WIDTH, QUERIES, REFERENCES = 1536, 896, 10_240, 256  # of DOTS [arXiv 2506.05316]
 
-# A step of 1.5B parameters, from below: what eight H100 compute at 40 % of their peak, and no faster than they read
-# parameters and key-value cache. 32 x 16 rollouts of 256 + 1,024 tokens.
+# A step of 1.5B parameters, from below: what eight H100 compute at 40 % of their peak, and no
+# faster than they read parameters and key-value cache. 32 x 16 rollouts of 256 + 1,024 tokens.
 PARAMETERS, PROMPT, COMPLETION = 1.54e9, 256, 1024
 CHIPS, PEAK, UTILISATION, BANDWIDTH = 8, 989e12, 0.4, 3.35e12  # FLOP/s in bfloat16, byte/s, of one
 CACHE = 28 * 2 * 2 * 128 * 2  # bytes a token: layers, keys and values, heads, width, bfloat16
 
 
 class Published(NamedTuple):
-    """BOTS' estimator [arXiv 2510.26374] as its equations say, in numpy: what ours is measured against."""
+    """BOTS' estimator [arXiv 2510.26374] as its equations say, in numpy: what ours is measured
+    against.
+    """
 
     alpha: np.ndarray  # [N] float64
     beta: np.ndarray  # [N]
@@ -60,7 +63,9 @@ class Published(NamedTuple):
 
 
 def choose(rng: np.random.Generator, state: Published, batch_size: int) -> np.ndarray:
-    """Ids [B] of the tasks whose draw theta_i ~ Beta(alpha_i, beta_i) is nearest 0.5, in any order."""
+    """Ids [B] of the tasks whose draw theta_i ~ Beta(alpha_i, beta_i) is nearest 0.5, in any
+    order.
+    """
     return np.argpartition(np.abs(rng.beta(state.alpha, state.beta) - 0.5), batch_size)[:batch_size]
 
 
@@ -78,8 +83,8 @@ def observe(
 ) -> Published:
     """The state after `successes` [B] of `num_generations` rollouts of tasks `ids` [B].
 
-    alpha <- (1 - decay) alpha + decay + (1 - rho) s + rho s~, beta likewise with failures; s~ by interpolation between
-    the pass rates `weak` and `strong` [N] of the references.
+    alpha <- (1 - decay) alpha + decay + (1 - rho) s + rho s~, beta likewise with failures; s~ by
+    interpolation between the pass rates `weak` and `strong` [N] of the references.
     """
     rates = successes / num_generations
     base = weak[ids].mean()
@@ -121,16 +126,23 @@ def published(num_tasks: int, batch_size: int, num_generations: int) -> Callable
 
 
 def ours(name: str, num_tasks: int, batch_size: int, num_generations: int) -> Callable[[], Any]:
-    """A step of the selector called `name`: its `select` on the device, the rollouts, its `update`."""
+    """A step of the selector called `name`: its `select` on the device, the rollouts, its
+    `update`.
+    """
     tasks, rates = world(num_tasks)
     if name == TOLD:
-        name, tasks = "adaptive", tasks._replace(embeddings=jax.random.normal(jax.random.key(2), (num_tasks, 32)))
+        name, tasks = (
+            "adaptive",
+            tasks._replace(embeddings=jax.random.normal(jax.random.key(2), (num_tasks, 32))),
+        )
     selector = make(name, num_generations)
-    state = jax.tree.map(jnp.copy, selector.init(tasks, num_tasks))  # each leaf its own, for it is given away
+    # each leaf its own, for it is given away
+    state = jax.tree.map(jnp.copy, selector.init(tasks, num_tasks))
     rng, keys = np.random.default_rng(1), iter([*jax.random.split(jax.random.key(0), 1000)])
     select = jax.jit(selector.select, static_argnames="batch_size", donate_argnums=1)
 
-    @partial(jax.jit, donate_argnums=0)  # as in a run, where counts become feedback within the program
+    # as in a run, where counts become feedback within the program
+    @partial(jax.jit, donate_argnums=0)
     def update(state: Any, tasks: Tasks, choice: Choice, solved: Array) -> Any:
         return selector.update(state, tasks, feedback(choice, solved, num_generations))
 
@@ -164,7 +176,9 @@ def predictor(embedding: int, width: int) -> attention.Params:
 
     def tower(key: jax.Array) -> attention.Tower:
         weight = jax.random.normal(key, (embedding, width)) / np.sqrt(embedding).astype(np.float32)
-        return attention.Tower(norm(embedding), (attention.Affine(weight, jnp.zeros(width)),), norm(width))
+        return attention.Tower(
+            norm(embedding), (attention.Affine(weight, jnp.zeros(width)),), norm(width)
+        )
 
     query, reference = map(tower, jax.random.split(jax.random.key(0)))
     return attention.Params(query, reference)
@@ -193,7 +207,9 @@ def steps(
 
 
 def predictions(repeats: int) -> dict[str, float]:
-    """Median seconds of DOTS' attention over a table that is projected already, and of its projection."""
+    """Median seconds of DOTS' attention over a table that is projected already, and of its
+    projection.
+    """
     keys = jax.random.split(jax.random.key(1))
     embeddings = jax.random.normal(keys[0], (QUERIES, EMBEDDING))
     rates = jax.random.uniform(keys[1], (REFERENCES,))
@@ -209,13 +225,17 @@ def predictions(repeats: int) -> dict[str, float]:
     subjects = {
         "all references": predict(None),
         "top_k 32": predict(32),
-        "the projection, once": lambda: jax.block_until_ready(project(params, embeddings, embeddings)),
+        "the projection, once": lambda: jax.block_until_ready(
+            project(params, embeddings, embeddings)
+        ),
     }
     return side_by_side(subjects, repeats)
 
 
 def sharded(names: tuple[str, ...] = ("uniform", "bots", "adaptive")) -> None:
-    """Prints, as JSON, seconds of a step over 10,000,000 tasks on all devices and how many tasks each holds."""
+    """Prints, as JSON, seconds of a step over 10,000,000 tasks on all devices and how many tasks
+    each holds.
+    """
     mesh, found = meshes.make(), {}
     tasks, rates = world(SHARDED)
     tasks = meshes.place_table(tasks._replace(projections=None), mesh, SHARDED)
@@ -230,10 +250,17 @@ def sharded(names: tuple[str, ...] = ("uniform", "bots", "adaptive")) -> None:
                 choice, state = select(jax.random.key(step), state, tasks, batch_size=BATCH)
                 ids = np.asarray(choice.ids)
                 solved = np.rint(GENERATIONS * rates[ids])
-                state = jax.block_until_ready(update(state, tasks, feedback(choice, solved, GENERATIONS)))
-                found[name] = {"seconds": time.perf_counter() - start, "distinct": len(set(ids.tolist()))}
+                state = jax.block_until_ready(
+                    update(state, tasks, feedback(choice, solved, GENERATIONS))
+                )
+                found[name] = {
+                    "seconds": time.perf_counter() - start,
+                    "distinct": len(set(ids.tolist())),
+                }
             tables = [x for x in jax.tree.leaves(state) if x.shape[:1] == (SHARDED,)]
-            found[name]["tasks a device"] = max(x.addressable_shards[0].data.shape[0] for x in tables)
+            found[name]["tasks a device"] = max(
+                x.addressable_shards[0].data.shape[0] for x in tables
+            )
     print(json.dumps(found))
 
 
@@ -288,8 +315,13 @@ def estimate() -> dict[str, float]:
 def tables(repeats: int) -> dict[str, dict[str, float]]:
     """`steps` by the number of tasks: of the quickstart, of the paper and a million."""
     small = builtin.FAMILIES["digits"].size
-    found = {small: steps(small, repeats, batch_size=SMALL_BATCH, num_generations=SMALL_GENERATIONS)}
-    return {str(number): x for number, x in (found | {n: steps(n, repeats) for n in (PAPER, MILLION)}).items()}
+    found = {
+        small: steps(small, repeats, batch_size=SMALL_BATCH, num_generations=SMALL_GENERATIONS)
+    }
+    return {
+        str(number): x
+        for number, x in (found | {n: steps(n, repeats) for n in (PAPER, MILLION)}).items()
+    }
 
 
 PARTS: dict[str, Callable[[int], Any]] = {  # of the page, by the number of repeats
@@ -314,7 +346,9 @@ def page(found: dict[str, Any]) -> str:
             f"* `{name}`: {x['seconds']:.2f} s a step, {x['tasks a device']:,} tasks a device"
             for name, x in found["sharded"]["figures"].items()
         ),
-        predictions="\n".join(f"* {name}: {x:.3f} s" for name, x in found["attention"]["figures"].items()),
+        predictions="\n".join(
+            f"* {name}: {x:.3f} s" for name, x in found["attention"]["figures"].items()
+        ),
     )
 
 
@@ -330,12 +364,16 @@ def _shares(small: dict[str, float], paper: dict[str, float], whole: float) -> s
     return "\n".join(
         [
             f"* the quickstart: {whole:.3f} s, measured here",
-            f"* 1.5B parameters: {sum(bound.values()):.2f} s, of which {bound['learn']:.2f} learning and "
+            f"* 1.5B parameters: {sum(bound.values()):.2f} s, of which {bound['learn']:.2f} "
+            "learning and "
             f"{bound['rollout']:.2f} decoding, the estimate below",
             "",
             "| | of the quickstart's | of 1.5B parameters' |",
             "|---|--:|--:|",
-            *(f"| {name} | {small[name] / whole:.2%} | {paper[name] / sum(bound.values()):.3%} |" for name in names),
+            *(
+                f"| {name} | {small[name] / whole:.2%} | {paper[name] / sum(bound.values()):.3%} |"
+                for name in names
+            ),
         ]
     )
 
@@ -372,15 +410,23 @@ it takes on this CPU.
 ## Attention: {QUERIES:,} tasks from {REFERENCES} references, E {EMBEDDING}, width {WIDTH}
 
 {{predictions}}
-"""
+"""  # noqa: E501
 
 
 def machine() -> str:
     """What was measured on."""
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib", "numpy"))
+    versions = ", ".join(
+        f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib", "numpy")
+    )
     load = ", ".join(f"{x:.1f}" for x in os.getloadavg())
-    cpu = next((x.split(":")[1].strip() for x in _cpu() if x.startswith("model name")), platform.processor())
-    return f"{cpu}, {os.cpu_count()} cores, load {load}; Python {platform.python_version()}, {versions}"
+    cpu = next(
+        (x.split(":")[1].strip() for x in _cpu() if x.startswith("model name")),
+        platform.processor(),
+    )
+    return (
+        f"{cpu}, {os.cpu_count()} cores, load {load}; Python {platform.python_version()}, "
+        f"{versions}"
+    )
 
 
 def _cpu() -> list[str]:
@@ -394,21 +440,31 @@ def earlier(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
         parser.error(f"the figures cannot be written to {path}: its folder does not exist")
     try:
         found = read_json(path, dict) if path.exists() else {}
-        fits = set(found) <= set(PARTS) and all({"conditions", "figures"} <= set(x) for x in found.values())
+        fits = set(found) <= set(PARTS) and all(
+            {"conditions", "figures"} <= set(x) for x in found.values()
+        )
     except (OSError, TypeError, UnreadableJSON):  # no JSON, or JSON of something else
         found, fits = {}, False
     if not fits:
-        parser.error(f"{path} does not hold the figures of this benchmark: name another file, or delete it")
+        parser.error(
+            f"{path} does not hold the figures of this benchmark: name another file, or delete it"
+        )
     return found
 
 
 def main(arguments: list[str]) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.select", description=__doc__)
-    parser.add_argument("--repeats", type=whole_number("repeats", 1), default=15, help="steps whose median counts")
-    parser.add_argument("--parts", nargs="+", choices=[*PARTS], default=[*PARTS], help="what is measured")
     parser.add_argument(
-        "--json", type=path_argument, help="figures by part; those of other parts stay, and a whole is printed"
+        "--repeats", type=whole_number("repeats", 1), default=15, help="steps whose median counts"
+    )
+    parser.add_argument(
+        "--parts", nargs="+", choices=[*PARTS], default=[*PARTS], help="what is measured"
+    )
+    parser.add_argument(
+        "--json",
+        type=path_argument,
+        help="figures by part; those of other parts stay, and a whole is printed",
     )
     options = parser.parse_args(arguments)
     found = earlier(options.json, parser) if options.json else {}

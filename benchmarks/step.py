@@ -1,8 +1,9 @@
 """Seconds of a whole step and of its stages, next to another commit and to other libraries.
 
-Times the stages of `jaxrft.train.step` with a random policy, prompts of one length and a grader that does next to
-nothing, each until its results are there; in a training run the host does not wait between score and learn. The
-update of the selector counts to `select`. `benchmarks.rollout` says where the lengths come from.
+Times the stages of `jaxrft.train.step` with a random policy, prompts of one length and a grader
+that does next to nothing, each until its results are there; in a training run the host does not
+wait between score and learn. The update of the selector counts to `select`. `benchmarks.rollout`
+says where the lengths come from.
 """
 
 import sys

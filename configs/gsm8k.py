@@ -4,11 +4,12 @@
     hf download --repo-type dataset openai/gsm8k
     jaxrft train configs/gsm8k.py --model Qwen/Qwen2.5-0.5B-Instruct
 
-Hardware: one GPU of 24 GB or a TPU VM with eight v5e chips: all devices together hold 8 GB of parameters, gradients and
-moments; each, 1 GB of parameters in bfloat16 for the rollout and its part of 2 GB of key-value cache.
+Hardware: one GPU of 24 GB or a TPU VM with eight v5e chips: all devices together hold 8 GB of
+parameters, gradients and moments; each, 1 GB of parameters in bfloat16 for the rollout and its part
+of 2 GB of key-value cache.
 
-Selection is uniform: `bots` needs the pass rates of two reference policies on these tasks, a file with a column each,
-named in `tasks.pass_rate_columns`.
+Selection is uniform: `bots` needs the pass rates of two reference policies on these tasks, a file
+with a column each, named in `tasks.pass_rate_columns`.
 
 Expected: not stated anywhere for these very settings.
 
@@ -23,7 +24,11 @@ config = Config(
     model="Qwen/Qwen2.5-0.5B-Instruct",
     tasks=TasksConfig(source="hub:openai/gsm8k", subset="main", system_prompt=PROMPT),
     evaluation=EvalConfig(
-        tasks=(TasksConfig(source="hub:openai/gsm8k", subset="main", split="test", system_prompt=PROMPT),),
+        tasks=(
+            TasksConfig(
+                source="hub:openai/gsm8k", subset="main", split="test", system_prompt=PROMPT
+            ),
+        ),
         num_samples=1,
         batch_size=256,
     ),

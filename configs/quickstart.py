@@ -1,10 +1,12 @@
-"""A tiny policy learns to rewrite lists of digits, from this repository alone and in a minute of two CPU cores.
+"""A tiny policy learns to rewrite lists of digits, from this repository alone and in a minute of
+two CPU cores.
 
     jaxrft train configs/quickstart.py
     jaxrft train configs/quickstart.py --select.name uniform --output-dir runs/quickstart-uniform
 
-Half of the pool can never be solved and most of the rest not yet. BOTS finds tasks to learn from in more than half of
-its groups, uniform selection in less than a quarter; see the README for what that makes of the held-out tasks.
+Half of the pool can never be solved and most of the rest not yet. BOTS finds tasks to learn from in
+more than half of its groups, uniform selection in less than a quarter; see the README for what that
+makes of the held-out tasks.
 """
 
 from jaxrft.assets import TINY
@@ -13,7 +15,9 @@ from jaxrft.config import Config, EvalConfig, TasksConfig
 config = Config(
     model=TINY,
     tasks=TasksConfig(source="builtin:digits"),
-    evaluation=EvalConfig(tasks=(TasksConfig(source="builtin:digits-test"),), num_samples=8, batch_size=128),
+    evaluation=EvalConfig(
+        tasks=(TasksConfig(source="builtin:digits-test"),), num_samples=8, batch_size=128
+    ),
     output_dir="runs/quickstart",
     steps=160,
     batch_size=16,

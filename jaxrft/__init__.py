@@ -1,3 +1,5 @@
-"""jaxrft: reinforcement finetuning that chooses, before the rollouts, the tasks worth rolling out."""
+"""jaxrft: reinforcement finetuning that chooses, before the rollouts, the tasks worth rolling
+out.
+"""
 
 __version__ = "0.2.0"

@@ -1,4 +1,6 @@
-"""The command line: jaxrft train, eval and prepare, each with a CONFIG and flags, and jaxrft simulate."""
+"""The command line: jaxrft train, eval and prepare, each with a CONFIG and flags, and jaxrft
+simulate.
+"""
 
 import logging
 import os
@@ -36,21 +38,24 @@ CONFIG is a .py file that defines `config = Config(...)`; every field of it is a
   jaxrft prepare pass-rates configs/quickstart.py --model runs/quickstart/policy --out rates.parquet
   jaxrft prepare embeddings configs/quickstart.py --out embeddings.safetensors
 `jaxrft train --help` explains every field.
-"""
-STOPPED = 143  # 128 + SIGTERM, what schedulers expect of a job that saved and left, whatever the signal was
+"""  # noqa: E501
+# 128 + SIGTERM, what schedulers expect of a job that saved and left, whatever the signal was
+STOPPED = 143
 GRACE = 3.0  # seconds that a process with a mistake leaves the others
 _BENCH = (
     "jaxrft has no command 'bench' any more: in a checkout of its repository, run "
     "`python -m benchmarks.NAME --help`; benchmarks/README.md lists the names"
 )
-WRITING = ("train", "prepare")  # commands whose results are files; those of the others are what they print
+# commands whose results are files; those of the others are what they print
+WRITING = ("train", "prepare")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns its exit code.
 
-    0: all is done; 1: a bug; 2: a mistake of the user's, or a result that is only printed and could not be; 143:
-    stopped by a signal, and saved. `jaxrft.__main__` answers the signals that come before there is anything to save.
+    0: all is done; 1: a bug; 2: a mistake of the user's, or a result that is only printed and could
+    not be; 143: stopped by a signal, and saved. `jaxrft.__main__` answers the signals that come
+    before there is anything to save.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     with terminal.guarded_streams() as output:
@@ -78,12 +83,13 @@ def _run(arguments: list[str]) -> int:
             xla_options.apply(os.environ)
             return commands[arguments[0]](arguments[1:], f"jaxrft {arguments[0]} CONFIG")
     except (InputError, crash.Crash) as error:
-        code, keep = (2, "") if isinstance(error, InputError) else (1, "\n")  # a Crash may hold a stack trace
+        # a Crash may hold a stack trace
+        code, keep = (2, "") if isinstance(error, InputError) else (1, "\n")
         print(f"jaxrft: error: {terminal.escaped(str(error), keep=keep)}", file=sys.stderr)
     jax = sys.modules.get("jax")  # not imported, as that may be what failed
     if jax is not None and jax.distributed.is_initialized():
-        # At a normal exit JAX waits for the other processes, which wait for this one. When it is gone, JAX ends them,
-        # so those that found the same mistake get the time to say so.
+        # At a normal exit JAX waits for the other processes, which wait for this one. When it is
+        # gone, JAX ends them, so those that found the same mistake get the time to say so.
         sys.stdout.flush()
         sys.stderr.flush()
         time.sleep(GRACE)
@@ -97,11 +103,14 @@ def _set_up() -> None:
     handler.setFormatter(terminal.SentenceFormatter("jaxrft: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("jaxrft").setLevel(logging.INFO)
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found" is as it should be
+    # "PyTorch was not found" is as it should be
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
 def _config(arguments: list[str], prog: str, options: Callable[["Config"], T]) -> T:
-    """Returns the `options` of the command line, which hold or are the Config of the file, changed by flags."""
+    """Returns the `options` of the command line, which hold or are the Config of the file, changed
+    by flags.
+    """
     import tyro
 
     from jaxrft import config as configs
@@ -114,8 +123,12 @@ def _config(arguments: list[str], prog: str, options: Callable[["Config"], T]) -
         flags = ["--help"]
         config = configs.Config("model", configs.TasksConfig(), "run")
     else:
-        raise InputError(f"no config given: {prog} [flags], CONFIG a .py file such as configs/quickstart.py")
-    description = f"Flags change the config file {path or 'CONFIG'}, whose values are the defaults below."
+        raise InputError(
+            f"no config given: {prog} [flags], CONFIG a .py file such as configs/quickstart.py"
+        )
+    description = (
+        f"Flags change the config file {path or 'CONFIG'}, whose values are the defaults below."
+    )
     default = options(config)
     return tyro.cli(
         type(default),
@@ -157,7 +170,10 @@ def _prepare(arguments: list[str], prog: str) -> int:
         "predictor": _prepare_predictor,
     }
     if not arguments or arguments[0] not in kinds:
-        raise InputError(f"jaxrft prepare makes {', '.join(kinds)}, not {arguments[0] if arguments else 'nothing'!r}")
+        raise InputError(
+            f"jaxrft prepare makes {', '.join(kinds)}, not "
+            f"{arguments[0] if arguments else 'nothing'!r}"
+        )
     return kinds[arguments[0]](arguments[1:], prog.replace("prepare", f"prepare {arguments[0]}"))
 
 
@@ -191,9 +207,13 @@ def _prepare_predictor(arguments: list[str], prog: str) -> int:
     from jaxrft.prepare import predictor
 
     if arguments and arguments[0].startswith("--responses"):
-        options = tyro.cli(predictor.ResponsesOptions, args=arguments, prog=prog.removesuffix(" CONFIG"))
+        options = tyro.cli(
+            predictor.ResponsesOptions, args=arguments, prog=prog.removesuffix(" CONFIG")
+        )
     else:
-        options = _config(arguments, prog, lambda config: predictor.Options(config=config, out=tyro.MISSING))
+        options = _config(
+            arguments, prog, lambda config: predictor.Options(config=config, out=tyro.MISSING)
+        )
     predictor.main(options)
     return 0
 

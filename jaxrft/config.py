@@ -1,4 +1,6 @@
-"""What a run is: frozen dataclasses, read from a configs/*.py, changed by flags, written as JSON."""
+"""What a run is: frozen dataclasses, read from a configs/*.py, changed by flags, written as
+JSON.
+"""
 
 import contextlib
 import dataclasses
@@ -36,8 +38,9 @@ class TasksConfig:
     """Where tasks come from."""
 
     source: FilePath = ""
-    """A .parquet, .jsonl or .json file, `builtin:NAME` for a generated family, `tfds:NAME[/CONFIG][:VERSION]` for a
-    prepared TFDS data set, or `hub:OWNER/NAME[@REVISION]` for one of the Hugging Face hub."""
+    """A .parquet, .jsonl or .json file, `builtin:NAME` for a generated family,
+    `tfds:NAME[/CONFIG][:VERSION]` for a prepared TFDS data set, or `hub:OWNER/NAME[@REVISION]` for
+    one of the Hugging Face hub."""
     split: str = "train"
     """Which split of a TFDS or hub data set."""
     subset: str | None = None
@@ -53,17 +56,20 @@ class TasksConfig:
     pass_rate_columns: tuple[str, ...] = ()
     """Columns with the pass rates of reference policies, weakest policy first."""
     embeddings: FilePath | None = None
-    """A .safetensors file of `jaxrft prepare embeddings` with a row for every prompt, for the selectors that use what
-    prompts have in common."""
+    """A .safetensors file of `jaxrft prepare embeddings` with a row for every prompt, for the
+    selectors that use what prompts have in common."""
     domain_column: str | None = None
-    """Column of the tasks' domains, which metrics tell apart; `domain` if there is one, else all are of the set's."""
+    """Column of the tasks' domains, which metrics tell apart; `domain` if there is one, else all
+    are of the set's.
+    """
     system_prompt: str | None = None
     """System message put before prompts that have none."""
     limit: int | None = None
     """Use only the first so many tasks."""
     weight: float | None = None
-    """In a mixture, the set's share of the pool relative to the other weights. Sets are thinned at random, by the seed,
-    to the largest pool in which all shares hold; no task is repeated. Without weights every task is in the pool."""
+    """In a mixture, the set's share of the pool relative to the other weights. Sets are thinned at
+    random, by the seed, to the largest pool in which all shares hold; no task is repeated. Without
+    weights every task is in the pool."""
 
     @property
     def title(self) -> str:
@@ -86,19 +92,25 @@ class EvalConfig:
     tasks: tuple[TasksConfig, ...] = ()
     """Held-out sets; each gives eval/<name>/greedy, eval/<name>/avg@k and eval/<name>/pass@k."""
     num_samples: int = 8
-    """Samples a task (the k of avg@k and pass@k), at the temperature of training; 0 = greedy only."""
+    """Samples a task (the k of avg@k and pass@k), at the temperature of training; 0 = greedy
+    only.
+    """
     batch_size: int | None = None
     """Tasks rolled out at once; the training batch size by default."""
 
 
 @dataclass(frozen=True)
 class SelectConfig:
-    """How the next tasks are chosen: a selector and the union of the selectors' hyper-parameters."""
+    """How the next tasks are chosen: a selector and the union of the selectors'
+    hyper-parameters.
+    """
 
     name: str = field(default="bots", metadata=KEPT)
     """Selector: uniform, easy_to_hard, mopps, greso, retire, bots, dots or adaptive."""
     order: Literal["shuffled", "replacement", "sequential"] = "shuffled"
-    """uniform: epochs in random order, every batch drawn afresh, or epochs in the order of the table."""
+    """uniform: epochs in random order, every batch drawn afresh, or epochs in the order of the
+    table.
+    """
     decay: float = 0.1
     """bots: pull of the posterior towards its prior each step, in [0, 1]; 0 keeps all evidence."""
     rho: float = 0.1
@@ -106,9 +118,13 @@ class SelectConfig:
     momentum: float = 0.9
     """bots: smoothing of the capability estimated on each batch, in [0, 1)."""
     per_domain: bool = field(default=False, metadata=KEPT)
-    """bots: estimate the capability for each domain; helps where domains move differently. False is the paper's."""
+    """bots: estimate the capability for each domain; helps where domains move differently. False is
+    the paper's.
+    """
     balance: Literal["none", "proportional", "equal"] = "none"
-    """Places of a batch by domain: as they come, in proportion to its tasks, or as many for each."""
+    """Places of a batch by domain: as they come, in proportion to its tasks, or as many for
+    each.
+    """
     target: float = 0.5
     """bots, mopps, dots: pass rate whose neighbours are chosen, in (0, 1)."""
     prior: tuple[float, float] = (1.0, 1.0)
@@ -118,35 +134,49 @@ class SelectConfig:
     candidates: int = 8
     """mopps: tasks drawn to choose from, in batches."""
     explore: float = 0.5
-    """greso: first base of the chance that a task is tried again after visits that taught nothing, in [0.05, 0.95]."""
+    """greso: first base of the chance that a task is tried again after visits that taught nothing,
+    in [0.05, 0.95].
+    """
     explore_step: float = 0.01
     """greso: change of that base a step, in [0, 1)."""
     zero_variance: float = 0.25
     """greso: share of groups without variance that is put up with, in [0, 1]."""
     retire_above: float = 0.9
-    """retire: last pass rate from which on a task is not chosen any more, but for review, in (0, 1]."""
+    """retire: last pass rate from which on a task is not chosen any more, but for review, in (0,
+    1].
+    """
     review: float = 0.02
-    """retire: share of the places of a batch in which retired tasks are rolled out again, in [0, 1]."""
+    """retire: share of the places of a batch in which retired tasks are rolled out again, in [0,
+    1].
+    """
     predictor: FilePath | None = field(default=None, metadata=CONTENT)
-    """dots: a .safetensors file of `jaxrft prepare predictor`, trained on embeddings such as those of the tasks."""
+    """dots: a .safetensors file of `jaxrft prepare predictor`, trained on embeddings such as those
+    of the tasks.
+    """
     num_references: int = field(default=256, metadata=CONTENT)
-    """dots: tasks of a probe, rolled out to tell the others' pass rates from theirs. Those whose rewards are not all
-    equal are trained on, in place of fresh ones."""
+    """dots: tasks of a probe, rolled out to tell the others' pass rates from theirs. Those whose
+    rewards are not all equal are trained on, in place of fresh ones."""
     probe_every: int = 2
     """dots: steps from one probe to the next."""
     temperature: float = 1e-3
-    """dots: how far from the target pass rates are chosen, each with chance exp(-distance / temperature)."""
+    """dots: how far from the target pass rates are chosen, each with chance exp(-distance /
+    temperature).
+    """
     utility: Literal["informative", "signal"] = "informative"
-    """adaptive: chance of an informative group (for scale_rewards group), or mean 4 p (1 - p) (for none)."""
+    """adaptive: chance of an informative group (for scale_rewards group), or mean 4 p (1 - p) (for
+    none).
+    """
     kappa: float = 0.3
-    """adaptive: weight of the standard deviation of a believed pass rate against its utility, 0 or more."""
+    """adaptive: weight of the standard deviation of a believed pass rate against its utility, 0 or
+    more.
+    """
     epsilon: float = 0.02
     """adaptive: share of the places for the tasks rolled out longest ago, in [0, 1]."""
     per_token: bool = field(default=False, metadata=KEPT)
     """adaptive: utility per completion token that a task is expected to take, not per rollout."""
     embeddings: Literal["policy", "none"] = field(default="none", metadata=CONTENT)
-    """adaptive, dots: embeddings of tasks without `tasks.embeddings`: those that the policy makes at the start, or
-    none."""
+    """adaptive, dots: embeddings of tasks without `tasks.embeddings`: those that the policy makes
+    at the start, or none."""
 
 
 Adapted = Literal["q", "k", "v", "o", "gate", "up", "down"]
@@ -154,14 +184,20 @@ Adapted = Literal["q", "k", "v", "o", "gate", "up", "down"]
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """Low-rank adapters that are trained in place of the weights, W + alpha / rank * A B; they start at B = 0."""
+    """Low-rank adapters that are trained in place of the weights, W + alpha / rank * A B; they
+    start at B = 0.
+    """
 
     rank: int = 0
-    """Rank of the adapters; 0 = finetune every weight. LoRA wants about ten times the learning_rate."""
+    """Rank of the adapters; 0 = finetune every weight. LoRA wants about ten times the
+    learning_rate.
+    """
     alpha: float = 16.0
     """Scale of the adapters, over the rank."""
     targets: tuple[Adapted, ...] = get_args(Adapted)
-    """Weights of each layer that have adapters: of attention (q, k, v, o) and of the MLP (gate, up, down)."""
+    """Weights of each layer that have adapters: of attention (q, k, v, o) and of the MLP (gate, up,
+    down).
+    """
 
 
 @dataclass(frozen=True)
@@ -171,14 +207,17 @@ class ReplayConfig:
     capacity: int = field(default=0, metadata=KEPT)
     """Groups that are kept, the latest whose rewards were not all equal; 0 = no replay."""
     fresh_fraction: float = 0.5
-    """Share of batch_size that is rolled out in a step; all of it is while the buffer cannot give the rest."""
+    """Share of batch_size that is rolled out in a step; all of it is while the buffer cannot give
+    the rest.
+    """
     max_age: int | None = None
     """Steps after which a group is not trained on again; no limit by default."""
     draw: Literal["uniform", "advantage"] = "uniform"
     """Which groups are drawn: any, or with chances in proportion to their mean |advantage|."""
     clip: Literal["paper", "published"] = "paper"
-    """Centre of the clip range of replayed tokens: the policy that sampled them, or, at the price of a forward pass
-    over the batch, the policy before the update, as in the published code of DOTS."""
+    """Centre of the clip range of replayed tokens: the policy that sampled them, or, at the price
+    of a forward pass over the batch, the policy before the update, as in the published code of
+    DOTS."""
 
 
 @dataclass(frozen=True)
@@ -197,54 +236,60 @@ class MeshConfig:
 class Config(Checked):
     """A run of `jaxrft train`.
 
-    In paths, ~ and environment variables are expanded; see `jaxrft.fields` for what all values are held to.
+    In paths, ~ and environment variables are expanded; see `jaxrft.fields` for what all values are
+    held to.
     """
 
     model: FilePath = field(metadata=CONTENT)
-    """Folder of a Hugging Face checkpoint, config.json, safetensors and tokenizer, or its id on the hub,
-    owner/name[@revision], which is downloaded unless it is in the cache."""
+    """Folder of a Hugging Face checkpoint, config.json, safetensors and tokenizer, or its id on the
+    hub, owner/name[@revision], which is downloaded unless it is in the cache."""
     tasks: TasksConfig | tuple[TasksConfig, ...] = field(metadata=CONTENT)
     """What is trained on: one set, or a mixture of several."""
     output_dir: FilePath
-    """Folder of the run: metrics.jsonl, config.json, checkpoints/, policy/, and adapter/ with LoRA."""
+    """Folder of the run: metrics.jsonl, config.json, checkpoints/, policy/, and adapter/ with
+    LoRA.
+    """
     evaluation: EvalConfig = EvalConfig()
     select: SelectConfig = SelectConfig()
     lora: LoRAConfig = field(default=LoRAConfig(), metadata=CONTENT)
     replay: ReplayConfig = ReplayConfig()
     mesh: MeshConfig = MeshConfig()
     distributed: bool = False
-    """Run as one of several processes. TPU pods and SLURM jobs find each other by themselves; elsewhere set
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."""
+    """Run as one of several processes. TPU pods and SLURM jobs find each other by themselves;
+    elsewhere set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."""
 
     steps: int = 100
     """Selections, rollouts and updates; one step rolls out batch_size tasks."""
     seed: Seed = field(default=0, metadata=KEPT)
     """Every random stream derives from it."""
     dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata=CONTENT)
-    """Arithmetic of the policy; what is trained, its optimiser and the exported policy are float32 always. In bfloat16
-    the rounding of rollout and learner differs, so that first ratios are 1 to a few per cent only."""
+    """Arithmetic of the policy; what is trained, its optimiser and the exported policy are float32
+    always. In bfloat16 the rounding of rollout and learner differs, so that first ratios are 1 to a
+    few per cent only."""
     gather_for_rollout: bool = True
-    """Gather the policy over `fsdp` once a rollout. False gathers a layer at a time for every token, much slower, for
-    when a whole copy in `dtype` (split over `model` only) does not fit beside the training state."""
+    """Gather the policy over `fsdp` once a rollout. False gathers a layer at a time for every
+    token, much slower, for when a whole copy in `dtype` (split over `model` only) does not fit
+    beside the training state."""
 
     attention: Literal["xla", "pallas", "cudnn"] = "xla"
-    """What computes attention: xla everywhere; pallas, a kernel for TPUs with which completions are decoded, and which
-    reads the cache up to the current token only; cudnn for updates on GPUs, which keeps no scores. The last two have
-    not been timed yet."""
+    """What computes attention: xla everywhere; pallas, a kernel for TPUs with which completions are
+    decoded, and which reads the cache up to the current token only; cudnn for updates on GPUs,
+    which keeps no scores. The last two have not been timed yet."""
 
     batch_size: int = field(default=32, metadata=KEPT)
     """Tasks a step."""
     num_generations: int = field(default=8, metadata=KEPT)
     """Rollouts a task; at least 2, since advantages compare them."""
     dynamic_sampling: int = 0
-    """How often a step may choose and roll out more tasks, up to batch_size at a time, in place of those whose
-    successes are all equal (DAPO); 0 = never. All rollouts are counted, and the selector learns from all of them."""
+    """How often a step may choose and roll out more tasks, up to batch_size at a time, in place of
+    those whose successes are all equal (DAPO); 0 = never. All rollouts are counted, and the
+    selector learns from all of them."""
     chat_template_kwargs: str = field(default="{}", metadata=CONTENT)
-    """What chat templates are given besides the messages, as JSON, such as {"enable_thinking": false}.
-    A column of the same name says it for single tasks."""
+    """What chat templates are given besides the messages, as JSON, such as {"enable_thinking":
+    false}. A column of the same name says it for single tasks."""
     chat_template_date: str | None = field(default=None, metadata=CONTENT)
-    """What the clock shows to chat templates that write the date, such as 2025-01-31; by default the
-    first day of the run in output_dir, so that its prompts stay as they are."""
+    """What the clock shows to chat templates that write the date, such as 2025-01-31; by default
+    the first day of the run in output_dir, so that its prompts stay as they are."""
     max_prompt_length: int = field(default=1024, metadata=CONTENT)
     """Tokens; tasks with longer prompts are dropped and counted, never cut."""
     max_completion_length: int = field(default=1024, metadata=KEPT_WITH_REPLAY)
@@ -259,31 +304,35 @@ class Config(Checked):
     rewards: tuple[str, ...] = ("math",)
     """Names (exact, gsm8k, math) or dotted paths package.module:function; one reward each."""
     reward_weights: tuple[float, ...] | None = None
-    """Weights of the rewards in the sum that is trained on; 1 each by default. A reward that is None does not apply to
-    the sample and is left out; a sample whose success is None, or on which a grader failed, is not learned from."""
+    """Weights of the rewards in the sum that is trained on; 1 each by default. A reward that is
+    None does not apply to the sample and is left out; a sample whose success is None, or on which a
+    grader failed, is not learned from."""
     overlong_buffer: int = 0
-    """Tokens before max_completion_length over which a penalty grows from 0 to overlong_penalty; 0 = no penalty. It
-    enters the sum that is trained on, never the success."""
+    """Tokens before max_completion_length over which a penalty grows from 0 to overlong_penalty; 0
+    = no penalty. It enters the sum that is trained on, never the success."""
     overlong_penalty: float = 1.0
     """What a completion of max_completion_length tokens costs."""
     success_reward: str | None = None
-    """Reward in [0, 1] that selectors count as success. By default, of each task, the first of `rewards` that is not
-    None for it, among those whose values lie in [0, 1]."""
+    """Reward in [0, 1] that selectors count as success. By default, of each task, the first of
+    `rewards` that is not None for it, among those whose values lie in [0, 1]."""
     skip_special_tokens: bool = False
-    """What rewards read of a completion: False leaves out only BOS, EOS and padding; True, as TRL, all special tokens,
-    such as <think> where it is one."""
+    """What rewards read of a completion: False leaves out only BOS, EOS and padding; True, as TRL,
+    all special tokens, such as <think> where it is one."""
     reward_timeout: float = 10.0
-    """Seconds one completion's grading may take before its worker is killed; `math` gives up by itself before that."""
+    """Seconds one completion's grading may take before its worker is killed; `math` gives up by
+    itself before that.
+    """
     reward_completions: Literal["trl", "text"] = "trl"
-    """How rewards get a completion whose prompt is a list of messages: as TRL has it, a list with the assistant's
-    message, or as text; completions of text prompts are text."""
+    """How rewards get a completion whose prompt is a list of messages: as TRL has it, a list with
+    the assistant's message, or as text; completions of text prompts are text."""
     reward_workers: int | None = None
     """Grading processes a host; the number of cores, at most 8, by default."""
 
     loss_type: Literal["grpo", "dapo", "dr_grpo", "gspo", "cispo"] = "dapo"
-    """The clipped objective, its token losses reduced by a mean of sequence means, a mean over tokens, or a sum over a
-    constant length; gspo: as grpo with the ratio of the whole sequence (it wants an epsilon of about 3e-4); cispo: the
-    gradient of every token, weighted by its ratio up to 1 + epsilon_high, mean over tokens."""
+    """The clipped objective, its token losses reduced by a mean of sequence means, a mean over
+    tokens, or a sum over a constant length; gspo: as grpo with the ratio of the whole sequence (it
+    wants an epsilon of about 3e-4); cispo: the gradient of every token, weighted by its ratio up to
+    1 + epsilon_high, mean over tokens."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
     """What advantages are divided by: the group's standard deviation, the batch's, or nothing."""
     epsilon: float = 0.2
@@ -291,12 +340,15 @@ class Config(Checked):
     epsilon_high: float | None = None
     """Clip range of the ratio above 1 (clip-higher)."""
     delta: float | None = None
-    """Bound, above 1 + epsilon_high, of the ratio of tokens with a negative advantage (two-sided clipping)."""
+    """Bound, above 1 + epsilon_high, of the ratio of tokens with a negative advantage (two-sided
+    clipping).
+    """
     kl_coef: float = 0.0
     """Weight of the KL to the starting policy; 0 needs no reference forward."""
     kl_estimator: Literal["k3", "k3_corrected"] = "k3"
-    """k3, whose gradient is on average that of KL(reference || policy), or, with a factor policy / what sampled the
-    token, k3_corrected, whose gradient is that of KL(policy || reference) (DeepSeek-V3.2, TRL's default)."""
+    """k3, whose gradient is on average that of KL(reference || policy), or, with a factor policy /
+    what sampled the token, k3_corrected, whose gradient is that of KL(policy || reference)
+    (DeepSeek-V3.2, TRL's default)."""
     entropy_coef: float = 0.0
     """Weight of the policy's entropy, a bonus."""
     mask_truncated_completions: bool = False
@@ -304,9 +356,13 @@ class Config(Checked):
     importance_sampling_correction: Literal["none", "token", "sequence"] = field(
         default="none", metadata=KEPT_WITH_REPLAY
     )
-    """Weigh token losses by policy / what top_p and top_k really drew from, of each token or of the whole sequence."""
+    """Weigh token losses by policy / what top_p and top_k really drew from, of each token or of the
+    whole sequence.
+    """
     importance_sampling_mode: Literal["truncate", "mask"] = "truncate"
-    """What becomes of such a weight above importance_sampling_cap: the cap, or 0, which drops the token or sequence."""
+    """What becomes of such a weight above importance_sampling_cap: the cap, or 0, which drops the
+    token or sequence.
+    """
     importance_sampling_cap: float = 2.0
     """Largest such weight."""
     num_iterations: int = 1
@@ -314,11 +370,12 @@ class Config(Checked):
     mini_batch_size: int | None = None
     """Tasks an optimiser update; batch_size by default."""
     micro_batch_size: int | None = None
-    """Completions of full length for which a forward and backward pass has memory; changes no number. A pass computes
-    as many tokens, or fewer where more would be no faster."""
+    """Completions of full length for which a forward and backward pass has memory; changes no
+    number. A pass computes as many tokens, or fewer where more would be no faster."""
     remat: Literal["auto", "full", "dots", "none"] = "auto"
-    """What the backward pass computes again: full = every layer, which takes least memory; dots = a layer without its
-    matrix products; none = nothing, fastest; auto = the fastest that the devices have memory for, by estimate."""
+    """What the backward pass computes again: full = every layer, which takes least memory; dots = a
+    layer without its matrix products; none = nothing, fastest; auto = the fastest that the devices
+    have memory for, by estimate."""
 
     learning_rate: float = 1e-6
     """Peak learning rate of AdamW."""
@@ -329,8 +386,8 @@ class Config(Checked):
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm."""
     max_skipped_updates: int = 10
-    """An update whose loss or gradient is not finite is skipped. After so many in a row the run stops, with the batch
-    of the last in <output_dir>/not-finite-<step>.safetensors."""
+    """An update whose loss or gradient is not finite is skipped. After so many in a row the run
+    stops, with the batch of the last in <output_dir>/not-finite-<step>.safetensors."""
 
     eval_steps: int = 0
     """Evaluate every so many steps, and at the start and the end; 0 = never."""
@@ -339,10 +396,13 @@ class Config(Checked):
     keep_checkpoints: int = 3
     """How many of the newest checkpoints stay."""
     keep_best: str | None = None
-    """Metric of an evaluation, such as gsm8k_test/avg@4: the policy of the step at which it was highest is kept in
-    <output_dir>/best, a Hugging Face folder. None = only the last policy is exported."""
+    """Metric of an evaluation, such as gsm8k_test/avg@4: the policy of the step at which it was
+    highest is kept in <output_dir>/best, a Hugging Face folder. None = only the last policy is
+    exported."""
     resume: Literal["auto", "never"] = "auto"
-    """auto continues the run in output_dir if there is one; never refuses a folder that holds a run."""
+    """auto continues the run in output_dir if there is one; never refuses a folder that holds a
+    run.
+    """
     log_completions_steps: int = 10
     """Show a table of completions every so many steps; 0 = never."""
 
@@ -374,7 +434,11 @@ class Config(Checked):
     @property
     def fresh_batch_size(self) -> int:
         """Counts the tasks that a step rolls out when replay fills the rest of the batch."""
-        return round(self.replay.fresh_fraction * self.batch_size) if self.replay.capacity else self.batch_size
+        return (
+            round(self.replay.fresh_fraction * self.batch_size)
+            if self.replay.capacity
+            else self.batch_size
+        )
 
     @property
     def eval_batch_size(self) -> int:
@@ -390,11 +454,26 @@ class Config(Checked):
 
 # Fields by their range; those that may be None are not checked then.
 AT_LEAST_ONE = (
-    *("steps", "batch_size", "max_prompt_length", "max_completion_length", "num_iterations", "reward_workers"),
+    *(
+        "steps",
+        "batch_size",
+        "max_prompt_length",
+        "max_completion_length",
+        "num_iterations",
+        "reward_workers",
+    ),
     *("max_skipped_updates", "keep_checkpoints", "save_steps", "evaluation.batch_size"),
 )
 NOT_NEGATIVE = (
-    *("top_k", "kl_coef", "entropy_coef", "overlong_penalty", "learning_rate", "warmup_steps", "weight_decay"),
+    *(
+        "top_k",
+        "kl_coef",
+        "entropy_coef",
+        "overlong_penalty",
+        "learning_rate",
+        "warmup_steps",
+        "weight_decay",
+    ),
     *("eval_steps", "seed", "log_completions_steps", "dynamic_sampling", "evaluation.num_samples"),
 )
 POSITIVE = ("epsilon_high", "importance_sampling_cap", "max_grad_norm", "lora.alpha")
@@ -407,16 +486,29 @@ def check(config: Config) -> None:
         *_each(c, AT_LEAST_ONE, lambda value: value >= 1, "at least 1"),
         *_each(c, NOT_NEGATIVE, lambda value: value >= 0, "0 or more"),
         *_each(c, POSITIVE, lambda value: value > 0, "positive"),
-        ("num_generations", c.num_generations >= 2, "at least 2, because an advantage compares the samples of a task"),
+        (
+            "num_generations",
+            c.num_generations >= 2,
+            "at least 2, because an advantage compares the samples of a task",
+        ),
         ("temperature", c.temperature > 0, "positive; evaluation is greedy by itself"),
         ("top_p", 0 < c.top_p <= 1, "in (0, 1]"),
         ("epsilon", 0 < c.epsilon < 1, "in (0, 1)"),
-        ("delta", c.delta is None or c.loss_type != "cispo", "None with cispo, which bounds all ratios from above"),
-        ("delta", c.delta is None or c.delta > 1 + c.clip_above, f"above 1 + epsilon_high, {1 + c.clip_above:g}"),
+        (
+            "delta",
+            c.delta is None or c.loss_type != "cispo",
+            "None with cispo, which bounds all ratios from above",
+        ),
+        (
+            "delta",
+            c.delta is None or c.delta > 1 + c.clip_above,
+            f"above 1 + epsilon_high, {1 + c.clip_above:g}",
+        ),
         (
             "importance_sampling_mode",
             c.importance_sampling_mode == "truncate" or c.importance_sampling_correction != "none",
-            "truncate while importance_sampling_correction is none, which weighs nothing: set that too",
+            "truncate while importance_sampling_correction is none, which weighs nothing: set "
+            "that too",
         ),
         (
             "kl_estimator",
@@ -430,8 +522,16 @@ def check(config: Config) -> None:
         ),
         ("reward_timeout", c.reward_timeout > 0, "positive, in seconds"),
         ("rewards", len(c.rewards) >= 1, "at least one reward"),
-        ("reward_weights", c.reward_weights is None or len(c.reward_weights) == len(c.rewards), "one for each reward"),
-        ("success_reward", c.success_reward in (None, *c.rewards), f"one of the rewards {', '.join(c.rewards)}"),
+        (
+            "reward_weights",
+            c.reward_weights is None or len(c.reward_weights) == len(c.rewards),
+            "one for each reward",
+        ),
+        (
+            "success_reward",
+            c.success_reward in (None, *c.rewards),
+            f"one of the rewards {', '.join(c.rewards)}",
+        ),
         ("replay.capacity", c.replay.capacity >= 0, "0 or more; 0 = no replay"),
         (
             "replay.fresh_fraction",
@@ -445,13 +545,22 @@ def check(config: Config) -> None:
         ),
         ("replay.max_age", c.replay.max_age is None or c.replay.max_age >= 1, "at least 1 step"),
         ("lora.rank", c.lora.rank >= 0, "0 or more; 0 finetunes every weight"),
-        ("lora.targets", len(c.lora.targets) >= 1, "at least one weight; lora.rank 0 finetunes every weight"),
-        ("mini_batch_size", divides(c.tasks_per_update, c.batch_size), f"a divisor of batch_size {c.batch_size}"),
+        (
+            "lora.targets",
+            len(c.lora.targets) >= 1,
+            "at least one weight; lora.rank 0 finetunes every weight",
+        ),
+        (
+            "mini_batch_size",
+            divides(c.tasks_per_update, c.batch_size),
+            f"a divisor of batch_size {c.batch_size}",
+        ),
         (
             "micro_batch_size",
             divides(c.rows_per_micro_batch, c.tasks_per_update * c.num_generations)
             and (
-                divides(c.rows_per_micro_batch, c.num_generations) or divides(c.num_generations, c.rows_per_micro_batch)
+                divides(c.rows_per_micro_batch, c.num_generations)
+                or divides(c.num_generations, c.rows_per_micro_batch)
             ),
             f"in rows, a divisor of a mini-batch's {c.tasks_per_update * c.num_generations} "
             f"and a divisor or a multiple of num_generations {c.num_generations}",
@@ -479,7 +588,9 @@ def _require(config: Config, requirements: list[Requirement]) -> None:
             raise InputError(f"{name} is {shown(attrgetter(name)(config))}: it must be {wanted}")
 
 
-def _each(config: Config, names: tuple[str, ...], fits: Callable[[float], bool], wanted: str) -> Iterator[Requirement]:
+def _each(
+    config: Config, names: tuple[str, ...], fits: Callable[[float], bool], wanted: str
+) -> Iterator[Requirement]:
     """Yields what each of the fields must be, unless it is None."""
     for name in names:
         value = attrgetter(name)(config)
@@ -493,36 +604,57 @@ def _limits(config: Config) -> list[Requirement]:
     rows = c.batch_size * c.num_generations
     evaluated = c.eval_batch_size * max(1, c.evaluation.num_samples)
     return [
-        ("temperature", c.temperature >= MIN_TEMPERATURE, f"at least {MIN_TEMPERATURE:g}, so that logits stay finite"),
+        (
+            "temperature",
+            c.temperature >= MIN_TEMPERATURE,
+            f"at least {MIN_TEMPERATURE:g}, so that logits stay finite",
+        ),
         ("reward_timeout", c.reward_timeout >= MIN_TIMEOUT, f"at least {MIN_TIMEOUT:g} seconds"),
         ("reward_timeout", c.reward_timeout <= MAX_TIMEOUT, f"at most {MAX_TIMEOUT:,} seconds"),
         ("reward_workers", (c.reward_workers or 0) <= MAX_WORKERS, f"at most {MAX_WORKERS:,}"),
-        ("rewards", len(set(c.rewards)) == len(c.rewards), "different rewards: give one twice the weight instead"),
-        ("reward_weights", c.reward_weights is None or any(c.reward_weights), "not all 0, which leaves no reward"),
+        (
+            "rewards",
+            len(set(c.rewards)) == len(c.rewards),
+            "different rewards: give one twice the weight instead",
+        ),
+        (
+            "reward_weights",
+            c.reward_weights is None or any(c.reward_weights),
+            "not all 0, which leaves no reward",
+        ),
         ("lora.targets", len(set(c.lora.targets)) == len(c.lora.targets), "different weights"),
         (
             max(SIZES, key=lambda name: getattr(c, name)),  # the one to lower
             rows * positions <= INT32,
-            f"such that batch_size x num_generations x (max_prompt_length + max_completion_length), "
-            f"{c.batch_size:,} x {c.num_generations:,} x {positions:,}, is at most {INT32:,} tokens",
+            "such that batch_size x num_generations x (max_prompt_length + "
+            "max_completion_length), "
+            f"{c.batch_size:,} x {c.num_generations:,} x {positions:,}, is at most {INT32:,} "
+            "tokens",
         ),
         (
-            "evaluation.batch_size" if c.eval_batch_size > c.evaluation.num_samples else "evaluation.num_samples",
+            "evaluation.batch_size"
+            if c.eval_batch_size > c.evaluation.num_samples
+            else "evaluation.num_samples",
             evaluated * positions <= INT32 or not c.evaluation.tasks,
-            f"such that evaluation.batch_size x evaluation.num_samples x (max_prompt_length + max_completion_length), "
-            f"{c.eval_batch_size:,} x {c.evaluation.num_samples:,} x {positions:,}, is at most {INT32:,} tokens",
+            "such that evaluation.batch_size x evaluation.num_samples x (max_prompt_length + "
+            "max_completion_length), "
+            f"{c.eval_batch_size:,} x {c.evaluation.num_samples:,} x {positions:,}, is at most "
+            f"{INT32:,} tokens",
         ),
         (
             "replay.capacity",
             c.replay.capacity * c.num_generations * positions <= MAX_REPLAYED,
-            f"at most {MAX_REPLAYED // (c.num_generations * positions):,} groups of {c.num_generations:,} x "
+            f"at most {MAX_REPLAYED // (c.num_generations * positions):,} groups of "
+            f"{c.num_generations:,} x "
             f"{positions:,} tokens",
         ),
     ]
 
 
 def _unused(config: Config) -> list[Requirement]:
-    """Returns what keeps fields at their defaults that have no effect by the values of others: a mistake elsewhere."""
+    """Returns what keeps fields at their defaults that have no effect by the values of others: a
+    mistake elsewhere.
+    """
     c = config
     weighed = c.importance_sampling_correction != "none"
     return [
@@ -545,7 +677,8 @@ def _unused(config: Config) -> list[Requirement]:
             (
                 f"lora.{name}",
                 c.lora.rank > 0 or getattr(c.lora, name) == getattr(LoRAConfig, name),
-                "left as it is while lora.rank is 0, which finetunes every weight: set lora.rank too",
+                "left as it is while lora.rank is 0, which finetunes every weight: set "
+                "lora.rank too",
             )
             for name in ("alpha", "targets")
         ),
@@ -555,8 +688,22 @@ def _unused(config: Config) -> list[Requirement]:
 # Options of transformers' apply_chat_template that prompts leave no choice of.
 NO_VARIABLES = frozenset(
     (
-        *("messages", "conversation", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize"),
-        *("padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
+        *(
+            "messages",
+            "conversation",
+            "chat_template",
+            "add_generation_prompt",
+            "continue_final_message",
+            "tokenize",
+        ),
+        *(
+            "padding",
+            "truncation",
+            "max_length",
+            "return_tensors",
+            "return_dict",
+            "return_assistant_tokens_mask",
+        ),
         *("tokenizer_kwargs", "sanitize_control_tokens"),
     )
 )
@@ -567,7 +714,9 @@ def check_templates(config: Config) -> None:
     try:
         check_variables(config.chat_template_kwargs)
     except ValueError as error:
-        raise InputError(f"chat_template_kwargs is {config.chat_template_kwargs!r:.100}: {error}") from error
+        raise InputError(
+            f"chat_template_kwargs is {config.chat_template_kwargs!r:.100}: {error}"
+        ) from error
     date = config.chat_template_date
     with contextlib.suppress(ValueError):
         if date is None or datetime.date.fromisoformat(date).isoformat() == date:
@@ -576,18 +725,24 @@ def check_templates(config: Config) -> None:
 
 
 def check_variables(value: object) -> dict[str, JSON]:
-    """Returns the variables for chat templates in an object or its JSON text; raises ValueError, a phrase."""
+    """Returns the variables for chat templates in an object or its JSON text; raises ValueError, a
+    phrase.
+    """
     try:
         variables = parse_json(value, dict) if isinstance(value, str) else value
     except UnreadableJSON as error:
-        raise ValueError(f'it must be a JSON object such as {{"enable_thinking": false}}, but {error}') from error
+        raise ValueError(
+            f'it must be a JSON object such as {{"enable_thinking": false}}, but {error}'
+        ) from error
     if not isinstance(variables, dict) or not all(isinstance(name, str) for name in variables):
         raise ValueError('it must be an object such as {"enable_thinking": false}')
     if fixed := sorted(NO_VARIABLES & variables.keys()):
         raise ValueError(f"{fixed[0]} is not for templates to choose: leave it out")
     for name in ("tools", "documents"):
         entries = variables.get(name)
-        if entries is not None and not (isinstance(entries, list) and all(isinstance(each, dict) for each in entries)):
+        if entries is not None and not (
+            isinstance(entries, list) and all(isinstance(each, dict) for each in entries)
+        ):
             raise ValueError(f"{name} must be a list of objects")
     return variables
 
@@ -595,46 +750,68 @@ def check_variables(value: object) -> dict[str, JSON]:
 def check_best(config: Config) -> None:
     """Raises InputError when no evaluation will tell which policy is the best."""
     if config.eval_steps == 0:
-        raise InputError(f"keep_best is {config.keep_best!r} but eval_steps is 0, never: say how often to evaluate")
+        raise InputError(
+            f"keep_best is {config.keep_best!r} but eval_steps is 0, never: say "
+            "how often to evaluate"
+        )
     k = config.evaluation.num_samples
     kinds = ("greedy", f"avg@{k}", f"pass@{k}") if k else ("greedy",)
     known = [f"{tasks.title}/{kind}" for tasks in config.evaluation.tasks for kind in kinds]
     if config.keep_best not in known:
         told = ", ".join(known) or "none, for want of evaluation.tasks"
-        raise InputError(f"keep_best is {config.keep_best!r}: it must be a metric of the evaluations, {told}")
+        raise InputError(
+            f"keep_best is {config.keep_best!r}: it must be a metric of the evaluations, {told}"
+        )
 
 
 def check_dots(config: Config) -> None:
-    """Raises InputError unless it is said what tells the pass rates of tasks from those of others."""
+    """Raises InputError unless it is said what tells the pass rates of tasks from those of
+    others.
+    """
     if config.select.predictor is None:
         raise InputError(
-            "select.predictor is None, but select.name dots needs a file of `jaxrft prepare predictor`: name one"
+            "select.predictor is None, but select.name dots needs a file of `jaxrft prepare "
+            "predictor`: name one"
         )
     bare = [tasks.title for tasks in config.task_sets if tasks.embeddings is None]
     if bare and config.select.embeddings == "none":
         raise InputError(
-            f"{bare[0]} has no embeddings, which select.name dots needs: name a file of `jaxrft prepare embeddings` in "
+            f"{bare[0]} has no embeddings, which select.name dots needs: name a file of "
+            "`jaxrft prepare embeddings` in "
             "`embeddings` of the set, or choose select.embeddings policy"
         )
 
 
 def check_sets(config: Config) -> None:
-    """Raises InputError for no sets to train on, sets of one name, and weights that make no mixture."""
+    """Raises InputError for no sets to train on, sets of one name, and weights that make no
+    mixture.
+    """
     if not config.task_sets:
         raise InputError("tasks is (): give at least one set of tasks")
     for name, sets in (("tasks", config.task_sets), ("evaluation.tasks", config.evaluation.tasks)):
         titles = [tasks.title for tasks in sets]
         if twice := [title for title in titles if titles.count(title) > 1]:
-            raise InputError(f"two sets of {name} are called {twice[0]!r}: give each a `name` of its own")
+            raise InputError(
+                f"two sets of {name} are called {twice[0]!r}: give each a `name` of its own"
+            )
     for tasks in config.evaluation.tasks:
         if tasks.weight is not None:
-            raise InputError(f"the held-out set {tasks.title} has a weight: only sets that are trained on have one")
+            raise InputError(
+                f"the held-out set {tasks.title} has a weight: only sets that are "
+                "trained on have one"
+            )
         if tasks.embeddings is not None:
-            raise InputError(f"the held-out set {tasks.title} has embeddings: only sets that are trained on have some")
+            raise InputError(
+                f"the held-out set {tasks.title} has embeddings: only sets that "
+                "are trained on have some"
+            )
     for tasks in config.task_sets:
         if tasks.weight is not None and not 0 < tasks.weight < math.inf:
             raise InputError(f"the weight of {tasks.title} is {tasks.weight}: it must be positive")
-    remedies = {"weight": "give one to all of them or to none", "embeddings": "give them to all sets or to none"}
+    remedies = {
+        "weight": "give one to all of them or to none",
+        "embeddings": "give them to all sets or to none",
+    }
     for name, remedy in remedies.items():
         given = [getattr(tasks, name) is not None for tasks in config.task_sets]
         if any(given) and not all(given):
@@ -654,7 +831,10 @@ def load(path: str) -> Config:
     """
     path = expand_path(path, "CONFIG")
     if not Path(path).is_file():
-        raise InputError(f"no config file {path}: give the path of a .py file that defines `config = Config(...)`")
+        raise InputError(
+            f"no config file {path}: give the path of a .py file that defines "
+            "`config = Config(...)`"
+        )
     if Path(path).suffix != ".py":
         raise InputError(f"config {path} is not a Python file: it must end in .py")
     file = str(Path(path).absolute())
@@ -674,13 +854,25 @@ def _line_of(error: Exception, file: str) -> str:
     """Formats the line of `file` that raised the error: ', line <n>', or '' if it is not known."""
     if isinstance(error, SyntaxError):
         return ""  # its message says where
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == file
+    ]
     return f", line {lines[-1]}" if lines else ""
 
 
 CONFIGS = {
     kind.__name__: kind
-    for kind in (Config, TasksConfig, EvalConfig, SelectConfig, LoRAConfig, ReplayConfig, MeshConfig)
+    for kind in (
+        Config,
+        TasksConfig,
+        EvalConfig,
+        SelectConfig,
+        LoRAConfig,
+        ReplayConfig,
+        MeshConfig,
+    )
 }
 
 
@@ -692,14 +884,20 @@ REMOVED: dict[str, str] = dict.fromkeys(
 
 
 def _nearest_field(message: str) -> str:
-    """Returns the end of the message of a call with an unknown field: a field like it, or why it was removed."""
+    """Returns the end of the message of a call with an unknown field: a field like it, or why it
+    was removed.
+    """
     unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
     if not unknown:
         return ""
     if (removed := REMOVED.get(f"{unknown[1]}.{unknown[2]}")) is not None:
         return f"; {removed}"
     kind = CONFIGS.get(unknown[1])
-    near = difflib.get_close_matches(unknown[2], [f.name for f in dataclasses.fields(kind)], n=1) if kind else []
+    near = (
+        difflib.get_close_matches(unknown[2], [f.name for f in dataclasses.fields(kind)], n=1)
+        if kind
+        else []
+    )
     return f"; did you mean {near[0]}?" if near else ""
 
 
@@ -708,8 +906,11 @@ def to_json(config: Config) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2)
 
 
-def resume_rule(name: str, fields: tuple[dataclasses.Field, ...] = dataclasses.fields(Config)) -> str:
-    """Returns the rule for a dotted field, or of the section that it is in: the `resume` of its metadata, or "free".
+def resume_rule(
+    name: str, fields: tuple[dataclasses.Field, ...] = dataclasses.fields(Config)
+) -> str:
+    """Returns the rule for a dotted field, or of the section that it is in: the `resume` of its
+    metadata, or "free".
 
     Raises KeyError for a field that does not exist.
     """
@@ -724,11 +925,19 @@ def flat(tree: JSON, prefix: str = "") -> dict[str, JSON]:
     """Flattens the JSON of a config to {dotted field: value}."""
     if not isinstance(tree, dict):
         return {prefix: tree}
-    return {k: v for key, value in tree.items() for k, v in flat(value, f"{prefix}.{key}".strip(".")).items()}
+    return {
+        k: v
+        for key, value in tree.items()
+        for k, v in flat(value, f"{prefix}.{key}".strip(".")).items()
+    }
 
 
 def differences(config: Config, other: dict[str, JSON]) -> dict[str, tuple[JSON, JSON]]:
     """Compares two configs, the other given as JSON: {differing dotted field: (here, there)}."""
     here = flat(json.loads(to_json(config)))
     there = flat(other)
-    return {key: (here.get(key), there.get(key)) for key in here | there if here.get(key) != there.get(key)}
+    return {
+        key: (here.get(key), there.get(key))
+        for key in here | there
+        if here.get(key) != there.get(key)
+    }

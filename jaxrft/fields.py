@@ -1,4 +1,5 @@
-"""What every field of a config, and of a command's options, is held to before anything is done with it.
+"""What every field of a config, and of a command's options, is held to before anything is done with
+it.
 
 | field | rule |
 |---|---|
@@ -7,8 +8,9 @@
 | a text | Unicode without NUL |
 | a `FilePath` | `expand_path`, of an `os.PathLike` too |
 
-What stands for one of Python's own numbers or texts, such as a number of numpy or an enum, is replaced by it.
-"""
+What stands for one of Python's own numbers or texts, such as a number of numpy or an enum, is
+replaced by it.
+"""  # noqa: E501
 
 import argparse
 import dataclasses
@@ -32,7 +34,8 @@ INT32 = 2**31 - 1
 UINT32 = 2**32 - 1
 FLOAT32 = 3.4028234e38, 1.1754944e-38  # the largest and the smallest normal number
 NAME_MAX = 255  # bytes of a name, of all file systems in use
-PATH_MAX = 4096 - 256  # bytes of a path, on Linux; the rest is for the names of the files in a folder
+# bytes of a path, on Linux; the rest is for the names of the files in a folder
+PATH_MAX = 4096 - 256
 SHOWN = 200  # characters of a value in a message
 
 _SCHEME = re.compile("[a-z]{2,}:")
@@ -45,12 +48,14 @@ class _Expanded(str):
 
 
 def expand_path(text: str, name: str = "the path") -> str:
-    """Returns the path that `text` stands for, with home folders and environment variables in their places.
+    """Returns the path that `text` stands for, with home folders and environment variables in their
+    places.
 
-    As in a shell, a leading ~ or ~USER is a home folder, and $NAME and ${NAME} are environment variables, which have to
-    be set. $$ is a dollar sign, and ./~ a folder that is called ~. A text that begins with a word and a colon, such as
-    hub: or gs://, is no path and stays as it is; so does what this function has returned. Raises InputError, with the
-    `name` of the field, for what cannot be expanded, is empty, or is longer than file systems allow.
+    As in a shell, a leading ~ or ~USER is a home folder, and $NAME and ${NAME} are environment
+    variables, which have to be set. $$ is a dollar sign, and ./~ a folder that is called ~. A text
+    that begins with a word and a colon, such as hub: or gs://, is no path and stays as it is; so
+    does what this function has returned. Raises InputError, with the `name` of the field, for what
+    cannot be expanded, is empty, or is longer than file systems allow.
 
     >>> os.environ["RUNS"] = "/data/runs"
     >>> expand_path("$RUNS/a"), expand_path("hub:openai/gsm8k")
@@ -64,32 +69,45 @@ def expand_path(text: str, name: str = "the path") -> str:
     home, slash, rest = text.partition("/") if text.startswith("~") else ("", "", text)
     if home and os.path.expanduser(home).startswith("~"):
         raise InputError(
-            f"{name} is {shown(text)}: {home} is no user's home folder; write ./{home} for a folder's name"
+            f"{name} is {shown(text)}: {home} is no user's home folder; write ./{home} for a "
+            "folder's name"
         )
 
     def value(match: re.Match[str]) -> str:
         variable = match[2] or match[3]
         if match[1]:
             return "$"
-        if not _NAME.fullmatch(variable or "") or (match[3] is not None and not match[0].endswith("}")):
+        if not _NAME.fullmatch(variable or "") or (
+            match[3] is not None and not match[0].endswith("}")
+        ):
             raise InputError(
-                f"{name} is {shown(text)}: write variables as $NAME or ${{NAME}}, and $$ for a dollar sign"
+                f"{name} is {shown(text)}: write variables as $NAME or ${{NAME}}, and $$ for a "
+                "dollar sign"
             )
         if not os.environ.get(variable):
-            raise InputError(f"{name} is {shown(text)}: set the environment variable {variable}, or write $$ for a $")
+            raise InputError(
+                f"{name} is {shown(text)}: set the environment variable "
+                f"{variable}, or write $$ for a $"
+            )
         return os.environ[variable]
 
     path = os.path.expanduser(home) + slash + _VARIABLE.sub(value, rest)
     check_text(path, name)
     if max(len(os.fsencode(part)) for part in path.split("/")) > NAME_MAX:
-        raise InputError(f"{name} is {shown(path)}: a name in a path has at most {NAME_MAX} bytes, shorten it")
+        raise InputError(
+            f"{name} is {shown(path)}: a name in a path has at most {NAME_MAX} bytes, shorten it"
+        )
     if len(os.fsencode(os.path.abspath(path))) > PATH_MAX:
-        raise InputError(f"{name} is {shown(path)}: a path has at most {PATH_MAX} bytes, shorten it")
+        raise InputError(
+            f"{name} is {shown(path)}: a path has at most {PATH_MAX} bytes, shorten it"
+        )
     return _Expanded(path)
 
 
 def path_argument(text: str) -> Path:
-    """Returns the path that an argument of argparse stands for: the `type` of all that are paths."""
+    """Returns the path that an argument of argparse stands for: the `type` of all that are
+    paths.
+    """
     try:
         return Path(expand_path(text))
     except InputError as error:
@@ -97,14 +115,20 @@ def path_argument(text: str) -> Path:
 
 
 def whole_number(name: str, least: int, most: int = INT32) -> Callable[[str], int]:
-    """Returns the `type` of an argument of argparse, called `name`, that is a whole number in [least, most]."""
+    """Returns the `type` of an argument of argparse, called `name`, that is a whole number in
+    [least, most].
+    """
 
     def parse(text: str) -> int:
         number = int(text)
         if number < least:
-            raise argparse.ArgumentTypeError(f"{name} is {shown(number)}: it must be at least {least:,}")
+            raise argparse.ArgumentTypeError(
+                f"{name} is {shown(number)}: it must be at least {least:,}"
+            )
         if number > most:
-            raise argparse.ArgumentTypeError(f"{name} is {shown(number)}: it must be at most {most:,}")
+            raise argparse.ArgumentTypeError(
+                f"{name} is {shown(number)}: it must be at most {most:,}"
+            )
         return number
 
     parse.__name__ = "whole number"  # which argparse puts into its message for a text that is none
@@ -116,11 +140,15 @@ def check_text(text: str, name: str) -> None:
     if "\0" in text:
         raise InputError(f"{name} is {shown(text)}: take the NUL character out")
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        raise InputError(f"{name} is {shown(text)}: it is not Unicode text, take the lone surrogate out")
+        raise InputError(
+            f"{name} is {shown(text)}: it is not Unicode text, take the lone surrogate out"
+        )
 
 
 def check_number(number: float, name: str) -> None:
-    """Raises InputError for an int that is none of 32 bits, or a float that is not finite or none as float32."""
+    """Raises InputError for an int that is none of 32 bits, or a float that is not finite or none
+    as float32.
+    """
     if isinstance(number, int):
         if abs(number) > INT32:
             raise InputError(f"{name} is {shown(number)}: it must be at most {INT32:,} in size")
@@ -129,7 +157,10 @@ def check_number(number: float, name: str) -> None:
     if not math.isfinite(number):
         raise InputError(f"{name} is {number}: it must be a finite number")
     if abs(number) > most or 0 < abs(number) < least:
-        raise InputError(f"{name} is {number}: it must be 0, or from {least:.2g} to {most:.2g} in size, as float32 is")
+        raise InputError(
+            f"{name} is {number}: it must be 0, or from {least:.2g} to {most:.2g} "
+            "in size, as float32 is"
+        )
 
 
 def shown(value: Any) -> str:
@@ -142,9 +173,11 @@ def shown(value: Any) -> str:
 
 
 class Checked:
-    """The root of a config, or of a command's options: a frozen dataclass, and dataclasses in its fields.
+    """The root of a config, or of a command's options: a frozen dataclass, and dataclasses in its
+    fields.
 
-    Its paths are expanded when it is made, and InputError is raised for the first value that breaks a rule.
+    Its paths are expanded when it is made, and InputError is raised for the first value that breaks
+    a rule.
     """
 
     def __post_init__(self) -> None:
@@ -156,18 +189,26 @@ class Checked:
 def _settled_fields(prefix: str, options: Any) -> dict[str, object]:
     """Returns the fields that are not at their defaults as they are to be used."""
     return {
-        field.name: _settled(f"{prefix}{field.name}", getattr(options, field.name), set(_leaves(field.type)))
+        field.name: _settled(
+            f"{prefix}{field.name}", getattr(options, field.name), set(_leaves(field.type))
+        )
         for field in dataclasses.fields(options)
         if getattr(options, field.name) is not field.default
     }
 
 
 def _settled(name: str, value: object, kinds: set[object]) -> object:
-    """Returns a field's value as it is to be used; `kinds` are the types of its leaves, and the marks on them."""
+    """Returns a field's value as it is to be used; `kinds` are the types of its leaves, and the
+    marks on them.
+    """
     if isinstance(value, Checked):
         return value  # a root, which has seen to itself
     classes = tuple(kind for kind in kinds if isinstance(kind, type))
-    if dataclasses.is_dataclass(value) and not isinstance(value, type) and isinstance(value, classes):
+    if (
+        dataclasses.is_dataclass(value)
+        and not isinstance(value, type)
+        and isinstance(value, classes)
+    ):
         return dataclasses.replace(value, **_settled_fields(f"{name}.", value))
     if isinstance(value, tuple):
         return tuple(_settled(f"{name}[{i}]", item, kinds) for i, item in enumerate(value))
@@ -178,14 +219,18 @@ def _settled(name: str, value: object, kinds: set[object]) -> object:
         check_text(value, name)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         if _SEED in kinds and not 0 <= value <= UINT32:  # of more bits JAX would silently drop some
-            raise InputError(f"{name} is {shown(value)}: it must be 0 or more, and at most {UINT32:,}")
+            raise InputError(
+                f"{name} is {shown(value)}: it must be 0 or more, and at most {UINT32:,}"
+            )
         if _SEED not in kinds:
             check_number(_as_float(value) if float in kinds else value, name)
     return value
 
 
 def _plain(value: object, kinds: set[object]) -> object:
-    """Returns the number or text of Python that `value` stands for, where a field of `kinds` takes one."""
+    """Returns the number or text of Python that `value` stands for, where a field of `kinds` takes
+    one.
+    """
     if isinstance(value, os.PathLike) and _PATH in kinds:
         return os.fspath(value)
     if isinstance(value, str) and not isinstance(value, _Expanded):
@@ -217,7 +262,9 @@ def _leaves(kind: object) -> Iterator[object]:
 
 
 def bare(kind: object) -> Any:
-    """Returns a type without the marks of FilePath and Seed, which types of fields are compared without."""
+    """Returns a type without the marks of FilePath and Seed, which types of fields are compared
+    without.
+    """
     if get_origin(kind) is Annotated:
         return bare(get_args(kind)[0])
     if get_origin(kind) in (Union, UnionType):
@@ -231,20 +278,26 @@ def bare(kind: object) -> Any:
 
 
 def misfits(name: str, value: object, kind: Any) -> Iterator[tuple[str, object, str]]:
-    """Yields (dotted field, value, what it must be) for all in `value`, called `name`, that is not of the type `kind`.
+    """Yields (dotted field, value, what it must be) for all in `value`, called `name`, that is not
+    of the type `kind`.
 
-    `kind` is what configs are annotated with: plain types, dataclasses, tuples and unions of these, and Literal.
+    `kind` is what configs are annotated with: plain types, dataclasses, tuples and unions of these,
+    and Literal.
     """
     kind = bare(kind)
     inner = get_args(kind)
     origin = get_origin(kind)
-    wanted = f"of type {kind.__name__ if isinstance(kind, type) else re.sub(r'jaxrft[.][a-z]+[.]', '', str(kind))}"
+    wanted = f"of type {kind.__name__ if isinstance(kind, type) else re.sub(r'jaxrft[.][a-z]+[.]', '', str(kind))}"  # noqa: E501
     if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, kind):
         for field in dataclasses.fields(kind):
-            yield from misfits(f"{name}.{field.name}".lstrip("."), getattr(value, field.name), field.type)
+            yield from misfits(
+                f"{name}.{field.name}".lstrip("."), getattr(value, field.name), field.type
+            )
     elif origin is UnionType:
         whole = isinstance(value, tuple) or dataclasses.is_dataclass(value)
-        held = [choice for choice in inner if whole and isinstance(value, get_origin(choice) or choice)]
+        held = [
+            choice for choice in inner if whole and isinstance(value, get_origin(choice) or choice)
+        ]
         if held:  # a mistake is inside of it
             yield from misfits(name, value, held[0])
         elif all(any(misfits(name, value, choice)) for choice in inner):
@@ -252,12 +305,18 @@ def misfits(name: str, value: object, kind: Any) -> Iterator[tuple[str, object, 
     elif origin is Literal:
         if value not in inner:
             yield name, value, f"one of {', '.join(inner)}"
-    elif origin is tuple and isinstance(value, tuple) and (inner[-1] is ... or len(inner) == len(value)):
+    elif (
+        origin is tuple
+        and isinstance(value, tuple)
+        and (inner[-1] is ... or len(inner) == len(value))
+    ):
         for i, item in enumerate(value):
             yield from misfits(f"{name}[{i}]", item, inner[0] if inner[-1] is ... else inner[i])
     elif origin is tuple:
         example = tuple(value) if isinstance(value, list | set) else (value,)
         fits = not isinstance(value, tuple) and not any(misfits(name, example, kind))
         yield name, value, f"{wanted}, such as {example!r}" if fits else wanted
-    elif not isinstance(value, int | float if kind is float else kind) or isinstance(value, bool) != (kind is bool):
+    elif not isinstance(value, int | float if kind is float else kind) or isinstance(
+        value, bool
+    ) != (kind is bool):
         yield name, value, wanted  # Python takes a bool for an int

@@ -16,8 +16,9 @@ AXES = ("data", "fsdp", "model")
 
 AnyMesh = Mesh | AbstractMesh
 
-# Logical axis -> mesh axes. A mesh axis serves one dimension of an array; the first to ask gets it, so that
-# "embed" shards a parameter over `fsdp` but an activation, whose "batch" comes first, not again.
+# Logical axis -> mesh axes. A mesh axis serves one dimension of an array; the first to ask gets it,
+# so that "embed" shards a parameter over `fsdp` but an activation, whose "batch" comes first, not
+# again.
 RULES: dict[str, tuple[str, ...]] = {
     "task": ("data", "fsdp"),  # N, tasks in the table
     "batch": ("data", "fsdp"),  # B prompts or R rows
@@ -33,13 +34,17 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 
 
-def make(data: int = -1, fsdp: int = 1, model: int = 1, *, devices: list[Any] | None = None) -> Mesh:
+def make(
+    data: int = -1, fsdp: int = 1, model: int = 1, *, devices: list[Any] | None = None
+) -> Mesh:
     """Builds a mesh of axes (data, fsdp, model).
 
     One size may be -1: it becomes the number of devices divided by the other sizes.
     Raises InputError when the sizes do not multiply to the number of devices.
     """
-    sizes = _sizes(data, fsdp, model, count=len(devices) if devices is not None else jax.device_count())
+    sizes = _sizes(
+        data, fsdp, model, count=len(devices) if devices is not None else jax.device_count()
+    )
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
@@ -52,7 +57,9 @@ def abstract(data: int = -1, fsdp: int = 1, model: int = 1) -> AbstractMesh:
     """
     given = math.prod(size for size in (data, fsdp, model) if size > 0)
     count = given * max(1, jax.device_count() // given) if -1 in (data, fsdp, model) else given
-    return AbstractMesh(_sizes(data, fsdp, model, count=count), AXES, axis_types=(AxisType.Auto,) * 3)
+    return AbstractMesh(
+        _sizes(data, fsdp, model, count=count), AXES, axis_types=(AxisType.Auto,) * 3
+    )
 
 
 def _sizes(*sizes: int, count: int) -> tuple[int, ...]:
@@ -62,15 +69,22 @@ def _sizes(*sizes: int, count: int) -> tuple[int, ...]:
     """
     named = ", ".join(f"{name}={size}" for name, size in zip(AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise InputError(f"mesh {named}: sizes are positive and at most one may be -1, which takes what is left")
+        raise InputError(
+            f"mesh {named}: sizes are positive and at most one may be -1, which takes what is left"
+        )
     known = math.prod(size for size in sizes if size != -1)
     if count % known or (-1 not in sizes and known != count):
-        raise InputError(f"mesh {named} does not divide the {count} devices: make the product of the sizes {count}")
+        raise InputError(
+            f"mesh {named} does not divide the {count} devices: make the product "
+            f"of the sizes {count}"
+        )
     return tuple(count // known if size == -1 else size for size in sizes)
 
 
 def platform(mesh: AnyMesh) -> str:
-    """Returns the platform of a mesh's devices, such as "tpu"; of a mesh without devices, that of this process."""
+    """Returns the platform of a mesh's devices, such as "tpu"; of a mesh without devices, that of
+    this process.
+    """
     return mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else jax.default_backend()
 
 
@@ -106,7 +120,11 @@ def spec(*axes: str | None, taken: tuple[str, ...] = ()) -> PartitionSpec:
 
 def shards(mesh: AnyMesh | None, axis: str) -> int:
     """Counts the shards of a logical axis on `mesh`; 1 unless the mesh has the axes AXES."""
-    return math.prod(mesh.shape[name] for name in RULES[axis]) if mesh is not None and is_ours(mesh) else 1
+    return (
+        math.prod(mesh.shape[name] for name in RULES[axis])
+        if mesh is not None and is_ours(mesh)
+        else 1
+    )
 
 
 def is_ours(mesh: AnyMesh) -> bool:
@@ -118,7 +136,8 @@ def is_ours(mesh: AnyMesh) -> bool:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Shards `x` by the names of its dimensions on the ambient mesh (`jax.set_mesh`), if there is one of AXES.
+    """Shards `x` by the names of its dimensions on the ambient mesh (`jax.set_mesh`), if there is
+    one of AXES.
 
     Inside of `jax.shard_map`, only over the axes that are left to the compiler.
     """
@@ -134,17 +153,24 @@ def sharding(mesh: AnyMesh, *axes: str | None) -> NamedSharding:
 
 
 def task_sharding(mesh: AnyMesh, shape: tuple[int, ...], num_tasks: int) -> NamedSharding:
-    """Shards over tasks what has a row a task, if the mesh divides their number; replicates everything else."""
+    """Shards over tasks what has a row a task, if the mesh divides their number; replicates
+    everything else.
+    """
     rows = shape[:1] == (num_tasks,) and num_tasks % shards(mesh, "task") == 0
     return sharding(mesh, *(("task",) + (None,) * (len(shape) - 1) if rows else ()))
 
 
 def check_divides(mesh: AnyMesh, what: str, size: int, axis: str) -> None:
-    """Raises InputError unless `mesh` splits `size` of `what` evenly along the logical axis `axis`."""
+    """Raises InputError unless `mesh` splits `size` of `what` evenly along the logical axis
+    `axis`.
+    """
     count = shards(mesh, axis)
     if size % count:
         names = " x ".join(f"{name}={mesh.shape[name]}" for name in RULES[axis])
-        raise InputError(f"{what} {size} does not divide over the mesh axes {names}: choose a multiple of {count}")
+        raise InputError(
+            f"{what} {size} does not divide over the mesh axes {names}: choose a "
+            f"multiple of {count}"
+        )
 
 
 def place(x: Any, where: NamedSharding) -> jax.Array:
@@ -152,7 +178,9 @@ def place(x: Any, where: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(np.shape(x), where, lambda index: np.asarray(x)[index])
 
 
-def describe(x: np.ndarray | jax.Array | jax.ShapeDtypeStruct, where: NamedSharding) -> jax.ShapeDtypeStruct:
+def describe(
+    x: np.ndarray | jax.Array | jax.ShapeDtypeStruct, where: NamedSharding
+) -> jax.ShapeDtypeStruct:
     """Describes the array that `place` would return, without allocating it.
 
     `x` may be a description itself.
@@ -166,15 +194,27 @@ def from_host(mesh: AnyMesh, x: np.ndarray, *axes: str | None) -> jax.Array:
 
 
 def on_device(tree: PyTree) -> int:
-    """Computes the bytes that each device holds of a pytree of arrays with shardings, or of their descriptions."""
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    """Computes the bytes that each device holds of a pytree of arrays with shardings, or of their
+    descriptions.
+    """
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
 
 
-def describe_array(mesh: AnyMesh, shape: tuple[int, ...], dtype: DTypeLike, *axes: str | None) -> jax.ShapeDtypeStruct:
+def describe_array(
+    mesh: AnyMesh, shape: tuple[int, ...], dtype: DTypeLike, *axes: str | None
+) -> jax.ShapeDtypeStruct:
     """Describes an array whose dimensions have these logical names."""
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding(mesh, *axes))
 
 
-def place_table(tree: PyTree, mesh: AnyMesh, num_tasks: int, *, put: Callable[..., object] = place) -> PyTree:
-    """Puts a pytree of host arrays onto `mesh`, those with a row a task sharded over tasks; `put` may be `describe`."""
-    return jax.tree.map(lambda x: put(np.asarray(x), task_sharding(mesh, np.shape(x), num_tasks)), tree)
+def place_table(
+    tree: PyTree, mesh: AnyMesh, num_tasks: int, *, put: Callable[..., object] = place
+) -> PyTree:
+    """Puts a pytree of host arrays onto `mesh`, those with a row a task sharded over tasks; `put`
+    may be `describe`.
+    """
+    return jax.tree.map(
+        lambda x: put(np.asarray(x), task_sharding(mesh, np.shape(x), num_tasks)), tree
+    )

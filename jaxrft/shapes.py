@@ -1,7 +1,7 @@
 """Checks the shapes and dtypes of arguments at public functions, arrays and tracers alike.
 
-Shapes are written in the axis letters of `jaxrft.types`, one letter an axis. Both are known when a program is traced,
-so that a check costs nothing when the program runs.
+Shapes are written in the axis letters of `jaxrft.types`, one letter an axis. Both are known when a
+program is traced, so that a check costs nothing when the program runs.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,12 @@ REAL = (bool, int, float)  # for `check_dtypes`: anything but complex numbers an
 
 
 def check_shapes(**arguments: tuple[ArrayLike | None, str]) -> dict[str, int]:
-    """Returns the size of each letter; raises InputError for the first argument whose shape does not fit.
+    """Returns the size of each letter; raises InputError for the first argument whose shape does
+    not fit.
 
-    `check_shapes(prompts=(prompts, "BP"), lengths=(lengths, "B"))`: a letter has one size in all arguments of a call,
-    that of the first argument that has it. A digit is a size. An argument that is None is left out.
+    `check_shapes(prompts=(prompts, "BP"), lengths=(lengths, "B"))`: a letter has one size in all
+    arguments of a call, that of the first argument that has it. A digit is a size. An argument that
+    is None is left out.
     """
     sizes: dict[str, int] = {}
     for name, (array, letters) in arguments.items():
@@ -31,7 +33,10 @@ def check_shapes(**arguments: tuple[ArrayLike | None, str]) -> dict[str, int]:
             raise InputError(f"{name} is {shown(array)}: it must be an array {axes}")
         wanted = [int(letter) if letter.isdigit() else sizes.get(letter) for letter in letters]
         if not _has_shape(array, wanted):
-            known = [letter if size is None else str(size) for letter, size in zip(letters, wanted, strict=True)]
+            known = [
+                letter if size is None else str(size)
+                for letter, size in zip(letters, wanted, strict=True)
+            ]
             here = f", here [{', '.join(known)}]" if known != list(letters) else ""
             raise InputError(f"{name} has shape {shape}: it must be {axes}{here}")
         sizes |= dict(zip(letters, shape, strict=True))
@@ -54,20 +59,24 @@ def check_same_shape(**arguments: ArrayLike | None) -> None:
             first = name
             shape = jnp.shape(array)
         if not _has_shape(array, shape):
-            raise InputError(f"{name} has shape {jnp.shape(array)}: it must be {shape}, as that of {first}")
+            raise InputError(
+                f"{name} has shape {jnp.shape(array)}: it must be {shape}, as that of {first}"
+            )
 
 
 def check_dtypes(kinds: DTypeLike | tuple[DTypeLike, ...], **arguments: ArrayLike | None) -> None:
     """Raises InputError for the first argument that is of none of the kinds.
 
-    A kind is bool, int (of any width), float (of any width) or a dtype: `check_dtypes(int, tokens=tokens)`. Arguments
-    that are None are left out.
+    A kind is bool, int (of any width), float (of any width) or a dtype: `check_dtypes(int,
+    tokens=tokens)`. Arguments that are None are left out.
     """
     kinds = kinds if isinstance(kinds, tuple) else (kinds,)
     for name, array in arguments.items():
         if array is not None and not any(_has_dtype(array, kind) for kind in kinds):
             wanted = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
-            raise InputError(f"{name} is {getattr(array, 'dtype', shown(array))}: its dtype must be {wanted}")
+            raise InputError(
+                f"{name} is {getattr(array, 'dtype', shown(array))}: its dtype must be {wanted}"
+            )
 
 
 def _has_shape(array: ArrayLike, wanted: Sequence[int | None]) -> bool:

@@ -1,6 +1,7 @@
 """Computes intervals, correlations and the area under the ROC curve, of numpy arrays on the host.
 
-`jaxrft.report.metrics` has the two figures that a training step computes on the device, under a mask.
+`jaxrft.report.metrics` has the two figures that a training step computes on the device, under a
+mask.
 """
 
 from typing import NamedTuple
@@ -24,7 +25,8 @@ class Interval(NamedTuple):
 def mean_interval(values: ArrayLike) -> Interval:
     """Returns mean +- t s / sqrt(n) of the values [n]; NaN for the ends of a single value.
 
-    t is the 97.5 % quantile of Student's distribution with n - 1 degrees of freedom, s the unbiased standard deviation.
+    t is the 97.5 % quantile of Student's distribution with n - 1 degrees of freedom, s the unbiased
+    standard deviation.
     """
     values = np.asarray(values)
     count = len(values)
@@ -38,8 +40,8 @@ def mean_interval(values: ArrayLike) -> Interval:
 def ratio_interval(numerators: ArrayLike, denominators: ArrayLike) -> Interval:
     """Returns mean(numerators) / mean(denominators) with a percentile bootstrap over pairs [n].
 
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3. Resamples without a ratio
-    (0 / 0) are left out.
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3. Resamples
+    without a ratio (0 / 0) are left out.
     """
     pairs = np.array([numerators, denominators])  # [2, n]
     count = pairs.shape[1]
@@ -69,8 +71,9 @@ def pearson(x: np.ndarray, y: np.ndarray) -> float:
 def auc(score: np.ndarray, positive: np.ndarray) -> float:
     """Returns the chance that a positive scores higher than a negative, where ties count half.
 
-    It is (sum of the positives' ranks - m (m + 1) / 2) / (m n) for m positives and n negatives [Mann and Whitney,
-    1947]; NaN without both, or when a score is NaN. `score` and `positive`, bool, have one shape.
+    It is (sum of the positives' ranks - m (m + 1) / 2) / (m n) for m positives and n negatives
+    [Mann and Whitney, 1947]; NaN without both, or when a score is NaN. `score` and `positive`,
+    bool, have one shape.
     """
     score = score.ravel()
     positive = positive.ravel()

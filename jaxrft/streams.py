@@ -4,10 +4,22 @@ import jax
 
 from jaxrft.types import Array
 
-# The random streams of a step; the last is that of a first refill, and those of others are the numbers behind it.
-# None may go, or the numbers of those behind it change: "measure" is used by benchmarks alone.
+# The random streams of a step; the last is that of a first refill, and those of others are the
+# numbers behind it. None may go, or the numbers of those behind it change: "measure" is used by
+# benchmarks alone.
 STREAMS = (
-    *("select", "rollout", "learn", "eval", "init", "prepare", "replay", "measure", "probe", "rollout of a probe"),
+    *(
+        "select",
+        "rollout",
+        "learn",
+        "eval",
+        "init",
+        "prepare",
+        "replay",
+        "measure",
+        "probe",
+        "rollout of a probe",
+    ),
     "refill",
 )
 

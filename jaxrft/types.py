@@ -14,7 +14,8 @@ Glossary of axis letters, used in every signature and comment:
 | E | width of a prompt embedding |
 | V, D, L, H | vocabulary, width, layers and heads of the policy |
 
-A bool mask `valid` says which of the values next to it exist; the others are 0. Pass rates that are unknown are NaN.
+A bool mask `valid` says which of the values next to it exist; the others are 0. Pass rates that are
+unknown are NaN.
 """
 
 from typing import Any, NamedTuple
@@ -29,7 +30,9 @@ PyTree = Any  # nested containers of arrays, as `jax.tree` walks them
 
 
 class Projections(NamedTuple):
-    """Embeddings as a frozen predictor compares them: the pass rate of a query follows those of similar references."""
+    """Embeddings as a frozen predictor compares them: the pass rate of a query follows those of
+    similar references.
+    """
 
     query: Array  # [N, h] float32
     reference: Array  # [N, h] float32
@@ -41,7 +44,8 @@ class Tasks(NamedTuple):
     reference_pass_rates: Array | None = None  # [N, K] float32, weakest policy first; NaN = unknown
     embeddings: Array | None = None  # [N, E] float32
     domain: Array | None = None  # [N] int32
-    projections: Projections | None = None  # of the embeddings, by `jaxrft.select.dots.attention.project` (dots)
+    # of the embeddings, by `jaxrft.select.dots.attention.project` (dots)
+    projections: Projections | None = None
 
 
 class Choice(NamedTuple):

@@ -1,20 +1,23 @@
-"""TRL's GRPOTrainer with prompts that jaxrft chooses: a sampler that asks a session, and a line in the reward.
+"""TRL's GRPOTrainer with prompts that jaxrft chooses: a sampler that asks a session, and a line in
+the reward.
 
     pip install 'jaxrft[trl]'
     python notebooks/trl_grpo.py --selector bots
     python notebooks/trl_grpo.py --selector uniform
 
-A tiny policy learns to rewrite lists of digits on a CPU, in a minute. What is printed is the share of the groups of a
-batch whose rewards are not all equal: the others teach nothing. With TRL 1.16, in 40 steps of one seed, that was 0.20
-with `uniform` and 0.54 with `bots`.
+A tiny policy learns to rewrite lists of digits on a CPU, in a minute. What is printed is the share
+of the groups of a batch whose rewards are not all equal: the others teach nothing. With TRL 1.16,
+in 40 steps of one seed, that was 0.20 with `uniform` and 0.54 with `bots`.
 
-* A batch of generations holds generation_batch_size / num_generations prompts: that is the selector's batch_size.
-* TRL splits it into `steps_per_generation` parts and goes through it `num_iterations` times, so the sampler repeats it
-  as often. It is chosen once and recorded once.
-* TRL's loader is a batch ahead of the rewards: with a batch of generations a step, tasks are chosen before the rewards
-  of the batch before are known. A session takes a `next` or two before a `record`; the selector learns a step later.
-* Several processes draw from the same sampler, each its own rows: gather ids and rewards of all before `record`,
-  so that every session makes the same choices.
+* A batch of generations holds generation_batch_size / num_generations prompts: that is the
+  selector's batch_size.
+* TRL splits it into `steps_per_generation` parts and goes through it `num_iterations` times, so the
+  sampler repeats it as often. It is chosen once and recorded once.
+* TRL's loader is a batch ahead of the rewards: with a batch of generations a step, tasks are chosen
+  before the rewards of the batch before are known. A session takes a `next` or two before a
+  `record`; the selector learns a step later.
+* Several processes draw from the same sampler, each its own rows: gather ids and rewards of all
+  before `record`, so that every session makes the same choices.
 * To resume, save session.state_dict() beside TRL's checkpoint and set ignore_data_skip.
 """
 
@@ -70,19 +73,29 @@ class ChosenTrainer(GRPOTrainer):
 def train(selector: str, steps: int) -> list[float]:
     """The share of informative groups of each batch of generations."""
     rows = builtin.load("digits")
-    session = Session(selectors.make(selector, GENERATIONS), Tasks(jnp.asarray(rows.reference_pass_rates)))
+    session = Session(
+        selectors.make(selector, GENERATIONS), Tasks(jnp.asarray(rows.reference_pass_rates))
+    )
     shares = []
 
     def exact(completions, answer, task_id, completion_ids, **_):
-        rewards = np.array([text.strip() == right for text, right in zip(completions, answer, strict=True)], float)
+        rewards = np.array(
+            [text.strip() == right for text, right in zip(completions, answer, strict=True)], float
+        )
         ids, group, trials = np.unique(task_id, return_inverse=True, return_counts=True)
-        solved, tokens = (np.bincount(group, x) for x in (rewards, [len(row) for row in completion_ids]))
+        solved, tokens = (
+            np.bincount(group, x) for x in (rewards, [len(row) for row in completion_ids])
+        )
         session.record(ids, solved, trials, tokens)
         shares.append(float(((solved > 0) & (solved < trials)).mean()))
         return rewards.tolist()
 
     with tempfile.TemporaryDirectory() as folder:
-        columns = {"prompt": rows.prompts, "answer": rows.columns["answer"], "task_id": range(len(rows.prompts))}
+        columns = {
+            "prompt": rows.prompts,
+            "answer": rows.columns["answer"],
+            "task_id": range(len(rows.prompts)),
+        }
         trainer = ChosenTrainer(
             model=AutoModelForCausalLM.from_pretrained(TINY),
             processing_class=AutoTokenizer.from_pretrained(TINY, padding_side="left"),
@@ -109,7 +122,9 @@ def train(selector: str, steps: int) -> list[float]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--selector", default="bots", choices=[*selectors.SELECTORS])
     parser.add_argument("--steps", type=int, default=40)
     options = parser.parse_args()

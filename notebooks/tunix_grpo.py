@@ -1,22 +1,26 @@
-"""google-tunix's GRPOLearner with prompts that jaxrft chooses: batches that ask a session, and a line in the reward.
+"""google-tunix's GRPOLearner with prompts that jaxrft chooses: batches that ask a session, and a
+line in the reward.
 
     pip install jaxrft google-tunix==0.1.7 transformers    # in an environment of its own
     python notebooks/tunix_grpo.py --selector adaptive
     python notebooks/tunix_grpo.py --selector uniform
 
-A tiny policy learns to rewrite lists of digits on a CPU, in a minute or two. What is printed is the share of the groups
-of a batch whose rewards are not all equal: the others teach nothing. In 40 steps of one seed that was 0.17 with
-`uniform` and 0.58 with `adaptive`, which knows nothing of the tasks beforehand.
+A tiny policy learns to rewrite lists of digits on a CPU, in a minute or two. What is printed is the
+share of the groups of a batch whose rewards are not all equal: the others teach nothing. In 40
+steps of one seed that was 0.17 with `uniform` and 0.58 with `adaptive`, which knows nothing of the
+tasks beforehand.
 
 * tunix has no hook that chooses prompts, but it trains on any iterable of batches: `Chosen` is one.
-* GRPOLearner asks for a batch when it has learnt from the one before, so feedback is there in time. The agentic learner
-  asks off_policy_steps + 1 batches ahead, and a loader with workers does as well; `--ahead N` does it here. A session
-  takes several `next` before a `record`; the selector learns that much later.
-* tunix rewards a batch in parts of rollout_micro_batch_size prompts. To a selector each `record` is a step: leave it at
-  the whole batch, or gather the parts.
+* GRPOLearner asks for a batch when it has learnt from the one before, so feedback is there in time.
+  The agentic learner asks off_policy_steps + 1 batches ahead, and a loader with workers does as
+  well; `--ahead N` does it here. A session takes several `next` before a `record`; the selector
+  learns that much later.
+* tunix rewards a batch in parts of rollout_micro_batch_size prompts. To a selector each `record` is
+  a step: leave it at the whole batch, or gather the parts.
 * The rewards of evaluation prompts are not recorded.
 * A resumed run of tunix draws again the batches that it has trained on, in order to skip them. Save
-  session.state_dict() beside tunix's checkpoint, load it, and give `Chosen` their number as `skipped`.
+  session.state_dict() beside tunix's checkpoint, load it, and give `Chosen` their number as
+  `skipped`.
 """
 
 import argparse
@@ -36,12 +40,22 @@ Batch = dict[str, np.ndarray]
 
 
 class Chosen:
-    """Batches of rows for tunix's learner, as the session chooses them; `record` takes what came of them."""
+    """Batches of rows for tunix's learner, as the session chooses them; `record` takes what came of
+    them.
+    """
 
     def __init__(
-        self, session: Session, columns: Mapping[str, Sequence], batches: int, *, batch_size: int, skipped: int = 0
+        self,
+        session: Session,
+        columns: Mapping[str, Sequence],
+        batches: int,
+        *,
+        batch_size: int,
+        skipped: int = 0,
     ):
-        """`columns` have one entry a task, "prompts" among them; the session is not asked for the `skipped` batches."""
+        """`columns` have one entry a task, "prompts" among them; the session is not asked for the
+        `skipped` batches.
+        """
         self.session = session
         self.columns = {name: np.asarray(column) for name, column in columns.items()}
         self.batches = batches
@@ -61,7 +75,9 @@ class Chosen:
             yield {name: column[ids] for name, column in self.columns.items()} | {"task_id": ids}
 
     def record(self, task_id: np.ndarray, rewards: Sequence[float]) -> float:
-        """Tells the session of rollouts [R], those of a task in any order; returns the share of informative groups."""
+        """Tells the session of rollouts [R], those of a task in any order; returns the share of
+        informative groups.
+        """
         ids, group, trials = np.unique(task_id, return_inverse=True, return_counts=True)
         successes = np.bincount(group, rewards)
         self.session.record(ids, successes, trials)
@@ -70,7 +86,9 @@ class Chosen:
 
 
 def drawn_ahead(batches: Iterable[Batch], ahead: int) -> Iterator[Batch]:
-    """Yields the batches, each drawn `ahead` batches before it is needed, as a loader with workers does."""
+    """Yields the batches, each drawn `ahead` batches before it is needed, as a loader with workers
+    does.
+    """
     drawn = deque()
     for batch in batches:
         drawn.append(batch)
@@ -80,7 +98,9 @@ def drawn_ahead(batches: Iterable[Batch], ahead: int) -> Iterator[Batch]:
 
 
 def train(selector: str, steps: int, *, ahead: int = 0, seed: int = 0) -> tuple[list[float], int]:
-    """Returns the share of informative groups of each batch, and the most batches by which feedback was late."""
+    """Returns the share of informative groups of each batch, and the most batches by which feedback
+    was late.
+    """
     import jax
     import optax
     from transformers import AutoTokenizer
@@ -116,7 +136,8 @@ def train(selector: str, steps: int, *, ahead: int = 0, seed: int = 0) -> tuple[
 
     def batches() -> Iterator[Batch]:
         for step, batch in enumerate(drawn_ahead(chosen, ahead)):
-            rollout.seed = jax.random.PRNGKey(seed * steps + step)  # without it tunix samples all steps with one key
+            # without it tunix samples all steps with one key
+            rollout.seed = jax.random.PRNGKey(seed * steps + step)
             yield batch
 
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("fsdp", "tp"))
@@ -155,7 +176,9 @@ def train(selector: str, steps: int, *, ahead: int = 0, seed: int = 0) -> tuple[
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--selector", default="adaptive", choices=[*selectors.SELECTORS])
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--ahead", type=int, default=0, help="batches drawn before they are needed")

@@ -9,32 +9,35 @@ from importlib import metadata
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # compiling is most of what the tests take
-# Threads of the CPU client. A virtual device that waits in a collective keeps one, and may wait in several collectives
-# at once. With only as many threads as devices, all can wait for different ones; XLA aborts the process after 40 s.
+# compiling is most of what the tests take
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Threads of the CPU client. A virtual device that waits in a collective keeps one, and may wait in
+# several collectives at once. With only as many threads as devices, all can wait for different
+# ones; XLA aborts the process after 40 s.
 os.environ.setdefault("PJRT_NPROC", "64")
-# The second as jaxrft.cli sets it: flags are a part of the key of a compiled program, which must not depend on whether
-# a test has called the command line before.
+# The second as jaxrft.cli sets it: flags are a part of the key of a compiled program, which must
+# not depend on whether a test has called the command line before.
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_gpu_deterministic_ops=true"
 if metadata.version("jaxlib").startswith("0.10."):  # another may not know the flag, and would abort
     FLAGS += " --xla_cpu_use_fusion_emitters=false"  # which take two thirds of the time to compile
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 
-# A program that one process has compiled serves the others: workers and the processes that tests start inherit the
-# folder. Whoever names one has it filled for the next run of the tests, too.
+# A program that one process has compiled serves the others: workers and the processes that tests
+# start inherit the folder. Whoever names one has it filled for the next run of the tests, too.
 PROGRAMS = "JAX_COMPILATION_CACHE_DIR"
 if PROGRAMS not in os.environ:
     os.environ[PROGRAMS] = tempfile.mkdtemp(prefix="jaxrft-programs-")
     atexit.register(shutil.rmtree, os.environ[PROGRAMS], ignore_errors=True)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
-# A job in the background and one under nohup ignore these, and so would all processes that tests start and signal. A
-# handler that does nothing ignores them for this process alone.
+# A job in the background and one under nohup ignore these, and so would all processes that tests
+# start and signal. A handler that does nothing ignores them for this process alone.
 for number in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, lambda *_: None)
 
-# benchmarks/ is in no wheel. Last, so that an installed jaxrft is tested, and not the folder of that name.
+# benchmarks/ is in no wheel. Last, so that an installed jaxrft is tested, and not the folder of
+# that name.
 sys.path.append(str(Path(__file__).parents[1]))
 
 import jax  # noqa: E402
@@ -44,12 +47,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
-MAPS = 20_000  # of the 65,530 memory maps that Linux gives a process; a compiled program takes three
+# of the 65,530 memory maps that Linux gives a process; a compiled program takes three
+MAPS = 20_000
 
 
 @pytest.fixture(scope="module", autouse=True)
 def bounded_programs():
-    """Forgets compiled programs when a file is done and they are many: XLA aborts where it gets no map."""
+    """Forgets compiled programs when a file is done and they are many: XLA aborts where it gets no
+    map.
+    """
     yield
     with contextlib.suppress(OSError):
         if Path("/proc/self/maps").read_bytes().count(b"\n") > MAPS:

@@ -1,11 +1,13 @@
-"""Breaks runs of the quickstart at random moments, and compares how they end with the end of an undisturbed one.
+"""Breaks runs of the quickstart at random moments, and compares how they end with the end of an
+undisturbed one.
 
     python -m tests.faults --seconds 600
     python -m tests.faults --seconds 900 --kinds kill --faults 25 --per-run 25 --steps 160
 
-A run is the command line in processes of its own, started again as often as it takes. Its last state, metrics.jsonl but
-for times, and the exported policy must be the undisturbed run's, bit for bit; every stop must have its exit code and a
-sentence, none a stack trace, and no process may be left behind. The kinds of faults:
+A run is the command line in processes of its own, started again as often as it takes. Its last
+state, metrics.jsonl but for times, and the exported policy must be the undisturbed run's, bit for
+bit; every stop must have its exit code and a sentence, none a stack trace, and no process may be
+left behind. The kinds of faults:
 
     kill, term, hup                   that signal, at any time from the start of Python to the export of the policy
     stop                              SIGTERM to every process of the run, as schedulers send it to a whole job
@@ -13,9 +15,10 @@ sentence, none a stack trace, and no process may be left behind. The kinds of fa
     full                              the disk is full until the run has said so
     hang, exit, raise, length, print  what the grader does on the next of some completions that get no reward
 
-The disk is a small file system in a mount namespace of the command's own where that is allowed, otherwise a limit on
-the size of files. With graders' faults the undisturbed run loses the same rewards, by `raise`.
-"""
+The disk is a small file system in a mount namespace of the command's own where that is allowed,
+otherwise a limit on the size of files. With graders' faults the undisturbed run loses the same
+rewards, by `raise`.
+"""  # noqa: E501
 
 import dataclasses
 import os
@@ -41,10 +44,18 @@ from jaxrft.config import EvalConfig, ReplayConfig, TasksConfig
 from tests import helpers
 from tests.runs import MARK, PATIENCE, RESUMED, Trainer, differences, processes, tear
 
-Kind = Literal["kill", "term", "hup", "stop", "tear", "full", "hang", "exit", "raise", "length", "print"]
+Kind = Literal[
+    "kill", "term", "hup", "stop", "tear", "full", "hang", "exit", "raise", "length", "print"
+]
 ASKING = {"term": signal.SIGTERM, "hup": signal.SIGHUP, "stop": signal.SIGTERM}
 SIGNALS = {"kill": signal.SIGKILL, "tear": signal.SIGKILL} | ASKING
-LOSSES = {"hang": "timeout", "exit": "crash", "raise": "error", "length": "wrong_length", "print": "error"}
+LOSSES = {
+    "hang": "timeout",
+    "exit": "crash",
+    "raise": "error",
+    "length": "wrong_length",
+    "print": "error",
+}
 CODES = {"kill": -9, "tear": -9, "term": 143, "hup": 143, "stop": 143, "full": 2}  # or 0
 STOPPED = re.compile(r"stopped by (a signal|SIG[A-Z]+)")
 FULL = re.compile(r".*(No space left on device|File too large).*")
@@ -60,7 +71,9 @@ class Options:
     """What to break."""
 
     seconds: float
-    """When they are over, no fault strikes any more; the run that is under way is brought to its end."""
+    """When they are over, no fault strikes any more; the run that is under way is brought to its
+    end.
+    """
     seed: int = 0
     """What strikes when derives from it, as far as processes take equally long."""
     kinds: tuple[Kind, ...] = get_args(Kind)
@@ -78,20 +91,28 @@ class Options:
 
 
 class Fault(NamedTuple):
-    """Strikes after a step of the process, 0 = before the first, and a part of 0.3 s, or of the time until then."""
+    """Strikes after a step of the process, 0 = before the first, and a part of 0.3 s, or of the
+    time until then.
+    """
 
     kind: Kind
     step: int
     part: float
 
     def __str__(self) -> str:
-        return f"{self.kind:6} {f'after step {self.step}' if self.step else 'while it starts'} + {self.part:.2f}"
+        return (
+            f"{self.kind:6} {f'after step {self.step}' if self.step else 'while it starts'} "
+            f"+ {self.part:.2f}"
+        )
 
 
 def draw(chance: random.Random, options: Options) -> list[Fault]:
     """The faults of one run in their order."""
     steps = sorted(chance.choices(range(1, options.steps + 1), k=options.per_run))
-    return [Fault(chance.choice(options.kinds), step * (chance.random() > 0.25), chance.random()) for step in steps]
+    return [
+        Fault(chance.choice(options.kinds), step * (chance.random() > 0.25), chance.random())
+        for step in steps
+    ]
 
 
 class Stage:
@@ -99,7 +120,11 @@ class Stage:
 
     def __init__(self, options: Options, scratch: Path, mounted: bool):
         self.options, self.scratch, self.mounted = options, scratch, mounted
-        self.disk, self.whole, self.mishap = scratch / "disk", scratch / "undisturbed", scratch / "mishap"
+        self.disk, self.whole, self.mishap = (
+            scratch / "disk",
+            scratch / "undisturbed",
+            scratch / "mishap",
+        )
         self.chance, self.until = random.Random(options.seed), time.monotonic() + options.seconds
         self.struck: list[tuple[Fault, str]] = []
         self.wrong: list[str] = []
@@ -111,8 +136,12 @@ class Stage:
         return time.monotonic() < self.until and len(self.struck) < self.options.faults
 
     def start(self, folder: Path) -> Trainer:
-        """A process of the quickstart, shortened, with replay, more checkpoints and, if wanted, a grader that fails."""
-        held_out = EvalConfig((TasksConfig("builtin:digits-test", limit=32),), num_samples=2, batch_size=32)
+        """A process of the quickstart, shortened, with replay, more checkpoints and, if wanted, a
+        grader that fails.
+        """
+        held_out = EvalConfig(
+            (TasksConfig("builtin:digits-test", limit=32),), num_samples=2, batch_size=32
+        )
         config = dataclasses.replace(
             configs.load(str(QUICKSTART)),
             output_dir=str(folder),
@@ -125,7 +154,9 @@ class Stage:
             reward_timeout=5.0,
         )
         self.starts += 1
-        return Trainer(self.scratch, folder, helpers.write_config(self.scratch / "config.py", config))
+        return Trainer(
+            self.scratch, folder, helpers.write_config(self.scratch / "config.py", config)
+        )
 
     def undisturbed(self) -> None:
         """A run that nobody disturbs, to compare the others with."""
@@ -134,7 +165,9 @@ class Stage:
         self.finish(trainer, None)
 
     def broken(self, faults: list[Fault]) -> None:
-        """A run, started again until it has come to its end or is complained of; its faults strike who lives then."""
+        """A run, started again until it has come to its end or is complained of; its faults strike
+        who lives then.
+        """
         left, code, known, folder = deque(faults), None, len(self.wrong), self.disk / "run"
         while code != 0 and len(self.wrong) == known:
             trainer, fault = self.start(folder), None
@@ -145,7 +178,13 @@ class Stage:
                     print(f"{fault}: {self.struck[-1][1]}", flush=True)
             code = self.finish(trainer, fault)
         found = list(differences(folder, self.whole)) if code == 0 else []
-        end = f"differs in {'; '.join(found)}" if found else "as the undisturbed one" if code == 0 else "is given up"
+        end = (
+            f"differs in {'; '.join(found)}"
+            if found
+            else ("as the undisturbed one")
+            if code == 0
+            else "is given up"
+        )
         print(f"run {self.runs} ends: {end}", flush=True)
         self.wrong += found
         self.runs += 1
@@ -154,17 +193,28 @@ class Stage:
     def strike(self, trainer: Trainer, fault: Fault, folder: Path) -> str:
         """What comes of a fault; nothing when it is too late for it to come to anything."""
         if fault.kind in SIGNALS:
-            return self.end(trainer, fault) + (tear(folder, self.chance) if fault.kind == "tear" else "")
+            return self.end(trainer, fault) + (
+                tear(folder, self.chance) if fault.kind == "tear" else ""
+            )
         before = len(trainer.errors.read_text())
         if fault.kind == "full":
             self.fill(trainer)
-            said = trainer.hears(self.chance.choice((FULL, UNSAVED)), before) or trainer.hears(FULL, before)
+            said = trainer.hears(self.chance.choice((FULL, UNSAVED)), before) or trainer.hears(
+                FULL, before
+            )
             self.fill(trainer, full=False)
         else:
             (self.scratch / "next").write_text(fault.kind)
             (self.scratch / "next").rename(self.mishap)
             begun = trainer.wait(lambda: not self.mishap.exists())
-            words = r"^\[1.0\]$" if fault.kind == "print" else rf"^.*rewards lost to {LOSSES[fault.kind]}.*$"
+            words = (
+                r"^\[1.0\]$"
+                if fault.kind == "print"
+                else (
+                    r"^.*rewards lost to "
+                    rf"{LOSSES[fault.kind]}.*$"
+                )
+            )
             said = trainer.hears(re.compile(words, re.MULTILINE), before) if begun else ""
             self.mishap.unlink(missing_ok=True)
         if not said and trainer.process.poll() is None:
@@ -190,7 +240,9 @@ class Stage:
         if not self.mounted:
             with suppress(ProcessLookupError):
                 hard = resource.prlimit(trainer.process.pid, resource.RLIMIT_FSIZE)[1]
-                resource.prlimit(trainer.process.pid, resource.RLIMIT_FSIZE, (left if full else hard, hard))
+                resource.prlimit(
+                    trainer.process.pid, resource.RLIMIT_FSIZE, (left if full else hard, hard)
+                )
         elif full:
             with ballast.open("wb", buffering=0) as file, suppress(OSError):
                 while True:
@@ -200,7 +252,9 @@ class Stage:
             ballast.unlink()
 
     def finish(self, trainer: Trainer, fault: Fault | None) -> int | None:
-        """The exit code of a process that may end now; complains of what is wrong with that, or with what it said."""
+        """The exit code of a process that may end now; complains of what is wrong with that, or
+        with what it said.
+        """
         with suppress(subprocess.TimeoutExpired):
             trainer.process.wait(PATIENCE)
         code = trainer.process.poll()
@@ -212,7 +266,9 @@ class Stage:
         return code
 
     def flaws(self, trainer: Trainer, code: int | None, fault: Fault | None) -> Iterator[str]:
-        """What is wrong with the end of a process after, perhaps, a fault, and with what it said."""
+        """What is wrong with the end of a process after, perhaps, a fault, and with what it
+        said.
+        """
         said, resumed = trainer.said(), RESUMED.findall(trainer.said())
         expected = {0, CODES.get(fault.kind, 0) if fault else 0}
         number = ASKING.get(fault.kind, 0) if fault else 0
@@ -256,12 +312,16 @@ def table(stage: Stage) -> str:
 
 
 def own_mounts() -> bool:
-    """Goes on in a mount namespace of its own; whether it is in one, as it is not allowed everywhere."""
+    """Goes on in a mount namespace of its own; whether it is in one, as it is not allowed
+    everywhere.
+    """
     if MARK in os.environ:
         return True
     command = ["unshare", "--mount", *(["--map-root-user"] if os.geteuid() else [])]
     with suppress(FileNotFoundError):
-        trial = subprocess.run([*command, "mount", "-t", "tmpfs", "none", tempfile.gettempdir()], capture_output=True)
+        trial = subprocess.run(
+            [*command, "mount", "-t", "tmpfs", "none", tempfile.gettempdir()], capture_output=True
+        )
         if trial.returncode == 0:
             again = [*command, sys.executable, "-m", "tests.faults", *sys.argv[1:]]
             os.execvpe(command[0], again, os.environ | {MARK: ""})
@@ -277,14 +337,23 @@ def main() -> int:
         stage = Stage(options, scratch, mounted)
         stage.disk.mkdir()
         if mounted:
-            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "none", stage.disk], check=True)
+            subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "none", stage.disk], check=True
+            )
             stack.callback(subprocess.run, ["umount", stage.disk])
-        print("the disk is", "a small file system" if mounted else "a limit on the size of files", flush=True)
+        print(
+            "the disk is",
+            "a small file system" if mounted else "a limit on the size of files",
+            flush=True,
+        )
         stage.undisturbed()
         while stage.open and not stage.wrong:
             stage.broken(draw(stage.chance, options))
     print(table(stage))
-    print(f"{len(stage.struck)} faults, {stage.runs} runs, {stage.starts} processes, {time.monotonic() - began:.0f} s")
+    print(
+        f"{len(stage.struck)} faults, {stage.runs} runs, {stage.starts} processes, "
+        f"{time.monotonic() - began:.0f} s"
+    )
     print("\n".join(["WRONG:", *stage.wrong]) if stage.wrong else "nothing was wrong")
     return 1 if stage.wrong else 0
 

@@ -1,4 +1,6 @@
-"""Rewards whose child processes try to answer in their place; workers import this file, so it imports nothing heavy."""
+"""Rewards whose child processes try to answer in their place; workers import this file, so it
+imports nothing heavy.
+"""
 
 import ctypes
 import multiprocessing
@@ -85,7 +87,9 @@ def with_fork_of_c_that_replays():
     tokens = frame.f_locals["chunk"]["tokens"]
     child = ctypes.PyDLL(None).fork()
     if child == 0:
-        write_to_all(b"".join(b'[%d, "%s", 1.0]\n' % (number, token.encode()) for number, token in tokens))
+        write_to_all(
+            b"".join(b'[%d, "%s", 1.0]\n' % (number, token.encode()) for number, token in tokens)
+        )
         os._exit(0)
     os.waitpid(child, 0)
 
@@ -104,12 +108,16 @@ def with_program():
     subprocess.run([sys.executable, "-c", PROGRAM], close_fds=False, check=True)
 
 
-PROGRAM = f"import os\nfor d in range(3, 64):\n    try: os.write(d, {LINES!r})\n    except OSError: pass"
+PROGRAM = (
+    f"import os\nfor d in range(3, 64):\n    try: os.write(d, {LINES!r})\n    except OSError: pass"
+)
 
 
 def with_program_that_is_given_the_descriptors():
     """Not an oversight but intent: the worker makes its descriptors inheritable."""
-    present = [descriptor for descriptor in DESCRIPTORS if os.path.exists(f"/proc/self/fd/{descriptor}")]
+    present = [
+        descriptor for descriptor in DESCRIPTORS if os.path.exists(f"/proc/self/fd/{descriptor}")
+    ]
     subprocess.run([sys.executable, "-c", PROGRAM], pass_fds=present, check=True)
 
 
@@ -164,7 +172,9 @@ def writes(prompts, completions, **columns):
 
 
 def bomb(prompts, completions, **columns):
-    """Starts processes that leave the session, start others and end, until they are killed; all hold the file FIFO."""
+    """Starts processes that leave the session, start others and end, until they are killed; all
+    hold the file FIFO.
+    """
     if completions == ["wait"]:
         time.sleep(1000)
     holder = os.open(prompts[0], os.O_WRONLY)
@@ -180,7 +190,9 @@ def bomb(prompts, completions, **columns):
 
 
 def _run_away(holder):
-    """One process at a time, each with another number and in a session of its own; for a minute at most."""
+    """One process at a time, each with another number and in a session of its own; for a minute at
+    most.
+    """
     end = time.monotonic() + 60
     while time.monotonic() < end:
         if os.fork():
@@ -190,7 +202,9 @@ def _run_away(holder):
 
 
 def _multiply(generations):
-    """Doubles so often, then each of the processes starts a child again and again that soon ends."""
+    """Doubles so often, then each of the processes starts a child again and again that soon
+    ends.
+    """
     os.setsid()
     for _ in range(generations):
         if os.fork() == 0:

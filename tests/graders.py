@@ -1,4 +1,6 @@
-"""Reward functions of the end-to-end tests; workers import this file, so it imports nothing heavy."""
+"""Reward functions of the end-to-end tests; workers import this file, so it imports nothing
+heavy.
+"""
 
 import os
 import signal
@@ -15,7 +17,9 @@ def note(prompts, completions):
     """Adds a line for each completion to the file RECORD, if there is to be one."""
     if "RECORD" in os.environ:
         with open(os.environ["RECORD"], "a") as file:
-            file.writelines(f"{prompt} {text}\n" for prompt, text in zip(prompts, completions, strict=True))
+            file.writelines(
+                f"{prompt} {text}\n" for prompt, text in zip(prompts, completions, strict=True)
+            )
 
 
 def noted(prompts, completions, *, answer, **columns):
@@ -27,15 +31,23 @@ def noted(prompts, completions, *, answer, **columns):
 def starts(prompts, completions, *, answer, **columns):
     """1 for a completion whose first character is one of the answer's.
 
-    Notes what it was asked in the file RECORD; sends the signal SEND to the trainer, once, when the file LOG has LINES.
+    Notes what it was asked in the file RECORD; sends the signal SEND to the trainer, once, when the
+    file LOG has LINES.
     """
     note(prompts, completions)
     if "SEND" in os.environ:
         log, sent = Path(os.environ["LOG"]), Path(os.environ["LOG"] + ".sent")
-        if log.exists() and len(log.read_text().splitlines()) >= int(os.environ["LINES"]) and not sent.exists():
+        if (
+            log.exists()
+            and len(log.read_text().splitlines()) >= int(os.environ["LINES"])
+            and not sent.exists()
+        ):
             sent.touch()
             os.kill(trainer(), signal.Signals[os.environ["SEND"]])
-    return [float(text[:1] != "" and text[0] in first) for text, first in zip(completions, answer, strict=True)]
+    return [
+        float(text[:1] != "" and text[0] in first)
+        for text, first in zip(completions, answer, strict=True)
+    ]
 
 
 def chatty(prompts, completions, *, answer, **columns):
@@ -58,7 +70,9 @@ def trainer():
 
 def letters(prompts, completions, **columns):
     """The share of a completion's characters that are letters."""
-    return [sum(character.isalpha() for character in text) / max(1, len(text)) for text in completions]
+    return [
+        sum(character.isalpha() for character in text) / max(1, len(text)) for text in completions
+    ]
 
 
 def spread(prompts, completions, **columns):
@@ -80,7 +94,10 @@ def broken(prompts, completions, **columns):
 
 def counts_ids(completion_ids, trainer_state, **kwargs):
     """The number of sampled tokens, once the run's steps are counted."""
-    return [float(len(ids)) + trainer_state.global_step / trainer_state.max_steps for ids in completion_ids]
+    return [
+        float(len(ids)) + trainer_state.global_step / trainer_state.max_steps
+        for ids in completion_ids
+    ]
 
 
 def needs_solution(completions, solution, **kwargs):
@@ -100,7 +117,9 @@ def troubles(prompts, completions, *, answer, **columns):
 
 
 def unlucky(prompts, completions, *, answer, **columns):
-    """As the built-in `exact`, but on one completion in a hundred it raises, or does, once, what MISHAP says."""
+    """As the built-in `exact`, but on one completion in a hundred it raises, or does, once, what
+    MISHAP says.
+    """
     if zlib.crc32(f"{prompts[0]}{completions[0]}".encode()) % 100:
         return exact(prompts, completions, answer=answer)
     mine = f"{os.environ['MISHAP']}.{os.getpid()}"
@@ -128,7 +147,9 @@ def late(prompts, completions, **columns):
 
 
 def later(prompts, completions, **columns):
-    """Successes until an evaluation of 16 tasks and a step of 32 samples are graded, then nothing."""
+    """Successes until an evaluation of 16 tasks and a step of 32 samples are graded, then
+    nothing.
+    """
     asked[0] += 1
     return [1.0 if asked[0] <= 48 else None]
 
@@ -139,11 +160,15 @@ def never(prompts, completions, **columns):
 
 
 def halves(apply):
-    """A reward as `starts` for the tasks `apply` holds of, by the number that their prompts begin with."""
+    """A reward as `starts` for the tasks `apply` holds of, by the number that their prompts begin
+    with.
+    """
 
     def reward(prompts, completions, *, answer, **columns):
         given = starts(prompts, completions, answer=answer)
-        return [x if apply(int(p.split("+")[0])) else None for p, x in zip(prompts, given, strict=True)]
+        return [
+            x if apply(int(p.split("+")[0])) else None for p, x in zip(prompts, given, strict=True)
+        ]
 
     return reward
 

@@ -1,4 +1,6 @@
-"""What the end-to-end tests share: a tiny policy, tasks that it can learn, ways to run `jaxrft` and to compare runs."""
+"""What the end-to-end tests share: a tiny policy, tasks that it can learn, ways to run `jaxrft` and
+to compare runs.
+"""
 
 import json
 import os
@@ -19,36 +21,49 @@ from jaxrft.lm import model, weights
 from jaxrft.tasks import embeddings
 
 CHARACTERS = "0123456789+= ?"
-SHAPE = model.ModelConfig(16, 16, 32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, tie_word_embeddings=True)
+SHAPE = model.ModelConfig(
+    16, 16, 32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, tie_word_embeddings=True
+)
 TIMES = ("timing/", "step_time", "select/seconds")
 TIMEOUT = 240  # seconds after which a process that hangs fails its test
 
 
 def write_tokenizer(folder, *, eos="<eos>"):
     """One token a character."""
-    vocabulary = {"<|endoftext|>": 0, "<eos>": 1} | {character: i for i, character in enumerate(CHARACTERS, 2)}
+    vocabulary = {"<|endoftext|>": 0, "<eos>": 1} | {
+        character: i for i, character in enumerate(CHARACTERS, 2)
+    }
     characters = Tokenizer(models.WordLevel(vocabulary, unk_token="<|endoftext|>"))
     characters.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    fast = PreTrainedTokenizerFast(tokenizer_object=characters, pad_token="<|endoftext|>", eos_token=eos)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=characters, pad_token="<|endoftext|>", eos_token=eos
+    )
     fast.save_pretrained(folder)
 
 
 def write_policy(folder, shape=SHAPE, *, eos="<eos>", spread=0.25, **keys):
     """A Hugging Face folder with a random Qwen2; `keys` go into its config.json."""
     random = np.random.default_rng(0)  # compiles nothing, unlike model.init
-    params = {row.name: random.normal(row.constant, spread, row.shape).astype(np.float32) for row in model.table(shape)}
+    params = {
+        row.name: random.normal(row.constant, spread, row.shape).astype(np.float32)
+        for row in model.table(shape)
+    }
     weights.save(folder, params, shape, source=weights.hf_config(shape, **keys))
     write_tokenizer(folder, eos=eos)
     return str(folder)
 
 
 def task_rows(number=16):
-    """Tasks that a few of fourteen first characters solve, and two references that know how many."""
+    """Tasks that a few of fourteen first characters solve, and two references that know how
+    many.
+    """
     rows = []
     for i in range(number):
         answer = CHARACTERS[: 1 + i % 13]
         rate = len(answer) / len(CHARACTERS)
-        rows.append({"prompt": f"{i}+{i}=", "answer": answer, "weak": rate / 2, "strong": (1 + rate) / 2})
+        rows.append(
+            {"prompt": f"{i}+{i}=", "answer": answer, "weak": rate / 2, "strong": (1 + rate) / 2}
+        )
     return rows
 
 
@@ -89,18 +104,27 @@ def make_config(policy, tasks_file, output_dir, **changes):
 
 def write_config(path, config, **changes):
     """A config file; `changes` may be mistakes."""
-    text = f"from dataclasses import replace\n\nfrom jaxrft.config import *\n\nconfig = {config!r}\n"
+    text = (
+        f"from dataclasses import replace\n\nfrom jaxrft.config import *\n\nconfig = {config!r}\n"
+    )
     path.write_text(text + f"config = replace(config, **{changes!r})\n")
     return str(path)
 
 
 def start(*arguments, devices=8, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **environment):
     """A Python process of this package that finds the graders."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"  # the last one counts
+    # the last one counts
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     here = Path(__file__).parent
-    path = {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    path = {
+        "PYTHONPATH": f"{here}{os.pathsep}{here.parent}",
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": flags,
+    }
     environment = os.environ | path | {name: str(value) for name, value in environment.items()}
-    return subprocess.Popen([sys.executable, *arguments], env=environment, stdout=stdout, stderr=stderr, text=True)
+    return subprocess.Popen(
+        [sys.executable, *arguments], env=environment, stdout=stdout, stderr=stderr, text=True
+    )
 
 
 def finish(*processes):
@@ -129,7 +153,10 @@ def jaxrft(*arguments, **environment):
 def metrics(folder):
     """The lines of metrics.jsonl without the numbers that are times."""
     lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if not name.startswith(TIMES)} for line in lines]
+    return [
+        {name: value for name, value in line.items() if not name.startswith(TIMES)}
+        for line in lines
+    ]
 
 
 def checkpoints(folder):
@@ -147,7 +174,9 @@ def assert_same_bits(state, other):
     assert jax.tree.structure(state) == jax.tree.structure(other)
     for (path, a), b in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(other), strict=True):
         a, b = np.asarray(a), np.asarray(b)
-        assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes()), jax.tree_util.keystr(path)
+        assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes()), (
+            jax.tree_util.keystr(path)
+        )
 
 
 def assert_close(state, other, atol=1e-4):
@@ -162,14 +191,18 @@ def write_embeddings(path, prompts, rows, made_by):
 
 
 def masked_rewards(values, *, garbage=0.0):
-    """Rewards of any shape, in which None is none, and which are valid; `garbage` stands where they are not."""
+    """Rewards of any shape, in which None is none, and which are valid; `garbage` stands where they
+    are not.
+    """
     given = np.array(values, np.float32)  # None becomes NaN
     valid = ~np.isnan(given)
     return np.where(valid, given, np.float32(garbage)), valid
 
 
 def bare_setup(config, *, num_tasks=40, mesh=None):
-    """The setup of a run on one device that knows its config, its number of tasks and its end token, 0."""
+    """The setup of a run on one device that knows its config, its number of tasks and its end
+    token, 0.
+    """
     import jax
 
     from jaxrft import mesh as meshes

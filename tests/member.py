@@ -1,4 +1,5 @@
-"""`jaxrft` as one process of several, which then writes the parameters as its own devices hold them.
+"""`jaxrft` as one process of several, which then writes the parameters as its own devices hold
+them.
 
 And `read`: how many elements of them it read from the checkpoint.
 """
@@ -32,7 +33,9 @@ def note_and_read(*arguments):
 def run_and_write(config):
     weights._read_layer = note_and_read
     state, finished = run(config)
-    np.savez(sys.argv[1], read=sum(read), **{name: held(array) for name, array in state.params.items()})
+    np.savez(
+        sys.argv[1], read=sum(read), **{name: held(array) for name, array in state.params.items()}
+    )
     return state, finished
 
 

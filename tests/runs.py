@@ -1,4 +1,6 @@
-"""A run as a process that can be watched, its checkpoints, and what is not the same at the ends of two runs."""
+"""A run as a process that can be watched, its checkpoints, and what is not the same at the ends of
+two runs.
+"""
 
 import os
 import random
@@ -15,7 +17,10 @@ from jaxrft.train.resume import saved_steps
 from tests import helpers
 
 MARK = "FAULTS_IN"  # in the environment of all processes of a run
-RESUMED = re.compile(r"going on after step \d+ of|ended before its first checkpoint: it starts afresh")
+RESUMED = re.compile(
+    r"going on after step \d+ of|ended before its first checkpoint: it starts "
+    r"afresh"
+)
 TORN = ".torn"  # a file in checkpoints that have been damaged
 PATIENCE = 300.0  # seconds for whatever a process may take
 
@@ -26,14 +31,31 @@ class Trainer:
     startup = 60.0  # seconds to the first step, of the quickest so far
 
     def __init__(self, scratch: Path, folder: Path, config: str):
-        self.metrics, self.output, self.errors = folder / "metrics.jsonl", scratch / "output", scratch / "errors"
+        self.metrics, self.output, self.errors = (
+            folder / "metrics.jsonl",
+            scratch / "output",
+            scratch / "errors",
+        )
         steps = saved_steps(folder)
         self.resumes = self.metrics.exists() or bool(steps)
-        self.torn = [step for step in steps[-1:] if (folder / f"checkpoints/{step}" / TORN).exists()]
-        self.began, cache = time.time(), os.environ.get("JAX_COMPILATION_CACHE_DIR", scratch / "compiled")
+        self.torn = [
+            step for step in steps[-1:] if (folder / f"checkpoints/{step}" / TORN).exists()
+        ]
+        self.began, cache = (
+            time.time(),
+            os.environ.get("JAX_COMPILATION_CACHE_DIR", scratch / "compiled"),
+        )
         with self.output.open("w") as output, self.errors.open("w") as errors:
-            where = {"stdout": output, "stderr": errors, "MISHAP": scratch / "mishap", MARK: scratch}
-            where |= {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0}
+            where = {
+                "stdout": output,
+                "stderr": errors,
+                "MISHAP": scratch / "mishap",
+                MARK: scratch,
+            }
+            where |= {
+                "JAX_COMPILATION_CACHE_DIR": cache,
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0,
+            }
             self.process = helpers.start("-m", "jaxrft", "train", config, devices=1, **where)
 
     def said(self) -> str:
@@ -42,7 +64,11 @@ class Trainer:
     def sentences(self) -> list[str]:
         """What it said of itself, but for rewards that graders lost."""
         lines = [line for line in self.said().splitlines() if "rewards lost to" not in line]
-        return [line for line in lines if RESUMED.search(line) or line.startswith(("jaxrft: ", "stopped"))]
+        return [
+            line
+            for line in lines
+            if RESUMED.search(line) or line.startswith(("jaxrft: ", "stopped"))
+        ]
 
     def step(self) -> int:
         """The last step that this process has written of."""
@@ -61,7 +87,9 @@ class Trainer:
         return False
 
     def comes_to(self, step: int, part: float) -> bool:
-        """Waits for a part of 0.3 s after a step, 0 = of the time to the first; whether the process lives then."""
+        """Waits for a part of 0.3 s after a step, 0 = of the time to the first; whether the process
+        lives then.
+        """
         seconds = 0.3 * part
         if step == 0:
             self.wait(lambda: self.step() > 0, self.began + part * Trainer.startup - time.time())
@@ -73,7 +101,9 @@ class Trainer:
         return self.process.poll() is None
 
     def hears(self, words: re.Pattern[str], start: int = 0) -> str:
-        """What it says, from a place in its errors on, that fits; nothing if it ends or takes too long."""
+        """What it says, from a place in its errors on, that fits; nothing if it ends or takes too
+        long.
+        """
         self.wait(lambda: words.search(self.errors.read_text(), start))
         found = words.search(self.errors.read_text(), start)
         return found[0] if found else ""
@@ -112,18 +142,31 @@ def differences(folder: Path, other: Path) -> Iterator[str]:
     """What is not the same at the ends of two runs."""
     here, there = metrics(folder), metrics(other)
     if here != there:
-        yield f"metrics of steps {[line['step'] for line in there if line not in here] or 'that stand there twice'}"
+        yield (
+            "metrics of steps "
+            f"{[line['step'] for line in there if line not in here] or 'that stand there twice'}"
+        )
     try:
         helpers.assert_same_bits(last_state(folder), last_state(other))
     except AssertionError as error:
         yield f"state {str(error).splitlines()[0]}"
-    policy, wanted = ({path.name: path.read_bytes() for path in (x / "policy").iterdir()} for x in (folder, other))
-    yield from (f"policy/{name}" for name in policy | wanted if policy.get(name) != wanted.get(name))
-    yield from (f"{path.name}, which is left" for path in folder.iterdir() if not (other / path.name).exists())
+    policy, wanted = (
+        {path.name: path.read_bytes() for path in (x / "policy").iterdir()} for x in (folder, other)
+    )
+    yield from (
+        f"policy/{name}" for name in policy | wanted if policy.get(name) != wanted.get(name)
+    )
+    yield from (
+        f"{path.name}, which is left"
+        for path in folder.iterdir()
+        if not (other / path.name).exists()
+    )
 
 
 def metrics(folder: Path) -> list[dict]:
-    """The lines of metrics.jsonl but for times; rewards lost to whatever kind of failure are counted together."""
+    """The lines of metrics.jsonl but for times; rewards lost to whatever kind of failure are
+    counted together.
+    """
     lines = helpers.metrics(folder)
     for line in lines:
         line["lost"] = sum(line.pop(f"rewards/{kind}", 0) for kind in pool.KINDS)

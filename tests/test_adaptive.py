@@ -24,18 +24,24 @@ def test_moments_agree_with_draws():
     rates = 1 / (1 + np.exp(-draws))
     np.testing.assert_allclose(found.pass_rate, rates.mean(axis=0), atol=3e-3)
     np.testing.assert_allclose(found.variance, rates.var(axis=0), atol=3e-3)
-    np.testing.assert_allclose(found.informative, (1 - rates**8 - (1 - rates) ** 8).mean(axis=0), atol=2e-2)
+    np.testing.assert_allclose(
+        found.informative, (1 - rates**8 - (1 - rates) ** 8).mean(axis=0), atol=2e-2
+    )
     certain = logit.moments(floats(0.0), floats(1e-8), num_generations=2)
     assert [float(x[0]) for x in certain] == pytest.approx([0.5, 0.0, 0.5], abs=1e-6)
 
 
 def test_observation_by_hand():
-    """The mode solves s - n p = (x - m) / v: with m = 0 and v = 1, p = 3/4 at x = ln 3 for s = 6 + ln 3 of n = 8."""
+    """The mode solves s - n p = (x - m) / v: with m = 0 and v = 1, p = 3/4 at x = ln 3 for s = 6 +
+    ln 3 of n = 8.
+    """
     log3 = float(np.log(3))
     mean, variance = logit.observe(floats(0.0), floats(1.0), floats(6 + log3), floats(8.0))
     assert float(mean[0]) == pytest.approx(log3, abs=1e-5)
     assert float(variance[0]) == pytest.approx(1 / (8 * 3 / 16 + 1), rel=1e-5)
-    far, _ = logit.observe(floats(-8.0, 8.0), floats(25.0, 25.0), floats(16.0, 0.0), floats(16.0, 16.0))
+    far, _ = logit.observe(
+        floats(-8.0, 8.0), floats(25.0, 25.0), floats(16.0, 0.0), floats(16.0, 16.0)
+    )
     assert float(far[0]) > 2 and float(far[0]) == pytest.approx(-float(far[1]), abs=1e-4)
 
 
@@ -57,7 +63,8 @@ P = float(np.pi**2 / 3)
 def test_first_update_by_hand():
     """The posterior mode of the logit is ln 3: q = 3/4, and s - 8 q = ln 3 / V with V = 2 pi^2 / 3.
 
-    The information of the outcome is k = 8 * 3/16. Ability and offset have the same prior, so that each takes half.
+    The information of the outcome is k = 8 * 3/16. Ability and offset have the same prior, so that
+    each takes half.
     """
     successes = 6 + LOG3 / (2 * P)
     selector = selectors.adaptive(8)
@@ -75,8 +82,12 @@ def test_first_update_by_hand():
     assert int(state.step) == 1
 
 
-def known(selector, num_tasks, *, mean=0.0, variance=0.01, ability=0.0, step=10, visited=0, **changes):
-    """Returns a state in which every task was rolled out at the step `visited`, and the ability is known."""
+def known(
+    selector, num_tasks, *, mean=0.0, variance=0.01, ability=0.0, step=10, visited=0, **changes
+):
+    """Returns a state in which every task was rolled out at the step `visited`, and the ability is
+    known.
+    """
     state = selector.init(Tasks(), num_tasks)
     return state._replace(
         shared=state.shared.at[0].set(ability),
@@ -91,7 +102,9 @@ def known(selector, num_tasks, *, mean=0.0, variance=0.01, ability=0.0, step=10,
 
 @pytest.mark.parametrize("successes", [8.0, 12.0])
 def test_the_walk_follows_the_gradient_of_the_likelihood(successes):
-    """Variance 1 at the last rollouts, and 0.1 in each of ten steps since: half of the logit's is due to the walk."""
+    """Variance 1 at the last rollouts, and 0.1 in each of ten steps since: half of the logit's is
+    due to the walk.
+    """
     selector = selectors.adaptive(16)
     before = known(selector, 1, variance=1.0, log_walk=jnp.log(jnp.float32(0.1)))
     feedback = Feedback(jnp.array([0]), floats(successes), floats(16.0), floats(0.0))
@@ -105,7 +118,9 @@ def test_the_walk_follows_the_gradient_of_the_likelihood(successes):
 
 
 def test_after_a_change_point_a_task_is_learned_anew():
-    """Two tasks are believed hopeless and one is solved. The other, solved once in 16, keeps what was known."""
+    """Two tasks are believed hopeless and one is solved. The other, solved once in 16, keeps what
+    was known.
+    """
     selector = selectors.adaptive(16)
     before = known(selector, 2, mean=-4.0, variance=0.1, ability=1.0, step=1)
     feedback = Feedback(jnp.arange(2), floats(16.0, 1.0), floats(16.0, 16.0), floats(0.0, 0.0))
@@ -119,7 +134,9 @@ def test_what_a_batch_without_rollouts_says_is_nothing():
     before = known(selector, 2)
     padding = Feedback(jnp.zeros(2, int), floats(0.0, 0.0), floats(0.0, 0.0), floats(0.0, 0.0))
     after = jax.jit(selector.update)(before, Tasks(), padding)
-    for new, old in zip(jax.tree.leaves(after._replace(spread=before.spread)), jax.tree.leaves(before), strict=True):
+    for new, old in zip(
+        jax.tree.leaves(after._replace(spread=before.spread)), jax.tree.leaves(before), strict=True
+    ):
         np.testing.assert_array_equal(new, old)
 
 
@@ -130,7 +147,11 @@ def test_a_domain_tells_the_level_of_its_tasks_that_were_not_rolled_out():
     state = selector.init(tasks, 40)
     for step in range(4):
         ids = jnp.arange(4) + 4 * step
-        state = update(state, tasks, Feedback(ids, jnp.where(ids % 2, 15.0, 1.0), jnp.full(4, 16.0), jnp.zeros(4)))
+        state = update(
+            state,
+            tasks,
+            Feedback(ids, jnp.where(ids % 2, 15.0, 1.0), jnp.full(4, 16.0), jnp.zeros(4)),
+        )
     unseen = selector.pass_rate(state, tasks)[20:]
     assert (unseen[::2] < 0.3).all() and (unseen[1::2] > 0.7).all()
 
@@ -138,18 +159,30 @@ def test_a_domain_tells_the_level_of_its_tasks_that_were_not_rolled_out():
 def test_what_is_told_becomes_features_and_what_is_broken_a_sentence():
     tasks = Tasks(embeddings=jnp.array(np.random.default_rng(0).normal(size=(50, 40)), jnp.float32))
     told = features.describe(tasks._replace(domain=jnp.arange(50) % 3), 50)
-    assert told.shape == (50, 48) and np.allclose((told[:, 16:] ** 2).sum(axis=1).mean(), 1, atol=1e-4)
-    assert features.describe(Tasks(), 50).shape == (50, 1) and not features.describe(Tasks(), 50).any()
+    assert told.shape == (50, 48) and np.allclose(
+        (told[:, 16:] ** 2).sum(axis=1).mean(), 1, atol=1e-4
+    )
+    assert (
+        features.describe(Tasks(), 50).shape == (50, 1) and not features.describe(Tasks(), 50).any()
+    )
     assert not features.describe(Tasks(embeddings=jnp.ones((50, 4))), 50).any()
     selector = selectors.adaptive(8)
-    with pytest.raises(InputError, match="embeddings of 1 tasks are not finite, first of task 7: leave"):
+    with pytest.raises(
+        InputError, match="embeddings of 1 tasks are not finite, first of task 7: leave"
+    ):
         selector.init(Tasks(embeddings=tasks.embeddings.at[7, 3].set(jnp.nan)), 50)
-    with pytest.raises(InputError, match=r"domains have shape \(3,\): there must be one for each of 50 tasks"):
+    with pytest.raises(
+        InputError,
+        match=r"domains have shape \(3,\): there must be one for "
+        r"each of 50 tasks",
+    ):
         selector.init(Tasks(domain=jnp.arange(3)), 50)
 
 
 def play(selector, rates, steps, *, batch_size, seed=0, tasks=None):
-    """(ids [steps, B], squared error [steps], groups that teach [steps, B]) with pass rates [steps, N]."""
+    """(ids [steps, B], squared error [steps], groups that teach [steps, B]) with pass rates [steps,
+    N].
+    """
     tasks = Tasks() if tasks is None else tasks
     group = 16
 
@@ -165,7 +198,9 @@ def play(selector, rates, steps, *, batch_size, seed=0, tasks=None):
         return state, (choice.ids, error, (successes > 0) & (successes < group))
 
     keys = jax.random.split(jax.random.key(seed), steps)
-    return jax.jit(lambda: jax.lax.scan(step, selector.init(tasks, rates.shape[1]), (keys, rates))[1])()
+    return jax.jit(
+        lambda: jax.lax.scan(step, selector.init(tasks, rates.shape[1]), (keys, rates))[1]
+    )()
 
 
 def logits(num_tasks, seed=0):
@@ -187,13 +222,16 @@ def test_it_finds_the_tasks_that_teach_and_knows_the_others():
 
 
 def test_domains_that_move_apart_are_told_apart():
-    """One improves, one stands still, one gets worse, one jumps; nobody says which task belongs where."""
+    """One improves, one stands still, one gets worse, one jumps; nobody says which task belongs
+    where.
+    """
     u = np.linspace(0, 1, 200)
     path = np.stack([4 * u - 2, 0 * u, 2 - 4 * u, np.where(u < 0.5, -2, 2)], axis=1)  # [steps, 4]
     rates = sigmoid(path[:, np.arange(240) % 4] + logits(240, 1) - 1)
     _, error, informative = play(selectors.adaptive(16), rates, 200, batch_size=16)
     assert float(informative.mean()) > 0.88
-    assert float(error[80:100].mean()) < 0.015 and float(error[160:].mean()) < 0.03  # before and after the jump
+    # before and after the jump
+    assert float(error[80:100].mean()) < 0.015 and float(error[160:].mean()) < 0.03
 
 
 def test_nothing_to_know_is_no_harm():
@@ -214,27 +252,38 @@ def greedy(**options):
 
 
 def test_the_utility_is_the_one_asked_for(monkeypatch):
-    """Task 0 is 0.1 or 0.9, task 1 is 0.25: a group of either teaches, but 4 p (1 - p) is 0.36 and 0.75."""
+    """Task 0 is 0.1 or 0.9, task 1 is 0.25: a group of either teaches, but 4 p (1 - p) is 0.36 and
+    0.75.
+    """
     monkeypatch.setattr(adaptive, "MOST_EXPLORATION", 0.0)
     believed = logit.Moments(floats(0.5, 0.25), floats(0.16, 0.0), floats(0.9, 0.8))
     monkeypatch.setattr(logit, "moments", lambda *arguments, **options: believed)
     for utility, best in (("informative", 0), ("signal", 1)):
         selector = greedy(utility=utility)
-        assert np.unique(choices(selector, selector.init(Tasks(), 2), batch_size=1, number=9)).tolist() == [best]
+        assert np.unique(
+            choices(selector, selector.init(Tasks(), 2), batch_size=1, number=9)
+        ).tolist() == [best]
 
 
 def test_per_token_a_long_task_has_to_be_worth_its_length(monkeypatch):
-    """Tasks 0 and 1 are worth 0.6 and 0.8; their rollouts took 10 and 20 tokens, or nobody knows."""
+    """Tasks 0 and 1 are worth 0.6 and 0.8; their rollouts took 10 and 20 tokens, or nobody
+    knows.
+    """
     monkeypatch.setattr(adaptive, "MOST_EXPLORATION", 0.0)
     selector = greedy(per_token=True)
     state = selector.init(Tasks(), 2)
     update = jax.jit(selector.update)
     rows = (((40.0, 80.0), 0), ((0.0, 0.0), 1), ((40.0, 0.0), 1), ((0.0, 80.0), 1))
     states = [
-        update(state, Tasks(), Feedback(jnp.arange(2), floats(2.0, 2.0), floats(4.0, 4.0), floats(*tokens)))
+        update(
+            state,
+            Tasks(),
+            Feedback(jnp.arange(2), floats(2.0, 2.0), floats(4.0, 4.0), floats(*tokens)),
+        )
         for tokens, _ in rows
     ]
-    half = Feedback(jnp.array([1, 0]), floats(2.0, 0.0), floats(4.0, 0.0), floats(80.0, 0.0))  # the second is padding
+    # the second is padding
+    half = Feedback(jnp.array([1, 0]), floats(2.0, 0.0), floats(4.0, 0.0), floats(80.0, 0.0))
     assert update(state, Tasks(), half).tokens.tolist() == [0, 20]
     believed = logit.Moments(floats(0.5, 0.5), floats(0.0, 0.0), floats(0.6, 0.8))
     monkeypatch.setattr(logit, "moments", lambda *arguments, **options: believed)
@@ -244,10 +293,14 @@ def test_per_token_a_long_task_has_to_be_worth_its_length(monkeypatch):
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.1, 0.7, 1.0])
 def test_epsilon_is_the_share_of_the_places_for_the_tasks_rolled_out_longest_ago(epsilon):
-    """Of 64 tasks all known, 0 and 1 were never rolled out and 2 to 7 long ago; these eight teach nothing."""
+    """Of 64 tasks all known, 0 and 1 were never rolled out and 2 to 7 long ago; these eight teach
+    nothing.
+    """
     number = jnp.arange(64)
     selector = selectors.adaptive(16, kappa=0.0, epsilon=epsilon)
-    state = known(selector, 64, variance=1e-6, step=100, log_walk=jnp.float32(-30.0), spread=jnp.float32(1e-6))
+    state = known(
+        selector, 64, variance=1e-6, step=100, log_walk=jnp.float32(-30.0), spread=jnp.float32(1e-6)
+    )
     state = state._replace(
         visited=jnp.where(number < 2, -1, jnp.where(number < 8, number, 90)).astype(jnp.int32),
         mean=jnp.where(number < 8, -8.0, 0.0),
@@ -260,7 +313,8 @@ def test_epsilon_is_the_share_of_the_places_for_the_tasks_rolled_out_longest_ago
 
 
 def test_of_tasks_that_are_nearly_equal_those_rolled_out_longest_ago_are_taken():
-    """With G = 2 the utility is 2 p (1 - p), and 3/4 of the least of the two best is as good: 3/4 * 0.48 = 0.36.
+    """With G = 2 the utility is 2 p (1 - p), and 3/4 of the least of the two best is as good: 3/4 *
+    0.48 = 0.36.
 
     It is 0.5, 0.48, 0.42, 0.32.
     """
@@ -268,18 +322,23 @@ def test_of_tasks_that_are_nearly_equal_those_rolled_out_longest_ago_are_taken()
     selector = selectors.adaptive(2, kappa=0.0, epsilon=0.0)
     state = known(selector, 4, variance=1e-6, log_walk=jnp.float32(-30.0))
     state = state._replace(
-        mean=jnp.asarray(np.log(rates / (1 - rates)), jnp.float32), visited=jnp.array([9, 8, 7, 1], jnp.int32)
+        mean=jnp.asarray(np.log(rates / (1 - rates)), jnp.float32),
+        visited=jnp.array([9, 8, 7, 1], jnp.int32),
     )
     assert np.unique(choices(selector, state, batch_size=2, number=9)).tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("variance", [0.1, 1.0, 25.0])
 def test_the_share_of_the_table_that_is_not_known_is_the_share_of_the_places_for_it(variance):
-    """48 tasks are known to be 1/2; the logit of 16 has a variance. A uniform pass rate has 1/12."""
+    """48 tasks are known to be 1/2; the logit of 16 has a variance. A uniform pass rate has
+    1/12.
+    """
     number = jnp.arange(64)
     selector = greedy()
     state = known(selector, 64, variance=1e-6, step=1, log_walk=jnp.float32(-30.0))
-    state = state._replace(variance=jnp.where(number < 16, variance, 1e-6), mean=jnp.where(number < 16, -2.0, 0.0))
+    state = state._replace(
+        variance=jnp.where(number < 16, variance, 1e-6), mean=jnp.where(number < 16, -2.0, 0.0)
+    )
     each = float(logit.moments(floats(-2.0), floats(variance), num_generations=16).variance[0])
     count = (choices(selector, state, batch_size=8) < 16).sum(axis=1)
     assert count.mean() == pytest.approx(8 * min(12 * each / 4, 0.5), abs=0.03)
@@ -295,7 +354,9 @@ def test_per_token_saves_tokens():
         selector = selectors.adaptive(16, per_token=per_token)
 
         def told(state, tasks, feedback, update=selector.update):
-            return update(state, tasks, feedback._replace(tokens=feedback.trials * tokens[feedback.ids]))
+            return update(
+                state, tasks, feedback._replace(tokens=feedback.trials * tokens[feedback.ids])
+            )
 
         ids, _, informative = play(selector._replace(update=told), rates, 80, batch_size=8)
         spent[per_token], taught[per_token] = float(tokens[ids].sum()), float(informative.sum())

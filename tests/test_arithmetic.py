@@ -1,4 +1,6 @@
-"""Answers that are still to be worked out: each operation, nested, in lists, in words, and what only looks like one."""
+"""Answers that are still to be worked out: each operation, nested, in lists, in words, and what
+only looks like one.
+"""
 
 import time
 
@@ -24,7 +26,7 @@ UNFINISHED = {
     "quotient": r"""
         192/2; \frac{192}{2}; \dfrac{10}{5}; 2/4; \frac{96}{1}; 192 ÷ 2; 0.5/2
         192 divided by 2; \frac{-1}{-2}; 6\pi/2; \frac{6\sqrt2}{2}; \frac{\sqrt6}{\sqrt2}; 4:2; 2\frac24
-    """,
+    """,  # noqa: E501
     "power": r"""
         2^{5}; 4²; 2**5; 2^{-1}; 4^{1/2}; 8^{2/3}; (1+\sqrt2)^2; 9 squared; e^0; e^{\ln 96}; i^2
         (2\sqrt3)^2
@@ -58,7 +60,7 @@ FINISHED = r"""
     (-\infty, 2]; \begin{pmatrix}1&2\\3&-4\end{pmatrix}; 2\begin{pmatrix}1&2\\3&4\end{pmatrix}
     10\sqrt{10.5}; 3\cdot\sqrt{8}; \frac{\pi}{6}; 5\frac{\sqrt3}{2}; \log_4 3; \tan^{-1} 2; \frac{-1}{2}
     10^{\frac{-5+\sqrt{13}}{6}}; |z|; 12^{1/7}
-"""
+"""  # noqa: E501
 
 
 def texts(table):
@@ -102,7 +104,16 @@ def test_reward_is_paid_for_answers_and_not_for_questions(gold, answer, expected
 
 @pytest.mark.parametrize(
     "text",
-    ["(" * 1000, "{" * 1000, "-" * 1000, "1^" * 500, r"\sqrt" * 200 + "2", "|" * 1000, "1/" * 500, "9" * 999 + "!"],
+    [
+        "(" * 1000,
+        "{" * 1000,
+        "-" * 1000,
+        "1^" * 500,
+        r"\sqrt" * 200 + "2",
+        "|" * 1000,
+        "1/" * 500,
+        "9" * 999 + "!",
+    ],
 )
 def test_hostile_answer_costs_little(text):
     start = time.process_time()

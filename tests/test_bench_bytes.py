@@ -20,7 +20,8 @@ ENTRY %main.1 (x.1: f32[4,64], w.1: f32[64,32]) -> f32[4,32] {
 }
 """
 
-# Three trips, each of which writes a row of [3, 4, 64] in place and multiplies by a slice of [3, 64, 64].
+# Three trips, each of which writes a row of [3, 4, 64] in place and multiplies by a slice of [3,
+# 64, 64].
 LOOP = """
 HloModule jit_f, is_scheduled=true
 
@@ -90,7 +91,10 @@ ENDING = LOOP.replace(
 
 def moved(text):
     program = Program(text)
-    return {each.instruction.name: (each.trips, each.read, each.written) for each in program.traffic(program.entry)}
+    return {
+        each.instruction.name: (each.trips, each.read, each.written)
+        for each in program.traffic(program.entry)
+    }
 
 
 def test_a_product_reads_both_matrices_and_writes_one():
@@ -161,7 +165,8 @@ ENTRY %main.1 (a: f32[8,8]) -> f32[8,8] {
     [
         (Leaf("f32", (3, 5), "1,0"), 60),
         (Leaf("bf16", (4, 64), "1,0:T(8,128)(2,1)"), 8 * 128 * 2),  # a head of 64 fills half a lane
-        (Leaf("bf16", (4, 256), "0,1:T(8,128)(2,1)"), 256 * 128 * 2),  # of the first axis, which is minor
+        # of the first axis, which is minor
+        (Leaf("bf16", (4, 256), "0,1:T(8,128)(2,1)"), 256 * 128 * 2),
         (Leaf("s32", (24,), "0:T(128)"), 128 * 4),
         (Leaf("pred", (), ""), 1),
     ],
@@ -257,5 +262,7 @@ def test_what_chips_exchange_is_counted_wherever_it_is():
     exchange = "%near = f32[4,64]{1,0:S(1)} all-gather(%x), dimensions={0}"
     text = ENDING.replace("  %one = s32[] constant(1)", f"  {exchange}\n  %one = s32[] constant(1)")
     (loop,) = Program(text).loops()
-    assert [(each.instruction.name, each.trips, each.bytes) for each in loop.exchanges] == [("near", 1, 1024)]
+    assert [(each.instruction.name, each.trips, each.bytes) for each in loop.exchanges] == [
+        ("near", 1, 1024)
+    ]
     assert Program(ENDING).loops()[0].exchanges == ()

@@ -13,7 +13,11 @@ def test_measures(tmp_path, capsys):
     rows = pyarrow.table({"reward_model": [{"ground_truth": truth} for truth in truths]})
     pyarrow.parquet.write_table(rows, tmp_path / "truths.parquet")
     (tmp_path / "gsm8k.jsonl").write_text('{"answer": "so #### 1,080"}\n{"answer": "#### 72"}\n')
-    files = {"truths": tmp_path / "truths.parquet", "gsm8k": tmp_path / "gsm8k.jsonl", "output": tmp_path / "out.json"}
+    files = {
+        "truths": tmp_path / "truths.parquet",
+        "gsm8k": tmp_path / "gsm8k.jsonl",
+        "output": tmp_path / "out.json",
+    }
     graders.measure(tasks=4, samples=4, workers=1, repeats=1, alone=True, **files)
     found = json.loads((tmp_path / "out.json").read_text())
     assert found == json.loads(capsys.readouterr().out)

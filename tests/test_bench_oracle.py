@@ -22,7 +22,8 @@ def test_a_stopped_oracle_continues_with_the_pass_rates_that_it_would_have_had(c
     helpers.assert_same_bits(resumed, state)
     lines = helpers.metrics(tmp_path / "whole")
     assert helpers.metrics(tmp_path / "parts") == lines
-    assert all(0 <= line["select/brier"] <= 1 for line in lines)  # it knew a pass rate of all that it chose
+    # it knew a pass rate of all that it chose
+    assert all(0 <= line["select/brier"] <= 1 for line in lines)
     assert [line["rollouts"] for line in lines] == [
         32 * step for step in range(1, 7)
     ]  # what is measured is not counted
@@ -31,7 +32,9 @@ def test_a_stopped_oracle_continues_with_the_pass_rates_that_it_would_have_had(c
 
 def test_outside_of_the_measurement_there_is_no_such_selector():
     assert "oracle" not in selectors.SELECTORS
-    with pytest.raises(InputError, match="no selector 'oracle': it is a measurement now, benchmarks/_oracle.py"):
+    with pytest.raises(
+        InputError, match="no selector 'oracle': it is a measurement now, benchmarks/_oracle.py"
+    ):
         selectors.make("oracle", 8)
 
 

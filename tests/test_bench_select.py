@@ -20,7 +20,9 @@ def test_the_published_estimator_in_numpy_believes_what_bots_does():
         ids, successes = rng.permutation(20)[:4], rng.integers(0, 9, 4).astype(np.float64)
         theirs = select.observe(theirs, weak, strong, ids, successes, num_generations=8)
         counts = jnp.asarray(successes, jnp.float32)
-        ours = bots.update(ours, tasks, Feedback(jnp.asarray(ids, jnp.int32), counts, jnp.full(4, 8.0), counts))
+        ours = bots.update(
+            ours, tasks, Feedback(jnp.asarray(ids, jnp.int32), counts, jnp.full(4, 8.0), counts)
+        )
     np.testing.assert_allclose(ours.posterior.alpha, theirs.alpha, rtol=1e-4)
     np.testing.assert_allclose(ours.posterior.beta, theirs.beta, rtol=1e-4)
     assert len(set(select.choose(rng, theirs, 4))) == 4
@@ -38,7 +40,9 @@ def test_steps_are_measured_side_by_side_and_fill_a_page():
         "sharded": {"bots": {"seconds": 2.0, "tasks a device": 1_250_000}},
         "attention": {"all references": 0.05},
     }
-    page = select.page({name: {"conditions": "here", "figures": figures[name]} for name in select.PARTS})
+    page = select.page(
+        {name: {"conditions": "here", "figures": figures[name]} for name in select.PARTS}
+    )
     assert "32 x 16 rollouts" in page and "1,250,000 tasks a device" in page and "{" not in page
 
 
@@ -51,7 +55,9 @@ def test_steps_are_measured_side_by_side_and_fill_a_page():
         (["--json", "other.json"], "other.json does not hold the figures of this benchmark"),
     ],
 )
-def test_a_mistake_is_told_before_anything_is_measured(flags, message, tmp_path, monkeypatch, capsys):
+def test_a_mistake_is_told_before_anything_is_measured(
+    flags, message, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.json").write_text("[1]")
     (tmp_path / "other.json").write_text('{"steps": 3}')

@@ -1,4 +1,6 @@
-"""Rollout, update and step as they are measured: counts by hand, lengths from the sampler, the turns of processes."""
+"""Rollout, update and step as they are measured: counts by hand, lengths from the sampler, the
+turns of processes.
+"""
 
 import argparse
 import dataclasses
@@ -18,22 +20,33 @@ from benchmarks._turns import Medians, Need
 from jaxrft.errors import InputError
 from jaxrft.lm.model import decoder
 
-SMALL = Shape(layers=1, width=8, heads=2, kv_heads=1, mlp=16, vocabulary=96, prompts=2, prompt_length=3, group_size=2)
+SMALL = Shape(
+    layers=1,
+    width=8,
+    heads=2,
+    kv_heads=1,
+    mlp=16,
+    vocabulary=96,
+    prompts=2,
+    prompt_length=3,
+    group_size=2,
+)
 
 
 def test_operations_are_those_of_the_matrix_products():
     # A layer: q and o 8 x 8, k and v 8 x 4, three of 8 x 16. The logits: 96 x 8.
     assert SMALL.layer_weights == 2 * 64 + 2 * 32 + 3 * 128 == 576
-    # Inputs: 2 prompts of 3 tokens, and 1 + 0 + 2 + 0 tokens of completions. Pairs of a query and a key that it sees:
-    # 1 + 2 + 3 of each prompt; 4 behind the first; 4 + 5 behind the third.
+    # Inputs: 2 prompts of 3 tokens, and 1 + 0 + 2 + 0 tokens of completions. Pairs of a query and a
+    # key that it sees: 1 + 2 + 3 of each prompt; 4 behind the first; 4 + 5 behind the third.
     expected = 2 * 576 * (6 + 3) + 2 * 96 * 8 * (2 + 1 + 3 + 1) + 4 * 2 * 4 * (2 * 6 + 4 + 9)
     assert _shape.forward_flops(SMALL, (2, 1, 3, 1)) == expected
     assert _shape.update_flops(SMALL, (2, 1, 3, 1)) == 3 * expected
 
 
 def test_bytes_are_weights_a_step_and_the_filled_cache():
-    # Two steps read 576 + 96 * 8 weights. A position holds 4 keys and 4 values. Own positions read: 1 of row 0 in step
-    # 1; 1 and 2 of row 2. The prompt of the first group is read in step 1, that of the second in both. Three writes.
+    # Two steps read 576 + 96 * 8 weights. A position holds 4 keys and 4 values. Own positions read:
+    # 1 of row 0 in step 1; 1 and 2 of row 2. The prompt of the first group is read in step 1, that
+    # of the second in both. Three writes.
     numbers = 2 * 1344 + 8 * (1 + 1 + 2) + 8 * 3 * (1 + 2) + 8 * 3
     assert _shape.decode_bytes(SMALL, (2, 1, 3, 1)) == 4 * numbers
 
@@ -58,7 +71,7 @@ def test_the_end_has_the_wanted_probability_and_the_others_keep_their_ratios():
 
 
 TINY = Shape(
-    layers=1, width=16, heads=2, kv_heads=1, mlp=16, vocabulary=96, prompts=8, prompt_length=8, group_size=4,
+    layers=1, width=16, heads=2, kv_heads=1, mlp=16, vocabulary=96, prompts=8, prompt_length=8, group_size=4,  # noqa: E501
     new_tokens=12, mean_length=4,
 )  # fmt: skip
 
@@ -80,7 +93,8 @@ def test_a_step_of_geometric_lengths_is_measured_stage_by_stage():
         assert int(stages.state.step) == 2
     assert list(measured) == ["seconds", *_run.STAGES]
     assert sum(measured[name] for name in _run.STAGES) == pytest.approx(measured["seconds"])
-    # The mean of min(geometric, 12) is (1 - 0.75^12) / 0.25 = 3.87; that of 32 has a deviation below 3.5 / sqrt(32).
+    # The mean of min(geometric, 12) is (1 - 0.75^12) / 0.25 = 3.87; that of 32 has a deviation
+    # below 3.5 / sqrt(32).
     assert 2 < np.mean(found) < 6 and len({*found}) > 3
 
 
@@ -94,7 +108,9 @@ for count, _ in enumerate(sys.stdin):
 
 def test_processes_are_measured_by_turns(tmp_path):
     command = [sys.executable, "-c", ANSWERS]
-    workers = {name: _turns.Worker(name, command, dict(os.environ), tmp_path) for name in ("a", "b")}
+    workers = {
+        name: _turns.Worker(name, command, dict(os.environ), tmp_path) for name in ("a", "b")
+    }
     turns = _turns.take_turns(workers, 3)
     found = _turns.medians(workers["a"].about, turns["a"])
     assert found == Medians(2.0, 3, 1.0, 2**20, {}, (1.0, 2.0, 3.0))
@@ -145,13 +161,17 @@ def test_a_measurement_that_is_terminated_closes_what_it_has_opened():
 
 def test_a_process_that_ends_is_named(tmp_path):
     with pytest.raises(InputError, match="the process of a ended with 1"):
-        _turns.Worker("a", [sys.executable, "-c", "raise SystemExit(1)"], dict(os.environ), tmp_path)
+        _turns.Worker(
+            "a", [sys.executable, "-c", "raise SystemExit(1)"], dict(os.environ), tmp_path
+        )
 
 
 def test_the_table_has_rates_and_ratios():
     first = Medians(2.0, 100, 1.0, 2**20, {"select": 0.5, "learn": 1.5}, (2.0,))
     second = Medians(4.0, 100, 3.0, 2**21, {}, (4.0,), computed=1.125)
-    lines = _turns.table({"ours": first, "base": second}, Need(30, 8), {"flops": 60.0, "bytes": 16.0}).splitlines()
+    lines = _turns.table(
+        {"ours": first, "base": second}, Need(30, 8), {"flops": 60.0, "bytes": 16.0}
+    ).splitlines()
     assert lines[2] == "| ours | 2.000 | 50 | 1.00 | 25.0% | 25.0% | - | 1.0 s | 1 MiB |"
     assert lines[3] == "| base | 4.000 | 25 | 2.00 | 12.5% | 12.5% | 1.12 | 3.0 s | 2 MiB |"
     assert _turns.stage_table({"ours": first, "base": second}).splitlines()[2] == (

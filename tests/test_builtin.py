@@ -22,20 +22,31 @@ from jaxrft.types import InputError
 
 @pytest.mark.parametrize(
     ("operation", "answer"),
-    [("next", "4250"), ("half", "1024"), ("flip", "6850"), ("left", "1493"), ("turn", "9413"), ("twice", "6288")],
+    [
+        ("next", "4250"),
+        ("half", "1024"),
+        ("flip", "6850"),
+        ("left", "1493"),
+        ("turn", "9413"),
+        ("twice", "6288"),
+    ],
 )
 def test_operations_by_hand(operation, answer):
     task = Task(operation, (3, 1, 4, 9))
     assert (task.prompt, task.answer) == (f"{operation} 3149=", answer)
 
 
-@given(st.sampled_from(sorted(builtin.OPERATIONS)), st.lists(st.integers(0, 9), min_size=2, max_size=8).map(tuple))
+@given(
+    st.sampled_from(sorted(builtin.OPERATIONS)),
+    st.lists(st.integers(0, 9), min_size=2, max_size=8).map(tuple),
+)
 def test_an_answer_is_as_long_as_its_list(operation, digits):
     assert len(Task(operation, digits).answer) == len(digits)
 
 
 @pytest.mark.parametrize(
-    ("operation", "answer"), [("sum", "3487"), ("order", "1349"), ("gaps", "3835"), ("cube", "7149")]
+    ("operation", "answer"),
+    [("sum", "3487"), ("order", "1349"), ("gaps", "3835"), ("cube", "7149")],
 )
 def test_untaught_operations_by_hand(operation, answer):
     assert Task(operation, (3, 1, 4, 9)).answer == answer
@@ -59,8 +70,12 @@ def test_splits_are_distinct_and_reproducible(name):
     assert all(task.answer != builtin.text(task.digits) for task in pool + held_out)
     assert all(len(task.prompt) <= make_quickstart.PROMPT for task in pool + held_out)
     learnable = [kind for kind in family.kinds if kind.held_out]
-    assert {task.operation for task in held_out} == {name for kind in learnable for name in kind.operations}
-    assert {len(task.digits) for task in held_out} <= {length for kind in learnable for length in kind.lengths}
+    assert {task.operation for task in held_out} == {
+        name for kind in learnable for name in kind.operations
+    }
+    assert {len(task.digits) for task in held_out} <= {
+        length for kind in learnable for length in kind.lengths
+    }
     assert answers == [task.answer for task in held_out]
     wrong = np.mean([task.answer != truth for task, truth in zip(pool, truths, strict=True)])
     assert abs(wrong - family.unsolvable) < 0.01  # a wrong row may hold the right answer by chance
@@ -76,7 +91,9 @@ def test_kinds_have_their_shares():
     assert not {task.operation for task in pool[:200]} <= set(builtin.HARD)  # mixed
 
 
-@pytest.mark.parametrize("name", [name for name, family in builtin.FAMILIES.items() if family.references])
+@pytest.mark.parametrize(
+    "name", [name for name, family in builtin.FAMILIES.items() if family.references]
+)
 def test_reference_pass_rates_belong_to_their_pool(name):
     rates = builtin.load(name).reference_pass_rates
     assert rates.shape == (builtin.FAMILIES[name].size, 2) and ((rates >= 0) & (rates <= 1)).all()
@@ -99,7 +116,8 @@ def test_informative_groups_of_the_policy_that_a_run_begins_with():
         tasks, truths = (column[:256] for column in builtin.split(name))
         asked = make_quickstart.examples([task.prompt for task in tasks], truths)
         solved = make_quickstart.rollouts(config, params, asked, samples=16)
-        solved = solved if name == "digits-easy" else solved[:, :8]  # as many as the closed loop has in a group
+        # as many as the closed loop has in a group
+        solved = solved if name == "digits-easy" else solved[:, :8]
         assert least <= np.mean(solved.any(axis=1) & ~solved.all(axis=1)) <= most, name
 
 
@@ -123,7 +141,9 @@ def test_unknown_names_say_which_there_are():
         builtin.load("digit")
     with pytest.raises(InputError, match="'digits-kind-test': did you mean digits-kinds-test"):
         builtin.load("digits-kind-test")
-    with pytest.raises(InputError, match="choose one of digits, digits-kinds, .*with -test for what is held out"):
+    with pytest.raises(
+        InputError, match="choose one of digits, digits-kinds, .*with -test for what is held out"
+    ):
         builtin.load("?")
 
 
@@ -134,7 +154,11 @@ def test_the_folder_is_small_and_its_tokenizer_spells():
     text = tokenizer.load(assets.TINY)
     printable = "".join(map(chr, range(32, 127)))
     assert len(text) == weights.read_config(assets.TINY).vocab_size == 96
-    assert text.encode(printable) == make_quickstart.encode(printable) == make_quickstart.tokenizer().encode(printable)
+    assert (
+        text.encode(printable)
+        == make_quickstart.encode(printable)
+        == make_quickstart.tokenizer().encode(printable)
+    )
     assert text.decode(text.encode(printable)) == printable
     assert tokenizer.eos_ids(text, assets.TINY) == (0,)
 
@@ -154,7 +178,10 @@ def test_the_tiny_policy_has_much_to_learn():
     assert 0.05 < rewards.mean() < 0.4
     solved = rewards.sum(axis=1)
     assert {0, 8} < set(solved)  # tasks out of reach, mastered ones, and some in between
-    assert (np.asarray(drawn.lengths) <= length).all() and drawn.mask.shape == (8 * len(ids), length)
+    assert (np.asarray(drawn.lengths) <= length).all() and drawn.mask.shape == (
+        8 * len(ids),
+        length,
+    )
 
 
 def test_examples_by_hand():
@@ -188,6 +215,9 @@ def test_quickstart_config_fits_its_tasks():
     for source in (config.tasks, *config.evaluation.tasks):
         tasks = table.prepare(sources.load(source), text, config.max_prompt_length)
         assert tasks.dropped == ()
-        assert max(len(text.encode(answer)) for answer in tasks.columns["answer"]) < config.max_completion_length
+        assert (
+            max(len(text.encode(answer)) for answer in tasks.columns["answer"])
+            < config.max_completion_length
+        )
     assert config.select.name == "bots"
     assert json.loads(Path(config.model, "config.json").read_text())["model_type"] == "qwen2"

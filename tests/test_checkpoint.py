@@ -58,7 +58,10 @@ def fill(folder, names):
 @pytest.mark.parametrize("url", ["gs://bucket/run", "s3://bucket/run", "file:///run"])
 def test_a_url_is_no_folder(url, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=f"output_dir {url} is a URL.*mounted"), open_folder(settings(url)):
+    with (
+        pytest.raises(InputError, match=f"output_dir {url} is a URL.*mounted"),
+        open_folder(settings(url)),
+    ):
         pass
     assert not list(tmp_path.iterdir())
 
@@ -75,7 +78,11 @@ def test_opening_leaves_nothing_behind(tmp_path):
 @pytest.mark.parametrize(
     ("resume", "names", "wanted"),
     [
-        ("auto", ["policy/config.json", "config.json", "metrics.jsonl"], "holds a trained policy but no checkpoints"),
+        (
+            "auto",
+            ["policy/config.json", "config.json", "metrics.jsonl"],
+            "holds a trained policy but no checkpoints",
+        ),
         ("never", ["policy/config.json"], "move .*policy away to start afresh"),
         ("never", ["config.json"], "holds a run already"),
         ("never", ["metrics.jsonl"], "holds a run already"),
@@ -95,7 +102,11 @@ def test_a_folder_that_would_be_overwritten_is_refused(resume, names, wanted, tm
         ("never", ["notes.txt"], False),
         ("auto", ["config.json", "metrics.jsonl"], True),
         ("auto", ["metrics.jsonl", "checkpoints/3.saving/state"], True),
-        ("auto", ["config.json", "metrics.jsonl", "policy/config.json", "checkpoints/3/state/data"], False),
+        (
+            "auto",
+            ["config.json", "metrics.jsonl", "policy/config.json", "checkpoints/3/state/data"],
+            False,
+        ),
     ],
 )
 def test_a_folder_that_is_used(resume, names, afresh, tmp_path, caplog):
@@ -110,8 +121,14 @@ def test_a_folder_is_used_by_one_run_at_a_time(tmp_path, caplog):
     with open_folder(settings(tmp_path)):
         caplog.clear()
         for resume in ("auto", "never"):
-            wanted = f"output_dir {tmp_path} is in use by process {os.getpid()} on host .*: wait for its end, or choose"
-            with pytest.raises(InputError, match=wanted), open_folder(settings(tmp_path, resume=resume)):
+            wanted = (
+                f"output_dir {tmp_path} is in use by process {os.getpid()} on host .*: "
+                "wait for its end, or choose"
+            )
+            with (
+                pytest.raises(InputError, match=wanted),
+                open_folder(settings(tmp_path, resume=resume)),
+            ):
                 pass
         assert not caplog.messages  # such as that the other run has ended
     with open_folder(settings(tmp_path)):
@@ -130,18 +147,27 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(configure, whole,
     assert "goes on with another" not in caplog.text  # output_dir differs, but nothing goes on
 
 
-@pytest.mark.parametrize("text", ["", '{"steps": 3, "se', "3", "null", "[" * 100_000, '{"steps": NaN}', "\0\xff"])
+@pytest.mark.parametrize(
+    "text", ["", '{"steps": 3, "se', "3", "null", "[" * 100_000, '{"steps": NaN}', "\0\xff"]
+)
 def test_a_config_that_cannot_be_read_is_rewritten(text, tmp_path, caplog):
     saved(tmp_path, 1)
     (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
     with caplog.at_level(logging.INFO, "jaxrft"):
         write_records(tmp_path, settings(tmp_path))
     assert len(caplog.messages) == 1 and "unknown" in caplog.messages[0]
-    assert configs.differences(settings(tmp_path), json.loads((tmp_path / "config.json").read_text())) == {}
+    assert (
+        configs.differences(settings(tmp_path), json.loads((tmp_path / "config.json").read_text()))
+        == {}
+    )
     caplog.clear()
     write_records(tmp_path, settings(tmp_path, seed=3))
     assert caplog.messages == ["this run goes on with another seed: 3, it was 0"]
-    assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "config.json", "versions.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "checkpoints",
+        "config.json",
+        "versions.json",
+    }
 
 
 @contextmanager
@@ -157,7 +183,10 @@ def full_disk(size):
 
 def test_what_a_full_disk_does_not_take_is_one_sentence_and_costs_nothing(tmp_path, caplog, capfd):
     write_records(tmp_path, settings(tmp_path))
-    before, metrics = (tmp_path / "config.json").read_text(), {f"metric{i}": float(i) for i in range(100)}
+    before, metrics = (
+        (tmp_path / "config.json").read_text(),
+        {f"metric{i}": float(i) for i in range(100)},
+    )
     reporter = Reporter(tmp_path / "metrics.jsonl", Display(3, visible=False))
     reporter.add(1, metrics)
     reporter.flush()
@@ -165,7 +194,9 @@ def test_what_a_full_disk_does_not_take_is_one_sentence_and_costs_nothing(tmp_pa
     with Checkpoints(tmp_path / "checkpoints", keep=3, identity={}) as checkpoints:
         checkpoints.save(state(1))
         with full_disk(2000):
-            with pytest.raises(InputError, match="File too large.* from the newest checkpoint, which is of step 1"):
+            with pytest.raises(
+                InputError, match="File too large.* from the newest checkpoint, which is of step 1"
+            ):
                 checkpoints.save(state(2))
             with pytest.raises(InputError, match="cannot write to .*File too large"):
                 write_records(tmp_path, settings(tmp_path, seed=3))
@@ -175,8 +206,12 @@ def test_what_a_full_disk_does_not_take_is_one_sentence_and_costs_nothing(tmp_pa
             with pytest.raises(InputError, match="File too large"):
                 reporter.check_written()
         (sentence,) = (message for message in caplog.messages if "metrics" in message)
-        assert sentence.startswith("the metrics of step 2 wait in memory, and the run goes on: cannot write to ")
-        assert (tmp_path / "config.json").read_text() == before and "absl" not in capfd.readouterr().err
+        assert sentence.startswith(
+            "the metrics of step 2 wait in memory, and the run goes on: cannot write to "
+        )
+        assert (
+            tmp_path / "config.json"
+        ).read_text() == before and "absl" not in capfd.readouterr().err
         reporter.flush()
         reporter.check_written()
         assert helpers.metrics(tmp_path) == [{"step": step} | metrics for step in (1, 2, 3, 4)]
@@ -190,8 +225,12 @@ def test_what_a_full_disk_does_not_take_is_one_sentence_and_costs_nothing(tmp_pa
     }
 
 
-def test_of_several_refused_writes_nothing_is_told_after_the_checkpoints_are_closed(tmp_path, caplog, monkeypatch):
-    """What asyncio makes of a write that failed unseen, be it left in a cycle or held by the frames of the error."""
+def test_of_several_refused_writes_nothing_is_told_after_the_checkpoints_are_closed(
+    tmp_path, caplog, monkeypatch
+):
+    """What asyncio makes of a write that failed unseen, be it left in a cycle or held by the frames
+    of the error.
+    """
 
     loop = asyncio.new_event_loop()
 
@@ -208,7 +247,10 @@ def test_of_several_refused_writes_nothing_is_told_after_the_checkpoints_are_clo
 
     gc.disable()  # as in a process that ends before anything is collected
     try:
-        with pytest.raises(InputError) as told, Checkpoints(tmp_path, keep=3, identity={}) as checkpoints:
+        with (
+            pytest.raises(InputError) as told,
+            Checkpoints(tmp_path, keep=3, identity={}) as checkpoints,
+        ):
             monkeypatch.setattr(checkpoints.orbax, "save", save)
             checkpoints.save(state(1))
         assert "No space left on device" in str(told.value)
@@ -221,14 +263,18 @@ def test_of_several_refused_writes_nothing_is_told_after_the_checkpoints_are_clo
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_over_a_full_disk_but_does_not_end_well_on_it(configure, whole, tmp_path, caplog):
+def test_a_run_goes_on_over_a_full_disk_but_does_not_end_well_on_it(
+    configure, whole, tmp_path, caplog
+):
     folder, end = whole
     train(configure(tmp_path / "run", steps=3))
     wanted = r"checkpoints \(File too large\): .* from the newest checkpoint, which is of step 3"
     with full_disk(20_000), pytest.raises(InputError, match=wanted):
         train(configure(tmp_path / "run", save_steps=1))
     said = [message for message in caplog.messages if "is not saved" in message]
-    assert [message[:41] for message in said] == [f"step {n} is not saved, and the run goes on:" for n in (4, 5)]
+    assert [message[:41] for message in said] == [
+        f"step {n} is not saved, and the run goes on:" for n in (4, 5)
+    ]
     assert saved_steps(tmp_path / "run") == [3]
     helpers.assert_same_bits(train(configure(tmp_path / "run")), end)
     assert helpers.metrics(tmp_path / "run") == helpers.metrics(folder)
@@ -241,9 +287,15 @@ def test_room_for_a_checkpoint_of_several_processes_is_looked_for_first(tmp_path
 
 
 def change(folder, name, content):
-    """Puts other content, None = none, into a file of a checkpoint, and its digest into the sums."""
+    """Puts other content, None = none, into a file of a checkpoint, and its digest into the
+    sums.
+    """
     sums = folder / "SHA256SUMS"
-    lines = [line for line in sums.read_text().splitlines(keepends=True) if not line.endswith(f"  {name}\n")]
+    lines = [
+        line
+        for line in sums.read_text().splitlines(keepends=True)
+        if not line.endswith(f"  {name}\n")
+    ]
     (folder / name).unlink()
     if content is not None:
         (folder / name).write_bytes(content)
@@ -256,17 +308,26 @@ IDENTITIES = {  # content of identity.json, whose sum is right -> what is said o
     "null": (b"null", "identity.json cannot be read: it holds null, not an object"),
     "a list": (b"[1, 2]", "identity.json cannot be read: it holds a list, not an object"),
     "a number": (b"7", "identity.json cannot be read: it holds a number, not an object"),
-    "deep": (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "identity.json cannot be read: it is nested more than"),
+    "deep": (
+        b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+        "identity.json cannot be read: it is nested more than",
+    ),
     "cut": (b'{"a": 1', "identity.json cannot be read: it is not JSON"),
     "empty": (b"", "identity.json cannot be read: it is empty"),
-    "a huge number": (b'{"a": ' + b"1" * 5000 + b"}", "identity.json cannot be read: it is not JSON"),
+    "a huge number": (
+        b'{"a": ' + b"1" * 5000 + b"}",
+        "identity.json cannot be read: it is not JSON",
+    ),
     "missing": (None, "it has no identity.json"),
 }
 
 
 def damage(folder, how):
     """Tears a checkpoint."""
-    sums, data = folder / "SHA256SUMS", max(folder.glob("state/**/d/*"), key=lambda path: path.stat().st_size)
+    sums, data = (
+        folder / "SHA256SUMS",
+        max(folder.glob("state/**/d/*"), key=lambda path: path.stat().st_size),
+    )
     listed = sums.read_text()
     if how == "a byte is another":
         data.write_bytes(data.read_bytes()[:-1] + bytes([data.read_bytes()[-1] ^ 1]))
@@ -334,7 +395,9 @@ def test_every_damage_is_named(how, good, tmp_path):
         assert re.fullmatch(DAMAGES[how], checkpoints._read(1, state(9))[1])
 
 
-@pytest.mark.parametrize("how", [*list(DAMAGES)[:2], "the sums are a pipe", "identity: deep", "orbax cannot read it"])
+@pytest.mark.parametrize(
+    "how", [*list(DAMAGES)[:2], "the sums are a pipe", "identity: deep", "orbax cannot read it"]
+)
 def test_a_torn_checkpoint_is_passed_over_and_saved_anew(how, tmp_path, caplog):
     damage(saved(tmp_path, 1, 2, 3) / "checkpoints/3", how)
     before = helpers.contents(tmp_path)
@@ -342,7 +405,11 @@ def test_a_torn_checkpoint_is_passed_over_and_saved_anew(how, tmp_path, caplog):
         helpers.assert_same_bits(checkpoints.restore(state(9)), state(2))
         assert checkpoints.newest == 2 and helpers.contents(tmp_path) == before
         (sentence,) = caplog.messages
-        assert re.fullmatch(rf"passing over the checkpoint of step 3 \({DAMAGES[how]}\) in .*on from step 2", sentence)
+        assert re.fullmatch(
+            rf"passing over the checkpoint of step 3 \({DAMAGES[how]}\) in "
+            r".*on from step 2",
+            sentence,
+        )
         checkpoints.save(state(3))
         helpers.assert_same_bits(checkpoints.restore(state(9)), state(3))
     assert helpers.checkpoints(tmp_path) == [1, 2, 3]
@@ -353,13 +420,30 @@ def test_no_good_checkpoint_is_one_sentence_and_changes_nothing(tmp_path):
         damage(tmp_path / f"checkpoints/{step}", how)
     before = helpers.contents(tmp_path)
     with Checkpoints(tmp_path / "checkpoints", keep=3, identity={}) as checkpoints:
-        wanted = r"no checkpoint in .* can be used: .*step 3 \(orbax.*; .*step 2 \(it has no .*; .*step 1 \(.*a copy"
+        wanted = (
+            r"no checkpoint in .* can be used: .*step 3 \(orbax.*; .*step 2 \(it has no "
+            r".*; .*step 1 \(.*a copy"
+        )
         with pytest.raises(InputError, match=wanted):
             checkpoints.restore(state(9))
     assert helpers.contents(tmp_path) == before
 
 
-NO_STEPS = ("²", "٣", "01", "+1", "-1", "1_0", "10" + "0" * 30, "3.0", " 3", "4294967296", "1e3", "½", "三")
+NO_STEPS = (
+    "²",
+    "٣",
+    "01",
+    "+1",
+    "-1",
+    "1_0",
+    "10" + "0" * 30,
+    "3.0",
+    " 3",
+    "4294967296",
+    "1e3",
+    "½",
+    "三",
+)
 
 
 def test_only_the_folders_of_steps_are_checkpoints(tmp_path):
@@ -375,7 +459,9 @@ def test_only_the_folders_of_steps_are_checkpoints(tmp_path):
         for step in (7, 8):
             checkpoints.save(state(step))
             assert saved_steps(tmp_path) == [step]
-    assert {*NO_STEPS} < {path.name for path in folder.iterdir()} and not list(folder.glob("*saving*"))
+    assert {*NO_STEPS} < {path.name for path in folder.iterdir()} and not list(
+        folder.glob("*saving*")
+    )
 
 
 def test_links_of_a_folder_are_not_followed_by_what_is_written_or_removed(tmp_path):
@@ -418,10 +504,14 @@ def test_the_newest_stay_and_none_of_a_later_step(tmp_path):
         checkpoints.save(state(4))
     assert helpers.checkpoints(tmp_path) == [3, 4]
     check = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
-    assert subprocess.run(check, cwd=tmp_path / "checkpoints/4", capture_output=True).returncode == 0
+    assert (
+        subprocess.run(check, cwd=tmp_path / "checkpoints/4", capture_output=True).returncode == 0
+    )
 
 
-def test_a_run_goes_on_from_the_newest_good_checkpoint_as_if_nothing_had_happened(configure, whole, tmp_path):
+def test_a_run_goes_on_from_the_newest_good_checkpoint_as_if_nothing_had_happened(
+    configure, whole, tmp_path
+):
     folder, end = whole
     run = shutil.copytree(folder, tmp_path / "run")
     damage(run / "checkpoints/6", "a file is cut")
@@ -434,14 +524,20 @@ def train_in_two_processes(folder, configurations):
     members = []
     for index, config in enumerate(configurations):
         path = helpers.write_config(folder / f"config{index}.py", config)
-        where = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": 2, "JAX_PROCESS_ID": index}
+        where = {
+            "JAX_COORDINATOR_ADDRESS": address,
+            "JAX_NUM_PROCESSES": 2,
+            "JAX_PROCESS_ID": index,
+        }
         members.append(helpers.start("-m", "jaxrft", "train", path, devices=4, **where))
     return helpers.finish(*members)
 
 
 @pytest.mark.slow
 def test_processes_with_folders_of_their_own_are_refused(configure, tmp_path):
-    outcomes = train_in_two_processes(tmp_path, [configure(tmp_path / name, distributed=True) for name in "ab"])
+    outcomes = train_in_two_processes(
+        tmp_path, [configure(tmp_path / name, distributed=True) for name in "ab"]
+    )
     for code, _, errors in outcomes:
         assert code == 2 and "output_dir must be on storage that all hosts share" in errors, errors
         assert "Traceback" not in errors
@@ -450,7 +546,9 @@ def test_processes_with_folders_of_their_own_are_refused(configure, tmp_path):
 @pytest.mark.slow
 def test_processes_are_refused_by_the_first_alike(configure, tmp_path):
     fill(tmp_path / "run", ["policy/config.json"])
-    for code, _, errors in train_in_two_processes(tmp_path, [configure(tmp_path / "run", distributed=True)] * 2):
+    for code, _, errors in train_in_two_processes(
+        tmp_path, [configure(tmp_path / "run", distributed=True)] * 2
+    ):
         assert code == 2 and "holds a trained policy but no checkpoints" in errors, errors
 
 
@@ -463,16 +561,30 @@ def test_processes_go_on_together_from_what_one_has_saved(configure, whole, tmp_
     outcomes = train_in_two_processes(tmp_path, [configure(run, distributed=True)] * 2)
     assert [code for code, _, _ in outcomes] == [0, 0], outcomes
     assert "going on after step 6" in outcomes[0][1] and "going on" not in outcomes[1][1]
-    assert [errors.count("passing over the checkpoint of step 9 (state/") for _, _, errors in outcomes] == [1, 0]
+    assert [
+        errors.count("passing over the checkpoint of step 9 (state/") for _, _, errors in outcomes
+    ] == [1, 0]
     assert helpers.checkpoints(run) == [3, 6, 9]  # and no leftover
 
 
 @pytest.mark.parametrize(
     ("written", "said"),
     [
-        (None, "have format 1, this version reads format 2: finish the run with jaxrft 0.1.0, or choose another"),
-        (3, "have format 3, this version reads format 2: finish the run with the version of jaxrft that made"),
-        ("2", "have format '2', this version reads format 2: finish the run with the version of jaxrft that made"),
+        (
+            None,
+            "have format 1, this version reads format 2: finish the run with jaxrft 0.1.0, "
+            "or choose another",
+        ),
+        (
+            3,
+            "have format 3, this version reads format 2: finish the run with the version of "
+            "jaxrft that made",
+        ),
+        (
+            "2",
+            "have format '2', this version reads format 2: finish the run with the version "
+            "of jaxrft that made",
+        ),
     ],
 )
 def test_checkpoints_of_another_format_are_refused_and_left_as_they_are(tmp_path, written, said):

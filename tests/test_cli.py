@@ -1,4 +1,6 @@
-"""The process of a command: how it ends on signals that come early, and on errors that nobody foresaw."""
+"""The process of a command: how it ends on signals that come early, and on errors that nobody
+foresaw.
+"""
 
 import re
 import signal
@@ -30,7 +32,8 @@ from jaxrft.__main__ import main
 sys.meta_path.insert(0, Interrupt())
 sys.exit(main())
 """
-# As a long compilation does: C++ that gives up the interpreter's lock, and returns to it much later.
+# As a long compilation does: C++ that gives up the interpreter's lock, and returns to it much
+# later.
 COMPILING = """
 import hashlib, os, signal, sys, threading
 from jaxrft.host import signals
@@ -47,7 +50,11 @@ def run(code, *arguments):
     """Exit code, stdout and stderr of a Python process."""
     command = [sys.executable, "-c", code, *arguments]
     ended = subprocess.run(
-        command, capture_output=True, text=True, timeout=helpers.TIMEOUT, cwd=Path(__file__).parents[1]
+        command,
+        capture_output=True,
+        text=True,
+        timeout=helpers.TIMEOUT,
+        cwd=Path(__file__).parents[1],
     )
     return ended.returncode, ended.stdout, ended.stderr
 
@@ -77,7 +84,9 @@ def test_a_signal_ends_a_process_that_compiles(name):
 def test_a_second_ctrl_c_ends_a_process_that_compiles_and_would_save():
     code, _, said = run(COMPILING, "SIGINT", "saving")
     first, second = said.splitlines()
-    assert code == 130 and first.startswith("jaxrft: stopping after the step at hand; a second Ctrl-C ends")
+    assert code == 130 and first.startswith(
+        "jaxrft: stopping after the step at hand; a second Ctrl-C ends"
+    )
     assert second.startswith("jaxrft: stopped by SIGINT for the second time, without saving")
 
 
@@ -91,23 +100,34 @@ def test_a_signal_that_is_ignored_stays_ignored(name):
 def test_what_a_run_saves_on_is_what_is_not_ignored():
     code = (
         "import signal\nfrom jaxrft.host import signals\nprint(*map(int, signals.to_save()))\n"
-        "for number in signals.numbers(): signal.signal(number, signal.SIG_IGN)\nprint(*map(int, signals.to_save()))"
+        "for number in signals.numbers(): signal.signal(number, "
+        "signal.SIG_IGN)\nprint(*map(int, signals.to_save()))"
     )
-    assert run(code)[1].split() == ["2", "15", "1", "15"]  # SIGTERM is how schedulers ask, whatever shells trap
+    # SIGTERM is how schedulers ask, whatever shells trap
+    assert run(code)[1].split() == ["2", "15", "1", "15"]
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-", "<&-"])
 def test_no_file_takes_the_number_of_a_closed_standard_stream(closed):
-    code = "import os; from jaxrft.host import signals; signals.open_descriptors(); os._exit(os.dup(2))"
-    done = subprocess.run(["bash", "-c", f'"$0" -c "$1" {closed}', sys.executable, code], cwd=Path(__file__).parents[1])
+    code = (
+        "import os; from jaxrft.host import signals; signals.open_descriptors(); "
+        "os._exit(os.dup(2))"
+    )
+    done = subprocess.run(
+        ["bash", "-c", f'"$0" -c "$1" {closed}', sys.executable, code],
+        cwd=Path(__file__).parents[1],
+    )
     assert done.returncode > 2
 
 
 def test_a_forked_child_tells_its_parent_of_no_signal():
     code = (
-        "import os, signal, time\nfrom jaxrft.host import signals\nsignals.leave_early()\nchild = os.fork()\n"
-        "if child == 0:\n    signal.signal(signal.SIGTERM, lambda *_: os._exit(7))\n    time.sleep(60)\n"
-        "time.sleep(0.3)\nos.kill(child, signal.SIGTERM)\nprint(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+        "import os, signal, time\nfrom jaxrft.host import "
+        "signals\nsignals.leave_early()\nchild = os.fork()\n"
+        "if child == 0:\n    signal.signal(signal.SIGTERM, lambda *_: os._exit(7))\n    "
+        "time.sleep(60)\n"
+        "time.sleep(0.3)\nos.kill(child, "
+        "signal.SIGTERM)\nprint(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
         "time.sleep(0.3)"
     )
     assert run(code)[:2] == (0, "7\n")
@@ -117,7 +137,8 @@ def test_sigterm_ends_a_process_that_has_joined_others():
     """JAX has a handler of its own for it, to which nothing here listens."""
     code = (
         "import os, signal, sys, time\nfrom jaxrft.host import signals\nsignals.leave_early()\n"
-        "os.environ |= dict(JAX_COORDINATOR_ADDRESS=sys.argv[1], JAX_NUM_PROCESSES='1', JAX_PROCESS_ID='0')\n"
+        "os.environ |= dict(JAX_COORDINATOR_ADDRESS=sys.argv[1], JAX_NUM_PROCESSES='1', "
+        "JAX_PROCESS_ID='0')\n"
         "from jaxrft.host import multihost\nmultihost.join_processes()\n"
         "os.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(5)"
     )
@@ -127,7 +148,8 @@ def test_sigterm_ends_a_process_that_has_joined_others():
 
 def test_all_is_the_kernels_when_the_command_has_ended():
     code = (
-        "import os, signal, sys\nfrom jaxrft.__main__ import main\nsys.argv = ['jaxrft', '--help']\n"
+        "import os, signal, sys\nfrom jaxrft.__main__ import main\nsys.argv = ['jaxrft', "
+        "'--help']\n"
         "assert main() == 0\nos.kill(os.getpid(), signal.SIGINT)"
     )
     code, _, said = run(code)
@@ -138,8 +160,14 @@ BUGS = [
     (RuntimeError("a\nb"), "RuntimeError: a"),
     (KeyError("x"), "KeyError: 'x'"),
     (AssertionError(), "AssertionError"),
-    (RecursionError("maximum recursion depth exceeded"), "RecursionError: maximum recursion depth exceeded"),
-    (UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed"), "UnicodeEncodeError: 'utf-8' codec"),
+    (
+        RecursionError("maximum recursion depth exceeded"),
+        "RecursionError: maximum recursion depth exceeded",
+    ),
+    (
+        UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed"),
+        "UnicodeEncodeError: 'utf-8' codec",
+    ),
     (ValueError("x" * 1000), f"ValueError: {'x' * 200}..."),
 ]
 
@@ -168,7 +196,9 @@ def test_an_error_that_nobody_foresaw_is_one_sentence_and_its_trace_is_in_a_file
 def test_a_trace_goes_to_the_temporary_folder_where_there_is_no_run(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     for folder in (None, tmp_path / "nowhere", Path("/proc/1")):
-        with pytest.raises(crash.Crash, match=f"ZeroDivisionError: .* in {re.escape(str(tmp_path))}/jaxrft-error-"):
+        with pytest.raises(
+            crash.Crash, match=f"ZeroDivisionError: .* in {re.escape(str(tmp_path))}/jaxrft-error-"
+        ):
             with crash.reported(folder):
                 1 / 0  # noqa: B018
         (trace,) = tmp_path.iterdir()
@@ -186,10 +216,23 @@ def test_a_trace_that_no_folder_takes_is_said(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("error", "wanted"),
     [
-        (MemoryError(), r"out of memory \(MemoryError\): set remat to full, lower micro_batch_size"),
-        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 17 bytes."), "out of memory .*17 bytes.*--dry-run"),
-        (RuntimeError("Unable to initialize backend 'tpu': x"), "JAX finds no device .*'tpu'.*: set JAX_PLATFORMS"),
-        (ModuleNotFoundError("No module named 'optax'", name="optax"), "the package optax cannot be imported"),
+        (
+            MemoryError(),
+            r"out of memory \(MemoryError\): set remat to full, lower "
+            r"micro_batch_size",
+        ),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 17 bytes."),
+            "out of memory .*17 bytes.*--dry-run",
+        ),
+        (
+            RuntimeError("Unable to initialize backend 'tpu': x"),
+            "JAX finds no device .*'tpu'.*: set JAX_PLATFORMS",
+        ),
+        (
+            ModuleNotFoundError("No module named 'optax'", name="optax"),
+            "the package optax cannot be imported",
+        ),
         (InputError("steps is 0"), "^steps is 0$"),
     ],
 )
@@ -208,5 +251,8 @@ def test_what_is_too_large_for_the_memory_of_a_device_is_no_bug():
 
 
 def test_help_and_mistakes_import_no_jax():
-    code = "import sys\nfrom jaxrft import cli\nprint(cli.main(['--help']), cli.main(['no']), 'jax' in sys.modules)"
+    code = (
+        "import sys\nfrom jaxrft import cli\nprint(cli.main(['--help']), cli.main(['no']), "
+        "'jax' in sys.modules)"
+    )
     assert run(code)[1].endswith("\n0 2 False\n")

@@ -31,7 +31,8 @@ def test_a_level_is_reached_by_the_mean_of_three():
 
 
 def test_savings_by_hand():
-    fast = curve(0.0, 0.5, 0.6, 0.7, 0.8, 0.8, 0.8, tokens=200, seconds=0.5)  # a mean of 0.6 after 3 of 6
+    # a mean of 0.6 after 3 of 6
+    fast = curve(0.0, 0.5, 0.6, 0.7, 0.8, 0.8, 0.8, tokens=200, seconds=0.5)
     found = _savings.saving(fast, UNIFORM, references=90)
     assert found.reached and found.rollouts == 30
     assert found.log == pytest.approx({"rollouts": log(2), "tokens": 0, "seconds": log(4)})
@@ -48,15 +49,27 @@ def test_a_run_that_does_not_get_there_is_told_and_enters_with_its_whole_cost():
 def test_results_are_of_paired_runs(tmp_path, capsys):
     fast = curve(0.0, 0.5, 0.6, 0.7, 0.8, 0.8, 0.8)
     runs = {"uniform": UNIFORM, "bots": curve(*[0.1] * 7), "oracle": fast}
-    curves = {closed_loop.Run("digits-easy", name, 0.1, seed): found for seed in (0, 1) for name, found in runs.items()}
+    curves = {
+        closed_loop.Run("digits-easy", name, 0.1, seed): found
+        for seed in (0, 1)
+        for name, found in runs.items()
+    }
     closed_loop.write(curves, tmp_path / "found")
-    rows = {row["selector"]: row for row in json.loads((tmp_path / "found.json").read_text())["rows"]}
-    assert rows["oracle"]["share"]["rollouts"] == [1.0, 1.0, 1.0] and rows["uniform"]["share"]["rollouts"][0] == 0.0
+    rows = {
+        row["selector"]: row for row in json.loads((tmp_path / "found.json").read_text())["rows"]
+    }
+    assert (
+        rows["oracle"]["share"]["rollouts"] == [1.0, 1.0, 1.0]
+        and rows["uniform"]["share"]["rollouts"][0] == 0.0
+    )
     assert rows["oracle"]["log_saving"]["rollouts"] == pytest.approx([log(2)] * 3)
     assert (rows["bots"]["not_reached"], rows["bots"]["seeds"]) == (2, 2)
     assert rows["bots"]["reference_rollouts"] == 2 * 8 * 1024
     text = (tmp_path / "found.md").read_text()
-    assert "| bots | 0.50 | 60 | 2 of 2 | 1.00 (1.00 to 1.00) |" in text and "uniform ends at 0.600" in text
+    assert (
+        "| bots | 0.50 | 60 | 2 of 2 | 1.00 (1.00 to 1.00) |" in text
+        and ("uniform ends at 0.600") in text
+    )
     assert (tmp_path / "found.png").stat().st_size > 10_000
     assert "| digits-easy | oracle | 0.1 | 0.800, 0.800 |" in closed_loop.tuned(curves)
 
@@ -64,12 +77,18 @@ def test_results_are_of_paired_runs(tmp_path, capsys):
 @pytest.mark.slow
 def test_dots_gets_a_predictor_for_the_embeddings_of_the_tiny_policy(tmp_path, monkeypatch):
     monkeypatch.setattr(_similarity, "TASKS", 128)
-    _similarity.write("digits-easy", [Path(assets.TINY)], closed_loop.predictor_of("digits-easy", tmp_path))
+    _similarity.write(
+        "digits-easy", [Path(assets.TINY)], closed_loop.predictor_of("digits-easy", tmp_path)
+    )
     found = load_predictor(tmp_path / "digits-easy.safetensors")
     assert found.embeddings == Origin(assets.TINY, 64)
     assert closed_loop.reference_rollouts("digits-easy", "dots") == 7 * 8 * 128
     select = closed_loop.select_config(closed_loop.Run("digits-easy", "dots", 0.1, 0), tmp_path)
-    assert select.num_references / (select.probe_every * closed_loop.SETTINGS["digits-kinds"].batch_size) == 0.25
+    assert (
+        select.num_references
+        / (select.probe_every * closed_loop.SETTINGS["digits-kinds"].batch_size)
+        == 0.25
+    )
 
 
 def test_replay_is_a_variant_of_a_selector(tmp_path):
@@ -78,7 +97,10 @@ def test_replay_is_a_variant_of_a_selector(tmp_path):
     assert (config.select.name, config.replay.capacity, config.fresh_batch_size) == ("bots", 256, 4)
     for selector in ("bots", "bots+replay"):
         assert closed_loop.reference_rollouts(run.family, selector) > 0
-    assert closed_loop.parse(["--selectors", "uniform", "bots+replay"]).selectors == ["uniform", "bots+replay"]
+    assert closed_loop.parse(["--selectors", "uniform", "bots+replay"]).selectors == [
+        "uniform",
+        "bots+replay",
+    ]
 
 
 @pytest.mark.slow
@@ -88,10 +110,26 @@ def test_a_finished_run_is_not_run_again(world, tmp_path, monkeypatch, capsys):
     run = closed_loop.Run("digits-easy", "uniform", 1e-4, 0)
     (tmp_path / "-".join(map(str, run)) / "run").mkdir(parents=True)  # one that was interrupted is
     found = closed_loop.train(run, tmp_path)
-    assert len(found.held_out) == 3 and found.rollouts == [0, 64, 128] and found.tokens[0] == 0 < found.tokens[1]
-    monkeypatch.setattr(closed_loop.loop, "train", lambda config: SimpleNamespace(step=config.steps - 1))
+    assert (
+        len(found.held_out) == 3
+        and found.rollouts == [0, 64, 128]
+        and found.tokens[0] == 0 < found.tokens[1]
+    )
+    monkeypatch.setattr(
+        closed_loop.loop, "train", lambda config: SimpleNamespace(step=config.steps - 1)
+    )
     assert closed_loop.train_all([run], tmp_path, 1) == [found]
-    closed_loop.main(["--runs", str(tmp_path), "--finished", "--families", "digits-easy", "--selectors", "uniform"])
+    closed_loop.main(
+        [
+            "--runs",
+            str(tmp_path),
+            "--finished",
+            "--families",
+            "digits-easy",
+            "--selectors",
+            "uniform",
+        ]
+    )
     assert "no tables without uniform and oracle" in capsys.readouterr().out
     with pytest.raises(KeyboardInterrupt):  # by a signal, after a step
         closed_loop.train(run._replace(seed=1), tmp_path)

@@ -22,7 +22,8 @@ def test_the_folder_is_in_the_users_cache_folder(environment, tmp_path):
     assert compile_cache.folder().parent == tmp_path / ".cache/jaxrft/compiled"
     environment.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     assert compile_cache.folder().parent == tmp_path / "caches/jaxrft/compiled"
-    environment.setenv("XDG_CACHE_HOME", "relative")  # to be ignored, by the XDG base directory specification
+    # to be ignored, by the XDG base directory specification
+    environment.setenv("XDG_CACHE_HOME", "relative")
     assert compile_cache.folder().parent == tmp_path / ".cache/jaxrft/compiled"
 
 
@@ -51,11 +52,15 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(environment, tmp_path, cap
 
 @pytest.mark.slow
 def test_a_second_run_compiles_nothing_that_the_first_has_compiled(configure, tmp_path):
-    config = helpers.write_config(tmp_path / "config.py", configure(tmp_path / "first", steps=1, mesh=MeshConfig()))
+    config = helpers.write_config(
+        tmp_path / "config.py", configure(tmp_path / "first", steps=1, mesh=MeshConfig())
+    )
     variables = {compile_cache.FOLDER: tmp_path / "compiled", compile_cache.SHORTEST: 0}
     kept = []
     for name in ("first", "second"):
-        code, _, errors = helpers.jaxrft("train", config, "--output-dir", tmp_path / name, devices=1, **variables)
+        code, _, errors = helpers.jaxrft(
+            "train", config, "--output-dir", tmp_path / name, devices=1, **variables
+        )
         assert code == 0, errors
         kept.append({path.name for path in Path(tmp_path / "compiled").glob("*-cache")})
     assert kept[0] == kept[1]

@@ -10,7 +10,15 @@ import pytest
 
 from jaxrft import config as configs
 from jaxrft import mesh as meshes
-from jaxrft.config import Config, EvalConfig, LoRAConfig, MeshConfig, ReplayConfig, SelectConfig, TasksConfig
+from jaxrft.config import (
+    Config,
+    EvalConfig,
+    LoRAConfig,
+    MeshConfig,
+    ReplayConfig,
+    SelectConfig,
+    TasksConfig,
+)
 from jaxrft.learn import grpo, replay, reward_shaping, update
 from jaxrft.lm import model, rollout, sampling
 from jaxrft.rewards.pool import Pool
@@ -19,14 +27,25 @@ from jaxrft.types import InputError
 
 
 def make(**changes):
-    return Config(**{"model": "policy", "tasks": TasksConfig("tasks.jsonl"), "output_dir": "run"} | changes)
+    return Config(
+        **{"model": "policy", "tasks": TasksConfig("tasks.jsonl"), "output_dir": "run"} | changes
+    )
 
 
 # field, a value out of its range, what the message says beside them
 OUT_OF_RANGE = [
-    *((name, 0, "at least 1") for name in ("steps", "batch_size", "max_prompt_length", "max_completion_length")),
-    *((name, 0, "at least 1") for name in ("num_iterations", "keep_checkpoints", "save_steps", "reward_workers")),
-    *((name, -1, "0 or more") for name in ("top_k", "warmup_steps", "eval_steps", "seed", "log_completions_steps")),
+    *(
+        (name, 0, "at least 1")
+        for name in ("steps", "batch_size", "max_prompt_length", "max_completion_length")
+    ),
+    *(
+        (name, 0, "at least 1")
+        for name in ("num_iterations", "keep_checkpoints", "save_steps", "reward_workers")
+    ),
+    *(
+        (name, -1, "0 or more")
+        for name in ("top_k", "warmup_steps", "eval_steps", "seed", "log_completions_steps")
+    ),
     *((name, -0.5, "0 or more") for name in ("kl_coef", "learning_rate", "weight_decay")),
     ("learning_rate", float("nan"), "a finite number"),
     ("num_generations", 1, "at least 2, because an advantage compares the samples of a task"),
@@ -71,20 +90,29 @@ OUT_OF_RANGE = [
 def test_a_value_out_of_range_is_refused(name, value, wanted):
     with pytest.raises(InputError) as error:
         make(**{name: value})
-    assert str(error.value).startswith(f"{name} is {value!r}: it must be ") and wanted in str(error.value)
+    assert str(error.value).startswith(f"{name} is {value!r}: it must be ") and wanted in str(
+        error.value
+    )
 
 
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ("", r"is '': it must be a JSON object such as {\"enable_thinking\": false}, but it is empty"),
+        (
+            "",
+            r"is '': it must be a JSON object such as {\"enable_thinking\": false}, but it is "
+            r"empty",
+        ),
         ("enable_thinking=False", "but it is not JSON"),
         ("[1]", "but it holds a list"),
         ('{"a": NaN}', "NaN is no JSON number"),
         ('{"tokenize": true}', "tokenize is not for templates to choose: leave it out"),
         ('{"messages": []}', "messages is not for templates to choose: leave it out"),
         ('{"documents": 5}', "documents must be a list of objects"),
-        ({"enable_thinking": False}, "is a dict: it must be JSON text, '{\"enable_thinking\": false}'"),
+        (
+            {"enable_thinking": False},
+            "is a dict: it must be JSON text, '{\"enable_thinking\": false}'",
+        ),
         (5, "is 5: it must be of type str"),
     ],
 )
@@ -98,9 +126,15 @@ def test_variables_for_chat_templates_are_json(value, said):
     ("changes", "message"),
     [
         ({"model": 3}, "model is 3: it must be of type str"),
-        ({"tasks": None}, "tasks is None: it must be of type TasksConfig | tuple[TasksConfig, ...]"),
+        (
+            {"tasks": None},
+            "tasks is None: it must be of type TasksConfig | tuple[TasksConfig, ...]",
+        ),
         ({"tasks": [TasksConfig("a")]}, "it must be of type TasksConfig | tuple[TasksConfig, ...]"),
-        ({"tasks": (TasksConfig("a"), TasksConfig("b", limit="3"))}, "tasks[1].limit is '3': it must be of type int"),
+        (
+            {"tasks": (TasksConfig("a"), TasksConfig("b", limit="3"))},
+            "tasks[1].limit is '3': it must be of type int",
+        ),
         ({"tasks": TasksConfig(None)}, "tasks.source is None: it must be of type str"),
         ({"steps": "3"}, "steps is '3': it must be of type int"),
         ({"steps": 3.0}, "steps is 3.0: it must be of type int"),
@@ -108,15 +142,36 @@ def test_variables_for_chat_templates_are_json(value, said):
         ({"top_p": False}, "top_p is False: it must be of type float"),
         ({"distributed": 1}, "distributed is 1: it must be of type bool"),
         ({"epsilon_high": "0.3"}, "epsilon_high is '0.3': it must be of type float | None"),
-        ({"rewards": "math"}, "rewards is 'math': it must be of type tuple[str, ...], such as ('math',)"),
-        ({"rewards": ["math"]}, "rewards is ['math']: it must be of type tuple[str, ...], such as ('math',)"),
+        (
+            {"rewards": "math"},
+            "rewards is 'math': it must be of type tuple[str, ...], such as ('math',)",
+        ),
+        (
+            {"rewards": ["math"]},
+            "rewards is ['math']: it must be of type tuple[str, ...], such as ('math',)",
+        ),
         ({"rewards": ("math", max)}, f"rewards[1] is {max!r}: it must be of type str"),
-        ({"reward_weights": 1.0}, "reward_weights is 1.0: it must be of type tuple[float, ...] | None"),
-        ({"select": SelectConfig(prior=(1.0,))}, "select.prior is (1.0,): it must be of type tuple[float, float]"),
-        ({"select": SelectConfig(prior=(1, "1"))}, "select.prior[1] is '1': it must be of type float"),
-        ({"select": SelectConfig(order="none")}, "order is 'none': it must be one of shuffled, replacement, sequent"),
+        (
+            {"reward_weights": 1.0},
+            "reward_weights is 1.0: it must be of type tuple[float, ...] | None",
+        ),
+        (
+            {"select": SelectConfig(prior=(1.0,))},
+            "select.prior is (1.0,): it must be of type tuple[float, float]",
+        ),
+        (
+            {"select": SelectConfig(prior=(1, "1"))},
+            "select.prior[1] is '1': it must be of type float",
+        ),
+        (
+            {"select": SelectConfig(order="none")},
+            "order is 'none': it must be one of shuffled, replacement, sequent",
+        ),
         ({"mesh": MeshConfig(model=2.0)}, "mesh.model is 2.0: it must be of type int"),
-        ({"lora": LoRAConfig(targets=("q", "qkv"))}, "lora.targets[1] is 'qkv': it must be one of q, k, v, o, gate, "),
+        (
+            {"lora": LoRAConfig(targets=("q", "qkv"))},
+            "lora.targets[1] is 'qkv': it must be one of q, k, v, o, gate, ",
+        ),
         (
             {"evaluation": EvalConfig(TasksConfig("a"))},
             "it must be of type tuple[TasksConfig, ...], such as (TasksConfig(",
@@ -134,7 +189,12 @@ def test_a_value_of_another_type_is_refused(changes, message):
 
 
 def test_an_int_is_a_float():
-    assert make(temperature=1, epsilon_high=1, reward_weights=(1,), select=SelectConfig(prior=(1, 1))).temperature == 1
+    assert (
+        make(
+            temperature=1, epsilon_high=1, reward_weights=(1,), select=SelectConfig(prior=(1, 1))
+        ).temperature
+        == 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -156,7 +216,8 @@ def test_an_evaluation_out_of_range_is_refused(changes, wanted):
         ({"alpha": 0.0}, "lora.alpha is 0.0: it must be positive"),
         (
             {"targets": ("q",)},
-            r"lora.targets is \('q',\): it must be left as it is while lora.rank is 0, which finetun",
+            r"lora.targets is \('q',\): it must be left as it is while lora.rank is 0, which "
+            r"finetun",
         ),
         ({"targets": ()}, r"lora.targets is \(\): it must be at least one weight"),
     ],
@@ -170,8 +231,14 @@ def test_adapters_out_of_range_are_refused(changes, wanted):
     ("changes", "wanted"),
     [
         ({"capacity": -1}, "replay.capacity is -1: it must be 0 or more"),
-        ({"capacity": 15}, "replay.capacity is 15: it must be at least 16, the groups that a step draws"),
-        ({"capacity": 64, "fresh_fraction": 0.0}, "replay.fresh_fraction is 0.0: it must be such that at least one of"),
+        (
+            {"capacity": 15},
+            "replay.capacity is 15: it must be at least 16, the groups that a step draws",
+        ),
+        (
+            {"capacity": 64, "fresh_fraction": 0.0},
+            "replay.fresh_fraction is 0.0: it must be such that at least one of",
+        ),
         ({"capacity": 64, "fresh_fraction": 1.0}, "batch_size 32 tasks is fresh and one replayed"),
         ({"capacity": 64, "max_age": 0}, "replay.max_age is 0: it must be at least 1 step"),
     ],
@@ -184,8 +251,14 @@ def test_a_replay_out_of_range_is_refused(changes, wanted):
 @pytest.mark.parametrize(
     ("changes", "wanted"),
     [
-        ({"eval_steps": 0}, "keep_best is 'test/greedy' but eval_steps is 0, never: say how often to evaluate"),
-        ({"keep_best": "test/avg@8"}, "it must be a metric of the evaluations, test/greedy, test/avg@4, test/pass@4"),
+        (
+            {"eval_steps": 0},
+            "keep_best is 'test/greedy' but eval_steps is 0, never: say how often to evaluate",
+        ),
+        (
+            {"keep_best": "test/avg@8"},
+            "it must be a metric of the evaluations, test/greedy, test/avg@4, test/pass@4",
+        ),
         ({"evaluation": EvalConfig()}, "evaluations, none, for want of evaluation.tasks"),
     ],
 )
@@ -198,7 +271,11 @@ def test_the_best_policy_is_told_by_an_evaluation(changes, wanted):
 
 
 def test_a_step_rolls_out_all_tasks_unless_there_is_a_replay():
-    assert make().fresh_batch_size == make(replay=ReplayConfig(fresh_fraction=0.25)).fresh_batch_size == 32
+    assert (
+        make().fresh_batch_size
+        == make(replay=ReplayConfig(fresh_fraction=0.25)).fresh_batch_size
+        == 32
+    )
     assert make(replay=ReplayConfig(capacity=64, fresh_fraction=0.25)).fresh_batch_size == 8
 
 
@@ -218,8 +295,14 @@ def test_a_step_rolls_out_all_tasks_unless_there_is_a_replay():
             {"evaluation": EvalConfig((TasksConfig("a.jsonl", weight=1.0),))},
             "the held-out set a has a weight: only sets that are trained on have one",
         ),
-        ({"tasks": TasksConfig("a.jsonl", weight=0.0)}, "the weight of a is 0.0: it must be positive"),
-        ({"tasks": TasksConfig("a.jsonl", weight=math.inf)}, "tasks.weight is inf: it must be a finite number"),
+        (
+            {"tasks": TasksConfig("a.jsonl", weight=0.0)},
+            "the weight of a is 0.0: it must be positive",
+        ),
+        (
+            {"tasks": TasksConfig("a.jsonl", weight=math.inf)},
+            "tasks.weight is inf: it must be a finite number",
+        ),
         (
             {"tasks": (TasksConfig("a.jsonl", weight=1), TasksConfig("b.jsonl"))},
             "b has no weight but other sets of tasks have: give one to all of them or to none",
@@ -259,24 +342,52 @@ def test_the_two_sided_clip_has_no_place_in_cispo():
 
 
 def test_the_edges_of_the_ranges_are_allowed():
-    make(steps=1, batch_size=1, num_generations=2, top_k=0, top_p=1.0, learning_rate=0.0, seed=0, save_steps=1)
+    make(
+        steps=1,
+        batch_size=1,
+        num_generations=2,
+        top_k=0,
+        top_p=1.0,
+        learning_rate=0.0,
+        seed=0,
+        save_steps=1,
+    )
     make(mini_batch_size=8, micro_batch_size=4, evaluation=EvalConfig(num_samples=0, batch_size=1))
-    make(rewards=("math", "exact"), reward_weights=(1.0, 0.2), success_reward="exact", epsilon_high=1.5, delta=2.6)
+    make(
+        rewards=("math", "exact"),
+        reward_weights=(1.0, 0.2),
+        success_reward="exact",
+        epsilon_high=1.5,
+        delta=2.6,
+    )
     make(max_completion_length=8, overlong_buffer=8, overlong_penalty=0.0, entropy_coef=0.0)
 
 
 @pytest.mark.parametrize("generations, rows", [(6, 4), (4, 6)])
 def test_a_micro_batch_holds_whole_groups_or_a_part_of_one(generations, rows):
     """12 rows are divisible by both, but neither divides the other."""
-    with pytest.raises(InputError, match=f"micro_batch_size is {rows}: .* multiple of num_generations {generations}"):
+    with pytest.raises(
+        InputError,
+        match=f"micro_batch_size is {rows}: .* multiple of num_generations {generations}",
+    ):
         make(batch_size=12 // generations, num_generations=generations, micro_batch_size=rows)
 
 
 def test_sizes_that_are_not_given():
     config = make(batch_size=8, num_generations=4)
-    assert (config.tasks_per_update, config.rows_per_micro_batch, config.eval_batch_size) == (8, 32, 8)
-    config = make(batch_size=8, num_generations=4, mini_batch_size=2, evaluation=EvalConfig(batch_size=3))
-    assert (config.tasks_per_update, config.rows_per_micro_batch, config.eval_batch_size) == (2, 8, 3)
+    assert (config.tasks_per_update, config.rows_per_micro_batch, config.eval_batch_size) == (
+        8,
+        32,
+        8,
+    )
+    config = make(
+        batch_size=8, num_generations=4, mini_batch_size=2, evaluation=EvalConfig(batch_size=3)
+    )
+    assert (config.tasks_per_update, config.rows_per_micro_batch, config.eval_batch_size) == (
+        2,
+        8,
+        3,
+    )
     assert make(micro_batch_size=16).rows_per_micro_batch == 16
 
 
@@ -304,7 +415,8 @@ def test_load(tmp_path):
         (
             "decay=",
             "measured=",
-            "'measured'; the oracle is a measurement now, benchmarks/_oracle.py: leave the field out",
+            "'measured'; the oracle is a measurement now, benchmarks/_oracle.py: leave the "
+            "field out",
         ),
         ('TasksConfig("tasks.jsonl")', 'TasksConfig(sorce="x")', "'sorce'.*; did you mean source?"),
         ("seed=3", "zzzzzz=3", "'zzzzzz'"),
@@ -362,7 +474,16 @@ NAMESAKES = [
     (
         Config,
         update.make,
-        {"num_iterations", "loss_type", "epsilon", "epsilon_high", "delta", "kl_coef", "entropy_coef", "temperature"}
+        {
+            "num_iterations",
+            "loss_type",
+            "epsilon",
+            "epsilon_high",
+            "delta",
+            "kl_coef",
+            "entropy_coef",
+            "temperature",
+        }
         | {"learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "kl_estimator"},
     ),
     (Config, grpo.advantages, {"scale_rewards"}),
@@ -370,29 +491,47 @@ NAMESAKES = [
     (Config, grpo.importance_weights, {"importance_sampling_cap", "importance_sampling_mode"}),
     (Config, reward_shaping.overlong, {"overlong_penalty"}),
     (SelectConfig, selectors.uniform, {"order", "balance"}),
-    (SelectConfig, selectors.bots, {"decay", "rho", "momentum", "target", "prior", "per_domain", "balance"}),
-    (SelectConfig, selectors.dots, {"num_references", "probe_every", "target", "temperature", "balance"}),
+    (
+        SelectConfig,
+        selectors.bots,
+        {"decay", "rho", "momentum", "target", "prior", "per_domain", "balance"},
+    ),
+    (
+        SelectConfig,
+        selectors.dots,
+        {"num_references", "probe_every", "target", "temperature", "balance"},
+    ),
     (MeshConfig, meshes.make, {"data", "fsdp", "model"}),
     (ReplayConfig, replay.ring, {"fresh_fraction", "max_age", "draw"}),
     (ReplayConfig, update.make, {"clip"}),
 ]
 
 
-@pytest.mark.parametrize(("kind", "function", "names"), NAMESAKES, ids=lambda x: getattr(x, "__name__", ""))
+@pytest.mark.parametrize(
+    ("kind", "function", "names"), NAMESAKES, ids=lambda x: getattr(x, "__name__", "")
+)
 def test_defaults_are_those_of_the_functions(kind, function, names):
-    given = {p.name: p.default for p in inspect.signature(function).parameters.values() if p.default is not p.empty}
+    given = {
+        p.name: p.default
+        for p in inspect.signature(function).parameters.values()
+        if p.default is not p.empty
+    }
     # The functions that reduce to a constant length take it only where it is needed.
     assert (given.keys() & defaults(kind).keys()) - {"max_completion_length"} == names
     assert {name: given[name] for name in names} == {name: defaults(kind)[name] for name in names}
 
 
 def test_the_pool_waits_as_long_as_the_config_says():
-    assert inspect.signature(Pool).parameters["timeout"].default == defaults(Config)["reward_timeout"]
+    assert (
+        inspect.signature(Pool).parameters["timeout"].default == defaults(Config)["reward_timeout"]
+    )
 
 
 def test_choices_are_those_of_the_functions():
     choices = {
-        field.name: get_args(field.type) for kind in (Config, SelectConfig) for field in dataclasses.fields(kind)
+        field.name: get_args(field.type)
+        for kind in (Config, SelectConfig)
+        for field in dataclasses.fields(kind)
     }
     assert choices["loss_type"] == tuple(grpo.LOSS_TYPES)
     assert choices["importance_sampling_correction"] == ("none", *grpo.CORRECTIONS)
@@ -400,9 +539,13 @@ def test_choices_are_those_of_the_functions():
     assert choices["order"] == get_args(uniform.Order)
     assert choices["balance"] == get_args(topk.Balance)
     lora = model.LoRA(1, 1.0, LoRAConfig().targets)
-    shape = model.ModelConfig(2, 2, 2, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=2, lora=lora)
+    shape = model.ModelConfig(
+        2, 2, 2, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=2, lora=lora
+    )
     matrices = [row for row in model.base(shape) if row.layered and row.transpose]
-    assert [row.name for row in matrices] == list(lora.targets) and len(model.adapters(shape)) == 2 * len(matrices)
+    assert [row.name for row in matrices] == list(lora.targets) and len(
+        model.adapters(shape)
+    ) == 2 * len(matrices)
 
 
 def test_select_holds_the_union_of_the_selectors_fields():

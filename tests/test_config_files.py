@@ -1,4 +1,6 @@
-"""The files of configs/, which are not run here: they load, say what they must, and fit their models and meshes."""
+"""The files of configs/, which are not run here: they load, say what they must, and fit their
+models and meshes.
+"""
 
 import ast
 import dataclasses
@@ -18,7 +20,11 @@ from jaxrft.train.devices import check_mesh
 from jaxrft.types import InputError
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("configs/**/*.py") if path.parent.name != "graders")
+FILES = sorted(
+    str(path.relative_to(ROOT))
+    for path in ROOT.glob("configs/**/*.py")
+    if path.parent.name != "graders"
+)
 PAPERS = [file for file in FILES if Path(file).parent.name in ("dots", "bots")]
 
 
@@ -62,19 +68,36 @@ def test_prompts_and_completions_fit_the_model(file):
 @pytest.mark.parametrize("file", PAPERS)
 def test_settings_of_the_papers(file):
     config, dots = load(file), "configs/dots/" in file
-    batch = (config.batch_size, config.num_generations, config.tasks_per_update, config.learning_rate)
+    batch = (
+        config.batch_size,
+        config.num_generations,
+        config.tasks_per_update,
+        config.learning_rate,
+    )
     assert batch == ((512, 8, 64, 1e-6) if dots else (32, 16, 32, 1e-6))
     if dots:
         length = 3072 if "Math" in config.model else 4096
-        assert (config.steps, config.temperature, config.max_prompt_length, config.max_completion_length) == (
+        assert (
+            config.steps,
+            config.temperature,
+            config.max_prompt_length,
+            config.max_completion_length,
+        ) == (
             *(60, 0.6, 1024),
             length,
         )
         select = config.select
-        assert (select.name, select.num_references, select.probe_every, select.temperature) == ("dots", 256, 2, 1e-3)
+        assert (select.name, select.num_references, select.probe_every, select.temperature) == (
+            "dots",
+            256,
+            2,
+            1e-3,
+        )
         assert (config.replay.capacity, config.fresh_batch_size) == (512, 256)
     else:
-        assert config.select.name == "bots" and all(len(tasks.pass_rate_columns) == 2 for tasks in config.task_sets)
+        assert config.select.name == "bots" and all(
+            len(tasks.pass_rate_columns) == 2 for tasks in config.task_sets
+        )
 
 
 @pytest.mark.parametrize(
@@ -93,7 +116,9 @@ def test_its_dry_run_needs_nothing_but_itself(file, monkeypatch, tmp_path, capsy
     config = load(file)
     dry_run.show(dataclasses.replace(config, output_dir=str(tmp_path / "run"), reward_workers=1))
     page = " ".join(capsys.readouterr().out.split())
-    assert f"{config.batch_size} tasks x {config.num_generations}" in page and "Memory a device" in page
+    assert (
+        f"{config.batch_size} tasks x {config.num_generations}"
+    ) in page and "Memory a device" in page
     if config.select.name == "dots":
         assert f"no file {config.select.predictor}: make one with jaxrft prepare predictor" in page
         assert "2,048 more rollouts every 2 steps, 61,440 in all" in page
@@ -109,7 +134,8 @@ FORM = "right</reasoning>\n<answer>\\boxed{%s}</answer>"
         (FORM % "1,234", 1.0),
         (FORM % " 1234 ", 1.0),
         (FORM % "1235", 0.1),
-        (FORM % "1" + "<answer>\\boxed{1234}</answer>", 0.5),  # two answers are not the form; the last counts
+        # two answers are not the form; the last counts
+        (FORM % "1" + "<answer>\\boxed{1234}</answer>", 0.5),
         ("</reasoning><answer>1234</answer>", 0.0),  # no box, no credit
         ("the answer is \\boxed{7} or \\boxed{1234}", 0.5),
         ("the answer is \\boxed{1234} or \\boxed{7}", 0.0),
@@ -131,11 +157,17 @@ def test_gsm8k_in_tags_is_written(monkeypatch, tmp_path):
     (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
     tags.main(str(tmp_path / "train.jsonl"), str(tmp_path / "data/tasks.jsonl"))
     (task,) = map(json.loads, (tmp_path / "data/tasks.jsonl").read_text().splitlines())
-    assert task["answer"] == "2" and task["prompt"].endswith("Problem: What is {1} + 1?\n<reasoning>\n")
+    assert task["answer"] == "2" and task["prompt"].endswith(
+        "Problem: What is {1} + 1?\n<reasoning>\n"
+    )
     assert "<answer>\\boxed{}</answer>" in task["prompt"]
 
 
 def test_graders_that_are_not_installed_say_where_to_look(monkeypatch):
     monkeypatch.chdir(ROOT)
-    with pytest.raises(InputError, match=r"Reasoning360 cannot be imported .*: see configs/graders/reasoning360\.py"):
+    with pytest.raises(
+        InputError,
+        match=r"Reasoning360 cannot be imported .*: see "
+        r"configs/graders/reasoning360\.py",
+    ):
         resolve("configs.graders.reasoning360:score")

@@ -23,7 +23,7 @@ TRUTHS = r"""
 (-\infty, 2]; (-\infty, -1) \cup (2, \infty); \{1, 2\}; 1, 2; (1, 200); (3, 4, 5)
 3 : 4; 05:54; 171_8; x = 5; x \geq 7; 7\sqrt{2}.; 90^\circ; 5 \text{ cm}; 20 seconds; \text{(A)}; c
 \begin{pmatrix} 7 \\ -13 \end{pmatrix}
-"""
+"""  # noqa: E501
 TRUTHS = [truth.strip() for line in TRUTHS.strip().splitlines() for truth in line.split(";")]
 
 
@@ -94,21 +94,33 @@ def test_no_unit_is_made_of_our_letters():
 
 def test_differ():
     assert differ([1, 2], [1, 3]) and differ([1], [1, 2]) and differ([inf], [-inf])
-    assert not differ([1, 2], [2, 1]) and not differ([2, 2], [2]) and not differ([1], None) and not differ([inf], [inf])
+    assert (
+        not differ([1, 2], [2, 1])
+        and not differ([2, 2], [2])
+        and not differ([1], None)
+        and not differ([inf], [inf])
+    )
     assert not differ([0.333333], [1 / 3]) and differ([0.33333], [1 / 3])  # six places
     assert (
-        differ([8e-7], [1.2e-6]) and differ([0], [1e-300]) and not differ([1e-300], [1e-300]) and not differ([0], [0])
+        differ([8e-7], [1.2e-6])
+        and differ([0], [1e-300])
+        and not differ([1e-300], [1e-300])
+        and not differ([0], [0])
     )
 
 
-@pytest.mark.parametrize("text", [r"1 - \frac13 - \frac23", "(x+1)^2 - x^2 - 2x - 1", "10^{20} + 1 - 10^{20}"])
+@pytest.mark.parametrize(
+    "text", [r"1 - \frac13 - \frac23", "(x+1)^2 - x^2 - 2x - 1", "10^{20} + 1 - 10^{20}"]
+)
 def test_sum_whose_terms_cancel_has_no_value(text):
     assert values(text) is None
 
 
 @pytest.mark.parametrize("truth", TRUTHS)
 def test_math_verify_reads_the_same(truth):
-    """A value is that of math-verify's own expression, so that two that differ can never be equal to it."""
+    """A value is that of math-verify's own expression, so that two that differ can never be equal
+    to it.
+    """
     ours, theirs = values(plain(truth)), _numbers(parse(f"\\boxed{{{truth}}}")[0])
     if ours is not None and theirs is not None:
         assert not differ(ours, theirs)
@@ -119,7 +131,13 @@ def test_verdicts_are_those_of_math_verify():
     """On equal truths, on pairs of them, and on near misses."""
     pairs = random.Random(0).sample(list(itertools.permutations(TRUTHS, 2)), 300)
     pairs += [(truth, truth) for truth in TRUTHS]
-    pairs += [("1/2", "0.5"), ("0.5", r"\frac12"), (r"\frac{1}{3}", "0.333333"), ("40", r"40 \%"), ("0.4", r"40 \%")]
+    pairs += [
+        ("1/2", "0.5"),
+        ("0.5", r"\frac12"),
+        (r"\frac{1}{3}", "0.333333"),
+        ("40", r"40 \%"),
+        ("0.4", r"40 \%"),
+    ]
     parsed = {text: parse(f"\\boxed{{{text}}}") for text in itertools.chain(*pairs)}
     ours = {pair: _equal(plain(pair[0]), plain(pair[1])) for pair in pairs}
     theirs = {pair: verify(parsed[pair[0]], parsed[pair[1]]) for pair in pairs}

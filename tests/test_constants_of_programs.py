@@ -1,4 +1,6 @@
-"""The stages of a step take the tables of a run as arguments: a program holds no array as large as one."""
+"""The stages of a step take the tables of a run as arguments: a program holds no array as large as
+one.
+"""
 
 import re
 
@@ -18,8 +20,12 @@ LARGE = 1 << 16  # bytes
 
 
 def large_constants(lowered):
-    """Sizes in bytes of the large constants in the text of a lowered program, which writes them in hexadecimal."""
-    sizes = [len(digits) // 2 for digits in re.findall(r'dense<"0x([0-9A-F]+)">', lowered.as_text())]
+    """Sizes in bytes of the large constants in the text of a lowered program, which writes them in
+    hexadecimal.
+    """
+    sizes = [
+        len(digits) // 2 for digits in re.findall(r'dense<"0x([0-9A-F]+)">', lowered.as_text())
+    ]
     return [size for size in sizes if size > LARGE]
 
 
@@ -42,7 +48,9 @@ def huge_table():
 
 def test_a_captured_table_is_found():
     table = jnp.asarray(np.random.default_rng(0).normal(size=N).astype(np.float32))
-    assert large_constants(jax.jit(lambda x: x + table.sum() + table[x.astype(int)]).lower(jnp.float32(0)))
+    assert large_constants(
+        jax.jit(lambda x: x + table.sum() + table[x.astype(int)]).lower(jnp.float32(0))
+    )
 
 
 @pytest.mark.parametrize(
@@ -69,5 +77,7 @@ def test_no_stage_captures_a_table_of_the_run(name, configure, tmp_path, monkeyp
 
     compile_ = programs._compile
     monkeypatch.setattr(programs, "_compile", lower)
-    assert len(list(programs.compiled(describe_run(config, mesh, lm, huge_table(), None), 8))) == len(lowered)
+    assert len(
+        list(programs.compiled(describe_run(config, mesh, lm, huge_table(), None), 8))
+    ) == len(lowered)
     assert lowered == ["select", "prefill", "decode", "note", "learn"]

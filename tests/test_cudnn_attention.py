@@ -12,7 +12,9 @@ from jaxrft.lm.attention import PADDED, Cache, Segments
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_it_attends_as_blocks_of_queries_do(kv_heads):
-    """Two rows of two sequences with one prompt each, and padding; JAX's own implementation of the same function."""
+    """Two rows of two sequences with one prompt each, and padding; JAX's own implementation of the
+    same function.
+    """
     keys = jax.random.split(jax.random.key(0), 3)
     q = jax.random.normal(keys[0], (2, 9, 4, 8))
     k, v = (jax.random.normal(each, (2, 9, kv_heads, 8)) for each in keys[1:])

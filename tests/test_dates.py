@@ -1,4 +1,6 @@
-"""The date that chat templates write is the same on every day of a run, and of a command that makes files."""
+"""The date that chat templates write is the same on every day of a run, and of a command that makes
+files.
+"""
 
 import datetime
 import json
@@ -42,8 +44,13 @@ def configured(world, configure, tmp_path):
     """(**changes) -> the config of a run whose template writes the date."""
     shutil.copytree(world / "policy", tmp_path / "policy")
     (tmp_path / "policy/chat_template.jinja").write_text(CLOCK)
-    rows = [row | {"prompt": [{"role": "user", "content": row["prompt"]}]} for row in helpers.task_rows()]
-    source = TasksConfig(helpers.write_rows(tmp_path / "tasks.jsonl", rows), pass_rate_columns=("weak", "strong"))
+    rows = [
+        row | {"prompt": [{"role": "user", "content": row["prompt"]}]}
+        for row in helpers.task_rows()
+    ]
+    source = TasksConfig(
+        helpers.write_rows(tmp_path / "tasks.jsonl", rows), pass_rate_columns=("weak", "strong")
+    )
     settings = {"model": str(tmp_path / "policy"), "tasks": source, "reward_completions": "text"}
     return lambda **changes: configure(**{"output_dir": tmp_path / "run"} | settings | changes)
 
@@ -66,8 +73,12 @@ def test_the_date_is_that_of_the_config_the_work_in_hand_the_run_or_today(config
     assert with_template_date(named, lambda: "2031-02-01") == named
 
 
-@pytest.mark.parametrize("records", ["", "null", "[1]", '{"chat_template_date": 5}', '{"chat_template_date": "soon"}'])
-def test_a_run_whose_records_are_damaged_gets_todays_date_and_it_is_said(configure, day, tmp_path, caplog, records):
+@pytest.mark.parametrize(
+    "records", ["", "null", "[1]", '{"chat_template_date": 5}', '{"chat_template_date": "soon"}']
+)
+def test_a_run_whose_records_are_damaged_gets_todays_date_and_it_is_said(
+    configure, day, tmp_path, caplog, records
+):
     day("2031-02-05")
     assert template_date_of_run(begun_run(tmp_path / "run", records)) == "2031-02-05"
     assert "the first day of the run" in caplog.text and "set chat_template_date" in caplog.text
@@ -75,17 +86,23 @@ def test_a_run_whose_records_are_damaged_gets_todays_date_and_it_is_said(configu
 
 def test_records_of_a_run_before_there_were_dates_are_no_fault(day, tmp_path, caplog):
     day("2031-02-05")
-    assert template_date_of_run(begun_run(tmp_path / "run", "{}")) == "2031-02-05" and not caplog.text
+    assert (
+        template_date_of_run(begun_run(tmp_path / "run", "{}")) == "2031-02-05" and not caplog.text
+    )
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_a_day_later_with_the_prompts_of_its_first_day(configured, day, tmp_path, capsys):
+def test_a_run_goes_on_a_day_later_with_the_prompts_of_its_first_day(
+    configured, day, tmp_path, capsys
+):
     day("2031-02-03")
     train(configured(steps=1, save_steps=1))
     day("2031-02-04")
     state = train(configured(steps=2, save_steps=1))
     assert int(state.step) == 2
-    assert json.loads((tmp_path / "run/config.json").read_text())["chat_template_date"] == "2031-02-03"
+    assert (
+        json.loads((tmp_path / "run/config.json").read_text())["chat_template_date"] == "2031-02-03"
+    )
     capsys.readouterr()
     show(configured(steps=2))
     assert "\n    030+0=\n" in capsys.readouterr().out
@@ -107,9 +124,12 @@ def test_a_command_that_makes_a_file_goes_on_a_day_later(configured, day, monkey
         assert not embeddings.run(embeddings.Options(config, str(out)))
     day("2031-02-04")
     assert pass_rates.date_of_journals([tmp_path / "other", out]) == "2031-02-03"
-    dated = configured(output_dir=str(tmp_path / "none"), batch_size=4, chat_template_date="2031-02-04")
+    dated = configured(
+        output_dir=str(tmp_path / "none"), batch_size=4, chat_template_date="2031-02-04"
+    )
     with pytest.raises(
-        InputError, match="its chat_template_date is '2031-02-03', that of this command is '2031-02-04'"
+        InputError,
+        match="its chat_template_date is '2031-02-03', that of this command is '2031-02-04'",
     ):
         embeddings.run(embeddings.Options(dated, str(out)))
     assert embeddings.run(embeddings.Options(config, str(out)))

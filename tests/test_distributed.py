@@ -21,11 +21,23 @@ QUICKSTART = Path(__file__).parents[1] / "configs/quickstart.py"
 
 
 def start_pair(folder, *flags, devices, only_second=()):
-    """Starts `jaxrft train` in two processes, which leave in `folder` what they graded and their parameters."""
-    variables = {"JAX_COORDINATOR_ADDRESS": f"localhost:{helpers.free_port()}", "JAX_NUM_PROCESSES": 2}
+    """Starts `jaxrft train` in two processes, which leave in `folder` what they graded and their
+    parameters.
+    """
+    variables = {
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{helpers.free_port()}",
+        "JAX_NUM_PROCESSES": 2,
+    }
     return [
         helpers.start(
-            *(MEMBER, folder / f"params{index}.npz", "train", *flags, "--distributed", *(only_second if index else ())),
+            *(
+                MEMBER,
+                folder / f"params{index}.npz",
+                "train",
+                *flags,
+                "--distributed",
+                *(only_second if index else ()),
+            ),
             devices=devices,
             JAX_PROCESS_ID=index,
             RECORD=folder / f"graded{index}.txt",
@@ -50,12 +62,27 @@ def assert_same_metrics(lines, others):
 
 @pytest.fixture(scope="module")
 def quickstart(world):
-    """The folder of three steps of the quickstart: by two processes of four devices, and `alone` by one of eight."""
+    """The folder of three steps of the quickstart: by two processes of four devices, and `alone` by
+    one of eight.
+    """
     folder = world / "quickstart"
     folder.mkdir()
-    flags = (QUICKSTART, "--steps", "3", "--rewards", "graders:noted", "--evaluation.num-samples", "0", "--output-dir")
-    alone = helpers.start("-m", "jaxrft", "train", *flags, folder / "alone", RECORD=folder / "graded.txt")
-    for code, _, errors in helpers.finish(alone, *start_pair(folder, *flags, folder / "pair", devices=4)):
+    flags = (
+        QUICKSTART,
+        "--steps",
+        "3",
+        "--rewards",
+        "graders:noted",
+        "--evaluation.num-samples",
+        "0",
+        "--output-dir",
+    )
+    alone = helpers.start(
+        "-m", "jaxrft", "train", *flags, folder / "alone", RECORD=folder / "graded.txt"
+    )
+    for code, _, errors in helpers.finish(
+        alone, *start_pair(folder, *flags, folder / "pair", devices=4)
+    ):
         assert code == 0, errors
     return folder
 
@@ -111,7 +138,8 @@ def test_their_export_opens(halves):
     first, second = (np.load(halves / f"params{index}.npz") for index in range(2))
     assert any(np.isnan(first[name]).any() for name in first)
     for name, value in weights.load(halves / "run/policy", helpers.SHAPE).items():
-        np.testing.assert_array_equal(value, np.fmax(first[name], second[name]), err_msg=name)  # the one that is held
+        # the one that is held
+        np.testing.assert_array_equal(value, np.fmax(first[name], second[name]), err_msg=name)
 
 
 @pytest.mark.slow
@@ -124,7 +152,9 @@ def test_their_checkpoint_goes_on_in_one_process(halves, configure, whole):
 
 @pytest.mark.slow
 def test_a_mistake_in_one_process_ends_both(configure, tmp_path):
-    path = helpers.write_config(tmp_path / "config.py", configure(tmp_path / "run", mesh=MeshConfig()))
+    path = helpers.write_config(
+        tmp_path / "config.py", configure(tmp_path / "run", mesh=MeshConfig())
+    )
     begin = time.monotonic()
     mistake = ("--tasks.source", tmp_path / "absent.jsonl")
     first, second = helpers.finish(*start_pair(tmp_path, path, devices=1, only_second=mistake))
@@ -146,7 +176,9 @@ def test_a_process_that_dies_is_named_by_the_other_and_both_go_on(configure, tmp
 
     Without the first one, which coordinates them, JAX ends the other.
     """
-    config = configure(tmp_path / "run", mesh=MeshConfig(), steps=3, save_steps=1, rewards=("graders:starts",))
+    config = configure(
+        tmp_path / "run", mesh=MeshConfig(), steps=3, save_steps=1, rewards=("graders:starts",)
+    )
     path = helpers.write_config(tmp_path / "config.py", config)
     pair = start_pair(tmp_path, path, devices=1)
     while not (tmp_path / "run/checkpoints/1").exists() and pair[0].poll() is None:

@@ -14,15 +14,25 @@ from jaxrft.types import InputError, Projections
 NAN = float("nan")
 VECTORS = dict(np.load(Path(__file__).parent / "vectors" / "dots.npz"))
 QUERIES, REFERENCES, RATES = (
-    jnp.array(VECTORS[name]) for name in ("query_embeddings", "reference_embeddings", "reference_pass_rates")
+    jnp.array(VECTORS[name])
+    for name in ("query_embeddings", "reference_embeddings", "reference_pass_rates")
 )
-CASES = ("plain_layers1_topk0", "platt_layers1_topk8", "temperature_layers1_topk0", "group_logit_temp_layers3_topk8")
+CASES = (
+    "plain_layers1_topk0",
+    "platt_layers1_topk8",
+    "temperature_layers1_topk0",
+    "group_logit_temp_layers3_topk8",
+)
 WHOLE = CASES[-1]
 
 
 def torch_state(case):
     """The torch-named parameters of a case of the published predictor."""
-    return {name.split("/param/")[1]: x for name, x in VECTORS.items() if name.startswith(case + "/param/")}
+    return {
+        name.split("/param/")[1]: x
+        for name, x in VECTORS.items()
+        if name.startswith(case + "/param/")
+    }
 
 
 def test_the_vectors_have_these_cases():
@@ -33,8 +43,12 @@ def test_the_vectors_have_these_cases():
 def test_it_matches_the_published_predictor(case):
     calibration, _, top_k = case.rsplit("_", 2)
     options = dict(calibration=calibration, top_k=int(top_k.removeprefix("topk")) or None)
-    params = attention.params_from_torch({f"regressor.{name}": x for name, x in torch_state(case).items()})
-    predict = jax.jit(lambda *arrays, temperature: attention.predict(*arrays, temperature=temperature, **options))
+    params = attention.params_from_torch(
+        {f"regressor.{name}": x for name, x in torch_state(case).items()}
+    )
+    predict = jax.jit(
+        lambda *arrays, temperature: attention.predict(*arrays, temperature=temperature, **options)
+    )
     for temperature in ("1.0", "0.25"):
         found = predict(params, QUERIES, REFERENCES, RATES, temperature=float(temperature))
         assert found.dtype == jnp.float32
@@ -50,12 +64,17 @@ TOWER = attention.Tower(affine([1.0], [0.0]), (affine([[1.0]], [0.0]),), affine(
 
 def test_every_calibration_by_hand():
     """Scores 0 and ln 3 weigh two references of 0.2 and 1 as 1/4 and 3/4: b = 0.8, logit ln 4."""
-    group = (affine(np.zeros((2, 10)), np.zeros(10)), affine(np.zeros((10, 2)), [np.log(np.exp(2.0) - 1), 0.0]))
+    group = (
+        affine(np.zeros((2, 10)), np.zeros(10)),
+        affine(np.zeros((10, 2)), [np.log(np.exp(2.0) - 1), 0.0]),
+    )
     params = attention.Params(TOWER, TOWER, jnp.array(2.0), jnp.array(0.0), group)
     near = Projections(jnp.array([[1.0]]), jnp.array([[0.0], [np.log(3.0)]], jnp.float32))
 
     def found(calibration, **options):
-        (rate,) = attention.predict_projected(params, near, jnp.array([0.2, 1.0]), calibration=calibration, **options)
+        (rate,) = attention.predict_projected(
+            params, near, jnp.array([0.2, 1.0]), calibration=calibration, **options
+        )
         return float(rate)
 
     assert found("plain") == pytest.approx(0.8)
@@ -78,10 +97,18 @@ def test_every_parameter_of_a_tower_has_its_name_in_the_flax_module():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"query": jnp.ones((2, 3))}, r"^reference has shape \(4, 5\): it must be \[R, h\], here \[R, 3\]$"),
+        (
+            {"query": jnp.ones((2, 3))},
+            r"^reference has shape \(4, 5\): it must be \[R, h\], "
+            r"here \[R, 3\]$",
+        ),
         ({"query": jnp.ones(5)}, r"^query has shape \(5,\): it must be \[Q, h\]$"),
         ({"query": jnp.ones((2, 5), int)}, "^query is int32: its dtype must be float$"),
-        ({"rates": jnp.ones(3)}, r"^reference_pass_rates has shape \(3,\): it must be \[R\], here \[4\]$"),
+        (
+            {"rates": jnp.ones(3)},
+            r"^reference_pass_rates has shape \(3,\): it must be \[R\], "
+            r"here \[4\]$",
+        ),
         (
             {"rates": jnp.ones(4, complex)},
             "^reference_pass_rates is complex64: its dtype must be bool or",
@@ -89,11 +116,18 @@ def test_every_parameter_of_a_tower_has_its_name_in_the_flax_module():
     ],
 )
 def test_an_array_of_another_shape_or_dtype_is_named(change, message):
-    arrays = {"query": jnp.ones((2, 5)), "reference": jnp.ones((4, 5)), "rates": jnp.ones(4)} | change
+    arrays = {
+        "query": jnp.ones((2, 5)),
+        "reference": jnp.ones((4, 5)),
+        "rates": jnp.ones(4),
+    } | change
     params = attention.Params(TOWER, TOWER)
     with pytest.raises(InputError, match=message):
         attention.predict_projected(
-            params, Projections(arrays["query"], arrays["reference"]), arrays["rates"], calibration="plain"
+            params,
+            Projections(arrays["query"], arrays["reference"]),
+            arrays["rates"],
+            calibration="plain",
         )
 
 
@@ -112,7 +146,9 @@ def test_projected_once_it_predicts_the_same_also_from_half_precision():
     expected = attention.predict(params, QUERIES, REFERENCES, RATES)
     near = attention.project(params, QUERIES.astype(jnp.float16), REFERENCES)
     assert near.query.dtype == near.reference.dtype == jnp.float32
-    np.testing.assert_allclose(attention.predict_projected(params, near, RATES), expected, atol=1e-3)
+    np.testing.assert_allclose(
+        attention.predict_projected(params, near, RATES), expected, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("top_k", [None, 8])
@@ -142,8 +178,14 @@ def test_a_sharded_table_is_projected_and_predicted_the_same_and_not_gathered(me
     ("change", "message"),
     [
         (lambda state: {}, r"has 0 parts of sim_head.query_proj.\*: .* model_state_dict"),
-        (lambda state: {k: x for k, x in state.items() if k != "sim_head.ref_proj.4.bias"}, "has no .*ref_proj.4.bias"),
-        (lambda state: {k: x for k, x in state.items() if k != "mlp.2.weight"}, "has no mlp.2.weight"),
+        (
+            lambda state: {k: x for k, x in state.items() if k != "sim_head.ref_proj.4.bias"},
+            "has no .*ref_proj.4.bias",
+        ),
+        (
+            lambda state: {k: x for k, x in state.items() if k != "mlp.2.weight"},
+            "has no mlp.2.weight",
+        ),
         (
             lambda state: state | {"sim_head.query_proj.4.weight": np.zeros((40, 39))},
             r"query_proj.4.weight is \[40, 39\]: it must be \[40, 40\]",
@@ -157,5 +199,9 @@ def test_a_damaged_checkpoint_is_refused(change, message):
 
 def test_embeddings_of_another_model_are_refused():
     params = attention.params_from_torch(torch_state(WHOLE))
-    with pytest.raises(InputError, match=r"shape \(16, 40\): the predictor was trained on \[N, 48\]"):
+    with pytest.raises(
+        InputError,
+        match=r"shape \(16, 40\): the predictor was trained on \[N, "
+        r"48\]",
+    ):
         attention.project(params, QUERIES[:, :40], REFERENCES)

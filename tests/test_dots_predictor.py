@@ -8,7 +8,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxrft.select.dots import attention, training
-from jaxrft.select.dots.predictor import FORMAT, Origin, Predictor, check_embeddings, load_predictor, save_predictor
+from jaxrft.select.dots.predictor import (
+    FORMAT,
+    Origin,
+    Predictor,
+    check_embeddings,
+    load_predictor,
+    save_predictor,
+)
 from jaxrft.types import InputError
 
 
@@ -22,7 +29,10 @@ def test_what_is_saved_is_loaded(tmp_path, calibration):
     written = predictor(calibration, top_k=3)
     save_predictor(tmp_path / "p.safetensors", written)
     read = load_predictor(tmp_path / "p.safetensors")
-    assert jax.tree.structure(read.params) == jax.tree.structure(written.params) and read[1:] == written[1:]
+    assert (
+        jax.tree.structure(read.params) == jax.tree.structure(written.params)
+        and read[1:] == written[1:]
+    )
     assert all(map(np.array_equal, jax.tree.leaves(read.params), jax.tree.leaves(written.params)))
     assert os.listdir(tmp_path) == ["p.safetensors"]
 
@@ -31,30 +41,57 @@ def test_tensors_have_readable_names_and_nothing_that_is_not_used(tmp_path):
     path, written = tmp_path / "p.safetensors", predictor("plain")
     save_predictor(path, written._replace(params=written.params._replace(scale=jnp.ones(()))))
     tensors = load_file(path)
-    assert tensors["query.layers.1.weight"].shape == (4, 4) and tensors["reference.norm_in.bias"].shape == (5,)
+    assert tensors["query.layers.1.weight"].shape == (4, 4) and tensors[
+        "reference.norm_in.bias"
+    ].shape == (5,)
     assert not {name for name in tensors if not name.startswith(("query.", "reference."))}
 
 
 def damage(path, *, tensors=None, metadata=None):
-    """Writes the predictor's file with some tensors and metadata changed, those that are None removed."""
-    settings = {"calibration": "platt", "temperature": 1.0, "top_k": None, "embeddings": {"model": "m", "width": 5}}
+    """Writes the predictor's file with some tensors and metadata changed, those that are None
+    removed.
+    """
+    settings = {
+        "calibration": "platt",
+        "temperature": 1.0,
+        "top_k": None,
+        "embeddings": {"model": "m", "width": 5},
+    }
     save_predictor(path, predictor("platt"))
     whole = load_file(path) | (tensors or {})
     whole = {name: x for name, x in whole.items() if x is not None}
-    save_file(whole, path, metadata={"format": FORMAT, "settings": json.dumps(settings)} | (metadata or {}))
+    save_file(
+        whole,
+        path,
+        metadata={"format": FORMAT, "settings": json.dumps(settings)} | (metadata or {}),
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"tensors": {"scale": None}}, r"the tensor scale is absent, it must be \[\]"),
-        ({"tensors": {"other": np.ones(2, np.float32)}}, r"the tensor other is \[2\], it must be absent"),
-        ({"tensors": {"query.layers.1.weight": np.ones((4, 3), np.float32)}}, r"is \[4, 3\], it must be \[4, 4\]"),
+        (
+            {"tensors": {"other": np.ones(2, np.float32)}},
+            r"the tensor other is \[2\], it must "
+            r"be absent",
+        ),
+        (
+            {"tensors": {"query.layers.1.weight": np.ones((4, 3), np.float32)}},
+            r"is \[4, 3\], "
+            r"it must be \[4, 4\]",
+        ),
         ({"tensors": {"query.norm_out.bias": None}}, "it must be"),
-        ({"tensors": {"shift": np.array(np.nan, np.float32)}}, "the tensor shift holds numbers that are not finite"),
+        (
+            {"tensors": {"shift": np.array(np.nan, np.float32)}},
+            "the tensor shift holds numbers that are not finite",
+        ),
         ({"metadata": {"settings": "{}"}}, "its settings {} are not those of a predictor"),
         ({"metadata": {"settings": "{"}}, "cannot be read as a predictor"),
-        ({"metadata": {"format": "jaxrft predictor 9"}}, "holds jaxrft predictor 9, not a jaxrft predictor 1"),
+        (
+            {"metadata": {"format": "jaxrft predictor 9"}},
+            "holds jaxrft predictor 9, not a jaxrft predictor 1",
+        ),
         ({"metadata": {"format": "pt"}}, "holds pt, not a jaxrft predictor 1"),
     ],
 )
@@ -84,7 +121,12 @@ def test_a_file_that_is_none(tmp_path):
         ("no/p.safetensors", {}, "cannot write .* a folder where you may write"),
         ("p.safetensors", {"temperature": 0.0}, "settings .* are not those of a predictor"),
         ("p.safetensors", {"calibration": "platt"}, r"the tensor scale is absent, it must be \[\]"),
-        ("p.safetensors", {"embeddings": Origin("tiny", 6)}, r"query.layers.0.weight is \[5, 4\], it must be \[6, 4\]"),
+        (
+            "p.safetensors",
+            {"embeddings": Origin("tiny", 6)},
+            r"query.layers.0.weight is \[5, "
+            r"4\], it must be \[6, 4\]",
+        ),
     ],
 )
 def test_what_could_not_be_loaded_is_not_saved(tmp_path, name, changes, message):
@@ -96,6 +138,8 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path, name, changes, message)
 def test_embeddings_of_another_model_are_refused():
     check_embeddings(predictor(), Origin("tiny", 5))
     with pytest.raises(
-        InputError, match=r"trained on embeddings by tiny \(width 5\), but these are by big \(width 7\)"
+        InputError,
+        match=r"trained on embeddings by tiny \(width 5\), but these are by big "
+        r"\(width 7\)",
     ):
         check_embeddings(predictor(), Origin("big", 7))

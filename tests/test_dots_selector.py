@@ -15,7 +15,8 @@ CLUSTERS = jnp.array(20 * np.eye(4, dtype=np.float32)[CLUSTER])
 TASKS = Tasks(projections=Projections(CLUSTERS, CLUSTERS))
 TRUTH = jnp.array([0.0, 0.5, 0.9, 1.0])[CLUSTER]
 UNUSED = attention.Affine(jnp.ones(1), jnp.zeros(1))
-PREDICTOR = attention.Params(*[attention.Tower(UNUSED, (), UNUSED)] * 2)  # what it projects is given
+# what it projects is given
+PREDICTOR = attention.Params(*[attention.Tower(UNUSED, (), UNUSED)] * 2)
 
 
 def dots(**options):
@@ -30,14 +31,16 @@ def rolled_out(ids, rates):
 def test_a_reference_set_is_uniform_and_distinct():
     selector = dots(num_references=8)
     state = selector.init(TASKS, 64)
-    ids = jax.vmap(lambda key: selector.reference_set(key, state, TASKS))(jax.random.split(jax.random.key(0), 400))
+    ids = jax.vmap(lambda key: selector.reference_set(key, state, TASKS))(
+        jax.random.split(jax.random.key(0), 400)
+    )
     assert ids.shape == (400, 8) and all(len(set(row)) == 8 for row in ids.tolist())
     counts = Counter(ids.ravel().tolist())  # 50 each, standard deviation 6.6
     assert set(counts) == set(range(64)) and max(abs(count - 50) for count in counts.values()) < 30
     everything = dots()
-    assert sorted(everything.reference_set(jax.random.key(0), everything.init(TASKS, 64), TASKS).tolist()) == [
-        *range(64)
-    ]
+    assert sorted(
+        everything.reference_set(jax.random.key(0), everything.init(TASKS, 64), TASKS).tolist()
+    ) == [*range(64)]
     assert (selector.reference_every, dots(probe_every=5).reference_every) == (2, 5)
 
 
@@ -51,7 +54,8 @@ def test_references_tell_of_every_task_and_the_middle_is_chosen():
     np.testing.assert_allclose(selector.pass_rate(state, TASKS), TRUTH, atol=1e-5)
     choice, state = selector.select(jax.random.key(2), state, TASKS, batch_size=4)
     assert (CLUSTER[choice.ids] == 1).all() and np.allclose(choice.pass_rate, 0.5)
-    # What was chosen is no sample of the table: its outcome is no reference, though later it may be one.
+    # What was chosen is no sample of the table: its outcome is no reference, though later it may be
+    # one.
     after = selector.update(state, TASKS, rolled_out(choice.ids, jnp.zeros(4)))
     assert np.array_equal(after.predicted, state.predicted)
     assert np.array_equal(after.references, state.references)
@@ -65,7 +69,8 @@ def test_parts_of_a_reference_set_replace_the_oldest_references_by_hand():
     state = update(state, TASKS, rolled_out([5, 2], [0.25, 1.0]))
     assert state.references.tolist() == [5, 2, 0, 0]
     np.testing.assert_array_equal(state.reference_pass_rates, [0.25, 1.0, np.nan, np.nan])
-    np.testing.assert_allclose(state.predicted[:4], [0.625, 0.25, 1.0, 0.625], atol=1e-5)  # 0 and 3 resemble neither
+    # 0 and 3 resemble neither
+    np.testing.assert_allclose(state.predicted[:4], [0.625, 0.25, 1.0, 0.625], atol=1e-5)
     state = update(state, TASKS, rolled_out([9, 5, 7], [0.75, 0.5, 0.0]))
     assert state.references.tolist() == [9, 5, 7, 2]
     assert state.reference_pass_rates.tolist() == [0.75, 0.5, 0.0, 1.0]
@@ -76,7 +81,9 @@ def test_a_task_is_chosen_with_the_published_chance():
     """P(i) = exp(-|p_i - target| / temperature) / sum."""
     selector = dots(target=0.3, temperature=0.05)
     predicted = jnp.array([0.3, 0.35, 0.2, 0.9, 0.31])
-    state = selector.init(Tasks(projections=Projections(CLUSTERS[:5], CLUSTERS[:5])), 5)._replace(predicted=predicted)
+    state = selector.init(Tasks(projections=Projections(CLUSTERS[:5], CLUSTERS[:5])), 5)._replace(
+        predicted=predicted
+    )
     draw = jax.jit(jax.vmap(lambda key: selector.select(key, state, TASKS, batch_size=1)[0].ids[0]))
     share = np.bincount(draw(jax.random.split(jax.random.key(3), 4000)), minlength=5) / 4000
     weight = np.exp([0.0, -1.0, -2.0, -12.0, -0.2])

@@ -13,24 +13,34 @@ NAN = float("nan")
 
 
 def quadrants(num_tasks=160, num_policies=8):
-    """Embeddings [N, 6] on a circle, with noise, whose quadrants take turns at being easy; pass rates [M, N] of 16."""
+    """Embeddings [N, 6] on a circle, with noise, whose quadrants take turns at being easy; pass
+    rates [M, N] of 16.
+    """
     rng = np.random.default_rng(0)
     angle = rng.uniform(0, 2 * np.pi, num_tasks)
     noise = 0.3 * rng.normal(size=(num_tasks, 4))
     ability = np.linspace(-2, 2, num_policies)[:, None]
     rates = rng.binomial(16, 1 / (1 + np.exp(2.5 * np.sign(np.sin(2 * angle)) - ability))) / 16
-    return np.column_stack([np.cos(angle), np.sin(angle), noise]).astype(np.float32), rates.astype(np.float32)
+    return np.column_stack([np.cos(angle), np.sin(angle), noise]).astype(np.float32), rates.astype(
+        np.float32
+    )
 
 
 def test_it_learns_what_no_line_can_and_tells_it_of_new_tasks_and_a_new_policy():
     embeddings, rates = quadrants()
     seen, new, references, policy = slice(0, 120), slice(120, None), slice(0, 40), rates[3]
     options = dict(width=32, layers=2, num_references=40, batch_size=60, learning_rate=3e-3)
-    params, losses = training.fit(jax.random.key(0), embeddings[seen], np.delete(rates, 3, axis=0)[:, seen], **options)
+    params, losses = training.fit(
+        jax.random.key(0), embeddings[seen], np.delete(rates, 3, axis=0)[:, seen], **options
+    )
     assert losses.shape == (20 * 7 * 120 // 60,) and losses[-30:].mean() < losses[:30].mean() - 0.1
-    found = jax.jit(attention.predict)(params, *map(jnp.array, (embeddings[new], embeddings[references], policy[:40])))
+    found = jax.jit(attention.predict)(
+        params, *map(jnp.array, (embeddings[new], embeddings[references], policy[:40]))
+    )
     line = np.column_stack([embeddings, np.ones(160)])
-    ridge = np.linalg.solve(line[references].T @ line[references] + np.eye(7), line[references].T @ policy[references])
+    ridge = np.linalg.solve(
+        line[references].T @ line[references] + np.eye(7), line[references].T @ policy[references]
+    )
     score = lambda x: np.corrcoef(x, policy[new])[0, 1]  # noqa: E731
     assert score(found) > 0.7 > score(line[new] @ ridge) + 0.4
 
@@ -40,7 +50,13 @@ def test_all_epochs_are_one_trace(monkeypatch):
     epochs = []
     monkeypatch.setattr(training, "draw", chex.assert_max_traces(training.draw, n=1))
     options = dict(width=4, layers=1, num_references=7, batch_size=11, epochs=3)
-    training.fit(jax.random.key(0), embeddings, rates, report=lambda epoch, loss: epochs.append(epoch), **options)
+    training.fit(
+        jax.random.key(0),
+        embeddings,
+        rates,
+        report=lambda epoch, loss: epochs.append(epoch),
+        **options,
+    )
     assert epochs == [1, 2, 3]
 
 
@@ -50,12 +66,16 @@ def test_a_batch_is_of_distinct_tasks_the_unknown_last():
     batch = draw(jax.random.split(jax.random.key(0), 60))
     drawn = np.concatenate([batch.references, batch.queries], axis=1)
     assert all(len(set(row)) == 7 for row in drawn.tolist())
-    assert set(batch.policy.tolist()) == {0, 1, 2} and set(drawn[batch.policy != 1].ravel()) == {*range(10)}
+    assert set(batch.policy.tolist()) == {0, 1, 2} and set(drawn[batch.policy != 1].ravel()) == {
+        *range(10)
+    }
     assert all(set(row[:3]) == {0, 1, 2} for row in drawn[batch.policy == 1].tolist())
 
 
 def test_the_loss_by_hand():
-    """References of 0.25 alone predict 0.25, whatever they resemble; what is unknown does not count."""
+    """References of 0.25 alone predict 0.25, whatever they resemble; what is unknown does not
+    count.
+    """
     rates = jnp.array([[0.25, 0.25, 1.0, 0.5, NAN]])
     params = training.initial(jax.random.key(0), 3, calibration="plain", width=4, layers=2)
     batch = training.Batch(jnp.array([0, 1]), jnp.array([2, 3, 4]), jnp.array(0))
@@ -63,7 +83,9 @@ def test_the_loss_by_hand():
     loss = jax.jit(functools.partial(training.loss, dropout=0.5, calibration="plain"))
     found, slope = jax.value_and_grad(loss)(params, jax.random.key(2), embeddings, rates, batch)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(slope))
-    assert float(found) == pytest.approx(-(np.log(0.25) + 0.5 * np.log(0.25) + 0.5 * np.log(0.75)) / 2)
+    assert float(found) == pytest.approx(
+        -(np.log(0.25) + 0.5 * np.log(0.25) + 0.5 * np.log(0.75)) / 2
+    )
 
 
 def test_a_new_calibration_changes_nothing():
@@ -72,8 +94,14 @@ def test_a_new_calibration_changes_nothing():
     @jax.jit
     def found():
         calibrations = ("plain", "platt", "temperature", "group_logit_temp")
-        fresh = [training.initial(jax.random.key(0), 3, calibration=each, width=4, layers=2) for each in calibrations]
-        return [attention.predict(p, x, x, rates, calibration=c) for p, c in zip(fresh, calibrations, strict=True)]
+        fresh = [
+            training.initial(jax.random.key(0), 3, calibration=each, width=4, layers=2)
+            for each in calibrations
+        ]
+        return [
+            attention.predict(p, x, x, rates, calibration=c)
+            for p, c in zip(fresh, calibrations, strict=True)
+        ]
 
     plain, *others = found()
     np.testing.assert_allclose(others, [plain] * 3, rtol=1e-5)
@@ -81,7 +109,8 @@ def test_a_new_calibration_changes_nothing():
 
 def test_dropout_is_between_layers():
     one = attention.Affine(jnp.ones(8), jnp.zeros(8))
-    ones = attention.Affine(jnp.zeros((8, 8)), jnp.ones(8))  # gelu(1) = 0.8413, which drops out or stays
+    # gelu(1) = 0.8413, which drops out or stays
+    ones = attention.Affine(jnp.zeros((8, 8)), jnp.ones(8))
     tower = attention.Tower(one, (ones, attention.Affine(jnp.eye(8), jnp.zeros(8))), one)
     x, key = jnp.zeros((200, 8)), jax.random.key(0)
     assert np.allclose(attention.encode(tower, x), 0, atol=1e-4)  # all inputs alike
@@ -93,13 +122,34 @@ def test_dropout_is_between_layers():
 @pytest.mark.parametrize(
     ("embeddings", "rates", "options", "message"),
     [
-        ((4, 3), np.full((2, 5), 0.5), {}, r"embeddings \(4, 3\) and pass rates \(2, 5\) do not fit"),
+        (
+            (4, 3),
+            np.full((2, 5), 0.5),
+            {},
+            r"embeddings \(4, 3\) and pass rates \(2, 5\) do "
+            r"not fit",
+        ),
         ((1, 3), np.full((2, 1), 0.5), {}, "there is one task"),
         ((4, 3), np.full((2, 4), 1.5), {}, r"outside \[0, 1\]"),
-        ((4, 3), np.array([[0.5] * 4, [NAN] * 4]), {}, "policy 1 has no known pass rate: leave it out"),
+        (
+            (4, 3),
+            np.array([[0.5] * 4, [NAN] * 4]),
+            {},
+            "policy 1 has no known pass rate: leave it out",
+        ),
         ((4, 3), np.full((2, 4), 0.5), {"dropout": 1.0}, r"dropout is 1.0: it must be in \[0, 1\)"),
-        ((4, 3), np.full((2, 4), 1j), {}, "pass_rates is complex128: its dtype must be bool or int or float"),
-        ((4, 3), np.full((2, 4), 0.5), {"layers": 0}, "layers is 0: it must be a whole number, at least 1"),
+        (
+            (4, 3),
+            np.full((2, 4), 1j),
+            {},
+            "pass_rates is complex128: its dtype must be bool or int or float",
+        ),
+        (
+            (4, 3),
+            np.full((2, 4), 0.5),
+            {"layers": 0},
+            "layers is 0: it must be a whole number, at least 1",
+        ),
         ((4, 3), np.full((2, 4), 0.5), {"calibration": "isotonic"}, "no calibration 'isotonic'"),
     ],
 )

@@ -1,4 +1,6 @@
-"""The dry run: what it counts, that it describes the run that would be trained, and what it says of absent things."""
+"""The dry run: what it counts, that it describes the run that would be trained, and what it says of
+absent things.
+"""
 
 import importlib.util
 import re
@@ -27,7 +29,9 @@ def described(config, mesh):
     return here, describe_run(config, mesh, here.lm, here.pool.table, here.predictor)
 
 
-@pytest.mark.parametrize("changes", [{}, {"lora": LoRAConfig(rank=2), "kl_coef": 0.1}], ids=["whole", "lora"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"lora": LoRAConfig(rank=2), "kl_coef": 0.1}], ids=["whole", "lora"]
+)
 def test_a_described_run_is_that_which_is_trained(changes, configure, tmp_path):
     config = configure(tmp_path / "run", **changes)
     mesh = open_mesh(config)
@@ -38,7 +42,9 @@ def test_a_described_run_is_that_which_is_trained(changes, configure, tmp_path):
         for a, b in zip(jax.tree.leaves(here), jax.tree.leaves(there), strict=True):
             assert (a.shape, a.dtype, a.sharding.spec) == (b.shape, b.dtype, b.sharding.spec)
     assert memory.on_device(run.state) == sum(
-        leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(real.state) if leaf is not None
+        leaf.addressable_shards[0].data.nbytes
+        for leaf in jax.tree.leaves(real.state)
+        if leaf is not None
     )
 
 
@@ -62,21 +68,28 @@ def test_its_programs_are_those_which_training_compiles(configure, tmp_path):
     assert not any(each.failure for each in compiled) and compiled[4].temporaries > 0
     assert all(each.peak > memory.on_device(run.state) and each.flops > 0 for each in compiled)
     assert here.pool.table.tokens.shape[1] == 8
-    assert "/jax/compilation_cache/cache_hits" in events and "/jax/compilation_cache/cache_misses" not in events
+    assert (
+        "/jax/compilation_cache/cache_hits" in events
+        and "/jax/compilation_cache/cache_misses" not in events
+    )
 
 
 def test_memory_by_hand(configure, tmp_path):
-    """Width 16, mlp 32, 2 layers, 4 heads of 4, 2 key-value heads, tied; 8 tasks x 4 of 4 tokens on 2 x 2 x 2."""
+    """Width 16, mlp 32, 2 layers, 4 heads of 4, 2 key-value heads, tied; 8 tasks x 4 of 4 tokens on
+    2 x 2 x 2.
+    """
     config = configure(tmp_path, kl_coef=0.1)
     _, run = described(config, meshes.abstract(*SIZES))
     parts = {part.name: part.bytes for part in memory.parts(run, 8)}
-    layer = 2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 32  # q and o, k and v, the three of the mlp: split over fsdp and model
+    # q and o, k and v, the three of the mlp: split over fsdp and model
+    layer = 2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 32
     split = 2 * layer + 16 * 16  # and the embedding
     over_fsdp = 5 * 16  # norms
     over_model = 2 * (16 + 2 * 8)  # biases
     held = 4 * (split // 4 + over_fsdp // 2 + over_model // 2)
     assert parts["parameters that are trained"] == parts["KL reference"] == held
-    assert parts["optimiser"] == 2 * held + 3 * 4  # two moments; counts of two transformations, and of skips
+    # two moments; counts of two transformations, and of skips
+    assert parts["optimiser"] == 2 * held + 3 * 4
     assert parts["policy for the rollout"] == 4 * (split // 2 + over_fsdp + over_model // 2)
     slot = 2 * (2 * 2 * 4 // 2 * 4)  # layers x (keys and values of 2 heads of 4 over model)
     assert parts["prompts' keys and values"] == 8 // 4 * 8 * slot
@@ -89,13 +102,22 @@ def test_memory_by_hand(configure, tmp_path):
 def test_what_a_killed_save_left_is_no_checkpoint(tmp_path):
     for name in ("2", "11", "12.orbax-checkpoint-tmp"):
         (tmp_path / "run" / "checkpoints" / name).mkdir(parents=True)
-    config = Config(model="m", tasks=TasksConfig("a.jsonl"), output_dir=str(tmp_path / "run"), steps=60)
+    config = Config(
+        model="m", tasks=TasksConfig("a.jsonl"), output_dir=str(tmp_path / "run"), steps=60
+    )
     assert dict(counts.checkpoints(config, 0, 0))["folder"].endswith("run, goes on after step 11")
 
 
 def test_a_step_is_counted_by_hand():
     settings = {"model": "m", "tasks": TasksConfig("a.jsonl"), "output_dir": "nowhere/run"}
-    config = Config(**settings, steps=60, batch_size=512, num_generations=8, mini_batch_size=64, micro_batch_size=128)
+    config = Config(
+        **settings,
+        steps=60,
+        batch_size=512,
+        num_generations=8,
+        mini_batch_size=64,
+        micro_batch_size=128,
+    )
     said = dict(counts.run(config, 10240))
     assert said["steps"] == "60, each of 512 tasks x 8 = 4,096 rollouts"
     assert said["rollouts"] == "245,760, 3 times the tasks of the pool"
@@ -106,8 +128,11 @@ def test_a_step_is_counted_by_hand():
     assert said["refills"] == "at most 2 refills a step, of 8,192 more rollouts, 491,520 in all"
     assert said["tokens"] == "at most 12,582,912 sampled a step, 755 M in all"
     held_out = EvalConfig((TasksConfig("held.jsonl"),))
-    config = Config(**settings, evaluation=held_out, steps=60, eval_steps=25, save_steps=25, keep_checkpoints=2)
-    assert counts.evaluations(config, [100, 50])[0][1].startswith("4, with 9 completions")  # 0, 25, 50 and 60
+    config = Config(
+        **settings, evaluation=held_out, steps=60, eval_steps=25, save_steps=25, keep_checkpoints=2
+    )
+    # 0, 25, 50 and 60
+    assert counts.evaluations(config, [100, 50])[0][1].startswith("4, with 9 completions")
     assert counts.evaluations(config, [100, 50])[0][1].endswith(": 5,400 rollouts")
     assert counts.evaluations(config, [100, None])[0][1].endswith(": sets not all here")
     assert counts.evaluations(config, []) == [("evaluations", "none")]
@@ -122,7 +147,9 @@ def test_the_histogram_by_hand():
     assert page.Page().bar(np.array([0, 1, 80, 40])) in (" ▁█▄", " .@=")
 
 
-@pytest.mark.parametrize(("value", "text"), [(12, "12 "), (1500, "1.5 k"), (494e6, "494 M"), (1.27e13, "12.7 T")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(12, "12 "), (1500, "1.5 k"), (494e6, "494 M"), (1.27e13, "12.7 T")]
+)
 def test_large_numbers_are_short(value, text):
     assert counts.short(value) == text
 
@@ -134,7 +161,12 @@ def test_rewards_are_tried_on_ground_truths(configure, tmp_path):
     table = found.open_set(tasks, config, None).table
     with open_rewards(config) as pool:
         exact, math, zero = graded.trials(config.rewards, pool, table, [0, 1, 2])
-    assert (exact.spelling, exact.right, exact.empty, exact.fails) == ("as it is", [1, 1, 1], [0, 0, 0], False)
+    assert (exact.spelling, exact.right, exact.empty, exact.fails) == (
+        "as it is",
+        [1, 1, 1],
+        [0, 0, 0],
+        False,
+    )
     assert math.right == [1, 1, 1] and math.empty == [0, 0, 0] and not math.fails
     assert zero.fails
 
@@ -145,7 +177,9 @@ def test_a_reward_that_is_none_neither_applies_nor_fails():
     never = graded.Trial("never", "as it is", [None, None], [None, None], "")
     assert partly.applies and not partly.fails and not never.applies and not never.fails
     assert partly._replace(right=[None, 0.0]).fails  # nothing is better than no reward
-    assert graded.unjudged([partly, never]) and not graded.unjudged([partly, partly._replace(right=[None, 0.0])])
+    assert graded.unjudged([partly, never]) and not graded.unjudged(
+        [partly, partly._replace(right=[None, 0.0])]
+    )
     assert not graded.unjudged([])
 
 
@@ -166,7 +200,9 @@ def dry(configure, tmp_path, capsys):
 def test_what_is_here_is_shown_and_nothing_is_written(dry, world, tmp_path):
     rows = helpers.task_rows(20)
     rows[4]["prompt"] = "1" * 70
-    first = TasksConfig(helpers.write_rows(tmp_path / "first.jsonl", rows), pass_rate_columns=("weak", "strong"))
+    first = TasksConfig(
+        helpers.write_rows(tmp_path / "first.jsonl", rows), pass_rate_columns=("weak", "strong")
+    )
     second = TasksConfig(str(world / "tasks.jsonl"), domain_column="answer")
     held_out = EvalConfig((TasksConfig(str(world / "tasks.jsonl"), name="held"),), num_samples=2)
     code, said, _ = dry(tasks=(first, second), evaluation=held_out, eval_steps=3)
@@ -185,7 +221,9 @@ def test_what_is_here_is_shown_and_nothing_is_written(dry, world, tmp_path):
 
 
 def test_a_reward_that_knows_no_truth_is_told(dry):
-    assert "graders:zero gives no ground truth more than an empty answer" in dry(rewards=("graders:zero",))[1]
+    assert ("graders:zero gives no ground truth more than an empty answer") in dry(
+        rewards=("graders:zero",)
+    )[1]
 
 
 def test_a_reward_that_fails_is_told_and_the_answer_column_is_not_blamed(dry):
@@ -196,7 +234,11 @@ def test_a_reward_that_fails_is_told_and_the_answer_column_is_not_blamed(dry):
 
 def test_what_a_reward_needs_and_the_tasks_lack_is_named(dry):
     code, _, errors = dry(rewards=("graders:needs_solution",))
-    assert code != 0 and "the reward graders:needs_solution needs solution, but the tasks have no such column" in errors
+    assert (
+        code != 0
+        and ("the reward graders:needs_solution needs solution, but the tasks have no such column")
+        in errors
+    )
 
 
 def test_what_is_not_here_is_listed_with_its_remedy(dry, tmp_path):
@@ -220,13 +262,20 @@ def test_what_is_not_here_is_listed_with_its_remedy(dry, tmp_path):
 def test_tasks_without_a_tokenizer_are_counted_but_not_measured(dry):
     code, said, _ = dry(model="Qwen/Qwen2.5-0.5B-Instruct", max_completion_length=64)
     assert code == 0 and said.endswith("\n1 thing is missing\n")
-    assert "none is dropped here yet" in said and "Reference pass rates" in said and "p50" not in said
+    assert (
+        "none is dropped here yet" in said
+        and ("Reference pass rates") in said
+        and "p50" not in said
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "wanted"),
     [
-        ({"model": "nobody/knows-this"}, "nobody/knows-this is not here, and its shape is not known"),
+        (
+            {"model": "nobody/knows-this"},
+            "nobody/knows-this is not here, and its shape is not known",
+        ),
         ({"select": SelectConfig(name="bot")}, "no selector 'bot'"),
         ({"mesh": MeshConfig(data=2, model=4)}, "num_key_value_heads 2 does not divide"),
         ({"batch_size": 6}, "batch_size 6 does not divide"),
@@ -238,13 +287,20 @@ def test_tasks_without_a_tokenizer_are_counted_but_not_measured(dry):
 )
 def test_a_mistake_is_one_sentence_here_too(changes, wanted, dry):
     code, _, said = dry(**changes)
-    assert code == 2 and re.search(wanted, said) and said.count("jaxrft: error: ") == 1 and "Traceback" not in said
+    assert (
+        code == 2
+        and re.search(wanted, said)
+        and said.count("jaxrft: error: ") == 1
+        and "Traceback" not in said
+    )
 
 
 def test_a_run_in_the_folder_goes_on_or_is_in_the_way(whole, configure, capsys):
     before = helpers.contents(whole[0])
     dry_run.show(configure(whole[0], steps=9))
-    assert f"{whole[0]}, goes on after step 6\n" in capsys.readouterr().out.replace("\n               ", "")
+    assert (f"{whole[0]}, goes on after step 6\n") in capsys.readouterr().out.replace(
+        "\n               ", ""
+    )
     with pytest.raises(InputError, match="holds a run already"):
         dry_run.show(configure(whole[0], resume="never"))
     assert helpers.contents(whole[0]) == before
@@ -252,21 +308,35 @@ def test_a_run_in_the_folder_goes_on_or_is_in_the_way(whole, configure, capsys):
 
 @pytest.mark.parametrize("topology", ["", "v5e", "4x4", "v9:2x2", "v5e:4", "v5e:4x4x4x4"])
 def test_a_topology_that_is_none(topology):
-    with pytest.raises(InputError, match=f"topology is '{topology}': give one of v4, v5e, v5p, v6e"):
+    with pytest.raises(
+        InputError, match=f"topology is '{topology}': give one of v4, v5e, v5p, v6e"
+    ):
         programs.devices(topology)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
 def test_without_a_compiler_for_tpus_the_remedy_is_told():
-    with pytest.raises(Missing, match=re.escape('needs the TPU compiler libtpu: pip install "jaxrft[tpu]"')):
+    with pytest.raises(
+        Missing, match=re.escape('needs the TPU compiler libtpu: pip install "jaxrft[tpu]"')
+    ):
         programs.devices("v5e:4x4")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
 def test_programs_are_compiled_for_a_topology(dry):
     code, said, _ = dry("--topology", "v5e:4x2")
-    assert code == 0 and said.endswith("\nready\n") and "Compiled for v5e:4x2, chips of 16 GiB" in said
-    assert re.search(r"At best on v5e:4x2, seconds a step\n.*\n +rollout +[\d.e-]+ +memory bandwidth ", said)
+    assert (
+        code == 0
+        and said.endswith("\nready\n")
+        and ("Compiled for v5e:4x2, chips of 16 GiB") in said
+    )
     assert re.search(
-        r"select +fits: .*\n +prefill +fits: .*\n +decode +fits: .*\n +note +fits: .*\n +learn +fits: ", said
+        r"At best on v5e:4x2, seconds a step\n.*\n +rollout +[\d.e-]+ +memory "
+        r"bandwidth ",
+        said,
+    )
+    assert re.search(
+        r"select +fits: .*\n +prefill +fits: .*\n +decode +fits: .*\n +note +fits: .*\n +learn "
+        r"+fits: ",
+        said,
     )

@@ -1,4 +1,6 @@
-"""Dynamic sampling: what is rolled out in place of groups that teach nothing, who learns of it, and what is counted."""
+"""Dynamic sampling: what is rolled out in place of groups that teach nothing, who learns of it, and
+what is counted.
+"""
 
 import dataclasses
 from types import SimpleNamespace
@@ -24,7 +26,12 @@ B, G, N, MOST = 8, 4, 40, 2
 
 def run_of(**changes):
     """A step that knows its config and its number of tasks."""
-    settings = {"batch_size": B, "num_generations": 2, "rewards": ("exact", "math"), "dynamic_sampling": MOST}
+    settings = {
+        "batch_size": B,
+        "num_generations": 2,
+        "rewards": ("exact", "math"),
+        "dynamic_sampling": MOST,
+    }
     config = Config(model="m", tasks=TasksConfig("a.jsonl"), output_dir="run", **settings | changes)
     return SimpleNamespace(setup=helpers.bare_setup(config, num_tasks=N))
 
@@ -36,14 +43,20 @@ def groups_of(ids):
     numbers = cells.astype(jnp.float32)
     of_samples = numbers[:, :, 0]
     valid = jnp.ones(of_samples.shape, bool)
-    return Groups(cells[:, 0], ids, cells, numbers, numbers, of_samples, of_samples, valid, ids, ids)
+    return Groups(
+        cells[:, 0], ids, cells, numbers, numbers, of_samples, of_samples, valid, ids, ids
+    )
 
 
 def rolled_out(ids, successes):
     """A round of tasks `ids` with two successes each; the second reward always differs."""
-    rewards, valid = helpers.masked_rewards(list(zip(np.ravel(successes), range(2 * len(ids)), strict=True)))
+    rewards, valid = helpers.masked_rewards(
+        list(zip(np.ravel(successes), range(2 * len(ids)), strict=True))
+    )
     shape = (len(ids), 2)
-    teaches = grpo.informative(jnp.array(rewards[:, 0].reshape(shape)), jnp.array(valid[:, 0].reshape(shape)))
+    teaches = grpo.informative(
+        jnp.array(rewards[:, 0].reshape(shape)), jnp.array(valid[:, 0].reshape(shape))
+    )
     scored = ScoredGroups(groups_of(ids), None, teaches, None, {})
     graded = Rewards(rewards, valid, ~valid, {"error": 1}, [])
     ids = np.array(ids, np.int32)
@@ -51,7 +64,9 @@ def rolled_out(ids, successes):
 
 
 def test_groups_of_a_probe_take_the_places_of_those_that_teach_nothing():
-    """Of 4 tasks, 3 and 9 teach nothing: their successes are all equal, or one is missing; the probe has 4 that do."""
+    """Of 4 tasks, 3 and 9 teach nothing: their successes are all equal, or one is missing; the
+    probe has 4 that do.
+    """
     chosen = rolled_out([3, 5, 7, 9], [[1, 1], [0, 1], [1, 0], [0, None]])
     distance = np.array([np.inf, 0.25, 0.0, 0.5, 0.125], np.float32)
     probed = resample.ReferenceGroups(
@@ -59,7 +74,10 @@ def test_groups_of_a_probe_take_the_places_of_those_that_teach_nothing():
     )
     slots = resample.Slots(size=5, fresh=4, exclude=np.array([6], np.int32))
     batch = resample.fill_slots(run_of(), chosen, probed, slots)
-    assert batch.ids.tolist() == batch.groups.task.tolist() == [2, 5, 7, 4, 6] and batch.informative.all()
+    assert (
+        batch.ids.tolist() == batch.groups.task.tolist() == [2, 5, 7, 4, 6]
+        and batch.informative.all()
+    )
     assert batch.metrics["select/probes/trained"] == 3
     ((_, left),) = batch.surplus
     assert probed.ids[left].tolist() == [7]  # which is in the batch by its choice
@@ -70,7 +88,9 @@ def test_groups_of_a_probe_take_the_places_of_those_that_teach_nothing():
 def test_a_refill_is_as_large_as_the_share_of_groups_that_teach_asks_for():
     def size(places, teaches, informative, others=N):
         rounds = (resample.Round(None, None, None, np.arange(10) < teaches, None),)
-        batch = resample.Batch(None, np.zeros(places, int), np.arange(places) < informative, rounds, {})
+        batch = resample.Batch(
+            None, np.zeros(places, int), np.arange(places) < informative, rounds, {}
+        )
         return resample.round_size(run_of().setup, batch, others)
 
     assert size(8, 8, 8) == 0
@@ -84,13 +104,18 @@ def test_all_that_was_chosen_is_told_at_once_padded_to_one_size(mesh):
         numbers = jnp.array(ids, jnp.float32)
         feedback = Feedback(jnp.array(ids, jnp.int32), numbers, numbers + 1, numbers + 2)
         scored = ScoredGroups(None, feedback, numbers > 3, None, {})
-        return resample.Round(Choice(jnp.array(ids, jnp.int32), numbers / 10), None, scored, None, None)
+        return resample.Round(
+            Choice(jnp.array(ids, jnp.int32), numbers / 10), None, scored, None, None
+        )
 
     setup = dataclasses.replace(run_of().setup, mesh=mesh)
     first, (feedback, _) = resample.all_feedback(setup, (chosen(1, 2),))
     assert first.ids.tolist() == feedback.ids.tolist() == [1, 2]
-    choice, (feedback, informative) = resample.all_feedback(setup, (chosen(1, 2), chosen(5), chosen(4)))
-    assert choice.ids.tolist() == feedback.ids.tolist() == [1, 2, 5, 4] + [N] * 20  # 8 (1 + 2) in all
+    choice, (feedback, informative) = resample.all_feedback(
+        setup, (chosen(1, 2), chosen(5), chosen(4))
+    )
+    # 8 (1 + 2) in all
+    assert choice.ids.tolist() == feedback.ids.tolist() == [1, 2, 5, 4] + [N] * 20
     assert (
         feedback.trials.tolist() == [2, 3, 6, 5] + [0] * 20
         and informative.tolist() == [False] * 2 + [True] * 2 + [False] * 20
@@ -99,9 +124,12 @@ def test_all_that_was_chosen_is_told_at_once_padded_to_one_size(mesh):
 
 @pytest.fixture(scope="module")
 def dynamic(world, configure):
-    """(output_dir, **changes) -> the config of a run with dynamic sampling and replay on a pool that can refill it."""
+    """(output_dir, **changes) -> the config of a run with dynamic sampling and replay on a pool
+    that can refill it.
+    """
     tasks = TasksConfig(
-        helpers.write_rows(world / "many.jsonl", helpers.task_rows(N)), pass_rate_columns=("weak", "strong")
+        helpers.write_rows(world / "many.jsonl", helpers.task_rows(N)),
+        pass_rate_columns=("weak", "strong"),
     )
     defaults = {"tasks": tasks, "dynamic_sampling": MOST, "steps": 4, "save_steps": 2}
     return lambda output_dir, **changes: configure(output_dir, **defaults | changes)
@@ -112,7 +140,9 @@ REPLAY = {"replay": ReplayConfig(capacity=64)}
 
 @pytest.fixture(scope="module")
 def refilled(dynamic, tmp_path_factory):
-    """(folder, final state, what each step learned from, with the selector's state before and after)."""
+    """(folder, final state, what each step learned from, with the selector's state before and
+    after).
+    """
     folder, told, learn = tmp_path_factory.mktemp("dynamic") / "run", [], loop.learn
 
     def note(step, state, batch):
@@ -151,12 +181,17 @@ def test_a_step_refills_until_every_group_teaches_or_the_bound_is_reached(refill
 @pytest.mark.slow
 def test_the_batch_keeps_its_size_and_holds_groups_of_the_right_tasks(refilled):
     _, _, told = refilled
-    assert {len(batch.ids) for batch, *_ in told} == {4, 8}  # half of it is replayed when the buffer can give it
+    # half of it is replayed when the buffer can give it
+    assert {len(batch.ids) for batch, *_ in told} == {4, 8}
     for batch, *_ in told:
         rewards = np.asarray(batch.groups.rewards)
-        assert np.array_equal(batch.groups.task, batch.ids) and len(set(batch.ids.tolist())) == len(batch.ids)
+        assert np.array_equal(batch.groups.task, batch.ids) and len(set(batch.ids.tolist())) == len(
+            batch.ids
+        )
         assert np.array_equal(rewards.min(axis=1) < rewards.max(axis=1), batch.informative)
-        assert np.array_equal(np.any(np.asarray(batch.groups.advantages) != 0, axis=1), batch.informative)
+        assert np.array_equal(
+            np.any(np.asarray(batch.groups.advantages) != 0, axis=1), batch.informative
+        )
 
 
 @pytest.mark.slow
@@ -166,10 +201,13 @@ def test_the_selector_learns_from_rejected_groups_too(refilled):
     selector, seen = selectors.bots(G), set()
     for line, (batch, before, after, tasks) in zip(helpers.metrics(folder), told, strict=True):
         feedback = jax.tree.map(
-            lambda *x: np.concatenate(x), *jax.device_get([each.scored.feedback for each in batch.rounds])
+            lambda *x: np.concatenate(x),
+            *jax.device_get([each.scored.feedback for each in batch.rounds]),
         )
         assert set(feedback.trials.tolist()) == {G}
-        expected = selector.update(*jax.device_get((before, tasks)), Feedback(*map(jnp.asarray, feedback)))
+        expected = selector.update(
+            *jax.device_get((before, tasks)), Feedback(*map(jnp.asarray, feedback))
+        )
         helpers.assert_close(after, expected, atol=1e-5)
         seen |= set(feedback.ids.tolist())
         assert line["select/coverage"] == pytest.approx(len(seen) / N)
@@ -201,9 +239,15 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(dynamic, refilled, tmp
 @pytest.mark.slow
 def test_a_run_in_which_every_group_teaches_is_an_ordinary_run(dynamic, tmp_path):
     common = {"rewards": ("graders:spread",), "steps": 2}
-    states = [train(dynamic(tmp_path / str(most), dynamic_sampling=most, **common)) for most in (0, MOST)]
+    states = [
+        train(dynamic(tmp_path / str(most), dynamic_sampling=most, **common)) for most in (0, MOST)
+    ]
     helpers.assert_same_bits(*states)
     plain, lines = helpers.metrics(tmp_path / "0"), helpers.metrics(tmp_path / str(MOST))
-    own = [{name: line.pop(name) for name in [*line] if name.startswith("dynamic_sampling/")} for line in lines]
+    own = [
+        {name: line.pop(name) for name in [*line] if name.startswith("dynamic_sampling/")}
+        for line in lines
+    ]
     assert lines == plain
-    assert [[*each.values()] for each in own] == [[1.0, 0, 0.0, 0]] * 2  # informative, refills, rejected, surplus
+    # informative, refills, rejected, surplus
+    assert [[*each.values()] for each in own] == [[1.0, 0, 0.0, 0]] * 2

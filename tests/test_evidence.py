@@ -34,7 +34,9 @@ def test_two_references_by_hand():
 
 def test_first_capability_is_unsmoothed_and_later_ones_are_smoothed():
     references = [[0.0, 0.5], [0.0, 0.5]]
-    capability, pass_rate = run(references, feedback([0], [0.5]), feedback([1], [0.0]), momentum=0.75)
+    capability, pass_rate = run(
+        references, feedback([0], [0.5]), feedback([1], [0.0]), momentum=0.75
+    )
     assert capability == pytest.approx(0.75 * 0.5 / (0.5 + 1e-6), rel=1e-6)
     assert np.allclose(pass_rate, 0.375, atol=1e-5)
 
@@ -55,7 +57,8 @@ def test_three_references_by_hand():
     capability, pass_rate = run(references, feedback([0, 1], [0.1, 0.3]))
     assert capability == pytest.approx(0.5, abs=1e-5)
     assert np.allclose(pass_rate, [0.1, 0.3, 0.5], atol=1e-5)
-    # observed 0.9: beyond the strongest the last segment goes on, c = 2.5, and the prediction is clipped
+    # observed 0.9: beyond the strongest the last segment goes on, c = 2.5, and the prediction is
+    # clipped
     capability, pass_rate = run(references, feedback([0, 1], [0.9, 0.9]))
     assert capability == pytest.approx(2.5, abs=1e-5)
     assert np.allclose(pass_rate, [1.0, 0.7, 0.0], atol=1e-5)
@@ -82,10 +85,14 @@ def test_domains_have_capabilities_of_their_own_by_hand():
     tasks = Tasks(jnp.array([[0.0, 1.0]] * 6), domain=jnp.array([0, 0, 1, 1, 2, 2]))
     state = model.init(tasks, 6)
     assert state.domains.shape == (3,) and np.isnan(model.predict(state, tasks)).all()
-    # the batch's mean is 0.5, one task more of each domain: (0.2 + 0.4 + 0.5) / 3, (0.9 + 0.5) / 2; none of the last
+    # the batch's mean is 0.5, one task more of each domain: (0.2 + 0.4 + 0.5) / 3, (0.9 + 0.5) / 2;
+    # none of the last
     state = model.update(state, tasks, feedback([0, 1, 2], [0.2, 0.4, 0.9]))
-    assert np.allclose(model.predict(state, tasks), [1.1 / 3] * 2 + [0.7] * 2 + [0.5] * 2, atol=1e-5)
-    # domains without tasks in the batch keep theirs, but for the one that never had any: 0.75 * 0.5 + 0.25 * 0.1
+    assert np.allclose(
+        model.predict(state, tasks), [1.1 / 3] * 2 + [0.7] * 2 + [0.5] * 2, atol=1e-5
+    )
+    # domains without tasks in the batch keep theirs, but for the one that never had any: 0.75 * 0.5
+    # + 0.25 * 0.1
     state = model.update(state, tasks, feedback([1, 0], [0.1, 0.1]))
     first = 0.75 * 1.1 / 3 + 0.25 * 0.1
     assert np.allclose(model.predict(state, tasks), [first] * 2 + [0.7] * 2 + [0.4] * 2, atol=1e-5)
@@ -95,7 +102,10 @@ def test_one_domain_is_the_common_capability():
     references = [[0.2, 0.6, 0.9], [0.0, 0.3, 0.8], [NAN, 0.5, 0.5], [0.1, 0.2, 0.7]]
     batches = feedback([0, 1, 2], [0.4, 0.1, 0.5]), feedback([3, 1], [0.9, 0.8])
     common, expected = run(references, *batches)
-    model, tasks = evidence.interpolation(per_domain=True), Tasks(jnp.array(references), domain=jnp.zeros(4, jnp.int32))
+    model, tasks = (
+        evidence.interpolation(per_domain=True),
+        Tasks(jnp.array(references), domain=jnp.zeros(4, jnp.int32)),
+    )
     state = model.init(tasks, 4)
     for each in batches:
         state = model.update(state, tasks, each)
@@ -129,7 +139,11 @@ def test_none_knows_nothing():
     ("references", "message"),
     [
         (None, r"tasks.pass_rate_columns, or choose select.name uniform"),
-        ([[NAN, 0.5], [0.5, NAN], [NAN, NAN]], r"tasks.pass_rate_columns, or choose select.name uniform"),
+        (
+            [[NAN, 0.5], [0.5, NAN], [NAN, NAN]],
+            r"tasks.pass_rate_columns, or choose "
+            r"select.name uniform",
+        ),
         ([[0.0, 0.5], [0.5, 1.2], [0.1, 0.2]], r"task 1, column 1 is 1\.2"),
         ([[0.0, 0.5], [0.5, 1.0], [-0.5, NAN]], r"task 2, column 0 is -0\.5"),
         ([[0.5], [0.5], [0.5]], r"shape \(3, 1\).*at least 2 reference policies"),

@@ -1,4 +1,6 @@
-"""Values that no machine has, and paths with ~ and $NAME, in every field of every config and command."""
+"""Values that no machine has, and paths with ~ and $NAME, in every field of every config and
+command.
+"""
 
 import argparse
 import ast
@@ -35,10 +37,27 @@ from jaxrft.simulate.command import SimulateConfig, simulate
 from jaxrft.tasks import sources
 
 ROOT = Path(jaxrft.__file__).parent
-# Fields of text that name no file: columns, data sets, functions, selectors, metrics, templates' arguments.
+# Fields of text that name no file: columns, data sets, functions, selectors, metrics, templates'
+# arguments.
 NAMES = {
-    *("split", "subset", "name", "prompt_column", "answer_column", "pass_rate_columns", "domain_column"),
-    *("system_prompt", "rewards", "success_reward", "keep_best", "selectors", "schedule", "topology"),
+    *(
+        "split",
+        "subset",
+        "name",
+        "prompt_column",
+        "answer_column",
+        "pass_rate_columns",
+        "domain_column",
+    ),
+    *(
+        "system_prompt",
+        "rewards",
+        "success_reward",
+        "keep_best",
+        "selectors",
+        "schedule",
+        "topology",
+    ),
     *("chat_template_kwargs", "chat_template_date"),
 }
 COMMANDS = {
@@ -76,11 +95,20 @@ def roots():
 
 
 def leaves(kind, prefix=()):
-    """(path of names, field) of all that is no dataclass itself, in a dataclass; sets of tasks are entered once."""
+    """(path of names, field) of all that is no dataclass itself, in a dataclass; sets of tasks are
+    entered once.
+    """
     for field in dataclasses.fields(kind):
         path = (*prefix, field.name)
-        inner = [each for each in (field.type, *get_args(field.type)) if dataclasses.is_dataclass(each)]
-        inner += [each for part in get_args(field.type) for each in get_args(part) if dataclasses.is_dataclass(each)]
+        inner = [
+            each for each in (field.type, *get_args(field.type)) if dataclasses.is_dataclass(each)
+        ]
+        inner += [
+            each
+            for part in get_args(field.type)
+            for each in get_args(part)
+            if dataclasses.is_dataclass(each)
+        ]
         if not inner:
             yield path, field
         elif inner[0] is not Config:
@@ -88,13 +116,17 @@ def leaves(kind, prefix=()):
 
 
 def changed(options, path, value):
-    """The options with a value in place of another one, in a set of tasks where the path leads through some."""
+    """The options with a value in place of another one, in a set of tasks where the path leads
+    through some.
+    """
     name, *rest = path
     if not rest:
         return dataclasses.replace(options, **{name: value})
     inner = getattr(options, name)
     if isinstance(inner, tuple):
-        return dataclasses.replace(options, **{name: (changed(TasksConfig("held.jsonl"), rest, value),)})
+        return dataclasses.replace(
+            options, **{name: (changed(TasksConfig("held.jsonl"), rest, value),)}
+        )
     if dataclasses.is_dataclass(inner):
         return dataclasses.replace(options, **{name: changed(inner, rest, value)})
     raise AssertionError(path)
@@ -123,21 +155,31 @@ def test_all_commands_hold_their_options_to_the_rules():
             named = {key.arg: ast.unparse(key.value) for key in call.keywords}
             assert named.get("type") != "Path", f"{path}: type=path_argument"
             if ast.unparse(call.func) == "tyro.cli" and path.name != "cli.py":
-                module = importlib.import_module(".".join(("jaxrft", *path.relative_to(ROOT).with_suffix("").parts)))
+                module = importlib.import_module(
+                    ".".join(("jaxrft", *path.relative_to(ROOT).with_suffix("").parts))
+                )
                 kind = attrgetter(ast.unparse(call.args[0]))(module)
                 assert issubclass(kind, Checked), f"{path}: {kind.__name__} must be Checked"
 
 
-@pytest.mark.parametrize("kind", sorted(roots(), key=str), ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
+@pytest.mark.parametrize(
+    "kind", sorted(roots(), key=str), ids=lambda kind: f"{kind.__module__}.{kind.__name__}"
+)
 def test_every_text_is_a_path_or_known_to_be_none(kind, monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
     monkeypatch.setenv("RUNS", "/data/runs")
     assert kind in COMMANDS or kind.__name__ in ("Output", "Options")
     for path, field in leaves(kind):
         text, is_path = holds(field, str), holds(field, fields._PATH)
-        assert text <= (is_path or path[-1] in NAMES), f"{'.'.join(path)}: annotate it FilePath, or name it in NAMES"
-        if is_path and kind in COMMANDS and path != ("evaluation", "tasks", "embeddings"):  # which sets have not
-            for value, wanted in (("~/a", "/home/someone/a"), ("$RUNS/${RUNS}/b", "/data/runs//data/runs/b")):
+        assert text <= (is_path or path[-1] in NAMES), (
+            f"{'.'.join(path)}: annotate it FilePath, or name it in NAMES"
+        )
+        # which sets have not
+        if is_path and kind in COMMANDS and path != ("evaluation", "tasks", "embeddings"):
+            for value, wanted in (
+                ("~/a", "/home/someone/a"),
+                ("$RUNS/${RUNS}/b", "/data/runs//data/runs/b"),
+            ):
                 given, wanted = ((value,), (wanted,)) if is_tuple(field) else (value, wanted)
                 found = changed(make(kind), path, given)
                 for name in path:
@@ -177,13 +219,19 @@ def test_what_a_path_stands_for(text, wanted, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ("$NOWHERE/x", "output_dir is '$NOWHERE/x': set the environment variable NOWHERE, or write $$ for a $"),
+        (
+            "$NOWHERE/x",
+            "output_dir is '$NOWHERE/x': set the environment variable NOWHERE, or write $$ for a $",
+        ),
         ("${NOWHERE}", "output_dir is '${NOWHERE}': set the environment variable NOWHERE"),
         ("$EMPTY/x", "set the environment variable EMPTY"),
         ("${NOWHERE:-runs}", "write variables as $NAME or ${NAME}"),
         ("${NOWHERE", "write variables as $NAME or ${NAME}"),
         ("${}", "write variables as $NAME or ${NAME}"),
-        ("~no-such-user/x", "~no-such-user is no user's home folder; write ./~no-such-user for a folder's name"),
+        (
+            "~no-such-user/x",
+            "~no-such-user is no user's home folder; write ./~no-such-user for a folder's name",
+        ),
         ("", "output_dir is '': give the path of a file or folder"),
         ("a\0b", "output_dir is 'a\\x00b': take the NUL character out"),
         ("a\udc80b", "output_dir is 'a\\udc80b': it is not Unicode text"),
@@ -251,7 +299,11 @@ NUMBERS = [(path, field) for path, field in CONFIG if holds(field, int) or holds
 
 @pytest.mark.parametrize(("path", "field"), NUMBERS, ids=title)
 def test_a_number_at_an_edge_is_taken_or_one_sentence(path, field):
-    values = (0, -1, 1, 3, 2**31 - 1) if holds(field, int) else (0.0, -0.0, -1.0, 1.2e-38, 3.4e38, -3.4e38, 10**38)
+    values = (
+        (0, -1, 1, 3, 2**31 - 1)
+        if holds(field, int)
+        else (0.0, -0.0, -1.0, 1.2e-38, 3.4e38, -3.4e38, 10**38)
+    )
     for value in values:
         try:
             changed(make(**HELD_OUT), path, (value,) * 2 if is_tuple(field) else value)
@@ -260,8 +312,24 @@ def test_a_number_at_an_edge_is_taken_or_one_sentence(path, field):
 
 
 ANY_SIZE = {  # 10**9 means what it says
-    *("steps", "seed", "warmup_steps", "eval_steps", "save_steps", "log_completions_steps", "keep_checkpoints"),
-    *("max_skipped_updates", "dynamic_sampling", "num_iterations", "top_k", "max_age", "limit", "rank"),
+    *(
+        "steps",
+        "seed",
+        "warmup_steps",
+        "eval_steps",
+        "save_steps",
+        "log_completions_steps",
+        "keep_checkpoints",
+    ),
+    *(
+        "max_skipped_updates",
+        "dynamic_sampling",
+        "num_iterations",
+        "top_k",
+        "max_age",
+        "limit",
+        "rank",
+    ),
     *("candidates", "num_references", "probe_every"),
     *("data", "fsdp", "model"),  # devices that a dry run may plan for
 }
@@ -292,24 +360,46 @@ def test_a_size_is_refused_where_it_is_negative_or_cannot_be(path, field):
         ({"kl_coef": math.inf}, "kl_coef is inf: it must be a finite number"),
         ({"max_grad_norm": math.inf}, "max_grad_norm is inf: it must be a finite number"),
         ({"reward_timeout": math.inf}, "reward_timeout is inf: it must be a finite number"),
-        ({"reward_timeout": 1e7}, "reward_timeout is 10000000.0: it must be at most 2,147,483 seconds"),
+        (
+            {"reward_timeout": 1e7},
+            "reward_timeout is 10000000.0: it must be at most 2,147,483 seconds",
+        ),
         ({"reward_timeout": 1e-9}, "reward_timeout is 1e-09: it must be at least 0.001 seconds"),
         ({"temperature": 1e-30}, "temperature is 1e-30: it must be at least 1e-06"),
         ({"warmup_steps": 10**30}, "it must be at most 2,147,483,647"),
         ({"reward_workers": 10**6}, "reward_workers is 1000000: it must be at most 1,024"),
-        ({"rewards": ("exact", "exact")}, "rewards is ('exact', 'exact'): it must be different rewards"),
-        ({"rewards": ("exact", "math"), "reward_weights": (0.0, 0.0)}, "it must be not all 0, which leaves no reward"),
-        ({"rewards": ("exact", "math"), "reward_weights": (1.0, math.nan)}, "reward_weights[1] is nan"),
+        (
+            {"rewards": ("exact", "exact")},
+            "rewards is ('exact', 'exact'): it must be different rewards",
+        ),
+        (
+            {"rewards": ("exact", "math"), "reward_weights": (0.0, 0.0)},
+            "it must be not all 0, which leaves no reward",
+        ),
+        (
+            {"rewards": ("exact", "math"), "reward_weights": (1.0, math.nan)},
+            "reward_weights[1] is nan",
+        ),
         ({"batch_size": 10**9}, "1,000,000,000 x 8 x 2,048, is at most 2,147,483,647 tokens"),
         ({"max_prompt_length": 2**31 - 1}, "max_prompt_length is 2147483647: it must be such that"),
         (
             {"evaluation": EvalConfig((TasksConfig("a"),), num_samples=10**9)},
-            "evaluation.num_samples is 1000000000: it must be such that evaluation.batch_size x evaluation.num_sam",
+            "evaluation.num_samples is 1000000000: it must be such that evaluation.batch_size "
+            "x evaluation.num_sam",
         ),
-        ({"replay": ReplayConfig(10**9)}, "replay.capacity is 1000000000: it must be at most 67,108,864 groups"),
-        ({"lora": LoRAConfig(2, targets=("q", "q"))}, "lora.targets is ('q', 'q'): it must be different"),
+        (
+            {"replay": ReplayConfig(10**9)},
+            "replay.capacity is 1000000000: it must be at most 67,108,864 groups",
+        ),
+        (
+            {"lora": LoRAConfig(2, targets=("q", "q"))},
+            "lora.targets is ('q', 'q'): it must be different",
+        ),
         ({"tasks": TasksConfig("a", weight=10**400)}, "tasks.weight is "),
-        ({"tasks": (TasksConfig("a"), TasksConfig("b\0"))}, "tasks[1].source is 'b\\x00': take the NUL"),
+        (
+            {"tasks": (TasksConfig("a"), TasksConfig("b\0"))},
+            "tasks[1].source is 'b\\x00': take the NUL",
+        ),
         ({"select": SelectConfig(prior=(1.0, math.inf))}, "select.prior[1] is inf"),
     ],
     ids=lambda value: str(value)[:60],
@@ -322,17 +412,45 @@ def test_a_value_that_no_machine_has_is_one_sentence(changes, wanted):
 
 def test_the_largest_values_are_accepted():
     big = 2**31 - 1
-    make(steps=big, seed=2**32 - 1, warmup_steps=big, save_steps=big, eval_steps=0, top_k=big, keep_checkpoints=big)
-    make(reward_timeout=2_147_483.0, temperature=1e-6, kl_coef=1e30, learning_rate=0, reward_workers=1024)
-    make(rewards=("exact", "math"), reward_weights=(0.0, -1.0), output_dir="/" + "/".join(["x" * 255] * 14))
+    make(
+        steps=big,
+        seed=2**32 - 1,
+        warmup_steps=big,
+        save_steps=big,
+        eval_steps=0,
+        top_k=big,
+        keep_checkpoints=big,
+    )
+    make(
+        reward_timeout=2_147_483.0,
+        temperature=1e-6,
+        kl_coef=1e30,
+        learning_rate=0,
+        reward_workers=1024,
+    )
+    make(
+        rewards=("exact", "math"),
+        reward_weights=(0.0, -1.0),
+        output_dir="/" + "/".join(["x" * 255] * 14),
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "wanted"),
     [
-        ({"eval_steps": 5}, "eval_steps is 5: it must be 0 while evaluation.tasks is (), nothing to evaluate on: give"),
-        ({"overlong_penalty": 0.5}, "left as it is while overlong_buffer is 0, no penalty: set overlong_buffer too"),
-        ({"importance_sampling_cap": 3.0}, "left as it is while importance_sampling_correction is none: set that too"),
+        (
+            {"eval_steps": 5},
+            "eval_steps is 5: it must be 0 while evaluation.tasks is (), "
+            "nothing to evaluate on: give",
+        ),
+        (
+            {"overlong_penalty": 0.5},
+            "left as it is while overlong_buffer is 0, no penalty: set overlong_buffer too",
+        ),
+        (
+            {"importance_sampling_cap": 3.0},
+            "left as it is while importance_sampling_correction is none: set that too",
+        ),
         ({"lora": LoRAConfig(alpha=32.0)}, "left as it is while lora.rank is 0"),
     ],
 )
@@ -442,7 +560,10 @@ def test_what_stands_for_a_value_of_python_becomes_it(changes, path, wanted, mon
         ({"learning_rate": Fraction(10**400)}, "learning_rate is inf: it must be a finite number"),
         ({"learning_rate": Decimal(1)}, "learning_rate is Decimal.*: it must be of type float"),
         ({"output_dir": b"run"}, "output_dir is b'run': it must be of type str"),
-        ({"output_dir": Path("$UNSET_HERE/a")}, "output_dir is .*: set the environment variable UNSET_HERE"),
+        (
+            {"output_dir": Path("$UNSET_HERE/a")},
+            "output_dir is .*: set the environment variable UNSET_HERE",
+        ),
         ({"rewards": (Path("a.py"),)}, r"rewards\[0\] is .*: it must be of type str"),
         ({"rewards": {"math"}}, r"such as \('math',\)$"),
         ({"rewards": None}, r"rewards is None: it must be of type tuple\[str, ...\]$"),

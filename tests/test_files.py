@@ -34,7 +34,9 @@ def test_brackets_in_strings_do_not_count_as_nesting():
     assert files.parse_json(text, dict)["a"].count("[") == 500
 
 
-@pytest.mark.parametrize("name", ["../a", "/etc/passwd", "a/../../b", "C:\\a", "..\\a", "", "a\0b", "."])
+@pytest.mark.parametrize(
+    "name", ["../a", "/etc/passwd", "a/../../b", "C:\\a", "..\\a", "", "a\0b", "."]
+)
 def test_names_outside_of_the_folder_are_refused(name, tmp_path):
     with pytest.raises(ValueError, match="is not the name of a file in"):
         files.inside(tmp_path, name)

@@ -1,4 +1,6 @@
-r"""The table of final answers, row by row, what does not count around an answer, and texts that are made to cost."""
+r"""The table of final answers, row by row, what does not count around an answer, and texts that are
+made to cost.
+"""
 
 import time
 
@@ -99,7 +101,8 @@ TABLE = [
     ("- **42**", "42"),
     ("It is 5°C.", "5°"),
     ("6 * 7 = <<6*7=42>>42", "42"),
-    # 4 and 5: a text that is only a word or a choice, a last sentence that is a letter, a word or a formula
+    # 4 and 5: a text that is only a word or a choice, a last sentence that is a letter, a word or a
+    # formula
     ("**C**", "C"),
     ("(C) 12 metres", "(C) 12 metres"),
     ("Evelyn.", "Evelyn"),
@@ -138,7 +141,15 @@ AROUND = [
     "about 42",
     "$42$",
 ]
-AROUND += ["exactly 42", "42 apples", "42 because 6 times 7 is 42", "42, not 43", "**$42$**.", "(**42**)", "\n42\n"]
+AROUND += [
+    "exactly 42",
+    "42 apples",
+    "42 because 6 times 7 is 42",
+    "42, not 43",
+    "**$42$**.",
+    "(**42**)",
+    "\n42\n",
+]
 
 
 @pytest.mark.parametrize(("completion", "answer"), TABLE)
@@ -286,7 +297,21 @@ def test_joined_boxes_answer_lists_and_the_last_one_answers_numbers():
 
 @pytest.mark.parametrize(
     "piece",
-    ["answer: ", "answer is ", "#### ", "$ ", "$$ ", r"\[ ", r"\( ", "<answer>", "</think>", "a.", "1 ", "1, ", "x "],
+    [
+        "answer: ",
+        "answer is ",
+        "#### ",
+        "$ ",
+        "$$ ",
+        r"\[ ",
+        r"\( ",
+        "<answer>",
+        "</think>",
+        "a.",
+        "1 ",
+        "1, ",
+        "x ",
+    ],
 )
 def test_long_completion_costs_little(piece):
     start = time.process_time()

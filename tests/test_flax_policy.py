@@ -38,10 +38,16 @@ class LinenTransformer(nn.Module):
         self.norm = nn.LayerNorm()
         self.head = nn.Dense(VOCABULARY)
 
-    def __call__(self, tokens: Array, positions: Array, mask: Array | None, cache: Any = None) -> Any:
+    def __call__(
+        self, tokens: Array, positions: Array, mask: Array | None, cache: Any = None
+    ) -> Any:
         x = self.embed(tokens) + self.place(positions)
         new = {"keys": self.key(x), "values": self.value(x)}
-        seen = new if cache is None else jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), cache, new)
+        seen = (
+            new
+            if cache is None
+            else jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), cache, new)
+        )
         mixed = nn.dot_product_attention(self.query(x), seen["keys"], seen["values"], mask=mask)
         logits = self.head(self.norm(x + self.out(mixed)))
         return logits if cache is None else (logits, new)
@@ -60,7 +66,9 @@ def linen() -> tuple[Policy, Any]:
     """The Policy of a Linen module, and parameters."""
     module = LinenTransformer()
     tokens = jnp.zeros((1, 1), jnp.int32)
-    return flax_policy(module, forward), jax.jit(module.init)(jax.random.key(0), tokens, tokens, None)
+    return flax_policy(module, forward), jax.jit(module.init)(
+        jax.random.key(0), tokens, tokens, None
+    )
 
 
 def linen_with_cache() -> tuple[Policy, Any]:
@@ -82,7 +90,9 @@ class NNXTransformer(nnx.Module):
         x = self.embed(tokens) + self.place(positions)
         return self.head(self.norm(x + self.attend(x, mask=mask)))
 
-    def step(self, tokens: Array, positions: Array, mask: Array, cache: Array) -> tuple[Array, Array]:
+    def step(
+        self, tokens: Array, positions: Array, mask: Array, cache: Array
+    ) -> tuple[Array, Array]:
         """Caches what attention reads, from which it computes all keys and values again."""
         x = self.embed(tokens) + self.place(positions)
         mixed = self.attend(x, jnp.concatenate([cache, x], axis=1), mask=mask)
@@ -120,18 +130,28 @@ def flax_nnx_with_cache() -> tuple[Policy, Any]:
     ],
 )
 def test_a_flax_module_is_rolled_out_and_trained(library):
-    """Logprobs of rollout and learner agree, and the policy learns to say 7, the reward being how often it does."""
+    """Logprobs of rollout and learner agree, and the policy learns to say 7, the reward being how
+    often it does.
+    """
     policy, params = library()
-    prompts, lengths = jnp.array([[2, 3, 4], [5, 0, 0], [6, 8, 0], [9, 10, 11]]), jnp.array([3, 1, 2, 3])
+    prompts, lengths = (
+        jnp.array([[2, 3, 4], [5, 0, 0], [6, 8, 0], [9, 10, 11]]),
+        jnp.array([3, 1, 2, 3]),
+    )
     tasks, group, time = 4, 8, 5
     options = {"num_generations": group, "max_completion_length": time, "eos_ids": (0,)}
     generate = jax.jit(partial(rollout.generate, policy, **options))
-    learner = update.make(policy, mini_batch_size=tasks, micro_batch_size=tasks * group, learning_rate=3e-2)
+    learner = update.make(
+        policy, mini_batch_size=tasks, micro_batch_size=tasks * group, learning_rate=3e-2
+    )
 
     @jax.jit
     def train(key, params, state, rollouts):
         said = jnp.sum(rollouts.mask, axis=1, where=rollouts.tokens == 7).reshape(tasks, group)
-        cells = [x.reshape(tasks, group, time) for x in (rollouts.tokens, rollouts.mask, rollouts.logprobs)]
+        cells = [
+            x.reshape(tasks, group, time)
+            for x in (rollouts.tokens, rollouts.mask, rollouts.logprobs)
+        ]
         batch = update.Batch(prompts, lengths, *cells, advantages=grpo.advantages(said))
         learned, _ = update.completion_logprobs(policy, params, prompts, lengths, rollouts.tokens)
         return *learner.step(key, params, state, batch)[:2], jnp.mean(said), learned * rollouts.mask
@@ -151,7 +171,9 @@ def test_a_flax_module_is_rolled_out_and_trained(library):
     np.testing.assert_array_equal(wider.tokens, rollouts.tokens)
 
 
-@pytest.mark.parametrize("library, cached", [(linen, linen_with_cache), (flax_nnx, flax_nnx_with_cache)])
+@pytest.mark.parametrize(
+    "library, cached", [(linen, linen_with_cache), (flax_nnx, flax_nnx_with_cache)]
+)
 def test_a_cache_changes_no_logits(library: Callable, cached: Callable):
     """Prompts of a group are shared, and tokens come one at a time."""
     prompts, valid = TOKENS, POSITIONS < jnp.array([[3], [1]])
@@ -184,18 +206,43 @@ def test_the_mask_hides_padding_and_later_tokens():
     policy.apply(nnx.state(module, nnx.Param), TOKENS, POSITIONS, POSITIONS < jnp.array([[3], [1]]))
     first, second = np.asarray(masks[0][:, 0]).astype(int)
     np.testing.assert_array_equal(first, [[1, 0, 0], [1, 1, 0], [1, 1, 1]])
-    np.testing.assert_array_equal(second[0], [1, 0, 0])  # the others are padding, of which nothing is used
+    # the others are padding, of which nothing is used
+    np.testing.assert_array_equal(second[0], [1, 0, 0])
 
 
 @pytest.mark.parametrize(
     "returned, init_cache, message",
     [
         (jnp.zeros((2, 12)), None, r"logits of shape \(2, 12\): they must be \[2, 3, vocabulary\]"),
-        (jnp.zeros((2, 1, 12)), None, r"logits of shape \(2, 1, 12\): they must be \[2, 3, vocabulary\]"),
-        ((jnp.zeros((2, 3, 12)), None), None, "a tuple: without init_cache it must return logits alone"),
-        (np.zeros((2, 3, 12)), init_cache, r"a ndarray: with init_cache it must return \(logits, new entries\)"),
-        ((jnp.zeros((2, 3, 12)), jnp.zeros((2, 3))), init_cache, r"cache entries of shapes \(2, 3\): they must be {'k"),
-        (None, lambda rows, length: jnp.zeros((length, 1)), r"init_cache\(2, 0\) returned a leaf of shape \(0, 1\)"),
+        (
+            jnp.zeros((2, 1, 12)),
+            None,
+            r"logits of shape \(2, 1, 12\): they must be \[2, 3, "
+            r"vocabulary\]",
+        ),
+        (
+            (jnp.zeros((2, 3, 12)), None),
+            None,
+            "a tuple: without init_cache it must return logits alone",
+        ),
+        (
+            np.zeros((2, 3, 12)),
+            init_cache,
+            r"a ndarray: with init_cache it must return "
+            r"\(logits, new entries\)",
+        ),
+        (
+            (jnp.zeros((2, 3, 12)), jnp.zeros((2, 3))),
+            init_cache,
+            r"cache entries of shapes "
+            r"\(2, 3\): they must be {'k",
+        ),
+        (
+            None,
+            lambda rows, length: jnp.zeros((length, 1)),
+            r"init_cache\(2, 0\) returned a "
+            r"leaf of shape \(0, 1\)",
+        ),
     ],
 )
 def test_what_forward_returns_is_checked(returned, init_cache, message):
@@ -205,7 +252,10 @@ def test_what_forward_returns_is_checked(returned, init_cache, message):
 
 
 def test_other_modules_are_refused():
-    with pytest.raises(InputError, match="module is a function: it must be a flax.linen.Module or a flax.nnx.Module"):
+    with pytest.raises(
+        InputError,
+        match="module is a function: it must be a flax.linen.Module or a flax.nnx.Module",
+    ):
         flax_policy(lambda x: x, forward)  # pyright: ignore
 
 

@@ -1,4 +1,6 @@
-"""Ground truths of all types: what they mean to rewards, and what is refused when tasks are opened."""
+"""Ground truths of all types: what they mean to rewards, and what is refused when tasks are
+opened.
+"""
 
 import datetime
 import decimal
@@ -76,20 +78,28 @@ def test_integer_of_more_digits_than_python_prints_is_refused():
 
 
 def test_rewards_share_the_table():
-    assert math([""] * 4, [rf"\boxed{{{a}}}" for a in ("2, 3", "3, 2", "[2, 3]", "2")], answer=[[2, 3]] * 4) == [
+    assert math(
+        [""] * 4, [rf"\boxed{{{a}}}" for a in ("2, 3", "3, 2", "[2, 3]", "2")], answer=[[2, 3]] * 4
+    ) == [
         1,
         1,
         0,
         0,
     ]
-    assert gsm8k([""] * 3, ["#### 10000000000000000", "#### 16", "3"], answer=[1e16, 1e16, [2, 3]]) == [1.0, 0.0, None]
-    assert gsm8k([""] * 4, ["0.00001", "5", "1500", "3"], answer=[1e-05, 1e-05, "1.5e3", "1.5e3"]) == [
+    assert gsm8k(
+        [""] * 3, ["#### 10000000000000000", "#### 16", "3"], answer=[1e16, 1e16, [2, 3]]
+    ) == [1.0, 0.0, None]
+    assert gsm8k(
+        [""] * 4, ["0.00001", "5", "1500", "3"], answer=[1e-05, 1e-05, "1.5e3", "1.5e3"]
+    ) == [
         1.0,
         0.0,
         1.0,
         0.0,
     ]
-    assert exact([""] * 4, ["5", "1", "10000000000000000", "x"], answer=[5.0, True, 1e16, float("nan")]) == [
+    assert exact(
+        [""] * 4, ["5", "1", "10000000000000000", "x"], answer=[5.0, True, 1e16, float("nan")]
+    ) == [
         1,
         None,
         1,
@@ -121,7 +131,11 @@ def test_parquet_types_reach_rewards_or_are_refused(tmp_path):
         return sources.load(TasksConfig(source=str(path))).columns["answer"]
 
     assert load([decimal.Decimal("1.50")]) == ["1.5"]
-    with pytest.raises(InputError, match=r"row 1: the ground truth datetime.date\(2020, 1, 2\) is of type date"):
+    with pytest.raises(
+        InputError,
+        match=r"row 1: the ground truth datetime.date\(2020, 1, 2\) "
+        r"is of type date",
+    ):
         load([datetime.date(2020, 1, 2)])
 
 

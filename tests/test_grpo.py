@@ -17,14 +17,20 @@ from jaxrft.types import InputError
 
 LOSS_TYPES = ("grpo", "dapo", "dr_grpo", "gspo", "cispo")
 MAX_LENGTH = 32
-GROUPS = hnp.arrays(np.float32, (4, 8), elements=st.integers(-8, 8).map(lambda k: np.float32(k / 4)))
+GROUPS = hnp.arrays(
+    np.float32, (4, 8), elements=st.integers(-8, 8).map(lambda k: np.float32(k / 4))
+)
 MASKS = hnp.arrays(np.bool_, (4, 8))
-LOGPROBS = hnp.arrays(np.float32, (8, 12), elements=st.integers(-40, 0).map(lambda k: np.float32(k / 20)))
+LOGPROBS = hnp.arrays(
+    np.float32, (8, 12), elements=st.integers(-40, 0).map(lambda k: np.float32(k / 20))
+)
 ROWS = st.fixed_dictionaries(
     {
         "logprobs": LOGPROBS,
         "behaviour_logprobs": LOGPROBS,
-        "advantages": hnp.arrays(np.float32, (8, 12), elements=st.sampled_from(np.float32([-1.5, 0, 0.5]))),
+        "advantages": hnp.arrays(
+            np.float32, (8, 12), elements=st.sampled_from(np.float32([-1.5, 0, 0.5]))
+        ),
         "mask": hnp.arrays(np.bool_, (8, 12)),
     }
 )
@@ -32,27 +38,35 @@ ROWS = st.fixed_dictionaries(
 
 @pytest.fixture(scope="module")
 def vectors():
-    """The published implementation's inputs and outputs: 6 groups of 8, 20 tokens; its reduction is the token mean."""
+    """The published implementation's inputs and outputs: 6 groups of 8, 20 tokens; its reduction is
+    the token mean.
+    """
     with np.load(Path(__file__).parent / "vectors" / "grpo.npz") as arrays:
         return {name: jnp.asarray(arrays[name]) for name in arrays.files}
 
 
 @pytest.fixture(scope="module")
 def rows():
-    """Log-probabilities far enough apart that both clips act; rows of different lengths, one empty."""
+    """Log-probabilities far enough apart that both clips act; rows of different lengths, one
+    empty.
+    """
     rng = np.random.default_rng(0)
     behaviour = rng.normal(-2, 1, (8, 12)).astype(np.float32)
     lengths = np.array([12, 3, 7, 1, 0, 9, 5, 12])
     return {
         "logprobs": jnp.asarray(behaviour + rng.normal(0, 0.4, behaviour.shape).astype(np.float32)),
         "behaviour_logprobs": jnp.asarray(behaviour),
-        "advantages": jnp.asarray(np.repeat(rng.normal(0, 1, (8, 1)), 12, axis=1).astype(np.float32)),
+        "advantages": jnp.asarray(
+            np.repeat(rng.normal(0, 1, (8, 1)), 12, axis=1).astype(np.float32)
+        ),
         "mask": jnp.asarray((np.arange(12) < lengths[:, None]).astype(np.float32)),
     }
 
 
 @partial(jax.jit, static_argnames=("loss_type", "epsilon", "epsilon_high", "delta"))
-def loss_and_gradient(arrays, *, normaliser=None, loss_type="dapo", epsilon=0.2, epsilon_high=None, delta=None):
+def loss_and_gradient(
+    arrays, *, normaliser=None, loss_type="dapo", epsilon=0.2, epsilon_high=None, delta=None
+):
     def loss(logprobs):
         return grpo.policy_loss(
             **{**arrays, "logprobs": logprobs},
@@ -68,7 +82,8 @@ def loss_and_gradient(arrays, *, normaliser=None, loss_type="dapo", epsilon=0.2,
     return value, metrics, gradient
 
 
-# ---------------------------------------------------------------------------------------------------- advantages
+# ----------------------------------------------------------------------------------------------------  # noqa: E501
+# advantages
 
 
 def test_advantages_worked_by_hand():
@@ -94,15 +109,21 @@ def test_a_sample_without_reward_is_as_if_it_were_not_there(scale_rewards):
     rewards = jnp.array([[1.0, jnp.nan, 0.0, 2.0], [jnp.inf, 1.0, 3.0, 5.0]])
     mask = jnp.array([[1, 0, 1, 1], [0, 1, 1, 1]])
     ours = grpo.advantages(rewards, mask=mask, scale_rewards=scale_rewards)
-    without = grpo.advantages(jnp.array([[1.0, 0.0, 2.0], [1.0, 3.0, 5.0]]), scale_rewards=scale_rewards)
+    without = grpo.advantages(
+        jnp.array([[1.0, 0.0, 2.0], [1.0, 3.0, 5.0]]), scale_rewards=scale_rewards
+    )
     np.testing.assert_allclose(np.asarray(ours)[np.asarray(mask) > 0], without.ravel(), rtol=1e-6)
     assert not np.asarray(ours)[np.asarray(mask) == 0].any()
 
 
 def test_informative_counts_only_what_was_rewarded():
     nan = jnp.nan
-    rewards = jnp.array([[0.1, 0.1, 0.1], [0.1, 0.1, 0.1000001], [1.0, nan, 0.0], [1.0, nan, nan], [nan, nan, nan]])
-    np.testing.assert_array_equal(grpo.informative(rewards, ~jnp.isnan(rewards)), [False, True, True, False, False])
+    rewards = jnp.array(
+        [[0.1, 0.1, 0.1], [0.1, 0.1, 0.1000001], [1.0, nan, 0.0], [1.0, nan, nan], [nan, nan, nan]]
+    )
+    np.testing.assert_array_equal(
+        grpo.informative(rewards, ~jnp.isnan(rewards)), [False, True, True, False, False]
+    )
     np.testing.assert_array_equal(grpo.informative(rewards[:2]), [False, True])
 
 
@@ -116,15 +137,21 @@ SPLITS = {  # weights, and two ways to get the same sum of them
 
 
 def sums_of(weights, rows):
-    """Sums [1, 2] in float32 as a run makes them, and their tolerance; without it, of the first that differ."""
+    """Sums [1, 2] in float32 as a run makes them, and their tolerance; without it, of the first
+    that differ.
+    """
     rewards, weights = jnp.array([rows], jnp.float32), jnp.array(weights, jnp.float32)
     total, _ = reward_shaping.total(rewards, jnp.ones(rewards.shape, bool), weights, success=0)
-    return total, grpo.rounding(reward_shaping.magnitude(rewards, jnp.ones(rewards.shape, bool), weights), len(weights))
+    return total, grpo.rounding(
+        reward_shaping.magnitude(rewards, jnp.ones(rewards.shape, bool), weights), len(weights)
+    )
 
 
 @pytest.mark.parametrize("name", SPLITS)
 def test_sums_that_are_equal_but_for_rounding_are_equal(name):
-    """Of several weights, in tenths, and of terms that cancel; each of the sums is then the same number."""
+    """Of several weights, in tenths, and of terms that cancel; each of the sums is then the same
+    number.
+    """
     total, tolerance = sums_of(*SPLITS[name])
     mask = jnp.ones(total.shape, bool)
     assert not grpo.informative(total, tolerance=tolerance)[0]
@@ -134,22 +161,34 @@ def test_sums_that_are_equal_but_for_rounding_are_equal(name):
 
 
 def test_rounding_worked_by_hand():
-    """Two terms of 0.5: (2 + 2) eps 1; one reward of 8: 3 eps 8, which 2 ulp, 2 * 8 eps, are within and 4 are not."""
+    """Two terms of 0.5: (2 + 2) eps 1; one reward of 8: 3 eps 8, which 2 ulp, 2 * 8 eps, are within
+    and 4 are not.
+    """
     eps = np.finfo(np.float32).eps
-    assert grpo.rounding(jnp.float32(1.0), 2) == 4 * eps and grpo.rounding(jnp.float32(8.0)) == 24 * eps
+    assert (
+        grpo.rounding(jnp.float32(1.0), 2) == 4 * eps
+        and grpo.rounding(jnp.float32(8.0)) == 24 * eps
+    )
     eight, ulp = np.float32(8.0), 8 * eps
     rewards = jnp.array([[eight, eight + 2 * ulp], [eight, eight + 4 * ulp], [0.0, 1e-30]])
     np.testing.assert_array_equal(grpo.informative(rewards), [False, True, True])
-    assert grpo.informative(jnp.array([[jnp.inf, 0.0], [jnp.inf, jnp.inf]])).tolist() == [True, False]
+    assert grpo.informative(jnp.array([[jnp.inf, 0.0], [jnp.inf, jnp.inf]])).tolist() == [
+        True,
+        False,
+    ]
 
 
 def test_a_difference_above_the_tolerance_of_the_terms_is_one_for_ever():
-    """Also by the default tolerance, which is never larger: leveling moves no group that teaches."""
+    """Also by the default tolerance, which is never larger: leveling moves no group that
+    teaches.
+    """
     rng = np.random.default_rng(0)
     rewards = jnp.asarray(rng.choice([0, 0.1, 0.2, 0.7, 1], (400, 4, 3)), jnp.float32)
     weights = jnp.array([0.3, 0.5, -0.2])
     total, exists = reward_shaping.total(rewards, jnp.ones(rewards.shape, bool), weights, success=0)
-    tolerance = grpo.rounding(reward_shaping.magnitude(rewards, jnp.ones(rewards.shape, bool), weights), 3)
+    tolerance = grpo.rounding(
+        reward_shaping.magnitude(rewards, jnp.ones(rewards.shape, bool), weights), 3
+    )
     teaches = grpo.informative(total, exists, tolerance=tolerance)
     level = grpo.leveled(total, exists, tolerance=tolerance)
     np.testing.assert_array_equal(grpo.informative(level, exists), teaches)
@@ -179,12 +218,17 @@ def test_a_constant_shift_of_the_rewards_changes_nothing(rewards, mask, shift, s
 @given(GROUPS, MASKS, st.permutations(range(4)), st.sampled_from(list(grpo.SCALES)))
 def test_groups_may_be_permuted(rewards, mask, order, scale_rewards):
     order = np.array(order)
-    ours = grpo.advantages(jnp.asarray(rewards), scale_rewards=scale_rewards, mask=jnp.asarray(mask))
-    permuted = grpo.advantages(jnp.asarray(rewards[order]), scale_rewards=scale_rewards, mask=jnp.asarray(mask[order]))
+    ours = grpo.advantages(
+        jnp.asarray(rewards), scale_rewards=scale_rewards, mask=jnp.asarray(mask)
+    )
+    permuted = grpo.advantages(
+        jnp.asarray(rewards[order]), scale_rewards=scale_rewards, mask=jnp.asarray(mask[order])
+    )
     np.testing.assert_allclose(np.asarray(ours)[order], permuted, rtol=1e-5, atol=1e-6)
 
 
-# --------------------------------------------------------------------------------------------------- policy loss
+# ---------------------------------------------------------------------------------------------------  # noqa: E501
+# policy loss
 
 
 @pytest.mark.parametrize("epsilon", [0.2, 0.28])
@@ -196,7 +240,10 @@ def test_loss_metrics_and_gradient_match_the_published_ones(vectors, form, epsil
     if form == "replay":
         arrays["anchor_logprobs"] = old
     loss, metrics, gradient = loss_and_gradient(arrays, epsilon=epsilon)
-    expected = {name: vectors[f"{form}_eps{epsilon}_{name}"] for name in ("loss", "clipfrac", "approx_kl", "grad")}
+    expected = {
+        name: vectors[f"{form}_eps{epsilon}_{name}"]
+        for name in ("loss", "clipfrac", "approx_kl", "grad")
+    }
     np.testing.assert_allclose(loss, expected["loss"], atol=1e-7)
     np.testing.assert_allclose(metrics["clip_ratio/region_mean"], expected["clipfrac"], atol=1e-7)
     np.testing.assert_allclose(metrics["approx_kl"], expected["approx_kl"], atol=1e-7)
@@ -204,7 +251,9 @@ def test_loss_metrics_and_gradient_match_the_published_ones(vectors, form, epsil
 
 
 def test_loss_types_worked_by_hand():
-    """Ratios 1, losses -A: rows of one, one, two and four tokens, whose numbers divide without rounding."""
+    """Ratios 1, losses -A: rows of one, one, two and four tokens, whose numbers divide without
+    rounding.
+    """
     mask = jnp.array([[1, 0, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]])
     zeros, advantages = jnp.zeros((4, 4)), jnp.array([[6.0], [-2.0], [4.0], [-4.0]])
     rows, tokens = -6 + 2 - 4 + 4, -6 + 2 - 4 * 2 + 4 * 4
@@ -212,23 +261,33 @@ def test_loss_types_worked_by_hand():
     expected |= {"cispo": 0.0}  # log pi is 0
     counts = {"grpo": 4, "dapo": 8, "dr_grpo": 32, "gspo": 4, "cispo": 8}
     for loss_type in LOSS_TYPES:
-        loss, _ = grpo.policy_loss(zeros, zeros, advantages, mask, loss_type=loss_type, max_completion_length=8)
+        loss, _ = grpo.policy_loss(
+            zeros, zeros, advantages, mask, loss_type=loss_type, max_completion_length=8
+        )
         assert loss == expected[loss_type] and loss.dtype == jnp.float32
         assert grpo.normaliser(mask, loss_type, 8) == counts[loss_type]
 
 
 def test_clips_worked_by_hand():
-    """Ratios 0.5 and 2 with either sign of A: only moving further away is cut, each side by its own epsilon."""
+    """Ratios 0.5 and 2 with either sign of A: only moving further away is cut, each side by its own
+    epsilon.
+    """
     behaviour = jnp.zeros((1, 4))
     logprobs = jnp.log(jnp.array([[0.5, 0.5, 2.0, 2.0]]))
     advantages = jnp.array([[1.0, -1.0, 1.0, -1.0]])
-    arrays = {"logprobs": logprobs, "behaviour_logprobs": behaviour, "advantages": advantages, "mask": jnp.ones((1, 4))}
+    arrays = {
+        "logprobs": logprobs,
+        "behaviour_logprobs": behaviour,
+        "advantages": advantages,
+        "mask": jnp.ones((1, 4)),
+    }
     loss, metrics, gradient = loss_and_gradient(arrays, epsilon=0.2, epsilon_high=0.3)
     np.testing.assert_allclose(loss, -(0.5 - 0.8 + 1.3 - 2) / 4, rtol=1e-6)
     np.testing.assert_allclose(gradient, [[-0.5 / 4, 0, 0, 2 / 4]], rtol=1e-6)
     assert metrics["clip_ratio/low_mean"] == metrics["clip_ratio/high_mean"] == 0.25
     assert metrics["clip_ratio/region_mean"] == 0.5
-    # Around an anchor twice as likely as the behaviour, [1.6, 2.6], the ratio 2 is inside and 0.5 below.
+    # Around an anchor twice as likely as the behaviour, [1.6, 2.6], the ratio 2 is inside and 0.5
+    # below.
     arrays["anchor_logprobs"] = jnp.log(jnp.full((1, 4), 2.0))
     loss, metrics, _ = loss_and_gradient(arrays, epsilon=0.2, epsilon_high=0.3)
     np.testing.assert_allclose(loss, -(0.5 - 1.6 + 2 - 2) / 4, rtol=1e-6)
@@ -236,9 +295,15 @@ def test_clips_worked_by_hand():
 
 
 def test_two_sided_clip_worked_by_hand():
-    """Ratios 2 and 5 with either sign of A: with delta 4 a token with A < 0 costs 4 |A| at most, without gradient."""
+    """Ratios 2 and 5 with either sign of A: with delta 4 a token with A < 0 costs 4 |A| at most,
+    without gradient.
+    """
     logprobs = jnp.log(jnp.array([[2.0, 2.0, 5.0, 5.0]]))
-    arrays = {"logprobs": logprobs, "behaviour_logprobs": jnp.zeros((1, 4)), "mask": jnp.ones((1, 4))}
+    arrays = {
+        "logprobs": logprobs,
+        "behaviour_logprobs": jnp.zeros((1, 4)),
+        "mask": jnp.ones((1, 4)),
+    }
     arrays["advantages"] = jnp.array([[1.0, -1.0, 1.0, -1.0]])
     loss, metrics, gradient = loss_and_gradient(arrays, epsilon=0.2, delta=4.0)
     np.testing.assert_allclose(loss, -(1.2 - 2 + 1.2 - 4) / 4, rtol=1e-6)
@@ -248,16 +313,23 @@ def test_two_sided_clip_worked_by_hand():
     loss, metrics, gradient = loss_and_gradient(arrays, epsilon=0.2)
     np.testing.assert_allclose(loss, -(1.2 - 2 + 1.2 - 5) / 4, rtol=1e-6)
     assert "clip_ratio/delta_mean" not in metrics
-    # Around an anchor twice as likely as the behaviour the bound is 8, and nothing with A < 0 is cut.
+    # Around an anchor twice as likely as the behaviour the bound is 8, and nothing with A < 0 is
+    # cut.
     arrays["anchor_logprobs"] = jnp.log(jnp.full((1, 4), 2.0))
     _, metrics, _ = loss_and_gradient(arrays, epsilon=0.2, delta=4.0)
     assert metrics["clip_ratio/delta_mean"] == 0
 
 
 def test_gspo_worked_by_hand():
-    """Ratios 4 and 1 in a row of two tokens: sqrt(4 * 1) = 2 for both; a row of one token keeps its own, 0.5."""
+    """Ratios 4 and 1 in a row of two tokens: sqrt(4 * 1) = 2 for both; a row of one token keeps its
+    own, 0.5.
+    """
     logprobs = jnp.log(jnp.array([[4.0, 1.0], [0.5, 7.0]]))
-    arrays = {"logprobs": logprobs, "behaviour_logprobs": jnp.zeros((2, 2)), "mask": jnp.array([[1, 1], [1, 0]])}
+    arrays = {
+        "logprobs": logprobs,
+        "behaviour_logprobs": jnp.zeros((2, 2)),
+        "mask": jnp.array([[1, 1], [1, 0]]),
+    }
     arrays["advantages"] = jnp.array([[-1.0], [3.0]])
     loss, metrics, gradient = loss_and_gradient(arrays, loss_type="gspo")
     np.testing.assert_allclose(loss, (2 - 3 * 0.5) / 2, rtol=1e-6)
@@ -266,15 +338,25 @@ def test_gspo_worked_by_hand():
     assert metrics["clip_ratio/region_mean"] == 0  # 2 with A < 0, 0.5 with A > 0
     np.testing.assert_allclose(metrics["approx_kl"], -(np.log(2) + np.log(0.5)) / 2, atol=1e-7)
     # With the other signs both rows are cut, whole: at 1.2 and at 0.8.
-    loss, metrics, gradient = loss_and_gradient({**arrays, "advantages": -arrays["advantages"]}, loss_type="gspo")
+    loss, metrics, gradient = loss_and_gradient(
+        {**arrays, "advantages": -arrays["advantages"]}, loss_type="gspo"
+    )
     np.testing.assert_allclose(loss, (-1.2 + 3 * 0.8) / 2, rtol=1e-6)
-    assert not np.asarray(gradient).any() and metrics["clip_ratio/low_mean"] == metrics["clip_ratio/high_mean"] == 0.5
+    assert (
+        not np.asarray(gradient).any()
+        and metrics["clip_ratio/low_mean"] == metrics["clip_ratio/high_mean"] == 0.5
+    )
 
 
 def test_cispo_worked_by_hand():
-    """Weights min(r, 1.5) = 0.5, 1.5, 1.5 with logarithms of 2 pi = r: every token has a gradient."""
+    """Weights min(r, 1.5) = 0.5, 1.5, 1.5 with logarithms of 2 pi = r: every token has a
+    gradient.
+    """
     ratios = np.array([[0.5, 2.0, 3.0]])
-    arrays = {"logprobs": jnp.log(ratios / 2).astype(jnp.float32), "behaviour_logprobs": jnp.full((1, 3), -np.log(2.0))}
+    arrays = {
+        "logprobs": jnp.log(ratios / 2).astype(jnp.float32),
+        "behaviour_logprobs": jnp.full((1, 3), -np.log(2.0)),
+    }
     arrays |= {"advantages": jnp.array([[1.0, 2.0, -1.0]]), "mask": jnp.ones((1, 3))}
     arrays = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), arrays)
     loss, metrics, gradient = loss_and_gradient(arrays, loss_type="cispo", epsilon_high=0.5)
@@ -292,17 +374,27 @@ def test_importance_weights_worked_by_hand():
     mask = jnp.array([[1, 1], [1, 0]])
     of = partial(grpo.importance_weights, logprobs, drawn_from, mask, importance_sampling_cap=2.0)
     inside = np.asarray(mask, bool)
-    np.testing.assert_allclose(of(importance_sampling_correction="token")[inside], [0.5, 2.0, 1.5], rtol=1e-6)
-    np.testing.assert_allclose(of(importance_sampling_correction="sequence")[inside], [1.5, 1.5, 1.5], rtol=1e-6)
-    np.testing.assert_allclose(of(importance_sampling_correction="sequence", importance_sampling_cap=1.2), 1.2)
+    np.testing.assert_allclose(
+        of(importance_sampling_correction="token")[inside], [0.5, 2.0, 1.5], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        of(importance_sampling_correction="sequence")[inside], [1.5, 1.5, 1.5], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        of(importance_sampling_correction="sequence", importance_sampling_cap=1.2), 1.2
+    )
 
 
 def test_masked_importance_weights_worked_by_hand():
-    """Ratios 0.5 and 3 in one row, together 1.5; 4 and garbage in another: 0 above the cap, themselves at it."""
+    """Ratios 0.5 and 3 in one row, together 1.5; 4 and garbage in another: 0 above the cap,
+    themselves at it.
+    """
     drawn_from = jnp.log(jnp.array([[0.5, 0.25], [0.2, 0.1]]))
     logprobs = jnp.log(jnp.array([[0.25, 0.75], [0.8, jnp.nan]]))
     mask = jnp.array([[1, 1], [1, 0]])
-    of = partial(grpo.importance_weights, logprobs, drawn_from, mask, importance_sampling_mode="mask")
+    of = partial(
+        grpo.importance_weights, logprobs, drawn_from, mask, importance_sampling_mode="mask"
+    )
     inside = np.asarray(mask, bool)
     token = of(importance_sampling_correction="token", importance_sampling_cap=2.0)
     np.testing.assert_allclose(token[inside], [0.5, 0.0, 0.0], rtol=1e-6)
@@ -310,7 +402,9 @@ def test_masked_importance_weights_worked_by_hand():
     np.testing.assert_allclose(sequence, [[1.5, 1.5], [0.0, 0.0]], rtol=1e-6)
     one = jnp.zeros((1, 2))
     at_the_cap = {"importance_sampling_mode": "mask", "importance_sampling_cap": 1.0}
-    same = grpo.importance_weights(one, one, one + 1, importance_sampling_correction="token", **at_the_cap)
+    same = grpo.importance_weights(
+        one, one, one + 1, importance_sampling_correction="token", **at_the_cap
+    )
     np.testing.assert_array_equal(same, 1.0)
 
 
@@ -330,25 +424,41 @@ def test_weights_multiply_token_losses_as_advantages_do(rows, loss_type):
     """Whatever the objective, for weights above 0; garbage under the mask does not leak."""
     weights = jnp.exp(rows["advantages"]) + 0.1 * jnp.arange(12.0)[None]
     loss, metrics, gradient = loss_and_gradient({**rows, "weights": weights}, loss_type=loss_type)
-    scaled = loss_and_gradient({**rows, "advantages": weights * rows["advantages"]}, loss_type=loss_type)
+    scaled = loss_and_gradient(
+        {**rows, "advantages": weights * rows["advantages"]}, loss_type=loss_type
+    )
     assert_close((loss, metrics, gradient), scaled)
     dirty = {**rows, "weights": jnp.where(rows["mask"] > 0, weights, jnp.nan)}
-    chex.assert_trees_all_equal((loss, metrics, gradient), loss_and_gradient(dirty, loss_type=loss_type))
+    chex.assert_trees_all_equal(
+        (loss, metrics, gradient), loss_and_gradient(dirty, loss_type=loss_type)
+    )
 
 
 @settings(max_examples=30, deadline=None)
 @given(ROWS, st.sampled_from(LOSS_TYPES), st.permutations(range(8)))
 def test_rows_may_be_permuted(arrays, loss_type, order):
     loss, metrics, gradient = loss_and_gradient(arrays, loss_type=loss_type)
-    permuted = loss_and_gradient({name: x[np.array(order)] for name, x in arrays.items()}, loss_type=loss_type)
+    permuted = loss_and_gradient(
+        {name: x[np.array(order)] for name, x in arrays.items()}, loss_type=loss_type
+    )
     assert_close(permuted, (loss, metrics, gradient[np.array(order)]))
 
 
 @settings(max_examples=20, deadline=None)
-@given(ROWS, GROUPS, st.integers(-64, 64), st.sampled_from(LOSS_TYPES), st.sampled_from(list(grpo.SCALES)))
-def test_a_constant_shift_of_the_rewards_changes_no_loss(arrays, rewards, shift, loss_type, scale_rewards):
+@given(
+    ROWS,
+    GROUPS,
+    st.integers(-64, 64),
+    st.sampled_from(LOSS_TYPES),
+    st.sampled_from(list(grpo.SCALES)),
+)
+def test_a_constant_shift_of_the_rewards_changes_no_loss(
+    arrays, rewards, shift, loss_type, scale_rewards
+):
     def loss(rewards):
-        found = grpo.advantages(jnp.asarray(rewards[:2, :4]), scale_rewards=scale_rewards).reshape(-1, 1)
+        found = grpo.advantages(jnp.asarray(rewards[:2, :4]), scale_rewards=scale_rewards).reshape(
+            -1, 1
+        )
         return loss_and_gradient({**arrays, "advantages": found}, loss_type=loss_type)
 
     (ours, _, gradient), (shifted, _, other) = loss(rewards), loss(rewards + np.float32(shift / 4))
@@ -359,7 +469,9 @@ def test_a_constant_shift_of_the_rewards_changes_no_loss(arrays, rewards, shift,
 def test_on_policy_gradient_is_the_policy_gradient_even_if_the_behaviour_is_traced(rows):
     arrays = {name: rows[name] for name in ("logprobs", "advantages", "mask")}
     gradient = jax.grad(
-        lambda logprobs: grpo.policy_loss(**{**arrays, "logprobs": logprobs, "behaviour_logprobs": logprobs})[0]
+        lambda logprobs: grpo.policy_loss(
+            **{**arrays, "logprobs": logprobs, "behaviour_logprobs": logprobs}
+        )[0]
     )
     expected = -rows["advantages"] * rows["mask"] / rows["mask"].sum()
     np.testing.assert_allclose(gradient(rows["logprobs"]), expected, rtol=1e-6)
@@ -387,7 +499,10 @@ def test_padding_changes_nothing(arrays, loss_type):
     """More columns and more empty rows: the same loss, metrics and gradient."""
     loss, metrics, gradient = loss_and_gradient(arrays, loss_type=loss_type)
     padded = {name: np.pad(x, ((0, 3), (0, 4))) for name, x in arrays.items()}
-    assert_close(loss_and_gradient(padded, loss_type=loss_type), (loss, metrics, np.pad(gradient, ((0, 3), (0, 4)))))
+    assert_close(
+        loss_and_gradient(padded, loss_type=loss_type),
+        (loss, metrics, np.pad(gradient, ((0, 3), (0, 4)))),
+    )
 
 
 @settings(max_examples=30, deadline=None)
@@ -395,11 +510,19 @@ def test_padding_changes_nothing(arrays, loss_type):
 def test_micro_batches_add_up(arrays, loss_type, parts):
     total = grpo.normaliser(arrays["mask"], loss_type, MAX_LENGTH)
     split = [
-        loss_and_gradient({k: np.split(x, parts)[i] for k, x in arrays.items()}, loss_type=loss_type, normaliser=total)
+        loss_and_gradient(
+            {k: np.split(x, parts)[i] for k, x in arrays.items()},
+            loss_type=loss_type,
+            normaliser=total,
+        )
         for i in range(parts)
     ]
     losses, metrics, gradients = zip(*split, strict=True)
-    summed = sum(losses), jax.tree.map(lambda *parts: sum(parts), *metrics), np.concatenate(gradients)
+    summed = (
+        sum(losses),
+        jax.tree.map(lambda *parts: sum(parts), *metrics),
+        np.concatenate(gradients),
+    )
     assert_close(summed, loss_and_gradient(arrays, loss_type=loss_type))
 
 
@@ -435,16 +558,21 @@ def test_float32_inside(rows):
     np.testing.assert_allclose(loss, loss_and_gradient(upcast)[0], rtol=1e-6)
 
 
-# ------------------------------------------------------------------------------------------------ KL, errors, config
+# ------------------------------------------------------------------------------------------------
+# KL, errors, config
 
 
 def test_k3_matches_the_published_one_and_is_finite(vectors):
     ours = grpo.kl_k3(vectors["logprobs"], vectors["ref_logprobs"])
     np.testing.assert_allclose(ours, vectors["k3_kl"], atol=1e-6)
     # log 2 - log 1: 2 - log 2 - 1
-    np.testing.assert_allclose(grpo.kl_k3(jnp.zeros((1, 1)), jnp.log(jnp.full((1, 1), 2.0))), 1 - np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(
+        grpo.kl_k3(jnp.zeros((1, 1)), jnp.log(jnp.full((1, 1), 2.0))), 1 - np.log(2), rtol=1e-6
+    )
     logprobs, mask = jnp.array([[-jnp.inf, -1.0]]), jnp.array([[0, 1]])
-    value, gradient = jax.value_and_grad(lambda x: masked.mean(grpo.kl_k3(x, jnp.zeros((1, 2))), mask))(logprobs)
+    value, gradient = jax.value_and_grad(
+        lambda x: masked.mean(grpo.kl_k3(x, jnp.zeros((1, 2))), mask)
+    )(logprobs)
     np.testing.assert_allclose(value, np.e - 2, rtol=1e-6)
     np.testing.assert_allclose(gradient, [[0, 1 - np.e]], rtol=1e-6)
 
@@ -455,11 +583,15 @@ def categorical(seed):
 
 
 def enumerated(estimator, logits, sampler):
-    """The gradient of an estimator's mean over the tokens that the sampler draws, by enumeration, and its value."""
+    """The gradient of an estimator's mean over the tokens that the sampler draws, by enumeration,
+    and its value.
+    """
     _, ref, _ = categorical(0)
 
     def mean(logits):
-        logprobs, reference, behaviour = (jax.nn.log_softmax(x)[None] for x in (logits, ref, sampler))
+        logprobs, reference, behaviour = (
+            jax.nn.log_softmax(x)[None] for x in (logits, ref, sampler)
+        )
         estimates = grpo.KL_ESTIMATORS[estimator](logprobs, reference, behaviour)
         return jnp.sum(jnp.exp(jax.lax.stop_gradient(behaviour)) * estimates)
 
@@ -491,10 +623,14 @@ def test_the_corrected_estimate_has_the_value_and_gradient_of_the_kl(sampler):
 
 
 def test_the_corrected_estimate_worked_by_hand():
-    """pi = 1/2, ref = 1/4, mu = 1/8: d = -log 2, k3 = 1/2 + log 2 - 1, times 4; its slope 4 (k3 + 1 - 1/2)."""
+    """pi = 1/2, ref = 1/4, mu = 1/8: d = -log 2, k3 = 1/2 + log 2 - 1, times 4; its slope 4 (k3 + 1
+    - 1/2).
+    """
     logprobs, reference, behaviour = (jnp.log(jnp.full((1, 1), x)) for x in (0.5, 0.25, 0.125))
     k3 = np.log(2) - 0.5
-    value, slope = jax.value_and_grad(lambda x: grpo.kl_corrected(x, reference, behaviour).sum())(logprobs)
+    value, slope = jax.value_and_grad(lambda x: grpo.kl_corrected(x, reference, behaviour).sum())(
+        logprobs
+    )
     np.testing.assert_allclose(value, 4 * k3, rtol=1e-6)
     np.testing.assert_allclose(slope, [[4 * (k3 + 0.5)]], rtol=1e-6)
     assert jax.grad(lambda mu: grpo.kl_corrected(logprobs, reference, mu).sum())(behaviour) == 0
@@ -508,11 +644,17 @@ def test_mistakes_name_the_choices(rows):
         grpo.policy_loss(**rows, delta=1.2)
     with pytest.raises(InputError, match="delta is 9.0: .* not of cispo"):
         grpo.policy_loss(**rows, delta=9.0, loss_type="cispo")
-    with pytest.raises(InputError, match="importance_sampling_correction is 'row': choose one of token, sequence"):
+    with pytest.raises(
+        InputError, match="importance_sampling_correction is 'row': choose one of token, sequence"
+    ):
         where = [rows[name] for name in ("logprobs", "behaviour_logprobs", "mask")]
         grpo.importance_weights(*where, importance_sampling_correction="row")
-    with pytest.raises(InputError, match="importance_sampling_mode is 'drop': choose one of truncate, mask"):
-        grpo.importance_weights(*where, importance_sampling_correction="token", importance_sampling_mode="drop")
+    with pytest.raises(
+        InputError, match="importance_sampling_mode is 'drop': choose one of truncate, mask"
+    ):
+        grpo.importance_weights(
+            *where, importance_sampling_correction="token", importance_sampling_mode="drop"
+        )
     with pytest.raises(InputError, match="max_completion_length is None"):
         grpo.normaliser(rows["mask"], "dr_grpo")
     with pytest.raises(InputError, match="scale_rewards is 'std'.*group, batch, none"):

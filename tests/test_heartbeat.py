@@ -54,7 +54,11 @@ def test_what_a_witness_writes_meanwhile_counts(signs, sign, found):
     ("said", "sign", "heard"),
     [
         (heartbeat.OVER, "5", ""),
-        ("Fatal Python error: Aborted", heartbeat.ABORTED, "process 1 of 3 gives no sign of life any more"),
+        (
+            "Fatal Python error: Aborted",
+            heartbeat.ABORTED,
+            "process 1 of 3 gives no sign of life any more",
+        ),
         ("", heartbeat.KILLED, "process 1 of 3 gives no sign of life any more"),
     ],
 )
@@ -70,9 +74,12 @@ def test_a_witness_speaks_of_the_others(signs, monkeypatch, capsys, said, sign, 
     assert heard in errors and bool(heard) == bool(errors)
 
 
-@pytest.mark.parametrize("kind", [jax.errors.JaxRuntimeError, ValueError])  # both are what JAX makes of a dead peer
+# both are what JAX makes of a dead peer
+@pytest.mark.parametrize("kind", [jax.errors.JaxRuntimeError, ValueError])
 @pytest.mark.parametrize(("sign", "named"), [(heartbeat.KILLED, True), (heartbeat.ABORTED, False)])
-def test_an_error_names_the_one_that_has_gone_and_stays_itself_if_none_has(tmp_path, monkeypatch, kind, sign, named):
+def test_an_error_names_the_one_that_has_gone_and_stays_itself_if_none_has(
+    tmp_path, monkeypatch, kind, sign, named
+):
     monkeypatch.setattr(heartbeat, "SILENT", 0.3)
     monkeypatch.setattr("jax.process_index", lambda: 0)
     monkeypatch.setattr("jax.process_count", lambda: 2)
@@ -87,7 +94,9 @@ def test_an_error_names_the_one_that_has_gone_and_stays_itself_if_none_has(tmp_p
 TRACEBACK = "Fatal Python error: Segmentation fault"
 
 
-@pytest.mark.parametrize(("when", "another", "heard"), [("alone", False, 1), ("alone", True, 0), ("always", True, 1)])
+@pytest.mark.parametrize(
+    ("when", "another", "heard"), [("alone", False, 1), ("alone", True, 0), ("always", True, 1)]
+)
 def test_a_native_traceback_is_printed_unless_another_process_has_died(
     signs, monkeypatch, capsys, when, another, heard
 ):

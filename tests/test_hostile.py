@@ -1,4 +1,6 @@
-"""The reward `math` against answers that are made to cost: each is worth 0, and the others keep their rewards."""
+"""The reward `math` against answers that are made to cost: each is worth 0, and the others keep
+their rewards.
+"""
 
 import subprocess
 import sys
@@ -57,7 +59,9 @@ TEXTS = {
 
 
 def test_every_hostile_answer_costs_only_itself():
-    """Among thirty ordinary completions each; together they take seconds, where one of them alone would take hours."""
+    """Among thirty ordinary completions each; together they take seconds, where one of them alone
+    would take hours.
+    """
     hostile = [f"\\boxed{{{answer}}}" for answer in HOSTILE.values()] + list(TEXTS.values())
     completions, expected = [], []
     for i, text in enumerate(hostile):
@@ -68,7 +72,11 @@ def test_every_hostile_answer_costs_only_itself():
     with Pool([("math", "math")], workers=2, timeout=10.0) as pool:
         graded = pool.grade([""] * len(answers), completions, {"answer": answers})
     names = [*HOSTILE, *TEXTS]
-    wrong = {names[i // 31]: (i % 31, r) for i, r in enumerate(graded.rewards[0]) if r not in (expected[i], None)}
+    wrong = {
+        names[i // 31]: (i % 31, r)
+        for i, r in enumerate(graded.rewards[0])
+        if r not in (expected[i], None)
+    }
     lost = {names[i // 31] for i, r in enumerate(graded.rewards[0]) if r is None}
     assert not wrong and not lost and not any(graded.failures.values())
     assert time.monotonic() - start < 10.0 * len(hostile) / 2
@@ -82,17 +90,30 @@ def test_a_hostile_answer_in_x(name):
     assert time.process_time() - start < 2 * mathematics.SECONDS + 1.0
 
 
-@pytest.mark.parametrize("gold", ["10^9!", r"\int_0^1 x^x dx", "(" * 60 + "1" + ")" * 60, "1" * 2_000])
+@pytest.mark.parametrize(
+    "gold",
+    [
+        "10^9!",
+        r"\int_0^1 x^x "
+        r"dx",
+        "(" * 60 + "1" + ")" * 60,
+        "1" * 2_000,
+    ],
+)
 def test_a_hostile_gold_gives_no_reward(gold):
     assert math([""] * 2, [r"\boxed{1}", "2"], answer=[gold] * 2) == [None, None]
 
 
 @pytest.mark.parametrize(
-    "answer", ["2002^5", "4 \\cdot 7!", "\\frac{2009! + 1}{2009!}", "x^{100} - 1", "2^{2^{10}}", "e^{100}"]
+    "answer",
+    ["2002^5", "4 \\cdot 7!", "\\frac{2009! + 1}{2009!}", "x^{100} - 1", "2^{2^{10}}", "e^{100}"],
 )
 def test_large_and_still_an_answer(answer):
     written = answer.replace("\\frac", "\\dfrac ").replace("x", " x ").replace("4 ", "2 \\cdot 2")
-    assert math([""] * 2, [f"\\boxed{{{written}}}", "\\boxed{7}"], answer=[answer] * 2) == [1.0, 0.0]
+    assert math([""] * 2, [f"\\boxed{{{written}}}", "\\boxed{7}"], answer=[answer] * 2) == [
+        1.0,
+        0.0,
+    ]
 
 
 LOADED = r"""
@@ -113,7 +134,9 @@ print(mathematics.math([""], [r"\boxed{\sin^2 x + \cos^2 x}"], answer=["1"]))
 
 def test_what_a_library_loads_first_is_not_the_time_of_an_answer():
     """On a slow machine the first answer of a process, which was right, was out of time."""
-    done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED], capture_output=True, text=True, check=True
+    )
     *loaded, graded = done.stdout.splitlines()
     assert len(loaded) >= 3 and set(loaded) == {"loaded"} and graded == "[1.0]"
 

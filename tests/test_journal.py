@@ -18,7 +18,10 @@ def begin(path, *, pieces=3, **identity):
 def test_one_command_at_a_time(tmp_path):
     path = tmp_path / "e.safetensors.partial"
     with Journal(path, {}) as journal:
-        wanted = f"partial is in use by process {os.getpid()} on host .*: wait for the end of that command, or"
+        wanted = (
+            f"partial is in use by process {os.getpid()} on host .*: wait for the end of "
+            "that command, or"
+        )
         with pytest.raises(InputError, match=wanted):
             Journal(path, {})
         journal.add(0, 1)
@@ -51,7 +54,9 @@ def test_damaged_lines_are_passed_over_and_left(damage, tmp_path, caplog):
     with Journal(path, {"model": "m"}) as journal:
         assert journal.done == {0: [0], 2: [2]}
         journal.add(1, [1])
-    assert caplog.messages == [f"passing over 1 damaged lines of {path}: what they noted is done anew"]
+    assert caplog.messages == [
+        f"passing over 1 damaged lines of {path}: what they noted is done anew"
+    ]
     assert path.read_bytes() == damaged + b"[1, [1]]\n"
     with Journal(path, {"model": "m"}) as journal:
         assert journal.done == {0: [0], 1: [1], 2: [2]}
@@ -75,7 +80,9 @@ def test_a_line_torn_by_a_kill_is_cut_off_without_a_word(torn, tmp_path, caplog)
         assert journal.done[3] == "b" and not caplog.messages
 
 
-@pytest.mark.parametrize("content", [b"\xff\n[0, 1]\n", b"null\n[0, 1]\n", b'{"a": 1}\n{"a": 2}\n', b"text", b"[0, 1]"])
+@pytest.mark.parametrize(
+    "content", [b"\xff\n[0, 1]\n", b"null\n[0, 1]\n", b'{"a": 1}\n{"a": 2}\n', b"text", b"[0, 1]"]
+)
 def test_a_file_of_something_else_is_left_alone(content, tmp_path):
     path = tmp_path / "a.partial"
     path.write_bytes(content)

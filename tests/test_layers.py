@@ -8,7 +8,15 @@ ROOT = Path(__file__).parent.parent / "jaxrft"
 # Lowest first. A package stands for all of its modules but those that are named themselves.
 LAYERS = (
     {"errors"},
-    {"host.files", "host.signals", "host.launch", "host.crash", "host.terminal", "host.lock", "host.compile_cache"},
+    {
+        "host.files",
+        "host.signals",
+        "host.launch",
+        "host.crash",
+        "host.terminal",
+        "host.lock",
+        "host.compile_cache",
+    },
     {"types", "shapes", "fields", "config", "mesh", "stats", "streams"},
     {"select", "learn", "lm"},
     {"tasks", "assets", "rewards", "host", "report"},
@@ -26,11 +34,15 @@ PATHS = sorted(ROOT.rglob("*.py"))
 
 def name_of(path):
     """Dotted name of a module within the package; that of the package itself is empty."""
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+    return (
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+    )
 
 
 def entry_of(name):
-    """The entry of LAYERS that a module belongs to: its own, or that of the nearest package around it."""
+    """The entry of LAYERS that a module belongs to: its own, or that of the nearest package around
+    it.
+    """
     entries = set().union(*LAYERS)
     while name not in entries and "." in name:
         name = name.rpartition(".")[0]
@@ -72,9 +84,17 @@ def test_imports_point_down(path):
     for name in imports(path):
         top, *rest = name.split(".")
         if top == "jaxrft" and rest and entry_of(".".join(rest)) is not None:
-            assert level_of(".".join(rest)) <= level_of(own), f"{own} imports {name}, which stands above it"
+            assert level_of(".".join(rest)) <= level_of(own), (
+                f"{own} imports {name}, which stands above it"
+            )
         if path in LIBRARY:
             folder = own.split(".")[0]
-            inside = top == "jaxrft" and {*rest[:1]} <= {"errors", "types", "shapes", "mesh", folder}
+            inside = top == "jaxrft" and {*rest[:1]} <= {
+                "errors",
+                "types",
+                "shapes",
+                "mesh",
+                folder,
+            }
             inside = inside and rest[:2] != ["learn", "update"]
             assert top in ALLOWED or inside, f"{own} imports {name}"

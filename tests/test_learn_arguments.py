@@ -47,33 +47,98 @@ def completion_logprobs(tokens=TOKENS, prompts=PROMPTS, lengths=LENGTHS):
 
 
 WRONG = [
-    (masked.zero, lambda: masked.zero(CELLS, CELLS[1:]), r"mask has shape \(7, 5\): it must be \(8, 5\), as that of x"),
+    (
+        masked.zero,
+        lambda: masked.zero(CELLS, CELLS[1:]),
+        r"mask has shape \(7, 5\): it must be "
+        r"\(8, 5\), as that of x",
+    ),
     (masked.zero, lambda: masked.zero(CELLS.astype(complex), CELLS), "x is complex64"),
     (masked.mean, lambda: masked.mean(CELLS, CELLS[0]), r"mask has shape \(5,\)"),
     (masked.std, lambda: masked.std(CELLS, CELLS[0]), r"mask has shape \(5,\)"),
     (masked.count, lambda: masked.count(CELLS.astype(complex)), "mask is complex64"),
-    (grpo.informative, lambda: grpo.informative(REWARDS[0]), r"rewards has shape \(4,\): it must be \[B, G\]"),
-    (grpo.informative, lambda: grpo.informative(REWARDS, REWARDS[1:]), r"mask has shape .* here \[2, 4\]"),
-    (grpo.informative, lambda: grpo.informative(REWARDS, tolerance=REWARDS[0]), r"tolerance has shape \(4,\)"),
-    (grpo.leveled, lambda: grpo.leveled(REWARDS, REWARDS, tolerance=REWARDS[0]), r"tolerance has shape \(4,\)"),
+    (
+        grpo.informative,
+        lambda: grpo.informative(REWARDS[0]),
+        r"rewards has shape \(4,\): it "
+        r"must be \[B, G\]",
+    ),
+    (
+        grpo.informative,
+        lambda: grpo.informative(REWARDS, REWARDS[1:]),
+        r"mask has shape .* "
+        r"here \[2, 4\]",
+    ),
+    (
+        grpo.informative,
+        lambda: grpo.informative(REWARDS, tolerance=REWARDS[0]),
+        r"tolerance has shape \(4,\)",
+    ),
+    (
+        grpo.leveled,
+        lambda: grpo.leveled(REWARDS, REWARDS, tolerance=REWARDS[0]),
+        r"tolerance has shape \(4,\)",
+    ),
     (
         grpo.advantages,
         lambda: grpo.advantages([[1.0, 0.0]]),
         r"rewards is \[\[1.0, 0.0\]\]: it must be an array",
     ),
     (grpo.advantages, lambda: grpo.advantages(REWARDS.astype(complex)), "rewards is complex64"),
-    (grpo.normaliser, lambda: grpo.normaliser(CELLS[0], "grpo"), r"mask has shape \(5,\): it must be \[R, T\]"),
-    (grpo.policy_loss, lambda: policy_loss(logprobs=TOKENS), "logprobs is int32: its dtype must be float"),
+    (
+        grpo.normaliser,
+        lambda: grpo.normaliser(CELLS[0], "grpo"),
+        r"mask has shape \(5,\): it "
+        r"must be \[R, T\]",
+    ),
+    (
+        grpo.policy_loss,
+        lambda: policy_loss(logprobs=TOKENS),
+        "logprobs is int32: its dtype must be float",
+    ),
     (grpo.policy_loss, lambda: policy_loss(advantages=CELLS[:, 0]), r"advantages has shape \(8,\)"),
-    (grpo.policy_loss, lambda: policy_loss(advantages=CELLS[1:, :1]), r"advantages has shape \(7, 1\)"),
+    (
+        grpo.policy_loss,
+        lambda: policy_loss(advantages=CELLS[1:, :1]),
+        r"advantages has shape "
+        r"\(7, 1\)",
+    ),
     (grpo.policy_loss, lambda: policy_loss(weights=CELLS[:, :1]), r"weights has shape \(8, 1\)"),
-    (grpo.policy_loss, lambda: policy_loss(anchor_logprobs=CELLS[1:]), r"anchor_logprobs has shape \(7, 5\)"),
-    (grpo.importance_weights, lambda: importance_weights(mask=CELLS[1:]), r"^logprobs .* here \[7, 5\]"),
-    (grpo.importance_weights, lambda: importance_weights(sampling_logprobs=TOKENS), "sampling_logprobs is int32"),
+    (
+        grpo.policy_loss,
+        lambda: policy_loss(anchor_logprobs=CELLS[1:]),
+        r"anchor_logprobs has "
+        r"shape \(7, 5\)",
+    ),
+    (
+        grpo.importance_weights,
+        lambda: importance_weights(mask=CELLS[1:]),
+        r"^logprobs .* here "
+        r"\[7, 5\]",
+    ),
+    (
+        grpo.importance_weights,
+        lambda: importance_weights(sampling_logprobs=TOKENS),
+        "sampling_logprobs is int32",
+    ),
     (grpo.kl_k3, lambda: grpo.kl_k3(CELLS, CELLS[1:]), r"ref_logprobs has shape \(7, 5\)"),
-    (grpo.kl_corrected, lambda: grpo.kl_corrected(CELLS, CELLS, CELLS[1:]), r"behaviour_logprobs has shape \(7, 5\)"),
-    (losses.clipped, lambda: losses.clipped(CELLS, CELLS, REWARDS, BOUNDS), r"advantages has shape \(2, 4\)"),
-    (losses.weighted, lambda: losses.weighted(CELLS, CELLS, REWARDS, BOUNDS), r"advantages has shape \(2, 4\)"),
+    (
+        grpo.kl_corrected,
+        lambda: grpo.kl_corrected(CELLS, CELLS, CELLS[1:]),
+        r"behaviour_logprobs has shape \(7, 5\)",
+    ),
+    (
+        losses.clipped,
+        lambda: losses.clipped(CELLS, CELLS, REWARDS, BOUNDS),
+        r"advantages has "
+        r"shape \(2, 4\)",
+    ),
+    (
+        losses.weighted,
+        lambda: losses.weighted(CELLS, CELLS, REWARDS, BOUNDS),
+        r"advantages has "
+        r"shape \(2, 4\)",
+    ),
     (losses.of_token, lambda: losses.of_token(CELLS, REWARDS), r"mask has shape \(2, 4\)"),
     (losses.of_sequence, lambda: losses.of_sequence(CELLS, REWARDS), r"mask has shape \(2, 4\)"),
     (
@@ -91,10 +156,16 @@ WRONG = [
         lambda: reward_shaping.magnitude(REWARDS, REWARDS, jnp.ones(2)),
         r"must be \[B, G, F\]",
     ),
-    (reward_shaping.of_tasks, lambda: reward_shaping.of_tasks(SIGNALS, jnp.zeros(3)), r"which has shape \(3,\)"),
+    (
+        reward_shaping.of_tasks,
+        lambda: reward_shaping.of_tasks(SIGNALS, jnp.zeros(3)),
+        r"which has shape \(3,\)",
+    ),
     (
         reward_shaping.overlong,
-        lambda: reward_shaping.overlong(CELLS.astype(complex), max_completion_length=9, overlong_buffer=3),
+        lambda: reward_shaping.overlong(
+            CELLS.astype(complex), max_completion_length=9, overlong_buffer=3
+        ),
         "lengths is complex64",
     ),
     (
@@ -112,22 +183,56 @@ WRONG = [
         lambda: RING.add(BUFFER, GROUPS._replace(valid=REWARDS)),
         "valid is float32: the buffer wants bool",
     ),
-    (replay.metrics, lambda: replay.metrics(GROUPS, jnp.zeros(3, bool), jnp.int32(1)), r"it must be \[B\], here \[3\]"),
-    (replay.metrics, lambda: replay.metrics(GROUPS, jnp.zeros(2), jnp.int32(1)), "replayed is float32"),
-    (replay.weight_moments, lambda: replay.weight_moments(CELLS, CELLS[1:], CELLS), "behaviour_logprobs has shape"),
-    (replay.effective_sample_size, lambda: replay.effective_sample_size(CELLS), r"moments has shape .* must be \[3\]"),
+    (
+        replay.metrics,
+        lambda: replay.metrics(GROUPS, jnp.zeros(3, bool), jnp.int32(1)),
+        r"it must be \[B\], here \[3\]",
+    ),
+    (
+        replay.metrics,
+        lambda: replay.metrics(GROUPS, jnp.zeros(2), jnp.int32(1)),
+        "replayed is float32",
+    ),
+    (
+        replay.weight_moments,
+        lambda: replay.weight_moments(CELLS, CELLS[1:], CELLS),
+        "behaviour_logprobs has shape",
+    ),
+    (
+        replay.effective_sample_size,
+        lambda: replay.effective_sample_size(CELLS),
+        r"moments has "
+        r"shape .* must be \[3\]",
+    ),
     (
         update.make,
         lambda: step(advantages=REWARDS[1:]),
         r"advantages has shape \(1, 4\): .* here \[2, 4\]",
     ),
     (update.make, lambda: step(lengths=PROMPTS), r"lengths has shape \(2, 3\)"),
-    (update.make, lambda: step(prompts=PROMPTS.astype(float)), "prompts is float32: its dtype must be int"),
-    (update.make, lambda: step(logprobs=BATCH.tokens), "logprobs is int32: its dtype must be float"),
-    (update.completion_logprobs, lambda: completion_logprobs(tokens=TOKENS[1:]), "tokens has 7 rows: .* of 2 prompts"),
-    (update.completion_logprobs, lambda: completion_logprobs(lengths=LENGTHS[1:]), r"lengths has shape \(1,\)"),
+    (
+        update.make,
+        lambda: step(prompts=PROMPTS.astype(float)),
+        "prompts is float32: its dtype must be int",
+    ),
+    (
+        update.make,
+        lambda: step(logprobs=BATCH.tokens),
+        "logprobs is int32: its dtype must be float",
+    ),
+    (
+        update.completion_logprobs,
+        lambda: completion_logprobs(tokens=TOKENS[1:]),
+        "tokens has 7 rows: .* of 2 prompts",
+    ),
+    (
+        update.completion_logprobs,
+        lambda: completion_logprobs(lengths=LENGTHS[1:]),
+        r"lengths has shape \(1,\)",
+    ),
 ]
-# Their arguments are no arrays, they take arrays of any shape, or they are called by `make` with arrays it checked.
+# Their arguments are no arrays, they take arrays of any shape, or they are called by `make` with
+# arrays it checked.
 OTHERS = {
     grpo.rounding,
     replay.shapes,
@@ -154,5 +259,9 @@ def test_every_public_function_is_here():
     public = set()
     for module in (grpo, losses, masked, replay, reward_shaping, update):
         functions = inspect.getmembers(module, inspect.isfunction)
-        public |= {f for name, f in functions if f.__module__ == module.__name__ and not name.startswith("_")}
+        public |= {
+            f
+            for name, f in functions
+            if f.__module__ == module.__name__ and not name.startswith("_")
+        }
     assert public == {row[0] for row in WRONG} | OTHERS

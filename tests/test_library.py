@@ -48,9 +48,15 @@ def test_selection_and_learning_need_jax_and_its_kin_only():
     missing = {
         package
         for package, owners in packages.items()
-        if package != "jaxrft" and not there & {re.sub(r"[-_.]+", "-", owner).lower() for owner in owners}
+        if package != "jaxrft"
+        and not there & {re.sub(r"[-_.]+", "-", owner).lower() for owner in owners}
     }
-    assert {"transformers", "pyarrow", "tyro"} <= missing and not {"jax", "optax", "flax", "numpy"} & missing
+    assert {"transformers", "pyarrow", "tyro"} <= missing and not {
+        "jax",
+        "optax",
+        "flax",
+        "numpy",
+    } & missing
     program = f"MISSING = {missing!r}" + PROGRAM
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert found.stdout.split("\n")[0] == "2 (1, 2) True", found.stderr

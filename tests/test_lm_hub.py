@@ -23,7 +23,9 @@ def cache(tmp_path, monkeypatch):
 
 
 def put(cache, folder, commit=COMMIT, *, branch="main", without=()):
-    """Adds the files of a folder to the cache as owner/tiny, in its layout: links in snapshots to blobs."""
+    """Adds the files of a folder to the cache as owner/tiny, in its layout: links in snapshots to
+    blobs.
+    """
     repository = cache / "models--owner--tiny"
     snapshot = repository / "snapshots" / commit
     for path in (repository / "blobs", repository / "refs", snapshot):
@@ -48,7 +50,12 @@ def test_a_folder_is_itself(policy):
 
 def test_an_id_is_found_in_the_cache_by_branch_and_by_commit(cache, policy):
     snapshot, older = put(cache, policy), put(cache, policy, OLDER, branch="v1")
-    assert hub.find("owner/tiny") == hub.find("owner/tiny@main") == hub.find(f"owner/tiny@{COMMIT}") == snapshot
+    assert (
+        hub.find("owner/tiny")
+        == hub.find("owner/tiny@main")
+        == hub.find(f"owner/tiny@{COMMIT}")
+        == snapshot
+    )
     assert hub.find("owner/tiny@v1") == hub.find(f"owner/tiny@{OLDER}") == older
     assert hub.local("owner/tiny@v2") is None
 
@@ -74,7 +81,9 @@ def test_a_part_of_a_repository_does_not_count(lost, cache, policy):
 
 def test_all_files_of_an_index_count(cache, policy, tmp_path):
     config = weights.read_config(policy)
-    weights.save(tmp_path / "split", weights.load(policy, config), config, source=policy, max_shard_size=5000)
+    weights.save(
+        tmp_path / "split", weights.load(policy, config), config, source=policy, max_shard_size=5000
+    )
     last = max(path.name for path in (tmp_path / "split").glob("*.safetensors"))
     put(cache, tmp_path / "split", without=[last])
     assert hub.local("owner/tiny") is None
@@ -82,9 +91,13 @@ def test_all_files_of_an_index_count(cache, policy, tmp_path):
     assert hub.local("owner/tiny") == snapshot
 
 
-@pytest.mark.parametrize("name", ["polcy", "./polcy", "runs/../polcy", "/nowhere/at/all", "a/b/c", "a/b@../refs"])
+@pytest.mark.parametrize(
+    "name", ["polcy", "./polcy", "runs/../polcy", "/nowhere/at/all", "a/b/c", "a/b@../refs"]
+)
 def test_a_path_that_is_no_id_is_told_as_a_folder(name):
-    with pytest.raises(InputError, match=f"^no folder {name}: give the folder of a Hugging Face checkpoint"):
+    with pytest.raises(
+        InputError, match=f"^no folder {name}: give the folder of a Hugging Face checkpoint"
+    ):
         hub.find(name)
 
 
@@ -93,15 +106,44 @@ def test_a_misspelt_folder_gets_a_suggestion(policy, monkeypatch):
         hub.find(f"{policy}x")
     monkeypatch.chdir(policy.parent.parent)
     name = f"{policy.parent.name}/polcy"  # as an id is spelt
-    with pytest.raises(InputError, match=rf"{name} is neither a folder \(did you mean {policy.parent.name}/policy\?\)"):
+    with pytest.raises(
+        InputError,
+        match=rf"{name} is neither a folder \(did you mean "
+        rf"{policy.parent.name}/policy\?\)",
+    ):
         hub.find(name)
 
 
 def test_only_what_is_read_is_downloaded():
-    files = ["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.json"]
-    files += ["tokenizer_config.json", "vocab.json", "merges.txt", "generation_config.json", "chat_template.jinja"]
-    others = ["pytorch_model.bin", "modeling.py", "original/model.safetensors", "README.md", "model.gguf", "x.pkl"]
-    assert list(filter_repo_objects(files + others, allow_patterns=hub.FILES, ignore_patterns=hub.FOLDERS)) == files
+    files = [
+        "config.json",
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+    ]
+    files += [
+        "tokenizer_config.json",
+        "vocab.json",
+        "merges.txt",
+        "generation_config.json",
+        "chat_template.jinja",
+    ]
+    others = [
+        "pytorch_model.bin",
+        "modeling.py",
+        "original/model.safetensors",
+        "README.md",
+        "model.gguf",
+        "x.pkl",
+    ]
+    assert (
+        list(
+            filter_repo_objects(
+                files + others, allow_patterns=hub.FILES, ignore_patterns=hub.FOLDERS
+            )
+        )
+        == files
+    )
 
 
 @pytest.mark.slow
@@ -112,4 +154,6 @@ def test_a_run_from_the_cache_is_one_from_its_folder(cache, policy, configure, w
     exported, same = tmp_path / "run/policy", whole[0] / "policy"
     assert {path.name for path in exported.iterdir()} == {path.name for path in same.iterdir()}
     for name in ("config.json", "tokenizer.json"):
-        assert (exported / name).read_bytes() == (same / name).read_bytes() and not (exported / name).is_symlink()
+        assert (exported / name).read_bytes() == (same / name).read_bytes() and not (
+            exported / name
+        ).is_symlink()

@@ -55,7 +55,10 @@ def quick(monkeypatch):
 
 def test_the_sentence_names_host_and_process(tmp_path):
     with holder(tmp_path / ".lock") as other:
-        wanted = f"^the folder is in use by process {other.pid} on host {socket.gethostname()} since 20.*: wait for"
+        wanted = (
+            f"^the folder is in use by process {other.pid} on host {socket.gethostname()} "
+            "since 20.*: wait for"
+        )
         with pytest.raises(InputError, match=wanted), held(tmp_path / ".lock"):
             pass
     with held(tmp_path / ".lock"):  # by the kernel, as the other was killed
@@ -75,11 +78,17 @@ def test_a_dead_holder_is_in_nobodys_way(number, tmp_path, monkeypatch):
 
 
 def test_one_process_is_kept_out_by_itself(tmp_path):
-    with held(tmp_path / ".lock"), pytest.raises(InputError, match="in use by process"), held(tmp_path / ".lock"):
+    with (
+        held(tmp_path / ".lock"),
+        pytest.raises(InputError, match="in use by process"),
+        held(tmp_path / ".lock"),
+    ):
         pass
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\x00", b"null", b"[1]", b"{}", b"[" * 100_000, b'{"kernel": 5}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\x00", b"null", b"[1]", b"{}", b"[" * 100_000, b'{"kernel": 5}']
+)
 def test_what_a_lock_holds_is_never_trusted(content, tmp_path, quick):
     path = tmp_path / ".lock"
     path.write_bytes(content)

@@ -1,4 +1,6 @@
-"""Adapters: what they add, that all compute with the same numbers, and a run that trains them and nothing else."""
+"""Adapters: what they add, that all compute with the same numbers, and a run that trains them and
+nothing else.
+"""
 
 import json
 import shutil
@@ -24,7 +26,13 @@ from jaxrft.types import InputError
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 BASE = model.ModelConfig(
-    vocab_size=32, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8
+    vocab_size=32,
+    hidden_size=16,
+    intermediate_size=24,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
 )
 CONFIG = BASE._replace(lora=model.LoRA(3, 6.0, TARGETS))
 POLICY, PLAIN = model.decoder(CONFIG, remat="none"), model.decoder(BASE, remat="none")
@@ -61,11 +69,16 @@ def prompts():
 
 
 def merge_all(config, params):
-    """The float32 parameters of the base, with the adapters added, a layer at a time as the decoder does."""
+    """The float32 parameters of the base, with the adapters added, a layer at a time as the decoder
+    does.
+    """
 
     def merged(row):
         parts = model.parts_of(params, row.name)
-        layers = [tuple(part[layer] for part in parts) for layer in range(config.num_layers if row.layered else 0)]
+        layers = [
+            tuple(part[layer] for part in parts)
+            for layer in range(config.num_layers if row.layered else 0)
+        ]
         if not layers:
             return jnp.asarray(parts[0], jnp.float32)
         return jnp.stack([model.merge(config, layer, jnp.float32) for layer in layers])
@@ -86,14 +99,18 @@ def assert_close(got, want, atol=1e-5):
 
 
 def test_a_merge_by_hand():
-    """[[1, 2], [3, 4]] + 4 / 2 * [[1, 0], [2, 1]] [[3, 5], [0, 1]], in float32 whatever the weight is kept in."""
+    """[[1, 2], [3, 4]] + 4 / 2 * [[1, 0], [2, 1]] [[3, 5], [0, 1]], in float32 whatever the weight
+    is kept in.
+    """
     config = BASE._replace(lora=model.LoRA(2, 4.0, ("gate",)))
     w, a, b = (
         jnp.array([[1.0, 2.0], [3.0, 4.0]]),
         jnp.array([[1.0, 0.0], [2.0, 1.0]]),
         jnp.array([[3.0, 5.0], [0.0, 1.0]]),
     )
-    np.testing.assert_array_equal(model.merge(config, (w, a, b), jnp.float32), [[7.0, 12.0], [15.0, 26.0]])
+    np.testing.assert_array_equal(
+        model.merge(config, (w, a, b), jnp.float32), [[7.0, 12.0], [15.0, 26.0]]
+    )
     small = b * 2**-9  # 3 + 2 * 6 / 512 lies between the bfloat16 numbers 3.015625 and 3.03125
     got = model.merge(config, (w.astype(jnp.bfloat16), a, small), jnp.float32)
     assert got[1, 0] == 3 + 12 / 512 and got.dtype == jnp.float32
@@ -110,12 +127,19 @@ def test_fresh_adapters_are_those_of_peft():
         a, b = (fresh[part] for part in model.adapter_names(name))
         bound = inputs[name] ** -0.5
         assert a.shape[-1] == b.shape[1] == 3 and not b.any()
-        assert 0.95 * bound < jnp.abs(a).max() <= bound and jnp.std(a) == pytest.approx(bound / 3**0.5, rel=0.1)
+        assert 0.95 * bound < jnp.abs(a).max() <= bound and jnp.std(a) == pytest.approx(
+            bound / 3**0.5, rel=0.1
+        )
 
 
 def test_the_targets_alone_have_adapters():
     some = CONFIG._replace(lora=model.LoRA(2, 16.0, ("q", "down")))
-    assert [row.name for row in model.adapters(some)] == ["q_lora_a", "q_lora_b", "down_lora_a", "down_lora_b"]
+    assert [row.name for row in model.adapters(some)] == [
+        "q_lora_a",
+        "q_lora_b",
+        "down_lora_a",
+        "down_lora_b",
+    ]
     assert model.adapters(BASE) == () and model.table(BASE) == model.base(some)
 
 
@@ -137,19 +161,29 @@ def sampled(frozen, adapters, prompts):
 @pytest.fixture(scope="module")
 def batch(prompts, sampled):
     rng = np.random.default_rng(1)
-    tokens, mask, logprobs = (x.reshape(TASKS, GROUP, TIME) for x in (sampled.tokens, sampled.mask, sampled.logprobs))
+    tokens, mask, logprobs = (
+        x.reshape(TASKS, GROUP, TIME) for x in (sampled.tokens, sampled.mask, sampled.logprobs)
+    )
     advantages = rng.normal(size=(TASKS, GROUP)).astype(np.float32)
     return jax.tree.map(np.asarray, update.Batch(*prompts[:2], tokens, mask, logprobs, advantages))
 
 
-def test_rollout_learner_and_export_have_the_same_numbers(frozen, adapters, merged, prompts, sampled, tmp_path):
-    """To the last bit those of a plain decoder of the merged weights, so that ratios are as exact as without LoRA."""
+def test_rollout_learner_and_export_have_the_same_numbers(
+    frozen, adapters, merged, prompts, sampled, tmp_path
+):
+    """To the last bit those of a plain decoder of the merged weights, so that ratios are as exact
+    as without LoRA.
+    """
     logprobs = {
-        policy: jax.jit(partial(update.completion_logprobs, policy))(params, *prompts[:2], sampled.tokens)
+        policy: jax.jit(partial(update.completion_logprobs, policy))(
+            params, *prompts[:2], sampled.tokens
+        )
         for policy, params in ((POLICY, frozen | adapters), (PLAIN, merged))
     }
     helpers.assert_same_bits(logprobs[POLICY], logprobs[PLAIN])
-    assert_close(jnp.where(sampled.mask > 0, logprobs[POLICY][0] - sampled.logprobs, 0.0), 0.0, atol=1e-5)
+    assert_close(
+        jnp.where(sampled.mask > 0, logprobs[POLICY][0] - sampled.logprobs, 0.0), 0.0, atol=1e-5
+    )
     weights.save(tmp_path / "a", frozen | adapters, CONFIG, source=weights.hf_config(BASE))
     assert weights.read_config(tmp_path / "a") == BASE
     helpers.assert_same_bits(weights.load(tmp_path / "a", BASE), merged)
@@ -167,13 +201,19 @@ def gradient(state):
 
 @pytest.fixture(scope="module")
 def updated(frozen, adapters, batch):
-    """(adapters, optimizer state, metrics) after an update; the frozen weights are the reference too."""
+    """(adapters, optimizer state, metrics) after an update; the frozen weights are the reference
+    too.
+    """
     learner = make(POLICY)
     return jax.jit(learner.step)(KEY, adapters, learner.init(adapters), batch, frozen, frozen)
 
 
-def test_the_gradient_of_adapters_follows_from_that_of_the_weight(frozen, adapters, merged, batch, updated):
-    """dA = alpha / rank dW B^T and dB = alpha / rank A^T dW, here by dW of a plain decoder of the merged weights."""
+def test_the_gradient_of_adapters_follows_from_that_of_the_weight(
+    frozen, adapters, merged, batch, updated
+):
+    """dA = alpha / rank dW B^T and dB = alpha / rank A^T dW, here by dW of a plain decoder of the
+    merged weights.
+    """
     learner = make(PLAIN)
     _, state, metrics = jax.jit(learner.step)(KEY, merged, learner.init(merged), batch, frozen)
     got, plain = gradient(updated[1]), gradient(state)
@@ -184,7 +224,10 @@ def test_the_gradient_of_adapters_follows_from_that_of_the_weight(frozen, adapte
         flat = plain[name].reshape(layers, a[0].size // rank, -1)  # [L, in, out]
         want_a = 2.0 * jnp.einsum("lio,lro->lir", flat, b.reshape(layers, rank, -1))
         want_b = 2.0 * jnp.einsum("lio,lir->lro", flat, a.reshape(layers, -1, rank))
-        assert_close([got[f"{name}_lora_a"], got[f"{name}_lora_b"]], [want_a.reshape(a.shape), want_b.reshape(b.shape)])
+        assert_close(
+            [got[f"{name}_lora_a"], got[f"{name}_lora_b"]],
+            [want_a.reshape(a.shape), want_b.reshape(b.shape)],
+        )
     for name in metrics.keys() - {"grad_norm"}:
         assert_close(updated[2][name], metrics[name])
     assert metrics["kl"] > 0 and abs(metrics["approx_kl"]) < 1e-6
@@ -193,17 +236,27 @@ def test_the_gradient_of_adapters_follows_from_that_of_the_weight(frozen, adapte
 @pytest.mark.slow
 def test_an_update_is_the_same_on_the_mesh(mesh, frozen, adapters, batch, updated):
     learner, where = make(POLICY, micro_batch_size=4), model.shardings(CONFIG, mesh)
-    base, placed = ({name: jax.device_put(x, where[name]) for name, x in tree.items()} for tree in (frozen, adapters))
-    assert placed["q_lora_a"].sharding.shard_shape(placed["q_lora_a"].shape) == (2, 8, 3)  # embed over fsdp
-    assert placed["q_lora_b"].sharding.shard_shape(placed["q_lora_b"].shape) == (2, 3, 2, 8)  # heads over model
+    base, placed = (
+        {name: jax.device_put(x, where[name]) for name, x in tree.items()}
+        for tree in (frozen, adapters)
+    )
+    # embed over fsdp
+    assert placed["q_lora_a"].sharding.shard_shape(placed["q_lora_a"].shape) == (2, 8, 3)
+    # heads over model
+    assert placed["q_lora_b"].sharding.shard_shape(placed["q_lora_b"].shape) == (2, 3, 2, 8)
     shardings = update.optimizer_shardings(learner, placed, meshes.sharding(mesh))
     state = jax.jit(learner.init, out_shardings=shardings)(placed)
-    batch = jax.tree.map(lambda x: meshes.from_host(mesh, x, "batch", *(None,) * (x.ndim - 1)), batch)
+    batch = jax.tree.map(
+        lambda x: meshes.from_host(mesh, x, "batch", *(None,) * (x.ndim - 1)), batch
+    )
     with jax.set_mesh(mesh):
         got = jax.jit(learner.step)(KEY, placed, state, batch, base, base)
     assert_close(got[0], updated[0], atol=1e-4)  # Adam's first step divides by the gradient
     assert_close(gradient(got[1]), gradient(updated[1]))
-    others = [{name: x for name, x in each.items() if name != "update/utilization"} for each in (got[2], updated[2])]
+    others = [
+        {name: x for name, x in each.items() if name != "update/utilization"}
+        for each in (got[2], updated[2])
+    ]
     assert_close(*others)
 
 
@@ -213,16 +266,23 @@ def test_an_update_is_the_same_on_the_mesh(mesh, frozen, adapters, batch, update
 def test_adapters_are_stored_as_peft_does(adapters, tmp_path):
     """lora_A [rank, in] and lora_B [out, rank]; head h is entries h * head_dim on."""
     weights.save_adapters(tmp_path / "a", adapters, CONFIG, source="some/model@v2")
-    stored, layer = load_file(tmp_path / "a/adapter_model.safetensors"), "base_model.model.model.layers.1."
+    stored, layer = (
+        load_file(tmp_path / "a/adapter_model.safetensors"),
+        "base_model.model.model.layers.1.",
+    )
     assert len(stored) == 2 * 2 * len(TARGETS)
-    np.testing.assert_array_equal(stored[layer + "self_attn.q_proj.lora_A.weight"], adapters["q_lora_a"][1].T)
+    np.testing.assert_array_equal(
+        stored[layer + "self_attn.q_proj.lora_A.weight"], adapters["q_lora_a"][1].T
+    )
     np.testing.assert_array_equal(
         stored[layer + "self_attn.q_proj.lora_B.weight"][10], adapters["q_lora_b"][1, :, 1, 2]
     )
     np.testing.assert_array_equal(
         stored[layer + "self_attn.o_proj.lora_A.weight"][:, 10], adapters["o_lora_a"][1, 1, 2]
     )
-    np.testing.assert_array_equal(stored[layer + "mlp.down_proj.lora_B.weight"], adapters["down_lora_b"][1].T)
+    np.testing.assert_array_equal(
+        stored[layer + "mlp.down_proj.lora_B.weight"], adapters["down_lora_b"][1].T
+    )
     keys = json.loads((tmp_path / "a/adapter_config.json").read_text())
     assert (keys["r"], keys["lora_alpha"]) == (3, 6)
     assert (keys["base_model_name_or_path"], keys["revision"]) == ("some/model", "v2")
@@ -257,15 +317,24 @@ def test_a_run_trains_adapters_and_nothing_else(trained, world, configured):
     base = weights.load(world / "policy", helpers.SHAPE, dtype=jnp.bfloat16)
     want = merge_all(shape, base | jax.tree.map(np.asarray, state.params))
     assert_close(weights.load(folder / "policy", helpers.SHAPE), want, atol=1e-6)
-    assert not np.array_equal(want["gate"], base["gate"]) and np.array_equal(want["embed"], base["embed"])
+    assert not np.array_equal(want["gate"], base["gate"]) and np.array_equal(
+        want["embed"], base["embed"]
+    )
 
 
 @pytest.mark.slow
-def test_the_merged_policy_is_evaluated_as_any_other(trained, world, configured, configure, tmp_path):
-    held_out = EvalConfig((TasksConfig(str(world / "tasks.jsonl"), name="held_out"),), num_samples=0)
+def test_the_merged_policy_is_evaluated_as_any_other(
+    trained, world, configured, configure, tmp_path
+):
+    held_out = EvalConfig(
+        (TasksConfig(str(world / "tasks.jsonl"), name="held_out"),), num_samples=0
+    )
     policy = {"model": str(trained[0] / "policy"), "evaluation": held_out}
     found = evaluate_policy(configure(tmp_path, **policy))
-    assert found == evaluate_policy(configured(tmp_path, **policy)) and found["eval/held_out/greedy"] > 0
+    assert (
+        found == evaluate_policy(configured(tmp_path, **policy))
+        and found["eval/held_out/greedy"] > 0
+    )
 
 
 @pytest.mark.slow
@@ -284,8 +353,14 @@ def test_a_run_goes_on_as_if_nothing_had_happened(trained, configured, tmp_path)
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"lora": LoRAConfig(rank=3, alpha=4.0)}, "its model's lora is rank 2, .* this run's is rank 3"),
-        ({"lora": LoRAConfig(), "kl_coef": 0.0}, "its model's lora is rank 2, .* this run's is None"),
+        (
+            {"lora": LoRAConfig(rank=3, alpha=4.0)},
+            "its model's lora is rank 2, .* this run's is rank 3",
+        ),
+        (
+            {"lora": LoRAConfig(), "kl_coef": 0.0},
+            "its model's lora is rank 2, .* this run's is None",
+        ),
         ({"dtype": "float32"}, "its model's dtype is 'bfloat16', this run's is 'float32'"),
     ],
 )
@@ -295,11 +370,15 @@ def test_a_checkpoint_belongs_to_its_adapters(trained, configured, changes, told
 
 
 @pytest.mark.slow
-def test_a_checkpoint_belongs_to_the_weights_below_its_adapters(trained, world, configured, tmp_path):
+def test_a_checkpoint_belongs_to_the_weights_below_its_adapters(
+    trained, world, configured, tmp_path
+):
     other = shutil.copytree(world / "policy", tmp_path / "other")
     params = weights.load(other, helpers.SHAPE)
     weights.save(other, params | {"up": params["up"] + 1.0}, helpers.SHAPE, source=other)
-    with pytest.raises(InputError, match="its digest of the model's parameters is .* choose another output_dir"):
+    with pytest.raises(
+        InputError, match="its digest of the model's parameters is .* choose another output_dir"
+    ):
         train(configured(trained[0], model=str(other)))
 
 

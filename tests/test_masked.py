@@ -18,7 +18,9 @@ def test_numbers_worked_by_hand():
     np.testing.assert_array_equal(masked.count(mask, axis=1), [3, 3])
     np.testing.assert_array_equal(masked.mean(x, mask, axis=1), [3, 5])
     # (4 + 1 + 9) / 2 = 7
-    np.testing.assert_allclose(masked.std(x, mask, axis=1, keepdims=True), [[np.sqrt(7)], [0]], rtol=1e-6)
+    np.testing.assert_allclose(
+        masked.std(x, mask, axis=1, keepdims=True), [[np.sqrt(7)], [0]], rtol=1e-6
+    )
     assert masked.mean(x, mask) == 4.0
 
 
@@ -35,7 +37,8 @@ def test_any_dtype_of_mask_and_values(dtype):
 @pytest.mark.parametrize("garbage", GARBAGE)
 def test_value_and_gradient_are_finite_whatever_the_mask_hides(reduce, kept, garbage):
     mask = jnp.arange(4) < kept
-    for values in ([3.0, 3.0, 3.0, 3.0], [1.0, 2.0, 3.0, 4.0]):  # equal values: the root of a variance of 0
+    # equal values: the root of a variance of 0
+    for values in ([3.0, 3.0, 3.0, 3.0], [1.0, 2.0, 3.0, 4.0]):
         x = jnp.where(mask, jnp.array(values), garbage)
         value, gradient = jax.value_and_grad(reduce)(x, mask)
         assert np.isfinite(value)

@@ -19,7 +19,13 @@ from jaxrft.lm.policy import LanguageModel, compile_rollout
 from jaxrft.types import InputError
 
 CONFIG = model.ModelConfig(
-    vocab_size=32, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8
+    vocab_size=32,
+    hidden_size=16,
+    intermediate_size=24,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
 )
 POLICY = model.decoder(CONFIG, remat="none")
 TASKS, GROUP, TIME = 8, 2, 5
@@ -27,7 +33,8 @@ KEY = jax.random.key(0)
 
 
 @pytest.mark.parametrize(
-    ("sizes", "shape"), [((2, 2, 2), (2, 2, 2)), ((-1, 2, 1), (4, 2, 1)), ((1, -1, 4), (1, 2, 4)), ((), (8, 1, 1))]
+    ("sizes", "shape"),
+    [((2, 2, 2), (2, 2, 2)), ((-1, 2, 1), (4, 2, 1)), ((1, -1, 4), (1, 2, 4)), ((), (8, 1, 1))],
 )
 def test_one_size_takes_what_is_left(sizes, shape):
     assert tuple(meshes.make(*sizes).shape.items()) == tuple(zip(meshes.AXES, shape, strict=True))
@@ -40,7 +47,11 @@ def test_a_mesh_of_some_devices():
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((3, 1, 1), "data=3, fsdp=1, model=1 does not divide the 8 devices: make the product of the sizes 8"),
+        (
+            (3, 1, 1),
+            "data=3, fsdp=1, model=1 does not divide the 8 devices: make the product "
+            "of the sizes 8",
+        ),
         ((2, 2, 1), "data=2, fsdp=2, model=1 does not divide the 8 devices"),
         ((-1, 3, 1), "data=-1, fsdp=3, model=1 does not divide the 8 devices"),
         ((16, 1, 1), "data=16"),
@@ -64,10 +75,17 @@ def test_a_mesh_axis_serves_the_first_dimension_that_asks():
 
 
 def test_shards_and_division(mesh):
-    assert [meshes.shards(mesh, axis) for axis in ("batch", "embed", "vocab", "time")] == [4, 2, 2, 1]
+    assert [meshes.shards(mesh, axis) for axis in ("batch", "embed", "vocab", "time")] == [
+        4,
+        2,
+        2,
+        1,
+    ]
     assert meshes.shards(None, "batch") == 1
     meshes.check_divides(mesh, "batch_size", 12, "batch")
-    with pytest.raises(InputError, match="batch_size 6 does not divide .* data=2 x fsdp=2: choose a multiple of 4"):
+    with pytest.raises(
+        InputError, match="batch_size 6 does not divide .* data=2 x fsdp=2: choose a multiple of 4"
+    ):
         meshes.check_divides(mesh, "batch_size", 6, "batch")
 
 
@@ -89,7 +107,11 @@ def test_arrays_of_the_host_are_placed(mesh):
 
 
 def test_a_table_is_sharded_over_tasks_where_it_has_a_row_a_task(mesh):
-    table = {"rates": np.ones((8, 2), np.float32), "count": np.int32(3), "other": np.ones((4, 2), np.float32)}
+    table = {
+        "rates": np.ones((8, 2), np.float32),
+        "count": np.int32(3),
+        "other": np.ones((4, 2), np.float32),
+    }
     placed = meshes.place_table(table, mesh, 8)
     shapes = {name: leaf.sharding.shard_shape(leaf.shape) for name, leaf in placed.items()}
     assert shapes == {"rates": (2, 2), "count": (), "other": (4, 2)}
@@ -99,8 +121,12 @@ def test_a_table_is_sharded_over_tasks_where_it_has_a_row_a_task(mesh):
 
 @pytest.fixture(scope="module")
 def params():
-    rng = np.random.default_rng(0)  # quicker than compiling model.init; norms and biases are random too
-    draws = {row.name: rng.normal(row.constant, (row.fan_in or 16) ** -0.5, row.shape) for row in model.table(CONFIG)}
+    # quicker than compiling model.init; norms and biases are random too
+    rng = np.random.default_rng(0)
+    draws = {
+        row.name: rng.normal(row.constant, (row.fan_in or 16) ** -0.5, row.shape)
+        for row in model.table(CONFIG)
+    }
     return {name: jnp.asarray(draw, jnp.float32) for name, draw in draws.items()}
 
 
@@ -122,7 +148,12 @@ def place_rows(mesh, tree):
 
 
 def test_a_greedy_rollout_is_the_same_on_the_mesh(mesh, params, prompts):
-    options = {"num_generations": GROUP, "max_completion_length": TIME, "eos_ids": (0, 1), "greedy": True}
+    options = {
+        "num_generations": GROUP,
+        "max_completion_length": TIME,
+        "eos_ids": (0, 1),
+        "greedy": True,
+    }
     generate = jax.jit(partial(rollout.generate, POLICY, **options))
     want = generate(params, KEY, *prompts)
     with jax.set_mesh(mesh):
@@ -152,19 +183,24 @@ def batch(prompts):
 
 
 def test_an_update_is_the_same_on_the_mesh(mesh, params, batch):
-    """Given the same tokens: the parameters, the gradient (Adam's first moment is a tenth of it), the metrics.
+    """Given the same tokens: the parameters, the gradient (Adam's first moment is a tenth of it),
+    the metrics.
 
     One device computes more bins at once than a shard of the mesh, whose bins have other shapes.
     """
     learner = make()
-    want = jax.jit(learner.step)(KEY, params, learner.init(params), jax.tree.map(jnp.asarray, batch))
+    want = jax.jit(learner.step)(
+        KEY, params, learner.init(params), jax.tree.map(jnp.asarray, batch)
+    )
     learner, placed = make(micro_batch_size=4), place(mesh, params)
     shardings = update.optimizer_shardings(learner, placed, meshes.sharding(mesh))
     state = jax.jit(learner.init, out_shardings=shardings)(placed)
     with jax.set_mesh(mesh):
         got = jax.jit(learner.step)(KEY, placed, state, place_rows(mesh, batch))
     assert_close(got[0], want[0])
-    assert_close(*(optax.tree_utils.tree_get(state, "mu") for state in (got[1], want[1])), atol=1e-6)
+    assert_close(
+        *(optax.tree_utils.tree_get(state, "mu") for state in (got[1], want[1])), atol=1e-6
+    )
     for metrics in (got[2], want[2]):
         assert 0 < metrics.pop("update/utilization") <= 1  # more bins, of which more are free
     assert_close(got[2], want[2])
@@ -175,13 +211,17 @@ def assert_close(got, want, atol=1e-5):
 
 
 def collectives(compiled, *operations):
-    """(whether in a loop, its number of elements) of every array that these operations of a program give."""
+    """(whether in a loop, its number of elements) of every array that these operations of a program
+    give.
+    """
     text = compiled.as_text()
     bodies = dict(re.findall(r"^(?:ENTRY )?%?([\w.-]+) \(.*?\{\n(.*?)^\}", text, re.M | re.S))
     looped, left = set(), set(re.findall(r"body=%?([\w.-]+)", text))
     while left:
         looped.add(name := left.pop())
-        left |= set(re.findall(r"(?:calls|to_apply|body|condition)=%?([\w.-]+)", bodies[name])) - looped
+        left |= (
+            set(re.findall(r"(?:calls|to_apply|body|condition)=%?([\w.-]+)", bodies[name])) - looped
+        )
     operation = re.compile(rf"= (.*?) (?:{'|'.join(operations)})(?:-start)?\(")
     return [
         (name in looped, math.prod(int(size) for size in shape.split(",") if size))
@@ -196,14 +236,23 @@ def shapes_of(tree):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
-def test_the_unembedding_is_gathered_and_its_gradient_reduced_outside_of_the_chunks(monkeypatch, mesh, batch):
+def test_the_unembedding_is_gathered_and_its_gradient_reduced_outside_of_the_chunks(
+    monkeypatch, mesh, batch
+):
     """A chunk a position, of the bins of a round. The embedding is the unembedding."""
     monkeypatch.setattr(update, "CHUNK", 1)
     config = CONFIG._replace(vocab_size=1024, tie_word_embeddings=True)
-    objective = update.Objective("dapo", 0.2, None, None, kl_coef=0.0, entropy_coef=0.0, temperature=1.0)
-    loss = partial(update.loss, model.decoder(config), objective, ref_params=None, normaliser=jnp.float32(1.0))
+    objective = update.Objective(
+        "dapo", 0.2, None, None, kl_coef=0.0, entropy_coef=0.0, temperature=1.0
+    )
+    loss = partial(
+        update.loss, model.decoder(config), objective, ref_params=None, normaliser=jnp.float32(1.0)
+    )
     where = model.shardings(config, mesh)
-    params = {row.name: meshes.place(np.zeros(row.shape, np.float32), where[row.name]) for row in model.table(config)}
+    params = {
+        row.name: meshes.place(np.zeros(row.shape, np.float32), where[row.name])
+        for row in model.table(config)
+    }
 
     def gradient(params, batch):
         packed = update.pack(batch, update.bin_shape(batch, TASKS * GROUP))
@@ -213,15 +262,20 @@ def test_the_unembedding_is_gathered_and_its_gradient_reduced_outside_of_the_chu
     with jax.set_mesh(mesh):
         program = jax.jit(gradient).lower(shapes_of(params), shapes_of(place_rows(mesh, batch)))
         found = collectives(program.compile(), "all-gather", "all-reduce", "reduce-scatter")
-    large = [looped for looped, size in found if size >= 1024 * 16 / 8]  # a device's part of it is larger than a layer
+    # a device's part of it is larger than a layer
+    large = [looped for looped, size in found if size >= 1024 * 16 / 8]
     assert large and not any(large)
 
 
-@pytest.mark.parametrize(("once", "lora"), [(True, None), (False, None), (True, model.LoRA(2, 4.0, ("k", "down")))])
+@pytest.mark.parametrize(
+    ("once", "lora"), [(True, None), (False, None), (True, model.LoRA(2, 4.0, ("k", "down")))]
+)
 def test_a_rollout_gathers_the_parameters_once(mesh, params, prompts, once, lora):
     """No weight is gathered in the loop over tokens; a layer at a time if so configured."""
     sizes = {"batch_size": TASKS, "num_generations": GROUP, "max_completion_length": TIME}
-    config = Config(model="policy", tasks=TasksConfig(), output_dir="run", gather_for_rollout=once, **sizes)
+    config = Config(
+        model="policy", tasks=TasksConfig(), output_dir="run", gather_for_rollout=once, **sizes
+    )
     shape = CONFIG._replace(lora=lora)
     adapters = {row.name: np.zeros(row.shape, np.float32) for row in model.adapters(shape)}
     placed = jax.device_put(params | adapters, model.shardings(shape, mesh))
@@ -245,7 +299,9 @@ def test_the_moments_of_a_parameter_lie_where_it_lies(mesh, params):
 
 
 def test_every_device_computes_as_many_bins(mesh):
-    """8 tasks of 2 samples over 4 devices: in any round a device has a quarter of the bins, and no sample is lost."""
+    """8 tasks of 2 samples over 4 devices: in any round a device has a quarter of the bins, and no
+    sample is lost.
+    """
     rng = np.random.default_rng(0)
     cells = (TASKS, GROUP, TIME)
     mask = (np.arange(TIME) < rng.integers(1, TIME + 1, (TASKS, GROUP, 1))).astype(np.float32)
@@ -267,15 +323,22 @@ def test_every_device_computes_as_many_bins(mesh):
         rounds = jax.jit(bins)(place_rows(mesh, batch), 0)[1]
         for number in range(int(rounds)):
             each, _ = jax.jit(bins)(place_rows(mesh, batch), number)
-            assert each.tokens.sharding.shard_shape(each.tokens.shape)[0] == each.tokens.shape[0] // 4
-            found += zip(*(np.asarray(x)[np.asarray(each.predicts)] for x in (each.sample, each.time)), strict=True)
+            assert (
+                each.tokens.sharding.shard_shape(each.tokens.shape)[0] == each.tokens.shape[0] // 4
+            )
+            found += zip(
+                *(np.asarray(x)[np.asarray(each.predicts)] for x in (each.sample, each.time)),
+                strict=True,
+            )
     assert sorted(found) == sorted(zip(*np.nonzero(mask.reshape(-1, TIME)), strict=True))
 
 
 @pytest.mark.parametrize("axes", [("data",), ("data", "model"), ("x",)])
 def test_the_mesh_of_another_program_splits_nothing(axes):
     """Whatever its axes are called: our pure functions then compute as without a mesh."""
-    theirs = jax.make_mesh((8, 1)[: len(axes)], axes, axis_types=(jax.sharding.AxisType.Auto,) * len(axes))
+    theirs = jax.make_mesh(
+        (8, 1)[: len(axes)], axes, axis_types=(jax.sharding.AxisType.Auto,) * len(axes)
+    )
     assert [meshes.shards(theirs, name) for name in ("batch", "vocab", "task")] == [1, 1, 1]
     with jax.set_mesh(theirs):
         assert meshes.constrain(jnp.ones((8, 8)), "batch", "vocab").shape == (8, 8)

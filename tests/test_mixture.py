@@ -72,10 +72,19 @@ def test_sets_follow_each_other_and_lack_what_others_have(prepare):
         "level": [5, 6, None, None],
         "unit": [None, None, "m", "s"],
     }
-    assert (table.domains, table.domain.tolist(), table.domain.dtype) == (("a", "b"), [0, 0, 1, 1], np.int32)
-    assert table.lengths.tolist() == [*a.lengths, *b.lengths] and table.tokens.shape[1] == b.tokens.shape[1]
+    assert (table.domains, table.domain.tolist(), table.domain.dtype) == (
+        ("a", "b"),
+        [0, 0, 1, 1],
+        np.int32,
+    )
+    assert (
+        table.lengths.tolist() == [*a.lengths, *b.lengths]
+        and table.tokens.shape[1] == b.tokens.shape[1]
+    )
     for row, (part, i) in enumerate([(a, 0), (a, 1), (b, 0), (b, 1)]):
-        np.testing.assert_array_equal(table.tokens[row, : table.lengths[row]], part.tokens[i, : part.lengths[i]])
+        np.testing.assert_array_equal(
+            table.tokens[row, : table.lengths[row]], part.tokens[i, : part.lengths[i]]
+        )
         assert not table.tokens[row, table.lengths[row] :].any()
     np.testing.assert_array_equal(table.reference_pass_rates, [*rates, [np.nan] * 2, [np.nan] * 2])
 
@@ -90,7 +99,9 @@ def test_a_domain_that_two_sets_share_is_one(prepare):
 def test_pass_rates_of_other_policies_do_not_mix(prepare):
     a = prepare("a", ["1"], rates=np.zeros((1, 2), np.float32))
     b = prepare("b", ["2"], rates=np.zeros((1, 3), np.float32))
-    with pytest.raises(InputError, match="a has the pass rates of 2 reference policies but b of 3: name as many"):
+    with pytest.raises(
+        InputError, match="a has the pass rates of 2 reference policies but b of 3: name as many"
+    ):
         tasks.mix({"a": a, "b": b})
 
 
@@ -125,7 +136,11 @@ def test_duplicates_have_the_prompt_and_the_answer_of_an_earlier_task(prepare):
 def two_sets(folder, **options):
     rows = helpers.task_rows()
     first, second = (
-        TasksConfig(helpers.write_rows(folder / f"{name}.jsonl", part), pass_rate_columns=("weak", "strong"), **options)
+        TasksConfig(
+            helpers.write_rows(folder / f"{name}.jsonl", part),
+            pass_rate_columns=("weak", "strong"),
+            **options,
+        )
         for name, part in (("first", rows[:8]), ("second", rows[8:]))
     )
     return first, second
@@ -140,12 +155,16 @@ def test_a_mixture_is_trained_on_and_its_domains_are_told_apart(configure, tmp_p
     known = [share for share in shares if share is not None]
     assert known and min(known) <= line["select/effective_group_ratio"] <= max(known)
     renamed = (*config.tasks[:1], TasksConfig(**vars(config.tasks[1]) | {"name": "other"}))
-    with pytest.raises(InputError, match="checkpoint .* is of another run: its digest of the domains is"):
+    with pytest.raises(
+        InputError, match="checkpoint .* is of another run: its digest of the domains is"
+    ):
         train(configure(tmp_path / "run", tasks=renamed, steps=2))
 
 
 def test_a_set_of_a_mixture_without_ground_truths_is_named(configure, tokenizer, tmp_path):
     bare = TasksConfig(helpers.write_rows(tmp_path / "bare.jsonl", [{"prompt": "1"}]))
-    config: Config = configure(tmp_path / "run", tasks=(two_sets(tmp_path)[0], bare), rewards=("exact",))
+    config: Config = configure(
+        tmp_path / "run", tasks=(two_sets(tmp_path)[0], bare), rewards=("exact",)
+    )
     with pytest.raises(InputError, match="exact needs ground truths but .*bare.jsonl has only"):
         open_mixture(config, tokenizer)

@@ -12,7 +12,13 @@ from jaxrft.types import InputError
 
 # head_dim is not hidden_size / num_heads
 CONFIG = model.ModelConfig(
-    vocab_size=64, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=48,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
 )
 POLICY = model.decoder(CONFIG)
 ROWS, TIME = 4, 8
@@ -42,7 +48,11 @@ def logits(params, tokens, positions, valid):
 def batch(seed=1):
     """Tokens [ROWS, TIME], their positions, all valid."""
     tokens = jax.random.randint(jax.random.key(seed), (ROWS, TIME), 0, CONFIG.vocab_size)
-    return tokens, jnp.broadcast_to(jnp.arange(TIME)[None], (ROWS, TIME)), jnp.ones((ROWS, TIME), bool)
+    return (
+        tokens,
+        jnp.broadcast_to(jnp.arange(TIME)[None], (ROWS, TIME)),
+        jnp.ones((ROWS, TIME), bool),
+    )
 
 
 VARIANTS = [
@@ -58,7 +68,9 @@ VARIANTS = [
 def test_the_table_agrees_with_itself_and_with_the_rules(config):
     rows = model.table(config)
     params = jax.eval_shape(partial(model.init, config=config), jax.random.key(0))
-    assert len({row.name for row in rows}) == len({row.hf for row in rows}) == len(rows) == len(params)
+    assert (
+        len({row.name for row in rows}) == len({row.hf for row in rows}) == len(rows) == len(params)
+    )
     sizes = {
         "vocab": {config.vocab_size},
         "embed": {config.hidden_size},
@@ -84,7 +96,9 @@ def test_init_has_variance_one_over_fan_in():
         if row.fan_in is None:
             assert jnp.all(params[row.name] == row.constant)
         else:
-            assert float(jnp.std(params[row.name])) == pytest.approx(row.fan_in**-0.5, rel=0.05), row.name
+            assert float(jnp.std(params[row.name])) == pytest.approx(row.fan_in**-0.5, rel=0.05), (
+                row.name
+            )
 
 
 def test_rms_norm_by_hand():
@@ -94,10 +108,20 @@ def test_rms_norm_by_hand():
 
 
 def test_qk_norm_by_hand():
-    """Queries and keys (3, 4), of rms sqrt(12.5), are scaled and then rotated, a quarter turn; values stay."""
-    config = CONFIG._replace(hidden_size=2, num_heads=1, num_kv_heads=1, head_dim=2, attention_bias=False, qk_norm=True)
+    """Queries and keys (3, 4), of rms sqrt(12.5), are scaled and then rotated, a quarter turn;
+    values stay.
+    """
+    config = CONFIG._replace(
+        hidden_size=2, num_heads=1, num_kv_heads=1, head_dim=2, attention_bias=False, qk_norm=True
+    )
     identity = jnp.eye(2)[:, None]
-    w = {"q": identity, "k": identity, "v": identity, "q_norm": jnp.array([1.0, 2.0]), "k_norm": jnp.array([1.0, 0.5])}
+    w = {
+        "q": identity,
+        "k": identity,
+        "v": identity,
+        "q_norm": jnp.array([1.0, 2.0]),
+        "k_norm": jnp.array([1.0, 0.5]),
+    }
     turn = jnp.zeros((1, 1, 1, 1)), jnp.ones((1, 1, 1, 1))  # cosine, sine
     q, k, v = model._project(config._replace(rms_norm_eps=0.0), w, jnp.array([[[3.0, 4.0]]]), turn)
     np.testing.assert_allclose(q.ravel(), [-8 / 12.5**0.5, 3 / 12.5**0.5], rtol=1e-6)
@@ -106,22 +130,27 @@ def test_qk_norm_by_hand():
 
 
 def test_rope_frequencies_by_hand():
-    """Waves of 2 pi, 20 pi and 200 pi positions; of 100, those below 25 are kept and those above 100 stretched by 8.
+    """Waves of 2 pi, 20 pi and 200 pi positions; of 100, those below 25 are kept and those above
+    100 stretched by 8.
 
-    The middle one turns 100 / 20 pi = 1.59155 times in 100, (1.59155 - 1) / (4 - 1) = 0.197183 of the way from 1 to 4:
-    0.197183 * 0.1 + 0.802817 * 0.1 / 8 = 0.0297535.
+    The middle one turns 100 / 20 pi = 1.59155 times in 100, (1.59155 - 1) / (4 - 1) = 0.197183 of
+    the way from 1 to 4: 0.197183 * 0.1 + 0.802817 * 0.1 / 8 = 0.0297535.
     """
     config = CONFIG._replace(head_dim=6, rope_theta=1000.0)
     frequencies = model.rope_frequencies(config)
     assert frequencies.dtype == np.float32
     np.testing.assert_allclose(frequencies, [1.0, 0.1, 0.01], rtol=1e-6)
-    scaled = model.rope_frequencies(config._replace(rope_scaling=model.RopeScaling(8.0, 1.0, 4.0, 100)))
+    scaled = model.rope_frequencies(
+        config._replace(rope_scaling=model.RopeScaling(8.0, 1.0, 4.0, 100))
+    )
     assert scaled.dtype == np.float32
     np.testing.assert_allclose(scaled, [1.0, 0.0297535, 0.00125], rtol=1e-5)
 
 
 def test_attention_by_hand():
-    """The second query, two keys: scores ln 3 and 0 give weights 3/4 and 1/4; a later position weighs nothing."""
+    """The second query, two keys: scores ln 3 and 0 give weights 3/4 and 1/4; a later position
+    weighs nothing.
+    """
     keys = jnp.array([jnp.log(3.0), 0.0, 50.0]).reshape(1, 3, 1, 1)
     values = jnp.array([4.0, 8.0, 1000.0]).reshape(1, 3, 1, 1)
     source = attention.Cache(keys, values, jnp.array([[0, 1, 2]]))
@@ -130,9 +159,14 @@ def test_attention_by_hand():
 
 
 def test_blocks_of_queries_change_no_number(monkeypatch):
-    """Eight queries of two samples, whose keys are their prompt's and their own, in blocks of three."""
+    """Eight queries of two samples, whose keys are their prompt's and their own, in blocks of
+    three.
+    """
     keys = jax.random.split(jax.random.key(0), 3)
-    q, own, shared = (jax.random.normal(k, (r, 8, h, 4)) for k, r, h in zip(keys, (2, 2, 1), (4, 2, 2), strict=True))
+    q, own, shared = (
+        jax.random.normal(k, (r, 8, h, 4))
+        for k, r, h in zip(keys, (2, 2, 1), (4, 2, 2), strict=True)
+    )
     time = jnp.arange(8)[None]
     positions = jnp.concatenate([time + 5, time + 2])
     prompt = attention.Cache(shared, shared[::-1] + 1, jnp.where(time < 5, time, attention.PADDED))
@@ -141,7 +175,9 @@ def test_blocks_of_queries_change_no_number(monkeypatch):
         monkeypatch.setattr(attention, "QUERIES", queries)
 
         def loss(q, own):
-            out = attention.attend(q, positions, attention.Cache(own, jnp.cos(own), positions), prompt)
+            out = attention.attend(
+                q, positions, attention.Cache(own, jnp.cos(own), positions), prompt
+            )
             return jnp.sum(jnp.sin(out)), out
 
         return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(q, own)
@@ -152,7 +188,10 @@ def test_blocks_of_queries_change_no_number(monkeypatch):
 def test_a_later_token_changes_nothing_before_it(params):
     tokens, positions, valid = batch()
     changed = tokens.at[:, 5].set((tokens[:, 5] + 1) % CONFIG.vocab_size)
-    before, after = logits(params, tokens, positions, valid), logits(params, changed, positions, valid)
+    before, after = (
+        logits(params, tokens, positions, valid),
+        logits(params, changed, positions, valid),
+    )
     np.testing.assert_array_equal(before[:, :5], after[:, :5])
     assert not np.allclose(before[:, 5:], after[:, 5:])
 
@@ -163,7 +202,9 @@ def test_cached_decode_equals_the_full_forward(params, kind):
     policy = model.decoder(CONFIG, kind=kind)
     prompt, group = 5, 2
     tokens, positions, valid = batch()
-    tokens = jnp.concatenate([jnp.repeat(tokens[::group, :prompt], group, axis=0), tokens[:, prompt:]], axis=1)
+    tokens = jnp.concatenate(
+        [jnp.repeat(tokens[::group, :prompt], group, axis=0), tokens[:, prompt:]], axis=1
+    )
     want = logits(params, tokens, positions, valid)
 
     first = (tokens[::group, :prompt], positions[::group, :prompt], valid[::group, :prompt])
@@ -200,10 +241,13 @@ def test_sharded_forward_and_gradient_equal_one_device(mesh, params):
     gradient = jax.jit(jax.grad(loss, has_aux=True))
     want_gradient, want = gradient(params, tokens, positions, valid)
     placed = jax.device_put(params, model.shardings(CONFIG, mesh))
-    data = [meshes.from_host(mesh, np.asarray(x), "batch", None) for x in (tokens, positions, valid)]
+    data = [
+        meshes.from_host(mesh, np.asarray(x), "batch", None) for x in (tokens, positions, valid)
+    ]
     with jax.set_mesh(mesh):
         got_gradient, got = gradient(placed, *data)
-    assert len(placed["q"].addressable_shards[0].data.ravel()) == params["q"].size // 4  # embed and heads are split
+    # embed and heads are split
+    assert len(placed["q"].addressable_shards[0].data.ravel()) == params["q"].size // 4
     assert got.sharding.shard_shape(got.shape) == (ROWS // 4, TIME, CONFIG.vocab_size // 2)
     np.testing.assert_allclose(got, want, atol=1e-5)
     for name in params:

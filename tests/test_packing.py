@@ -23,22 +23,39 @@ def all_bins(prompts, lengths, tokens, mask, length):
 
 
 def test_a_packing_by_hand():
-    """Prompts of 3 and 1 tokens, bins of 8 slots: 2 + 4 + 2 of the longer group; its third sample, of 1, begins anew.
+    """Prompts of 3 and 1 tokens, bins of 8 slots: 2 + 4 + 2 of the longer group; its third sample,
+    of 1, begins anew.
 
-    The second group's prompt, of a single token, needs no slot of its own: its samples of 3 and 2 come behind it.
+    The second group's prompt, of a single token, needs no slot of its own: its samples of 3 and 2
+    come behind it.
     """
     prompts = np.array([[7, 8, 9], [5, 0, 0]], np.int32)
     lengths = np.array([3, 1], np.int32)
-    tokens = np.array([[[10, 11, 0, 0], [20, 21, 22, 23], [30, 0, 0, 0]], [[40, 41, 0, 0], [50, 51, 52, 0], [0] * 4]])
+    tokens = np.array(
+        [
+            [[10, 11, 0, 0], [20, 21, 22, 23], [30, 0, 0, 0]],
+            [[40, 41, 0, 0], [50, 51, 52, 0], [0] * 4],
+        ]
+    )
     mask = sizes_mask([[2, 4, 1], [2, 3, 0]], 4)
     bins, count = all_bins(prompts, lengths, tokens.astype(np.int32), mask, 8)
     bins = jax.tree.map(lambda x: x[:count], bins)
     np.testing.assert_array_equal(bins.valid, [[1] * 8, [1] * 8])
-    np.testing.assert_array_equal(bins.tokens, [[7, 8, 9, 20, 21, 22, 9, 10], [7, 8, 9, 5, 50, 51, 5, 40]])
-    np.testing.assert_array_equal(bins.positions, [[0, 1, 2, 3, 4, 5, 2, 3], [0, 1, 2, 0, 1, 2, 0, 1]])
-    np.testing.assert_array_equal(bins.predicts, [[0, 0, 1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1, 1, 1]])
-    np.testing.assert_array_equal(bins.segments.own, [[-1, -1, 2, 2, 2, 2, 6, 6], [-1, -1, 2, 3, 3, 3, 6, 6]])
-    np.testing.assert_array_equal(bins.segments.prompt, [[-1] * 8, [-1, -1, -1, -4, -4, -4, -4, -4]])
+    np.testing.assert_array_equal(
+        bins.tokens, [[7, 8, 9, 20, 21, 22, 9, 10], [7, 8, 9, 5, 50, 51, 5, 40]]
+    )
+    np.testing.assert_array_equal(
+        bins.positions, [[0, 1, 2, 3, 4, 5, 2, 3], [0, 1, 2, 0, 1, 2, 0, 1]]
+    )
+    np.testing.assert_array_equal(
+        bins.predicts, [[0, 0, 1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1, 1, 1]]
+    )
+    np.testing.assert_array_equal(
+        bins.segments.own, [[-1, -1, 2, 2, 2, 2, 6, 6], [-1, -1, 2, 3, 3, 3, 6, 6]]
+    )
+    np.testing.assert_array_equal(
+        bins.segments.prompt, [[-1] * 8, [-1, -1, -1, -4, -4, -4, -4, -4]]
+    )
     predicted = np.asarray(tokens).reshape(-1, 4)[bins.sample, bins.time]
     np.testing.assert_array_equal(predicted[0, 2:], [20, 21, 22, 23, 10, 11])
     np.testing.assert_array_equal(predicted[1, 2:], [30, 50, 51, 52, 40, 41])
@@ -47,19 +64,25 @@ def test_a_packing_by_hand():
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_every_token_is_predicted_once_from_all_that_precedes_it(data):
-    """Whatever the lengths: a slot sees the prompt and the completion up to itself, in order, and nothing else."""
+    """Whatever the lengths: a slot sees the prompt and the completion up to itself, in order, and
+    nothing else.
+    """
     groups, group, prompt_length, steps = 4, 3, 5, 6
     number = st.integers(0, 2**31 - 1)
     rng = np.random.default_rng(data.draw(number))
     lengths = rng.integers(1, prompt_length + 1, groups, np.int32)
-    sizes = np.array(data.draw(st.lists(st.integers(0, steps), min_size=groups * group, max_size=groups * group)))
+    sizes = np.array(
+        data.draw(st.lists(st.integers(0, steps), min_size=groups * group, max_size=groups * group))
+    )
     mask = sizes_mask(sizes.reshape(groups, group), steps)
     holes = rng.random(mask.shape) < 0.2
     holes &= np.arange(steps) != sizes.reshape(groups, group, 1) - 1  # the last one stays
     prompts = rng.integers(0, 99, (groups, prompt_length), np.int32)
     tokens = rng.integers(0, 99, (groups, group, steps), np.int32)
     length = data.draw(st.sampled_from([prompt_length - 1 + steps * held for held in (1, 2, 3)]))
-    bins, count = jax.tree.map(np.asarray, all_bins(prompts, lengths, tokens, np.where(holes, 0, mask), length))
+    bins, count = jax.tree.map(
+        np.asarray, all_bins(prompts, lengths, tokens, np.where(holes, 0, mask), length)
+    )
     assert not bins.valid[count:].any()
     sees = np.asarray(attention.visible(bins.segments, bins.segments)) & bins.valid[:, None]
     sees &= bins.positions[:, None] <= bins.positions[:, :, None]
@@ -77,7 +100,9 @@ def test_every_token_is_predicted_once_from_all_that_precedes_it(data):
 
 
 def test_few_slots_are_free_at_geometric_lengths():
-    """256 completions of 64 tokens in the mean, at most 256: slots computed over tokens, empty bins included."""
+    """256 completions of 64 tokens in the mean, at most 256: slots computed over tokens, empty bins
+    included.
+    """
     rng = np.random.default_rng(0)
     lengths = np.full(32, 32, np.int32)
     for _ in range(5):
@@ -98,7 +123,8 @@ def test_few_slots_are_free_at_geometric_lengths():
         ({"shards": 4}, 31 + 2 * 256, 4 * 1),
         ({"completion_length": 8192}, 31 + 8192, 1),  # long enough
         ({"prompt_length": 2048}, 2047 + 8 * 256, 1),  # the whole group
-        ({"num_generations": 6, "prompt_length": 60}, 59 + 6 * 256, 1),  # 4 would do, and does not divide 6
+        # 4 would do, and does not divide 6
+        ({"num_generations": 6, "prompt_length": 60}, 59 + 6 * 256, 1),
         ({"samples": 4096}, 31 + 2 * 256, 15),  # 8,192 slots
     ],
 )

@@ -16,23 +16,34 @@ from jaxrft.lm.policy import LanguageModel, compile_rollout, make_policy
 
 CONFIG = Config("policy", TasksConfig(), "run", num_generations=2, max_completion_length=12)
 SHAPE = model.ModelConfig(
-    vocab_size=32, hidden_size=16, intermediate_size=24, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=8
+    vocab_size=32,
+    hidden_size=16,
+    intermediate_size=24,
+    num_layers=1,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
 )
 
 
 @pytest.fixture
 def interpreted(monkeypatch):
-    """Blocks of four slots, and three blocks of rows where there are more than 16 rows times heads."""
+    """Blocks of four slots, and three blocks of rows where there are more than 16 rows times
+    heads.
+    """
     monkeypatch.setattr(pallas_attention, "INTERPRET", True)
     monkeypatch.setattr(pallas_attention, "BLOCK", 4)
-    monkeypatch.setattr(pallas_attention, "BLOCK_BYTES", 1)  # as few rows at once as possible: SUBLANES
+    # as few rows at once as possible: SUBLANES
+    monkeypatch.setattr(pallas_attention, "BLOCK_BYTES", 1)
 
 
 def draw(rows, kv_heads, queries, width, slots, dtype=jnp.float32):
     """Queries of every row and head, and a full cache."""
     keys = jax.random.split(jax.random.key(0), 3)
     shapes = (rows, kv_heads, queries, width), *[(rows, kv_heads, slots, width)] * 2
-    q, k, v = (jax.random.normal(key, shape).astype(dtype) for key, shape in zip(keys, shapes, strict=True))
+    q, k, v = (
+        jax.random.normal(key, shape).astype(dtype) for key, shape in zip(keys, shapes, strict=True)
+    )
     return 4 * q, attention.TpuLayerCache(k, v)
 
 
@@ -89,7 +100,9 @@ def test_a_rollout_by_the_kernel_draws_the_same_tokens(interpreted, monkeypatch,
     mesh = meshes.make(*sizes, devices=jax.devices()[: np.prod(sizes)])
     random = np.random.default_rng(0)
     params = {
-        row.name: random.normal(row.constant, (row.fan_in or 8) ** -0.5, row.shape).astype(np.float32)
+        row.name: random.normal(row.constant, (row.fan_in or 8) ** -0.5, row.shape).astype(
+            np.float32
+        )
         for row in model.table(SHAPE)
     }
     tokens = random.integers(2, 32, (8, 5)).astype(np.int32)
@@ -98,7 +111,9 @@ def test_a_rollout_by_the_kernel_draws_the_same_tokens(interpreted, monkeypatch,
     results = []
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, model.shardings(SHAPE, mesh))
-        rows = [meshes.from_host(mesh, array, "batch", *[None] * (array.ndim - 1)) for array in data]
+        rows = [
+            meshes.from_host(mesh, array, "batch", *[None] * (array.ndim - 1)) for array in data
+        ]
         for name in ("xla", "pallas"):
             config = dataclasses.replace(CONFIG, attention=name)
             policy = make_policy(config, SHAPE, mesh)
@@ -114,8 +129,12 @@ def test_a_rollout_by_the_kernel_draws_the_same_tokens(interpreted, monkeypatch,
 def test_on_a_mesh_each_device_reads_its_own_rows_and_heads(interpreted, mesh):
     q, cache = draw(8, 2, 3, 8, 12)
     want = attention.attend_slots(q, cache, jnp.int32(6))
-    placed = [meshes.from_host(mesh, np.asarray(x), "batch", "kv_heads", None, None) for x in (q, *cache)]
-    kernel = jax.jit(lambda q, k, v, slot: pallas_attention.attend_slots(q, attention.TpuLayerCache(k, v), slot))
+    placed = [
+        meshes.from_host(mesh, np.asarray(x), "batch", "kv_heads", None, None) for x in (q, *cache)
+    ]
+    kernel = jax.jit(
+        lambda q, k, v, slot: pallas_attention.attend_slots(q, attention.TpuLayerCache(k, v), slot)
+    )
     with jax.set_mesh(mesh):
         got = kernel(*placed, jnp.int32(6))
         text = kernel.lower(*placed, jnp.int32(6)).compile().as_text() or ""
@@ -131,7 +150,12 @@ def test_on_a_mesh_each_device_reads_its_own_rows_and_heads(interpreted, mesh):
         (128, 1024, "tpu", ""),
         (128, 1024, "cpu", "the devices are of the platform cpu"),
         (64, 1024, "tpu", "head_dim is 64, and the kernel needs a multiple of 128"),
-        (128, 1000, "tpu", "max_completion_length is 1,000, and the kernel needs a multiple of 128"),
+        (
+            128,
+            1000,
+            "tpu",
+            "max_completion_length is 1,000, and the kernel needs a multiple of 128",
+        ),
     ],
 )
 def test_what_the_kernel_cannot_do_is_a_reason(head_dim, slots, platform, reason):
@@ -145,11 +169,15 @@ def test_without_a_tpu_xla_decodes_and_one_sentence_says_so(caplog, mesh):
         policy = make_policy(dataclasses.replace(CONFIG, attention="pallas"), SHAPE, mesh)
     assert policy.decode.keywords["attend_slots"] is attention.attend_slots  # pyright: ignore
     (record,) = caplog.records
-    assert record.message.startswith("attention is pallas, but completions are decoded by XLA: the devices are of")
+    assert record.message.startswith(
+        "attention is pallas, but completions are decoded by XLA: the devices are of"
+    )
 
 
 def test_blocks_behind_the_current_slot_are_not_fetched():
-    """Of 512 rows times heads 32 fit at once, of 1,024 slots a block has 128: the index stays at that of slot 300."""
+    """Of 512 rows times heads 32 fit at once, of 1,024 slots a block has 128: the index stays at
+    that of slot 300.
+    """
     plan = pallas_attention.plan(512, 6, 128, 1024, 2)
     assert plan.grid == (16, 8)
     assert plan.queries.shape == (32, 6, 128)

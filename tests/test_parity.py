@@ -25,8 +25,14 @@ SHAPE = {
     "max_position_embeddings": 128,
 }
 EOS = [3, 5, 7]
-# Of the four waves of head_dim 8 at rope_theta 5000 one is kept, two are in between and one is stretched.
-LLAMA3 = {"factor": 4.0, "low_freq_factor": 0.1, "high_freq_factor": 8.0, "original_max_position_embeddings": 64}
+# Of the four waves of head_dim 8 at rope_theta 5000 one is kept, two are in between and one is
+# stretched.
+LLAMA3 = {
+    "factor": 4.0,
+    "low_freq_factor": 0.1,
+    "high_freq_factor": 8.0,
+    "original_max_position_embeddings": 64,
+}
 
 
 def rope(**scaling):
@@ -45,7 +51,9 @@ def write(folder, dtype, model_type, **changes):
     """A random checkpoint by transformers, norms and biases random too."""
     limit = changes.pop("max_shard_size", "1GB")
     torch.manual_seed(0)
-    lm = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(model_type, **SHAPE | changes))
+    lm = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.for_model(model_type, **SHAPE | changes)
+    )
     with torch.no_grad():
         for parameter in lm.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -61,7 +69,9 @@ def torch_logits(folder, tokens, **mask):
 
 
 def our_logits(folder, tokens, lengths=None, prompt=None):
-    """Logits [rows, time, V] of rows padded on the right; what follows a `prompt` is decoded from its cache."""
+    """Logits [rows, time, V] of rows padded on the right; what follows a `prompt` is decoded from
+    its cache.
+    """
     config = weights.read_config(folder)
     params, policy = weights.load(folder, config), model.decoder(config)
     rows, time = tokens.shape
@@ -81,7 +91,9 @@ def our_logits(folder, tokens, lengths=None, prompt=None):
     decode = jax.jit(policy.decode)
     logits, cache = [first], policy.init_cache(rows, time - prompt)
     for t in range(prompt, time):
-        found, cache = decode(prepared, batch[0][:, t], positions[:, t], jnp.int32(t - prompt), cache)
+        found, cache = decode(
+            prepared, batch[0][:, t], positions[:, t], jnp.int32(t - prompt), cache
+        )
         logits.append(found[:, None])
     return jnp.concatenate(logits, axis=1)
 
@@ -96,7 +108,11 @@ def adapted_logits(folder, adapter, tokens):
 
 
 def stored(folder):
-    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    return {
+        name: tensor
+        for file in folder.glob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +146,9 @@ def test_logits_and_folders_agree_with_transformers(dtype, changes, tokens, tmp_
     np.testing.assert_allclose(our_logits(source, tokens, lengths)[mask], padded[mask], atol=1e-4)
 
     config = weights.read_config(source)
-    assert config.tie_word_embeddings == changes["tie_word_embeddings"] and config.rope_theta == 5000.0
+    assert (
+        config.tie_word_embeddings == changes["tie_word_embeddings"] and config.rope_theta == 5000.0
+    )
     params = weights.load(source, config)
     weights.save(saved, params, config, source=source, dtype=dtype, max_shard_size=15_000)
     assert len(list(saved.glob("*.safetensors"))) > 1
@@ -157,14 +175,20 @@ PLAIN = SMALL._replace(attention_bias=False)
         ("qwen2", SMALL),
         ("qwen3", PLAIN._replace(qk_norm=True)),
         ("qwen3", SMALL._replace(qk_norm=True, output_bias=True)),
-        ("llama", PLAIN._replace(rope_scaling=model.RopeScaling(**LLAMA3), tie_word_embeddings=True)),
+        (
+            "llama",
+            PLAIN._replace(rope_scaling=model.RopeScaling(**LLAMA3), tie_word_embeddings=True),
+        ),
         ("llama", SMALL._replace(output_bias=True)),
     ],
 )
 def test_a_decoder_made_here_opens_in_transformers(model_type, config, tokens, tmp_path):
     rows = model.table(config)
     keys = jax.random.split(jax.random.key(0), len(rows))
-    params = {row.name: 0.3 * jax.random.normal(key, row.shape) for row, key in zip(rows, keys, strict=True)}
+    params = {
+        row.name: 0.3 * jax.random.normal(key, row.shape)
+        for row, key in zip(rows, keys, strict=True)
+    }
     keys = weights.hf_config(config, eos_token_id=EOS)
     assert keys["model_type"] == model_type
     weights.save(tmp_path / "a", params, config, source=keys)
@@ -181,7 +205,8 @@ def test_a_decoder_made_here_opens_in_transformers(model_type, config, tokens, t
         (
             "llama",
             500_000.0,
-            LLAMA3 | {"factor": 32.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192},
+            LLAMA3
+            | {"factor": 32.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192},
         ),
     ],
 )
@@ -196,28 +221,49 @@ def test_the_rope_frequencies_are_those_of_transformers(model_type, theta, scali
 
 @pytest.mark.parametrize("model_type", weights.FAMILIES)
 def test_absent_keys_are_read_as_transformers_reads_them(model_type):
-    keys = {"model_type": model_type, "vocab_size": 96, "hidden_size": 4096, "intermediate_size": 48}
+    keys = {
+        "model_type": model_type,
+        "vocab_size": 96,
+        "hidden_size": 4096,
+        "intermediate_size": 48,
+    }
     keys |= {"num_hidden_layers": 1, "num_attention_heads": 64}
     theirs, ours = transformers.AutoConfig.for_model(**keys), weights.model_config(keys, "keys")
     lm = transformers.AutoModelForCausalLM.from_config(theirs)
     assert {row.hf.format(0): weights._stored_shape(row) for row in model.table(ours)} == {
         name: tuple(parameter.shape) for name, parameter in lm.named_parameters()
     }
-    assert ours.rms_norm_eps == theirs.rms_norm_eps and ours.tie_word_embeddings == theirs.tie_word_embeddings
-    np.testing.assert_allclose(model.rope_frequencies(ours), lm.model.rotary_emb.inv_freq.numpy(), rtol=1e-6)
+    assert (
+        ours.rms_norm_eps == theirs.rms_norm_eps
+        and ours.tie_word_embeddings == theirs.tie_word_embeddings
+    )
+    np.testing.assert_allclose(
+        model.rope_frequencies(ours), lm.model.rotary_emb.inv_freq.numpy(), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "targets"),
-    [(QWEN2, ("q", "k", "v", "o", "gate", "up", "down")), (QWEN3, ("v", "o")), (LLAMA, ("q", "down"))],
+    [
+        (QWEN2, ("q", "k", "v", "o", "gate", "up", "down")),
+        (QWEN3, ("v", "o")),
+        (LLAMA, ("q", "down")),
+    ],
 )
 def test_a_merged_policy_is_its_base_with_its_adapter(changes, targets, tokens, tmp_path):
-    """In transformers and peft, of adapters that are far from fresh; and peft makes the very same kind of adapter."""
+    """In transformers and peft, of adapters that are far from fresh; and peft makes the very same
+    kind of adapter.
+    """
     base, merged, adapter = (tmp_path / name for name in ("base", "merged", "adapter"))
     write(base, torch.float32, **changes)
     config = weights.read_config(base)._replace(lora=model.LoRA(4, 6.0, targets))
-    frozen, fresh = weights.load(base, config), model.draw(jax.random.key(0), model.adapters(config))
-    noise = model.draw(jax.random.key(1), tuple(row._replace(fan_in=4) for row in model.adapters(config)))
+    frozen, fresh = (
+        weights.load(base, config),
+        model.draw(jax.random.key(0), model.adapters(config)),
+    )
+    noise = model.draw(
+        jax.random.key(1), tuple(row._replace(fan_in=4) for row in model.adapters(config))
+    )
     params = frozen | {name: value + noise[name] for name, value in fresh.items()}
     weights.save(merged, params, config, source=base)
     weights.save_adapters(adapter, params, config, source=str(base))
@@ -228,9 +274,14 @@ def test_a_merged_policy_is_its_base_with_its_adapter(changes, targets, tokens, 
 
     peft, lm = pytest.importorskip("peft"), transformers.AutoModelForCausalLM.from_pretrained(base)
     names = [f"{name}_proj" for name in targets]
-    theirs = peft.get_peft_model(lm, peft.LoraConfig(r=4, lora_alpha=6, target_modules=names, task_type="CAUSAL_LM"))
+    theirs = peft.get_peft_model(
+        lm, peft.LoraConfig(r=4, lora_alpha=6, target_modules=names, task_type="CAUSAL_LM")
+    )
     theirs.save_pretrained(tmp_path / "theirs")
-    shapes = [{name: x.shape for name, x in stored(folder).items()} for folder in (adapter, tmp_path / "theirs")]
+    shapes = [
+        {name: x.shape for name, x in stored(folder).items()}
+        for folder in (adapter, tmp_path / "theirs")
+    ]
     assert shapes[0] == shapes[1]
 
 
@@ -241,7 +292,10 @@ def test_the_mean_of_the_last_hidden_states_is_that_of_transformers(changes, tok
     lm = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     with torch.no_grad():
         want = [
-            lm(torch.tensor(row[None, :length]), output_hidden_states=True).hidden_states[-1][0].mean(0).numpy()
+            lm(torch.tensor(row[None, :length]), output_hidden_states=True)
+            .hidden_states[-1][0]
+            .mean(0)
+            .numpy()
             for row, length in zip(tokens, lengths, strict=True)
         ]
     config = weights.read_config(tmp_path)

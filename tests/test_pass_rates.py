@@ -1,4 +1,6 @@
-"""Pass rates of a policy as a column of its tasks: right, the same after any interruption, joined by task."""
+"""Pass rates of a policy as a column of its tasks: right, the same after any interruption, joined
+by task.
+"""
 
 import hashlib
 import shutil
@@ -29,16 +31,29 @@ SAMPLES = 4
 
 def rows():
     """Eighteen tasks of several lengths, the last two of which can have no pass rate."""
-    further = [{"prompt": "7" * n + "=", "answer": "0123456", "weak": None, "strong": 0.5} for n in (3, 20)]
-    return [*helpers.task_rows(14), *further, {"prompt": LONG, "answer": "1"}, {"prompt": "0=", "answer": None}]
+    further = [
+        {"prompt": "7" * n + "=", "answer": "0123456", "weak": None, "strong": 0.5} for n in (3, 20)
+    ]
+    return [
+        *helpers.task_rows(14),
+        *further,
+        {"prompt": LONG, "answer": "1"},
+        {"prompt": "0=", "answer": None},
+    ]
 
 
 @pytest.fixture(scope="module")
 def prepare(configure, world, tmp_path_factory):
-    """(**changes) -> the config of a few batches of the policy `weaker`; its source is a file of `rows`."""
+    """(**changes) -> the config of a few batches of the policy `weaker`; its source is a file of
+    `rows`.
+    """
     source = helpers.write_rows(tmp_path_factory.mktemp("tasks") / "tasks.jsonl", rows())
     (world / "weaker").symlink_to(world / "policy")
-    settings = {"output_dir": "nowhere", "model": str(world / "weaker"), "tasks": TasksConfig(source)}
+    settings = {
+        "output_dir": "nowhere",
+        "model": str(world / "weaker"),
+        "tasks": TasksConfig(source),
+    }
     settings |= {"batch_size": 4, "rewards": ("graders:unsure",)}
     return lambda **changes: configure(**settings | changes)
 
@@ -72,7 +87,9 @@ def digest(path):
 
 
 def command(path, config, out, *flags, **environment):
-    """`jaxrft prepare pass-rates` in a process of its own, which graders find through its journal."""
+    """`jaxrft prepare pass-rates` in a process of its own, which graders find through its
+    journal.
+    """
     file = helpers.write_config(path / "config.py", config)
     environment |= {"LOG": f"{out}.partial"}
     return helpers.jaxrft("prepare", "pass-rates", file, "--out", out, *flags, **environment)
@@ -82,13 +99,21 @@ def test_a_pass_rate_is_the_share_of_samples_that_succeed(rates):
     out, graded = rates[0], completions(rates[1])
     found = columns(out)
     assert found["prompt"] == [row["prompt"] for row in rows()]
-    entries = zip(found["prompt"], found["answer"], found["weaker_pass_rate"], found["weaker_trials"], strict=True)
+    entries = zip(
+        found["prompt"],
+        found["answer"],
+        found["weaker_pass_rate"],
+        found["weaker_trials"],
+        strict=True,
+    )
     for prompt, answer, rate, trials in entries:
         if prompt == LONG or answer is None:
             assert rate is None and trials == 0 and (prompt in graded) == (answer is None)
         else:
             scores = graders.starts(
-                [prompt] * len(graded[prompt]), graded[prompt], answer=[answer] * len(graded[prompt])
+                [prompt] * len(graded[prompt]),
+                graded[prompt],
+                answer=[answer] * len(graded[prompt]),
             )
             assert rate == np.mean(scores) and trials == SAMPLES
     assert len(set(found["weaker_pass_rate"])) > 3
@@ -96,7 +121,14 @@ def test_a_pass_rate_is_the_share_of_samples_that_succeed(rates):
 
 def test_the_columns_of_the_source_stay(rates):
     found = columns(rates[0])
-    assert list(found) == ["prompt", "answer", "weak", "strong", "weaker_pass_rate", "weaker_trials"]
+    assert list(found) == [
+        "prompt",
+        "answer",
+        "weak",
+        "strong",
+        "weaker_pass_rate",
+        "weaker_trials",
+    ]
     for name in ("prompt", "answer", "weak", "strong"):
         assert found[name] == [row.get(name) for row in rows()]
 
@@ -111,8 +143,11 @@ def test_the_file_is_a_source_of_tasks_with_reference_pass_rates(rates):
 @pytest.mark.slow
 def test_killed_again_and_again_it_writes_the_same_file(prepare, rates, tmp_path):
     out, record = tmp_path / "rates.parquet", tmp_path / "graded.txt"
-    for batches in (1, 4):  # in the journal when the grader, in the batch after them, kills the process
-        code, _, errors = command(tmp_path, prepare(), out, SEND="SIGKILL", LINES=batches + 1, RECORD=record)
+    # in the journal when the grader, in the batch after them, kills the process
+    for batches in (1, 4):
+        code, _, errors = command(
+            tmp_path, prepare(), out, SEND="SIGKILL", LINES=batches + 1, RECORD=record
+        )
         assert code == -9, errors
         assert not out.exists()
         (tmp_path / "rates.parquet.partial.sent").unlink()
@@ -135,7 +170,9 @@ def test_a_signal_ends_it_after_the_batch_in_hand(prepare, rates, tmp_path):
     out = tmp_path / "rates.parquet"
     code, said, errors = command(tmp_path, prepare(), out, SEND="SIGTERM", LINES=2)
     assert code == 143 and "stopped by a signal" in said, errors
-    assert len((tmp_path / "rates.parquet.partial").read_text().splitlines()) == 3 and not out.exists()
+    assert (
+        len((tmp_path / "rates.parquet.partial").read_text().splitlines()) == 3 and not out.exists()
+    )
     assert pass_rates.measure(prepare(), out)
     assert digest(out) == digest(rates[0])
 
@@ -143,10 +180,22 @@ def test_a_signal_ends_it_after_the_batch_in_hand(prepare, rates, tmp_path):
 @pytest.mark.slow
 def test_two_processes_write_the_file_of_one(prepare, rates, tmp_path):
     path = helpers.write_config(tmp_path / "config.py", prepare(mesh=MeshConfig()))
-    variables = {"JAX_COORDINATOR_ADDRESS": f"localhost:{helpers.free_port()}", "JAX_NUM_PROCESSES": 2}
+    variables = {
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{helpers.free_port()}",
+        "JAX_NUM_PROCESSES": 2,
+    }
     processes = [
         helpers.start(
-            *("-m", "jaxrft", "prepare", "pass-rates", path, "--out", tmp_path / "rates.parquet", "--distributed"),
+            *(
+                "-m",
+                "jaxrft",
+                "prepare",
+                "pass-rates",
+                path,
+                "--out",
+                tmp_path / "rates.parquet",
+                "--distributed",
+            ),
             devices=1,
             JAX_PROCESS_ID=index,
             RECORD=tmp_path / f"graded{index}.txt",
@@ -168,7 +217,9 @@ def stronger(prepare, rates, tmp_path_factory):
     folder = tmp_path_factory.mktemp("other")
     (folder / "stronger").mkdir()
     model = helpers.write_policy(folder / "stronger", helpers.SHAPE._replace(intermediate_size=16))
-    return prepare(model=model, tasks=TasksConfig(helpers.write_rows(folder / "tasks.jsonl", rows()[::-1])))
+    return prepare(
+        model=model, tasks=TasksConfig(helpers.write_rows(folder / "tasks.jsonl", rows()[::-1]))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -186,17 +237,28 @@ def test_a_second_policy_joins_the_file_of_the_first(stronger, rates, others, tm
     found, first, second = columns(out), columns(rates[0]), columns(others)
     assert list(found) == [*first, "stronger_pass_rate", "stronger_trials"]
     assert {name: found[name] for name in first} == first
-    assert found["stronger_pass_rate"] == second["stronger_pass_rate"][::-1] != first["weaker_pass_rate"]
+    assert (
+        found["stronger_pass_rate"]
+        == second["stronger_pass_rate"][::-1]
+        != first["weaker_pass_rate"]
+    )
 
 
 def test_files_made_apart_are_put_together(prepare, stronger, rates, others, tmp_path):
     out, again = tmp_path / "both.parquet", tmp_path / "again.parquet"
-    assert pass_rates.run(pass_rates.Options(prepare(), str(out), merge=(str(rates[0]), str(others))))
+    assert pass_rates.run(
+        pass_rates.Options(prepare(), str(out), merge=(str(rates[0]), str(others)))
+    )
     shutil.copy(rates[0], again)
     pass_rates.merge(stronger, again, (str(others),))
     pass_rates.merge(stronger, again, (str(others),))  # what is the same in both is no conflict
     assert columns(out) == columns(again)
-    assert list(columns(out))[-4:] == ["weaker_pass_rate", "weaker_trials", "stronger_pass_rate", "stronger_trials"]
+    assert list(columns(out))[-4:] == [
+        "weaker_pass_rate",
+        "weaker_trials",
+        "stronger_pass_rate",
+        "stronger_trials",
+    ]
 
 
 def test_tasks_that_occur_twice_keep_their_own_values(tmp_path):
@@ -210,23 +272,35 @@ def test_tasks_that_occur_twice_keep_their_own_values(tmp_path):
 
 def test_each_set_of_a_mixture_gets_a_file(prepare, rates, tmp_path):
     halves = [rows()[:8], rows()[8:16]]
-    sets = [helpers.write_rows(tmp_path / f"{name}.jsonl", half) for name, half in zip("ab", halves, strict=True)]
-    config = prepare(tasks=tuple(TasksConfig(source, weight=1.0 + (source == sets[0])) for source in sets))
+    sets = [
+        helpers.write_rows(tmp_path / f"{name}.jsonl", half)
+        for name, half in zip("ab", halves, strict=True)
+    ]
+    config = prepare(
+        tasks=tuple(TasksConfig(source, weight=1.0 + (source == sets[0])) for source in sets)
+    )
     with pytest.raises(InputError, match="rates.parquet: tasks is a mixture, so give a folder"):
         pass_rates.measure(config, tmp_path / "rates.parquet")
     with pytest.raises(InputError, match="tasks is a mixture of a, b: give a config of one"):
         pass_rates.merge(config, tmp_path / "rates", (str(rates[0]),))
     assert pass_rates.measure(config, tmp_path / "rates")
-    assert sorted(path.name for path in (tmp_path / "rates").iterdir()) == ["a.parquet", "b.parquet"]
+    assert sorted(path.name for path in (tmp_path / "rates").iterdir()) == [
+        "a.parquet",
+        "b.parquet",
+    ]
     first, second = (columns(tmp_path / "rates" / f"{name}.parquet") for name in "ab")
     assert first["prompt"] + second["prompt"] == [row["prompt"] for row in rows()[:16]]
-    assert first["weaker_pass_rate"] == columns(rates[0])["weaker_pass_rate"][:8]  # the same rows of their source
+    # the same rows of their source
+    assert first["weaker_pass_rate"] == columns(rates[0])["weaker_pass_rate"][:8]
 
 
 def test_a_column_is_replaced_only_if_asked_for(prepare, rates, tmp_path):
     out = tmp_path / "rates.parquet"
     shutil.copy(rates[0], out)
-    with pytest.raises(InputError, match="has a column weaker_pass_rate already: give another --name, or --overwrite"):
+    with pytest.raises(
+        InputError,
+        match="has a column weaker_pass_rate already: give another --name, or --overwrite",
+    ):
         pass_rates.measure(prepare(), out)
     assert digest(out) == digest(rates[0])
     task_files.write(out, changed(rates[0]))
@@ -239,7 +313,8 @@ def test_neither_a_users_column_nor_an_empty_journal_opens_the_way(prepare, rate
     task_files.write(out, pyarrow.parquet.read_table(rates[0]).drop_columns("weaker_pass_rate"))
     assert "has a column weaker_trials already: give another --name" in refusal(prepare(), out)
     shutil.copy(rates[0], out)
-    journal.write_text('{"column": "weaker_pass_rate"}\n')  # of a process that was killed in its first batch
+    # of a process that was killed in its first batch
+    journal.write_text('{"column": "weaker_pass_rate"}\n')
     assert "has a column weaker_pass_rate already: give another --name" in refusal(prepare(), out)
     assert digest(out) == digest(rates[0])
 
@@ -250,20 +325,26 @@ def test_neither_a_users_column_nor_an_empty_journal_opens_the_way(prepare, rate
 def test_a_file_that_is_no_journal_is_left_alone(lines, tmp_path):
     path = tmp_path / "rates.parquet.partial"
     path.write_text(lines)
-    with pytest.raises(InputError, match="rates.parquet.partial is not the journal of a command: move it away"):
+    with pytest.raises(
+        InputError, match="rates.parquet.partial is not the journal of a command: move it away"
+    ):
         Journal(path, {})
     assert path.read_text() == lines
 
 
 def changed(path):
     """The tasks of a file with other pass rates."""
-    return pyarrow.parquet.read_table(path).set_column(4, "weaker_pass_rate", pyarrow.array([0.5] * 18))
+    return pyarrow.parquet.read_table(path).set_column(
+        4, "weaker_pass_rate", pyarrow.array([0.5] * 18)
+    )
 
 
 def test_merging_refuses_two_values_of_one_column(prepare, rates, tmp_path):
     out = tmp_path / "rates.parquet"
     task_files.write(out, changed(rates[0]))
-    with pytest.raises(InputError, match="different values in the column weaker_pass_rate: .* --overwrite"):
+    with pytest.raises(
+        InputError, match="different values in the column weaker_pass_rate: .* --overwrite"
+    ):
         pass_rates.merge(prepare(), out, (str(rates[0]),))
     pass_rates.merge(prepare(), out, (str(rates[0]),), overwrite=True)
     assert digest(out) == digest(rates[0])
@@ -280,7 +361,10 @@ def refusal(config, out):
     ("changes", "wanted"),
     [
         ({"rewards": ("graders:nothing",)}, "defines no 'nothing'"),
-        ({"rewards": ("graders:zero", "graders:three"), "success_reward": "graders:three"}, "three gave 3"),
+        (
+            {"rewards": ("graders:zero", "graders:three"), "success_reward": "graders:three"},
+            "three gave 3",
+        ),
         ({"rewards": ("graders:broken",)}, "no completion of the first batch got a reward"),
         ({"model": "nowhere"}, "no folder nowhere"),
         ({"batch_size": 6}, "batch_size 6 does not divide"),
@@ -295,14 +379,18 @@ def test_a_mistake_leaves_nothing(changes, wanted, prepare, tmp_path):
 
 def test_tasks_without_ground_truths_are_refused(prepare, tmp_path):
     tasks = TasksConfig(helpers.write_rows(tmp_path / "tasks.jsonl", [{"prompt": "1+1="}] * 8))
-    assert "exact needs ground truths" in refusal(prepare(tasks=tasks, rewards=("exact",)), tmp_path / "a.parquet")
+    assert ("exact needs ground truths") in refusal(
+        prepare(tasks=tasks, rewards=("exact",)), tmp_path / "a.parquet"
+    )
 
 
 def test_a_column_that_parquet_cannot_hold_is_refused(prepare, tmp_path):
     for answers in ((1, "two"), (1, 10**30)):
         mixed = [{"prompt": "1", "answer": answer} for answer in answers]
         tasks = TasksConfig(helpers.write_rows(tmp_path / "tasks.jsonl", mixed))
-        assert "parquet cannot hold the column answer" in refusal(prepare(tasks=tasks), tmp_path / "a.parquet")
+        assert ("parquet cannot hold the column answer") in refusal(
+            prepare(tasks=tasks), tmp_path / "a.parquet"
+        )
 
 
 def test_no_file_is_written_outside_of_the_folder_of_a_mixture(prepare, tmp_path):
@@ -326,24 +414,37 @@ def test_other_tasks_than_those_of_the_file_are_refused(prepare, rates, tmp_path
     [
         ({"temperature": 0.5}, "its temperature is 1.0, that of this command is 0.5"),
         ({"num_generations": 8}, "its num_generations is 4, that of this command is 8"),
-        ({"model": None}, "its column is 'weaker_pass_rate', that of this command is 'stronger_pass_rate'"),
+        (
+            {"model": None},
+            "its column is 'weaker_pass_rate', that of this command is 'stronger_pass_rate'",
+        ),
     ],
 )
 def test_the_beginning_of_other_work_is_refused_by_the_name_of_the_difference(
     changes, wanted, prepare, stronger, monkeypatch, tmp_path
 ):
     out = tmp_path / "rates.parquet"
-    monkeypatch.setattr(pass_rates, "roll_out", lambda job, journal, _: journal.add(0, [[1.0] * 4, [4] * 4]))
+    monkeypatch.setattr(
+        pass_rates, "roll_out", lambda job, journal, _: journal.add(0, [[1.0] * 4, [4] * 4])
+    )
     assert not pass_rates.measure(prepare(), out)
     before = helpers.contents(tmp_path)
     changes = changes | ({"model": stronger.model} if "model" in changes else {})
-    assert f"{out}.partial holds the beginning of other work: {wanted}" in refusal(prepare(**changes), out)
+    assert (f"{out}.partial holds the beginning of other work: {wanted}") in refusal(
+        prepare(**changes), out
+    )
     assert helpers.contents(tmp_path) == before
 
 
 def test_a_column_is_named_after_its_model(tmp_path):
     (tmp_path / "a@b").mkdir()
-    models = ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B@v1", "runs/weak/policy", "a/tiny/", str(tmp_path / "a@b"))
+    models = (
+        "Qwen/Qwen2.5-0.5B",
+        "Qwen/Qwen2.5-0.5B@v1",
+        "runs/weak/policy",
+        "a/tiny/",
+        str(tmp_path / "a@b"),
+    )
     names = [pass_rates.column_of(model).removesuffix("_pass_rate") for model in models]
     assert names == ["Qwen2.5-0.5B", "Qwen2.5-0.5B", "weak", "tiny", "a@b"]
 
@@ -356,7 +457,10 @@ def test_batches_hold_every_task_once_the_longest_first():
 def test_a_fingerprint_is_that_of_the_values_alone(mesh):
     values = np.arange(48, dtype=np.float32).reshape(8, 6)
     where = [P(), P("data"), P(("data", "fsdp"), "model")]
-    same = {fingerprint({"a": jax.device_put(values, NamedSharding(mesh, spec))}, mesh) for spec in where}
+    same = {
+        fingerprint({"a": jax.device_put(values, NamedSharding(mesh, spec))}, mesh)
+        for spec in where
+    }
     assert len(same) == 1
     swapped = values.copy()
     swapped[0, 0], swapped[0, 1] = values[0, 1], values[0, 0]
@@ -368,7 +472,10 @@ def test_a_fingerprint_is_that_of_the_values_alone(mesh):
     ("arguments", "wanted"),
     [
         (["prepare"], "jaxrft prepare makes dataset, pass-rates, embeddings, predictor, not"),
-        (["prepare", "pass-rate"], "jaxrft prepare makes dataset, pass-rates, embeddings, predictor, not"),
+        (
+            ["prepare", "pass-rate"],
+            "jaxrft prepare makes dataset, pass-rates, embeddings, predictor, not",
+        ),
         (["prepare", "pass-rates"], "no config given: jaxrft prepare pass-rates CONFIG"),
     ],
 )

@@ -1,4 +1,6 @@
-"""Worker processes against graders that hang, crash, lie and print: the run goes on and knows what it lost."""
+"""Worker processes against graders that hang, crash, lie and print: the run goes on and knows what
+it lost.
+"""
 
 import asyncio
 import ctypes
@@ -54,13 +56,24 @@ def hostile(prompts, completions, **columns):
         case "print":
             print("[1.0]\n" * 10_000, flush=True)
             os.write(1, b'[null, "error", "forged"]\n')
-    returned = {"none": [None], "long": [1.0, 1.0], "short": [], "nan": [float("nan")], "inf": [float("inf")]}
+    returned = {
+        "none": [None],
+        "long": [1.0, 1.0],
+        "short": [],
+        "nan": [float("nan")],
+        "inf": [float("inf")],
+    }
     returned["huge"] = [-1e39]
-    return (returned | {"text": ["1"], "scalar": 1.0, "string": "1", "true": [True]}).get(word, [float(len(word))])
+    return (returned | {"text": ["1"], "scalar": 1.0, "string": "1", "true": [True]}).get(
+        word, [float(len(word))]
+    )
 
 
 def length(prompts, completions, *, weight, **columns):
-    return [w * len(p) + len(text_of(c)) / 100 for p, c, w in zip(prompts, completions, weight, strict=True)]
+    return [
+        w * len(p) + len(text_of(c)) / 100
+        for p, c, w in zip(prompts, completions, weight, strict=True)
+    ]
 
 
 def pid(prompts, completions, **columns):
@@ -79,14 +92,18 @@ def keep(prompts, completions, *, bytes, **columns):
 
 def hangs(prompts, completions, **columns):
     if completions == ["hang"]:
-        Path(os.environ["STARTED"]).write_text(str(subprocess.Popen(["sleep", "1000"], start_new_session=True).pid))
+        Path(os.environ["STARTED"]).write_text(
+            str(subprocess.Popen(["sleep", "1000"], start_new_session=True).pid)
+        )
         time.sleep(1000)
     return [1.0]
 
 
 def environment(prompts, completions, **columns):
     assert "jax" not in sys.modules or os.environ["JAX_PLATFORMS"] == "cpu"
-    return [float(os.environ["JAX_PLATFORMS"] == "cpu" and os.environ["CUDA_VISIBLE_DEVICES"] == "")]
+    return [
+        float(os.environ["JAX_PLATFORMS"] == "cpu" and os.environ["CUDA_VISIBLE_DEVICES"] == "")
+    ]
 
 
 def compute_score(data_source, solution_str, ground_truth, extra_info):
@@ -115,7 +132,11 @@ def epoch(trainer_state, **kwargs):
 def logs(log_extra, log_metric, **kwargs):
     log_extra("length", [1])
     log_metric("mean", 0.5)
-    return [float({"prompts", "completions", "completion_ids", "answer", "trainer_state"} <= set(kwargs))]
+    return [
+        float(
+            {"prompts", "completions", "completion_ids", "answer", "trainer_state"} <= set(kwargs)
+        )
+    ]
 
 
 def cut(completions, truncated):
@@ -123,7 +144,10 @@ def cut(completions, truncated):
 
 
 def names_all_it_takes(answer, completions):
-    return [float(text_of(completion) == truth) for completion, truth in zip(completions, answer, strict=True)]
+    return [
+        float(text_of(completion) == truth)
+        for completion, truth in zip(completions, answer, strict=True)
+    ]
 
 
 async def judge(completions, **kwargs):
@@ -167,7 +191,9 @@ async def score_later(data_source, solution_str, ground_truth, extra_info=None, 
 
 @repeat
 def score_of_four(data_source, solution_str, ground_truth, extra_info):
-    return float(data_source == "sums" and extra_info == {"bonus": 0.5} and solution_str == ground_truth)
+    return float(
+        data_source == "sums" and extra_info == {"bonus": 0.5} and solution_str == ground_truth
+    )
 
 
 def needs_solution(completions, solution, **kwargs):
@@ -194,17 +220,24 @@ def pool():
 def grade(pool, completions):
     n = len(completions)
     graded = pool.grade(["q"] * n, completions, {"weight": [1.0] * n})
-    assert [r is not None for r in graded.rewards[1]] == [True] * n  # the other reward never suffers
+    # the other reward never suffers
+    assert [r is not None for r in graded.rewards[1]] == [True] * n
     assert len(graded.failed) == sum(graded.failures.values())
     assert all(graded.rewards[0][i] is None for i in graded.failed)
     return graded.rewards[0], {kind: count for kind, count in graded.failures.items() if count}
 
 
 def test_order(pool):
-    """500 completions, 2 rewards, 2 workers: every reward in its place; prompts may be messages, columns any JSON."""
+    """500 completions, 2 rewards, 2 workers: every reward in its place; prompts may be messages,
+    columns any JSON.
+    """
     completions = ["x" * (i % 50) for i in range(500)]
     prompts = [[{"role": "user", "content": "\ud800 ü"}]] * 500
-    graded = pool.grade(prompts, completions, {"weight": [float(i) for i in range(500)], "extra": [{"a": [1]}] * 500})
+    graded = pool.grade(
+        prompts,
+        completions,
+        {"weight": [float(i) for i in range(500)], "extra": [{"a": [1]}] * 500},
+    )
     assert graded.rewards[0] == [float(i % 50) for i in range(500)]
     assert graded.rewards[1] == [i + (i % 50) / 100 for i in range(500)]
     assert graded.failures == NO_FAILURES
@@ -234,15 +267,22 @@ def test_a_failure_costs_only_itself(pool, caplog, word, kind):
         rewards, failures = grade(pool, completions)
     assert rewards == [1.0, 2.0, None, 3.0, None, *[4.0] * 40]
     assert failures == {kind: 2}
-    assert len(caplog.records) == 1 and f"2 rewards lost to {kind}; the first: hostile" in caplog.text
+    assert (
+        len(caplog.records) == 1
+        and (f"2 rewards lost to {kind}; the first: hostile") in caplog.text
+    )
 
 
 def test_what_is_no_failure(pool):
-    """None is a reward function's right, booleans are numbers, and prints and forks do not reach the wire.
+    """None is a reward function's right, booleans are numbers, and prints and forks do not reach
+    the wire.
 
     Nor does a SIGTERM to the whole job end those that grade what the trainer has yet to save.
     """
-    assert grade(pool, ["none", "true", "print", "fork", "term", "a"]) == ([None, 1.0, 5.0, 4.0, 4.0, 1.0], {})
+    assert grade(pool, ["none", "true", "print", "fork", "term", "a"]) == (
+        [None, 1.0, 5.0, 4.0, 4.0, 1.0],
+        {},
+    )
 
 
 @pytest.mark.slow
@@ -267,14 +307,17 @@ def test_workers_are_recycled(monkeypatch, reason):
 
 def test_functions_by_path_and_adapted():
     columns = {"answer": ["a", "a"]}
-    with Pool([("exact", "exact"), ("scored", scored), ("e", environment), ("pid", pid)], workers=1) as pool:
+    with Pool(
+        [("exact", "exact"), ("scored", scored), ("e", environment), ("pid", pid)], workers=1
+    ) as pool:
         first, again = (pool.grade(["q", "q"], ["a", "b"], columns).rewards for _ in range(2))
         assert first == again  # the same process
         assert first[:3] == [[1.0, 0.0], [1.0, 0.0], [1.0, 1.0]]
         os.kill(int(first[3][0]), signal.SIGKILL)
         time.sleep(0.2)
         after = pool.grade(["q", "q"], ["a", "b"], columns)
-        assert after.rewards[0] == [1.0, 0.0] and after.failures == NO_FAILURES  # idle, it cost nothing
+        # idle, it cost nothing
+        assert after.rewards[0] == [1.0, 0.0] and after.failures == NO_FAILURES
 
 
 @pytest.mark.parametrize(
@@ -296,7 +339,9 @@ def test_rewards_that_do_not_load(reward, said, tmp_path, monkeypatch):
         Pool([("mine", reward)], workers=1)
 
 
-CALLS = {  # reward -> its values for the completions "a" and "aab" of the answers "a" and "b", and texts of 1 and 3 ids
+# reward -> its values for the completions "a" and "aab" of the answers "a" and "b", and texts of 1
+# and 3 ids
+CALLS = {
     unique_characters: [1.0, 2.0],
     number_of_ids: [1.0, 3.0],
     progress: [0.25, 0.25],
@@ -315,7 +360,9 @@ CALLS = {  # reward -> its values for the completions "a" and "aab" of the answe
 
 
 @pytest.mark.parametrize("completions_as", ["trl", "text"])
-@pytest.mark.parametrize("prompt", ["q", [{"role": "user", "content": "q"}]], ids=["text", "messages"])
+@pytest.mark.parametrize(
+    "prompt", ["q", [{"role": "user", "content": "q"}]], ids=["text", "messages"]
+)
 def test_rewards_are_called_by_keyword_with_what_trl_and_verl_give(prompt, completions_as):
     rewards = [(str(number), function) for number, function in enumerate(CALLS)]
     with Pool(rewards, workers=1, completions_as=completions_as) as pool:
@@ -339,7 +386,9 @@ def kind_of_completion(prompts, completions, **kwargs):
 def test_the_completion_of_a_conversation_is_a_message_or_text(completions_as, of_messages):
     """Decided for each prompt by itself: tasks of several sets come in one batch."""
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
-    with Pool([("kind", kind_of_completion), ("exact", "exact")], workers=1, completions_as=completions_as) as pool:
+    with Pool(
+        [("kind", kind_of_completion), ("exact", "exact")], workers=1, completions_as=completions_as
+    ) as pool:
         graded = pool.grade([messages, "q", []], ["a"] * 3, {"answer": ["a", "a", "b"]})
     assert graded.rewards == [[of_messages, -1.0, -1.0], [1.0, 1.0, 0.0]]
 
@@ -350,10 +399,22 @@ def test_the_completion_of_a_conversation_is_a_message_or_text(completions_as, o
         (needs_solution, {}, "the reward mine needs solution, but the tasks have no such column"),
         (number_of_ids, {}, "the reward mine needs completion_ids"),
         (progress, {}, "the reward mine needs trainer_state"),
-        ("gsm8k", {"question": ["q"]}, "the reward mine needs answer, but .* only prompts, completions, question, log"),
+        (
+            "gsm8k",
+            {"question": ["q"]},
+            "the reward mine needs answer, but .* only prompts, completions, question, log",
+        ),
         (score_of_two, {}, "the reward mine needs answer"),
-        (unique_characters, {"trainer_state": [1]}, "column trainer_state has the name of something else"),
-        (unique_characters, {"completion_ids": [[1]]}, "column completion_ids has the name of something else"),
+        (
+            unique_characters,
+            {"trainer_state": [1]},
+            "column trainer_state has the name of something else",
+        ),
+        (
+            unique_characters,
+            {"completion_ids": [[1]]},
+            "column completion_ids has the name of something else",
+        ),
     ],
 )
 def test_what_a_reward_lacks_is_named_before_anything_is_graded(reward, columns, said):
@@ -377,7 +438,8 @@ def test_a_field_that_the_trainer_state_lacks_is_named(caplog):
     with Pool([("epoch", epoch)], workers=1) as pool:
         graded = pool.grade(["q"], ["a"], {}, trainer_state={"global_step": 5, "max_steps": 20})
     assert graded.causes == {
-        "epoch": "error, AttributeError: trainer_state has only global_step and max_steps here, not epoch"
+        "epoch": "error, AttributeError: trainer_state has only global_step and max_steps "
+        "here, not epoch"
     }
 
 
@@ -392,17 +454,30 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def hostile_folder(tmp_path):
-    """A current directory whose files have the names of modules, and note that they were executed."""
+    """A current directory whose files have the names of modules, and note that they were
+    executed.
+    """
     folder = tmp_path / "here"
     folder.mkdir()
-    modules = ("json", "random", "sympy", "socket", "runpy", "encodings", "math_verify", "importlib", "sitecustomize")
+    modules = (
+        "json",
+        "random",
+        "sympy",
+        "socket",
+        "runpy",
+        "encodings",
+        "math_verify",
+        "importlib",
+        "sitecustomize",
+    )
     for name in ("jaxrft", *modules):
         (folder / name).mkdir()
         note = f"open({str(folder / 'executed')!r}, 'a').write({name!r} + chr(10))\n"
         (folder / name / "__init__.py").write_text(note)
         (folder / f"{name}.py").write_text(note)
     reward = (
-        "import json, random\n\ndef my_reward(completions, **kwargs):\n    return [float(json.loads(completions[0]))]\n"
+        "import json, random\n\ndef my_reward(completions, **kwargs):\n    return "
+        "[float(json.loads(completions[0]))]\n"
     )
     (folder / "my_module.py").write_text(reward)
     (tmp_path / "run.py").write_text(RUNNER)
@@ -418,12 +493,21 @@ def test_workers_execute_no_file_of_the_current_directory_but_the_reward(hostile
 
 @pytest.mark.parametrize("module", ["jaxrft.host.heartbeat", "jaxrft.rewards.worker"])
 def test_a_module_is_launched_from_where_this_package_is(hostile_folder, module):
-    """Even where its folder is on no search path, as of a checkout that the trainer found in its current directory."""
+    """Even where its folder is on no search path, as of a checkout that the trainer found in its
+    current directory.
+    """
     command = launch.command(module)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    settings = {"cwd": hostile_folder, "env": environment, "capture_output": True, "text": True, "timeout": 60}
+    settings = {
+        "cwd": hostile_folder,
+        "env": environment,
+        "capture_output": True,
+        "text": True,
+        "timeout": 60,
+    }
     done = subprocess.run(command, **settings)
-    assert "main() missing" in done.stderr or "IndexError" in done.stderr  # it wants arguments: it is ours
+    # it wants arguments: it is ours
+    assert "main() missing" in done.stderr or "IndexError" in done.stderr
     assert not (hostile_folder / "executed").exists()
 
 
@@ -432,16 +516,25 @@ def test_a_function_is_loaded_from_its_file_where_its_name_leads_elsewhere(tmp_p
     installed, here = tmp_path / "installed", tmp_path / "here"
     for folder, value in ((installed, 0.0), (here, 1.0)):
         folder.mkdir()
-        (folder / "scores.py").write_text(f"def score(completions, **kwargs):\n    return [{value}]\n")
+        (folder / "scores.py").write_text(
+            f"def score(completions, **kwargs):\n    return [{value}]\n"
+        )
     (here / "run.py").write_text(
         "import scores\nimport sys\nfrom jaxrft.rewards import Pool\n"
         "if __name__ == '__main__':\n"
         "    with Pool([('scores', scores.score)], workers=1) as pool:\n"
         "        print(pool.grade(['q'], ['1'], {}).rewards)\n"
     )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(installed), os.environ.get("PYTHONPATH", "")])}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(installed), os.environ.get("PYTHONPATH", "")])
+    }
     done = subprocess.run(
-        [sys.executable, "run.py"], cwd=here, env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "run.py"],
+        cwd=here,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.stdout == "[[1.0]]\n", done.stderr
 
@@ -452,10 +545,14 @@ def attacked():
         yield pool
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the kernel names no sender")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="elsewhere the kernel names no sender"
+)
 @pytest.mark.parametrize("attack", forgers.ATTACKS)
 def test_what_a_child_writes_is_nobodys_reward(attacked, attack):
-    """The attacker has its own reward, and so have all that come after it in its chunk and in the next."""
+    """The attacker has its own reward, and so have all that come after it in its chunk and in the
+    next.
+    """
     completions = ["10", "11", attack, *map(str, range(13, 40))]
     graded = attacked.grade(["q"] * 30, completions, {})
     assert graded.rewards == [[0.1, 0.11, 0.25, *(i / 100 for i in range(13, 40))]]
@@ -463,9 +560,32 @@ def test_what_a_child_writes_is_nobodys_reward(attacked, attack):
 
 
 NO_ANSWERS = [
-    *("5\n", "[]\n", '["x"]\n', "[NaN]\n", '{"pid": 1}\n', "null\n", "\n", "{\n", "[1.0]\n", "\0\n", "[1e999]\n"),
-    *('[2, "0123456789abcdef", 1.0]\n', '[2, "\\ud800", 1.0]\n', "[2, null, 1.0]\n", "[" * 1000 + "\n"),
-    *('[2, "x", null, "forged", "y"]\n', '{"error": "x"}\n', '{"signatures": []}\n', "[0.5", "x" * 70_000),
+    *(
+        "5\n",
+        "[]\n",
+        '["x"]\n',
+        "[NaN]\n",
+        '{"pid": 1}\n',
+        "null\n",
+        "\n",
+        "{\n",
+        "[1.0]\n",
+        "\0\n",
+        "[1e999]\n",
+    ),
+    *(
+        '[2, "0123456789abcdef", 1.0]\n',
+        '[2, "\\ud800", 1.0]\n',
+        "[2, null, 1.0]\n",
+        "[" * 1000 + "\n",
+    ),
+    *(
+        '[2, "x", null, "forged", "y"]\n',
+        '{"error": "x"}\n',
+        '{"signatures": []}\n',
+        "[0.5",
+        "x" * 70_000,
+    ),
 ]
 
 
@@ -475,7 +595,9 @@ def written():
         yield pool
 
 
-@pytest.mark.parametrize("bytes_", [*NO_ANSWERS, "without end"], ids=lambda text: text[:30].strip() or "blank")
+@pytest.mark.parametrize(
+    "bytes_", [*NO_ANSWERS, "without end"], ids=lambda text: text[:30].strip() or "blank"
+)
 def test_bytes_that_are_no_answer_are_a_failed_grader(written, bytes_):
     """Of the one completion whose grader wrote them; the others have their rewards."""
     graded = written.grade(["q"] * 6, ["10", "11", bytes_, "13", "14", "15"], {})
@@ -524,11 +646,17 @@ def test_a_line_without_end_of_line_is_waited_for_no_longer_than_the_timeout():
 
 
 @pytest.mark.parametrize(
-    "text", ["5\n", '{"pid": 1}\n', "x" * 70_000, '{"token": "x", "signatures": [[[], [], true]]}\n']
+    "text",
+    ["5\n", '{"pid": 1}\n', "x" * 70_000, '{"token": "x", "signatures": [[[], [], true]]}\n'],
 )
 def test_bytes_written_while_a_reward_loads_are_one_sentence(tmp_path, monkeypatch, text):
-    program = f"import os\nfor d in range(3, 64):\n    try: os.write(d, {text.encode()!r})\n    except OSError: pass\n"
-    (tmp_path / "loud_scores.py").write_text(program + "def f(completions, **columns):\n    return [1.0]\n")
+    program = (
+        f"import os\nfor d in range(3, 64):\n    try: os.write(d, {text.encode()!r})\n   "
+        " except OSError: pass\n"
+    )
+    (tmp_path / "loud_scores.py").write_text(
+        program + "def f(completions, **columns):\n    return [1.0]\n"
+    )
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="something else than the worker wrote"):
         Pool([("loud", "loud_scores:f")], workers=1)
@@ -542,14 +670,20 @@ def ended(reader):
         return False
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere orphans of another session are lost")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="elsewhere orphans of another session are lost"
+)
 @pytest.mark.parametrize("end", ["close", "timeout", "worker"])
 def test_a_fork_bomb_that_leaves_its_session_ends_with_the_pool(tmp_path, end):
-    """However the worker ends; the file that all of its processes hold open is closed by the last of them."""
+    """However the worker ends; the file that all of its processes hold open is closed by the last
+    of them.
+    """
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
-    with Pool([("bomb", forgers.bomb), ("pid", pid)], workers=1, timeout=1.0 if end == "timeout" else 60.0) as pool:
+    with Pool(
+        [("bomb", forgers.bomb), ("pid", pid)], workers=1, timeout=1.0 if end == "timeout" else 60.0
+    ) as pool:
         rewards = pool.grade([str(fifo)], ["start"], {}).rewards
         assert rewards[0] == [1.0]
         assert not ended(reader)
@@ -606,14 +740,16 @@ def main():
         return
     with Pool([("mine", mine)], workers=2, timeout=60) as pool:
         print(*map(int, pool.grade(["q"] * 4, sys.argv[1:], {}).rewards[0]), flush=True)
-"""
+"""  # noqa: E501
 GUARDED = SCRIPT + "\nif __name__ == '__main__':\n    main()\n"
 
 
 def run_script(folder, text, *completions):
     (folder / "script.py").write_text(textwrap.dedent(text))
     command = [sys.executable, "script.py", *completions]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def alive(pid):
@@ -646,7 +782,9 @@ def test_a_script_without_guard_says_so(tmp_path):
     assert "__name__ == '__main__'" in script.communicate(timeout=60)[1] and script.returncode != 0
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells a process of its parent's death")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="only Linux tells a process of its parent's death"
+)
 @pytest.mark.parametrize("death", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_die_with_the_trainer(tmp_path, death):
     """Even while their graders hang and hold the interpreter."""
@@ -659,7 +797,9 @@ def test_workers_die_with_the_trainer(tmp_path, death):
     wait_until(lambda: not any(alive(pid) for pid in pids))
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere orphans of another session are lost")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="elsewhere orphans of another session are lost"
+)
 @pytest.mark.parametrize("end", ["close", "leave", signal.SIGKILL, signal.SIGTERM])
 def test_what_graders_started_ends_too(tmp_path, end):
     """Also what is in a session of its own, whose parent has long left; with or without close()."""

@@ -21,7 +21,9 @@ SMALL = dict(width=32, layers=2, num_references=40, batch_size=60, learning_rate
 
 
 def quadrants(num_tasks=180, num_policies=8):
-    """Policies and tasks on a circle, with noise, whose quadrants take turns at being easy: no line tells them."""
+    """Policies and tasks on a circle, with noise, whose quadrants take turns at being easy: no line
+    tells them.
+    """
     rng = np.random.default_rng(0)
     angle = rng.uniform(0, 2 * np.pi, num_tasks)
     noise = 0.3 * rng.normal(size=(num_tasks, 4))
@@ -48,15 +50,22 @@ def test_it_beats_ridge_where_difficulty_is_no_line_of_the_embedding(tmp_path, c
     assert read.embeddings == Origin("circle", 6) and read.params.query.norm_out.bias.shape == (32,)
     assert plot.read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
-    assert "8 policies (policy 0 to policy 7) on 180 tasks, embeddings by circle of width 6" in printed
+    assert (
+        "8 policies (policy 0 to policy 7) on 180 tasks, embeddings by circle of width 6"
+    ) in printed
     assert "split 1 of 1: loss 0." in printed and f"is in {out}" in printed.replace("\n", "")
 
 
 def test_splits_take_turns_and_references_are_known_tasks_trained_on():
-    rates = np.where(np.arange(40)[None] < [[10], [0], [0], [0], [0]], NAN, 0.5)  # 10 unknown of the first policy
+    # 10 unknown of the first policy
+    rates = np.where(np.arange(40)[None] < [[10], [0], [0], [0], [0]], NAN, 0.5)
     found = judge.splits(3, rates, count=5, held_out=0.2, num_references=15)
-    assert [int(sum(each)) for each in zip(*(split.policies for split in found), strict=True)] == [1] * 5
-    assert [int(sum(each)) for each in zip(*(split.tasks for split in found), strict=True)] == [1] * 40
+    assert [int(sum(each)) for each in zip(*(split.policies for split in found), strict=True)] == [
+        1
+    ] * 5
+    assert [int(sum(each)) for each in zip(*(split.tasks for split in found), strict=True)] == [
+        1
+    ] * 40
     for split in found:
         assert not split.tasks[split.references].any() and (split.references[0] >= 10).all()
         assert all(len(set(row)) == 15 for row in split.references.tolist())
@@ -68,8 +77,13 @@ def test_figures_by_hand():
     found = np.array([[0.2, 0.4, 0.9, NAN], [0.5, 0.5, 0.5, 0.5]])
     rates = np.array([[0.0, 0.5, 1.0, 0.3], [0.0, 1.0, NAN, 0.5]])
     figures = judge.figures(found, rates, np.ones((2, 4), bool))
-    first = [np.corrcoef([0.2, 0.4, 0.9], [0, 0.5, 1])[0, 1], 1.0, (0.04 + (0.18 + 0.08) + 0.01) / 3]
-    assert figures["pearson"] == pytest.approx(first[0] / 2)  # 0 for what tells no task from another
+    first = [
+        np.corrcoef([0.2, 0.4, 0.9], [0, 0.5, 1])[0, 1],
+        1.0,
+        (0.04 + (0.18 + 0.08) + 0.01) / 3,
+    ]
+    # 0 for what tells no task from another
+    assert figures["pearson"] == pytest.approx(first[0] / 2)
     assert figures["spearman"] == pytest.approx(0.5)
     assert figures["brier"] == pytest.approx((first[2] + 0.25) / 2)
     assert figures["error"] == pytest.approx(((0.04 + 0.01 + 0.01) / 3 + 0.5 / 3) / 2)
@@ -92,15 +106,25 @@ def test_ridge_finds_a_line_and_nothing_where_there_is_none():
 def test_defaults_are_those_of_the_function():
     own = inspect.signature(training.fit).parameters
     assert {field.name: field.default for field in dataclasses.fields(FitConfig)} == {
-        name: own[name].default for name in own if own[name].kind is own[name].KEYWORD_ONLY and name != "report"
+        name: own[name].default
+        for name in own
+        if own[name].kind is own[name].KEYWORD_ONLY and name != "report"
     }
 
 
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        (dict(policies=("a",)), {}, "pass rates of a only: a predictor learns what several policies have in common"),
-        ({}, dict(fit=FitConfig()), "num_references is 256, but at most half of the 24 tasks .* give 1 to 12"),
+        (
+            dict(policies=("a",)),
+            {},
+            "pass rates of a only: a predictor learns what several policies have in common",
+        ),
+        (
+            {},
+            dict(fit=FitConfig()),
+            "num_references is 256, but at most half of the 24 tasks .* give 1 to 12",
+        ),
         ({}, dict(splits=-1), "splits is -1"),
         ({}, dict(held_out=0.0), "held_out 0.0"),
         ({}, dict(held_out=0.9), "held_out is 0.9: it leaves none of the 3 policies"),
@@ -122,10 +146,14 @@ def test_nonsense_is_refused_before_anything_is_done(change, options, message):
 
 
 def test_a_response_matrix_becomes_policies_by_windows(tmp_path):
-    answers = np.array([[0, 0, -1], [0, 1, -1], [1, 1, -1], [1, 1, 0], [1, -1, 1], [1, 1, 1]], np.int8)
+    answers = np.array(
+        [[0, 0, -1], [0, 1, -1], [1, 1, -1], [1, 1, 0], [1, -1, 1], [1, 1, 1]], np.int8
+    )
     rows = np.arange(6.0).reshape(3, 2)
     np.savez(tmp_path / "r.npz", responses=answers, embeddings=rows)
-    options = predictor.ResponsesOptions(responses=str(tmp_path / "r.npz"), policies=2, out="p.safetensors")
+    options = predictor.ResponsesOptions(
+        responses=str(tmp_path / "r.npz"), policies=2, out="p.safetensors"
+    )
     data = predictor.of_responses(options)
     np.testing.assert_allclose(data.pass_rates, [[1 / 3, 2 / 3, NAN], [1, 1, 2 / 3]])
     assert data.origin == Origin("r.npz", 2) and np.array_equal(data.embeddings, rows)
@@ -137,10 +165,18 @@ def test_a_response_matrix_becomes_policies_by_windows(tmp_path):
 
 
 def task_file(folder, count=60):
-    """A config of tasks with the pass rates of three policies and embeddings of all but two of them; its path."""
+    """A config of tasks with the pass rates of three policies and embeddings of all but two of
+    them; its path.
+    """
     rng = np.random.default_rng(0)
     rows = [
-        {"prompt": f"p{i}", "answer": str(i), "b_pass_rate": i / count, "a_pass_rate": None if i == 5 else 0.25, "c": 1}
+        {
+            "prompt": f"p{i}",
+            "answer": str(i),
+            "b_pass_rate": i / count,
+            "a_pass_rate": None if i == 5 else 0.25,
+            "c": 1,
+        }
         for i in range(count)
     ]
     rows.append(rows[3])
@@ -153,7 +189,8 @@ def task_file(folder, count=60):
     save_file(tensors, folder / "e.safetensors", metadata={"made_by": json.dumps(made_by)})
     (folder / "config.py").write_text(
         "from jaxrft.config import Config, TasksConfig\n"
-        f"tasks = TasksConfig(source={str(folder / 'rates.jsonl')!r}, embeddings={str(folder / 'e.safetensors')!r})\n"
+        f"tasks = TasksConfig(source={str(folder / 'rates.jsonl')!r}, "
+        f"embeddings={str(folder / 'e.safetensors')!r})\n"
         "config = Config(model='none', tasks=tasks, output_dir='none')\n"
     )
     return folder / "config.py", tensors["embeddings"]
@@ -164,14 +201,35 @@ def test_from_task_files_by_the_command_line(tmp_path, capsys):
     from jaxrft import config as configs
 
     data = predictor.of_tasks(configs.load(str(path)))
-    assert data.policies == ("b_pass_rate", "a_pass_rate") and data.origin == Origin("tiny", 3, "abc")
+    assert data.policies == ("b_pass_rate", "a_pass_rate") and data.origin == Origin(
+        "tiny", 3, "abc"
+    )
     np.testing.assert_array_equal(data.embeddings, rows)
     np.testing.assert_allclose(data.pass_rates[0], np.arange(2, 60) / 60, rtol=1e-6)
     assert np.isnan(data.pass_rates[1, 3]) and np.nanmax(data.pass_rates[1]) == 0.25
-    command = ["prepare", "predictor", str(path), "--out", str(tmp_path / "p.safetensors"), "--splits", "0"]
-    small = ["--fit.width", "8", "--fit.layers", "1", "--fit.num-references", "8", "--fit.epochs", "2"]
+    command = [
+        "prepare",
+        "predictor",
+        str(path),
+        "--out",
+        str(tmp_path / "p.safetensors"),
+        "--splits",
+        "0",
+    ]
+    small = [
+        "--fit.width",
+        "8",
+        "--fit.layers",
+        "1",
+        "--fit.num-references",
+        "8",
+        "--fit.epochs",
+        "2",
+    ]
     assert cli.main([*command, *small]) == 0
-    assert "2 policies (b_pass_rate, a_pass_rate) on 58 tasks, embeddings by tiny of width 3" in capsys.readouterr().out
+    assert (
+        "2 policies (b_pass_rate, a_pass_rate) on 58 tasks, embeddings by tiny of width 3"
+    ) in capsys.readouterr().out
     assert load_predictor(tmp_path / "p.safetensors").embeddings == Origin("tiny", 3, "abc")
     for flags, message in (
         (["--tasks.pass-rate-columns", "c"], "there are pass rates of c only"),
@@ -182,7 +240,12 @@ def test_from_task_files_by_the_command_line(tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
-STATES = ("plain_layers1_topk0", "platt_layers1_topk8", "temperature_layers1_topk0", "group_logit_temp_layers3_topk8")
+STATES = (
+    "plain_layers1_topk0",
+    "platt_layers1_topk8",
+    "temperature_layers1_topk0",
+    "group_logit_temp_layers3_topk8",
+)
 VECTORS = Path(__file__).parent / "vectors" / "dots.npz"
 
 
@@ -193,14 +256,27 @@ def test_a_published_checkpoint_is_converted(tmp_path, case):
 
     vectors = np.load(VECTORS)
     begin = f"{case}/param/"
-    state = {f"regressor.{k[len(begin) :]}": torch.from_numpy(vectors[k]) for k in vectors if k.startswith(begin)}
+    state = {
+        f"regressor.{k[len(begin) :]}": torch.from_numpy(vectors[k])
+        for k in vectors
+        if k.startswith(begin)
+    }
     torch.save({"model_state_dict": state, "epoch": 3}, tmp_path / "p.pt")
     top_k = int(case.rsplit("topk", 1)[1]) or None
     flags = ["--model", "org/name", *(["--top-k", str(top_k)] if top_k else [])]
     convert_predictor.main([str(tmp_path / "p.pt"), str(tmp_path / "p.safetensors"), *flags])
-    params, calibration, temperature, read_top_k, origin = load_predictor(tmp_path / "p.safetensors")
-    assert (calibration, read_top_k, origin) == (case.rsplit("_", 2)[0], top_k, Origin("org/name", 48))
-    tables = (vectors[f"{name}_{kind}"] for name, kind in (("query", "embeddings"), ("reference", "embeddings")))
+    params, calibration, temperature, read_top_k, origin = load_predictor(
+        tmp_path / "p.safetensors"
+    )
+    assert (calibration, read_top_k, origin) == (
+        case.rsplit("_", 2)[0],
+        top_k,
+        Origin("org/name", 48),
+    )
+    tables = (
+        vectors[f"{name}_{kind}"]
+        for name, kind in (("query", "embeddings"), ("reference", "embeddings"))
+    )
     found = attention.predict(
         params,
         *tables,
@@ -234,5 +310,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
 def test_without_torch_it_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(SystemExit):
-        convert_predictor.main([str(tmp_path / "p.pt"), str(tmp_path / "p.safetensors"), "--model", "m"])
+        convert_predictor.main(
+            [str(tmp_path / "p.pt"), str(tmp_path / "p.safetensors"), "--model", "m"]
+        )
     assert "pip install 'jaxrft[parity]'" in capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""notebooks/prime_rl_sampler.py: its bookkeeping with stand-ins for tasks and episodes, and prime-rl's own classes."""
+"""notebooks/prime_rl_sampler.py: its bookkeeping with stand-ins for tasks and episodes, and
+prime-rl's own classes.
+"""
 
 import runpy
 from pathlib import Path
@@ -23,8 +25,15 @@ def sampler(example):
 
 def group(task, rewards, **trace):
     """One episode a reward, with one trace each."""
-    usual = {"has_error": False, "agent": SimpleNamespace(trainable=True), "num_output_tokens": 5} | trace
-    return [SimpleNamespace(task=task, traces=[SimpleNamespace(reward=reward, **usual)]) for reward in rewards]
+    usual = {
+        "has_error": False,
+        "agent": SimpleNamespace(trainable=True),
+        "num_output_tokens": 5,
+    } | trace
+    return [
+        SimpleNamespace(task=task, traces=[SimpleNamespace(reward=reward, **usual)])
+        for reward in rewards
+    ]
 
 
 def told(sampler):
@@ -36,7 +45,9 @@ def told(sampler):
 
 def test_tasks_are_given_out_one_by_one_as_the_session_chose_them(sampler):
     chosen = []
-    sampler.session.next = lambda batch_size: chosen.append(np.arange(batch_size) + len(chosen)) or chosen[-1]
+    sampler.session.next = lambda batch_size: (
+        chosen.append(np.arange(batch_size) + len(chosen)) or chosen[-1]
+    )
     assert [next(sampler).key for _ in range(5)] == ["k0", "k1", "k1", "k2", "k2"]
     assert len(chosen) == 3
 
@@ -85,7 +96,8 @@ def test_an_infinite_stream_of_tasks_is_refused(example):
 def test_prime_rl_builds_asks_tells_and_resumes_the_sampler(example, monkeypatch):
     curricula = pytest.importorskip("prime_rl.orchestrator.curriculum")
     vf = pytest.importorskip("verifiers.v1")
-    monkeypatch.setattr(curricula.samplers, "StandardSampler", curricula.StandardSampler)  # put back afterwards
+    # put back afterwards
+    monkeypatch.setattr(curricula.samplers, "StandardSampler", curricula.StandardSampler)
     example["install"]("adaptive")
     tasks = [vf.Task(vf.TaskData(idx=i, prompt=f"task {i}")) for i in range(64)]
     curriculum, other = (curricula.Curriculum(None, tasks) for _ in range(2))
@@ -94,8 +106,12 @@ def test_prime_rl_builds_asks_tells_and_resumes_the_sampler(example, monkeypatch
         task = next(curriculum.sampler)
         trace_task = vf.TraceTask(type="Task", data=task.data, key=task.key, hash=task.hash)
         agent = vf.AgentInfo(config=vf.AgentConfig())
-        trace = vf.Trace(task=trace_task, agent=agent, rewards={"exact": vf.Reward(score=1.0)}, ok=True)
+        trace = vf.Trace(
+            task=trace_task, agent=agent, rewards={"exact": vf.Reward(score=1.0)}, ok=True
+        )
         assert curriculum.on_result([vf.Episode(task=trace_task, traces=[trace])]) is True
     assert np.isfinite(curriculum.sampler.session.pass_rate()).any()
     other.load_state_dict(curriculum.state_dict())
-    assert [next(other.sampler).key for _ in range(64)] == [next(curriculum.sampler).key for _ in range(64)]
+    assert [next(other.sampler).key for _ in range(64)] == [
+        next(curriculum.sampler).key for _ in range(64)
+    ]

@@ -40,7 +40,10 @@ def test_every_model_is_described_whole():
 
 def test_what_the_shapes_do_not_say():
     theta = {name: keys["rope_theta"] for name, keys in published._MODELS.items()}
-    assert theta["Qwen/Qwen2.5-7B"] == theta["Qwen/Qwen3-8B"] == 1e6 and theta["Qwen/Qwen2.5-Math-7B"] == 1e4
+    assert (
+        theta["Qwen/Qwen2.5-7B"] == theta["Qwen/Qwen3-8B"] == 1e6
+        and theta["Qwen/Qwen2.5-Math-7B"] == 1e4
+    )
     keys = published.keys("meta-llama/Llama-3.2-1B-Instruct@main")
     assert keys is not None and keys["rope_scaling"]["factor"] == 32.0
     assert published.keys("Qwen/Qwen2.5-0.5") is None

@@ -26,8 +26,14 @@ def test_words_of_a_few_counters_are_those_of_all_and_any_kind_of_key_does():
     counters = jnp.arange(100, dtype=jnp.uint32)
     key, few = jax.random.key(0, impl="rbg"), jnp.array([3, 70], jnp.uint32)
     every = random_bits(key, counters, np.uint32(1))
-    assert all(np.array_equal(a, b[few]) for a, b in zip(random_bits(key, few, np.uint32(1)), every, strict=True))
-    assert len({int(x) for x in jnp.concatenate([*every, *random_bits(key, counters, np.uint32(2))])}) == 400
+    assert all(
+        np.array_equal(a, b[few])
+        for a, b in zip(random_bits(key, few, np.uint32(1)), every, strict=True)
+    )
+    assert (
+        len({int(x) for x in jnp.concatenate([*every, *random_bits(key, counters, np.uint32(2))])})
+        == 400
+    )
 
 
 def test_logits_of_beta_draws_have_their_distribution():
@@ -39,7 +45,10 @@ def test_logits_of_beta_draws_have_their_distribution():
     assert np.isfinite(logits).all()
     chances = []
     for (a, b), x in zip(pairs, logits, strict=True):
-        left, right = special.betainc(a, b, special.expit(x)), 1 - special.betainc(b, a, special.expit(-x))
+        left, right = (
+            special.betainc(a, b, special.expit(x)),
+            1 - special.betainc(b, a, special.expit(-x)),
+        )
         chances.append(stats.kstest(np.where(x < 0, left, right), "uniform").pvalue)
     assert min(chances) > 1e-4 and stats.kstest(chances, "uniform").pvalue > 1e-3
 

@@ -1,4 +1,6 @@
-"""Checkpoints by transformers and data in the columns that people have: train, stop, go on, open the export again."""
+"""Checkpoints by transformers and data in the columns that people have: train, stop, go on, open
+the export again.
+"""
 
 import functools
 
@@ -16,7 +18,10 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
 
-QUESTIONS = [(f"Ann has {i} apples and buys {i + 3} more. How many does she have?", 2 * i + 3) for i in range(16)]
+QUESTIONS = [
+    (f"Ann has {i} apples and buys {i + 3} more. How many does she have?", 2 * i + 3)
+    for i in range(16)
+]
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -39,12 +44,22 @@ def policy(world):
     )
     bpe.train_from_iterator([f"user {question} assistant" for question, _ in QUESTIONS], trainer)
     text = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=TEMPLATE
+        tokenizer_object=bpe,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=TEMPLATE,
     )
     torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     lm = transformers.Qwen2ForCausalLM(
-        transformers.Qwen2Config(vocab_size=352, num_key_value_heads=2, tie_word_embeddings=True, **shape)
+        transformers.Qwen2Config(
+            vocab_size=352, num_key_value_heads=2, tie_word_embeddings=True, **shape
+        )
     )
     lm.generation_config.eos_token_id = [2, 0]
     lm.save_pretrained(world / "qwen2")
@@ -54,7 +69,10 @@ def policy(world):
 
 def gsm8k(folder):
     """A jsonl with the columns of GSM8K."""
-    rows = [{"question": question, "answer": f"She adds.\n#### {answer}"} for question, answer in QUESTIONS]
+    rows = [
+        {"question": question, "answer": f"She adds.\n#### {answer}"}
+        for question, answer in QUESTIONS
+    ]
     return TasksConfig(helpers.write_rows(folder / "gsm8k.jsonl", rows)), SelectConfig("uniform")
 
 
@@ -89,9 +107,14 @@ def test_three_steps_a_stop_and_three_more_open_in_transformers(data, reward, po
     train(configure(steps=3))
     state = train(configure(steps=6))
     assert [line["step"] for line in helpers.metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
-    assert all(line["rewards/error"] == line["rewards/timeout"] == 0 for line in helpers.metrics(tmp_path / "run"))
+    assert all(
+        line["rewards/error"] == line["rewards/timeout"] == 0
+        for line in helpers.metrics(tmp_path / "run")
+    )
 
-    assert not np.array_equal(state.params["gate"], weights.load(policy, weights.read_config(policy))["gate"])
+    assert not np.array_equal(
+        state.params["gate"], weights.load(policy, weights.read_config(policy))["gate"]
+    )
 
     exported = tmp_path / "run/policy"
     text = transformers.AutoTokenizer.from_pretrained(exported)

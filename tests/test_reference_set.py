@@ -1,4 +1,6 @@
-"""Runs with `dots`: what they roll out in order to know, what of it they train on, and that stopped ones go on."""
+"""Runs with `dots`: what they roll out in order to know, what of it they train on, and that stopped
+ones go on.
+"""
 
 import helpers
 import jax
@@ -24,15 +26,28 @@ K, B, G = 12, 8, 4  # of a probe, of a batch, of a task; on 4 shards of tasks
 
 @pytest.fixture(scope="module")
 def dots(world, configure):
-    """(output_dir, **changes) -> the config of a run with embeddings and a predictor that knows nothing."""
+    """(output_dir, **changes) -> the config of a run with embeddings and a predictor that knows
+    nothing.
+    """
     rows = helpers.task_rows()
     made = {"model": "none", "width": 8}
     noise = np.random.default_rng(0).normal(size=(len(rows), 8)).astype(np.float32)
-    helpers.write_embeddings(world / "embeddings.safetensors", [row["prompt"] for row in rows], noise, made)
+    helpers.write_embeddings(
+        world / "embeddings.safetensors", [row["prompt"] for row in rows], noise, made
+    )
     params = training.initial(jax.random.key(0), 8, width=8, layers=1)
-    save_predictor(world / "predictor.safetensors", Predictor(params, "group_logit_temp", 1.0, None, Origin("none", 8)))
-    common = {"predictor": str(world / "predictor.safetensors"), "num_references": K, "temperature": 0.1}
-    tasks = TasksConfig(str(world / "tasks.jsonl"), embeddings=str(world / "embeddings.safetensors"))
+    save_predictor(
+        world / "predictor.safetensors",
+        Predictor(params, "group_logit_temp", 1.0, None, Origin("none", 8)),
+    )
+    common = {
+        "predictor": str(world / "predictor.safetensors"),
+        "num_references": K,
+        "temperature": 0.1,
+    }
+    tasks = TasksConfig(
+        str(world / "tasks.jsonl"), embeddings=str(world / "embeddings.safetensors")
+    )
 
     def make(output_dir, **changes):
         select = SelectConfig(name="dots", **common | changes.pop("select", {}))
@@ -43,7 +58,9 @@ def dots(world, configure):
 
 @pytest.fixture(scope="module")
 def learned(dots, tmp_path_factory):
-    """(folder, final state, what each step learned from) of six steps; leave the folder as it is."""
+    """(folder, final state, what each step learned from) of six steps; leave the folder as it
+    is.
+    """
     folder, steps, fill_slots = tmp_path_factory.mktemp("dots") / "run", [], resample.fill_slots
 
     def note(step, first, references, slots):
@@ -74,7 +91,9 @@ def test_probes_are_counted_and_save_rollouts(learned):
         G * (line.get("select/probes", 0) + B - m) for line, m in zip(lines, trained, strict=True)
     ]
     assert set(trained[::2]) <= {0, 4} and sum(trained) > 0
-    assert lines[0]["select/coverage"] >= 12 / 16 and all(0 <= line["select/probes/brier"] <= 1 for line in lines[2::2])
+    assert lines[0]["select/coverage"] >= 12 / 16 and all(
+        0 <= line["select/probes/brier"] <= 1 for line in lines[2::2]
+    )
     spent = np.diff([0, *(line["num_tokens"] for line in lines)])
     assert (spent >= rolled).all() and (spent <= 4 * rolled).all()
     assert state.counters.rollouts.tolist() == [0, sum(rolled)]
@@ -85,7 +104,10 @@ def test_informative_groups_nearest_the_target_join_the_batch_and_no_task_is_twi
     folder, _, steps = learned
     for line, (ids, probed, batch) in zip(helpers.metrics(folder), steps, strict=True):
         assert batch.ids[: len(ids)].tolist() == ids.tolist()
-        assert batch.ids.tolist() == np.asarray(batch.groups.task).tolist() and len(set(batch.ids.tolist())) == B
+        assert (
+            batch.ids.tolist() == np.asarray(batch.groups.task).tolist()
+            and len(set(batch.ids.tolist())) == B
+        )
         if len(probed.ids):
             assert len(set(probed.ids.tolist())) == K
             informative = np.isfinite(probed.distance)
@@ -113,7 +135,9 @@ def test_what_the_batch_has_no_place_for_is_replayed(dots, tmp_path):
     informative = K * first["select/probes/effective_group_ratio"]
     fresh = (B - first["select/probes/trained"]) * (1 - first["frac_reward_zero_std"])
     assert informative > first["select/probes/trained"]
-    assert (made == 0).sum() == min(16, round(informative + fresh)) and second["replay/fraction"] == 0.5
+    assert (made == 0).sum() == min(16, round(informative + fresh)) and second[
+        "replay/fraction"
+    ] == 0.5
     kept = np.asarray(kept)[np.asarray(made) == 0]
     assert (kept.min(axis=1) < kept.max(axis=1)).all()
 
@@ -123,33 +147,55 @@ def test_the_tasks_are_projected_once_and_sharded_and_the_dry_run_knows(dots, tm
     config, mesh = dots(tmp_path), meshes.make(2, 2, 2)
     real = open_run(config, mesh)
     table = real.constants.tasks.projections
-    assert real.constants.tasks.embeddings is None and table.query.shape == table.reference.shape == (16, 8)
+    assert (
+        real.constants.tasks.embeddings is None
+        and table.query.shape == table.reference.shape == (16, 8)
+    )
     assert table.query.sharding.shard_shape((16, 8)) == (4, 8)
     here = found.look(config, meshes.abstract(2, 2, 2))
-    described = describe_run(config, meshes.abstract(2, 2, 2), here.lm, here.pool.table, here.predictor)
-    for a, b in zip(jax.tree.leaves(described.constants), jax.tree.leaves(real.constants), strict=True):
+    described = describe_run(
+        config, meshes.abstract(2, 2, 2), here.lm, here.pool.table, here.predictor
+    )
+    for a, b in zip(
+        jax.tree.leaves(described.constants), jax.tree.leaves(real.constants), strict=True
+    ):
         assert (a.shape, a.dtype, a.sharding.spec) == (b.shape, b.dtype, b.sharding.spec)
     parts = {part.name: part.bytes for part in memory.parts(described, 8)}
     assert parts["projections of the tasks"] == 2 * 4 * 8 * 4
-    # Of 3 tasks: prompt, its length, id and step; of each of 4 samples: 4 tokens thrice, advantage, reward and a mask.
+    # Of 3 tasks: prompt, its length, id and step; of each of 4 samples: 4 tokens thrice, advantage,
+    # reward and a mask.
     assert parts["groups of a probe"] == 3 * (4 * (8 + 1 + 1 + 1 + 4 * (4 * 3 + 2)) + 4)
-    assert dict(counts.run(config, 16))["probes"].startswith("48 more rollouts every 2 steps, 144 in all; ")
+    assert dict(counts.run(config, 16))["probes"].startswith(
+        "48 more rollouts every 2 steps, 144 in all; "
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"num_references": 20}, "select.num_references is 20 but there are 16 tasks"),
-        ({"num_references": 6}, "select.num_references 6 does not divide over .*: choose a multiple of 4"),
-        ({"predictor": "nowhere.safetensors"}, "no file nowhere.safetensors: make one with jaxrft prepare predictor"),
-        ({"predictor": "other"}, "was trained on embeddings by another .width 8., but these are by none .width 8."),
+        (
+            {"num_references": 6},
+            "select.num_references 6 does not divide over .*: choose a multiple of 4",
+        ),
+        (
+            {"predictor": "nowhere.safetensors"},
+            "no file nowhere.safetensors: make one with jaxrft prepare predictor",
+        ),
+        (
+            {"predictor": "other"},
+            "was trained on embeddings by another .width 8., but these are by none .width 8.",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence(dots, changes, message, tmp_path):
     if changes.get("predictor") == "other":
         changes = {"predictor": str(tmp_path / "other.safetensors")}
         params = training.initial(jax.random.key(0), 8, width=8, layers=1)
-        save_predictor(changes["predictor"], Predictor(params, "group_logit_temp", 1.0, None, Origin("another", 8)))
+        save_predictor(
+            changes["predictor"],
+            Predictor(params, "group_logit_temp", 1.0, None, Origin("another", 8)),
+        )
     config = dots(tmp_path, select=changes)
     rows = open_mixture(config, tokenizer.load(config.model))
     with pytest.raises(InputError, match=message):
@@ -158,8 +204,16 @@ def test_a_mistake_is_one_sentence(dots, changes, message, tmp_path):
 
 def test_what_dots_needs_is_missed_before_anything_is_opened():
     with pytest.raises(
-        InputError, match="select.predictor is None, but select.name dots needs a file of `jaxrft prepa"
+        InputError,
+        match="select.predictor is None, but select.name dots needs a file of `jaxrft prepa",
     ):
         Config("model", TasksConfig("a.jsonl"), "run", select=SelectConfig("dots"))
-    with pytest.raises(InputError, match="a has no embeddings, which select.name dots needs: name a file"):
-        Config("model", TasksConfig("a.jsonl"), "run", select=SelectConfig("dots", predictor="b.safetensors"))
+    with pytest.raises(
+        InputError, match="a has no embeddings, which select.name dots needs: name a file"
+    ):
+        Config(
+            "model",
+            TasksConfig("a.jsonl"),
+            "run",
+            select=SelectConfig("dots", predictor="b.safetensors"),
+        )

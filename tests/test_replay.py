@@ -22,7 +22,9 @@ HISTORIES = st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=1
 
 
 def make_groups(tasks, step, teaches=None, scale=None):
-    """Groups whose every number tells which task and step they are of; advantages of task i are +-scale[i] and 0."""
+    """Groups whose every number tells which task and step they are of; advantages of task i are
+    +-scale[i] and 0.
+    """
     tasks = np.asarray(tasks, np.int32)
     count = len(tasks)
     mark = (1000 * step + tasks).astype(np.float32)[:, None, None]
@@ -55,7 +57,9 @@ def kept(buffer):
     """(task, step) of what is in the ring, oldest first."""
     capacity = len(buffer.groups.step)
     order = (int(buffer.next) + np.arange(capacity)) % capacity
-    pairs = zip(np.asarray(buffer.groups.task)[order], np.asarray(buffer.groups.step)[order], strict=True)
+    pairs = zip(
+        np.asarray(buffer.groups.task)[order], np.asarray(buffer.groups.step)[order], strict=True
+    )
     return [(int(task), int(step)) for task, step in pairs if step >= 0]
 
 
@@ -71,7 +75,8 @@ def filled(made, steps, **options):
     return buffer
 
 
-# -------------------------------------------------------------------------------------------------- worked by hand
+# --------------------------------------------------------------------------------------------------
+# worked by hand
 
 
 def test_the_oldest_go_first_and_groups_that_teach_nothing_never_come_in():
@@ -95,7 +100,14 @@ def test_what_teaches_is_decided_exactly_among_the_samples_with_a_reward():
     made = replay.ring(capacity=6, batch_size=4)
     groups = make_groups(range(6), 0)
     _ = None
-    given = [ALIKE, (0.1, 0.1, 0.1000001), (0.3, _, 0.3), (_, 0.0, 1.0), (_, _, 1.0), (0.0, 1.0, 0.0)]
+    given = [
+        ALIKE,
+        (0.1, 0.1, 0.1000001),
+        (0.3, _, 0.3),
+        (_, 0.0, 1.0),
+        (_, _, 1.0),
+        (0.0, 1.0, 0.0),
+    ]
     rewards, valid = helpers.masked_rewards(given)
     mask = groups.mask.at[5].set(0.0)  # every completion of the last one is left out of the loss
     changed = {"rewards": jnp.array(rewards), "valid": jnp.array(valid), "mask": mask}
@@ -109,11 +121,15 @@ def test_a_group_without_any_valid_reward_and_an_empty_buffer_teach_nothing():
     made, draw, add = programs(capacity=8)
     groups = make_groups(range(4), 0)
     empty = made.init(groups)
-    assert not empty.groups.valid.any() and not any(np.asarray(x).any() for x in empty.groups.rewards)
+    assert not empty.groups.valid.any() and not any(
+        np.asarray(x).any() for x in empty.groups.rewards
+    )
     assert int(made.fresh_needed(empty, jnp.int32(1))) == 4
     for garbage in (0.0, 1.0, np.nan):
         rewards = groups.rewards.at[:, 0].set(garbage)
-        buffer = add(made.init(groups), groups._replace(rewards=rewards, valid=jnp.zeros((4, G), bool)))
+        buffer = add(
+            made.init(groups), groups._replace(rewards=rewards, valid=jnp.zeros((4, G), bool))
+        )
         assert kept(buffer) == [] and int(buffer.next) == 0
     fresh = make_groups(range(90, 94), 1)
     batch, replayed = draw(jax.random.key(0), empty, fresh, jnp.int32(1))
@@ -131,7 +147,9 @@ def test_a_batch_is_fresh_groups_first_and_then_what_was_drawn_whole():
     for task, step in names(batch)[2:]:
         index = batch.task.tolist().index(task)
         expected = make_groups([task], step)
-        jax.tree.map(lambda x, y, i=index: np.testing.assert_array_equal(x[i], y[0]), batch, expected)
+        jax.tree.map(
+            lambda x, y, i=index: np.testing.assert_array_equal(x[i], y[0]), batch, expected
+        )
 
 
 def test_a_short_buffer_is_filled_with_fresh_groups_and_the_need_is_known_before():
@@ -141,10 +159,19 @@ def test_a_short_buffer_is_filled_with_fresh_groups_and_the_need_is_known_before
     buffer = add(buffer, make_groups([1, 2, 3, 4], 0, teaches=[False, False, True, False]))
     assert int(made.fresh_needed(buffer, jnp.int32(1))) == 3
     for count in (3, 4):
-        batch, replayed = draw(jax.random.key(0), buffer, make_groups(range(90, 90 + count), 1), jnp.int32(1))
-        assert names(batch) == [(90, 1), (91, 1), (92, 1), (3, 0)] and replayed.tolist() == [False] * 3 + [True]
-    batch, _ = draw(jax.random.key(0), buffer, make_groups([90, 91], 1), jnp.int32(1))  # one too few: to be seen
-    assert batch.valid.any(axis=1).tolist() == batch.mask.any(axis=(1, 2)).tolist() == [True, True, False, True]
+        batch, replayed = draw(
+            jax.random.key(0), buffer, make_groups(range(90, 90 + count), 1), jnp.int32(1)
+        )
+        assert names(batch) == [(90, 1), (91, 1), (92, 1), (3, 0)] and replayed.tolist() == [
+            False
+        ] * 3 + [True]
+    # one too few: to be seen
+    batch, _ = draw(jax.random.key(0), buffer, make_groups([90, 91], 1), jnp.int32(1))
+    assert (
+        batch.valid.any(axis=1).tolist()
+        == batch.mask.any(axis=(1, 2)).tolist()
+        == [True, True, False, True]
+    )
     assert not any(np.asarray(x)[2].any() for x in jax.tree.leaves(batch))
 
 
@@ -168,32 +195,47 @@ def test_a_group_is_not_drawn_in_its_own_step_even_if_it_was_added_before():
 
 @pytest.mark.parametrize("form", list(replay.WEIGHTS))
 def test_chances_of_a_draw(form):
-    """Mean |A| of tasks 0..3 is 2/3 (1, 1, 2, 4): a single draw takes them with chances 1/8, 1/8, 1/4 and 1/2."""
+    """Mean |A| of tasks 0..3 is 2/3 (1, 1, 2, 4): a single draw takes them with chances 1/8, 1/8,
+    1/4 and 1/2.
+    """
     made = replay.ring(capacity=4, batch_size=4, fresh_fraction=0.75, draw=form)
     buffer = filled(made, [0], scale=[1, 1, 2, 4])
     keys = jax.random.split(jax.random.key(1), 4000)
     fresh = make_groups(range(90, 93), 1)
-    drawn = jax.jit(jax.vmap(lambda key: made.draw(key, buffer, fresh, jnp.int32(1))[0].task[3]))(keys)
+    drawn = jax.jit(jax.vmap(lambda key: made.draw(key, buffer, fresh, jnp.int32(1))[0].task[3]))(
+        keys
+    )
     expected = {"uniform": [0.25] * 4, "advantage": [1 / 8, 1 / 8, 1 / 4, 1 / 2]}[form]
-    np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 4000, expected, atol=0.03)  # over 3.5 deviations
+    # over 3.5 deviations
+    np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 4000, expected, atol=0.03)
 
 
 def test_groups_without_weight_are_drawn_last_but_drawn():
     made, draw, _ = programs(capacity=8, draw="advantage")
     buffer = filled(made, [0], scale=[0, 0, 0, 1e-30])
     for seed in range(10):
-        batch, replayed = draw(jax.random.key(seed), buffer, make_groups(range(90, 92), 1), jnp.int32(1))
+        batch, replayed = draw(
+            jax.random.key(seed), buffer, make_groups(range(90, 92), 1), jnp.int32(1)
+        )
         assert replayed[2:].all() and 3 in batch.task[2:].tolist()
 
 
-# ------------------------------------------------------------------------------------------------------ properties
+# ------------------------------------------------------------------------------------------------------  # noqa: E501
+# properties
 
 
 @pytest.mark.slow
 @settings(max_examples=60, deadline=None)
-@given(HISTORIES, st.sampled_from([None, 1, 3]), st.sampled_from(list(replay.WEIGHTS)), st.integers(0, 2**31 - 1))
+@given(
+    HISTORIES,
+    st.sampled_from([None, 1, 3]),
+    st.sampled_from(list(replay.WEIGHTS)),
+    st.integers(0, 2**31 - 1),
+)
 def test_any_history_agrees_with_a_queue(history, max_age, form, seed):
-    """No group twice nor of its own step or too old, oldest out first, batches whole, every place used."""
+    """No group twice nor of its own step or too old, oldest out first, batches whole, every place
+    used.
+    """
     made, draw, add = programs(capacity=6, max_age=max_age, draw=form)
     buffer, queue = made.init(make_groups(range(4), 0)), deque(maxlen=6)
     for step, teaches in enumerate(history):
@@ -208,13 +250,17 @@ def test_any_history_agrees_with_a_queue(history, max_age, form, seed):
         assert [pair for pair, old in zip(named, replayed, strict=True) if not old] == names(fresh)[
             : 4 - replayed.sum()
         ]
-        assert all(np.isfinite(x).all() for x in (batch.advantages, batch.rewards, batch.mask, batch.logprobs))
+        assert all(
+            np.isfinite(x).all()
+            for x in (batch.advantages, batch.rewards, batch.mask, batch.logprobs)
+        )
         buffer = add(buffer, fresh)
         queue.extend(pair for pair, good in zip(names(fresh), teaches, strict=True) if good)
         assert kept(buffer) == list(queue)
 
 
-# --------------------------------------------------------------------------------------------- jit, scan and meshes
+# --------------------------------------------------------------------------------------------- jit,
+# scan and meshes
 
 
 def history(made, groups, key):
@@ -231,7 +277,12 @@ def history(made, groups, key):
 def many_steps(batch_size):
     rng = np.random.default_rng(0)
     steps = [
-        make_groups(range(batch_size), step, teaches=rng.random(batch_size) < 0.6, scale=rng.random(batch_size))
+        make_groups(
+            range(batch_size),
+            step,
+            teaches=rng.random(batch_size) < 0.6,
+            scale=rng.random(batch_size),
+        )
         for step in range(6)
     ]
     return jax.tree.map(lambda *x: jnp.stack(x), *steps)
@@ -244,7 +295,9 @@ def test_on_a_mesh_the_same_bit_for_bit(capacity):
     alone = jax.jit(partial(history, made))(groups, key)
     mesh = meshes.make(4, 2, 1)
     with jax.set_mesh(mesh):
-        spread = jax.tree.map(lambda x: meshes.from_host(mesh, np.asarray(x), None, "batch"), groups)
+        spread = jax.tree.map(
+            lambda x: meshes.from_host(mesh, np.asarray(x), None, "batch"), groups
+        )
         buffer, (batches, replayed) = jax.jit(partial(history, made))(spread, key)
         if capacity == 16:
             rows = meshes.sharding(mesh, "batch", None, None)
@@ -282,14 +335,19 @@ def test_whatever_comes_in_is_kept_in_float32_int32_and_bool():
     assert kept(buffer) == [(i, 1) for i in range(4)]
 
 
-# ------------------------------------------------------------------------------------------- clip forms and metrics
+# ------------------------------------------------------------------------------------------- clip
+# forms and metrics
 
 
 def test_both_forms_of_the_clip_worked_by_hand():
-    """mu = 1, before the update 2, now 2.2 and 2.6, A = 1: the paper's range ends at 1.2, the published at 2.4."""
+    """mu = 1, before the update 2, now 2.2 and 2.6, A = 1: the paper's range ends at 1.2, the
+    published at 2.4.
+    """
     mu, anchor = jnp.zeros((1, 2)), jnp.log(jnp.full((1, 2), 2.0))
     now = jnp.log(jnp.array([[2.2, 2.6]]))
-    loss = partial(grpo.policy_loss, behaviour_logprobs=mu, advantages=jnp.ones((1, 1)), mask=jnp.ones((1, 2)))
+    loss = partial(
+        grpo.policy_loss, behaviour_logprobs=mu, advantages=jnp.ones((1, 1)), mask=jnp.ones((1, 2))
+    )
     paper = jax.grad(lambda x: loss(x)[0])(now)
     np.testing.assert_allclose(loss(now)[0], -1.2, rtol=1e-6)
     np.testing.assert_allclose(paper, [[0, 0]])
@@ -302,7 +360,10 @@ def test_for_fresh_groups_the_forms_of_the_clip_are_one():
     rng = np.random.default_rng(0)
     now, mu = (jnp.asarray(rng.normal(-1, 0.3, (4, 6)), jnp.float32) for _ in range(2))
     arrays = {"behaviour_logprobs": mu, "advantages": jnp.ones((4, 1)), "mask": jnp.ones((4, 6))}
-    one, other = grpo.policy_loss(now, **arrays), grpo.policy_loss(now, **arrays, anchor_logprobs=mu)
+    one, other = (
+        grpo.policy_loss(now, **arrays),
+        grpo.policy_loss(now, **arrays, anchor_logprobs=mu),
+    )
     chex.assert_trees_all_equal(one, other)
 
 
@@ -324,27 +385,40 @@ def test_effective_sample_size_worked_by_hand():
     np.testing.assert_allclose(moments, [3, 6, 18], rtol=1e-6)
     np.testing.assert_allclose(replay.effective_sample_size(moments), 36 / 54, rtol=1e-6)
     np.testing.assert_allclose(replay.effective_sample_size(moments / 3), 36 / 54, rtol=1e-6)
-    parts = sum(replay.weight_moments(*(x[i : i + 1] for x in (logprobs, behaviour, mask))) for i in range(2))
+    parts = sum(
+        replay.weight_moments(*(x[i : i + 1] for x in (logprobs, behaviour, mask)))
+        for i in range(2)
+    )
     np.testing.assert_allclose(parts, moments, rtol=1e-6)
-    assert np.isnan(replay.effective_sample_size(replay.weight_moments(logprobs, behaviour, jnp.zeros((2, 2)))))
+    assert np.isnan(
+        replay.effective_sample_size(replay.weight_moments(logprobs, behaviour, jnp.zeros((2, 2))))
+    )
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.floats(-300, 300, width=32), min_size=1, max_size=6).map(lambda x: (x + [0.0] * 6)[:6]))
+@given(
+    st.lists(st.floats(-300, 300, width=32), min_size=1, max_size=6).map(
+        lambda x: (x + [0.0] * 6)[:6]
+    )
+)
 def test_effective_sample_size_lies_between_one_token_and_all(log_ratios):
     row = jnp.array([log_ratios], jnp.float32)
     moments = replay.weight_moments(row, jnp.zeros_like(row), jnp.ones_like(row))
     assert 1 / 6 - 1e-6 <= float(replay.effective_sample_size(moments)) <= 1 + 1e-6
 
 
-# --------------------------------------------------------------------------------------------------------- mistakes
+# ---------------------------------------------------------------------------------------------------------  # noqa: E501
+# mistakes
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"capacity": 1}, "capacity is 1: it must be at least the 2 groups"),
-        ({"capacity": 8, "fresh_fraction": 1.0}, "fresh_fraction 1.0 of batch_size 4 is 4 fresh groups"),
+        (
+            {"capacity": 8, "fresh_fraction": 1.0},
+            "fresh_fraction 1.0 of batch_size 4 is 4 fresh groups",
+        ),
         ({"capacity": 8, "fresh_fraction": 0.1}, "is 0 fresh groups"),
         ({"capacity": 8, "max_age": 0}, "max_age is 0"),
         ({"capacity": 8, "draw": "oldest"}, "draw is 'oldest': choose one of uniform, advantage"),

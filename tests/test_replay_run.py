@@ -34,9 +34,17 @@ def test_half_of_a_batch_is_replayed_as_soon_as_the_buffer_can_give_it(replayed)
     for line, tokens in zip(lines, rolled, strict=True):
         samples = tokens / line["completions/mean_length"]
         if line["replay/fraction"] == 0.5:
-            assert round(samples) == 4 * 4 and 1 <= line["replay/age"] <= 3 and 0 < line["replay/ess"] <= 1
+            assert (
+                round(samples) == 4 * 4
+                and 1 <= line["replay/age"] <= 3
+                and 0 < line["replay/ess"] <= 1
+            )
         else:
-            assert round(samples) == 8 * 4 and line["replay/age"] is None and line["replay/ess"] is None
+            assert (
+                round(samples) == 8 * 4
+                and line["replay/age"] is None
+                and line["replay/ess"] is None
+            )
     kept = np.asarray(groups.rewards)[np.asarray(groups.step) >= 0]
     assert len(kept) > 4 and (kept.min(axis=1) < kept.max(axis=1)).all()
     rows = groups.tokens.sharding.shard_shape(groups.tokens.shape)[0]
@@ -44,7 +52,9 @@ def test_half_of_a_batch_is_replayed_as_soon_as_the_buffer_can_give_it(replayed)
 
 
 @pytest.mark.slow
-def test_a_stopped_run_with_replay_goes_on_as_if_nothing_had_happened(configure, replayed, tmp_path):
+def test_a_stopped_run_with_replay_goes_on_as_if_nothing_had_happened(
+    configure, replayed, tmp_path
+):
     folder, state = replayed
     train(configure(tmp_path, steps=4, **HARD))
     helpers.assert_same_bits(train(configure(tmp_path, **HARD)), state)
@@ -63,15 +73,21 @@ def test_a_buffer_opens_on_another_mesh_but_not_with_another_size(configure, rep
 
 @pytest.mark.slow
 def test_groups_of_skipped_updates_are_not_replayed_and_the_count_goes_on(configure, tmp_path):
-    """The first of four updates a step leaves such large parameters that none after it is finite: 3, 7, 11 in a row."""
+    """The first of four updates a step leaves such large parameters that none after it is finite:
+    3, 7, 11 in a row.
+    """
     hard = HARD | {"learning_rate": 1e30, "max_skipped_updates": 9}
     state = train(configure(tmp_path, steps=2, **hard))
     assert int(state.optimizer.skipped) == 7 and (np.asarray(state.replay.groups.step) < 0).all()
-    with pytest.raises(InputError, match="step 3 has the last of 11 updates .* newest checkpoint is of step 2"):
+    with pytest.raises(
+        InputError, match="step 3 has the last of 11 updates .* newest checkpoint is of step 2"
+    ):
         train(configure(tmp_path, steps=3, **hard))
     assert not load_file(tmp_path / "not-finite-3.safetensors")["replayed"].any()
 
 
 def test_fresh_groups_that_the_mesh_does_not_divide_are_a_mistake(configure, tmp_path):
-    with pytest.raises(InputError, match="batch_size x replay.fresh_fraction 4 does not divide .* a multiple of 8"):
+    with pytest.raises(
+        InputError, match="batch_size x replay.fresh_fraction 4 does not divide .* a multiple of 8"
+    ):
         train(configure(tmp_path, mesh=MeshConfig(data=8), replay=HARD["replay"]))

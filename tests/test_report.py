@@ -26,7 +26,11 @@ NAN = math.nan
     ],
 )
 def test_auc_by_hand(score, positive, want):
-    padded = (jnp.array([*score, 0.6]), jnp.array([*positive, 1], bool), jnp.arange(len(score) + 1) < len(score))
+    padded = (
+        jnp.array([*score, 0.6]),
+        jnp.array([*positive, 1], bool),
+        jnp.arange(len(score) + 1) < len(score),
+    )
     np.testing.assert_allclose(metrics.auc(*padded), want)
 
 
@@ -41,7 +45,9 @@ def test_auc_by_hand(score, positive, want):
     ],
 )
 def test_pearson_by_hand(x, y, mask, want):
-    np.testing.assert_allclose(metrics.pearson(jnp.array(x), jnp.array(y), jnp.array(mask, bool)), want, rtol=1e-6)
+    np.testing.assert_allclose(
+        metrics.pearson(jnp.array(x), jnp.array(y), jnp.array(mask, bool)), want, rtol=1e-6
+    )
 
 
 def selection(pass_rate, successes, trials, informative):
@@ -49,7 +55,12 @@ def selection(pass_rate, successes, trials, informative):
     ids = jnp.array([*range(len(pass_rate)), 4])
     successes, trials, pass_rate, informative = (
         jnp.array([*x, 0], dtype)
-        for x, dtype in ((successes, float), (trials, float), (pass_rate, float), (informative, bool))
+        for x, dtype in (
+            (successes, float),
+            (trials, float),
+            (pass_rate, float),
+            (informative, bool),
+        )
     )
     feedback, choice = Feedback(ids, successes, trials, jnp.zeros(len(ids))), Choice(ids, pass_rate)
     found = metrics.selection(choice, feedback, informative, jnp.array([-1, 0, 3, 7]))
@@ -57,7 +68,9 @@ def selection(pass_rate, successes, trials, informative):
 
 
 def test_selection_by_hand():
-    """Task 0: 3 of 4 where 0.5 was believed; task 1: 0 of 2 where 0.2 was; task 2 was not graded."""
+    """Task 0: 3 of 4 where 0.5 was believed; task 1: 0 of 2 where 0.2 was; task 2 was not
+    graded.
+    """
     found = selection([0.5, 0.2, 0.9], [3.0, 0.0, 0.0], [4.0, 2.0, 0.0], [1, 0, 0])
     assert found["brier"] == pytest.approx((4 * 0.25 + 2 * 0.04) / 6)
     assert found["pearson"] == pytest.approx(1.0)  # of two points
@@ -77,14 +90,21 @@ def test_domains_by_hand():
     tasks = Tasks(domain=jnp.array([0, 1, 2, 0], jnp.int32))
     choice = Choice(jnp.array([3, 0, 1, 4]), jnp.zeros(4))
     found = metrics.by_domain(jnp.array([True, False, True, False]), choice, tasks, ("x", "y", "z"))
-    values = {name.removeprefix("select/effective_group_ratio/"): float(value) for name, value in found.items()}
+    values = {
+        name.removeprefix("select/effective_group_ratio/"): float(value)
+        for name, value in found.items()
+    }
     assert (values["x"], values["y"]) == (0.5, 1.0) and math.isnan(values["z"])
     assert metrics.by_domain(jnp.array([True]), choice, tasks, ("x",)) == {}
 
 
 def test_rewards_by_hand():
-    """Two tasks of two samples; the second reward is missing once, and with it that sample's sum."""
-    values, valid = map(jnp.array, helpers.masked_rewards([[[1.0, 0.5], [0.0, 0.1]], [[1.0, None], [1.0, 0.3]]]))
+    """Two tasks of two samples; the second reward is missing once, and with it that sample's
+    sum.
+    """
+    values, valid = map(
+        jnp.array, helpers.masked_rewards([[[1.0, 0.5], [0.0, 0.1]], [[1.0, None], [1.0, 0.3]]])
+    )
     sums = values.sum(axis=-1), valid.all(axis=-1)
     found = metrics.rewards(values, valid, ("right", "style"), *sums, jnp.array([True, False]))
     want = {
@@ -114,7 +134,17 @@ def test_completions_by_hand():
 
 
 def test_json_has_null_for_what_is_no_number():
-    values = [1, 2.5, "x", NAN, math.inf, jnp.float32(-jnp.inf), jnp.float32(0.5), jnp.int32(3), np.float64(NAN)]
+    values = [
+        1,
+        2.5,
+        "x",
+        NAN,
+        math.inf,
+        jnp.float32(-jnp.inf),
+        jnp.float32(0.5),
+        jnp.int32(3),
+        np.float64(NAN),
+    ]
     assert [log.plain(value) for value in values] == [1, 2.5, "x", None, None, None, 0.5, 3, None]
 
 
@@ -123,7 +153,9 @@ def lines(path):
 
 
 def reporter(tmp_path, *, write=True, visible=False, start=-1):
-    return log.Reporter(tmp_path / "metrics.jsonl", Display(9, visible=visible, every=1), start=start, write=write)
+    return log.Reporter(
+        tmp_path / "metrics.jsonl", Display(9, visible=visible, every=1), start=start, write=write
+    )
 
 
 def step(reward, zero_std=0.0):
@@ -174,13 +206,20 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_lines_that_are_no_records_are_passed_over_and_kept_aside(damage, tmp_path, caplog):
     path = tmp_path / "metrics.jsonl"
-    good = [b'{"step": 0, "eval/a/greedy": 0.5}', b'{"step": 1, "eval/a/greedy": 0.75}', b'{"step": 2, "reward": 1.0}']
+    good = [
+        b'{"step": 0, "eval/a/greedy": 0.5}',
+        b'{"step": 1, "eval/a/greedy": 0.75}',
+        b'{"step": 2, "reward": 1.0}',
+    ]
     path.write_bytes(b"\n".join([good[0], damage, good[1], damage, good[2], damage]) + b"\n")
     before = path.read_bytes()
     report = reporter(tmp_path, start=2)
     assert report.best("eval/a/greedy") == 0.75 and report.evaluated(1) and not report.evaluated(2)
     count = before.count(b"\n") - 3 if damage else 3
-    assert len(caplog.messages) == 1 and f" lines of {path} are no records: the next write moves them to" in caplog.text
+    assert (
+        len(caplog.messages) == 1
+        and (f" lines of {path} are no records: the next write moves them to") in caplog.text
+    )
     assert path.read_bytes() == before  # a mistake found before the first step changes nothing
     report.add(3, step(0.5))
     report.flush()
@@ -247,7 +286,9 @@ REMOVALS = {
 
 
 @pytest.mark.parametrize(("remove", "kept"), REMOVALS.values(), ids=REMOVALS)
-def test_a_file_that_is_taken_away_is_begun_anew_and_it_is_said_once(remove, kept, tmp_path, caplog):
+def test_a_file_that_is_taken_away_is_begun_anew_and_it_is_said_once(
+    remove, kept, tmp_path, caplog
+):
     report, path = at_work(tmp_path)
     remove(path)
     goes_on(report, 2, 3)
@@ -274,8 +315,12 @@ def test_what_takes_the_place_of_the_file_is_left_alone_and_metrics_wait(place, 
     place(path, tmp_path / "other")
     goes_on(report, 2, 3)
     assert len(caplog.messages) == 1
-    assert caplog.messages[0].startswith("the metrics of step 2 wait in memory, and the run goes on: cannot write to")
-    with pytest.raises(InputError, match="the metrics of steps 2 to 3 are lost, since they could not be written"):
+    assert caplog.messages[0].startswith(
+        "the metrics of step 2 wait in memory, and the run goes on: cannot write to"
+    )
+    with pytest.raises(
+        InputError, match="the metrics of steps 2 to 3 are lost, since they could not be written"
+    ):
         report.check_written()
     assert (tmp_path / "other").read_text() == "kept"
     path.rmdir() if path.is_dir() else path.unlink()
@@ -292,12 +337,16 @@ def test_what_waits_in_memory_is_bounded(tmp_path, monkeypatch):
     goes_on(report, *range(2, 10))
     assert [entry["step"] for entry in report.unwritten] == [7, 8, 9]
     path.rmdir()
-    with pytest.raises(InputError, match="the metrics of steps 2 to 6 are lost, since .*Is a directory"):
+    with pytest.raises(
+        InputError, match="the metrics of steps 2 to 6 are lost, since .*Is a directory"
+    ):
         report.check_written()
     assert [line["step"] for line in lines(path)] == [7, 8, 9]
 
 
-@pytest.mark.parametrize("place", [PLACES["a folder"], PLACES["a pipe"], PLACES["a link to itself"]])
+@pytest.mark.parametrize(
+    "place", [PLACES["a folder"], PLACES["a pipe"], PLACES["a link to itself"]]
+)
 def test_what_is_no_file_at_the_start_is_one_sentence(place, tmp_path):
     place(tmp_path / "metrics.jsonl", tmp_path)
     with pytest.raises(InputError, match="cannot read .*metrics.jsonl .*: move it away"):
@@ -318,7 +367,9 @@ def test_what_is_kept_aside_goes_nowhere_else(tmp_path):
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_picture_passes_over_what_is_no_record(damage, tmp_path, capsys):
-    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "eval/a/greedy": 0.5}\n' + damage + b"\n")
+    (tmp_path / "metrics.jsonl").write_bytes(
+        b'{"step": 1, "eval/a/greedy": 0.5}\n' + damage + b"\n"
+    )
     assert picture.series(picture.read(tmp_path), "eval/", "/greedy") == ([1], [0.5])
     assert "that are no records" in capsys.readouterr().err
     (tmp_path / "metrics.jsonl").write_bytes(damage + b"\n")
@@ -335,7 +386,9 @@ def test_an_evaluation_that_a_stop_left_out_joins_its_line(tmp_path):
     report.add(2, {"eval/held/greedy": 0.75})
     report.add(3, step(1.0))
     report.flush()
-    assert path.read_text().splitlines()[1] == '{"step": 2, "eval/held/greedy": 0.75, "reward": 0.25}'
+    assert path.read_text().splitlines()[1] == (
+        '{"step": 2, "eval/held/greedy": 0.75, "reward": 0.25}'
+    )
     assert [line["step"] for line in lines(path)] == [1, 2, 3]
 
 
@@ -353,7 +406,13 @@ def test_a_step_is_written_when_the_next_is_under_way(tmp_path):
     report.add(2, step(1.0))
     report.flush()
     assert lines(path)[1:] == [
-        {"step": 1, "eval/held/greedy": None, "frac_reward_zero_std": 0.0, "grad_norm": 1.0, "reward": 0.5},
+        {
+            "step": 1,
+            "eval/held/greedy": None,
+            "frac_reward_zero_std": 0.0,
+            "grad_norm": 1.0,
+            "reward": 0.5,
+        },
         {"step": 2, "frac_reward_zero_std": 0.0, "grad_norm": 1.0, "reward": 1.0},
     ]
 

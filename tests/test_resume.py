@@ -31,10 +31,14 @@ def stop(config, folder, **environment):
 @pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(configure, world, tmp_path):
     held_out = TasksConfig(str(world / "tasks.jsonl"), name="held_out", limit=8)
-    hard = HARD | {"evaluation": EvalConfig((held_out,), num_samples=0), "keep_best": "held_out/greedy"}
+    hard = HARD | {
+        "evaluation": EvalConfig((held_out,), num_samples=0),
+        "keep_best": "held_out/greedy",
+    }
     whole, killed = configure(tmp_path / "whole", **hard), configure(tmp_path / "killed", **hard)
     state = train(whole)
-    code, _, errors = stop(killed, tmp_path, SEND="SIGKILL", LINES=5)  # evaluation and four steps: it is in step 6
+    # evaluation and four steps: it is in step 6
+    code, _, errors = stop(killed, tmp_path, SEND="SIGKILL", LINES=5)
     assert code == -9, errors
     assert helpers.checkpoints(killed.output_dir) == [3]
     assert [line["step"] for line in helpers.metrics(killed.output_dir)] == [0, 1, 2, 3, 4]
@@ -47,34 +51,54 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(configure, world, tmp_p
     assert ["eval/held_out/greedy" in line for line in lines] == [True, False] * 3 + [True]
     assert (tmp_path / "killed/policy/model.safetensors").is_file()
     best, kept, last = (
-        (tmp_path / name / "model.safetensors").read_bytes() for name in ("whole/best", "killed/best", "whole/policy")
+        (tmp_path / name / "model.safetensors").read_bytes()
+        for name in ("whole/best", "killed/best", "whole/policy")
     )
     scores = [line["eval/held_out/greedy"] for line in lines if "eval/held_out/greedy" in line]
-    assert best == kept and (best == last) == (scores[-1] > max(scores[1:-1]))  # of equal ones the first is kept
+    # of equal ones the first is kept
+    assert best == kept and (best == last) == (scores[-1] > max(scores[1:-1]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "lines", "step"), [("SIGTERM", 2, 3), ("SIGHUP", 6, 6)])
-def test_a_signal_saves_within_the_step_and_the_run_goes_on(configure, world, whole, tmp_path, name, lines, step):
-    """Evaluation and one step are written: it is in step 3; five steps are: it is in the evaluation after the last."""
+def test_a_signal_saves_within_the_step_and_the_run_goes_on(
+    configure, world, whole, tmp_path, name, lines, step
+):
+    """Evaluation and one step are written: it is in step 3; five steps are: it is in the evaluation
+    after the last.
+    """
     folder, state = whole
-    held_out = EvalConfig((TasksConfig(str(world / "tasks.jsonl"), name="held_out"),), num_samples=0)  # two batches
+    # two batches
+    held_out = EvalConfig(
+        (TasksConfig(str(world / "tasks.jsonl"), name="held_out"),), num_samples=0
+    )
     config = configure(tmp_path / "run", save_steps=100, eval_steps=3, evaluation=held_out)
     code, said, errors = stop(config, tmp_path, SEND=name, LINES=lines)
     assert code == 143, errors
-    assert f"stopped by a signal after step {step}, saved" in said and not (tmp_path / "run/policy").exists()
+    assert (f"stopped by a signal after step {step}, saved") in said and not (
+        tmp_path / "run/policy"
+    ).exists()
     assert helpers.checkpoints(config.output_dir) == [step]
-    evaluated = [line["step"] for line in helpers.metrics(config.output_dir) if "eval/held_out/greedy" in line]
-    assert evaluated == [0, 3][: step // 3]  # the one due after the step would have kept the process from leaving
+    evaluated = [
+        line["step"]
+        for line in helpers.metrics(config.output_dir)
+        if "eval/held_out/greedy" in line
+    ]
+    # the one due after the step would have kept the process from leaving
+    assert evaluated == [0, 3][: step // 3]
     helpers.assert_same_bits(train(config), state)
     assert (tmp_path / "run/policy").exists()
     first, *rest = helpers.metrics(config.output_dir)
-    evaluated = [line["step"] for line in rest if line.pop("eval/held_out/greedy", None) is not None]
+    evaluated = [
+        line["step"] for line in rest if line.pop("eval/held_out/greedy", None) is not None
+    ]
     assert [first["step"], *evaluated] == [0, 3, 6]
     assert rest == helpers.metrics(folder)
 
 
-def test_checkpoints_and_policy_do_not_depend_on_the_metrics(configure, whole, tmp_path, monkeypatch):
+def test_checkpoints_and_policy_do_not_depend_on_the_metrics(
+    configure, whole, tmp_path, monkeypatch
+):
     run, save = tmp_path / "run", save_checkpoint
 
     def disturbed(*arguments, **options):
@@ -84,7 +108,10 @@ def test_checkpoints_and_policy_do_not_depend_on_the_metrics(configure, whole, t
         save(*arguments, **options)
 
     monkeypatch.setattr(loop, "save_checkpoint", disturbed)
-    with pytest.raises(InputError, match="the metrics of steps 3 to 6 are lost, since they could not be written: .*"):
+    with pytest.raises(
+        InputError,
+        match="the metrics of steps 3 to 6 are lost, since they could not be written: .*",
+    ):
         train(configure(run))
     assert helpers.checkpoints(run) == [3, 6]
     policies = [(folder / "policy/model.safetensors").read_bytes() for folder in (run, whole[0])]
@@ -123,14 +150,23 @@ def test_a_finished_run_has_nothing_left_to_do(configure, whole, capsys):
     folder, state = whole
     before = helpers.contents(folder / "checkpoints") | {0: (folder / "metrics.jsonl").read_bytes()}
     helpers.assert_same_bits(train(configure(folder)), state)
-    assert helpers.contents(folder / "checkpoints") | {0: (folder / "metrics.jsonl").read_bytes()} == before
+    assert (
+        helpers.contents(folder / "checkpoints") | {0: (folder / "metrics.jsonl").read_bytes()}
+        == before
+    )
     assert "going on after step 6" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", [MeshConfig(data=8), MeshConfig(data=1, fsdp=8), MeshConfig(data=4, model=2)])
+@pytest.mark.parametrize(
+    "mesh", [MeshConfig(data=8), MeshConfig(data=1, fsdp=8), MeshConfig(data=4, model=2)]
+)
 def test_a_checkpoint_opens_on_another_mesh(configure, whole, mesh):
     folder, state = whole
     restored = train(configure(folder, mesh=mesh))
     helpers.assert_same_bits(restored, state)
-    assert restored.params["gate"].sharding.mesh.shape == {"data": mesh.data, "fsdp": mesh.fsdp, "model": mesh.model}
+    assert restored.params["gate"].sharding.mesh.shape == {
+        "data": mesh.data,
+        "fsdp": mesh.fsdp,
+        "model": mesh.model,
+    }

@@ -17,7 +17,15 @@ RULES = {
     "kept": {"seed", "batch_size", "num_generations", "select.name", "select.per_domain"}
     | {"select.per_token", "replay.capacity"},
     "kept with replay": {"max_completion_length", "importance_sampling_correction"},
-    "content": {"model", "tasks", "lora", "dtype", "max_prompt_length", "chat_template_kwargs", "chat_template_date"}
+    "content": {
+        "model",
+        "tasks",
+        "lora",
+        "dtype",
+        "max_prompt_length",
+        "chat_template_kwargs",
+        "chat_template_date",
+    }
     | {"select.predictor", "select.embeddings", "select.num_references"},
 }
 
@@ -40,4 +48,6 @@ def test_every_rule_is_for_fields_that_there_are():
 
 def test_what_is_kept_has_its_value():
     assert kept_fields(dataclasses.replace(CONFIG, seed=7))["seed"] == 7
-    assert kept_fields(REPLAY)["replay.capacity"] == 64 and "max_completion_length" in kept_fields(REPLAY)
+    assert kept_fields(REPLAY)["replay.capacity"] == 64 and "max_completion_length" in kept_fields(
+        REPLAY
+    )

@@ -1,4 +1,6 @@
-"""The built-in rewards, by hand, and how a name or a function becomes something that a worker can load."""
+"""The built-in rewards, by hand, and how a name or a function becomes something that a worker can
+load.
+"""
 
 import functools
 import subprocess
@@ -23,7 +25,9 @@ CONTRACT = {
 
 @pytest.mark.parametrize("name", REWARDS)
 def test_contract(name):
-    """One reward each, in order, ignoring other columns; 0 for a completion, None for a gold that says nothing."""
+    """One reward each, in order, ignoring other columns; 0 for a completion, None for a gold that
+    says nothing.
+    """
     reward = resolve(name)
     right, wrong, unknown = CONTRACT[name]
     completions = [wrong[0], right[0], "", "?!", "\\boxed{\\frac{", right[0], right[0]]
@@ -109,7 +113,11 @@ def test_math(completion, answer, expected):
         (r"1.38\times10^{-23}\text{ J}", r"6.63\times10^{-34}\text{ J}", 0.0),
         (r"1.38\times10^{-23}x", r"6.63\times10^{-34}x", 0.0),
         (r"(1.38\times10^{-23}, 2)", r"(6.63\times10^{-34}, 2)", 0.0),
-        (r"\begin{pmatrix}0.0000008\\1\end{pmatrix}", r"\begin{pmatrix}0.0000012\\1\end{pmatrix}", 0.0),
+        (
+            r"\begin{pmatrix}0.0000008\\1\end{pmatrix}",
+            r"\begin{pmatrix}0.0000012\\1\end{pmatrix}",
+            0.0,
+        ),
         ("x = 0.0000001", "x = 0", 0.0),
         ("0.0000001", "0", 0.0),
         ("0", "0.0000001", 0.0),
@@ -158,12 +166,17 @@ def test_math_that_fails_to_compare_says_so_and_pays_nothing(monkeypatch, caplog
     monkeypatch.setattr(mathematics, "verify", fail)
     mathematics._equal.cache_clear()
     mathematics._is_right.cache_clear()
-    assert mathematics.math(["q"] * 2, [r"\boxed{f(y)}", r"\boxed{y > 2}"], answer=["g(y)"] * 2) == [0.0, 0.0]
+    assert mathematics.math(
+        ["q"] * 2, [r"\boxed{f(y)}", r"\boxed{y > 2}"], answer=["g(y)"] * 2
+    ) == [0.0, 0.0]
     assert "math cannot compare" in caplog.text and "counts as wrong" in caplog.text
 
 
 def compute_score(data_source, solution_str, ground_truth, extra_info):
-    return {"score": float(solution_str == ground_truth + data_source + str(extra_info)), "other": 1}
+    return {
+        "score": float(solution_str == ground_truth + data_source + str(extra_info)),
+        "other": 1,
+    }
 
 
 scored = verl(compute_score)
@@ -186,13 +199,19 @@ def test_functions_are_found_where_they_are_held():
     assert locate(exact).attribute == "exact"
     assert locate(scored).attribute == "scored"
     assert load(locate(scored)) is scored
-    for hidden in (lambda prompts, completions: [1.0], functools.partial(exact), verl(compute_score)):
+    for hidden in (
+        lambda prompts, completions: [1.0],
+        functools.partial(exact),
+        verl(compute_score),
+    ):
         with pytest.raises(InputError, match="top level of a module"):
             locate(hidden)
 
 
 def test_a_path_is_found_in_the_current_directory(tmp_path, monkeypatch):
-    (tmp_path / "scores_here.py").write_text("def score(prompts, completions, **columns):\n    return [0.5]\n")
+    (tmp_path / "scores_here.py").write_text(
+        "def score(prompts, completions, **columns):\n    return [0.5]\n"
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     assert resolve("scores_here:score")([], []) == [0.5]
@@ -214,14 +233,22 @@ def test_unknown_names(name, said):
 
 
 def test_workers_load_without_jax():
-    code = "import sys, jaxrft.rewards.worker, jaxrft.rewards.mathematics; assert 'jax' not in sys.modules"
+    code = (
+        "import sys, jaxrft.rewards.worker, jaxrft.rewards.mathematics; assert 'jax' not in "
+        "sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def sampled(completion_ids, truncated, trainer_state, **kwargs):
-    """The sampled tokens as the digits of a number, negative if cut, behind the point how far the run is."""
+    """The sampled tokens as the digits of a number, negative if cut, behind the point how far the
+    run is.
+    """
     (ids,), (cut,) = completion_ids, truncated
-    return [(-1.0) ** cut * (float("".join(map(str, ids))) + trainer_state.global_step / trainer_state.max_steps)]
+    return [
+        (-1.0) ** cut
+        * (float("".join(map(str, ids))) + trainer_state.global_step / trainer_state.max_steps)
+    ]
 
 
 def test_rewards_get_the_tokens_that_were_sampled_and_how_far_the_run_is():
@@ -240,10 +267,14 @@ def test_rewards_get_the_tokens_that_were_sampled_and_how_far_the_run_is():
     lm = SimpleNamespace(tokenizer=tokenizer.load(str(TINY)), eos_ids=(5,))
     with Pool([("sampled", sampled)], workers=1) as pool:
         state = {"global_step": 1, "max_steps": 4}
-        verdicts = grade_rollout(config, lm, rollout, pool, tasks, np.array([0]), trainer_state=state)
+        verdicts = grade_rollout(
+            config, lm, rollout, pool, tasks, np.array([0]), trainer_state=state
+        )
     assert verdicts.rewards.tolist() == [[-314.25], [15.25]]
 
 
 def test_a_function_that_a_call_made_is_found_in_the_module_that_holds_it():
-    """As TRL's `get_soft_overlong_punishment(100, 20)` at the top level of a module; here of this one."""
+    """As TRL's `get_soft_overlong_punishment(100, 20)` at the top level of a module; here of this
+    one.
+    """
     assert locate(made).attribute == "made" and load(locate(made)) is made

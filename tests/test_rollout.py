@@ -15,7 +15,13 @@ from jaxrft.lm.policy import LanguageModel, compile_rollout
 from jaxrft.streams import stream_key
 
 CONFIG = model.ModelConfig(
-    vocab_size=32, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8
+    vocab_size=32,
+    hidden_size=16,
+    intermediate_size=24,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
 )
 POLICY = model.decoder(CONFIG, remat="none")
 GROUP, TIME = 2, 6
@@ -29,8 +35,12 @@ IDS = np.array([40, 7, 23], np.int32)
 
 @pytest.fixture(scope="module")
 def params():
-    rng = np.random.default_rng(0)  # quicker than compiling model.init; norms and biases are random too
-    draws = {row.name: rng.normal(row.constant, (row.fan_in or 16) ** -0.5, row.shape) for row in model.table(CONFIG)}
+    # quicker than compiling model.init; norms and biases are random too
+    rng = np.random.default_rng(0)
+    draws = {
+        row.name: rng.normal(row.constant, (row.fan_in or 16) ** -0.5, row.shape)
+        for row in model.table(CONFIG)
+    }
     return {name: jnp.asarray(draw, jnp.float32) for name, draw in draws.items()}
 
 
@@ -52,13 +62,18 @@ def full_logits(params, tokens):
 def each_row(params, rollouts):
     """(row, its completion [length], the logits [length, V] before its tokens)."""
     spans = [(LENGTHS[row // GROUP], int(length)) for row, length in enumerate(rollouts.lengths)]
-    whole = np.zeros((len(spans), PROMPTS.shape[1] + TIME), np.int32)  # causal: what comes after changes nothing
+    # causal: what comes after changes nothing
+    whole = np.zeros((len(spans), PROMPTS.shape[1] + TIME), np.int32)
     for row, (start, length) in enumerate(spans):
         whole[row, :start] = PROMPTS[row // GROUP, :start]
         whole[row, start : start + length] = rollouts.tokens[row, :length]
     logits = np.asarray(full_logits(params, whole))
     for row, (start, length) in enumerate(spans):
-        yield row, np.asarray(rollouts.tokens[row, :length]), logits[row, start - 1 : start - 1 + length]
+        yield (
+            row,
+            np.asarray(rollouts.tokens[row, :length]),
+            logits[row, start - 1 : start - 1 + length],
+        )
 
 
 @pytest.mark.parametrize("temperature", [0.6, 1.0])
@@ -83,13 +98,16 @@ def test_greedy_takes_the_likeliest_token_and_ignores_the_key(params):
 
 def test_the_same_seed_and_step_give_the_same_samples_and_no_other_do(params):
     def tokens(seed, step):
-        return sample(params, stream_key(seed, step, "rollout"), PROMPTS, LENGTHS, IDS, temperature=1.0).tokens
+        return sample(
+            params, stream_key(seed, step, "rollout"), PROMPTS, LENGTHS, IDS, temperature=1.0
+        ).tokens
 
     first = tokens(0, 1)
     np.testing.assert_array_equal(first, tokens(0, 1))
     for other in (tokens(0, 2), tokens(1, 1)):
         assert np.all(np.any(first != other, axis=1))  # each row
-    assert np.all(np.any(first[::GROUP] != first[1::GROUP], axis=1))  # the samples of a group differ
+    # the samples of a group differ
+    assert np.all(np.any(first[::GROUP] != first[1::GROUP], axis=1))
 
 
 def test_a_sample_is_the_same_alone_in_its_group_in_another_batch_and_with_more_padding(params):
@@ -101,7 +119,10 @@ def test_a_sample_is_the_same_alone_in_its_group_in_another_batch_and_with_more_
             np.testing.assert_allclose(leaf, wanted[jnp.array(rows)], atol=1e-5)
 
     other = np.array([1, 2, 0])
-    check(sample(params, key, PROMPTS[other], LENGTHS[other], IDS[other], temperature=1.0), [2, 3, 4, 5, 0, 1])
+    check(
+        sample(params, key, PROMPTS[other], LENGTHS[other], IDS[other], temperature=1.0),
+        [2, 3, 4, 5, 0, 1],
+    )
     padded = np.pad(PROMPTS, ((0, 0), (0, 4)), constant_values=3)  # another bucket
     check(sample(params, key, padded, LENGTHS, IDS, temperature=1.0), range(6))
     alone = jax.jit(partial(rollout.generate, POLICY, **options | {"num_generations": 1}))
@@ -121,7 +142,9 @@ def test_a_group_may_be_sampled_in_parts_by_the_number_of_its_first_sample(param
 def test_a_cache_that_grows_changes_no_sample(params, monkeypatch, slots):
     want = sample(params, jax.random.key(1), PROMPTS, LENGTHS, IDS, temperature=1.0)
     monkeypatch.setattr(rollout, "SLOTS", slots)
-    got = jax.jit(partial(rollout.generate, POLICY, **options))(params, jax.random.key(1), PROMPTS, LENGTHS, IDS)
+    got = jax.jit(partial(rollout.generate, POLICY, **options))(
+        params, jax.random.key(1), PROMPTS, LENGTHS, IDS
+    )
     np.testing.assert_array_equal(got.tokens, want.tokens)
     np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-5)
 
@@ -150,13 +173,16 @@ def chain(follower):
     return 100.0 * jax.nn.one_hot(jnp.array(follower), len(follower), dtype=jnp.float32)
 
 
-# 3 -> 4 -> 5 -> 1, an end; 6 -> 1 at once; 7 -> 2, the other end; 8 <-> 9 for ever; nothing follows padding but 9.
+# 3 -> 4 -> 5 -> 1, an end; 6 -> 1 at once; 7 -> 2, the other end; 8 <-> 9 for ever; nothing follows
+# padding but 9.
 FOLLOWER = [9, 1, 2, 4, 5, 1, 1, 2, 9, 8]
 ENDINGS = {3: [4, 5, 1], 6: [1], 7: [2], 8: [9, 8, 9, 8, 9]}
 
 
 def follow(last_tokens, calls=None):
-    """The rollout of prompts that end with these tokens, and a decoding call noted in `calls` each."""
+    """The rollout of prompts that end with these tokens, and a decoding call noted in `calls`
+    each.
+    """
 
     def decode(params, *arguments):
         if calls is not None:
@@ -165,7 +191,9 @@ def follow(last_tokens, calls=None):
 
     prompts = jnp.array([[8, last, 0] for last in last_tokens])
     lengths = jnp.full(len(last_tokens), 2)
-    run = partial(rollout.generate, BIGRAM._replace(decode=decode), num_generations=2, max_completion_length=5)
+    run = partial(
+        rollout.generate, BIGRAM._replace(decode=decode), num_generations=2, max_completion_length=5
+    )
     out = jax.jit(partial(run, eos_ids=(1, 2)))(
         chain(FOLLOWER), jax.random.key(0), prompts, lengths, jnp.arange(len(last_tokens))
     )
@@ -184,13 +212,19 @@ def test_segments_that_no_row_needs_are_not_run(monkeypatch, last_tokens, segmen
     generate = compile_rollout(lm, config, meshes.make(1, 1, 1, devices=jax.devices()[:1]))
     run = []
     decode = generate.decode
-    monkeypatch.setattr(generate, "decode", lambda *state, length: run.append(length) or decode(*state, length=length))
+    monkeypatch.setattr(
+        generate,
+        "decode",
+        lambda *state, length: run.append(length) or decode(*state, length=length),
+    )
     prompts = jnp.array([[8, last, 0] for last in last_tokens])
     data = prompts, jnp.full(len(last_tokens), 2), jnp.arange(len(last_tokens))
     for step in range(2):
         got = generate(chain(FOLLOWER), np.int32(step), *data)
         want = [ENDINGS[last] for last in last_tokens for _ in range(2)]
-        assert [row[:length].tolist() for row, length in zip(got.tokens, got.lengths, strict=True)] == want
+        assert [
+            row[:length].tolist() for row, length in zip(got.tokens, got.lengths, strict=True)
+        ] == want
     assert run == [2, 5][:segments] * 2
 
 
@@ -222,7 +256,9 @@ def test_decoding_stops_when_all_rows_have_ended(last_tokens, passes):
 )
 def test_both_logprobs_of_a_truncated_distribution_by_hand(cut, temperature, policy, drawn_from):
     params = jnp.log(jnp.tile(jnp.array([0.4, 0.3, 0.2, 0.1], jnp.float32), (4, 1)))
-    generate = partial(rollout.generate, BIGRAM, num_generations=8, max_completion_length=4, eos_ids=(3,), **cut)
+    generate = partial(
+        rollout.generate, BIGRAM, num_generations=8, max_completion_length=4, eos_ids=(3,), **cut
+    )
     prompt = (jnp.zeros((2, 2), jnp.int32), jnp.array([1, 2]), jnp.array([0, 1]))
     got = jax.jit(partial(generate, temperature=temperature))(params, jax.random.key(0), *prompt)
     assert set(np.unique(got.tokens)) == {0, 1}

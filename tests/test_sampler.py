@@ -1,7 +1,8 @@
-"""Tokens of the rollout, next to those of a forward pass over the whole prefix, without a cache, for every token.
+"""Tokens of the rollout, next to those of a forward pass over the whole prefix, without a cache,
+for every token.
 
-In float64 they are all equal. In float32 rounding may swap two tokens whose perturbed logits, logits / temperature +
-Gumbel noise, are nearly equal.
+In float64 they are all equal. In float32 rounding may swap two tokens whose perturbed logits,
+logits / temperature + Gumbel noise, are nearly equal.
 """
 
 import dataclasses
@@ -22,7 +23,13 @@ from jaxrft.lm.policy import LanguageModel, compile_rollout
 from jaxrft.streams import stream_key
 
 SHAPE = model.ModelConfig(
-    vocab_size=40, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8
+    vocab_size=40,
+    hidden_size=16,
+    intermediate_size=24,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
 )
 LORA = model.LoRA(3, 6.0, ("q", "k", "v", "o", "down"))
 STRETCHED = model.RopeScaling(8.0, 1.0, 4.0, 16)
@@ -51,7 +58,13 @@ CASES = {
         SHAPE._replace(lora=LORA, rope_scaling=STRETCHED, num_kv_heads=1), slots=3, temperature=1.3
     ),
     "qk_norm, tied embeddings, a head of keys each, one segment": Case(
-        SHAPE._replace(qk_norm=True, tie_word_embeddings=True, num_kv_heads=4, attention_bias=False, output_bias=True),
+        SHAPE._replace(
+            qk_norm=True,
+            tie_word_embeddings=True,
+            num_kv_heads=4,
+            attention_bias=False,
+            output_bias=True,
+        ),
         slots=16,
         temperature=0.7,
     ),
@@ -82,7 +95,10 @@ def make_prompts(number):
 def make_params(shape, dtype):
     """Random parameters, norms, biases and adapters among them."""
     random = np.random.default_rng(0)
-    draws = {row.name: random.normal(row.constant, (row.fan_in or 8) ** -0.5, row.shape) for row in model.table(shape)}
+    draws = {
+        row.name: random.normal(row.constant, (row.fan_in or 8) ** -0.5, row.shape)
+        for row in model.table(shape)
+    }
     return {name: draw.astype(np.float32).astype(dtype) for name, draw in draws.items()}
 
 
@@ -110,14 +126,17 @@ def sampled_by_rollout(case, dtype, params, prompts, group):
 
 
 def sampled_token_by_token(case, dtype, params, prompts, group):
-    """Completions [R, TIME], 0 behind their ends, and logits and noise [R, TIME, V]; a token has the largest sum."""
+    """Completions [R, TIME], 0 behind their ends, and logits and noise [R, TIME, V]; a token has
+    the largest sum.
+    """
     policy = model.decoder(case.shape, dtype=dtype, remat="none")
     starts = np.repeat(prompts.lengths, group)
     count = len(starts)
     positions = np.tile(np.arange(LONGEST + TIME, dtype=np.int32), (count, 1))
     tokens = np.pad(np.repeat(prompts.tokens, group, axis=0), ((0, 0), (0, TIME)))
     keys = keys_of_samples(prompts.ids, group)
-    all_valid = np.ones(tokens.shape, bool)  # attention is causal: what is not drawn yet changes nothing
+    # attention is causal: what is not drawn yet changes nothing
+    all_valid = np.ones(tokens.shape, bool)
 
     @jax.jit
     def logits_and_noise(params, keys, tokens, time):

@@ -15,7 +15,8 @@ def kept(probabilities, **options):
     """The tokens that `truncate` leaves of a distribution."""
     logits = jnp.log(jnp.array([probabilities], jnp.float32))
     out = sampling.truncate(logits, **options)
-    np.testing.assert_array_equal(out[jnp.isfinite(out)], logits[jnp.isfinite(out)])  # what stays is not changed
+    # what stays is not changed
+    np.testing.assert_array_equal(out[jnp.isfinite(out)], logits[jnp.isfinite(out)])
     return np.flatnonzero(jnp.isfinite(out)[0]).tolist()
 
 
@@ -52,14 +53,17 @@ def test_the_nucleus_is_the_smallest_set_that_reaches_top_p(logits, top_p):
     probability = np.exp(logits) / np.exp(logits).sum()
     stays = np.isfinite(sampling.truncate(jnp.asarray(logits[None]), top_p=top_p))[0]
     assert probability[stays].sum() >= top_p - 1e-6
-    assert probability[stays].min() > probability[~stays].max(initial=0.0)  # the likeliest, and all of a tie
-    assert probability[stays & (logits > logits[stays].min())].sum() < top_p + 1e-6  # without the last it falls short
+    # the likeliest, and all of a tie
+    assert probability[stays].min() > probability[~stays].max(initial=0.0)
+    # without the last it falls short
+    assert probability[stays & (logits > logits[stays].min())].sum() < top_p + 1e-6
 
 
 def test_rows_are_truncated_apart():
     logits = jnp.log(jnp.array([FALLING, FALLING[::-1]], jnp.float32))
     np.testing.assert_array_equal(
-        jnp.isfinite(sampling.truncate(logits, top_k=2)), [[True, True, False, False], [False, False, True, True]]
+        jnp.isfinite(sampling.truncate(logits, top_k=2)),
+        [[True, True, False, False], [False, False, True, True]],
     )
 
 
@@ -74,7 +78,9 @@ def test_the_key_of_a_sample_depends_on_task_and_number_only():
 
 
 def test_draws_follow_the_distribution():
-    """Pearson's chi-square over 20,000 draws: under 13.8, which 2 degrees of freedom exceed once in a thousand."""
+    """Pearson's chi-square over 20,000 draws: under 13.8, which 2 degrees of freedom exceed once in
+    a thousand.
+    """
     keys = sampling.row_keys(jax.random.key(0), jnp.arange(2000), 10)
     chances = np.array([0.6, 0.3, 0.0, 0.1])
     logits = jnp.broadcast_to(jnp.log(jnp.array(chances, jnp.float32))[None], (20_000, 4))
@@ -85,18 +91,22 @@ def test_draws_follow_the_distribution():
         counts, expected = np.bincount(tokens, minlength=4), 20_000 * chances
         assert counts[2] == 0
         assert np.sum((counts - expected)[possible] ** 2 / expected[possible]) < 13.8
-    # Steps are independent: equal tokens come with chance 0.36 + 0.09 + 0.01, give or take 4 standard deviations.
+    # Steps are independent: equal tokens come with chance 0.36 + 0.09 + 0.01, give or take 4
+    # standard deviations.
     assert np.mean(first == second) == pytest.approx(0.46, abs=4 * (0.46 * 0.54 / 20_000) ** 0.5)
     np.testing.assert_array_equal(first, draw(keys, 0, logits))
 
 
 def test_pick():
     table = jnp.arange(12.0).reshape(2, 2, 3)
-    np.testing.assert_array_equal(sampling.pick(table, jnp.array([[0, 2], [1, 1]])), [[0, 5], [7, 10]])
+    np.testing.assert_array_equal(
+        sampling.pick(table, jnp.array([[0, 2], [1, 1]])), [[0, 5], [7, 10]]
+    )
 
 
 def test_log_probabilities_are_those_of_the_softmax():
-    odds = jnp.array([[1.0, 3.0, 0.0, 12.0], [2.0, 2.0, 4.0, 0.0]])  # 16 and 8 in all; log 0 is no token
+    # 16 and 8 in all; log 0 is no token
+    odds = jnp.array([[1.0, 3.0, 0.0, 12.0], [2.0, 2.0, 4.0, 0.0]])
     found = sampling.log_probability(jnp.log(odds) + 100, jnp.array([1, 2]))
     np.testing.assert_allclose(found, np.log([3 / 16, 1 / 2]), rtol=1e-5)
     logits = jax.random.normal(jax.random.key(0), (64, 300)) * 5

@@ -1,4 +1,6 @@
-"""The scripts of tpu_scripts/, with programs that record how they are called in the place of gcloud, sudo and srun."""
+"""The scripts of tpu_scripts/, with programs that record how they are called in the place of
+gcloud, sudo and srun.
+"""
 
 import json
 import os
@@ -40,7 +42,9 @@ sys.exit(int(os.environ.get("CODE_" + Path(sys.argv[0]).name.upper(), 0)))
 
 @pytest.fixture
 def machine(tmp_path):
-    """(states, *command, **environment) -> exit code, output, errors and the calls of recorded programs."""
+    """(states, *command, **environment) -> exit code, output, errors and the calls of recorded
+    programs.
+    """
 
     def run(states, script, *arguments, **environment):
         (tmp_path / "states").write_text(states)
@@ -51,7 +55,11 @@ def machine(tmp_path):
             text=True,
             cwd=environment.pop("cwd", ROOT),
             env=os.environ
-            | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TPU_POLL_SECONDS": "0", "TMPDIR": str(tmp_path)}
+            | {
+                "PATH": f"{tmp_path}:{os.environ['PATH']}",
+                "TPU_POLL_SECONDS": "0",
+                "TMPDIR": str(tmp_path),
+            }
             | environment,
         )
         calls = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
@@ -71,14 +79,21 @@ def short(call):
 
 def of_workers(calls):
     """The commands that the workers are to execute."""
-    found = [word.removeprefix("--command=") for call in calls for word in call if word.startswith("--command=")]
+    found = [
+        word.removeprefix("--command=")
+        for call in calls
+        for word in call
+        if word.startswith("--command=")
+    ]
     assert all(subprocess.run(["bash", "-n", "-c", command]).returncode == 0 for command in found)
     return found
 
 
 def test_shellcheck():
     shellcheck = shutil.which("shellcheck") or str(Path(sys.executable).with_name("shellcheck"))
-    done = subprocess.run([shellcheck, "-x", *sorted(SCRIPTS.iterdir())], capture_output=True, text=True)
+    done = subprocess.run(
+        [shellcheck, "-x", *sorted(SCRIPTS.iterdir())], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout
 
 
@@ -90,21 +105,31 @@ def test_a_script_is_short(script):
 
 def test_a_commit_is_installed(machine):
     code, output, errors, calls = machine("READY", "install.sh", *HOST)
-    assert code == 0 and [call[0] for call in calls] == ["git", "gcloud", "gcloud"] and "archive" in calls[0]
+    assert (
+        code == 0
+        and [call[0] for call in calls] == ["git", "gcloud", "gcloud"]
+        and "archive" in calls[0]
+    )
 
 
 @pytest.mark.parametrize("script", ALL)
 def test_help_is_the_header(machine, script):
     code, output, errors, calls = machine("", script, "--help")
     header = (SCRIPTS / script).read_text().split("\n\n")[0].splitlines()[1:]
-    assert output.splitlines()[: len(header)] == [line.removeprefix("#").removeprefix(" ") for line in header]
+    assert output.splitlines()[: len(header)] == [
+        line.removeprefix("#").removeprefix(" ") for line in header
+    ]
     assert code == 0 and not errors and not calls and f"tpu_scripts/{script}" in output
 
 
 SSH = "gcloud compute tpus tpu-vm ssh rl --zone=us-central2-b"
-DESCRIBE = "gcloud compute tpus queued-resources describe rl --zone=us-central2-b '--format=value(state.state)'"
+DESCRIBE = (
+    "gcloud compute tpus queued-resources describe rl --zone=us-central2-b "
+    "'--format=value(state.state)'"
+)
 CREATE = (
-    "gcloud compute tpus queued-resources create rl --node-id=rl --zone=us-central2-b --accelerator-type=v4-32 "
+    "gcloud compute tpus queued-resources create rl --node-id=rl --zone=us-central2-b "
+    "--accelerator-type=v4-32 "
     "--spot --runtime-version=tpu-ubuntu2204-base"
 )
 DELETE = "gcloud compute tpus queued-resources delete rl --zone=us-central2-b --force"
@@ -118,14 +143,14 @@ python3 -m pip install --quiet --user --upgrade uv
 ~/.local/bin/uv pip install --quiet --python ~/.jaxrft/bin/python '\\''./jaxrft[tpu]'\\''
 ~/.jaxrft/bin/jaxrft --help >/dev/null
 ~/.jaxrft/bin/hf download --quiet Qwen/Qwen3-1.7B
-echo "installed on $(hostname)"'"""
+echo "installed on $(hostname)"'"""  # noqa: E501
 MOUNT = f"""{SSH} --worker=all '--command=set -e
 ! mountpoint -q /mnt/runs || exit 0
 sudo mkdir -p /mnt/runs
 command -v mount.nfs >/dev/null || {{ sudo apt-get -qq update && sudo apt-get -qq install -y nfs-common; }}
 sudo mount -t nfs -o hard 10.0.0.2:/share /mnt/runs
 [ -w /mnt/runs ] || sudo chmod a+rwx /mnt/runs
-mountpoint /mnt/runs'"""
+mountpoint /mnt/runs'"""  # noqa: E501
 RUN = (
     f"{SSH} --worker=all '--command=sudo systemd-run --unit=jaxrft --collect --uid=$(id -un) "
     "--working-directory=$HOME/jaxrft --property=KillMode=mixed --property=TimeoutStopSec=900 "
@@ -147,11 +172,11 @@ sudo tee LIST >/dev/null
 sudo systemd-run --unit=jaxrft-mount --collect gcsfuse --foreground -o allow_other --uid=$(id -u) --gid=$(id -g) \
 --implicit-dirs --metadata-cache-ttl-secs=0 --only-dir=a/b bucket /mnt/runs
 for _ in $(seq 60); do ! mountpoint -q /mnt/runs || break; sleep 1; done
-mountpoint /mnt/runs'""".replace("KEY", "/usr/share/keyrings/cloud.google.asc").replace(
+mountpoint /mnt/runs'""".replace("KEY", "/usr/share/keyrings/cloud.google.asc").replace(  # noqa: E501
     "LIST", "/etc/apt/sources.list.d/gcsfuse.list"
 )
 STATUS = f"""{DESCRIBE}
-{SSH} --worker=all '--command=echo "$(hostname): $(systemctl is-active jaxrft), $(tail -n 1 ~/jaxrft.log)"'"""
+{SSH} --worker=all '--command=echo "$(hostname): $(systemctl is-active jaxrft), $(tail -n 1 ~/jaxrft.log)"'"""  # noqa: E501
 LOGS = f"""{SSH} --worker=all '--command=tail -n 5 -F ~/jaxrft.log | sed -u "s/^/$(hostname): /"'"""
 BUCKET = """mkdir -p 'my runs'
 gcloud storage rsync gs://bucket/a 'my runs' --recursive"""
@@ -171,27 +196,32 @@ MODEL = ("--model", "Qwen/Qwen3-1.7B")
 PRINTED = {  # script and options -> the commands it prints, to be pasted into a shell
     ("create.sh", *SLICE, "--spot"): f"{CREATE}\n{DESCRIBE}",
     ("create.sh", *HOST): (
-        "gcloud compute tpus tpu-vm create rl --zone=us-east5-b --accelerator-type=v6e-8 --version=v2-alpha-tpuv6e\n"
+        "gcloud compute tpus tpu-vm create rl --zone=us-east5-b --accelerator-type=v6e-8 "
+        "--version=v2-alpha-tpuv6e\n"
         "gcloud compute tpus tpu-vm describe rl --zone=us-east5-b '--format=value(state)'"
     ),
     ("install.sh", *SLICE, *MODEL): INSTALL,
     ("mount.sh", *SLICE, *NFS): MOUNT,
     ("mount.sh", *SLICE, "--mount", "gs://bucket/a/b=/mnt/runs"): GCSFUSE,
     ("run.sh", *SLICE, *NFS, *TRAIN): f"{MOUNT}\n{RUN}",
-    ("run.sh", *SLICE, *NFS, "--", *EMBED): f"{MOUNT}\n{run_line('all', ' '.join(EMBED))} --distributed'",
+    ("run.sh", *SLICE, *NFS, "--", *EMBED): f"{MOUNT}\n{run_line('all', ' '.join(EMBED))} "
+    "--distributed'",
     ("run.sh", *SLICE, *NFS, "--", *DATASET): f"{MOUNT}\n{run_line(0, ' '.join(DATASET))}'",
     ("slurm_gpu.sbatch", *DATASET): (
-        f"srun --nodes=1 --ntasks=1 --cpus-per-task=8 --label {ROOT}/.venv/bin/jaxrft {' '.join(DATASET)}"
+        f"srun --nodes=1 --ntasks=1 --cpus-per-task=8 --label {ROOT}/.venv/bin/jaxrft "
+        f"{' '.join(DATASET)}"
     ),
     ("logs.sh", *SLICE, "--worker", "all", "--lines", "5", "--follow"): LOGS,
     ("status.sh", *SLICE): STATUS,
     ("fetch.sh", *SLICE, "--from", "gs://bucket/a", "--to", "my runs"): BUCKET,
     ("fetch.sh", *HOST, "--from", "runs/a", "--to", "absent"): (
-        "gcloud compute tpus tpu-vm scp rl:jaxrft/runs/a absent --recurse --zone=us-east5-b --worker=0"
+        "gcloud compute tpus tpu-vm scp rl:jaxrft/runs/a absent --recurse --zone=us-east5-b "
+        "--worker=0"
     ),
     ("resume.sh", *SLICE, "--spot", *MODEL, *NFS, *TRAIN): "\n".join(
         [
-            f"{DESCRIBE}\n# and if it says PREEMPTED, SUSPENDED, FAILED or TERMINATED:\n{DELETE} --quiet",
+            f"{DESCRIBE}\n# and if it says PREEMPTED, SUSPENDED, FAILED or "
+            f"TERMINATED:\n{DELETE} --quiet",
             *(CREATE, DESCRIBE, INSTALL, MOUNT, RUN),
         ]
     ),
@@ -207,13 +237,16 @@ exec absent/bin/jaxrft train configs/gsm8k.py --output-dir /mnt/runs/a""",
 export XLA_PYTHON_CLIENT_MEM_FRACTION=0.92
 setsid nohup //bin/jaxrft train a\\ b.py >>jaxrft.log 2>&1 </dev/null &""",
     ("slurm_gpu.sbatch", *TRAIN[1:], "--tasks.name", "a b"): (
-        f"srun --gpu-bind=none --cpus-per-task=8 --label {ROOT}/.venv/bin/jaxrft train configs/gsm8k.py "
+        f"srun --gpu-bind=none --cpus-per-task=8 --label {ROOT}/.venv/bin/jaxrft train "
+        "configs/gsm8k.py "
         "--output-dir /mnt/runs/a --tasks.name a\\ b --distributed"
     ),
 }
 
 
-@pytest.mark.parametrize("command", PRINTED, ids=lambda command: " ".join(command[:1] + command[7:]))
+@pytest.mark.parametrize(
+    "command", PRINTED, ids=lambda command: " ".join(command[:1] + command[7:])
+)
 def test_dry_run_prints_what_would_be_called(machine, tmp_path, command):
     script, *arguments = command
     code, output, errors, calls = machine("", script, "--dry-run", *arguments)
@@ -232,13 +265,19 @@ MISTAKES = [
         "--accelerator-type is 'v9-8': it must be such as v5litepod-16",
     ),
     (("create.sh", *HOST, "--name", "My TPU"), "--name is 'My TPU'"),
-    (("create.sh", *HOST, "--zone", "europe"), "--zone is 'europe': it must be such as us-central2-b"),
+    (
+        ("create.sh", *HOST, "--zone", "europe"),
+        "--zone is 'europe': it must be such as us-central2-b",
+    ),
     (("create.sh", *HOST, "--zone"), "--zone needs a value"),
     (("create.sh", *HOST, "--zone", "--spot"), "--zone needs a value"),
     (("create.sh", *HOST, "--version", "; rm"), "--version is '; rm'"),
     (("create.sh", *HOST, "--sport"), "no option --sport: see --help"),
     (("create.sh", *HOST, "spot"), "no option spot: see --help"),
-    (("install.sh", *HOST, "--source", "/absent"), "--source /absent is no git repository, git URL or wheel"),
+    (
+        ("install.sh", *HOST, "--source", "/absent"),
+        "--source /absent is no git repository, git URL or wheel",
+    ),
     (("install.sh", *HOST, "--source", "absent.whl"), "no wheel absent.whl: build one"),
     (("install.sh", *HOST, "--model", "Qwen"), "--model is 'Qwen': it must be a hub id"),
     (("mount.sh", *SLICE), "--mount is ''"),
@@ -246,16 +285,31 @@ MISTAKES = [
         ("mount.sh", *SLICE, "--mount", "gs://bucket"),
         "it must be HOST:/SHARE=/mnt/NAME or gs://BUCKET[/PATH]=/mnt/NAME",
     ),
-    (("mount.sh", *SLICE, "--mount", "gs://bucket=/mnt/runs"), "gs://bucket has no hierarchical namespace"),
+    (
+        ("mount.sh", *SLICE, "--mount", "gs://bucket=/mnt/runs"),
+        "gs://bucket has no hierarchical namespace",
+    ),
     (("run.sh", *HOST), "say after -- what to run"),
     (("run.sh", *HOST, "--", "rm"), "say after -- what to run"),
     (("run.sh", *SLICE, "--", "train", "c.py"), "--output-dir is '': on several hosts"),
     (("run.sh", *SLICE, *TRAIN), "--output-dir is '/mnt/runs/a': on several hosts"),
-    (("run.sh", *SLICE, *NFS, "--", *EMBED[:-1], "--output-dir", "/mnt/runs/a"), "--out is '': on several hosts"),
+    (
+        ("run.sh", *SLICE, *NFS, "--", *EMBED[:-1], "--output-dir", "/mnt/runs/a"),
+        "--out is '': on several hosts",
+    ),
     (("run.sh", *SLICE, *NFS, "--", *DATASET[:-2]), "--data-dir is '': on several hosts"),
-    (("run.sh", *SLICE, *NFS, "--", "train", "c.py", "--output-dir=/mnt/runs"), "--output-dir is '/mnt/runs'"),
-    (("run.sh", *SLICE, *NFS, "--", "train", "c.py", "--output-dir", "runs/a"), "--output-dir is 'runs/a'"),
-    (("run.sh", *HOST, "--", "train", "c.py", "--output_dir", "gs://b/a"), "--output-dir gs://b/a is a URL"),
+    (
+        ("run.sh", *SLICE, *NFS, "--", "train", "c.py", "--output-dir=/mnt/runs"),
+        "--output-dir is '/mnt/runs'",
+    ),
+    (
+        ("run.sh", *SLICE, *NFS, "--", "train", "c.py", "--output-dir", "runs/a"),
+        "--output-dir is 'runs/a'",
+    ),
+    (
+        ("run.sh", *HOST, "--", "train", "c.py", "--output_dir", "gs://b/a"),
+        "--output-dir gs://b/a is a URL",
+    ),
     (("logs.sh", *SLICE, "--worker", "-1"), "--worker is '-1': it must be a number or all"),
     (("logs.sh", *SLICE, "--lines", "0"), "--lines is '0': it must be a positive number"),
     (("fetch.sh", *HOST, "--to", "a"), "--from is ''"),
@@ -275,7 +329,9 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(
-    ("command", "said"), MISTAKES, ids=lambda value: " ".join(value) if isinstance(value, tuple) else ""
+    ("command", "said"),
+    MISTAKES,
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
 def test_a_mistake_costs_one_sentence_and_nothing_else(machine, command, said):
     code, output, errors, calls = machine("False", *command)
@@ -286,8 +342,17 @@ def test_a_mistake_costs_one_sentence_and_nothing_else(machine, command, said):
 def test_create_waits_until_the_queue_has_the_machine(machine):
     code, output, errors, calls = machine("NONE", "create.sh", *SLICE, "--spot")
     assert code != 0 and "NOT_FOUND" in errors  # there is nothing to wait for
-    code, output, _, calls = machine("WAITING_FOR_RESOURCES PROVISIONING ACTIVE", "create.sh", *SLICE)
-    assert code == 0 and output.split() == ["rl", "is", "there", "already", "PROVISIONING", "ACTIVE"]
+    code, output, _, calls = machine(
+        "WAITING_FOR_RESOURCES PROVISIONING ACTIVE", "create.sh", *SLICE
+    )
+    assert code == 0 and output.split() == [
+        "rl",
+        "is",
+        "there",
+        "already",
+        "PROVISIONING",
+        "ACTIVE",
+    ]
     assert {call[4] for call in calls} == {"describe"}
     code, output, errors, _ = machine("PROVISIONING FAILED", "create.sh", *SLICE)
     assert code == 1 and "see resume.sh" in errors
@@ -305,11 +370,20 @@ def test_a_preempted_machine_is_made_again(machine, gone):
     assert (code, verbs) == (0, [*made, "-C", "scp", "ssh", "ssh", "ssh"]), said
     assert "--spot" in calls[3] and "--quiet" in calls[1]
     install, mount, start = of_workers(calls)
-    assert "uv pip install" in install and "mount -t nfs" in mount and "systemd-run --unit=jaxrft " in start
+    assert (
+        "uv pip install" in install
+        and "mount -t nfs" in mount
+        and ("systemd-run --unit=jaxrft ") in start
+    )
 
 
 def test_a_deleted_machine_is_made_again(machine):
-    assert resumed(machine, "NONE NONE ACTIVE")[1][:4] == ["describe", "describe", "create", "describe"]
+    assert resumed(machine, "NONE NONE ACTIVE")[1][:4] == [
+        "describe",
+        "describe",
+        "create",
+        "describe",
+    ]
 
 
 def test_a_machine_that_runs_is_left_alone(machine):
@@ -323,23 +397,38 @@ def test_a_machine_in_between_is_left_alone(machine, state):
 
 
 def test_a_git_url_and_a_wheel_are_installed(machine, tmp_path):
-    _, _, _, calls = machine("READY", "install.sh", *HOST, "--source", "https://example.com/a b.git")
+    _, _, _, calls = machine(
+        "READY", "install.sh", *HOST, "--source", "https://example.com/a b.git"
+    )
     assert [call[4] for call in calls] == [
         "ssh"
     ] and "git clone --quiet 'https://example.com/a b.git' jaxrft" in of_workers(calls)[0]
     wheel = tmp_path / "jaxrft-0.1.0-py3-none-any.whl"
     wheel.touch()
     _, _, _, calls = machine("READY", "install.sh", *HOST, "--source", wheel)
-    assert short(calls[0]).startswith(f"compute tpus tpu-vm scp --recurse {wheel} {ROOT}/configs rl:")
+    assert short(calls[0]).startswith(
+        f"compute tpus tpu-vm scp --recurse {wheel} {ROOT}/configs rl:"
+    )
     assert f"'./{wheel.name}[tpu]'" in of_workers(calls)[0]
 
 
 def test_arguments_reach_the_run_as_they_were_given(machine, tmp_path):
-    given = ["train", "my config.py", "--tasks.system-prompt", 'Say "\\boxed{}", it\'s $HOME; `id`', "--steps", "3"]
+    given = [
+        "train",
+        "my config.py",
+        "--tasks.system-prompt",
+        'Say "\\boxed{}", it\'s $HOME; `id`',
+        "--steps",
+        "3",
+    ]
     _, _, _, calls = machine("READY", "run.sh", *HOST, "--", *given)
     (command,) = of_workers(calls)
     (tmp_path / "calls").write_text("")
-    subprocess.run(["bash", "-c", command], check=True, env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    subprocess.run(
+        ["bash", "-c", command],
+        check=True,
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )
     (call,) = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
     assert call[:2] == ["sudo", "systemd-run"] and call[-len(given) :] == given
     assert call[-len(given) - 1].endswith("/.jaxrft/bin/jaxrft")
@@ -350,13 +439,25 @@ def job(machine, tmp_path, **environment):
     (tmp_path / "bin").mkdir(exist_ok=True)
     (tmp_path / "bin/jaxrft").touch(0o755)
     (tmp_path / "bin/jaxrft").chmod(0o755)
-    allocation = {"SLURM_JOB_ID": "7", "SLURM_NTASKS_PER_NODE": "4", "SLURM_GPUS_ON_NODE": "4", "VENV": str(tmp_path)}
+    allocation = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_NTASKS_PER_NODE": "4",
+        "SLURM_GPUS_ON_NODE": "4",
+        "VENV": str(tmp_path),
+    }
     return machine("", "slurm_gpu.sbatch", "train", "c.py", **(allocation | environment))
 
 
 def test_slurm_starts_a_process_a_gpu(machine, tmp_path):
     code, _, _, calls = job(machine, tmp_path, SLURM_CPUS_PER_TASK="6")
-    arguments = ["--gpu-bind=none", "--cpus-per-task=6", "--label", f"{tmp_path}/bin/jaxrft", "train", "c.py"]
+    arguments = [
+        "--gpu-bind=none",
+        "--cpus-per-task=6",
+        "--label",
+        f"{tmp_path}/bin/jaxrft",
+        "train",
+        "c.py",
+    ]
     assert (code, calls) == (0, [["srun", *arguments, "--distributed"]])
 
 
@@ -370,7 +471,11 @@ def test_a_slurm_job_that_saved_and_left_queues_again(machine, tmp_path):
 
 def test_slurm_tasks_that_do_not_fit_the_gpus(machine, tmp_path):
     code, _, errors, calls = job(machine, tmp_path, SLURM_NTASKS_PER_NODE="2")
-    assert code == 2 and not calls and "2 tasks a node, but 4 GPUs: give --ntasks-per-node=4 or 1" in errors
+    assert (
+        code == 2
+        and not calls
+        and ("2 tasks a node, but 4 GPUs: give --ntasks-per-node=4 or 1") in errors
+    )
 
 
 def test_slurm_gives_a_process_alone_on_its_node_all_gpus(machine, tmp_path):
@@ -398,7 +503,10 @@ def gpu_machine(machine, tmp_path):
 
 
 def test_a_node_of_gpus(gpu_machine):
-    assert gpu_machine("580.65.06", "--gpus", "0,2", "--", "train", "c.py")[:2] == (0, "0,2 train c.py\n")
+    assert gpu_machine("580.65.06", "--gpus", "0,2", "--", "train", "c.py")[:2] == (
+        0,
+        "0,2 train c.py\n",
+    )
 
 
 def test_an_old_driver_is_refused(gpu_machine):

@@ -29,7 +29,11 @@ VECTORS = np.load(Path(__file__).parent / "vectors" / "bots.npz")
 TRUTH = jnp.linspace(0.0, 1.0, N)
 ATTENTION = np.load(Path(__file__).parent / "vectors" / "dots.npz")
 PREDICTOR = attention.params_from_torch(
-    {name.split("/param/")[1]: x for name, x in ATTENTION.items() if name.startswith("group_") and "/param/" in name}
+    {
+        name.split("/param/")[1]: x
+        for name, x in ATTENTION.items()
+        if name.startswith("group_") and "/param/" in name
+    }
 )
 EMBEDDINGS = jnp.array(ATTENTION["query_embeddings"])
 TASKS = Tasks(
@@ -47,7 +51,9 @@ def dots(g, **options):
 
 def knowing(selector):
     """An oracle that knows TRUTH."""
-    return selector._replace(init=lambda tasks, num_tasks: reveal(selector.init(tasks, num_tasks), TRUTH[:num_tasks]))
+    return selector._replace(
+        init=lambda tasks, num_tasks: reveal(selector.init(tasks, num_tasks), TRUTH[:num_tasks])
+    )
 
 
 FACTORIES = selectors.SELECTORS | {"oracle": oracle}
@@ -56,32 +62,45 @@ FACTORIES = selectors.SELECTORS | {"oracle": oracle}
 # Every selector, by a factor of its numbers, which are swept.
 CONTRACT = {
     "uniform": lambda x: selectors.uniform(G),
-    "uniform-replacement": lambda x: selectors.uniform(G, order="replacement", balance="proportional"),
+    "uniform-replacement": lambda x: selectors.uniform(
+        G, order="replacement", balance="proportional"
+    ),
     "uniform-sequential": lambda x: selectors.uniform(G, order="sequential", balance="equal"),
     "easy_to_hard": lambda x: selectors.easy_to_hard(G),
     "mopps": lambda x: selectors.mopps(
         G, candidates=2, balance="equal", discount=0.5 * x, target=0.5 * x, prior=(x, 1.0)
     ),
-    "greso": lambda x: selectors.greso(G, explore=0.5 * x, explore_step=0.01 * x, zero_variance=0.25 * x),
+    "greso": lambda x: selectors.greso(
+        G, explore=0.5 * x, explore_step=0.01 * x, zero_variance=0.25 * x
+    ),
     "retire": lambda x: selectors.retire(G, retire_above=0.5 * x, review=0.3 * x),
-    "retire-equal": lambda x: selectors.retire(G, retire_above=0.5 * x, review=0.3, balance="equal"),
+    "retire-equal": lambda x: selectors.retire(
+        G, retire_above=0.5 * x, review=0.3, balance="equal"
+    ),
     "adaptive": lambda x: selectors.adaptive(G, kappa=0.3 * x, epsilon=0.1 * x),
     "adaptive-signal": lambda x: selectors.adaptive(G, utility="signal", balance="equal"),
     "adaptive-per-token": lambda x: selectors.adaptive(G, kappa=0.3 * x, per_token=True),
     "dots": lambda x: dots(G, target=0.5 * x, temperature=1e-3 * x, attention_temperature=x),
     "dots-top-k": lambda x: dots(G, calibration="plain", top_k=3, balance="equal"),
     "oracle": lambda x: knowing(oracle(G, target=0.5 * x, tolerance=0.4 * x)),
-    "bots-domains": lambda x: selectors.bots(G, momentum=0.9 * x, per_domain=True, balance="proportional"),
-    "bots": lambda x: selectors.bots(G, decay=0.1 * x, rho=0.1 * x, momentum=0.9 * x, target=0.5 * x, prior=(x, 1.0)),
+    "bots-domains": lambda x: selectors.bots(
+        G, momentum=0.9 * x, per_domain=True, balance="proportional"
+    ),
+    "bots": lambda x: selectors.bots(
+        G, decay=0.1 * x, rho=0.1 * x, momentum=0.9 * x, target=0.5 * x, prior=(x, 1.0)
+    ),
 }
 every_selector = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if "-" in name else name for name in CONTRACT]
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if "-" in name else name for name in CONTRACT],
 )
 
 
 def feedback_of(ids):
     """Rollouts of a policy that solves what TRUTH says."""
-    return Feedback(ids, jnp.round(TRUTH[ids] * G), jnp.full(ids.shape, float(G)), jnp.full(ids.shape, 100.0))
+    return Feedback(
+        ids, jnp.round(TRUTH[ids] * G), jnp.full(ids.shape, float(G)), jnp.full(ids.shape, 100.0)
+    )
 
 
 def referenced(selector, state, tasks, key):
@@ -177,15 +196,21 @@ def test_a_step_is_traced_once_and_keeps_the_state_fixed(name):
     assert shape(after) == shape(state)
 
     assert choices.ids.dtype == jnp.int32 and choices.ids.shape == (6, B)
-    assert all(len(set(ids)) == B and 0 <= min(ids) and max(ids) < N for ids in choices.ids.tolist())
+    assert all(
+        len(set(ids)) == B and 0 <= min(ids) and max(ids) < N for ids in choices.ids.tolist()
+    )
     assert selector.pass_rate(after, TASKS).shape == (N,)
-    believed = selector.pass_rate(referenced(selector, middle, TASKS, KEYS[4]), TASKS)[choices.ids[0]]
+    believed = selector.pass_rate(referenced(selector, middle, TASKS, KEYS[4]), TASKS)[
+        choices.ids[0]
+    ]
     np.testing.assert_allclose(choices.pass_rate[0], believed, rtol=1e-6)
 
 
 @pytest.mark.slow
 def test_states_restored_from_a_checkpoint_continue_as_if_nothing_had_been(tmp_path):
-    middle = {name: run(compiled(name).step, compiled(name).state, KEYS[:4])[0] for name in CONTRACT}
+    middle = {
+        name: run(compiled(name).step, compiled(name).state, KEYS[:4])[0] for name in CONTRACT
+    }
     straight = {name: run(compiled(name).step, middle[name], KEYS[4:6]) for name in CONTRACT}
     counters = Counters(jnp.zeros(N, jnp.int32), *jnp.zeros((2, 2), jnp.int32))
     state = TrainState(jnp.zeros((), jnp.int32), {}, {}, middle, None, counters)
@@ -208,8 +233,10 @@ def test_a_donated_state_gives_its_memory_to_the_next_one(name):
     choice, after = jitted(selector, donate_argnums=1)(KEYS[0], given, TASKS, batch_size=B)
     assert_equal((choice, after), expected)
     assert all(x.is_deleted() for x in jax.tree.leaves(given))
-    assert [x.unsafe_buffer_pointer() for x in jax.tree.leaves(after)] == memory  # nothing is copied
-    if name.split("-")[0] in ("adaptive", "bots", "mopps", "dots"):  # which learn from rollouts alone
+    # nothing is copied
+    assert [x.unsafe_buffer_pointer() for x in jax.tree.leaves(after)] == memory
+    # which learn from rollouts alone
+    if name.split("-")[0] in ("adaptive", "bots", "mopps", "dots"):
         assert_equal(after, state)
 
 
@@ -255,7 +282,9 @@ def test_excluded_tasks_come_last(name):
         assert sorted(choice.ids.tolist()) == jnp.flatnonzero(~exclude).tolist()
         choice, _ = select(key, before, TASKS, batch_size=N - 2, exclude=exclude)  # too few others
         assert len(set(choice.ids.tolist())) == N - 2
-        assert sorted(choice.ids[:B].tolist()) == jnp.flatnonzero(~exclude).tolist() or name.startswith("mopps")
+        assert sorted(choice.ids[:B].tolist()) == jnp.flatnonzero(
+            ~exclude
+        ).tolist() or name.startswith("mopps")
 
 
 @pytest.mark.slow
@@ -266,10 +295,13 @@ def test_a_mask_that_excludes_no_task_changes_no_bit(name, mesh):
     for key in KEYS[:3]:
         state = referenced(selector, state, TASKS, key)
         choice, after = jitted(selector)(key, state, TASKS, batch_size=B)
-        assert_equal(jitted(selector)(key, state, TASKS, batch_size=B, exclude=mask), (choice, after))
+        assert_equal(
+            jitted(selector)(key, state, TASKS, batch_size=B, exclude=mask), (choice, after)
+        )
         with jax.set_mesh(mesh):
             given = jax.tree.map(
-                lambda x: jax.device_put(x, meshes.task_sharding(mesh, x.shape, N)), (state, TASKS, mask)
+                lambda x: jax.device_put(x, meshes.task_sharding(mesh, x.shape, N)),
+                (state, TASKS, mask),
             )
             plain = jitted(selector)(key, *given[:2], batch_size=B)
             masked = jitted(selector)(key, *given[:2], batch_size=B, exclude=given[2])
@@ -312,7 +344,8 @@ def test_balanced_epochs_go_on_in_each_domain_for_itself(order):
     assert [int(state.visits[TASKS.domain == domain].sum()) for domain in (0, 1)] == [20, 20]
 
 
-# The utility is flat at its top: rounding, which differs between programs, decides which of two tasks comes first.
+# The utility is flat at its top: rounding, which differs between programs, decides which of two
+# tasks comes first.
 NEAR_TIES = "adaptive-signal"
 
 
@@ -328,7 +361,9 @@ def test_beliefs_are_the_same_over_eight_devices_where_tasks_nearly_tie(mesh):
     state = selector.init(TASKS, N)
     expected = believe(state, TASKS)
     with jax.set_mesh(mesh):
-        state, tasks = jax.tree.map(lambda x: jax.device_put(x, meshes.task_sharding(mesh, x.shape, N)), (state, TASKS))
+        state, tasks = jax.tree.map(
+            lambda x: jax.device_put(x, meshes.task_sharding(mesh, x.shape, N)), (state, TASKS)
+        )
         result = believe(state, tasks)
     assert_equal(jax.device_get(result), jax.device_get(expected), rtol=1e-5)
     assert result[1].sharding.spec == jax.P(("data", "fsdp"))
@@ -341,7 +376,9 @@ def test_sharded_over_eight_devices_equals_unsharded(name, mesh):
     expected = run(step, state, KEYS[:3])
     step = jax.jit(stepper(selector))
     with jax.set_mesh(mesh):
-        state, tasks = jax.tree.map(lambda x: jax.device_put(x, meshes.task_sharding(mesh, x.shape, N)), (state, TASKS))
+        state, tasks = jax.tree.map(
+            lambda x: jax.device_put(x, meshes.task_sharding(mesh, x.shape, N)), (state, TASKS)
+        )
         result = run(lambda state, key: step(state, key, tasks), state, KEYS[:3])
     assert_equal(jax.device_get(result), jax.device_get(expected), rtol=1e-5)
     tables = [x for x in jax.tree.leaves(result[0]) if x.shape == (N,)]
@@ -373,14 +410,18 @@ def test_padding_and_rows_that_cannot_be_true_are_inert(name):
 
 
 def check_inert(name, state, eager, update):
-    real = Feedback(*(jnp.array(x) for x in ([1, 9, 3, 2], [2.0, 7, 0, 8], [8.0, 8, 8, 8], [10.0, 20, 30, 40])))
+    real = Feedback(
+        *(jnp.array(x) for x in ([1, 9, 3, 2], [2.0, 7, 0, 8], [8.0, 8, 8, 8], [10.0, 20, 30, 40]))
+    )
     spoilt = Feedback(*(jnp.array(x) for x in ([9, N], [NAN, 8.0], [0.0, 0.0], [99.0, 99.0])))
     padded = jax.tree.map(lambda x, y: jnp.concatenate([x[:1], y[:1], x[1:], y[1:]]), real, spoilt)
     expected = eager(state, TASKS, real)
     assert_equal(expected, update(state, TASKS, padded), rtol=1e-6)
     for rows in UNTRUE:
         untrue = Feedback(*(jnp.array(x, y.dtype) for x, y in zip(rows, spoilt, strict=True)))
-        mixed = jax.tree.map(lambda x, y: jnp.concatenate([x[:1], y[:1], x[1:], y[1:]]), real, untrue)
+        mixed = jax.tree.map(
+            lambda x, y: jnp.concatenate([x[:1], y[:1], x[1:], y[1:]]), real, untrue
+        )
         assert_equal(update(state, TASKS, mixed), expected, rtol=1e-6)
     believed = state.evidence if name.startswith("bots") else state
     after = update(state, TASKS, padded._replace(trials=jnp.zeros(6)))
@@ -417,7 +458,9 @@ def late(name):
 
 
 def choose_and_wait(name, state, key):
-    """(state, what came of the choice): pairs of what it is of and the feedback, which nothing has learned yet."""
+    """(state, what came of the choice): pairs of what it is of and the feedback, which nothing has
+    learned yet.
+    """
     selector, due = compiled(name).selector, []
     if selector.reference_set is not None:
         references = selector.reference_set(jax.random.fold_in(key, 1), state, TASKS)
@@ -439,7 +482,9 @@ def is_known(old, new):
 
 
 def learn(name, state, kind, feedback):
-    """The state after feedback, checked: of the same shapes, finite, and of beliefs that are pass rates."""
+    """The state after feedback, checked: of the same shapes, finite, and of beliefs that are pass
+    rates.
+    """
     selector, first, *_ = compiled(name)
     state = late(name).updates[kind](state, feedback)
     assert shapes(state) == shapes(first)
@@ -450,14 +495,19 @@ def learn(name, state, kind, feedback):
 
 
 def assert_moved(name, state, learned):
-    """What is believed of the tasks in the feedbacks `learned` is nearer to what was observed than at first."""
+    """What is believed of the tasks in the feedbacks `learned` is nearer to what was observed than
+    at first.
+    """
     selector, first, *_ = compiled(name)
     if name.startswith("dots"):
         latest = [feedback for kind, feedback in learned if kind == "references"][-1]
         pairs = zip(state.references.tolist(), state.reference_pass_rates.tolist(), strict=True)
-        expected = zip(latest.ids.tolist(), (latest.successes / latest.trials).tolist(), strict=True)
+        expected = zip(
+            latest.ids.tolist(), (latest.successes / latest.trials).tolist(), strict=True
+        )
         assert dict(pairs) == dict(expected)
-    if name.startswith(("mopps", "retire", "bots", "adaptive")):  # the others believe nothing of a batch
+    # the others believe nothing of a batch
+    if name.startswith(("mopps", "retire", "bots", "adaptive")):
         ids = jnp.unique(jnp.concatenate([feedback.ids for _, feedback in learned]))
         observed = feedback_of(ids).successes / G
         errors = [jnp.abs(selector.pass_rate(x, TASKS)[ids] - observed) for x in (first, state)]
@@ -468,7 +518,9 @@ def assert_moved(name, state, learned):
 @every_selector
 @pytest.mark.parametrize("delay", [1, 4])
 def test_feedback_may_come_late(name, delay):
-    """Four steps late, five batches of 4 are chosen from 16 tasks before the first is learned: some tasks again."""
+    """Four steps late, five batches of 4 are chosen from 16 tasks before the first is learned: some
+    tasks again.
+    """
     state, waiting, learned = compiled(name).state, [], []
     for key in KEYS:
         state, due = choose_and_wait(name, state, key)
@@ -535,7 +587,9 @@ def test_halves_of_a_batch_in_any_order_are_the_batch(name):
 
 
 def test_every_update_is_a_step_of_what_decays_or_adapts():
-    """By hand: 8 of 8 for task 0, then for task 1, where one update would have given both 9 of 10 and one move."""
+    """By hand: 8 of 8 for task 0, then for task 1, where one update would have given both 9 of 10
+    and one move.
+    """
     feedback = feedback_of(jnp.array([0, 1]))._replace(successes=jnp.full(2, 8.0))
     bots = selectors.bots(G, decay=0.1, rho=0.0)
     greso = selectors.greso(G, explore_step=0.01)
@@ -552,15 +606,21 @@ def test_every_update_is_a_step_of_what_decays_or_adapts():
 
 
 def test_rollouts_of_a_task_in_two_parts_are_two_visits_by_hand():
-    """3 of 3, then 2 of 5, of one task: MoPPS halves what it knows before each, GRESO and retire go by the last."""
-    parts = [Feedback(jnp.array([0]), *jnp.array([[s], [n], [1.0]])) for s, n in ((3.0, 3.0), (2.0, 5.0))]
+    """3 of 3, then 2 of 5, of one task: MoPPS halves what it knows before each, GRESO and retire go
+    by the last.
+    """
+    parts = [
+        Feedback(jnp.array([0]), *jnp.array([[s], [n], [1.0]])) for s, n in ((3.0, 3.0), (2.0, 5.0))
+    ]
     believed = {}
     for name in ("mopps", "retire", "greso"):
         selector = selectors.make(name, G)
         state = selector.init(Tasks(), 2)
         for part in parts:
             state = selector.update(state, Tasks(), part)
-        believed[name] = state.streak[0] if name == "greso" else selector.pass_rate(state, Tasks())[0]
+        believed[name] = (
+            state.streak[0] if name == "greso" else selector.pass_rate(state, Tasks())[0]
+        )
     # alpha: 0.5 + 0.5 + 3 = 4, then 2 + 0.5 + 2 = 4.5; beta: 0.5 + 0.5 = 1, then 0.5 + 0.5 + 3 = 4.
     assert believed["mopps"] == pytest.approx(4.5 / 8.5)
     assert believed["retire"] == pytest.approx(0.4)
@@ -577,25 +637,36 @@ def test_bots_matches_the_published_estimator():
 
         def step(state, feedback):
             state = selector.update(state, tasks, feedback)
-            return state, (*state.posterior, state.evidence.capability, model.predict(state.evidence, tasks))
+            return state, (
+                *state.posterior,
+                state.evidence.capability,
+                model.predict(state.evidence, tasks),
+            )
 
         return jax.lax.scan(step, selector.init(tasks, 64), feedbacks)[1]
 
     def check(dtype, tolerance):
         decay, rho, momentum, references, observed = (
-            jnp.array(VECTORS[name], dtype) for name in ("decay", "rho", "momentum", "reference_pass_rates", "observed")
+            jnp.array(VECTORS[name], dtype)
+            for name in ("decay", "rho", "momentum", "reference_pass_rates", "observed")
         )
-        feedbacks = Feedback(jnp.array(VECTORS["ids"]), observed * 16, jnp.full_like(observed, 16), observed)
+        feedbacks = Feedback(
+            jnp.array(VECTORS["ids"]), observed * 16, jnp.full_like(observed, 16), observed
+        )
         *found, implicit = jax.jit(jax.vmap(trial))(decay, rho, momentum, references, feedbacks)
         assert all(x.dtype == dtype for x in found)
         steps = VECTORS["steps"]
         for name, x in zip(("alpha", "beta", "capability"), found, strict=True):
             x = x if name == "capability" else x[:, steps]
-            np.testing.assert_allclose(x, VECTORS[name], rtol=tolerance, atol=tolerance, err_msg=name)
+            np.testing.assert_allclose(
+                x, VECTORS[name], rtol=tolerance, atol=tolerance, err_msg=name
+            )
         chosen = np.zeros((5, len(steps), 64), bool)
         np.put_along_axis(chosen, VECTORS["ids"][:, steps], True, axis=2)
         np.testing.assert_allclose(
-            np.where(chosen, 0, implicit[:, steps]), np.where(chosen, 0, VECTORS["implicit"]), atol=tolerance
+            np.where(chosen, 0, implicit[:, steps]),
+            np.where(chosen, 0, VECTORS["implicit"]),
+            atol=tolerance,
         )
 
     assert set(VECTORS["num_generations"].tolist()) == {16}
@@ -606,10 +677,14 @@ def test_bots_matches_the_published_estimator():
 
 def test_bots_finds_the_middle_and_uniform_does_not():
     selector = selectors.bots(G)
-    state, choices = jax.lax.scan(stepper(selector), selector.init(TASKS, N), jax.random.split(jax.random.key(3), 60))
+    state, choices = jax.lax.scan(
+        stepper(selector), selector.init(TASKS, N), jax.random.split(jax.random.key(3), 60)
+    )
     assert float(jnp.abs(TRUTH[choices.ids[20:]] - 0.5).mean()) < 0.17  # uniform: 0.27
     assert np.corrcoef(selector.pass_rate(state, TASKS), TRUTH)[0, 1] > 0.9
-    assert np.array_equal(selector.pass_rate(state, TASKS), state.posterior.alpha / sum(state.posterior))
+    assert np.array_equal(
+        selector.pass_rate(state, TASKS), state.posterior.alpha / sum(state.posterior)
+    )
 
 
 @pytest.mark.parametrize("order", ["shuffled", "sequential"])
@@ -631,12 +706,21 @@ def test_epochs_visit_every_task_once_before_any_twice(order, num_tasks, batch_s
 
 def rounds(selector, tasks, num_tasks, successes, steps):
     """The choices [steps, 2] and the last state when task i has successes[i] of G."""
-    select, update, state, ids = jitted(selector), jax.jit(selector.update), selector.init(tasks, num_tasks), []
+    select, update, state, ids = (
+        jitted(selector),
+        jax.jit(selector.update),
+        selector.init(tasks, num_tasks),
+        [],
+    )
     for key in jax.random.split(jax.random.key(5), steps):
         choice, state = select(key, state, tasks, batch_size=2)
         ids.append(choice.ids.tolist())
         count = jnp.full(len(choice.ids), float(G))
-        state = update(state, tasks, Feedback(choice.ids, jnp.array(successes, jnp.float32)[choice.ids], count, count))
+        state = update(
+            state,
+            tasks,
+            Feedback(choice.ids, jnp.array(successes, jnp.float32)[choice.ids], count, count),
+        )
     return ids, state
 
 
@@ -666,23 +750,37 @@ def test_greso_skips_by_the_length_of_the_streak():
 
 
 def test_greso_moves_its_bases_by_hand():
-    selector = selectors.greso(4, explore_step=0.1, zero_variance=0.6)  # put up with: 0.2 easy, 0.4 hard
+    # put up with: 0.2 easy, 0.4 hard
+    selector = selectors.greso(4, explore_step=0.1, zero_variance=0.6)
     state = selector.init(Tasks(), 8)
     ids, count = jnp.arange(4), jnp.full(4, 4.0)
-    state = selector.update(state, Tasks(), Feedback(ids, jnp.array([4.0, 0.0, 2.0, 1.5]), count, count))
-    assert state.explore.tolist() == pytest.approx([0.4, 0.6]) and state.streak.tolist() == [1, -1] + [0] * 6
-    state = selector.update(state, Tasks(), Feedback(ids, jnp.array([4.0, 4.0, 0.0, 0.0]), count, count))
-    assert state.explore.tolist() == pytest.approx([0.3, 0.5]) and state.streak.tolist() == [2, 1, -1, -1] + [0] * 4
+    state = selector.update(
+        state, Tasks(), Feedback(ids, jnp.array([4.0, 0.0, 2.0, 1.5]), count, count)
+    )
+    assert (
+        state.explore.tolist() == pytest.approx([0.4, 0.6])
+        and state.streak.tolist() == [1, -1] + [0] * 6
+    )
+    state = selector.update(
+        state, Tasks(), Feedback(ids, jnp.array([4.0, 4.0, 0.0, 0.0]), count, count)
+    )
+    assert (
+        state.explore.tolist() == pytest.approx([0.3, 0.5])
+        and state.streak.tolist() == [2, 1, -1, -1] + [0] * 4
+    )
 
 
 def test_retire_leaves_mastered_tasks_out_by_hand():
-    """Tasks 0 and 3 are always solved, task 1 in 7 of 8 rollouts, which is 0.875 and not yet 0.9."""
+    """Tasks 0 and 3 are always solved, task 1 in 7 of 8 rollouts, which is 0.875 and not yet
+    0.9.
+    """
     selector = selectors.retire(G, review=0.0)
     ids, state = rounds(selector, Tasks(), 6, [8, 7, 4, 8, 0, 4], 7)
     assert sorted(np.ravel(ids[:3]).tolist()) == [0, 1, 2, 3, 4, 5]  # the first epoch, of all
     assert sorted(np.ravel(ids[3:5]).tolist()) == sorted(np.ravel(ids[5:]).tolist()) == [1, 2, 4, 5]
     assert state.last_pass_rate.tolist() == [1.0, 0.875, 0.5, 1.0, 0.0, 0.5]
-    assert state.epochs.tolist() == [2, 3, 3, 2, 3, 3]  # the retired ones keep pace with the epoch that began last
+    # the retired ones keep pace with the epoch that began last
+    assert state.epochs.tolist() == [2, 3, 3, 2, 3, 3]
 
 
 def test_retire_fills_a_batch_up_with_retired_tasks_and_lets_them_come_back():
@@ -693,7 +791,9 @@ def test_retire_fills_a_batch_up_with_retired_tasks_and_lets_them_come_back():
     assert sorted(choice.ids.tolist()) == [2, 3] and after.epochs.tolist() == [5, 5, 6, 6, 6]
     choice, after = select(KEYS[0], state, Tasks(), batch_size=4)
     assert sorted(choice.ids.tolist()[:3]) == [2, 3, 4] and choice.ids.tolist()[3] in (0, 1)
-    choice, after = select(KEYS[0], state, Tasks(), batch_size=2, exclude=jnp.array([0, 0, 1, 1, 0], bool))
+    choice, after = select(
+        KEYS[0], state, Tasks(), batch_size=2, exclude=jnp.array([0, 0, 1, 1, 0], bool)
+    )
     assert choice.ids.tolist()[0] == 4 and choice.ids.tolist()[1] in (0, 1)
 
 
@@ -701,7 +801,9 @@ def test_a_task_that_is_retired_no_more_joins_the_epoch():
     selector = selectors.retire(G, review=0.0)
     select = jitted(selector)
     state = RetireState(jnp.array([1.0, 0.9, NAN, 0.5, 0.0]), jnp.array([5, 5, 6, 6, 6], jnp.int32))
-    state = selector.update(state, Tasks(), Feedback(jnp.array([0]), *jnp.array([[7.0], [8.0], [1.0]])))
+    state = selector.update(
+        state, Tasks(), Feedback(jnp.array([0]), *jnp.array([[7.0], [8.0], [1.0]]))
+    )
     for key in KEYS:
         choice, middle = select(key, state, Tasks(), batch_size=2)
         first, other = choice.ids.tolist()
@@ -712,10 +814,16 @@ def test_a_task_that_is_retired_no_more_joins_the_epoch():
 
 
 def test_retire_reviews_a_share_of_the_places():
-    """Of 4 places 0.3 are 1.2: one, and a second one with chance 0.2. A retired task is reviewed once an epoch."""
+    """Of 4 places 0.3 are 1.2: one, and a second one with chance 0.2. A retired task is reviewed
+    once an epoch.
+    """
     selector = selectors.retire(G, review=0.3)
-    state = RetireState(jnp.where(jnp.arange(N) < 8, 1.0, 0.5), jnp.zeros(N, jnp.int32).at[:2].set(3))
-    choose = jax.jit(jax.vmap(lambda key: selector.select(key, state, Tasks(), batch_size=B)[0].ids))
+    state = RetireState(
+        jnp.where(jnp.arange(N) < 8, 1.0, 0.5), jnp.zeros(N, jnp.int32).at[:2].set(3)
+    )
+    choose = jax.jit(
+        jax.vmap(lambda key: selector.select(key, state, Tasks(), batch_size=B)[0].ids)
+    )
     ids = np.asarray(choose(jax.random.split(jax.random.key(0), 2000)))
     places, count = np.unique((ids < 8).sum(axis=1), return_counts=True)
     assert places.tolist() == [1, 2] and count[1] / 2000 == pytest.approx(0.2, abs=0.03)
@@ -730,7 +838,9 @@ def retiring():
     """(key, state, exclude, review) -> (ids [B], state), compiled once for all tables."""
 
     def select(key, state, exclude, review):
-        choice, after = selectors.retire(G, review=review).select(key, state, Tasks(), batch_size=B, exclude=exclude)
+        choice, after = selectors.retire(G, review=review).select(
+            key, state, Tasks(), batch_size=B, exclude=exclude
+        )
         return choice.ids, after
 
     return jax.jit(select)
@@ -744,7 +854,9 @@ def retiring():
     review=st.sampled_from([0.0, 0.1, 0.5, 0.6, 1.0]),
     seed=st.integers(0, 2**31 - 1),
 )
-def test_a_retired_task_comes_for_review_or_where_too_few_are_active(rates, epochs, excluded, review, seed):
+def test_a_retired_task_comes_for_review_or_where_too_few_are_active(
+    rates, epochs, excluded, review, seed
+):
     state = RetireState(jnp.array(rates, jnp.float32), jnp.array(epochs, jnp.int32))
     exclude = np.array(excluded)
     ids, after = retiring()(jax.random.key(seed), state, jnp.array(exclude), jnp.float32(review))
@@ -757,7 +869,9 @@ def test_a_retired_task_comes_for_review_or_where_too_few_are_active(rates, epoc
     most = np.ceil(review * B)
     missing = max(0, B - active.sum())
     count = (chosen & may_come).sum()
-    assert min(may_come.sum(), max(least, missing)) <= count <= min(may_come.sum(), max(most, missing))
+    assert (
+        min(may_come.sum(), max(least, missing)) <= count <= min(may_come.sum(), max(most, missing))
+    )
     assert (chosen & exclude).sum() == max(0, B - may_come.sum() - active.sum())
     if chosen[active].any() and not chosen[active].all():
         assert np.array(epochs)[active & chosen].max() <= np.array(epochs)[active & ~chosen].min()
@@ -767,12 +881,15 @@ def test_a_retired_task_comes_for_review_or_where_too_few_are_active(rates, epoc
 
 def test_the_oracle_follows_what_is_revealed():
     def choose(state, *rates, batch_size=2):
-        return oracle(G).select(KEYS[0], reveal(state, jnp.array(rates)), Tasks(), batch_size=batch_size)
+        return oracle(G).select(
+            KEYS[0], reveal(state, jnp.array(rates)), Tasks(), batch_size=batch_size
+        )
 
     choice, state = choose(oracle(G).init(Tasks(), 5), 0.1, 0.45, NAN, 0.6, 1.0)
     assert sorted(choice.ids.tolist()) == [1, 3]
     assert sorted(choice.pass_rate.tolist()) == pytest.approx([0.45, 0.6])
-    # 0 and 2 are within the tolerance and have not been chosen yet, unlike 1; then 1, then the nearest, 3.
+    # 0 and 2 are within the tolerance and have not been chosen yet, unlike 1; then 1, then the
+    # nearest, 3.
     choice, state = choose(state, 0.2, 0.5, 0.8, 0.95, 1.0)
     assert sorted(choice.ids.tolist()) == [0, 2]
     choice, _ = choose(state, 0.2, 0.5, 0.8, 0.95, 1.0, batch_size=4)
@@ -802,17 +919,27 @@ def test_the_configuration_has_the_same_defaults():
         (lambda: selectors.make("random", G), r"no selector 'random'.*\(uniform, .*bots"),
         (lambda: selectors.make(["bots"], G), r"no selector \['bots'\]: did you mean uniform?"),
         (lambda: selectors.make(None, G), "no selector None"),
-        (lambda: selectors.bots(G, balance="equla"), r"no balance 'equla' of the domains: did you mean equal\?"),
+        (
+            lambda: selectors.bots(G, balance="equla"),
+            r"no balance 'equla' of the domains: did "
+            r"you mean equal\?",
+        ),
         (lambda: selectors.bots(G, per_domain="x"), "per_domain is 'x': it must be True or False"),
         (lambda: selectors.bots(G, prior=5), "prior is 5: it must be two positive numbers"),
         (
             lambda: selectors.bots(G, momentum=1 - 1e-9),
             r"momentum is 0.99\d*: it must be in \[0, 1\) as a float32 too",
         ),
-        (lambda: selectors.adaptive(G, kappa=float("inf")), "kappa is inf: it must be 0 or more, at most"),
+        (
+            lambda: selectors.adaptive(G, kappa=float("inf")),
+            "kappa is inf: it must be 0 or more, at most",
+        ),
         (lambda: dots(G, calibration=None), "no calibration None: choose one of plain"),
         (lambda: selectors.dots(G, predictor="x"), "predictor is 'x': it must be attention.Params"),
-        (lambda: selectors.make("bots", G, decya=0.5), "no selector has a field 'decya': did you mean decay?"),
+        (
+            lambda: selectors.make("bots", G, decya=0.5),
+            "no selector has a field 'decya': did you mean decay?",
+        ),
         (lambda: selectors.uniform(G, order="epochs"), "no order 'epochs'.*shuffled"),
         (lambda: selectors.bots(G, decay=1.5), r"decay is 1.5: it must be in \[0, 1\]"),
         (lambda: selectors.bots(G, rho=-0.1), "rho is -0.1"),
@@ -821,24 +948,51 @@ def test_the_configuration_has_the_same_defaults():
         (lambda: selectors.bots(G, prior=(1.0, 0.0)), "prior is 0.0"),
         (lambda: choose(selectors.bots(G), batch_size=0), "batch_size is 0"),
         (
-            lambda: jax.jit(selectors.bots(G).select)(KEYS[0], selectors.bots(G).init(TASKS, N), TASKS, batch_size=B),
+            lambda: jax.jit(selectors.bots(G).select)(
+                KEYS[0], selectors.bots(G).init(TASKS, N), TASKS, batch_size=B
+            ),
             r"batch_size is .*: name it in jax.jit\(..., static_argnames='batch_size'\)",
         ),
-        (lambda: choose(selectors.bots(G), exclude=jnp.zeros(3, bool)), r"exclude has shape \(3,\): it must be \[N\]"),
-        (lambda: choose(selectors.bots(G), exclude=jnp.zeros(N)), "exclude is float32: its dtype must be bool"),
-        (lambda: choose(selectors.bots(G), exclude=True), r"exclude is True: it must be an array \[N\]"),
+        (
+            lambda: choose(selectors.bots(G), exclude=jnp.zeros(3, bool)),
+            r"exclude has shape "
+            r"\(3,\): it must be "
+            r"\[N\]",
+        ),
+        (
+            lambda: choose(selectors.bots(G), exclude=jnp.zeros(N)),
+            "exclude is float32: its dtype must be bool",
+        ),
+        (
+            lambda: choose(selectors.bots(G), exclude=True),
+            r"exclude is True: it must be an "
+            r"array \[N\]",
+        ),
         (lambda: selectors.uniform(0), "num_generations is 0"),
         (lambda: selectors.mopps(G, discount=2.0), "discount is 2.0"),
-        (lambda: selectors.mopps(G, candidates=0), "candidates is 0: it must be a whole number, at least 1"),
-        (lambda: selectors.mopps(G, candidates=1.5), "candidates is 1.5: it must be a whole number"),
+        (
+            lambda: selectors.mopps(G, candidates=0),
+            "candidates is 0: it must be a whole number, at least 1",
+        ),
+        (
+            lambda: selectors.mopps(G, candidates=1.5),
+            "candidates is 1.5: it must be a whole number",
+        ),
         (lambda: selectors.greso(G, explore=1.0), "explore is 1.0"),
         (lambda: selectors.greso(G, zero_variance=-1.0), "zero_variance is -1.0"),
-        (lambda: selectors.retire(G, retire_above=0.0), r"retire_above is 0.0: it must be in \(0, 1\]"),
+        (
+            lambda: selectors.retire(G, retire_above=0.0),
+            r"retire_above is 0.0: it must be in "
+            r"\(0, 1\]",
+        ),
         (lambda: selectors.retire(G, review=1.5), r"review is 1.5: it must be in \[0, 1\]"),
         (lambda: selectors.adaptive(G, epsilon=1.5), "epsilon is 1.5"),
         (lambda: selectors.adaptive(G, kappa=-1.0), "kappa is -1.0"),
         (lambda: selectors.adaptive(G, utility="gain"), "no utility 'gain'.*informative, signal"),
-        (lambda: choose(selectors.adaptive(G), Tasks(), 3), "batch_size is 4 but there are 3 tasks"),
+        (
+            lambda: choose(selectors.adaptive(G), Tasks(), 3),
+            "batch_size is 4 but there are 3 tasks",
+        ),
         (
             lambda: selectors.make("dots", G),
             "the selector dots needs `predictor`, the parameters of a similarity predictor",
@@ -847,17 +1001,35 @@ def test_the_configuration_has_the_same_defaults():
         (lambda: dots(G, temperature=0.0), "temperature is 0.0: it must be positive"),
         (lambda: dots(G, top_k=0), "top_k is 0: it must be a whole number, at least 1, or None"),
         (lambda: dots(G, top_k=1.5), "top_k is 1.5: it must be a whole number"),
-        (lambda: dots(G, calibration="platt"), "without the calibration platt .it has no scale and no shift"),
-        (lambda: dots(G, calibration="isotonic"), "no calibration 'isotonic': choose one of plain, platt"),
-        (lambda: dots(G).init(Tasks(embeddings=EMBEDDINGS), N), "pass them in Tasks.projections, by attention.pro"),
+        (
+            lambda: dots(G, calibration="platt"),
+            "without the calibration platt .it has no scale and no shift",
+        ),
+        (
+            lambda: dots(G, calibration="isotonic"),
+            "no calibration 'isotonic': choose one of plain, platt",
+        ),
+        (
+            lambda: dots(G).init(Tasks(embeddings=EMBEDDINGS), N),
+            "pass them in Tasks.projections, by attention.pro",
+        ),
         (lambda: dots(G).init(TASKS, N + 1), "projections have 16 rows but there are 17 tasks"),
-        (lambda: selectors.bots(G, balance="even").init(TASKS, N), "no balance 'even' of the domains.*proportional"),
-        (lambda: selectors.uniform(G, balance="equal").init(Tasks(), N), "name their column in tasks.domain_column"),
+        (
+            lambda: selectors.bots(G, balance="even").init(TASKS, N),
+            "no balance 'even' of the domains.*proportional",
+        ),
+        (
+            lambda: selectors.uniform(G, balance="equal").init(Tasks(), N),
+            "name their column in tasks.domain_column",
+        ),
         (lambda: oracle(G, tolerance=1.0), "tolerance is 1.0"),
         (lambda: selectors.easy_to_hard(G).init(Tasks(), N), "tasks.pass_rate_columns"),
         (lambda: choose(selectors.uniform(G), Tasks(), 3), "batch_size is 4 but there are 3 tasks"),
         (lambda: choose(selectors.mopps(G), Tasks(), 3), "batch_size is 4 but there are 3 tasks"),
-        (lambda: selectors.bots(G).init(Tasks(), N), "tasks.pass_rate_columns, or choose select.name uniform"),
+        (
+            lambda: selectors.bots(G).init(Tasks(), N),
+            "tasks.pass_rate_columns, or choose select.name uniform",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence_that_names_it(call, message):
@@ -876,10 +1048,57 @@ class Unprintable:
 
 
 ODD = [
-    *("x", "", "nome", b"x", None, NAN, float("inf"), -float("inf"), -1, -1e-9, True, False, 10**400, 10**5000, 2**63),
-    *([], [1, 2], [[1], [2, 3]], (1, 2, 3), ("a", "b"), (NAN, 1), (1e-30, 1), (1, 1e30), ([1], [2, 3]), {}, {"a": 1}),
-    *(1j, 1e-45, 1e39, 1 - 1e-9, 2.5, np.array("x"), np.array([0.5]), np.ones((N, 2)), -np.ones(N), np.bool_(True)),
-    *(np.datetime64("2020-01-01"), jnp.bool_(False), jax.random.key(0), iter([1]), object(), Unprintable(), len),
+    *(
+        "x",
+        "",
+        "nome",
+        b"x",
+        None,
+        NAN,
+        float("inf"),
+        -float("inf"),
+        -1,
+        -1e-9,
+        True,
+        False,
+        10**400,
+        10**5000,
+        2**63,
+    ),
+    *(
+        [],
+        [1, 2],
+        [[1], [2, 3]],
+        (1, 2, 3),
+        ("a", "b"),
+        (NAN, 1),
+        (1e-30, 1),
+        (1, 1e30),
+        ([1], [2, 3]),
+        {},
+        {"a": 1},
+    ),
+    *(
+        1j,
+        1e-45,
+        1e39,
+        1 - 1e-9,
+        2.5,
+        np.array("x"),
+        np.array([0.5]),
+        np.ones((N, 2)),
+        -np.ones(N),
+        np.bool_(True),
+    ),
+    *(
+        np.datetime64("2020-01-01"),
+        jnp.bool_(False),
+        jax.random.key(0),
+        iter([1]),
+        object(),
+        Unprintable(),
+        len,
+    ),
 ]
 
 
@@ -893,14 +1112,19 @@ def test_every_argument_means_something_or_is_refused_by_name(name):
                 selector = factory(**given | {argument: value})
             except InputError as error:
                 text = str(error)
-                assert text.startswith((f"{argument} is ", f"no {argument} ")) and len(text) < 220 and "\n" not in text
+                assert (
+                    text.startswith((f"{argument} is ", f"no {argument} "))
+                    and len(text) < 220
+                    and "\n" not in text
+                )
                 continue
             assert means_something(selector, argument, value), (argument, value)
 
 
 def means_something(selector, argument, value):
     """Whether an argument of that name may be what it was taken to be."""
-    if argument == "prior":  # two numbers, for all tasks or for each; how many there are is known to `init` only
+    # two numbers, for all tasks or for each; how many there are is known to `init` only
+    if argument == "prior":
         try:
             rates = selector.pass_rate(selector.init(TASKS, N), TASKS)
         except InputError as error:
@@ -913,7 +1137,9 @@ def means_something(selector, argument, value):
     return not isinstance(value, bool) and np.shape(value) == () and 0 <= float(value) <= 1e12
 
 
-@pytest.mark.parametrize("number", [np.float64, np.float32, jnp.float32, jnp.bfloat16, np.array, jnp.array])
+@pytest.mark.parametrize(
+    "number", [np.float64, np.float32, jnp.float32, jnp.bfloat16, np.array, jnp.array]
+)
 def test_numbers_of_numpy_and_jax_are_numbers(number):
     selector = selectors.bots(jnp.int32(G), target=number(0.5), prior=(number(2.0), np.full(N, 6)))
     assert np.allclose(selector.pass_rate(selector.init(TASKS, np.int64(N)), TASKS), 0.25)
@@ -922,7 +1148,13 @@ def test_numbers_of_numpy_and_jax_are_numbers(number):
 
 EXTREME = {
     "mopps": {"prior": (1e-12, 1e12), "discount": 1.0, "target": 1e-12},
-    "bots": {"prior": (np.full(N, 1e12), 1e-12), "decay": 1.0, "rho": 1.0, "momentum": 0.999, "target": 0.999},
+    "bots": {
+        "prior": (np.full(N, 1e12), 1e-12),
+        "decay": 1.0,
+        "rho": 1.0,
+        "momentum": 0.999,
+        "target": 0.999,
+    },
     "retire": {"retire_above": 1e-12, "review": 1.0},
     "dots": {"predictor": PREDICTOR, "temperature": 1e-12, "attention_temperature": 1e12},
     "adaptive": {"kappa": 1e12, "epsilon": 1.0},
@@ -938,7 +1170,11 @@ def test_beliefs_stay_pass_rates_at_the_ends_of_what_is_taken(name):
         state = referenced(selector, state, TASKS, key)
         choice, state = select(key, state, TASKS, batch_size=B)
         assert len(set(choice.ids.tolist())) == B
-        state = update(state, TASKS, feedback_of(choice.ids)._replace(trials=jnp.array([1e12, 1e12, 1e-12, 1e12])))
+        state = update(
+            state,
+            TASKS,
+            feedback_of(choice.ids)._replace(trials=jnp.array([1e12, 1e12, 1e-12, 1e12])),
+        )
     believed = selector.pass_rate(state, TASKS)
     assert (((believed >= 0) & (believed <= 1)) | (jnp.isnan(believed) & (name == "retire"))).all()
 
@@ -951,8 +1187,20 @@ TABLES = {
         np.full((N, 2), "a"),
         [[0.5] * 2] * N,
     ]
-    + [np.full((N, 2), -0.1), np.full((N, 2), 1j), np.full((N, 2), None), np.full((N, 2), np.inf), np.ones((N, 0))],
-    "embeddings": [np.ones(N), np.ones((N, 2, 2)), np.full((N, 2), NAN), np.full((N, 2), np.inf), np.full((N, 2), 1e30)]
+    + [
+        np.full((N, 2), -0.1),
+        np.full((N, 2), 1j),
+        np.full((N, 2), None),
+        np.full((N, 2), np.inf),
+        np.ones((N, 0)),
+    ],
+    "embeddings": [
+        np.ones(N),
+        np.ones((N, 2, 2)),
+        np.full((N, 2), NAN),
+        np.full((N, 2), np.inf),
+        np.full((N, 2), 1e30),
+    ]
     + [
         np.full((N, 2), np.inf, np.float16),
         np.full((N, 2), 1e300),
@@ -962,10 +1210,26 @@ TABLES = {
         "x",
         5,
     ],
-    "domain": [np.ones(N), np.full(N, N), np.full(N, -1), np.full(N, 2**40), np.zeros((N, 1), int), np.full(N, True)]
+    "domain": [
+        np.ones(N),
+        np.full(N, N),
+        np.full(N, -1),
+        np.full(N, 2**40),
+        np.zeros((N, 1), int),
+        np.full(N, True),
+    ]
     + [np.zeros(N - 1, int), np.array(["a"] * N), 0, np.full(N, 2**64 - 1, np.uint64), [0] * N],
-    "projections": [np.ones((N, 2)), (np.ones((N, 2)), np.ones((N, 2))), Projections(np.ones((N, 2)), np.ones((N, 3)))]
-    + [Projections(*[np.ones(N)] * 2), Projections(*[np.full((N, 2), NAN)] * 2), Projections(*[np.ones((3, 2))] * 2), 5]
+    "projections": [
+        np.ones((N, 2)),
+        (np.ones((N, 2)), np.ones((N, 2))),
+        Projections(np.ones((N, 2)), np.ones((N, 3))),
+    ]
+    + [
+        Projections(*[np.ones(N)] * 2),
+        Projections(*[np.full((N, 2), NAN)] * 2),
+        Projections(*[np.ones((3, 2))] * 2),
+        5,
+    ]
     + [Projections(None, None), Projections(np.ones((N, 2)), "x")],
 }
 
@@ -978,9 +1242,13 @@ def test_tables_of_tasks_that_cannot_be_are_refused_by_every_selector(field):
             with pytest.raises(InputError) as raised:
                 selector.init(TASKS._replace(**{field: value}), N)
             text = str(raised.value)
-            assert field.split("_")[0].rstrip("s") in text and "\n" not in text and len(text) < 300, text
+            assert (
+                field.split("_")[0].rstrip("s") in text and "\n" not in text and len(text) < 300
+            ), text
         for tasks in (None, 5, {}, (), np.ones((N, 2))):
-            with pytest.raises(InputError, match="the tasks are .*: give them as jaxrft.types.Tasks"):
+            with pytest.raises(
+                InputError, match="the tasks are .*: give them as jaxrft.types.Tasks"
+            ):
                 selector.init(tasks, N)
         for count in (None, "x", 1.5, 0, -3, True, 2**24 + 1, [N], 10**400):
             with pytest.raises(InputError, match="the number of tasks is"):
@@ -995,7 +1263,9 @@ def test_an_argument_of_another_shape_or_dtype_is_named(name):
     rates = TASKS.reference_pass_rates
 
     def select(key=KEYS[0], tasks=TASKS, **options):
-        jax.eval_shape(functools.partial(selector.select, batch_size=B, **options), key, state, tasks)
+        jax.eval_shape(
+            functools.partial(selector.select, batch_size=B, **options), key, state, tasks
+        )
 
     def update(**changes):
         jax.eval_shape(selector.update, state, TASKS, feedback._replace(**changes))
@@ -1003,9 +1273,18 @@ def test_an_argument_of_another_shape_or_dtype_is_named(name):
     for call, message in (
         (lambda: select(key=KEYS), r"key has shape \(10,\): it must be \[\]"),
         (lambda: select(key=jnp.zeros(2)), "key is .*: give one key, such as jax.random.key"),
-        (lambda: select(exclude=jnp.zeros(N - 1, bool)), rf"exclude has shape \(15,\): it must be \[N\], here \[{N}\]"),
+        (
+            lambda: select(exclude=jnp.zeros(N - 1, bool)),
+            r"exclude has shape \(15,\): it must "
+            rf"be \[N\], here \[{N}\]",
+        ),
         (lambda: select(exclude=jnp.zeros(N, int)), "exclude is int32: its dtype must be bool"),
-        (lambda: select(tasks=TASKS._replace(domain=TASKS.domain[1:])), r"domain has shape \(15,\): it must be \[N\]"),
+        (
+            lambda: select(tasks=TASKS._replace(domain=TASKS.domain[1:])),
+            r"domain has shape "
+            r"\(15,\): it must be "
+            r"\[N\]",
+        ),
         (
             lambda: select(tasks=TASKS._replace(reference_pass_rates=rates[1:])),
             r"reference_pass_rates has shape \(15",
@@ -1015,7 +1294,10 @@ def test_an_argument_of_another_shape_or_dtype_is_named(name):
             lambda: update(successes=feedback.successes.astype(complex)),
             "successes is complex64: its dtype must be bool or int",
         ),
-        (lambda: update(tokens=feedback.tokens[1:]), "tokens have shapes .*: give one entry a task in each"),
+        (
+            lambda: update(tokens=feedback.tokens[1:]),
+            "tokens have shapes .*: give one entry a task in each",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             call()

@@ -19,7 +19,12 @@ def run(of, steps):
     for _ in range(steps):
         ids = of.next(3)
         assert isinstance(ids, np.ndarray)
-        of.record(ids.tolist(), [round(8 * TRUTH[i]) for i in ids], [8] * len(ids), tokens=[100] * len(ids))
+        of.record(
+            ids.tolist(),
+            [round(8 * TRUTH[i]) for i in ids],
+            [8] * len(ids),
+            tokens=[100] * len(ids),
+        )
         chosen.append(ids.tolist())
     return chosen
 
@@ -74,7 +79,9 @@ def test_a_selector_with_reference_sets_asks_for_one_every_few_steps():
         run(dots, 1)
     assert asked == [6, 0, 6, 0] and np.corrcoef(dots.pass_rate(), TRUTH)[0, 1] > 0.8
     assert make().reference_set().tolist() == []
-    with pytest.raises(InputError, match="reference is True, but this selector has no reference sets: leave it out"):
+    with pytest.raises(
+        InputError, match="reference is True, but this selector has no reference sets: leave it out"
+    ):
         make().record([0], [1], [8], reference=True)
     with pytest.raises(InputError, match="reference is 1: it must be True or False"):
         make().record([0], [1], [8], reference=1)
@@ -98,7 +105,13 @@ def test_a_state_of_something_else_is_refused():
         ("adaptive", Tasks(domain=np.array(["a"] * 12)), "Tasks.domain is no table of numbers"),
         ("adaptive", Tasks(embeddings=np.ones(12)), r"embeddings of shape \(12,\) for 12 tasks"),
         ("bots", Tasks([[0.1, 0.5], [0.2]]), "Tasks.reference_pass_rates is no table of numbers"),
-        ("bots", Tasks(np.full((12, 2), 0.5), domain=np.zeros(20, int)), r"have \[12, 20\] rows: give one row a task"),
+        (
+            "bots",
+            Tasks(np.full((12, 2), 0.5), domain=np.zeros(20, int)),
+            r"have \[12, 20\] "
+            r"rows: give one row "
+            r"a task",
+        ),
     ],
 )
 def test_tasks_that_are_no_tables_are_refused(name, tasks, message):
@@ -143,10 +156,14 @@ def test_a_session_of_something_else_is_refused(selector, seed, message):
         Session(selector or selectors.uniform(8), 12, seed)
 
 
-@pytest.mark.parametrize("tasks", [12.0, "12", None, [1, 2], True, -1, 0, 2**24 + 1, 10**400, np.ones((12, 2))])
+@pytest.mark.parametrize(
+    "tasks", [12.0, "12", None, [1, 2], True, -1, 0, 2**24 + 1, 10**400, np.ones((12, 2))]
+)
 def test_a_number_of_tasks_that_is_none_is_refused(tasks):
     with pytest.raises(
-        InputError, match="the number of tasks is .*: it must be a whole number from 1 to 16,777,216, or their Tasks"
+        InputError,
+        match="the number of tasks is .*: it must be a whole number from 1 to "
+        "16,777,216, or their Tasks",
     ):
         Session(selectors.uniform(8), tasks)
 
@@ -173,15 +190,26 @@ def test_numbers_of_other_libraries_are_numbers():
         ((1, 0, 8), "ids are 1: give a list with one number a task"),
         (([0, 1], [[1], [1]], [8, 8]), "successes are .*: give a list"),
         (([0, 1], ["1", "1"], [8, 8]), "successes are .*: give a list"),
-        (([0, 1], [1, 1], [8, 8], [float("inf"), 1]), r"tokens are \[inf, 1.0\]: they are numbers of 0 or more"),
+        (
+            ([0, 1], [1, 1], [8, 8], [float("inf"), 1]),
+            r"tokens are \[inf, 1.0\]: they are "
+            r"numbers of 0 or more",
+        ),
         (([0, 1], [1, 1], [8, 8], [-5, 1]), "numbers of 0 or more"),
         (([0, 1], [1, 1], [8, 8], [1e30, 1]), "numbers of 0 or more, at most 1e12"),
-        (([0, 1], [1, 1], [float("inf"), 8]), "trials are .inf, 8.0.: they must be 0, or positive, from 1e-12 to 1e12"),
+        (
+            ([0, 1], [1, 1], [float("inf"), 8]),
+            "trials are .inf, 8.0.: they must be 0, or positive, from 1e-12 to 1e12",
+        ),
         (([0, 1], [1, 1], [1e39, 8]), "trials are .inf, 8.0.: they must be 0, or positive"),
         (([0, 1], [0, 1], [1e-45, 8]), "trials are .*: they must be 0, or positive"),
         (([0, 1], [0, 1], [-8, 8]), "trials are .-8.0, 8.0.: they must be 0, or positive"),
         (([0, 1], [1, 1], [float("nan"), 8]), "trials are .nan, 8.0.: they must be 0"),
-        (([0, 1], [-0.5, 1], [8, 8]), r"successes are .-0.5, 1.0. of .*: they lie in \[0, trials\]"),
+        (
+            ([0, 1], [-0.5, 1], [8, 8]),
+            r"successes are .-0.5, 1.0. of .*: they lie in \[0, "
+            r"trials\]",
+        ),
         (([0, 1], [1, 1j], [8, 8]), "successes are .*: give a list"),
         (([0, 1], [1, 10**400], [8, 8]), "successes are .*: give a list"),
         (([0, 1], None, [8, 8]), "successes are None: give a list"),
@@ -190,7 +218,11 @@ def test_numbers_of_other_libraries_are_numbers():
         (([-1, 1], [1, 1], [8, 8]), "numbered from 0 to 11"),
         (({0: 1}, [1], [8]), "ids are {0: 1}: give a list"),
         (([0, 1], [1, 1], [8, 8], "x"), "tokens are 'x': give a list"),
-        ((list(range(1000)), [1] * 1000, [8] * 1000), r"ids are \[0, 1, .*\.\.\.: tasks are numbered"),
+        (
+            (list(range(1000)), [1] * 1000, [8] * 1000),
+            r"ids are \[0, 1, .*\.\.\.: tasks are "
+            r"numbered",
+        ),
     ],
 )
 def test_a_record_that_cannot_be_is_refused(record, message):
@@ -211,20 +243,58 @@ def untouched():
 
 STATE = "state.posterior.alpha"
 DAMAGED = {
-    "nothing": (lambda state: None, "the state is None: give what state_dict.. of a session returned"),
-    "a list": (lambda state: list(state.items()), r"the state is \[.*: give what state_dict.. of a session returned"),
+    "nothing": (
+        lambda state: None,
+        "the state is None: give what state_dict.. of a session returned",
+    ),
+    "a list": (
+        lambda state: list(state.items()),
+        r"the state is \[.*: give what state_dict.. "
+        r"of a session returned",
+    ),
     "text": (lambda state: "state.npz", "the state is 'state.npz': give what"),
     "empty": (lambda state: {}, "the state has no 'seed': it is that of another selector"),
-    "less": (lambda state: without(state, "step"), "the state has no 'step': it is that of another selector"),
+    "less": (
+        lambda state: without(state, "step"),
+        "the state has no 'step': it is that of another selector",
+    ),
     "more": (lambda state: state | {5: 1}, "the state has '5', which this one has not"),
-    "NaN": (lambda state: state | {STATE: np.full(12, np.nan, np.float32)}, f"'{STATE}' of the state holds numbers"),
-    "inf": (lambda state: state | {STATE: np.full(12, np.inf, np.float32)}, f"'{STATE}' of the state holds numbers"),
-    "1e300": (lambda state: state | {STATE: np.full(12, 1e300)}, f"'{STATE}' of the state holds numbers"),
-    "negative": (lambda state: state | {STATE: np.full(12, -0.5, np.float32)}, "holds beliefs that are no pass rates"),
-    "shape": (lambda state: state | {STATE: np.ones(13, np.float32)}, r"is float32\[13\] and not float32\[12\]"),
-    "kind": (lambda state: state | {STATE: np.ones(12, int)}, r"is int64\[12\] and not float32\[12\]"),
-    "ragged": (lambda state: state | {STATE: [[1], [1, 2]]}, r"is \[\[1\], \[1, 2\]\] and not float32\[12\]"),
-    "no number": (lambda state: state | {"step": None}, r"'step' of the state is None and not int64\[\]"),
+    "NaN": (
+        lambda state: state | {STATE: np.full(12, np.nan, np.float32)},
+        f"'{STATE}' of the state holds numbers",
+    ),
+    "inf": (
+        lambda state: state | {STATE: np.full(12, np.inf, np.float32)},
+        f"'{STATE}' of the state holds numbers",
+    ),
+    "1e300": (
+        lambda state: state | {STATE: np.full(12, 1e300)},
+        f"'{STATE}' of the state holds numbers",
+    ),
+    "negative": (
+        lambda state: state | {STATE: np.full(12, -0.5, np.float32)},
+        "holds beliefs that are no pass rates",
+    ),
+    "shape": (
+        lambda state: state | {STATE: np.ones(13, np.float32)},
+        r"is float32\[13\] and "
+        r"not float32\[12\]",
+    ),
+    "kind": (
+        lambda state: state | {STATE: np.ones(12, int)},
+        r"is int64\[12\] and not "
+        r"float32\[12\]",
+    ),
+    "ragged": (
+        lambda state: state | {STATE: [[1], [1, 2]]},
+        r"is \[\[1\], \[1, 2\]\] and not "
+        r"float32\[12\]",
+    ),
+    "no number": (
+        lambda state: state | {"step": None},
+        r"'step' of the state is None and not "
+        r"int64\[\]",
+    ),
     "step": (
         lambda state: state | {"step": np.asarray(-1)},
         "'step' of the state is .*-1.*: it must be a whole number",

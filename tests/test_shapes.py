@@ -8,13 +8,23 @@ from jaxrft.types import InputError
 
 
 def test_letters_have_one_size_in_all_arguments():
-    sizes = check_shapes(prompts=(np.zeros((2, 5)), "BP"), lengths=(jnp.zeros(2), "B"), weights=(None, "BG"))
+    sizes = check_shapes(
+        prompts=(np.zeros((2, 5)), "BP"), lengths=(jnp.zeros(2), "B"), weights=(None, "BG")
+    )
     assert sizes == {"B": 2, "P": 5}
-    with pytest.raises(InputError, match=r"^lengths has shape \(3,\): it must be \[B\], here \[2\]$"):
+    with pytest.raises(
+        InputError,
+        match=r"^lengths has shape \(3,\): it must be \[B\], here "
+        r"\[2\]$",
+    ):
         check_shapes(prompts=(np.zeros((2, 5)), "BP"), lengths=(np.zeros(3), "B"))
     with pytest.raises(InputError, match=r"^rewards has shape \(3,\): it must be \[B, G\]$"):
         check_shapes(rewards=(np.zeros(3), "BG"))
-    with pytest.raises(InputError, match=r"^mask has shape \(2, 5\): it must be \[P, T\], here \[5, T\]$"):
+    with pytest.raises(
+        InputError,
+        match=r"^mask has shape \(2, 5\): it must be \[P, T\], here "
+        r"\[5, T\]$",
+    ):
         check_shapes(prompts=(np.zeros((2, 5)), "BP"), mask=(np.zeros((2, 5)), "PT"))
 
 
@@ -26,14 +36,22 @@ def test_digits_are_sizes():
 
 def test_same_shape_is_that_of_the_first_array():
     check_same_shape(x=None, y=jnp.zeros((2, 3)), z=np.ones((2, 3)))
-    with pytest.raises(InputError, match=r"^mask has shape \(3,\): it must be \(2, 3\), as that of x$"):
+    with pytest.raises(
+        InputError,
+        match=r"^mask has shape \(3,\): it must be \(2, 3\), as "
+        r"that of x$",
+    ):
         check_same_shape(x=jnp.zeros((2, 3)), weights=None, mask=jnp.zeros(3))
     with pytest.raises(InputError, match=r"^mask is \[1\]: it must be an array$"):
         check_same_shape(x=jnp.zeros(1), mask=[1])
 
 
 def test_what_is_no_array_is_named():
-    with pytest.raises(InputError, match=r"^rewards is \[1.0, 0.0\]: it must be an array \[B, G\]$"):
+    with pytest.raises(
+        InputError,
+        match=r"^rewards is \[1.0, 0.0\]: it must be an array \[B, "
+        r"G\]$",
+    ):
         check_shapes(rewards=([1.0, 0.0], "BG"))
 
 

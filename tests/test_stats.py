@@ -10,7 +10,9 @@ def test_interval_of_a_mean_by_hand():
     # Standard error 1, t = 12.706 with one degree of freedom.
     assert stats.mean_interval([1.0, 3.0]) == pytest.approx((2.0, -10.706, 14.706), abs=1e-3)
     # Standard error 1 / sqrt(3), t = 4.30265 with two degrees of freedom.
-    assert stats.mean_interval(np.array([1.0, 2.0, 3.0])) == pytest.approx((2.0, 2 - 2.48414, 2 + 2.48414), abs=1e-4)
+    assert stats.mean_interval(np.array([1.0, 2.0, 3.0])) == pytest.approx(
+        (2.0, 2 - 2.48414, 2 + 2.48414), abs=1e-4
+    )
 
 
 def test_a_single_value_has_no_interval():
@@ -21,7 +23,8 @@ def test_a_single_value_has_no_interval():
 
 def test_interval_of_a_ratio_by_hand():
     assert stats.ratio_interval([1.0, 2.0], [2.0, 4.0]) == pytest.approx((0.5, 0.5, 0.5))
-    # A quarter of the resamples takes the first pair twice, ratio 0, and a quarter the second, ratio 1.
+    # A quarter of the resamples takes the first pair twice, ratio 0, and a quarter the second,
+    # ratio 1.
     assert stats.ratio_interval([0.0, 1.0], [1.0, 1.0]) == (0.5, 0.0, 1.0)
 
 

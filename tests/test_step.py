@@ -19,16 +19,22 @@ B, G, T = 3, 4, 2
 
 
 def judged(rewards, success_index, **changes):
-    """The groups of three tasks with four completions of two tokens each, whose rewards are [B, G, F]."""
+    """The groups of three tasks with four completions of two tokens each, whose rewards are [B, G,
+    F].
+    """
     rewards, valid = helpers.masked_rewards(rewards)
     names = ("exact", "gsm8k", "math", "a:b", "c:d")[: rewards.shape[-1]]
-    config = Config(model="m", tasks=TasksConfig("a.jsonl"), output_dir="run", rewards=names, **changes)
+    config = Config(
+        model="m", tasks=TasksConfig("a.jsonl"), output_dir="run", rewards=names, **changes
+    )
     setup = helpers.bare_setup(config)
     cells = jnp.ones((B * G, T))
     rollouts = Rollout(jnp.ones((B * G, T), jnp.int32), jnp.full(B * G, T), cells, cells, cells)
     prompts = jnp.ones((B, 8), jnp.int32), jnp.ones(B, jnp.int32)
     success_index = jnp.array(success_index, jnp.int32)
-    return setup, score_groups(setup, jnp.int32(5), jnp.arange(B), prompts, rollouts, rewards, valid, success_index)
+    return setup, score_groups(
+        setup, jnp.int32(5), jnp.arange(B), prompts, rollouts, rewards, valid, success_index
+    )
 
 
 WEIGHTS = {"reward_weights": (0.1, 0.2, 0.7, 0.5, 0.3)}
@@ -37,9 +43,13 @@ OTHER = [[0, 1, 1, 0, 0], [1, 1, 0, 1, 1]] * 2
 LENGTHS = {"max_completion_length": 8, "overlong_buffer": 8, "overlong_penalty": 0.7}
 
 
-@pytest.mark.parametrize("changes", [{"scale_rewards": "group"}, {"scale_rewards": "none"} | LENGTHS])
+@pytest.mark.parametrize(
+    "changes", [{"scale_rewards": "group"}, {"scale_rewards": "none"} | LENGTHS]
+)
 def test_a_group_whose_sums_differ_by_rounding_teaches_nothing_anywhere(changes):
-    """Neither in its advantages, nor in metrics, nor when it joins another batch or would enter a replay."""
+    """Neither in its advantages, nor in metrics, nor when it joins another batch or would enter a
+    replay.
+    """
     setup, found = judged([EQUAL, OTHER, EQUAL], [0, 0, 0], **WEIGHTS, **changes)
     assert [row.any() for row in np.asarray(found.groups.advantages)] == [False, True, False]
     np.testing.assert_allclose(found.metrics["frac_reward_zero_std"], 2 / 3, rtol=1e-6)
@@ -51,11 +61,17 @@ def test_a_group_whose_sums_differ_by_rounding_teaches_nothing_anywhere(changes)
 
 
 def test_each_task_is_judged_by_its_own_success():
-    """The first by reward 0 at the rate 1/4, the second by reward 1 at 3/4 of 4, the third by none."""
+    """The first by reward 0 at the rate 1/4, the second by reward 1 at 3/4 of 4, the third by
+    none.
+    """
     first = [[1, _], [0, _], [0, _], [0, _]]
     second = [[_, 1], [_, 0], [_, 1], [_, 1]]
     _setup, found = judged([first, second, [[_, _]] * 4], [0, 1, 0])
-    assert found.feedback.successes.tolist() == [1, 3, 0] and found.feedback.trials.tolist() == [4, 4, 0]
+    assert found.feedback.successes.tolist() == [1, 3, 0] and found.feedback.trials.tolist() == [
+        4,
+        4,
+        0,
+    ]
     assert found.informative.tolist() == [True, True, False]
     assert found.distance.tolist() == [0.25, 0.25, np.inf]
     assert (found.groups.advantages[:2] != 0).all() and not found.groups.mask[2].any()
@@ -63,10 +79,18 @@ def test_each_task_is_judged_by_its_own_success():
 
 @pytest.mark.parametrize("changes", [{}, LENGTHS])
 def test_a_sample_without_a_reward_is_masked_and_zero_from_the_grader_to_the_loss(changes):
-    """None on one sample of the first group and on all of the third; the penalty is of samples with a reward only."""
-    setup, found = judged([[[1], [_], [0], [0]], [[1], [1], [0], [0]], [[_]] * 4], [0, 0, 0], **changes)
+    """None on one sample of the first group and on all of the third; the penalty is of samples with
+    a reward only.
+    """
+    setup, found = judged(
+        [[[1], [_], [0], [0]], [[1], [1], [0], [0]], [[_]] * 4], [0, 0, 0], **changes
+    )
     assert found.groups.valid.tolist() == [[True, False, True, True], [True] * 4, [False] * 4]
-    assert found.feedback.successes.tolist() == [1, 2, 0] and found.feedback.trials.tolist() == [3, 4, 0]
+    assert found.feedback.successes.tolist() == [1, 2, 0] and found.feedback.trials.tolist() == [
+        3,
+        4,
+        0,
+    ]
     for groups in (found.groups, take_groups(setup, found.groups, (), jnp.array([0, 1, 2]))):
         hidden = ~np.asarray(groups.valid)
         for values in (groups.rewards, groups.advantages, groups.mask.max(axis=2)):

@@ -31,7 +31,9 @@ VERL = [
         "qwen2.5_7b_pass_rate": rate,
         "qwen3_30b_pass_rate": 0.75,
     }
-    for index, (prompt, rate) in enumerate([(USER, 0.25), ([SYSTEM, *USER], None), (USER, float("nan"))])
+    for index, (prompt, rate) in enumerate(
+        [(USER, 0.25), ([SYSTEM, *USER], None), (USER, float("nan"))]
+    )
 ]
 TRL = [{"prompt": "1 + 2 =", "solution": "3", "level": 1}, {"prompt": USER, "solution": "3"}]
 GSM8K = [
@@ -66,7 +68,9 @@ def test_every_source_gives_prompts_answers_and_json_columns(tmp_path, monkeypat
     kind, _, dataset = name.rpartition(":")
     if kind == "hub":
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-        writers.write_hub(tmp_path, f"someone/{dataset}", {"data/train-00000-of-00001.parquet": SOURCES[name]})
+        writers.write_hub(
+            tmp_path, f"someone/{dataset}", {"data/train-00000-of-00001.parquet": SOURCES[name]}
+        )
         rows = tasks.load(TasksConfig(source=f"hub:someone/{dataset}"))
     elif kind == "tfds":
         writers.write_tfds(tmp_path, dataset, SOURCES[name])
@@ -75,7 +79,9 @@ def test_every_source_gives_prompts_answers_and_json_columns(tmp_path, monkeypat
         rows = load(tmp_path / name, SOURCES[name])
     count = len(SOURCES[name])
     assert len(rows.prompts) == count and rows.reference_pass_rates is None
-    assert all(isinstance(prompt, str) or {"role", "content"} == set(prompt[-1]) for prompt in rows.prompts)
+    assert all(
+        isinstance(prompt, str) or {"role", "content"} == set(prompt[-1]) for prompt in rows.prompts
+    )
     assert all(len(entries) == count for entries in rows.columns.values())
     assert all(isinstance(answer, str) for answer in rows.columns["answer"])
     assert "prompt" not in rows.columns and "question" not in rows.columns
@@ -91,7 +97,9 @@ def test_verl_columns_become_python_and_pass_rates_float32_with_nan_for_unknown(
     assert rows.columns["data_source"] == ["sums"] * 3
     assert rows.columns["extra_info"][2] == {"index": 2, "level": [1, 2]}
     assert rows.reference_pass_rates is not None and rows.reference_pass_rates.dtype == np.float32
-    np.testing.assert_array_equal(rows.reference_pass_rates, [[0.25, 0.75], [np.nan, 0.75], [np.nan, 0.75]])
+    np.testing.assert_array_equal(
+        rows.reference_pass_rates, [[0.25, 0.75], [np.nan, 0.75], [np.nan, 0.75]]
+    )
 
 
 def test_trl_columns_are_handed_on_with_none_where_a_row_has_none(tmp_path):
@@ -113,21 +121,32 @@ def test_questions_with_plain_answers_keep_them(tmp_path):
 
 def test_named_columns_are_taken_as_they_are(tmp_path):
     row = {"question": "?", "problem": "1 + 2", "answer": "#### 9", "extra_info": {"gold": "3"}}
-    rows = load(tmp_path / "a.jsonl", [row], prompt_column="problem", answer_column="extra_info.gold")
+    rows = load(
+        tmp_path / "a.jsonl", [row], prompt_column="problem", answer_column="extra_info.gold"
+    )
     assert rows.prompts == ["1 + 2"] and rows.columns["answer"] == ["3"]
     assert rows.columns["question"] == ["?"]
 
 
 def test_a_system_prompt_is_put_before_prompts_without_one(tmp_path):
-    rows = load(tmp_path / "a.jsonl", [*TRL, {"prompt": [SYSTEM, *USER]}], system_prompt="Be brief.")
+    rows = load(
+        tmp_path / "a.jsonl", [*TRL, {"prompt": [SYSTEM, *USER]}], system_prompt="Be brief."
+    )
     ours = {"role": "system", "content": "Be brief."}
-    assert rows.prompts == [[ours, {"role": "user", "content": "1 + 2 ="}], [ours, *USER], [SYSTEM, *USER]]
+    assert rows.prompts == [
+        [ours, {"role": "user", "content": "1 + 2 ="}],
+        [ours, *USER],
+        [SYSTEM, *USER],
+    ]
 
 
 SPELLED = {
     "messages": (json.dumps([SYSTEM, *USER]), [SYSTEM, *USER]),
     "white space": (" \n" + json.dumps(USER, indent=2), USER),
-    "further fields": ('[{"content": "1", "role": "user", "name": null}]', [{"role": "user", "content": "1"}]),
+    "further fields": (
+        '[{"content": "1", "role": "user", "name": null}]',
+        [{"role": "user", "content": "1"}],
+    ),
     "an object": (json.dumps(USER[0]), None),
     "numbers": ("[1, 2]", None),
     "nothing": ("[]", None),
@@ -151,14 +170,23 @@ def test_text_that_is_a_json_list_of_messages_is_messages(tmp_path, name, column
 
 
 def test_messages_in_text_are_checked_like_others(tmp_path):
-    with pytest.raises(InputError, match="row 2, column prompt has the message .*: a message has a role and a content"):
-        load(tmp_path / "a.jsonl", [{"prompt": "a"}, {"prompt": '[{"role": "user", "content": 5}]'}])
+    with pytest.raises(
+        InputError,
+        match="row 2, column prompt has the message .*: a message has a role and a content",
+    ):
+        load(
+            tmp_path / "a.jsonl", [{"prompt": "a"}, {"prompt": '[{"role": "user", "content": 5}]'}]
+        )
     rows = load(tmp_path / "b.jsonl", [{"prompt": json.dumps(USER)}], system_prompt="Be brief.")
     assert [message["role"] for message in rows.prompts[0]] == ["system", "user"]
 
 
 def test_a_question_that_is_a_json_list_of_messages_is_messages(tmp_path):
-    entries = [{"question": json.dumps([SYSTEM, *USER])}, {"question": USER}, {"question": "[1, 2]"}]
+    entries = [
+        {"question": json.dumps([SYSTEM, *USER])},
+        {"question": USER},
+        {"question": "[1, 2]"},
+    ]
     rows = load(tmp_path / "a.jsonl", entries)
     assert rows.prompts == [[SYSTEM, *USER], USER, [{"role": "user", "content": "[1, 2]"}]]
 
@@ -168,7 +196,10 @@ VARIABLES = [{"enable_thinking": False, "level": None}, None, '{"level": "high"}
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
 def test_a_column_gives_variables_to_the_template_of_its_row(tmp_path, ending):
-    entries = [{"prompt": USER, "chat_template_kwargs": entry} for entry in VARIABLES[: 3 if ending == "jsonl" else 2]]
+    entries = [
+        {"prompt": USER, "chat_template_kwargs": entry}
+        for entry in VARIABLES[: 3 if ending == "jsonl" else 2]
+    ]
     rows = load(tmp_path / f"a.{ending}", entries)
     assert rows.variables == [{"enable_thinking": False}, {}, {"level": "high"}][: len(entries)]
     assert load(tmp_path / f"b.{ending}", [{"prompt": USER}]).variables is None
@@ -188,7 +219,10 @@ def test_a_column_gives_variables_to_the_template_of_its_row(tmp_path, ending):
 )
 def test_variables_that_cannot_be_are_named(tmp_path, value, said):
     with pytest.raises(InputError, match=f"a.jsonl row 2, column chat_template_kwargs is .*{said}"):
-        load(tmp_path / "a.jsonl", [{"prompt": USER}, {"prompt": USER, "chat_template_kwargs": value}])
+        load(
+            tmp_path / "a.jsonl",
+            [{"prompt": USER}, {"prompt": USER, "chat_template_kwargs": value}],
+        )
 
 
 def test_limit_keeps_the_first_tasks_and_looks_no_further(tmp_path):
@@ -205,7 +239,9 @@ def test_blank_lines_are_skipped_and_absent_message_fields_of_parquet_too(tmp_pa
 
 
 def test_columns_that_are_not_json_are_left_out_and_it_is_said(tmp_path, caplog):
-    rows = load(tmp_path / "a.parquet", [{"prompt": "What is it?", "answer": "a cat", "image": b"\x89PNG"}])
+    rows = load(
+        tmp_path / "a.parquet", [{"prompt": "What is it?", "answer": "a cat", "image": b"\x89PNG"}]
+    )
     assert rows.columns == {"answer": ["a cat"]}
     assert "column image is left out" in caplog.text
 
@@ -217,22 +253,87 @@ ERRORS = {
         {"source": "tasks.jsonI"},
         r"tasks.source is .*jsonI': give a .parquet, .jsonl or .json file",
     ),
-    "no such file": ("", {"source": "task.jsonl"}, r"no file .*task.jsonl: did you mean tasks.jsonl there"),
+    "no such file": (
+        "",
+        {"source": "task.jsonl"},
+        r"no file .*task.jsonl: did you mean "
+        r"tasks.jsonl there",
+    ),
     "no folder": ("", {"source": "nowhere/t.jsonl"}, r"no file .*nowhere/t.jsonl: give the path"),
-    "extension": ("", {"source": "tasks.csv"}, r"give a .parquet, .jsonl or .json file, builtin:NAME, tfds:"),
-    "not parquet": ("PAR1", {"source": "tasks.parquet"}, r"tasks.parquet cannot be read as parquet \(.*: write"),
-    "not JSON": (LINES + "{'prompt': 1}\n", {}, r"tasks.jsonl line 2 is not JSON \(.*\): write one object a line"),
-    "not UTF-8": (LINES.encode() + b'{"prompt": "\xff"}', {}, r"tasks.jsonl line 2 is not JSON \(not UTF-8 text\)"),
-    "half a character": (LINES + '{"prompt": "\\ud83d"}\n', {}, r"tasks.jsonl line 2 is not JSON \(not UTF-8 text\)"),
-    "too long a number": ("9" * 5000, {}, r"tasks.jsonl line 1 is not JSON \(Exceeds the limit .*\): write one object"),
-    "too deep": ("[" * 100_000, {}, r"tasks.jsonl line 1 is not JSON \(nested more than 100 deep\): write one object"),
-    "not an object": (LINES + "[1]\n", {}, r"tasks.jsonl line 2 is \[1\]: write one JSON object a line"),
+    "extension": (
+        "",
+        {"source": "tasks.csv"},
+        r"give a .parquet, .jsonl or .json file, "
+        r"builtin:NAME, tfds:",
+    ),
+    "not parquet": (
+        "PAR1",
+        {"source": "tasks.parquet"},
+        r"tasks.parquet cannot be read as "
+        r"parquet \(.*: write",
+    ),
+    "not JSON": (
+        LINES + "{'prompt': 1}\n",
+        {},
+        r"tasks.jsonl line 2 is not JSON \(.*\): write "
+        r"one object a line",
+    ),
+    "not UTF-8": (
+        LINES.encode() + b'{"prompt": "\xff"}',
+        {},
+        r"tasks.jsonl line 2 is not JSON "
+        r"\(not UTF-8 text\)",
+    ),
+    "half a character": (
+        LINES + '{"prompt": "\\ud83d"}\n',
+        {},
+        r"tasks.jsonl line 2 is not "
+        r"JSON \(not UTF-8 text\)",
+    ),
+    "too long a number": (
+        "9" * 5000,
+        {},
+        r"tasks.jsonl line 1 is not JSON \(Exceeds the limit "
+        r".*\): write one object",
+    ),
+    "too deep": (
+        "[" * 100_000,
+        {},
+        r"tasks.jsonl line 1 is not JSON \(nested more than 100 "
+        r"deep\): write one object",
+    ),
+    "not an object": (
+        LINES + "[1]\n",
+        {},
+        r"tasks.jsonl line 2 is \[1\]: write one JSON "
+        r"object a line",
+    ),
     "empty": ("\n", {}, r"tasks.jsonl holds no tasks"),
     "limit": (LINES, {"limit": 0}, r"tasks.limit is 0: it must be at least 1"),
-    "no prompt": ('{"text": "a"}\n', {}, r"no column prompt, only text: set tasks.prompt_column to one of them"),
-    "prompt column": (LINES, {"prompt_column": "promt"}, r"no column promt, only prompt, answer, rate: did you mean p"),
-    "answer column": (LINES, {"answer_column": "answers"}, r"no column answers, .*: did you mean answer\?"),
-    "domain column": (LINES, {"domain_column": "rates"}, r"no column rates, .*: did you mean rate\?"),
+    "no prompt": (
+        '{"text": "a"}\n',
+        {},
+        r"no column prompt, only text: set "
+        r"tasks.prompt_column to one of them",
+    ),
+    "prompt column": (
+        LINES,
+        {"prompt_column": "promt"},
+        r"no column promt, only prompt, "
+        r"answer, rate: did you mean p",
+    ),
+    "answer column": (
+        LINES,
+        {"answer_column": "answers"},
+        r"no column answers, .*: did you "
+        r"mean answer\?",
+    ),
+    "domain column": (
+        LINES,
+        {"domain_column": "rates"},
+        r"no column rates, .*: did you mean "
+        r"rate\?",
+    ),
     "domain type": (
         '{"prompt": "a", "topic": ["b"]}\n',
         {"domain_column": "topic"},
@@ -243,25 +344,61 @@ ERRORS = {
         {"domain_column": "topic"},
         r"row 1, column topic is True: a domain is a name or a number",
     ),
-    "deep inside": (LINES + '{"prompt": ' + "[" * 200 + "]" * 200 + "}\n", {}, r"line 2 is not JSON .nested more than"),
-    "pass rate column": (LINES, {"pass_rate_columns": ("zz",)}, r"no column zz, .*: set tasks.pass_rate_columns to"),
+    "deep inside": (
+        LINES + '{"prompt": ' + "[" * 200 + "]" * 200 + "}\n",
+        {},
+        r"line 2 is not "
+        r"JSON .nested "
+        r"more than",
+    ),
+    "pass rate column": (
+        LINES,
+        {"pass_rate_columns": ("zz",)},
+        r"no column zz, .*: set "
+        r"tasks.pass_rate_columns to",
+    ),
     "prompt type": (
         LINES + '{"prompt": 7}\n',
         {},
         r"row 2, column prompt is 7: a prompt is text or a list of",
     ),
-    "prompt absent": (LINES + '{"answer": 7}\n', {}, r"row 2, column prompt is None: a prompt is text or"),
+    "prompt absent": (
+        LINES + '{"answer": 7}\n',
+        {},
+        r"row 2, column prompt is None: a prompt "
+        r"is text or",
+    ),
     "no messages": ('{"prompt": []}\n', {}, r"row 1, column prompt is \[\]: a prompt is text or"),
     "question type": ('{"question": 7}\n', {}, r"row 1, column question is 7: a prompt is text or"),
-    "no role": ('{"prompt": [{"content": "a"}]}\n', {}, r"row 1, .* has the message {'content': 'a'}: a message has a"),
-    "no content": ('{"prompt": [{"role": "user"}]}\n', {}, r"row 1, .*: a message has a role and a content, as text"),
-    "a string in a list": ('{"prompt": ["hello"]}\n', {}, r"row 1, .* has the message 'hello': a message has"),
+    "no role": (
+        '{"prompt": [{"content": "a"}]}\n',
+        {},
+        r"row 1, .* has the message "
+        r"{'content': 'a'}: a message has a",
+    ),
+    "no content": (
+        '{"prompt": [{"role": "user"}]}\n',
+        {},
+        r"row 1, .*: a message has a role "
+        r"and a content, as text",
+    ),
+    "a string in a list": (
+        '{"prompt": ["hello"]}\n',
+        {},
+        r"row 1, .* has the message 'hello': "
+        r"a message has",
+    ),
     "gsm8k": (
         '{"question": "a", "answer": "#### 1"}\n{"question": "a", "answer": "one"}\n',
         {},
         r"row 2 has the answer 'one': an answer of GSM8K ends in #### and a number",
     ),
-    "reserved": ('{"prompt": "a", "completions": 1}\n', {}, r"has a column completions, .*: rename the column"),
+    "reserved": (
+        '{"prompt": "a", "completions": 1}\n',
+        {},
+        r"has a column completions, .*: "
+        r"rename the column",
+    ),
 }
 RATES = {
     "1.2": "row 2, column rate is 1.2: a pass rate lies in",
@@ -295,13 +432,18 @@ def test_numbers_of_every_kind_are_pass_rates(tmp_path):
     rows = '{"prompt": "a", "rate": %s}\n'
     source = tmp_path / "tasks.jsonl"
     source.write_text("".join(rows % rate for rate in ("-0.0", "1", "0", "NaN", "null", "1e-400")))
-    rates = tasks.load(TasksConfig(source=str(source), pass_rate_columns=("rate",))).reference_pass_rates[:, 0]
+    rates = tasks.load(
+        TasksConfig(source=str(source), pass_rate_columns=("rate",))
+    ).reference_pass_rates[:, 0]
     np.testing.assert_array_equal(rates, [0, 1, 0, np.nan, np.nan, 0])
     assert not np.signbit(rates[0])
     table = pa.table({"prompt": ["a"], "rate": pa.array([Decimal("0.25")])})
     parquet.write_table(table, tmp_path / "tasks.parquet")
     source = str(tmp_path / "tasks.parquet")
-    assert tasks.load(TasksConfig(source=source, pass_rate_columns=("rate",))).reference_pass_rates == 0.25
+    assert (
+        tasks.load(TasksConfig(source=source, pass_rate_columns=("rate",))).reference_pass_rates
+        == 0.25
+    )
 
 
 def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path):
@@ -320,24 +462,37 @@ def write_bomb(path, text, count, encoding=None):
     values = pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), pa.array([text]))
     options = {}
     if encoding:
-        values, options = values.cast(pa.string()), {"use_dictionary": False, "column_encoding": encoding}
-    parquet.write_table(pa.table({"prompt": values}), path, compression="zstd", store_schema=False, **options)
+        values, options = (
+            values.cast(pa.string()),
+            {"use_dictionary": False, "column_encoding": encoding},
+        )
+    parquet.write_table(
+        pa.table({"prompt": values}), path, compression="zstd", store_schema=False, **options
+    )
 
 
 @pytest.mark.parametrize("encoding", [None, "PLAIN", "DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"])
-def test_parquet_that_unpacks_to_more_than_memory_is_refused_before_it_does(tmp_path, monkeypatch, encoding):
+def test_parquet_that_unpacks_to_more_than_memory_is_refused_before_it_does(
+    tmp_path, monkeypatch, encoding
+):
     source = tmp_path / "bomb.parquet"
     write_bomb(source, "x" * 10_000, 5000, encoding)
     assert source.stat().st_size < 20_000
     assert len(tasks.load(TasksConfig(source=str(source))).prompts) == 5000
     small_machine(monkeypatch, 80_000_000)  # of which half may be used, and 50 MB would be
-    with pytest.raises(InputError, match=r"bomb.parquet unpacks to more than 0.04 GiB, half of .*: lower tasks.limit"):
+    with pytest.raises(
+        InputError,
+        match=r"bomb.parquet unpacks to more than 0.04 GiB, half of "
+        r".*: lower tasks.limit",
+    ):
         tasks.load(TasksConfig(source=str(source)))
     assert len(tasks.load(TasksConfig(source=str(source), limit=2000)).prompts) == 2000
 
 
 def nested_bomb(path):
-    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 2000, pa.int32()), pa.array(["x" * 10_000]))
+    texts = pa.DictionaryArray.from_arrays(
+        pa.array([0] * 2000, pa.int32()), pa.array(["x" * 10_000])
+    )
     messages = pa.StructArray.from_arrays([texts, texts], ["role", "content"])
     column = pa.ListArray.from_arrays(pa.array([0, 2000], pa.int32()), messages)
     parquet.write_table(pa.table({"prompt": column}), path)
@@ -382,12 +537,15 @@ def test_parquet_that_is_damaged_empty_or_ambiguous_is_one_sentence(tmp_path):
     assert "holds no tasks" in problem()
     parquet.write_table(pa.table({}), source)
     assert "holds no tasks" in problem()
-    texts = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")])
+    texts = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")]
+    )
     parquet.write_table(pa.table({"prompt": texts}), source)
     assert "cannot be read as parquet ('utf-8' codec" in problem()
     parquet.write_table(pa.table({"prompt": ["a" * n for n in range(200)]}), source)
     whole = source.read_bytes()
-    for place in range(4, len(whole), 97):  # whatever is damaged, it is a sentence or data, and never a stack trace
+    # whatever is damaged, it is a sentence or data, and never a stack trace
+    for place in range(4, len(whole), 97):
         source.write_bytes(whole[:place] + b"\xff\x00\xff" + whole[place + 3 :])
         try:
             tasks.load(TasksConfig(source=str(source)))
@@ -396,7 +554,9 @@ def test_parquet_that_is_damaged_empty_or_ambiguous_is_one_sentence(tmp_path):
 
 
 def test_no_source_and_an_unknown_family_are_errors():
-    with pytest.raises(InputError, match="tasks.source is '': give a .parquet, .jsonl or .json file, builtin:NAME"):
+    with pytest.raises(
+        InputError, match="tasks.source is '': give a .parquet, .jsonl or .json file, builtin:NAME"
+    ):
         tasks.load(TasksConfig())
     pytest.importorskip("jaxrft.tasks.builtin")
     with pytest.raises(InputError, match="no-such-family"):
@@ -405,12 +565,16 @@ def test_no_source_and_an_unknown_family_are_errors():
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    return lm_tokenizer.load(make_tokenizer(tmp_path_factory.mktemp("tokenizer"), template=TEMPLATE))
+    return lm_tokenizer.load(
+        make_tokenizer(tmp_path_factory.mktemp("tokenizer"), template=TEMPLATE)
+    )
 
 
 def test_prepare_drops_long_prompts_from_every_field_and_says_so(tokenizer, caplog):
     rates = np.array([[0.1], [0.2], [0.3], [0.4]], np.float32)
-    rows = tasks.Rows(["Z", "Z" * 50, USER, "Z"], {"answer": ["a", "b", "c", "d"]}, rates, ["x", "y", "z", "x"])
+    rows = tasks.Rows(
+        ["Z", "Z" * 50, USER, "Z"], {"answer": ["a", "b", "c", "d"]}, rates, ["x", "y", "z", "x"]
+    )
     with caplog.at_level(logging.WARNING):
         table = tasks.prepare(rows, tokenizer, 40, name="sums")
     (dropped,) = table.dropped
@@ -446,7 +610,9 @@ def test_a_prompt_of_just_the_limit_stays(tokenizer):
     table = tasks.prepare(tasks.Rows(["Z" * 9], {}), tokenizer, length)
     assert table.lengths.tolist() == [length] and table.dropped == ()
     with pytest.raises(
-        InputError, match=rf"the shortest has {length} tokens, raise max_prompt_length \(now {length - 1}"
+        InputError,
+        match=rf"the shortest has {length} tokens, raise max_prompt_length \(now "
+        rf"{length - 1}",
     ):
         tasks.prepare(tasks.Rows(["Z" * 9, "Z" * 12], {}), tokenizer, length - 1)
 
@@ -471,7 +637,12 @@ def test_domains_are_the_column_of_that_name_or_the_one_that_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("lengths", "widths"),
-    [([3, 800], (104, 200, 400, 800)), ([1, 65], (16, 24, 40, 72)), ([5], (8,)), ([150, 800], (200, 400, 800))],
+    [
+        ([3, 800], (104, 200, 400, 800)),
+        ([1, 65], (16, 24, 40, 72)),
+        ([5], (8,)),
+        ([150, 800], (200, 400, 800)),
+    ],
 )
 def test_buckets_by_hand(lengths, widths):
     assert tasks.buckets(np.array(lengths, np.int32)) == widths

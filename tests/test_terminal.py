@@ -1,4 +1,6 @@
-"""Output: foreign text reaches no terminal unescaped, and a console that takes nothing ends no run."""
+"""Output: foreign text reaches no terminal unescaped, and a console that takes nothing ends no
+run.
+"""
 
 import io
 import logging
@@ -32,7 +34,16 @@ def test_what_a_terminal_obeys_is_escaped(text, shown):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "plain", "two\nlines\tand a tab", "日本語　空白", "naïve café\xa0", "👩\u200d🚀", "[31m\\x1b"]
+    "text",
+    [
+        "",
+        "plain",
+        "two\nlines\tand a tab",
+        "日本語　空白",
+        "naïve café\xa0",
+        "👩\u200d🚀",
+        "[31m\\x1b",
+    ],
 )
 def test_what_is_only_read_stays(text):
     assert terminal.escaped(text) == text
@@ -48,7 +59,9 @@ def test_a_log_line_is_one_line_whatever_it_quotes():
         raise ValueError("bad \x1b[31m")
     except ValueError:
         error = sys.exc_info()
-    record = logging.LogRecord("a", logging.INFO, "f", 1, "row %s", ("x\njaxrft: error: forged\x1b[2J",), None)
+    record = logging.LogRecord(
+        "a", logging.INFO, "f", 1, "row %s", ("x\njaxrft: error: forged\x1b[2J",), None
+    )
     formatter = terminal.SentenceFormatter("jaxrft: %(message)s")
     assert formatter.format(record) == r"jaxrft: row x\njaxrft: error: forged\x1b[2J"
     record.exc_info = error
@@ -84,7 +97,8 @@ class Broken(io.StringIO):
 
 
 @pytest.mark.parametrize(
-    "error", [BrokenPipeError(32, "Broken pipe"), OSError(5, "Input/output error"), ValueError("closed")]
+    "error",
+    [BrokenPipeError(32, "Broken pipe"), OSError(5, "Input/output error"), ValueError("closed")],
 )
 def test_what_a_stream_does_not_take_is_dropped_and_said_once(error, caplog):
     broken = Broken()
@@ -103,7 +117,10 @@ def test_what_graders_print_and_raise_is_escaped():
     stream = io.StringIO()
     print("\x1b[2Ja\n日", file=terminal.tolerant(stream, escape=True))
     assert stream.getvalue() == "\\x1b[2Ja\n日\n"
-    assert lookup.sentence(ValueError("no \x1b[2J\nnumber \u202e")) == r"ValueError: no \x1b[2J number \u202e"
+    assert lookup.sentence(ValueError("no \x1b[2J\nnumber \u202e")) == (
+        r"ValueError: no "
+        r"\x1b[2J number \u202e"
+    )
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252", "utf-8"])
@@ -163,7 +180,11 @@ def test_a_process_outlives_its_output(redirection, reason):
     if reason is None:
         assert errors == ""
     else:
-        assert [line for line in errors.splitlines() if "takes no more" not in line] == ["step 1", "step 2", "step 3"]
+        assert [line for line in errors.splitlines() if "takes no more" not in line] == [
+            "step 1",
+            "step 2",
+            "step 3",
+        ]
         assert errors.count("takes no more") == errors.count(reason) * bool(reason) == bool(reason)
 
 

@@ -40,7 +40,11 @@ def test_rows_come_in_order_as_python_values(tmp_path, file_format):
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):
-            message = {"role": features.Text(), "content": features.Text(), "meta": {"id": np.int64}}
+            message = {
+                "role": features.Text(),
+                "content": features.Text(),
+                "meta": {"id": np.int64},
+            }
             kinds = {
                 "text": features.Text(),
                 "bytes": features.Tensor(shape=(), dtype=np.object_),
@@ -50,7 +54,10 @@ def test_rows_come_in_order_as_python_values(tmp_path, file_format):
                 "label": features.ClassLabel(names=["even", "odd"]),
                 "words": features.Sequence(features.Text()),
                 "matrix": features.Tensor(shape=(2, 2), dtype=np.float32),
-                "nested": {"inner": {"text": features.Text()}, "numbers": features.Sequence(np.int64)},
+                "nested": {
+                    "inner": {"text": features.Text()},
+                    "numbers": features.Sequence(np.int64),
+                },
                 "messages": features.Sequence(message),
                 "dataset": features.Dataset({"text": features.Text()}),
             }
@@ -65,8 +72,12 @@ def test_rows_come_in_order_as_python_values(tmp_path, file_format):
 
     Kinds(data_dir=tmp_path, file_format=file_format).download_and_prepare()
     columns = read("kinds", split="train", data_dir=str(tmp_path))
-    expected = [{**row, "number": 0.5, "label": 1, "matrix": [[1.0, 0.0], [0.0, 1.0]]} for row in rows]
-    assert [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)] == expected
+    expected = [
+        {**row, "number": 0.5, "label": 1, "matrix": [[1.0, 0.0], [0.0, 1.0]]} for row in rows
+    ]
+    assert [
+        dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
+    ] == expected
     assert type(columns["truth"][0]) is bool and type(columns["count"][0]) is int
 
 
@@ -76,7 +87,14 @@ def test_the_newest_version_and_the_only_config_are_the_default(tmp_path):
     writers.write_tfds(tmp_path, "products", ROWS[:1], config="small")
     count = {
         name: len(read(name, split="train", data_dir=str(tmp_path))["prompt"])
-        for name in ("sums", "sums:9.0.0", "sums:2.0.0", "products", "products/small", "products/small:1.0.0")
+        for name in (
+            "sums",
+            "sums:9.0.0",
+            "sums:2.0.0",
+            "products",
+            "products/small",
+            "products/small:1.0.0",
+        )
     }
     assert list(count.values()) == [3, 4, 2, 1, 1, 1]
 
@@ -102,16 +120,30 @@ def test_tensorflow_is_not_imported_and_nothing_is_printed(tmp_path):
     ("source", "split", "message"),
     [
         ("tfds:", "train", "tasks.source is 'tfds:': write tfds:NAME"),
-        ("tfds:../sums", "train", r"tasks.source is 'tfds:../sums': write tfds:NAME\[/CONFIG\]\[:VERSION\]"),
+        (
+            "tfds:../sums",
+            "train",
+            r"tasks.source is 'tfds:../sums': write "
+            r"tfds:NAME\[/CONFIG\]\[:VERSION\]",
+        ),
         ("tfds:sums/..", "train", "tasks.source is 'tfds:sums/..': write tfds:NAME"),
         (
             "tfds:su",
             "train",
-            "tfds:su is not prepared in .*: set tasks.data_dir .* `jaxrft prepare dataset su --file",
+            "tfds:su is not prepared in .*: set tasks.data_dir .* `jaxrft prepare dataset su "
+            "--file",
         ),
         ("tfds:su", "train", "`tfds build su --file_format=array_record`"),
-        ("tfds:sums:3.0.0", "train", "tfds:sums:3.0.0 is not prepared in .*, only 1.0.0: write one of these"),
-        ("tfds:sums", "test", "tfds:sums in .* has no split 'test', only train: set tasks.split to one of these"),
+        (
+            "tfds:sums:3.0.0",
+            "train",
+            "tfds:sums:3.0.0 is not prepared in .*, only 1.0.0: write one of these",
+        ),
+        (
+            "tfds:sums",
+            "test",
+            "tfds:sums in .* has no split 'test', only train: set tasks.split to one of these",
+        ),
         ("tfds:products", "train", "has the configs large, small: write tfds:products/CONFIG"),
         (
             "tfds:records",
@@ -134,11 +166,21 @@ def test_a_mistake_is_one_sentence_that_names_it(tmp_path, source, split, messag
 
 
 TEXT = "tensorflow_datasets.core.features.text_feature.Text"
-NESTED = {"featuresDict": {"features": {"prompt": {"sequence": {"feature": {"python_class_name": "evil.Feature"}}}}}}
+NESTED = {
+    "featuresDict": {
+        "features": {"prompt": {"sequence": {"feature": {"python_class_name": "evil.Feature"}}}}
+    }
+}
 FOREIGN = {
     "legacy": {"type": "evil.Feature", "content": {}},
-    "legacy, nested": {"type": "x.Sequence", "content": {"feature": {"type": "evil.Feature", "content": {}}}},
-    "nested": {"pythonClassName": TEXT.replace("text_feature.Text", "features_dict.FeaturesDict"), **NESTED},
+    "legacy, nested": {
+        "type": "x.Sequence",
+        "content": {"feature": {"type": "evil.Feature", "content": {}}},
+    },
+    "nested": {
+        "pythonClassName": TEXT.replace("text_feature.Text", "features_dict.FeaturesDict"),
+        **NESTED,
+    },
     "text of JSON": {
         "pythonClassName": TEXT,
         "jsonFeature": {"json": '{"a": {"type": "evil.Feature", "content": {}}}'},
@@ -148,7 +190,10 @@ FOREIGN = {
         "content": '{"feature": {"pythonClassName": "evil.Feature"}}',
         "proto_cls": "tensorflow_datasets.Sequence",
     },
-    "module of TFDS": {"pythonClassName": "tensorflow_datasets.scripts.cli.main.Feature", "text": {}},
+    "module of TFDS": {
+        "pythonClassName": "tensorflow_datasets.scripts.cli.main.Feature",
+        "text": {},
+    },
 }
 
 
@@ -159,9 +204,13 @@ def test_a_class_that_is_not_of_tfds_is_never_imported(tmp_path, monkeypatch, na
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')")
     monkeypatch.syspath_prepend(tmp_path)
     folder = tmp_path / "sums" / "1.0.0"
-    content = FOREIGN[name] if file == "features.json" else {**info_of(folder), "features": FOREIGN[name]}
+    content = (
+        FOREIGN[name] if file == "features.json" else {**info_of(folder), "features": FOREIGN[name]}
+    )
     (folder / file).write_text(json.dumps(content))
-    with pytest.raises(InputError, match="features of the class '.*', which is not TFDS' own .*: prepare") as raised:
+    with pytest.raises(
+        InputError, match="features of the class '.*', which is not TFDS' own .*: prepare"
+    ) as raised:
         read("sums", split="train", data_dir=str(tmp_path))
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "imported").exists() and "evil" not in sys.modules
@@ -198,9 +247,13 @@ def test_files_of_a_data_set_lie_in_its_folder(tmp_path, change):
     info = info_of(folder)
     info["name"] = change.get("name", info["name"])
     info["splits"][0]["name"] = change.get("split", "train")
-    info["splits"][0]["filepathTemplate"] = change.get("template", "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}")
+    info["splits"][0]["filepathTemplate"] = change.get(
+        "template", "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    )
     (folder / "dataset_info.json").write_text(json.dumps(info))
-    with pytest.raises(InputError, match="names a file .*, which is not in its folder: prepare it again"):
+    with pytest.raises(
+        InputError, match="names a file .*, which is not in its folder: prepare it again"
+    ):
         read("sums", split="train", data_dir=str(tmp_path))
 
 
@@ -208,14 +261,24 @@ def test_files_of_a_data_set_lie_in_its_folder(tmp_path, change):
     "feature",
     [
         {"../../names": {"type": TEXT, "content": {}}},
-        {"label": {"type": TEXT.replace("text_feature.Text", "class_label_feature.ClassLabel"), "content": NAMES}},
+        {
+            "label": {
+                "type": TEXT.replace("text_feature.Text", "class_label_feature.ClassLabel"),
+                "content": NAMES,
+            }
+        },
     ],
 )
 def test_labels_are_read_from_its_folder_only(tmp_path, feature):
     writers.write_tfds(tmp_path, "sums", ROWS)
-    features = {"type": TEXT.replace("text_feature.Text", "features_dict.FeaturesDict"), "content": feature}
+    features = {
+        "type": TEXT.replace("text_feature.Text", "features_dict.FeaturesDict"),
+        "content": feature,
+    }
     (tmp_path / "sums" / "1.0.0" / "features.json").write_text(json.dumps(features))
-    with pytest.raises(InputError, match="names a file .*, which is not in its folder: prepare it again"):
+    with pytest.raises(
+        InputError, match="names a file .*, which is not in its folder: prepare it again"
+    ):
         read("sums", split="train", data_dir=str(tmp_path))
 
 
@@ -223,14 +286,20 @@ def test_labels_are_read_from_its_folder_only(tmp_path, feature):
 def test_rows_that_take_more_than_memory_are_refused(tmp_path, monkeypatch, file_format):
     writers.write_tfds(tmp_path, "sums", [{"prompt": "x" * 100_000}] * 60, file_format=file_format)
     monkeypatch.setattr("jaxrft.tasks.memory.available", lambda: 10_000_000)
-    with pytest.raises(InputError, match="unpacks to more than 0.00 GiB, half of the memory .*: lower tasks.limit"):
+    with pytest.raises(
+        InputError, match="unpacks to more than 0.00 GiB, half of the memory .*: lower tasks.limit"
+    ):
         read("sums", split="train", data_dir=str(tmp_path))
     if file_format == "array_record":
         assert len(read("sums", split="train", data_dir=str(tmp_path), limit=20)["prompt"]) == 20
 
 
-@pytest.mark.parametrize("file", ["dataset_info.json", "features.json", "sums-train.array_record-00000-of-00001"])
-@pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], lambda content: b"{}", None])
+@pytest.mark.parametrize(
+    "file", ["dataset_info.json", "features.json", "sums-train.array_record-00000-of-00001"]
+)
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[: len(content) // 2], lambda content: b"{}", None]
+)
 def test_a_damaged_data_set_is_told(tmp_path, file, damage):
     writers.write_tfds(tmp_path, "sums", ROWS)
     path = tmp_path / "sums" / "1.0.0" / file

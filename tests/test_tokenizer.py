@@ -25,7 +25,9 @@ MESSAGES = [{"role": "system", "content": "Add."}, {"role": "user", "content": "
 
 
 def make(folder, *, template=None, eos="<|end|>", bos=True, processor=None):
-    """A byte-level BPE tokenizer saved to `folder`; with `bos` it puts a BOS before text, as Llama's does."""
+    """A byte-level BPE tokenizer saved to `folder`; with `bos` it puts a BOS before text, as
+    Llama's does.
+    """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -38,8 +40,12 @@ def make(folder, *, template=None, eos="<|end|>", bos=True, processor=None):
     if processor is not None:
         bpe.post_processor = processor
     if bos:
-        bpe.post_processor = processors.TemplateProcessing(single="<|begin|> $A", special_tokens=[("<|begin|>", 0)])
-    fast = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<|begin|>", eos_token=eos, chat_template=template)
+        bpe.post_processor = processors.TemplateProcessing(
+            single="<|begin|> $A", special_tokens=[("<|begin|>", 0)]
+        )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token="<|begin|>", eos_token=eos, chat_template=template
+    )
     fast.save_pretrained(folder)
     return str(folder)
 
@@ -79,7 +85,11 @@ def test_without_a_template_contents_are_joined_and_it_is_said_once(plain, caplo
 
 
 def test_a_template_that_refuses_a_role_is_named(chat):
-    with pytest.raises(InputError, match=r"refuses messages of the roles tool \(no tools here\), row 1 of the prompts"):
+    with pytest.raises(
+        InputError,
+        match=r"refuses messages of the roles tool \(no tools "
+        r"here\), row 1 of the prompts",
+    ):
         lm_tokenizer.render(lm_tokenizer.load(chat), [{"role": "tool", "content": "3"}])
 
 
@@ -87,7 +97,11 @@ BEGIN, END, CLASS = ("<|begin|>", 0), ("<|end|>", 1), ("<|system|>", 2)
 # What a tokenizer puts around a text -> the tokens that it begins with, those that it ends with.
 FRAMES = {
     "nothing": (None, [], []),
-    "EOS": (processors.TemplateProcessing(single="$A <|end|>", special_tokens=[END]), [], ["<|end|>"]),
+    "EOS": (
+        processors.TemplateProcessing(single="$A <|end|>", special_tokens=[END]),
+        [],
+        ["<|end|>"],
+    ),
     "BOS and EOS": (
         processors.TemplateProcessing(single="<|begin|> $A <|end|>", special_tokens=[BEGIN, END]),
         [0],
@@ -111,10 +125,17 @@ def test_nothing_stands_behind_a_text_and_it_is_said_once(tmp_path, caplog, name
     folder = make(tmp_path, bos=False, processor=processor)
     tokenizer = lm_tokenizer.load(folder)
     with caplog.at_level(logging.WARNING):
-        tokens = [lm_tokenizer.render(tokenizer, text) for text in ("What is 1 + 2?", "a", "<|begin|>a", "")]
+        tokens = [
+            lm_tokenizer.render(tokenizer, text)
+            for text in ("What is 1 + 2?", "a", "<|begin|>a", "")
+        ]
         tokens += [lm_tokenizer.render(tokenizer, MESSAGES)]
     words = tokenizer.encode("What is 1 + 2?", add_special_tokens=False)
-    assert tokens[0] == [*before, *words] and tokens[2] == [0, *tokens[1][len(before) :]] and tokens[3] == before
+    assert (
+        tokens[0] == [*before, *words]
+        and tokens[2] == [0, *tokens[1][len(before) :]]
+        and tokens[3] == before
+    )
     assert tokens[4] == [*before, *tokenizer.encode("Add.\n\n1 + 2", add_special_tokens=False)]
     said = [record.message for record in caplog.records if "behind every text" in record.message]
     assert len(said) == bool(behind) and all(" ".join(behind) in sentence for sentence in said)
@@ -122,11 +143,17 @@ def test_nothing_stands_behind_a_text_and_it_is_said_once(tmp_path, caplog, name
 
 def test_the_beginning_is_found_where_the_first_samples_are_unknown_words(tmp_path):
     words = Tokenizer(models.WordLevel({"<s>": 0, "1": 1, "</s>": 2}, unk_token="<s>"))
-    words.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
-    fast = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="<s>")
+    words.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="<s>"
+    )
     fast.save_pretrained(tmp_path)
     tokenizer = lm_tokenizer.load(str(tmp_path))
-    assert lm_tokenizer.render(tokenizer, "1") == [0, 1] and lm_tokenizer.render(tokenizer, "what") == [0, 0]
+    assert lm_tokenizer.render(tokenizer, "1") == [0, 1] and lm_tokenizer.render(
+        tokenizer, "what"
+    ) == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -154,10 +181,15 @@ def test_no_end_of_completion_is_an_error(tmp_path):
 
 @pytest.fixture(scope="module")
 def thinker(tmp_path_factory):
-    """A tokenizer that takes spaces away before punctuation if it is let, with special tokens for thinking."""
+    """A tokenizer that takes spaces away before punctuation if it is let, with special tokens for
+    thinking.
+    """
     folder = tmp_path_factory.mktemp("thinker")
     fast = lm_tokenizer.load(make(folder))
-    thoughts = {"additional_special_tokens": ["<think>", "</think>", "<|fill|>"], "pad_token": "<|fill|>"}
+    thoughts = {
+        "additional_special_tokens": ["<think>", "</think>", "<|fill|>"],
+        "pad_token": "<|fill|>",
+    }
     fast.add_special_tokens(thoughts)
     fast.add_tokens(["<tool>"])
     fast.clean_up_tokenization_spaces = True
@@ -191,14 +223,20 @@ def test_special_tokens_are_left_out_on_demand_as_trl_does(thinker):
 
 
 def test_options_go_to_those_tokenizers_that_know_them():
-    """One kind puts spaces between added tokens unless it is told not to; another refuses what it does not know."""
+    """One kind puts spaces between added tokens unless it is told not to; another refuses what it
+    does not know.
+    """
 
     class Spaced:
         def decode(self, token_ids, **options):
             return self._decode(token_ids, **options)
 
         def _decode(
-            self, token_ids, skip_special_tokens, clean_up_tokenization_spaces, spaces_between_special_tokens=1
+            self,
+            token_ids,
+            skip_special_tokens,
+            clean_up_tokenization_spaces,
+            spaces_between_special_tokens=1,
         ):
             return (" " if spaces_between_special_tokens else "").join(map(str, token_ids))
 
@@ -207,7 +245,9 @@ def test_options_go_to_those_tokenizers_that_know_them():
             return super()._decode(*arguments, **options)
 
     class Strict:
-        def decode(self, token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=True, **others):
+        def decode(
+            self, token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=True, **others
+        ):
             assert not (skip_special_tokens or clean_up_tokenization_spaces or others)
             return "".join(map(str, token_ids))
 
@@ -244,7 +284,10 @@ def test_code_of_a_checkpoint_is_never_run(tmp_path):
 @pytest.mark.parametrize("value", ["2", True, 1.0, -1, 2**40, [1, "2"], [[1]], {"a": 1}, [None]])
 def test_an_end_that_is_no_token_is_an_error(plain, tmp_path, value):
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
-    with pytest.raises(InputError, match="generation_config.json has the eos_token_id .*: give the number of a token"):
+    with pytest.raises(
+        InputError,
+        match="generation_config.json has the eos_token_id .*: give the number of a token",
+    ):
         lm_tokenizer.eos_ids(lm_tokenizer.load(plain), str(tmp_path))
 
 
@@ -267,11 +310,26 @@ BROKEN = {
         },
         "Panic: .*out of (range|bounds)",
     ),
-    "merges": ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "z"]]}}, "out of vocab"),
-    "negative token": ("tokenizer.json", {"model": {"type": "WordLevel", "vocab": {"a": -1}, "unk_token": "a"}}, "-1"),
+    "merges": (
+        "tokenizer.json",
+        {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "z"]]}},
+        "out of vocab",
+    ),
+    "negative token": (
+        "tokenizer.json",
+        {"model": {"type": "WordLevel", "vocab": {"a": -1}, "unk_token": "a"}},
+        "-1",
+    ),
     "regular expression": (
         "tokenizer.json",
-        {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(("}, "behavior": "Isolated", "invert": False}},
+        {
+            "pre_tokenizer": {
+                "type": "Split",
+                "pattern": {"Regex": "(("},
+                "behavior": "Isolated",
+                "invert": False,
+            }
+        },
         "Oniguruma|regex",
     ),
     "half a file": ("tokenizer.json", b'{"version": "1.0", "model"', ""),
@@ -280,7 +338,11 @@ BROKEN = {
     "number for EOS": ("tokenizer_config.json", {"eos_token": 5}, "eos_token"),
     "number for a class": ("tokenizer_config.json", {"tokenizer_class": 5}, ""),
     "list of added tokens": ("tokenizer_config.json", {"added_tokens_decoder": [1]}, ""),
-    "nameless template": ("tokenizer_config.json", {"chat_template": [{"name": "default"}]}, "template"),
+    "nameless template": (
+        "tokenizer_config.json",
+        {"chat_template": [{"name": "default"}]},
+        "template",
+    ),
     "config as a list": ("tokenizer_config.json", b"[]", ""),
     "template not UTF-8": ("chat_template.jinja", b"\xff\xfe", "utf-8"),
 }
@@ -302,9 +364,17 @@ def test_broken_tokenizer_files_are_one_sentence(plain, tmp_path, capfd, name):
 
 UNENCODABLE = {
     "panic": {
-        "post_processor": {"type": "TemplateProcessing", "single": [piece("<zz>")], "pair": [], "special_tokens": {}}
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [piece("<zz>")],
+            "pair": [],
+            "special_tokens": {},
+        }
     },
-    "no unknown word": {"model": {"type": "WordLevel", "vocab": {"b": 0}, "unk_token": "?"}, "post_processor": None},
+    "no unknown word": {
+        "model": {"type": "WordLevel", "vocab": {"b": 0}, "unk_token": "?"},
+        "post_processor": None,
+    },
 }
 
 
@@ -314,7 +384,9 @@ def test_a_tokenizer_that_breaks_at_a_text_is_one_sentence(plain, tmp_path, capf
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | UNENCODABLE[name]))
     tokenizer = lm_tokenizer.load(str(tmp_path))
-    with pytest.raises(InputError, match="the tokenizer of .* cannot encode .*: correct its tokenizer.json") as raised:
+    with pytest.raises(
+        InputError, match="the tokenizer of .* cannot encode .*: correct its tokenizer.json"
+    ) as raised:
         lm_tokenizer.render(tokenizer, "x y")
     assert "\n" not in str(raised.value) and "panicked" not in capfd.readouterr().err
 
@@ -338,7 +410,9 @@ def test_a_wrong_value_in_config_json_is_not_put_down_to_the_tokenizer(plain, tm
     with contextlib.suppress(Exception):
         AutoTokenizer.from_pretrained(tmp_path)
         pytest.skip("this version of transformers does not look into config.json")
-    with pytest.raises(InputError, match="config.json cannot be read by transformers, which looks there"):
+    with pytest.raises(
+        InputError, match="config.json cannot be read by transformers, which looks there"
+    ):
         lm_tokenizer.load(str(tmp_path))
 
 

@@ -19,7 +19,9 @@ SIZES = (1, 5, 24)  # of batches from 24 tasks
 @pytest.mark.parametrize("nan", [NAN, -NAN])
 def test_nan_is_chosen_last_and_then_at_random(nan):
     score = jnp.array([nan, INF, nan, -INF])
-    ids = jax.vmap(lambda key: topk.smallest(key, score, batch_size=3))(jax.random.split(jax.random.key(0), 32))
+    ids = jax.vmap(lambda key: topk.smallest(key, score, batch_size=3))(
+        jax.random.split(jax.random.key(0), 32)
+    )
     assert set(map(tuple, ids[:, :2].tolist())) == {(3, 1)}
     assert set(ids[:, 2].tolist()) == {0, 2}
 
@@ -68,7 +70,9 @@ def test_what_is_not_excluded_is_drawn_as_if_there_were_nothing_else():
     """Pearson's statistic over the 20 pairs of five of eight tasks; 44 is its 99.9 % quantile."""
     exclude, count = jnp.isin(jnp.arange(8), jnp.array([0, 3, 4])), 10_000
     keys = jax.random.split(jax.random.key(6), count)
-    ids = jax.vmap(lambda key: topk.smallest(key, jnp.zeros(8), batch_size=2, exclude=exclude))(keys)
+    ids = jax.vmap(lambda key: topk.smallest(key, jnp.zeros(8), batch_size=2, exclude=exclude))(
+        keys
+    )
     found = Counter(map(tuple, ids.tolist()))
     pairs = [*itertools.permutations((1, 2, 5, 6, 7), 2)]
     assert set(found) <= set(pairs)
@@ -76,7 +80,11 @@ def test_what_is_not_excluded_is_drawn_as_if_there_were_nothing_else():
 
 
 EXCLUDING = {
-    size: jax.jit(lambda key, score, exclude, size=size: topk.smallest(key, score, batch_size=size, exclude=exclude))
+    size: jax.jit(
+        lambda key, score, exclude, size=size: topk.smallest(
+            key, score, batch_size=size, exclude=exclude
+        )
+    )
     for size in SIZES
 }
 
@@ -84,7 +92,9 @@ EXCLUDING = {
 @settings(max_examples=60, deadline=None)
 @given(
     size=st.sampled_from([*SIZES]),
-    score=st.lists(st.sampled_from([*range(6), INF, -INF, NAN]), min_size=24, max_size=24).map(np.float32),
+    score=st.lists(st.sampled_from([*range(6), INF, -INF, NAN]), min_size=24, max_size=24).map(
+        np.float32
+    ),
     exclude=st.lists(st.booleans(), min_size=24, max_size=24).map(np.array),
     seed=st.integers(0, 99),
 )
@@ -100,7 +110,10 @@ def test_no_excluded_task_is_chosen_while_there_are_others(size, score, exclude,
 @pytest.mark.parametrize("balance", ["none", "equal"])
 def test_excluded_tasks_of_a_sharded_table_are_the_same(mesh, balance, batch_size):
     rng = np.random.default_rng(0)
-    score, domain = jnp.array(rng.integers(0, 12, 64), jnp.float32).at[3].set(NAN), jnp.array(rng.integers(0, 3, 64))
+    score, domain = (
+        jnp.array(rng.integers(0, 12, 64), jnp.float32).at[3].set(NAN),
+        jnp.array(rng.integers(0, 3, 64)),
+    )
     exclude = jnp.array(rng.random(64) < 0.5)
 
     @jax.jit
@@ -116,30 +129,43 @@ def test_excluded_tasks_of_a_sharded_table_are_the_same(mesh, balance, batch_siz
 
 
 def places(key, domain, batch_size, balance):
-    return topk.quota(key, Tasks(domain=jnp.asarray(domain)), batch_size=batch_size, balance=balance).places
+    return topk.quota(
+        key, Tasks(domain=jnp.asarray(domain)), batch_size=batch_size, balance=balance
+    ).places
 
 
 def test_quotas_by_hand():
-    domain, keys = jnp.array([2, 1, 2, 0, 2, 1, 2, 2]), jax.random.split(jax.random.key(0), 400)  # 1, 2 and 5 tasks
+    # 1, 2 and 5 tasks
+    domain, keys = jnp.array([2, 1, 2, 0, 2, 1, 2, 2]), jax.random.split(jax.random.key(0), 400)
     assert topk.quota(keys[0], Tasks(domain=domain), batch_size=4, balance="none") is None
     found = {
-        (balance, size): jax.vmap(lambda key, b=balance, s=size: places(key, domain, s, b))(keys)[:, :3]
+        (balance, size): jax.vmap(lambda key, b=balance, s=size: places(key, domain, s, b))(keys)[
+            :, :3
+        ]
         for balance in ("equal", "proportional")
         for size in (4, 6, 8)
     }
-    assert set(map(tuple, found["equal", 6].tolist())) == {(1, 2, 3)}  # small domains are rolled out whole
+    # small domains are rolled out whole
+    assert set(map(tuple, found["equal", 6].tolist())) == {(1, 2, 3)}
     assert set(map(tuple, found["equal", 4].tolist())) == {(1, 2, 1), (1, 1, 2)}
     assert found["equal", 4].mean(axis=0).tolist() == pytest.approx([1, 1.5, 1.5], abs=0.1)
     assert set(map(tuple, found["proportional", 4].tolist())) == {(0, 1, 3), (1, 1, 2)}
     assert found["proportional", 4].mean(axis=0).tolist() == pytest.approx([0.5, 1, 2.5], abs=0.1)
     assert set(map(tuple, found["proportional", 6].tolist())) == {(0, 2, 4), (1, 1, 4), (1, 2, 3)}
-    assert found["proportional", 6].mean(axis=0).tolist() == pytest.approx([0.75, 1.5, 3.75], abs=0.1)
-    assert all(set(map(tuple, found[balance, 8].tolist())) == {(1, 2, 5)} for balance in ("equal", "proportional"))
+    assert found["proportional", 6].mean(axis=0).tolist() == pytest.approx(
+        [0.75, 1.5, 3.75], abs=0.1
+    )
+    assert all(
+        set(map(tuple, found[balance, 8].tolist())) == {(1, 2, 5)}
+        for balance in ("equal", "proportional")
+    )
 
 
 def test_quotas_among_candidates_count_these_alone():
     domain, among = jnp.array([0, 0, 0, 3, 3, 3]), jnp.array([5, 1, 2])
-    quota = topk.quota(jax.random.key(0), Tasks(domain=domain), batch_size=2, balance="equal", among=among)
+    quota = topk.quota(
+        jax.random.key(0), Tasks(domain=domain), batch_size=2, balance="equal", among=among
+    )
     assert quota.domain.tolist() == [3, 0, 0] and quota.places.tolist() == [1, 0, 0, 1, 0, 0]
 
 
@@ -170,15 +196,21 @@ CHOOSE = {
     balance=st.sampled_from(["proportional", "equal"]),
     size=st.sampled_from(SIZES),
     domain=st.lists(st.integers(0, 5), min_size=24, max_size=24).map(np.array),
-    score=st.lists(st.sampled_from([*range(6), INF, NAN]), min_size=24, max_size=24).map(np.float32),
+    score=st.lists(st.sampled_from([*range(6), INF, NAN]), min_size=24, max_size=24).map(
+        np.float32
+    ),
     seed=st.integers(0, 99),
 )
 def test_quotas_hold_whatever_the_domains_and_scores(balance, size, domain, score, seed):
     given_places, ids = map(np.asarray, CHOOSE[balance, size](jax.random.key(seed), score, domain))
     tasks = np.bincount(domain, minlength=24)
     assert len(set(ids.tolist())) == size == given_places.sum()
-    assert np.array_equal(np.bincount(domain[ids], minlength=24), given_places) and (given_places <= tasks).all()
-    assert np.array_equal(np.sort(score[ids]), score[ids], equal_nan=True)  # smallest first, NaN last
+    assert (
+        np.array_equal(np.bincount(domain[ids], minlength=24), given_places)
+        and (given_places <= tasks).all()
+    )
+    # smallest first, NaN last
+    assert np.array_equal(np.sort(score[ids]), score[ids], equal_nan=True)
     for each in np.flatnonzero(given_places):
         best = np.sort(score[domain == each])[: given_places[each]]
         assert np.array_equal(score[ids][domain[ids] == each], best, equal_nan=True)
@@ -192,17 +224,25 @@ def test_quotas_hold_whatever_the_domains_and_scores(balance, size, domain, scor
 @given(
     choose=st.sampled_from([*CHOOSE]),
     domain=st.lists(st.integers(0, 5), min_size=24, max_size=24).map(np.array),
-    score=st.lists(st.sampled_from([*range(6), INF, NAN]), min_size=24, max_size=24).map(np.float32),
+    score=st.lists(st.sampled_from([*range(6), INF, NAN]), min_size=24, max_size=24).map(
+        np.float32
+    ),
     exclude=st.lists(st.booleans(), min_size=24, max_size=24).map(np.array),
     seed=st.integers(0, 99),
 )
 def test_quotas_count_what_is_not_excluded(choose, domain, score, exclude, seed):
     _, size = choose
-    given_places, ids = map(np.asarray, CHOOSE[choose](jax.random.key(seed), score, domain, exclude))
+    given_places, ids = map(
+        np.asarray, CHOOSE[choose](jax.random.key(seed), score, domain, exclude)
+    )
     free = np.bincount(domain[~exclude], minlength=24)
     chosen = ids[: min(size, free.sum())]
     assert len(set(ids.tolist())) == size and len(chosen) == given_places.sum()
-    assert (given_places <= free).all() and not exclude[chosen].any() and exclude[ids[len(chosen) :]].all()
+    assert (
+        (given_places <= free).all()
+        and not exclude[chosen].any()
+        and exclude[ids[len(chosen) :]].all()
+    )
     assert np.array_equal(np.bincount(domain[chosen], minlength=24), given_places)
     for each in np.flatnonzero(given_places):
         best = np.sort(score[(domain == each) & ~exclude])[: given_places[each]]
@@ -212,7 +252,11 @@ def test_quotas_count_what_is_not_excluded(choose, domain, score, exclude, seed)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"exclude": jnp.zeros(3, bool)}, r"exclude has shape \(3,\): it must be \[N\], here \[4\]"),
+        (
+            {"exclude": jnp.zeros(3, bool)},
+            r"exclude has shape \(3,\): it must be \[N\], here "
+            r"\[4\]",
+        ),
         ({"exclude": jnp.zeros(4)}, "exclude is float32: its dtype must be bool"),
         ({"quota": topk.Quota(jnp.zeros(3, int), jnp.ones(3, int))}, r"domain has shape \(3,\)"),
         ({"score": jnp.zeros((4, 1))}, r"score has shape \(4, 1\): it must be \[N\]"),

@@ -30,7 +30,7 @@ completions/max_length completions/clipped_ratio sampling/importance_sampling_ra
 sampling/importance_sampling_ratio/mean sampling/importance_sampling_ratio/max num_tokens step_time grad_norm
 learning_rate select/effective_group_ratio select/brier select/pearson select/auc select/coverage select/seconds
 timing/select timing/rollout timing/reward timing/learn timing/report
-""".split()
+""".split()  # noqa: E501
 
 
 def lines(folder):
@@ -48,7 +48,11 @@ def test_a_line_a_step_under_the_names_that_people_know(whole):
     spent = np.cumsum([rows * line["completions/mean_length"] for line in found])
     assert [line["num_tokens"] for line in found] == spent.tolist()
     assert found[0]["select/coverage"] == 0.5 and found[0]["learning_rate"] == pytest.approx(1e-2)
-    assert found[0]["sampling/importance_sampling_ratio/min"] == found[0]["sampling/importance_sampling_ratio/max"] == 1
+    assert (
+        found[0]["sampling/importance_sampling_ratio/min"]
+        == found[0]["sampling/importance_sampling_ratio/max"]
+        == 1
+    )
 
 
 def test_the_posterior_counts_what_was_seen(whole):
@@ -69,12 +73,17 @@ def test_the_run_keeps_its_config_versions_checkpoints_and_policy(whole, configu
     assert (folder / "policy/tokenizer.json").is_file()
 
 
-def test_equal_rewards_leave_the_parameters_exactly_as_they_were(configure, world, tmp_path, capsys):
+def test_equal_rewards_leave_the_parameters_exactly_as_they_were(
+    configure, world, tmp_path, capsys
+):
     state = train(configure(tmp_path, steps=3), reward={"graders:starts": graders.zero})
     helpers.assert_same_bits(state.params, weights.load(world / "policy", helpers.SHAPE))
     assert [line["grad_norm"] for line in lines(tmp_path)] == [0, 0, 0]
     said = capsys.readouterr().out
-    assert said.count("the rewards of every group are all equal, so that its gradient is exactly zero") == 1
+    assert (
+        said.count("the rewards of every group are all equal, so that its gradient is exactly zero")
+        == 1
+    )
 
 
 def test_graders_that_hang_die_raise_or_answer_twice_cost_their_rewards_only(configure, tmp_path):
@@ -93,12 +102,16 @@ def test_a_reward_that_never_applies_changes_nothing(configure, whole, tmp_path)
     rewards = {"rewards": ("graders:starts", "graders:never"), "reward_weights": (1.0, 5.0)}
     other = train(configure(tmp_path, **rewards))
     helpers.assert_same_bits((other.params, other.selector), (state.params, state.selector))
-    assert [line["reward"] for line in lines(tmp_path)] == [line["reward"] for line in lines(folder)]
+    assert [line["reward"] for line in lines(tmp_path)] == [
+        line["reward"] for line in lines(folder)
+    ]
 
 
 def test_a_failed_grader_takes_its_row_along_and_a_reward_that_does_not_apply_does_not():
     lost = np.array([[False, False], [False, False], [False, True]])
-    verdicts = Rewards(*helpers.masked_rewards([[1.0, 0.5], [1.0, None], [1.0, None]]), lost, {"invalid": 0}, [])
+    verdicts = Rewards(
+        *helpers.masked_rewards([[1.0, 0.5], [1.0, None], [1.0, None]]), lost, {"invalid": 0}, []
+    )
     learned = drop_failed_rows(verdicts)
     assert learned.valid.tolist() == [[True, True], [True, False], [False, False]]
     assert learned.rewards.tolist() == [[1.0, 0.5], [1.0, 0.0], [0.0, 0.0]]
@@ -106,7 +119,9 @@ def test_a_failed_grader_takes_its_row_along_and_a_reward_that_does_not_apply_do
 
 @pytest.mark.slow
 def test_all_parts_of_the_objective_at_once(configure, tmp_path):
-    """Completions have up to 4 tokens, so that with a buffer of 4 a quarter of the penalty is paid for each."""
+    """Completions have up to 4 tokens, so that with a buffer of 4 a quarter of the penalty is paid
+    for each.
+    """
     clips = {"loss_type": "gspo", "epsilon": 1e-3, "delta": 1.5, "num_iterations": 2}
     sampling = {"top_p": 0.8, "importance_sampling_correction": "sequence", "entropy_coef": 0.01}
     lengths = {"overlong_buffer": 4, "overlong_penalty": 0.8, "mask_truncated_completions": True}
@@ -117,7 +132,10 @@ def test_all_parts_of_the_objective_at_once(configure, tmp_path):
         assert penalty == pytest.approx(-0.2 * line["completions/mean_length"])
         assert line["reward"] == pytest.approx(line["rewards/graders:starts/mean"] + penalty)
         assert (
-            0 < line["sampling/importance_sampling_ratio/min"] < line["sampling/importance_sampling_ratio/max"] <= 1.01
+            0
+            < line["sampling/importance_sampling_ratio/min"]
+            < line["sampling/importance_sampling_ratio/max"]
+            <= 1.01
         )
         assert line["clip_ratio/region_mean"] > 0 and line["clip_ratio/delta_mean"] >= 0
 
@@ -126,7 +144,9 @@ def test_all_parts_of_the_objective_at_once(configure, tmp_path):
 def test_a_program_is_compiled_once_for_each_width_of_prompts(configure, tmp_path):
     rows = helpers.task_rows()
     rows[6]["prompt"] *= 4
-    tasks = TasksConfig(helpers.write_rows(tmp_path / "tasks.jsonl", rows), pass_rate_columns=("weak", "strong"))
+    tasks = TasksConfig(
+        helpers.write_rows(tmp_path / "tasks.jsonl", rows), pass_rate_columns=("weak", "strong")
+    )
     compiled = Counter()
 
     def note(event, seconds, fun_name="", **_):
@@ -140,26 +160,39 @@ def test_a_program_is_compiled_once_for_each_width_of_prompts(configure, tmp_pat
         jax.monitoring.unregister_event_duration_listener(note)
     assert compiled["jit(select_tasks)"] == 1
     # Prompts of up to 8 and 24 tokens.
-    assert {name: compiled[f"jit({name})"] for name in ("start", "decode", "update_policy")} == dict.fromkeys(
-        ("start", "decode", "update_policy"), 2
-    )
+    assert {
+        name: compiled[f"jit({name})"] for name in ("start", "decode", "update_policy")
+    } == dict.fromkeys(("start", "decode", "update_policy"), 2)
 
 
 def test_the_first_step_says_what_was_compiled(configure, tmp_path, capsys):
     train(configure(tmp_path / "run", steps=2))
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("compiled"))
-    assert re.fullmatch(r"compiled until the end of the first step: \d+ programs in \d+\.\d s(, \d+ of them .*)?", line)
+    assert re.fullmatch(
+        r"compiled until the end of the first step: \d+ programs in \d+\.\d "
+        r"s(, \d+ of them .*)?",
+        line,
+    )
 
 
 @pytest.mark.slow
-def test_a_run_that_diverges_stops_with_its_last_batch_and_saves_nothing_on_the_way(configure, tmp_path):
-    wanted = "step 4 has the last of 3 updates .* batch is in .*, the newest checkpoint is of step 1; lower"
+def test_a_run_that_diverges_stops_with_its_last_batch_and_saves_nothing_on_the_way(
+    configure, tmp_path
+):
+    wanted = (
+        "step 4 has the last of 3 updates .* batch is in .*, the newest checkpoint is of "
+        "step 1; lower"
+    )
     with pytest.raises(InputError, match=wanted):
         train(configure(tmp_path / "run", learning_rate=1e30, save_steps=1, max_skipped_updates=3))
     assert helpers.checkpoints(tmp_path / "run") == [1] and not (tmp_path / "run/policy").exists()
     assert [line["skipped_updates"] for line in lines(tmp_path / "run")] == [0, 1, 1, 1]
     batch = load_file(tmp_path / "run/not-finite-4.safetensors")
-    assert batch["tokens"].shape == (8, 4, 4) and batch["task"].shape == (8,) and set(batch["step"]) == {3}
+    assert (
+        batch["tokens"].shape == (8, 4, 4)
+        and batch["task"].shape == (8,)
+        and set(batch["step"]) == {3}
+    )
 
 
 def test_a_late_success_outside_its_range_costs_that_reward_only(configure, tmp_path):
@@ -170,7 +203,9 @@ def test_a_late_success_outside_its_range_costs_that_reward_only(configure, tmp_
 
 
 def test_graders_that_fail_at_a_later_evaluation_do_not_end_the_run(configure, world, tmp_path):
-    held_out = EvalConfig((TasksConfig(str(world / "tasks.jsonl"), name="held_out"),), num_samples=0)
+    held_out = EvalConfig(
+        (TasksConfig(str(world / "tasks.jsonl"), name="held_out"),), num_samples=0
+    )
     grader = {"rewards": ("graders:later",), "evaluation": held_out, "eval_steps": 1, "steps": 1}
     train(configure(tmp_path / "run", **grader))
     first, second = lines(tmp_path / "run")
@@ -181,7 +216,9 @@ def test_graders_that_fail_at_a_later_evaluation_do_not_end_the_run(configure, w
 def test_eval_in_bfloat16_scores_the_float32_parameters_without_having_them(
     configure, world, mesh, tmp_path, monkeypatch
 ):
-    held_out = EvalConfig((TasksConfig(str(world / "tasks.jsonl"), name="held_out"),), num_samples=0)
+    held_out = EvalConfig(
+        (TasksConfig(str(world / "tasks.jsonl"), name="held_out"),), num_samples=0
+    )
     config = configure(tmp_path / "run", dtype="bfloat16", evaluation=held_out)
     with open_rewards(config) as pool, computing_on(mesh, config):
         lm = open_model(config, mesh)
@@ -189,7 +226,9 @@ def test_eval_in_bfloat16_scores_the_float32_parameters_without_having_them(
         scores = compile_evaluation(config, lm, mesh, pool)(lm.params, 0)
     load, dtypes = weights.load, []
     monkeypatch.setattr(
-        weights, "load", lambda *args, **options: dtypes.append(options["dtype"]) or load(*args, **options)
+        weights,
+        "load",
+        lambda *args, **options: dtypes.append(options["dtype"]) or load(*args, **options),
     )
     assert evaluate_policy(config) == scores and scores["eval/held_out/greedy"] > 0
     assert dtypes == [jax.numpy.bfloat16]
@@ -201,7 +240,15 @@ def test_evaluation_refuses_what_it_cannot_grade(configure, tmp_path):
     held_out = EvalConfig((TasksConfig(str(tmp_path / "bare.jsonl")),), num_samples=0)
     with pytest.raises(InputError, match="exact needs ground truths but .*bare.jsonl has only"):
         evaluate_policy(configure(tmp_path / "run", rewards=("exact",), evaluation=held_out))
-    with pytest.raises(InputError, match=r"no completion of the first batch got a reward \(8 error\)"):
-        evaluate_policy(configure(tmp_path / "run", rewards=("graders:broken",), evaluation=held_out))
+    with pytest.raises(
+        InputError,
+        match=r"no completion of the first batch got a reward \(8 "
+        r"error\)",
+    ):
+        evaluate_policy(
+            configure(tmp_path / "run", rewards=("graders:broken",), evaluation=held_out)
+        )
     with pytest.raises(InputError, match="graders:three gave 3, but a success must lie in"):
-        evaluate_policy(configure(tmp_path / "run", rewards=("graders:three",), evaluation=held_out))
+        evaluate_policy(
+            configure(tmp_path / "run", rewards=("graders:three",), evaluation=held_out)
+        )

@@ -11,7 +11,13 @@ from jaxrft.lm.model import ModelConfig
 from jaxrft.train import memory
 
 SHAPE = ModelConfig(
-    vocab_size=64, hidden_size=16, intermediate_size=32, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8
+    vocab_size=64,
+    hidden_size=16,
+    intermediate_size=32,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
 )
 CONFIG = Config(
     model="m",
@@ -25,10 +31,11 @@ ONE = meshes.abstract(1, 1, 1)
 
 
 def test_activations_by_hand():
-    """4 bins of 31 + 2 * 256 slots, 2 at a time: width 16, 4 heads and 2 x 2 of keys and values of 8, 32 hidden units.
+    """4 bins of 31 + 2 * 256 slots, 2 at a time: width 16, 4 heads and 2 x 2 of keys and values of
+    8, 32 hidden units.
 
-    A layer keeps 16 numbers a slot, or 3 * 16 + 64 + 2 * 32 = 176 with its products, or 6 * (16 + 64 + 32) = 672.
-    Scores are those of a block of 256 queries, three times.
+    A layer keeps 16 numbers a slot, or 3 * 16 + 64 + 2 * 32 = 176 with its products, or 6 * (16 +
+    64 + 32) = 672. Scores are those of a block of 256 queries, three times.
     """
     assert memory.bin_shape(CONFIG, ONE, 32) == (543, 2)
     slots, scores = 2 * 543, 3 * 4 * 2 * 4 * 256 * 543
@@ -39,7 +46,10 @@ def test_activations_by_hand():
     split = memory.activation_bytes(half, SHAPE, meshes.abstract(1, 1, 2), 32, "dots")
     assert split == (3 * (3 * 16 + 32 + 32) + 6 * (16 + 32 + 16)) * slots * 2 + scores // 2
     assert memory.logits_bytes(CONFIG, SHAPE, ONE, 32) == 3 * 4 * slots * 64
-    assert memory.logits_bytes(CONFIG, SHAPE._replace(vocab_size=2**20), ONE, 32) == 3 * 4 * update.CHUNK
+    assert (
+        memory.logits_bytes(CONFIG, SHAPE._replace(vocab_size=2**20), ONE, 32)
+        == 3 * 4 * update.CHUNK
+    )
 
 
 @pytest.mark.parametrize("asked", ["auto", "full", "dots", "none"])

@@ -1,4 +1,6 @@
-"""notebooks/trl_grpo.py: TRL's trainer, run for real, with prompts that a session chooses; and TRL's own rewards."""
+"""notebooks/trl_grpo.py: TRL's trainer, run for real, with prompts that a session chooses; and
+TRL's own rewards.
+"""
 
 import runpy
 from pathlib import Path
@@ -16,7 +18,9 @@ FILE = Path(__file__).parents[1] / "notebooks/trl_grpo.py"
 
 @pytest.fixture(scope="module")
 def trained():
-    """Of three steps: the ids that the session gave out, those that were rewarded, and what the example returns."""
+    """Of three steps: the ids that the session gave out, those that were rewarded, and what the
+    example returns.
+    """
     chosen, rewarded = [], []
 
     class Noting(Session):
@@ -37,7 +41,8 @@ def trained():
 def test_the_groups_that_are_rewarded_are_those_chosen(trained):
     chosen, rewarded, _ = trained
     assert len(rewarded) == 3
-    for given, (ids, _, trials, _) in zip(chosen, rewarded, strict=False):  # TRL's loader may be ahead
+    # TRL's loader may be ahead
+    for given, (ids, _, trials, _) in zip(chosen, rewarded, strict=False):
         np.testing.assert_array_equal(ids, np.sort(given))
         assert (np.asarray(trials) == 8).all()
 
@@ -99,22 +104,32 @@ def graded():
     import trl_rewards
 
     paths = [path for path, _ in VALUES.values()]
-    functions = [getattr(trl_rewards, path.partition(":")[2].removesuffix("_reward")) for path in paths]
-    with Pool([(str(i), reward) for i, reward in enumerate([*paths, *functions])], workers=1) as pool:
+    functions = [
+        getattr(trl_rewards, path.partition(":")[2].removesuffix("_reward")) for path in paths
+    ]
+    with Pool(
+        [(str(i), reward) for i, reward in enumerate([*paths, *functions])], workers=1
+    ) as pool:
         completions, ids, solutions = (list(column) for column in zip(*ROWS, strict=True))
         prompts = [[{"role": "user", "content": "q"}]] * len(ROWS)
         result = pool.grade(prompts, completions, {"solution": solutions}, completion_ids=ids)
     assert not any(result.failures.values())
-    return dict(zip(VALUES, zip(result.rewards, result.rewards[len(VALUES) :], strict=False), strict=True))
+    return dict(
+        zip(VALUES, zip(result.rewards, result.rewards[len(VALUES) :], strict=False), strict=True)
+    )
 
 
 def test_all_rewards_of_trl_are_here():
     from trl import rewards
 
-    assert {name for name in dir(rewards) if name.endswith("_reward") or name.startswith("get_")} == set(VALUES)
+    assert {
+        name for name in dir(rewards) if name.endswith("_reward") or name.startswith("get_")
+    } == set(VALUES)
 
 
 @pytest.mark.parametrize("name", VALUES)
 def test_a_reward_of_trl_runs_unchanged(graded, name):
     for rewards in graded[name]:
-        assert rewards == [None if value is None else pytest.approx(value) for value in VALUES[name][1]]
+        assert rewards == [
+            None if value is None else pytest.approx(value) for value in VALUES[name][1]
+        ]

@@ -1,4 +1,6 @@
-"""notebooks/tunix_grpo.py: its batches by themselves, and google-tunix's learner, run for real, with them."""
+"""notebooks/tunix_grpo.py: its batches by themselves, and google-tunix's learner, run for real,
+with them.
+"""
 
 import runpy
 from pathlib import Path
@@ -41,7 +43,9 @@ def test_a_batch_holds_the_rows_of_the_tasks_chosen(example):
 def test_rewards_of_rollouts_become_counts_of_tasks(example):
     session = Counting()
     chosen = example["Chosen"](session, COLUMNS, 1, batch_size=3)
-    assert chosen.record(np.array([4, 4, 1, 1, 5, 5]), [1.0, 0.0, 1.0, 1.0, 0.0, 0.0]) == pytest.approx(1 / 3)
+    assert chosen.record(
+        np.array([4, 4, 1, 1, 5, 5]), [1.0, 0.0, 1.0, 1.0, 0.0, 0.0]
+    ) == pytest.approx(1 / 3)
     assert session.told == [([1, 4, 5], [2.0, 1.0, 0.0], [2, 2, 2])]
 
 

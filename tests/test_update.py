@@ -16,19 +16,24 @@ WIDTH, VOCABULARY = 8, 24
 
 
 def apply(params, tokens, positions, valid, prefix=None, segments=None):
-    """A policy quick to compile: the next token depends on the last one and on the sum of the prompt, its prefix.
+    """A policy quick to compile: the next token depends on the last one and on the sum of the
+    prompt, its prefix.
 
     The first token of a completion depends on the prompt's last only.
     """
     x = params["embed"][tokens]
-    total = jnp.sum(jnp.where(valid[..., None], x, 0.0), axis=1, keepdims=True)[None]  # [1, rows, 1, D]
+    # [1, rows, 1, D]
+    total = jnp.sum(jnp.where(valid[..., None], x, 0.0), axis=1, keepdims=True)[None]
     if prefix is not None:
         x = x + jnp.repeat(prefix[0], tokens.shape[0] // prefix.shape[1], axis=0)
-    if segments is not None:  # a segment's first slot reads the prompt's last token, and its prompt lies elsewhere
+    # a segment's first slot reads the prompt's last token, and its prompt lies elsewhere
+    if segments is not None:
         own, prompt = segments.own, segments.prompt
         same = (own[:, :, None] == own[:, None, :]) & valid[:, None, :]
         begin = jnp.min(jnp.where(same, positions[:, None, :], TIME + 99), axis=2)
-        of_prompt = (own[:, None, :] == prompt[:, :, None]) | (same & (positions[:, None, :] == begin[:, :, None]))
+        of_prompt = (own[:, None, :] == prompt[:, :, None]) | (
+            same & (positions[:, None, :] == begin[:, :, None])
+        )
         later = (own != prompt) & (positions > begin)
         seen = of_prompt & valid[:, None, :] & later[:, :, None]
         x = x + jnp.einsum("rts,rsd->rtd", seen.astype(x.dtype), x)
@@ -42,7 +47,9 @@ def unembed(params, hidden):
 def decode(prepared, tokens, positions, slot, cache):
     """It needs no cache, since the next token depends on no other one of the completion."""
     params, prefix = prepared
-    hidden, _ = apply(params, tokens[:, None], positions[:, None], jnp.ones((len(tokens), 1), bool), prefix)
+    hidden, _ = apply(
+        params, tokens[:, None], positions[:, None], jnp.ones((len(tokens), 1), bool), prefix
+    )
     return unembed(params, hidden[:, 0]), cache
 
 
@@ -55,7 +62,13 @@ POLICY = model.Policy(
     decode=decode,
 )
 DECODER = model.ModelConfig(
-    vocab_size=1024, hidden_size=8, intermediate_size=24, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4
+    vocab_size=1024,
+    hidden_size=8,
+    intermediate_size=24,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=4,
 )
 TASKS, GROUP, TIME = 4, 4, 6
 ROWS = TASKS * GROUP
@@ -66,7 +79,10 @@ KEY = jax.random.key(9)
 def params():
     shapes = {"embed": (VOCABULARY, WIDTH), "mix": (WIDTH, WIDTH), "unembed": (VOCABULARY, WIDTH)}
     rng = np.random.default_rng(0)
-    return {name: jnp.asarray(rng.normal(0.0, 0.7, shape).astype(np.float32)) for name, shape in shapes.items()}
+    return {
+        name: jnp.asarray(rng.normal(0.0, 0.7, shape).astype(np.float32))
+        for name, shape in shapes.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +112,12 @@ learner_logprobs = jax.jit(partial(update.completion_logprobs, POLICY))
 
 def make(policy=POLICY, **options):
     """An update whose clipping by norm does not act."""
-    sizes = {"mini_batch_size": TASKS, "micro_batch_size": ROWS, "learning_rate": 1e-3, "max_grad_norm": 1e9}
+    sizes = {
+        "mini_batch_size": TASKS,
+        "micro_batch_size": ROWS,
+        "learning_rate": 1e-3,
+        "max_grad_norm": 1e9,
+    }
     return update.make(policy, **sizes | options)
 
 
@@ -117,7 +138,9 @@ def assert_close(got, want, atol=1e-5):
 
 def plain_loss(params, batch, ref_params=None, *, loss_type, kl_coef=0.0, kl_estimator="k3"):
     """The loss of a whole batch, without micro-batches."""
-    tokens, mask, behaviour = (x.reshape(ROWS, TIME) for x in (batch.tokens, batch.mask, batch.logprobs))
+    tokens, mask, behaviour = (
+        x.reshape(ROWS, TIME) for x in (batch.tokens, batch.mask, batch.logprobs)
+    )
     where = (batch.prompts, batch.lengths, tokens)
     logprobs, _ = update.completion_logprobs(POLICY, params, *where)
     advantages = batch.advantages.reshape(-1, 1)
@@ -132,7 +155,8 @@ def plain_loss(params, batch, ref_params=None, *, loss_type, kl_coef=0.0, kl_est
 
 
 plain_gradient = jax.jit(
-    jax.value_and_grad(plain_loss, has_aux=True), static_argnames=("loss_type", "kl_coef", "kl_estimator")
+    jax.value_and_grad(plain_loss, has_aux=True),
+    static_argnames=("loss_type", "kl_coef", "kl_estimator"),
 )
 
 
@@ -149,11 +173,17 @@ def test_micro_batches_change_no_number(params, batch, loss_type, micro_batch_si
 
 
 def test_mini_batches_share_out_the_tasks_of_each_pass(params, batch):
-    """At learning rate 0 the mean over equal mini-batches of a mean over rows is the mean over all rows."""
+    """At learning rate 0 the mean over equal mini-batches of a mean over rows is the mean over all
+    rows.
+    """
     batch = batch._replace(mask=batch.mask.at[..., 0].set(1.0))  # no row is empty
     (loss, _), _ = plain_gradient(params, batch, loss_type="grpo")
     for mini_batch_size, num_iterations, updates in ((4, 3, 3), (2, 2, 4)):
-        sizes = {"mini_batch_size": mini_batch_size, "micro_batch_size": 4, "num_iterations": num_iterations}
+        sizes = {
+            "mini_batch_size": mini_batch_size,
+            "micro_batch_size": 4,
+            "num_iterations": num_iterations,
+        }
         after, state, metrics = run(params, batch, loss_type="grpo", learning_rate=0.0, **sizes)
         assert optax.tree_utils.tree_get(state, "ScaleByAdamState").count == updates
         np.testing.assert_allclose(metrics["policy_loss"], loss, atol=1e-5)
@@ -161,11 +191,21 @@ def test_mini_batches_share_out_the_tasks_of_each_pass(params, batch):
 
 
 def test_the_first_ratio_after_a_rollout_is_one(params):
-    prompts, lengths = jnp.array([[2, 3, 4], [5, 6, 0], [7, 0, 0], [8, 9, 0]]), jnp.array([3, 2, 1, 2])
-    options = {"num_generations": GROUP, "max_completion_length": TIME, "eos_ids": (0,), "temperature": 0.6}
+    prompts, lengths = (
+        jnp.array([[2, 3, 4], [5, 6, 0], [7, 0, 0], [8, 9, 0]]),
+        jnp.array([3, 2, 1, 2]),
+    )
+    options = {
+        "num_generations": GROUP,
+        "max_completion_length": TIME,
+        "eos_ids": (0,),
+        "temperature": 0.6,
+    }
     generate = jax.jit(partial(rollout.generate, POLICY, **options))
     got = generate(params, jax.random.key(0), prompts, lengths, jnp.arange(TASKS))
-    tokens, mask, logprobs = (x.reshape(TASKS, GROUP, TIME) for x in (got.tokens, got.mask, got.logprobs))
+    tokens, mask, logprobs = (
+        x.reshape(TASKS, GROUP, TIME) for x in (got.tokens, got.mask, got.logprobs)
+    )
     advantages = jnp.tile(jnp.array([[1.0, -1.0, 2.0, -2.0]]), (TASKS, 1))
     on_policy = update.Batch(prompts, lengths, tokens, mask, logprobs, advantages)
     for temperature, is_one in ((0.6, True), (1.0, False)):
@@ -182,11 +222,17 @@ def test_token_weights_entropy_and_two_sided_clip_over_micro_batches(params, bat
     options = {"loss_type": "grpo", "delta": 1.3, "entropy_coef": 0.4}
 
     def plain(params):
-        tokens, mask, behaviour = (x.reshape(ROWS, TIME) for x in (batch.tokens, batch.mask, batch.logprobs))
+        tokens, mask, behaviour = (
+            x.reshape(ROWS, TIME) for x in (batch.tokens, batch.mask, batch.logprobs)
+        )
         where = (batch.prompts, batch.lengths, tokens)
-        logprobs, entropy = update.completion_logprobs(POLICY, params, *where, entropy_gradient=True)
+        logprobs, entropy = update.completion_logprobs(
+            POLICY, params, *where, entropy_gradient=True
+        )
         of = {"weights": weights.reshape(ROWS, TIME), "loss_type": "grpo", "delta": 1.3}
-        loss, metrics = grpo.policy_loss(logprobs, behaviour, batch.advantages.reshape(-1, 1), mask, **of)
+        loss, metrics = grpo.policy_loss(
+            logprobs, behaviour, batch.advantages.reshape(-1, 1), mask, **of
+        )
         rows = jnp.sum(jnp.any(mask > 0, axis=1), dtype=jnp.float32)
         metrics["entropy"] = jnp.sum(masked.mean(entropy, mask, axis=1)) / rows
         return loss - 0.4 * metrics["entropy"], metrics
@@ -212,8 +258,13 @@ def test_a_gradient_of_the_entropy_is_traced_only_with_its_bonus(params, batch):
 
 @pytest.mark.parametrize("kl_estimator", grpo.KL_ESTIMATORS)
 def test_kl_to_a_reference(params, batch, kl_estimator):
-    """Of a batch that another policy sampled, whole and in micro-batches of two groups; garbage under the mask too."""
-    other, options = jax.tree.map(lambda x: x * 0.7, params), {"kl_coef": 0.5, "kl_estimator": kl_estimator}
+    """Of a batch that another policy sampled, whole and in micro-batches of two groups; garbage
+    under the mask too.
+    """
+    other, options = (
+        jax.tree.map(lambda x: x * 0.7, params),
+        {"kl_coef": 0.5, "kl_estimator": kl_estimator},
+    )
     (_, metrics), want = plain_gradient(params, batch, other, loss_type="dapo", **options)
     dirty = batch._replace(logprobs=jnp.where(batch.mask > 0, batch.logprobs, jnp.nan))
     _, state, got = run(params, dirty, other, micro_batch_size=8, **options)
@@ -223,9 +274,13 @@ def test_kl_to_a_reference(params, batch, kl_estimator):
 
 
 def test_without_kl_the_reference_is_never_evaluated(params, batch):
-    """With a reference at hand no pass of the policy more is traced than without; with kl_coef twice as many."""
+    """With a reference at hand no pass of the policy more is traced than without; with kl_coef
+    twice as many.
+    """
     traced = []
-    policy = POLICY._replace(apply=lambda *arguments: traced.append(arguments[0]) or POLICY.apply(*arguments))
+    policy = POLICY._replace(
+        apply=lambda *arguments: traced.append(arguments[0]) or POLICY.apply(*arguments)
+    )
     without, weighted = make(policy), make(policy, kl_coef=0.1)
     state = without.init(params)
     jax.make_jaxpr(without.step)(KEY, params, state, batch)
@@ -245,12 +300,21 @@ def test_zero_advantages_give_exactly_no_gradient(params, batch):
 
 
 def test_an_update_that_is_not_finite_is_skipped_and_counted(params, batch):
-    """Of mini-batches of two tasks, one has a task without a finite loss; the others' updates are made."""
+    """Of mini-batches of two tasks, one has a task without a finite loss; the others' updates are
+    made.
+    """
     bad = batch._replace(advantages=batch.advantages.at[1, 2].set(jnp.nan))
-    after, state, metrics = run(params, bad, mini_batch_size=2, num_iterations=3, micro_batch_size=4)
-    assert metrics["skipped_updates"] == 3 and optax.tree_utils.tree_get(state, "ScaleByAdamState").count == 3
+    after, state, metrics = run(
+        params, bad, mini_batch_size=2, num_iterations=3, micro_batch_size=4
+    )
+    assert (
+        metrics["skipped_updates"] == 3
+        and optax.tree_utils.tree_get(state, "ScaleByAdamState").count == 3
+    )
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves((after, state, metrics)))
-    assert any(np.any(x != y) for x, y in zip(jax.tree.leaves(after), jax.tree.leaves(params), strict=True))
+    assert any(
+        np.any(x != y) for x, y in zip(jax.tree.leaves(after), jax.tree.leaves(params), strict=True)
+    )
     learner = make(num_iterations=2)
     step = jax.jit(learner.step)
     for loss in (jnp.nan, jnp.inf):
@@ -266,7 +330,9 @@ def sizes(jaxpr):
     """The number of elements of every array that a program computes, in its inner programs too."""
     for equation in jaxpr.eqns:
         yield from (variable.aval.size for variable in equation.outvars)
-        for inner in jax.tree.leaves(tuple(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+        for inner in jax.tree.leaves(
+            tuple(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+        ):
             if hasattr(inner, "eqns"):
                 yield from sizes(inner)
 
@@ -275,16 +341,25 @@ def test_logits_of_all_positions_never_exist(monkeypatch):
     """Forward and backward: the largest array is the logits of a chunk."""
     policy, time = model.decoder(DECODER), 8
     shapes = jax.eval_shape(partial(model.init, config=DECODER), jax.random.key(0))
-    int32, float32 = (partial(jax.ShapeDtypeStruct, dtype=dtype) for dtype in (jnp.int32, jnp.float32))
+    int32, float32 = (
+        partial(jax.ShapeDtypeStruct, dtype=dtype) for dtype in (jnp.int32, jnp.float32)
+    )
     groups = (TASKS, GROUP, time)
     batch = update.Batch(
-        int32((TASKS, 3)), int32((TASKS,)), int32(groups), float32(groups), float32(groups), float32((TASKS, GROUP))
+        int32((TASKS, 3)),
+        int32((TASKS,)),
+        int32(groups),
+        float32(groups),
+        float32(groups),
+        float32((TASKS, GROUP)),
     )
     length, together = update.bin_shape(batch, ROWS)
 
     def largest():
         learner = make(policy, kl_coef=0.1)
-        program = jax.make_jaxpr(learner.step)(KEY, shapes, jax.eval_shape(learner.init, shapes), batch, shapes)
+        program = jax.make_jaxpr(learner.step)(
+            KEY, shapes, jax.eval_shape(learner.init, shapes), batch, shapes
+        )
         return max(sizes(program.jaxpr))
 
     assert largest() == together * length * 1024  # they fit into one chunk
@@ -314,9 +389,13 @@ def test_logprobs_and_entropy_by_hand():
     params = jnp.log(jnp.array([3.0, 1.0]))
     where = (jnp.zeros((1, 2), jnp.int32), jnp.array([2]), jnp.array([[0, 1, 0]]))
     for temperature, chances in ((1.0, np.array([0.75, 0.25])), (0.5, np.array([0.9, 0.1]))):
-        logprobs, entropy = update.completion_logprobs(policy, params, *where, temperature=temperature)
+        logprobs, entropy = update.completion_logprobs(
+            policy, params, *where, temperature=temperature
+        )
         np.testing.assert_allclose(logprobs, np.log(chances)[[[0, 1, 0]]], rtol=1e-5)
-        np.testing.assert_allclose(entropy, np.full((1, 3), -np.sum(chances * np.log(chances))), rtol=1e-5)
+        np.testing.assert_allclose(
+            entropy, np.full((1, 3), -np.sum(chances * np.log(chances))), rtol=1e-5
+        )
 
 
 def test_the_entropys_gradient_by_hand():
@@ -328,7 +407,9 @@ def test_the_entropys_gradient_by_hand():
     where = (jnp.zeros((1, 2), jnp.int32), jnp.array([2]), jnp.array([[0, 1, 0]]))
 
     def entropy(params, wanted):
-        return jnp.mean(update.completion_logprobs(policy, params, *where, entropy_gradient=wanted)[1])
+        return jnp.mean(
+            update.completion_logprobs(policy, params, *where, entropy_gradient=wanted)[1]
+        )
 
     chances, params = np.array([0.75, 0.25]), jnp.log(jnp.array([3.0, 1.0]))
     expected = -chances * (np.log(chances) - np.sum(chances * np.log(chances)))
@@ -338,13 +419,17 @@ def test_the_entropys_gradient_by_hand():
 
 def test_learning_rate_warms_up():
     _, schedule = update.adamw(learning_rate=1.0, warmup_steps=4)
-    np.testing.assert_allclose([schedule(i) for i in range(7)], [0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(
+        [schedule(i) for i in range(7)], [0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.0], rtol=1e-6
+    )
     _, schedule = update.adamw(learning_rate=0.3)
     assert [float(schedule(i)) for i in (0, 9)] == [0.3, 0.3]
 
 
 def test_adamw_by_hand():
-    """The first change is the learning rate against the gradient's sign, and the decay; gradients are clipped."""
+    """The first change is the learning rate against the gradient's sign, and the decay; gradients
+    are clipped.
+    """
     options = {"learning_rate": 0.2, "warmup_steps": 1, "weight_decay": 0.5, "max_grad_norm": 1.0}
     optimizer, _ = update.adamw(**options)
     params = {"a": jnp.array([2.0, -4.0])}
@@ -367,7 +452,10 @@ def test_steps_are_traced_once_and_keep_float32(batch):
         params, state, metrics = step(jax.random.fold_in(KEY, number), params, state, batch)
         rates.append(metrics["learning_rate"])
         assert all(x.dtype == jnp.float32 and x.shape == () for x in metrics.values())
-    assert {x.dtype for x in jax.tree.leaves((params, state))} == {jnp.dtype("float32"), jnp.dtype("int32")}
+    assert {x.dtype for x in jax.tree.leaves((params, state))} == {
+        jnp.dtype("float32"),
+        jnp.dtype("int32"),
+    }
     np.testing.assert_allclose(rates, [1e-3, 2e-3, 3e-3, 4e-3, 4e-3], rtol=1e-5)
 
 
@@ -378,32 +466,48 @@ def test_good_samples_become_likelier(params, batch, loss_type):
     before, _ = learner_logprobs(params, *prompts)
     learner = make(num_iterations=4, learning_rate=1e-3, loss_type=loss_type)
     after, _, _ = jax.jit(learner.step)(
-        KEY, params, learner.init(params), batch._replace(logprobs=before.reshape(batch.logprobs.shape))
+        KEY,
+        params,
+        learner.init(params),
+        batch._replace(logprobs=before.reshape(batch.logprobs.shape)),
     )
     change = (learner_logprobs(after, *prompts)[0] - before).reshape(batch.mask.shape) * batch.mask
     assert float(jnp.sum(change * batch.advantages[..., None])) > 0.1
 
 
 def test_the_published_clip_is_centred_on_the_policy_before_the_update(params, batch):
-    """Of two groups that are replayed; of the others it is centred on their own log-probabilities."""
+    """Of two groups that are replayed; of the others it is centred on their own
+    log-probabilities.
+    """
     replayed = jnp.array([[False], [True], [False], [True]])
     mixed = batch._replace(replayed=jnp.broadcast_to(replayed, (TASKS, GROUP)))
-    tokens, mask, behaviour = (x.reshape(ROWS, TIME) for x in (batch.tokens, batch.mask, batch.logprobs))
+    tokens, mask, behaviour = (
+        x.reshape(ROWS, TIME) for x in (batch.tokens, batch.mask, batch.logprobs)
+    )
     before, _ = learner_logprobs(params, batch.prompts, batch.lengths, tokens)
     old = jnp.repeat(replayed, GROUP, axis=0)
 
     @jax.jit
     @jax.value_and_grad
     def loss(params, anchors):
-        logprobs, _ = update.completion_logprobs(POLICY, params, batch.prompts, batch.lengths, tokens)
-        return grpo.policy_loss(logprobs, behaviour, batch.advantages.reshape(-1, 1), mask, anchor_logprobs=anchors)[0]
+        logprobs, _ = update.completion_logprobs(
+            POLICY, params, batch.prompts, batch.lengths, tokens
+        )
+        return grpo.policy_loss(
+            logprobs, behaviour, batch.advantages.reshape(-1, 1), mask, anchor_logprobs=anchors
+        )[0]
 
     paper, published = loss(params, behaviour), loss(params, jnp.where(old, before, behaviour))
     assert abs(paper[0] - published[0]) > 1e-3
     weights = jnp.exp(before - behaviour)[(mask > 0) & old]
     size = jnp.sum(weights) ** 2 / jnp.sum(weights**2) / weights.size
-    # Micro-batches of two groups and of half a group, from which the anchors must find back to their places.
-    for clip, rows, (value, grads) in (("paper", 8, paper), ("published", 8, published), ("published", 2, published)):
+    # Micro-batches of two groups and of half a group, from which the anchors must find back to
+    # their places.
+    for clip, rows, (value, grads) in (
+        ("paper", 8, paper),
+        ("published", 8, published),
+        ("published", 2, published),
+    ):
         _, state, found = run(params, mixed, clip=clip, micro_batch_size=rows)
         assert_close(gradient(state), grads)
         np.testing.assert_allclose(found["policy_loss"], value, atol=1e-5)
@@ -418,21 +522,32 @@ def test_without_replayed_groups_nothing_changes(params, batch):
 
 
 def memory(vocabulary, tasks, rows, *, time=4096):
-    """Bytes that a compiled step takes beside its arguments, and those of its batch and embeddings; nothing is run."""
-    f32, i32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32), partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
+    """Bytes that a compiled step takes beside its arguments, and those of its batch and embeddings;
+    nothing is run.
+    """
+    f32, i32 = (
+        partial(jax.ShapeDtypeStruct, dtype=jnp.float32),
+        partial(jax.ShapeDtypeStruct, dtype=jnp.int32),
+    )
     embeddings = {name: f32((vocabulary, WIDTH)) for name in ("embed", "unembed")}
     params, cells = embeddings | {"mix": f32((WIDTH, WIDTH))}, (tasks, GROUP, time)
-    batch = update.Batch(i32((tasks, 5)), i32((tasks,)), i32(cells), f32(cells), f32(cells), f32((tasks, GROUP)))
+    batch = update.Batch(
+        i32((tasks, 5)), i32((tasks,)), i32(cells), f32(cells), f32(cells), f32((tasks, GROUP))
+    )
     learner = make(mini_batch_size=tasks, micro_batch_size=rows)
     given = (jax.eval_shape(lambda: KEY), params, jax.eval_shape(learner.init, params), batch)
     step = jax.jit(learner.step, donate_argnums=(1, 2)).lower(*given).compile()
-    sizes = (sum(4 * math.prod(x.shape) for x in jax.tree.leaves(tree)) for tree in (batch, embeddings))
+    sizes = (
+        sum(4 * math.prod(x.shape) for x in jax.tree.leaves(tree)) for tree in (batch, embeddings)
+    )
     return step.memory_analysis().temp_size_in_bytes, *sizes
 
 
 @pytest.mark.slow
 def test_memory_grows_with_the_micro_batch_not_with_the_vocabulary_or_the_batch():
-    """Four chunks of logits at most, whatever the vocabulary; all logits of 64 rows would be 160 GB with the larger."""
+    """Four chunks of logits at most, whatever the vocabulary; all logits of 64 rows would be 160 GB
+    with the larger.
+    """
     least, batch, _ = memory(512, 64, 64)
     large, _, embeddings = memory(151936, 64, 64)
     longer, more, _ = memory(512, 128, 64)

@@ -1,4 +1,6 @@
-"""notebooks/verl_sampler.py: with stand-ins for verl's classes, and with verl's own loader and replay buffer."""
+"""notebooks/verl_sampler.py: with stand-ins for verl's classes, and with verl's own loader and
+replay buffer.
+"""
 
 import runpy
 import sys
@@ -15,7 +17,9 @@ CONFIG = SimpleNamespace(
     train_files="train.parquet",
     val_files="val.parquet",
     train_batch_size=2,
-    session=SimpleNamespace(selector="adaptive", num_generations=2, get=lambda name, default: default),
+    session=SimpleNamespace(
+        selector="adaptive", num_generations=2, get=lambda name, default: default
+    ),
 )
 
 
@@ -41,7 +45,9 @@ class Buffer:
 
 @pytest.fixture
 def stand_ins(monkeypatch):
-    """The example's names, where neither verl nor torch is needed; `fields` is what the TransferQueue holds."""
+    """The example's names, where neither verl nor torch is needed; `fields` is what the
+    TransferQueue holds.
+    """
     fields = {}
 
     def kv_batch_get(keys, partition_id, select_fields):
@@ -66,13 +72,17 @@ def finished(fields, outcomes):
     for key, task, reward, _ in outcomes:
         fields[key] = {"index": task, "rm_scores": np.array([0.0, reward])}
     keys, _, _, lengths = zip(*outcomes, strict=True)
-    return SimpleNamespace(keys=list(keys), partition_id="train", tags=[{"response_len": n} for n in lengths])
+    return SimpleNamespace(
+        keys=list(keys), partition_id="train", tags=[{"response_len": n} for n in lengths]
+    )
 
 
 def test_rows_are_those_that_the_session_chose_whichever_are_asked(stand_ins):
     data = stand_ins.ChosenDataset("train.parquet", None, CONFIG)
     chosen = []
-    data.session.next = lambda batch_size: chosen.append(np.array([5, 3]) - len(chosen)) or chosen[-1]
+    data.session.next = lambda batch_size: (
+        chosen.append(np.array([5, 3]) - len(chosen)) or chosen[-1]
+    )
     rows = [data[0] for _ in range(4)]
     assert [row["index"] for row in rows] == [5, 3, 4, 2]
     assert rows[0]["raw_prompt"] == "p5"
@@ -130,7 +140,9 @@ def test_the_session_hears_of_batches_for_training_alone(stand_ins):
     told = []
     data.session.record = lambda *columns: told.append([column.tolist() for column in columns])
     buffer = stand_ins.RecordingBuffer()
-    buffer.batch = finished(stand_ins.fields, [("a_0_0", 4, 1.0, 7), ("a_1_0", 4, 0.0, 5), ("b_0_0", 1, 0.0, 2)])
+    buffer.batch = finished(
+        stand_ins.fields, [("a_0_0", 4, 1.0, 7), ("a_1_0", 4, 0.0, 5), ("b_0_0", 1, 0.0, 2)]
+    )
     assert buffer.sample(1, "val", 2) == (buffer.batch, {"theirs": 1.0}) and not told
     batch, metrics = buffer.sample(1, "train", 2)
     assert batch is buffer.batch and metrics == {"theirs": 1.0, "training/informative_groups": 0.5}
@@ -169,7 +181,9 @@ def test_verls_trainer_builds_both_classes_draws_chosen_rows_and_resumes(verl, t
     other = verl.simulated_trainer("adaptive", str(tmp_path))
     other.train_dataloader.load_state_dict(torch.load(tmp_path / "data.pt", weights_only=False))
     for _ in range(40):  # over the end of an epoch
-        assert list(trainer._next_train_batch()["index"]) == list(other._next_train_batch()["index"])
+        assert list(trainer._next_train_batch()["index"]) == list(
+            other._next_train_batch()["index"]
+        )
     np.testing.assert_array_equal(other.train_dataset.session.pass_rate(), session.pass_rate())
 
 
@@ -178,10 +192,18 @@ def test_verls_trainer_builds_both_classes_draws_chosen_rows_and_resumes(verl, t
 def test_groups_that_pass_verls_transfer_queue_are_recorded(verl, monkeypatch):
     told = []
     record = verl.Session.record
-    monkeypatch.setattr(verl.Session, "record", lambda self, *columns: told.append(columns) or record(self, *columns))
+    monkeypatch.setattr(
+        verl.Session,
+        "record",
+        lambda self, *columns: told.append(columns) or record(self, *columns),
+    )
     shares = verl.simulate("adaptive", 3)
     assert len(told) == 3
     for share, (ids, successes, trials, tokens) in zip(shares, told, strict=True):
-        assert len(ids) == verl.TASKS and (trials == verl.GENERATIONS).all() and (tokens == 2 * trials).all()
+        assert (
+            len(ids) == verl.TASKS
+            and (trials == verl.GENERATIONS).all()
+            and (tokens == 2 * trials).all()
+        )
         assert share == np.mean((successes > 0) & (successes < trials))
     assert max(shares) > 0

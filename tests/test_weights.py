@@ -41,7 +41,9 @@ def random_params(config):
     """Every weight random, norms and biases too."""
     rows = model.table(config)
     keys = jax.random.split(jax.random.key(0), len(rows))
-    return {row.name: jax.random.normal(key, row.shape) for row, key in zip(rows, keys, strict=True)}
+    return {
+        row.name: jax.random.normal(key, row.shape) for row, key in zip(rows, keys, strict=True)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,9 @@ def assert_equal(got, want):
         np.testing.assert_array_equal(got[name], want[name], err_msg=name)
 
 
-@pytest.mark.parametrize("config", [CONFIG, TIED, QWEN3, LLAMA, LLAMA._replace(attention_bias=True, output_bias=True)])
+@pytest.mark.parametrize(
+    "config", [CONFIG, TIED, QWEN3, LLAMA, LLAMA._replace(attention_bias=True, output_bias=True)]
+)
 def test_load_of_save_is_the_same_bit_for_bit(config, tmp_path):
     params = random_params(config)
     weights.save(tmp_path / "a", params, config, source=weights.hf_config(config))
@@ -79,12 +83,22 @@ def test_load_of_save_is_the_same_bit_for_bit(config, tmp_path):
 
 
 def test_the_layout_is_that_of_hugging_face(checkpoint, params):
-    """y = x W^T with W [out, in]; query head h is rows h * head_dim on, and of o_proj the columns."""
+    """y = x W^T with W [out, in]; query head h is rows h * head_dim on, and of o_proj the
+    columns.
+    """
     stored = load_file(checkpoint / "model.safetensors")
-    np.testing.assert_array_equal(stored["model.layers.1.self_attn.q_proj.weight"][18], params["q"][1, :, 1, 2])
-    np.testing.assert_array_equal(stored["model.layers.1.self_attn.q_proj.bias"][18], params["q_bias"][1, 1, 2])
-    np.testing.assert_array_equal(stored["model.layers.0.self_attn.o_proj.weight"][:, 18], params["o"][0, 1, 2])
-    np.testing.assert_array_equal(stored["model.layers.1.mlp.gate_proj.weight"], params["gate"][1].T)
+    np.testing.assert_array_equal(
+        stored["model.layers.1.self_attn.q_proj.weight"][18], params["q"][1, :, 1, 2]
+    )
+    np.testing.assert_array_equal(
+        stored["model.layers.1.self_attn.q_proj.bias"][18], params["q_bias"][1, 1, 2]
+    )
+    np.testing.assert_array_equal(
+        stored["model.layers.0.self_attn.o_proj.weight"][:, 18], params["o"][0, 1, 2]
+    )
+    np.testing.assert_array_equal(
+        stored["model.layers.1.mlp.gate_proj.weight"], params["gate"][1].T
+    )
     np.testing.assert_array_equal(stored["lm_head.weight"], params["unembed"])
 
 
@@ -101,7 +115,9 @@ def test_narrow_files_are_rounded_once(dtype, params, tmp_path):
 
 def test_several_files_and_their_index(params, tmp_path):
     limit = 20_000
-    weights.save(tmp_path / "a", params, CONFIG, source=weights.hf_config(CONFIG), max_shard_size=limit)
+    weights.save(
+        tmp_path / "a", params, CONFIG, source=weights.hf_config(CONFIG), max_shard_size=limit
+    )
     index = json.loads((tmp_path / "a" / weights.INDEX).read_text())
     files = sorted(path.name for path in (tmp_path / "a").glob("*.safetensors"))
     assert files == sorted(set(index["weight_map"].values())) and len(files) > 2
@@ -116,7 +132,9 @@ def test_several_files_and_their_index(params, tmp_path):
     assert_equal(weights.load(tmp_path / "a", CONFIG), params)
 
 
-def test_sharded_parameters_load_and_save_as_whole_ones(mesh, checkpoint, params, tmp_path, monkeypatch):
+def test_sharded_parameters_load_and_save_as_whole_ones(
+    mesh, checkpoint, params, tmp_path, monkeypatch
+):
     read, elements = weights._read_layer, []
 
     def counted(*arguments):
@@ -126,7 +144,8 @@ def test_sharded_parameters_load_and_save_as_whole_ones(mesh, checkpoint, params
 
     monkeypatch.setattr(weights, "_read_layer", counted)
     sharded = weights.load(checkpoint, CONFIG, mesh=mesh)
-    assert sum(elements) == sum(value.size for value in params.values())  # each block once, not once a device
+    # each block once, not once a device
+    assert sum(elements) == sum(value.size for value in params.values())
     assert_equal(sharded, params)
     for name, sharding in model.shardings(CONFIG, mesh).items():
         assert sharded[name].sharding.is_equivalent_to(sharding, sharded[name].ndim), name
@@ -136,12 +155,16 @@ def test_sharded_parameters_load_and_save_as_whole_ones(mesh, checkpoint, params
 
 @pytest.mark.parametrize("sharded", [False, True])
 def test_a_bfloat16_checkpoint_is_never_float32_on_the_host(sharded, mesh, tmp_path, monkeypatch):
-    """Memory for two blocks of the largest weight, while one is read and one is placed; half of what float32 takes."""
+    """Memory for two blocks of the largest weight, while one is read and one is placed; half of
+    what float32 takes.
+    """
     config = CONFIG._replace(vocab_size=4096, hidden_size=256, intermediate_size=512)
     rows = model.table(config)
     ones = {row.name: np.ones(row.shape, jnp.bfloat16) for row in rows}
     weights.save(tmp_path / "a", ones, config, source=weights.hf_config(config), dtype=jnp.bfloat16)
-    load = functools.partial(weights.load, tmp_path / "a", config, mesh=mesh if sharded else None, dtype=jnp.bfloat16)
+    load = functools.partial(
+        weights.load, tmp_path / "a", config, mesh=mesh if sharded else None, dtype=jnp.bfloat16
+    )
     load()  # what Python keeps of a first time is not the weights'
     read, blocks = weights._read_layer, []
 
@@ -153,7 +176,8 @@ def test_a_bfloat16_checkpoint_is_never_float32_on_the_host(sharded, mesh, tmp_p
     monkeypatch.setattr(weights, "_read_layer", noted)
     tracemalloc.start()
     params = load()
-    held, peak = tracemalloc.get_traced_memory()  # JAX on a CPU keeps blocks that happen to be aligned
+    # JAX on a CPU keeps blocks that happen to be aligned
+    held, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert all(value.dtype == jnp.bfloat16 and jnp.all(value == 1) for value in params.values())
     assert {dtype for dtype, _ in blocks} == {np.dtype(jnp.bfloat16)}
@@ -166,13 +190,17 @@ def test_the_files_of_the_source_go_along(checkpoint, copied, params, tmp_path):
     (copied / "generation_config.json").write_text('{"eos_token_id": [1, 2]}')
     (copied / "notes.txt").write_text("not part of a checkpoint")
     weights.save(tmp_path / "a", params, CONFIG, source=copied)
-    (copied / "tokenizer_config.json").write_text('{"eos_token": "a", "auto_map": {"AutoTokenizer": ["x.Y", null]}}')
+    (copied / "tokenizer_config.json").write_text(
+        '{"eos_token": "a", "auto_map": {"AutoTokenizer": ["x.Y", null]}}'
+    )
     weights.save(tmp_path / "b", params, CONFIG, source=copied)
     assert json.loads((tmp_path / "b/tokenizer_config.json").read_text()) == {"eos_token": "a"}
     names = {path.name for path in (tmp_path / "a").iterdir()}
     assert names == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
     assert (tmp_path / "a/generation_config.json").read_text() == '{"eos_token_id": [1, 2]}'
-    assert json.loads((tmp_path / "a/config.json").read_text()) == json.loads((checkpoint / "config.json").read_text())
+    assert json.loads((tmp_path / "a/config.json").read_text()) == json.loads(
+        (checkpoint / "config.json").read_text()
+    )
 
 
 def test_a_checkpoint_is_replaced_even_by_itself(copied, params):
@@ -180,7 +208,9 @@ def test_a_checkpoint_is_replaced_even_by_itself(copied, params):
     (copied / "old.txt").write_text("of the checkpoint before")
     weights.save(copied, doubled, CONFIG, source=copied)
     assert_equal(weights.load(copied, CONFIG), doubled)
-    assert {path.name for path in copied.parent.iterdir()} == {"copy"} and not (copied / "old.txt").exists()
+    assert {path.name for path in copied.parent.iterdir()} == {"copy"} and not (
+        copied / "old.txt"
+    ).exists()
 
 
 def test_a_failed_save_leaves_the_checkpoint_before(copied, params, monkeypatch):
@@ -232,28 +262,37 @@ def test_the_config_of_another_model_is_not_saved(params, tmp_path):
 def test_what_a_tied_checkpoint_and_old_versions_store_too_is_ignored(tmp_path):
     params = random_params(TIED)
     weights.save(tmp_path / "a", params, TIED, source=weights.hf_config(TIED))
-    change_tensors(tmp_path / "a", lambda stored: stored | {"lm_head.weight": stored["model.embed_tokens.weight"]})
+    change_tensors(
+        tmp_path / "a",
+        lambda stored: stored | {"lm_head.weight": stored["model.embed_tokens.weight"]},
+    )
     buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(8, np.float32)}
     change_tensors(tmp_path / "a", lambda stored: stored | buffer)
     assert_equal(weights.load(tmp_path / "a", TIED), params)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
-def test_unequal_output_weights_of_a_tied_checkpoint_are_not_tied_and_named_once(dtype, tmp_path, caplog, monkeypatch):
+def test_unequal_output_weights_of_a_tied_checkpoint_are_not_tied_and_named_once(
+    dtype, tmp_path, caplog, monkeypatch
+):
     monkeypatch.setattr(weights, "BLOCK", 7 * 32)  # several blocks, the last not full
     params = random_params(TIED)
     weights.save(tmp_path / "a", params, TIED, source=weights.hf_config(TIED), dtype=dtype)
     same = load_file(tmp_path / "a/model.safetensors")["model.embed_tokens.weight"]
     other = same.copy()
     other[-1, -1] += 1
-    change_tensors(tmp_path / "a", lambda stored: stored | {"lm_head.weight": same.astype(np.float32)})
+    change_tensors(
+        tmp_path / "a", lambda stored: stored | {"lm_head.weight": same.astype(np.float32)}
+    )
     assert weights.read_config(tmp_path / "a") == TIED and not caplog.records
     change_tensors(tmp_path / "a", lambda stored: stored | {"lm_head.weight": other})
     for _ in range(2):
         config = weights.read_config(tmp_path / "a")
     assert config == CONFIG._replace(tie_word_embeddings=False)
     (record,) = caplog.records
-    assert "lm_head.weight differs from model.embed_tokens.weight: they are not tied" in record.getMessage()
+    assert (
+        "lm_head.weight differs from model.embed_tokens.weight: they are not tied"
+    ) in record.getMessage()
     loaded = weights.load(tmp_path / "a", config, dtype=dtype)
     np.testing.assert_array_equal(loaded["unembed"], other)
     weights.save(tmp_path / "b", loaded, config, source=tmp_path / "a", dtype=dtype)
@@ -270,23 +309,33 @@ def test_unequal_output_weights_of_a_tied_checkpoint_are_not_tied_and_named_once
     ("name", "bad", "told"),
     [
         ("model.norm.weight", [np.nan], "tensor model.norm.weight has 1 of 32 values"),
-        (UP := "model.layers.1.mlp.up_proj.weight", [np.inf, -np.inf, np.nan], f"tensor {UP} has 3 of 1536 values"),
+        (
+            UP := "model.layers.1.mlp.up_proj.weight",
+            [np.inf, -np.inf, np.nan],
+            f"tensor {UP} has 3 of 1536 values",
+        ),
         ("model.layers.0.self_attn.q_proj.bias", [-np.inf], "q_proj.bias has 1 of 64 values"),
         ("lm_head.weight", [np.nan] * 5, "tensor lm_head.weight has 5 of 2048 values"),
     ],
 )
-def test_weights_that_are_not_finite_are_refused_by_name_and_number(name, bad, told, sharded, mesh, copied):
+def test_weights_that_are_not_finite_are_refused_by_name_and_number(
+    name, bad, told, sharded, mesh, copied
+):
     def spoil(stored):
         stored[name].flat[-len(bad) :] = bad
         return stored
 
     change_tensors(copied, spoil)
-    with pytest.raises(InputError, match=f"{told} that are not finite in float32: its weights are broken"):
+    with pytest.raises(
+        InputError, match=f"{told} that are not finite in float32: its weights are broken"
+    ):
         weights.load(copied, CONFIG, mesh=mesh if sharded else None)
 
 
 def test_weights_that_a_narrow_dtype_cannot_hold_are_refused(copied):
-    change_tensors(copied, lambda stored: {name: np.full_like(x, 1e5) for name, x in stored.items()})
+    change_tensors(
+        copied, lambda stored: {name: np.full_like(x, 1e5) for name, x in stored.items()}
+    )
     weights.load(copied, CONFIG)
     with pytest.raises(InputError, match=r"not finite in float16, and \d+ more tensors have some"):
         weights.load(copied, CONFIG, dtype=jnp.float16)
@@ -295,14 +344,22 @@ def test_weights_that_a_narrow_dtype_cannot_hold_are_refused(copied):
 @pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize(
     ("name", "value", "dtype"),
-    [("gate", np.nan, np.float32), ("final_norm", -np.inf, np.float32), ("q_bias", 1e5, np.float16)],
+    [
+        ("gate", np.nan, np.float32),
+        ("final_norm", -np.inf, np.float32),
+        ("q_bias", 1e5, np.float16),
+    ],
 )
-def test_weights_that_are_not_finite_are_not_exported(name, value, dtype, sharded, mesh, copied, params):
+def test_weights_that_are_not_finite_are_not_exported(
+    name, value, dtype, sharded, mesh, copied, params
+):
     bad = params | {name: params[name].at[0].set(value)}
     if sharded:
         where = model.shardings(CONFIG, mesh)
         bad = {name: jax.device_put(x, where[name]) for name, x in bad.items()}
-    with pytest.raises(InputError, match="nothing is exported: tensor model.* values that are not finite in float"):
+    with pytest.raises(
+        InputError, match="nothing is exported: tensor model.* values that are not finite in float"
+    ):
         weights.save(copied, bad, CONFIG, source=copied, dtype=dtype)
     assert_equal(weights.load(copied, CONFIG), params)
     assert {path.name for path in copied.parent.iterdir()} == {"copy"}
@@ -312,11 +369,15 @@ def test_weights_that_are_not_finite_are_not_exported(name, value, dtype, sharde
 def broken(world, tmp_path_factory):
     """The folder of a policy with a NaN in a norm."""
     folder = shutil.copytree(world / "policy", tmp_path_factory.mktemp("broken") / "policy")
-    change_tensors(folder, lambda stored: stored | {"model.norm.weight": np.full(16, np.nan, np.float32)})
+    change_tensors(
+        folder, lambda stored: stored | {"model.norm.weight": np.full(16, np.nan, np.float32)}
+    )
     return str(folder)
 
 
-@pytest.mark.parametrize("command", ["train", "train with adapters", "eval", "pass-rates", "embeddings"])
+@pytest.mark.parametrize(
+    "command", ["train", "train with adapters", "eval", "pass-rates", "embeddings"]
+)
 def test_no_command_computes_with_weights_that_are_not_finite(command, broken, configure, tmp_path):
     config = configure(tmp_path / "run", model=broken)
     adapted = replace(config, lora=LoRAConfig(rank=2))
@@ -325,10 +386,18 @@ def test_no_command_computes_with_weights_that_are_not_finite(command, broken, c
         "train": lambda: train(config),
         "train with adapters": lambda: train(adapted),
         "eval": lambda: evaluate_policy(held_out),
-        "pass-rates": lambda: pass_rates.run(pass_rates.Options(config, str(tmp_path / "a.parquet"))),
-        "embeddings": lambda: embeddings.run(embeddings.Options(config, str(tmp_path / "a.safetensors"))),
+        "pass-rates": lambda: pass_rates.run(
+            pass_rates.Options(config, str(tmp_path / "a.parquet"))
+        ),
+        "embeddings": lambda: embeddings.run(
+            embeddings.Options(config, str(tmp_path / "a.safetensors"))
+        ),
     }
-    with pytest.raises(InputError, match=r"policy: tensor model.norm.weight has 16 of 16 values that are not finite"):
+    with pytest.raises(
+        InputError,
+        match=r"policy: tensor model.norm.weight has 16 of 16 "
+        r"values that are not finite",
+    ):
         commands[command]()
     assert not list(tmp_path.glob("a.*"))
 
@@ -359,7 +428,9 @@ class Metrics:
 def test_parameters_that_are_not_finite_push_out_no_checkpoint(lora, tmp_path, caplog):
     config = CONFIG._replace(lora=lora)
     name = "gate" if lora is None else "gate_lora_b"
-    params = {row.name: jnp.ones(row.shape) for row in (model.adapters(config) or model.base(config))}
+    params = {
+        row.name: jnp.ones(row.shape) for row in (model.adapters(config) or model.base(config))
+    }
     lm = LanguageModel(config, None, None, {}, None, (1,), tmp_path)
     state = TrainState(np.int32(6), params, None, None, None, None)
     bad = state._replace(params=params | {name: params[name].at[1, 0].set(jnp.inf)})
@@ -368,7 +439,8 @@ def test_parameters_that_are_not_finite_push_out_no_checkpoint(lora, tmp_path, c
     save_checkpoint(lm, saved, Metrics(), bad, must=False)
     assert saved.states == [state] and "step 6 is not saved, and the run goes on" in caplog.text
     with pytest.raises(
-        InputError, match="after step 6 tensor .*gate_proj.* not finite .* newest checkpoint is of step 3"
+        InputError,
+        match="after step 6 tensor .*gate_proj.* not finite .* newest checkpoint is of step 3",
     ):
         save_checkpoint(lm, saved, Metrics(), bad, must=True)
     assert saved.states == [state]
@@ -382,7 +454,11 @@ V5 = {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}, "dtype": "
 
 def keys_of(extra, without=()):
     known = weights.hf_config(CONFIG)
-    return {key: value for key, value in known.items() if key not in ("rope_theta", "torch_dtype", *without)} | extra
+    return {
+        key: value
+        for key, value in known.items()
+        if key not in ("rope_theta", "torch_dtype", *without)
+    } | extra
 
 
 def write_config(folder, keys):
@@ -398,10 +474,18 @@ def write_config(folder, keys):
         (keys_of(V5), {"rope_theta": 1e6}),
         (keys_of({}), {"rope_theta": 10_000.0}),
         (keys_of(V4, without=["head_dim"]), {"rope_theta": 1e6, "head_dim": 8}),
-        (keys_of(V4 | {"head_dim": None, "num_key_value_heads": None}), {"head_dim": 8, "num_kv_heads": 4}),
+        (
+            keys_of(V4 | {"head_dim": None, "num_key_value_heads": None}),
+            {"head_dim": 8, "num_kv_heads": 4},
+        ),
         (keys_of(V4, without=["tie_word_embeddings", "rms_norm_eps"]), {"rms_norm_eps": 1e-6}),
         (keys_of(V4 | {"use_sliding_window": False, "sliding_window": 4096}), {}),
-        (keys_of(V4 | {"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 2}), {}),
+        (
+            keys_of(
+                V4 | {"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 2}
+            ),
+            {},
+        ),
         (keys_of(V5 | {"layer_types": ["full_attention"] * 2}), {}),
     ],
 )
@@ -448,7 +532,12 @@ LLAMA_3_2_1B = {
     "tie_word_embeddings": True,
     "vocab_size": 128256,
 }
-LLAMA3 = {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192}
+LLAMA3 = {
+    "factor": 32.0,
+    "high_freq_factor": 4.0,
+    "low_freq_factor": 1.0,
+    "original_max_position_embeddings": 8192,
+}
 
 
 @pytest.mark.parametrize(
@@ -461,15 +550,24 @@ LLAMA3 = {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "orig
 def test_qwen3_as_published(keys):
     config = weights.model_config(QWEN3_0_6B | keys, "Qwen3-0.6B")
     tied = {"tie_word_embeddings": True, "attention_bias": False, "qk_norm": True}
-    assert config == model.ModelConfig(151936, 1024, 3072, 28, 16, 8, head_dim=128, rope_theta=1e6, **tied)
+    assert config == model.ModelConfig(
+        151936, 1024, 3072, 28, 16, 8, head_dim=128, rope_theta=1e6, **tied
+    )
 
 
 @pytest.mark.parametrize(
     "keys",
     [
-        {"rope_theta": 500000.0, "rope_scaling": LLAMA3 | {"rope_type": "llama3"}, "torch_dtype": "bfloat16"},
+        {
+            "rope_theta": 500000.0,
+            "rope_scaling": LLAMA3 | {"rope_type": "llama3"},
+            "torch_dtype": "bfloat16",
+        },
         {"rope_theta": 500000.0, "rope_scaling": LLAMA3 | {"type": "llama3"}},
-        {"rope_parameters": LLAMA3 | {"rope_theta": 500000.0, "rope_type": "llama3"}, "dtype": "bfloat16"},
+        {
+            "rope_parameters": LLAMA3 | {"rope_theta": 500000.0, "rope_type": "llama3"},
+            "dtype": "bfloat16",
+        },
     ],
 )
 def test_llama_as_published(keys):
@@ -482,7 +580,10 @@ def test_llama_as_published(keys):
         tie_word_embeddings=True,
         attention_bias=False,
         rope_scaling=model.RopeScaling(
-            factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192
+            factor=32.0,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+            original_max_position_embeddings=8192,
         ),
     )
 
@@ -500,21 +601,45 @@ def test_a_saved_config_keeps_its_keys_and_names_the_new_dtype(keys, params, tmp
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        (keys_of({"model_type": "mistral"}), "model_type 'mistral' is not supported, only 'qwen2', 'qwen3', 'llama'"),
-        (keys_of({"model_type": "llama", "mlp_bias": True}), "mlp_bias True is not supported, only False"),
-        (keys_of({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}), "no key 'low_freq_factor'"),
-        (keys_of({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}), "rope type 'by layer'"),
+        (
+            keys_of({"model_type": "mistral"}),
+            "model_type 'mistral' is not supported, only 'qwen2', 'qwen3', 'llama'",
+        ),
+        (
+            keys_of({"model_type": "llama", "mlp_bias": True}),
+            "mlp_bias True is not supported, only False",
+        ),
+        (
+            keys_of({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}),
+            "no key 'low_freq_factor'",
+        ),
+        (
+            keys_of({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}),
+            "rope type 'by layer'",
+        ),
         (keys_of({}, without=["model_type"]), "model_type None"),
         (keys_of({"hidden_act": "gelu"}), "hidden_act 'gelu' is not supported, only 'silu'"),
-        (keys_of({"rope_scaling": {"type": "yarn", "factor": 4.0}}), "rope type 'yarn' is not supported"),
-        (keys_of({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}), "rope type 'linear'"),
+        (
+            keys_of({"rope_scaling": {"type": "yarn", "factor": 4.0}}),
+            "rope type 'yarn' is not supported",
+        ),
+        (
+            keys_of({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}),
+            "rope type 'linear'",
+        ),
         (keys_of({"use_sliding_window": True, "max_window_layers": 1}), "sliding window"),
         (keys_of({"layer_types": ["full_attention", "sliding_attention"]}), "sliding window"),
         (keys_of({}, without=["vocab_size"]), "no key 'vocab_size'"),
         (keys_of({"rope_scaling": "yarn"}), "rope type 'yarn' is not supported"),
         (keys_of({"hidden_size": "64"}), "hidden_size is '64': it must be a positive whole number"),
-        (keys_of({"num_attention_heads": None}), "num_attention_heads is None: it must be a positive whole number"),
-        (keys_of({"num_hidden_layers": 0}), "num_hidden_layers is 0: it must be a positive whole number"),
+        (
+            keys_of({"num_attention_heads": None}),
+            "num_attention_heads is None: it must be a positive whole number",
+        ),
+        (
+            keys_of({"num_hidden_layers": 0}),
+            "num_hidden_layers is 0: it must be a positive whole number",
+        ),
     ],
 )
 def test_configs_that_cannot_be_computed_are_refused(keys, message, tmp_path):
@@ -524,7 +649,10 @@ def test_configs_that_cannot_be_computed_are_refused(keys, message, tmp_path):
 
 
 def test_a_shape_of_no_family_gets_no_config():
-    with pytest.raises(InputError, match="attention_bias=True, output_bias=False, qk_norm=True fits none of .* llama"):
+    with pytest.raises(
+        InputError,
+        match="attention_bias=True, output_bias=False, qk_norm=True fits none of .* llama",
+    ):
         weights.hf_config(CONFIG._replace(qk_norm=True))
 
 
@@ -532,11 +660,17 @@ def test_a_shape_of_no_family_gets_no_config():
 
 
 def change_tensors(folder, change):
-    save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        change(load_file(folder / "model.safetensors")),
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
 
 
 def without(name):
-    return lambda folder: change_tensors(folder, lambda stored: {k: v for k, v in stored.items() if k != name})
+    return lambda folder: change_tensors(
+        folder, lambda stored: {k: v for k, v in stored.items() if k != name}
+    )
 
 
 def with_(name, tensor):
@@ -568,22 +702,38 @@ def lose_the_map(folder):
     [
         (lambda folder: shutil.rmtree(folder), "no folder .*copy"),
         (lambda folder: (folder / "config.json").unlink(), "no config.json"),
-        (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read: it is not JSON"),
+        (
+            lambda folder: (folder / "config.json").write_text("{"),
+            "config.json cannot be read: it is not JSON",
+        ),
         (
             lambda folder: (folder / "config.json").write_text("[]"),
             "config.json cannot be read: it holds a list, not an obj.*: copy",
         ),
-        (lambda folder: (folder / "config.json").rename(folder / "adapter_config.json"), "holds adapters only: give"),
-        (lose_the_map, "model.safetensors.index.json does not say which tensors are where: copy it again"),
+        (
+            lambda folder: (folder / "config.json").rename(folder / "adapter_config.json"),
+            "holds adapters only: give",
+        ),
+        (
+            lose_the_map,
+            "model.safetensors.index.json does not say which tensors are where: copy it again",
+        ),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
         (only_bin, "pytorch_model.bin, but only safetensors are read"),
         (cut, "model.safetensors is broken"),
         (lose_a_file, "no model-00001-of-00002.safetensors"),
         (without(UP), f"no tensor {UP}"),
         (without("lm_head.weight"), "no tensor lm_head.weight"),
-        (with_(UP, np.zeros((32, 48), np.float32)), rf"{UP} has shape \(32, 48\), but .* \(48, 32\)"),
+        (
+            with_(UP, np.zeros((32, 48), np.float32)),
+            rf"{UP} has shape \(32, 48\), but .* \(48, "
+            r"32\)",
+        ),
         (with_(UP, np.zeros((48, 32), np.int8)), f"{UP} is of dtype I8, but only F32"),
-        (with_("model.layers.2.mlp.up_proj.weight", np.zeros(1, np.float32)), "layers.2.* has no place in the decoder"),
+        (
+            with_("model.layers.2.mlp.up_proj.weight", np.zeros(1, np.float32)),
+            "layers.2.* has no place in the decoder",
+        ),
     ],
 )
 def test_broken_checkpoints_are_refused_in_one_sentence(damage, message, copied):

@@ -42,7 +42,10 @@ def test_other_platforms_get_no_option_of_tpus(platforms, libtpu):
 
 
 def test_the_users_own_value_wins(libtpu):
-    environment = libtpu(*TPU) | {"JAX_PLATFORMS": "tpu,cpu", "LIBTPU_INIT_ARGS": f"--{TPU[0]}=false"}
+    environment = libtpu(*TPU) | {
+        "JAX_PLATFORMS": "tpu,cpu",
+        "LIBTPU_INIT_ARGS": f"--{TPU[0]}=false",
+    }
     environment["XLA_FLAGS"] = "--xla_gpu_deterministic_ops=false"
     apply(environment)
     assert environment["XLA_FLAGS"] == "--xla_gpu_deterministic_ops=false"
@@ -85,4 +88,6 @@ def test_options_are_set_once(libtpu):
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
 def test_every_option_is_listed_in_the_docs(option):
     assert option.platform in xla_options.VARIABLES
-    assert f"| `{option.name}` | {option.value} | {option.platform.upper()} | {option.purpose} |" in DOCS.read_text()
+    assert (
+        f"| `{option.name}` | {option.value} | {option.platform.upper()} | {option.purpose} |"
+    ) in DOCS.read_text()

@@ -34,7 +34,9 @@ def write_hub(cache, repository, files, readme=None, *, revision="main"):
     (folder / "refs" / revision).write_text(commit)
 
 
-def write_tfds(data_dir, name, rows, *, split="train", version="1.0.0", config=None, file_format="array_record"):
+def write_tfds(
+    data_dir, name, rows, *, split="train", version="1.0.0", config=None, file_format="array_record"
+):
     """A prepared TFDS data set with the features that the rows show."""
     import tensorflow_datasets as tfds
 
@@ -55,7 +57,9 @@ def write_tfds(data_dir, name, rows, *, split="train", version="1.0.0", config=N
         BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)] if config else []
 
         def _info(self):
-            features = tfds.features.FeaturesDict({key: feature([row[key] for row in rows]) for key in rows[0]})
+            features = tfds.features.FeaturesDict(
+                {key: feature([row[key] for row in rows]) for key in rows[0]}
+            )
             return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
         def _split_generators(self, dl_manager):

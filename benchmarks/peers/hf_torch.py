@@ -2,9 +2,9 @@
 
     python -m benchmarks.peers.hf_torch REQUEST
 
-The model is Qwen2 with random weights. A logits processor makes each completion as long as the list says. The update
-computes each prompt in every row, as `generate` and TRL do, keeps all activations, and takes one AdamW step after
-clipping by the global norm, as ours does.
+The model is Qwen2 with random weights. A logits processor makes each completion as long as the list
+says. The update computes each prompt in every row, as `generate` and TRL do, keeps all activations,
+and takes one AdamW step after clipping by the global norm, as ours does.
 """
 
 from collections.abc import Iterator

@@ -2,9 +2,10 @@
 
     python -m benchmarks.peers.trl_grpo REQUEST
 
-Generation is that of transformers, as without vLLM; the model is Qwen2 with random weights, and a logits processor
-makes each completion as long as the list says. No KL, no gradient checkpointing, one update a step, and a reward that
-costs nothing. The trainer runs in a thread of its own, whose steps begin when they are asked for.
+Generation is that of transformers, as without vLLM; the model is Qwen2 with random weights, and a
+logits processor makes each completion as long as the list says. No KL, no gradient checkpointing,
+one update a step, and a reward that costs nothing. The trainer runs in a thread of its own, whose
+steps begin when they are asked for.
 """
 
 import sys

@@ -2,9 +2,10 @@
 
     python -m benchmarks.peers.tunix_jax REQUEST
 
-The model is tunix's Qwen2 with random weights; its logits make each completion as long as the list says. An update is
-the gradient of tunix's `grpo_loss_fn`, without KL, clipped by the global norm, and one AdamW update, jitted as its
-trainer does it. A step is both, without tunix's data pipeline, reward workers and logging.
+The model is tunix's Qwen2 with random weights; its logits make each completion as long as the list
+says. An update is the gradient of tunix's `grpo_loss_fn`, without KL, clipped by the global norm,
+and one AdamW update, jitted as its trainer does it. A step is both, without tunix's data pipeline,
+reward workers and logging.
 """
 
 from collections.abc import Iterator
@@ -58,7 +59,9 @@ class Numbers:
 class ForcedQwen2(Qwen2):
     """Qwen2 whose end token is certain where a row's length is reached, and impossible before."""
 
-    def __init__(self, config: ModelConfig, shape: Shape, lengths: tuple[int, ...], *, rngs: nnx.Rngs):
+    def __init__(
+        self, config: ModelConfig, shape: Shape, lengths: tuple[int, ...], *, rngs: nnx.Rngs
+    ):
         """Takes the lengths [R] of completions behind prompts of the shape."""
         super().__init__(config, rngs=rngs)
         self.lengths = lengths
@@ -66,7 +69,9 @@ class ForcedQwen2(Qwen2):
 
     def __call__(self, input_tokens, positions, cache, attention_mask=None, *arguments, **options):
         """Returns what Qwen2 does; logits with a cache are those of the sampler."""
-        logits, cache = super().__call__(input_tokens, positions, cache, attention_mask, *arguments, **options)
+        logits, cache = super().__call__(
+            input_tokens, positions, cache, attention_mask, *arguments, **options
+        )
         if cache is None:
             return logits, cache
         number = positions - (self.prompt_length - 1)  # of the token that is drawn, from 0
@@ -118,14 +123,18 @@ class Peer:
         shape = request.shape
         self.shape = shape
         self.lengths = request.lengths
-        self.model = ForcedQwen2(model_config(shape), shape, request.lengths, rngs=nnx.Rngs(shape.seed))
+        self.model = ForcedQwen2(
+            model_config(shape), shape, request.lengths, rngs=nnx.Rngs(shape.seed)
+        )
         transform = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(LEARNING_RATE))
         self.optimizer = nnx.Optimizer(self.model, transform, wrt=nnx.Param)
         rng = np.random.default_rng(shape.seed)
         prompts = rng.integers(1, shape.vocabulary, (shape.prompts, shape.prompt_length))
         self.prompts = np.repeat(prompts, shape.group_size, axis=0).astype(np.int32)
         self.texts = [" ".join(map(str, row)) for row in self.prompts]
-        self.tokens = rng.integers(1, shape.vocabulary, (shape.rows, shape.new_tokens)).astype(np.int32)
+        self.tokens = rng.integers(1, shape.vocabulary, (shape.rows, shape.new_tokens)).astype(
+            np.int32
+        )
         self.mask = np.arange(shape.new_tokens)[None] < np.array(self.lengths)[:, None]
         self.advantages = rng.normal(size=shape.rows).astype(np.float32)
         self.count = 0

@@ -5,9 +5,9 @@
 
 Data, settings and what differs are in qwen2.5-1.5b-instruct_math.py beside this file.
 
-Hardware: 8 devices of 95 GB (v5p-16) or 16 of 80 GB (16 x H100). Each of 8 holds 15 GB of parameters, gradients and
-moments, and during a rollout 15 GB of parameters in bfloat16 and 31 GB of key-value cache; the TPU compiler counts 74
-GB in all.
+Hardware: 8 devices of 95 GB (v5p-16) or 16 of 80 GB (16 x H100). Each of 8 holds 15 GB of
+parameters, gradients and moments, and during a rollout 15 GB of parameters in bfloat16 and 31 GB of
+key-value cache; the TPU compiler counts 74 GB in all.
 
 Expected: not found in what could be read of the paper.
 

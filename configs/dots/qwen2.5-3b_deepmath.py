@@ -5,14 +5,15 @@
     jaxrft prepare dataset deepmath --file data/deepmath/data/train-*.parquet
     jaxrft train configs/dots/qwen2.5-3b_deepmath.py
 
-All else, also how to make the embeddings and the predictor, is in qwen2.5-math-1.5b_math.py beside this file.
-Completions of up to 4096 tokens.
+All else, also how to make the embeddings and the predictor, is in qwen2.5-math-1.5b_math.py beside
+this file. Completions of up to 4096 tokens.
 
-Hardware: 16 devices of 80 GB (16 x H100, v5p-32). Each holds 3 GB of parameters, gradients and moments, and during a
-rollout 6 GB of parameters in bfloat16 and 40 GB of key-value cache. The paper's: 8 x L40S.
+Hardware: 16 devices of 80 GB (16 x H100, v5p-32). Each holds 3 GB of parameters, gradients and
+moments, and during a rollout 6 GB of parameters in bfloat16 and 40 GB of key-value cache. The
+paper's: 8 x L40S.
 
-Expected: not stated in numbers (Figure 3, curves). Table 1: 56.67 % fewer steps and 61.65 % less time than
-GRPO with uniform selection to reach what that reaches in 60 steps.
+Expected: not stated in numbers (Figure 3, curves). Table 1: 56.67 % fewer steps and 61.65 % less
+time than GRPO with uniform selection to reach what that reaches in 60 steps.
 
 Not yet run.
 

@@ -5,17 +5,18 @@
     jaxrft prepare dataset deepscaler --file data/deepscaler/deepscaler.json
     jaxrft train configs/dots/qwen2.5-math-1.5b_deepscaler.py
 
-All else, also how to make the embeddings and the predictor, is in qwen2.5-math-1.5b_math.py beside this file.
+All else, also how to make the embeddings and the predictor, is in qwen2.5-math-1.5b_math.py beside
+this file.
 
 Hardware: 8 devices of 80 GB, as there.
 
-Expected: not stated in numbers (Figure 3, curves). Table 1: 43.33 % fewer steps and 49.85 % less time than
-GRPO with uniform selection to reach what that reaches in 60 steps.
+Expected: not stated in numbers (Figure 3, curves). Table 1: 43.33 % fewer steps and 49.85 % less
+time than GRPO with uniform selection to reach what that reaches in 60 steps.
 
 Not yet run.
 
 Different: the paper draws 10,240 of its 40,315 tasks at random; here all are the pool.
-"""
+"""  # noqa: E501
 
 from dataclasses import replace
 from pathlib import Path

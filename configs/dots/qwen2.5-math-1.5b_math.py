@@ -11,25 +11,27 @@ r"""The DOTS paper (arXiv 2506.05316), Qwen2.5-Math-1.5B on MATH: DOTS with roll
         --out data/math/predictor.safetensors
     jaxrft train configs/dots/qwen2.5-math-1.5b_math.py
 
-The pass rates are those of other policies, a column for each MODEL: the more, and the more different, the better. The
-embeddings may be any policy's, as long as the predictor is trained on the same. The five files beside this one change
-it. The paper's baseline, GRPO with uniform selection: --select.name uniform --tasks.embeddings None
---replay.capacity 0.
+The pass rates are those of other policies, a column for each MODEL: the more, and the more
+different, the better. The embeddings may be any policy's, as long as the predictor is trained on
+the same. The five files beside this one change it. The paper's baseline, GRPO with uniform
+selection: --select.name uniform --tasks.embeddings None --replay.capacity 0.
 
-Hardware: 8 devices of 80 GB (8 x H100, v5p-16). Each holds 3 GB of parameters, gradients and moments, and during a
-rollout 3 GB of parameters in bfloat16 and 47 GB of key-value cache; the TPU compiler counts 58 GB in all. The paper's:
-8 x L40S.
+Hardware: 8 devices of 80 GB (8 x H100, v5p-16). Each holds 3 GB of parameters, gradients and
+moments, and during a rollout 3 GB of parameters in bfloat16 and 47 GB of key-value cache; the TPU
+compiler counts 58 GB in all. The paper's: 8 x L40S.
 
-Expected: not stated in numbers; Figure 3 shows the mean accuracy over GSM8K, MATH500, Minerva Math and OlympiadBench,
-sampled at temperature 0.6 and top-p 0.95, as curves (here: eval/gsm8k/avg@1 and eval/MATH-500/avg@1). Table 1:
-16.67 % fewer steps and 26.25 % less time than GRPO with uniform selection to reach what that reaches in 60 steps.
+Expected: not stated in numbers; Figure 3 shows the mean accuracy over GSM8K, MATH500, Minerva Math
+and OlympiadBench, sampled at temperature 0.6 and top-p 0.95, as curves (here: eval/gsm8k/avg@1 and
+eval/MATH-500/avg@1). Table 1: 16.67 % fewer steps and 26.25 % less time than GRPO with uniform
+selection to reach what that reaches in 60 steps.
 
 Not yet run.
 
-Different: the informative groups of a probe are trained on, where the paper throws them away: every second step rolls
-out 64 to 256 tasks beside its 256. MATH's train split whole, where the paper joins both splits, keeps levels 3 to 5 and
-leaves MATH500 out. Clipping of gradients at norm 1, which it does not state.
-"""
+Different: the informative groups of a probe are trained on, where the paper throws them away: every
+second step rolls out 64 to 256 tasks beside its 256. MATH's train split whole, where the paper
+joins both splits, keeps levels 3 to 5 and leaves MATH500 out. Clipping of gradients at norm 1,
+which it does not state.
+"""  # noqa: E501
 
 from jaxrft.config import Config, EvalConfig, MeshConfig, ReplayConfig, SelectConfig, TasksConfig
 
@@ -37,12 +39,19 @@ PROMPT = "Let's think step by step and output the final answer within \\boxed{}.
 
 config = Config(
     model="Qwen/Qwen2.5-Math-1.5B",
-    tasks=TasksConfig(source="tfds:math", system_prompt=PROMPT, embeddings="data/math/embeddings.safetensors"),
+    tasks=TasksConfig(
+        source="tfds:math", system_prompt=PROMPT, embeddings="data/math/embeddings.safetensors"
+    ),
     evaluation=EvalConfig(
         tasks=(
-            TasksConfig(source="hub:openai/gsm8k", subset="main", split="test", system_prompt=PROMPT),
             TasksConfig(
-                source="hub:HuggingFaceH4/MATH-500", split="test", prompt_column="problem", system_prompt=PROMPT
+                source="hub:openai/gsm8k", subset="main", split="test", system_prompt=PROMPT
+            ),
+            TasksConfig(
+                source="hub:HuggingFaceH4/MATH-500",
+                split="test",
+                prompt_column="problem",
+                system_prompt=PROMPT,
             ),
         ),
         num_samples=1,

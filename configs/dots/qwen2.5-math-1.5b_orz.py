@@ -5,12 +5,13 @@
     jaxrft prepare dataset orz --file data/orz/data/orz_math_57k_collected.json
     jaxrft train configs/dots/qwen2.5-math-1.5b_orz.py
 
-All else, also how to make the embeddings and the predictor, is in qwen2.5-math-1.5b_math.py beside this file.
+All else, also how to make the embeddings and the predictor, is in qwen2.5-math-1.5b_math.py beside
+this file.
 
 Hardware: 8 devices of 80 GB, as there.
 
-Expected: not stated in numbers (Figure 3, curves). Table 1: 13.33 % fewer steps and 23.30 % less time than
-GRPO with uniform selection to reach what that reaches in 60 steps.
+Expected: not stated in numbers (Figure 3, curves). Table 1: 13.33 % fewer steps and 23.30 % less
+time than GRPO with uniform selection to reach what that reaches in 60 steps.
 
 Not yet run.
 

@@ -1,4 +1,5 @@
-r"""GSM8K with its answer in tags: the prompts, and the reward `configs.graders.tags:partial_credit`.
+r"""GSM8K with its answer in tags: the prompts, and the reward
+`configs.graders.tags:partial_credit`.
 
 python -m configs.graders.tags train.jsonl data/gsm8k_tags_train.jsonl
 """
@@ -18,16 +19,23 @@ Think step by step inside <reasoning>...</reasoning>, then write the final numbe
 
 Problem: {question}
 <reasoning>
-"""
+"""  # noqa: E501
 
 
-def partial_credit(prompts: Sequence, completions: Sequence, *, answer: Sequence, **columns: Any) -> list[float]:
-    r"""1 for the right number in the right form, 0.5 without the form, 0.1 for the form alone, else 0.
+def partial_credit(
+    prompts: Sequence, completions: Sequence, *, answer: Sequence, **columns: Any
+) -> list[float]:
+    r"""1 for the right number in the right form, 0.5 without the form, 0.1 for the form alone, else
+    0.
 
-    The form: one </reasoning>, then one <answer>, then one </answer>. The number: in the last \boxed{} of the last
-    answer, or of the whole text if there is none; without any, nothing is earned.
+    The form: one </reasoning>, then one <answer>, then one </answer>. The number: in the last
+    \boxed{} of the last answer, or of the whole text if there is none; without any, nothing is
+    earned.
     """
-    return [_credit(text_of(completion), str(gold)) for completion, gold in zip(completions, answer, strict=True)]
+    return [
+        _credit(text_of(completion), str(gold))
+        for completion, gold in zip(completions, answer, strict=True)
+    ]
 
 
 def _credit(completion: str, gold: str) -> float:
@@ -38,7 +46,9 @@ def _credit(completion: str, gold: str) -> float:
     if not boxed:
         return 0.0
     right = _bare(boxed[-1]) == _bare(gold)
-    return {(True, True): 1.0, (True, False): 0.5, (False, True): 0.1, (False, False): 0.0}[right, formed]
+    return {(True, True): 1.0, (True, False): 0.5, (False, True): 0.1, (False, False): 0.0}[
+        right, formed
+    ]
 
 
 def _bare(number: str) -> str:
@@ -46,10 +56,15 @@ def _bare(number: str) -> str:
 
 
 def main(source: str, target: str) -> None:
-    """Writes GSM8K's file `source` again with these prompts, as text, and bare numbers as answers."""
+    """Writes GSM8K's file `source` again with these prompts, as text, and bare numbers as
+    answers.
+    """
     rows = [json.loads(line) for line in Path(source).read_text(encoding="utf-8").splitlines()]
     tasks = [
-        {"prompt": PROMPT.format(question=row["question"]), "answer": row["answer"].rpartition("####")[2].strip()}
+        {
+            "prompt": PROMPT.format(question=row["question"]),
+            "answer": row["answer"].rpartition("####")[2].strip(),
+        }
         for row in rows
     ]
     Path(target).parent.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,13 @@
-"""Makes the tiny policy of the quickstart and the reference pass rates of built-in tasks, from nothing but seeds.
+"""Makes the tiny policy of the quickstart and the reference pass rates of built-in tasks, from
+nothing but seeds.
 
     python -m jaxrft.assets.make_quickstart
 
-Each policy first learns the operations of `jaxrft.tasks.builtin` from flawless demonstrations and then picks up the
-habits of sloppy ones: digit by digit, the demonstrator forgets the operation and copies the list instead, for most
-operations more often than not. So the policy solves short lists now and then and long ones almost never, its
-likeliest answer is wrong, and yet it could do better: what reinforcement learning is for.
+Each policy first learns the operations of `jaxrft.tasks.builtin` from flawless demonstrations and
+then picks up the habits of sloppy ones: digit by digit, the demonstrator forgets the operation and
+copies the list instead, for most operations more often than not. So the policy solves short lists
+now and then and long ones almost never, its likeliest answer is wrong, and yet it could do better:
+what reinforcement learning is for.
 """
 
 import argparse
@@ -68,9 +70,13 @@ class Examples(NamedTuple):
 
 def main() -> None:
     """Writes the policy's folder and the files of pass rates."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output-dir", default=TINY, help="folder of the policy")
-    parser.add_argument("--pass-rates", default=str(builtin.ASSETS), help="folder of the reference pass rates")
+    parser.add_argument(
+        "--pass-rates", default=str(builtin.ASSETS), help="folder of the reference pass rates"
+    )
     options = parser.parse_args()
     params = pretrain(POLICY)
     report("policy", shape(POLICY), params)
@@ -82,17 +88,23 @@ def main() -> None:
     for name, family in builtin.FAMILIES.items():
         if family.references:
             file = Path(options.pass_rates, family.references.file)
-            np.savez_compressed(file, **pass_rates(name, references, samples=family.references.samples))
+            np.savez_compressed(
+                file, **pass_rates(name, references, samples=family.references.samples)
+            )
 
 
-def pass_rates(name: str, policies: list[tuple[ModelConfig, Params]], *, samples: int) -> dict[str, Any]:
+def pass_rates(
+    name: str, policies: list[tuple[ModelConfig, Params]], *, samples: int
+) -> dict[str, Any]:
     """Counts how often each policy solves each task of a family's pool.
 
     Returns the counts as `successes` [N, K] uint8, and as `trials` the number of rollouts behind
     each.
     """
     _, asked = split(name)
-    successes = [rollouts(config, params, asked, samples=samples).sum(axis=1) for config, params in policies]
+    successes = [
+        rollouts(config, params, asked, samples=samples).sum(axis=1) for config, params in policies
+    ]
     return {"successes": np.stack(successes, axis=1).astype(np.uint8), "trials": samples}
 
 
@@ -136,7 +148,9 @@ def examples(prompts: list[str], answers: list[str]) -> Examples:
     return Examples(*map(jnp.asarray, (asked, lengths, answered)))
 
 
-def demonstrations(rng: random.Random, sloppiness: float, *, count: int = DEMONSTRATIONS) -> Examples:
+def demonstrations(
+    rng: random.Random, sloppiness: float, *, count: int = DEMONSTRATIONS
+) -> Examples:
     """Draws random tasks, and the demonstrator's answers to them.
 
     A digit is copied instead of rewritten with chance sloppiness * FORGETS.
@@ -156,7 +170,9 @@ def pretrain(recipe: Recipe) -> Params:
     rng = random.Random(recipe.seed)
     key = jax.random.key(recipe.seed)
     params = model.init(key, shape(recipe))
-    for phase, (sloppiness, steps) in enumerate(((0.0, CLEAN_STEPS), (recipe.sloppiness, SLOPPY_STEPS))):
+    for phase, (sloppiness, steps) in enumerate(
+        ((0.0, CLEAN_STEPS), (recipe.sloppiness, SLOPPY_STEPS))
+    ):
         data = demonstrations(rng, sloppiness)
         params, loss = imitate(shape(recipe), steps, params, data, jax.random.fold_in(key, phase))
         print(f"{recipe}, phase {phase + 1}: loss {float(loss):.3f} a token", flush=True)
@@ -164,7 +180,9 @@ def pretrain(recipe: Recipe) -> Params:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def imitate(config: ModelConfig, steps: int, params: Params, data: Examples, key: Array) -> tuple[Params, Array]:
+def imitate(
+    config: ModelConfig, steps: int, params: Params, data: Examples, key: Array
+) -> tuple[Params, Array]:
     """Maximizes the likelihood of the answers by Adam with a cosine schedule.
 
     Returns the parameters, and the mean loss of the last tenth of the steps.
@@ -186,11 +204,15 @@ def imitate(config: ModelConfig, steps: int, params: Params, data: Examples, key
         change, state = optimizer.update(grads, state, params)
         return (optax.apply_updates(params, change), state), value
 
-    (params, _), losses = jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(key, steps))
+    (params, _), losses = jax.lax.scan(
+        step, (params, optimizer.init(params)), jax.random.split(key, steps)
+    )
     return params, jnp.mean(losses[-steps // 10 :])
 
 
-def rollouts(config: ModelConfig, params: Params, asked: Examples, *, samples: int, greedy: bool = False) -> np.ndarray:
+def rollouts(
+    config: ModelConfig, params: Params, asked: Examples, *, samples: int, greedy: bool = False
+) -> np.ndarray:
     """Rolls out each task and checks its samples, [n, samples] bool.
 
     A sample passes if it is exactly right.
@@ -206,10 +228,19 @@ def rollouts(config: ModelConfig, params: Params, asked: Examples, *, samples: i
 
 
 @partial(jax.jit, static_argnums=(0, 4, 5))
-def roll_out(policy: Policy, params: Params, part: Examples, ids: Array, samples: int, greedy: bool) -> Array:
+def roll_out(
+    policy: Policy, params: Params, part: Examples, ids: Array, samples: int, greedy: bool
+) -> Array:
     """Samples answers [n * samples, T] to prompts, with END after each."""
-    options = {"num_generations": samples, "max_completion_length": COMPLETION, "eos_ids": (0,), "greedy": greedy}
-    return generate(policy, params, jax.random.key(0), part.prompts, part.lengths, ids, **options).tokens
+    options = {
+        "num_generations": samples,
+        "max_completion_length": COMPLETION,
+        "eos_ids": (0,),
+        "greedy": greedy,
+    }
+    return generate(
+        policy, params, jax.random.key(0), part.prompts, part.lengths, ids, **options
+    ).tokens
 
 
 def report(name: str, config: ModelConfig, params: Params) -> None:
@@ -219,7 +250,10 @@ def report(name: str, config: ModelConfig, params: Params) -> None:
     greedy = rollouts(config, params, asked, samples=1, greedy=True)
     for operation in builtin.OPERATIONS:
         rows = [row for row, task in enumerate(tasks) if task.operation == operation]
-        print(f"{name}, {operation}: greedy {greedy[rows].mean():.2f}, sampled {sampled[rows].mean():.2f}")
+        print(
+            f"{name}, {operation}: greedy {greedy[rows].mean():.2f}, sampled "
+            f"{sampled[rows].mean():.2f}"
+        )
     print(f"{name}: greedy {greedy.mean():.3f}, sampled {sampled.mean():.3f}", flush=True)
 
 
@@ -240,11 +274,18 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def save(folder: str, params: Params, config: ModelConfig) -> None:
     """Writes the Hugging Face folder of the policy."""
     end = CHARACTERS.index(END)
-    keys = weights.hf_config(config, eos_token_id=end, pad_token_id=end, max_position_embeddings=1024)
+    keys = weights.hf_config(
+        config, eos_token_id=end, pad_token_id=end, max_position_embeddings=1024
+    )
     weights.save(folder, params, config, source=keys)
     tokenizer().save_pretrained(folder)
-    file = Path(folder, "tokenizer_config.json")  # transformers 5 takes Qwen2's class for this architecture anyway
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": "Qwen2TokenizerFast"}, indent=2))
+    # transformers 5 takes Qwen2's class for this architecture anyway
+    file = Path(folder, "tokenizer_config.json")
+    file.write_text(
+        json.dumps(
+            json.loads(file.read_text()) | {"tokenizer_class": "Qwen2TokenizerFast"}, indent=2
+        )
+    )
     GenerationConfig(eos_token_id=end, pad_token_id=end, do_sample=True).save_pretrained(folder)
     print(f"wrote {Path(folder).name}")
 

@@ -1,4 +1,6 @@
-"""`jaxrft train CONFIG --dry-run`: what would be trained on and how; nothing is written, nothing trained."""
+"""`jaxrft train CONFIG --dry-run`: what would be trained on and how; nothing is written, nothing
+trained.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,23 +35,28 @@ class Options(Checked):
     dry_run: bool = False
     """Show what would be trained on and how, and stop: nothing is written."""
     topology: str | None = None
-    """In a dry run, compile the programs of a step for a slice of TPUs such as v5e:4x4, whose memory then is known;
-    needs no TPU, but libtpu: pip install "jaxrft[tpu]"."""
+    """In a dry run, compile the programs of a step for a slice of TPUs such as v5e:4x4, whose
+    memory then is known; needs no TPU, but libtpu: pip install "jaxrft[tpu]"."""
 
 
 EXAMPLES = 3  # prompts that are shown, and graded
 
 
 def show(config: Config, topology: str | None = None) -> None:
-    """Prints the plan of a run; `topology`, such as v5e:4x4, has its programs compiled for that slice of TPUs.
+    """Prints the plan of a run; `topology`, such as v5e:4x4, has its programs compiled for that
+    slice of TPUs.
 
-    What is not here yet (weights, tokenizer, data, modules of rewards, devices) is listed and the rest is shown.
-    Raises InputError for what could not be trained even if all were here.
+    What is not here yet (weights, tokenizer, data, modules of rewards, devices) is listed and the
+    rest is shown. Raises InputError for what could not be trained even if all were here.
     """
     check_contents(Path(config.output_dir), config.resume)
     config = with_template_date(config)
     sizes = (config.mesh.data, config.mesh.fsdp, config.mesh.model)
-    mesh = meshes.make(*sizes, devices=programs.devices(topology)) if topology else meshes.abstract(*sizes)
+    mesh = (
+        meshes.make(*sizes, devices=programs.devices(topology))
+        if topology
+        else meshes.abstract(*sizes)
+    )
     check_mesh(config, mesh)
     here = found.look(config, mesh)
     memory_here = _memory(mesh, topology)
@@ -89,7 +96,9 @@ def _what(out: Page, config: Config, here: found.Found) -> list[str]:
             told = trainer_state(config, 0)
             text = here.lm.tokenizer
             trials = (
-                graded.trials(config.rewards, workers, pool.table, ids, text=text, trainer_state=told)
+                graded.trials(
+                    config.rewards, workers, pool.table, ids, text=text, trainer_state=told
+                )
                 if any_here
                 else []
             )
@@ -97,7 +106,8 @@ def _what(out: Page, config: Config, here: found.Found) -> list[str]:
         page.rewards(out, [], f"{', '.join(config.rewards)} cannot be loaded yet")
         return [str(missing)]
     untried = (
-        f"{', '.join(config.rewards)} loaded, but the tasks {'have no ground truths' if any_here else 'are not here'}"
+        f"{', '.join(config.rewards)} loaded, but the tasks "
+        f"{'have no ground truths' if any_here else 'are not here'}"
     )
     page.rewards(out, trials, "" if trials else untried)
     return []
@@ -105,9 +115,13 @@ def _what(out: Page, config: Config, here: found.Found) -> list[str]:
 
 def _policies(config: Config, tasks: table.TaskTable) -> list[str]:
     """Names of the reference policies: their columns in the first set that has any, or numbers."""
-    named = next((tasks.pass_rate_columns for tasks in config.task_sets if tasks.pass_rate_columns), ())
+    named = next(
+        (tasks.pass_rate_columns for tasks in config.task_sets if tasks.pass_rate_columns), ()
+    )
     rates = tasks.reference_pass_rates
-    return list(named) or [f"reference {k + 1}" for k in range(0 if rates is None else rates.shape[1])]
+    return list(named) or [
+        f"reference {k + 1}" for k in range(0 if rates is None else rates.shape[1])
+    ]
 
 
 def _how(out: Page, here: found.Found, run: Opened) -> None:
@@ -120,15 +134,22 @@ def _how(out: Page, here: found.Found, run: Opened) -> None:
     known = "its files fit" if here.weights else "shape as published, no file of it is here"
     sides = " x ".join(f"{name} {mesh.shape[name]}" for name in meshes.AXES)
     own = selectors.fields(config.select.name)
-    settings = ", ".join(f"{name}={value}" for name, value in vars(config.select).items() if name in own)
-    told = (selectors.SELECTORS[config.select.name].__doc__ or "").splitlines()[0]
+    settings = ", ".join(
+        f"{name}={value}" for name, value in vars(config.select).items() if name in own
+    )
+    doc = selectors.SELECTORS[config.select.name].__doc__ or ""
+    told = " ".join(doc.split("\n\n")[0].split())
     held_out = [None if each.table is None else len(each.table.lengths) for each in here.held_out]
     share = f"{counts.short(trained)} of them" if frozen else "all"
     out.heading("Run")
     out.pairs(
         [
             ("policy", f"{config.model}; {known}"),
-            ("", f"{shape.num_layers} layers of width {shape.hidden_size:,}, {config.dtype} arithmetic"),
+            (
+                "",
+                f"{shape.num_layers} layers of width {shape.hidden_size:,}, {config.dtype} "
+                "arithmetic",
+            ),
             ("parameters", f"{counts.short(trained + frozen)}, {share} trained"),
             ("mesh", f"{sides} = {counts.number(mesh.size, 'device')}"),
             ("selector", f"{config.select.name}({settings}): {told}"),
@@ -150,4 +171,7 @@ def _too_few_devices(config: Config, mesh: meshes.AnyMesh, topology: str | None)
         return []
     wanted = counts.number(mesh.size, "device")
     seen = counts.number(jax.device_count(), "device")
-    return [f"a mesh of {wanted}, and this machine has {seen}: start the run where they are, or change the mesh"]
+    return [
+        f"a mesh of {wanted}, and this machine has {seen}: start the run where they are, "
+        "or change the mesh"
+    ]

@@ -1,7 +1,9 @@
-"""What sampling and learning cannot do without, counted from the shape of a decoder, and the least time that takes.
+"""What sampling and learning cannot do without, counted from the shape of a decoder, and the least
+time that takes.
 
-Everything is of one chip of a mesh whose chips share the work evenly. Norms, rotations, softmax, activations and the
-logits on their way to memory are not counted, so a time is a lower bound: "at best".
+Everything is of one chip of a mesh whose chips share the work evenly. Norms, rotations, softmax,
+activations and the logits on their way to memory are not counted, so a time is a lower bound: "at
+best".
 """
 
 import math
@@ -19,7 +21,8 @@ from jaxrft.mesh import on_device
 from jaxrft.train.setup import Opened
 
 BOUNDS = ("matrix products", "memory bandwidth", "interconnect")
-OPTIMIZER = 28  # bytes of a trained number: AdamW reads four float32 (with the gradient) and writes three
+# bytes of a trained number: AdamW reads four float32 (with the gradient) and writes three
+OPTIMIZER = 28
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,9 @@ class Decode:
     def position_bytes(self) -> int:
         """Counts the bytes of a row's keys and values at one position, over all layers."""
         c = self.config
-        return 2 * c.num_layers * c.num_kv_heads * c.head_dim * self.item_size // self.model_parallel
+        return (
+            2 * c.num_layers * c.num_kv_heads * c.head_dim * self.item_size // self.model_parallel
+        )
 
     @property
     def weight_bytes(self) -> int:
@@ -61,7 +66,8 @@ class Decode:
         return self.position_bytes * self.rows * self.new_tokens
 
     def must_move(self, position: int) -> int:
-        """Counts the bytes of a pass that reads `position` own positions of each row and writes one.
+        """Counts the bytes of a pass that reads `position` own positions of each row and writes
+        one.
 
         All weights are read once, and so are the prompts, a group's as one.
         """
@@ -78,7 +84,9 @@ class Need(NamedTuple):
 
 
 class AtBest(NamedTuple):
-    """The least seconds of a stage: those of each part of the chip, the longest of which bounds it."""
+    """The least seconds of a stage: those of each part of the chip, the longest of which
+    bounds it.
+    """
 
     flops: float
     memory: float
@@ -97,41 +105,52 @@ class AtBest(NamedTuple):
 
 def at_best(need: Need, chip: Chip) -> AtBest:
     """Returns the least seconds of a stage on a chip."""
-    return AtBest(need.flops / chip.flops, need.memory / chip.memory, need.interconnect / chip.interconnect)
+    return AtBest(
+        need.flops / chip.flops, need.memory / chip.memory, need.interconnect / chip.interconnect
+    )
 
 
 def forward_flops(decode: Decode) -> float:
-    """Counts the multiplications and additions of prompts and completions, all computed once, without their logits.
+    """Counts the multiplications and additions of prompts and completions, all computed once,
+    without their logits.
 
-    2 N a token with N the weights of the layers' products, and 4 L H head_dim a pair of a query and a key that it
-    sees. A completion's last token is no input.
+    2 N a token with N the weights of the layers' products, and 4 L H head_dim a pair of a query and
+    a key that it sees. A completion's last token is no input.
     """
     c = decode.config
-    weights = sum(math.prod(row.shape) for row in model.base(c) if row.layered and row.fan_in is not None)
+    weights = sum(
+        math.prod(row.shape) for row in model.base(c) if row.layered and row.fan_in is not None
+    )
     prompt = decode.prompt_length
     own = decode.new_tokens - 1
     tokens = decode.prompts * prompt + decode.rows * own
     pairs = decode.prompts * _pairs(0, prompt) + decode.rows * _pairs(prompt, own)
-    return (2 * weights * tokens + 4 * c.num_layers * c.num_heads * c.head_dim * pairs) / decode.model_parallel
+    return (
+        2 * weights * tokens + 4 * c.num_layers * c.num_heads * c.head_dim * pairs
+    ) / decode.model_parallel
 
 
 def logits_flops(decode: Decode) -> float:
     """Counts the operations of the logits of every token of the completions."""
     c = decode.config
-    return 2 * c.vocab_size * c.hidden_size * decode.rows * decode.new_tokens / decode.model_parallel
+    return (
+        2 * c.vocab_size * c.hidden_size * decode.rows * decode.new_tokens / decode.model_parallel
+    )
 
 
 def _pairs(before: int, tokens: int) -> int:
-    """Returns the number of pairs of `tokens` queries and the keys that they see, `before` of them older."""
+    """Returns the number of pairs of `tokens` queries and the keys that they see, `before` of them
+    older.
+    """
     return tokens * before + tokens * (tokens + 1) // 2
 
 
 def rollout_need(decode: Decode, *, fsdp: int = 1, gather: bool = True) -> Need:
     """Counts what a rollout needs whose completions are all as long as `new_tokens`.
 
-    Every token but the first is a pass that moves `must_move` bytes; the prompts are computed before. Weights are
-    gathered over `fsdp` once, or, unless `gather`, for every pass. Chips that share heads sum the outputs of attention
-    and of the MLP.
+    Every token but the first is a pass that moves `must_move` bytes; the prompts are computed
+    before. Weights are gathered over `fsdp` once, or, unless `gather`, for every pass. Chips that
+    share heads sum the outputs of attention and of the MLP.
     """
     passes = range(1, decode.new_tokens)
     gathered = _gathered_bytes(decode, fsdp) * (1 if gather else len(passes))
@@ -157,10 +176,11 @@ def update_need(
 ) -> Need:
     """Counts what a step's updates need, of completions that are all as long as `new_tokens`.
 
-    A forward pass, a backward pass of two products for each, that is 6 N a token, and, if `repeated`, the forward pass
-    again for the activations that were not kept; with a `reference` policy one more. `trained` numbers are on this
-    chip. Each of `rounds`, bins that are computed together, reads the weights for every pass, gathers them twice over
-    `fsdp`, and reduces their gradients once; each of `updates` sums gradients over `data`.
+    A forward pass, a backward pass of two products for each, that is 6 N a token, and, if
+    `repeated`, the forward pass again for the activations that were not kept; with a `reference`
+    policy one more. `trained` numbers are on this chip. Each of `rounds`, bins that are computed
+    together, reads the weights for every pass, gathers them twice over `fsdp`, and reduces their
+    gradients once; each of `updates` sums gradients over `data`.
     """
     passes = 2 + repeated + reference
     tokens = decode.prompts * decode.prompt_length + decode.rows * (decode.new_tokens - 1)
@@ -169,23 +189,39 @@ def update_need(
     return Need(
         flops=num_iterations * (passes + 1) * (forward_flops(decode) + logits_flops(decode)),
         memory=rounds * passes * decode.weight_bytes + updates * OPTIMIZER * trained,
-        interconnect=rounds * 3 * _gathered_bytes(decode, fsdp) + num_iterations * summed + updates * gradients,
+        interconnect=rounds * 3 * _gathered_bytes(decode, fsdp)
+        + num_iterations * summed
+        + updates * gradients,
     )
 
 
 def _gathered_bytes(decode: Decode, fsdp: int) -> float:
-    """Returns the bytes that a chip sends when the weights are gathered around a ring of `fsdp` chips."""
+    """Returns the bytes that a chip sends when the weights are gathered around a ring of `fsdp`
+    chips.
+    """
     return decode.weight_bytes * (fsdp - 1) / fsdp
 
 
 def _summed_bytes(decode: Decode, tokens: float) -> float:
-    """Returns the bytes that a chip sends when one output a layer is summed around a ring of m chips: 2 (m - 1) / m."""
+    """Returns the bytes that a chip sends when one output a layer is summed around a ring of m
+    chips: 2 (m - 1) / m.
+    """
     m = decode.model_parallel
-    return 2 * (m - 1) / m * decode.config.num_layers * decode.config.hidden_size * tokens * decode.item_size
+    return (
+        2
+        * (m - 1)
+        / m
+        * decode.config.num_layers
+        * decode.config.hidden_size
+        * tokens
+        * decode.item_size
+    )
 
 
 def stages(run: Opened, prompt_length: int) -> list[tuple[str, Need]]:
-    """Returns (what, what it needs) of a step's rollout and updates, of completions of full and of half length."""
+    """Returns (what, what it needs) of a step's rollout and updates, of completions of full and of
+    half length.
+    """
     config = run.setup.config
     mesh = run.setup.mesh
     shards = meshes.shards(mesh, "batch")
@@ -212,7 +248,8 @@ def stages(run: Opened, prompt_length: int) -> list[tuple[str, Need]]:
             fsdp=fsdp,
             num_iterations=config.num_iterations,
             updates=config.num_iterations * minis,
-            rounds=config.num_iterations * max(minis, math.ceil(update.rows * update.new_tokens / MOST_SLOTS)),
+            rounds=config.num_iterations
+            * max(minis, math.ceil(update.rows * update.new_tokens / MOST_SLOTS)),
             repeated=run.setup.remat == "full",
             reference=config.kl_coef > 0,
         )

@@ -12,9 +12,10 @@ class Chip(NamedTuple):
     interconnect: float  # bytes a second that leave the chip by all its links
 
 
-# "How to Scale Your Model", part 2, "Specific numbers for our chips" (https://jax-ml.github.io/scaling-book/tpus): a
-# link's one-way rate times 6 links of a torus in three dimensions (v4, v5p), 4 of one in two (v5e, v6e). The memory is
-# what a program can use of it.
+# "How to Scale Your Model", part 2, "Specific numbers for our chips"
+# (https://jax-ml.github.io/scaling-book/tpus): a link's one-way rate times 6 links of a torus in
+# three dimensions (v4, v5p), 4 of one in two (v5e, v6e). The memory is what a program can use of
+# it.
 CHIPS = {
     "v4": Chip(32, 2.75e14, 1.2e12, 6 * 4.5e10),
     "v5e": Chip(16, 1.97e14, 8.1e11, 4 * 5e10),

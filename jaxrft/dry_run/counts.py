@@ -24,9 +24,17 @@ def run(config: Config, num_tasks: int | None) -> list[tuple[str, str]]:
     rows = c.batch_size * c.num_generations
     updates = c.num_iterations * (c.batch_size // c.tasks_per_update)
     sampled = (1 + c.dynamic_sampling) * rows * c.max_completion_length
-    passes = "" if num_tasks is None else f", {c.steps * c.batch_size / num_tasks:.3g} times the tasks of the pool"
+    passes = (
+        ""
+        if num_tasks is None
+        else (f", {c.steps * c.batch_size / num_tasks:.3g} times the tasks of the pool")
+    )
     return [
-        ("steps", f"{c.steps:,}, each of {c.batch_size:,} tasks x {c.num_generations} = {rows:,} rollouts"),
+        (
+            "steps",
+            f"{c.steps:,}, each of {c.batch_size:,} tasks x {c.num_generations} = "
+            f"{rows:,} rollouts",
+        ),
         ("rollouts", f"{c.steps * rows:,}{passes}"),
         *refills(config),
         *probes(config),
@@ -38,7 +46,11 @@ def run(config: Config, num_tasks: int | None) -> list[tuple[str, str]]:
 def bins(shape: Shape) -> list[tuple[str, str]]:
     """Describes the bins that an update computes as pairs (what, how much)."""
     return [
-        ("packed", f"completions and their prompts in bins of {shape.length:,} tokens, {shape.together:,} at a time")
+        (
+            "packed",
+            f"completions and their prompts in bins of {shape.length:,} tokens, "
+            f"{shape.together:,} at a time",
+        )
     ]
 
 
@@ -52,7 +64,12 @@ def refills(config: Config) -> list[tuple[str, str]]:
         return []
     rows = config.dynamic_sampling * config.batch_size * config.num_generations
     times = number(config.dynamic_sampling, "refill")
-    return [("refills", f"at most {times} a step, of {rows:,} more rollouts, {config.steps * rows:,} in all")]
+    return [
+        (
+            "refills",
+            f"at most {times} a step, of {rows:,} more rollouts, {config.steps * rows:,} in all",
+        )
+    ]
 
 
 def probes(config: Config) -> list[tuple[str, str]]:
@@ -81,8 +98,14 @@ def evaluations(config: Config, num_tasks: Sequence[int | None]) -> list[tuple[s
     times = 1 + due(config.steps, config.eval_steps)
     samples = 1 + config.evaluation.num_samples
     known = [count for count in num_tasks if count is not None]
-    rollouts = f"{times * samples * sum(known):,} rollouts" if len(known) == len(num_tasks) else "sets not all here"
-    return [("evaluations", f"{times}, with {samples} completions of every held-out task: {rollouts}")]
+    rollouts = (
+        (f"{times * samples * sum(known):,} rollouts")
+        if len(known) == len(num_tasks)
+        else "sets not all here"
+    )
+    return [
+        ("evaluations", f"{times}, with {samples} completions of every held-out task: {rollouts}")
+    ]
 
 
 def checkpoints(config: Config, state: int, policy: int) -> list[tuple[str, str]]:
@@ -92,10 +115,17 @@ def checkpoints(config: Config, state: int, policy: int) -> list[tuple[str, str]
     """
     times = due(config.steps, config.save_steps)
     kept = min(times, config.keep_checkpoints)
-    written = f"{times} of {size(state)} before compression, {kept} kept; the policy at the end, {size(policy)}"
+    written = (
+        f"{times} of {size(state)} before compression, {kept} kept; the policy at the "
+        f"end, {size(policy)}"
+    )
     done = max(saved_steps(Path(config.output_dir)), default=None)
     there = (
-        "new" if done is None else f"goes on after step {done}" if done < config.steps else f"is at step {done} already"
+        "new"
+        if done is None
+        else f"goes on after step {done}"
+        if done < config.steps
+        else f"is at step {done} already"
     )
     return [("checkpoints", written), ("folder", f"{config.output_dir}, {there}")]
 
@@ -118,7 +148,14 @@ def number(count: int, thing: str) -> str:
 
 def short(value: float) -> str:
     """Formats a large number in three figures and a letter: 1.57 M."""
-    for unit, letter in ((1e18, " E"), (1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+    for unit, letter in (
+        (1e18, " E"),
+        (1e15, " P"),
+        (1e12, " T"),
+        (1e9, " G"),
+        (1e6, " M"),
+        (1e3, " k"),
+    ):
         if value >= unit:
             return f"{value / unit:.3g}{letter}"
     return f"{value:.3g} "

@@ -1,4 +1,6 @@
-"""What of a config's model and tasks is here, and a run described from it; what is not here stands in by its shape."""
+"""What of a config's model and tasks is here, and a run described from it; what is not here stands
+in by its shape.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,10 +13,23 @@ from jax.typing import DTypeLike
 from jaxrft import mesh as meshes
 from jaxrft.config import Config, TasksConfig
 from jaxrft.lm import hub, model, published, weights
-from jaxrft.lm.policy import LanguageModel, check_length, check_rank, lora_config, make_policy, read_model
+from jaxrft.lm.policy import (
+    LanguageModel,
+    check_length,
+    check_rank,
+    lora_config,
+    make_policy,
+    read_model,
+)
 from jaxrft.select.dots.predictor import Origin, Predictor, load_predictor, untrained_predictor
 from jaxrft.tasks import embeddings, projections, sources
-from jaxrft.tasks.open_sets import check_columns, mix_sets, tokenize, uses_embeddings, with_embeddings
+from jaxrft.tasks.open_sets import (
+    check_columns,
+    mix_sets,
+    tokenize,
+    uses_embeddings,
+    with_embeddings,
+)
 from jaxrft.tasks.sources import Rows
 from jaxrft.tasks.table import TaskTable, tabulate
 from jaxrft.types import Missing, PyTree
@@ -47,17 +62,23 @@ class Found(NamedTuple):
     weights: bool  # whether its files are here
     pool: Pool
     held_out: tuple[Set, ...]
-    predictor: Predictor | None  # one of the published sizes stands in for that of a file which is not here
+    # one of the published sizes stands in for that of a file which is not here
+    predictor: Predictor | None
     missing: tuple[str, ...]
 
 
 def look(config: Config, mesh: meshes.AnyMesh) -> Found:
-    """Opens what is here; raises InputError for what cannot be used, and for a model whose shape is not known."""
+    """Opens what is here; raises InputError for what cannot be used, and for a model whose shape is
+    not known.
+    """
     folder = hub.local(config.model)
     lm = _published(config, mesh) if folder is None else read_model(config, folder, mesh)
     missing = []
     if folder is None:
-        missing.append(f"{config.model}, its weights and its tokenizer: run {hub.download_command(config.model)}")
+        missing.append(
+            f"{config.model}, its weights and its tokenizer: run "
+            f"{hub.download_command(config.model)}"
+        )
     else:
         weights.check(folder, lm.config)
     pool = open_pool(config, lm.tokenizer, lm.config.hidden_size)
@@ -65,7 +86,9 @@ def look(config: Config, mesh: meshes.AnyMesh) -> Found:
     missing += [each.missing for each in (*pool.sets, *held_out) if each.missing]
     predictor, absent = open_predictor(config, pool, mesh)
     missing += [absent] * bool(absent)
-    return Found(_described(config, lm, mesh), folder is not None, pool, held_out, predictor, tuple(missing))
+    return Found(
+        _described(config, lm, mesh), folder is not None, pool, held_out, predictor, tuple(missing)
+    )
 
 
 def _published(config: Config, mesh: meshes.AnyMesh) -> LanguageModel:
@@ -76,7 +99,8 @@ def _published(config: Config, mesh: meshes.AnyMesh) -> LanguageModel:
     keys = published.keys(config.model)
     if keys is None:
         raise Missing(
-            f"{config.model} is not here, and its shape is not known: give the folder of a Hugging Face checkpoint, or "
+            f"{config.model} is not here, and its shape is not known: give the folder of a "
+            "Hugging Face checkpoint, or "
             f"run {hub.download_command(config.model)}"
         )
     limit = keys.get("max_position_embeddings")
@@ -84,7 +108,9 @@ def _published(config: Config, mesh: meshes.AnyMesh) -> LanguageModel:
     check_length(config, limit)
     shape = weights.model_config(keys, config.model)._replace(lora=lora_config(config))
     check_rank(config, shape)
-    return LanguageModel(shape, make_policy(config, shape, mesh), None, {}, None, (0,), Path(config.model))
+    return LanguageModel(
+        shape, make_policy(config, shape, mesh), None, {}, None, (0,), Path(config.model)
+    )
 
 
 def _described(config: Config, lm: LanguageModel, mesh: meshes.AnyMesh) -> LanguageModel:
@@ -92,7 +118,10 @@ def _described(config: Config, lm: LanguageModel, mesh: meshes.AnyMesh) -> Langu
     where = model.shardings(lm.config, mesh)
 
     def describe(rows: tuple[model.Weight, ...], dtype: DTypeLike) -> PyTree:
-        return {row.name: jax.ShapeDtypeStruct(row.shape, dtype, sharding=where[row.name]) for row in rows}
+        return {
+            row.name: jax.ShapeDtypeStruct(row.shape, dtype, sharding=where[row.name])
+            for row in rows
+        }
 
     if lm.config.lora is None:
         return lm._replace(params=describe(model.base(lm.config), jnp.float32))
@@ -110,7 +139,11 @@ def open_set(tasks: TasksConfig, config: Config, text: "PreTrainedTokenizerBase 
     found = None
     try:
         rows = sources.load(tasks)
-        found = _untokenized(rows, tasks.title, config) if text is None else tokenize(rows, tasks, config, text)
+        found = (
+            _untokenized(rows, tasks.title, config)
+            if text is None
+            else tokenize(rows, tasks, config, text)
+        )
         check_columns(config, found, tasks.source)
         if text is not None:
             found = with_embeddings(found, tasks)
@@ -131,13 +164,19 @@ def open_pool(config: Config, text: "PreTrainedTokenizerBase | None", width: int
     if not tables:
         nothing = _untokenized(_stand_in(config), "tasks", config)
         return Pool(sets, _stand_in_embeddings(config, nothing, width), False, False)
-    if any(found.embeddings is None for found in tables.values()):  # such as a file that is not here yet
-        tables = {title: found._replace(embeddings=None, embedded_by=None) for title, found in tables.items()}
+    # such as a file that is not here yet
+    if any(found.embeddings is None for found in tables.values()):
+        tables = {
+            title: found._replace(embeddings=None, embedded_by=None)
+            for title, found in tables.items()
+        }
     joined = _stand_in_embeddings(config, mix_sets(config, tables), width)
     return Pool(sets, joined, len(tables) == len(sets), text is not None)
 
 
-def open_predictor(config: Config, pool: Pool, mesh: meshes.AnyMesh) -> tuple[Predictor | None, str]:
+def open_predictor(
+    config: Config, pool: Pool, mesh: meshes.AnyMesh
+) -> tuple[Predictor | None, str]:
     """Opens the predictor that the config asks for, if any.
 
     Returns it and a sentence, "" if the predictor is here. If it is not, the sentence says what to

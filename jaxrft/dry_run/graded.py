@@ -1,4 +1,6 @@
-"""Do the rewards know a right answer when they see one? Each is tried on the ground truths of a few tasks."""
+"""Do the rewards know a right answer when they see one? Each is tried on the ground truths of a few
+tasks.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,7 +28,8 @@ class Trial(NamedTuple):
     spelling: str  # of the ground truths, a key of SPELLINGS
     right: list[float | None]
     empty: list[float | None]
-    failure: str  # how it failed on the first completion on which it did, a sentence; "" if it never did
+    # how it failed on the first completion on which it did, a sentence; "" if it never did
+    failure: str
 
     @property
     def applies(self) -> bool:
@@ -36,7 +39,10 @@ class Trial(NamedTuple):
     @property
     def fails(self) -> bool:
         """Checks whether the reward applies, but prefers no right answer to an empty one."""
-        better = [(right or 0.0) > (empty or 0.0) for right, empty in zip(self.right, self.empty, strict=True)]
+        better = [
+            (right or 0.0) > (empty or 0.0)
+            for right, empty in zip(self.right, self.empty, strict=True)
+        ]
         return self.applies and not any(better)
 
 

@@ -1,4 +1,5 @@
-"""Bytes that each device will hold, by part: what stays by its exact shapes and shardings, what comes and goes by rule.
+"""Bytes that each device will hold, by part: what stays by its exact shapes and shardings, what
+comes and goes by rule.
 
 | part | how |
 |---|---|
@@ -12,7 +13,7 @@
 | logits of a chunk | estimate: a chunk of `learn.update`, three times (logits, probabilities, gradient) |
 
 What a compiler adds (copies, padding to tiles, fragmentation) is not counted; `programs` asks it.
-"""
+"""  # noqa: E501
 
 from typing import NamedTuple
 
@@ -78,7 +79,9 @@ def _always(run: Opened, tasks: bool) -> list[Part]:
         "replay buffer": run.state.replay,
         "embeddings of the tasks": run.constants.tasks.embeddings if tasks else None,
         "projections of the tasks": run.constants.tasks.projections if tasks else None,
-        "selector and task table": (run.state.selector, run.state.counters, table) if tasks else None,
+        "selector and task table": (run.state.selector, run.state.counters, table)
+        if tasks
+        else None,
     }
     return [Part(name, on_device(tree), ALWAYS, True) for name, tree in kept.items()]
 
@@ -86,7 +89,9 @@ def _always(run: Opened, tasks: bool) -> list[Part]:
 def _groups(run: Opened, name: str, count: int) -> Part:
     """Describes `count` groups next to the batch, which stay until it has been learned from."""
     group = group_shapes(run.setup)
-    return Part(name, count // meshes.shards(run.setup.mesh, "batch") * size_of(group), ALWAYS, True)
+    return Part(
+        name, count // meshes.shards(run.setup.mesh, "batch") * size_of(group), ALWAYS, True
+    )
 
 
 def _rollout(run: Opened, prompt_length: int) -> list[Part]:
@@ -106,8 +111,15 @@ def _rollout(run: Opened, prompt_length: int) -> list[Part]:
     cells = rows // meshes.shards(mesh, "batch") * _vocabulary(run)
     return [
         Part("policy for the rollout", on_device(copied), ROLLOUT, True),
-        Part("prompts' keys and values", _cache(run, config.batch_size, prompt_length), ROLLOUT, True),
-        Part("completions' keys and values", _cache(run, rows, config.max_completion_length), ROLLOUT, True),
+        Part(
+            "prompts' keys and values", _cache(run, config.batch_size, prompt_length), ROLLOUT, True
+        ),
+        Part(
+            "completions' keys and values",
+            _cache(run, rows, config.max_completion_length),
+            ROLLOUT,
+            True,
+        ),
         Part("logits of a token", 4 * 4 * cells, ROLLOUT, False),
     ]
 
@@ -142,4 +154,9 @@ def _cache(run: Opened, rows: int, length: int) -> int:
     """Counts the bytes of a cache of `rows` x `length` positions on each device."""
     axes = ("batch", "kv_heads", None, None)
     leaves = jax.tree.leaves(jax.eval_shape(lambda: run.setup.lm.policy.init_cache(rows, length)))
-    return on_device([describe_array(run.setup.mesh, leaf.shape, leaf.dtype, *axes[: leaf.ndim]) for leaf in leaves])
+    return on_device(
+        [
+            describe_array(run.setup.mesh, leaf.shape, leaf.dtype, *axes[: leaf.ndim])
+            for leaf in leaves
+        ]
+    )

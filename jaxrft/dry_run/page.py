@@ -60,12 +60,19 @@ class Page:
             grid.add_row(self.text(name), self.text(value))
         self.block(grid)
 
-    def table(self, headings: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[int]) -> None:
+    def table(
+        self, headings: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[int]
+    ) -> None:
         """Prints a table without rules; the columns `numbers` are aligned right."""
         grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
         for index, heading in enumerate(headings):
             right = index in numbers
-            grid.add_column(self.text(heading), justify="right" if right else "left", no_wrap=right, overflow="fold")
+            grid.add_column(
+                self.text(heading),
+                justify="right" if right else "left",
+                no_wrap=right,
+                overflow="fold",
+            )
         for row in rows:
             grid.add_row(*(self.text(cell) for cell in row))
         self.block(grid)
@@ -92,7 +99,10 @@ def sets(page: Page, pool: Pool, held_out: Sequence[Set]) -> None:
     page.heading("Tasks")
     rows = []
     trained_on = [(found, pool.table, "") for found in pool.sets]
-    for found, whole, role in (*trained_on, *((found, found.table, "held out") for found in held_out)):
+    for found, whole, role in (
+        *trained_on,
+        *((found, found.table, "held out") for found in held_out),
+    ):
         title = found.config.title
         if found.table is None or whole is None:
             rows.append((title, "?", role, "not here"))
@@ -106,10 +116,14 @@ def sets(page: Page, pool: Pool, held_out: Sequence[Set]) -> None:
     if pool.whole and len(names) > 1:
         sizes = np.bincount(pool.table.domain, minlength=len(names))
         order = np.argsort(-sizes, kind="stable")
-        rows = [(names[i], f"{sizes[i]:,}", f"{sizes[i] / sizes.sum():.1%}") for i in order[:DOMAINS]]
+        rows = [
+            (names[i], f"{sizes[i]:,}", f"{sizes[i] / sizes.sum():.1%}") for i in order[:DOMAINS]
+        ]
         if len(order) > DOMAINS:
             rest = sizes[order[DOMAINS:]].sum()
-            rows.append((f"{len(order) - DOMAINS} others", f"{rest:,}", f"{rest / sizes.sum():.1%}"))
+            rows.append(
+                (f"{len(order) - DOMAINS} others", f"{rest:,}", f"{rest / sizes.sum():.1%}")
+            )
         page.line("")
         page.table(("domain", "tasks", "share"), rows, numbers=(1, 2))
 
@@ -159,11 +173,17 @@ def embeddings(table: TaskTable) -> list[tuple[str, str]]:
         return []
     width = f"width {table.embeddings.shape[1]:,}"
     by = table.embedded_by
-    said = "not here yet, taken to be as wide as the policy" if by is None else f"{by['pooling']} of {by['model']}"
+    said = (
+        ("not here yet, taken to be as wide as the policy")
+        if by is None
+        else f"{by['pooling']} of {by['model']}"
+    )
     return [("embeddings", f"{width}, {said}")]
 
 
-def examples(page: Page, table: TaskTable, text: "PreTrainedTokenizerBase", ids: Sequence[int]) -> None:
+def examples(
+    page: Page, table: TaskTable, text: "PreTrainedTokenizerBase", ids: Sequence[int]
+) -> None:
     """Prints the prompts of the tasks `ids`, decoded from the tokens that the policy reads."""
     page.heading("Prompts as the policy reads them")
     for i in ids:
@@ -171,7 +191,9 @@ def examples(page: Page, table: TaskTable, text: "PreTrainedTokenizerBase", ids:
         said = tokenizer.decode(text, table.tokens[i, :length])
         answer = table.columns.get("answer", {i: None})[i]
         truth = "" if answer is None else f", ground truth {shortened(str(answer), 60)}"
-        page.line(f"  task {i:,} of {table.domains[table.domain[i]]}, {length} tokens{truth}", "dim")
+        page.line(
+            f"  task {i:,} of {table.domains[table.domain[i]]}, {length} tokens{truth}", "dim"
+        )
         page.block(page.text(shortened(said, SHOWN).rstrip("\n") + "\n", overflow="fold"), indent=4)
 
 
@@ -188,13 +210,15 @@ def rewards(page: Page, trials: Sequence[Trial], reason: str) -> None:
             page.line(f"  {trial.name} fails: {trial.failure}", "yellow")
         elif trial.fails:
             page.line(
-                f"  {trial.name} gives no ground truth more than an empty answer: check the answer_column and what "
+                f"  {trial.name} gives no ground truth more than an empty answer: check the "
+                "answer_column and what "
                 "the reward looks for",
                 "yellow",
             )
     if unjudged(trials):
         page.line(
-            "  no reward applies to some of these tasks, all are None or fail: nothing is learned from such tasks",
+            "  no reward applies to some of these tasks, all are None or fail: nothing is "
+            "learned from such tasks",
             "yellow",
         )
 
@@ -209,7 +233,11 @@ def memories(page: Page, parts: Sequence[memory.Part]) -> None:
         said = ("" if part.exact else "~") + counts.size(part.bytes)
         rows.append((part.name, *(said if there else "" for there in here)))
     totals = [counts.size(memory.peak(list(parts), phase)) for phase in phases]
-    page.table(("", "rollout", "learning"), [*rows, ("together", *(f"~{total}" for total in totals))], numbers=(1, 2))
+    page.table(
+        ("", "rollout", "learning"),
+        [*rows, ("together", *(f"~{total}" for total in totals))],
+        numbers=(1, 2),
+    )
     page.line("  ~ estimated; what a compiler adds is not counted, --topology asks one", "dim")
 
 
@@ -222,8 +250,10 @@ def bounds(page: Page, needs: Sequence[tuple[str, Need]], topology: str) -> None
         rows.append((name, counts.seconds(least.seconds), least.bound, *map(counts.seconds, least)))
     page.table(("", "at best", "bound by", *BOUNDS), rows, numbers=(1, 3, 4, 5))
     page.line(
-        "  lower bounds: peak rates, all parts of a chip at once, every completion as long as it may be; a token reads "
-        "all weights and the written cache once; an update repeats its forward pass with remat full; norms and softmax "
+        "  lower bounds: peak rates, all parts of a chip at once, every completion as long as "
+        "it may be; a token reads "
+        "all weights and the written cache once; an update repeats its forward pass with remat "
+        "full; norms and softmax "
         "cost nothing",
         "dim",
     )
@@ -240,8 +270,10 @@ def programs(page: Page, found: Iterable[Compiled], topology: str) -> None:
             continue
         fits = "fits" if program.peak < gib * 2**30 else "does not fit"
         page.line(
-            f"  {program.name:<10} {fits}: {counts.size(program.peak)} with all that stays on the chip, "
-            f"{counts.size(program.temporaries)} of it temporary; {counts.short(program.flops)}FLOP ({took})"
+            f"  {program.name:<10} {fits}: {counts.size(program.peak)} with all that stays on "
+            "the chip, "
+            f"{counts.size(program.temporaries)} of it temporary; "
+            f"{counts.short(program.flops)}FLOP ({took})"
         )
     page.line("  FLOP a chip, as the compiler counts: the bodies of loops once", "dim")
 
@@ -255,13 +287,20 @@ def ending(page: Page, missing: Sequence[str]) -> None:
     distinct = list(dict.fromkeys(missing))
     for number, each in enumerate(distinct, 1):
         page.line(f"  {number}. {each}")
-    page.line(f"\n{len(distinct)} {'thing is' if len(distinct) == 1 else 'things are'} missing", "bold yellow")
+    page.line(
+        f"\n{len(distinct)} {'thing is' if len(distinct) == 1 else 'things are'} missing",
+        "bold yellow",
+    )
 
 
 def shortened(text: str, limit: int) -> str:
     """Cuts the middle out of a text that is longer than `limit` characters."""
     half = limit // 2
-    return text if len(text) <= limit else f"{text[:half]} [... {len(text) - 2 * half:,} characters ...] {text[-half:]}"
+    return (
+        text
+        if len(text) <= limit
+        else (f"{text[:half]} [... {len(text) - 2 * half:,} characters ...] {text[-half:]}")
+    )
 
 
 def _values(rewards: Sequence[float | None]) -> str:

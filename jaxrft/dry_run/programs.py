@@ -1,4 +1,6 @@
-"""The programs of a step compiled for TPUs that are not here: what memory and arithmetic the compiler counts."""
+"""The programs of a step compiled for TPUs that are not here: what memory and arithmetic the
+compiler counts.
+"""
 
 import os
 import re
@@ -51,7 +53,10 @@ def devices(topology: str) -> list[Any]:
     """
     found = re.fullmatch(r"(\w+):(\d+x\d+(?:x\d+)?)", topology)
     if not found or found[1] not in CHIPS:
-        raise InputError(f"topology is {topology!r}: give one of {', '.join(CHIPS)} with its sides, such as v5e:4x4")
+        raise InputError(
+            f"topology is {topology!r}: give one of {', '.join(CHIPS)} with its "
+            "sides, such as v5e:4x4"
+        )
     os.environ |= COMPILER_ONLY
     xla_options.apply_to("tpu", os.environ)  # the programs are to be those of a run on TPUs
     from jax.experimental import topologies
@@ -60,23 +65,33 @@ def devices(topology: str) -> list[Any]:
     host = tuple(min(2, side) for side in sides[:2])
     options = {"chip_config_name": "megacore"} if found[1] == "v4" else {}
     try:
-        described = topologies.get_topology_desc(topology, platform="tpu", chips_per_host_bounds=(*host, 1), **options)
-    except Exception as error:  # RuntimeError without libtpu, XLA's own error for a size that is none
+        described = topologies.get_topology_desc(
+            topology, platform="tpu", chips_per_host_bounds=(*host, 1), **options
+        )
+    # RuntimeError without libtpu, XLA's own error for a size that is none
+    except Exception as error:
         reason = str(error).splitlines()[0]
         if "not installed" in reason:
-            raise Missing('--topology needs the TPU compiler libtpu: pip install "jaxrft[tpu]"') from error
-        raise InputError(f"there is no topology {topology} ({reason}): give a size such as v5e:4x4") from error
+            raise Missing(
+                '--topology needs the TPU compiler libtpu: pip install "jaxrft[tpu]"'
+            ) from error
+        raise InputError(
+            f"there is no topology {topology} ({reason}): give a size such as v5e:4x4"
+        ) from error
     return list(described.devices)
 
 
 def compiled(run: Opened, prompt_length: int, *, selects: bool = True) -> Iterator[Compiled]:
-    """Compiles the stages of a described run, one after the other; without `selects`, not those of the selector."""
+    """Compiles the stages of a described run, one after the other; without `selects`, not those of
+    the selector.
+    """
     setup, _, constants, state = run
     config = setup.config
     mesh = setup.mesh
     assert isinstance(mesh, Mesh), "an abstract mesh has no devices to compile for"
     tasks = constants.tasks
-    stays = (state, tasks, constants.frozen or constants.reference_params)  # with LoRA these two are one
+    # with LoRA these two are one
+    stays = (state, tasks, constants.frozen or constants.reference_params)
     batch_size = config.batch_size
 
     array = partial(meshes.describe_array, mesh)
@@ -91,8 +106,13 @@ def compiled(run: Opened, prompt_length: int, *, selects: bool = True) -> Iterat
 
     with computing_on(mesh, config):
         stream = jax.ShapeDtypeStruct((), jnp.int32)
-        prompts = (array((batch_size, prompt_length), jnp.int32, "batch"), array((batch_size,), jnp.int32, "batch"))
-        rewards = array((batch_size, config.num_generations, len(config.rewards)), jnp.float32, "batch")
+        prompts = (
+            array((batch_size, prompt_length), jnp.int32, "batch"),
+            array((batch_size,), jnp.int32, "batch"),
+        )
+        rewards = array(
+            (batch_size, config.num_generations, len(config.rewards)), jnp.float32, "batch"
+        )
         valid = array(rewards.shape, jnp.bool_, "batch")
         success_index = array((batch_size,), jnp.int32, "batch")
         draw = (setup, state.selector, state.step, tasks)
@@ -111,7 +131,11 @@ def compiled(run: Opened, prompt_length: int, *, selects: bool = True) -> Iterat
             parts = map(feedback, [batch_size] * full + [rest] * (rest > 0))
             yield _compile("probe", steps.draw_reference_set, draw, stays)
             yield _compile(
-                "predict", steps.update_selector_state, (*update, references, *parts), stays, of_references=True
+                "predict",
+                steps.update_selector_state,
+                (*update, references, *parts),
+                stays,
+                of_references=True,
             )
         if selects:
             yield _compile("select", steps.select_tasks, select, stays, batch_size=batch_size)
@@ -120,14 +144,22 @@ def compiled(run: Opened, prompt_length: int, *, selects: bool = True) -> Iterat
         if not prefill.failure:
             length = setup.generate.cache_lengths[-1]
             decode = decode_arguments(setup.lm.policy, prefill.outputs, length)
-            yield _compile("decode", setup.generate.decode, decode, (stays, prompts, decode), length=length)
+            yield _compile(
+                "decode", setup.generate.decode, decode, (stays, prompts, decode), length=length
+            )
         if selects:
-            yield _compile("note", steps.update_selector_state, (*update, choice, feedback(batch_size)), stays)
+            yield _compile(
+                "note", steps.update_selector_state, (*update, choice, feedback(batch_size)), stays
+            )
         yield _compile("learn", steps.update_policy, learn, (stays, groups))
 
 
-def decode_arguments(policy: Policy, started: tuple[Inputs, Decoding], length: int) -> tuple[Inputs, Decoding]:
-    """Describes what a segment with a cache of `length` slots gets, from what `rollout.start` returns."""
+def decode_arguments(
+    policy: Policy, started: tuple[Inputs, Decoding], length: int
+) -> tuple[Inputs, Decoding]:
+    """Describes what a segment with a cache of `length` slots gets, from what `rollout.start`
+    returns.
+    """
     inputs, state = started
     grown = jax.eval_shape(lambda cache: policy.grow_cache(cache, length), state.cache)
     cache = jax.tree.map(lambda x, before: meshes.describe(x, before.sharding), grown, state.cache)
@@ -150,4 +182,6 @@ def _compile(name: str, program: Any, arguments: tuple, held: PyTree, **static: 
     seconds = time.perf_counter() - start
     outputs = jax.tree.map(meshes.describe, done.out_info, done.output_shardings)
     peak = memory.on_device(held) + new
-    return Compiled(name, seconds, used.temp_size_in_bytes, peak, cost.get("flops", 0.0), outputs=outputs)
+    return Compiled(
+        name, seconds, used.temp_size_in_bytes, peak, cost.get("flops", 0.0), outputs=outputs
+    )

@@ -52,11 +52,12 @@ S = TypeVar("S", bound=State)
 class Checkpoints:
     """The checkpoints of a run's folder; use it as a context manager.
 
-    A checkpoint is the folder <step>/ of `state/`, written by orbax, `identity.json`, and their `SHA256SUMS`, which
-    `sha256sum --check` reads too. It gets its name when all of it is there, and counts while the sums are right.
+    A checkpoint is the folder <step>/ of `state/`, written by orbax, `identity.json`, and their
+    `SHA256SUMS`, which `sha256sum --check` reads too. It gets its name when all of it is there, and
+    counts while the sums are right.
 
-    `identity` names what a state belongs to (model, tasks, selector): a checkpoint of anything else is
-    refused. A state may be restored on another mesh or number of processes than it was saved on.
+    `identity` names what a state belongs to (model, tasks, selector): a checkpoint of anything else
+    is refused. A state may be restored on another mesh or number of processes than it was saved on.
     """
 
     def __init__(self, folder: Path, *, keep: int, identity: dict[str, JSON]):
@@ -74,8 +75,11 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         """Returns itself."""
         self.open = ExitStack()
-        # Of several failed writes orbax raises one; asyncio logs the others, when they are collected.
-        self.open.enter_context(_without_stacks(logging.getLogger("absl"), logging.getLogger("asyncio")))
+        # Of several failed writes orbax raises one; asyncio logs the others, when they are
+        # collected.
+        self.open.enter_context(
+            _without_stacks(logging.getLogger("absl"), logging.getLogger("asyncio"))
+        )
         if jax.process_index() == 0:
             self.open.callback(self._clear)
         self.open.callback(self.orbax.close)
@@ -86,7 +90,9 @@ class Checkpoints:
         self.open.close()
 
     def save(self, state: State) -> None:
-        """Saves `state` under its step; raises InputError when the disk is full, and leaves what was there before."""
+        """Saves `state` under its step; raises InputError when the disk is full, and leaves what
+        was there before.
+        """
         step = int(state.step)
         path = self.folder / f"{step}{SAVING}"
         try:
@@ -97,7 +103,11 @@ class Checkpoints:
             _let_go(error)
             if jax.process_index() == 0:
                 self._clear()
-            left = "but there is none yet" if self.newest is None else f"which is of step {self.newest}"
+            left = (
+                "but there is none yet"
+                if self.newest is None
+                else (f"which is of step {self.newest}")
+            )
             raise InputError(f"{error}, {left}") from error
         self.newest = step
 
@@ -108,9 +118,13 @@ class Checkpoints:
         been saved. Logs which steps were passed over, and why. Raises InputError when none is good,
         or when the newest good one is of another model, other tasks or another selector.
         """
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
+        )
         passed = []
-        for step in json.loads(broadcast_from_host0(lambda: json.dumps(steps_in(self.folder)[::-1]))):
+        for step in json.loads(
+            broadcast_from_host0(lambda: json.dumps(steps_in(self.folder)[::-1]))
+        ):
             state = None
             flaw = broadcast_from_host0(lambda step=step: flaw_of(self.folder / f"{step}"))
             if not flaw:
@@ -121,44 +135,64 @@ class Checkpoints:
             if state is not None:
                 self.newest = step
                 if passed and jax.process_index() == 0:
-                    logger.warning("passing over %s in %s: going on from step %d", "; ".join(passed), self.folder, step)
+                    logger.warning(
+                        "passing over %s in %s: going on from step %d",
+                        "; ".join(passed),
+                        self.folder,
+                        step,
+                    )
                 return state
             passed.append(f"the checkpoint of step {step} ({flaw})")
         if passed:
             raise InputError(
-                f"no checkpoint in {self.folder} can be used: {'; '.join(passed)}: bring one back from a copy, or "
+                f"no checkpoint in {self.folder} can be used: {'; '.join(passed)}: bring one "
+                "back from a copy, or "
                 "choose another output_dir to start afresh"
             )
         return None
 
     def _write(self, path: Path, state: State) -> None:
-        """Writes the state to a folder; raises InputError when the disk is full, whatever orbax makes of that."""
+        """Writes the state to a folder; raises InputError when the disk is full, whatever orbax
+        makes of that.
+        """
         try:
             with writing(self.folder):
                 self.orbax.save(path, args=ocp.args.StandardSave(state))
         except InputError:
             raise
-        except ValueError as error:  # tensorstore may tell of a file that it misses because it could not write it
+        # tensorstore may tell of a file that it misses because it could not write it
+        except ValueError as error:
             with writing(self.folder), tempfile.TemporaryFile(dir=self.folder) as file:
                 os.posix_fallocate(file.fileno(), 0, size_of(state))
-            raise InputError(f"cannot write to {self.folder} ({str(error)[:200]}): {RESUME_REMEDY}") from error
+            raise InputError(
+                f"cannot write to {self.folder} ({str(error)[:200]}): {RESUME_REMEDY}"
+            ) from error
 
     def _read(self, step: int, abstract: S) -> tuple[S | None, str]:
         """Reads the state of a step; returns it and "", or None and why orbax does not read it."""
         try:
-            return self.orbax.restore(self.folder / f"{step}/state", args=ocp.args.StandardRestore(abstract)), ""
-        except jax.errors.JaxRuntimeError:  # such as too little memory: another checkpoint would do no better
+            return self.orbax.restore(
+                self.folder / f"{step}/state", args=ocp.args.StandardRestore(abstract)
+            ), ""
+        # such as too little memory: another checkpoint would do no better
+        except jax.errors.JaxRuntimeError:
             raise
-        except Exception as error:  # whatever a library makes of bytes that are no checkpoint of its own
+        # whatever a library makes of bytes that are no checkpoint of its own
+        except Exception as error:
             return None, f"orbax cannot read it: {str(error).partition(chr(10))[0]}"
 
     def _check_identity(self, step: int) -> None:
         """Raises InputError when the checkpoint is of another run."""
         saved = read_json(self.folder / f"{step}" / IDENTITY, dict)  # `flaw_of` has read it before
         if (written := saved.pop("format", 1)) != FORMAT:
-            version = f"jaxrft {LAST_OF_FORMAT_1}" if written == 1 else "the version of jaxrft that made them"
+            version = (
+                f"jaxrft {LAST_OF_FORMAT_1}"
+                if written == 1
+                else ("the version of jaxrft that made them")
+            )
             raise InputError(
-                f"the checkpoints in {self.folder} have format {_short(written)}, this version reads format {FORMAT}: "
+                f"the checkpoints in {self.folder} have format {_short(written)}, this version "
+                f"reads format {FORMAT}: "
                 f"finish the run with {version}, or choose another output_dir"
             )
         for name in self.identity | saved:
@@ -166,17 +200,21 @@ class Checkpoints:
             there = saved.get(name)
             if here != there:
                 raise InputError(
-                    f"the checkpoint in {self.folder} is of another run: its {name} is {_short(there)}, this run's is "
+                    f"the checkpoint in {self.folder} is of another run: its {name} is "
+                    f"{_short(there)}, this run's is "
                     f"{_short(here)}; choose another output_dir, or the config it was made with"
                 )
 
     def _commit(self, path: Path, step: int) -> None:
-        """Makes what was written to `path` the checkpoint of `step`, and only then removes those that are to go.
+        """Makes what was written to `path` the checkpoint of `step`, and only then removes those
+        that are to go.
 
         Those of later steps are among them: the run would have gone on from there, were they good.
         """
         with writing(self.folder):
-            replace_file(path / IDENTITY, json.dumps({"format": FORMAT} | self.identity, indent=2) + "\n")
+            replace_file(
+                path / IDENTITY, json.dumps({"format": FORMAT} | self.identity, indent=2) + "\n"
+            )
             lines = (f"{digest}  {name}\n" for name, digest in sorted(digests(path).items()))
             replace_file(path / SUMS, "".join(lines))
             place = self.folder / f"{step}"
@@ -190,7 +228,8 @@ class Checkpoints:
             self._clear()
 
     def _make_room(self, state: State) -> None:
-        """Removes leftovers; raises InputError when the state of several processes does not fit on the disk.
+        """Removes leftovers; raises InputError when the state of several processes does not fit on
+        the disk.
 
         One of them must not fail alone in the midst of a save: the others would wait for it.
         """
@@ -217,7 +256,8 @@ class Checkpoints:
 def steps_in(folder: Path) -> list[int]:
     """Returns the steps that have a checkpoint in the folder, be it good or not, in their order.
 
-    A checkpoint is a folder, or a link to one, whose name is the number of a step in ASCII digits, as str writes it.
+    A checkpoint is a folder, or a link to one, whose name is the number of a step in ASCII digits,
+    as str writes it.
     """
     names = [path.name for path in folder.glob("*") if STEP.fullmatch(path.name) and path.is_dir()]
     return sorted(step for step in map(int, names) if step <= LAST)
@@ -228,7 +268,11 @@ def digests(folder: Path) -> dict[str, str]:
 
     The list of these sums is left out, and so are hidden files, which are none of ours.
     """
-    paths = [path for path in folder.rglob("*") if path.is_file() and path.name[0] != "." and path != folder / SUMS]
+    paths = [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.name[0] != "." and path != folder / SUMS
+    ]
 
     def digest(path: Path) -> str:
         with path.open("rb") as file:
@@ -280,7 +324,9 @@ def size_of(state: PyTree) -> int:
 
 @contextmanager
 def _without_stacks(*libraries: logging.Logger) -> Iterator[None]:
-    """Keeps libraries from printing the stack of an error that they raise as well, or of what they drop for one."""
+    """Keeps libraries from printing the stack of an error that they raise as well, or of what they
+    drop for one.
+    """
 
     def stackless(record: logging.LogRecord) -> bool:
         return not record.exc_info
@@ -303,7 +349,9 @@ def _without_stacks(*libraries: logging.Logger) -> Iterator[None]:
 
 
 def _let_go(error: BaseException | None) -> None:
-    """Clears what the frames behind an error hold: of the writes that failed, asyncio tells when they are dropped."""
+    """Clears what the frames behind an error hold: of the writes that failed, asyncio tells when
+    they are dropped.
+    """
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__

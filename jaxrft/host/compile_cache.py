@@ -1,4 +1,5 @@
-"""Names the folder in which JAX keeps compiled programs, so that the next run need not compile them again.
+"""Names the folder in which JAX keeps compiled programs, so that the next run need not compile them
+again.
 
 Imports only the standard library: JAX reads the setting when it is imported.
 """
@@ -18,10 +19,11 @@ logger = logging.getLogger(__name__)
 
 
 def enable() -> None:
-    """Has JAX keep compiled programs in the user's cache folder, unless its own variable names another one.
+    """Has JAX keep compiled programs in the user's cache folder, unless its own variable names
+    another one.
 
-    Programs that take less than a tenth of a second to compile are not kept. Says so where there is no such folder and
-    none can be made.
+    Programs that take less than a tenth of a second to compile are not kept. Says so where there is
+    no such folder and none can be made.
     """
     if FOLDER in os.environ:
         return
@@ -30,7 +32,8 @@ def enable() -> None:
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home
         logger.warning(
-            "compiled programs cannot be kept for the next run (%s): set %s to a folder that can be written to",
+            "compiled programs cannot be kept for the next run (%s): set %s to a folder that "
+            "can be written to",
             error,
             FOLDER,
         )
@@ -40,10 +43,11 @@ def enable() -> None:
 
 
 def folder() -> Path:
-    """Returns <cache folder of the user>/jaxrft/compiled/<version of jaxlib>-<digest of the processor>.
+    """Returns <cache folder of the user>/jaxrft/compiled/<version of jaxlib>-<digest of the
+    processor>.
 
-    The processor is part of the name because a home may be shared by machines of several kinds, and code compiled for
-    one of them may hold instructions that another does not have.
+    The processor is part of the name because a home may be shared by machines of several kinds, and
+    code compiled for one of them may hold instructions that another does not have.
     """
     caches = os.environ.get("XDG_CACHE_HOME", "")
     root = Path(caches) if os.path.isabs(caches) else Path.home() / ".cache"
@@ -52,10 +56,15 @@ def folder() -> Path:
 
 
 def _processor() -> str:
-    """Returns what tells processors apart: the kind of machine, and the instructions that Linux lists."""
+    """Returns what tells processors apart: the kind of machine, and the instructions that Linux
+    lists.
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
         lines = []
-    features = next((line for line in lines if line.lower().startswith(("flags", "features"))), platform.processor())
+    features = next(
+        (line for line in lines if line.lower().startswith(("flags", "features"))),
+        platform.processor(),
+    )
     return f"{platform.system()} {platform.machine()} {features}"

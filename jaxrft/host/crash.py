@@ -19,16 +19,19 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers"
 
 
 class Crash(Exception):
-    """Reports a bug of jaxrft's: one sentence that names the error and the file of its stack trace."""
+    """Reports a bug of jaxrft's: one sentence that names the error and the file of its stack
+    trace.
+    """
 
 
 @contextmanager
 def reported(folder: Path | None = None) -> Iterator[None]:
     """Raises a Crash in place of an error that nobody foresaw.
 
-    The stack trace is written to `folder` if that is a folder which can be written to, else to the system's temporary
-    folder. An InputError passes; what is no bug becomes one: memory that does not suffice, a file or disk that does
-    not do, an accelerator that does not start, a package that cannot be imported.
+    The stack trace is written to `folder` if that is a folder which can be written to, else to the
+    system's temporary folder. An InputError passes; what is no bug becomes one: memory that does
+    not suffice, a file or disk that does not do, an accelerator that does not start, a package that
+    cannot be imported.
     """
     try:
         yield
@@ -41,19 +44,37 @@ def reported(folder: Path | None = None) -> Iterator[None]:
 
 
 def no_bug(error: Exception) -> str | None:
-    """Returns the sentence for an error that the machine causes, not jaxrft; None for any other one."""
+    """Returns the sentence for an error that the machine causes, not jaxrft; None for any other
+    one.
+    """
     said = first_line(error)
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))):
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))
+    ):
         return (
-            f"out of memory ({said}): set remat to full, lower micro_batch_size, then batch_size or the lengths, or "
+            f"out of memory ({said}): set remat to full, lower micro_batch_size, then "
+            "batch_size or the lengths, or "
             "raise mesh.fsdp; `jaxrft train CONFIG --dry-run` shows what needs how much"
         )
     if isinstance(error, RuntimeError) and "nable to initialize backend" in str(error):
-        return f"JAX finds no device ({said}): set JAX_PLATFORMS to cpu, or install jax for the accelerator"
-    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
-        return f"the system refuses what is asked of it ({said}): put that right, and run the same command again"
+        return (
+            f"JAX finds no device ({said}): set JAX_PLATFORMS to cpu, or install jax for "
+            "the accelerator"
+        )
+    if (
+        isinstance(error, OSError)
+        and error.errno is not None
+        and not isinstance(error, ConnectionError)
+    ):
+        return (
+            f"the system refuses what is asked of it ({said}): put that right, and run the "
+            "same command again"
+        )
     if isinstance(error, ImportError) and not (error.name or "jaxrft").startswith("jaxrft"):
-        return f"the package {error.name} cannot be imported ({said}): install jaxrft again, with its dependencies"
+        return (
+            f"the package {error.name} cannot be imported ({said}): install jaxrft again, "
+            "with its dependencies"
+        )
     return None
 
 
@@ -68,14 +89,20 @@ def _sentence(error: Exception, folder: Path | None) -> str:
     trace = "".join(traceback.format_exception(error))
     for where in (folder, Path(tempfile.gettempdir())):
         if where is not None and (path := _write(where, trace)) is not None:
-            return f"{first_line(error)}: this is a bug of jaxrft; please report it with the stack trace in {path}"
+            return (
+                f"{first_line(error)}: this is a bug of jaxrft; please report it with the "
+                f"stack trace in {path}"
+            )
     return (
-        f"{first_line(error)}: this is a bug of jaxrft; please report it, its stack trace cannot be written:\n{trace}"
+        f"{first_line(error)}: this is a bug of jaxrft; please report it, its stack trace "
+        f"cannot be written:\n{trace}"
     )
 
 
 def _write(folder: Path, trace: str) -> Path | None:
-    """Writes the stack trace to a new file of the folder; returns its path, or None when it cannot be written."""
+    """Writes the stack trace to a new file of the folder; returns its path, or None when it cannot
+    be written.
+    """
     path = folder / f"jaxrft-error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
     head = f"jaxrft {__version__}, Python {sys.version}, {_versions()}\n{sys.argv}\n\n"
     try:

@@ -19,7 +19,9 @@ RESUME_REMEDY = "put that right, and the same command goes on from the newest ch
 
 @contextmanager
 def writing(place: Path, remedy: str = RESUME_REMEDY) -> Iterator[None]:
-    """Raises InputError, with the remedy, for what the disk of a folder or file refuses to take or to give."""
+    """Raises InputError, with the remedy, for what the disk of a folder or file refuses to take or
+    to give.
+    """
     try:
         yield
     except (OSError, ValueError, safetensors.SafetensorError) as error:
@@ -31,13 +33,17 @@ def writing(place: Path, remedy: str = RESUME_REMEDY) -> Iterator[None]:
 
 
 def check_room(folder: Path, size: int) -> None:
-    """Raises InputError when there are not `size` bytes left on the disk that `folder` is, or will be, on."""
+    """Raises InputError when there are not `size` bytes left on the disk that `folder` is, or will
+    be, on.
+    """
     with writing(folder):
         if shutil.disk_usage(folder.parent).free < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes a .safetensors file that is at no time there in part; raises InputError when the disk is full."""
+    """Writes a .safetensors file that is at no time there in part; raises InputError when the disk
+    is full.
+    """
     with writing(path.parent):
         replace_file(path, safetensors.numpy.save(arrays))

@@ -14,25 +14,38 @@ from typing import Any, BinaryIO, TypeVar
 
 T = TypeVar("T")
 
-MAX_JSON_BYTES = 256 << 20  # the largest index of a published checkpoint is below 1 MiB, a tokenizer.json below 64 MiB
+# the largest index of a published checkpoint is below 1 MiB, a tokenizer.json below 64 MiB
+MAX_JSON_BYTES = 256 << 20
 MAX_JSON_DEPTH = 100  # configs and metrics nest fewer than 10 deep
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _BRACKET = re.compile(rb"[\[{]|[\]}]")
-_NAMES = {dict: "an object", list: "a list", str: "a string", int: "a number", float: "a number", bool: "true or false"}
+_NAMES = {
+    dict: "an object",
+    list: "a list",
+    str: "a string",
+    int: "a number",
+    float: "a number",
+    bool: "true or false",
+}
 
 JSON = Any  # a parsed document, or a part of it: dict, list, str, int, float, bool or None
 
 
 class UnreadableJSON(ValueError):
-    """Reports text that is not the JSON that was expected; the message completes "FILE cannot be read: ..."."""
+    """Reports text that is not the JSON that was expected; the message completes "FILE cannot be
+    read: ...".
+    """
 
 
-def parse_json(text: str | bytes, kind: type[T], *, max_bytes: int = MAX_JSON_BYTES, allow_nan: bool = False) -> T:
-    """Parses a JSON document whose outermost value is of the type `kind`: dict, list, str, int, float, bool or object.
+def parse_json(
+    text: str | bytes, kind: type[T], *, max_bytes: int = MAX_JSON_BYTES, allow_nan: bool = False
+) -> T:
+    """Parses a JSON document whose outermost value is of the type `kind`: dict, list, str, int,
+    float, bool or object.
 
-    Raises UnreadableJSON for more than `max_bytes` bytes, for text that is not UTF-8 or not JSON, for NaN and
-    infinities, which JSON has not, unless `allow_nan`, for values nested more than MAX_JSON_DEPTH deep, and for a value
-    of another type; an `object` may be of any.
+    Raises UnreadableJSON for more than `max_bytes` bytes, for text that is not UTF-8 or not JSON,
+    for NaN and infinities, which JSON has not, unless `allow_nan`, for values nested more than
+    MAX_JSON_DEPTH deep, and for a value of another type; an `object` may be of any.
 
     >>> parse_json('{"step": 3}', dict)
     {'step': 3}
@@ -40,15 +53,22 @@ def parse_json(text: str | bytes, kind: type[T], *, max_bytes: int = MAX_JSON_BY
     data = text.encode(errors="surrogatepass") if isinstance(text, str) else text
     if len(data) > max_bytes:
         raise UnreadableJSON(f"it has {len(data):,} bytes, more than {max_bytes:,}")
-    brackets = data.count(b"[") + data.count(b"{")  # few of them cannot nest deep, and most rows of data have few
+    # few of them cannot nest deep, and most rows of data have few
+    brackets = data.count(b"[") + data.count(b"{")
     if brackets > MAX_JSON_DEPTH and _depth(outline(data)) > MAX_JSON_DEPTH:
         raise UnreadableJSON(f"it is nested more than {MAX_JSON_DEPTH} deep")
     try:
-        value: object = json.loads(data.decode(), parse_constant=None if allow_nan else _reject_constant)
+        value: object = json.loads(
+            data.decode(), parse_constant=None if allow_nan else _reject_constant
+        )
     except UnicodeDecodeError as error:
-        raise UnreadableJSON(f"it is not UTF-8 text ({error.reason} at byte {error.start})") from error
+        raise UnreadableJSON(
+            f"it is not UTF-8 text ({error.reason} at byte {error.start})"
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise UnreadableJSON(f"it is not JSON ({error})" if data.strip() else "it is empty") from error
+        raise UnreadableJSON(
+            f"it is not JSON ({error})" if data.strip() else "it is empty"
+        ) from error
     if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, object)):
         found = "null" if value is None else _NAMES[type(value)]
         raise UnreadableJSON(f"it holds {found}, not {_NAMES[kind]}")
@@ -56,7 +76,9 @@ def parse_json(text: str | bytes, kind: type[T], *, max_bytes: int = MAX_JSON_BY
 
 
 def read_json(path: Path, kind: type[T]) -> T:
-    """Reads a file of one JSON document as `parse_json` does; raises OSError when the file cannot be opened."""
+    """Reads a file of one JSON document as `parse_json` does; raises OSError when the file cannot
+    be opened.
+    """
     return parse_json(read_regular(path, MAX_JSON_BYTES + 1), kind)
 
 
@@ -65,7 +87,9 @@ def _reject_constant(name: str) -> None:
 
 
 def outline(data: bytes) -> bytes:
-    """Returns JSON text without its strings: the brackets, commas and numbers that tell its size in memory."""
+    """Returns JSON text without its strings: the brackets, commas and numbers that tell its size in
+    memory.
+    """
     return _STRING.sub(b"", data)
 
 
@@ -82,8 +106,9 @@ def _depth(bare: bytes) -> int:
 def inside(folder: Path, name: str) -> Path:
     """Returns the path of the file that `name`, a relative path read from data, has in `folder`.
 
-    Raises ValueError for an absolute path, a path with "..", a drive or a NUL, and an empty one: what a file names
-    lies in its own folder. Symbolic links are followed, since the cache of the Hugging Face hub is made of them.
+    Raises ValueError for an absolute path, a path with "..", a drive or a NUL, and an empty one:
+    what a file names lies in its own folder. Symbolic links are followed, since the cache of the
+    Hugging Face hub is made of them.
     """
     parts = PurePosixPath(name).parts + PureWindowsPath(name).parts
     outside = PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor or ".." in parts
@@ -95,7 +120,8 @@ def inside(folder: Path, name: str) -> Path:
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
     """Opens a regular file, as os.open does with `flags`, and returns its descriptor.
 
-    Raises OSError for a folder, a device and a pipe, which it would wait for, and with os.O_NOFOLLOW for a link.
+    Raises OSError for a folder, a device and a pipe, which it would wait for, and with
+    os.O_NOFOLLOW for a link.
     """
     try:
         descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
@@ -117,15 +143,19 @@ def read_regular(path: Path, max_bytes: int = -1, *, flags: int = os.O_RDONLY) -
 
 @contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
-    """Opens a file that takes the place of `path` at the end of the block, and not at all when the block raises.
+    """Opens a file that takes the place of `path` at the end of the block, and not at all when the
+    block raises.
 
-    So `path` never exists in part. Raises OSError. What is written goes to a new file `.NAME.tmp` in the same folder
-    first. That name is never followed as a link. A `durable` file outlasts a loss of power.
+    So `path` never exists in part. Raises OSError. What is written goes to a new file `.NAME.tmp`
+    in the same folder first. That name is never followed as a link. A `durable` file outlasts a
+    loss of power.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)  # left by a process that was killed
     try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
+        with os.fdopen(
+            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb"
+        ) as file:
             yield file
             file.flush()
             if durable:
@@ -144,7 +174,8 @@ def replace_file(path: Path, content: str | bytes, *, durable: bool = True) -> N
 
 
 def remove(path: Path) -> None:
-    """Removes a file, a folder with all that is in it, or a link, but nothing that a link leads to; no error if absent.
+    """Removes a file, a folder with all that is in it, or a link, but nothing that a link leads to;
+    no error if absent.
 
     Raises OSError for what cannot be removed.
     """

@@ -1,12 +1,14 @@
 """Says which of a run's processes has died, when JAX says only that a connection to it broke.
 
-Each process changes a file of its own, its heartbeat, again and again, and has a child, its witness:
+Each process changes a file of its own, its heartbeat, again and again, and has a child, its
+witness:
 
     python jaxrft/host/launch.py jaxrft.host.heartbeat FOLDER OWN COUNT TRACEBACK
 
-JAX ends a process by SIGABRT and in words of its own: at once if the first of all dies, which coordinates them, and
-up to a minute after another has hung. Nothing in a process can answer that, but what it leaves on the standard input of
-its witness tells how it ended. Where a witness dies with its process, as in a container, those of the others speak.
+JAX ends a process by SIGABRT and in words of its own: at once if the first of all dies, which
+coordinates them, and up to a minute after another has hung. Nothing in a process can answer that,
+but what it leaves on the standard input of its witness tells how it ended. Where a witness dies
+with its process, as in a container, those of the others speak.
 """
 
 import faulthandler
@@ -39,8 +41,9 @@ ABORTED = "aborted"
 def watched(folder: Path) -> Iterator[None]:
     """Keeps a heartbeat in <folder>/.alive, and a witness, within the block.
 
-    An error then becomes an InputError that names the processes that have died, if any has. The witness says so where
-    JAX ends this process. A native traceback stays what it is unless another process has died.
+    An error then becomes an InputError that names the processes that have died, if any has. The
+    witness says so where JAX ends this process. A native traceback stays what it is unless another
+    process has died.
     """
     import jax  # here, since a witness needs none
 
@@ -59,7 +62,8 @@ def watched(folder: Path) -> Iterator[None]:
             found = dead(beats, [other for other in range(count) if other != index])
             if not found:
                 raise
-            if 0 in found:  # JAX is about to end this process as well, before it could say a word; its witness can
+            # JAX is about to end this process as well, before it could say a word; its witness can
+            if 0 in found:
                 time.sleep(PATIENCE)
             raise InputError(sentence(found, count)) from error
 
@@ -94,9 +98,11 @@ def _witnessed(beats: Path, index: int, count: int) -> Iterator[None]:
     asked = faulthandler.is_enabled()
     arguments = (str(beats), str(index), str(count), "always" if asked else "alone")
     command = launch.command("jaxrft.host.heartbeat", *arguments)
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # Ctrl-C is not for it
+    # Ctrl-C is not for it
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     assert child.stdin is not None
-    faulthandler.enable(child.stdin, all_threads=asked)  # which writes when JAX aborts, and not on a kill
+    # which writes when JAX aborts, and not on a kill
+    faulthandler.enable(child.stdin, all_threads=asked)
     try:
         yield
     finally:
@@ -117,20 +123,27 @@ def dead(beats: Path, others: list[int]) -> list[int]:
         return found
     time.sleep(SILENT)
     after = {index: _read(beats / f"{index}") for index in others}
-    return [index for index in others if after[index] == KILLED or before[index] == after[index] not in ("", ABORTED)]
+    return [
+        index
+        for index in others
+        if after[index] == KILLED or before[index] == after[index] not in ("", ABORTED)
+    ]
 
 
 def _read(beat: Path) -> str:
     """Returns a heartbeat; an empty text for none."""
     with suppress(OSError):
-        return read_regular(beat, MAX_BYTES, flags=os.O_RDONLY | os.O_NOFOLLOW).decode(errors="replace")
+        return read_regular(beat, MAX_BYTES, flags=os.O_RDONLY | os.O_NOFOLLOW).decode(
+            errors="replace"
+        )
     return ""
 
 
 def sentence(found: list[int], count: int) -> str:
     """Formats the sentence that says which processes have died."""
     return (
-        f"process {', '.join(map(str, found))} of {count} gives no sign of life any more: start all of them again, and "
+        f"process {', '.join(map(str, found))} of {count} gives no sign of life any more: "
+        "start all of them again, and "
         "the run goes on from the newest checkpoint"
     )
 
@@ -138,7 +151,8 @@ def sentence(found: list[int], count: int) -> str:
 def main(folder: str, own: str, count: str, traceback: str) -> None:
     """Waits for the end of the process `own`, and looks for a reason.
 
-    `traceback`: whether a native traceback is printed "always", or "alone", when no other process has died.
+    `traceback`: whether a native traceback is printed "always", or "alone", when no other process
+    has died.
     """
     for number in signals.numbers():  # which schedulers send to all that a job has started
         signal.signal(number, signal.SIG_IGN)

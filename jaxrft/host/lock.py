@@ -18,18 +18,20 @@ from jaxrft.host.files import UnreadableJSON, open_regular, parse_json
 logger = logging.getLogger(__name__)
 
 BEAT = 5.0  # seconds from one sign of life of a holder to the next
-SILENT = 20.0  # seconds without one after which a holder is gone; a few beats, as shared storage may be slow
+# seconds without one after which a holder is gone; a few beats, as shared storage may be slow
+SILENT = 20.0
 MAX_BYTES = 4096  # of what a holder writes of itself
 
 
 @contextmanager
 def held(path: Path, what: str, remedy: str) -> Iterator[None]:
-    """Holds the lock file `path` within the block; raises InputError, about `what`, while another process holds it.
+    """Holds the lock file `path` within the block; raises InputError, about `what`, while another
+    process holds it.
 
-    The kernel releases the lock when its holder ends, however that happens, so that the file of a dead holder is in
-    nobody's way. File systems may keep locks within a host, or have none. There a holder is alive while it sets the
-    time of its file, every BEAT seconds, and gone after SILENT seconds without. Raises OSError when the file cannot be
-    opened.
+    The kernel releases the lock when its holder ends, however that happens, so that the file of a
+    dead holder is in nobody's way. File systems may keep locks within a host, or have none. There a
+    holder is alive while it sets the time of its file, every BEAT seconds, and gone after SILENT
+    seconds without. Raises OSError when the file cannot be opened.
     """
     descriptor = _acquire(path, what, remedy)
     try:
@@ -57,7 +59,8 @@ def _acquire(path: Path, what: str, remedy: str) -> int:
         try:
             if not _lock(descriptor, path):
                 raise InputError(f"{what} is in use by {_name(_holder(descriptor))}: {remedy}")
-            if _is_at(descriptor, path):  # otherwise its holder has ended, and removed it, since it was opened here
+            # otherwise its holder has ended, and removed it, since it was opened here
+            if _is_at(descriptor, path):
                 return descriptor
         except BaseException:
             os.close(descriptor)
@@ -73,21 +76,29 @@ def _lock(descriptor: int, path: Path) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        logger.warning("no locks on the file system of %s (%s): it serves as one by its time", path, error.strerror)
+        logger.warning(
+            "no locks on the file system of %s (%s): it serves as one by its time",
+            path,
+            error.strerror,
+        )
         return not (holder and _beats(path))
     elsewhere = holder.get("kernel", _kernel()) != _kernel()
     return not (elsewhere and _beats(path))
 
 
 def _kernel() -> str:
-    """Returns what tells running kernels apart, which hosts of one name and restarts of a host do not share."""
+    """Returns what tells running kernels apart, which hosts of one name and restarts of a host do
+    not share.
+    """
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return socket.gethostname()
 
 
 def _beats(path: Path) -> bool:
-    """Returns whether the time of the lock file is set again and again, by the clock of its file system."""
+    """Returns whether the time of the lock file is set again and again, by the clock of its file
+    system.
+    """
     with tempfile.TemporaryFile(dir=path.parent) as probe:
         now = os.fstat(probe.fileno()).st_mtime
     first = _time(path)
@@ -101,7 +112,9 @@ def _beats(path: Path) -> bool:
 
 
 def _time(path: Path) -> float:
-    """Returns when the file was changed; it is opened for that, as network file systems then ask their server."""
+    """Returns when the file was changed; it is opened for that, as network file systems then ask
+    their server.
+    """
     try:
         descriptor = open_regular(path, os.O_RDONLY | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -135,7 +148,9 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 @contextmanager
 def beating(beat: Callable[[], None], seconds: float) -> Iterator[None]:
-    """Calls `beat` at once and every so many seconds within the block; what the disk refuses is left out."""
+    """Calls `beat` at once and every so many seconds within the block; what the disk refuses is
+    left out.
+    """
     over = threading.Event()
 
     def run() -> None:

@@ -48,14 +48,17 @@ def broadcast_text(text: str) -> str:
     return np.asarray(multihost_utils.broadcast_one_to_all(sent)).tobytes()[:length].decode()
 
 
-# Seconds without a sign of life after which JAX aborts all processes. A process gives one every half of that: one that
-# dies just before is missed after the other half, and the others must have named it and ended by then.
+# Seconds without a sign of life after which JAX aborts all processes. A process gives one every
+# half of that: one that dies just before is missed after the other half, and the others must have
+# named it and ended by then.
 HEARTBEAT_TIMEOUT = 60
 
 
 def join_processes() -> None:
     """Joins the other processes of the run; raises InputError when nothing says which they are."""
-    address, count, index = map(os.environ.get, ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+    address, count, index = map(
+        os.environ.get, ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    )
     jax.config.update("jax_enable_preemption_service", False)  # which would keep SIGTERM to itself
     try:
         jax.distributed.initialize(
@@ -65,8 +68,10 @@ def join_processes() -> None:
         )
     except (ValueError, IndexError) as error:  # an address without a port is an IndexError
         raise InputError(
-            f"distributed is True, but JAX_COORDINATOR_ADDRESS is {address}, JAX_NUM_PROCESSES {count} and "
-            f"JAX_PROCESS_ID {index} ({error}): set them to, for example, localhost:1234, 2 and 0 to 1, outside of "
+            f"distributed is True, but JAX_COORDINATOR_ADDRESS is {address}, JAX_NUM_PROCESSES "
+            f"{count} and "
+            f"JAX_PROCESS_ID {index} ({error}): set them to, for example, localhost:1234, 2 "
+            "and 0 to 1, outside of "
             "TPU pods and SLURM jobs"
         ) from error
     if jax.process_index() == 0:
@@ -75,4 +80,8 @@ def join_processes() -> None:
 
 def any_process(flag: bool) -> bool:
     """Checks whether `flag` is True on any process; all of them must call it."""
-    return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())
+    return (
+        flag
+        if jax.process_count() == 1
+        else bool(multihost_utils.process_allgather(np.array(flag)).any())
+    )

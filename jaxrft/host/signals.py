@@ -1,7 +1,7 @@
 """Ends the process in one sentence when a signal comes while there is nothing to save.
 
-Imports only modules that Python itself has loaded at its start: a Ctrl-C may come while JAX is being imported, and then
-ends in a stack trace unless `leave_early` was called before.
+Imports only modules that Python itself has loaded at its start: a Ctrl-C may come while JAX is
+being imported, and then ends in a stack trace unless `leave_early` was called before.
 """
 
 import _thread
@@ -21,7 +21,8 @@ _standard_error = 2
 def open_descriptors() -> None:
     """Opens those of the descriptors 0, 1 and 2 that the process was started without.
 
-    Otherwise the next file that is opened takes the number, and what prints to standard output writes into it.
+    Otherwise the next file that is opened takes the number, and what prints to standard output
+    writes into it.
     """
     for descriptor in (0, 1, 2):
         try:
@@ -31,7 +32,9 @@ def open_descriptors() -> None:
 
 
 def say_to(descriptor: int) -> None:
-    """Has sentences written to another descriptor, while what is printed to standard error is held back."""
+    """Has sentences written to another descriptor, while what is printed to standard error is held
+    back.
+    """
     global _standard_error
     _standard_error = descriptor
 
@@ -39,9 +42,10 @@ def say_to(descriptor: int) -> None:
 def leave_early() -> None:
     """Makes every signal of ENDING end the process at once, until another handler is set.
 
-    Python runs handlers between two of its instructions, which may take minutes while XLA compiles. Therefore a thread
-    hears of signals, too; it also ends the process at a second Ctrl-C, whatever the handler is. A signal that is
-    ignored stays ignored, as `nohup` wants it. Call it once, from the main thread.
+    Python runs handlers between two of its instructions, which may take minutes while XLA compiles.
+    Therefore a thread hears of signals, too; it also ends the process at a second Ctrl-C, whatever
+    the handler is. A signal that is ignored stays ignored, as `nohup` wants it. Call it once, from
+    the main thread.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -54,7 +58,9 @@ def leave_early() -> None:
 
 
 def leave_to_kernel() -> None:
-    """Gives every signal of ENDING its default action again, for the end of the process when all is done."""
+    """Gives every signal of ENDING its default action again, for the end of the process when all is
+    done.
+    """
     for number in numbers():
         if signal.getsignal(number) is leave:
             signal.signal(number, signal.SIG_DFL)
@@ -63,13 +69,16 @@ def leave_to_kernel() -> None:
 def leave_last() -> None:
     """Makes this process say its sentence at once, and end GRACE seconds later.
 
-    It is for the first of several processes: JAX aborts the others, with a stack trace, as soon as that has gone.
+    It is for the first of several processes: JAX aborts the others, with a stack trace, as soon as
+    that has gone.
     """
     _patience[0] = GRACE
 
 
 def leave(number: int, _: FrameType | None = None) -> None:
-    """Handles a signal: ends the process with a sentence and the exit code 128 + number; it is safe in any thread."""
+    """Handles a signal: ends the process with a sentence and the exit code 128 + number; it is safe
+    in any thread.
+    """
     _end(number, "with nothing to save; run the same command again")
 
 
@@ -94,7 +103,9 @@ def numbers() -> list[signal.Signals]:
 
 
 def to_save() -> list[signal.Signals]:
-    """Returns the signals on which a run saves: those of ENDING but for ignored ones, SIGTERM even if it is."""
+    """Returns the signals on which a run saves: those of ENDING but for ignored ones, SIGTERM even
+    if it is.
+    """
     ignored = [number for number in numbers() if signal.getsignal(number) is signal.SIG_IGN]
     return [number for number in numbers() if number not in ignored or number == signal.SIGTERM]
 
@@ -112,7 +123,14 @@ def _watch(reader: int) -> None:
             if signal.getsignal(number) is leave:
                 leave(number)
             elif number == signal.SIGINT and interrupted:
-                _end(number, "for the second time, without saving; the same command resumes from what was saved last")
+                _end(
+                    number,
+                    "for the second time, without saving; the same command resumes "
+                    "from what was saved last",
+                )
             elif number == signal.SIGINT:
                 interrupted = True
-                _say("stopping after the step at hand; a second Ctrl-C ends the process at once, without saving")
+                _say(
+                    "stopping after the step at hand; a second Ctrl-C ends the process at "
+                    "once, without saving"
+                )

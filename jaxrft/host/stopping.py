@@ -14,7 +14,9 @@ class Stopped(Exception):
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Sets a flag, which the value tells, on the signals of `signals.to_save`; a second Ctrl-C interrupts at once."""
+    """Sets a flag, which the value tells, on the signals of `signals.to_save`; a second Ctrl-C
+    interrupts at once.
+    """
     received: list[int] = []
 
     def note(number: int, _: object) -> None:
@@ -22,7 +24,8 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         received.append(number)
 
-    if threading.current_thread() is not threading.main_thread():  # Python delivers signals to the main thread only
+    # Python delivers signals to the main thread only
+    if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     before = {number: signal.signal(number, note) for number in signals.to_save()}

@@ -1,4 +1,6 @@
-"""Keeps a run alive over its output: foreign text is escaped, writes never raise. Imports nothing of jaxrft."""
+"""Keeps a run alive over its output: foreign text is escaped, writes never raise. Imports nothing
+of jaxrft.
+"""
 
 import logging
 import os
@@ -10,23 +12,27 @@ from typing import Any, TextIO, cast
 
 logger = logging.getLogger(__name__)
 
-# Categories of Unicode that a terminal obeys, hides or turns around: control, format and surrogate characters, and the
-# separators of lines and paragraphs.
+# Categories of Unicode that a terminal obeys, hides or turns around: control, format and surrogate
+# characters, and the separators of lines and paragraphs.
 _OBEYED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _JOINERS = "\u200c\u200d"  # without which emoji, Persian and Indic words fall apart
 
 
 def escaped(text: str, *, keep: str = "\n\t", encoding: str = "utf-8") -> str:
-    """Replaces the characters that a terminal obeys, and those that `encoding` has not, by their escapes.
+    """Replaces the characters that a terminal obeys, and those that `encoding` has not, by their
+    escapes.
 
-    Obeyed are control, format and surrogate characters and line separators, but for those in `keep` and joiners.
+    Obeyed are control, format and surrogate characters and line separators, but for those in `keep`
+    and joiners.
 
     >>> escaped("clear" + chr(27) + "[2J")
     'clear\\\\x1b[2J'
     """
     if not (text.isascii() and text.isprintable()):
         kept = keep + _JOINERS
-        text = "".join(c if c in kept or unicodedata.category(c) not in _OBEYED else _escape(c) for c in text)
+        text = "".join(
+            c if c in kept or unicodedata.category(c) not in _OBEYED else _escape(c) for c in text
+        )
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
@@ -49,9 +55,9 @@ class SentenceFormatter(logging.Formatter):
 class TolerantStream:
     """Wraps a text stream so that writing to it never raises.
 
-    Characters that the stream's encoding has not are written as escapes. What the stream does not take, such as on a
-    full disk or without a reader, is dropped; a warning says so once, and the next write is tried again. All other
-    attributes are the stream's.
+    Characters that the stream's encoding has not are written as escapes. What the stream does not
+    take, such as on a full disk or without a reader, is dropped; a warning says so once, and the
+    next write is tried again. All other attributes are the stream's.
     """
 
     def __init__(self, stream: TextIO, *, escape: bool = False):
@@ -88,7 +94,9 @@ class TolerantStream:
             self._drop(error)
 
     def settle(self) -> None:
-        """Empties the buffer for good, since Python ends with exit code 120 when it cannot do so itself."""
+        """Empties the buffer for good, since Python ends with exit code 120 when it cannot do so
+        itself.
+        """
         try:
             self._stream.flush()
         except (OSError, ValueError) as error:
@@ -107,14 +115,20 @@ class TolerantStream:
 
 
 def tolerant(stream: TextIO | None, *, escape: bool = False) -> TextIO:
-    """Returns `stream` wrapped in a TolerantStream, once; a stream that drops everything for None."""
+    """Returns `stream` wrapped in a TolerantStream, once; a stream that drops everything for
+    None.
+    """
     if isinstance(stream, TolerantStream):
         return cast(TextIO, stream)
-    return cast(TextIO, TolerantStream(open(os.devnull, "w") if stream is None else stream, escape=escape))
+    return cast(
+        TextIO, TolerantStream(open(os.devnull, "w") if stream is None else stream, escape=escape)
+    )
 
 
 def guard_streams(*, escape: bool = False) -> None:
-    """Makes sys.stdout and sys.stderr tolerant; `escape` is for a process whose prints are of foreign origin."""
+    """Makes sys.stdout and sys.stderr tolerant; `escape` is for a process whose prints are of
+    foreign origin.
+    """
     sys.stdout = tolerant(sys.stdout, escape=escape)
     sys.stderr = tolerant(sys.stderr, escape=escape)
 

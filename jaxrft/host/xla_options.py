@@ -1,10 +1,10 @@
 """The options of XLA that the command line sets, before a backend starts.
 
-Imports only the standard library: XLA and libtpu read the variables when the first program is compiled. A value that
-the user has set for the same option stays.
+Imports only the standard library: XLA and libtpu read the variables when the first program is
+compiled. A value that the user has set for the same option stays.
 
-libtpu ends the process for an option that it does not know, and its options come and go. So an option of it is set only
-if the library holds its name.
+libtpu ends the process for an option that it does not know, and its options come and go. So an
+option of it is set only if the library holds its name.
 """
 
 import mmap
@@ -31,7 +31,13 @@ class Option(NamedTuple):
 
 
 OPTIONS = (
-    Option("xla_gpu_deterministic_ops", "true", "gpu", "a resumed run equals the other one bit for bit", "XLA"),
+    Option(
+        "xla_gpu_deterministic_ops",
+        "true",
+        "gpu",
+        "a resumed run equals the other one bit for bit",
+        "XLA",
+    ),
     Option(
         "xla_tpu_enable_latency_hiding_scheduler",
         "true",
@@ -100,16 +106,22 @@ def apply(environment: MutableMapping[str, str]) -> None:
 
 
 def apply_to(platform: str, environment: MutableMapping[str, str]) -> None:
-    """Sets the options of a platform; those of TPUs as far as the libtpu that is installed knows them."""
+    """Sets the options of a platform; those of TPUs as far as the libtpu that is installed knows
+    them.
+    """
     variable = VARIABLES[platform]
     given = environment.get(variable, "")
     names = {word.partition("=")[0].lstrip("-") for word in given.split()}
-    missing = [option for option in OPTIONS if option.platform == platform and option.name not in names]
+    missing = [
+        option for option in OPTIONS if option.platform == platform and option.name not in names
+    ]
     if platform == "tpu":
         known = known_names(library(environment), (option.name for option in missing))
         missing = [option for option in missing if option.name in known]
     if missing:
-        environment[variable] = " ".join([given, *(f"--{option.name}={option.value}" for option in missing)]).strip()
+        environment[variable] = " ".join(
+            [given, *(f"--{option.name}={option.value}" for option in missing)]
+        ).strip()
 
 
 def library(environment: MutableMapping[str, str]) -> Path | None:
@@ -127,7 +139,10 @@ def known_names(path: Path | None, names: Iterable[str]) -> set[str]:
     if path is None or not wanted:
         return found
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
             for match in re.finditer(rb"xla_\w+", content):
                 if match[0] in wanted:
                     found.add(match[0].decode())

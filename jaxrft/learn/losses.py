@@ -1,6 +1,8 @@
-"""The objectives of the GRPO family, a row of one table each: which ratio, how it is bounded, how tokens are averaged.
+"""The objectives of the GRPO family, a row of one table each: which ratio, how it is bounded, how
+tokens are averaged.
 
-Axis letters: R rows, T completion tokens. Everything is [R, T] float32 with 0 under the mask, unless noted.
+Axis letters: R rows, T completion tokens. Everything is [R, T] float32 with 0 under the mask,
+unless noted.
 """
 
 from collections.abc import Callable
@@ -39,12 +41,18 @@ def clipped(ratio: Array, logprobs: Array, advantages: Array, bounds: Bounds) ->
     """
     check_same_shape(ratio=ratio, logprobs=logprobs, advantages=advantages)
     low, high, top = bounds
-    cuts = Cuts((ratio < low) & (advantages < 0), (ratio > high) & (advantages > 0), (ratio > top) & (advantages < 0))
+    cuts = Cuts(
+        (ratio < low) & (advantages < 0),
+        (ratio > high) & (advantages > 0),
+        (ratio > top) & (advantages < 0),
+    )
     bounded = jnp.where(cuts.low, low, jnp.where(cuts.high, high, jnp.where(cuts.top, top, ratio)))
     return -advantages * bounded, cuts
 
 
-def weighted(ratio: Array, logprobs: Array, advantages: Array, bounds: Bounds) -> tuple[Array, Cuts]:
+def weighted(
+    ratio: Array, logprobs: Array, advantages: Array, bounds: Bounds
+) -> tuple[Array, Cuts]:
     """Computes CISPO's objective -sg(min(r, high)) A log pi, where sg stops the gradient.
 
     Source: arXiv 2506.13585. No token loses its gradient. As in the paper's own runs there is no
@@ -75,8 +83,8 @@ def of_sequence(log_ratio: Array, mask: Array, sequences: Array | None = None) -
 def _sum_over_sequence(x: Array, sequences: Array | None) -> Array:
     """Sums x [R, T] over the tokens of each sequence, for each of its tokens. [R, T].
 
-    `sequences` [R, T] int32 is the number of a token's sequence in its row, from 0 to T - 1. Tokens of a number outside
-    are in no sum. None: a row is one sequence.
+    `sequences` [R, T] int32 is the number of a token's sequence in its row, from 0 to T - 1. Tokens
+    of a number outside are in no sum. None: a row is one sequence.
     """
     if sequences is None:
         return jnp.broadcast_to(jnp.sum(x, axis=1, keepdims=True), x.shape)
@@ -92,14 +100,16 @@ def _tokens_of_sequence(mask: Array, sequences: Array | None) -> Array:
 class Reduction(NamedTuple):
     """How losses and metrics of tokens [R, T] become one number: sum(weights * x) / count.
 
-    Weights are functions of (mask [R, T], max_completion_length, sequences), where `sequences` [R, T] is the number of
-    a token's sequence in its row, None if a row is one; the count is one of (mask, max_completion_length), of one
-    sequence a row. Weights depend on the token's sequence only, and only the count on the batch, so that parts of a
-    batch divided by the batch's count add up to the batch.
+    Weights are functions of (mask [R, T], max_completion_length, sequences), where `sequences` [R,
+    T] is the number of a token's sequence in its row, None if a row is one; the count is one of
+    (mask, max_completion_length), of one sequence a row. Weights depend on the token's sequence
+    only, and only the count on the batch, so that parts of a batch divided by the batch's count add
+    up to the batch.
     """
 
     weights: Callable[[Array, int, Array | None], Array]  # [R, T], of the token losses
-    metric_weights: Callable[[Array, int, Array | None], Array]  # [R, T], the metric of a constant is that constant
+    # [R, T], the metric of a constant is that constant
+    metric_weights: Callable[[Array, int, Array | None], Array]
     count: Callable[[Array, int], Array]  # [], of the whole batch
 
 
@@ -137,7 +147,8 @@ class LossType(NamedTuple):
 
     log_ratio: Callable[[Array, Array, Array | None], Array]
     """(log pi - log mu, mask, sequences) -> the log-ratio that is bounded"""
-    losses: Callable[[Array, Array, Array, Bounds], tuple[Array, Cuts]]  # (ratio, log pi, advantages, bounds)
+    # (ratio, log pi, advantages, bounds)
+    losses: Callable[[Array, Array, Array, Bounds], tuple[Array, Cuts]]
     reduction: Reduction
 
 

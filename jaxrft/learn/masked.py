@@ -1,8 +1,9 @@
 """Reductions over the entries with mask 1 that never give NaN, neither in value nor in gradient.
 
-What stands at a masked place (NaN, inf, garbage) changes nothing; over an empty mask every reduction is 0. All take
-`x` of any shape and a `mask` of the same shape (0 or 1), both of any dtype, and compute in float32. `axis` and
-`keepdims` are numpy's. Raises InputError for a mask of another shape and for numbers that are not real.
+What stands at a masked place (NaN, inf, garbage) changes nothing; over an empty mask every
+reduction is 0. All take `x` of any shape and a `mask` of the same shape (0 or 1), both of any
+dtype, and compute in float32. `axis` and `keepdims` are numpy's. Raises InputError for a mask of
+another shape and for numbers that are not real.
 """
 
 import jax.numpy as jnp
@@ -16,7 +17,8 @@ Axis = int | tuple[int, ...] | None
 def zero(x: Array, mask: Array) -> Array:
     """Returns `x` in float32 with exactly 0, and gradient 0, where the mask is 0.
 
-    Call it before, not after, a function that can overflow (exp, log, 1/x): a product with the mask keeps 0 * inf.
+    Call it before, not after, a function that can overflow (exp, log, 1/x): a product with the mask
+    keeps 0 * inf.
     """
     check_same_shape(x=x, mask=mask)
     check_dtypes(REAL, x=x, mask=mask)
@@ -36,7 +38,8 @@ def mean(x: Array, mask: Array, *, axis: Axis = None, keepdims: bool = False) ->
 
 
 def std(x: Array, mask: Array, *, axis: Axis = None, keepdims: bool = False) -> Array:
-    """Computes the unbiased standard deviation, sqrt(sum (x - mean)^2 / (n - 1)), of the entries kept; 0 if n < 2.
+    """Computes the unbiased standard deviation, sqrt(sum (x - mean)^2 / (n - 1)), of the entries
+    kept; 0 if n < 2.
 
     Deviation: the gradient where all entries are equal, infinite in truth, is 0.
     """

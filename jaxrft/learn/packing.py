@@ -1,14 +1,17 @@
 """Packing: completions of many lengths behind their prompts, in bins of one fixed shape.
 
-The cost of a pass over a batch then follows its tokens, not its longest completion. A bin is a row of slots. It holds
-completions of one or more groups, and the prompt of each of these groups once, ahead of the group's first completion:
+The cost of a pass over a batch then follows its tokens, not its longest completion. A bin is a row
+of slots. It holds completions of one or more groups, and the prompt of each of these groups once,
+ahead of the group's first completion:
 
     prompt of group 3 | completion | completion | prompt of group 8 | completion | free
 
-A completion of n tokens takes n slots. The first reads the prompt's last token again, and slot i predicts token i. The
-prompt takes a slot less than it has tokens. Segments keep completions apart, see `jaxrft.lm.attention.Segments`.
+A completion of n tokens takes n slots. The first reads the prompt's last token again, and slot i
+predicts token i. The prompt takes a slot less than it has tokens. Segments keep completions apart,
+see `jaxrft.lm.attention.Segments`.
 
-Axis letters: B groups, G samples a group, R = B * G samples, P prompt tokens, T completion tokens, C slots of a bin.
+Axis letters: B groups, G samples a group, R = B * G samples, P prompt tokens, T completion tokens,
+C slots of a bin.
 """
 
 from typing import NamedTuple
@@ -20,14 +23,14 @@ from jaxrft.lm.attention import Segments
 from jaxrft.shapes import check_dtypes, check_shapes
 from jaxrft.types import Array
 
-# A bin has room for so many completions of full length that their prompt is at most 1 / PROMPT_SHARE of them: where a
-# group takes several bins, its prompt is computed in each. But it has at most LONGEST slots if one completion needs no
-# more, since attention's cost grows with them.
+# A bin has room for so many completions of full length that their prompt is at most 1 /
+# PROMPT_SHARE of them: where a group takes several bins, its prompt is computed in each. But it has
+# at most LONGEST slots if one completion needs no more, since attention's cost grows with them.
 PROMPT_SHARE = 16
 LONGEST = 8192
 
-# A device computes bins of about so many slots at a time, fewer where that is more than 1 / SHARE of its samples: the
-# last bins that are computed together may be empty.
+# A device computes bins of about so many slots at a time, fewer where that is more than 1 / SHARE
+# of its samples: the last bins that are computed together may be empty.
 MOST_SLOTS = 8192
 FEWEST_SLOTS = 1024
 SHARE = 64
@@ -43,7 +46,9 @@ class Shape(NamedTuple):
 class Packing(NamedTuple):
     """Where every sample of a batch lies. Slots are counted through all bins."""
 
-    start: Array  # [R] int32, ascending; the first slot of a sample, or of its group's prompt if that lies ahead of it
+    # [R] int32, ascending; the first slot of a sample, or of its group's prompt if that lies ahead
+    # of it
+    start: Array
     sample: Array  # [R] int32, which sample that is
     prompt: Array  # [R] int32, slots of the prompt ahead of it, 0 = none
     prompt_start: Array  # [R] int32, the first slot of its group's prompt
@@ -52,7 +57,9 @@ class Packing(NamedTuple):
 
 
 class Bins(NamedTuple):
-    """Some of the bins, M of them; what a slot without a completion holds in `time` and `sample` means nothing."""
+    """Some of the bins, M of them; what a slot without a completion holds in `time` and `sample`
+    means nothing.
+    """
 
     tokens: Array  # [M, C] int32, to be read
     positions: Array  # [M, C] int32, in the sequence
@@ -64,9 +71,16 @@ class Bins(NamedTuple):
 
 
 def choose_shape(
-    *, prompt_length: int, completion_length: int, num_generations: int, rows: int, samples: int, shards: int
+    *,
+    prompt_length: int,
+    completion_length: int,
+    num_generations: int,
+    rows: int,
+    samples: int,
+    shards: int,
 ) -> Shape:
-    """Chooses the shape of bins for `samples` samples, of which `rows` of full length fit into memory.
+    """Chooses the shape of bins for `samples` samples, of which `rows` of full length fit into
+    memory.
 
     Groups of `num_generations`; `shards` devices share the bins.
     """
@@ -88,16 +102,17 @@ def choose_shape(
 def pack(lengths: Array, mask: Array, shape: Shape) -> Packing:
     """Packs samples by first fit, the longest groups first, and of a group the longest samples.
 
-    `lengths` [B] int32 of the prompts; `mask` [B, G, T], of which the last token that is not 0 ends a sample. A sample
-    without one is left out. A sample goes into the first bin that has its group's prompt already and room for it,
-    else into the first that has room for both: a group's samples stay together, which first fit by length alone
-    would scatter.
+    `lengths` [B] int32 of the prompts; `mask` [B, G, T], of which the last token that is not 0 ends
+    a sample. A sample without one is left out. A sample goes into the first bin that has its
+    group's prompt already and room for it, else into the first that has room for both: a group's
+    samples stay together, which first fit by length alone would scatter.
     """
     check_shapes(mask=(mask, "BGT"), lengths=(lengths, "B"))
     check_dtypes(int, lengths=lengths)
     groups, group_size, steps = mask.shape
     samples = groups * group_size
-    size = jnp.max(jnp.where(mask > 0, jnp.arange(1, steps + 1, dtype=jnp.int32), 0), axis=2)  # [B, G]
+    # [B, G]
+    size = jnp.max(jnp.where(mask > 0, jnp.arange(1, steps + 1, dtype=jnp.int32), 0), axis=2)
     of_group = jnp.argsort(-(jnp.sum(size, axis=1) + lengths), stable=True)
     of_sample = jnp.argsort(-size, axis=1, stable=True)[of_group]
     order = (of_group[:, None] * group_size + of_sample).reshape(-1).astype(jnp.int32)
@@ -107,8 +122,11 @@ def pack(lengths: Array, mask: Array, shape: Shape) -> Packing:
     prompt = lengths[group] - 1
     first = jnp.arange(samples, dtype=jnp.int32) % group_size == 0
 
-    def put(carry: tuple[Array, Array], sample: tuple[Array, ...]) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
-        free, prompt_at = carry  # slots that are free in each bin; where the group's prompt lies in it, -1 = nowhere
+    def put(
+        carry: tuple[Array, Array], sample: tuple[Array, ...]
+    ) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
+        # slots that are free in each bin; where the group's prompt lies in it, -1 = nowhere
+        free, prompt_at = carry
         own, prompt, first = sample
         prompt_at = jnp.where(first, -1, prompt_at)
         beside = (prompt_at >= 0) & (free >= own)
@@ -139,7 +157,9 @@ def pack(lengths: Array, mask: Array, shape: Shape) -> Packing:
     )
 
 
-def take(packing: Packing, shape: Shape, number: Array, prompts: Array, lengths: Array, tokens: Array) -> Bins:
+def take(
+    packing: Packing, shape: Shape, number: Array, prompts: Array, lengths: Array, tokens: Array
+) -> Bins:
     """Fills the bins from number * shape.together on with prompts [B, P] and tokens [B, G, T]."""
     groups, group_size, steps = tokens.shape
     slots = jnp.arange(shape.together * shape.length, dtype=jnp.int32)

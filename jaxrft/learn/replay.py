@@ -1,9 +1,10 @@
 """Rollout replay: a ring of the latest groups that taught something, to be trained on again.
 
-Axis letters: C groups kept, B groups trained on in a step, F of them fresh at least, M rolled out, G rollouts a group,
-P prompt tokens, T completion tokens.
+Axis letters: C groups kept, B groups trained on in a step, F of them fresh at least, M rolled out,
+G rollouts a group, P prompt tokens, T completion tokens.
 
-A step asks `fresh_needed`, rolls out at least so many groups, joins them with what it draws, and adds them:
+A step asks `fresh_needed`, rolls out at least so many groups, joins them with what it draws, and
+adds them:
 
     batch, replayed = replay.draw(key, buffer, fresh, step)
     buffer = replay.add(buffer, fresh)
@@ -42,25 +43,29 @@ class Buffer(NamedTuple):
     """The state of a replay: a ring, filled in the order of arrival."""
 
     groups: Groups  # [C, ...]; step -1 marks an empty place
-    next: Array  # [] int32, the place that is written next: the oldest group's once the ring is full
+    # [] int32, the place that is written next: the oldest group's once the ring is full
+    next: Array
 
 
 class Replay(NamedTuple):
     """A replay as pure functions; its state has fixed shapes and dtypes."""
 
     init: Callable[[Groups], Buffer]
-    """(like) -> the empty buffer, for groups of the shapes of `like`, arrays or jax.ShapeDtypeStructs of any number."""
+    """(like) -> the empty buffer, for groups of the shapes of `like`, arrays or
+    jax.ShapeDtypeStructs of any number.
+    """
     add: Callable[[Buffer, Groups], Buffer]
-    """(buffer, fresh [M]) -> the buffer with those that teach, oldest out first. Drawn groups are in it already.
-    Raises InputError for groups of other shapes than the buffer's."""
+    """(buffer, fresh [M]) -> the buffer with those that teach, oldest out first. Drawn groups are
+    in it already. Raises InputError for groups of other shapes than the buffer's."""
     draw: Callable[[Array, Buffer, Groups, Array], tuple[Groups, Array]]
-    """(key, buffer, fresh [M], step) -> (groups [B], replayed [B] bool): the first of the fresh groups, then the drawn,
-    as many as there are, B - F at most, none twice and none of this step. M = B is always enough, and so is M =
-    fresh_needed; with fewer, what is missing is zeros: groups without a valid reward and without a token in the loss.
-    Raises InputError for M < F, M > B or groups of other shapes than the buffer's."""
+    """(key, buffer, fresh [M], step) -> (groups [B], replayed [B] bool): the first of the fresh
+    groups, then the drawn, as many as there are, B - F at most, none twice and none of this step. M
+    = B is always enough, and so is M = fresh_needed; with fewer, what is missing is zeros: groups
+    without a valid reward and without a token in the loss. Raises InputError for M < F, M > B or
+    groups of other shapes than the buffer's."""
     fresh_needed: Callable[[Buffer, Array], Array]
-    """(buffer, step) -> [] int32, how many fresh groups the batch of this step needs: F, or more, up to B, while the
-    buffer is short."""
+    """(buffer, step) -> [] int32, how many fresh groups the batch of this step needs: F, or more,
+    up to B, while the buffer is short."""
 
 
 # draw -> weight [C], with which chances are in proportion, from (advantages [C, G]).
@@ -71,7 +76,12 @@ WEIGHTS: dict[str, Callable[[Array], Array]] = {
 
 
 def ring(
-    *, capacity: int, batch_size: int, fresh_fraction: float = 0.5, max_age: int | None = None, draw: str = "uniform"
+    *,
+    capacity: int,
+    batch_size: int,
+    fresh_fraction: float = 0.5,
+    max_age: int | None = None,
+    draw: str = "uniform",
 ) -> Replay:
     """Creates a replay of the last `capacity` groups that teach [arXiv 2506.05316].
 
@@ -89,11 +99,15 @@ def ring(
     fresh = round(fresh_fraction * batch_size)
     if not 0 < fresh < batch_size:
         raise InputError(
-            f"fresh_fraction {fresh_fraction} of batch_size {batch_size} is {fresh} fresh groups: choose it so that at "
+            f"fresh_fraction {fresh_fraction} of batch_size {batch_size} is {fresh} fresh "
+            "groups: choose it so that at "
             "least one group is fresh and one replayed"
         )
     if capacity < batch_size - fresh:
-        raise InputError(f"capacity is {capacity}: it must be at least the {batch_size - fresh} groups drawn in a step")
+        raise InputError(
+            f"capacity is {capacity}: it must be at least the "
+            f"{batch_size - fresh} groups drawn in a step"
+        )
     if max_age is not None and max_age < 1:
         raise InputError(f"max_age is {max_age}: it must be at least 1 step, or None for no limit")
     if draw not in WEIGHTS:
@@ -106,7 +120,9 @@ def ring(
     )
 
 
-def shapes(*, num_generations: int, prompt_length: int, completion_length: int, weighted: bool = False) -> Groups:
+def shapes(
+    *, num_generations: int, prompt_length: int, completion_length: int, weighted: bool = False
+) -> Groups:
     """Describes one group by jax.ShapeDtypeStructs, as `init` takes it.
 
     Its tokens have weights if `weighted`.
@@ -143,9 +159,12 @@ def _add(buffer: Buffer, groups: Groups) -> Buffer:
     teaches = grpo.informative(groups.rewards, groups.valid) & jnp.any(groups.mask > 0, axis=(1, 2))
     order = jnp.cumsum(teaches, dtype=jnp.int32) - 1  # [M], among those that teach
     count = order[-1] + 1
-    stays = teaches & (order >= count - capacity)  # a place is written once, by the last of all that would
+    # a place is written once, by the last of all that would
+    stays = teaches & (order >= count - capacity)
     places = jnp.where(stays, (buffer.next + order) % capacity, capacity)
-    written = jax.tree.map(lambda old, new: old.at[places].set(new, mode="drop"), buffer.groups, groups)
+    written = jax.tree.map(
+        lambda old, new: old.at[places].set(new, mode="drop"), buffer.groups, groups
+    )
     return Buffer(_lay(written), (buffer.next + count) % capacity)
 
 
@@ -173,7 +192,8 @@ def _draw(
     bounds = jnp.finfo(jnp.float32)
     weights = jnp.clip(weight(buffer.groups.advantages), bounds.tiny, bounds.max)
     score = jnp.log(weights) + jax.random.gumbel(key, may.shape, jnp.float32)
-    places = jax.lax.top_k(jnp.where(may, score, -jnp.inf), batch_size - least)[1][::-1]  # the best last
+    # the best last
+    places = jax.lax.top_k(jnp.where(may, score, -jnp.inf), batch_size - least)[1][::-1]
     drawn = may[places]  # [B - F]: False, then True
 
     def join(new: Array, old: Array) -> Array:
@@ -181,15 +201,21 @@ def _draw(
         rest = jnp.where(drawn.reshape(-1, *(1,) * (old.ndim - 1)), old[places], new[least:])
         return jnp.concatenate([new[:least], rest])
 
-    return _lay(jax.tree.map(join, fresh, buffer.groups)), jnp.concatenate([jnp.zeros(least, bool), drawn])
+    return _lay(jax.tree.map(join, fresh, buffer.groups)), jnp.concatenate(
+        [jnp.zeros(least, bool), drawn]
+    )
 
 
-def _fresh_needed(batch_size: int, least: int, max_age: int | None, buffer: Buffer, step: Array) -> Array:
+def _fresh_needed(
+    batch_size: int, least: int, max_age: int | None, buffer: Buffer, step: Array
+) -> Array:
     """Counts the fresh groups that a batch needs, at least `least`. [] int32.
 
     They fill all slots for which the buffer has no group to draw.
     """
-    return jnp.maximum(batch_size - jnp.sum(_may_be_drawn(buffer, step, max_age), dtype=jnp.int32), least)
+    return jnp.maximum(
+        batch_size - jnp.sum(_may_be_drawn(buffer, step, max_age), dtype=jnp.int32), least
+    )
 
 
 def _may_be_drawn(buffer: Buffer, step: Array, max_age: int | None) -> Array:
@@ -212,8 +238,8 @@ def _dtype(x: Array) -> jnp.dtype:
 def _fitting(groups: Groups, like: Groups) -> Groups:
     """Returns the groups in the buffer's dtypes.
 
-    Raises InputError for a field whose kind of number or whose shape, the number of groups aside, is another than the
-    buffer's.
+    Raises InputError for a field whose kind of number or whose shape, the number of groups aside,
+    is another than the buffer's.
     """
     for name, new, old in zip(Groups._fields, groups, like, strict=True):
         wanted = None if old is None else (groups.step.shape[0], *old.shape[1:])
@@ -260,9 +286,12 @@ def effective_sample_size(moments: Array) -> Array:
 def weight_moments(logprobs: Array, behaviour_logprobs: Array, mask: Array) -> Array:
     """Computes n, sum w and sum w^2 of w = pi / mu over the n tokens of the mask. [3] float32.
 
-    Everything is [R, T]; what is under mask 0 changes nothing. Log-ratios are cut to +-20, as in `grpo.policy_loss`.
+    Everything is [R, T]; what is under mask 0 changes nothing. Log-ratios are cut to +-20, as in
+    `grpo.policy_loss`.
     """
-    check_shapes(mask=(mask, "RT"), logprobs=(logprobs, "RT"), behaviour_logprobs=(behaviour_logprobs, "RT"))
+    check_shapes(
+        mask=(mask, "RT"), logprobs=(logprobs, "RT"), behaviour_logprobs=(behaviour_logprobs, "RT")
+    )
     check_dtypes(float, logprobs=logprobs, behaviour_logprobs=behaviour_logprobs)
     log_ratio = masked.zero(logprobs, mask) - masked.zero(behaviour_logprobs, mask)
     cut = jnp.clip(log_ratio, -grpo.MAX_LOG_RATIO, grpo.MAX_LOG_RATIO)

@@ -10,19 +10,23 @@ from jaxrft.shapes import REAL, check_dtypes, check_shapes
 from jaxrft.types import Array
 
 
-def total(rewards: Array, valid: Array, reward_weights: Array, *, success: int | Array) -> tuple[Array, Array]:
-    """Computes the weighted sum [B, G] of the rewards of a sample, and whether the sample has one, [B, G] bool.
+def total(
+    rewards: Array, valid: Array, reward_weights: Array, *, success: int | Array
+) -> tuple[Array, Array]:
+    """Computes the weighted sum [B, G] of the rewards of a sample, and whether the sample has one,
+    [B, G] bool.
 
-    `rewards` [B, G, F]; one that is not `valid` [B, G, F] adds nothing, and nothing takes its share. `reward_weights`
-    [F]. A sample without the reward number `success`, one for all tasks or [B], has no sum, 0 here: it says nothing
-    about its task.
+    `rewards` [B, G, F]; one that is not `valid` [B, G, F] adds nothing, and nothing takes its
+    share. `reward_weights` [F]. A sample without the reward number `success`, one for all tasks or
+    [B], has no sum, 0 here: it says nothing about its task.
     """
     exists = of_tasks(valid.astype(bool), success)
     return masked.zero(jnp.sum(_terms(rewards, valid, reward_weights), axis=-1), exists), exists
 
 
 def magnitude(rewards: Array, valid: Array, reward_weights: Array) -> Array:
-    """Computes sum |weight reward| [B, G] of the valid rewards, which the rounding of `total` is relative to.
+    """Computes sum |weight reward| [B, G] of the valid rewards, which the rounding of `total` is
+    relative to.
 
     `rewards` and `valid` [B, G, F], `reward_weights` [F], as those of `total`.
     """
@@ -31,13 +35,17 @@ def magnitude(rewards: Array, valid: Array, reward_weights: Array) -> Array:
 
 def _terms(rewards: Array, valid: Array, reward_weights: Array) -> Array:
     """Returns weight times reward [B, G, F], 0 where the reward is not valid."""
-    check_shapes(rewards=(rewards, "BGF"), valid=(valid, "BGF"), reward_weights=(reward_weights, "F"))
+    check_shapes(
+        rewards=(rewards, "BGF"), valid=(valid, "BGF"), reward_weights=(reward_weights, "F")
+    )
     check_dtypes(REAL, rewards=rewards, valid=valid, reward_weights=reward_weights)
     return masked.zero(rewards, valid) * reward_weights.reshape(1, 1, -1)
 
 
 def of_tasks(rewards: Array, which: int | Array) -> Array:
-    """Returns of `rewards` [B, G, F] those of number `which`, one for all tasks or [B], as [B, G]."""
+    """Returns of `rewards` [B, G, F] those of number `which`, one for all tasks or [B], as [B,
+    G].
+    """
     index = jnp.asarray(which, jnp.int32)
     check_shapes(rewards=(rewards, "BGF"), which=(index, "B" if index.ndim else ""))
     index = jnp.broadcast_to(index, rewards.shape[:1])
@@ -45,7 +53,11 @@ def of_tasks(rewards: Array, which: int | Array) -> Array:
 
 
 def overlong(
-    lengths: Array, *, max_completion_length: int, overlong_buffer: int, overlong_penalty: float = 1.0
+    lengths: Array,
+    *,
+    max_completion_length: int,
+    overlong_buffer: int,
+    overlong_penalty: float = 1.0,
 ) -> Array:
     """Computes the soft overlong punishment of DAPO, arXiv 2503.14476.
 

@@ -1,4 +1,6 @@
-"""The training step: mini-batches, packed into bins, log-probabilities in chunks, one optimiser update each."""
+"""The training step: mini-batches, packed into bins, log-probabilities in chunks, one optimiser
+update each.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,8 +21,8 @@ from jaxrft.mesh import constrain
 from jaxrft.shapes import REAL, check_dtypes, check_shapes
 from jaxrft.types import Array, InputError, PyTree
 
-# Logits are computed for so many positions at a time that a device's chunk holds about this many numbers (256 MB in
-# float32), however large the vocabulary.
+# Logits are computed for so many positions at a time that a device's chunk holds about this many
+# numbers (256 MB in float32), however large the vocabulary.
 CHUNK = 2**26
 
 Metrics = dict[str, Array]  # scalars
@@ -35,8 +37,10 @@ class Batch(NamedTuple):
     mask: Array  # [B, G, T] float32, 0 = leaves the loss
     logprobs: Array  # [B, G, T] float32, of the policy that sampled the tokens
     advantages: Array  # [B, G] float32
-    replayed: Array | None = None  # [B, G] bool, whether the group is of an earlier step; None in a run without replay
-    anchors: Array | None = None  # [B, G, T] float32, log-probabilities that clips are centred on; None = `logprobs`
+    # [B, G] bool, whether the group is of an earlier step; None in a run without replay
+    replayed: Array | None = None
+    # [B, G, T] float32, log-probabilities that clips are centred on; None = `logprobs`
+    anchors: Array | None = None
     weights: Array | None = None  # [B, G, T] float32, of the tokens' losses; None = 1 each
 
 
@@ -61,8 +65,9 @@ class Step(Protocol):
     ) -> tuple[PyTree, OptimizerState, Metrics]:
         """Returns (params, optimizer_state, metrics).
 
-        Trains `params`; a policy whose parameters are a dict may have others, `frozen`, which are not trained.
-        Raises InputError for arrays of the batch whose shapes or kinds of numbers do not fit.
+        Trains `params`; a policy whose parameters are a dict may have others, `frozen`, which are
+        not trained. Raises InputError for arrays of the batch whose shapes or kinds of numbers do
+        not fit.
         """
         ...
 
@@ -94,13 +99,19 @@ def check_batch(batch: Batch) -> None:
 
 
 def adamw(
-    *, learning_rate: float, warmup_steps: int = 0, weight_decay: float = 0.0, max_grad_norm: float = 1.0
+    *,
+    learning_rate: float,
+    warmup_steps: int = 0,
+    weight_decay: float = 0.0,
+    max_grad_norm: float = 1.0,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Creates AdamW behind clipping by global norm, and the schedule of its learning rate.
 
     The learning rate rises linearly over `warmup_steps` updates and is constant from then on.
     """
-    schedule = optax.linear_schedule(learning_rate / (warmup_steps + 1), learning_rate, warmup_steps)
+    schedule = optax.linear_schedule(
+        learning_rate / (warmup_steps + 1), learning_rate, warmup_steps
+    )
     if warmup_steps == 0:
         schedule = optax.constant_schedule(learning_rate)
     return (
@@ -125,62 +136,81 @@ def completion_logprobs(
     """Computes log pi of completions [R, T] after prompts [B, P], and the entropy of each step.
 
     Both are [R, T], at `temperature`. Row r follows prompt r // (R / B), which is computed once.
-    Logits exist for a few positions at a time only.
-    The entropy carries a gradient, which costs another pass over the logits, only with `entropy_gradient`.
+    Logits exist for a few positions at a time only. The entropy carries a gradient, which costs
+    another pass over the logits, only with `entropy_gradient`.
     """
     check_shapes(tokens=(tokens, "RT"), prompts=(prompts, "BP"), lengths=(lengths, "B"))
     check_dtypes(int, tokens=tokens, prompts=prompts, lengths=lengths)
     rows, steps = tokens.shape
     if rows % prompts.shape[0]:
-        raise InputError(f"tokens has {rows} rows: it must have as many for each of {prompts.shape[0]} prompts")
+        raise InputError(
+            f"tokens has {rows} rows: it must have as many for each of {prompts.shape[0]} prompts"
+        )
     generations = rows // prompts.shape[0]
     last, prefix = prefill(policy, params, prompts, lengths)
-    positions = jnp.repeat(lengths, generations)[:, None] + jnp.arange(steps - 1, dtype=jnp.int32)[None]
+    positions = (
+        jnp.repeat(lengths, generations)[:, None] + jnp.arange(steps - 1, dtype=jnp.int32)[None]
+    )
     hidden = jnp.repeat(last, generations, axis=0)[:, None]
     if steps > 1:
-        rest, _ = policy.apply(params, tokens[:, :-1], positions, jnp.ones(positions.shape, bool), prefix)
+        rest, _ = policy.apply(
+            params, tokens[:, :-1], positions, jnp.ones(positions.shape, bool), prefix
+        )
         hidden = jnp.concatenate([hidden, rest], axis=1)
     return _chunked_logprobs(policy, params, hidden, tokens, temperature, entropy_gradient)
 
 
 def _chunked_logprobs(
-    policy: Policy, params: PyTree, hidden: Array, tokens: Array, temperature: float, entropy_gradient: bool
+    policy: Policy,
+    params: PyTree,
+    hidden: Array,
+    tokens: Array,
+    temperature: float,
+    entropy_gradient: bool,
 ) -> tuple[Array, Array]:
     """Computes log pi of tokens [R, T] and entropies [R, T] from hidden states [R, T, D].
 
     It computes them in chunks of time, so that few logits exist at once.
 
-    On a mesh each shard of the rows goes through its chunks by itself: what `unembed` uses is gathered over `data` and
-    `fsdp` once before the loop, and its gradient, summed by each device over its own rows, is reduced once after it.
-    The price is a whole copy of it, and of its gradient, in the parameters' own dtype, split over `model` only.
+    On a mesh each shard of the rows goes through its chunks by itself: what `unembed` uses is
+    gathered over `data` and `fsdp` once before the loop, and its gradient, summed by each device
+    over its own rows, is reduced once after it. The price is a whole copy of it, and of its
+    gradient, in the parameters' own dtype, split over `model` only.
     """
 
     def chunk(params: PyTree, hidden: Array, tokens: Array) -> tuple[Array, Array]:
         logp = jax.nn.log_softmax(policy.unembed(params, hidden) / temperature)
         entropy = -jnp.sum(jnp.exp(logp) * logp, axis=-1)
-        return sampling.pick(logp, tokens), entropy if entropy_gradient else jax.lax.stop_gradient(entropy)
+        return sampling.pick(logp, tokens), entropy if entropy_gradient else jax.lax.stop_gradient(
+            entropy
+        )
 
     mesh = jax.sharding.get_abstract_mesh()
     axes = meshes.RULES["batch"]
     shards = meshes.shards(mesh, "batch")
-    vocabulary = jax.eval_shape(policy.unembed, params, hidden[:, :1]).shape[-1] // meshes.shards(mesh, "vocab")
+    vocabulary = jax.eval_shape(policy.unembed, params, hidden[:, :1]).shape[-1] // meshes.shards(
+        mesh, "vocab"
+    )
     width = max(1, CHUNK // (hidden.shape[0] // shards * vocabulary))
     if shards == 1:
         return blocks.over_time(partial(chunk, params), width, hidden, tokens)
 
     def shard(params: PyTree, hidden: Array, tokens: Array) -> tuple[Array, Array]:
-        # Different on each device from here on: the sum over devices, the transpose of this, is not in the loop then.
+        # Different on each device from here on: the sum over devices, the transpose of this, is not
+        # in the loop then.
         params = jax.tree.map(lambda x: jax.lax.pcast(x, axes, to="varying"), params)
         return blocks.over_time(partial(chunk, params), width, hidden, tokens)
 
     rows = PartitionSpec(axes)
-    return jax.shard_map(shard, in_specs=(PartitionSpec(), rows, rows), out_specs=(rows, rows), axis_names=set(axes))(
-        params, hidden, tokens
-    )
+    return jax.shard_map(
+        shard, in_specs=(PartitionSpec(), rows, rows), out_specs=(rows, rows), axis_names=set(axes)
+    )(params, hidden, tokens)
 
 
 def bin_shape(batch: Batch, rows: int) -> packing.Shape:
-    """Returns the shape of the bins of a batch on the ambient mesh, if `rows` full completions fit into memory."""
+    """Returns the shape of the bins of a batch on the ambient mesh, if `rows` full completions fit
+    into memory.
+    """
     groups, group_size, steps = batch.tokens.shape
     return packing.choose_shape(
         prompt_length=batch.prompts.shape[1],
@@ -207,33 +237,50 @@ class PackedBatch(NamedTuple):
     def bins(self, number: Array) -> Bins:
         """Returns the bins of a round; each device computes as many."""
         batch = self.batch
-        found = packing.take(self.places, self.shape, number, batch.prompts, batch.lengths, batch.tokens)
+        found = packing.take(
+            self.places, self.shape, number, batch.prompts, batch.lengths, batch.tokens
+        )
         return jax.tree.map(lambda x: constrain(x, "batch", "time"), found)
 
 
 def pack(batch: Batch, shape: packing.Shape) -> PackedBatch:
     """Packs the samples of a batch into bins of this shape."""
-    # Any bin may hold any sample. What a device holds of the batch are numbers of tokens, few beside its activations.
+    # Any bin may hold any sample. What a device holds of the batch are numbers of tokens, few
+    # beside its activations.
     batch = jax.tree.map(lambda x: constrain(x, *(None,) * x.ndim), batch)
     return PackedBatch(batch, packing.pack(batch.lengths, batch.mask, shape), shape)
 
 
 def of_slots(x: Array, bins: Bins) -> Array:
-    """Returns the numbers of samples [B, G] or of their tokens [B, G, T] at the slots of bins, [M, C]."""
+    """Returns the numbers of samples [B, G] or of their tokens [B, G, T] at the slots of bins, [M,
+    C].
+    """
     if x.ndim == 2:
         return x.reshape(-1)[bins.sample]
     return x.reshape(-1, x.shape[2])[bins.sample, bins.time]
 
 
 def bin_logprobs(
-    policy: Policy, params: PyTree, batch: Batch, bins: Bins, *, temperature: float, entropy_gradient: bool = False
+    policy: Policy,
+    params: PyTree,
+    batch: Batch,
+    bins: Bins,
+    *,
+    temperature: float,
+    entropy_gradient: bool = False,
 ) -> tuple[Array, Array]:
-    """Computes `completion_logprobs` of bins: log pi of the token that a slot predicts, and the entropy, [M, C]."""
+    """Computes `completion_logprobs` of bins: log pi of the token that a slot predicts, and the
+    entropy, [M, C].
+    """
     hidden, _ = policy.apply(params, bins.tokens, bins.positions, bins.valid, None, bins.segments)
-    return _chunked_logprobs(policy, params, hidden, of_slots(batch.tokens, bins), temperature, entropy_gradient)
+    return _chunked_logprobs(
+        policy, params, hidden, of_slots(batch.tokens, bins), temperature, entropy_gradient
+    )
 
 
-def anchored(policy: Policy, params: PyTree, batch: Batch, *, rows: int, temperature: float) -> Batch:
+def anchored(
+    policy: Policy, params: PyTree, batch: Batch, *, rows: int, temperature: float
+) -> Batch:
     """Returns the batch with `anchors`: log-probabilities of replayed groups under `params`."""
     if batch.replayed is None:
         return batch
@@ -291,18 +338,24 @@ def make(
     A step takes `num_iterations` passes. `mini_batch_size` counts tasks. Each pass draws new
     mini-batches and packs their completions into bins (see `learn.packing`), whose gradients are
     summed in float32. `micro_batch_size` limits memory: the bins that are computed at a time hold
-    at most so many completions of full length. It does not change the result.
-    The loss is that of `grpo.policy_loss`, plus kl_coef * KL, minus entropy_coef * entropy, all reduced alike; a
-    reference policy is evaluated only if `kl_coef` > 0, the entropy differentiated only if `entropy_coef` > 0.
-    `kl_estimator` is one of `grpo.KL_ESTIMATORS`. The ratios of replayed groups are clipped around 1 (`clip` "paper")
-    or pi / mu of the step's first policy ("published").
-    An update whose loss or gradient is not finite is not made: parameters and optimiser stay as they are, bit for bit.
-    Metrics are means over the updates that are made; the effective sample size is that of all their replayed tokens.
+    at most so many completions of full length. It does not change the result. The loss is that of
+    `grpo.policy_loss`, plus kl_coef * KL, minus entropy_coef * entropy, all reduced alike; a
+    reference policy is evaluated only if `kl_coef` > 0, the entropy differentiated only if
+    `entropy_coef` > 0. `kl_estimator` is one of `grpo.KL_ESTIMATORS`. The ratios of replayed groups
+    are clipped around 1 (`clip` "paper") or pi / mu of the step's first policy ("published"). An
+    update whose loss or gradient is not finite is not made: parameters and optimiser stay as they
+    are, bit for bit. Metrics are means over the updates that are made; the effective sample size is
+    that of all their replayed tokens.
     """
     optimizer, schedule = adamw(
-        learning_rate=learning_rate, warmup_steps=warmup_steps, weight_decay=weight_decay, max_grad_norm=max_grad_norm
+        learning_rate=learning_rate,
+        warmup_steps=warmup_steps,
+        weight_decay=weight_decay,
+        max_grad_norm=max_grad_norm,
     )
-    objective = Objective(loss_type, epsilon, epsilon_high, delta, kl_coef, entropy_coef, temperature, kl_estimator)
+    objective = Objective(
+        loss_type, epsilon, epsilon_high, delta, kl_coef, entropy_coef, temperature, kl_estimator
+    )
 
     def step(
         key: Array,
@@ -317,31 +370,50 @@ def make(
         if clip == "published":
             before = whole(params, frozen)
             batch = anchored(policy, before, batch, rows=micro_batch_size, temperature=temperature)
-        passes = jax.vmap(lambda k: jax.random.permutation(k, tasks))(jax.random.split(key, num_iterations))
+        passes = jax.vmap(lambda k: jax.random.permutation(k, tasks))(
+            jax.random.split(key, num_iterations)
+        )
 
-        def make_update(params: PyTree, state: OptimizerState, grads: PyTree) -> tuple[PyTree, OptimizerState]:
+        def make_update(
+            params: PyTree, state: OptimizerState, grads: PyTree
+        ) -> tuple[PyTree, OptimizerState]:
             with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts and floats
                 change, after = optimizer.update(grads, state.optax, params)
-            return optax.apply_updates(params, change), OptimizerState(jnp.zeros_like(state.skipped), after)
+            return optax.apply_updates(params, change), OptimizerState(
+                jnp.zeros_like(state.skipped), after
+            )
 
         def skip(params: PyTree, state: OptimizerState, _: PyTree) -> tuple[PyTree, OptimizerState]:
             return params, state._replace(skipped=state.skipped + 1)
 
-        def update(carry: tuple[PyTree, OptimizerState], rows: Array) -> tuple[PyTree, tuple[Metrics, Array]]:
+        def update(
+            carry: tuple[PyTree, OptimizerState], rows: Array
+        ) -> tuple[PyTree, tuple[Metrics, Array]]:
             params, state = carry
             part = batch if mini_batch_size == tasks else jax.tree.map(lambda x: x[rows], batch)
-            grads, metrics = gradient(policy, objective, params, part, ref_params, frozen, rows=micro_batch_size)
-            metrics |= {"grad_norm": optax.global_norm(grads), "learning_rate": _learning_rate(schedule, state)}
+            grads, metrics = gradient(
+                policy, objective, params, part, ref_params, frozen, rows=micro_batch_size
+            )
+            metrics |= {
+                "grad_norm": optax.global_norm(grads),
+                "learning_rate": _learning_rate(schedule, state),
+            }
             made = jnp.isfinite(metrics["policy_loss"]) & jnp.isfinite(metrics["grad_norm"])
             # A choice between the old and the new, leaf by leaf, would hold both.
             return jax.lax.cond(made, make_update, skip, params, state, grads), (metrics, made)
 
         mini = passes.reshape(-1, mini_batch_size)
-        (params, optimizer_state), (metrics, made) = jax.lax.scan(update, (params, optimizer_state), mini)
+        (params, optimizer_state), (metrics, made) = jax.lax.scan(
+            update, (params, optimizer_state), mini
+        )
         metrics = jax.tree.map(lambda x: _mean_of(x, made), metrics)
         if batch.replayed is not None:
             metrics["replay/ess"] = replay.effective_sample_size(metrics["replay/ess"])
-        return params, optimizer_state, metrics | {"skipped_updates": jnp.sum(~made, dtype=jnp.float32)}
+        return (
+            params,
+            optimizer_state,
+            metrics | {"skipped_updates": jnp.sum(~made, dtype=jnp.float32)},
+        )
 
     def init(params: PyTree) -> OptimizerState:
         return OptimizerState(jnp.zeros((), jnp.int32), optimizer.init(params))
@@ -365,7 +437,8 @@ def gradient(
     *,
     rows: int,
 ) -> tuple[PyTree, Metrics]:
-    """Computes the gradient by `params` and the metrics of a mini-batch, of which `rows` completions fit into memory.
+    """Computes the gradient by `params` and the metrics of a mini-batch, of which `rows`
+    completions fit into memory.
 
     Sums over bins in a loop outside of the gradient, whose length is that of the data.
     """
@@ -376,7 +449,13 @@ def gradient(
     def part(number: Array) -> tuple[PyTree, Metrics]:
         bins = packed.bins(number)
         of = partial(
-            loss, policy, objective, batch=packed.batch, bins=bins, ref_params=ref_params, normaliser=normaliser
+            loss,
+            policy,
+            objective,
+            batch=packed.batch,
+            bins=bins,
+            ref_params=ref_params,
+            normaliser=normaliser,
         )
         grads, metrics = jax.grad(lambda params: of(whole(params, frozen)), has_aux=True)(params)
         return grads, metrics
@@ -388,7 +467,9 @@ def gradient(
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     grads, metrics = jax.lax.fori_loop(0, packed.rounds, add, zeros)
     computed = packed.rounds * packed.shape.together * packed.shape.length
-    metrics["update/utilization"] = masked.count(mask) / jnp.maximum(computed, 1).astype(jnp.float32)
+    metrics["update/utilization"] = masked.count(mask) / jnp.maximum(computed, 1).astype(
+        jnp.float32
+    )
     return grads, metrics
 
 
@@ -405,7 +486,12 @@ def loss(
     """Computes the loss of some bins of a mini-batch, over the normaliser of the mini-batch."""
     temperature = objective.temperature
     logprobs, entropy = bin_logprobs(
-        policy, params, batch, bins, temperature=temperature, entropy_gradient=objective.entropy_coef > 0
+        policy,
+        params,
+        batch,
+        bins,
+        temperature=temperature,
+        entropy_gradient=objective.entropy_coef > 0,
     )
     mask = jnp.where(bins.predicts, of_slots(batch.mask, bins).astype(jnp.float32), 0.0)
     behaviour = of_slots(batch.logprobs, bins)
@@ -462,5 +548,9 @@ def optimizer_shardings(make: Update, params: PyTree, everywhere: Sharding) -> P
     """
     shapes = jax.eval_shape(make.init, params)
     return optax.tree_map_params(
-        make.init, lambda _, x: x.sharding, shapes, params, transform_non_params=lambda _: everywhere
+        make.init,
+        lambda _, x: x.sharding,
+        shapes,
+        params,
+        transform_non_params=lambda _: everywhere,
     )

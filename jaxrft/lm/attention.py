@@ -1,4 +1,6 @@
-"""Grouped-query attention (arXiv 2305.13245): of many queries for training, of one query a row for decoding."""
+"""Grouped-query attention (arXiv 2305.13245): of many queries for training, of one query a row for
+decoding.
+"""
 
 import math
 from collections.abc import Callable
@@ -13,12 +15,14 @@ from jaxrft.lm.products import product
 from jaxrft.mesh import constrain
 from jaxrft.types import Array, PyTree
 
-# Positions of keys that no query may see: every real position is smaller, and attention is causal in positions.
+# Positions of keys that no query may see: every real position is smaller, and attention is causal
+# in positions.
 FREE = jnp.iinfo(jnp.int32).max  # a slot of a cache that nothing was written to
 PADDED = FREE - 1  # a slot that holds padding
 HIDDEN = -1e30  # score of a key that a query may not see
 
-# Attention takes so many queries at a time, so that its float32 scores never exist for all pairs of positions.
+# Attention takes so many queries at a time, so that its float32 scores never exist for all pairs of
+# positions.
 QUERIES = 256
 
 
@@ -33,8 +37,8 @@ class Cache(NamedTuple):
 class LayerCache(NamedTuple):
     """Keys and values of one layer, as decoding reads and updates them.
 
-    What a matrix product does not sum over comes last in each: slots in keys, head_dim in values. XLA's products on
-    CPUs are several times slower the other way round.
+    What a matrix product does not sum over comes last in each: slots in keys, head_dim in values.
+    XLA's products on CPUs are several times slower the other way round.
     """
 
     keys: Array  # [rows, kv_heads, head_dim, length]
@@ -42,18 +46,21 @@ class LayerCache(NamedTuple):
 
 
 class TpuLayerCache(LayerCache):
-    """The same with keys [rows, kv_heads, length, head_dim]. It is read before the new slot is written.
+    """The same with keys [rows, kv_heads, length, head_dim]. It is read before the new slot is
+    written.
 
-    A TPU writes a slot as the tiles that hold it. A tile has 128 numbers of the last axis and 8 of the one before: with
-    slots last it takes 128 of them. And a layer that fits into VMEM would go there and back for the new slot, if what
-    is attended to were what is written. On other processors XLA copies a cache that is written after it was read.
+    A TPU writes a slot as the tiles that hold it. A tile has 128 numbers of the last axis and 8 of
+    the one before: with slots last it takes 128 of them. And a layer that fits into VMEM would go
+    there and back for the new slot, if what is attended to were what is written. On other
+    processors XLA copies a cache that is written after it was read.
     """
 
 
 def cache_of(platform: str, head_dim: int) -> type[LayerCache]:
     """Returns how decoding keeps keys on a platform.
 
-    Where a head does not fill a tile, XLA on TPUs puts slots last whatever their place, and pads a slot that is apart.
+    Where a head does not fill a tile, XLA on TPUs puts slots last whatever their place, and pads a
+    slot that is apart.
     """
     return TpuLayerCache if platform == "tpu" and head_dim % 128 == 0 else LayerCache
 
@@ -77,7 +84,9 @@ def write_slot(cache: LayerCache, new: LayerCache, slot: Array) -> LayerCache:
 
 
 def accumulation_dtype(dtype: DTypeLike) -> DTypeLike:
-    """Returns what sums and logits are computed in: float32, or float64 if that is the `dtype` of the computation."""
+    """Returns what sums and logits are computed in: float32, or float64 if that is the `dtype` of
+    the computation.
+    """
     return jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32
 
 
@@ -96,14 +105,19 @@ Attend = Callable[[Array, Array, Cache, Cache | None, Segments | None], Array]
 
 
 def attend(
-    q: Array, positions: Array, own: Cache, prefix: Cache | None = None, segments: Segments | None = None
+    q: Array,
+    positions: Array,
+    own: Cache,
+    prefix: Cache | None = None,
+    segments: Segments | None = None,
 ) -> Array:
-    """Computes grouped-query attention as one softmax over a prefix and a row's own keys, QUERIES queries at a time.
+    """Computes grouped-query attention as one softmax over a prefix and a row's own keys, QUERIES
+    queries at a time.
 
-    q [rows, T, H, head], positions [rows, T]; the leaves of `own` are [rows, T, ...], those of a prefix
-    [B, length, ...], and its row b serves the rows / B queries from b * rows / B on. Attention is causal in positions,
-    and tokens that see each other stand in their order: a block of queries needs own keys up to its end only.
-    Returns [rows, T, H, head].
+    q [rows, T, H, head], positions [rows, T]; the leaves of `own` are [rows, T, ...], those of a
+    prefix [B, length, ...], and its row b serves the rows / B queries from b * rows / B on.
+    Attention is causal in positions, and tokens that see each other stand in their order: a block
+    of queries needs own keys up to its end only. Returns [rows, T, H, head].
     """
     steps = q.shape[1]
     count = -(-steps // QUERIES)
@@ -135,7 +149,9 @@ class _Source(NamedTuple):
 
 
 def visible(queries: Segments, keys: Segments) -> Array:
-    """Returns which keys [rows, K] each query [rows, T] may see by its segments. [rows, T, K] bool."""
+    """Returns which keys [rows, K] each query [rows, T] may see by its segments. [rows, T, K]
+    bool.
+    """
     own = keys.own[:, None, :]
     return (own == queries.own[:, :, None]) | (own == queries.prompt[:, :, None])
 
@@ -169,9 +185,10 @@ def _attend_block(q: Array, positions: Array, sources: list[_Source]) -> Array:
 
 
 AttendSlots = Callable[[Array, LayerCache, Array], tuple[Array, Array, Array]]
-"""(queries [rows, kv_heads, M, head_dim], cache, slot [] int32) -> what attention to the slots up to `slot` gives: the
-largest score, the sum of exponentials [rows, kv_heads, M, 1] and the mix of values [rows, kv_heads, M, head_dim].
-If `slot` is -1 the largest score is HIDDEN, and the others are finite."""
+"""(queries [rows, kv_heads, M, head_dim], cache, slot [] int32) -> what attention to the slots up
+to `slot` gives: the largest score, the sum of exponentials [rows, kv_heads, M, 1] and the mix of
+values [rows, kv_heads, M, head_dim]. If `slot` is -1 the largest score is HIDDEN, and the others
+are finite."""
 
 
 def attend_slots(q: Array, cache: LayerCache, slot: Array) -> tuple[Array, Array, Array]:
@@ -188,15 +205,18 @@ def attend_cached(
     slot: Array,
     attend_slots: AttendSlots,
 ) -> tuple[Array, LayerCache]:
-    """Attends from one query a row to the row's prompt, its own slots before `slot` and the new one, as one softmax.
+    """Attends from one query a row to the row's prompt, its own slots before `slot` and the new
+    one, as one softmax.
 
-    q [rows, H, head_dim]; the prefix has B rows, of which row b serves the rows / B queries from b * rows / B on;
-    visible [B, P] bool; `new` is a single slot. Returns [rows, H, head_dim] and `own` with `new` at `slot`.
+    q [rows, H, head_dim]; the prefix has B rows, of which row b serves the rows / B queries from b
+    * rows / B on; visible [B, P] bool; `new` is a single slot. Returns [rows, H, head_dim] and
+    `own` with `new` at `slot`.
 
-    The queries that share keys are the rows of one matrix product: H / kv_heads for a row's own keys, and rows / B
-    times as many for its prompt's. The parts are merged by log-sum-exp: with the largest score m_i, the sum
-    z_i = sum exp(s - m_i) and the mix o_i = sum exp(s - m_i) v of each part, and m the largest m_i, the result is
-    sum_i exp(m_i - m) o_i / sum_i exp(m_i - m) z_i (arXiv 2112.05682).
+    The queries that share keys are the rows of one matrix product: H / kv_heads for a row's own
+    keys, and rows / B times as many for its prompt's. The parts are merged by log-sum-exp: with the
+    largest score m_i, the sum z_i = sum exp(s - m_i) and the mix o_i = sum exp(s - m_i) v of each
+    part, and m the largest m_i, the result is sum_i exp(m_i - m) o_i / sum_i exp(m_i - m) z_i
+    (arXiv 2112.05682).
     """
     rows, heads, width = q.shape
     batch, kv_heads, _, _ = prefix.keys.shape
@@ -205,7 +225,8 @@ def attend_cached(
     to_prompt = grouped.swapaxes(1, 2).reshape(batch, kv_heads, -1, width)
     of_prompt = _attend_part(to_prompt, prefix, visible[:, None, None, :])
 
-    def of_rows(x: Array) -> Array:  # [B, kv_heads, group * H / kv_heads, n] -> [rows, kv_heads, H / kv_heads, n]
+    # [B, kv_heads, group * H / kv_heads, n] -> [rows, kv_heads, H / kv_heads, n]
+    def of_rows(x: Array) -> Array:
         x = x.reshape(batch, kv_heads, group, heads // kv_heads, x.shape[-1])
         return x.swapaxes(1, 2).reshape(rows, kv_heads, heads // kv_heads, x.shape[-1])
 
@@ -220,26 +241,38 @@ def attend_cached(
     highest = reduce(jnp.maximum, [largest for largest, _, _ in parts])
     scales = [jnp.exp(largest - highest) for largest, _, _ in parts]
     mixed = reduce(jnp.add, [scale * mix for scale, (_, _, mix) in zip(scales, parts, strict=True)])
-    total = reduce(jnp.add, [scale * part for scale, (_, part, _) in zip(scales, parts, strict=True)])
+    total = reduce(
+        jnp.add, [scale * part for scale, (_, part, _) in zip(scales, parts, strict=True)]
+    )
     mixed = (mixed / total).astype(q.dtype).reshape(rows, heads, width)
     return constrain(mixed, "batch", "heads", "head"), written
 
 
 def _attend_part(q: Array, cache: LayerCache, visible: Array) -> tuple[Array, Array, Array]:
-    """Attends from queries [rows, kv_heads, M, head_dim] to the keys of a cache, without the softmax's division.
+    """Attends from queries [rows, kv_heads, M, head_dim] to the keys of a cache, without the
+    softmax's division.
 
-    Returns the largest score, the sum of exponentials [rows, kv_heads, M, 1] and the mix of values, all in
-    the `accumulation_dtype` of the queries.
+    Returns the largest score, the sum of exponentials [rows, kv_heads, M, 1] and the mix of values,
+    all in the `accumulation_dtype` of the queries.
     """
     scores = jnp.where(visible, _scores(q, cache), HIDDEN)
     highest = jnp.max(scores, axis=-1, keepdims=True)
     weights = jnp.exp(scores - highest)
-    mix = jnp.einsum("rkms,rkse->rkme", weights.astype(q.dtype), cache.values, preferred_element_type=scores.dtype)
+    mix = jnp.einsum(
+        "rkms,rkse->rkme",
+        weights.astype(q.dtype),
+        cache.values,
+        preferred_element_type=scores.dtype,
+    )
     return highest, jnp.sum(weights, axis=-1, keepdims=True), mix
 
 
 def _scores(q: Array, cache: LayerCache) -> Array:
-    """Returns the scores [rows, kv_heads, M, length] of a cache's keys, in the `accumulation_dtype` of the queries."""
+    """Returns the scores [rows, kv_heads, M, length] of a cache's keys, in the `accumulation_dtype`
+    of the queries.
+    """
     keys = "rkse" if isinstance(cache, TpuLayerCache) else "rkes"
     wide = accumulation_dtype(q.dtype)
-    return jnp.einsum(f"rkme,{keys}->rkms", q, cache.keys, preferred_element_type=wide) / math.sqrt(q.shape[-1])
+    return jnp.einsum(f"rkme,{keys}->rkms", q, cache.keys, preferred_element_type=wide) / math.sqrt(
+        q.shape[-1]
+    )

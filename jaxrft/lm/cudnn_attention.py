@@ -1,4 +1,6 @@
-"""Attention of packed sequences by cuDNN, which keeps no scores, for updates on GPUs (`attention = "cudnn"`)."""
+"""Attention of packed sequences by cuDNN, which keeps no scores, for updates on GPUs (`attention =
+"cudnn"`).
+"""
 
 from typing import Literal
 
@@ -33,7 +35,8 @@ def attend(
     *,
     implementation: Literal["xla", "cudnn"] = "cudnn",
 ) -> Array:
-    """Computes `jaxrft.lm.attention.attend` of keys that the queries' tokens have themselves, without a prefix.
+    """Computes `jaxrft.lm.attention.attend` of keys that the queries' tokens have themselves,
+    without a prefix.
 
     `implementation` is that of `jax.nn.dot_product_attention`: "xla" computes the same anywhere.
     """
@@ -41,4 +44,6 @@ def attend(
     sees = own.positions[:, None, :] <= positions[:, :, None]
     if segments is not None:
         sees &= visible(segments, segments)
-    return jax.nn.dot_product_attention(q, own.keys, own.values, mask=sees[:, None], implementation=implementation)
+    return jax.nn.dot_product_attention(
+        q, own.keys, own.values, mask=sees[:, None], implementation=implementation
+    )

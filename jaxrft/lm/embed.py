@@ -9,9 +9,9 @@ from jaxrft.types import Array, PyTree
 def pooled(policy: Policy, params: PyTree, tokens: Array, lengths: Array) -> Array:
     """Averages the hidden states after the final norm over each prompt's tokens. [B, D] float32.
 
-    e_b = 1 / n_b sum_{t < n_b} h_bt, summed in float32 whatever the policy computes in: transformers'
-    `hidden_states[-1]`, averaged. tokens [B, P] right-padded, lengths [B] their numbers n of real tokens, at least 1;
-    padding is not seen.
+    e_b = 1 / n_b sum_{t < n_b} h_bt, summed in float32 whatever the policy computes in:
+    transformers' `hidden_states[-1]`, averaged. tokens [B, P] right-padded, lengths [B] their
+    numbers n of real tokens, at least 1; padding is not seen.
     """
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
     valid = positions < lengths[:, None]

@@ -26,7 +26,8 @@ class Cache(NamedTuple):
     """The tokens that were seen: as the module caches them, or as they are."""
 
     entries: PyTree  # leaves [rows, length, ...]
-    positions: Array  # [rows, length] int32; FREE where nothing was written, PADDED where there is nothing to see
+    # [rows, length] int32; FREE where nothing was written, PADDED where there is nothing to see
+    positions: Array
 
 
 def flax_policy(
@@ -34,21 +35,24 @@ def flax_policy(
     forward: Forward,
     init_cache: Callable[[int, int], PyTree] | None = None,
 ) -> Policy:
-    """Returns the Policy of a Linen or NNX module, whose parameters are `module.init(...)` or `nnx.state(module)`.
+    """Returns the Policy of a Linen or NNX module, whose parameters are `module.init(...)` or
+    `nnx.state(module)`.
 
-    Without `init_cache` each new token costs a pass over all before it. `forward(module, tokens, positions, mask,
-    None)` returns logits [rows, T, V] of tokens and positions [rows, T]; `mask` [rows, 1, T, T] says which tokens
-    (last axis) each token may see.
+    Without `init_cache` each new token costs a pass over all before it. `forward(module, tokens,
+    positions, mask, None)` returns logits [rows, T, V] of tokens and positions [rows, T]; `mask`
+    [rows, 1, T, T] says which tokens (last axis) each token may see.
 
-    With `init_cache(rows, length)`, which returns a pytree of zeros with leaves [rows, length, ...], `forward(module,
-    tokens, positions, mask, cache)` returns (logits, new): the same pytree for the T new tokens, leaves [rows, T,
-    ...]. `mask` [rows, 1, T, length + T] covers the tokens of the cache and then the new ones, and the module attends
-    to both, joined in this order. Where the new entries are kept is not its concern. Each new token copies the cache
-    once, since a group's shared prompt is joined to each of its samples.
+    With `init_cache(rows, length)`, which returns a pytree of zeros with leaves [rows, length,
+    ...], `forward(module, tokens, positions, mask, cache)` returns (logits, new): the same pytree
+    for the T new tokens, leaves [rows, T, ...]. `mask` [rows, 1, T, length + T] covers the tokens
+    of the cache and then the new ones, and the module attends to both, joined in this order. Where
+    the new entries are kept is not its concern. Each new token copies the cache once, since a
+    group's shared prompt is joined to each of its samples.
 
-    The module must be causal: it may look at other tokens through `mask` only. That cannot be checked; a module that
-    looks elsewhere gives logits in training that differ from those of the rollout. Logits of a whole batch exist at
-    once, [rows, T, V], where the package's decoder makes a few positions at a time.
+    The module must be causal: it may look at other tokens through `mask` only. That cannot be
+    checked; a module that looks elsewhere gives logits in training that differ from those of the
+    rollout. Logits of a whole batch exist at once, [rows, T, V], where the package's decoder makes
+    a few positions at a time.
 
     >>> class Model(linen.Module):
     ...     @linen.compact
@@ -64,7 +68,8 @@ def flax_policy(
     >>> logits.shape
     (2, 3, 12)
 
-    Raises InputError for a module that is of neither kind, and for logits or cache entries of another shape.
+    Raises InputError for a module that is of neither kind, and for logits or cache entries of
+    another shape.
     """
     call = _bind(module, forward)
 
@@ -76,7 +81,8 @@ def flax_policy(
         valid: Array,
         segments: Segments | None = None,
     ) -> tuple[Array, Cache]:
-        """Returns the logits [rows, T, V] of tokens [rows, T] behind `earlier` ones, and their own entries.
+        """Returns the logits [rows, T, V] of tokens [rows, T] behind `earlier` ones, and their own
+        entries.
 
         There are no earlier ones where the tokens are of several `segments`.
         """
@@ -122,7 +128,9 @@ def flax_policy(
         return unembed(params, logits[:, 0]), _write(cache, new, slot)
 
     def empty_cache(rows: int, length: int) -> Cache:
-        entries = jnp.zeros((rows, length), jnp.int32) if init_cache is None else init_cache(rows, length)
+        entries = (
+            jnp.zeros((rows, length), jnp.int32) if init_cache is None else init_cache(rows, length)
+        )
         for leaf in jax.tree.leaves(entries):
             if leaf.shape[:2] != (rows, length):
                 raise InputError(
@@ -141,18 +149,24 @@ def flax_policy(
     return Policy(apply, unembed, empty_cache, grow_cache, prepare_decode, decode)
 
 
-def _bind(module: linen.Module | nnx.Module, forward: Forward) -> Callable[..., Array | tuple[Array, PyTree]]:
+def _bind(
+    module: linen.Module | nnx.Module, forward: Forward
+) -> Callable[..., Array | tuple[Array, PyTree]]:
     """Returns `forward` as a function of the parameters and its other arguments."""
     if isinstance(module, linen.Module):
         return linen.apply(forward, module)
     if isinstance(module, nnx.Module):
         graph, _, other = nnx.split(module, nnx.Param, ...)
         return lambda params, *arguments: forward(nnx.merge(graph, params, other), *arguments)
-    raise InputError(f"module is a {type(module).__name__}: it must be a flax.linen.Module or a flax.nnx.Module")
+    raise InputError(
+        f"module is a {type(module).__name__}: it must be a flax.linen.Module or a flax.nnx.Module"
+    )
 
 
 def _mask(queries: Array, keys: Array, segments: Segments | None) -> Array:
-    """Returns which keys [rows, K] each query [rows, T] may see, by positions and segments. [rows, 1, T, K] bool."""
+    """Returns which keys [rows, K] each query [rows, T] may see, by positions and segments. [rows,
+    1, T, K] bool.
+    """
     causal = queries[:, None, :, None] >= keys[:, None, None, :]
     return causal if segments is None else causal & visible(segments, segments)[:, None]
 
@@ -180,14 +194,19 @@ def _checked_logits(logits: Array | tuple, tokens_shape: tuple[int, ...]) -> Arr
         raise InputError("forward returned a tuple: without init_cache it must return logits alone")
     if logits.ndim != 3 or logits.shape[:2] != tokens_shape:
         rows, steps = tokens_shape
-        raise InputError(f"forward returned logits of shape {logits.shape}: they must be [{rows}, {steps}, vocabulary]")
+        raise InputError(
+            f"forward returned logits of shape {logits.shape}: they must be "
+            f"[{rows}, {steps}, vocabulary]"
+        )
     return logits
 
 
 def _checked_pair(result: Array | tuple[Array, PyTree]) -> tuple[Array, PyTree]:
     if not isinstance(result, tuple) or len(result) != 2:
         kind = type(result).__name__
-        raise InputError(f"forward returned a {kind}: with init_cache it must return (logits, new entries)")
+        raise InputError(
+            f"forward returned a {kind}: with init_cache it must return (logits, new entries)"
+        )
     return result
 
 
@@ -196,5 +215,6 @@ def _check_entries(new: PyTree, cache: PyTree, tokens_shape: tuple[int, ...]) ->
     shapes = jax.tree.map(lambda x: x.shape, new)
     if shapes != wanted:
         raise InputError(
-            f"forward returned new cache entries of shapes {shapes}: they must be {wanted}, as init_cache has them"
+            f"forward returned new cache entries of shapes {shapes}: they must be {wanted}, as "
+            "init_cache has them"
         )

@@ -1,4 +1,6 @@
-"""Where a model is: a folder, or an id on the Hugging Face hub, whose files huggingface_hub keeps in its cache."""
+"""Where a model is: a folder, or an id on the Hugging Face hub, whose files huggingface_hub keeps
+in its cache.
+"""
 
 import difflib
 import re
@@ -10,8 +12,10 @@ from huggingface_hub import constants, errors, snapshot_download
 from jaxrft.lm import tensors, weights
 from jaxrft.types import InputError, Missing
 
-ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(?!.*\.\.)(\w[\w./-]*))?")  # owner/name[@revision]; no git name has a ".."
-# All that is ever read of a repository, at its top: no code, no pickles, no other formats of the weights.
+# owner/name[@revision]; no git name has a ".."
+ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(?!.*\.\.)(\w[\w./-]*))?")
+# All that is ever read of a repository, at its top: no code, no pickles, no other formats of the
+# weights.
 FILES = ["config.json", "*.safetensors", tensors.INDEX, *weights.CARRIED]
 FOLDERS = ["*/*"]
 WANTED = {"allow_patterns": FILES, "ignore_patterns": FOLDERS}
@@ -32,7 +36,8 @@ def find(model: str) -> Path:
         return folder
     if not ID.fullmatch(model):
         raise InputError(
-            f"no folder {model}{_nearest(model)}: give the folder of a Hugging Face checkpoint, or the id of one on "
+            f"no folder {model}{_nearest(model)}: give the folder of a Hugging Face "
+            "checkpoint, or the id of one on "
             "the hub, such as Qwen/Qwen2.5-0.5B-Instruct"
         )
     try:
@@ -45,8 +50,10 @@ def find(model: str) -> Path:
     except Exception as error:  # every other kind: the network's, the hub's, the disk's
         reason = f"{type(error).__name__}: {' '.join(str(error).split()).split('. ')[0]}"
     raise Missing(
-        f"{model} is neither a folder{_nearest(model)} nor whole in the cache {constants.HF_HUB_CACHE}, and cannot be "
-        f"downloaded ({reason}): check the name, or run {download_command(model)} where there is a network, with "
+        f"{model} is neither a folder{_nearest(model)} nor whole in the cache "
+        f"{constants.HF_HUB_CACHE}, and cannot be "
+        f"downloaded ({reason}): check the name, or run {download_command(model)} where there "
+        "is a network, with "
         "HF_HOME as here, and HF_TOKEN if the model is gated"
     )
 

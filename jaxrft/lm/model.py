@@ -1,8 +1,9 @@
-"""The policy as pure functions: a decoder-only transformer, with and without cache, and its one table of weights.
+"""The policy as pure functions: a decoder-only transformer, with and without cache, and its one
+table of weights.
 
-Sources: Llama (arXiv 2302.13971, 2407.21783), Qwen2 (arXiv 2407.10671), Qwen3 (arXiv 2505.09388); grouped-query
-attention (arXiv 2305.13245); LoRA (arXiv 2106.09685), here a reparametrisation: the decoder computes with
-W + alpha / rank * A B, not with x W and x A B apart.
+Sources: Llama (arXiv 2302.13971, 2407.21783), Qwen2 (arXiv 2407.10671), Qwen3 (arXiv 2505.09388);
+grouped-query attention (arXiv 2305.13245); LoRA (arXiv 2106.09685), here a reparametrisation: the
+decoder computes with W + alpha / rank * A B, not with x W and x A B apart.
 """
 
 import math
@@ -78,9 +79,10 @@ class Policy(NamedTuple):
     """All that rollout.py and update.py know of a language model."""
 
     apply: Callable[..., tuple[Array, PyTree]]
-    """(params, tokens [rows, T], positions [rows, T], valid [rows, T] bool, prefix=None, segments=None)
-    -> (hidden [rows, T, D], the keys and values of these tokens, which can serve as a prefix).
-    A prefix of B rows serves rows = B * G without being copied. With `segments` a row holds several sequences."""
+    """(params, tokens [rows, T], positions [rows, T], valid [rows, T] bool, prefix=None,
+    segments=None) -> (hidden [rows, T, D], the keys and values of these tokens, which can serve as
+    a prefix). A prefix of B rows serves rows = B * G without being copied. With `segments` a row
+    holds several sequences."""
     unembed: Callable[[PyTree, Array], Array]
     """(params, hidden [..., D]) -> logits [..., V] float32."""
     init_cache: Callable[[int, int], PyTree]
@@ -88,10 +90,13 @@ class Policy(NamedTuple):
     grow_cache: Callable[[PyTree, int], PyTree]
     """(cache, length) -> the cache with as many slots, at least those that it has."""
     prepare_decode: Callable[[PyTree, PyTree], PyTree]
-    """(params, prefix) -> what `decode` reads for every token, laid out for it; made once a rollout."""
+    """(params, prefix) -> what `decode` reads for every token, laid out for it; made once a
+    rollout.
+    """
     decode: Callable[[PyTree, Array, Array, Array, PyTree], tuple[Array, PyTree]]
-    """(prepared, tokens [rows], positions [rows], slot [] int32, cache) -> (logits [rows, V] float32, cache).
-    All rows write the same slot of the cache, and see the slots up to it behind their prefix."""
+    """(prepared, tokens [rows], positions [rows], slot [] int32, cache) -> (logits [rows, V]
+    float32, cache). All rows write the same slot of the cache, and see the slots up to it behind
+    their prefix."""
 
 
 class DecodeInputs(NamedTuple):
@@ -143,12 +148,54 @@ def base(config: ModelConfig) -> tuple[Weight, ...]:
     mlp = layer + "mlp."
     rows = [
         Weight("embed", (c.vocab_size, d), ("vocab", "embed"), d, "model.embed_tokens.weight"),
-        Weight("attention_norm", (n, d), ("layer", "embed"), None, layer + "input_layernorm.weight", constant=1.0),
-        Weight("q", (n, d, h, e), ("layer", "embed", "heads", "head"), d, attention + "q_proj.weight", True),
-        Weight("k", (n, d, kv, e), ("layer", "embed", "kv_heads", "head"), d, attention + "k_proj.weight", True),
-        Weight("v", (n, d, kv, e), ("layer", "embed", "kv_heads", "head"), d, attention + "v_proj.weight", True),
-        Weight("o", (n, h, e, d), ("layer", "heads", "head", "embed"), h * e, attention + "o_proj.weight", True),
-        Weight("mlp_norm", (n, d), ("layer", "embed"), None, layer + "post_attention_layernorm.weight", constant=1.0),
+        Weight(
+            "attention_norm",
+            (n, d),
+            ("layer", "embed"),
+            None,
+            layer + "input_layernorm.weight",
+            constant=1.0,
+        ),
+        Weight(
+            "q",
+            (n, d, h, e),
+            ("layer", "embed", "heads", "head"),
+            d,
+            attention + "q_proj.weight",
+            True,
+        ),
+        Weight(
+            "k",
+            (n, d, kv, e),
+            ("layer", "embed", "kv_heads", "head"),
+            d,
+            attention + "k_proj.weight",
+            True,
+        ),
+        Weight(
+            "v",
+            (n, d, kv, e),
+            ("layer", "embed", "kv_heads", "head"),
+            d,
+            attention + "v_proj.weight",
+            True,
+        ),
+        Weight(
+            "o",
+            (n, h, e, d),
+            ("layer", "heads", "head", "embed"),
+            h * e,
+            attention + "o_proj.weight",
+            True,
+        ),
+        Weight(
+            "mlp_norm",
+            (n, d),
+            ("layer", "embed"),
+            None,
+            layer + "post_attention_layernorm.weight",
+            constant=1.0,
+        ),
         Weight("gate", (n, d, f), ("layer", "embed", "mlp"), d, mlp + "gate_proj.weight", True),
         Weight("up", (n, d, f), ("layer", "embed", "mlp"), d, mlp + "up_proj.weight", True),
         Weight("down", (n, f, d), ("layer", "mlp", "embed"), f, mlp + "down_proj.weight", True),
@@ -156,16 +203,26 @@ def base(config: ModelConfig) -> tuple[Weight, ...]:
     ]
     if c.attention_bias:
         rows += [
-            Weight("q_bias", (n, h, e), ("layer", "heads", "head"), None, attention + "q_proj.bias"),
-            Weight("k_bias", (n, kv, e), ("layer", "kv_heads", "head"), None, attention + "k_proj.bias"),
-            Weight("v_bias", (n, kv, e), ("layer", "kv_heads", "head"), None, attention + "v_proj.bias"),
+            Weight(
+                "q_bias", (n, h, e), ("layer", "heads", "head"), None, attention + "q_proj.bias"
+            ),
+            Weight(
+                "k_bias", (n, kv, e), ("layer", "kv_heads", "head"), None, attention + "k_proj.bias"
+            ),
+            Weight(
+                "v_bias", (n, kv, e), ("layer", "kv_heads", "head"), None, attention + "v_proj.bias"
+            ),
         ]
     if c.output_bias:
         rows.append(Weight("o_bias", (n, d), ("layer", "embed"), None, attention + "o_proj.bias"))
     if c.qk_norm:
         rows += [
-            Weight("q_norm", (n, e), ("layer", "head"), None, attention + "q_norm.weight", constant=1.0),
-            Weight("k_norm", (n, e), ("layer", "head"), None, attention + "k_norm.weight", constant=1.0),
+            Weight(
+                "q_norm", (n, e), ("layer", "head"), None, attention + "q_norm.weight", constant=1.0
+            ),
+            Weight(
+                "k_norm", (n, e), ("layer", "head"), None, attention + "k_norm.weight", constant=1.0
+            ),
         ]
     if not c.tie_word_embeddings:
         rows.append(Weight("unembed", (c.vocab_size, d), ("vocab", "embed"), d, "lm_head.weight"))
@@ -186,11 +243,14 @@ def adapters(config: ModelConfig) -> tuple[Weight, ...]:
     for row in base(config):
         if row.name in config.lora.targets:
             name_a, name_b = adapter_names(row.name)
-            inputs = 3 if row.axes[2] == "head" else 2  # up to there the dimensions are layer and inputs
+            # up to there the dimensions are layer and inputs
+            inputs = 3 if row.axes[2] == "head" else 2
             shapes = (*row.shape[:inputs], rank), (row.shape[0], rank, *row.shape[inputs:])
             axes = (*row.axes[:inputs], "rank"), ("layer", "rank", *row.axes[inputs:])
             hf = f"base_model.model.{row.hf.removesuffix('weight')}lora_"
-            rows.append(Weight(name_a, shapes[0], axes[0], row.fan_in, f"{hf}A.weight", True, uniform=True))
+            rows.append(
+                Weight(name_a, shapes[0], axes[0], row.fan_in, f"{hf}A.weight", True, uniform=True)
+            )
             rows.append(Weight(name_b, shapes[1], axes[1], None, f"{hf}B.weight", True))
     return tuple(rows)
 
@@ -215,10 +275,14 @@ def draw(key: Array, rows: tuple[Weight, ...]) -> Params:
         if weight.fan_in is None:
             return jnp.full(weight.shape, weight.constant, jnp.float32)
         if weight.uniform:
-            return jax.random.uniform(key, weight.shape, jnp.float32, -1.0, 1.0) / math.sqrt(weight.fan_in)
+            return jax.random.uniform(key, weight.shape, jnp.float32, -1.0, 1.0) / math.sqrt(
+                weight.fan_in
+            )
         return jax.random.normal(key, weight.shape, jnp.float32) / math.sqrt(weight.fan_in)
 
-    return {row.name: one(row, k) for row, k in zip(rows, jax.random.split(key, len(rows)), strict=True)}
+    return {
+        row.name: one(row, k) for row, k in zip(rows, jax.random.split(key, len(rows)), strict=True)
+    }
 
 
 def shardings(config: ModelConfig, mesh: meshes.AnyMesh) -> dict[str, jax.sharding.NamedSharding]:
@@ -250,10 +314,11 @@ def parts_of(params: Params, name: str) -> tuple[Array, ...]:
 def merge(config: ModelConfig, parts: tuple[Array, ...], dtype: DTypeLike) -> Array:
     """Computes W + alpha / rank * A B from one layer's (W, A, B), in `dtype`; W from (W,) alone.
 
-    The frozen weights alone are thus the policy that LoRA started from. The price of merging before multiplying is a
-    gradient of W's size, one layer's at a time, summed over devices as if W were trained, from which those of A and B
-    are taken. What it buys: rollout, learner and export compute with the same numbers, so that no ratio departs from 1
-    by the rounding of two ways to multiply, and in decoding an adapter of any rank costs nothing.
+    The frozen weights alone are thus the policy that LoRA started from. The price of merging before
+    multiplying is a gradient of W's size, one layer's at a time, summed over devices as if W were
+    trained, from which those of A and B are taken. What it buys: rollout, learner and export
+    compute with the same numbers, so that no ratio departs from 1 by the rounding of two ways to
+    multiply, and in decoding an adapter of any rank costs nothing.
     """
     if config.lora is None or len(parts) == 1:
         return parts[0].astype(dtype)
@@ -275,31 +340,41 @@ def decoder(
 ) -> Policy:
     """Returns the decoder as a Policy that computes in `dtype` whatever the parameters' dtype is.
 
-    `remat`, a key of `REMATS`, says what the backward pass computes again. `gather_for_decode` keeps the weights whole
-    over `fsdp` while tokens are decoded, instead of gathering each layer for every token. `attend`, of many queries,
-    and `attend_slots`, of one in decoding, may be kernels: `jaxrft.lm.cudnn_attention`, `jaxrft.lm.pallas_attention`.
-    `kind` of cache is what decoding reads: that of `attention.cache_of`, and `TpuLayerCache` for the kernel.
+    `remat`, a key of `REMATS`, says what the backward pass computes again. `gather_for_decode`
+    keeps the weights whole over `fsdp` while tokens are decoded, instead of gathering each layer
+    for every token. `attend`, of many queries, and `attend_slots`, of one in decoding, may be
+    kernels: `jaxrft.lm.cudnn_attention`, `jaxrft.lm.pallas_attention`. `kind` of cache is what
+    decoding reads: that of `attention.cache_of`, and `TpuLayerCache` for the kernel.
     """
     return Policy(
         apply=partial(apply, config, dtype=dtype, remat=remat, attend=attend),
         unembed=partial(unembed, config, dtype=dtype),
         init_cache=partial(init_cache, config, dtype=dtype, kind=kind),
         grow_cache=grow_cache,
-        prepare_decode=partial(prepare_decode, config, dtype=dtype, gather=gather_for_decode, kind=kind),
-        decode=partial(decode, config, dtype=dtype, gathered=gather_for_decode, attend_slots=attend_slots),
+        prepare_decode=partial(
+            prepare_decode, config, dtype=dtype, gather=gather_for_decode, kind=kind
+        ),
+        decode=partial(
+            decode, config, dtype=dtype, gathered=gather_for_decode, attend_slots=attend_slots
+        ),
     )
 
 
-# remat -> a layer whose backward pass keeps less: nothing of it but its input, the results of its matrix products, or
-# everything. The scores of attention are never kept where there are several blocks of queries.
+# remat -> a layer whose backward pass keeps less: nothing of it but its input, the results of its
+# matrix products, or everything. The scores of attention are never kept where there are several
+# blocks of queries.
 REMATS: dict[str, Callable[[Callable], Callable]] = {
     "full": jax.checkpoint,
-    "dots": partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+    "dots": partial(
+        jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    ),
     "none": lambda layer: layer,
 }
 
 
-def unembed(config: ModelConfig, params: Params, hidden: Array, *, dtype: DTypeLike = jnp.float32) -> Array:
+def unembed(
+    config: ModelConfig, params: Params, hidden: Array, *, dtype: DTypeLike = jnp.float32
+) -> Array:
     """Computes logits [..., V] of final hidden states [..., D], in the `accumulation_dtype`."""
     name = "embed" if config.tie_word_embeddings else "unembed"
     weights = _gathered(params[name], ("vocab", "embed"), dtype)
@@ -323,7 +398,8 @@ def apply(
 ) -> tuple[Array, Cache]:
     """Computes the decoder's forward pass; see `Policy.apply`.
 
-    Attention is causal in `positions`, which rise along a sequence: prompts may be padded on either side.
+    Attention is causal in `positions`, which rise along a sequence: prompts may be padded on either
+    side.
     """
     axes = _layer_axes(config)
     rope = _rope(positions, rope_frequencies(config))
@@ -331,7 +407,10 @@ def apply(
 
     def layer(x: Array, xs: PyTree) -> tuple[Array, Cache]:
         weights, prefix = xs
-        w = {name: _gathered(merge(config, parts, dtype), axes[name], dtype) for name, parts in weights.items()}
+        w = {
+            name: _gathered(merge(config, parts, dtype), axes[name], dtype)
+            for name, parts in weights.items()
+        }
 
         def attention(q: Array, k: Array, v: Array) -> tuple[Array, Cache]:
             own = Cache(k, v, key_positions)
@@ -339,14 +418,18 @@ def apply(
 
         return _layer(config, w, x, rope, attention)
 
-    x = constrain(_gathered(params["embed"], ("vocab", "embed"), dtype)[tokens], "batch", "time", "embed")
+    x = constrain(
+        _gathered(params["embed"], ("vocab", "embed"), dtype)[tokens], "batch", "time", "embed"
+    )
     layers = ({name: parts_of(params, name) for name in axes}, prefix)
     x, cache = jax.lax.scan(REMATS[remat](layer), x, layers)
     return rms_norm(x, params["final_norm"].astype(dtype), config.rms_norm_eps), _shard_cache(cache)
 
 
 Attention = Callable[[Array, Array, Array], tuple[Array, PyTree]]
-"""(queries, keys, values) [rows, T, heads, head_dim] -> (mixed values [rows, T, heads, head_dim], what is kept)."""
+"""(queries, keys, values) [rows, T, heads, head_dim] -> (mixed values [rows, T, heads, head_dim],
+what is kept).
+"""
 
 
 def _layer(
@@ -370,7 +453,9 @@ def init_cache(
     dtype: DTypeLike = jnp.float32,
     kind: type[LayerCache] = LayerCache,
 ) -> tuple[LayerCache, ...]:
-    """Returns a cache of `length` slots for each of `rows` rows: a buffer a layer, which `decode` updates in place."""
+    """Returns a cache of `length` slots for each of `rows` rows: a buffer a layer, which `decode`
+    updates in place.
+    """
     zeros = jnp.zeros((rows, length, config.num_kv_heads, config.head_dim), dtype)
     return tuple(_shard_layer_cache(lay_out(zeros, zeros, kind)) for _ in range(config.num_layers))
 
@@ -409,7 +494,10 @@ def prepare_decode(
 
     def layer(index: int) -> Params:
         parts = {name: [part[index] for part in parts_of(params, name)] for name in axes}
-        return {name: ready(merge(config, tuple(held), dtype), axes[name]) for name, held in parts.items()}
+        return {
+            name: ready(merge(config, tuple(held), dtype), axes[name])
+            for name, held in parts.items()
+        }
 
     def layer_prefix(index: int) -> LayerCache:
         return _shard_layer_cache(lay_out(prefix.keys[index], prefix.values[index], kind))
@@ -419,7 +507,9 @@ def prepare_decode(
         layers=tuple(layer(index) for index in layers),
         prefix=tuple(layer_prefix(index) for index in layers),
         visible=prefix.positions[0] < PADDED,
-        others={row.name: ready(params[row.name], row.axes) for row in base(config) if not row.layered},
+        others={
+            row.name: ready(params[row.name], row.axes) for row in base(config) if not row.layered
+        },
     )
 
 
@@ -435,14 +525,17 @@ def decode(
     gathered: bool = True,
     attend_slots: AttendSlots = attend_slots,
 ) -> tuple[Array, tuple[LayerCache, ...]]:
-    """Computes one token of each row; see `Policy.decode`. `gathered`: whether `prepare_decode` gathered the weights.
+    """Computes one token of each row; see `Policy.decode`. `gathered`: whether `prepare_decode`
+    gathered the weights.
 
-    The layers are unrolled: each writes into a buffer of its own, which XLA then updates in place. In a scan over
-    layers every layer would be sliced out of the stacked cache, and copied.
+    The layers are unrolled: each writes into a buffer of its own, which XLA then updates in place.
+    In a scan over layers every layer would be sliced out of the stacked cache, and copied.
     """
     axes = _layer_axes(config)
     rope = _rope(positions[:, None], rope_frequencies(config))
-    x = constrain(_gathered(prepared.others["embed"], ("vocab", "embed"), dtype)[tokens], "batch", "embed")[:, None]
+    x = constrain(
+        _gathered(prepared.others["embed"], ("vocab", "embed"), dtype)[tokens], "batch", "embed"
+    )[:, None]
     written = []
     for weights, prefix, earlier in zip(prepared.layers, prepared.prefix, cache, strict=True):
 
@@ -450,10 +543,14 @@ def decode(
             q: Array, k: Array, v: Array, prefix: LayerCache = prefix, earlier: LayerCache = earlier
         ) -> tuple[Array, LayerCache]:
             new = lay_out(k, v, type(earlier))
-            mixed, own = attend_cached(q[:, 0], prefix, prepared.visible, earlier, new, slot, attend_slots)
+            mixed, own = attend_cached(
+                q[:, 0], prefix, prepared.visible, earlier, new, slot, attend_slots
+            )
             return mixed[:, None], own
 
-        if not gathered:  # XLA would move what does not change out of the loop over tokens, and hold all layers at once
+        # XLA would move what does not change out of the loop over tokens, and hold all layers at
+        # once
+        if not gathered:
             weights, x = jax.lax.optimization_barrier((weights, x))
         w = {name: _gathered(weight, axes[name], dtype) for name, weight in weights.items()}
         x, own = _layer(config, w, x, rope, attention)
@@ -482,7 +579,9 @@ def _gathered(weight: Array, axes: tuple[str | None, ...], dtype: DTypeLike) -> 
     return constrain(weight.astype(dtype), *(None if axis == "embed" else axis for axis in axes))
 
 
-def _project(config: ModelConfig, w: Params, x: Array, rope: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+def _project(
+    config: ModelConfig, w: Params, x: Array, rope: tuple[Array, Array]
+) -> tuple[Array, Array, Array]:
     """Computes the queries, keys (both rotated) and values of one layer."""
 
     def project(name: str) -> Array:
@@ -532,12 +631,16 @@ def _rope(positions: Array, frequencies: np.ndarray) -> tuple[Array, Array]:
 
 
 def _rotate(x: Array, cos: Array, sin: Array) -> Array:
-    """Rotates the pairs (i, i + head_dim / 2) of x [rows, T, heads, head_dim]: the layout of Hugging Face weights."""
+    """Rotates the pairs (i, i + head_dim / 2) of x [rows, T, heads, head_dim]: the layout of
+    Hugging Face weights.
+    """
     wide = accumulation_dtype(x.dtype)
     cos = cos.astype(wide)
     sin = sin.astype(wide)
     first, second = jnp.split(x.astype(wide), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    return jnp.concatenate(
+        [first * cos - second * sin, second * cos + first * sin], axis=-1
+    ).astype(x.dtype)
 
 
 def _shard_cache(cache: Cache) -> Cache:

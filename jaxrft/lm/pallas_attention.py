@@ -1,8 +1,9 @@
-"""A Pallas kernel for TPUs: attention of one query a row to the slots of its cache that are written.
+"""A Pallas kernel for TPUs: attention of one query a row to the slots of its cache that are
+written.
 
-XLA's program reads a cache up to its length, free slots too, and has the scores of all slots at once. The kernel reads
-blocks of slots up to the current one, keys and values once, and has the scores of one block at once, in VMEM.
-It is opt-in until it has been timed on a TPU.
+XLA's program reads a cache up to its length, free slots too, and has the scores of all slots at
+once. The kernel reads blocks of slots up to the current one, keys and values once, and has the
+scores of one block at once, in VMEM. It is opt-in until it has been timed on a TPU.
 """
 
 import math
@@ -22,7 +23,8 @@ from jaxrft.types import Array
 LANES = 128  # of a vector register of a TPU: the minor dimension of its tiles
 SUBLANES = 8  # of 4 bytes
 BLOCK = LANES  # slots that are read at once
-BLOCK_BYTES = 2**20  # of keys, and of values, at once; each is read twice ahead, which takes 4 MiB of 16 MiB of VMEM
+# of keys, and of values, at once; each is read twice ahead, which takes 4 MiB of 16 MiB of VMEM
+BLOCK_BYTES = 2**20
 NAME = "decode_attention"  # of the kernel in a compiled program
 INTERPRET = False  # Whether the kernel is run as JAX operations, on any device: for tests
 
@@ -45,7 +47,8 @@ class Block(NamedTuple):
     """What of an array is in VMEM at once."""
 
     shape: tuple[int, ...]
-    index_map: Callable[..., tuple[int | Array, ...]]  # of the indices of the grid, and of the slot, an array [1]
+    # of the indices of the grid, and of the slot, an array [1]
+    index_map: Callable[..., tuple[int | Array, ...]]
 
 
 class Plan(NamedTuple):
@@ -60,7 +63,8 @@ class Plan(NamedTuple):
 def misfit(head_dim: int, slots: int, platform: str) -> str:
     """Says why the kernel cannot serve a cache of so many slots; an empty string = it can.
 
-    A head, or a number of slots, that fills no whole tile would be padded, or transposed by XLA on the way in and out.
+    A head, or a number of slots, that fills no whole tile would be padded, or transposed by XLA on
+    the way in and out.
     """
     if INTERPRET:
         return ""
@@ -74,7 +78,9 @@ def misfit(head_dim: int, slots: int, platform: str) -> str:
 
 
 def attend_slots(q: Array, cache: LayerCache, slot: Array) -> tuple[Array, Array, Array]:
-    """Does what `attention.attend_slots` does with a `TpuLayerCache`. A mesh's devices compute their rows and heads."""
+    """Does what `attention.attend_slots` does with a `TpuLayerCache`. A mesh's devices compute
+    their rows and heads.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if not meshes.is_ours(mesh) or mesh.manual_axes:
         return _attend(q, *cache, slot)
@@ -107,7 +113,9 @@ def _attend(q: Array, keys: Array, values: Array, slot: Array) -> tuple[Array, A
             in_specs=[of_queries, of_keys, of_keys],
             out_specs=[of_scalars, of_scalars, of_queries],
         ),
-        out_shape=[jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (flat, flat, (*flat, width))],
+        out_shape=[
+            jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (flat, flat, (*flat, width))
+        ],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         interpret=INTERPRET,
         name=NAME,
@@ -143,9 +151,11 @@ def plan(n: int, queries: int, width: int, slots: int, item_size: int) -> Plan:
 
 
 def _kernel(slot: Ref, q: Ref, keys: Ref, values: Ref, highest: Ref, total: Ref, mix: Ref) -> None:
-    """Adds a block of slots to the largest score, the sum and the mix, which stay in VMEM from block to block.
+    """Adds a block of slots to the largest score, the sum and the mix, which stay in VMEM from
+    block to block.
 
-    A score larger than those before scales what was summed up by exp(before - largest) (arXiv 1805.02867).
+    A score larger than those before scales what was summed up by exp(before - largest) (arXiv
+    1805.02867).
     """
     block = pl.program_id(1)
     size = keys.shape[1]

@@ -17,7 +17,8 @@ class Panic(Exception):
 
 @contextmanager
 def caught() -> Iterator[None]:
-    """Raises Panic when its body panics, and keeps from the terminal the stack that Rust prints then.
+    """Raises Panic when its body panics, and keeps from the terminal the stack that Rust prints
+    then.
 
     A panic is no Exception, so that `except Exception` does not see it. What else is printed to
     standard error meanwhile comes afterwards; sentences of `signals` come at once.
@@ -42,7 +43,9 @@ def caught() -> Iterator[None]:
 
 
 def _redirect(file: int) -> int | None:
-    """Makes standard error lead to `file`; returns where it led to, None when there is no standard error."""
+    """Makes standard error lead to `file`; returns where it led to, None when there is no standard
+    error.
+    """
     try:
         before = os.dup(2)
     except OSError:

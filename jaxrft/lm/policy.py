@@ -36,8 +36,9 @@ class LanguageModel(NamedTuple):
 def open_model(config: Config, mesh: Mesh, *, trained: bool = True) -> LanguageModel:
     """Loads the policy of a Hugging Face folder, or of an id on the hub, onto the mesh.
 
-    What is trained, all parameters or fresh adapters, is float32; the others need no more digits than are computed
-    with. A policy that is not `trained` has no adapters, and its parameters are in the dtype of the config.
+    What is trained, all parameters or fresh adapters, is float32; the others need no more digits
+    than are computed with. A policy that is not `trained` has no adapters, and its parameters are
+    in the dtype of the config.
     """
     lm = read_model(config, hub.find(config.model), mesh, trained=trained)
     dtype = jnp.float32 if trained and lm.config.lora is None else jnp.dtype(config.dtype)
@@ -47,7 +48,9 @@ def open_model(config: Config, mesh: Mesh, *, trained: bool = True) -> LanguageM
     return lm._replace(params=draw_adapters(config, lm.config, mesh), frozen=params)
 
 
-def read_model(config: Config, folder: Path, mesh: meshes.AnyMesh, *, trained: bool = True) -> LanguageModel:
+def read_model(
+    config: Config, folder: Path, mesh: meshes.AnyMesh, *, trained: bool = True
+) -> LanguageModel:
     """Reads the policy of a Hugging Face folder: its shape and its tokenizer, but no parameters.
 
     It has the adapters that the config asks for if it is to be `trained`.
@@ -57,17 +60,28 @@ def read_model(config: Config, folder: Path, mesh: meshes.AnyMesh, *, trained: b
     text = tokenizer.load(str(folder))
     if len(text) > shape.vocab_size:
         raise InputError(
-            f"the tokenizer of {config.model} has {len(text)} tokens but the model only {shape.vocab_size}: "
+            f"the tokenizer of {config.model} has {len(text)} tokens but the model only "
+            f"{shape.vocab_size}: "
             "they do not belong together"
         )
     check_length(config, weights.max_positions(folder))
     return LanguageModel(
-        shape, make_policy(config, shape, mesh), None, {}, text, tokenizer.eos_ids(text, str(folder)), folder
+        shape,
+        make_policy(config, shape, mesh),
+        None,
+        {},
+        text,
+        tokenizer.eos_ids(text, str(folder)),
+        folder,
     )
 
 
-def learner_policy(config: Config, lm: LanguageModel, mesh: meshes.AnyMesh, *, remat: str) -> model.Policy:
-    """Returns the policy as an update computes it; says so where the config's kernel cannot be used on this mesh."""
+def learner_policy(
+    config: Config, lm: LanguageModel, mesh: meshes.AnyMesh, *, remat: str
+) -> model.Policy:
+    """Returns the policy as an update computes it; says so where the config's kernel cannot be used
+    on this mesh.
+    """
     attend = attention.attend
     if config.attention == "cudnn":
         reason = cudnn_attention.misfit(lm.config.head_dim, config.dtype, meshes.platform(mesh))
@@ -80,13 +94,18 @@ def learner_policy(config: Config, lm: LanguageModel, mesh: meshes.AnyMesh, *, r
 
 
 def make_policy(config: Config, shape: model.ModelConfig, mesh: meshes.AnyMesh) -> model.Policy:
-    """Returns the decoder that the config asks for; says so where its kernel cannot be used on this mesh."""
+    """Returns the decoder that the config asks for; says so where its kernel cannot be used on this
+    mesh.
+    """
     attend_slots = attention.attend_slots
     kind = attention.cache_of(meshes.platform(mesh), shape.head_dim)
     if config.attention == "pallas":
-        from jaxrft.lm import pallas_attention  # here, since most runs do not need it, and importing it takes time
+        # here, since most runs do not need it, and importing it takes time
+        from jaxrft.lm import pallas_attention
 
-        reason = pallas_attention.misfit(shape.head_dim, config.max_completion_length, meshes.platform(mesh))
+        reason = pallas_attention.misfit(
+            shape.head_dim, config.max_completion_length, meshes.platform(mesh)
+        )
         if reason:
             logger.warning("attention is pallas, but completions are decoded by XLA: %s", reason)
         else:
@@ -112,7 +131,8 @@ def check_rank(config: Config, shape: model.ModelConfig) -> None:
     """Raises InputError for adapters that are larger than the weights that they adapt."""
     if config.lora.rank > shape.hidden_size:
         raise InputError(
-            f"lora.rank is {config.lora.rank:,}: it must be at most {shape.hidden_size:,}, the hidden_size of "
+            f"lora.rank is {config.lora.rank:,}: it must be at most {shape.hidden_size:,}, the "
+            "hidden_size of "
             f"{config.model}"
         )
 
@@ -121,7 +141,9 @@ def draw_adapters(config: Config, shape: model.ModelConfig, mesh: Mesh) -> model
     """Draws new adapters on the mesh, from the seed of the config."""
     rows = model.adapters(shape)
     where = {row.name: meshes.sharding(mesh, *row.axes) for row in rows}
-    return jax.jit(lambda: model.draw(stream_key(config.seed, 0, "init"), rows), out_shardings=where)()
+    return jax.jit(
+        lambda: model.draw(stream_key(config.seed, 0, "init"), rows), out_shardings=where
+    )()
 
 
 def fingerprint(params: PyTree, mesh: meshes.AnyMesh, *, dtype: DTypeLike | None = None) -> str:
@@ -132,7 +154,9 @@ def fingerprint(params: PyTree, mesh: meshes.AnyMesh, *, dtype: DTypeLike | None
     """
 
     def checksums(params: PyTree) -> Array:
-        return jnp.stack([_checksum(x if dtype is None else x.astype(dtype)) for x in jax.tree.leaves(params)])
+        return jnp.stack(
+            [_checksum(x if dtype is None else x.astype(dtype)) for x in jax.tree.leaves(params)]
+        )
 
     sums = jax.jit(checksums, out_shardings=meshes.sharding(mesh))(params)
     return short_digest(np.asarray(sums).tobytes())
@@ -143,7 +167,9 @@ def _checksum(x: Array) -> Array:
 
     bits_i are the bits of the i-th number, read as an integer.
     """
-    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(
+        jnp.uint32
+    )
     place = jnp.zeros(x.shape, jnp.uint32)
     for axis, size in enumerate(x.shape):
         place = place * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
@@ -151,12 +177,17 @@ def _checksum(x: Array) -> Array:
 
 
 def export(config: Config, lm: LanguageModel, params: PyTree, folder: Path) -> str:
-    """Writes the trained policy to <folder>/policy, adapters to <folder>/adapter besides; says where they are."""
+    """Writes the trained policy to <folder>/policy, adapters to <folder>/adapter besides; says
+    where they are.
+    """
     export_merged(lm, params, folder / "policy")
     if lm.config.lora is None:
         return f"the trained policy is in {folder / 'policy'}"
     weights.save_adapters(folder / "adapter", params, lm.config, source=config.model)
-    return f"the trained policy is in {folder / 'policy'}, its adapters alone are in {folder / 'adapter'}"
+    return (
+        f"the trained policy is in {folder / 'policy'}, its adapters alone are in "
+        f"{folder / 'adapter'}"
+    )
 
 
 def export_merged(lm: LanguageModel, params: PyTree, folder: Path) -> None:
@@ -165,33 +196,58 @@ def export_merged(lm: LanguageModel, params: PyTree, folder: Path) -> None:
 
 
 def check_finite(lm: LanguageModel, params: PyTree, *, step: int, newest: int | None) -> None:
-    """Raises InputError when trained parameters are not finite after `step`; `newest` is the last that was saved."""
+    """Raises InputError when trained parameters are not finite after `step`; `newest` is the last
+    that was saved.
+    """
     if flaw := weights.not_finite(params, lm.config):
-        kept = "there is no checkpoint yet" if newest is None else f"the newest checkpoint is of step {newest}"
-        raise InputError(f"after step {step} {flaw}: nothing of it is saved, {kept}; lower the learning_rate")
+        kept = (
+            "there is no checkpoint yet"
+            if newest is None
+            else (f"the newest checkpoint is of step {newest}")
+        )
+        raise InputError(
+            f"after step {step} {flaw}: nothing of it is saved, {kept}; lower the learning_rate"
+        )
 
 
 def check_length(config: Config, limit: int | None) -> None:
-    """Raises InputError when prompts and completions may outgrow the `limit` that the model was made for."""
+    """Raises InputError when prompts and completions may outgrow the `limit` that the model was
+    made for.
+    """
     most = config.max_prompt_length + config.max_completion_length
     if limit is not None and most > limit:
         raise InputError(
-            f"max_prompt_length {config.max_prompt_length} + max_completion_length {config.max_completion_length} is "
+            f"max_prompt_length {config.max_prompt_length} + max_completion_length "
+            f"{config.max_completion_length} is "
             f"{most}, but {config.model} has max_position_embeddings {limit}: lower one of the two"
         )
 
 
 class CompiledRollout:
-    """The programs of a rollout, compiled when they are first needed; rows are sharded over the mesh.
+    """The programs of a rollout, compiled when they are first needed; rows are sharded over the
+    mesh.
 
-    Waits for the device only between two segments, for one replicated scalar, on which all processes decide alike.
+    Waits for the device only between two segments, for one replicated scalar, on which all
+    processes decide alike.
     """
 
-    def __init__(self, lm: LanguageModel, config: Config, mesh: meshes.AnyMesh, use: str, how: rollout.Sampling):
+    def __init__(
+        self,
+        lm: LanguageModel,
+        config: Config,
+        mesh: meshes.AnyMesh,
+        use: str,
+        how: rollout.Sampling,
+    ):
         """Prepares the programs; `use` is the random stream."""
 
         def start(
-            params: PyTree, step: Array, prompts: Array, lengths: Array, ids: Array, stream: Array | None = None
+            params: PyTree,
+            step: Array,
+            prompts: Array,
+            lengths: Array,
+            ids: Array,
+            stream: Array | None = None,
         ) -> tuple[rollout.Inputs, rollout.Decoding]:
             key = stream_key(config.seed, step, use if stream is None else stream)
             return rollout.start(lm.policy, params, key, prompts, lengths, ids, None, how=how)
@@ -207,7 +263,9 @@ class CompiledRollout:
             donate_argnums=1,
             out_shardings=(None, meshes.sharding(mesh)),
         )
-        self.finish = jax.jit(rollout.finish, out_shardings=Rollout._make((cells, rows, cells, cells, cells)))
+        self.finish = jax.jit(
+            rollout.finish, out_shardings=Rollout._make((cells, rows, cells, cells, cells))
+        )
 
     def __call__(
         self,
@@ -220,7 +278,8 @@ class CompiledRollout:
     ) -> Rollout:
         """Samples completions.
 
-        `params` are all parameters, frozen ones and adapters; `stream` the number of another random stream.
+        `params` are all parameters, frozen ones and adapters; `stream` the number of another random
+        stream.
         """
         inputs, state = self.start(params, step, prompts, lengths, ids, stream)
         for length in self.cache_lengths:

@@ -29,14 +29,16 @@ MARK = "83561740922957310648"  # stands for words; filters of templates leave di
 SHORT = 12  # characters; fewer may stand in the template's own text
 SAMPLES = ("a", "1", "?", "word")  # texts of which a tokenizer knows at least one
 WRITTEN = ("system", "developer", "user")  # roles whose words must be in a prompt
-SWITCH = re.compile(r"(?<!\S)/\w+")  # such as /no_think, which templates of hybrid reasoners take out of the words
+# such as /no_think, which templates of hybrid reasoners take out of the words
+SWITCH = re.compile(r"(?<!\S)/\w+")
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one field of a message
 
 
 class Options(NamedTuple):
     """What chat templates are given besides the messages."""
 
-    variables: Sequence[dict[str, object]] | None = None  # [N] `chat_template_kwargs` of each prompt
+    # [N] `chat_template_kwargs` of each prompt
+    variables: Sequence[dict[str, object]] | None = None
     date: str | None = None  # that their clock shows, in ISO form; None = today
     name: str = "the prompts"  # of the set, for errors
 
@@ -46,19 +48,23 @@ def encode(
 ) -> Iterator[list[int]]:
     """Yields the tokens that a completion of each prompt follows, in order.
 
-    Messages go through the chat template, up to the header of the answer, or, where the last message is the
-    assistant's, up to the end of its words, which the completion continues. Their tokens are those of transformers'
-    `apply_chat_template`. Without a template their contents are joined by blank lines, as text. Text has before it what
-    the tokenizer puts there, BOS or [CLS], unless it spells out the BOS itself, and nothing behind it.
+    Messages go through the chat template, up to the header of the answer, or, where the last
+    message is the assistant's, up to the end of its words, which the completion continues. Their
+    tokens are those of transformers' `apply_chat_template`. Without a template their contents are
+    joined by blank lines, as text. Text has before it what the tokenizer puts there, BOS or [CLS],
+    unless it spells out the BOS itself, and nothing behind it.
 
-    Raises InputError, which names the row, when the template breaks, exceeds a bound of `templates`, refuses the
-    messages or leaves words of the user or the system out, and when the tokenizer cannot encode a text.
+    Raises InputError, which names the row, when the template breaks, exceeds a bound of
+    `templates`, refuses the messages or leaves words of the user or the system out, and when the
+    tokenizer cannot encode a text.
     """
     texts = _texts(tokenizer, prompts, options)
     begun = str(tokenizer.bos_token or "")
     first = 0
     while batch := list(islice(texts, BATCH)):
-        for text, tokens in zip(batch, _tokenize(tokenizer, batch, first, options.name), strict=True):
+        for text, tokens in zip(
+            batch, _tokenize(tokenizer, batch, first, options.name), strict=True
+        ):
             bare = text.rendered or (begun and text.content.startswith(begun))
             yield tokens if bare else [*_beginning(tokenizer), *tokens]
         first += len(batch)
@@ -69,7 +75,9 @@ class _Text(NamedTuple):
     rendered: bool  # by a chat template, which writes all special tokens itself
 
 
-def _texts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], options: Options) -> Iterator[_Text]:
+def _texts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], options: Options
+) -> Iterator[_Text]:
     """Yields the texts of all prompts."""
     rows = [row for row, prompt in enumerate(prompts) if not isinstance(prompt, str)]
     if rows and tokenizer.chat_template is None:
@@ -79,7 +87,11 @@ def _texts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], option
         if names := {name for variables in options.variables or () for name in variables}:
             _say_unread(tokenizer.name_or_path, ", ".join(sorted(names)))
         for prompt in prompts:
-            joined = prompt if isinstance(prompt, str) else "\n\n".join(each["content"] for each in prompt)
+            joined = (
+                prompt
+                if isinstance(prompt, str)
+                else "\n\n".join(each["content"] for each in prompt)
+            )
             yield _Text(joined, rendered=False)
         return
     with closing(_rendered(tokenizer, prompts, rows, options)) as rendered:
@@ -90,9 +102,14 @@ def _texts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], option
 
 
 def _rendered(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], rows: Sequence[int], options: Options
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    rows: Sequence[int],
+    options: Options,
 ) -> Generator[str]:
-    """Yields the texts of the messages in `rows`, then tries whether short words could be left out."""
+    """Yields the texts of the messages in `rows`, then tries whether short words could be left
+    out.
+    """
     chosen = _templates(tokenizer)
     requests: list[Request] = []
     trials: dict[str, tuple[int, Request]] = {}
@@ -113,18 +130,28 @@ def _rendered(
         for row, request in zip(rows, requests, strict=True):
             answer = next(answers)
             reads.update(answer.reads or ())
-            yield _checked(answer, request, prompts[row], tokenizer.name_or_path, f"row {row + 1} of {options.name}")
+            yield _checked(
+                answer,
+                request,
+                prompts[row],
+                tokenizer.name_or_path,
+                f"row {row + 1} of {options.name}",
+            )
         names = {name for variables in options.variables or () for name in variables}
         if unread := names - reads:
             _say_unread(tokenizer.name_or_path, ", ".join(sorted(unread)))
         for row, request in trials.values():
             answer = next(answers, Answer(failure="an earlier trial ended the process"))
             if answer.text and (lost := _lost(request.messages, answer.text, whole=False)):
-                raise _leaves_out(tokenizer.name_or_path, lost["role"], f"row {row + 1} of {options.name}")
+                raise _leaves_out(
+                    tokenizer.name_or_path, lost["role"], f"row {row + 1} of {options.name}"
+                )
 
 
 def _templates(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Returns the template of messages, and the one of messages with tools, which often is the same."""
+    """Returns the template of messages, and the one of messages with tools, which often is the
+    same.
+    """
     given: Any = tokenizer.chat_template
     named = given if isinstance(given, dict) else {"default": given}
     if not all(isinstance(text, str) for text in named.values()):
@@ -141,7 +168,9 @@ def _templates(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def _request(template: int, messages: list[dict], variables: dict[str, object]) -> Request:
-    """Returns the request for a prompt; the end of the words that a completion continues is marked."""
+    """Returns the request for a prompt; the end of the words that a completion continues is
+    marked.
+    """
     messages = [_with_reasoning(message) for message in messages]
     continued = messages[-1]["role"] == "assistant"
     if continued:  # a template that trims the words takes the blank away
@@ -150,14 +179,22 @@ def _request(template: int, messages: list[dict], variables: dict[str, object]) 
 
 
 def _with_reasoning(message: dict) -> dict:
-    """Returns the message with its reasoning under the names that templates know, as transformers 5 gives it."""
+    """Returns the message with its reasoning under the names that templates know, as transformers 5
+    gives it.
+    """
     reasoning = next((message[name] for name in REASONING if message.get(name) is not None), None)
-    return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
+    return (
+        message
+        if reasoning is None
+        else {"thinking": reasoning, **message, "reasoning_content": reasoning}
+    )
 
 
 def _trial(messages: list[dict]) -> list[dict] | None:
     """Returns the messages with a mark in place of short words, None where no words are short."""
-    short = [each["role"] in WRITTEN and 0 < len(_squeezed(each["content"])) < SHORT for each in messages]
+    short = [
+        each["role"] in WRITTEN and 0 < len(_squeezed(each["content"])) < SHORT for each in messages
+    ]
     if not any(short):
         return None
     return [
@@ -169,14 +206,17 @@ def _trial(messages: list[dict]) -> list[dict] | None:
 def _check_json(requests: Sequence[Request], rows: Sequence[int], name: str) -> None:
     """Raises InputError for messages with fields that JSON has not."""
     for row, request in zip(rows, requests, strict=False):
-        plain = all(type(value) is str for message in request.messages for value in message.values())
+        plain = all(
+            type(value) is str for message in request.messages for value in message.values()
+        )
         if plain:
             continue
         try:
             json.dumps(request.messages)
         except (TypeError, ValueError, RecursionError) as error:
             raise InputError(
-                f"row {row + 1} of {name} has a message that no chat template can be given ({error}): use plain values"
+                f"row {row + 1} of {name} has a message that no chat template can be given "
+                f"({error}): use plain values"
             ) from error
 
 
@@ -191,7 +231,8 @@ def _checked(answer: Answer, request: Request, messages: Any, folder: str, where
     if answer.failure:
         raise InputError(
             f"the chat template of {folder} fails at messages of the roles {roles} "
-            f"({answer.failure}), {where}: correct the template, or give it what it looks for in the "
+            f"({answer.failure}), {where}: correct the template, or give it what it looks for "
+            "in the "
             "messages or with chat_template_kwargs"
         )
     text = answer.text
@@ -203,7 +244,9 @@ def _checked(answer: Answer, request: Request, messages: Any, folder: str, where
 
 
 def _cut(text: str, folder: str, where: str) -> str:
-    """Returns the text before the mark; white space before a mark that was trimmed is the template's own."""
+    """Returns the text before the mark; white space before a mark that was trimmed is the
+    template's own.
+    """
     before, mark, behind = text.rpartition(MARK)
     if not mark:
         raise _leaves_out(folder, "assistant", where)
@@ -221,7 +264,8 @@ def _leaves_out(folder: str, role: str, where: str) -> InputError:
 
 
 def _lost(messages: list[dict], text: str, *, whole: bool) -> dict | None:
-    """Returns the first message whose words are not in a text, of the user, the system or, if `whole`, the last one.
+    """Returns the first message whose words are not in a text, of the user, the system or, if
+    `whole`, the last one.
 
     White space and switches do not count; words may be spelled as in JSON, HTML or Python.
     """
@@ -240,7 +284,12 @@ def _spelled(words: str, text: str) -> bool:
 
     The words may be written as they are or as in JSON or Python, and the text may be HTML.
     """
-    spellings = (words, json.dumps(words)[1:-1], json.dumps(words, ensure_ascii=False)[1:-1], repr(words)[1:-1])
+    spellings = (
+        words,
+        json.dumps(words)[1:-1],
+        json.dumps(words, ensure_ascii=False)[1:-1],
+        repr(words)[1:-1],
+    )
     texts = {_squeezed(text), _squeezed(html.unescape(text))}
     return any(_squeezed(spelling) in each for spelling in spellings for each in texts)
 
@@ -249,19 +298,25 @@ def _squeezed(text: str) -> str:
     return "".join(text.split())
 
 
-def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[_Text], first: int, name: str) -> list[list[int]]:
-    """Returns the tokens of texts, without special tokens other than their own; `first` is the row of the first."""
+def _tokenize(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[_Text], first: int, name: str
+) -> list[list[int]]:
+    """Returns the tokens of texts, without special tokens other than their own; `first` is the row
+    of the first.
+    """
     contents = [text.content for text in texts]
     try:
         return _tokens(tokenizer, contents)
-    except Exception as error:  # tokenizers raises every kind, of files that it took as well as of texts
+    # tokenizers raises every kind, of files that it took as well as of texts
+    except Exception as error:
         for row, content in enumerate(contents, first + 1):
             try:
                 content.encode()
                 _tokens(tokenizer, [content])
             except UnicodeEncodeError as half:
                 raise InputError(
-                    f"row {row} of {name} holds half a character ({half.reason}): write the prompt in UTF-8"
+                    f"row {row} of {name} holds half a character ({half.reason}): write the "
+                    "prompt in UTF-8"
                 ) from half
             except Exception as own:
                 raise _cannot_encode(tokenizer, own, f"row {row} of {name}") from own
@@ -271,12 +326,15 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[_Text], first:
 def _cannot_encode(tokenizer: PreTrainedTokenizerBase, error: Exception, what: str) -> InputError:
     reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
     return InputError(
-        f"the tokenizer of {tokenizer.name_or_path} cannot encode {what} ({reason}): correct its tokenizer.json or "
+        f"the tokenizer of {tokenizer.name_or_path} cannot encode {what} ({reason}): correct "
+        "its tokenizer.json or "
         "tokenizer_config.json, or leave that prompt out"
     )
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bool = False) -> list[list[int]]:
+def _tokens(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bool = False
+) -> list[list[int]]:
     with panics.caught():
         encoded: Any = tokenizer(
             texts,
@@ -290,7 +348,8 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bo
 
 @functools.lru_cache(maxsize=8)
 def _beginning(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Returns the tokens that the tokenizer puts before a text, and says, once, what it would put behind.
+    """Returns the tokens that the tokenizer puts before a text, and says, once, what it would put
+    behind.
 
     Found by the place of a sample's own tokens among those with special tokens.
     """
@@ -309,7 +368,8 @@ def _beginning(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     behind = framed[start + len(bare) :]
     if behind:
         logger.warning(
-            "the tokenizer of %s puts %s behind every text: prompts go without, for completions follow them",
+            "the tokenizer of %s puts %s behind every text: prompts go without, for "
+            "completions follow them",
             tokenizer.name_or_path,
             " ".join(tokenizer.convert_ids_to_tokens(behind)),
         )
@@ -318,9 +378,15 @@ def _beginning(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
 @functools.cache
 def _say_no_template(folder: str) -> None:
-    logger.warning("the tokenizer of %s has no chat template: messages are joined by blank lines", folder)
+    logger.warning(
+        "the tokenizer of %s has no chat template: messages are joined by blank lines", folder
+    )
 
 
 @functools.cache
 def _say_unread(folder: str, names: str) -> None:
-    logger.warning("%s of chat_template_kwargs changes nothing: no chat template of %s looks at it", names, folder)
+    logger.warning(
+        "%s of chat_template_kwargs changes nothing: no chat template of %s looks at it",
+        names,
+        folder,
+    )

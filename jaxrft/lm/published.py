@@ -1,4 +1,6 @@
-"""Well-known models of the Hugging Face hub as their config.json describes them, for plans without their weights."""
+"""Well-known models of the Hugging Face hub as their config.json describes them, for plans without
+their weights.
+"""
 
 
 def keys(model: str) -> dict[str, object] | None:
@@ -20,7 +22,9 @@ _LLAMA = _SHARED | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]
 _LLAMA |= {"rms_norm_eps": 1e-5, "rope_theta": 5e5, "attention_bias": False, "mlp_bias": False}
 
 
-def _shape(layers: int, width: int, mlp: int, heads: int, kv_heads: int, vocabulary: int, *, tied: bool) -> dict:
+def _shape(
+    layers: int, width: int, mlp: int, heads: int, kv_heads: int, vocabulary: int, *, tied: bool
+) -> dict:
     return {
         "num_hidden_layers": layers,
         "hidden_size": width,
@@ -37,7 +41,11 @@ def _context(length: int) -> dict:
 
 
 def _stretched(factor: float) -> dict:
-    scaling = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    scaling = {
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
     return _context(131072) | {"rope_scaling": {"rope_type": "llama3", "factor": factor} | scaling}
 
 
@@ -49,8 +57,12 @@ _QWEN3_06B = _QWEN3 | _shape(28, 1024, 3072, 16, 8, 151936, tied=True)
 _QWEN3_17B = _QWEN3 | _shape(28, 2048, 6144, 16, 8, 151936, tied=True)
 _QWEN3_4B = _QWEN3 | _shape(36, 2560, 9728, 32, 8, 151936, tied=True)
 _QWEN3_8B = _QWEN3 | _shape(36, 4096, 12288, 32, 8, 151936, tied=False)
-_LLAMA_1B = _LLAMA | _shape(16, 2048, 8192, 32, 8, 128256, tied=True) | {"head_dim": 64} | _stretched(32.0)
-_LLAMA_3B = _LLAMA | _shape(28, 3072, 8192, 24, 8, 128256, tied=True) | {"head_dim": 128} | _stretched(32.0)
+_LLAMA_1B = (
+    _LLAMA | _shape(16, 2048, 8192, 32, 8, 128256, tied=True) | {"head_dim": 64} | _stretched(32.0)
+)
+_LLAMA_3B = (
+    _LLAMA | _shape(28, 3072, 8192, 24, 8, 128256, tied=True) | {"head_dim": 128} | _stretched(32.0)
+)
 _LLAMA_8B = _LLAMA | _shape(32, 4096, 14336, 32, 8, 128256, tied=False) | _stretched(8.0)
 _MATH = {"rope_theta": 1e4} | _context(4096)
 

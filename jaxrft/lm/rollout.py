@@ -1,7 +1,9 @@
-"""Rollouts: prefill a prompt once, decode its group from the shared cache, stop when all rows have ended.
+"""Rollouts: prefill a prompt once, decode its group from the shared cache, stop when all rows have
+ended.
 
 A rollout is `start`, a few segments of `decode` and `finish`. `generate` joins them in one program;
-`jaxrft.lm.policy.CompiledRollout` runs them one by one, and leaves out the segments that no row needs.
+`jaxrft.lm.policy.CompiledRollout` runs them one by one, and leaves out the segments that no row
+needs.
 """
 
 import math
@@ -15,8 +17,9 @@ from jaxrft.lm.model import Policy
 from jaxrft.mesh import constrain
 from jaxrft.types import Array, PyTree, Rollout
 
-# Attention reads a cache up to its length, not up to what is written. So the cache starts short and grows: to a quarter
-# of the completion at a time, or to an eighth where that is long. Each of the SEGMENTS at most is a program to compile.
+# Attention reads a cache up to its length, not up to what is written. So the cache starts short and
+# grows: to a quarter of the completion at a time, or to an eighth where that is long. Each of the
+# SEGMENTS at most is a program to compile.
 SLOTS = 64
 QUARTERS = 4
 SEGMENTS = 8
@@ -84,10 +87,11 @@ def generate(
 ) -> Rollout:
     """Samples G completions of each prompt; those of a prompt are next to each other.
 
-    prompts [B, P] right-padded, lengths [B], ids [B] the tasks' ids, first_sample [B] int32 the number of a group's
-    first sample, None for 0. `options` are the fields of `Sampling`. A sample depends on `key`, its task's id and its
-    number only: it is the same in another batch, in another bucket of prompts and on another mesh, up to the rounding
-    of matrix products. Greedy decoding takes the likeliest token and ignores the key.
+    prompts [B, P] right-padded, lengths [B], ids [B] the tasks' ids, first_sample [B] int32 the
+    number of a group's first sample, None for 0. `options` are the fields of `Sampling`. A sample
+    depends on `key`, its task's id and its number only: it is the same in another batch, in another
+    bucket of prompts and on another mesh, up to the rounding of matrix products. Greedy decoding
+    takes the likeliest token and ignores the key.
     """
     how = Sampling(**options)
     inputs, state = start(policy, params, key, prompts, lengths, ids, first_sample, how=how)
@@ -98,11 +102,12 @@ def generate(
 
 
 def cache_lengths(max_completion_length: int) -> tuple[int, ...]:
-    """Returns the lengths of the cache, one a segment: multiples of one step, and the last as long as a completion.
+    """Returns the lengths of the cache, one a segment: multiples of one step, and the last as long
+    as a completion.
 
-    The step is a quarter of the completion, or an eighth in multiples of 256 where that is shorter. A quarter is a
-    multiple of 64 slots; above that of 128, which are a tile of a TPU. The last token of a completion is not written
-    to the cache.
+    The step is a quarter of the completion, or an eighth in multiples of 256 where that is shorter.
+    A quarter is a multiple of 64 slots; above that of 128, which are a tile of a TPU. The last
+    token of a completion is not written to the cache.
 
     >>> cache_lengths(60), cache_lengths(256), cache_lengths(600), cache_lengths(4096)[:3]
     ((60,), (64, 128, 192, 256), (256, 512, 600), (512, 1024, 1536))
@@ -151,8 +156,12 @@ def start(
     return inputs, _advance(inputs, empty, constrain(logits, "batch", "vocab"), how)
 
 
-def decode(policy: Policy, inputs: Inputs, state: Decoding, *, how: Sampling, length: int) -> tuple[Decoding, Array]:
-    """Draws tokens until all rows have ended or the cache of `length` slots is full; whether all have ended []."""
+def decode(
+    policy: Policy, inputs: Inputs, state: Decoding, *, how: Sampling, length: int
+) -> tuple[Decoding, Array]:
+    """Draws tokens until all rows have ended or the cache of `length` slots is full; whether all
+    have ended [].
+    """
 
     def needed(state: Decoding) -> Array:
         return (state.time <= length) & ~_ended(state)
@@ -160,7 +169,9 @@ def decode(policy: Policy, inputs: Inputs, state: Decoding, *, how: Sampling, le
     def advance(state: Decoding) -> Decoding:
         slot = state.time - 1
         tokens = jax.lax.dynamic_index_in_dim(state.tokens, slot, axis=1, keepdims=False)
-        logits, cache = policy.decode(inputs.prepared, tokens, inputs.first + slot, slot, state.cache)
+        logits, cache = policy.decode(
+            inputs.prepared, tokens, inputs.first + slot, slot, state.cache
+        )
         return _advance(inputs, state._replace(cache=cache), logits, how)
 
     state = jax.lax.while_loop(needed, advance, state)
@@ -170,7 +181,13 @@ def decode(policy: Policy, inputs: Inputs, state: Decoding, *, how: Sampling, le
 def finish(state: Decoding) -> Rollout:
     """Returns what was sampled."""
     mask = jnp.arange(state.tokens.shape[1], dtype=jnp.int32)[None] < state.lengths[:, None]
-    return Rollout(state.tokens, state.lengths, mask.astype(jnp.float32), state.logprobs, state.sampling_logprobs)
+    return Rollout(
+        state.tokens,
+        state.lengths,
+        mask.astype(jnp.float32),
+        state.logprobs,
+        state.sampling_logprobs,
+    )
 
 
 def _ended(state: Decoding) -> Array:
@@ -184,21 +201,31 @@ def _advance(inputs: Inputs, state: Decoding, logits: Array, how: Sampling) -> D
 
 
 def _draw(keys: Array, time: Array, logits: Array, how: Sampling) -> Drawn:
-    """Draws the rows' tokens number `time`, from their keys [R] and logits [R, V] at the sampling temperature."""
+    """Draws the rows' tokens number `time`, from their keys [R] and logits [R, V] at the sampling
+    temperature.
+    """
     allowed = sampling.truncate(logits, top_k=how.top_k, top_p=how.top_p)
-    token = jnp.argmax(logits, axis=-1).astype(jnp.int32) if how.greedy else sampling.draw(keys, time, allowed)
+    token = (
+        jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        if how.greedy
+        else sampling.draw(keys, time, allowed)
+    )
     logprob = sampling.log_probability(logits, token)
     drawn_from = jnp.zeros_like(logprob) if how.greedy else sampling.log_probability(allowed, token)
     return Drawn(token, logprob.astype(jnp.float32), drawn_from.astype(jnp.float32))
 
 
 def _write(state: Decoding, drawn: Drawn, ends: Array) -> Decoding:
-    """Writes tokens at `time`, of which `ends` [E] end a row; rows that are done stay as they are."""
+    """Writes tokens at `time`, of which `ends` [E] end a row; rows that are done stay as they
+    are.
+    """
     live = ~state.done
 
     def put(buffer: Array, column: Array) -> Array:
         column = jnp.where(live, column, jnp.zeros_like(column))
-        return jax.lax.dynamic_update_slice(buffer, column[:, None], (jnp.zeros_like(state.time), state.time))
+        return jax.lax.dynamic_update_slice(
+            buffer, column[:, None], (jnp.zeros_like(state.time), state.time)
+        )
 
     return Decoding(
         time=state.time + 1,

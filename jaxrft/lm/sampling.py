@@ -7,10 +7,12 @@ from jaxrft.types import Array
 
 
 def truncate(logits: Array, *, top_k: int = 0, top_p: float = 1.0) -> Array:
-    """Sets to -inf the logits [..., V] outside the k likeliest tokens (0 = off) and outside the nucleus (1 = off).
+    """Sets to -inf the logits [..., V] outside the k likeliest tokens (0 = off) and outside the
+    nucleus (1 = off).
 
-    The nucleus is the smallest set of likeliest tokens whose probability reaches `top_p` (arXiv 1904.09751), taken
-    of what top-k leaves. At least one token stays; tokens tied with the last one stay too.
+    The nucleus is the smallest set of likeliest tokens whose probability reaches `top_p` (arXiv
+    1904.09751), taken of what top-k leaves. At least one token stays; tokens tied with the last one
+    stay too.
     """
     if top_k:
         kth = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][..., -1:]
@@ -24,8 +26,11 @@ def truncate(logits: Array, *, top_k: int = 0, top_p: float = 1.0) -> Array:
     return logits
 
 
-def row_keys(key: Array, ids: Array, num_generations: int, first_sample: Array | None = None) -> Array:
-    """Derives the keys [R] of G samples of each task in `ids` [B], numbered from `first_sample` [B] on (None: 0).
+def row_keys(
+    key: Array, ids: Array, num_generations: int, first_sample: Array | None = None
+) -> Array:
+    """Derives the keys [R] of G samples of each task in `ids` [B], numbered from `first_sample` [B]
+    on (None: 0).
 
     A sample's key depends on nothing but (key, task id, its number).
     """
@@ -40,8 +45,12 @@ def row_keys(key: Array, ids: Array, num_generations: int, first_sample: Array |
 
 
 def draw(keys: Array, time: Array, logits: Array) -> Array:
-    """Draws a token a row from logits [R, V] by the Gumbel trick, with the keys of rows [R] at step `time`."""
-    noise = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, time), logits.shape[-1:], jnp.float32))(keys)
+    """Draws a token a row from logits [R, V] by the Gumbel trick, with the keys of rows [R] at step
+    `time`.
+    """
+    noise = jax.vmap(
+        lambda key: jax.random.gumbel(jax.random.fold_in(key, time), logits.shape[-1:], jnp.float32)
+    )(keys)
     return jnp.argmax(logits + noise.astype(logits.dtype), axis=-1).astype(jnp.int32)
 
 
@@ -53,8 +62,8 @@ def pick(log_probabilities: Array, tokens: Array) -> Array:
 def log_probability(logits: Array, tokens: Array) -> Array:
     """Returns the log-probabilities [...] of tokens [...] under logits [..., V].
 
-    log p = logit - largest - log sum exp(logits - largest): what `jax.nn.log_softmax` has at the tokens, without an
-    array as large as the logits that goes to memory and back.
+    log p = logit - largest - log sum exp(logits - largest): what `jax.nn.log_softmax` has at the
+    tokens, without an array as large as the logits that goes to memory and back.
     """
     largest = jnp.max(logits, axis=-1)
     total = jnp.sum(jnp.exp(logits - largest[..., None]), axis=-1)

@@ -1,10 +1,10 @@
 """Renders chat templates in a process of its own, which `templates.py` starts as a script.
 
-It imports the standard library and jinja2. The wire is standard input and output with a JSON document a line.
-In: a greeting {"path", "date", "seconds", "memory", "batch", "templates"}; then for each prompt
-{"template", "messages", "variables", "generate"}.
-Out, for each prompt: {"text"}, {"refused": message} or {"failed": message}; the first answer about a template also has
-"reads", the names of all variables that the template looks at.
+It imports the standard library and jinja2. The wire is standard input and output with a JSON
+document a line. In: a greeting {"path", "date", "seconds", "memory", "batch", "templates"}; then
+for each prompt {"template", "messages", "variables", "generate"}. Out, for each prompt: {"text"},
+{"refused": message} or {"failed": message}; the first answer about a template also has "reads", the
+names of all variables that the template looks at.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ TIMES = 4  # and so many for each byte of its prompt on the wire
 
 
 def main() -> None:
-    """Answers prompts until standard input ends; SIGPROF ends the process when a batch takes too much time."""
+    """Answers prompts until standard input ends; SIGPROF ends the process when a batch takes too
+    much time.
+    """
     wire = sys.stdin.buffer
     greeting = json.loads(wire.readline())
     sys.path += greeting["path"]
@@ -48,7 +50,9 @@ def main() -> None:
 def answer_to(
     line: bytes, environment: Environment, templates: list[str], compiled: dict[int, Template]
 ) -> dict[str, object]:
-    """Renders one prompt; what a template raises, MemoryError and RecursionError included, becomes a message."""
+    """Renders one prompt; what a template raises, MemoryError and RecursionError included, becomes
+    a message.
+    """
     from jinja2 import TemplateError, meta
 
     reads: dict[str, object] = {}
@@ -72,7 +76,8 @@ def answer_to(
 def render(template: Template, request: dict[str, Any], most: int) -> str:
     """Returns the text of a template; raises OverflowError for more than `most` characters.
 
-    The variables are those that transformers gives; `random` filters draw the same numbers for each prompt.
+    The variables are those that transformers gives; `random` filters draw the same numbers for each
+    prompt.
     """
     random.seed(0)
     given = {"tools": None, "documents": None} | request["variables"]
@@ -109,7 +114,9 @@ def make_environment(today: date) -> Environment:
             return caller()
 
     class PublicNamespace(Namespace):
-        """Has no names that begin with an underscore, which would lead to Python's own attributes."""
+        """Has no names that begin with an underscore, which would lead to Python's own
+        attributes.
+        """
 
         def __init__(*args: Any, **names: object) -> None:
             own, *given = args  # `self` may be among the names
@@ -132,10 +139,20 @@ def make_environment(today: date) -> Environment:
 
     def check_public(names: Iterable[object]) -> None:
         if hidden := [name for name in names if isinstance(name, str) and name.startswith("_")]:
-            raise jinja2.exceptions.SecurityError(f"a namespace cannot hold {hidden[0]!r}, which begins with _")
+            raise jinja2.exceptions.SecurityError(
+                f"a namespace cannot hold {hidden[0]!r}, which begins with _"
+            )
 
-    def tojson(value: object, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    def tojson(
+        value: object, ensure_ascii=False, indent=None, separators=None, sort_keys=False
+    ) -> str:
+        return json.dumps(
+            value,
+            ensure_ascii=ensure_ascii,
+            indent=indent,
+            separators=separators,
+            sort_keys=sort_keys,
+        )
 
     def strftime_now(pattern: str) -> str:
         return datetime.combine(today, time()).strftime(pattern)
@@ -153,7 +170,9 @@ def make_environment(today: date) -> Environment:
 
 
 def describe(error: BaseException) -> str:
-    """Returns what went wrong, and in which line of the template, as one printable phrase of bounded length."""
+    """Returns what went wrong, and in which line of the template, as one printable phrase of
+    bounded length.
+    """
     if isinstance(error, MemoryError):
         return "it takes too much memory"
     if isinstance(error, RecursionError):
@@ -184,7 +203,9 @@ def line_of(error: BaseException) -> int | None:
 
 
 def limit_memory(more: int) -> None:
-    """Allows `more` bytes of address space from here on, no files to be written and no core files."""
+    """Allows `more` bytes of address space from here on, no files to be written and no core
+    files.
+    """
     with suppress(ImportError, OSError, ValueError):
         import resource
 

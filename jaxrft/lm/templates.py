@@ -1,4 +1,6 @@
-"""Renders chat templates, which are foreign code, in a process with bounds on time, memory and output."""
+"""Renders chat templates, which are foreign code, in a process with bounds on time, memory and
+output.
+"""
 
 import importlib.util
 import json
@@ -14,7 +16,8 @@ from typing import IO, NamedTuple
 
 from jaxrft.types import InputError
 
-SECONDS = 10.0  # of processor time for a batch; a published template takes below a millisecond a prompt
+# of processor time for a batch; a published template takes below a millisecond a prompt
+SECONDS = 10.0
 BATCH = 256  # prompts
 MEMORY = 512 << 20  # bytes
 _WORKER = Path(__file__).with_name("template_worker.py")
@@ -36,15 +39,17 @@ class Answer(NamedTuple):
     text: str = ""
     failure: str = ""  # how the template broke, a phrase
     refusal: str = ""  # what the template says against the messages
-    reads: tuple[str, ...] | None = None  # with the first answer about a template, the variables that it looks at
+    # with the first answer about a template, the variables that it looks at
+    reads: tuple[str, ...] | None = None
 
 
 def render(requests: Sequence[Request], templates: Sequence[str], date: str) -> Generator[Answer]:
     """Renders the requests in order; `date` is what the clock shows to templates, in ISO form.
 
-    Templates are run as transformers runs them, in jinja2's immutable sandbox, by a fresh process without the
-    environment, the current directory or the memory of this one. After a template has used up SECONDS or has ended its
-    process, the answer to its request is the last one. Raises TypeError for messages with values that JSON has not.
+    Templates are run as transformers runs them, in jinja2's immutable sandbox, by a fresh process
+    without the environment, the current directory or the memory of this one. After a template has
+    used up SECONDS or has ended its process, the answer to its request is the last one. Raises
+    TypeError for messages with values that JSON has not.
     """
     lines = [json.dumps(request._asdict()).encode() + b"\n" for request in requests]
     with _worker(_greeting(templates, date), lines) as process:
@@ -65,18 +70,32 @@ def render(requests: Sequence[Request], templates: Sequence[str], date: str) -> 
 
 
 def _greeting(templates: Sequence[str], date: str) -> dict[str, object]:
-    """Returns what the process is told first; `path` holds the folders of jinja2 and of what it imports."""
+    """Returns what the process is told first; `path` holds the folders of jinja2 and of what it
+    imports.
+    """
     packages = [importlib.util.find_spec(name) for name in ("jinja2", "markupsafe")]
-    folders = [str(Path(spec.origin).parent.parent) for spec in packages if spec is not None and spec.origin]
+    folders = [
+        str(Path(spec.origin).parent.parent)
+        for spec in packages
+        if spec is not None and spec.origin
+    ]
     bounds = {"seconds": SECONDS, "memory": MEMORY, "batch": BATCH}
-    return {"path": list(dict.fromkeys(folders)), "date": date, "templates": list(templates), **bounds}
+    return {
+        "path": list(dict.fromkeys(folders)),
+        "date": date,
+        "templates": list(templates),
+        **bounds,
+    }
 
 
 @contextmanager
-def _worker(greeting: dict[str, object], lines: Iterable[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+def _worker(
+    greeting: dict[str, object], lines: Iterable[bytes]
+) -> Iterator[subprocess.Popen[bytes]]:
     """Starts the process and a thread that writes to it, and ends both with the context."""
     try:
-        # -I: neither the current directory nor PYTHON* variables; -S: no start-up files of site-packages.
+        # -I: neither the current directory nor PYTHON* variables; -S: no start-up files of
+        # site-packages.
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", str(_WORKER)],
             stdin=subprocess.PIPE,
@@ -87,7 +106,9 @@ def _worker(greeting: dict[str, object], lines: Iterable[bytes]) -> Iterator[sub
             start_new_session=True,  # Ctrl-C does not reach it
         )
     except OSError as error:
-        raise InputError(f"the process that renders chat templates cannot be started: {error}") from error
+        raise InputError(
+            f"the process that renders chat templates cannot be started: {error}"
+        ) from error
     assert process.stdin is not None
     writer = threading.Thread(target=_write, args=(process.stdin, greeting, lines), daemon=True)
     with process:

@@ -1,4 +1,6 @@
-"""Opens the safetensors of a Hugging Face folder, under the names that transformers gives to a decoder's tensors."""
+"""Opens the safetensors of a Hugging Face folder, under the names that transformers gives to a
+decoder's tensors.
+"""
 
 import contextlib
 import re
@@ -22,22 +24,35 @@ EMBED = "model.embed_tokens.weight"
 UNEMBED = "lm_head.weight"
 MAX_NAME = 500  # characters of a tensor's name
 
-# Modules that wrap another one and compute nothing, as they show in the path to a tensor: those of torch.compile,
-# DistributedDataParallel, FullyShardedDataParallel, activation checkpointing and Lightning Fabric.
-WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
+# Modules that wrap another one and compute nothing, as they show in the path to a tensor: those of
+# torch.compile, DistributedDataParallel, FullyShardedDataParallel, activation checkpointing and
+# Lightning Fabric.
+WRAPPERS = {
+    "_orig_mod",
+    "module",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "_forward_module",
+}
 
 # What the names of tensors tell of a checkpoint that is not that of a decoder.
 FOREIGN = (
     (
-        re.compile(r"\.lora_[AB]\.|\.lora_[AB]$|\.lora_embedding_[AB]|\.base_layer\.|^base_model\.model\."),
-        "holds adapters of peft that are not merged: merge them with merge_and_unload(), and save that",
+        re.compile(
+            r"\.lora_[AB]\.|\.lora_[AB]$|\.lora_embedding_[AB]|\.base_layer\.|^base_model\.model\."
+        ),
+        "holds adapters of peft that are not merged: merge them with merge_and_unload(), and "
+        "save that",
     ),
     (
         re.compile(r"^tok_embeddings\.|\.attention\.w[qkvo]\.|\.feed_forward\.w[123]\."),
-        "is in the format of Meta's releases: give the folder that transformers' convert_llama_weights_to_hf.py makes",
+        "is in the format of Meta's releases: give the folder that transformers' "
+        "convert_llama_weights_to_hf.py makes",
     ),
     (
-        re.compile(r"(^|\.)(language_model|vision_tower|vision_model|visual|multi_modal_projector)\."),
+        re.compile(
+            r"(^|\.)(language_model|vision_tower|vision_model|visual|multi_modal_projector)\."
+        ),
         "holds more than a decoder of text: give a model of text only",
     ),
     (
@@ -50,7 +65,9 @@ FOREIGN = (
 QUANTIZED = (
     (
         "bitsandbytes",
-        re.compile(r"\.(absmax|nested_absmax|quant_map|nested_quant_map|SCB|weight_format)$|\.quant_state"),
+        re.compile(
+            r"\.(absmax|nested_absmax|quant_map|nested_quant_map|SCB|weight_format)$|\.quant_state"
+        ),
     ),
     ("GPTQ or AWQ", re.compile(r"\.(qweight|qzeros|g_idx)$")),
     ("compressed-tensors", re.compile(r"\.weight_(packed|shape|zero_point|global_scale)$")),
@@ -61,10 +78,12 @@ QUANTIZED = (
     ("HQQ", re.compile(r"\.W_q$")),
     ("quanto", re.compile(r"\.weight\._(data|scale|shift)$")),
 )
-# Methods that transformers undoes: what makes a model without them; M is AutoModelForCausalLM, t is transformers.
+# Methods that transformers undoes: what makes a model without them; M is AutoModelForCausalLM, t is
+# transformers.
 DEQUANTIZE = {
     "bitsandbytes": "M.from_pretrained({folder!r}).dequantize()",
-    "fp8": "M.from_pretrained({folder!r}, quantization_config=t.FineGrainedFP8Config(dequantize=True))",
+    "fp8": "M.from_pretrained({folder!r}, "
+    "quantization_config=t.FineGrainedFP8Config(dequantize=True))",
     "mxfp4": "M.from_pretrained({folder!r}, quantization_config=t.Mxfp4Config(dequantize=True))",
     "compressed-tensors": "M.from_pretrained({folder!r}, quantization_config="
     "t.CompressedTensorsConfig(dequantize=True))",
@@ -108,25 +127,34 @@ def files_of(index: Path) -> set[str]:
     Raises InputError when it lists none, or one that is elsewhere.
     """
     named = read_object(index).get("weight_map")
-    if not isinstance(named, dict) or not named or not all(isinstance(file, str) for file in named.values()):
+    if (
+        not isinstance(named, dict)
+        or not named
+        or not all(isinstance(file, str) for file in named.values())
+    ):
         raise InputError(f"{index} does not say which tensors are where: {AGAIN}")
     files = set(named.values())
     for file in sorted(files):
         try:
             inside(index.parent, file)
         except ValueError as error:
-            raise InputError(f"{index} names a file that is elsewhere, {file!r:.200}: {AGAIN}") from error
+            raise InputError(
+                f"{index} names a file that is elsewhere, {file!r:.200}: {AGAIN}"
+            ) from error
     return files
 
 
 def open_folder(folder: Path, stack: contextlib.ExitStack) -> Opened:
     """Opens every tensor of a folder; nothing but headers is read.
 
-    Raises InputError for a folder without safetensors, for files that are broken or lacking, for two tensors of one
-    name, and for checkpoints that are quantized, unmerged or not of a decoder: it says which, and what to do.
+    Raises InputError for a folder without safetensors, for files that are broken or lacking, for
+    two tensors of one name, and for checkpoints that are quantized, unmerged or not of a decoder:
+    it says which, and what to do.
     """
     if not folder.is_dir():
-        raise InputError(f"no folder {folder}: give the folder of a downloaded Hugging Face checkpoint")
+        raise InputError(
+            f"no folder {folder}: give the folder of a downloaded Hugging Face checkpoint"
+        )
     files = _files(folder)
     held: dict[str, tuple[str, TensorSlice]] = {}  # name in the file -> (file, slice)
     for file in files:
@@ -140,7 +168,8 @@ def open_folder(folder: Path, stack: contextlib.ExitStack) -> Opened:
         for name, tensor in slices.items():
             if name in held:
                 raise InputError(
-                    f"{folder} has the tensor {name} twice, in {held[name][0]} and in {file}: leave one of the two out"
+                    f"{folder} has the tensor {name} twice, in {held[name][0]} and in {file}: "
+                    "leave one of the two out"
                 )
             held[name] = (file, tensor)
     names = transformers_names(held, folder)
@@ -155,11 +184,13 @@ def _files(folder: Path) -> list[str]:
     single, index = (_is_file(folder / name) for name in (SINGLE, INDEX))
     if (folder / ADAPTER_CONFIG).is_file() and (folder / ADAPTER).is_file():
         raise InputError(
-            f"{folder} holds a model and adapters beside it, in {ADAPTER}: merge them, or move them elsewhere"
+            f"{folder} holds a model and adapters beside it, in {ADAPTER}: merge them, or move "
+            "them elsewhere"
         )
     if single and index and files_of(folder / INDEX) != {SINGLE}:
         raise InputError(
-            f"{folder} holds two checkpoints, {SINGLE} and the files of {INDEX}: move one of them elsewhere"
+            f"{folder} holds two checkpoints, {SINGLE} and the files of {INDEX}: move one of "
+            "them elsewhere"
         )
     if single:
         return [SINGLE]
@@ -170,8 +201,13 @@ def _files(folder: Path) -> list[str]:
         remedy = _command("gguf", folder, others[0])
         raise InputError(f"{folder} has {others[0]}, but only safetensors are read: {remedy}")
     if others:
-        raise InputError(f"{folder} has {others[0]}, but only safetensors are read: save it again with transformers")
-    raise InputError(f"{folder} has no {SINGLE}: give the folder of a downloaded Hugging Face checkpoint")
+        raise InputError(
+            f"{folder} has {others[0]}, but only safetensors are read: save it "
+            "again with transformers"
+        )
+    raise InputError(
+        f"{folder} has no {SINGLE}: give the folder of a downloaded Hugging Face checkpoint"
+    )
 
 
 def _is_file(path: Path) -> bool:
@@ -185,35 +221,50 @@ def _is_file(path: Path) -> bool:
 def transformers_names(stored: Iterable[str], folder: Path) -> dict[str, str]:
     """Returns the name in transformers of each tensor by its name in the file.
 
-    The rule: wrappers (`WRAPPERS`) and a path that all names share (`_shared`) are no part of a name, and names none of
-    which begins with "model." all lack it, but for the head's. Raises InputError for names that follow no one rule:
-    outer wrappers on some only, "model." on some only, and two tensors that come to have one name.
+    The rule: wrappers (`WRAPPERS`) and a path that all names share (`_shared`) are no part of a
+    name, and names none of which begins with "model." all lack it, but for the head's. Raises
+    InputError for names that follow no one rule: outer wrappers on some only, "model." on some
+    only, and two tensors that come to have one name.
     """
     stored = list(stored)
     for name in stored:
         if not name.isprintable() or not 0 < len(name) <= MAX_NAME:
-            raise InputError(f"{folder} has a tensor of a name that no decoder has, {name!r:.100}: {AGAIN}")
+            raise InputError(
+                f"{folder} has a tensor of a name that no decoder has, {name!r:.100}: {AGAIN}"
+            )
     outer = {name: _outer(name) for name in stored}
     if len(set(outer.values())) > 1:
         first, second = _examples(outer)
-        raise InputError(f"{folder} has tensors of two kinds of names, {first} and {second}: {AGAIN}")
-    plain = {name: ".".join(part for part in name.split(".") if part not in WRAPPERS) for name in stored}
+        raise InputError(
+            f"{folder} has tensors of two kinds of names, {first} and {second}: {AGAIN}"
+        )
+    plain = {
+        name: ".".join(part for part in name.split(".") if part not in WRAPPERS) for name in stored
+    }
     for pattern, what in FOREIGN:
         for name in plain.values():
             if pattern.search(name):
                 raise InputError(f"{folder} {what} (its tensors are named like {name})")
     shared = _shared(plain.values())
     plain = {name: short.removeprefix(shared) for name, short in plain.items()}
-    prefixed = {name: short.startswith("model.") for name, short in plain.items() if not short.startswith("lm_head.")}
+    prefixed = {
+        name: short.startswith("model.")
+        for name, short in plain.items()
+        if not short.startswith("lm_head.")
+    }
     if len(set(prefixed.values())) > 1 and _mixes(plain.values()):
         first, second = _examples(prefixed)
-        raise InputError(f"{folder} has tensors of two kinds of names, {first} and {second}: {AGAIN}")
+        raise InputError(
+            f"{folder} has tensors of two kinds of names, {first} and {second}: {AGAIN}"
+        )
     if not any(prefixed.values()) and _mixes(plain.values()):
         plain |= {name: f"model.{plain[name]}" for name in prefixed}
     seen: dict[str, str] = {}
     for name, short in plain.items():
         if short in seen:
-            raise InputError(f"{folder} has the tensor {short} twice, as {seen[short]} and as {name}: {AGAIN}")
+            raise InputError(
+                f"{folder} has the tensor {short} twice, as {seen[short]} and as {name}: {AGAIN}"
+            )
         seen[short] = name
     return plain
 
@@ -226,9 +277,11 @@ def _outer(name: str) -> str:
 
 
 def _shared(names: Iterable[str]) -> str:
-    """Returns the path to the module that is the decoder, as in "actor.model.embed_tokens.weight"; "" without one.
+    """Returns the path to the module that is the decoder, as in "actor.model.embed_tokens.weight";
+    "" without one.
 
-    All names begin with it, such as those of a trainer that holds the decoder, and that was saved whole.
+    All names begin with it, such as those of a trainer that holds the decoder, and that was saved
+    whole.
     """
     names = list(names)
     embeddings = [name for name in names if name.endswith(".embed_tokens.weight")]
@@ -265,7 +318,11 @@ def _check_format(folder: Path, slices: Mapping[str, TensorSlice]) -> None:
     method = named if isinstance(named, str) else next(iter(marked.values()), None)
     if method is None and dtypes[strange[0]].startswith("F8"):
         method = "fp8"
-    if method == "fp8" != named and strange and not any(dtypes[name].startswith("F8") for name in strange):
+    if (
+        method == "fp8" != named
+        and strange
+        and not any(dtypes[name].startswith("F8") for name in strange)
+    ):
         method = "compressed-tensors"  # whose whole numbers have scales of the same names
     name = min(strange or marked)
     flaw = f"tensor {name} is of dtype {dtypes[name]}"
@@ -275,8 +332,8 @@ def _check_format(folder: Path, slices: Mapping[str, TensorSlice]) -> None:
     if not strange:
         only = "of a kind that only quantized checkpoints have"
     raise InputError(
-        f"{folder} is quantized by {method:.40} ({flaw}, {only}): give the checkpoint that it was made from"
-        + (f", or {_command(method, folder)}" if method in DEQUANTIZE else "")
+        f"{folder} is quantized by {method:.40} ({flaw}, {only}): give the checkpoint that it "
+        "was made from" + (f", or {_command(method, folder)}" if method in DEQUANTIZE else "")
     )
 
 

@@ -15,7 +15,8 @@ from jaxrft.types import InputError
 if TYPE_CHECKING:  # transformers takes seconds to import: only `load` needs it
     from transformers import PreTrainedTokenizerBase
 
-ENDS = ("generation_config.json", "config.json")  # files that may name tokens which end a completion
+# files that may name tokens which end a completion
+ENDS = ("generation_config.json", "config.json")
 
 
 def load(folder: str) -> PreTrainedTokenizerBase:
@@ -25,14 +26,20 @@ def load(folder: str) -> PreTrainedTokenizerBase:
     Raises InputError when there is no such folder or no tokenizer in it that can be read.
     """
     if not Path(folder).is_dir():
-        raise InputError(f"no folder {folder}: give the folder of a Hugging Face checkpoint with its tokenizer files")
+        raise InputError(
+            f"no folder {folder}: give the folder of a Hugging Face checkpoint "
+            "with its tokenizer files"
+        )
     from transformers import AutoTokenizer
 
     try:
         with panics.caught():
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
             len(tokenizer)
-    except Exception as error:  # transformers raises every kind for missing, broken and foreign files
+    # transformers raises every kind for missing, broken and foreign files
+    except Exception as error:
         raise _unreadable(folder, error) from error
     files = tokenizer.vocab_files_names.values()
     if files and not any((Path(folder) / file).is_file() for file in files):
@@ -42,7 +49,9 @@ def load(folder: str) -> PreTrainedTokenizerBase:
 
 
 def _unreadable(folder: str, error: Exception) -> InputError:
-    """Returns the sentence for a tokenizer that cannot be read; transformers reads config.json on the way."""
+    """Returns the sentence for a tokenizer that cannot be read; transformers reads config.json on
+    the way.
+    """
     reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
     if (Path(folder) / "config.json").is_file():
         from transformers import AutoConfig
@@ -52,11 +61,13 @@ def _unreadable(folder: str, error: Exception) -> InputError:
         except Exception as own:
             if str(own) == str(error):
                 return InputError(
-                    f"{folder}/config.json cannot be read by transformers, which looks there for the kind of tokenizer "
+                    f"{folder}/config.json cannot be read by transformers, which looks there "
+                    "for the kind of tokenizer "
                     f"({reason}): correct it, or copy it again from the checkpoint"
                 )
     return InputError(
-        f"no tokenizer can be read from {folder}: put tokenizer.json and tokenizer_config.json there ({reason})"
+        f"no tokenizer can be read from {folder}: put tokenizer.json and tokenizer_config.json "
+        f"there ({reason})"
     )
 
 
@@ -67,7 +78,9 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
 
 
 def marks(tokenizer: PreTrainedTokenizerBase, eos_ids: tuple[int, ...]) -> frozenset[int]:
-    """Returns the tokens that only begin, end or fill a text: BOS, EOS, padding, and those that end a completion."""
+    """Returns the tokens that only begin, end or fill a text: BOS, EOS, padding, and those that end
+    a completion.
+    """
     own: Any = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     return frozenset(eos_ids).union(token for token in own if token is not None)
 
@@ -81,13 +94,19 @@ def decode(
 ) -> str:
     """Returns the text of tokens as they were sampled, but for those in `without`.
 
-    Every option is said outright, since defaults differ between versions and tokenizers: no space is taken away before
-    punctuation or put around added tokens. With `skip_special_tokens` all special tokens are left out, as TRL does.
+    Every option is said outright, since defaults differ between versions and tokenizers: no space
+    is taken away before punctuation or put around added tokens. With `skip_special_tokens` all
+    special tokens are left out, as TRL does.
     """
     kept = [int(token) for token in token_ids if int(token) not in without]
     options = {"spaces_between_special_tokens": False} if _puts_spaces(type(tokenizer)) else {}
     return str(
-        tokenizer.decode(kept, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False, **options)
+        tokenizer.decode(
+            kept,
+            skip_special_tokens=skip_special_tokens,
+            clean_up_tokenization_spaces=False,
+            **options,
+        )
     )
 
 
@@ -98,14 +117,17 @@ def _puts_spaces(kind: type) -> bool:
     Some classes that do not know it refuse it.
     """
     methods = [vars(each)["_decode"] for each in kind.__mro__ if "_decode" in vars(each)]
-    return any("spaces_between_special_tokens" in inspect.signature(method).parameters for method in methods)
+    return any(
+        "spaces_between_special_tokens" in inspect.signature(method).parameters
+        for method in methods
+    )
 
 
 def eos_ids(tokenizer: PreTrainedTokenizerBase, folder: str) -> tuple[int, ...]:
     """Collects the distinct tokens that end a completion.
 
-    The tokenizer, generation_config.json and config.json may each name some.
-    Raises InputError when none of the three names one, and when a file names something that is no token.
+    The tokenizer, generation_config.json and config.json may each name some. Raises InputError when
+    none of the three names one, and when a file names something that is no token.
     """
     found: list[Any] = [tokenizer.eos_token_id]
     for name in ENDS:
@@ -115,19 +137,23 @@ def eos_ids(tokenizer: PreTrainedTokenizerBase, folder: str) -> tuple[int, ...]:
     ids = tuple(dict.fromkeys(token for token in found if token is not None))
     if not ids:
         raise InputError(
-            f"{folder} names no token that ends a completion: set eos_token in tokenizer_config.json "
+            f"{folder} names no token that ends a completion: set eos_token in "
+            "tokenizer_config.json "
             "or eos_token_id in generation_config.json"
         )
     return ids
 
 
 def _ends_in(path: Path) -> list[int]:
-    """Returns the tokens that `eos_token_id` of a file names, a number, a list of numbers or null."""
+    """Returns the tokens that `eos_token_id` of a file names, a number, a list of numbers or
+    null.
+    """
     value = config_json.read_object(path).get("eos_token_id")
     listed = value if isinstance(value, list) else [] if value is None else [value]
     for token in listed:
         if type(token) is not int or not 0 <= token < 2**31:
             raise InputError(
-                f"{path} has the eos_token_id {value!r:.100}: give the number of a token, or a list of them"
+                f"{path} has the eos_token_id {value!r:.100}: give the number of a token, or a "
+                "list of them"
             )
     return listed

@@ -1,4 +1,6 @@
-"""Hugging Face folders <-> parameters, both ways: config.json and safetensors, read and written shard by shard."""
+"""Hugging Face folders <-> parameters, both ways: config.json and safetensors, read and written
+shard by shard.
+"""
 
 import contextlib
 import functools
@@ -35,25 +37,42 @@ logger = logging.getLogger(__name__)
 
 # What else belongs to a checkpoint and goes along when it is saved again.
 CARRIED = (
-    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json"),
+    *(
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "tokenizer.model",
+        "special_tokens_map.json",
+        "added_tokens.json",
+    ),
+    *(
+        "vocab.json",
+        "vocab.txt",
+        "merges.txt",
+        "chat_template.jinja",
+        "chat_template.json",
+        "generation_config.json",
+    ),
 )
 BLOCK = 1 << 24  # elements of two tensors that are compared at a time
 
 
 def read_config(folder: str | Path) -> ModelConfig:
-    """Reads the shape of the decoder in a Hugging Face folder, whose config.json has keys of transformers 4 or 5.
+    """Reads the shape of the decoder in a Hugging Face folder, whose config.json has keys of
+    transformers 4 or 5.
 
-    A decoder is tied only if its files agree: where config.json ties the embeddings, but they hold another
-    lm_head.weight, it is not tied, as in transformers 5. Says once what is not as config.json says, and which of its
-    keys are not read. Raises InputError when there is no such folder or file, or for a decoder that `model.py` does
-    not compute.
+    A decoder is tied only if its files agree: where config.json ties the embeddings, but they hold
+    another lm_head.weight, it is not tied, as in transformers 5. Says once what is not as
+    config.json says, and which of its keys are not read. Raises InputError when there is no such
+    folder or file, or for a decoder that `model.py` does not compute.
     """
     folder = Path(folder)
     keys = config_json.read(folder)
     config = model_config(keys, folder / CONFIG)
     if unread := config_json.unread(keys):
-        _say_once(f"{folder / CONFIG} has keys that are not read, as if they were absent: {', '.join(unread)}")
+        _say_once(
+            f"{folder / CONFIG} has keys that are not read, as if they were absent: "
+            f"{', '.join(unread)}"
+        )
     if not tensors.is_there(folder):
         return config
     with contextlib.ExitStack() as stack:
@@ -62,7 +81,8 @@ def read_config(folder: str | Path) -> ModelConfig:
             _say_once(f"{folder} has safetensors that are not read: {', '.join(opened.left_out)}")
         if config.tie_word_embeddings and not _are_equal(opened.slices, EMBED, UNEMBED):
             _say_once(
-                f"{folder}: config.json ties the embeddings, but {UNEMBED} differs from {EMBED}: they are not tied, as "
+                f"{folder}: config.json ties the embeddings, but {UNEMBED} differs from "
+                f"{EMBED}: they are not tied, as "
                 "in transformers 5; set tie_word_embeddings to false in config.json to say so"
             )
             config = config._replace(tie_word_embeddings=False)
@@ -90,13 +110,18 @@ def _are_equal(slices: Mapping[str, TensorSlice], name: str, other: str) -> bool
 
 
 def load(
-    folder: str | Path, config: ModelConfig, *, mesh: jax.sharding.Mesh | None = None, dtype: DTypeLike = jnp.float32
+    folder: str | Path,
+    config: ModelConfig,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+    dtype: DTypeLike = jnp.float32,
 ) -> Params:
-    """Reads the parameters of a Hugging Face folder in `dtype`, sharded by `model.shardings` when a mesh is given.
+    """Reads the parameters of a Hugging Face folder in `dtype`, sharded by `model.shardings` when a
+    mesh is given.
 
-    Adapters are not among them. With a mesh, a process reads only what its devices hold. Raises InputError when a
-    tensor is missing, has the wrong shape, has no place in the decoder or holds values that are not finite in `dtype`,
-    and when there are no safetensors.
+    Adapters are not among them. With a mesh, a process reads only what its devices hold. Raises
+    InputError when a tensor is missing, has the wrong shape, has no place in the decoder or holds
+    values that are not finite in `dtype`, and when there are no safetensors.
     """
     folder = Path(folder)
     weights = model.base(config)
@@ -104,9 +129,14 @@ def load(
     with contextlib.ExitStack() as stack:
         stack.enter_context(np.errstate(over="ignore"))  # what overflows in `dtype` is told below
         slices = _open(folder, config, stack)
-        params = {weight.name: _place(weight, slices, shardings.get(weight.name), dtype) for weight in weights}
+        params = {
+            weight.name: _place(weight, slices, shardings.get(weight.name), dtype)
+            for weight in weights
+        }
     if flaw := not_finite(params, config):
-        raise InputError(f"{folder}: {flaw}: its weights are broken, copy them again or give another checkpoint")
+        raise InputError(
+            f"{folder}: {flaw}: its weights are broken, copy them again or give another checkpoint"
+        )
     return params
 
 
@@ -119,11 +149,14 @@ def check(folder: str | Path, config: ModelConfig) -> None:
 def not_finite(params: Params, config: ModelConfig) -> str:
     """Names the first tensor with values that are not finite, and counts them; "" where all are.
 
-    Counted on the devices that hold the parameters. Every process takes part, and has the same answer.
+    Counted on the devices that hold the parameters. Every process takes part, and has the same
+    answer.
     """
     rows = [row for row in model.table(config) if row.name in params]
     where = params[rows[0].name].sharding
-    replicated = meshes.sharding(where.mesh) if isinstance(where, jax.sharding.NamedSharding) else None
+    replicated = (
+        meshes.sharding(where.mesh) if isinstance(where, jax.sharding.NamedSharding) else None
+    )
     held = tuple(params[row.name] for row in rows)
     counts = _count_not_finite(tuple(row.layered for row in rows), replicated)(held)
     found = [
@@ -143,11 +176,15 @@ def not_finite(params: Params, config: ModelConfig) -> str:
 def _count_not_finite(
     layered: tuple[bool, ...], replicated: jax.sharding.Sharding
 ) -> Callable[[tuple[Array, ...]], tuple[Array, ...]]:
-    """Compiles the count of values that are not finite: [L] of a weight with layers, a number of another."""
+    """Compiles the count of values that are not finite: [L] of a weight with layers, a number of
+    another.
+    """
 
     def count(params: tuple[Array, ...]) -> tuple[Array, ...]:
         return tuple(
-            jnp.sum(~jnp.isfinite(x), axis=tuple(range(1, x.ndim)) if each else None, dtype=jnp.uint32)
+            jnp.sum(
+                ~jnp.isfinite(x), axis=tuple(range(1, x.ndim)) if each else None, dtype=jnp.uint32
+            )
             for x, each in zip(params, layered, strict=True)
         )
 
@@ -163,22 +200,29 @@ def save(
     dtype: DTypeLike = jnp.float32,
     max_shard_size: int = 5 * 10**9,
 ) -> None:
-    """Writes a Hugging Face folder that transformers opens, in files of at most `max_shard_size` bytes.
+    """Writes a Hugging Face folder that transformers opens, in files of at most `max_shard_size`
+    bytes.
 
-    Adapters in `params` are added to their weights. `source` is the folder the parameters came from, whose config.json,
-    tokenizer and generation_config.json go along, or the keys of a new config.json (`hf_config`). Every process takes
-    part in gathering, tensor by tensor; process 0 writes, and an existing checkpoint is replaced only after the new one
-    is complete. What config.json and the tokenizer's files say of other files is left out (`config_json.exported`).
-    Raises InputError when `folder` cannot be written or holds something else, when `source` describes another model,
-    and for values that are not finite in `dtype`; then a checkpoint that is there stays.
+    Adapters in `params` are added to their weights. `source` is the folder the parameters came
+    from, whose config.json, tokenizer and generation_config.json go along, or the keys of a new
+    config.json (`hf_config`). Every process takes part in gathering, tensor by tensor; process 0
+    writes, and an existing checkpoint is replaced only after the new one is complete. What
+    config.json and the tokenizer's files say of other files is left out (`config_json.exported`).
+    Raises InputError when `folder` cannot be written or holds something else, when `source`
+    describes another model, and for values that are not finite in `dtype`; then a checkpoint that
+    is there stays.
     """
     dtype = np.dtype(dtype)
     keys = dict(source) if isinstance(source, Mapping) else config_json.read(Path(source))
     described = model_config(keys, "source")
-    if not isinstance(source, Mapping) and described.tie_word_embeddings:  # `read_config` may have found otherwise
+    # `read_config` may have found otherwise
+    if not isinstance(source, Mapping) and described.tie_word_embeddings:
         described = described._replace(tie_word_embeddings=config.tie_word_embeddings)
     if described != config._replace(lora=None):
-        raise InputError("the config.json to be saved is another model's: give the folder the parameters came from")
+        raise InputError(
+            "the config.json to be saved is another model's: give the folder the "
+            "parameters came from"
+        )
     files = _split(_pieces(model.base(config)), dtype.itemsize, max_shard_size)
     with _replacing(Path(folder)) as new:
         _write(new, files, params, config, dtype)
@@ -191,13 +235,16 @@ def save(
 
 
 def save_adapters(folder: str | Path, params: Params, config: ModelConfig, *, source: str) -> None:
-    """Writes the adapters in `params`, float32, as a folder that peft opens on top of the model `source`.
+    """Writes the adapters in `params`, float32, as a folder that peft opens on top of the model
+    `source`.
 
-    That is a folder or an id on the hub, owner/name[@revision]. Every process takes part; process 0 writes. Raises
-    InputError when `folder` cannot be written or holds something else.
+    That is a folder or an id on the hub, owner/name[@revision]. Every process takes part; process 0
+    writes. Raises InputError when `folder` cannot be written or holds something else.
     """
     with _replacing(Path(folder)) as new:
-        _write(new, {ADAPTER: _pieces(model.adapters(config))}, params, config, np.dtype(np.float32))
+        _write(
+            new, {ADAPTER: _pieces(model.adapters(config))}, params, config, np.dtype(np.float32)
+        )
         if new is not None:
             config_json.write(new / ADAPTER_CONFIG, peft_config(config, source))
     multihost_utils.sync_global_devices(f"jaxrft: saved {folder}")
@@ -211,8 +258,12 @@ def peft_config(config: ModelConfig, source: str) -> dict[str, object]:
     if config.lora is None:
         raise ValueError("a decoder without adapters has no adapter_config.json")
     alpha = config.lora.alpha
-    name, _, revision = (str(Path(source).resolve()), "", "") if Path(source).is_dir() else source.partition("@")
-    targets = {row.hf.split(".")[-2] for row in model.base(config) if row.name in config.lora.targets}
+    name, _, revision = (
+        (str(Path(source).resolve()), "", "") if Path(source).is_dir() else source.partition("@")
+    )
+    targets = {
+        row.hf.split(".")[-2] for row in model.base(config) if row.name in config.lora.targets
+    }
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -251,7 +302,8 @@ def _layer_shape(weight: Weight) -> tuple[int, ...]:
 def _layout(weight: Weight) -> list[list[int]]:
     """Groups the dimensions of a layer's weight by the dimension of the tensor that merges them.
 
-    "head" joins the dimension before it, and `transpose` swaps inputs with outputs: q [D, H, e] is [[1, 2], [0]].
+    "head" joins the dimension before it, and `transpose` swaps inputs with outputs: q [D, H, e] is
+    [[1, 2], [0]].
     """
     groups: list[list[int]] = []
     for dimension, axis in enumerate(weight.axes[1:] if weight.layered else weight.axes):
@@ -271,11 +323,15 @@ def _stored_shape(weight: Weight) -> tuple[int, ...]:
 
 
 def _open(folder: Path, config: ModelConfig, stack: contextlib.ExitStack) -> dict[str, TensorSlice]:
-    """Opens the tensors of a decoder; raises InputError unless they are just its own, in their shapes."""
+    """Opens the tensors of a decoder; raises InputError unless they are just its own, in their
+    shapes.
+    """
     slices = tensors.open_folder(folder, stack).slices
-    if config.tie_word_embeddings and EMBED not in slices and UNEMBED in slices:  # the same one by its other name
+    # the same one by its other name
+    if config.tie_word_embeddings and EMBED not in slices and UNEMBED in slices:
         slices[EMBED] = slices[UNEMBED]
-    # Not parameters: the output weights of a checkpoint that ties them, and a constant that old versions saved.
+    # Not parameters: the output weights of a checkpoint that ties them, and a constant that old
+    # versions saved.
     known = {UNEMBED}
     for weight in model.base(config):
         for name in _names(weight):
@@ -284,22 +340,36 @@ def _open(folder: Path, config: ModelConfig, stack: contextlib.ExitStack) -> dic
             found = tuple(slices[name].get_shape())
             shape = _stored_shape(weight)
             if found != shape:
-                raise InputError(f"{folder}: tensor {name} has shape {found}, but its config.json makes it {shape}")
+                raise InputError(
+                    f"{folder}: tensor {name} has shape {found}, but its "
+                    f"config.json makes it {shape}"
+                )
             known.add(name)
-    left = [name for name in slices if name not in known and not name.endswith("rotary_emb.inv_freq")]
+    left = [
+        name for name in slices if name not in known and not name.endswith("rotary_emb.inv_freq")
+    ]
     if left:
-        raise InputError(f"{folder}: tensor {min(left)} has no place in the decoder that its config.json describes")
+        raise InputError(
+            f"{folder}: tensor {min(left)} has no place in the decoder that its "
+            "config.json describes"
+        )
     return slices
 
 
 def _lacking(folder: Path, name: str, others: Set[str]) -> str:
     """Says that a tensor is missing, and names one that is there instead."""
     held = f", but {min(others)} and others" if others else ""
-    return f"{folder} has no tensor {name}, which its config.json calls for{held}: copy the checkpoint again"
+    return (
+        f"{folder} has no tensor {name}, which its config.json calls for{held}: copy the "
+        "checkpoint again"
+    )
 
 
 def _place(
-    weight: Weight, slices: Mapping[str, TensorSlice], sharding: jax.sharding.Sharding | None, dtype: DTypeLike
+    weight: Weight,
+    slices: Mapping[str, TensorSlice],
+    sharding: jax.sharding.Sharding | None,
+    dtype: DTypeLike,
 ) -> Array:
     """Reads a weight onto its devices, or onto the default device without a sharding.
 
@@ -307,7 +377,9 @@ def _place(
     weights.
     """
     if sharding is None:
-        return jnp.asarray(_read(weight, slices, [(0, size) for size in weight.shape], dtype)).block_until_ready()
+        return jnp.asarray(
+            _read(weight, slices, [(0, size) for size in weight.shape], dtype)
+        ).block_until_ready()
 
     @functools.cache  # devices that hold the same block share one reading
     def read(*bounds: tuple[int, int]) -> np.ndarray:
@@ -315,13 +387,18 @@ def _place(
 
     def block(index: tuple[slice, ...] | None) -> np.ndarray:
         assert index is not None  # which the type of the callback allows
-        return read(*(span.indices(size)[:2] for span, size in zip(index, weight.shape, strict=True)))
+        return read(
+            *(span.indices(size)[:2] for span, size in zip(index, weight.shape, strict=True))
+        )
 
     return jax.make_array_from_callback(weight.shape, sharding, block).block_until_ready()
 
 
 def _read(
-    weight: Weight, slices: Mapping[str, TensorSlice], bounds: list[tuple[int, int]], dtype: DTypeLike
+    weight: Weight,
+    slices: Mapping[str, TensorSlice],
+    bounds: list[tuple[int, int]],
+    dtype: DTypeLike,
 ) -> np.ndarray:
     """Reads the block of a weight within `bounds` from its layers' tensors, in `dtype`.
 
@@ -345,9 +422,16 @@ def _read_layer(weight: Weight, tensor: TensorSlice, bounds: list[tuple[int, int
     shape = _layer_shape(weight)
     groups = _layout(weight)
     inner = [math.prod(shape[i] for i in group[1:]) for group in groups]
-    window = tuple(slice(*(n * edge for edge in bounds[group[0]])) for group, n in zip(groups, inner, strict=True))
+    window = tuple(
+        slice(*(n * edge for edge in bounds[group[0]]))
+        for group, n in zip(groups, inner, strict=True)
+    )
     order = list(itertools.chain(*groups))
-    return tensor[window].reshape([bounds[i][1] - bounds[i][0] for i in order]).transpose(np.argsort(order))
+    return (
+        tensor[window]
+        .reshape([bounds[i][1] - bounds[i][0] for i in order])
+        .transpose(np.argsort(order))
+    )
 
 
 # Writing
@@ -386,13 +470,22 @@ def _split(pieces: list[Piece], itemsize: int, max_shard_size: int) -> dict[str,
         size += bytes_each
     if len(shards) == 1:
         return {SINGLE: shards[0]}
-    return {f"model-{i:05}-of-{len(shards):05}.safetensors": shard for i, shard in enumerate(shards, start=1)}
+    return {
+        f"model-{i:05}-of-{len(shards):05}.safetensors": shard
+        for i, shard in enumerate(shards, start=1)
+    }
 
 
 def _write(
-    folder: Path | None, files: Mapping[str, list[Piece]], params: Params, config: ModelConfig, dtype: np.dtype
+    folder: Path | None,
+    files: Mapping[str, list[Piece]],
+    params: Params,
+    config: ModelConfig,
+    dtype: np.dtype,
 ) -> None:
-    """Writes the tensors of each file, for which all processes gather them; only one has a folder."""
+    """Writes the tensors of each file, for which all processes gather them; only one has a
+    folder.
+    """
     for file, pieces in files.items():
         held = {}
         for piece in pieces:
@@ -400,14 +493,16 @@ def _write(
             if folder is not None:
                 held[piece.name] = tensor
         if folder is not None:
-            save_file(held, folder / file, metadata={"format": "pt"})  # transformers 4 insists on a format
+            # transformers 4 insists on a format
+            save_file(held, folder / file, metadata={"format": "pt"})
 
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype"))
 def _layer(
     parts: tuple[Array, ...], layer: Array | None, *, config: ModelConfig, dtype: DTypeLike
 ) -> tuple[Array, Array]:
-    """Merges one layer of a stacked weight [L, ...] with its adapter, if it has one; all of the weight for None.
+    """Merges one layer of a stacked weight [L, ...] with its adapter, if it has one; all of the
+    weight for None.
 
     Returns it, and the number of its values that are not finite.
     """
@@ -418,12 +513,17 @@ def _layer(
 
 
 def _gather(piece: Piece, params: Params, config: ModelConfig, dtype: np.dtype) -> np.ndarray:
-    """Gathers a tensor of the file, whole, on every process; raises InputError where it is not finite."""
+    """Gathers a tensor of the file, whole, on every process; raises InputError where it is not
+    finite.
+    """
     layer = None if piece.layer is None else np.int32(piece.layer)
-    value, bad = _layer(model.parts_of(params, piece.weight.name), layer, config=config, dtype=dtype)
+    value, bad = _layer(
+        model.parts_of(params, piece.weight.name), layer, config=config, dtype=dtype
+    )
     if int(bad):
         raise InputError(
-            f"nothing is exported: tensor {piece.name} has {int(bad)} of {value.size} values that are not finite in "
+            f"nothing is exported: tensor {piece.name} has {int(bad)} of {value.size} values "
+            "that are not finite in "
             f"{dtype}; go back to an earlier checkpoint, and lower the learning_rate"
         )
     here = value.is_fully_addressable or value.is_fully_replicated
@@ -436,12 +536,16 @@ def _write_index(folder: Path, files: Mapping[str, list[Piece]], itemsize: int) 
     """Writes the index of a checkpoint, if it has several files."""
     if len(files) > 1:
         names = {piece.name: file for file, pieces in files.items() for piece in pieces}
-        size = itemsize * sum(math.prod(_layer_shape(piece.weight)) for pieces in files.values() for piece in pieces)
+        size = itemsize * sum(
+            math.prod(_layer_shape(piece.weight)) for pieces in files.values() for piece in pieces
+        )
         config_json.write(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": names})
 
 
 def _carry(source: Path, folder: Path) -> None:
-    """Copies the files of the tokenizer, without the keys that name code or a place of other files."""
+    """Copies the files of the tokenizer, without the keys that name code or a place of other
+    files.
+    """
     for name in CARRIED:
         path = source / name
         if not path.is_file():
@@ -476,7 +580,9 @@ def _replacing(folder: Path) -> Iterator[Path | None]:
         ):  # a process was killed between the two renames below
             old.rename(folder)
         if folder.exists() and not _replaceable(folder):
-            raise InputError(f"{folder} exists and is not a checkpoint: give another folder, or remove it first")
+            raise InputError(
+                f"{folder} exists and is not a checkpoint: give another folder, or remove it first"
+            )
         for leftover in (new, old):
             remove(leftover)  # of a link, the link
         new.mkdir(parents=True)

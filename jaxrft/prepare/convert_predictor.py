@@ -1,4 +1,6 @@
-"""A predictor from a published torch checkpoint: python -m jaxrft.prepare.convert_predictor CHECKPOINT FILE [flags]."""
+"""A predictor from a published torch checkpoint: python -m jaxrft.prepare.convert_predictor
+CHECKPOINT FILE [flags].
+"""
 
 import argparse
 import pickle
@@ -34,8 +36,12 @@ def read(path: Path) -> dict[str, np.ndarray]:
         ) from error
     state = found.get("model_state_dict", found) if isinstance(found, dict) else None
     if not isinstance(state, dict):
-        raise InputError(f"{path} holds no state_dict: give a published checkpoint of the predictor")
-    return {str(name): x.float().numpy() for name, x in state.items() if isinstance(x, torch.Tensor)}
+        raise InputError(
+            f"{path} holds no state_dict: give a published checkpoint of the predictor"
+        )
+    return {
+        str(name): x.float().numpy() for name, x in state.items() if isinstance(x, torch.Tensor)
+    }
 
 
 def calibration_of(params: Params) -> Calibration:
@@ -47,8 +53,12 @@ def calibration_of(params: Params) -> Calibration:
     return "plain"
 
 
-def convert(checkpoint: Path, out: Path, model: str, *, temperature: float = 1.0, top_k: int | None = None) -> None:
-    """Writes the predictor of a torch `checkpoint` to `out`; `model` made the embeddings that it was trained on."""
+def convert(
+    checkpoint: Path, out: Path, model: str, *, temperature: float = 1.0, top_k: int | None = None
+) -> None:
+    """Writes the predictor of a torch `checkpoint` to `out`; `model` made the embeddings that it
+    was trained on.
+    """
     params = attention.params_from_torch(read(checkpoint))
     origin = Origin(model, params.query.norm_in.bias.size)
     save_predictor(out, Predictor(params, calibration_of(params), temperature, top_k, origin))
@@ -56,15 +66,29 @@ def convert(checkpoint: Path, out: Path, model: str, *, temperature: float = 1.0
 
 def main(arguments: list[str] | None = None) -> None:
     """Parses the command line and converts the checkpoint that it names."""
-    parser = argparse.ArgumentParser(prog="python -m jaxrft.prepare.convert_predictor", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxrft.prepare.convert_predictor", description=__doc__
+    )
     parser.add_argument("checkpoint", type=path_argument, help="the published checkpoint")
     parser.add_argument("out", type=path_argument, help="safetensors file to write")
-    parser.add_argument("--model", required=True, help="what made the embeddings it was trained on, such as a hub id")
-    parser.add_argument("--temperature", type=float, default=1.0, help="divides the attention's scores")
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="what made the embeddings it was trained on, such as a hub id",
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, help="divides the attention's scores"
+    )
     parser.add_argument("--top-k", type=int, help="attend to so many most similar references only")
     options = parser.parse_args(arguments)
     try:
-        convert(options.checkpoint, options.out, options.model, temperature=options.temperature, top_k=options.top_k)
+        convert(
+            options.checkpoint,
+            options.out,
+            options.model,
+            temperature=options.temperature,
+            top_k=options.top_k,
+        )
     except InputError as error:
         parser.error(str(error))
     print(f"the predictor is in {options.out}")

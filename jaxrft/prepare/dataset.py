@@ -1,4 +1,5 @@
-"""The command: jaxrft prepare dataset [NAME --file FILE ...]: published files become a TFDS data set.
+"""The command: jaxrft prepare dataset [NAME --file FILE ...]: published files become a TFDS data
+set.
 
 It is written without TensorFlow, as array_record, and read by any TFDS too.
 """
@@ -35,7 +36,9 @@ VERSION = "1.0.0"  # raise it when what a recipe makes of its files changes
 
 @dataclass(frozen=True)
 class Options(Checked):
-    """Makes a TFDS data set of the files of a published one; without NAME, lists those that it knows."""
+    """Makes a TFDS data set of the files of a published one; without NAME, lists those that it
+    knows.
+    """
 
     name: Annotated[str | None, tyro.conf.Positional] = None
     """Data set."""
@@ -48,11 +51,23 @@ class Options(Checked):
 
 
 def main(arguments: list[str], prog: str) -> int:
-    """Parses, prepares and prints; returns the exit code. Raises InputError for a mistake of the user's."""
+    """Parses, prepares and prints; returns the exit code. Raises InputError for a mistake of the
+    user's.
+    """
     options = tyro.cli(Options, args=arguments, prog=prog)
     if options.name is None:
-        sets = [f"{name}\n  {recipe.about}\n  files: {recipe.files}" for name, recipe in RECIPES.items()]
-        print("\n".join([f"usage: {prog} NAME --file FILE [FILE ...] [--split SPLIT] [--data-dir DIR]", "", *sets]))
+        sets = [
+            f"{name}\n  {recipe.about}\n  files: {recipe.files}" for name, recipe in RECIPES.items()
+        ]
+        print(
+            "\n".join(
+                [
+                    f"usage: {prog} NAME --file FILE [FILE ...] [--split SPLIT] [--data-dir DIR]",
+                    "",
+                    *sets,
+                ]
+            )
+        )
         return 0
     folder = prepare(options.name, options.file, split=options.split, data_dir=options.data_dir)
     source = f"--tasks.source tfds:{options.name}"
@@ -64,25 +79,35 @@ def main(arguments: list[str], prog: str) -> int:
     return 0
 
 
-def prepare(name: str, paths: Iterable[str], *, split: str = "train", data_dir: str | None = None) -> Path:
-    """Adds a split, made of the rows of the files one after the other, to the data set `name`; returns its folder.
+def prepare(
+    name: str, paths: Iterable[str], *, split: str = "train", data_dir: str | None = None
+) -> Path:
+    """Adds a split, made of the rows of the files one after the other, to the data set `name`;
+    returns its folder.
 
-    It is there whole or not at all, whenever the process is killed. Raises InputError for a data set without a recipe,
-    a file that does not follow it, and a split that is there already.
+    It is there whole or not at all, whenever the process is killed. Raises InputError for a data
+    set without a recipe, a file that does not follow it, and a split that is there already.
     """
     recipe = _recipe(name)
     sources = [Path(path) for path in paths]
     if not sources:
         raise InputError(f"no files of {name} given: add --file, {recipe.files}")
     if not re.fullmatch(r"\w+", split) or split == "all":  # of which TFDS makes something else
-        raise InputError(f"--split is {split!r}: a split is called by a word, such as train or test, but not all")
+        raise InputError(
+            f"--split is {split!r}: a split is called by a word, such as train or test, but not all"
+        )
     folder = folder_of(data_dir) / name / VERSION
     there = builder_of(folder) if (folder / "dataset_info.json").is_file() else None
     if there is not None and split in there.info.splits:
-        raise InputError(f"{folder} has a split {split} already: choose another --split or --data-dir, or delete it")
+        raise InputError(
+            f"{folder} has a split {split} already: choose another --split or "
+            "--data-dir, or delete it"
+        )
     with writing(folder, "choose another --data-dir"), contextlib.ExitStack() as stack:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix=".preparing-", dir=folder.parents[1]))
+        scratch = stack.enter_context(
+            tempfile.TemporaryDirectory(prefix=".preparing-", dir=folder.parents[1])
+        )
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))  # TFDS tells of a download
         tfds.disable_progress_bar()
         builder = Builder(name, recipe, tasks(recipe, sources), split, data_dir=scratch)
@@ -104,7 +129,9 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version(VERSION)
 
-    def __init__(self, name: str, recipe: Recipe, examples: Iterable[Task], split: str, *, data_dir: str):
+    def __init__(
+        self, name: str, recipe: Recipe, examples: Iterable[Task], split: str, *, data_dir: str
+    ):
         """Sets up the builder of DATA_DIR/NAME/VERSION, whose split `split` holds `examples`."""
         self.name = name  # pyright: ignore[reportAttributeAccessIssue]  # TFDS takes that of the class otherwise
         self.recipe = recipe
@@ -122,9 +149,13 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         }
         description = f"{self.recipe.about}. Files: {self.recipe.files}."
         features = tfds.features.FeaturesDict(features)
-        return tfds.core.DatasetInfo(builder=self, description=description, features=features, disable_shuffling=True)
+        return tfds.core.DatasetInfo(
+            builder=self, description=description, features=features, disable_shuffling=True
+        )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, Task]]]:
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Iterator[tuple[int, Task]]]:
         return {self.split: self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, Task]]:
@@ -148,7 +179,9 @@ def tasks(recipe: Recipe, paths: Iterable[Path]) -> Iterator[Task]:
                 left_out += 1
     if not kept:
         raise InputError(f"{', '.join(map(str, paths))}: no row has an answer; give {recipe.files}")
-    logger.info("%d tasks%s", kept, f", {left_out} more left out: they have no answer" if left_out else "")
+    logger.info(
+        "%d tasks%s", kept, f", {left_out} more left out: they have no answer" if left_out else ""
+    )
 
 
 def _task(recipe: Recipe, row: object, where: str) -> Task:
@@ -159,11 +192,16 @@ def _task(recipe: Recipe, row: object, where: str) -> Task:
             raise ValueError("the prompt is empty")
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         prompt = [{"role": message["role"], "content": message["content"]} for message in messages]
-        rest = {name: _value(task[name], kind) for name, kind in {"answer": str, **recipe.columns}.items()}
+        rest = {
+            name: _value(task[name], kind)
+            for name, kind in {"answer": str, **recipe.columns}.items()
+        }
     except KeyError as error:
         raise InputError(f"{where} has no {error.args[0]}: give {recipe.files}") from error
     except (TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{where} is {files.shown(row)}, no such task ({error}): give {recipe.files}") from error
+        raise InputError(
+            f"{where} is {files.shown(row)}, no such task ({error}): give {recipe.files}"
+        ) from error
     return {"prompt": prompt, **rest}
 
 
@@ -171,8 +209,12 @@ def _value(value: JSON, kind: type) -> str | float:
     return as_text(value) if kind is str else math.nan if value is None else float(value)
 
 
-def _move(new: Path, folder: Path, builder: Builder, there: tfds.core.DatasetBuilder | None) -> None:
-    """Puts a finished split where it belongs; the file that lists the splits comes last, in one piece."""
+def _move(
+    new: Path, folder: Path, builder: Builder, there: tfds.core.DatasetBuilder | None
+) -> None:
+    """Puts a finished split where it belongs; the file that lists the splits comes last, in one
+    piece.
+    """
     if there is None:
         new.rename(folder)
         return

@@ -1,4 +1,6 @@
-"""The embeddings of a policy for the prompts of all tasks, as a safetensors file that `tasks.embeddings` names."""
+"""The embeddings of a policy for the prompts of all tasks, as a safetensors file that
+`tasks.embeddings` names.
+"""
 
 import json
 import math
@@ -23,7 +25,16 @@ from jaxrft.host.files import JSON, short_digest
 from jaxrft.host.multihost import any_process, on_host0
 from jaxrft.host.stopping import stop_signals
 from jaxrft.lm.policy import LanguageModel, open_model
-from jaxrft.prepare.journal import Journal, begun, identity_at, note_of, open_own, replacing, unfinished, writing
+from jaxrft.prepare.journal import (
+    Journal,
+    begun,
+    identity_at,
+    note_of,
+    open_own,
+    replacing,
+    unfinished,
+    writing,
+)
 from jaxrft.report.console import Display
 from jaxrft.tasks import embeddings, mixture, sources, table
 from jaxrft.tasks.embeddings import embedding_source, make_embedder
@@ -44,10 +55,12 @@ class Options(Checked):
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     out: FilePath
-    """Safetensors file for the embeddings of the distinct prompts of all sets: `tasks.embeddings` of each."""
+    """Safetensors file for the embeddings of the distinct prompts of all sets: `tasks.embeddings`
+    of each.
+    """
     file_dtype: Literal["float32", "float16"] = "float32"
-    """What the file holds, whatever the `dtype` of the arithmetic; float16 halves it, at a relative error of 0.0005. On
-    the devices they are float32."""
+    """What the file holds, whatever the `dtype` of the arithmetic; float16 halves it, at a relative
+    error of 0.0005. On the devices they are float32."""
     overwrite: bool = False
     """Replace a file that is there already."""
 
@@ -88,7 +101,9 @@ def run(options: Options) -> bool:
         stopped = stack.enter_context(stop_signals())
         made_by = embedding_source(lm, config, mesh)
         digests = embeddings.digests(tasks.prompts)
-        job = Job(config, mesh, lm, made_by, out, np.dtype(options.file_dtype), tasks, digests, stopped)
+        job = Job(
+            config, mesh, lm, made_by, out, np.dtype(options.file_dtype), tasks, digests, stopped
+        )
         journal = on_host0(lambda: stack.enter_context(Journal(note_of(out), identity(job))))
         visible = jax.process_index() == 0
         display = stack.enter_context(Display(len(digests), visible=visible, unit="prompt"))
@@ -96,7 +111,9 @@ def run(options: Options) -> bool:
             display.say("stopped by a signal; the same command goes on from here")
             return False
         on_host0(partial(write, job))
-        display.say(f"embeddings of {len(digests):,} prompts, width {lm.config.hidden_size:,}, in {out}")
+        display.say(
+            f"embeddings of {len(digests):,} prompts, width {lm.config.hidden_size:,}, in {out}"
+        )
     for path in (rows_of(out), note_of(out)) if visible else ():
         path.unlink(missing_ok=True)
     return True
@@ -104,9 +121,12 @@ def run(options: Options) -> bool:
 
 def check(out: Path, overwrite: bool) -> None:
     """Raises InputError when `out` is there and is not to be replaced."""
-    # Beside a journal it is the journal's own: the process was killed between writing it and removing that.
+    # Beside a journal it is the journal's own: the process was killed between writing it and
+    # removing that.
     if out.exists() and not overwrite and not begun(note_of(out)):
-        raise InputError(f"{out} is there already: give another --out, or --overwrite to replace it")
+        raise InputError(
+            f"{out} is there already: give another --out, or --overwrite to replace it"
+        )
 
 
 def rows_of(out: Path) -> Path:
@@ -121,7 +141,9 @@ def distinct(config: Config, lm: LanguageModel) -> TaskTable:
     """
     tables = {}
     for tasks in config.task_sets:
-        rows = sources.load(replace(tasks, pass_rate_columns=()))._replace(reference_pass_rates=None)
+        rows = sources.load(replace(tasks, pass_rate_columns=()))._replace(
+            reference_pass_rates=None
+        )
         tables[tasks.title] = tokenize(rows, tasks, config, lm.tokenizer)
     whole = mixture.mix(tables)
     firsts = np.sort(np.unique(embeddings.digests(whole.prompts), axis=0, return_index=True)[1])
@@ -131,7 +153,10 @@ def distinct(config: Config, lm: LanguageModel) -> TaskTable:
 def identity(job: Job) -> dict[str, JSON]:
     """Describes the job for its journal: everything that the content of the file depends on."""
     settings = {name: getattr(job.config, name) for name in SETTINGS}
-    prompts = {"digest of the prompts": short_digest(job.digests.tobytes()), "dtype of the file": str(job.dtype)}
+    prompts = {
+        "digest of the prompts": short_digest(job.digests.tobytes()),
+        "dtype of the file": str(job.dtype),
+    }
     return job.made_by | settings | prompts | table.identity(job.table)
 
 
@@ -142,7 +167,10 @@ def embed(job: Job, journal: Journal | None, display: Display) -> bool:
         forget_lost(job, journal)
     missing = unfinished(journal, len(parts))
     if len(missing) < len(parts):
-        display.say(f"going on after {len(parts) - len(missing)} of {len(parts)} batches, in {rows_of(job.out)}")
+        display.say(
+            f"going on after {len(parts) - len(missing)} of {len(parts)} batches, in "
+            f"{rows_of(job.out)}"
+        )
     embedder = make_embedder(job.lm, job.config, job.mesh, job.table)
     for number in missing:
         if any_process(job.stopped()):
@@ -162,9 +190,15 @@ def narrowed(rows: np.ndarray, dtype: np.dtype) -> np.ndarray:
     with np.errstate(over="ignore"):
         found = rows.astype(dtype)
     if not np.isfinite(rows).all():
-        raise InputError("the policy's hidden states are not finite: its weights are broken, give another --model")
+        raise InputError(
+            "the policy's hidden states are not finite: its weights are broken, "
+            "give another --model"
+        )
     if not np.isfinite(found).all():
-        raise InputError(f"embeddings reach {np.abs(rows).max():g}, too large for {dtype}: give --file-dtype float32")
+        raise InputError(
+            f"embeddings reach {np.abs(rows).max():g}, too large for {dtype}: "
+            "give --file-dtype float32"
+        )
     return found
 
 

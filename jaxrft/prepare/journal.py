@@ -20,19 +20,27 @@ logger = logging.getLogger(__name__)
 
 
 class Journal:
-    """A file of JSON lines: what the job is, then a line for every piece of work, by its number, as soon as it is done.
+    """A file of JSON lines: what the job is, then a line for every piece of work, by its number, as
+    soon as it is done.
 
-    `done` maps the numbers of finished pieces to what came of them. A last line torn by a kill is cut off. Other lines
-    that are no JSON, and results that do not fit, are passed over and left in the file: their pieces are done anew. A
-    context manager, which leaves the file for the next process that goes on, unless there is nothing in it. While it
-    is open no other process opens it.
+    `done` maps the numbers of finished pieces to what came of them. A last line torn by a kill is
+    cut off. Other lines that are no JSON, and results that do not fit, are passed over and left in
+    the file: their pieces are done anew. A context manager, which leaves the file for the next
+    process that goes on, unless there is nothing in it. While it is open no other process opens it.
     """
 
-    def __init__(self, path: Path, identity: dict[str, JSON], fits: Callable[[int, JSON], bool] = lambda *_: True):
-        """Opens the journal at `path`, or begins one for the job that `identity` tells from all others.
+    def __init__(
+        self,
+        path: Path,
+        identity: dict[str, JSON],
+        fits: Callable[[int, JSON], bool] = lambda *_: True,
+    ):
+        """Opens the journal at `path`, or begins one for the job that `identity` tells from all
+        others.
 
-        `fits` says whether a result is one of the piece of that number. Raises InputError, which names the first
-        difference, when the one at `path` is another job's and has begun, and when another process is at it.
+        `fits` says whether a result is one of the piece of that number. Raises InputError, which
+        names the first difference, when the one at `path` is another job's and has begun, and when
+        another process is at it.
         """
         self.path = path
         identity = json.loads(json.dumps(identity))
@@ -42,7 +50,9 @@ class Journal:
             stack.enter_context(lock.held(path.with_name(f".{path.name}.lock"), f"{path}", remedy))
             self._file = stack.enter_context(open_own(path, "ab"))
             found = _read(path)
-            self.done = {number: result for number, result in found.pieces.items() if fits(number, result)}
+            self.done = {
+                number: result for number, result in found.pieces.items() if fits(number, result)
+            }
             if found.pieces:
                 _check(path, identity, found.identity)
                 _say_damage(path, found, len(self.done))
@@ -52,7 +62,9 @@ class Journal:
             self._open = stack.pop_all()
 
     def add(self, number: int, result: JSON) -> None:
-        """Notes that piece `number` is done; when it returns, the note outlasts a kill or a loss of power."""
+        """Notes that piece `number` is done; when it returns, the note outlasts a kill or a loss of
+        power.
+        """
         with writing(self.path):
             self._write([number, result])
         self.done[number] = result
@@ -73,12 +85,16 @@ class Journal:
         os.fsync(self._file.fileno())
 
 
-writing = partial(disk.writing, remedy="put that right, and the same command goes on where it stopped")
+writing = partial(
+    disk.writing, remedy="put that right, and the same command goes on where it stopped"
+)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file that takes the place of `path` at the end of the block; errors are as in `writing`."""
+    """Opens a file that takes the place of `path` at the end of the block; errors are as in
+    `writing`.
+    """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.replacing(path) as file:
@@ -86,7 +102,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def open_own(path: Path, mode: Literal["ab", "r+b"]) -> BinaryIO:
-    """Opens a file that only this command writes, makes it if need be, and follows no link to a file of others."""
+    """Opens a file that only this command writes, makes it if need be, and follows no link to a
+    file of others.
+    """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | (os.O_APPEND if mode == "ab" else 0)
     return os.fdopen(files.open_regular(path, flags), mode)
 
@@ -126,7 +144,9 @@ class _Content(NamedTuple):
 
 
 def _read(path: Path) -> _Content:
-    """Reads a journal; raises InputError for a file that is something else, which must not be written over."""
+    """Reads a journal; raises InputError for a file that is something else, which must not be
+    written over.
+    """
     try:
         content = files.read_regular(path, flags=os.O_RDONLY | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -140,7 +160,9 @@ def _read(path: Path) -> _Content:
             raise files.UnreadableJSON("it has no line of a journal")
         identity = files.parse_json(first, dict)
     except files.UnreadableJSON as error:
-        raise InputError(f"{path} is not the journal of a command: move it away, or choose another file") from error
+        raise InputError(
+            f"{path} is not the journal of a command: move it away, or choose another file"
+        ) from error
     return _Content(identity, pieces, parsed.count(None), end)
 
 
@@ -156,7 +178,9 @@ def _parse(line: bytes) -> tuple[int, JSON] | None:
 def _say_damage(path: Path, found: _Content, fitting: int) -> None:
     """Logs how many lines of a journal are passed over."""
     if passed := found.damaged + len(found.pieces) - fitting:
-        logger.warning("passing over %d damaged lines of %s: what they noted is done anew", passed, path)
+        logger.warning(
+            "passing over %d damaged lines of %s: what they noted is done anew", passed, path
+        )
 
 
 def _check(path: Path, identity: dict[str, JSON], saved: dict[str, JSON]) -> None:
@@ -165,6 +189,7 @@ def _check(path: Path, identity: dict[str, JSON], saved: dict[str, JSON]) -> Non
         there = saved.get(name)
         if here != there:
             raise InputError(
-                f"{path} holds the beginning of other work: its {name} is {there!r}, that of this command is {here!r}; "
+                f"{path} holds the beginning of other work: its {name} is {there!r}, that of "
+                f"this command is {here!r}; "
                 "repeat the command that began it, or remove the file to start afresh"
             )

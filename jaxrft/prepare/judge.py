@@ -1,7 +1,8 @@
-"""How well pass rates are predicted for policies and tasks that were not trained on, beside simpler ways to do it.
+"""How well pass rates are predicted for policies and tasks that were not trained on, beside simpler
+ways to do it.
 
-M policies, N tasks, of which some of each are held out. Of every policy, some known tasks, drawn at random, are
-references, whose pass rates are given; the others are to be told.
+M policies, N tasks, of which some of each are held out. Of every policy, some known tasks, drawn at
+random, are references, whose pass rates are given; the others are to be told.
 """
 
 from functools import partial
@@ -23,13 +24,21 @@ GROUPS = {  # which (policies, tasks) are held out
     "known policies, new tasks": (False, True),
     "new policies, new tasks": (True, True),
 }
-METHODS = ("predictor", "ridge on references", "ridge on others", "mean of others", "mean of references")
+METHODS = (
+    "predictor",
+    "ridge on references",
+    "ridge on others",
+    "mean of others",
+    "mean of references",
+)
 FIGURES = ("pearson", "spearman", "brier", "error")
 PENALTIES = np.logspace(-3, 6, 19)  # of ridge regression, relative to the variance of a column
 BINS = 10  # of a calibration curve
 NOTES = (
-    "pearson, spearman: over the tasks of a policy, mean over policies; brier: squared error against single answers;",
-    "error: against pass rates. ± 95 % intervals over splits, which share data. The mean of others is known only for",
+    "pearson, spearman: over the tasks of a policy, mean over policies; brier: squared error "
+    "against single answers;",
+    "error: against pass rates. ± 95 % intervals over splits, which share data. The mean of "
+    "others is known only for",
     "tasks that other policies were trained on.",
 )
 
@@ -49,7 +58,9 @@ class Judged(NamedTuple):
     found: dict[str, np.ndarray]  # method -> [M, N]
 
 
-def splits(seed: int, pass_rates: np.ndarray, *, count: int, held_out: float, num_references: int) -> list[Split]:
+def splits(
+    seed: int, pass_rates: np.ndarray, *, count: int, held_out: float, num_references: int
+) -> list[Split]:
     """Draws `count` splits of pass rates [M, N] into what is held out and what is known.
 
     A split holds out the share `held_out` of the policies, and of the tasks, at least one of
@@ -132,14 +143,20 @@ def _attended(
 
 @partial(jax.jit, static_argnames=("calibration", "temperature", "top_k"))
 def _attend(
-    params: attention.Params, embeddings: Array, rates: Array, references: Array, **options: Unpack[attention.Options]
+    params: attention.Params,
+    embeddings: Array,
+    rates: Array,
+    references: Array,
+    **options: Unpack[attention.Options],
 ) -> Array:
     """Predicts pass rates [M, N] from those [M, K] of references [M, K]."""
     query, reference = attention.project_table(params, embeddings)
 
     def one(given: tuple[Array, Array]) -> Array:
         rates, ids = given
-        return attention.predict_projected(params, Projections(query, reference[ids]), rates, **options)
+        return attention.predict_projected(
+            params, Projections(query, reference[ids]), rates, **options
+        )
 
     return jax.lax.map(one, (rates, references))
 
@@ -160,7 +177,9 @@ def ridge(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     size = known.sum()
     shrunk = s**2 / (s**2 + size * PENALTIES[:, None])  # [penalties, rank]
     leverage = np.einsum("pr,nr->pn", shrunk, u**2) + 1 / size
-    errors = (y[known] - level - np.einsum("pr,nr->pn", shrunk * target, u)) / np.maximum(1 - leverage, 1e-6)
+    errors = (y[known] - level - np.einsum("pr,nr->pn", shrunk * target, u)) / np.maximum(
+        1 - leverage, 1e-6
+    )
     best = shrunk[(errors**2).mean(axis=1).argmin()]
     return level + whole @ (v.T @ (best * target / np.maximum(s, 1e-12)))
 
@@ -182,7 +201,14 @@ def figures(found: np.ndarray, pass_rates: np.ndarray, chosen: np.ndarray) -> di
         r = r[kept]
         if len(p) >= 3:
             brier = r * (1 - p) ** 2 + (1 - r) * p**2
-            rows.append((correlation(p, r), correlation(rankdata(p), rankdata(r)), brier.mean(), ((p - r) ** 2).mean()))
+            rows.append(
+                (
+                    correlation(p, r),
+                    correlation(rankdata(p), rankdata(r)),
+                    brier.mean(),
+                    ((p - r) ** 2).mean(),
+                )
+            )
     means = stats.known_mean(np.array(rows), axis=0) if rows else [np.nan] * len(FIGURES)
     return dict(zip(FIGURES, map(float, means), strict=True))
 
@@ -252,7 +278,13 @@ def draw(judged: list[Judged], pass_rates: np.ndarray, out: str) -> None:
                     pairs.append((found[method][kept], pass_rates[kept]))
                 predicted, observed = (np.concatenate(x) for x in zip(*pairs, strict=True))
                 if len(predicted):
-                    axis.plot(*curve(predicted, observed), marker="o", markersize=3, color=f"C{index}", label=method)
+                    axis.plot(
+                        *curve(predicted, observed),
+                        marker="o",
+                        markersize=3,
+                        color=f"C{index}",
+                        label=method,
+                    )
             axis.set(title=group, xlabel="predicted", xlim=(0, 1), ylim=(0, 1), aspect="equal")
         axes[0].set_ylabel("mean pass rate")
         axes[0].legend(frameon=False, fontsize="small")

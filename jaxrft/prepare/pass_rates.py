@@ -1,4 +1,5 @@
-"""The pass rates of a policy on every task, as a column of a parquet file that is itself a source of tasks.
+"""The pass rates of a policy on every task, as a column of a parquet file that is itself a source
+of tasks.
 
 BOTS takes them as `tasks.pass_rate_columns`, the evidence of its reference policies.
 """
@@ -26,7 +27,13 @@ from jaxrft.fields import Checked, FilePath
 from jaxrft.host.files import JSON
 from jaxrft.host.multihost import any_process, on_host0
 from jaxrft.host.stopping import stop_signals
-from jaxrft.lm.policy import CompiledRollout, LanguageModel, compile_rollout, fingerprint, open_model
+from jaxrft.lm.policy import (
+    CompiledRollout,
+    LanguageModel,
+    compile_rollout,
+    fingerprint,
+    open_model,
+)
 from jaxrft.prepare import task_files
 from jaxrft.prepare.journal import Journal, begun, identity_at, note_of, unfinished
 from jaxrft.prepare.task_files import TaskFile
@@ -46,8 +53,22 @@ EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # of the histogram
 LINES = 20  # of progress, where there is no terminal
 # Fields of the config that the pass rates depend on, apart from the model and the tasks.
 SETTINGS = (
-    *("seed", "num_generations", "max_prompt_length", "max_completion_length", "temperature", "top_p", "top_k"),
-    *("chat_template_date", "rewards", "reward_timeout", "reward_completions", "skip_special_tokens"),
+    *(
+        "seed",
+        "num_generations",
+        "max_prompt_length",
+        "max_completion_length",
+        "temperature",
+        "top_p",
+        "top_k",
+    ),
+    *(
+        "chat_template_date",
+        "rewards",
+        "reward_timeout",
+        "reward_completions",
+        "skip_special_tokens",
+    ),
     *("dtype", "batch_size"),
 )
 
@@ -58,10 +79,13 @@ class Options(Checked):
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     out: FilePath
-    """Parquet file for the tasks, with all columns of their source, and the new column. The columns of a file that is
-    there already, of the same tasks in any order, stay. Of a mixture, a folder, in which each set gets a file."""
+    """Parquet file for the tasks, with all columns of their source, and the new column. The columns
+    of a file that is there already, of the same tasks in any order, stay. Of a mixture, a folder,
+    in which each set gets a file."""
     name: str | None = None
-    """Name of the new column; <model>_pass_rate by default. <model>_trials beside it counts the samples behind it."""
+    """Name of the new column; <model>_pass_rate by default. <model>_trials beside it counts the
+    samples behind it.
+    """
     overwrite: bool = False
     """Replace columns that the file has already."""
     merge: tuple[FilePath, ...] = ()
@@ -103,7 +127,8 @@ def run(options: Options) -> bool:
         return measure(config, out, name=options.name, overwrite=options.overwrite)
     if options.name is not None:
         raise InputError(
-            f"--name {options.name} names a column to be measured, but --merge only joins files: leave it out"
+            f"--name {options.name} names a column to be measured, but --merge only joins "
+            "files: leave it out"
         )
     merge(config, out, options.merge, overwrite=options.overwrite)
     return True
@@ -116,7 +141,10 @@ def merge(config: Config, out: Path, files: tuple[str, ...], *, overwrite: bool 
     """
     if len(config.task_sets) > 1:
         titles = ", ".join(tasks.title for tasks in config.task_sets)
-        raise InputError(f"--merge joins files of one set, but tasks is a mixture of {titles}: give a config of one")
+        raise InputError(
+            f"--merge joins files of one set, but tasks is a mixture of {titles}: "
+            "give a config of one"
+        )
     ((out, tasks),) = files_of(config, out).items()
     joined = open_target(task_files.load(tasks), tasks, out)
     for file in files:
@@ -126,13 +154,15 @@ def merge(config: Config, out: Path, files: tuple[str, ...], *, overwrite: bool 
 
 
 def measure(config: Config, out: Path, *, name: str | None = None, overwrite: bool = False) -> bool:
-    """Rolls `config.model` out on every task of `config.tasks` and writes its pass rates to the parquet file `out`.
+    """Rolls `config.model` out on every task of `config.tasks` and writes its pass rates to the
+    parquet file `out`.
 
-    Of a mixture, `out` is a folder, in which each set gets a file, whatever its weight. A pass rate is the mean success
-    of num_generations samples; those whose reward is lost do not count, and a task without any that does, or with too
-    long a prompt, has none. Finished batches are noted in a file .partial beside: after a kill the same command goes on
-    from there, and ends with the very files of an uninterrupted one. Returns False when SIGTERM or Ctrl-C ended it
-    early, after the batch in hand. Raises InputError, before any rollout, for mistakes in config, data or `out`.
+    Of a mixture, `out` is a folder, in which each set gets a file, whatever its weight. A pass rate
+    is the mean success of num_generations samples; those whose reward is lost do not count, and a
+    task without any that does, or with too long a prompt, has none. Finished batches are noted in a
+    file .partial beside: after a kill the same command goes on from there, and ends with the very
+    files of an uninterrupted one. Returns False when SIGTERM or Ctrl-C ended it early, after the
+    batch in hand. Raises InputError, before any rollout, for mistakes in config, data or `out`.
     """
     column = column_of(config.model) if name is None else name
     if config.success_reward is not None:  # the others change nothing, and need not be graded
@@ -153,10 +183,13 @@ def measure(config: Config, out: Path, *, name: str | None = None, overwrite: bo
             rows = tokenize(sources[file].rows, tasks, config, lm.tokenizer)
             check_columns(config, rows, tasks.source)
             parts = table.batches(rows.lengths, config.batch_size)
-            jobs.append(Job(config, mesh, lm, pool, tasks, file, sources[file], rows, parts, stopped))
+            jobs.append(
+                Job(config, mesh, lm, pool, tasks, file, sources[file], rows, parts, stopped)
+            )
         if not all(measure_set(job, column) for job in jobs):
             return False
-    for file in files if jax.process_index() == 0 else ():  # no earlier: a set without its journal would be refused
+    # no earlier: a set without its journal would be refused
+    for file in files if jax.process_index() == 0 else ():
         note_of(file).unlink(missing_ok=True)
     return True
 
@@ -171,7 +204,9 @@ def measure_set(job: Job, column: str) -> bool:
     """Measures one set and writes its file; returns False when a signal ended it early."""
     named = {"column": column} | identity(job)
     with ExitStack() as stack:
-        journal = on_host0(lambda: stack.enter_context(Journal(note_of(job.out), named, partial(is_result, job))))
+        journal = on_host0(
+            lambda: stack.enter_context(Journal(note_of(job.out), named, partial(is_result, job)))
+        )
         visible = jax.process_index() == 0
         display = Display(len(job.table.lengths), visible=visible, unit=f"{job.tasks.title}, task")
         if not roll_out(job, journal, stack.enter_context(display)):
@@ -192,16 +227,25 @@ def is_result(job: Job, number: int, result: JSON) -> bool:
         successes, trials = np.array(result, np.float64)
     except (OverflowError, TypeError, ValueError):
         return False
-    fits = (successes >= 0) & (successes <= trials) & (trials <= job.config.num_generations) & (trials % 1 == 0)
+    fits = (
+        (successes >= 0)
+        & (successes <= trials)
+        & (trials <= job.config.num_generations)
+        & (trials % 1 == 0)
+    )
     return fits.shape == (len(job.parts[number]),) and bool(fits.all())
 
 
 def write(job: Job, column: str, counts: Counts) -> None:
-    """Adds the pass rates, null where there are no trials, and the trials to the columns of the file."""
+    """Adds the pass rates, null where there are no trials, and the trials to the columns of the
+    file.
+    """
     rates = pyarrow.array(counts.rates, mask=counts.trials == 0)
     columns = pyarrow.table({column: rates, trials_of(column): counts.trials})
     target = open_target(job.source, job.tasks, job.out)
-    task_files.write(job.out, task_files.join(target, job.source._replace(table=columns), overwrite=True).table)
+    task_files.write(
+        job.out, task_files.join(target, job.source._replace(table=columns), overwrite=True).table
+    )
 
 
 def files_of(config: Config, out: Path) -> dict[Path, TasksConfig]:
@@ -212,11 +256,18 @@ def files_of(config: Config, out: Path) -> dict[Path, TasksConfig]:
     """
     one = len(config.task_sets) == 1
     if one != (out.suffix == ".parquet"):
-        wanted = "give the path of a .parquet file" if one else "tasks is a mixture, so give a folder, for a file a set"
+        wanted = (
+            "give the path of a .parquet file"
+            if one
+            else ("tasks is a mixture, so give a folder, for a file a set")
+        )
         raise InputError(f"--out is {out}: {wanted}")
     for tasks in () if one else config.task_sets:
         if tasks.title != Path(tasks.title).name:
-            raise InputError(f"the set {tasks.title!r} cannot give a file its name: give it a `name` without / in it")
+            raise InputError(
+                f"the set {tasks.title!r} cannot give a file its name: give it a "
+                "`name` without / in it"
+            )
     sets = [dataclasses.replace(tasks, pass_rate_columns=()) for tasks in config.task_sets]
     return {out if one else out / f"{tasks.title}.parquet": tasks for tasks in sets}
 
@@ -237,7 +288,11 @@ def trials_of(column: str) -> str:
 
 def open_target(source: TaskFile, tasks: TasksConfig, out: Path) -> TaskFile:
     """Reads the tasks that get new columns: those in the file `out` if it exists, else `source`."""
-    return task_files.load(dataclasses.replace(tasks, source=str(out), limit=None)) if out.exists() else source
+    return (
+        task_files.load(dataclasses.replace(tasks, source=str(out), limit=None))
+        if out.exists()
+        else source
+    )
 
 
 def check(source: TaskFile, tasks: TasksConfig, out: Path, column: str, overwrite: bool) -> None:
@@ -245,10 +300,12 @@ def check(source: TaskFile, tasks: TasksConfig, out: Path, column: str, overwrit
     target = open_target(source, tasks, out)
     task_files.matched(target, source)
     taken = [name for name in (column, trials_of(column)) if name in target.table.column_names]
-    # Beside a journal they are the journal's own: the process was killed between writing them and removing that.
+    # Beside a journal they are the journal's own: the process was killed between writing them and
+    # removing that.
     if taken and not overwrite and not begun(note_of(out)):
         raise InputError(
-            f"{target.source} has a column {taken[0]} already: give another --name, or --overwrite to replace it"
+            f"{target.source} has a column {taken[0]} already: give another --name, or "
+            "--overwrite to replace it"
         )
 
 
@@ -256,7 +313,10 @@ def identity(job: Job) -> dict[str, JSON]:
     """Describes the job for its journal: everything that the pass rates depend on."""
     settings = {name: getattr(job.config, name) for name in SETTINGS}
     shape = {f"model's {name}": value for name, value in job.lm.config._asdict().items()}
-    weights = {"digest of the model's parameters": fingerprint(job.lm.params, job.mesh), "ends": job.lm.eos_ids}
+    weights = {
+        "digest of the model's parameters": fingerprint(job.lm.params, job.mesh),
+        "ends": job.lm.eos_ids,
+    }
     return settings | shape | weights | table.identity(job.table)
 
 
@@ -272,14 +332,18 @@ def roll_out(job: Job, journal: Journal | None, display: Display) -> bool:
     for count, number in enumerate(missing, 1):
         if any_process(job.stopped()):
             return False
-        counts, tokens = roll_out_batch(job, generate, job.parts[number], first=afresh and count == 1)
+        counts, tokens = roll_out_batch(
+            job, generate, job.parts[number], first=afresh and count == 1
+        )
         if journal is not None:
             journal.add(number, [entry.tolist() for entry in counts])
             progress.add(tokens, len(missing) - count)
     return True
 
 
-def roll_out_batch(job: Job, generate: CompiledRollout, part: np.ndarray, *, first: bool) -> tuple[Counts, int]:
+def roll_out_batch(
+    job: Job, generate: CompiledRollout, part: np.ndarray, *, first: bool
+) -> tuple[Counts, int]:
     """Rolls out and grades the tasks in `part` [<= B]; also counts the tokens sampled.
 
     Raises InputError in the `first` batch for mistakes that show in its rewards.
@@ -323,7 +387,10 @@ class Progress:
         self.tokens = 0
         self.begin = 0.0
         if journal is not None and journal.done:
-            display.say(f"going on after {len(journal.done)} of {len(sizes)} batches, noted in {journal.path}")
+            display.say(
+                f"going on after {len(journal.done)} of {len(sizes)} batches, noted in "
+                f"{journal.path}"
+            )
 
     def add(self, tokens: int, missing: int) -> None:
         """Shows the progress after one more batch, for which `tokens` tokens were sampled.
@@ -331,7 +398,9 @@ class Progress:
         `missing` batches are still to be done.
         """
         assert self.journal is not None
-        successes, trials = (sum(map(sum, entries)) for entries in zip(*self.journal.done.values(), strict=True))
+        successes, trials = (
+            sum(map(sum, entries)) for entries in zip(*self.journal.done.values(), strict=True)
+        )
         done = sum(self.sizes[number] for number in self.journal.done)
         numbers = f"mean {successes / max(1, trials):.3f}"
         left = ""
@@ -343,7 +412,9 @@ class Progress:
             numbers += f"  {self.tokens / seconds:,.0f} tokens/s"
             left = f"  left {datetime.timedelta(seconds=round(seconds / self.count * missing))}"
         seldom = self.count % max(1, len(self.sizes) // LINES) == 0
-        self.display.advance(done, numbers, f"task {done} of {sum(self.sizes)}  {numbers}{left}" if seldom else "")
+        self.display.advance(
+            done, numbers, f"task {done} of {sum(self.sizes)}  {numbers}{left}" if seldom else ""
+        )
         self.count += 1
 
 
@@ -352,7 +423,14 @@ def show(display: Display, title: str, counts: Counts) -> None:
     rates = counts.rates[counts.trials > 0]  # not empty, or the first batch would have been refused
     inner = np.histogram(rates[(rates > 0) & (rates < 1)], EDGES)[0].tolist()
     ranges = [f"{low:g} to {high:g}" for low, high in itertools.pairwise(EDGES)]
-    bars = {"0": int((rates == 0).sum()), **dict(zip(ranges, inner, strict=True)), "1": int((rates == 1).sum())}
+    bars = {
+        "0": int((rates == 0).sum()),
+        **dict(zip(ranges, inner, strict=True)),
+        "1": int((rates == 1).sum()),
+    }
     between = np.mean((rates > 0) & (rates < 1))
-    display.say(f"{title}: mean {rates.mean():.3f} over {len(rates)} tasks, {between:.0%} of them between 0 and 1")
+    display.say(
+        f"{title}: mean {rates.mean():.3f} over {len(rates)} tasks, {between:.0%} of "
+        "them between 0 and 1"
+    )
     display.histogram(bars | {"unknown": int((counts.trials == 0).sum())})

@@ -1,4 +1,6 @@
-"""A predictor of pass rates, trained on those of several policies and judged on policies and tasks held out."""
+"""A predictor of pass rates, trained on those of several policies and judged on policies and tasks
+held out.
+"""
 
 import logging
 from dataclasses import asdict, dataclass, field, replace
@@ -27,8 +29,15 @@ from jaxrft.types import InputError
 logger = logging.getLogger(__name__)
 
 MAX_SPLITS = 1000
-# Beyond these an accelerator's memory, or its patience, ends; the published predictor has 896 and 3.
-MAX_FIT = {"width": 65_536, "layers": 100, "epochs": 1_000_000, "learning_rate": 1e3, "temperature": 1e6}
+# Beyond these an accelerator's memory, or its patience, ends; the published predictor has 896 and
+# 3.
+MAX_FIT = {
+    "width": 65_536,
+    "layers": 100,
+    "epochs": 1_000_000,
+    "learning_rate": 1e3,
+    "temperature": 1e6,
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,9 @@ class FitConfig:
     layers: int = 3
     """Linear layers of a tower."""
     num_references: int = 256
-    """Tasks whose pass rates are given, in training and judging; in use it may be another number."""
+    """Tasks whose pass rates are given, in training and judging; in use it may be another
+    number.
+    """
     epochs: int = 20
     """Passes over all pass rates, in number."""
     batch_size: int = 256
@@ -64,11 +75,15 @@ class Output(Checked):
     out: FilePath
     """Safetensors file for the predictor, which is trained on all policies and tasks."""
     splits: int = 5
-    """How often some policies and tasks are held out to judge one that is trained on the others; 0 = not at all."""
+    """How often some policies and tasks are held out to judge one that is trained on the others; 0
+    = not at all.
+    """
     held_out: float = 0.2
     """Share of the policies, and of the tasks, that is held out each time."""
     plot: FilePath | None = None
-    """Draw into this file how the predictions held out are calibrated; the suffix chooses the format."""
+    """Draw into this file how the predictions held out are calibrated; the suffix chooses the
+    format.
+    """
     fit: FitConfig = field(default_factory=FitConfig)
 
 
@@ -87,10 +102,12 @@ class ResponsesOptions(Output):
     """The command line without CONFIG: a response matrix in place of task files."""
 
     responses: FilePath
-    """An .npz with `responses` [rows, tasks] of 1 right, 0 wrong, -1 missing, rows sorted by ability, and `embeddings`
-    [tasks, E]."""
+    """An .npz with `responses` [rows, tasks] of 1 right, 0 wrong, -1 missing, rows sorted by
+    ability, and `embeddings` [tasks, E]."""
     policies: int = 25
-    """The rows are cut into so many policies, each of rows next to each other; a pass rate is their mean."""
+    """The rows are cut into so many policies, each of rows next to each other; a pass rate is their
+    mean.
+    """
     seed: Seed = 0
     """Of splits, initial weights and batches."""
 
@@ -119,14 +136,19 @@ def of_responses(options: ResponsesOptions) -> Data:
     """
     data = worlds.load(options.responses)
     if data.embeddings is None:
-        raise InputError(f"{options.responses} has no array `embeddings`: a predictor needs a row for each task")
+        raise InputError(
+            f"{options.responses} has no array `embeddings`: a predictor needs a row for each task"
+        )
     rows = np.asarray(data.embeddings, np.float32)
     if not 1 <= options.policies <= len(data.responses):
         raise InputError(
-            f"policies is {options.policies}: {options.responses} has {len(data.responses)} rows to make them of"
+            f"policies is {options.policies}: {options.responses} has {len(data.responses)} "
+            "rows to make them of"
         )
     answers = np.where(data.responses < 0, np.nan, data.responses)
-    rates = np.stack([stats.known_mean(part, axis=0) for part in np.array_split(answers, options.policies)])
+    rates = np.stack(
+        [stats.known_mean(part, axis=0) for part in np.array_split(answers, options.policies)]
+    )
     names = tuple(f"policy {number}" for number in range(1, options.policies + 1))
     return Data(rows, rates, names, Origin(Path(options.responses).name, rows.shape[1]))
 
@@ -142,10 +164,14 @@ def of_tasks(config: Config) -> Data:
     for tasks, (data, _) in zip(config.task_sets[1:], others, strict=True):
         if data.policies != first.policies or data.origin != first.origin:
             raise InputError(
-                f"{tasks.title} has pass rates of {shown(data.policies)} and embeddings by {data.origin.model}, but "
-                f"{config.task_sets[0].title} of {shown(first.policies)} and by {first.origin.model}: give the same"
+                f"{tasks.title} has pass rates of {shown(data.policies)} and embeddings by "
+                f"{data.origin.model}, but "
+                f"{config.task_sets[0].title} of {shown(first.policies)} and by "
+                f"{first.origin.model}: give the same"
             )
-    once = np.sort(np.unique(np.concatenate([digests for _, digests in sets]), axis=0, return_index=True)[1])
+    once = np.sort(
+        np.unique(np.concatenate([digests for _, digests in sets]), axis=0, return_index=True)[1]
+    )
     rows = np.concatenate([data.embeddings for data, _ in sets])
     rates = np.concatenate([data.pass_rates for data, _ in sets], axis=1)
     return Data(rows[once], rates[:, once], first.policies, first.origin)
@@ -158,7 +184,8 @@ def _of_set(tasks: TasksConfig) -> tuple[Data, np.ndarray]:
     """
     if tasks.embeddings is None:
         raise InputError(
-            f"{tasks.title} has no embeddings: make them with `jaxrft prepare embeddings CONFIG --out FILE.safetensors`"
+            f"{tasks.title} has no embeddings: make them with `jaxrft prepare embeddings "
+            "CONFIG --out FILE.safetensors`"
             " and give --tasks.embeddings FILE.safetensors"
         )
     columns, references = sources.read(tasks)
@@ -168,20 +195,30 @@ def _of_set(tasks: TasksConfig) -> tuple[Data, np.ndarray]:
     if rates is None:
         raise InputError(
             f"{tasks.source} has no pass rates: add those of several policies with "
-            "`jaxrft prepare pass-rates CONFIG --out FILE.parquet`, and give --tasks.source FILE.parquet"
+            "`jaxrft prepare pass-rates CONFIG --out FILE.parquet`, and give --tasks.source "
+            "FILE.parquet"
         )
     held = embeddings.read(tasks.embeddings)
     digests = embeddings.digests(rows.prompts)
     there = {key.tobytes() for key in held.prompts}
-    kept = [index for index, key in enumerate(digests) if key.tobytes() in there] or range(len(digests))
+    kept = [index for index, key in enumerate(digests) if key.tobytes() in there] or range(
+        len(digests)
+    )
     if len(kept) < len(digests):
         lacking = len(digests) - len(kept)
-        logger.info("%d of %d tasks of %s have no embedding and are left out", lacking, len(digests), tasks.title)
+        logger.info(
+            "%d of %d tasks of %s have no embedding and are left out",
+            lacking,
+            len(digests),
+            tasks.title,
+        )
     prompts = [rows.prompts[index] for index in kept]
     found = embeddings.of_prompts(held, prompts, path=tasks.embeddings, name=tasks.title)
     names = names or tuple(f"reference {number}" for number in range(1, rates.shape[1] + 1))
     made_by = held.made_by
-    origin = Origin(str(made_by.get("model")), found.shape[1], made_by.get("digest of the model's parameters"))
+    origin = Origin(
+        str(made_by.get("model")), found.shape[1], made_by.get("digest of the model's parameters")
+    )
     return Data(found, rates[kept].T.astype(np.float64), names, origin), digests[kept]
 
 
@@ -195,25 +232,40 @@ def run(data: Data, options: Output, seed: int) -> list[Judged]:
     key = jax.random.key(seed)
     rates = data.pass_rates
     fit = options.fit
-    ways = {"count": options.splits, "held_out": options.held_out, "num_references": fit.num_references}
+    ways = {
+        "count": options.splits,
+        "held_out": options.held_out,
+        "num_references": fit.num_references,
+    }
     splits = judge.splits(seed, rates, **ways)
     for split in splits:
         lacking = np.isnan(np.take_along_axis(rates, split.references, axis=1)).all(axis=1)
         if lacking.any():
             raise InputError(
-                f"too few pass rates of {data.policies[int(lacking.argmax())]} are known to hold some out: leave it out"
+                f"too few pass rates of {data.policies[int(lacking.argmax())]} are known to "
+                "hold some out: leave it out"
             )
     with Display((options.splits + 1) * fit.epochs, unit="epoch") as display:
         display.say(
-            f"{len(rates)} policies ({shown(data.policies)}) on {rates.shape[1]:,} tasks, embeddings by "
+            f"{len(rates)} policies ({shown(data.policies)}) on {rates.shape[1]:,} tasks, "
+            "embeddings by "
             f"{data.origin.model} of width {data.origin.width:,}"
         )
         judged = []
         for number, split in enumerate(splits, 1):
-            train = partial(fitted, display=display, title=f"split {number} of {options.splits}", after=number - 1)
+            train = partial(
+                fitted,
+                display=display,
+                title=f"split {number} of {options.splits}",
+                after=number - 1,
+            )
             predictor = train(jax.random.fold_in(key, number), part(data, split), fit)
-            judged.append(Judged(split, judge.predictions(predictor, data.embeddings, rates, split)))
-        predictor = fitted(key, data, fit, display=display, title="all policies and tasks", after=options.splits)
+            judged.append(
+                Judged(split, judge.predictions(predictor, data.embeddings, rates, split))
+            )
+        predictor = fitted(
+            key, data, fit, display=display, title="all policies and tasks", after=options.splits
+        )
     save_predictor(options.out, predictor)
     if judged:
         display.say(judge.table(judged, rates))
@@ -223,7 +275,9 @@ def run(data: Data, options: Output, seed: int) -> list[Judged]:
     return judged
 
 
-def fitted(key: jax.Array, data: Data, fit: FitConfig, *, display: Display, title: str, after: int) -> Predictor:
+def fitted(
+    key: jax.Array, data: Data, fit: FitConfig, *, display: Display, title: str, after: int
+) -> Predictor:
     """Trains a predictor; raises InputError when its weights end up not finite.
 
     `display` shows its epochs after those of the `after` predictors trained before it.
@@ -236,7 +290,8 @@ def fitted(key: jax.Array, data: Data, fit: FitConfig, *, display: Display, titl
     params, _ = training.fit(key, data.embeddings, data.pass_rates, report=report, **asdict(fit))  # pyright: ignore
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(params)):
         raise InputError(
-            f"training on {title} ended in weights that are not finite: lower fit.learning_rate, {fit.learning_rate:g}"
+            f"training on {title} ended in weights that are not finite: lower "
+            f"fit.learning_rate, {fit.learning_rate:g}"
         )
     return Predictor(params, fit.calibration, fit.temperature, fit.top_k, data.origin)
 
@@ -244,7 +299,9 @@ def fitted(key: jax.Array, data: Data, fit: FitConfig, *, display: Display, titl
 def part(data: Data, split: Split) -> Data:
     """Selects the policies and tasks that are not held out."""
     rates = data.pass_rates[~split.policies][:, ~split.tasks]
-    names = tuple(name for name, held in zip(data.policies, split.policies, strict=True) if not held)
+    names = tuple(
+        name for name, held in zip(data.policies, split.policies, strict=True) if not held
+    )
     return Data(data.embeddings[~split.tasks], rates, names, data.origin)
 
 
@@ -253,13 +310,16 @@ def check(data: Data, options: Output) -> None:
     num_policies, num_tasks = data.pass_rates.shape
     if num_policies < 2:
         raise InputError(
-            f"there are pass rates of {shown(data.policies) or 'no policy'} only: a predictor learns what several "
-            f"policies have in common, so give those of at least 2, in columns that end in {SUFFIX} or that "
+            f"there are pass rates of {shown(data.policies) or 'no policy'} only: a predictor "
+            "learns what several "
+            "policies have in common, so give those of at least 2, in columns that end in "
+            f"{SUFFIX} or that "
             "tasks.pass_rate_columns names"
         )
     if not 0 <= options.splits <= MAX_SPLITS or not 0 < options.held_out < 1:
         raise InputError(
-            f"splits is {options.splits}, held_out {options.held_out}: 0 to {MAX_SPLITS:,}, and in (0, 1), are right"
+            f"splits is {options.splits}, held_out {options.held_out}: 0 to {MAX_SPLITS:,}, "
+            "and in (0, 1), are right"
         )
     for name, most in MAX_FIT.items():
         value = getattr(options.fit, name)
@@ -267,10 +327,14 @@ def check(data: Data, options: Output) -> None:
             raise InputError(f"fit.{name} is {value}: it must be positive, and at most {most:,}")
     left = num_tasks - (judge.share(num_tasks, options.held_out) if options.splits else 0)
     if options.splits and judge.share(num_policies, options.held_out) == num_policies:
-        raise InputError(f"held_out is {options.held_out}: it leaves none of the {num_policies} policies to train on")
+        raise InputError(
+            f"held_out is {options.held_out}: it leaves none of the "
+            f"{num_policies} policies to train on"
+        )
     if not 1 <= options.fit.num_references <= left // 2:
         raise InputError(
-            f"fit.num_references is {options.fit.num_references}, but at most half of the {left} tasks to train on can "
+            f"fit.num_references is {options.fit.num_references}, but at most half of the "
+            f"{left} tasks to train on can "
             f"be references: give 1 to {left // 2}, or more tasks"
         )
     for name, rates in zip(data.policies, data.pass_rates, strict=True):
@@ -278,10 +342,16 @@ def check(data: Data, options: Output) -> None:
             raise InputError(f"no pass rate of {name} is known: leave it out")
     if options.plot and not options.splits:
         raise InputError("plot shows what is held out, but splits is 0: give some, or leave it out")
-    for path, suffixes in ((options.out, (".safetensors",)), (options.plot, (".png", ".svg", ".pdf"))):
-        if path and (Path(path).suffix not in suffixes or not Path(path).absolute().parent.is_dir()):
+    for path, suffixes in (
+        (options.out, (".safetensors",)),
+        (options.plot, (".png", ".svg", ".pdf")),
+    ):
+        if path and (
+            Path(path).suffix not in suffixes or not Path(path).absolute().parent.is_dir()
+        ):
             raise InputError(
-                f"cannot write to {path}: give a name that ends in {' or '.join(suffixes)}, in a folder that there is"
+                f"cannot write to {path}: give a name that ends in {' or '.join(suffixes)}, in "
+                "a folder that there is"
             )
 
 

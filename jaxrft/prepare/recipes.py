@@ -8,7 +8,8 @@ from typing import NamedTuple
 from jaxrft.host.files import JSON
 from jaxrft.tasks.sources import gsm8k_number
 
-Task = dict[str, JSON]  # `prompt`, text or messages; `answer`, None or "" = unknown; the recipe's further columns
+# `prompt`, text or messages; `answer`, None or "" = unknown; the recipe's further columns
+Task = dict[str, JSON]
 
 
 class Recipe(NamedTuple):
@@ -16,8 +17,10 @@ class Recipe(NamedTuple):
 
     about: str
     files: str  # which to download, and where they are
-    reads: tuple[str, ...]  # columns that `task` looks at; the others of a parquet file are not read
-    task: Callable[[JSON], Task]  # of a row; KeyError where it has no such column, ValueError where it makes no sense
+    # columns that `task` looks at; the others of a parquet file are not read
+    reads: tuple[str, ...]
+    # of a row; KeyError where it has no such column, ValueError where it makes no sense
+    task: Callable[[JSON], Task]
     columns: dict[str, type]  # of a task, beside prompt and answer: str or float
 
 
@@ -62,27 +65,44 @@ RATES = ("qwen2.5_7b_pass_rate", "qwen3_30b_pass_rate")
 
 
 def _guru(row: JSON) -> Task:
-    fields = {"domain": row["ability"], "data_source": row["data_source"], "extra_info": row.get("extra_info")}
+    fields = {
+        "domain": row["ability"],
+        "data_source": row["data_source"],
+        "extra_info": row.get("extra_info"),
+    }
     rates = {name: row.get(name) for name in RATES}
-    return {"prompt": row["prompt"], "answer": row["reward_model"]["ground_truth"], **fields, **rates}
+    return {
+        "prompt": row["prompt"],
+        "answer": row["reward_model"]["ground_truth"],
+        **fields,
+        **rates,
+    }
 
 
 def _scp25k(row: JSON) -> Task:
-    return {"prompt": row["problem"], "answer": row["answer"], "domain": row.get("domain") or "science"}
+    return {
+        "prompt": row["problem"],
+        "answer": row["answer"],
+        "domain": row.get("domain") or "science",
+    }
 
 
 RECIPES = {
     "gsm8k": Recipe(
-        about="GSM8K: grade school mathematics, 7,473 tasks and 1,319 to test with (arXiv 2110.14168)",
-        files="train.jsonl or test.jsonl of github.com/openai/grade-school-math, in grade_school_math/data; or the "
+        about="GSM8K: grade school mathematics, 7,473 tasks and 1,319 to test with (arXiv "
+        "2110.14168)",
+        files="train.jsonl or test.jsonl of github.com/openai/grade-school-math, in "
+        "grade_school_math/data; or the "
         "parquet files in main/ of the hub's data set openai/gsm8k",
         reads=("question", "answer"),
         task=_gsm8k,
         columns={"solution": str},
     ),
     "math": Recipe(
-        about="MATH: competition mathematics, 7,500 tasks and 5,000 to test with (arXiv 2103.03874)",
-        files="*/train-*.parquet or */test-*.parquet of the hub's data set EleutherAI/hendrycks_math; or the .json "
+        about="MATH: competition mathematics, 7,500 tasks and 5,000 to test with (arXiv "
+        "2103.03874)",
+        files="*/train-*.parquet or */test-*.parquet of the hub's data set "
+        "EleutherAI/hendrycks_math; or the .json "
         "files in train/ or test/ of the original MATH.tar",
         reads=("problem", "solution", "level", "type"),
         task=_math,
@@ -97,7 +117,8 @@ RECIPES = {
     ),
     "orz": Recipe(
         about="ORZ: 57k problems of Open-Reasoner-Zero (arXiv 2503.24290)",
-        files="data/orz_math_57k_collected.json of github.com/Open-Reasoner-Zero/Open-Reasoner-Zero",
+        files="data/orz_math_57k_collected.json of "
+        "github.com/Open-Reasoner-Zero/Open-Reasoner-Zero",
         reads=(),
         task=_orz,
         columns={},
@@ -110,17 +131,28 @@ RECIPES = {
         columns={"difficulty": float, "topic": str},
     ),
     "guru": Recipe(
-        about="GURU: mathematics, code, logic and more, with the pass rates of two policies (arXiv 2506.14965)",
-        files="train/*.parquet of the hub's data set LLM360/guru-RL-92k, all or some: math__combined_54.4k.parquet, "
-        "codegen__*.parquet, logic__*.parquet; ground truths and extra_info that are no text become JSON",
+        about="GURU: mathematics, code, logic and more, with the pass rates of two policies "
+        "(arXiv 2506.14965)",
+        files="train/*.parquet of the hub's data set LLM360/guru-RL-92k, all or some: "
+        "math__combined_54.4k.parquet, "
+        "codegen__*.parquet, logic__*.parquet; ground truths and extra_info that are no text "
+        "become JSON",
         reads=("prompt", "reward_model", "ability", "data_source", "extra_info", *RATES),
         task=_guru,
-        columns={"domain": str, "data_source": str, "extra_info": str, **dict.fromkeys(RATES, float)},
+        columns={
+            "domain": str,
+            "data_source": str,
+            "extra_info": str,
+            **dict.fromkeys(RATES, float),
+        },
     ),
     "scp25k": Recipe(
-        about="SCP-25K: science, on which the DOTS paper trains beside mathematics (arXiv 2506.05316)",
-        files="not published under that name; DOTS has it from ProRL (arXiv 2505.24864), which filtered the hub's data "
-        "set EricLu/SCP-116K: a file of your own with the columns problem, answer (short) and, if you like, domain",
+        about="SCP-25K: science, on which the DOTS paper trains beside mathematics (arXiv "
+        "2506.05316)",
+        files="not published under that name; DOTS has it from ProRL (arXiv 2505.24864), which "
+        "filtered the hub's data "
+        "set EricLu/SCP-116K: a file of your own with the columns problem, answer (short) and, "
+        "if you like, domain",
         reads=("problem", "answer", "domain"),
         task=_scp25k,
         columns={"domain": str},

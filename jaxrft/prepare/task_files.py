@@ -22,7 +22,8 @@ class TaskFile(NamedTuple):
     source: str  # where they come from
     table: pyarrow.Table  # N rows
     rows: Rows  # the same N tasks as a run reads them
-    keys: list[tuple[str, int]]  # [N] digest of prompt and ground truth, and how many rows before have the same
+    # [N] digest of prompt and ground truth, and how many rows before have the same
+    keys: list[tuple[str, int]]
 
 
 def load(tasks: TasksConfig) -> TaskFile:
@@ -31,7 +32,9 @@ def load(tasks: TasksConfig) -> TaskFile:
     Raises InputError for a source that cannot be read, and for a column that parquet cannot hold.
     """
     columns, _ = sources.read(tasks)
-    table = pyarrow.table({name: _column(name, entries, tasks.source) for name, entries in columns.items()})
+    table = pyarrow.table(
+        {name: _column(name, entries, tasks.source) for name, entries in columns.items()}
+    )
     rows = sources.interpret(table.to_pydict(), None, tasks)
     return TaskFile(tasks.source, table, rows, _keys(rows))
 
@@ -44,8 +47,10 @@ def matched(base: TaskFile, other: TaskFile) -> list[int]:
     at = {key: row for row, key in enumerate(other.keys)}
     if at.keys() != set(base.keys):
         raise InputError(
-            f"{base.source} holds other tasks than {other.source}: {len(at.keys() & set(base.keys))} of its "
-            f"{len(base.keys)} are among the other's {len(at)}; give the same tasks, or another file with --out"
+            f"{base.source} holds other tasks than {other.source}: "
+            f"{len(at.keys() & set(base.keys))} of its "
+            f"{len(base.keys)} are among the other's {len(at)}; give the same tasks, or "
+            "another file with --out"
         )
     return [at[key] for key in base.keys]
 
@@ -64,16 +69,20 @@ def join(base: TaskFile, other: TaskFile, *, overwrite: bool = False) -> TaskFil
             table = table.append_column(name, column)
         elif overwrite:
             table = table.set_column(table.column_names.index(name), name, column)
-        elif repr(table.column(name).to_pylist()) != repr(column.to_pylist()):  # unlike ==, takes NaN for equal to NaN
+        # unlike ==, takes NaN for equal to NaN
+        elif repr(table.column(name).to_pylist()) != repr(column.to_pylist()):
             raise InputError(
-                f"{base.source} and {other.source} have different values in the column {name}: rename one of them, or "
+                f"{base.source} and {other.source} have different values in the column {name}: "
+                "rename one of them, or "
                 "give --overwrite to take the latter's"
             )
     return base._replace(table=table)
 
 
 def write(path: Path, table: pyarrow.Table) -> None:
-    """Replaces the file at `path`, which is at no time there in part; equal tables make equal files."""
+    """Replaces the file at `path`, which is at no time there in part; equal tables make equal
+    files.
+    """
     with replacing(path) as file:
         pyarrow.parquet.write_table(table, file)
 
@@ -89,7 +98,8 @@ def _column(name: str, entries: Entries, source: str) -> pyarrow.Array:
     except (pyarrow.ArrowException, TypeError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"{source}: parquet cannot hold the column {name} ({reason}): give its entries one type, or leave it out"
+            f"{source}: parquet cannot hold the column {name} ({reason}): give its entries one "
+            "type, or leave it out"
         ) from error
     return column
 

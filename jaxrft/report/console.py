@@ -1,10 +1,19 @@
-"""What a person sees of a run: progress, the few numbers that matter, now and then some completions."""
+"""What a person sees of a run: progress, the few numbers that matter, now and then some
+completions.
+"""
 
 import sys
 from collections.abc import Mapping
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -25,7 +34,15 @@ class Display:
     Nothing that it shows raises: what the standard output does not take is dropped.
     """
 
-    def __init__(self, steps: int, *, start: int = 0, every: int = 10, visible: bool = True, unit: str = "step"):
+    def __init__(
+        self,
+        steps: int,
+        *,
+        start: int = 0,
+        every: int = 10,
+        visible: bool = True,
+        unit: str = "step",
+    ):
         """Sets up the display of a run of `steps`, from `start` on.
 
         Without a terminal it prints a line every `every` steps instead of a bar. `unit` is what the
@@ -34,7 +51,9 @@ class Display:
         self.console = Console(file=tolerant(sys.stdout), quiet=not visible, highlight=False)
         self.every = every
         self.progress = Progress(
-            TextColumn(escaped(unit).replace("{", "{{").replace("}", "}}"), style="bold", markup=False),
+            TextColumn(
+                escaped(unit).replace("{", "{{").replace("}", "}}"), style="bold", markup=False
+            ),
             MofNCompleteColumn(),
             BarColumn(bar_width=24),
             TimeElapsedColumn(),
@@ -58,12 +77,20 @@ class Display:
 
     def step(self, step: int, metrics: Mapping[str, object]) -> None:
         """Shows the numbers of a finished step."""
-        numbers = "  ".join(f"{name} {metrics[key]:.3g}" for key, name in SHOWN if metrics.get(key) is not None)
-        line = f"step {step}  {numbers}" if self.every and (step % self.every == 0 or step == 1) else ""
+        numbers = "  ".join(
+            f"{name} {metrics[key]:.3g}" for key, name in SHOWN if metrics.get(key) is not None
+        )
+        line = (
+            (f"step {step}  {numbers}")
+            if self.every and (step % self.every == 0 or step == 1)
+            else ""
+        )
         self.advance(step, numbers, line)
 
     def advance(self, done: int, numbers: str, line: str = "") -> None:
-        """Moves the bar to `done` with `numbers` beside it; without a terminal prints the `line`, if there is one."""
+        """Moves the bar to `done` with `numbers` beside it; without a terminal prints the `line`,
+        if there is one.
+        """
         self.progress.update(self.task, completed=done, numbers=numbers)
         if self.progress.disable and line:
             self.say(line)
@@ -74,7 +101,9 @@ class Display:
 
     def evaluation(self, step: int, metrics: Mapping[str, object]) -> None:
         """Shows the results of an evaluation."""
-        numbers = "  ".join(f"{name.removeprefix('eval/')} {value:.3f}" for name, value in metrics.items())
+        numbers = "  ".join(
+            f"{name.removeprefix('eval/')} {value:.3f}" for name, value in metrics.items()
+        )
         self.say(f"evaluation at step {step}:  {numbers}")
 
     def histogram(self, counts: dict[str, int]) -> None:

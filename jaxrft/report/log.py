@@ -38,16 +38,22 @@ def _lines(entries: list[dict[str, JSON]]) -> str:
 class Reporter:
     """Writes the metrics of a step when the next one is under way.
 
-    With its first write it cuts the file back to `start`, the step that the run goes on from (-1 = afresh), so that
-    each step stands there once; until then the file stays as it is. Lines that are no records then move to another
-    file, `metrics.jsonl.damaged`. What the file system does not take, as on a full disk, or while something else has
-    the place of the file, waits in memory, WAITING entries at most, and is written later. A file that was removed is
-    begun anew.
+    With its first write it cuts the file back to `start`, the step that the run goes on from (-1 =
+    afresh), so that each step stands there once; until then the file stays as it is. Lines that are
+    no records then move to another file, `metrics.jsonl.damaged`. What the file system does not
+    take, as on a full disk, or while something else has the place of the file, waits in memory,
+    WAITING entries at most, and is written later. A file that was removed is begun anew.
     """
 
     def __init__(self, path: Path, display: Display, *, start: int = -1, write: bool = True):
-        """Opens the log at `path`, if this process is the one that writes; raises InputError if it cannot be read."""
-        found = on_host0(lambda: records.read(path, start)) if write or jax.process_count() > 1 else None
+        """Opens the log at `path`, if this process is the one that writes; raises InputError if it
+        cannot be read.
+        """
+        found = (
+            on_host0(lambda: records.read(path, start))
+            if write or jax.process_count() > 1
+            else None
+        )
         self.path = path
         self.display = display
         self.write = write
@@ -68,18 +74,25 @@ class Reporter:
         if self.damaged:
             kept = _damaged(self.path)
             logger.warning(
-                "%d lines of %s are no records: the next write moves them to %s", len(self.damaged), self.path, kept
+                "%d lines of %s are no records: the next write moves them to %s",
+                len(self.damaged),
+                self.path,
+                kept,
             )
         known = {entry["step"] for entry in entries}
         if missing := [step for step in range(1, start + 1) if step not in known]:
             steps = records.spans(missing)
             logger.warning(
-                "%s has no record of %s any more, nor of evaluations there: the run goes on", self.path, steps
+                "%s has no record of %s any more, nor of evaluations there: the run goes on",
+                self.path,
+                steps,
             )
 
     def evaluated(self, step: int) -> bool:
         """Checks whether the file has an evaluation of `step`, from which the run resumes."""
-        return any(name.startswith("eval/") for e in self.earlier or () if e["step"] == step for name in e)
+        return any(
+            name.startswith("eval/") for e in self.earlier or () if e["step"] == step for name in e
+        )
 
     def best(self, name: str) -> float:
         """Finds the highest value of a metric at steps from 1 to the one that the run resumes from.
@@ -100,7 +113,9 @@ class Reporter:
         """Writes what is held."""
         if not self.metrics:
             return
-        entry = {"step": self.step} | {name: plain(value) for name, value in sorted(self.metrics.items())}
+        entry = {"step": self.step} | {
+            name: plain(value) for name, value in sorted(self.metrics.items())
+        }
         self.metrics = {}
         if self.write:
             self.unwritten.append(entry)
@@ -108,8 +123,12 @@ class Reporter:
         if "reward" in entry:
             self.display.step(self.step, entry)
             if skipped := entry.get("skipped_updates"):
-                self.display.say(f"step {self.step}: {skipped:g} updates skipped, loss or gradient is not finite")
-            self._say_without_signal(entry["frac_reward_zero_std"] == 1.0 and entry["grad_norm"] == 0.0)
+                self.display.say(
+                    f"step {self.step}: {skipped:g} updates skipped, loss or gradient is not finite"
+                )
+            self._say_without_signal(
+                entry["frac_reward_zero_std"] == 1.0 and entry["grad_norm"] == 0.0
+            )
 
     def check_written(self) -> None:
         """Raises InputError when metrics are not written, after one more try."""
@@ -117,7 +136,8 @@ class Reporter:
             self._write()
         if lost := self.dropped + [entry["step"] for entry in self.unwritten]:
             raise InputError(
-                f"the metrics of {records.spans(lost)} are lost, since they could not be written: {self.trouble}"
+                f"the metrics of {records.spans(lost)} are lost, since they could not be "
+                f"written: {self.trouble}"
             )
 
     def _write(self) -> None:
@@ -129,7 +149,11 @@ class Reporter:
             self.trouble = "" if not self.dropped else self.trouble
         except InputError as error:
             if not self.trouble:
-                logger.warning("the metrics of step %d wait in memory, and the run goes on: %s", self.step, error)
+                logger.warning(
+                    "the metrics of step %d wait in memory, and the run goes on: %s",
+                    self.step,
+                    error,
+                )
             self.trouble = str(error)
             self.dropped += [entry["step"] for entry in self.unwritten[:-WAITING]]
             self.unwritten = self.unwritten[-WAITING:]
@@ -139,7 +163,8 @@ class Reporter:
         size = _append(self.path, _lines(self.unwritten).encode())
         if found < self.size:
             logger.warning(
-                "%s was removed, emptied or cut from outside: what is gone is not in it any more, and it goes on with "
+                "%s was removed, emptied or cut from outside: what is gone is not in it any "
+                "more, and it goes on with "
                 "step %d",
                 self.path,
                 self.unwritten[0]["step"],
@@ -147,14 +172,18 @@ class Reporter:
         self.size = size
 
     def _replace(self, earlier: list[dict[str, JSON]]) -> None:
-        """Puts the unwritten entries, after the earlier ones, into a new file that takes the old one's place."""
+        """Puts the unwritten entries, after the earlier ones, into a new file that takes the old
+        one's place.
+        """
         if self.damaged:
             _append(_damaged(self.path), b"".join(line + b"\n" for line in self.damaged))
             self.damaged = []
         first, *others = self.unwritten
         if earlier and earlier[-1]["step"] == first["step"]:  # an evaluation that a stop left out
             *earlier, left = earlier
-            first = dict(sorted((left | first).items(), key=lambda item: (item[0] != "step", item[0])))
+            first = dict(
+                sorted((left | first).items(), key=lambda item: (item[0] != "step", item[0]))
+            )
         content = _lines([*earlier, first, *others]).encode()
         replace_file(self.path, content)
         self.earlier = None
@@ -168,7 +197,8 @@ class Reporter:
         self.without_signal = self.without_signal + 1 if silent else 0
         if self.without_signal % 10 == 1:
             self.display.say(
-                f"step {self.step}: the rewards of every group are all equal, so that its gradient is exactly zero "
+                f"step {self.step}: the rewards of every group are all equal, so that its "
+                "gradient is exactly zero "
                 f"({self.without_signal} such steps in a row)"
             )
 

@@ -37,11 +37,11 @@
 | `select/seconds`, `timing/*`, `step_time` | wall clock | seconds |
 | `eval/<name>/greedy`, `/avg@k`, `/pass@k` | success on held-out tasks | tasks |
 
-With dynamic sampling, `select/*` are of all tasks chosen in a step; rewards and completions are those of the tasks
-chosen first, a sample of what the selector chooses that no outcome has changed.
+With dynamic sampling, `select/*` are of all tasks chosen in a step; rewards and completions are
+those of the tasks chosen first, a sample of what the selector chooses that no outcome has changed.
 
 A number that does not exist (a Pearson correlation without spread) is null in metrics.jsonl.
-"""
+"""  # noqa: E501
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +97,9 @@ def completions(rollout: Rollout, truncated: Array) -> dict[str, Array]:
     }
 
 
-def selection(choice: Choice, feedback: Feedback, informative: Array, last_seen: Array) -> dict[str, Array]:
+def selection(
+    choice: Choice, feedback: Feedback, informative: Array, last_seen: Array
+) -> dict[str, Array]:
     """Measures how good the predictions for this batch were, and how much of the table was seen.
 
     `informative` [B]; `last_seen` [N], -1 = never. Rows of the task N are padding.
@@ -117,7 +119,9 @@ def selection(choice: Choice, feedback: Feedback, informative: Array, last_seen:
     }
 
 
-def by_domain(informative: Array, choice: Choice, tasks: Tasks, names: tuple[str, ...]) -> dict[str, Array]:
+def by_domain(
+    informative: Array, choice: Choice, tasks: Tasks, names: tuple[str, ...]
+) -> dict[str, Array]:
     """Computes the share of `informative` groups [B] in each of the domains `names`.
 
     It is NaN for a domain without a task in the batch. Returns nothing for a single domain, or for
@@ -128,7 +132,9 @@ def by_domain(informative: Array, choice: Choice, tasks: Tasks, names: tuple[str
     domain = tasks.domain.at[choice.ids].get(mode="fill", fill_value=-1)  # of padding, none
     member = jax.nn.one_hot(domain, len(names), axis=0)  # [domains, B]
     ratio = member @ informative.astype(jnp.float32) / jnp.sum(member, axis=1)
-    return {f"select/effective_group_ratio/{name}": ratio[index] for index, name in enumerate(names)}
+    return {
+        f"select/effective_group_ratio/{name}": ratio[index] for index, name in enumerate(names)
+    }
 
 
 def pearson(x: Array, y: Array, mask: Array) -> Array:

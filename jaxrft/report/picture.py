@@ -31,7 +31,10 @@ def read(run: Path) -> list[dict]:
     if not found.entries:
         raise InputError(f"{path} holds no records of steps: give the output_dir of a run")
     if found.damaged:
-        print(f"passing over {len(found.damaged)} lines of {path} that are no records", file=sys.stderr)
+        print(
+            f"passing over {len(found.damaged)} lines of {path} that are no records",
+            file=sys.stderr,
+        )
     return found.entries
 
 
@@ -42,7 +45,9 @@ def series(lines: list[dict], begin: str, end: str) -> tuple[list[int], list[flo
     """
     names = {name for line in lines for name in line if name.startswith(begin) and end in name}
     name = min(names, default="")
-    points = [(line["step"], line[name]) for line in lines if isinstance(line.get(name), int | float)]
+    points = [
+        (line["step"], line[name]) for line in lines if isinstance(line.get(name), int | float)
+    ]
     return [step for step, _ in points], [value for _, value in points]
 
 
@@ -54,7 +59,9 @@ def smooth(values: list[float]) -> list[float]:
 
 @contextmanager
 def panels(count: int, out: str | Path, *, height: float = 3.2) -> Iterator[Sequence["Axes"]]:
-    """Yields axes side by side, and writes them to `out` at the end of the block; the suffix chooses the format."""
+    """Yields axes side by side, and writes them to `out` at the end of the block; the suffix
+    chooses the format.
+    """
     import matplotlib
 
     matplotlib.use("agg")
@@ -87,7 +94,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the command: draws the runs into a file."""
     parser = argparse.ArgumentParser(prog="python -m jaxrft.report.picture", description=__doc__)
     parser.add_argument("runs", nargs="+", type=path_argument, help="output_dir of a run")
-    parser.add_argument("--out", type=path_argument, required=True, help="file to write: .png, .svg or .pdf")
+    parser.add_argument(
+        "--out", type=path_argument, required=True, help="file to write: .png, .svg or .pdf"
+    )
     options = parser.parse_args(arguments)
     try:
         draw(options.runs, options.out)

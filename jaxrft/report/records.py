@@ -24,9 +24,9 @@ class Records(NamedTuple):
 def read(path: Path, last: float = math.inf) -> Records:
     """Reads the records of all steps up to `last`; a file that is not there has none.
 
-    A record is a line that holds an object of numbers, texts and nulls, among them a whole number `step`. A last line
-    without its end is neither a record nor damaged: a kill in the middle of a write leaves one. Raises InputError for
-    what cannot be opened as a file.
+    A record is a line that holds an object of numbers, texts and nulls, among them a whole number
+    `step`. A last line without its end is neither a record nor damaged: a kill in the middle of a
+    write leaves one. Raises InputError for what cannot be opened as a file.
     """
     entries = []
     damaged = []
@@ -62,8 +62,14 @@ def _parse(line: bytes) -> dict[str, JSON] | None:
 
 
 def _is_value(value: object) -> bool:
-    """Returns whether a value is null, a text, or a number that float32 can hold, which no metric exceeds."""
-    return value is None or isinstance(value, str) or (isinstance(value, int | float) and abs(value) <= LARGEST)
+    """Returns whether a value is null, a text, or a number that float32 can hold, which no metric
+    exceeds.
+    """
+    return (
+        value is None
+        or isinstance(value, str)
+        or (isinstance(value, int | float) and abs(value) <= LARGEST)
+    )
 
 
 def spans(steps: list[int]) -> str:

@@ -4,19 +4,23 @@ from collections.abc import Iterator
 
 import numpy as np
 
-# The rule of three: after n groups of a domain without a success, fewer than 3 / n of its groups have one, with 95 %
-# confidence. After so many it is fewer than a quarter.
+# The rule of three: after n groups of a domain without a success, fewer than 3 / n of its groups
+# have one, with 95 % confidence. After so many it is fewer than a quarter.
 SILENT_GROUPS = 12
-# Likewise after n samples of a task without a verdict, that is 3 groups of G, fewer than 3 / n = 1 / G of its samples
-# have one: less than one in a group.
+# Likewise after n samples of a task without a verdict, that is 3 groups of G, fewer than 3 / n = 1
+# / G of its samples have one: less than one in a group.
 SILENT_VISITS = 3
 
 
 class Visits:
-    """Counts the groups rolled out of each task since the process began, and what graders made of them."""
+    """Counts the groups rolled out of each task since the process began, and what graders made of
+    them.
+    """
 
     def __init__(self, domain: np.ndarray, domains: tuple[str, ...]):
-        """Counts nothing yet, of N tasks whose `domain` [N] is an index into the names `domains`."""
+        """Counts nothing yet, of N tasks whose `domain` [N] is an index into the names
+        `domains`.
+        """
         self.domain = domain
         self.domains = domains
         self.groups = np.zeros(len(domain), np.int64)
@@ -25,9 +29,11 @@ class Visits:
         self.said: set[int] = set()
 
     def add(self, ids: np.ndarray, success: np.ndarray, valid: np.ndarray) -> None:
-        """Counts a group of each of the tasks `ids` [B], their samples next to each other in `success` [R].
+        """Counts a group of each of the tasks `ids` [B], their samples next to each other in
+        `success` [R].
 
-        `valid` [R] bool: which samples have a success; that of the others is 0. The same task may come more than once.
+        `valid` [R] bool: which samples have a success; that of the others is 0. The same task may
+        come more than once.
         """
         valid = valid.reshape(len(ids), -1)
         success = success.reshape(valid.shape)
@@ -48,24 +54,30 @@ class Visits:
                 yield f"domain {name}: {sentence}"
 
     def _sentence(self, member: np.ndarray) -> str | None:
-        """Explains why the tasks `member` [N] of a domain give nothing back; None without a reason."""
+        """Explains why the tasks `member` [N] of a domain give nothing back; None without a
+        reason.
+        """
         groups = int(self.groups[member].sum())
         silent = member & (self.groups >= SILENT_VISITS) & ~self.judged
         remedy = "add a reward that applies to such tasks, or leave them out"
         if groups >= SILENT_GROUPS and not self.judged[member].any():
             return (
-                f"no reward that counts as success applied to any of the {groups} groups rolled out so far, and "
+                f"no reward that counts as success applied to any of the {groups} groups "
+                "rolled out so far, and "
                 f"nothing is learned from them: {remedy}"
             )
         if silent.any():
             return (
-                f"{silent.sum()} of its tasks were rolled out {SILENT_VISITS} times or more, no reward that counts as "
+                f"{silent.sum()} of its tasks were rolled out {SILENT_VISITS} times or more, "
+                "no reward that counts as "
                 f"success applied to them, and nothing is learned from them: {remedy}"
             )
         if groups >= SILENT_GROUPS and not self.solved[member].any():
             return (
-                f"none of the {groups} groups rolled out so far has a success above 0, so that fewer than "
-                f"{3 / groups:.0%} of its groups are likely to have one: check the reward with --dry-run, or add "
+                f"none of the {groups} groups rolled out so far has a success above 0, so that "
+                "fewer than "
+                f"{3 / groups:.0%} of its groups are likely to have one: check the reward with "
+                "--dry-run, or add "
                 "easier tasks"
             )
         return None

@@ -1,6 +1,7 @@
 """What a completion is worth: reward functions by name, and the pool of processes that runs them.
 
-Nothing here imports jax, so that a worker starts fast; `math` is loaded by name, for it brings sympy.
+Nothing here imports jax, so that a worker starts fast; `math` is loaded by name, for it brings
+sympy.
 """
 
 from jaxrft.rewards.functions import exact as exact

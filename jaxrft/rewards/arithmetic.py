@@ -1,6 +1,8 @@
-r"""Finds the arithmetic in an answer that is still to be carried out: `53+43` is a question and `96` an answer.
+r"""Finds the arithmetic in an answer that is still to be carried out: `53+43` is a question and
+`96` an answer.
 
-The reader below knows operations, numbers and brackets in LaTeX and in plain text, and takes all other words for units.
+The reader below knows operations, numbers and brackets in LaTeX and in plain text, and takes all
+other words for units.
 
     list    = sum {(, | ; | & | = | < | \text{and} | ...) sum}
     sum     = [sign] product {(+ | - | \pm | plus | minus) product}
@@ -8,7 +10,7 @@ The reader below knows operations, numbers and brackets in LaTeX and in plain te
     power   = atom {^ group | ! | \% | ^\circ | squared | \bmod group}
     atom    = number | \frac group group | \sqrt[sum] group | \binom group group | function [_ group] [^ group] power
             | (list) | [list] | \{list\} | |list| | \lfloor list \rfloor | \pi | e | i | word
-"""
+"""  # noqa: E501
 
 import math
 import re
@@ -59,7 +61,7 @@ _STYLES = re.compile(
     r"\{([^{}]*)\}"
 )
 _SPACING = re.compile(
-    r"\\(?:[,;:! ]|left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits|quad|qquad|small|large|Large)(?![a-zA-Z])"
+    r"\\(?:[,;:! ]|left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits|quad|qquad|small|large|Large)(?![a-zA-Z])"  # noqa: E501
     r"|[$~]"
 )
 _BEGIN = re.compile(r"\\begin\s*\{[^{}]*\}(?:\s*\{[lcr|]*\})?")
@@ -80,8 +82,37 @@ _BINOMIALS = ("\\binom", "\\dbinom", "\\tbinom")
 _EQUALS = ("=", "\\equiv", "equals")
 _ABOUT = ("\\approx", "\\simeq", "\\sim", "\\doteq", "≈")
 _SEPARATORS = (
-    *(",", ";", "&", "<", ">", "\\\\", "\\&", "and", "or", "\\lt", "\\gt", "\\le", "\\ge", "\\leq", "\\geq", "\\ne"),
-    *("\\neq", "\\in", "\\mid", "\\cup", "\\cap", "\\to", "\\implies", "\\Rightarrow", "\\land", "\\lor", "\\setminus"),
+    *(
+        ",",
+        ";",
+        "&",
+        "<",
+        ">",
+        "\\\\",
+        "\\&",
+        "and",
+        "or",
+        "\\lt",
+        "\\gt",
+        "\\le",
+        "\\ge",
+        "\\leq",
+        "\\geq",
+        "\\ne",
+    ),
+    *(
+        "\\neq",
+        "\\in",
+        "\\mid",
+        "\\cup",
+        "\\cap",
+        "\\to",
+        "\\implies",
+        "\\Rightarrow",
+        "\\land",
+        "\\lor",
+        "\\setminus",
+    ),
 )
 _ARGUMENTS = (*_FRACTIONS, *_BINOMIALS)  # take one digit each where there are no braces
 _BRACKETS = {"(": ")", "[": "]", "{": "}", "\\{": "\\}"}
@@ -95,15 +126,45 @@ _MEASURES = {
 }
 _CLOSING = {*_BRACKETS.values(), *(closing for closing, _ in _MEASURES.values())}
 # What is read in between atoms; "x" is a letter as well.
-_BETWEEN = {*_SIGNS, *_TIMES, *_DIVIDED, *_SEPARATORS, *_EQUALS, *_ABOUT, *_CLOSING, "^", "**", "!", "_", ""} - {"x"}
+_BETWEEN = {
+    *_SIGNS,
+    *_TIMES,
+    *_DIVIDED,
+    *_SEPARATORS,
+    *_EQUALS,
+    *_ABOUT,
+    *_CLOSING,
+    "^",
+    "**",
+    "!",
+    "_",
+    "",
+} - {"x"}
 _CONSTANTS = {"pi": sympy.pi, "e": sympy.E, "i": sympy.I}
 # Of rational numbers these always have a value that is simpler.
 _INTEGER_FUNCTIONS = (
-    *("gcd", "lcm", "max", "min", "floor", "ceil", "abs", "det", "sum", "prod", "lim", "int", "Gamma"),
+    *(
+        "gcd",
+        "lcm",
+        "max",
+        "min",
+        "floor",
+        "ceil",
+        "abs",
+        "det",
+        "sum",
+        "prod",
+        "lim",
+        "int",
+        "Gamma",
+    ),
 )
 _INVERSES = {f"a{name}": f"arc{name}" for name in ("sin", "cos", "tan", "cot")}
 _FUNCTIONS: dict[str, Callable[..., sympy.Expr]] = {
-    **{name: getattr(sympy, name) for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")},
+    **{
+        name: getattr(sympy, name)
+        for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")
+    },
     "exp": sympy.exp,
     **{name: getattr(sympy, inverse) for inverse, name in _INVERSES.items()},
     "ln": sympy.log,
@@ -119,7 +180,9 @@ class _Value(NamedTuple):
 
     number: sympy.Expr | None = None  # None: not known, or no number
     form: str = (
-        ""  # "" a unit, "integer", "decimal", "fraction", "ten" a power of it, "sum", "quotient", "number" any other
+        # "" a unit, "integer", "decimal", "fraction", "ten" a power of it, "sum", "quotient",
+        # "number" any other
+        ""
     )
     coefficient: int = 1  # the integers that it is written to be multiplied with
 
@@ -139,16 +202,17 @@ _UNIT = _Value()
 def unfinished(text: str) -> frozenset[str]:
     r"""Names the operations between numbers in `text` that evaluate to a simpler number.
 
-    An operation evaluates if its value is rational and it is not how rational numbers are written (integer, decimal,
-    percentage, fraction in lowest terms, mixed number, m \times 10^n with 1 <= |m| < 10), or if sympy evaluates it by
-    itself to fewer terms or factors or without the function. Lists and matrices
-    are no numbers, their elements are. Roots of integers that are no perfect powers are numbers, also where a factor
-    could be taken out. Of equations the final side counts, for it is what the others come to, and a side that is only
-    a name counts for nothing; of approximations what is approximated.
+    An operation evaluates if its value is rational and it is not how rational numbers are written
+    (integer, decimal, percentage, fraction in lowest terms, mixed number, m \times 10^n with 1 <=
+    |m| < 10), or if sympy evaluates it by itself to fewer terms or factors or without the function.
+    Lists and matrices are no numbers, their elements are. Roots of integers that are no perfect
+    powers are numbers, also where a factor could be taken out. Of equations the final side counts,
+    for it is what the others come to, and a side that is only a name counts for nothing; of
+    approximations what is approximated.
 
     >>> sorted(unfinished(r"2(3 + 4)")), unfinished(r"x = 3 + 4 = 7"), unfinished(r"\frac{1+3\sqrt{2}}{2}, 10^{-3}")
     (['product', 'sum'], frozenset(), frozenset())
-    """
+    """  # noqa: E501
     if _PLAIN.fullmatch(text):
         return frozenset()
     reader = _Reader(text)
@@ -163,7 +227,9 @@ _PLAIN = re.compile(r"-?[0-9]{1,15}(?:\.[0-9]{1,15})?")
 
 
 class _Reader:
-    """A tolerant recursive descent over the tokens of one answer, which collects the `kinds` of open operations."""
+    """A tolerant recursive descent over the tokens of one answer, which collects the `kinds` of
+    open operations.
+    """
 
     def __init__(self, text: str) -> None:
         text = _END.sub(")", _BEGIN.sub("(", text.translate(CHARACTERS)))
@@ -192,7 +258,9 @@ class _Reader:
         return ""
 
     def elements(self, closing: str) -> _Value:
-        """Reads sums up to `closing`, or to any bracket that closes; returns the last one, or a list as a unit."""
+        """Reads sums up to `closing`, or to any bracket that closes; returns the last one, or a
+        list as a unit.
+        """
         self.depth += 1
         if self.depth > _DEPTH:
             raise RecursionError
@@ -200,7 +268,11 @@ class _Reader:
         value = _UNIT
         outer = self.kinds
         self.kinds = set()
-        while self.next and self.next not in _CLOSING - {"|", "\\|", "\\vert"} and self.next != closing:
+        while (
+            self.next
+            and self.next not in _CLOSING - {"|", "\\|", "\\vert"}
+            and self.next != closing
+        ):
             before = self.at
             side = self.sum()
             if self.at == before:  # a token that says nothing here
@@ -229,9 +301,19 @@ class _Reader:
         Then the side in front of that token counts.
         """
         side = self.at + 1
-        while self.tokens[side] and self.tokens[side] not in (*_EQUALS, *_ABOUT, *_SEPARATORS, *_CLOSING):
+        while self.tokens[side] and self.tokens[side] not in (
+            *_EQUALS,
+            *_ABOUT,
+            *_SEPARATORS,
+            *_CLOSING,
+        ):
             name = self.tokens[side].lstrip("\\")
-            if self.numbers[side] or name in _CONSTANTS or name in _FUNCTIONS or name in _INTEGER_FUNCTIONS:
+            if (
+                self.numbers[side]
+                or name in _CONSTANTS
+                or name in _FUNCTIONS
+                or name in _INTEGER_FUNCTIONS
+            ):
                 return False
             side += 1
         return True
@@ -243,7 +325,12 @@ class _Reader:
             before = self.at
             term = self.product()
             if self.at > before and term.form:
-                if sign == "-" and term.number is not None and bool(term.number.is_negative) and term.rational:
+                if (
+                    sign == "-"
+                    and term.number is not None
+                    and bool(term.number.is_negative)
+                    and term.rational
+                ):
                     self.kinds.add("sum")
                 terms.append(_negated(term) if sign == "-" else term)
             if self.next not in _SIGNS:
@@ -303,7 +390,9 @@ class _Reader:
         return self._signed(self.power)
 
     def _multiplied(self, factors: list[tuple[str, _Value]]) -> _Value:
-        """Returns the product of factors, each with "*", "/", or "" for a number right behind another one."""
+        """Returns the product of factors, each with "*", "/", or "" for a number right behind
+        another one.
+        """
         if len(factors) < 2:
             return factors[0][1] if factors and factors[0][0] != "/" else _UNIT
         operations = [operation for operation, _ in factors]
@@ -311,10 +400,16 @@ class _Reader:
         forms = [value.form for value in values]
         number = _worked_out(factors)
         if forms in (["integer", "integer"], ["decimal", "integer"]) and operations[1] == "/":
-            return self._made("quotient", number, not _in_lowest_terms(values[0], values[1]), form="fraction")
+            return self._made(
+                "quotient", number, not _in_lowest_terms(values[0], values[1]), form="fraction"
+            )
         if forms == ["integer", "fraction"] and operations[1] == "" and _is_proper(values[1]):
             return _Value(_sum(values[0], values[1]), "decimal")
-        if forms == ["integer"] * 3 and operations[1:] == ["", "/"] and _in_lowest_terms(values[1], values[2]):
+        if (
+            forms == ["integer"] * 3
+            and operations[1:] == ["", "/"]
+            and _in_lowest_terms(values[1], values[2])
+        ):
             return _Value(None, "decimal")  # 2 1/2
         if forms[1:] == ["ten"] and operations[1] == "*" and _is_mantissa(values[0]):
             return _Value(number, "decimal")
@@ -325,20 +420,29 @@ class _Reader:
             reduced = len(rational) == 2 and len(values) > 2 and _reduced(factors)
             return self._made(name, number, not reduced)
         sums -= values[-1].form == "sum" and operations[-1] == "/"
-        evaluates = sums > 1 or _simpler(values, number) or _cancels(factors) or _multiplies_fractions(factors)
+        evaluates = (
+            sums > 1
+            or _simpler(values, number)
+            or _cancels(factors)
+            or _multiplies_fractions(factors)
+        )
         if name == "quotient":
             return self._made(name, number, evaluates, form="quotient")
         product = self._made(name, number, evaluates)
         return product._replace(coefficient=_coefficient(values))
 
-    def _made(self, kind: str, number: sympy.Expr | None, evaluates: bool, form: str = "number") -> _Value:
+    def _made(
+        self, kind: str, number: sympy.Expr | None, evaluates: bool, form: str = "number"
+    ) -> _Value:
         """Returns the value of an operation, and notes its kind if it evaluates."""
         if evaluates:
             self.kinds.add(kind)
         return _Value(number, form)
 
     def _open(self, kind: str) -> _Value:
-        """Returns the value of an operation on integers, which always evaluates and is not worked out here."""
+        """Returns the value of an operation on integers, which always evaluates and is not worked
+        out here.
+        """
         return self._made(kind, None, evaluates=True, form="integer")
 
     def power(self) -> _Value:
@@ -352,7 +456,9 @@ class _Reader:
             elif self.take("\\%", "%", "percent", "pct", "percentage"):
                 value = _scaled(value)
             elif self.next in _POWERS and value.form:
-                value = self._raised(value, _Value(sympy.Integer(_POWERS[self.take(self.next)]), "integer"))
+                value = self._raised(
+                    value, _Value(sympy.Integer(_POWERS[self.take(self.next)]), "integer")
+                )
             elif self.take("factorial"):
                 value = self._open("factorial")
             elif self.take("\\choose", "choose"):
@@ -367,7 +473,9 @@ class _Reader:
                 return value
 
     def _exponent(self) -> _Value:
-        """Reads an exponent; one that is no number, such as that of degrees or of a unit, is a unit."""
+        """Reads an exponent; one that is no number, such as that of degrees or of a unit, is a
+        unit.
+        """
         return self._signed(self._group)
 
     def _raised(self, base: _Value, exponent: _Value) -> _Value:
@@ -386,7 +494,9 @@ class _Reader:
             return self._made("power", None if base.form else number, evaluates=True)
         result = _power(number, power)
         again = whole and abs(power) > 1 and (number.is_Add or number.is_Mul or number.is_Pow)
-        return self._made("power", result, again or (result is not None and bool(result.is_Rational)))
+        return self._made(
+            "power", result, again or (result is not None and bool(result.is_Rational))
+        )
 
     def atom(self) -> _Value:
         token = self.next
@@ -404,7 +514,9 @@ class _Reader:
         if token in _BINOMIALS:
             self.at += 1
             values = (self._group(), self._group())
-            return self._made("binomial", None, evaluates=all(value.form for value in values), form="integer")
+            return self._made(
+                "binomial", None, evaluates=all(value.form for value in values), form="integer"
+            )
         name = token.removeprefix("\\")
         if name in ("sqrt", "root", "cbrt"):
             return self._root(name)
@@ -418,10 +530,14 @@ class _Reader:
         return _UNIT
 
     def _group(self) -> _Value:
-        """Reads an argument: what is in braces, else one atom, and of a longer number its first digit."""
+        """Reads an argument: what is in braces, else one atom, and of a longer number its first
+        digit.
+        """
         if self.next in _SIGNS:
             return self._signed(self.atom)
-        if not (self.numbers[self.at] and self.tokens[self.at - 1] in _ARGUMENTS and len(self.next) > 1):
+        if not (
+            self.numbers[self.at] and self.tokens[self.at - 1] in _ARGUMENTS and len(self.next) > 1
+        ):
             return self.atom()
         digits = self.next
         self.tokens[self.at] = digits[1:]
@@ -435,13 +551,20 @@ class _Reader:
         inside = self._group()
         if not inside.form:
             return _UNIT
-        if inside.number is None or degree.number is None or not degree.number.is_Integer or degree.number <= 0:
+        if (
+            inside.number is None
+            or degree.number is None
+            or not degree.number.is_Integer
+            or degree.number <= 0
+        ):
             return _Value(None, "number")
         result = _power(inside.number, 1 / degree.number)
         return self._made("root", result, result is not None and bool(result.is_Rational))
 
     def _function(self, name: str) -> _Value:
-        r"""Reads a function, its base or degree, the power it is raised to, and what it is taken of."""
+        r"""Reads a function, its base or degree, the power it is raised to, and what it is taken
+        of.
+        """
         self.at += 1
         base = power = None
         while token := self.take("_", "^"):
@@ -463,16 +586,29 @@ class _Reader:
             base = _Value(sympy.Integer(10), "integer")
         degrees = self.tokens[self.at - 1] in ("\\circ", "degrees")
         angle = argument.number * sympy.pi / 180 if degrees else argument.number
-        result = function(angle) if base is None or base.number is None else _logarithm(angle, base.number)
-        common = name == "log" and base is None and argument.rational and sympy.log(argument.number, 10).is_Rational
+        result = (
+            function(angle)
+            if base is None or base.number is None
+            else _logarithm(angle, base.number)
+        )
+        common = (
+            name == "log"
+            and base is None
+            and argument.rational
+            and sympy.log(argument.number, 10).is_Rational
+        )
         evaluates = common or not result.has(function) or bool(result.is_Rational)
         value = self._made(name, _bounded(result), evaluates)
         return value if power is None else self._raised(value, power)
 
     def _argument(self) -> _Value:
-        """Reads what a function without brackets is taken of: factors without a sign between them."""
+        """Reads what a function without brackets is taken of: factors without a sign between
+        them.
+        """
         factors = []
-        while self.next not in (*_SIGNS, *_TIMES) and self.next.removeprefix("\\") not in _FUNCTIONS:
+        while (
+            self.next not in (*_SIGNS, *_TIMES) and self.next.removeprefix("\\") not in _FUNCTIONS
+        ):
             before = self.at
             factor = self.power()
             if self.at == before:
@@ -518,7 +654,9 @@ def _negated(value: _Value) -> _Value:
 
 def _scaled(value: _Value) -> _Value:
     """Returns the value of a percentage."""
-    return _Value(None if value.number is None else value.number / 100, "decimal" if value.form else "")
+    return _Value(
+        None if value.number is None else value.number / 100, "decimal" if value.form else ""
+    )
 
 
 def _sum(one: _Value, other: _Value) -> sympy.Expr | None:
@@ -541,7 +679,11 @@ def _power(base: sympy.Expr, exponent: sympy.Expr) -> sympy.Expr | None:
         return _bounded(sympy.exp(exponent)) if _is_small(exponent) else None
     if isinstance(exponent, sympy.Rational) and max(abs(exponent.p), exponent.q) > _EXPONENT:
         return None
-    if isinstance(base, sympy.Rational) and isinstance(exponent, sympy.Rational) and not _is_short(base):
+    if (
+        isinstance(base, sympy.Rational)
+        and isinstance(exponent, sympy.Rational)
+        and not _is_short(base)
+    ):
         exact = _exact_root(base, exponent.q)
         return None if exact is None else _bounded(exact**exponent.p)
     return _bounded(sympy.Pow(base, exponent))
@@ -563,7 +705,9 @@ def _exact_root(base: sympy.Rational, degree: int) -> sympy.Expr | None:
     """Returns a root that is rational, or None."""
     numerator, exact = sympy.integer_nthroot(abs(base.p), degree)
     denominator, exact_too = sympy.integer_nthroot(base.q, degree)
-    return sympy.Integer(numerator) / denominator if exact and exact_too and base.is_positive else None
+    return (
+        sympy.Integer(numerator) / denominator if exact and exact_too and base.is_positive else None
+    )
 
 
 def _worked_out(factors: list[tuple[str, _Value]]) -> sympy.Expr | None:
@@ -596,13 +740,19 @@ def _is_proper(fraction: _Value) -> bool:
 
 
 def _is_mantissa(value: _Value) -> bool:
-    return value.form in ("integer", "decimal") and value.number is not None and 1 <= abs(value.number) < 10
+    return (
+        value.form in ("integer", "decimal")
+        and value.number is not None
+        and 1 <= abs(value.number) < 10
+    )
 
 
 def _reduced(factors: list[tuple[str, _Value]]) -> bool:
     r"""Checks whether the two rational factors are a quotient in lowest terms, as in 2\pi/3."""
     (_, over), (operation, under) = [factor for factor in factors if factor[1].rational]
-    return operation == "/" and over.form == under.form == "integer" and _in_lowest_terms(over, under)
+    return (
+        operation == "/" and over.form == under.form == "integer" and _in_lowest_terms(over, under)
+    )
 
 
 def _coefficient(values: list[_Value]) -> int:
@@ -615,7 +765,9 @@ def _cancels(factors: list[tuple[str, _Value]]) -> bool:
 
     Returns False for a quotient with a sum, a decimal or a fraction.
     """
-    if factors[-1][0] != "/" or any(value.form in ("sum", "decimal", "fraction") for _, value in factors):
+    if factors[-1][0] != "/" or any(
+        value.form in ("sum", "decimal", "fraction") for _, value in factors
+    ):
         return False
     over = _coefficient([value for operation, value in factors if operation != "/"])
     under = _coefficient([value for operation, value in factors if operation == "/"])
@@ -628,13 +780,20 @@ def _multiplies_fractions(factors: list[tuple[str, _Value]]) -> bool:
     An example is 2 \cdot \frac{\pi}{6}.
     """
     values = [value for _, value in factors]
-    if any(operation == "/" or value.number is None or value.form == "sum" for operation, value in factors):
+    if any(
+        operation == "/" or value.number is None or value.form == "sum"
+        for operation, value in factors
+    ):
         return False
     if not any(value.rational for value in values):
         return False
     fractions = [value.number for value in values if value.form in ("quotient", "fraction")]
     under = [_denominator(number) for number in fractions if number is not None]
-    over = math.prod(int(value.number) for value in values if value.number is not None and value.number.is_Integer)
+    over = math.prod(
+        int(value.number)
+        for value in values
+        if value.number is not None and value.number.is_Integer
+    )
     return sum(each > 1 for each in under) > 1 or any(math.gcd(over, each) > 1 for each in under)
 
 
@@ -646,7 +805,9 @@ def _logarithm(number: sympy.Expr, base: sympy.Expr) -> sympy.Expr:
     if number <= 0 or base <= 0 or base == 1:
         return result
     ratio = Fraction(math.log(number) / math.log(base)).limit_denominator(_EXPONENT)
-    if max(abs(ratio.numerator), ratio.denominator) > _EXPONENT or not (_is_short(number) and _is_short(base)):
+    if max(abs(ratio.numerator), ratio.denominator) > _EXPONENT or not (
+        _is_short(number) and _is_short(base)
+    ):
         return result
     exact = number**ratio.denominator == base**ratio.numerator
     return sympy.Rational(ratio) if exact else result
@@ -663,7 +824,11 @@ def _simpler(values: list[_Value], product: sympy.Expr | None) -> bool:
         return True
     numbers = [value.number for value in values if value.number is not None]
     before = max(_denominator(number) for number in numbers)
-    parts = sum(len(sympy.Mul.make_args(number.as_coeff_Mul()[1])) for number in numbers if not number.is_Rational)
+    parts = sum(
+        len(sympy.Mul.make_args(number.as_coeff_Mul()[1]))
+        for number in numbers
+        if not number.is_Rational
+    )
     fewer = len(sympy.Mul.make_args(product.as_coeff_Mul()[1])) < parts
     return fewer and _denominator(product) <= before
 

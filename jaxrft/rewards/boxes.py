@@ -41,14 +41,15 @@ def last_box(text: str, *, empty: bool = False) -> Box | None:
 
 
 def joined_boxes(text: str) -> str | None:
-    r"""Returns what the last box and those that are joined to it hold, with commas; None for a single one.
+    r"""Returns what the last box and those that are joined to it hold, with commas; None for a
+    single one.
 
-    Boxes are joined where no more than BETWEEN characters stand between them: none, or some with a comma, a semicolon,
-    "and" or "or", but no end of a sentence.
+    Boxes are joined where no more than BETWEEN characters stand between them: none, or some with a
+    comma, a semicolon, "and" or "or", but no end of a sentence.
 
     >>> joined_boxes(r"\boxed{1}. So \boxed{2} apples and \boxed{3} pears"), joined_boxes(r"\boxed{1} + \boxed{2}")
     ('2, 3', None)
-    """
+    """  # noqa: E501
     if max(text.rfind(name) for name in _NAMES) < 0:
         return None
     boxes = _boxes(text, 0, empty=False)
@@ -56,7 +57,9 @@ def joined_boxes(text: str) -> str | None:
     while first > 0 and _joins(text[boxes[first - 1].end : boxes[first].begin]):
         first -= 1
     joined = boxes[max(first, 0) :]
-    return ", ".join(text[box.begin : box.end].strip() for box in joined) if len(joined) > 1 else None
+    return (
+        ", ".join(text[box.begin : box.end].strip() for box in joined) if len(joined) > 1 else None
+    )
 
 
 def _boxes(text: str, begin: int, *, empty: bool) -> list[Box]:

@@ -32,11 +32,14 @@ class Signature(NamedTuple):
 
     def accepted(self, given: Mapping[str, T]) -> dict[str, T]:
         """Returns those of the keywords that the function can be given."""
-        return {name: value for name, value in given.items() if self.takes_any or name in self.names}
+        return {
+            name: value for name, value in given.items() if self.takes_any or name in self.names
+        }
 
 
 class TrainerState(SimpleNamespace):
-    """Holds the fields of transformers' TrainerState that this package has: `global_step` and `max_steps`.
+    """Holds the fields of transformers' TrainerState that this package has: `global_step` and
+    `max_steps`.
 
     `global_step` counts the steps done, `max_steps` those of the whole run.
     """
@@ -49,13 +52,16 @@ class TrainerState(SimpleNamespace):
 def signature_of(function: Callable[..., object]) -> Signature:
     """Returns the keywords that a function takes.
 
-    A wrapper that takes nothing but *args and **kwargs is judged by what it wraps. A function that hides its signature
-    takes everything. Raises TypeError for a parameter without default that can be given by position only.
+    A wrapper that takes nothing but *args and **kwargs is judged by what it wraps. A function that
+    hides its signature takes everything. Raises TypeError for a parameter without default that can
+    be given by position only.
     """
     parameters = _parameters(function)
     for parameter in parameters:
         if parameter.kind == parameter.POSITIONAL_ONLY and parameter.default is parameter.empty:
-            raise TypeError(f"it takes {parameter.name} by position only, and rewards are called by keyword")
+            raise TypeError(
+                f"it takes {parameter.name} by position only, and rewards are called by keyword"
+            )
     keywords = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     required = tuple(p.name for p in keywords if p.default is p.empty)
     takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters)
@@ -73,7 +79,9 @@ def _parameters(function: Callable[..., object]) -> list[inspect.Parameter]:
 
 
 def awaited(result: object) -> object:
-    """Returns what a reward returned, or what its coroutine does, run in the one event loop of this process."""
+    """Returns what a reward returned, or what its coroutine does, run in the one event loop of this
+    process.
+    """
     return _event_loop().run(_wait(result)) if inspect.isawaitable(result) else result
 
 
@@ -89,11 +97,16 @@ async def _wait(result: Awaitable[object]) -> object:
 
 
 def keywords(
-    chunk: Mapping[str, Sequence[object]], i: int, state: Mapping[str, object] | None, takes: Signature
+    chunk: Mapping[str, Sequence[object]],
+    i: int,
+    state: Mapping[str, object] | None,
+    takes: Signature,
 ) -> dict:
-    """Returns what a reward is called with for completion `i` of a chunk: lists of length 1, and TRL's three extras.
+    """Returns what a reward is called with for completion `i` of a chunk: lists of length 1, and
+    TRL's three extras.
 
-    `log_extra` and `log_metric` keep nothing: there is no table or log of a trainer that they could write to.
+    `log_extra` and `log_metric` keep nothing: there is no table or log of a trainer that they could
+    write to.
     """
     extras: dict[str, object] = {"log_extra": _keep_nothing, "log_metric": _keep_nothing}
     if state is not None:

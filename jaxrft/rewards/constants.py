@@ -1,4 +1,5 @@
-r"""What plain LaTeX is worth as a number, without computer algebra: most wrong answers are wrong by a number.
+r"""What plain LaTeX is worth as a number, without computer algebra: most wrong answers are wrong by
+a number.
 
     list    = [( | [ | \{] element {, element} [) | ] | \}]
     element = sum | \infty | -\infty
@@ -7,9 +8,10 @@ r"""What plain LaTeX is worth as a number, without computer algebra: most wrong 
     power   = atom [^ digit | ^ letter | ^ {sum}]
     atom    = number | letter | \pi | (sum) | \frac{sum}{sum} | \frac<digit><digit> | \sqrt[sum]{sum} | \sqrt<digit>
 
-A letter stands for a fixed number, so that two expressions in x that differ there are different functions. Whatever
-math-verify could read in another way (mixed numbers, units, functions, lists) has no value here.
-"""
+A letter stands for a fixed number, so that two expressions in x that differ there are different
+functions. Whatever math-verify could read in another way (mixed numbers, units, functions, lists)
+has no value here.
+"""  # noqa: E501
 
 import math
 import re
@@ -18,7 +20,9 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 _THOUSANDS = re.compile(r"-?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?")
-_TOKEN = re.compile(r"\s*(?:([0-9]+(?:\.[0-9]+)?|\.[0-9]+)|(\\[a-zA-Z]+|\\[{}]|[-+*/^(){}\[\],a-zA-Z]))\s*")
+_TOKEN = re.compile(
+    r"\s*(?:([0-9]+(?:\.[0-9]+)?|\.[0-9]+)|(\\[a-zA-Z]+|\\[{}]|[-+*/^(){}\[\],a-zA-Z]))\s*"
+)
 _LETTERS = "xyzaknpquv"  # others are units to math-verify at the end of an answer, or d, e and i
 _DEPTH = 30
 _ROUNDING = 2e-6  # what six decimals may differ by
@@ -39,7 +43,7 @@ def values(text: str) -> tuple[float, ...] | None:
 
     >>> values(r"\frac{\sqrt{3}}{2}") == (3**0.5 / 2,), values("1,080"), values(r"(-\infty, 2]"), values(r"2\frac12")
     (True, (1080.0,), (-inf, 2.0), None)
-    """
+    """  # noqa: E501
     if _THOUSANDS.fullmatch(text):
         return (float(text.replace(",", "")),)
     if _THOUSANDS.search(text):  # or a list?
@@ -47,7 +51,8 @@ def values(text: str) -> tuple[float, ...] | None:
     try:
         reader = _Reader(text)
         return tuple(reader.list())
-    except (_NoValue, ArithmeticError, ValueError, TypeError):  # the last of math.sqrt, for complex numbers
+    # the last of math.sqrt, for complex numbers
+    except (_NoValue, ArithmeticError, ValueError, TypeError):
         return None
 
 
@@ -69,7 +74,9 @@ def _close(one: float, other: float) -> bool:
     """Checks whether two numbers are equal up to rounding."""
     if math.isclose(one, other, rel_tol=1e-9):
         return True
-    return math.isclose(one, other, rel_tol=_ROUNDING) and math.isclose(one, other, rel_tol=0.0, abs_tol=_ROUNDING)
+    return math.isclose(one, other, rel_tol=_ROUNDING) and math.isclose(
+        one, other, rel_tol=0.0, abs_tol=_ROUNDING
+    )
 
 
 def at(symbol: str) -> float:
@@ -170,9 +177,11 @@ class _Reader:
         """
         if self.next in ("\\sqrt", "\\pi") or _is_letter(self.next):
             return True
-        if self.next == "(" and not _is_letter(self.tokens[self.at - 1]):  # x(2) could be a function
+        # x(2) could be a function
+        if self.next == "(" and not _is_letter(self.tokens[self.at - 1]):
             inside = self.tokens[self.at : self._closing()]
-            if any(token in ("\\sqrt", "\\pi") or _is_letter(token) for token in inside):  # 2(3) is a mixed number
+            # 2(3) is a mixed number
+            if any(token in ("\\sqrt", "\\pi") or _is_letter(token) for token in inside):
                 return True
         if self.next in ("", "+", "-", ")", "}", "]", "\\}", ","):
             return False

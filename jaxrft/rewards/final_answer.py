@@ -5,14 +5,16 @@ from typing import NamedTuple
 
 from jaxrft.rewards.boxes import joined_boxes, last_box
 
-TAIL = 100_000  # characters at the end of a completion in which a box, a frame or a tag is looked for
+# characters at the end of a completion in which a box, a frame or a tag is looked for
+TAIL = 100_000
 PHRASES = 20  # of those that announce an answer, from the end
 TEXT = 4_000  # characters at the end of a completion in which anything else is looked for
 
 _BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s+([^\s{}$\\]{1,40})")
 _TAGS = re.compile(r"<\s*(/?)\s*(?:final[ _-]?)?answer\s*>", re.IGNORECASE)
 _THOUGHT = re.compile(r"</\s*think(?:ing)?\s*>", re.IGNORECASE)
-_END_TOKENS = re.compile(r"<\|[a-zA-Z_]{1,30}\|>|</?s>|<eos>|<end_of_turn>|<<[^<>\n]{1,200}>>")  # <<6*7=42>> of GSM8K
+# <<6*7=42>> of GSM8K
+_END_TOKENS = re.compile(r"<\|[a-zA-Z_]{1,30}\|>|</?s>|<eos>|<end_of_turn>|<<[^<>\n]{1,200}>>")
 _COLON = r"[:：﹕꞉︓]"
 _PHRASE = re.compile(
     r"\b(?:answers?|(?:correct|right|best) (?:option|choice)"
@@ -38,12 +40,14 @@ _SENTENCE_END = re.compile(
     r"(?<![A-Z0-9])(?<!i\.e)(?<!e\.g)(?<!approx)[.!?](?=\s)|(?<=[0-9)\]}*\"”’$%])[.!?]+(?=\s|$)|[。！？]|\n"
 )
 _POLITE = re.compile(
-    r"\W*(?:let me know|please|i hope|hope (?:this|that|it)|feel free|thank|thanks|if you|do you|would you|is there"
+    r"\W*(?:let me know|please|i hope|hope (?:this|that|it)|feel free|thank|thanks|if you|do "
+    r"you|would you|is there"
     r"|don't hesitate|can i|good luck|have a|happy to|glad to|you can|you're|note)\b",
     re.IGNORECASE,
 )
 _LEAD = re.compile(
-    r"(?:[\s:：]|(?:approximately|about|around|roughly|exactly|simply|just|only|equal to|equals|therefore|thus|so|then"
+    r"(?:[\s:：]|(?:approximately|about|around|roughly|exactly|simply|just|only|equal "
+    r"to|equals|therefore|thus|so|then"
     r"|option|choice|\\approx|≈|~)(?![a-zA-Z]))+",
     re.IGNORECASE,
 )
@@ -63,7 +67,8 @@ _TOKENS = re.compile(
     re.DOTALL,
 )
 _MATH_WORDS = frozenset(
-    "sqrt pi sin cos tan ln log exp gcd lcm max min mod plus minus times over divided multiplied by squared cubed of"
+    "sqrt pi sin cos tan ln log exp gcd lcm max min mod plus minus times over divided "
+    "multiplied by squared cubed of"
     " percent pct choose factorial and or".split()
 )
 _CURRENCIES = "$€£¥₹"
@@ -92,7 +97,8 @@ _AND = re.compile(r",?\s*(?:\b|(?<=[0-9)]))(?:and|or)(?:\b|(?=[A-Z(]))")
 _NEXT = re.compile(r"\s*(.)", re.DOTALL)
 # What wants a right side, even where words follow, and what does only at the end of a text.
 _OPERATOR = re.compile(
-    r"(?:[+×·÷^=]|\\(?:times|cdot|div)|\b(?:plus|minus|times|over|(?:divided|multiplied)(?: by)?|choose|mod))\s*$",
+    r"(?:[+×·÷^=]|\\(?:times|cdot|div)|\b(?:plus|minus|times|over|(?:divided|multiplied)(?: "
+    r"by)?|choose|mod))\s*$",
     re.IGNORECASE,
 )
 _CONNECTIVE = re.compile(r"(?:[-−–/]|\b(?:and|or|of|by))\s*$", re.IGNORECASE)
@@ -117,18 +123,20 @@ def final_answer(completion: str, *, joined: bool = False, truncated: bool = Fal
     | 5 | `**C**`, `\pi`, `It is **even**.`, `Result: B`, `C is correct.` | the last sentence or its end, no digit |
     | 6 | `... = 42.`, `... is $42$.`, `There are 42 ways.` | the end of the last sentence with a number or formula |
 
-    Behind the spellings of rows 3 to 6, and around the answer in all rows, do not count: spaces, emphasis (`**`, `_`,
-    `` ` ``), quotes, brackets around all of it, a final point, "about" and the like, units and other words behind a
-    number, and what follows in further sentences. In row 5 there is one letter, word or formula as the whole sentence
-    or behind its last "is" or colon; a word alone must be emphasized. In rows 5 and 6, questions, and
-    sentences that only talk to the reader ("Let me know if you need 3 more."), do not count, and in the middle of a
-    sentence only a number counts, never an expression.
-    Of a `truncated` completion, which has no end to take an answer from, rows 1 to 3 count alone, without its last
-    word. A number with an operator behind it (`92 *`) is a part of an expression, and no answer.
-    With `joined`, several boxes in one sentence that commas, "and" or "or" join are one answer, with commas.
+    Behind the spellings of rows 3 to 6, and around the answer in all rows, do not count: spaces,
+    emphasis (`**`, `_`, `` ` ``), quotes, brackets around all of it, a final point, "about" and the
+    like, units and other words behind a number, and what follows in further sentences. In row 5
+    there is one letter, word or formula as the whole sentence or behind its last "is" or colon; a
+    word alone must be emphasized. In rows 5 and 6, questions, and sentences that only talk to the
+    reader ("Let me know if you need 3 more."), do not count, and in the middle of a sentence only a
+    number counts, never an expression. Of a `truncated` completion, which has no end to take an
+    answer from, rows 1 to 3 count alone, without its last word. A number with an operator behind it
+    (`92 *`) is a part of an expression, and no answer. With `joined`, several boxes in one sentence
+    that commas, "and" or "or" join are one answer, with commas.
 
-    The last TAIL characters are read for rows 1 and 2, the last TEXT for the others, in time linear in them.
-    """
+    The last TAIL characters are read for rows 1 and 2, the last TEXT for the others, in time linear
+    in them.
+    """  # noqa: E501
     text = completion[-TAIL:]
     thoughts = list(_THOUGHT.finditer(text)) if "</" in text else []
     behind = text[thoughts[-1].end() :] if thoughts else ""
@@ -185,7 +193,9 @@ def _within_tag(text: str, joined: bool) -> str | None:
 
 
 def _within_box(text: str) -> str:
-    """Returns what a box holds without emphasis, quotes and words around it, or what it calls the answer."""
+    """Returns what a box holds without emphasis, quotes and words around it, or what it calls the
+    answer.
+    """
     bare = text.strip(_MARKUP)
     if len(bare) <= _SHORT and "answer" in bare.lower():
         return _phrased(_STYLES.sub(r"\1", bare)) or bare
@@ -194,7 +204,9 @@ def _within_box(text: str) -> str:
 
 
 def _phrased(text: str) -> str | None:
-    """Returns the answer by row 3; one in words only where no phrase has a number, a formula or a single letter."""
+    """Returns the answer by row 3; one in words only where no phrase has a number, a formula or a
+    single letter.
+    """
     words = None
     end = len(text)
     for phrase in reversed(list(_PHRASE.finditer(text))[-PHRASES:]):
@@ -209,7 +221,9 @@ def _phrased(text: str) -> str | None:
 
 
 def _leading(text: str) -> str | None:
-    """Returns the answer that a text begins with, else that of its first sentence, else all of that."""
+    """Returns the answer that a text begins with, else that of its first sentence, else all of
+    that.
+    """
     text = _stripped_lead(text)
     if not text:
         return None
@@ -264,7 +278,9 @@ def _at_the_end(text: str) -> str | None:
     alone = text.strip()
     if _WORD.fullmatch(alone) or (_CHOICE.match(alone) and "\n" not in alone):
         return _bare(alone)
-    sentences = [each for each in _sentences(text) if not (_POLITE.match(each) or _QUESTION.search(each))]
+    sentences = [
+        each for each in _sentences(text) if not (_POLITE.match(each) or _QUESTION.search(each))
+    ]
     short = _short_answer(sentences[-1]) if sentences else None
     if short is not None:
         return short
@@ -275,10 +291,11 @@ def _at_the_end(text: str) -> str | None:
 
 
 def _short_answer(sentence: str) -> str | None:
-    """Returns the answer of a last sentence by row 5, which is one letter, word or formula, or ends in one.
+    """Returns the answer of a last sentence by row 5, which is one letter, word or formula, or ends
+    in one.
 
-    One with a digit is left to row 6. A word must be emphasized or behind a colon, for "Done." is none. A letter behind
-    "is" must be a capital one or emphasized, for "a" is none.
+    One with a digit is left to row 6. A word must be emphasized or behind a colon, for "Done." is
+    none. A letter behind "is" must be a capital one or emphasized, for "a" is none.
     """
     if chosen := _CHOSEN.match(sentence):
         return chosen[1]
@@ -332,7 +349,9 @@ def _has_digit(text: str) -> bool:
 
 
 def _last_of(sentence: str) -> str | None:
-    """Returns the formula at the end of a sentence, else the last number, which may stand anywhere in it."""
+    """Returns the formula at the end of a sentence, else the last number, which may stand anywhere
+    in it.
+    """
     formulas = list(_MATH.finditer(sentence))
     runs = [run for run in _runs(sentence) if run.has_digit]
     if formulas and (not runs or runs[-1].begin < formulas[-1].end()):
@@ -349,7 +368,9 @@ def _last_of(sentence: str) -> str | None:
 
 
 def _breaks_off(sentence: str, end: int) -> bool:
-    """Returns whether mathematics that ends there wants a right side: it is a part of an expression, no answer."""
+    """Returns whether mathematics that ends there wants a right side: it is a part of an
+    expression, no answer.
+    """
     text = sentence[:end].rstrip()
     if text.endswith("*"):
         return not _ends_emphasis(text)
@@ -358,7 +379,9 @@ def _breaks_off(sentence: str, end: int) -> bool:
 
 
 def _ends_emphasis(text: str) -> bool:
-    """Returns whether the stars that end a text close an emphasis, as Markdown has it, and multiply nothing."""
+    """Returns whether the stars that end a text close an emphasis, as Markdown has it, and multiply
+    nothing.
+    """
     number = text.rstrip("*")
     stars = text[len(number) :]
     return not number[-1:].isspace() or number.startswith(stars)
@@ -376,7 +399,9 @@ def _ends(behind: str) -> bool:
 def _first_joined(sentence: str, formulas: list[re.Match[str]]) -> int:
     """Returns where the formulas begin that are joined to the last one."""
     first = len(formulas) - 1
-    while first > 0 and _JOINT.fullmatch(sentence, formulas[first - 1].end(), formulas[first].start()):
+    while first > 0 and _JOINT.fullmatch(
+        sentence, formulas[first - 1].end(), formulas[first].start()
+    ):
         first -= 1
     return formulas[first].start()
 
@@ -425,7 +450,9 @@ def _is_mathematics(token: re.Match[str], before: str, sentence: str) -> bool:
     if token["letter"]:
         behind = _NEXT.match(sentence, token.end())
         attached = token.start() > 0 and sentence[token.start() - 1].isdigit()
-        return attached or before in "=+-*/^({[" or (behind is not None and behind[1] in "=+-*/^(_)]")
+        return (
+            attached or before in "=+-*/^({[" or (behind is not None and behind[1] in "=+-*/^(_)]")
+        )
     return token["other"] is None
 
 
@@ -444,8 +471,12 @@ def _bare(text: str) -> str:
 
 
 def _stripped(text: str) -> str:
-    """Returns a text without emphasis, quotes and points around it; a point in front of a digit belongs to a number."""
+    """Returns a text without emphasis, quotes and points around it; a point in front of a digit
+    belongs to a number.
+    """
     behind = text.rstrip(_WRAPPING)
     bare = behind.lstrip(_WRAPPING)
     start = len(behind) - len(bare)
-    return behind[start - 1 :] if start and behind[start - 1] == "." and bare[:1].isdigit() else bare
+    return (
+        behind[start - 1 :] if start and behind[start - 1] == "." and bare[:1].isdigit() else bare
+    )

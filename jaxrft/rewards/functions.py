@@ -1,7 +1,8 @@
 """Rewards without dependencies: `exact`, `gsm8k`, and the adapter for verl's `compute_score`.
 
-A reward is any function that TRL's trainer can call: by keyword, with lists of one length n, a column of the tasks a
-keyword, and it returns n numbers, None for "does not apply". The pool calls it with n = 1.
+A reward is any function that TRL's trainer can call: by keyword, with lists of one length n, a
+column of the tasks a keyword, and it returns n numbers, None for "does not apply". The pool calls
+it with n = 1.
 """
 
 import functools
@@ -15,12 +16,14 @@ from jaxrft.rewards import ground_truth
 from jaxrft.rewards.calls import signature_of
 from jaxrft.rewards.lookup import Reward
 
-# A completion as TRL has it: text, or where the prompt is a list of messages a list with the assistant's message.
+# A completion as TRL has it: text, or where the prompt is a list of messages a list with the
+# assistant's message.
 Completion = str | Sequence[Mapping[str, object]]
 
 TAIL = 100_000  # characters at the end of a completion in which `gsm8k` looks for a number
 
-# A minus counts only where it cannot be a difference or a range: "10-5" ends in 5, "= -5" and "$-5" in -5.
+# A minus counts only where it cannot be a difference or a range: "10-5" ends in 5, "= -5" and "$-5"
+# in -5.
 _NUMBER = re.compile(
     r"(?P<sign>(?<![\w)])[-−])?\$?(?P<digits>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]*\.?[0-9]+)"
     r"(?P<exponent>[eE][-+]?[0-9]{1,4}(?![0-9a-zA-Z]))?"
@@ -37,7 +40,8 @@ def text_of(completion: Completion) -> str:
 def exact(
     prompts: Sequence, completions: Sequence[Completion], *, answer: Sequence, **columns: object
 ) -> list[float | None]:
-    """Returns 1 where the completion equals the column `answer`, white space around both aside, else 0.
+    """Returns 1 where the completion equals the column `answer`, white space around both aside,
+    else 0.
 
     `ground_truth.text` has the table of what `answer` may be; one that is missing gives None.
     """
@@ -51,12 +55,14 @@ def exact(
 def gsm8k(
     prompts: Sequence, completions: Sequence[Completion], *, answer: Sequence, **columns: object
 ) -> list[float | None]:
-    """Returns 1 where the final number of the completion equals that of the column `answer`, else 0.
+    """Returns 1 where the final number of the completion equals that of the column `answer`, else
+    0.
 
-    The final number follows the last `####`, else it is the last of the text [GSM8K, arXiv 2110.14168, which reads only
-    after `####`]; commas, `$` and a trailing point do not count, and `1.5e3` is 1500. Only the last TAIL characters are
-    read, and a number of more than `ground_truth.DIGITS` digits is none. `answer` is a number, GSM8K's "... #### 72",
-    or what else `ground_truth.text` says; one without a number gives None.
+    The final number follows the last `####`, else it is the last of the text [GSM8K, arXiv
+    2110.14168, which reads only after `####`]; commas, `$` and a trailing point do not count, and
+    `1.5e3` is 1500. Only the last TAIL characters are read, and a number of more than
+    `ground_truth.DIGITS` digits is none. `answer` is a number, GSM8K's "... #### 72", or what else
+    `ground_truth.text` says; one without a number gives None.
     """
     golds = [None if gold is None else _final_number(gold) for gold in ground_truth.texts(answer)]
     return [
@@ -78,10 +84,11 @@ def _final_number(text: str) -> Decimal | None:
 
 
 def as_reward(function: Reward) -> Reward:
-    """Returns a function that TRL's trainer can call: verl's `compute_score` adapted, any other as it is.
+    """Returns a function that TRL's trainer can call: verl's `compute_score` adapted, any other as
+    it is.
 
-    A function is verl's if it has parameters called `solution_str` and `ground_truth` and none called `completions`.
-    Raises TypeError for parameters that neither TRL nor verl can give.
+    A function is verl's if it has parameters called `solution_str` and `ground_truth` and none
+    called `completions`. Raises TypeError for parameters that neither TRL nor verl can give.
     """
     names = signature_of(function).names
     is_of_verl = {"solution_str", "ground_truth"} <= set(names) and "completions" not in names
@@ -89,16 +96,25 @@ def as_reward(function: Reward) -> Reward:
 
 
 def verl(compute_score: Callable[..., Any]) -> Reward:
-    """Returns a reward that calls verl's `compute_score(data_source, solution_str, ground_truth, extra_info)`.
+    """Returns a reward that calls verl's `compute_score(data_source, solution_str, ground_truth,
+    extra_info)`.
 
-    Of these four it is given, by keyword, those that it takes. `ground_truth` is the column `answer`; a score in a
-    dict is its "score". The adapter is applied by itself to a function that the config names, see `as_reward`. Raises
-    TypeError for a function with further parameters that have no default.
+    Of these four it is given, by keyword, those that it takes. `ground_truth` is the column
+    `answer`; a score in a dict is its "score". The adapter is applied by itself to a function that
+    the config names, see `as_reward`. Raises TypeError for a function with further parameters that
+    have no default.
     """
     signature = signature_of(compute_score)
-    further = set(signature.required) - {"data_source", "solution_str", "ground_truth", "extra_info"}
+    further = set(signature.required) - {
+        "data_source",
+        "solution_str",
+        "ground_truth",
+        "extra_info",
+    }
     if further:
-        raise TypeError(f"verl's compute_score is not given {', '.join(sorted(further))}: give it a default")
+        raise TypeError(
+            f"verl's compute_score is not given {', '.join(sorted(further))}: give it a default"
+        )
 
     @functools.wraps(compute_score)
     def reward(

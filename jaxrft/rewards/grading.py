@@ -25,9 +25,16 @@ def rewards_by_name(reward: object) -> dict[str, Reward]:
 
     Raises InputError for anything else.
     """
-    functions: dict = reward if isinstance(reward, dict) else {getattr(reward, "__name__", None): reward}
-    if not functions or not all(isinstance(name, str) and callable(f) for name, f in functions.items()):
-        raise InputError(f"reward is {reward!r}: give a function from a module's top level or a dict of some by name")
+    functions: dict = (
+        reward if isinstance(reward, dict) else {getattr(reward, "__name__", None): reward}
+    )
+    if not functions or not all(
+        isinstance(name, str) and callable(f) for name, f in functions.items()
+    ):
+        raise InputError(
+            f"reward is {reward!r}: give a function from a module's top level or "
+            "a dict of some by name"
+        )
     return functions
 
 
@@ -58,7 +65,8 @@ class Rewards(NamedTuple):
     lost: np.ndarray  # [R, F] bool, the rewards that failures of graders cost
     failures: dict[str, int]  # how many, by kind
     samples: list[tuple[int, str]]  # (row, text) of the completions that this process graded
-    success_index: np.ndarray = np.zeros(0, np.int32)  # [B] int32, the reward that is success of each task
+    # [B] int32, the reward that is success of each task
+    success_index: np.ndarray = np.zeros(0, np.int32)
 
     @property
     def failed(self) -> np.ndarray:
@@ -93,14 +101,17 @@ def grade_rollout(
     *,
     trainer_state: dict[str, int] | None = None,
 ) -> Rewards:
-    """Grades a rollout of tasks `ids` [B]: each process grades the rows it holds, and all learn all rewards.
+    """Grades a rollout of tasks `ids` [B]: each process grades the rows it holds, and all learn all
+    rewards.
 
-    Of a row that several processes hold, the one with its first copy is in charge. `trainer_state` is what rewards
-    are told of the run, see `trainer_state`.
+    Of a row that several processes hold, the one with its first copy is in charge. `trainer_state`
+    is what rewards are told of the run, see `trainer_state`.
     """
     rows = rollouts.lengths.shape[0]
     generations = rows // len(ids)
-    lengths = {_first_row(shard): np.asarray(shard.data) for shard in rollouts.lengths.addressable_shards}
+    lengths = {
+        _first_row(shard): np.asarray(shard.data) for shard in rollouts.lengths.addressable_shards
+    }
     mine = []
     tokens = []
     for shard in rollouts.tokens.addressable_shards:
@@ -110,7 +121,12 @@ def grade_rollout(
             mine += range(first, first + len(block))
             tokens += [row[:length] for row, length in zip(block, lengths[first], strict=True)]
     marks = tokenizer.marks(lm.tokenizer, lm.eos_ids)
-    decode = partial(tokenizer.decode, lm.tokenizer, without=marks, skip_special_tokens=config.skip_special_tokens)
+    decode = partial(
+        tokenizer.decode,
+        lm.tokenizer,
+        without=marks,
+        skip_special_tokens=config.skip_special_tokens,
+    )
     completions = [decode(row) for row in tokens]
     asked = [int(ids[row // generations]) for row in mine]
     columns = {name: [entries[i] for i in asked] for name, entries in tasks.columns.items()}
@@ -119,7 +135,8 @@ def grade_rollout(
         completions,
         columns,
         completion_ids=[row.tolist() for row in tokens],
-        truncated=[int(row[-1]) not in lm.eos_ids for row in tokens],  # no end within max_completion_length
+        # no end within max_completion_length
+        truncated=[int(row[-1]) not in lm.eos_ids for row in tokens],
         trainer_state=trainer_state,
     )
     values, not_none = without_none(graded.rewards)
@@ -141,17 +158,23 @@ def grade_rollout(
 
 
 def without_none(rewards: Sequence[Sequence[float | None]]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the rewards as float32 with 0 for None, and which are valid, that is, not None; both of their shape."""
+    """Returns the rewards as float32 with 0 for None, and which are valid, that is, not None; both
+    of their shape.
+    """
     values = np.array(rewards, np.float32)  # None becomes NaN, which goes no further
     valid = ~np.isnan(values)
     return np.where(valid, values, np.float32(0)), valid
 
 
-def check_rewards(config: Config, verdicts: Rewards, pool: pools.Pool, *, tasks: int, first: bool) -> Rewards:
-    """Tells which reward is success of each of so many `tasks`; those outside [0, 1] are lost, to `invalid`.
+def check_rewards(
+    config: Config, verdicts: Rewards, pool: pools.Pool, *, tasks: int, first: bool
+) -> Rewards:
+    """Tells which reward is success of each of so many `tasks`; those outside [0, 1] are lost, to
+    `invalid`.
 
-    Raises InputError in the `first` batch when a reward that may not be success stands where success is looked for,
-    and when there is no success at all: then something is wrong with the rewards, and nothing is lost yet.
+    Raises InputError in the `first` batch when a reward that may not be success stands where
+    success is looked for, and when there is no success at all: then something is wrong with the
+    rewards, and nothing is lost yet.
     """
     note_ranges(config, verdicts, pool, first=first)
     candidates = success_candidates(config, pool)
@@ -159,9 +182,12 @@ def check_rewards(config: Config, verdicts: Rewards, pool: pools.Pool, *, tasks:
         check_candidates(config, pool)
     verdicts = verdicts._replace(success_index=success_indices(verdicts, candidates, tasks=tasks))
     if first and not (verdicts.success_valid & ~verdicts.failed).any():
-        counts = ", ".join(f"{n} {kind}" for kind, n in verdicts.failures.items() if n) or "all None"
+        counts = (
+            ", ".join(f"{n} {kind}" for kind, n in verdicts.failures.items() if n) or "all None"
+        )
         raise InputError(
-            f"no completion of the first batch got a reward ({counts}): see the warning above, and check the rewards "
+            f"no completion of the first batch got a reward ({counts}): see the warning above, "
+            "and check the rewards "
             f"{', '.join(config.rewards)} and the columns of the tasks"
         )
     outside = verdicts.is_success & ((verdicts.rewards < 0) | (verdicts.rewards > 1))
@@ -174,22 +200,33 @@ def check_rewards(config: Config, verdicts: Rewards, pool: pools.Pool, *, tasks:
 
 
 def note_ranges(config: Config, verdicts: Rewards, pool: pools.Pool, *, first: bool) -> None:
-    """Notes with the pool, so that training and evaluation share it, what range a reward's first values are in."""
-    for name, column, valid in zip(config.rewards, verdicts.rewards.T, verdicts.valid.T, strict=True):
+    """Notes with the pool, so that training and evaluation share it, what range a reward's first
+    values are in.
+    """
+    for name, column, valid in zip(
+        config.rewards, verdicts.rewards.T, verdicts.valid.T, strict=True
+    ):
         values = column[valid]
         if len(values) == 0 or name in pool.first_ranges:
             continue
         pool.first_ranges[name] = float(values.min()), float(values.max())
-        if not first and config.success_reward is None and not may_be_success(pool, name) and jax.process_index() == 0:
+        if (
+            not first
+            and config.success_reward is None
+            and not may_be_success(pool, name)
+            and jax.process_index() == 0
+        ):
             logger.warning(
-                "the reward %s gave %g and is never success, which must lie in [0, 1]: tasks to which no other reward "
+                "the reward %s gave %g and is never success, which must lie in [0, 1]: tasks "
+                "to which no other reward "
                 "applies teach nothing, unless another is named with success_reward",
                 *(name, misfit(pool, name)),
             )
 
 
 def may_be_success(pool: pools.Pool, name: str) -> bool:
-    """Decides, once a reward, whether it may be success: if the first batch that has values of it has all in [0, 1].
+    """Decides, once a reward, whether it may be success: if the first batch that has values of it
+    has all in [0, 1].
 
     True while it gave none. A run that is resumed decides anew.
     """
@@ -204,14 +241,17 @@ def misfit(pool: pools.Pool, name: str) -> float:
 
 
 def success_candidates(config: Config, pool: pools.Pool) -> np.ndarray:
-    """Returns which rewards may be success, [F] bool: `success_reward` if it is given, else all that fit."""
+    """Returns which rewards may be success, [F] bool: `success_reward` if it is given, else all
+    that fit.
+    """
     if config.success_reward is not None:
         return np.array([name == config.success_reward for name in config.rewards])
     return np.array([may_be_success(pool, name) for name in config.rewards])
 
 
 def check_candidates(config: Config, pool: pools.Pool) -> None:
-    """Raises InputError when `success_reward`, or by default the first reward that gave any value, does not fit.
+    """Raises InputError when `success_reward`, or by default the first reward that gave any value,
+    does not fit.
 
     One behind it may, but only the user knows whether that one tells right from wrong.
     """
@@ -226,10 +266,12 @@ def check_candidates(config: Config, pool: pools.Pool) -> None:
 
 
 def success_indices(verdicts: Rewards, candidates: np.ndarray, *, tasks: int) -> np.ndarray:
-    """Returns the reward that is success of each task, [B] int32: the first candidate that is not None for the task.
+    """Returns the reward that is success of each task, [B] int32: the first candidate that is not
+    None for the task.
 
-    A reward is None for a task if it is for all samples of the task, and a reward that a failure cost is not None. Of a
-    task without any the index is the first candidate's, which is not valid there. `candidates` [F] bool.
+    A reward is None for a task if it is for all samples of the task, and a reward that a failure
+    cost is not None. Of a task without any the index is the first candidate's, which is not valid
+    there. `candidates` [F] bool.
     """
     given = verdicts.valid | verdicts.lost
     applies = given.reshape(tasks, -1, given.shape[1]).any(axis=1) & candidates  # [B, F]

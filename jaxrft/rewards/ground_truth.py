@@ -1,4 +1,6 @@
-"""Reads ground truths of any type as text; `text` holds the table of types, which all built-in rewards share."""
+"""Reads ground truths of any type as text; `text` holds the table of types, which all built-in
+rewards share.
+"""
 
 import logging
 import math
@@ -16,7 +18,8 @@ _SCALES = 400  # decimal exponents up to which a number is written out
 
 
 def text(truth: object) -> str | None:
-    r"""Returns a ground truth as the text that answers are compared with, or None where there is none.
+    r"""Returns a ground truth as the text that answers are compared with, or None where there is
+    none.
 
     | type | meaning |
     |---|---|
@@ -27,12 +30,13 @@ def text(truth: object) -> str | None:
     | list or tuple, array of one dimension | all of its elements together, in any order: `[2, 3]` is `2, 3` |
     | bool, infinity, dict, bytes, date, time, nested or empty list, set, any other | nothing |
 
-    A list of one element is that element. Raises InputError with one sentence for what has no meaning. It is raised
-    when tasks are opened; a reward that other rewards stand beside takes such a ground truth for none.
+    A list of one element is that element. Raises InputError with one sentence for what has no
+    meaning. It is raised when tasks are opened; a reward that other rewards stand beside takes such
+    a ground truth for none.
 
     >>> text(1e16), text(1e-05), text(5.0), text(float("nan")), text([2, 0.5])
     ('10000000000000000', '0.00001', '5', None, '2, 0.5')
-    """
+    """  # noqa: E501
     truth = _plain(truth)
     if truth is None or isinstance(truth, str):
         return truth
@@ -40,22 +44,29 @@ def text(truth: object) -> str | None:
         return _together(truth)
     if isinstance(truth, Integral | float | Decimal) and not isinstance(truth, bool):
         return _digits(truth)
-    raise InputError(f"the ground truth {_shown(truth)} is of type {type(truth).__name__}: {_remedy(truth)}")
+    raise InputError(
+        f"the ground truth {_shown(truth)} is of type {type(truth).__name__}: {_remedy(truth)}"
+    )
 
 
 def one_text(truth: object) -> str | None:
-    """Returns what `text` does for a reward that compares one answer; raises InputError for a list of several."""
+    """Returns what `text` does for a reward that compares one answer; raises InputError for a list
+    of several.
+    """
     truth = _plain(truth)
     if isinstance(truth, list | tuple) and len(truth) > 1:
         raise InputError(
-            f"the ground truth {_shown(truth)} is a list of {len(truth)} answers, but this reward compares one: "
+            f"the ground truth {_shown(truth)} is a list of {len(truth)} answers, but this "
+            "reward compares one: "
             "use the reward math, or name a column of single answers with tasks.answer_column"
         )
     return text(truth)
 
 
 def texts(truths: Sequence[object], *, several: bool = False) -> list[str | None]:
-    """Returns ground truths as texts, and None for those that mean nothing, which may be another reward's."""
+    """Returns ground truths as texts, and None for those that mean nothing, which may be another
+    reward's.
+    """
     read = text if several else one_text
     return [_or_none(read, truth) for truth in truths]
 
@@ -67,11 +78,14 @@ def _or_none(read: Callable[[object], str | None], truth: object) -> str | None:
         return None
 
 
-def check(truths: Sequence[object], rows: Sequence[int], source: str, *, several: bool, only: bool) -> None:
-    """Raises InputError for the first ground truth that has no meaning to built-in rewards, if there are `only` those.
+def check(
+    truths: Sequence[object], rows: Sequence[int], source: str, *, several: bool, only: bool
+) -> None:
+    """Raises InputError for the first ground truth that has no meaning to built-in rewards, if
+    there are `only` those.
 
-    `rows` are those of the source, from 0; `several` says whether a list of answers has a meaning. Logs how many tasks
-    get no reward.
+    `rows` are those of the source, from 0; `several` says whether a list of answers has a meaning.
+    Logs how many tasks get no reward.
     """
     read = text if several else one_text
     missing = 0
@@ -84,12 +98,17 @@ def check(truths: Sequence[object], rows: Sequence[int], source: str, *, several
             missing += 1
     if missing:
         logger.warning(
-            "%d of %d tasks of %s have no ground truth that built-in rewards can use", missing, len(rows), source
+            "%d of %d tasks of %s have no ground truth that built-in rewards can use",
+            missing,
+            len(rows),
+            source,
         )
 
 
 def sendable(truth: object) -> object:
-    """Returns a ground truth as a value that JSON has, if it has a meaning; raises InputError else."""
+    """Returns a ground truth as a value that JSON has, if it has a meaning; raises InputError
+    else.
+    """
     if isinstance(truth, str | int | float | list | dict | None):
         return truth
     return text(truth)
@@ -105,7 +124,9 @@ def _plain(truth: object) -> object:
 
 
 def _from_numpy(truth: Any) -> object:
-    """Returns a scalar as Python's own, with the digits that it prints, and an array as a list of scalars."""
+    """Returns a scalar as Python's own, with the digits that it prints, and an array as a list of
+    scalars.
+    """
     if truth.ndim:
         return list(truth)
     return float(str(truth)) if truth.dtype.kind == "f" else truth.item()
@@ -114,7 +135,10 @@ def _from_numpy(truth: Any) -> object:
 def _together(truths: Sequence[object]) -> str:
     """Returns the elements of a list as one answer."""
     if not truths:
-        raise InputError("the ground truth [] is an empty list: give at least one answer, or null where there is none")
+        raise InputError(
+            "the ground truth [] is an empty list: give at least one answer, or "
+            "null where there is none"
+        )
     elements = [_plain(truth) for truth in truths]
     for element in elements:
         if element is None or isinstance(element, list | tuple):
@@ -145,7 +169,10 @@ def _remedy(truth: object) -> str:
     """Returns what to do about a ground truth of a type that has no meaning."""
     if isinstance(truth, dict):
         fields = ", ".join(map(str, list(truth)[:5])) or "none"
-        return f"name one of its fields ({fields}) with tasks.answer_column, as in reward_model.ground_truth"
+        return (
+            f"name one of its fields ({fields}) with tasks.answer_column, as in "
+            "reward_model.ground_truth"
+        )
     if isinstance(truth, bool):
         return 'write what an answer must say as text, such as "yes" or "True"'
     return "write what an answer must say as text or as a number"

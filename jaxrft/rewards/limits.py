@@ -1,4 +1,6 @@
-"""Bounds on what an answer may cost: refused by its looks, by the size of its numbers, and by processor time."""
+"""Bounds on what an answer may cost: refused by its looks, by the size of its numbers, and by
+processor time.
+"""
 
 import math
 import signal
@@ -22,17 +24,19 @@ class OutOfTime(BaseException):
 
 @contextmanager
 def processor_time(seconds: float) -> Iterator[None]:
-    """Raises OutOfTime in its body after so many seconds of this process' own time, which a busy machine leaves alone.
+    """Raises OutOfTime in its body after so many seconds of this process' own time, which a busy
+    machine leaves alone.
 
-    Python code and long integers heed it, other C code only when it returns. Does nothing outside of the main thread,
-    where Python takes no signals.
+    Python code and long integers heed it, other C code only when it returns. Does nothing outside
+    of the main thread, where Python takes no signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGPROF, _raise)
     try:
-        signal.setitimer(signal.ITIMER_PROF, seconds, 0.1)  # and again, for a bare `except:` may swallow the first
+        # and again, for a bare `except:` may swallow the first
+        signal.setitimer(signal.ITIMER_PROF, seconds, 0.1)
         yield
     except OutOfTime:
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -60,7 +64,8 @@ def too_deep(text: str) -> bool:
 def too_large(answers: list) -> bool:
     """Checks whether evaluating what math-verify parsed takes numbers of more than BITS bits.
 
-    Integrals, sums, products, limits and derivatives are unbounded: an answer is what remains when they are done.
+    Integrals, sums, products, limits and derivatives are unbounded: an answer is what remains when
+    they are done.
     """
     return any(_bits(answer) > BITS for answer in answers if not isinstance(answer, str))
 
@@ -76,7 +81,9 @@ def _bits(node: sympy.Basic | sympy.MatrixBase) -> float:
         return math.log2(max(abs(node.p), node.q))
     if isinstance(node, sympy.Float):
         return abs(node._mpf_[2] + node._mpf_[3])
-    parts = [_bits(part) for part in (node.flat() if isinstance(node, sympy.MatrixBase) else node.args)]
+    parts = [
+        _bits(part) for part in (node.flat() if isinstance(node, sympy.MatrixBase) else node.args)
+    ]
     if max(parts, default=0) > BITS:
         return math.inf
     match node:

@@ -60,7 +60,11 @@ def locate(reward: str | Reward) -> Source:
     if colon and module and attribute:
         return Source(module, None, attribute)
     near = difflib.get_close_matches(reward, REWARDS, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"give one of {', '.join(REWARDS)} or a path package.module:function"
+    hint = (
+        f"did you mean {near[0]}?"
+        if near
+        else (f"give one of {', '.join(REWARDS)} or a path package.module:function")
+    )
     raise InputError(f"no reward is named {reward!r}: {hint}")
 
 
@@ -77,9 +81,13 @@ def _locate_function(function: Reward) -> Source:
             return Source(module.__spec__.name, None, attribute)
         if file:
             return Source(None, os.path.abspath(file), attribute)
-        raise InputError(f"reward {name} is defined in an interactive session, where workers cannot find it: import it")
+        raise InputError(
+            f"reward {name} is defined in an interactive session, where workers "
+            "cannot find it: import it"
+        )
     raise InputError(
-        f"reward {name} cannot be found by a worker process: define it, or give it a name, at the top level of a module"
+        f"reward {name} cannot be found by a worker process: define it, or give it a name, at "
+        "the top level of a module"
     )
 
 
@@ -106,7 +114,9 @@ def _attribute(module: ModuleType, qualname: str, function: Reward) -> str | Non
 
 
 def load(source: Source) -> Callable[..., Any]:
-    """Imports the module and returns the function; raises ImportError or LookupError, a sentence."""
+    """Imports the module and returns the function; raises ImportError or LookupError, a
+    sentence.
+    """
     held: Any = _module(source)
     for part in source.attribute.split("."):
         if not hasattr(held, part):
@@ -115,7 +125,9 @@ def load(source: Source) -> Callable[..., Any]:
             raise LookupError(f"{source.module or source.file} defines no {part!r}{hint}")
         held = getattr(held, part)
     if not callable(held):
-        raise LookupError(f"{source.attribute!r} of {source.module or source.file} is not a function")
+        raise LookupError(
+            f"{source.attribute!r} of {source.module or source.file} is not a function"
+        )
     return held
 
 
@@ -148,7 +160,9 @@ def _same_file(path: str | None, other: str) -> bool:
 
 
 def sentence(error: BaseException) -> str:
-    """Returns an error on one line of bounded length: its kind and its message, if it can be read."""
+    """Returns an error on one line of bounded length: its kind and its message, if it can be
+    read.
+    """
     try:
         message = str(error)
     except Exception:  # `__str__` of a user's own error

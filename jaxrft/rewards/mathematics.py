@@ -23,14 +23,16 @@ from jaxrft.rewards.limits import OutOfTime, processor_time, too_deep, too_large
 
 logger = logging.getLogger(__name__)
 
-# Our limit is the real one: math-verify's own is of the clock, so that a busy machine changes rewards, and it warns
-# when it is switched off.
+# Our limit is the real one: math-verify's own is of the clock, so that a busy machine changes
+# rewards, and it warns when it is switched off.
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)
 _NO_LIMIT = 0
-# Where it cannot read an answer, math-verify takes the last number in it; a gold must be read as a whole.
+# Where it cannot read an answer, math-verify takes the last number in it; a gold must be read as a
+# whole.
 _WHOLE = [LatexExtractionConfig(try_extract_without_anchor=False, boxed_match_priority=0)]
 
-SECONDS = 1.0  # of processor time to parse and to compare; the slowest of DeepScaleR's truths take 0.2
+# of processor time to parse and to compare; the slowest of DeepScaleR's truths take 0.2
+SECONDS = 1.0
 _PERCENT = sympy.UnevaluatedExpr(sympy.Rational(1, 100))
 _SEVERAL = sympy.FiniteSet | sympy.Tuple | sympy.And | sympy.Or
 _PLACES = 6  # of decimals, as math-verify compares them
@@ -38,7 +40,9 @@ _KNOWN_BITS = 10  # of a number; fewer are what rounding leaves of a difference
 BOX = 1_000  # characters of an answer; the longest of DeepScaleR's truths has 145
 
 _FRACTIONS = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
-_SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?=\\?[\[\](){}|])|\\!\s*|(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))")
+_SIZES = re.compile(
+    r"\\(?:left|right|[bB]igg?[lr]?)(?=\\?[\[\](){}|])|\\!\s*|(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))"
+)
 _STYLED = re.compile(
     r"\\(?:text(?:bf|it|rm|normal|sf)?|math(?:rm|bf|it|sf)|mbox|hbox|boldsymbol|bm|pmb|color\{[a-z]+\})\s*\{(?P<held>.*)\}",
     re.DOTALL,
@@ -55,16 +59,20 @@ _ROWS = re.compile(
 _THOUSANDS_IN_LIST = re.compile(r"(?<![0-9,])[0-9]{1,3}(?:,[0-9]{3})+(?=, |\\?[)\]}]|$)")
 # A number behind the unit of another one, 3 hours 20 minutes, which math-verify leaves out.
 _SECOND_NUMBER = re.compile(r"[0-9][^=]*\\(?:text|mathrm|mbox)\s*\{[^{}]*\}[^0-9^_=]*[0-9]")
-_THOUSANDS_AT_END = re.compile(r"(?P<sides>.*=\s*[-−]?)(?P<number>[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?)")
+_THOUSANDS_AT_END = re.compile(
+    r"(?P<sides>.*=\s*[-−]?)(?P<number>[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?)"
+)
 _WORDS = re.compile(r"[a-zA-Z]{2,}(?:[ '-][a-zA-Z]{2,})*")
 _WORD = 4  # letters from which on a word is none of a product of variables
-_SPACES = re.compile(r"(?<![0-9a-zA-Z\\,]) | (?![0-9a-zA-Z])")  # 1, 234 is a list and 1,234 a number
+# 1, 234 is a list and 1,234 a number
+_SPACES = re.compile(r"(?<![0-9a-zA-Z\\,]) | (?![0-9a-zA-Z])")
 _PLAIN_NUMBER = re.compile(r"[-−]?[0-9][0-9,]*(?:\.[0-9]+)?")
 _GROUPED = re.compile(r"[-−]?[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?")
 _MIXED = re.compile(r"([-−]?[0-9]{1,9}) ([0-9]{1,9})/([0-9]{1,9})")
 _EXPONENT = re.compile(r"([-−]?[0-9]+(?:\.[0-9]+)?)[eE]([-+]?[0-9]{1,4})")
 _UNIT_BEHIND = re.compile(
-    r"\s*(?:[$€£¥₹]|\\\$|(?<=[0-9 ])(?:[mcdk]?m|in|ft|yd|mi|units?|inch(?:es)?|feet|yards?|miles?|\w*met(?:er|re)s?)"
+    r"\s*(?:[$€£¥₹]|\\\$|(?<=[0-9 "
+    r"])(?:[mcdk]?m|in|ft|yd|mi|units?|inch(?:es)?|feet|yards?|miles?|\w*met(?:er|re)s?)"
     r"(?:\^\{?[23]\}?|[²³]))\s*"
 )
 _NO_THOUSANDS = re.compile(r"[-−]?0,[0-9]{3}")
@@ -75,11 +83,16 @@ _CHOICE = re.compile(
     re.DOTALL,
 )
 _CHOICES = re.compile(r"(?:^|[\s({])[(\[]?[A-Z][)\].:]")
-_UNIT = re.compile(r"(?P<number>[^a-zA-Z]*[0-9][^a-zA-Z]*?)\s+(?P<words>[a-zA-Z][a-zA-Z' /.-]{2,80})")
+_UNIT = re.compile(
+    r"(?P<number>[^a-zA-Z]*[0-9][^a-zA-Z]*?)\s+(?P<words>[a-zA-Z][a-zA-Z' "
+    r"/.-]{2,80})"
+)
 # Words behind a number that change it.
 _MULTIPLES = frozenset(
-    "hundred thousand million billion trillion dozen percent pct percentage half halves third thirds quarter quarters"
-    " fourth fourths fifth fifths sixth sixths squared cubed factorial over plus minus times divided by multiplied of"
+    "hundred thousand million billion trillion dozen percent pct percentage half halves third "
+    "thirds quarter quarters"
+    " fourth fourths fifth fifths sixth sixths squared cubed factorial over plus minus times "
+    "divided by multiplied of"
     " mod modulo to sqrt root pi and or choose".split()
 )
 
@@ -92,20 +105,22 @@ def math(
     truncated: Sequence[bool] | None = None,
     **columns: object,
 ) -> list[float | None]:
-    r"""Returns 1 where the completion's final answer equals the column `answer` and has been worked out, else 0.
+    r"""Returns 1 where the completion's final answer equals the column `answer` and has been worked
+    out, else 0.
 
-    `final_answer.final_answer` has the table of what the final answer is, and of what it is where a completion is
-    `truncated`. Where the gold is a number or a list of some,
-    an answer with an operation between numbers that evaluates to a simpler number (`arithmetic.unfinished`) is none,
-    unless the gold has such an operation, too. Nothing to parse gives 0, and so does an answer that cannot be judged
-    within the limits of this module, for else it would pay to write one. `ground_truth.text` has the table of what
-    `answer` may be; its text is LaTeX, bare or in `$` or `\boxed{}`, or GSM8K's "... #### 72". One that is missing or
-    cannot be judged itself gives None.
+    `final_answer.final_answer` has the table of what the final answer is, and of what it is where a
+    completion is `truncated`. Where the gold is a number or a list of some, an answer with an
+    operation between numbers that evaluates to a simpler number (`arithmetic.unfinished`) is none,
+    unless the gold has such an operation, too. Nothing to parse gives 0, and so does an answer that
+    cannot be judged within the limits of this module, for else it would pay to write one.
+    `ground_truth.text` has the table of what `answer` may be; its text is LaTeX, bare or in `$` or
+    `\boxed{}`, or GSM8K's "... #### 72". One that is missing or cannot be judged itself gives None.
 
-    math-verify says what is equal. Deviations: plain numbers that differ are told apart, and texts that are the same
-    found equal, before it is asked; numbers are compared relatively; integrals, sums, products, limits and derivatives
-    are questions and no answers; a gold is read as a whole or compared as text; intervals may be written as
-    inequalities; a choice is its letter, with or without its text.
+    math-verify says what is equal. Deviations: plain numbers that differ are told apart, and texts
+    that are the same found equal, before it is asked; numbers are compared relatively; integrals,
+    sums, products, limits and derivatives are questions and no answers; a gold is read as a whole
+    or compared as text; intervals may be written as inequalities; a choice is its letter, with or
+    without its text.
     """
     golds = ground_truth.texts(answer, several=True)
     cut = truncated or [False] * len(completions)
@@ -131,7 +146,9 @@ def _grade(completion: str, gold: str, truncated: bool) -> float | None:
         return 0.0
     if _right(gold, answer):
         return 1.0
-    joined = final_answer(completion, joined=True, truncated=truncated) if _is_list(gold) else answer
+    joined = (
+        final_answer(completion, joined=True, truncated=truncated) if _is_list(gold) else answer
+    )
     return float(joined is not None and joined != answer and _right(gold, joined))
 
 
@@ -147,10 +164,13 @@ def _is_right(gold: str, answer: str) -> bool:
         return False
     if _equal(gold, answer):
         return True
-    if gold.endswith("%") != answer.endswith("%"):  # 28 is 28% to math-verify, and here 1.5 is 1.5%, too
+    # 28 is 28% to math-verify, and here 1.5 is 1.5%, too
+    if gold.endswith("%") != answer.endswith("%"):
         gold = _without_percent(gold)
         answer = _without_percent(answer)
-        return bool(_PLAIN_NUMBER.fullmatch(gold) and _PLAIN_NUMBER.fullmatch(answer)) and _equal(gold, answer)
+        return bool(_PLAIN_NUMBER.fullmatch(gold) and _PLAIN_NUMBER.fullmatch(answer)) and _equal(
+            gold, answer
+        )
     choice = _choice(gold)
     if choice is not None:
         return choice == _choice(answer)
@@ -167,13 +187,17 @@ def _without_percent(answer: str) -> str:
 
 
 def _choice(text: str) -> str | None:
-    """Returns the letter of a choice, with or without the choice's text; None for several, and for other answers."""
+    """Returns the letter of a choice, with or without the choice's text; None for several, and for
+    other answers.
+    """
     choice = _CHOICE.fullmatch(text) if len(text) <= BOX else None
     return choice["letter"] if choice and not _CHOICES.search(choice["text"]) else None
 
 
 def _other_readings(gold: str, answer: str) -> list[str]:
-    """Returns what else an answer to a gold that is a number may be: without units, with a decimal comma."""
+    """Returns what else an answer to a gold that is a number may be: without units, with a decimal
+    comma.
+    """
     if len(answer) > BOX or not _is_one_number(gold):
         return []
     answer = _UNIT_BEHIND.sub("", answer)
@@ -190,16 +214,26 @@ def _other_readings(gold: str, answer: str) -> list[str]:
 def plain(answer: str) -> str:
     r"""Returns an answer in plain LaTeX, without what sets it.
 
-    That are sizes of brackets and fractions, `$`, `\[`, spaces, a final point, and a style around all of it that holds
-    no words. Of `aligned` rows it is the last. Characters such as `√`, `π`, `½` and `－` get their LaTeX.
+    That are sizes of brackets and fractions, `$`, `\[`, spaces, a final point, and a style around
+    all of it that holds no words. Of `aligned` rows it is the last. Characters such as `√`, `π`,
+    `½` and `－` get their LaTeX.
     """
     if len(answer) > BOX:
         return answer
     if _PLAIN_NUMBER.fullmatch(answer):
         return answer.replace("−", "-")
-    answer = answer.strip().removeprefix("\\[").removesuffix("\\]").strip("$ \n\t").removesuffix("\\")
+    answer = (
+        answer.strip().removeprefix("\\[").removesuffix("\\]").strip("$ \n\t").removesuffix("\\")
+    )
     if rows := _ROWS.fullmatch(answer):
-        answer = rows["rows"].strip().removesuffix("\\\\").rpartition("\\\\")[2].replace("&", "").lstrip(" =\n")
+        answer = (
+            rows["rows"]
+            .strip()
+            .removesuffix("\\\\")
+            .rpartition("\\\\")[2]
+            .replace("&", "")
+            .lstrip(" =\n")
+        )
     if not _TWO_LETTERS.search(_unstyled(answer)):
         answer = _unstyled(answer)
     answer = _PI.sub(r"\\pi", _ROOT.sub(_root, answer).translate(CHARACTERS))
@@ -231,8 +265,8 @@ def _root(root: re.Match[str]) -> str:
 def spelled(answer: str) -> str:
     r"""Returns a plain answer as math-verify reads it.
 
-    That are single numbers `1 000`, `2 1/2`, `1.5e3`, `0,125`, and thousands behind `=` and in lists with spaces, as in
-    `1,000, 2`.
+    That are single numbers `1 000`, `2 1/2`, `1.5e3`, `0,125`, and thousands behind `=` and in
+    lists with spaces, as in `1,000, 2`.
     """
     if len(answer) > BOX:
         return answer
@@ -308,13 +342,17 @@ def _is_list(gold: str) -> bool:
 
 @lru_cache(maxsize=1)
 def _load() -> None:
-    """Has math-verify and sympy load what they load when they are first called: an answer's time is not for that."""
+    """Has math-verify and sympy load what they load when they are first called: an answer's time is
+    not for that.
+    """
     answers = parse(r"$\sin^2 x + \cos^2 x$", parsing_timeout=_NO_LIMIT)
     verify(parse("$1$", parsing_timeout=_NO_LIMIT), answers, timeout_seconds=_NO_LIMIT)
 
 
 def _judge(gold: str, text: str) -> bool:
-    """Returns math-verify's verdict, or False where there is none: it takes too much, or math-verify fails."""
+    """Returns math-verify's verdict, or False where there is none: it takes too much, or
+    math-verify fails.
+    """
     golds = _parse_gold(gold)
     answers = _parse(text)
     try:
@@ -330,13 +368,18 @@ def _judge(gold: str, text: str) -> bool:
         return False
     except Exception as error:  # whatever math-verify and sympy fail with
         logger.warning(
-            "math cannot compare %.99r with the ground truth %.99r: it counts as wrong (%r)", text, gold, error
+            "math cannot compare %.99r with the ground truth %.99r: it counts as wrong (%r)",
+            text,
+            gold,
+            error,
         )
         return False
 
 
 def _parse(text: str, **options: Any) -> list:
-    """Returns what math-verify reads in a text, expressions and a string, or nothing where it cannot be judged."""
+    """Returns what math-verify reads in a text, expressions and a string, or nothing where it
+    cannot be judged.
+    """
     if too_deep(text):
         return []
     _load()
@@ -345,7 +388,11 @@ def _parse(text: str, **options: Any) -> list:
             parsed = parse(text, parsing_timeout=_NO_LIMIT, **options)
             if too_large(parsed):
                 return []
-            return [_without_matrix_operations(each) for each in parsed] if "\\begin" in text else parsed
+            return (
+                [_without_matrix_operations(each) for each in parsed]
+                if "\\begin" in text
+                else parsed
+            )
     except OutOfTime:
         return []
     except Exception as error:
@@ -354,15 +401,22 @@ def _parse(text: str, **options: Any) -> list:
 
 
 def _without_matrix_operations(parsed: object) -> object:
-    """Returns the matrix that a sum, product or power of matrices is; `evalf` would recur without end."""
-    if isinstance(parsed, sympy.MatrixExpr) or (isinstance(parsed, sympy.Expr) and _has_matrix(parsed)):
+    """Returns the matrix that a sum, product or power of matrices is; `evalf` would recur without
+    end.
+    """
+    if isinstance(parsed, sympy.MatrixExpr) or (
+        isinstance(parsed, sympy.Expr) and _has_matrix(parsed)
+    ):
         done = parsed.doit()
         return done.as_explicit() if isinstance(done, sympy.MatrixExpr) else done
     return parsed
 
 
 def _has_matrix(expression: sympy.Basic | sympy.MatrixBase) -> bool:
-    return any(isinstance(part, sympy.MatrixBase | sympy.MatrixExpr) for part in sympy.preorder_traversal(expression))
+    return any(
+        isinstance(part, sympy.MatrixBase | sympy.MatrixExpr)
+        for part in sympy.preorder_traversal(expression)
+    )
 
 
 def _apart(golds: list, answers: list) -> bool:
@@ -380,21 +434,27 @@ def _apart(golds: list, answers: list) -> bool:
 
 @lru_cache(maxsize=4096)
 def _decimals(gold: str) -> int:
-    """Returns how many decimals are compared: six from the first digit of the gold's smallest number on."""
+    """Returns how many decimals are compared: six from the first digit of the gold's smallest
+    number on.
+    """
     sizes = [abs(number) for reading in _readings(_parse_gold(gold)[0]) for number in reading or ()]
     smallest = min((size for size in sizes if 0 < size < 1), default=1.0)
     return _PLACES + max(0, -floor(log10(smallest)) - 1)
 
 
 def _readings(parsed: object) -> list[list[float] | None]:
-    """Returns the numbers of an expression in each way to read it: 28% is 0.28 and 28 to math-verify."""
+    """Returns the numbers of an expression in each way to read it: 28% is 0.28 and 28 to
+    math-verify.
+    """
     if not (isinstance(parsed, sympy.Expr) and parsed.has(_PERCENT)):
         return [_numbers(parsed)]
     return [_numbers(parsed.xreplace({_PERCENT: sympy.Rational(1, scale)})) for scale in (1, 100)]
 
 
 def _numbers(parsed: object) -> list[float] | None:
-    """Returns a number, or those in a set, list, matrix or interval, with numbers for symbols; None for others."""
+    """Returns a number, or those in a set, list, matrix or interval, with numbers for symbols; None
+    for others.
+    """
     try:
         return [_number(element) for element in _elements(parsed)]
     except (TypeError, ValueError, AttributeError, ArithmeticError, RecursionError):
@@ -417,10 +477,14 @@ def _elements(parsed: object) -> Iterator[object]:
 
 
 def _number(expression: Any) -> float:
-    """Raises an error for what is not a real number, and where the terms of a sum cancel, so that no digit is known."""
+    """Raises an error for what is not a real number, and where the terms of a sum cancel, so that
+    no digit is known.
+    """
     if expression.is_Symbol or expression.has(sympy.UnevaluatedExpr):
         raise TypeError
-    number = expression.evalf(15, subs={symbol: at(symbol.name) for symbol in expression.free_symbols})
+    number = expression.evalf(
+        15, subs={symbol: at(symbol.name) for symbol in expression.free_symbols}
+    )
     if number.is_Float and number._prec < _KNOWN_BITS:
         raise ValueError
     return float(number)

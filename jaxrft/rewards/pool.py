@@ -1,4 +1,6 @@
-"""Grades completions in worker processes that can be killed: a hang or a crash costs one reward, never the run."""
+"""Grades completions in worker processes that can be killed: a hang or a crash costs one reward,
+never the run.
+"""
 
 import json
 import logging
@@ -26,7 +28,8 @@ logger = logging.getLogger(__name__)
 KINDS = ("timeout", "crash", "wrong_length", "error", "invalid")
 CHUNK = 16  # completions sent at once: a worker idles for a round trip between two chunks
 RECYCLE_GRADINGS = 50_000  # a worker is replaced between two chunks after so many gradings,
-RECYCLE_BYTES = 1 << 30  # or when it holds so much more memory than at its start: sympy keeps what it computes
+# or when it holds so much more memory than at its start: sympy keeps what it computes
+RECYCLE_BYTES = 1 << 30
 STOP_SECONDS = 10.0  # for a warden to kill all that a worker has started
 STARTUP_SECONDS = 120.0  # importing a user's module may be slow, but not endless
 _IS_WORKER = "JAXRFT_REWARD_WORKER"
@@ -35,7 +38,8 @@ _IS_WORKER = "JAXRFT_REWARD_WORKER"
 class Graded(NamedTuple):
     """The rewards of a batch of n completions."""
 
-    rewards: list[list[float | None]]  # [rewards][n], in the order given; None = does not apply, or lost
+    # [rewards][n], in the order given; None = does not apply, or lost
+    rewards: list[list[float | None]]
     failures: dict[str, int]  # a kind of KINDS -> how many rewards it cost
     lost: set[tuple[int, int]]  # (reward, completion), those that failures cost
     causes: dict[str, str]  # reward -> its first failure, a sentence
@@ -49,12 +53,14 @@ class Graded(NamedTuple):
 class Pool:
     """Worker processes that grade; a context manager, for one thread, with which they end.
 
-    `rewards` are (name, function | name of REWARDS | "package.module:function"). A completion whose grading takes more
-    than `timeout` seconds loses its reward and its worker is replaced; so does one whose worker dies. Workers that are
-    old or large are replaced between chunks, and what graders start ends with their worker. Functions run in fresh
-    processes, so they must be at the top level of a module or script. Raises InputError for rewards that do not load.
-    `workers` is the number of cores, at most 8, by default. Where a prompt is a list of messages its completion is
-    handed over as TRL does, as a list with the assistant's message, or as text if `completions_as` says so.
+    `rewards` are (name, function | name of REWARDS | "package.module:function"). A completion whose
+    grading takes more than `timeout` seconds loses its reward and its worker is replaced; so does
+    one whose worker dies. Workers that are old or large are replaced between chunks, and what
+    graders start ends with their worker. Functions run in fresh processes, so they must be at the
+    top level of a module or script. Raises InputError for rewards that do not load. `workers` is
+    the number of cores, at most 8, by default. Where a prompt is a list of messages its completion
+    is handed over as TRL does, as a list with the assistant's message, or as text if
+    `completions_as` says so.
     """
 
     def __init__(
@@ -67,7 +73,10 @@ class Pool:
     ) -> None:
         """Starts the workers, all at once, and waits until each has loaded the rewards."""
         if os.environ.get(_IS_WORKER):
-            raise InputError("a script that trains with its own reward needs `if __name__ == '__main__':` around it")
+            raise InputError(
+                "a script that trains with its own reward needs `if __name__ == "
+                "'__main__':` around it"
+            )
         self._names = [name for name, _ in rewards]
         self._timeout = timeout
         self._completions_as = completions_as
@@ -79,7 +88,8 @@ class Pool:
             "sources": sources,
         }
         self._count = workers or min(8, os.cpu_count() or 1)
-        self.first_ranges: dict[str, tuple[float, float]] = {}  # reward -> range of its first values, kept by callers
+        # reward -> range of its first values, kept by callers
+        self.first_ranges: dict[str, tuple[float, float]] = {}
         self._workers: list[_Worker] = []
         try:
             self._fill()
@@ -130,11 +140,15 @@ class Pool:
           truncated: whether each completion was cut at the longest length.
           trainer_state: fields of the object `trainer_state`, numbers.
 
-        A reward is given, by keyword, all of these that it takes. Raises InputError for values that JSON has not, for
-        columns of another length or with a name of `calls.GIVEN`, and for a reward that needs more than it is given.
+        A reward is given, by keyword, all of these that it takes. Raises InputError for values that
+        JSON has not, for columns of another length or with a name of `calls.GIVEN`, and for a
+        reward that needs more than it is given.
         """
         if taken := [name for name in GIVEN if name in columns]:
-            raise InputError(f"column {taken[0]} has the name of something else that rewards are given: rename it")
+            raise InputError(
+                f"column {taken[0]} has the name of something else that rewards "
+                "are given: rename it"
+            )
         if self._completions_as == "trl":
             completions = [_as_in_trl(*pair) for pair in zip(prompts, completions, strict=True)]
         given: dict[str, Sequence[object]] = {"prompts": prompts, "completions": completions}
@@ -154,17 +168,22 @@ class Pool:
                 if failure:
                     failures.append((failure[0], self._names[reward], failure[1]))
                     lost.add((reward, i))
-        except BaseException:  # a worker that still owes answers must not give them to the next batch
+        # a worker that still owes answers must not give them to the next batch
+        except BaseException:
             self.close()
             raise
         counts = Counter(kind for kind, _, _ in failures)
         for kind in counts:
             _, name, detail = next(failure for failure in failures if failure[0] == kind)
-            logger.warning("%d rewards lost to %s; the first: %s, %s", counts[kind], kind, name, detail)
+            logger.warning(
+                "%d rewards lost to %s; the first: %s, %s", counts[kind], kind, name, detail
+            )
         causes = {name: f"{kind}, {detail}" for kind, name, detail in reversed(failures)}
         return Graded(rewards, {kind: counts[kind] for kind in KINDS}, lost, causes)
 
-    def _check_signatures(self, given: Mapping[str, object], trainer_state: Mapping[str, int] | None) -> None:
+    def _check_signatures(
+        self, given: Mapping[str, object], trainer_state: Mapping[str, int] | None
+    ) -> None:
         """Raises InputError for a reward with a parameter that nothing is given for."""
         names = [*given, "log_extra", "log_metric"]
         if trainer_state is not None:
@@ -172,7 +191,8 @@ class Pool:
         for reward, signature in zip(self._names, self._signatures, strict=True):
             if absent := [name for name in signature.required if name not in names]:
                 raise InputError(
-                    f"the reward {reward} needs {absent[0]}, but the tasks have no such column and rewards are given "
+                    f"the reward {reward} needs {absent[0]}, but the tasks have no such column "
+                    "and rewards are given "
                     f"only {', '.join(names)}: add the column, or give the parameter a default"
                 )
 
@@ -182,7 +202,9 @@ class Pool:
         """Yields (reward, completion, [value] or [None, kind, detail]) as the answers come."""
         n = len(given["completions"])
         size = max(1, min(CHUNK, n // (2 * self._count)))
-        queue = deque((k, range(n)[i : i + size]) for k in range(len(self._names)) for i in range(0, n, size))
+        queue = deque(
+            (k, range(n)[i : i + size]) for k in range(len(self._names)) for i in range(0, n, size)
+        )
         taken = [signature.accepted(given) for signature in self._signatures]
         if queue:
             self._fill()
@@ -192,7 +214,11 @@ class Pool:
                     reward, ids = queue.popleft()
                     worker.send(reward, ids, taken[reward], state)
             if not self._workers:
-                yield from ((k, i, (None, "crash", "no worker could be started")) for k, ids in queue for i in ids)
+                yield from (
+                    (k, i, (None, "crash", "no worker could be started"))
+                    for k, ids in queue
+                    for i in ids
+                )
                 return
             busy = [worker for worker in self._workers if not worker.idle]
             _wait_for(busy)
@@ -201,14 +227,20 @@ class Pool:
                 yield from answers
                 if failure:
                     yield from self._replace(worker, failure, queue)
-                elif worker.tired and not any(other.starting for other in self._workers):  # one at a time
+                # one at a time
+                elif worker.tired and not any(other.starting for other in self._workers):
                     self._dismiss(worker)
                     self._fill()
 
-    def _replace(self, worker: "_Worker", failure: str, queue: deque) -> Iterator[tuple[int, int, Answer]]:
-        """Kills a worker, gives up the completion it was at, and puts the rest of its chunk back in the queue."""
+    def _replace(
+        self, worker: "_Worker", failure: str, queue: deque
+    ) -> Iterator[tuple[int, int, Answer]]:
+        """Kills a worker, gives up the completion it was at, and puts the rest of its chunk back in
+        the queue.
+        """
         self._dismiss(worker)
-        if worker.starting:  # it loaded before: leave the place empty until the next batch rather than try for ever
+        # it loaded before: leave the place empty until the next batch rather than try for ever
+        if worker.starting:
             logger.error("a reward worker does not start again: %s", failure)
             return
         self._fill()
@@ -220,7 +252,9 @@ class Pool:
 
     def _fill(self) -> None:
         """Replaces workers that died while idle, and starts those that are missing."""
-        for worker in [worker for worker in self._workers if worker.idle and wait([worker.wire.fileno()], 0)]:
+        for worker in [
+            worker for worker in self._workers if worker.idle and wait([worker.wire.fileno()], 0)
+        ]:
             self._dismiss(worker)
         try:
             while len(self._workers) < self._count:
@@ -247,9 +281,15 @@ class _Worker:
         self.pid = 0  # known when it has loaded
         self.resident = 0  # bytes then
         self.graded = 0  # completions since
-        # No accelerator for graders; and the same string hashes, hence sympy's orders, in every run. A session of its
-        # own: Ctrl-C does not reach it. What it prints goes to our stderr. The process is the worker's warden.
-        alone = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "PYTHONHASHSEED": "0", _IS_WORKER: "1"}
+        # No accelerator for graders; and the same string hashes, hence sympy's orders, in every
+        # run. A session of its own: Ctrl-C does not reach it. What it prints goes to our stderr.
+        # The process is the worker's warden.
+        alone = {
+            "JAX_PLATFORMS": "cpu",
+            "CUDA_VISIBLE_DEVICES": "",
+            "PYTHONHASHSEED": "0",
+            _IS_WORKER: "1",
+        }
         with self.wire.theirs as theirs:
             self.process = subprocess.Popen(
                 launch.command("jaxrft.rewards.worker", str(theirs.fileno()), str(os.getpid())),
@@ -270,12 +310,20 @@ class _Worker:
     @property
     def tired(self) -> bool:
         """Checks whether the worker is idle, and so old or so large that it should be replaced."""
-        return self.idle and (self.graded >= RECYCLE_GRADINGS or _resident(self.pid) > self.resident + RECYCLE_BYTES)
+        return self.idle and (
+            self.graded >= RECYCLE_GRADINGS or _resident(self.pid) > self.resident + RECYCLE_BYTES
+        )
 
     def send(
-        self, reward: int, ids: Sequence[int], given: Mapping[str, Sequence[object]], state: Mapping[str, int] | None
+        self,
+        reward: int,
+        ids: Sequence[int],
+        given: Mapping[str, Sequence[object]],
+        state: Mapping[str, int] | None,
     ) -> None:
-        """Asks for one reward of the completions `ids`, with what is `given` to it of each completion."""
+        """Asks for one reward of the completions `ids`, with what is `given` to it of each
+        completion.
+        """
         self.reward = reward
         self.pending = deque((i, secrets.token_hex(16)) for i in ids)
         self.deadline = time.monotonic() + self.timeout
@@ -295,8 +343,9 @@ class _Worker:
     def receive(self) -> tuple[list[tuple[int, int, Answer]], str | None]:
         """Receives the answers that have come, as (reward, completion, answer), and any failure.
 
-        The failure is "timeout" or "crash" of a grading worker, a sentence of a starting one. Only an answer counts as
-        a sign of life: what else a worker says, however fast, does not put off its deadline.
+        The failure is "timeout" or "crash" of a grading worker, a sentence of a starting one. Only
+        an answer counts as a sign of life: what else a worker says, however fast, does not put off
+        its deadline.
         """
         answers: list[tuple[int, int, Answer]] = []
         try:
@@ -309,9 +358,13 @@ class _Worker:
         except EOFError:
             return answers, "the worker process died" if self.starting else "crash"
         except Garbled:  # a grader wrote on the wire
-            return answers, "something else than the worker wrote on its socket" if self.starting else "crash"
+            return answers, (
+                "something else than the worker wrote on its socket"
+            ) if self.starting else "crash"
         if not self.idle and time.monotonic() > self.deadline:
-            return answers, f"it takes more than {STARTUP_SECONDS:g} s" if self.starting else "timeout"
+            return answers, (
+                f"it takes more than {STARTUP_SECONDS:g} s"
+            ) if self.starting else "timeout"
         return answers, None
 
     def _answer(self, line: bytes) -> tuple[int, Answer]:
@@ -329,7 +382,9 @@ class _Worker:
         return number, answer
 
     def _hear(self, said: dict[str, object]) -> str | None:
-        """Takes down what a worker says before and after it loads the rewards; returns why it has not loaded them."""
+        """Takes down what a worker says before and after it loads the rewards; returns why it has
+        not loaded them.
+        """
         match said:
             case {"pid": int(pid)}:
                 self.pid = pid
@@ -377,10 +432,12 @@ def _wait_for(workers: Sequence[_Worker]) -> None:
 
 
 def _search_path(*, with_current_directory: bool) -> list[str]:
-    """Returns where workers look for modules: where this process does, and in the current directory last or not at all.
+    """Returns where workers look for modules: where this process does, and in the current directory
+    last or not at all.
 
-    Last, so that no file of the current directory takes the place of a module that is installed. Built-in rewards need
-    nothing of it, and what they import looks for modules that may be absent, such as gmpy2.
+    Last, so that no file of the current directory takes the place of a module that is installed.
+    Built-in rewards need nothing of it, and what they import looks for modules that may be absent,
+    such as gmpy2.
     """
     here = os.getcwd()
     paths = dict.fromkeys(os.path.abspath(path) for path in sys.path)
@@ -389,7 +446,9 @@ def _search_path(*, with_current_directory: bool) -> list[str]:
 
 
 def _as_in_trl(prompt: object, completion: object) -> object:
-    """Returns the assistant's message with the completion if the prompt is a list of messages, else the completion."""
+    """Returns the assistant's message with the completion if the prompt is a list of messages, else
+    the completion.
+    """
     is_conversation = isinstance(prompt, list) and len(prompt) > 0 and isinstance(prompt[0], dict)
     if not is_conversation or not isinstance(completion, str):
         return completion
@@ -401,8 +460,12 @@ def _check(given: Mapping[str, Sequence[object]]) -> None:
     n = len(given["completions"])
     for name, values in given.items():
         if len(values) != n:
-            raise InputError(f"column {name} has {len(values)} values for {n} completions: give one for each")
+            raise InputError(
+                f"column {name} has {len(values)} values for {n} completions: give one for each"
+            )
         try:
             json.dumps(list(values))
         except (TypeError, ValueError) as error:
-            raise InputError(f"column {name} cannot be sent to reward workers: {error}; use plain values") from error
+            raise InputError(
+                f"column {name} cannot be sent to reward workers: {error}; use plain values"
+            ) from error

@@ -1,12 +1,14 @@
-"""The process between the trainer and a worker: whichever way either ends, nothing that grading started remains.
+"""The process between the trainer and a worker: whichever way either ends, nothing that grading
+started remains.
 
-On Linux the warden is the subreaper of all its descendants, sessions of their own included: the kernel makes each
-orphan among them its child. A warden without children has therefore no descendant. It freezes them before it kills
-them, so that none can start another meanwhile, and does both again until it has no child. Elsewhere it kills the
-worker's process group.
+On Linux the warden is the subreaper of all its descendants, sessions of their own included: the
+kernel makes each orphan among them its child. A warden without children has therefore no
+descendant. It freezes them before it kills them, so that none can start another meanwhile, and does
+both again until it has no child. Elsewhere it kills the worker's process group.
 
-The number of processes is not limited: RLIMIT_NPROC counts all processes of the user, those of other jobs included,
-and does not hold for root; a control group is rarely there to be written. A grader that kills its warden escapes.
+The number of processes is not limited: RLIMIT_NPROC counts all processes of the user, those of
+other jobs included, and does not hold for root; a control group is rarely there to be written. A
+grader that kills its warden escapes.
 """
 
 import ctypes
@@ -20,20 +22,22 @@ from types import FrameType
 
 from jaxrft.host import signals
 
-# What ends a warden. Not SIGTERM or SIGHUP, which a whole job may get: the trainer has a step to finish and to save.
+# What ends a warden. Not SIGTERM or SIGHUP, which a whole job may get: the trainer has a step to
+# finish and to save.
 END = signal.SIGUSR2
-FREEZE_SECONDS = 3.0  # for the last descendant to be frozen; afterwards they are killed as they are found
+# for the last descendant to be frozen; afterwards they are killed as they are found
+FREEZE_SECONDS = 3.0
 SWEEP_SECONDS = 8.0  # for all of them to be gone, less than what the trainer waits for a warden
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 
 def guard(trainer: int, wire: int) -> None:
-    """Forks. Returns in the child, the worker; the parent becomes its warden, lets go of `wire` and never returns.
+    """Forks. Returns in the child, the worker; the parent becomes its warden, lets go of `wire` and
+    never returns.
 
-    END, and on Linux the trainer's death, end the warden and all below it; SIGTERM, SIGHUP and Ctrl-C do nothing to
-    either.
-    Call it with one thread.
+    END, and on Linux the trainer's death, end the warden and all below it; SIGTERM, SIGHUP and
+    Ctrl-C do nothing to either. Call it with one thread.
     """
     warden = os.getpid()
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
@@ -44,7 +48,9 @@ def guard(trainer: int, wire: int) -> None:
     if worker == 0:
         die_with(warden, signal.SIGKILL)
         # multiprocessing ends its processes with SIGTERM; one that comes in between is held
-        os.register_at_fork(before=_hold_signals, after_in_child=_obey_signals, after_in_parent=_take_signals)
+        os.register_at_fork(
+            before=_hold_signals, after_in_child=_obey_signals, after_in_parent=_take_signals
+        )
         return
     os.close(wire)
 
@@ -68,7 +74,9 @@ def _pass(number: int, frame: FrameType | None) -> None:
 
 
 def _obey_signals() -> None:
-    """Lets signals that do nothing to the worker end what it forks, as they end the programs that it starts."""
+    """Lets signals that do nothing to the worker end what it forks, as they end the programs that
+    it starts.
+    """
     for number in signals.numbers():
         if signal.getsignal(number) is _pass:
             signal.signal(number, signal.SIG_DFL)
@@ -84,7 +92,9 @@ def _take_signals() -> None:
 
 
 def die_with(parent: int, number: signal.Signals) -> None:
-    """Has Linux send this process a signal when its parent dies; elsewhere a closed wire must end it."""
+    """Has Linux send this process a signal when its parent dies; elsewhere a closed wire must end
+    it.
+    """
     _prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:  # it died before we asked
         os._exit(1)
@@ -98,9 +108,9 @@ def _prctl(option: int, value: int) -> None:
 def _end_descendants() -> None:
     """Kills all descendants; gives up, and says so, after SWEEP_SECONDS.
 
-    Each sweep sends SIGSTOP to every descendant, parents first. When a sweep finds only processes that an earlier one
-    has stopped, none is left that could start another, and all are killed. The dead are collected, since they would
-    slow down the next sweep.
+    Each sweep sends SIGSTOP to every descendant, parents first. When a sweep finds only processes
+    that an earlier one has stopped, none is left that could start another, and all are killed. The
+    dead are collected, since they would slow down the next sweep.
     """
     with suppress(OSError):
         os.nice(-20)  # root's warden does not wait for a turn among thousands of processes
@@ -109,7 +119,11 @@ def _end_descendants() -> None:
     while _has_children():
         seconds = time.monotonic() - start
         if seconds > SWEEP_SECONDS:
-            print(f"processes that a reward started cannot be killed: {sorted(stopped)}", file=sys.stderr, flush=True)
+            print(
+                f"processes that a reward started cannot be killed: {sorted(stopped)}",
+                file=sys.stderr,
+                flush=True,
+            )
             return
         found = _signal_descendants(signal.SIGSTOP)
         if found <= stopped or seconds > FREEZE_SECONDS:
@@ -129,7 +143,9 @@ def _has_children() -> bool:
 
 
 def _signal_descendants(number: signal.Signals) -> set[int]:
-    """Sends a signal to all descendants, to each before its children are looked up; returns which they are."""
+    """Sends a signal to all descendants, to each before its children are looked up; returns which
+    they are.
+    """
     found: set[int] = set()
     parents = [os.getpid()]
     while parents:
@@ -160,7 +176,10 @@ def _children_by_scan(parent: int) -> Iterator[int]:
     The scan takes a hundred times as long as a read of the parent's list.
     """
     for process in filter(str.isdigit, _names("/proc")):
-        with suppress(OSError), open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
+        with (
+            suppress(OSError),
+            open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file,
+        ):
             if int(file.read().rpartition(")")[2].split()[1]) == parent:
                 yield int(process)
 

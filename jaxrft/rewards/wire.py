@@ -1,9 +1,11 @@
-"""The socket between the trainer and a worker: one JSON document a line, of which only the worker's own lines count.
+"""The socket between the trainer and a worker: one JSON document a line, of which only the worker's
+own lines count.
 
-A worker's children cannot answer in its place: their programs do not inherit the socket, their forks find /dev/null in
-its place, and on Linux the kernel tells who sent each piece of data, so that what another process sends is dropped.
-Every answer repeats the number and the random token of its question. Code that runs in the worker itself can read
-both: what grades is trusted, what it starts is not.
+A worker's children cannot answer in its place: their programs do not inherit the socket, their
+forks find /dev/null in its place, and on Linux the kernel tells who sent each piece of data, so
+that what another process sends is dropped. Every answer repeats the number and the random token of
+its question. Code that runs in the worker itself can read both: what grades is trusted, what it
+starts is not.
 """
 
 import json
@@ -19,11 +21,13 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LINE_BYTES = 1 << 16  # an answer has fewer than 5,000 bytes, the names of a function's parameters are a few more
+# an answer has fewer than 5,000 bytes, the names of a function's parameters are a few more
+LINE_BYTES = 1 << 16
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 _SCM_CREDENTIALS = getattr(socket, "SCM_CREDENTIALS", None)  # Linux only
 
-Answer = tuple[float | None] | tuple[None, str, str]  # a reward, or None with the kind of the failure and a sentence
+# a reward, or None with the kind of the failure and a sentence
+Answer = tuple[float | None] | tuple[None, str, str]
 LARGEST = 3.4028234e38  # of float32, in which rewards are added up
 KINDS_OF_WORKER = ("wrong_length", "error", "invalid")
 
@@ -41,7 +45,9 @@ class Wire:
     """The trainer's end."""
 
     def __init__(self, timeout: float) -> None:
-        """Opens both ends; `timeout` bounds the seconds that `send` waits for a worker that does not read."""
+        """Opens both ends; `timeout` bounds the seconds that `send` waits for a worker that does
+        not read.
+        """
         self._socket, self.theirs = socket.socketpair()
         self._socket.settimeout(timeout)
         if _SCM_CREDENTIALS is not None:
@@ -63,12 +69,15 @@ class Wire:
         self._socket.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self) -> list[bytes]:
-        """Returns the whole lines that have come from the worker; raises EOFError at its end, and Garbled.
+        """Returns the whole lines that have come from the worker; raises EOFError at its end, and
+        Garbled.
 
         A line of more than LINE_BYTES bytes is Garbled, whether its end has come or not.
         """
         try:
-            data, ancillary, _, _ = self._socket.recvmsg(1 << 16, socket.CMSG_SPACE(_CREDENTIALS.size))
+            data, ancillary, _, _ = self._socket.recvmsg(
+                1 << 16, socket.CMSG_SPACE(_CREDENTIALS.size)
+            )
         except OSError:
             data = b""
             ancillary = []
@@ -82,35 +91,47 @@ class Wire:
         return lines
 
     def _is_from_worker(self, ancillary: list[tuple[int, int, bytes]]) -> bool:
-        """Tells whether the kernel names the worker as the sender; without a word of the kernel it counts as such."""
+        """Tells whether the kernel names the worker as the sender; without a word of the kernel it
+        counts as such.
+        """
         for level, kind, data in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, _SCM_CREDENTIALS):
                 sender = _CREDENTIALS.unpack(data[: _CREDENTIALS.size])[0]
                 self._worker = self._worker or sender
                 if sender != self._worker and not self._warned:
                     self._warned = True
-                    logger.warning("a process that a reward started wrote to its worker's socket: this is ignored")
+                    logger.warning(
+                        "a process that a reward started wrote to its worker's "
+                        "socket: this is ignored"
+                    )
                 return sender == self._worker
         return True
 
 
 def keep_from_children(descriptor: int) -> None:
-    """Puts /dev/null in the place of a descriptor in all forks of this process, and keeps it from their programs."""
+    """Puts /dev/null in the place of a descriptor in all forks of this process, and keeps it from
+    their programs.
+    """
     os.set_inheritable(descriptor, False)
     nothing = os.open(os.devnull, os.O_RDWR)
     os.register_at_fork(after_in_child=lambda: os.dup2(nothing, descriptor, inheritable=False))
 
 
 def parse_answer(line: bytes, number: int, token: str) -> Answer:
-    """Reads the answer [number, token, reward] or [number, token, null, kind, sentence] to the question of `token`.
+    """Reads the answer [number, token, reward] or [number, token, null, kind, sentence] to the
+    question of `token`.
 
-    Raises Garbled for anything else, be it an answer to another question, a number that is not finite or no JSON.
+    Raises Garbled for anything else, be it an answer to another question, a number that is not
+    finite or no JSON.
     """
     match _parse(line, list):
         case [int(answered), str(word), reward] if (answered, word) == (number, token):
             if is_reward(reward):
                 return (reward,)
-        case [int(answered), str(word), None, str(kind), str(sentence)] if (answered, word) == (number, token):
+        case [int(answered), str(word), None, str(kind), str(sentence)] if (answered, word) == (
+            number,
+            token,
+        ):
             if kind in KINDS_OF_WORKER:
                 return (None, kind, sentence)
     raise Garbled

@@ -1,11 +1,11 @@
 """The process that grades, started by `pool.py`; it imports neither jax nor what does.
 
-The wire, a socket that the process inherits, carries a JSON document a line.
-In: a greeting {"token", "sys_path", "sources"}, then chunks {"reward", "tokens", "trainer_state", "keywords"}: numbers
-and tokens of n questions, and by name what the reward is called with, lists of n values each.
-Out: {"token", "pid"} to the greeting before anything foreign is loaded; {"token", "signatures"} or {"token", "error"}
-when the rewards are loaded; then for each completion, in order, [number, token, reward] or [number, token, null, kind,
-detail].
+The wire, a socket that the process inherits, carries a JSON document a line. In: a greeting
+{"token", "sys_path", "sources"}, then chunks {"reward", "tokens", "trainer_state", "keywords"}:
+numbers and tokens of n questions, and by name what the reward is called with, lists of n values
+each. Out: {"token", "pid"} to the greeting before anything foreign is loaded; {"token",
+"signatures"} or {"token", "error"} when the rewards are loaded; then for each completion, in order,
+[number, token, reward] or [number, token, null, kind, detail].
 """
 
 import json
@@ -24,14 +24,16 @@ from jaxrft.rewards.lookup import Reward, Source, load, sentence
 from jaxrft.rewards.warden import guard
 from jaxrft.rewards.wire import is_reward, keep_from_children
 
-MEMORY = 4 << 30  # bytes of address space that grading may take beyond what loading the rewards took
+# bytes of address space that grading may take beyond what loading the rewards took
+MEMORY = 4 << 30
 
 
 def main(descriptor: int, trainer: int) -> None:
     """Answers chunks, in a child with a warden, until the trainer closes the wire or dies."""
     guard(trainer, descriptor)
     keep_from_children(descriptor)
-    guard_streams(escape=True)  # a reward that prints, often completions, is not lost with the reader of that
+    # a reward that prints, often completions, is not lost with the reader of that
+    guard_streams(escape=True)
     wire = socket.socket(fileno=descriptor)
     lines = wire.makefile("rb")
     greeting = json.loads(next(lines))
@@ -85,7 +87,11 @@ def _grade_one(reward: Reward, keywords: dict[str, object]) -> list:
 
 def _checked(result: Any) -> list:
     if isinstance(result, str | dict) or not hasattr(result, "__len__"):
-        return [None, "invalid", f"returned {type(result).__name__}, not a list with a number for each completion"]
+        return [
+            None,
+            "invalid",
+            f"returned {type(result).__name__}, not a list with a number for each completion",
+        ]
     if len(result) != 1:
         return [None, "wrong_length", f"returned {len(result)} rewards for 1 completion"]
     try:

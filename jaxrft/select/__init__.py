@@ -1,4 +1,5 @@
-"""Which tasks to roll out next: posteriors, evidence, acquisition, and the selectors composed of them.
+"""Which tasks to roll out next: posteriors, evidence, acquisition, and the selectors composed of
+them.
 
 Only arrays come in and go out, so that any JAX training loop can use a selector:
 

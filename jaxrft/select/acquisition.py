@@ -1,6 +1,7 @@
 """Turns pass rates into a batch: draws, distances to the target, and utilities.
 
-Whatever chooses takes a `quota` of the batch for each domain and a mask `exclude` [N] of tasks that come last, or None.
+Whatever chooses takes a `quota` of the batch for each domain and a mask `exclude` [N] of tasks that
+come last, or None.
 """
 
 import jax
@@ -28,7 +29,9 @@ def thompson(
     """
     key_draw, key_tie = jax.random.split(key)
     draw = posterior.sample(key_draw, state)
-    return nearest(key_tie, draw, batch_size=batch_size, target=target, quota=quota, exclude=exclude)
+    return nearest(
+        key_tie, draw, batch_size=batch_size, target=target, quota=quota, exclude=exclude
+    )
 
 
 def nearest(
@@ -142,12 +145,17 @@ def cool_down(utility: Array, since: Array, *, steps: int) -> Array:
 
 
 def epoch(visits: Array, *, quota: Quota | None = None, exclude: Array | None = None) -> Array:
-    """Returns 1 for tasks visited more often than the least visited one, else 0, [N] int32; with a quota, by domain."""
+    """Returns 1 for tasks visited more often than the least visited one, else 0, [N] int32; with a
+    quota, by domain.
+    """
     return (visits > least_visits(visits, quota=quota, exclude=exclude)).astype(jnp.int32)
 
 
-def least_visits(visits: Array, *, quota: Quota | None = None, exclude: Array | None = None) -> Array:
-    """Returns the visits of the least visited task, []; with a quota, of the one in each task's domain, [N].
+def least_visits(
+    visits: Array, *, quota: Quota | None = None, exclude: Array | None = None
+) -> Array:
+    """Returns the visits of the least visited task, []; with a quota, of the one in each task's
+    domain, [N].
 
     Tasks of the mask `exclude` [N] are not counted. Without any other it is the largest integer.
     """

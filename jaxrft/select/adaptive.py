@@ -1,57 +1,57 @@
 """Selects tasks by a dynamic Rasch model: no reference policies, no reference rollouts.
 
-**Belief.** The logit of a task's pass rate is the policy's ability plus an offset of the task (Rasch
-1960, with covariates):
+**Belief.** The logit of a task's pass rate is the policy's ability plus an offset of the task
+(Rasch 1960, with covariates):
 
     logit p_i = a + w . phi_i + b_i        s_i ~ Binomial(n_i, p_i)
 
 The features phi_i [F] are the domain, one-hot, and the leading principal components of the
-embeddings, whichever are given. All tasks share x = (a, w); with h_i = (1, phi_i), logit p_i is
-h_i . x + b_i. The offset b_i starts as N(0, spread), and its variance grows by `walk` a step; a step is
+embeddings, whichever are given. All tasks share x = (a, w); with h_i = (1, phi_i), logit p_i is h_i
+. x + b_i. The offset b_i starts as N(0, spread), and its variance grows by `walk` a step; a step is
 one update. Beliefs are Gaussian, and independent between x and each b_i: x has a mean and an
 information matrix (the inverse of its covariance), b_i has a mean m_i and a variance v_i.
 
 **Update** by a batch in which s_i of n_i rollouts were right: an extended Kalman filter (West &
 Harrison 1997, chapter 14; for two players it is Glicko, Glickman 1999).
 
-1. Predict. v_i is the variance after the task's last rollouts + `walk` times the steps since then; for
-   a task never rolled out, m_i = 0 and v_i = spread. The logit is N(mu_i, V_i) with
-   mu_i = h_i . x + m_i and V_i = h_i . information^-1 h_i + v_i. So s_i has the mean n_i p and the variance
+1. Predict. v_i is the variance after the task's last rollouts + `walk` times the steps since then;
+   for a task never rolled out, m_i = 0 and v_i = spread. The logit is N(mu_i, V_i) with mu_i = h_i
+   . x + m_i and V_i = h_i . information^-1 h_i + v_i. So s_i has the mean n_i p and the variance
    n_i p (1 - p) + n_i (n_i - 1) var, where p and var are mean and variance of p_i, by quadrature.
-2. Change point. z_i is the standardized residual: s_i less its mean, over its standard deviation. If
+2. Change point. z_i is the standardized residual: s_i less its mean, over its deviation. If
    |z_i| > 3, the task counts as never rolled out, and mu_i and V_i are computed again.
-3. Linearize at l_i, the mode of the logit given s_i under the prior N(mu_i, V_i). With
-   q_i = sigmoid(l_i), the outcome has the Fisher information k_i = n_i q_i (1 - q_i), and at mu_i the
+3. Linearize at l_i, the mode of the logit given s_i under the prior N(mu_i, V_i). With q_i =
+   sigmoid(l_i), the outcome has the Fisher information k_i = n_i q_i (1 - q_i), and at mu_i the
    score g_i = s_i - n_i q_i + k_i (l_i - mu_i).
 4. Shared. information += sum_i h_i h_i' k_i / (1 + k_i v_i); with the new matrix, x += d where
    d = information^-1 sum_i h_i g_i / (1 + k_i v_i).
 5. Offsets, given x. v_i <- v_i / (1 + k_i v_i); with the new v_i, m_i += v_i (g_i - k_i h_i . d).
-6. Spread. spread = (`PRIOR_VARIANCE` + sum_i (m_i^2 + v_i)) / (1 + N) over the N tasks rolled out so far, this
-   batch included, each as after its last rollouts; a step of expectation maximization.
-7. Walk. f_i is the share of the variance of s_i in 1 that steps of the walk made, var being taken as
-   proportional to V_i. The gradient of the log likelihood of z_i in log walk is f_i (z_i^2 - 1) / 2, and its
-   Fisher information f_i^2 / 2. With z_i^2 at most 9,
-   J += sum_i f_i^2 / 2, and then log walk += sum_i f_i (z_i^2 - 1) / 2 / J, where walk is at most
-   `PRIOR_VARIANCE`.
-8. Forget. Information shrinks towards that of the prior by `DECAY`, means stay:
-   J <- (1 - DECAY) J + DECAY, and in the rows and columns of a and of domains
-   information <- (1 - DECAY) information + DECAY prior. The weights of embeddings are constant: their
-   block stays, and what they have in common with a and domains shrinks by the root of 1 - DECAY.
+6. Spread. spread = (`PRIOR_VARIANCE` + sum_i (m_i^2 + v_i)) / (1 + N) over the N tasks rolled out
+   so far, this batch included, each as after its last rollouts; a step of expectation maximization.
+7. Walk. f_i is the share of the variance of s_i in 1 that steps of the walk made, var being taken
+   as proportional to V_i. The gradient of the log likelihood of z_i in log walk is f_i (z_i^2 - 1)
+   / 2, and its Fisher information f_i^2 / 2. With z_i^2 at most 9, J += sum_i f_i^2 / 2, and then
+   log walk += sum_i f_i (z_i^2 - 1) / 2 / J, where walk is at most `PRIOR_VARIANCE`.
+8. Forget. Information shrinks towards that of the prior by `DECAY`, means stay: J <- (1 - DECAY) J
+   + DECAY, and in the rows and columns of a and of domains information <- (1 - DECAY) information +
+   DECAY prior. The weights of embeddings are constant: their block stays, and what they have in
+   common with a and domains shrinks by the root of 1 - DECAY.
 
-The prior of x is N(0, `PRIOR_VARIANCE` I), of J it is 1, of walk `FIRST_WALK`, of spread `PRIOR_VARIANCE`.
+The prior of x is N(0, `PRIOR_VARIANCE` I), of J it is 1, of walk `FIRST_WALK`, of spread
+`PRIOR_VARIANCE`.
 
-**Choice** of B tasks by the belief for the coming step, ties at random, in three parts. Where a part
-has a share of B, the number is rounded up or down at random such that the share is the mean.
+**Choice** of B tasks by the belief for the coming step, ties at random, in three parts. Where a
+part has a share of B, the number is rounded up or down at random such that the share is the mean.
 
 * epsilon B are the tasks rolled out longest ago, those never rolled out first.
 * B times the mean of 12 var over all tasks, at most B times `MOST_EXPLORATION`, are those of the
-  largest var, whether or not they are among the former. A uniform pass rate has the variance 1 / 12,
-  so that this is the share of the table that is not known; exploring more while less is known is
-  the idea of VDBE (Tokic 2010).
-* The other places go by the upper confidence bound u_i + kappa sqrt(var), where
-  u_i = E[1 - p_i^G - (1 - p_i)^G] is the chance of an informative group of G. Let c be the B-th largest
-  bound. The tasks with a bound of at least (1 - 1 / (2 G)) c count as equal, and of them those rolled
-  out longest ago are taken: a policy learns more from many tasks than from the same few.
+  largest var, whether or not they are among the former. A uniform pass rate has the variance 1 /
+  12, so that this is the share of the table that is not known; exploring more while less is known
+  is the idea of VDBE (Tokic 2010).
+* The other places go by the upper confidence bound u_i + kappa sqrt(var), where u_i = E[1 - p_i^G -
+  (1 - p_i)^G] is the chance of an informative group of G. Let c be the B-th largest bound. The
+  tasks with a bound of at least (1 - 1 / (2 G)) c count as equal, and of them those rolled out
+  longest ago are taken: a policy learns more from many tasks than from the same few.
 """
 
 from typing import Literal, NamedTuple, get_args
@@ -78,13 +78,15 @@ from jaxrft.select.checks import (
 )
 from jaxrft.types import Array, Choice, Feedback, Tasks
 
-# A uniform pass rate has a logistic logit, of this variance. It is the prior of a, of each w and of b_i.
+# A uniform pass rate has a logistic logit, of this variance. It is the prior of a, of each w and of
+# b_i.
 PRIOR_VARIANCE = np.pi**2 / 3
 UNIFORM_VARIANCE = 1 / 12  # of a uniform pass rate
 FIRST_WALK = PRIOR_VARIANCE / 200  # a task is forgotten in 200 steps, until outcomes say otherwise
 CHANGE_POINT = 3  # standard deviations
 DECAY = 0.2  # what tasks share is learned from some five batches
-MOST_EXPLORATION = 0.5  # a table much larger than a run is never known: half of the places use what is
+# a table much larger than a run is never known: half of the places use what is
+MOST_EXPLORATION = 0.5
 TOLERANCE = 0.5  # of one rollout in G
 
 Utility = Literal["informative", "signal"]
@@ -102,7 +104,8 @@ class AdaptiveState(NamedTuple):
     log_walk: Array  # [], of the variance that an offset gains in a step
     walk_information: Array  # []
     features: Array  # [N, F]
-    tokens: Array | None  # [N], of one of the last rollouts, 0 = unknown; None where they do not count
+    # [N], of one of the last rollouts, 0 = unknown; None where they do not count
+    tokens: Array | None
     step: Array  # [] int32, updates so far
 
 
@@ -123,15 +126,16 @@ def adaptive(
     per_token: bool = False,
     balance: topk.Balance = "none",
 ) -> Selector:
-    """Returns the selector that chooses by a dynamic Rasch model; this module's docstring derives it.
+    """Chooses tasks by a dynamic Rasch model, which this module's docstring derives.
 
-    `utility`: "informative", the chance of an informative group (for advantages divided by the group's
-    deviation), or "signal", the mean of 4 p (1 - p) (for undivided ones). `kappa` >= 0: weight of the
-    standard deviation of the pass rate. `epsilon` in [0, 1]: share of the places for the tasks rolled out
-    longest ago, in expectation. `per_token`: utility and deviation count per completion token of the
-    task's last rollouts, or of the mean of the others where they are unknown. `balance` of the batch
-    between the domains: as `topk.quota` says. Every `update` with rollouts is a step of time.
-    `init` raises InputError for domains or embeddings that do not fit the table or are not finite.
+    `utility`: "informative", the chance of an informative group (for advantages divided by the
+    group's deviation), or "signal", the mean of 4 p (1 - p) (for undivided ones). `kappa` >= 0:
+    weight of the standard deviation of the pass rate. `epsilon` in [0, 1]: share of the places for
+    the tasks rolled out longest ago, in expectation. `per_token`: utility and deviation count per
+    completion token of the task's last rollouts, or of the mean of the others where they are
+    unknown. `balance` of the batch between the domains: as `topk.quota` says. Every `update` with
+    rollouts is a step of time. `init` raises InputError for domains or embeddings that do not fit
+    the table or are not finite.
     """
     num_generations = check_generations(num_generations)
     check_choice("utility", utility, get_args(Utility), " of a group")
@@ -186,7 +190,8 @@ def adaptive(
         def ahead(key: Array, share: Array, ids: Array) -> Array:
             slots = share * batch_size + jax.random.uniform(key)  # the share is the mean
             has_slot = jnp.arange(batch_size) < slots.astype(jnp.int32)
-            return jnp.where(has_slot, ids, score.shape[0])  # behind the table, where they are dropped
+            # behind the table, where they are dropped
+            return jnp.where(has_slot, ids, score.shape[0])
 
         stalest = largest(keys[1], -state.visited)
         review = ahead(keys[2], jnp.asarray(epsilon, jnp.float32), stalest)
@@ -219,7 +224,8 @@ def adaptive(
 def _coarse(score: Array) -> Array:
     """Rounds scores [N] to 1 / 1024 of the largest.
 
-    Scores that are equal but for the rounding of another mesh or compiler are ties, broken at random by the key.
+    Scores that are equal but for the rounding of another mesh or compiler are ties, broken at
+    random by the key.
     """
     return jnp.round(score * (1024 / jnp.maximum(score.max(), 1e-30)))
 
@@ -232,7 +238,9 @@ def _predict(state: AdaptiveState, tasks: Tasks) -> tuple[Array, Array]:
     """
     phi = state.features
     covariance = jnp.linalg.inv(state.information)
-    with_ability = jnp.where(jnp.arange(phi.shape[1]) < _num_domains(tasks), 2 * covariance[0, 1:], 0)
+    with_ability = jnp.where(
+        jnp.arange(phi.shape[1]) < _num_domains(tasks), 2 * covariance[0, 1:], 0
+    )
     of_squares = jnp.diagonal(covariance)[1:] + with_ability
     terms = [phi * state.shared[None, 1:], phi * phi * of_squares[None]]
     mean, variance = logit.sums(terms, axis=1)
@@ -258,15 +266,20 @@ def _offsets(state: AdaptiveState, rows: Array | slice) -> Offsets:
     return Offsets(state.mean[rows], variance, walked)
 
 
-def _update(state: AdaptiveState, tasks: Tasks, feedback: Feedback, *, num_generations: int) -> AdaptiveState:
-    """Returns the state after a batch [B]; rows without rollouts change nothing, all of them no time."""
+def _update(
+    state: AdaptiveState, tasks: Tasks, feedback: Feedback, *, num_generations: int
+) -> AdaptiveState:
+    """Returns the state after a batch [B]; rows without rollouts change nothing, all of them no
+    time.
+    """
     valid = feedback.trials > 0
     num_tasks = state.visited.shape[0]
     rows = jnp.where(valid, feedback.ids, 0)
     successes = jnp.where(valid, feedback.successes, 1.0)
     trials = jnp.where(valid, feedback.trials, 2.0)
     phi = state.features[rows]
-    design = jnp.concatenate([jnp.ones((phi.shape[0], 1), jnp.float32), phi], axis=1)  # h, [B, 1 + F]
+    # h, [B, 1 + F]
+    design = jnp.concatenate([jnp.ones((phi.shape[0], 1), jnp.float32), phi], axis=1)
 
     # 1 and 2.
     covariance = jnp.linalg.inv(state.information)
@@ -276,7 +289,9 @@ def _update(state: AdaptiveState, tasks: Tasks, feedback: Feedback, *, num_gener
     total = uncertainty + offsets.variance
     believed = logit.moments(mean + offsets.mean, total, num_generations=num_generations)
     surprise = logit.surprise(believed, successes, trials)  # z^2
-    log_walk, walk_information = _walk(state, believed, offsets.walked / total, surprise, trials, valid)
+    log_walk, walk_information = _walk(
+        state, believed, offsets.walked / total, surprise, trials, valid
+    )
     changed = surprise > CHANGE_POINT**2
     prior_mean = jnp.where(changed, 0, offsets.mean)
     prior_variance = jnp.where(changed, state.spread, offsets.variance)
@@ -292,7 +307,8 @@ def _update(state: AdaptiveState, tasks: Tasks, feedback: Feedback, *, num_gener
     variance = prior_variance / (1 + known * prior_variance)
     mean = prior_mean + variance * (score - known * (design @ moved))
 
-    ids = jnp.where(valid, feedback.ids, num_tasks)  # padding points behind the table and is dropped
+    # padding points behind the table and is dropped
+    ids = jnp.where(valid, feedback.ids, num_tasks)
 
     def put(table: Array, values: Array) -> Array:
         return constrain(table.at[ids].set(values, mode="drop"), "task")

@@ -1,6 +1,7 @@
 """Defines what a selector is: pure functions over a state, which is a pytree of NamedTuples.
 
-`select` needs to know the batch size when it is compiled, and may give its new state the memory of the old one:
+`select` needs to know the batch size when it is compiled, and may give its new state the memory of
+the old one:
 
     jax.jit(selector.select, static_argnames="batch_size", donate_argnums=1)
 """
@@ -28,18 +29,27 @@ class Init(Protocol[NewState]):
 
 
 class Select(Protocol[State]):
-    """Chooses the tasks of a batch; those of the mask `exclude` [N] only where there are too few others."""
+    """Chooses the tasks of a batch; those of the mask `exclude` [N] only where there are too few
+    others.
+    """
 
     def __call__(  # noqa: D102
-        self, key: Array, state: State, tasks: Tasks, *, batch_size: int, exclude: Array | None = None
+        self,
+        key: Array,
+        state: State,
+        tasks: Tasks,
+        *,
+        batch_size: int,
+        exclude: Array | None = None,
     ) -> tuple[Choice, State]: ...
 
 
 class Update(Protocol[State]):
     """Returns the state after feedback, with the shapes and dtypes of the old one.
 
-    Feedback may come steps late, in any order and in parts, on tasks that have been chosen again meanwhile. Every call
-    is one step of what decays or adapts by the step, and one visit of its tasks, as `Session.record` says.
+    Feedback may come steps late, in any order and in parts, on tasks that have been chosen again
+    meanwhile. Every call is one step of what decays or adapts by the step, and one visit of its
+    tasks, as `Session.record` says.
     """
 
     def __call__(self, state: State, tasks: Tasks, feedback: Feedback) -> State: ...  # noqa: D102
@@ -64,8 +74,10 @@ class Selector(NamedTuple, Generic[State]):
     select: Select[State]
     update: Update[State]
     pass_rate: PassRate[State]
-    reference_set: ReferenceSet[State] | None = None  # rolled out every `reference_every` steps, before `select`
-    update_references: Update[State] | None = None  # takes their feedback, which `update` never sees
+    # rolled out every `reference_every` steps, before `select`
+    reference_set: ReferenceSet[State] | None = None
+    # takes their feedback, which `update` never sees
+    update_references: Update[State] | None = None
     reference_every: int = 0
 
 
@@ -79,18 +91,25 @@ class Visited(Protocol):
 
 
 Counting = TypeVar("Counting", bound=Visited)
-Score = Callable[[Counting, topk.Quota | None, Array | None], Array]  # (state, quota, exclude) -> [N]
+# (state, quota, exclude) -> [N]
+Score = Callable[[Counting, topk.Quota | None, Array | None], Array]
 
 
-def select_smallest(score: Score[Counting], pass_rate: PassRate[Counting], balance: topk.Balance) -> Select[Counting]:
-    """Returns the `select` that takes the smallest scores, ties at random, and counts what it chooses."""
+def select_smallest(
+    score: Score[Counting], pass_rate: PassRate[Counting], balance: topk.Balance
+) -> Select[Counting]:
+    """Returns the `select` that takes the smallest scores, ties at random, and counts what it
+    chooses.
+    """
 
     def select(
         key: Array, state: Counting, tasks: Tasks, *, batch_size: int, exclude: Array | None = None
     ) -> tuple[Choice, Counting]:
         batch_size = check_select(key, state.visits, tasks, batch_size=batch_size, exclude=exclude)
         key_quota, key_tie = jax.random.split(key)
-        quota = topk.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
+        quota = topk.quota(
+            key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude
+        )
         scores = score(state, quota, exclude)
         ids = topk.smallest(key_tie, scores, batch_size=batch_size, quota=quota, exclude=exclude)
         visits = constrain(state.visits.at[ids].add(1), "task")
@@ -106,7 +125,9 @@ def ignore_feedback(state: State, tasks: Tasks, feedback: Feedback) -> State:
 
 
 def no_pass_rate(state: Visited, tasks: Tasks) -> Array:
-    """Returns a pass rate of NaN for every task: the `pass_rate` of a selector that believes nothing."""
+    """Returns a pass rate of NaN for every task: the `pass_rate` of a selector that believes
+    nothing.
+    """
     return no_belief(state.visits)
 
 

@@ -1,4 +1,6 @@
-"""Selects tasks as BOTS does, by posteriors, interpolated evidence and Thompson draws [arXiv 2510.26374]."""
+"""Selects tasks as BOTS does, by posteriors, interpolated evidence and Thompson draws [arXiv
+2510.26374].
+"""
 
 from typing import NamedTuple
 
@@ -46,15 +48,15 @@ def bots(
     implicit evidence is interpolated between reference policies. Thompson sampling chooses from the
     posteriors.
 
-    `decay` in [0, 1]: pull towards `prior` a step; `rho` in [0, 1]: weight of implicit against explicit evidence;
-    `momentum` in [0, 1): smoothing of the capability; `target` in (0, 1): the pass rate whose neighbours are chosen;
-    `prior`: pseudo-successes and pseudo-failures, scalars or [N]. Any of them may be a tracer (a sweep by `vmap`).
-    `per_domain`: a capability for each of `tasks.domain`, which the paper has not; `balance` of the batch between them
-    as `topk.quota` says.
-    Every update is one step of `decay`, of implicit evidence and of `momentum`: a batch in two halves is two steps.
-    The state keeps float64 references' dtype, else float32. Deviations: those of `posterior.update` and
-    `evidence.interpolation`.
-    `init` raises InputError for references that are missing or outside [0, 1].
+    `decay` in [0, 1]: pull towards `prior` a step; `rho` in [0, 1]: weight of implicit against
+    explicit evidence; `momentum` in [0, 1): smoothing of the capability; `target` in (0, 1): the
+    pass rate whose neighbours are chosen; `prior`: pseudo-successes and pseudo-failures, scalars or
+    [N]. Any of them may be a tracer (a sweep by `vmap`). `per_domain`: a capability for each of
+    `tasks.domain`, which the paper has not; `balance` of the batch between them as `topk.quota`
+    says. Every update is one step of `decay`, of implicit evidence and of `momentum`: a batch in
+    two halves is two steps. The state keeps float64 references' dtype, else float32. Deviations:
+    those of `posterior.update` and `evidence.interpolation`. `init` raises InputError for
+    references that are missing or outside [0, 1].
     """
     num_generations = check_generations(num_generations)
     check("decay", decay, SHARE)
@@ -68,16 +70,27 @@ def bots(
     def init(tasks: Tasks, num_tasks: int) -> BotsState:
         num_tasks = check_table(tasks, num_tasks, balance=balance)
         state = implicit.init(tasks, num_tasks)
-        return BotsState(posterior.init(num_tasks, prior=prior, dtype=state.capability.dtype), state)
+        return BotsState(
+            posterior.init(num_tasks, prior=prior, dtype=state.capability.dtype), state
+        )
 
     def select(
         key: Array, state: BotsState, tasks: Tasks, *, batch_size: int, exclude: Array | None = None
     ) -> tuple[Choice, BotsState]:
-        batch_size = check_select(key, state.posterior.alpha, tasks, batch_size=batch_size, exclude=exclude)
+        batch_size = check_select(
+            key, state.posterior.alpha, tasks, batch_size=batch_size, exclude=exclude
+        )
         key_quota, key_draw = jax.random.split(key)
-        quota = topk.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
+        quota = topk.quota(
+            key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude
+        )
         ids = acquisition.thompson(
-            key_draw, state.posterior, batch_size=batch_size, target=target, quota=quota, exclude=exclude
+            key_draw,
+            state.posterior,
+            batch_size=batch_size,
+            target=target,
+            quota=quota,
+            exclude=exclude,
         )
         return Choice(ids, posterior.mean(state.posterior)[ids]), state
 

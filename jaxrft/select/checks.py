@@ -1,8 +1,9 @@
 """Checks arguments of selectors, tables of tasks and feedback, before they become beliefs.
 
-An argument declares what it may be: a `Range` of real numbers, a count, a flag, or one of a few words. Whatever fits is
-taken, Python's numbers as well as numpy's and JAX's; whatever does not is an InputError that names the argument and its
-value. Tracers and descriptions of arrays have no values, so that of them only shape and dtype are checked.
+An argument declares what it may be: a `Range` of real numbers, a count, a flag, or one of a few
+words. Whatever fits is taken, Python's numbers as well as numpy's and JAX's; whatever does not is
+an InputError that names the argument and its value. Tracers and descriptions of arrays have no
+values, so that of them only shape and dtype are checked.
 """
 
 import difflib
@@ -45,7 +46,8 @@ NOT_NEGATIVE = Range(lambda x: (x >= 0) & (x <= LARGEST), "0 or more, at most 1e
 
 
 def check(name: str, value: ArrayLike, allowed: Range, *, per_task: bool = False) -> None:
-    """Raises InputError unless `value` is a real number in the range `allowed` when it is a float32.
+    """Raises InputError unless `value` is a real number in the range `allowed` when it is a
+    float32.
 
     `per_task`: an array [N] of such numbers will do too.
     """
@@ -63,52 +65,74 @@ def check(name: str, value: ArrayLike, allowed: Range, *, per_task: bool = False
 
 
 def check_belief(target: ArrayLike, prior: tuple[ArrayLike, ArrayLike]) -> None:
-    """Raises InputError unless `target` is a pass rate apart from 0 and 1 and `prior` two positive numbers."""
+    """Raises InputError unless `target` is a pass rate apart from 0 and 1 and `prior` two positive
+    numbers.
+    """
     check("target", target, BETWEEN)
     pair = isinstance(prior, tuple | list) or (isinstance(prior, AnyArray) and np.ndim(prior) > 0)
     if not pair or len(prior) != 2:
-        raise InputError(f"prior is {shown(prior)}: it must be two positive numbers, pseudo-successes and -failures")
+        raise InputError(
+            f"prior is {shown(prior)}: it must be two positive numbers, "
+            "pseudo-successes and -failures"
+        )
     for count in prior:
         check("prior", count, POSITIVE, per_task=True)
 
 
-def check_count(name: str, value: object, least: int = 1, *, most: int = MOST, wanted: str = "") -> int:
-    """Returns `value` as an int; raises InputError unless it is a whole number from `least` to `most`."""
+def check_count(
+    name: str, value: object, least: int = 1, *, most: int = MOST, wanted: str = ""
+) -> int:
+    """Returns `value` as an int; raises InputError unless it is a whole number from `least` to
+    `most`.
+    """
     try:
         boolean = isinstance(value, bool)
         number = operator.index(value) if isinstance(value, SupportsIndex) and not boolean else None
     except TypeError:  # a tracer among others: sizes are known when a program is compiled
         number = None
     if number is None or number < least or (number > most and wanted):
-        raise InputError(f"{name} is {shown(value)}: it must be {wanted or f'a whole number, at least {least}'}")
+        raise InputError(
+            f"{name} is {shown(value)}: it must be {wanted or f'a whole number, at least {least}'}"
+        )
     if number > most:
         raise InputError(f"{name} is {shown(value)}: it must be at most {most}")
     return number
 
 
 def check_generations(num_generations: object) -> int:
-    """Returns the number of rollouts a task as an int; raises InputError unless it is a whole number, at least 1."""
+    """Returns the number of rollouts a task as an int; raises InputError unless it is a whole
+    number, at least 1.
+    """
     return check_count("num_generations", num_generations, most=COUNTED)
 
 
 def check_batch(batch_size: object, num_tasks: int) -> int:
     """Returns the batch size as an int.
 
-    Raises InputError unless it is a whole number known when the program is compiled, and at most the number of tasks,
-    for ids are distinct.
+    Raises InputError unless it is a whole number known when the program is compiled, and at most
+    the number of tasks, for ids are distinct.
     """
     if isinstance(batch_size, Tracer):
-        raise InputError(f"batch_size is {shown(batch_size)}: name it in jax.jit(..., static_argnames='batch_size')")
+        raise InputError(
+            f"batch_size is {shown(batch_size)}: name it in jax.jit(..., "
+            "static_argnames='batch_size')"
+        )
     size = check_count("batch_size", batch_size)
     if num_tasks < size:
-        raise InputError(f"batch_size is {size} but there are {num_tasks} tasks: give more tasks, or lower it")
+        raise InputError(
+            f"batch_size is {size} but there are {num_tasks} tasks: give more tasks, or lower it"
+        )
     return size
 
 
-def check_select(key: Array, table: Array, tasks: Tasks, *, batch_size: object, exclude: Array | None) -> int:
-    """Returns the batch size as an int, for arguments of `select` that fit the state, of which `table` has N rows.
+def check_select(
+    key: Array, table: Array, tasks: Tasks, *, batch_size: object, exclude: Array | None
+) -> int:
+    """Returns the batch size as an int, for arguments of `select` that fit the state, of which
+    `table` has N rows.
 
-    Raises InputError for a key that is none, for what `check_batch` refuses, and for tables and masks of other shapes.
+    Raises InputError for a key that is none, for what `check_batch` refuses, and for tables and
+    masks of other shapes.
     """
     dtype = getattr(key, "dtype", None)
     if dtype is None or not (jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == np.uint32):
@@ -141,7 +165,9 @@ def check_choice(name: str, value: object, options: Iterable[str], of: str = "")
         return
     near = difflib.get_close_matches(value, options, n=1) if isinstance(value, str) else []
     hint = f"did you mean {near[0]}? (" if near else "choose one of "
-    raise InputError(f"no {name} {shown(value)}{of}: {hint}{', '.join(options)}{')' if near else ''}")
+    raise InputError(
+        f"no {name} {shown(value)}{of}: {hint}{', '.join(options)}{')' if near else ''}"
+    )
 
 
 def check_balance(balance: object) -> None:
@@ -152,8 +178,8 @@ def check_balance(balance: object) -> None:
 def check_table(tasks: Tasks, num_tasks: object, *, balance: Balance = "none") -> int:
     """Returns the number of tasks, for a table all of whose fields fit it.
 
-    Raises InputError for a field of `Tasks` that is no array with a row a task or holds what it cannot, and for a
-    `balance` between domains that are missing.
+    Raises InputError for a field of `Tasks` that is no array with a row a task or holds what it
+    cannot, and for a `balance` between domains that are missing.
     """
     num_tasks = check_count("the number of tasks", num_tasks, most=COUNTED)
     if not isinstance(tasks, Tasks):
@@ -176,8 +202,10 @@ def check_references(rates: Array, num_tasks: int, *, least: int = 1) -> None:
     _check_numbers("reference_pass_rates", rates)
     if rates.ndim != 2 or rates.shape[0] != num_tasks or rates.shape[1] < least:
         raise InputError(
-            f"reference pass rates have shape {rates.shape}: they must be [{num_tasks}, K], a row a task and "
-            f"a column for each of at least {least} reference policies, weakest first (tasks.pass_rate_columns)"
+            f"reference pass rates have shape {rates.shape}: they must be [{num_tasks}, K], a "
+            "row a task and "
+            f"a column for each of at least {least} reference policies, weakest first "
+            "(tasks.pass_rate_columns)"
         )
     wrong = _first_outside(rates)
     if wrong is not None:
@@ -190,16 +218,22 @@ def check_references(rates: Array, num_tasks: int, *, least: int = 1) -> None:
 
 
 def check_embeddings(embeddings: Array, num_tasks: int) -> None:
-    """Raises InputError unless embeddings are [N, E] and of a size whose squares are float32 numbers."""
+    """Raises InputError unless embeddings are [N, E] and of a size whose squares are float32
+    numbers.
+    """
     _check_numbers("embeddings", embeddings)
     if embeddings.ndim != 2 or embeddings.shape[0] != num_tasks or not embeddings.shape[1]:
-        raise InputError(f"embeddings of shape {embeddings.shape} for {num_tasks} tasks: give one row for each task")
+        raise InputError(
+            f"embeddings of shape {embeddings.shape} for {num_tasks} tasks: give "
+            "one row for each task"
+        )
     wrong = _rows_not_finite(embeddings)
     if wrong is not None:
         count, first = wrong
         raise InputError(
             f"embeddings of {count} tasks are not finite, first of task {first}: "
-            f"leave those tasks out, or give no embeddings (a number above {LARGEST:g} is not finite here)"
+            f"leave those tasks out, or give no embeddings (a number above {LARGEST:g} is not "
+            "finite here)"
         )
 
 
@@ -211,36 +245,48 @@ def check_projections(projections: Projections, num_tasks: int) -> None:
     shapes = {part.shape for part in parts}
     if len(shapes) != 1 or len(next(iter(shapes))) != 2:
         raise InputError(
-            f"Tasks.projections are {shown(projections)}: give what attention.project returns, two arrays [N, h]"
+            f"Tasks.projections are {shown(projections)}: give what attention.project returns, "
+            "two arrays [N, h]"
         )
     (rows, _), *_ = shapes
     if rows != num_tasks:
-        raise InputError(f"tasks.projections have {rows} rows but there are {num_tasks} tasks: project them all")
+        raise InputError(
+            f"tasks.projections have {rows} rows but there are {num_tasks} tasks: project them all"
+        )
     for part in parts:
         wrong = _rows_not_finite(part)
         if wrong is not None:
-            raise InputError(f"the projection of task {wrong[1]} is not finite: project embeddings that are")
+            raise InputError(
+                f"the projection of task {wrong[1]} is not finite: project embeddings that are"
+            )
 
 
 def check_domains(domain: Array, num_tasks: int) -> None:
-    """Raises InputError unless domains are a whole number for each task, from 0 up, below the number of tasks."""
+    """Raises InputError unless domains are a whole number for each task, from 0 up, below the
+    number of tasks.
+    """
     _check_numbers("domain", domain)
     if not jnp.issubdtype(domain.dtype, jnp.integer):
         raise InputError(f"domains are {domain.dtype}: number them from 0")
     if domain.shape != (num_tasks,):
-        raise InputError(f"domains have shape {domain.shape}: there must be one for each of {num_tasks} tasks")
+        raise InputError(
+            f"domains have shape {domain.shape}: there must be one for each of {num_tasks} tasks"
+        )
     if not _has_no_values(domain):
         least, most = _extremes(domain)
         if least < 0 or most >= num_tasks:
             raise InputError(
-                f"domains are numbered from {least} to {most}: number them from 0, without leaving any out"
+                f"domains are numbered from {least} to {most}: number them from 0, without "
+                "leaving any out"
             )
 
 
 def count_domains(tasks: Tasks, num_tasks: int) -> int:
-    """Returns how many domains there are, numbered from 0; their bound `num_tasks` while a tracer hides them.
+    """Returns how many domains there are, numbered from 0; their bound `num_tasks` while a tracer
+    hides them.
 
-    Raises InputError for domains that are missing, not a whole number a task, or numbered from elsewhere.
+    Raises InputError for domains that are missing, not a whole number a task, or numbered from
+    elsewhere.
     """
     if tasks.domain is None:
         raise InputError(
@@ -252,13 +298,16 @@ def count_domains(tasks: Tasks, num_tasks: int) -> int:
 
 
 def check_feedback(feedback: Feedback) -> Feedback:
-    """Returns the feedback as JAX's arrays; raises InputError unless each has one number a task, and ids are integers.
+    """Returns the feedback as JAX's arrays; raises InputError unless each has one number a task,
+    and ids are integers.
 
     A program cannot look at the numbers: see `credible`.
     """
     shapes = [np.shape(x) for x in feedback]
     if len(set(shapes)) > 1 or len(shapes[0]) != 1:
-        raise InputError(f"ids, successes, trials and tokens have shapes {shapes}: give one entry a task in each")
+        raise InputError(
+            f"ids, successes, trials and tokens have shapes {shapes}: give one entry a task in each"
+        )
     arrays = Feedback(*map(jnp.asarray, feedback))
     numbers = arrays._asdict()
     check_dtypes(int, ids=numbers.pop("ids"))
@@ -267,11 +316,13 @@ def check_feedback(feedback: Feedback) -> Feedback:
 
 
 def credible(feedback: Feedback, num_tasks: int) -> Feedback:
-    """Returns the feedback with every row that cannot be true made padding, as if nothing had been rolled out.
+    """Returns the feedback with every row that cannot be true made padding, as if nothing had been
+    rolled out.
 
-    A row counts if 0 <= successes <= trials, trials is from 1e-12 to 1e12, and id is a task's; so NaN anywhere in a row
-    costs this row only. Tokens that cannot be are 0, which is unknown. Rows that count stay bit for bit as they are.
-    Inside a program nothing can be refused: `Session.record` refuses what this leaves out.
+    A row counts if 0 <= successes <= trials, trials is from 1e-12 to 1e12, and id is a task's; so
+    NaN anywhere in a row costs this row only. Tokens that cannot be are 0, which is unknown. Rows
+    that count stay bit for bit as they are. Inside a program nothing can be refused:
+    `Session.record` refuses what this leaves out.
     """
     ids, successes, trials, tokens = check_feedback(feedback)
     possible = (successes >= 0) & (successes <= trials) & (ids >= 0) & (ids < num_tasks)
@@ -288,32 +339,45 @@ def as_array(values: object) -> np.ndarray | None:
     """Returns an array of whatever somebody's loop has; None where numpy can make none of it."""
     try:
         return np.asarray(values)
-    except Exception:  # rows that differ in length, torch's gradients and bfloat16, whatever an __array__ raises
+    # rows that differ in length, torch's gradients and bfloat16, whatever an __array__ raises
+    except Exception:
         return None
 
 
 def are_numbers(values: AnyArray | jax.ShapeDtypeStruct) -> bool:
-    """Returns whether an array holds real numbers of any kind, bfloat16 and truth values among them."""
+    """Returns whether an array holds real numbers of any kind, bfloat16 and truth values among
+    them.
+    """
     kind = values.dtype
-    return kind == np.bool_ or jnp.issubdtype(kind, jnp.integer) or jnp.issubdtype(kind, jnp.floating)
+    return (
+        kind == np.bool_ or jnp.issubdtype(kind, jnp.integer) or jnp.issubdtype(kind, jnp.floating)
+    )
 
 
 def _has_no_values(values: object) -> bool:
-    """Returns whether only shape and dtype are known: of a tracer, and of an array that a dry run describes."""
+    """Returns whether only shape and dtype are known: of a tracer, and of an array that a dry run
+    describes.
+    """
     return isinstance(values, Tracer | jax.ShapeDtypeStruct)
 
 
 def _check_numbers(name: str, values: object) -> None:
     """Raises InputError unless a field of `Tasks` is an array of numbers."""
     if not isinstance(values, AnyArray | jax.ShapeDtypeStruct) or not are_numbers(values):
-        raise InputError(f"Tasks.{name} is no table of numbers but {shown(values)}: give an array with one row a task")
+        raise InputError(
+            f"Tasks.{name} is no table of numbers but {shown(values)}: give an "
+            "array with one row a task"
+        )
 
 
 def _first_outside(rates: Array) -> tuple[int, float] | None:
-    """Returns the first of the flattened rates outside [0, 1], with its place; None for none and for a tracer."""
+    """Returns the first of the flattened rates outside [0, 1], with its place; None for none and
+    for a tracer.
+    """
     if _has_no_values(rates):
         return None
-    with jax.ensure_compile_time_eval():  # on the device: a process may hold a part of the table only
+    # on the device: a process may hold a part of the table only
+    with jax.ensure_compile_time_eval():
         outside = ((rates < 0) | (rates > 1)).reshape(-1)
         if not bool(outside.any()):
             return None
@@ -322,7 +386,9 @@ def _first_outside(rates: Array) -> tuple[int, float] | None:
 
 
 def _rows_not_finite(values: Array) -> tuple[int, int] | None:
-    """Returns how many rows of [N, E] hold NaN or more than LARGEST, and the first; None for none and for a tracer."""
+    """Returns how many rows of [N, E] hold NaN or more than LARGEST, and the first; None for none
+    and for a tracer.
+    """
     if _has_no_values(values):
         return None
     with jax.ensure_compile_time_eval():

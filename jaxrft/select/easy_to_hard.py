@@ -36,12 +36,20 @@ def easy_to_hard(num_generations: int, *, balance: topk.Balance = "none") -> Sel
     def init(tasks: Tasks, num_tasks: int) -> EasyToHardState:
         num_tasks = check_table(tasks, num_tasks, balance=balance)
         evidence.check_references(tasks, num_tasks, least=1)
-        mean = jnp.nanmean(jnp.asarray(tasks.reference_pass_rates, jnp.float32), axis=1)  # NaN sorts last
+        # NaN sorts last
+        mean = jnp.nanmean(jnp.asarray(tasks.reference_pass_rates, jnp.float32), axis=1)
         row = jnp.arange(num_tasks, dtype=jnp.int32)
         order = jax.lax.sort((-mean, row), num_keys=2)[1]
-        return EasyToHardState(jnp.zeros(num_tasks, jnp.int32), jnp.zeros(num_tasks, jnp.int32).at[order].set(row))
+        return EasyToHardState(
+            jnp.zeros(num_tasks, jnp.int32), jnp.zeros(num_tasks, jnp.int32).at[order].set(row)
+        )
 
     def score(state: EasyToHardState, quota: topk.Quota | None, exclude: Array | None) -> Array:
-        return acquisition.epoch(state.visits, quota=quota, exclude=exclude) * state.rank.shape[0] + state.rank
+        return (
+            acquisition.epoch(state.visits, quota=quota, exclude=exclude) * state.rank.shape[0]
+            + state.rank
+        )
 
-    return Selector(init, select_smallest(score, no_pass_rate, balance), ignore_feedback, no_pass_rate)
+    return Selector(
+        init, select_smallest(score, no_pass_rate, balance), ignore_feedback, no_pass_rate
+    )

@@ -14,7 +14,8 @@ from jaxrft.select.checks import count_domains
 from jaxrft.shapes import check_shapes
 from jaxrft.types import Array, Feedback, InputError, Tasks
 
-EPSILON = 1e-6  # of the published estimator; it bounds the capability when two references agree on the batch
+# of the published estimator; it bounds the capability when two references agree on the batch
+EPSILON = 1e-6
 SHRINKAGE = 1.0  # tasks that speak for the common capability in each domain of a batch
 
 
@@ -35,8 +36,10 @@ class NoEvidenceState(NamedTuple):
 class InterpolationState(NamedTuple):
     """Where the current policy stands among the reference policies."""
 
-    capability: Array  # [], 0 = the weakest reference, K - 1 = the strongest; NaN before the first feedback
-    domains: Array | None = None  # [domains], of each; NaN before the first feedback on one of its tasks
+    # [], 0 = the weakest reference, K - 1 = the strongest; NaN before the first feedback
+    capability: Array
+    # [domains], of each; NaN before the first feedback on one of its tasks
+    domains: Array | None = None
 
 
 def none() -> Evidence[NoEvidenceState]:
@@ -48,23 +51,27 @@ def none() -> Evidence[NoEvidenceState]:
     )
 
 
-def interpolation(momentum: ArrayLike = 0.9, *, per_domain: bool = False) -> Evidence[InterpolationState]:
+def interpolation(
+    momentum: ArrayLike = 0.9, *, per_domain: bool = False
+) -> Evidence[InterpolationState]:
     """Interpolates pass rates between reference policies at a capability [arXiv 2510.26374].
 
     The capability c is estimated from each batch and smoothed. The first c_t is taken unsmoothed.
 
-    c_t = (mean_B(s/n) - mean_B(p_w)) / (mean_B(p_S) - mean_B(p_w) + 1e-6),   c <- momentum c + (1 - momentum) c_t,
-    p~ = clip(p_w + c (p_S - p_w), 0, 1)
+    c_t = (mean_B(s/n) - mean_B(p_w)) / (mean_B(p_S) - mean_B(p_w) + 1e-6),   c <- momentum c + (1 -
+    momentum) c_t, p~ = clip(p_w + c (p_S - p_w), 0, 1)
 
-    `tasks.reference_pass_rates` is [N, K], weakest policy first. Deviations: with K > 2 the line is piecewise, bent at
-    every reference, and c counts along them from 0 to K - 1; a task with a NaN among its references gets no evidence
-    (NaN) and is left out of the means. A batch without any usable task leaves c as it is.
+    `tasks.reference_pass_rates` is [N, K], weakest policy first. Deviations: with K > 2 the line is
+    piecewise, bent at every reference, and c counts along them from 0 to K - 1; a task with a NaN
+    among its references gets no evidence (NaN) and is left out of the means. A batch without any
+    usable task leaves c as it is.
 
-    `per_domain`: each of `tasks.domain` has a c of its own, by the means over its tasks in the batch and `SHRINKAGE`
-    tasks more that are like the whole batch: the fewer its tasks, the nearer to the common c. A domain keeps its own
-    when a batch has none of it, and follows the common one until a first batch has. With one domain nothing changes.
-    `init` raises InputError for references that are missing, of another shape, or outside [0, 1], and, `per_domain`,
-    for domains that are missing or negative.
+    `per_domain`: each of `tasks.domain` has a c of its own, by the means over its tasks in the
+    batch and `SHRINKAGE` tasks more that are like the whole batch: the fewer its tasks, the nearer
+    to the common c. A domain keeps its own when a batch has none of it, and follows the common one
+    until a first batch has. With one domain nothing changes. `init` raises InputError for
+    references that are missing, of another shape, or outside [0, 1], and, `per_domain`, for domains
+    that are missing or negative.
     """
 
     def init(tasks: Tasks, num_tasks: int) -> InterpolationState:
@@ -84,33 +91,47 @@ def interpolation(momentum: ArrayLike = 0.9, *, per_domain: bool = False) -> Evi
         references = _references(tasks, dtype)[feedback.ids]  # [B, K]
         used = (feedback.trials > 0) & ~jnp.isnan(references).any(axis=1)  # [B]
         successes, trials = (x.astype(dtype) for x in (feedback.successes, feedback.trials))
-        rates = jnp.concatenate([(successes / jnp.where(used, trials, 1))[:, None], references], axis=1)
+        rates = jnp.concatenate(
+            [(successes / jnp.where(used, trials, 1))[:, None], references], axis=1
+        )
         rates = jnp.where(used[:, None], rates, 0)  # [B, 1 + K], observed ones first
         count = used.sum().astype(dtype)
         mean = rates.sum(axis=0) / jnp.maximum(count, 1)
-        common = jnp.where(count > 0, smoothed(state.capability, _capability(mean)), state.capability)
+        common = jnp.where(
+            count > 0, smoothed(state.capability, _capability(mean)), state.capability
+        )
         if state.domains is None:
             return InterpolationState(common)
 
         assert tasks.domain is not None
         domain = tasks.domain[feedback.ids]
         counts = jnp.zeros_like(state.domains).at[domain].add(used.astype(dtype))
-        sums = jnp.zeros((*counts.shape, len(mean)), dtype).at[domain].add(rates) + SHRINKAGE * mean[None]
+        sums = (
+            jnp.zeros((*counts.shape, len(mean)), dtype).at[domain].add(rates)
+            + SHRINKAGE * mean[None]
+        )
         own = jax.vmap(_capability)(sums / (counts + SHRINKAGE)[:, None])
-        return InterpolationState(common, jnp.where(counts > 0, smoothed(state.domains, own), state.domains))
+        return InterpolationState(
+            common, jnp.where(counts > 0, smoothed(state.domains, own), state.domains)
+        )
 
     def predict(state: InterpolationState, tasks: Tasks) -> Array:
         references = _references(tasks, state.capability.dtype)
         capability = state.capability[None]
         if state.domains is not None:
             assert tasks.domain is not None
-            capability = jnp.where(jnp.isnan(state.domains), state.capability, state.domains)[tasks.domain]
-        segment = jnp.arange(references.shape[1] - 1)  # [K - 1], each gone through from 0 to 1, the end ones beyond
+            capability = jnp.where(jnp.isnan(state.domains), state.capability, state.domains)[
+                tasks.domain
+            ]
+        # [K - 1], each gone through from 0 to 1, the end ones beyond
+        segment = jnp.arange(references.shape[1] - 1)
         low = jnp.where(segment == 0, -jnp.inf, 0)
         high = jnp.where(segment == segment[-1], jnp.inf, 1)
         low, high, segment = (x.astype(references.dtype)[None] for x in (low, high, segment))
         along = jnp.clip(capability[:, None] - segment, low, high)  # [1 or N, K - 1]
-        pass_rate = jnp.clip(references[:, 0] + (along * jnp.diff(references, axis=1)).sum(axis=1), 0, 1)
+        pass_rate = jnp.clip(
+            references[:, 0] + (along * jnp.diff(references, axis=1)).sum(axis=1), 0, 1
+        )
         return constrain(jnp.where(jnp.isnan(references).any(axis=1), jnp.nan, pass_rate), "task")
 
     return Evidence(init, update, predict)
@@ -124,7 +145,8 @@ def _capability(mean: Array) -> Array:
     """
     observed = mean[0]
     references = mean[1:]
-    segment = jnp.cumprod((references[1:-1] <= observed).astype(jnp.int32)).sum()  # the first that reaches it
+    # the first that reaches it
+    segment = jnp.cumprod((references[1:-1] <= observed).astype(jnp.int32)).sum()
     weak = references[segment]
     strong = references[segment + 1]
     return segment.astype(observed.dtype) + (observed - weak) / (strong - weak + EPSILON)
@@ -134,7 +156,9 @@ def _references(tasks: Tasks, dtype: DTypeLike) -> Array:
     """Converts the reference pass rates [N, K] to `dtype`; raises InputError without any."""
     if tasks.reference_pass_rates is None:
         raise InputError(_NO_REFERENCES)
-    check_shapes(reference_pass_rates=(tasks.reference_pass_rates, "NK"), domain=(tasks.domain, "N"))
+    check_shapes(
+        reference_pass_rates=(tasks.reference_pass_rates, "NK"), domain=(tasks.domain, "N")
+    )
     return constrain(jnp.asarray(tasks.reference_pass_rates, dtype), "task", None)
 
 
@@ -145,7 +169,9 @@ _NO_REFERENCES = (
 
 
 def check_references(tasks: Tasks, num_tasks: int, *, least: int = 2) -> None:
-    """Raises InputError unless reference pass rates are [N, K >= `least`] in [0, 1] or NaN, and some task has all."""
+    """Raises InputError unless reference pass rates are [N, K >= `least`] in [0, 1] or NaN, and
+    some task has all.
+    """
     rates = tasks.reference_pass_rates
     if rates is None:
         raise InputError(_NO_REFERENCES)

@@ -1,4 +1,6 @@
-"""What is told of the tasks, as a few numbers each: which domain, and where among the embeddings."""
+"""What is told of the tasks, as a few numbers each: which domain, and where among the
+embeddings.
+"""
 
 import jax
 import jax.numpy as jnp

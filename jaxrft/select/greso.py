@@ -41,14 +41,15 @@ def greso(
 ) -> Selector:
     """Skips tasks whose last visits taught nothing [arXiv 2506.02177].
 
-    In shuffled epochs, a task whose last z visits were all right (or all wrong) is rolled out with chance
-    explore_easy^z (explore_hard^z), else skipped until the next epoch. Both bases begin at `explore` and move by
-    `explore_step` a step, down when the share of such groups in the batch is above its target and up otherwise; the
-    targets are 1/3 and 2/3 of `zero_variance`, the share of groups without variance that is put up with. With a
-    `balance` of the batch between the domains, as `topk.quota` says, each domain has epochs of its own.
-    Every update moves both bases: a batch in two halves is two steps.
-    Deviations: the bases stay in [0.05, 0.95]; a batch is filled up with skipped tasks if no others are left; the
-    batch has a constant size, and what it finds without variance is not rolled out anew.
+    In shuffled epochs, a task whose last z visits were all right (or all wrong) is rolled out with
+    chance explore_easy^z (explore_hard^z), else skipped until the next epoch. Both bases begin at
+    `explore` and move by `explore_step` a step, down when the share of such groups in the batch is
+    above its target and up otherwise; the targets are 1/3 and 2/3 of `zero_variance`, the share of
+    groups without variance that is put up with. With a `balance` of the batch between the domains,
+    as `topk.quota` says, each domain has epochs of its own. Every update moves both bases: a batch
+    in two halves is two steps. Deviations: the bases stay in [0.05, 0.95]; a batch is filled up
+    with skipped tasks if no others are left; the batch has a constant size, and what it finds
+    without variance is not rolled out anew.
     """
     num_generations = check_generations(num_generations)
     check("explore", explore, Range(lambda x: (x >= 0.05) & (x <= 0.95), "in [0.05, 0.95]"))
@@ -62,16 +63,26 @@ def greso(
         return GresoState(nothing, jnp.array(nothing), jnp.full(2, explore, jnp.float32))
 
     def select(
-        key: Array, state: GresoState, tasks: Tasks, *, batch_size: int, exclude: Array | None = None
+        key: Array,
+        state: GresoState,
+        tasks: Tasks,
+        *,
+        batch_size: int,
+        exclude: Array | None = None,
     ) -> tuple[Choice, GresoState]:
         batch_size = check_select(key, state.streak, tasks, batch_size=batch_size, exclude=exclude)
         key_quota, key_order, key_skip, key_tie = jax.random.split(key, 4)
-        quota = topk.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
+        quota = topk.quota(
+            key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude
+        )
         shape = state.streak.shape
         base = jnp.where(state.streak < 0, state.explore[1], state.explore[0])
-        tried = jax.random.uniform(key_skip, shape) < base ** jnp.abs(state.streak).astype(jnp.float32)
+        tried = jax.random.uniform(key_skip, shape) < base ** jnp.abs(state.streak).astype(
+            jnp.float32
+        )
         seen = acquisition.epoch(state.passes, quota=quota, exclude=exclude).astype(jnp.float32)
-        order = seen + jax.random.uniform(key_order, shape)  # what is left of this epoch, then the next one
+        # what is left of this epoch, then the next one
+        order = seen + jax.random.uniform(key_order, shape)
         score = jnp.where(tried, order, order + 2)
         ids = topk.smallest(key_tie, score, batch_size=batch_size, quota=quota, exclude=exclude)
         reached = score if exclude is None else jnp.where(exclude, -jnp.inf, score)
@@ -91,12 +102,15 @@ def greso(
         hard = seen & (feedback.successes <= 0)
         old = state.streak[jnp.where(seen, feedback.ids, 0)]
         new = jnp.where(easy, jnp.maximum(old, 0) + 1, jnp.where(hard, jnp.minimum(old, 0) - 1, 0))
-        ids = jnp.where(seen, feedback.ids, state.streak.shape[0])  # padding points behind the table and is dropped
+        # padding points behind the table and is dropped
+        ids = jnp.where(seen, feedback.ids, state.streak.shape[0])
         share = jnp.stack([easy.sum(), hard.sum()]) / jnp.maximum(seen.sum(), 1)  # [2]
         targets = jnp.asarray(zero_variance, jnp.float32) * jnp.array([1 / 3, 2 / 3])
         step = jnp.where(seen.any(), jnp.asarray(explore_step, jnp.float32), 0.0)
         moved = jnp.clip(state.explore + jnp.where(share > targets, -step, step), 0.05, 0.95)
-        return state._replace(streak=constrain(state.streak.at[ids].set(new, mode="drop"), "task"), explore=moved)
+        return state._replace(
+            streak=constrain(state.streak.at[ids].set(new, mode="drop"), "task"), explore=moved
+        )
 
     def pass_rate(state: GresoState, tasks: Tasks) -> Array:
         return no_belief(state.streak)

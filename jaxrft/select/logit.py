@@ -1,4 +1,6 @@
-"""Gaussian beliefs on the logit of a pass rate, and what they say of the pass rate and of the next group."""
+"""Gaussian beliefs on the logit of a pass rate, and what they say of the pass rate and of the next
+group.
+"""
 
 from typing import NamedTuple
 
@@ -9,7 +11,8 @@ import numpy as np
 from jaxrft.select import acquisition
 from jaxrft.types import Array
 
-NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(9)  # Gauss-Hermite quadrature for a standard normal
+# Gauss-Hermite quadrature for a standard normal
+NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
 WEIGHTS = WEIGHTS / WEIGHTS.sum()
 NEWTON_STEPS = 6
 LONGEST_STEP = 2.0  # logits; a step from a far mode would overshoot
@@ -30,13 +33,17 @@ def moments(mean: Array, variance: Array, *, num_generations: int) -> Moments:
     """
     node, weight = (jnp.asarray(x, mean.dtype)[:, None] for x in (NODES, WEIGHTS))
     rate = jax.nn.sigmoid(mean[None] + node * jnp.sqrt(variance)[None])  # [9, N]
-    terms = [weight * x for x in (rate, rate * rate, acquisition.informative(rate, num_generations))]
+    terms = [
+        weight * x for x in (rate, rate * rate, acquisition.informative(rate, num_generations))
+    ]
     first, second, informative = sums(terms, axis=0)
     return Moments(first, jnp.maximum(second - first * first, 0), informative)
 
 
 def sums(terms: list[Array], *, axis: int) -> list[Array]:
-    """Sums arrays of one shape in a single pass over them; one by one would take fifty times as long on CPUs."""
+    """Sums arrays of one shape in a single pass over them; one by one would take fifty times as
+    long on CPUs.
+    """
     zeros = [jnp.zeros((), terms[0].dtype)] * len(terms)
     return jax.lax.reduce(terms, zeros, lambda x, y: [*map(jnp.add, x, y)], (axis,))
 
@@ -51,7 +58,9 @@ def observe(mean: Array, variance: Array, successes: Array, trials: Array) -> tu
     for _ in range(NEWTON_STEPS):
         rate = jax.nn.sigmoid(x)
         gradient = successes - trials * rate - (x - mean) / variance
-        x = x + jnp.clip(gradient / (trials * rate * (1 - rate) + 1 / variance), -LONGEST_STEP, LONGEST_STEP)
+        x = x + jnp.clip(
+            gradient / (trials * rate * (1 - rate) + 1 / variance), -LONGEST_STEP, LONGEST_STEP
+        )
     rate = jax.nn.sigmoid(x)
     return x, 1 / (trials * rate * (1 - rate) + 1 / variance)
 

@@ -41,11 +41,12 @@ def mopps(
 
     Each task has a Beta posterior of its own rollouts. Thompson sampling chooses among candidates.
 
-    alpha <- discount alpha + (1 - discount) alpha0 + s, and beta with the failures, for the tasks rolled out; others
-    stay as they are. A step draws `candidates` * batch_size tasks uniformly (all, if there are fewer), and of these
-    takes the ones whose draw from the posterior is nearest `target`. `discount` in [0, 1]: share of the evidence that
-    survives a visit. `balance` between the domains, of the candidates and of the batch: as `topk.quota` says.
-    Deviation: candidates are drawn afresh every step, where the paper takes them in epochs.
+    alpha <- discount alpha + (1 - discount) alpha0 + s, and beta with the failures, for the tasks
+    rolled out; others stay as they are. A step draws `candidates` * batch_size tasks uniformly
+    (all, if there are fewer), and of these takes the ones whose draw from the posterior is nearest
+    `target`. `discount` in [0, 1]: share of the evidence that survives a visit. `balance` between
+    the domains, of the candidates and of the batch: as `topk.quota` says. Deviation: candidates are
+    drawn afresh every step, where the paper takes them in epochs.
     """
     num_generations = check_generations(num_generations)
     check("discount", discount, SHARE)
@@ -58,9 +59,16 @@ def mopps(
         return MoppsState(posterior.init(num_tasks, prior=prior))
 
     def select(
-        key: Array, state: MoppsState, tasks: Tasks, *, batch_size: int, exclude: Array | None = None
+        key: Array,
+        state: MoppsState,
+        tasks: Tasks,
+        *,
+        batch_size: int,
+        exclude: Array | None = None,
     ) -> tuple[Choice, MoppsState]:
-        batch_size = check_select(key, state.posterior.alpha, tasks, batch_size=batch_size, exclude=exclude)
+        batch_size = check_select(
+            key, state.posterior.alpha, tasks, batch_size=batch_size, exclude=exclude
+        )
         key_first, key_candidates, key_quota, key_draw, key_tie = jax.random.split(key, 5)
         num_tasks = state.posterior.alpha.shape[0]
         count = min(candidates * batch_size, num_tasks)
@@ -68,15 +76,21 @@ def mopps(
         equal = jnp.zeros(num_tasks)
         among = topk.smallest(key_candidates, equal, batch_size=count, quota=wide, exclude=exclude)
         draws = posterior.sample(key_draw, jax.tree.map(lambda x: x[among], state.posterior))
-        quota = topk.quota(key_quota, tasks, batch_size=batch_size, balance=balance, among=among, exclude=exclude)
+        quota = topk.quota(
+            key_quota, tasks, batch_size=batch_size, balance=balance, among=among, exclude=exclude
+        )
         excluded = None if exclude is None else exclude[among]
-        best = acquisition.nearest(key_tie, draws, batch_size=batch_size, target=target, quota=quota, exclude=excluded)
+        best = acquisition.nearest(
+            key_tie, draws, batch_size=batch_size, target=target, quota=quota, exclude=excluded
+        )
         ids = among[best]
         return Choice(ids, posterior.mean(state.posterior)[ids]), state
 
     def update(state: MoppsState, tasks: Tasks, feedback: Feedback) -> MoppsState:
         feedback = credible(feedback, state.posterior.alpha.shape[0])
-        return MoppsState(posterior.update_visited(state.posterior, feedback, discount=discount, prior=prior))
+        return MoppsState(
+            posterior.update_visited(state.posterior, feedback, discount=discount, prior=prior)
+        )
 
     def pass_rate(state: MoppsState, tasks: Tasks) -> Array:
         return posterior.mean(state.posterior)

@@ -24,14 +24,19 @@ class BetaState(NamedTuple):
 
 
 def init(num_tasks: int, *, prior: Prior = (1.0, 1.0), dtype: DTypeLike = jnp.float32) -> BetaState:
-    """Returns the prior of every task, in arrays [N] of its own (donating them leaves `prior` alone).
+    """Returns the prior of every task, in arrays [N] of its own (donating them leaves `prior`
+    alone).
 
     Raises InputError for a prior that is neither one for all tasks nor one for each.
     """
     for count in map(np.shape, prior):
         if count not in ((), (num_tasks,)):
-            raise InputError(f"prior has shape {count}: give one for all tasks, or one for each of {num_tasks}")
-    alpha, beta = (jnp.array(jnp.broadcast_to(jnp.asarray(count, dtype), (num_tasks,))) for count in prior)
+            raise InputError(
+                f"prior has shape {count}: give one for all tasks, or one for each of {num_tasks}"
+            )
+    alpha, beta = (
+        jnp.array(jnp.broadcast_to(jnp.asarray(count, dtype), (num_tasks,))) for count in prior
+    )
     return BetaState(alpha, beta)
 
 
@@ -49,13 +54,17 @@ def update(
 
     alpha <- (1 - decay) alpha + decay alpha0 + (1 - rho) s + rho s~, and beta with the failures.
 
-    s~ = num_generations * p~ for p~ = `implicit_pass_rate` [N], where NaN adds nothing. An observed task has p~ = s/n,
-    hence its full counts whatever rho is. Successes may be fractional; rows with `trials == 0` change nothing.
-    Deviation: the prior may differ per task.
+    s~ = num_generations * p~ for p~ = `implicit_pass_rate` [N], where NaN adds nothing. An observed
+    task has p~ = s/n, hence its full counts whatever rho is. Successes may be fractional; rows with
+    `trials == 0` change nothing. Deviation: the prior may differ per task.
     """
     dtype = state.alpha.dtype
     num_tasks = state.alpha.shape[0]
-    check_shapes(alpha=(state.alpha, "N"), beta=(state.beta, "N"), implicit_pass_rate=(implicit_pass_rate, "N"))
+    check_shapes(
+        alpha=(state.alpha, "N"),
+        beta=(state.beta, "N"),
+        implicit_pass_rate=(implicit_pass_rate, "N"),
+    )
     check_dtypes(float, implicit_pass_rate=implicit_pass_rate)
     decay = jnp.asarray(decay, dtype)
     rho = jnp.asarray(rho, dtype)
@@ -86,18 +95,26 @@ def update_visited(
     return _step(state, kept, 1 - kept, prior, (successes, trials - successes))
 
 
-def _step(state: BetaState, kept: Array, pull: Array, prior: Prior, gained: tuple[Array, Array]) -> BetaState:
+def _step(
+    state: BetaState, kept: Array, pull: Array, prior: Prior, gained: tuple[Array, Array]
+) -> BetaState:
     """Adds `kept` times the counts, `pull` times those of the prior, and the counts `gained`."""
     counts = zip(state, prior, gained, strict=True)
     return BetaState(
-        *(constrain(kept * old + pull * jnp.asarray(first, old.dtype) + more, "task") for old, first, more in counts)
+        *(
+            constrain(kept * old + pull * jnp.asarray(first, old.dtype) + more, "task")
+            for old, first, more in counts
+        )
     )
 
 
-def counts(feedback: Feedback, num_tasks: int, *, dtype: DTypeLike = jnp.float32) -> tuple[Array, Array]:
+def counts(
+    feedback: Feedback, num_tasks: int, *, dtype: DTypeLike = jnp.float32
+) -> tuple[Array, Array]:
     """Sums the successes and trials of every task, [N] each; 0 where nothing was rolled out."""
     feedback = check_feedback(feedback)
-    ids = jnp.where(feedback.trials > 0, feedback.ids, num_tasks)  # padding points behind the table and is dropped
+    # padding points behind the table and is dropped
+    ids = jnp.where(feedback.trials > 0, feedback.ids, num_tasks)
     successes, trials = (
         constrain(jnp.zeros(num_tasks, dtype).at[ids].add(x.astype(dtype), mode="drop"), "task")
         for x in (feedback.successes, feedback.trials)

@@ -1,8 +1,9 @@
 """How the groups of a probe, rolled out in order to know, save rollouts in order to learn.
 
-Those that are informative take places of a batch, the ones nearest the target pass rate first. They are of the policy
-that is trained. That their outcome is known when they are taken gives their tasks another weight in the gradient and
-changes nothing else: whatever the number of right samples in a group, each of its samples may be among them.
+Those that are informative take places of a batch, the ones nearest the target pass rate first. They
+are of the policy that is trained. That their outcome is known when they are taken gives their tasks
+another weight in the gradient and changes nothing else: whatever the number of right samples in a
+group, each of its samples may be among them.
 """
 
 import numpy as np

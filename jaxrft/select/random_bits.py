@@ -1,4 +1,6 @@
-"""Random numbers for whole tables: as good as those of `jax.random`, and on CPUs many times faster."""
+"""Random numbers for whole tables: as good as those of `jax.random`, and on CPUs many times
+faster.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -59,23 +61,30 @@ def beta_logit(key: Array, alpha: Array, beta: Array) -> Array:
 
     A logit is log G(alpha) - log G(beta), where G are Gamma draws.
 
-    Exact, by rejection [Marsaglia and Tsang 2000, doi 10.1145/358407.358414]: with d = a - 1/3, t = x / sqrt(9 d) for a
-    normal x and h = 3 d (log(1 + t) - t + t^2 / 2 - t^3 / 3), which is their 0.5 x^2 + d - d v + d log v without its
-    cancellations, d (1 + t)^3 is accepted with chance exp(h) as a Gamma draw. Of a < 1, it is drawn for a + 1 and
-    multiplied by U^(1/a). NaN where a parameter is not positive and finite. The same on any mesh.
+    Exact, by rejection [Marsaglia and Tsang 2000, doi 10.1145/358407.358414]: with d = a - 1/3, t =
+    x / sqrt(9 d) for a normal x and h = 3 d (log(1 + t) - t + t^2 / 2 - t^3 / 3), which is their
+    0.5 x^2 + d - d v + d log v without its cancellations, d (1 + t)^3 is accepted with chance
+    exp(h) as a Gamma draw. Of a < 1, it is drawn for a + 1 and multiplied by U^(1/a). NaN where a
+    parameter is not positive and finite. The same on any mesh.
     """
     counter = jnp.arange(alpha.shape[0], dtype=jnp.uint32)
     count = shards(jax.sharding.get_abstract_mesh(), "task")
     table = spec("task")
     if count == 1 or alpha.shape[0] % count:
         return _beta_logit(key, alpha, beta, counter)
-    own = jax.shard_map(_beta_logit, in_specs=(PartitionSpec(), table, table, table), out_specs=table)
+    own = jax.shard_map(
+        _beta_logit, in_specs=(PartitionSpec(), table, table, table), out_specs=table
+    )
     return own(key, alpha, beta, counter)
 
 
 def _beta_logit(key: Array, alpha: Array, beta: Array, counter: Array) -> Array:
-    """Draws [N] by the words of these counters [N]: two tries of all, and more, apart, of those still without."""
-    shapes = [jnp.where((x > 0) & (x < jnp.inf), x.astype(jnp.float32), jnp.nan) for x in (alpha, beta)]
+    """Draws [N] by the words of these counters [N]: two tries of all, and more, apart, of those
+    still without.
+    """
+    shapes = [
+        jnp.where((x > 0) & (x < jnp.inf), x.astype(jnp.float32), jnp.nan) for x in (alpha, beta)
+    ]
     raised = [jnp.where(x < 1, x + 1, x) - np.float32(1 / 3) for x in shapes]
     size = alpha.shape[0]
     few = -(-size // 128)  # one in two hundred at most, where a is near 1
@@ -84,7 +93,9 @@ def _beta_logit(key: Array, alpha: Array, beta: Array, counter: Array) -> Array:
         tries, _ = state
         missing, rows = jax.lax.top_k(jnp.isnan(tries[0] + tries[1]).astype(jnp.float32), few)
         rows = jnp.where(missing > 0, rows, size)
-        mine, d = ([x.at[rows].get(mode="fill", fill_value=1) for x in pair] for pair in (tries, raised))
+        mine, d = (
+            [x.at[rows].get(mode="fill", fill_value=1) for x in pair] for pair in (tries, raised)
+        )
 
         def once_more(state: tuple[Pair, Array]) -> tuple[Pair, Array]:
             mine, number = state

@@ -1,4 +1,5 @@
-"""Names the selectors, which a configuration chooses by name; `jaxrft.select.selectors` is this module.
+"""Names the selectors, which a configuration chooses by name; `jaxrft.select.selectors` is this
+module.
 
 A new one is a factory that returns a `Selector`, and a row in `SELECTORS`.
 """
@@ -39,16 +40,23 @@ def make(name: str, num_generations: int, **hyper_parameters: object) -> Selecto
     for a hyper-parameter that no selector has, and for `dots` without a predictor.
     """
     if name == "oracle" and name not in SELECTORS:
-        raise InputError("no selector 'oracle': it is a measurement now, benchmarks/_oracle.py; choose another")
+        raise InputError(
+            "no selector 'oracle': it is a measurement now, benchmarks/_oracle.py; choose another"
+        )
     if not isinstance(name, str) or name not in SELECTORS:
         near = _nearest(str(name)[:80], SELECTORS) if isinstance(name, str) else "uniform"
-        raise InputError(f"no selector {shown(name)}: did you mean {near}? ({', '.join(SELECTORS)})")
+        raise InputError(
+            f"no selector {shown(name)}: did you mean {near}? ({', '.join(SELECTORS)})"
+        )
     known = set().union(*map(fields, SELECTORS))
     for unknown in hyper_parameters.keys() - known:
-        raise InputError(f"no selector has a field {shown(unknown)}: did you mean {_nearest(unknown, known)}?")
+        raise InputError(
+            f"no selector has a field {shown(unknown)}: did you mean {_nearest(unknown, known)}?"
+        )
     if name == "dots" and not isinstance(hyper_parameters.get("predictor"), Params):
         raise InputError(
-            "the selector dots needs `predictor`, the parameters of a similarity predictor such as jaxrft prepare "
+            "the selector dots needs `predictor`, the parameters of a similarity predictor "
+            "such as jaxrft prepare "
             "predictor trains: give them, or choose another selector"
         )
     own = {field: value for field, value in hyper_parameters.items() if field in fields(name)}
@@ -60,7 +68,11 @@ def fields(name: str) -> set[str]:
 
     They are the keyword-only arguments of its factory.
     """
-    return {p.name for p in inspect.signature(SELECTORS[name]).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    return {
+        p.name
+        for p in inspect.signature(SELECTORS[name]).parameters.values()
+        if p.kind is p.KEYWORD_ONLY
+    }
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:

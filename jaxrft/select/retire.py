@@ -41,15 +41,15 @@ def retire(
 ) -> Selector:
     """Chooses every task equally often until its last pass rate shows mastery [arXiv 2510.13786].
 
-    A task is retired while its last observed pass rate is at least `retire_above`, in (0, 1]. All others are active,
-    those never observed among them. Active tasks are chosen in shuffled epochs, as by `uniform`: none comes twice
-    before all have come once. A task that becomes active again joins the current epoch.
-    A batch has `review` * batch_size places for retired tasks, the fraction at random: 0.64 places are one with chance
-    0.64, else none. Retired tasks fill up a batch for which too few are active. For both, those least chosen in this
-    epoch come first. With a `balance` of the batch between the domains, as `topk.quota` says, each domain has epochs of
-    its own, and its own retired tasks fill up its places.
-    The pass rate that is believed is the last one observed. Every feedback replaces it, also one of a part of a task's
-    rollouts.
+    A task is retired while its last observed pass rate is at least `retire_above`, in (0, 1]. All
+    others are active, those never observed among them. Active tasks are chosen in shuffled epochs,
+    as by `uniform`: none comes twice before all have come once. A task that becomes active again
+    joins the current epoch. A batch has `review` * batch_size places for retired tasks, the
+    fraction at random: 0.64 places are one with chance 0.64, else none. Retired tasks fill up a
+    batch for which too few are active. For both, those least chosen in this epoch come first. With
+    a `balance` of the batch between the domains, as `topk.quota` says, each domain has epochs of
+    its own, and its own retired tasks fill up its places. The pass rate that is believed is the
+    last one observed. Every feedback replaces it, also one of a part of a task's rollouts.
     Deviation: the paper never chooses a retired task again, which is `review` 0.
     """
     num_generations = check_generations(num_generations)
@@ -59,18 +59,29 @@ def retire(
 
     def init(tasks: Tasks, num_tasks: int) -> RetireState:
         num_tasks = check_table(tasks, num_tasks, balance=balance)
-        return RetireState(jnp.full(num_tasks, jnp.nan, jnp.float32), jnp.zeros(num_tasks, jnp.int32))
+        return RetireState(
+            jnp.full(num_tasks, jnp.nan, jnp.float32), jnp.zeros(num_tasks, jnp.int32)
+        )
 
     def select(
-        key: Array, state: RetireState, tasks: Tasks, *, batch_size: int, exclude: Array | None = None
+        key: Array,
+        state: RetireState,
+        tasks: Tasks,
+        *,
+        batch_size: int,
+        exclude: Array | None = None,
     ) -> tuple[Choice, RetireState]:
         batch_size = check_select(key, state.epochs, tasks, batch_size=batch_size, exclude=exclude)
         key_quota, key_places, key_review, key_tie = jax.random.split(key, 4)
-        quota = topk.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
-        retired = state.last_pass_rate >= jnp.asarray(retire_above, jnp.float32)  # not where it is NaN
+        quota = topk.quota(
+            key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude
+        )
+        # not where it is NaN
+        retired = state.last_pass_rate >= jnp.asarray(retire_above, jnp.float32)
         epochs = _keep_pace(state.epochs, retired, quota, exclude)
         order = jnp.where(retired, RETIRED + epochs, epochs)
-        places = jnp.asarray(review, jnp.float32) * batch_size + jax.random.uniform(key_places)  # rounded down
+        # rounded down
+        places = jnp.asarray(review, jnp.float32) * batch_size + jax.random.uniform(key_places)
         reviewed = _reviewed(
             key_review,
             epochs,
@@ -90,7 +101,8 @@ def retire(
         feedback = credible(feedback, num_tasks)
         seen = feedback.trials > 0
         observed = (feedback.successes / jnp.where(seen, feedback.trials, 1)).astype(jnp.float32)
-        ids = jnp.where(seen, feedback.ids, num_tasks)  # padding points behind the table and is dropped
+        # padding points behind the table and is dropped
+        ids = jnp.where(seen, feedback.ids, num_tasks)
         last = state.last_pass_rate.at[ids].set(observed, mode="drop")
         return state._replace(last_pass_rate=constrain(last, "task"))
 
@@ -100,8 +112,11 @@ def retire(
     return Selector(init, select, update, pass_rate)
 
 
-def _keep_pace(epochs: Array, retired: Array, quota: topk.Quota | None, exclude: Array | None) -> Array:
-    """Returns the epochs [N], of `retired` tasks at least those of the active task that is furthest behind.
+def _keep_pace(
+    epochs: Array, retired: Array, quota: topk.Quota | None, exclude: Array | None
+) -> Array:
+    """Returns the epochs [N], of `retired` tasks at least those of the active task that is furthest
+    behind.
 
     Else a task that becomes active again would be chosen in every batch until it had caught up.
     """
@@ -121,7 +136,9 @@ def _reviewed(
     quota: topk.Quota | None,
     exclude: Array | None,
 ) -> Array:
-    """Draws the ids [B] of retired tasks for so many `places` [], least chosen first; N for none."""
+    """Draws the ids [B] of retired tasks for so many `places` [], least chosen first; N for
+    none.
+    """
     order = jnp.where(retired, epochs, LARGEST)
     ids = topk.smallest(key, order, batch_size=batch_size, quota=quota, exclude=exclude)
     may_come = retired if exclude is None else retired & ~exclude

@@ -1,4 +1,6 @@
-"""A selector for other people's loops: plain numbers in and out, whatever framework trains the policy."""
+"""A selector for other people's loops: plain numbers in and out, whatever framework trains the
+policy.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,10 +11,19 @@ import numpy as np
 
 from jaxrft.errors import shown
 from jaxrft.select.base import Selector
-from jaxrft.select.checks import COUNTED, NOT_NEGATIVE, POSITIVE, are_numbers, as_array, check_count, check_flag
+from jaxrft.select.checks import (
+    COUNTED,
+    NOT_NEGATIVE,
+    POSITIVE,
+    are_numbers,
+    as_array,
+    check_count,
+    check_flag,
+)
 from jaxrft.types import Array, Feedback, InputError, Projections, Tasks
 
-REFERENCES = 2**32 - 1  # far from what selectors split off their key: jax.random.split(key)[i] is fold_in(key, i)
+# far from what selectors split off their key: jax.random.split(key)[i] is fold_in(key, i)
+REFERENCES = 2**32 - 1
 
 
 class Session:
@@ -29,16 +40,23 @@ class Session:
 
     A loop that rolls out ahead records late, in any order and in parts, as `record` says.
 
-    `tasks` is their number, or the `Tasks` that say something about each. The same seed, selector and records make the
-    same choices; a session that loads another's `state_dict` continues as it would have.
+    `tasks` is their number, or the `Tasks` that say something about each. The same seed, selector
+    and records make the same choices; a session that loads another's `state_dict` continues as it
+    would have.
     """
 
     def __init__(self, selector: Selector, tasks: Tasks | int, seed: int = 0):
-        """Raises InputError for a selector that asks for what `tasks` do not say, or for more tasks than there are."""
+        """Raises InputError for a selector that asks for what `tasks` do not say, or for more tasks
+        than there are.
+        """
         functions = selector[:4] if isinstance(selector, Selector) else ()
         if not functions or not all(map(callable, functions)):
-            raise InputError(f"{shown(selector)} is no selector: make one, as with selectors.adaptive(8)")
-        self._seed = check_count("seed", seed, -(2**63), most=2**63 - 1, wanted="a whole number of 64 bits")
+            raise InputError(
+                f"{shown(selector)} is no selector: make one, as with selectors.adaptive(8)"
+            )
+        self._seed = check_count(
+            "seed", seed, -(2**63), most=2**63 - 1, wanted="a whole number of 64 bits"
+        )
         self._step = 0
         if isinstance(tasks, Tasks):
             tables = _arrays(tasks)
@@ -59,7 +77,8 @@ class Session:
         self._pass_rate = selector.pass_rate
 
     def reference_set(self) -> np.ndarray:
-        """Returns the ids [K] of tasks to roll out and `record` before the `next` ones; none in most steps.
+        """Returns the ids [K] of tasks to roll out and `record` before the `next` ones; none in
+        most steps.
 
         Only `dots` has reference sets, every `probe_every` steps.
         """
@@ -69,12 +88,15 @@ class Session:
         return np.asarray(self._reference_set(key, self._state, self._tasks))
 
     def next(self, batch_size: int) -> np.ndarray:
-        """Returns the ids [B] of the tasks to roll out next; each batch size compiles the choice again.
+        """Returns the ids [B] of the tasks to roll out next; each batch size compiles the choice
+        again.
 
         Raises InputError for a batch size that is no whole number from 1 to the number of tasks.
         """
         batch_size = check_count("batch_size", batch_size)
-        choice, self._state = self._select(self._key(), self._state, self._tasks, batch_size=batch_size)
+        choice, self._state = self._select(
+            self._key(), self._state, self._tasks, batch_size=batch_size
+        )
         self._step += 1
         return np.asarray(choice.ids)
 
@@ -87,10 +109,12 @@ class Session:
         *,
         reference: bool = False,
     ) -> None:
-        """Tells the selector what came of the tasks `ids`: `successes` of `trials` rollouts each, fractions allowed.
+        """Tells the selector what came of the tasks `ids`: `successes` of `trials` rollouts each,
+        fractions allowed.
 
-        `tokens`: completion tokens of each task's rollouts. `trials` of 0 marks a task of which nothing is known.
-        `reference`: the tasks are a `reference_set`. Another number of tasks than before compiles the update again.
+        `tokens`: completion tokens of each task's rollouts. `trials` of 0 marks a task of which
+        nothing is known. `reference`: the tasks are a `reference_set`. Another number of tasks than
+        before compiles the update again.
 
         Feedback may come any number of steps late, in another order than the choices, and in parts:
 
@@ -101,16 +125,17 @@ class Session:
         >>> session.record(first[:1], successes=[2], trials=[4])
         >>> session.record(first[1:], successes=[0], trials=[4])
 
-        Every call is one step of what a selector does by the step: `bots` decays all evidence and adds implicit
-        evidence of all other tasks, `greso` moves its two chances, and `adaptive` lets beliefs drift. So a batch in two
-        calls is two steps. `mopps`, `retire` and the streaks of `greso` change with the tasks recorded alone.
-        Every call is one visit of its tasks. If a task's rollouts come in two calls, `mopps` discounts twice, `greso`
-        counts two visits, and `retire` goes by the pass rate of the last call. So give those of a task together.
-        A task that was chosen again before it was recorded takes both records. What a loop never records is lost, and
-        nothing waits for it.
+        Every call is one step of what a selector does by the step: `bots` decays all evidence and
+        adds implicit evidence of all other tasks, `greso` moves its two chances, and `adaptive`
+        lets beliefs drift. So a batch in two calls is two steps. `mopps`, `retire` and the streaks
+        of `greso` change with the tasks recorded alone. Every call is one visit of its tasks. If a
+        task's rollouts come in two calls, `mopps` discounts twice, `greso` counts two visits, and
+        `retire` goes by the pass rate of the last call. So give those of a task together. A task
+        that was chosen again before it was recorded takes both records. What a loop never records
+        is lost, and nothing waits for it.
 
-        Raises InputError for lengths that differ, ids that are no task's or come twice, successes outside [0, trials],
-        tokens that cannot be, and references of a selector without.
+        Raises InputError for lengths that differ, ids that are no task's or come twice, successes
+        outside [0, trials], tokens that cannot be, and references of a selector without.
         """
         tasks = _column("ids", ids)
         spent = np.zeros(len(tasks)) if tokens is None else tokens
@@ -121,7 +146,9 @@ class Session:
         feedback = Feedback(*map(jnp.asarray, (tasks.astype(np.int32), *columns)))
         update = self._update_references if check_flag("reference", reference) else self._update
         if update is None:
-            raise InputError("reference is True, but this selector has no reference sets: leave it out")
+            raise InputError(
+                "reference is True, but this selector has no reference sets: leave it out"
+            )
         self._state = update(self._state, self._tasks, feedback)
 
     def pass_rate(self) -> np.ndarray:
@@ -133,20 +160,26 @@ class Session:
 
         numpy.savez and safetensors.numpy.save_file take it.
         """
-        return self._named_state() | {"step": np.asarray(self._step), "seed": np.asarray(self._seed)}
+        return self._named_state() | {
+            "step": np.asarray(self._step),
+            "seed": np.asarray(self._seed),
+        }
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Continues where the session that gave `state` stood.
 
-        Raises InputError, and stays as it is, for the state of another selector or of another number of tasks, and for
-        one with numbers that no session has.
+        Raises InputError, and stays as it is, for the state of another selector or of another
+        number of tasks, and for one with numbers that no session has.
         """
         if not isinstance(state, Mapping):
-            raise InputError(f"the state is {shown(state)}: give what state_dict() of a session returned")
+            raise InputError(
+                f"the state is {shown(state)}: give what state_dict() of a session returned"
+            )
         expected = self.state_dict()
         if others := state.keys() - expected.keys():
             raise InputError(
-                f"the state has {shown(min(map(str, others)))}, which this one has not: it is that of another selector"
+                f"the state has {shown(min(map(str, others)))}, which this one has not: it is "
+                "that of another selector"
             )
         if missing := expected.keys() - state.keys():
             raise InputError(f"the state has no {min(missing)!r}: it is that of another selector")
@@ -155,10 +188,15 @@ class Session:
         seed = int(loaded.pop("seed"))
         leaves, structure = jax.tree.flatten(self._state)
         pairs = zip(loaded.values(), leaves, strict=True)
-        candidate = jax.tree.unflatten(structure, [jnp.asarray(value, leaf.dtype) for value, leaf in pairs])
+        candidate = jax.tree.unflatten(
+            structure, [jnp.asarray(value, leaf.dtype) for value, leaf in pairs]
+        )
         believed = np.asarray(self._pass_rate(candidate, self._tasks))
         if ((believed < 0) | (believed > 1)).any():
-            raise InputError("the state holds beliefs that are no pass rates in [0, 1]: it was damaged, save it again")
+            raise InputError(
+                "the state holds beliefs that are no pass rates in [0, 1]: it was "
+                "damaged, save it again"
+            )
         self._state = candidate
         self._step = step
         self._seed = seed
@@ -169,13 +207,18 @@ class Session:
         return {"state" + jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
     def _leaf(self, name: str, value: object, like: np.ndarray) -> np.ndarray:
-        """Returns one entry of a state to load; raises InputError unless it can take the place of `like`.
+        """Returns one entry of a state to load; raises InputError unless it can take the place of
+        `like`.
 
         NaN, which is unknown, is taken only where a new session has it.
         """
         found = as_array(value)
         if found is None or found.shape != like.shape or found.dtype.kind != like.dtype.kind:
-            had = shown(value) if found is None or not are_numbers(found) else f"{found.dtype}{list(found.shape)}"
+            had = (
+                shown(value)
+                if found is None or not are_numbers(found)
+                else f"{found.dtype}{list(found.shape)}"
+            )
             raise InputError(
                 f"{name!r} of the state is {had} and not {like.dtype}{list(like.shape)}: "
                 "it is of another selector or other tasks"
@@ -185,31 +228,45 @@ class Session:
         infinite = like.dtype.kind == "f" and np.isinf(kept).any()
         unknown = like.dtype.kind == "f" and np.isnan(kept).any() and name not in self._unknown
         if infinite or unknown or (like.dtype.kind == "i" and (kept != found).any()):
-            raise InputError(f"{name!r} of the state holds numbers that no session has: it was damaged, save it again")
+            raise InputError(
+                f"{name!r} of the state holds numbers that no session has: it was "
+                "damaged, save it again"
+            )
         return kept
 
     def _key(self) -> Array:
         """Derives the random key of this step from the seed."""
         return jax.random.fold_in(jax.random.key(self._seed), self._step)
 
-    def _check(self, ids: np.ndarray, successes: np.ndarray, trials: np.ndarray, tokens: np.ndarray) -> None:
+    def _check(
+        self, ids: np.ndarray, successes: np.ndarray, trials: np.ndarray, tokens: np.ndarray
+    ) -> None:
         """Raises InputError for the first thing that cannot be recorded."""
         lengths = [len(x) for x in (ids, successes, trials, tokens)]
         if len(set(lengths)) > 1:
             raise InputError(
-                f"ids, successes, trials and tokens have lengths {lengths}: they must have one entry a task"
+                f"ids, successes, trials and tokens have lengths {lengths}: they must have one "
+                "entry a task"
             )
         if len(ids) and ids.dtype.kind not in "iu" or ((ids < 0) | (ids >= self._number)).any():
-            raise InputError(f"ids are {shown(ids.tolist())}: tasks are numbered from 0 to {self._number - 1}")
+            raise InputError(
+                f"ids are {shown(ids.tolist())}: tasks are numbered from 0 to {self._number - 1}"
+            )
         if len(np.unique(ids)) < len(ids):
-            raise InputError(f"ids are {shown(ids.tolist())}: a task comes once, with the sum over its rollouts")
+            raise InputError(
+                f"ids are {shown(ids.tolist())}: a task comes once, with the sum over its rollouts"
+            )
         if not ((trials == 0) | POSITIVE.fits(trials)).all():
-            raise InputError(f"trials are {shown(trials.tolist())}: they must be 0, or {POSITIVE.wanted}")
+            raise InputError(
+                f"trials are {shown(trials.tolist())}: they must be 0, or {POSITIVE.wanted}"
+            )
         if not ((successes >= 0) & (successes <= trials)).all():
             found = f"{shown(successes.tolist())} of {shown(trials.tolist())} trials"
             raise InputError(f"successes are {found}: they lie in [0, trials]")
         if not NOT_NEGATIVE.fits(tokens).all():
-            raise InputError(f"tokens are {shown(tokens.tolist())}: they are numbers of {NOT_NEGATIVE.wanted}")
+            raise InputError(
+                f"tokens are {shown(tokens.tolist())}: they are numbers of {NOT_NEGATIVE.wanted}"
+            )
 
 
 def _column(name: str, values: object) -> np.ndarray:
@@ -221,7 +278,9 @@ def _column(name: str, values: object) -> np.ndarray:
 
 
 def _arrays(tasks: Tasks) -> Tasks:
-    """Returns the tasks with arrays for what lists there are; numpy's become JAX's once `checks` has seen them."""
+    """Returns the tasks with arrays for what lists there are; numpy's become JAX's once `checks`
+    has seen them.
+    """
 
     def array(name: str, value: object) -> Any:
         if value is None or isinstance(value, jax.Array | np.ndarray):
@@ -231,7 +290,8 @@ def _arrays(tasks: Tasks) -> Tasks:
         found = as_array(value)
         if found is None or not are_numbers(found):
             raise InputError(
-                f"Tasks.{name} is no table of numbers but {shown(value)}: give an array with one row a task"
+                f"Tasks.{name} is no table of numbers but {shown(value)}: give an array with "
+                "one row a task"
             )
         return found
 
@@ -242,7 +302,11 @@ def _number(tasks: Tasks) -> int:
     """Returns how many tasks there are."""
     rows = {len(x) if x.ndim else 0 for x in jax.tree.leaves(tasks)}
     if not rows:
-        raise InputError("Tasks() says nothing, not even how many tasks there are: give their number instead")
+        raise InputError(
+            "Tasks() says nothing, not even how many tasks there are: give their number instead"
+        )
     if len(rows) > 1:
-        raise InputError(f"the tables of Tasks have {sorted(rows)} rows: give one row a task in each")
+        raise InputError(
+            f"the tables of Tasks have {sorted(rows)} rows: give one row a task in each"
+        )
     return rows.pop()

@@ -1,4 +1,5 @@
-"""Finds the tasks of the best scores in a table that may be sharded, with a quota for each domain and a mask.
+"""Finds the tasks of the best scores in a table that may be sharded, with a quota for each domain
+and a mask.
 
 The top-k is exact, and the same on any mesh.
 """
@@ -20,10 +21,13 @@ Balance = Literal["none", "proportional", "equal"]
 
 
 class Quota(NamedTuple):
-    """A batch's places by domain: they sum to its size, and no domain has more than it has tasks to choose from."""
+    """A batch's places by domain: they sum to its size, and no domain has more than it has tasks to
+    choose from.
+    """
 
     domain: Array  # [N] int32, of every task
-    places: Array  # [N] int32, of the domain of that number; there are at most as many domains as tasks
+    # [N] int32, of the domain of that number; there are at most as many domains as tasks
+    places: Array
 
 
 def quota(
@@ -35,11 +39,13 @@ def quota(
     among: Array | None = None,
     exclude: Array | None = None,
 ) -> Quota | None:
-    """Computes the places of a batch of B for each domain of the tasks [N], or of those `among` [M]; None = unbalanced.
+    """Computes the places of a batch of B for each domain of the tasks [N], or of those `among`
+    [M]; None = unbalanced.
 
-    `proportional`: B n_d / N for a domain of n_d tasks, rounded up or down such that this is the expectation; `equal`:
-    as many for each as there are tasks, the places that small domains cannot fill and what does not divide for others
-    at random. Tasks of the mask `exclude` [N] are not counted.
+    `proportional`: B n_d / N for a domain of n_d tasks, rounded up or down such that this is the
+    expectation; `equal`: as many for each as there are tasks, the places that small domains cannot
+    fill and what does not divide for others at random. Tasks of the mask `exclude` [N] are not
+    counted.
     """
     if balance == "none" or tasks.domain is None:
         return None
@@ -66,7 +72,8 @@ def _proportional(key: Array, sizes: Array, num_tasks: Array, batch_size: int) -
     start = jax.random.randint(key, (), 0, num_tasks)
     place = jnp.arange(batch_size)
     whole, rest = divmod(num_tasks, batch_size)
-    row = place * whole + (place * rest + start) // batch_size  # floor((place * N + start) / B), which may overflow
+    # floor((place * N + start) / B), which may overflow
+    row = place * whole + (place * rest + start) // batch_size
     return jnp.zeros_like(sizes).at[jnp.searchsorted(jnp.cumsum(sizes), row, side="right")].add(1)
 
 
@@ -75,7 +82,8 @@ def _equal(key: Array, sizes: Array, num_tasks: Array, batch_size: int) -> Array
 
     The places that remain go one each to domains that can fill them, beginning at a random domain.
     """
-    count = jnp.zeros(batch_size + 1, jnp.int32).at[jnp.minimum(sizes, batch_size)].add(1)  # domains by size
+    # domains by size
+    count = jnp.zeros(batch_size + 1, jnp.int32).at[jnp.minimum(sizes, batch_size)].add(1)
     larger = jnp.cumsum(count[::-1])[::-1][1:]  # [B], domains of 1, 2, ... tasks and more
     level = (jnp.cumsum(larger) <= batch_size).sum()
     places = jnp.minimum(sizes, level)
@@ -86,20 +94,32 @@ def _equal(key: Array, sizes: Array, num_tasks: Array, batch_size: int) -> Array
 
 
 def largest(
-    key: Array, score: Array, *, batch_size: int, quota: Quota | None = None, exclude: Array | None = None
+    key: Array,
+    score: Array,
+    *,
+    batch_size: int,
+    quota: Quota | None = None,
+    exclude: Array | None = None,
 ) -> Array:
-    """Returns the distinct ids [B] int32 of the B largest scores [N], as `smallest` does of the smallest."""
+    """Returns the distinct ids [B] int32 of the B largest scores [N], as `smallest` does of the
+    smallest.
+    """
     return smallest(key, -score, batch_size=batch_size, quota=quota, exclude=exclude)
 
 
 def smallest(
-    key: Array, score: Array, *, batch_size: int, quota: Quota | None = None, exclude: Array | None = None
+    key: Array,
+    score: Array,
+    *,
+    batch_size: int,
+    quota: Quota | None = None,
+    exclude: Array | None = None,
 ) -> Array:
     """Returns the distinct ids [B] int32 of the B smallest scores [N], smallest first.
 
-    Ties are broken at random by `key`. NaN comes last, and the tasks of the mask `exclude` [N] behind it, at random.
-    With a quota, as many of the smallest of each domain as it has places. Exact, and the same on any mesh: every
-    shard of the table finds its own best, and these meet.
+    Ties are broken at random by `key`. NaN comes last, and the tasks of the mask `exclude` [N]
+    behind it, at random. With a quota, as many of the smallest of each domain as it has places.
+    Exact, and the same on any mesh: every shard of the table finds its own best, and these meet.
     """
     domain = None if quota is None else quota.domain
     check_shapes(score=(score, "N"), exclude=(exclude, "N"), domain=(domain, "N"))
@@ -111,7 +131,8 @@ def smallest(
     ids = jnp.arange(num_tasks, dtype=jnp.int32)
     if exclude is not None:
         floating = jnp.issubdtype(score.dtype, jnp.floating)
-        last = jnp.nan if floating else jnp.iinfo(score.dtype).max  # which no other score stands behind
+        # which no other score stands behind
+        last = jnp.nan if floating else jnp.iinfo(score.dtype).max
         score = jnp.where(exclude, jnp.array(last, score.dtype), score)
     if quota is not None:
         table = [score, _ties(key, ids, exclude), ids, quota.domain]
@@ -122,7 +143,9 @@ def smallest(
     if count > 1:
         own = functools.partial(_smallest, count=min(batch_size, num_tasks // count))
         table = spec("task")
-        of_shards = jax.shard_map(own, in_specs=(PartitionSpec(), table, table, table), out_specs=table)
+        of_shards = jax.shard_map(
+            own, in_specs=(PartitionSpec(), table, table, table), out_specs=table
+        )
         score, ids, exclude = of_shards(key, score, ids, exclude)
     return _smallest(key, score, ids, exclude, count=batch_size)[1]
 
@@ -137,28 +160,37 @@ def _first(table: list[Array], places: Array, batch_size: int) -> list[Array]:
     row = jax.lax.broadcasted_iota(jnp.int32, domain.shape, domain.ndim - 1)
     begins = jnp.diff(domain, axis=-1, prepend=-1) != 0
     rank = row - jax.lax.cummax(jnp.where(begins, row, 0), axis=domain.ndim - 1)  # in its domain
-    rows = jax.lax.sort([rank >= places[domain], score, ties, ids, domain], num_keys=3)  # puts NaN behind infinity
+    # puts NaN behind infinity
+    rows = jax.lax.sort([rank >= places[domain], score, ties, ids, domain], num_keys=3)
     return [x[..., :batch_size] for x in rows][1:]
 
 
-@functools.partial(jax.jit, static_argnames="count")  # outside of any program, each operation would be one
+# outside of any program, each operation would be one
+@functools.partial(jax.jit, static_argnames="count")
 def _smallest(
     key: Array, score: Array, ids: Array, exclude: Array | None, *, count: int
 ) -> tuple[Array, Array, Array | None]:
-    """Returns score, id and mask [count] of the smallest of [n], smallest first; of equal ones, by random numbers.
+    """Returns score, id and mask [count] of the smallest of [n], smallest first; of equal ones, by
+    random numbers.
 
-    A pass of `top_k`, another if more are as small as the last, and a sort of what they found: on CPUs a fiftieth of
-    the time of a sort of the table.
+    A pass of `top_k`, another if more are as small as the last, and a sort of what they found: on
+    CPUs a fiftieth of the time of a sort of the table.
     """
-    # Whatever computes the scores must not be computed again below, where other roundings would make other ranks.
+    # Whatever computes the scores must not be computed again below, where other roundings would
+    # make other ranks.
     rank = jax.lax.optimization_barrier(-_order(score))
     found = min(count + 1, rank.size)  # one more tells whether there are others like the last
     best, ahead = jax.lax.top_k(rank, found)
-    last = jnp.where(jnp.arange(found) < count, best, jnp.inf).min()  # slices of `best` would make XLA sort instead
+    # slices of `best` would make XLA sort instead
+    last = jnp.where(jnp.arange(found) < count, best, jnp.inf).min()
     tied = (best >= last).sum() > count
 
     def draw() -> list[Array]:
-        return list(jax.lax.top_k(jnp.where(rank == last, -_order(_ties(key, ids, exclude)), -jnp.inf), found))
+        return list(
+            jax.lax.top_k(
+                jnp.where(rank == last, -_order(_ties(key, ids, exclude)), -jnp.inf), found
+            )
+        )
 
     drawn, level = jax.lax.cond(tied, draw, lambda: [best, ahead])  # who may have the last places
     rows = jnp.concatenate([ahead, level])
@@ -170,7 +202,9 @@ def _smallest(
 
 
 def _ties(key: Array, ids: Array, exclude: Array | None) -> Array:
-    """Draws a random int32 of 30 bits for each of `ids`; of the mask `exclude`, one above all others."""
+    """Draws a random int32 of 30 bits for each of `ids`; of the mask `exclude`, one above all
+    others.
+    """
     bits = random_bits(key, ids.astype(jnp.uint32), np.uint32(0))[0] >> np.uint32(2)
     ties = bits.astype(jnp.int32)
     return ties if exclude is None else jnp.where(exclude, 2**30 + ties // 2, ties)
@@ -183,6 +217,7 @@ def _order(score: Array) -> Array:
     """
     if jnp.issubdtype(score.dtype, jnp.floating):
         return jnp.where(jnp.isnan(score), jnp.inf, jnp.minimum(score, jnp.finfo(score.dtype).max))
-    size = jnp.minimum(jnp.abs(score), np.int32(2**31 - 2**25)) + np.int32(2**23)  # the bits of a normal float
+    # the bits of a normal float
+    size = jnp.minimum(jnp.abs(score), np.int32(2**31 - 2**25)) + np.int32(2**23)
     size = jax.lax.bitcast_convert_type(size, jnp.float32)
     return jnp.where(score < 0, -size, size)

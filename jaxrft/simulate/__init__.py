@@ -1,4 +1,6 @@
-"""Selectors at work without a language model: synthetic students, and response matrices replayed as a policy."""
+"""Selectors at work without a language model: synthetic students, and response matrices replayed as
+a policy.
+"""
 
 from .trials import run as run
 from .worlds import Responses as Responses

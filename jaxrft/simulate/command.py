@@ -35,23 +35,28 @@ GROUPS = "groups"  # rolled out, shown where selectors differ in it because one 
 
 @dataclass(frozen=True)
 class SimulateConfig(Checked):
-    """Selectors compared without a language model, on synthetic students or on a replayed response matrix.
+    """Selectors compared without a language model, on synthetic students or on a replayed response
+    matrix.
 
-    A row a selector, means over the seeds and half the width of their 95 % intervals. effective: share of the groups
-    that were informative, neither all right nor all wrong; signal: mean 4 p (1 - p) of the chosen; mse, pearson: of the
-    pass rates believed before a step, against the true ones of all tasks; auc: how well they told which of the chosen
-    would be informative; coverage: share of the tasks rolled out in the last 50 steps; ability: of students, the mean
-    pass rate at the end. uniform believes nothing: with references, it has what bots would believe of its rollouts.
+    A row a selector, means over the seeds and half the width of their 95 % intervals. effective:
+    share of the groups that were informative, neither all right nor all wrong; signal: mean 4 p (1
+    - p) of the chosen; mse, pearson: of the pass rates believed before a step, against the true
+    ones of all tasks; auc: how well they told which of the chosen would be informative; coverage:
+    share of the tasks rolled out in the last 50 steps; ability: of students, the mean pass rate at
+    the end. uniform believes nothing: with references, it has what bots would believe of its
+    rollouts.
     """
 
     responses: FilePath | None = None
-    """An .npz with `responses` [policies, tasks] of 1 right, 0 wrong, -1 missing, rows sorted by ability, weakest
-    first; optionally `embeddings` and `domain`. Replayed as one changing policy, the 4 % of the rows around a quantile;
-    without it, synthetic students."""
+    """An .npz with `responses` [policies, tasks] of 1 right, 0 wrong, -1 missing, rows sorted by
+    ability, weakest first; optionally `embeddings` and `domain`. Replayed as one changing policy,
+    the 4 % of the rows around a quantile; without it, synthetic students."""
     selectors: tuple[str, ...] = ("uniform", "bots", "adaptive")
     """Selectors to compare; also oracle, which knows the true pass rates."""
     predictor: FilePath | None = None
-    """The predictor of `dots`, a .safetensors file of `jaxrft prepare predictor` for embeddings such as the world's."""
+    """The predictor of `dots`, a .safetensors file of `jaxrft prepare predictor` for embeddings
+    such as the world's.
+    """
     steps: int = 200
     """Steps of a run."""
     batch_size: int = 16
@@ -63,8 +68,9 @@ class SimulateConfig(Checked):
     first_seed: int = 0
     """Seed of the first run; the next ones count up from it."""
     schedule: tuple[str, ...] = ("up",)
-    """How the replayed policy moves between the quantiles `begin` and `end` of the rows: up, still (half-way), down,
-    jump (at half-time). One for all tasks or one a domain; without domains, task i follows schedule i modulo them."""
+    """How the replayed policy moves between the quantiles `begin` and `end` of the rows: up, still
+    (half-way), down, jump (at half-time). One for all tasks or one a domain; without domains, task
+    i follows schedule i modulo them."""
     begin: float = 0.15
     """Quantile of the rows at which a replayed policy begins."""
     end: float = 0.85
@@ -79,7 +85,9 @@ class SimulateConfig(Checked):
 
 
 def main(arguments: list[str], prog: str) -> int:
-    """Parses, simulates and prints; returns the exit code. Raises InputError for a mistake of the user's."""
+    """Parses, simulates and prints; returns the exit code. Raises InputError for a mistake of the
+    user's.
+    """
     import tyro
 
     config = tyro.cli(SimulateConfig, args=arguments, prog=prog)
@@ -100,7 +108,9 @@ def _check_picture(path: Path) -> None:
         raise InputError(f"the picture cannot be written to {path}: its folder does not exist")
     formats = FigureCanvasBase.get_supported_filetypes()
     if path.is_dir() or path.suffix[1:].lower() not in formats:
-        raise InputError(f"the picture cannot be written to {path}: name a file that ends in .png, .svg or .pdf")
+        raise InputError(
+            f"the picture cannot be written to {path}: name a file that ends in .png, .svg or .pdf"
+        )
 
 
 def simulate(config: SimulateConfig) -> tuple[dict[str, Trace], list[dict[str, JSON]]]:
@@ -111,8 +121,13 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Trace], list[dict[str, J
     names = _words("selectors", config.selectors, (*selectors.SELECTORS, ORACLE))
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"selectors are {shown(','.join(names))}: name {twice[0]} once")
-    if not _has_references(config) and (asking := [name for name in names if name in NEED_REFERENCES]):
-        raise InputError(f"students.references is none, but {asking[0]} chooses by them: leave it out of --selectors")
+    if not _has_references(config) and (
+        asking := [name for name in names if name in NEED_REFERENCES]
+    ):
+        raise InputError(
+            f"students.references is none, but {asking[0]} chooses by them: leave "
+            "it out of --selectors"
+        )
     for name, why in UNUSED.items():
         if getattr(config.select, name) != getattr(SelectConfig, name):
             raise InputError(f"select.{name} is of training, but here {why}: leave it out")
@@ -131,7 +146,11 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Trace], list[dict[str, J
             predictor=predictor.params if predictor and name == "dots" else None,
             target=config.select.target,
         )
-    figures = (*FIGURES, *([ABILITY] if config.responses is None else []), *([GROUPS] if predictor else []))
+    figures = (
+        *FIGURES,
+        *([ABILITY] if config.responses is None else []),
+        *([GROUPS] if predictor else []),
+    )
     return traces, [_row(name, trace, world.num_tasks, figures) for name, trace in traces.items()]
 
 
@@ -139,7 +158,10 @@ def _predictor(config: SimulateConfig) -> Predictor:
     """Loads the predictor that dots uses; raises InputError if no file is named."""
     file = config.predictor or config.select.predictor
     if file is None:
-        raise InputError("the selector dots needs a file of `jaxrft prepare predictor`: name one with --predictor")
+        raise InputError(
+            "the selector dots needs a file of `jaxrft prepare predictor`: name "
+            "one with --predictor"
+        )
     return load_predictor(file)
 
 
@@ -148,18 +170,30 @@ def _world(config: SimulateConfig) -> worlds.World:
         if getattr(config, name) < 1:
             raise InputError(f"{name} is {getattr(config, name)}: it must be at least 1")
     if not 0 <= config.first_seed <= MOST_SEEDS - config.seeds:
-        raise InputError(f"first_seed is {config.first_seed}: it must be from 0 to {MOST_SEEDS:,} less the seeds")
+        raise InputError(
+            f"first_seed is {config.first_seed}: it must be from 0 to {MOST_SEEDS:,} less the seeds"
+        )
     if config.steps * config.batch_size * config.seeds > MOST_GROUPS:
         raise InputError(
-            f"steps {config.steps}, batch_size {config.batch_size} and seeds {config.seeds} make more than "
+            f"steps {config.steps}, batch_size {config.batch_size} and seeds {config.seeds} "
+            "make more than "
             f"{MOST_GROUPS:,} groups, all of which are held in memory: lower one of them"
         )
     for name in ("begin", "end"):
         if not 0 <= getattr(config, name) <= 1:
-            raise InputError(f"{name} is {getattr(config, name)}: a quantile of the rows lies in [0, 1]")
-    moved = [name for name in ("schedule", "begin", "end") if getattr(config, name) != getattr(SimulateConfig, name)]
+            raise InputError(
+                f"{name} is {getattr(config, name)}: a quantile of the rows lies in [0, 1]"
+            )
+    moved = [
+        name
+        for name in ("schedule", "begin", "end")
+        if getattr(config, name) != getattr(SimulateConfig, name)
+    ]
     if config.responses is None and moved:
-        raise InputError(f"{moved[0]} is of a replayed policy, but students learn: name its answers with --responses")
+        raise InputError(
+            f"{moved[0]} is of a replayed policy, but students learn: name its "
+            "answers with --responses"
+        )
     if config.responses is None:
         return worlds.students(config.students, num_generations=config.num_generations)
     return worlds.replay(
@@ -173,7 +207,9 @@ def _world(config: SimulateConfig) -> worlds.World:
 
 
 def _words(name: str, values: tuple[str, ...], options: Collection[str]) -> tuple[str, ...]:
-    """Returns the words of a flag given as `a b` or `a,b`; raises InputError unless each is one of `options`."""
+    """Returns the words of a flag given as `a b` or `a,b`; raises InputError unless each is one of
+    `options`.
+    """
     words = tuple(word.strip() for value in values for word in value.split(","))
     if not any(words):
         raise InputError(f"{name} are none: name some of {', '.join(options)}")
@@ -191,12 +227,16 @@ def _selector(name: str, config: SimulateConfig, predictor: Predictor | None) ->
     of its rollouts.
     """
     if name == ORACLE:
-        return oracle(config.num_generations, target=config.select.target, balance=config.select.balance)
+        return oracle(
+            config.num_generations, target=config.select.target, balance=config.select.balance
+        )
     fields = asdict(config.select)
     for unused in UNUSED:
         del fields[unused]
     fields |= selector_options(predictor) if predictor else {}
-    chosen, bots = (selectors.make(each, config.num_generations, **fields) for each in (name, "bots"))
+    chosen, bots = (
+        selectors.make(each, config.num_generations, **fields) for each in (name, "bots")
+    )
     return believing(chosen, bots) if name == "uniform" and _has_references(config) else chosen
 
 
@@ -209,11 +249,16 @@ def believing(chooser: Selector, believer: Selector) -> Selector:
     """Chooses as `chooser` and believes what `believer` makes of the same rollouts."""
 
     def select(key, state, tasks, *, batch_size, exclude=None):
-        choice, chosen = chooser.select(key, state[0], tasks, batch_size=batch_size, exclude=exclude)
+        choice, chosen = chooser.select(
+            key, state[0], tasks, batch_size=batch_size, exclude=exclude
+        )
         return choice, (chosen, state[1])
 
     return Selector(
-        init=lambda tasks, num_tasks: (chooser.init(tasks, num_tasks), believer.init(tasks, num_tasks)),
+        init=lambda tasks, num_tasks: (
+            chooser.init(tasks, num_tasks),
+            believer.init(tasks, num_tasks),
+        ),
         select=select,
         update=lambda state, tasks, feedback: (
             chooser.update(state[0], tasks, feedback),
@@ -247,7 +292,10 @@ def table(rows: list[dict[str, JSON]]) -> str:
     """Formats the rows as a table: means and half the width of their 95 % intervals."""
     names = [key for key in rows[0] if key not in ("selector", "ci95")]
     width = max(len(row["selector"]) for row in rows)
-    lines = [" " * width + "".join(f"  {name.replace('effective_group_ratio', 'effective'):>14}" for name in names)]
+    lines = [
+        " " * width
+        + "".join(f"  {name.replace('effective_group_ratio', 'effective'):>14}" for name in names)
+    ]
     for row in rows:
         cells = [_cell(row[name], row["ci95"][name]) for name in names]
         lines.append(f"{row['selector']:<{width}}" + "".join(f"  {cell:>14}" for cell in cells))
@@ -262,9 +310,15 @@ def _cell(mean: float | None, ends: list[float | None]) -> str:
 
 
 def draw(traces: dict[str, Trace], out: str) -> None:
-    """Writes a picture of informative groups, error and the policy's pass rate over the steps to `out`."""
+    """Writes a picture of informative groups, error and the policy's pass rate over the steps to
+    `out`.
+    """
     drawn = (
-        ("share of informative groups", lambda trace: trace.informative.sum(axis=2) / trace.rolled.sum(axis=2), 10),
+        (
+            "share of informative groups",
+            lambda trace: trace.informative.sum(axis=2) / trace.rolled.sum(axis=2),
+            10,
+        ),
         ("squared error of believed pass rates", lambda trace: trace.squared_error, 1),
         ("mean pass rate of the policy", lambda trace: trace.ability, 1),
     )
@@ -272,7 +326,9 @@ def draw(traces: dict[str, Trace], out: str) -> None:
         for axis, (title, values, window) in zip(axes, drawn, strict=True):
             for name, trace in traces.items():
                 kernel = np.ones(min(window, trace.ids.shape[1]))
-                mean = np.convolve(np.mean(values(trace), axis=0), kernel / kernel.size, mode="valid")
+                mean = np.convolve(
+                    np.mean(values(trace), axis=0), kernel / kernel.size, mode="valid"
+                )
                 axis.plot(np.arange(kernel.size - 1, kernel.size - 1 + mean.size), mean, label=name)
             axis.set(title=title, xlabel="step", ylim=(0, None))
         axes[0].legend(frameon=False)

@@ -34,7 +34,8 @@ def oracle(
     tolerance: ArrayLike = 0.4,
     balance: topk.Balance = "none",
 ) -> Selector[OracleState]:
-    """Returns an upper bound for selectors: it chooses by the pass rates that `reveal` puts into its state.
+    """Returns an upper bound for selectors: it chooses by the pass rates that `reveal` puts into
+    its state.
 
     Tasks within `tolerance` of `target` come first. Among them, the least often chosen come first,
     and ties are broken at random. The other tasks follow in order of their distance to `target`.
@@ -63,5 +64,7 @@ def oracle(
 
 
 def reveal(state: OracleState, pass_rates: Array) -> OracleState:
-    """Puts a copy of the pass rates [N] of the current policy into the state; NaN where they are unknown."""
+    """Puts a copy of the pass rates [N] of the current policy into the state; NaN where they are
+    unknown.
+    """
     return state._replace(pass_rates=jnp.array(pass_rates, jnp.float32))

@@ -61,10 +61,11 @@ def run(
     The same seed meets the same world, whatever the selector. Seeds are the whole numbers from
     `first_seed` on.
 
-    `reveal(state, pass_rates)` puts the true pass rates into the selector's state before every step, as an oracle
-    needs. A selector with reference sets needs a `predictor`, which sees the tasks by their embeddings. Informative
-    groups of references, those nearest `target` first, are trained on as `select.probes` has it. Raises InputError for
-    a predictor in a world without embeddings, or with embeddings of another width.
+    `reveal(state, pass_rates)` puts the true pass rates into the selector's state before every
+    step, as an oracle needs. A selector with reference sets needs a `predictor`, which sees the
+    tasks by their embeddings. Informative groups of references, those nearest `target` first, are
+    trained on as `select.probes` has it. Raises InputError for a predictor in a world without
+    embeddings, or with embeddings of another width.
     """
     choose = partial(selector.select, batch_size=batch_size)
 
@@ -74,7 +75,8 @@ def run(
         if predictor is not None:
             if tasks.embeddings is None:
                 raise InputError(
-                    "the selector dots tells tasks by their embeddings, but this world has none: give it some"
+                    "the selector dots tells tasks by their embeddings, but this world has "
+                    "none: give it some"
                 )
             tasks = tasks._replace(projections=attention.project_table(predictor, tasks.embeddings))
 
@@ -95,12 +97,25 @@ def run(
                 choice, believes = choose(keys[0], believes, tasks)
                 feedback = roll_out(keys[1], choice.ids)
                 believes = selector.update(believes, tasks, feedback)
-                rolled = Rolled(feedback, jnp.ones(choice.ids.shape, bool), jax.tree.map(lambda x: x[:0], feedback))
+                rolled = Rolled(
+                    feedback,
+                    jnp.ones(choice.ids.shape, bool),
+                    jax.tree.map(lambda x: x[:0], feedback),
+                )
             else:
-                believes, references = _references(keys[3:], selector, believes, tasks, index, roll_out)
+                believes, references = _references(
+                    keys[3:], selector, believes, tasks, index, roll_out
+                )
                 expected = selector.pass_rate(believes, tasks)
                 believes, rolled = _fill(
-                    keys, selector, believes, tasks, references, roll_out, batch_size=batch_size, target=target
+                    keys,
+                    selector,
+                    believes,
+                    tasks,
+                    references,
+                    roll_out,
+                    batch_size=batch_size,
+                    target=target,
                 )
             state = world.learn(keys[2], state, rolled.batch)
             return (state, believes), _trace(rolled, expected, truth)
@@ -111,9 +126,16 @@ def run(
 
 
 def _references(
-    keys: Array, selector: Selector, believes: PyTree, tasks: Tasks, index: Array, roll_out: Callable[..., Feedback]
+    keys: Array,
+    selector: Selector,
+    believes: PyTree,
+    tasks: Tasks,
+    index: Array,
+    roll_out: Callable[..., Feedback],
 ) -> tuple[PyTree, Feedback]:
-    """Returns the belief after the references of a step, and their feedback; trials are 0 in a step without any."""
+    """Returns the belief after the references of a step, and their feedback; trials are 0 in a step
+    without any.
+    """
     assert selector.reference_set is not None and selector.update_references is not None
     draw = selector.reference_set
     update = selector.update_references
@@ -122,7 +144,9 @@ def _references(
         feedback = roll_out(keys[1], draw(keys[0], believes, tasks))
         return update(believes, tasks, feedback), feedback
 
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(roll_out_references)[1])
+    nothing = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(roll_out_references)[1]
+    )
     due = index % selector.reference_every == 0
     return jax.lax.cond(due, roll_out_references, lambda: (believes, nothing))
 
@@ -138,7 +162,9 @@ def _fill(
     batch_size: int,
     target: float,
 ) -> tuple[PyTree, Rolled]:
-    """Fills the batch of a step with informative references, those nearest the target, and with chosen tasks."""
+    """Fills the batch of a step with informative references, those nearest the target, and with
+    chosen tasks.
+    """
     rate = references.successes / jnp.maximum(references.trials, 1)
     informative = _informative(references)
     nearest = jnp.argsort(jnp.where(informative, jnp.abs(rate - target), jnp.inf))
@@ -146,7 +172,9 @@ def _fill(
     def fill(fresh: int) -> tuple[PyTree, Rolled]:
         joins = jax.tree.map(lambda x: x[nearest[: batch_size - fresh]], references)
         exclude = jnp.zeros(selector.pass_rate(believes, tasks).shape, bool).at[joins.ids].set(True)
-        choice, chosen = selector.select(keys[0], believes, tasks, batch_size=fresh, exclude=exclude)
+        choice, chosen = selector.select(
+            keys[0], believes, tasks, batch_size=fresh, exclude=exclude
+        )
         feedback = roll_out(keys[1], choice.ids)
         batch = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), feedback, joins)
         is_chosen = jnp.arange(batch_size) < fresh
@@ -154,7 +182,9 @@ def _fill(
 
     count = informative.sum(dtype=jnp.int32)
     sizes = probes.portions(batch_size)
-    return jax.lax.switch(probes.portion(batch_size, count), [partial(fill, fresh) for fresh in sizes])
+    return jax.lax.switch(
+        probes.portion(batch_size, count), [partial(fill, fresh) for fresh in sizes]
+    )
 
 
 def _informative(feedback: Feedback) -> Array:
@@ -185,14 +215,20 @@ def scores(trace: Trace, num_tasks: int) -> dict[str, np.ndarray]:
     A figure is NaN where nothing is believed.
     """
     batch = trace.believed.shape[2]
-    predicted = zip(trace.believed, trace.informative[:, :, :batch], trace.rolled[:, :, :batch], strict=True)
+    predicted = zip(
+        trace.believed, trace.informative[:, :, :batch], trace.rolled[:, :, :batch], strict=True
+    )
     found = {
         "effective_group_ratio": trace.informative.sum(axis=(1, 2)) / trace.rolled.sum(axis=(1, 2)),
         "signal": np.nanmean(4 * trace.true * (1 - trace.true), axis=(1, 2)),
         "mse": trace.squared_error.mean(axis=1),
         "pearson": stats.known_mean(trace.pearson, axis=1),
-        "auc": np.array([stats.auc(p[chosen] * (1 - p[chosen]), y[chosen]) for p, y, chosen in predicted]),
-        "coverage": np.array([coverage(*x, num_tasks) for x in zip(trace.ids, trace.seen, strict=True)]),
+        "auc": np.array(
+            [stats.auc(p[chosen] * (1 - p[chosen]), y[chosen]) for p, y, chosen in predicted]
+        ),
+        "coverage": np.array(
+            [coverage(*x, num_tasks) for x in zip(trace.ids, trace.seen, strict=True)]
+        ),
         "ability": trace.ability[:, -1],
         "groups": trace.rolled.sum(axis=(1, 2)).astype(float),
     }

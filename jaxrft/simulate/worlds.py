@@ -20,7 +20,8 @@ class World(NamedTuple):
 
     num_tasks: int
     init: Callable[[Array], tuple[Tasks, PyTree]]  # key -> what selectors may know, state
-    pass_rates: Callable[[PyTree, Array], Array]  # (state, step) -> [N], the policy's own; NaN where there is none
+    # (state, step) -> [N], the policy's own; NaN where there is none
+    pass_rates: Callable[[PyTree, Array], Array]
     roll_out: Callable[[Array, PyTree, Array, Array], Feedback]  # (key, state, step, ids [B])
     learn: Callable[[Array, PyTree, Feedback], PyTree]  # (key, state, feedback) -> state
 
@@ -31,7 +32,9 @@ Reward = Literal["true", "noise"]
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """Synthetic students: p = sigmoid(ability in the task's skill - difficulty); training raises ability."""
+    """Synthetic students: p = sigmoid(ability in the task's skill - difficulty); training raises
+    ability.
+    """
 
     tasks: int = 1000
     """Tasks of the pool."""
@@ -52,8 +55,9 @@ class StudentConfig:
     rewards: Reward = "true"
     """true, or noise: a fair coin for every rollout, which teaches nothing."""
     references: Reference = "good"
-    """Pass rates of two reference policies: of a student 1 below and one 4 above the first ability (good), those of the
-    reversed difficulties (anti), 0.5 everywhere (constant), 0 everywhere (zero), or none."""
+    """Pass rates of two reference policies: of a student 1 below and one 4 above the first ability
+    (good), those of the reversed difficulties (anti), 0.5 everywhere (constant), 0 everywhere
+    (zero), or none."""
     signal: float = 0.5
     """Share of the embeddings' variance that difficulty and skill make; the rest is noise."""
     width: int = 32
@@ -83,10 +87,10 @@ class Student(NamedTuple):
 def students(config: StudentConfig, *, num_generations: int) -> World:
     """Makes a world that has a new student, pool of tasks and embeddings for every key.
 
-    A batch moves the ability of skill k by rate * sum_b m_k(b) 4 v_b / B, where v_b = s/n (1 - s/n) of the group and
-    m_k(b) = transfer + (1 - transfer) * skills * [b needs k]; the expected squared gradient of a group-relative
-    objective is proportional to v. Rewards of pure noise move it by a normal number of that size instead.
-    Raises InputError for values out of range.
+    A batch moves the ability of skill k by rate * sum_b m_k(b) 4 v_b / B, where v_b = s/n (1 - s/n)
+    of the group and m_k(b) = transfer + (1 - transfer) * skills * [b needs k]; the expected squared
+    gradient of a group-relative objective is proportional to v. Rewards of pure noise move it by a
+    normal number of that size instead. Raises InputError for values out of range.
     """
     _check_students(config)
 
@@ -104,7 +108,9 @@ def students(config: StudentConfig, *, num_generations: int) -> World:
         return jax.nn.sigmoid(state.ability[state.skill] - state.difficulty)
 
     def roll_out(key: Array, state: Student, step: Array, ids: Array) -> Feedback:
-        chance = pass_rates(state, step)[ids] if config.rewards == "true" else jnp.full(ids.shape, 0.5)
+        chance = (
+            pass_rates(state, step)[ids] if config.rewards == "true" else jnp.full(ids.shape, 0.5)
+        )
         draws = jax.random.uniform(key, (*ids.shape, num_generations)) < chance[:, None]
         return _feedback(ids, draws.sum(axis=1), jnp.full(ids.shape, num_generations))
 
@@ -154,19 +160,24 @@ def _check_students(c: StudentConfig) -> None:
                 raise InputError(f"students.{name} is {getattr(c, name)!r}: it must be {wanted}")
     for name, kind in (("rewards", Reward), ("references", Reference)):
         if getattr(c, name) not in get_args(kind):
-            raise InputError(f"students.{name} is {getattr(c, name)!r}: it must be one of {', '.join(get_args(kind))}")
+            raise InputError(
+                f"students.{name} is {getattr(c, name)!r}: it must be one of "
+                f"{', '.join(get_args(kind))}"
+            )
 
 
 class Responses(NamedTuple):
     """Answers of many policies to the same tasks."""
 
-    responses: np.ndarray  # [P, N] int8, 1 right, 0 wrong, -1 missing; rows sorted by ability, weakest first
+    # [P, N] int8, 1 right, 0 wrong, -1 missing; rows sorted by ability, weakest first
+    responses: np.ndarray
     embeddings: np.ndarray | None = None  # [N, E]
     domain: np.ndarray | None = None  # [N]
 
 
 RANKS = {"embeddings": 2, "domain": 1}
-SCHEDULES: dict[str, Callable[[Array], Array]] = {  # progress of the run in [0, 1] -> of the quantile
+# progress of the run in [0, 1] -> of the quantile
+SCHEDULES: dict[str, Callable[[Array], Array]] = {
     "up": lambda u: u,
     "still": lambda u: jnp.full_like(u, 0.5),
     "down": lambda u: 1 - u,
@@ -178,35 +189,54 @@ REFERENCE_ROWS = 64
 
 
 def load(path: str) -> Responses:
-    """Reads a response matrix from an .npz file: `responses` [P, N], optionally `embeddings` [N, E] and `domain` [N].
+    """Reads a response matrix from an .npz file: `responses` [P, N], optionally `embeddings` [N, E]
+    and `domain` [N].
 
-    Raises InputError for a file that is not there, is no .npz, unpacks to more than half of the memory that is
-    available, or holds something else. Nothing is unpickled.
+    Raises InputError for a file that is not there, is no .npz, unpacks to more than half of the
+    memory that is available, or holds something else. Nothing is unpickled.
     """
     if not Path(path).is_file():
-        raise InputError(f"no file {path}: --responses wants an .npz with an array `responses` of policies x tasks")
+        raise InputError(
+            f"no file {path}: --responses wants an .npz with an array `responses` "
+            "of policies x tasks"
+        )
     try:
         with zipfile.ZipFile(path) as archive:
-            Budget(path, "give fewer tasks or policies").hold(sum(part.file_size for part in archive.infolist()))
+            Budget(path, "give fewer tasks or policies").hold(
+                sum(part.file_size for part in archive.infolist())
+            )
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in Responses._fields if name in file}
     except InputError:
         raise
-    except Exception as error:  # numpy raises what the damaged part happens to raise, and of .npy an array comes
-        raise InputError(f"{path} cannot be read as an .npz file: write it with numpy.savez") from error
+    # numpy raises what the damaged part happens to raise, and of .npy an array comes
+    except Exception as error:
+        raise InputError(
+            f"{path} cannot be read as an .npz file: write it with numpy.savez"
+        ) from error
     if "responses" not in found:
         raise InputError(
-            f"{path} has no array `responses`: it must hold policies x tasks, 1 right, 0 wrong, -1 missing"
+            f"{path} has no array `responses`: it must hold policies x tasks, 1 right, 0 "
+            "wrong, -1 missing"
         )
     table = found["responses"]
-    if table.ndim != 2 or not are_numbers(table) or not np.isin(table, (-1, 0, 1)).all() or (table < 0).all():
-        raise InputError(f"`responses` of {path} must be a matrix of policies x tasks, 1 right, 0 wrong, -1 missing")
+    if (
+        table.ndim != 2
+        or not are_numbers(table)
+        or not np.isin(table, (-1, 0, 1)).all()
+        or (table < 0).all()
+    ):
+        raise InputError(
+            f"`responses` of {path} must be a matrix of policies x tasks, 1 "
+            "right, 0 wrong, -1 missing"
+        )
     for name, array in found.items():
         if name == "responses":
             continue
         if array.ndim != RANKS[name] or len(array) != table.shape[1]:
             raise InputError(
-                f"`{name}` of {path} has shape {array.shape}: it needs one row for each of {table.shape[1]} tasks"
+                f"`{name}` of {path} has shape {array.shape}: it needs one row for each of "
+                f"{table.shape[1]} tasks"
             )
         if name == "embeddings" and not are_numbers(array):
             raise InputError(f"`{name}` of {path} are {array.dtype}: give numbers")
@@ -214,7 +244,8 @@ def load(path: str) -> Responses:
             ordinary = name != "embeddings" or (np.abs(array.astype(np.float32)) <= LARGEST).all()
         if not ordinary:
             raise InputError(
-                f"`{name}` of {path} are not all finite, up to {LARGEST:g}: leave out the tasks without any"
+                f"`{name}` of {path} are not all finite, up to {LARGEST:g}: leave out the "
+                "tasks without any"
             )
     return Responses(**found)
 
@@ -235,30 +266,37 @@ def replay(
     replacement. Its pass rate is that of the window. Missing answers are left out. `schedule` is
     one for all tasks, or one a domain, in the order of the domains' values. If the data have no
     domains, task i follows schedule i modulo their number. Reference pass rates are those of 64
-    rows around the 10 % and the 95 % quantile.
-    Raises InputError for schedules that do not fit and a window with fewer rows than `num_generations`.
+    rows around the 10 % and the 95 % quantile. Raises InputError for schedules that do not fit and
+    a window with fewer rows than `num_generations`.
     """
     table = np.asarray(data.responses, np.int8)
     policies, num_tasks = table.shape
     width = round(2 * HALF_WINDOW * policies)
     if width < num_generations:
         raise InputError(
-            f"num_generations is {num_generations} but a window holds {width} of the {policies} policies: "
+            f"num_generations is {num_generations} but a window holds {width} of the "
+            f"{policies} policies: "
             "lower it, or give more rows"
         )
     follows = _schedules(data, schedule)  # [N], index into schedule
     right = _cumulative(table == 1)  # [P + 1, N]
     given = _cumulative(table >= 0)  # [P + 1, N]
     tasks = Tasks(
-        reference_pass_rates=jnp.stack([_around(table, quantile) for quantile in REFERENCE_QUANTILES], axis=1),
+        reference_pass_rates=jnp.stack(
+            [_around(table, quantile) for quantile in REFERENCE_QUANTILES], axis=1
+        ),
         embeddings=None if data.embeddings is None else jnp.asarray(data.embeddings, jnp.float32),
-        domain=None if data.domain is None else jnp.asarray(np.unique(data.domain, return_inverse=True)[1], jnp.int32),
+        domain=None
+        if data.domain is None
+        else jnp.asarray(np.unique(data.domain, return_inverse=True)[1], jnp.int32),
     )
     answers = jnp.asarray(table)
 
     def first_rows(step: Array) -> Array:  # [N], where each task's window begins
         progress = jnp.asarray(step, jnp.float32) / max(steps - 1, 1)
-        quantile = begin + (end - begin) * jnp.stack([SCHEDULES[name](progress) for name in schedule])
+        quantile = begin + (end - begin) * jnp.stack(
+            [SCHEDULES[name](progress) for name in schedule]
+        )
         start = jnp.round((quantile - HALF_WINDOW) * policies).astype(jnp.int32)
         return jnp.clip(start, 0, policies - width)[follows]
 
@@ -271,11 +309,14 @@ def replay(
     def roll_out(key: Array, state: tuple[()], step: Array, ids: Array) -> Feedback:
         rows = first_rows(step)[ids][:, None] + jnp.arange(width)[None]  # [B, width]
         window = answers[rows, ids[:, None]]
-        order = jnp.where(window < 0, 1.0, jax.random.uniform(key, window.shape))  # missing answers last
+        # missing answers last
+        order = jnp.where(window < 0, 1.0, jax.random.uniform(key, window.shape))
         drawn = jnp.take_along_axis(window, jnp.argsort(order, axis=1)[:, :num_generations], axis=1)
         return _feedback(ids, (drawn == 1).sum(axis=1), (drawn >= 0).sum(axis=1))
 
-    return World(num_tasks, lambda key: (tasks, ()), pass_rates, roll_out, lambda key, state, feedback: state)
+    return World(
+        num_tasks, lambda key: (tasks, ()), pass_rates, roll_out, lambda key, state, feedback: state
+    )
 
 
 def _schedules(data: Responses, schedule: tuple[str, ...]) -> np.ndarray:
@@ -289,7 +330,9 @@ def _schedules(data: Responses, schedule: tuple[str, ...]) -> np.ndarray:
         return np.arange(num_tasks) % len(schedule)
     names, index = np.unique(data.domain, return_inverse=True)
     if len(names) != len(schedule):
-        raise InputError(f"{len(schedule)} schedules for {len(names)} domains: give one for all, or one for each")
+        raise InputError(
+            f"{len(schedule)} schedules for {len(names)} domains: give one for all, or one for each"
+        )
     return index
 
 
@@ -303,7 +346,9 @@ def _around(table: np.ndarray, quantile: float) -> Array:
 
     They are NaN where all answers of these rows are missing.
     """
-    start = np.clip(round(quantile * len(table)) - REFERENCE_ROWS // 2, 0, max(len(table) - REFERENCE_ROWS, 0))
+    start = np.clip(
+        round(quantile * len(table)) - REFERENCE_ROWS // 2, 0, max(len(table) - REFERENCE_ROWS, 0)
+    )
     rows = table[start : start + REFERENCE_ROWS]
     count = (rows >= 0).sum(axis=0)
     rates = np.where(count > 0, (rows == 1).sum(axis=0) / np.maximum(count, 1), np.nan)

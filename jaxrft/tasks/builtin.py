@@ -1,7 +1,8 @@
 """Tasks made from nothing but a seed: lists of digits to be rewritten by one of several operations.
 
-`turn 3141=` has the ground truth `1413`. In pools scraped from the web most tasks teach a policy nothing; here each
-family has that share of useless tasks, and one thing, or none, that tells them apart:
+`turn 3141=` has the ground truth `1413`. In pools scraped from the web most tasks teach a policy
+nothing; here each family has that share of useless tasks, and one thing, or none, that tells them
+apart:
 
 | family | what cannot be learnt | what tells it apart |
 |---|---|---|
@@ -11,9 +12,10 @@ family has that share of useless tasks, and one thing, or none, that tells them 
 | `digits-references` | slipped ground truths | pass rates of references; the pool is too large to come back to |
 | `digits-easy` | next to nothing | nothing has to: uniform selection does well |
 
-The held-out split of a family, `<family>-test`, holds solvable tasks only, of the kinds that can be learnt, and none of
-the pool. All this is said of the tiny policy in jaxrft.assets; benchmarks/closed_loop.py trains it on these families.
-"""
+The held-out split of a family, `<family>-test`, holds solvable tasks only, of the kinds that can be
+learnt, and none of the pool. All this is said of the tiny policy in jaxrft.assets;
+benchmarks/closed_loop.py trains it on these families.
+"""  # noqa: E501
 
 import difflib
 import random
@@ -41,11 +43,14 @@ OPERATIONS: Operations = {
 UNTAUGHT: Operations = {  # which no policy of this package has seen before it is finetuned
     "sum": lambda digits: tuple(total % 10 for total in accumulate(digits)),
     "order": lambda digits: tuple(sorted(digits)),
-    "gaps": lambda digits: tuple((d - before) % 10 for before, d in zip((0, *digits), digits, strict=False)),
+    "gaps": lambda digits: tuple(
+        (d - before) % 10 for before, d in zip((0, *digits), digits, strict=False)
+    ),
     "cube": lambda digits: tuple(d**3 % 10 for d in digits),
 }
 LENGTHS = range(2, 9)  # digits in a list
-HARD = ("half", "flip", "left", "turn", "twice")  # what the tiny policy still gets wrong more often than not
+# what the tiny policy still gets wrong more often than not
+HARD = ("half", "flip", "left", "turn", "twice")
 
 ASSETS = Path(__file__).parents[1] / "assets"
 
@@ -94,11 +99,14 @@ FAMILIES = {
     "digits-references": Family(
         4096,
         unsolvable=0.8,
-        kinds=(Kind(HARD, range(2, 3), 0.1), Kind(HARD, range(3, 5), 0.9)),  # there are no more lists of two digits
+        # there are no more lists of two digits
+        kinds=(Kind(HARD, range(2, 3), 0.1), Kind(HARD, range(3, 5), 0.9)),
         references=References("pass_rates_references.npz", samples=8),
     ),
     "digits-easy": Family(
-        1024, kinds=(Kind(HARD, range(2, 5)),), references=References("pass_rates_easy.npz", samples=8)
+        1024,
+        kinds=(Kind(HARD, range(2, 5)),),
+        references=References("pass_rates_easy.npz", samples=8),
     ),
 }
 
@@ -140,9 +148,13 @@ def find(name: str) -> tuple[Family, bool]:
     held_out = name.endswith("-test")
     if family in FAMILIES:
         return FAMILIES[family], held_out
-    near = difflib.get_close_matches(name, [split for family in FAMILIES for split in (family, f"{family}-test")], n=1)
+    near = difflib.get_close_matches(
+        name, [split for family in FAMILIES for split in (family, f"{family}-test")], n=1
+    )
     hint = (
-        f"did you mean {near[0]}?" if near else f"choose one of {', '.join(FAMILIES)}, with -test for what is held out"
+        f"did you mean {near[0]}?"
+        if near
+        else f"choose one of {', '.join(FAMILIES)}, with -test for what is held out"
     )
     raise InputError(f"no built-in tasks {name!r}: {hint}")
 
@@ -157,9 +169,15 @@ def split(name: str) -> tuple[list[Task], list[str]]:
     family, held_out = find(name)
     rng = random.Random(0)
     drawn = {}
-    pool = [task for kind in family.kinds for task in _fresh(rng, kind, round(kind.share * family.size), drawn)]
+    pool = [
+        task
+        for kind in family.kinds
+        for task in _fresh(rng, kind, round(kind.share * family.size), drawn)
+    ]
     learnable = [kind for kind in family.kinds if kind.held_out]
-    test = [task for kind in learnable for task in _fresh(rng, kind, HELD_OUT // len(learnable), drawn)]
+    test = [
+        task for kind in learnable for task in _fresh(rng, kind, HELD_OUT // len(learnable), drawn)
+    ]
     if held_out:
         return test, [task.answer for task in test]
     if len(family.kinds) > 1:

@@ -1,4 +1,6 @@
-"""Embeddings of prompts, as `jaxrft prepare embeddings` writes them: rows that any run finds by the prompts."""
+"""Embeddings of prompts, as `jaxrft prepare embeddings` writes them: rows that any run finds by the
+prompts.
+"""
 
 import hashlib
 import json
@@ -23,7 +25,8 @@ from jaxrft.types import InputError, Missing
 
 POOLING = "mean of the last hidden states"
 DTYPES = ("float32", "float16")
-# What a file holds: a digest of each prompt, its row, and, as JSON in the metadata, what made the rows.
+# What a file holds: a digest of each prompt, its row, and, as JSON in the metadata, what made the
+# rows.
 PROMPTS = "prompts"
 ROWS = "embeddings"
 MADE_BY = "made_by"
@@ -43,7 +46,9 @@ def digests(prompts: Sequence[Prompt]) -> np.ndarray:
     It does not depend on the tokenizer.
     """
     texts = (json.dumps(prompt, sort_keys=True).encode() for prompt in prompts)
-    return np.frombuffer(b"".join(hashlib.sha256(text).digest()[:16] for text in texts), np.uint8).reshape(-1, 16)
+    return np.frombuffer(
+        b"".join(hashlib.sha256(text).digest()[:16] for text in texts), np.uint8
+    ).reshape(-1, 16)
 
 
 def read(path: str | Path) -> Embeddings:
@@ -56,20 +61,31 @@ def read(path: str | Path) -> Embeddings:
             found = Embeddings(file.get_tensor(PROMPTS), file.get_tensor(ROWS), made_by)
     except SafetensorError as error:
         raise InputError(
-            f"{path} cannot be read as safetensors with the tensors {PROMPTS} and {ROWS} ({error}): "
+            f"{path} cannot be read as safetensors with the tensors {PROMPTS} and {ROWS} "
+            f"({error}): "
             f"make it with {command(path)}"
         ) from error
     except (KeyError, ValueError, TypeError) as error:
-        raise InputError(f"{path} holds no embeddings of prompts: make it with {command(path)}") from error
-    if found.prompts.shape != (len(found.rows), 16) or found.rows.ndim != 2 or str(found.rows.dtype) not in DTYPES:
         raise InputError(
-            f"{path} holds {ROWS} {found.rows.shape} of {found.rows.dtype} for {PROMPTS} {found.prompts.shape}, but "
-            f"they must be [M, E] of {' or '.join(DTYPES)} for [M, 16]: make it with {command(path)}"
+            f"{path} holds no embeddings of prompts: make it with {command(path)}"
+        ) from error
+    if (
+        found.prompts.shape != (len(found.rows), 16)
+        or found.rows.ndim != 2
+        or str(found.rows.dtype) not in DTYPES
+    ):
+        raise InputError(
+            f"{path} holds {ROWS} {found.rows.shape} of {found.rows.dtype} for {PROMPTS} "
+            f"{found.prompts.shape}, but "
+            f"they must be [M, E] of {' or '.join(DTYPES)} for [M, 16]: make it with "
+            f"{command(path)}"
         )
     return found._replace(made_by=found.made_by | {"width": found.rows.shape[1]})
 
 
-def of_prompts(found: Embeddings, prompts: Sequence[Prompt], *, path: str | Path, name: str) -> np.ndarray:
+def of_prompts(
+    found: Embeddings, prompts: Sequence[Prompt], *, path: str | Path, name: str
+) -> np.ndarray:
     """Looks up the rows [N, E] float32 of prompts among the embeddings `found`.
 
     `path` is their file and `name` the set of the prompts, for errors. Raises InputError for
@@ -79,13 +95,15 @@ def of_prompts(found: Embeddings, prompts: Sequence[Prompt], *, path: str | Path
     at = np.array([row_of.get(key.tobytes(), -1) for key in digests(prompts)], np.int64)
     if (at < 0).any():
         raise InputError(
-            f"{path} has no embedding for {(at < 0).sum()} of the {len(at)} tasks of {name}: make them with "
+            f"{path} has no embedding for {(at < 0).sum()} of the {len(at)} tasks of {name}: "
+            "make them with "
             f"{command(path)} --overwrite, with the tasks and the max_prompt_length of this run"
         )
     rows = found.rows[at].astype(np.float32)
     if bad := int((~np.isfinite(rows)).any(axis=1).sum()):
         raise InputError(
-            f"{path} has embeddings that are not finite for {bad} of the {len(at)} tasks of {name}: make them again "
+            f"{path} has embeddings that are not finite for {bad} of the {len(at)} tasks of "
+            f"{name}: make them again "
             f"with {command(path)} --overwrite"
         )
     return rows

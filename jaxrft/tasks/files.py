@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from pyarrow import Array, RecordBatch
     from pyarrow.parquet import ColumnChunkMetaData, ColumnSchema, ParquetFile
 
-Entries = list[Any]  # [N] of a column: JSON values, and what else parquet and TFDS have, such as bytes and dates
+# [N] of a column: JSON values, and what else parquet and TFDS have, such as bytes and dates
+Entries = list[Any]
 Columns = dict[str, Entries]  # by their names
 
 ENDINGS = (".parquet", ".jsonl", ".json")
@@ -27,10 +28,11 @@ BATCH = 1024  # rows of parquet that are unpacked together
 
 
 def read(path: Path, limit: int | None = None) -> Columns:
-    """Returns the columns of a file, of its first `limit` rows if given; a key that a row does not have is None in it.
+    """Returns the columns of a file, of its first `limit` rows if given; a key that a row does not
+    have is None in it.
 
-    Raises InputError for a file that is not there or cannot be read, for a row that is no object, and for rows that
-    take more than half of the memory that is available.
+    Raises InputError for a file that is not there or cannot be read, for a row that is no object,
+    and for rows that take more than half of the memory that is available.
     """
     if _ending(path) == ".parquet":
         return _parquet_columns(path, limit)
@@ -38,14 +40,18 @@ def read(path: Path, limit: int | None = None) -> Columns:
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise InputError(f"{path} row {number} is {shown(row)}: each row must be a JSON object")
-    return {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
+    return {
+        name: [row.get(name) for row in rows]
+        for name in dict.fromkeys(name for row in rows for name in row)
+    }
 
 
 def entries(path: Path, names: Collection[str] = ()) -> Iterator[object]:
-    """Yields the rows of a file, one after the other; of parquet only the columns `names`, if some are given.
+    """Yields the rows of a file, one after the other; of parquet only the columns `names`, if some
+    are given.
 
-    Rows are dicts, or whatever else the list in a .json file holds. Raises InputError as `read` does, but only what is
-    in memory at one time counts.
+    Rows are dicts, or whatever else the list in a .json file holds. Raises InputError as `read`
+    does, but only what is in memory at one time counts.
     """
     if _ending(path) == ".parquet":
         return _parquet_rows(path, names)
@@ -53,7 +59,9 @@ def entries(path: Path, names: Collection[str] = ()) -> Iterator[object]:
 
 
 def _rows(path: Path, *, keep: bool = False) -> Iterator[JSON]:
-    """Yields the rows of a JSON file; with `keep`, all that were yielded count as being in memory."""
+    """Yields the rows of a JSON file; with `keep`, all that were yielded count as being in
+    memory.
+    """
     budget = Budget(path)
     return _jsonl(path, budget, keep) if path.suffix == ".jsonl" else _json(path, budget, keep)
 
@@ -64,7 +72,9 @@ def joined(parts: Collection[tuple[Columns, int]]) -> Columns:
     A column that a file does not have is None in its rows.
     """
     names = dict.fromkeys(name for part, _ in parts for name in part)
-    return {name: [entry for part, n in parts for entry in part.get(name, [None] * n)] for name in names}
+    return {
+        name: [entry for part, n in parts for entry in part.get(name, [None] * n)] for name in names
+    }
 
 
 def _ending(path: Path) -> str:
@@ -72,7 +82,11 @@ def _ending(path: Path) -> str:
     if path.suffix not in ENDINGS:
         raise InputError(f"{path} is of no kind that can be read: give {KINDS}")
     if not path.is_file():
-        there = [file.name for file in path.parent.iterdir() if file.is_file()] if path.parent.is_dir() else []
+        there = (
+            [file.name for file in path.parent.iterdir() if file.is_file()]
+            if path.parent.is_dir()
+            else []
+        )
         near = difflib.get_close_matches(path.name, there, n=3)
         hint = f"did you mean {' or '.join(near)} there?" if near else f"give the path of {KINDS}"
         raise Missing(f"no file {path}: {hint}")
@@ -94,7 +108,9 @@ def _jsonl(path: Path, budget: Budget, keep: bool) -> Iterator[dict[str, JSON]]:
                     f"{path} line {number} is not JSON ({_reason(error)}): write one object a line"
                 ) from error
             if not isinstance(row, dict):
-                raise InputError(f"{path} line {number} is {shown(row)}: write one JSON object a line")
+                raise InputError(
+                    f"{path} line {number} is {shown(row)}: write one JSON object a line"
+                )
             yield row
 
 
@@ -106,7 +122,9 @@ def _lines(file: BinaryIO, budget: Budget) -> Iterator[bytes]:
 
 
 def _json(path: Path, budget: Budget, keep: bool) -> Iterator[JSON]:
-    """Yields the entries of a list, the only object, or one object a line, which is often named .json too."""
+    """Yields the entries of a list, the only object, or one object a line, which is often named
+    .json too.
+    """
     budget.hold(path.stat().st_size)
     try:
         data = _parsed(path.read_bytes(), budget, False)
@@ -116,7 +134,9 @@ def _json(path: Path, budget: Budget, keep: bool) -> Iterator[JSON]:
         if getattr(error.__cause__, "msg", None) == "Extra data":
             yield from _jsonl(path, budget, keep)
             return
-        raise InputError(f"{path} is not JSON ({_reason(error)}): write a list of objects") from error
+        raise InputError(
+            f"{path} is not JSON ({_reason(error)}): write a list of objects"
+        ) from error
     if not isinstance(data, list | dict):
         raise InputError(f"{path} is {shown(data)}: write a list of objects")
     yield from data if isinstance(data, list) else [data]
@@ -128,9 +148,17 @@ def _parsed(text: bytes, budget: Budget, keep: bool) -> JSON:
     Raises ValueError also for half of a surrogate pair, which JSON can spell and UTF-8 cannot.
     """
     encoding = json.detect_encoding(text)
-    data = text.removeprefix(codecs.BOM_UTF8) if encoding.startswith("utf-8") else text.decode(encoding).encode()
+    data = (
+        text.removeprefix(codecs.BOM_UTF8)
+        if encoding.startswith("utf-8")
+        else text.decode(encoding).encode()
+    )
     bare = outline(data)
-    size = len(data) + OBJECT * (bare.count(b",") + bare.count(b":")) + DICT * (bare.count(b"{") + bare.count(b"["))
+    size = (
+        len(data)
+        + OBJECT * (bare.count(b",") + bare.count(b":"))
+        + DICT * (bare.count(b"{") + bare.count(b"["))
+    )
     (budget.take if keep else budget.hold)(size)
     value = parse_json(data, object, max_bytes=len(data), allow_nan=True)
     if rb"\ud" in data or rb"\uD" in data:
@@ -147,11 +175,18 @@ def _reason(error: ValueError) -> str:
 
 
 def check_parquet(path: Path, limit: int | None = None) -> None:
-    """Raises InputError for a parquet file that cannot be read, or whose rows are too large to be held in memory."""
+    """Raises InputError for a parquet file that cannot be read, or whose rows are too large to be
+    held in memory.
+    """
     budget = Budget(path)
     with _parquet(path) as file:
         if limit is None:  # at once, where the file is honest about its size
-            budget.hold(sum(chunk.total_uncompressed_size + OBJECT * chunk.num_values for chunk in _chunks(file)))
+            budget.hold(
+                sum(
+                    chunk.total_uncompressed_size + OBJECT * chunk.num_values
+                    for chunk in _chunks(file)
+                )
+            )
         for batch in _batches(file, budget, limit=limit):
             budget.take(sum(map(_unpacked_size, batch.columns)))
 
@@ -179,7 +214,8 @@ def _parquet_rows(path: Path, names: Collection[str]) -> Iterator[dict[str, obje
 
 @contextmanager
 def _parquet(path: Path) -> Iterator["ParquetFile"]:
-    """Opens a parquet file whose texts stay dictionaries: each different one is unpacked once, however often it comes.
+    """Opens a parquet file whose texts stay dictionaries: each different one is unpacked once,
+    however often it comes.
 
     Raises InputError for what pyarrow cannot read, there and in the block.
     """
@@ -192,22 +228,31 @@ def _parquet(path: Path) -> Iterator["ParquetFile"]:
         with ParquetFile(path, read_dictionary=texts) as file:
             names = file.schema_arrow.names
             if twice := {name for name in names if names.count(name) > 1}:
-                raise InputError(f"{path} has several columns called {shown(min(twice))}: rename all but one")
+                raise InputError(
+                    f"{path} has several columns called {shown(min(twice))}: rename all but one"
+                )
             yield file
     except InputError:
         raise
-    except Exception as error:  # pyarrow's errors are of every kind, those of text that is not UTF-8 and of dates too
+    # pyarrow's errors are of every kind, those of text that is not UTF-8 and of dates too
+    except Exception as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{path} cannot be read as parquet ({reason}): write the file again") from error
+        raise InputError(
+            f"{path} cannot be read as parquet ({reason}): write the file again"
+        ) from error
 
 
 def _batches(
-    file: "ParquetFile", budget: Budget, *, columns: list[str] | None = None, limit: int | None = None
+    file: "ParquetFile",
+    budget: Budget,
+    *,
+    columns: list[str] | None = None,
+    limit: int | None = None,
 ) -> Iterator["RecordBatch"]:
     """Yields the rows of a file, a few at a time, and no more than `limit`.
 
-    Texts that are stored by their differences cannot stay dictionaries, and each may be as large as all that is stored
-    of its column. So only as many rows as surely fit are unpacked together then.
+    Texts that are stored by their differences cannot stay dictionaries, and each may be as large as
+    all that is stored of its column. So only as many rows as surely fit are unpacked together then.
     """
     largest = max((_by_differences(file, column.path) for column in _leaves(file)), default=0)
     rows = min(BATCH, budget.rows(largest))
@@ -237,9 +282,15 @@ def _is_text(column: "ColumnSchema") -> bool:
 
 
 def _by_differences(file: "ParquetFile", column: str) -> int:
-    """Returns the bytes of the largest chunk of a column that is stored by differences; 0 for none."""
+    """Returns the bytes of the largest chunk of a column that is stored by differences; 0 for
+    none.
+    """
     chunks = (chunk for chunk in _chunks(file) if chunk.path_in_schema == column)
-    stored = [chunk for chunk in chunks if any(encoding.startswith("DELTA_") for encoding in chunk.encodings)]
+    stored = [
+        chunk
+        for chunk in chunks
+        if any(encoding.startswith("DELTA_") for encoding in chunk.encodings)
+    ]
     return max((chunk.total_uncompressed_size for chunk in stored), default=0)
 
 
@@ -250,7 +301,9 @@ def _unpacked_size(array: "Array") -> int:
 
     if types.is_dictionary(array.type):
         lengths = call_function("binary_length", [array.dictionary])
-        return OBJECT * len(array) + (call_function("sum", [lengths.take(array.indices)]).as_py() or 0)
+        return OBJECT * len(array) + (
+            call_function("sum", [lengths.take(array.indices)]).as_py() or 0
+        )
     if types.is_struct(array.type):
         return DICT * len(array) + sum(map(_unpacked_size, array.flatten()))
     if types.is_nested(array.type):

@@ -10,12 +10,15 @@ from jaxrft.lm.hub import ID, cached, download_command, snapshot
 from jaxrft.tasks import files
 from jaxrft.types import InputError, Missing
 
-SPLITS = {"train", "validation", "valid", "val", "dev", "test", "eval"}  # told by the names of files and folders
+# told by the names of files and folders
+SPLITS = {"train", "validation", "valid", "val", "dev", "test", "eval"}
 
 Splits = dict[str, list[str]]  # split -> its files, by their paths in the repository
 
 
-def read(name: str, *, split: str, subset: str | None = None, limit: int | None = None) -> files.Columns:
+def read(
+    name: str, *, split: str, subset: str | None = None, limit: int | None = None
+) -> files.Columns:
     """Reads the columns of a split of OWNER/NAME[@REVISION], at most `limit` rows.
 
     `subset` is needed where there are several. What is in the cache of huggingface_hub is used as
@@ -26,12 +29,17 @@ def read(name: str, *, split: str, subset: str | None = None, limit: int | None 
     folder = _snapshot(name, command)
     subsets = _told(folder, name) or _found(folder)
     if not subsets:
-        kinds = f"{files.KINDS}: run {command}, or choose another data set if its files are of other kinds"
+        kinds = (
+            f"{files.KINDS}: run {command}, or choose another data set if its files are of "
+            "other kinds"
+        )
         raise Missing(f"hub:{name} is in the Hugging Face cache without {kinds}")
     default = next(iter(subsets)) if len(subsets) == 1 else "default"
     if (subset or default) not in subsets:
         said = f"no subset {subset!r}, only" if subset else "several subsets,"
-        raise InputError(f"hub:{name} has {said} {', '.join(subsets)}: set tasks.subset to one of them")
+        raise InputError(
+            f"hub:{name} has {said} {', '.join(subsets)}: set tasks.subset to one of them"
+        )
     splits = subsets[subset or default]
     if split not in splits:
         said = f"no split {split!r}, only {', '.join(splits)}: set tasks.split to one of them"
@@ -39,12 +47,19 @@ def read(name: str, *, split: str, subset: str | None = None, limit: int | None 
     for file in splits[split]:
         shard = re.fullmatch(r"(.*-)\d+-of-(\d+)\.\w+", file)
         if shard and sum(other.startswith(shard[1]) for other in splits[split]) < int(shard[2]):
-            raise Missing(f"hub:{name} is only in part in the Hugging Face cache, beside {file}: run {command}")
+            raise Missing(
+                f"hub:{name} is only in part in the Hugging Face cache, beside "
+                f"{file}: run {command}"
+            )
     return files.joined(list(_first(folder, splits[split], limit)))
 
 
-def _first(folder: Path, names: list[str], limit: int | None) -> Iterator[tuple[files.Columns, int]]:
-    """Yields the columns of one file after the other and the number of their rows, until there are `limit` rows."""
+def _first(
+    folder: Path, names: list[str], limit: int | None
+) -> Iterator[tuple[files.Columns, int]]:
+    """Yields the columns of one file after the other and the number of their rows, until there are
+    `limit` rows.
+    """
     left = limit
     for name in names:
         columns = files.read(folder / name, left)
@@ -64,21 +79,33 @@ def _snapshot(name: str, command: str) -> Path:
     from huggingface_hub import errors
 
     if not ID.fullmatch(name):
-        raise InputError(f"tasks.source is 'hub:{name}': write hub:OWNER/NAME or hub:OWNER/NAME@REVISION")
-    wanted: Any = {"repo_type": "dataset", "allow_patterns": ["README.md", *(f"*{ending}" for ending in files.ENDINGS)]}
+        raise InputError(
+            f"tasks.source is 'hub:{name}': write hub:OWNER/NAME or hub:OWNER/NAME@REVISION"
+        )
+    wanted: Any = {
+        "repo_type": "dataset",
+        "allow_patterns": ["README.md", *(f"*{ending}" for ending in files.ENDINGS)],
+    }
     try:
         return cached(name, **wanted) or snapshot(name, **wanted)
     except Exception as error:  # the network's, the hub's, the disk's
         out_of_reach = isinstance(error, errors.LocalEntryNotFoundError)
-        reason = "the hub is out of reach" if out_of_reach else f"{type(error).__name__}: {error}".partition("\n")[0]
+        reason = (
+            "the hub is out of reach"
+            if out_of_reach
+            else (f"{type(error).__name__}: {error}").partition("\n")[0]
+        )
         raise Missing(
-            f"hub:{name} is not in the Hugging Face cache and cannot be downloaded ({reason}): check the name, or run "
+            f"hub:{name} is not in the Hugging Face cache and cannot be downloaded ({reason}): "
+            "check the name, or run "
             f"{command} where there is a network, with HF_HOME as here, and HF_TOKEN if it is gated"
         ) from error
 
 
 def _data_files(folder: Path, endings: tuple[str, ...] = files.ENDINGS) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in endings)
+    return sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in endings
+    )
 
 
 def _told(folder: Path, name: str) -> dict[str, Splits]:
@@ -90,7 +117,8 @@ def _told(folder: Path, name: str) -> dict[str, Splits]:
     except (YAMLError, TypeError, ValueError, AttributeError, KeyError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(
-            f"hub:{name}: its README.md does not tell subsets and splits as the hub's do ({reason}): download its "
+            f"hub:{name}: its README.md does not tell subsets and splits as the hub's do "
+            f"({reason}): download its "
             "files and name one of them as tasks.source"
         ) from error
 
@@ -108,7 +136,11 @@ def _configured(folder: Path) -> Iterator[tuple[str, Splits]]:
     for config in header.get("configs", ()):
         base = PurePosixPath(config.get("data_dir", ""))
         splits = {
-            split: [file for file in there if any(fnmatchcase(file, str(base / pattern)) for pattern in patterns)]
+            split: [
+                file
+                for file in there
+                if any(fnmatchcase(file, str(base / pattern)) for pattern in patterns)
+            ]
             for split, patterns in _patterns(config.get("data_files", "**"))
         }
         splits = {split: found for split, found in splits.items() if found}

@@ -1,7 +1,8 @@
 """Counts what data become in memory, against what the machine has left.
 
-A file of a few hundred bytes can unpack to terabytes. So sizes are counted before data become Python objects, and half
-of the memory that is available is the most that the rows of one file may take.
+A file of a few hundred bytes can unpack to terabytes. So sizes are counted before data become
+Python objects, and half of the memory that is available is the most that the rows of one file may
+take.
 """
 
 import os
@@ -13,7 +14,9 @@ from pathlib import Path
 from jaxrft.errors import InputError
 
 SHARE = 0.5  # of what is available; the other half is for tokens, and for the run
-OBJECT = 64  # bytes of a number, a text without its letters or a list without its entries, with what refers to it
+# bytes of a number, a text without its letters or a list without its entries, with what refers to
+# it
+OBJECT = 64
 DICT = 240  # bytes of a dict without its entries
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -21,7 +24,11 @@ CGROUP = Path("/sys/fs/cgroup")
 class Budget:
     """Counts the bytes that the rows of one file take."""
 
-    def __init__(self, path: object, remedy: str = "lower tasks.limit so that fewer rows are read, split the file"):
+    def __init__(
+        self,
+        path: object,
+        remedy: str = "lower tasks.limit so that fewer rows are read, split the file",
+    ):
         """Takes the limit from what is available now; `remedy` is what the user may do."""
         self._path = path
         self._remedy = remedy
@@ -29,7 +36,9 @@ class Budget:
         self._used = 0
 
     def take(self, size: int) -> None:
-        """Counts what stays in memory; raises InputError when all that was taken is more than the limit."""
+        """Counts what stays in memory; raises InputError when all that was taken is more than the
+        limit.
+        """
         self.hold(self._used + size)
         self._used += size
 
@@ -37,12 +46,15 @@ class Budget:
         """Raises InputError when what is in memory for a moment is more than the limit."""
         if size > self.limit:
             raise InputError(
-                f"{self._path} unpacks to more than {self.limit / 2**30:.2f} GiB, half of the memory that is "
+                f"{self._path} unpacks to more than {self.limit / 2**30:.2f} GiB, half of the "
+                "memory that is "
                 f"available: {self._remedy}, or use a larger machine"
             )
 
     def rows(self, size: int) -> int:
-        """Returns how many rows of at most `size` bytes each are surely a small part of the limit, at least 1."""
+        """Returns how many rows of at most `size` bytes each are surely a small part of the limit,
+        at least 1.
+        """
         return max(1, self.limit // (4 * max(size, 1)))
 
 
@@ -56,19 +68,28 @@ def size_of(value: object) -> int:
 
 
 def available() -> int:
-    """Returns the bytes that this process can still take, of the machine and of its control group."""
+    """Returns the bytes that this process can still take, of the machine and of its control
+    group.
+    """
     return max(0, min([_of_machine(), *_of_groups()]))
 
 
 def _of_machine() -> int:
     with suppress(OSError, ValueError, TypeError):
-        found = re.search(r"^MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+        found = re.search(
+            r"^MemAvailable:\s*(\d+) "
+            r"kB",
+            Path("/proc/meminfo").read_text(),
+            re.MULTILINE,
+        )
         return 1024 * int(found[1])  # pyright: ignore[reportOptionalSubscript]
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # where Linux' file is not
 
 
 def _of_groups() -> Iterator[int]:
-    """Yields what the control groups of this process leave it, in their second version and in their first."""
+    """Yields what the control groups of this process leave it, in their second version and in their
+    first.
+    """
     with suppress(OSError, ValueError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():
             _, controllers, name = line.split(":", 2)
@@ -80,12 +101,16 @@ def _of_groups() -> Iterator[int]:
 
 
 def _left(root: Path, name: str, limit: str, usage: str, cache: str) -> Iterator[int]:
-    """Yields what is left of the limit of a group and of those above it; files in the cache can be dropped."""
+    """Yields what is left of the limit of a group and of those above it; files in the cache can be
+    dropped.
+    """
     group = root / name.strip("/")
     for folder in (group, *group.parents):
         with suppress(OSError, ValueError):
             most = int((folder / limit).read_text())  # "max" is none
-            dropped = re.search(rf"^{cache} (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
+            dropped = re.search(
+                rf"^{cache} (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE
+            )
             yield most - int((folder / usage).read_text()) + (int(dropped[1]) if dropped else 0)
         if folder == root:
             return

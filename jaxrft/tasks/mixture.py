@@ -10,7 +10,9 @@ from jaxrft.tasks.table import Dropped, TaskTable, keys, take
 from jaxrft.types import InputError
 
 
-def mix(tables: dict[str, TaskTable], weights: Sequence[float] | None = None, *, seed: int = 0) -> TaskTable:
+def mix(
+    tables: dict[str, TaskTable], weights: Sequence[float] | None = None, *, seed: int = 0
+) -> TaskTable:
     """Concatenates the tasks of all `tables`, which are given by the names of their sets.
 
     With `weights`, one for each set, sets are thinned to the largest sizes that relate as their
@@ -22,7 +24,8 @@ def mix(tables: dict[str, TaskTable], weights: Sequence[float] | None = None, *,
     if weights is not None:
         sizes = shares([len(table.lengths) for table in tables.values()], weights)
         tables = {
-            name: _thinned(name, table, size, seed) for (name, table), size in zip(tables.items(), sizes, strict=True)
+            name: _thinned(name, table, size, seed)
+            for (name, table), size in zip(tables.items(), sizes, strict=True)
         }
     parts = list(tables.values())
     if len(parts) == 1:
@@ -30,7 +33,9 @@ def mix(tables: dict[str, TaskTable], weights: Sequence[float] | None = None, *,
     domains = tuple(dict.fromkeys(name for part in parts for name in part.domains))
     width = max(part.tokens.shape[1] for part in parts)
     return TaskTable(
-        tokens=np.concatenate([np.pad(part.tokens, ((0, 0), (0, width - part.tokens.shape[1]))) for part in parts]),
+        tokens=np.concatenate(
+            [np.pad(part.tokens, ((0, 0), (0, width - part.tokens.shape[1]))) for part in parts]
+        ),
         lengths=np.concatenate([part.lengths for part in parts]),
         prompts=[prompt for part in parts for prompt in part.prompts],
         columns=files.joined([(part.columns, len(part.prompts)) for part in parts]),
@@ -50,7 +55,10 @@ def shares(counts: Sequence[int], weights: Sequence[float]) -> list[int]:
     They are rounded, and at least 1.
     """
     scale = min(count / weight for count, weight in zip(counts, weights, strict=True))
-    return [max(1, min(count, round(scale * weight))) for count, weight in zip(counts, weights, strict=True)]
+    return [
+        max(1, min(count, round(scale * weight)))
+        for count, weight in zip(counts, weights, strict=True)
+    ]
 
 
 def duplicates(table: TaskTable) -> int:
@@ -82,11 +90,17 @@ def _joined_rates(tables: dict[str, TaskTable]) -> np.ndarray | None:
     for name, other in others:
         if other != number:
             raise InputError(
-                f"{first} has the pass rates of {number} reference policies but {name} of {other}: name as many in the "
+                f"{first} has the pass rates of {number} reference policies but {name} of "
+                f"{other}: name as many in the "
                 "pass_rate_columns of each set, the same policies in the same order"
             )
-    unknown = {name: np.full((len(table.lengths), number), np.nan, np.float32) for name, table in tables.items()}
-    return np.concatenate([unknown[name] if known is None else known for name, known in rates.items()])
+    unknown = {
+        name: np.full((len(table.lengths), number), np.nan, np.float32)
+        for name, table in tables.items()
+    }
+    return np.concatenate(
+        [unknown[name] if known is None else known for name, known in rates.items()]
+    )
 
 
 def _joined_embeddings(tables: dict[str, TaskTable]) -> np.ndarray | None:
@@ -98,11 +112,13 @@ def _joined_embeddings(tables: dict[str, TaskTable]) -> np.ndarray | None:
     for name, table in others:
         if table.embedded_by != whole.embedded_by:
             here, there = (
-                ", ".join(f"{key} {value}" for key, value in (found.embedded_by or {}).items()) or "none"
+                ", ".join(f"{key} {value}" for key, value in (found.embedded_by or {}).items())
+                or "none"
                 for found in (whole, table)
             )
             raise InputError(
-                f"the embeddings of {first} are {here}, but those of {name} {there}: make both with one model, best in "
+                f"the embeddings of {first} are {here}, but those of {name} {there}: make both "
+                "with one model, best in "
                 "one file for the mixture"
             )
     parts = [table.embeddings for table in tables.values() if table.embeddings is not None]

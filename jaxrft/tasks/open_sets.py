@@ -18,14 +18,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def open_tasks(tasks: TasksConfig, config: Config, text: PreTrainedTokenizerBase) -> table.TaskTable:
-    """Reads and tokenizes tasks; raises InputError when they do not load or lack what the rewards need."""
+def open_tasks(
+    tasks: TasksConfig, config: Config, text: PreTrainedTokenizerBase
+) -> table.TaskTable:
+    """Reads and tokenizes tasks; raises InputError when they do not load or lack what the rewards
+    need.
+    """
     found = tokenize(sources.load(tasks), tasks, config, text)
     check_columns(config, found, tasks.source)
     return with_embeddings(found, tasks)
 
 
-def tokenize(rows: sources.Rows, tasks: TasksConfig, config: Config, text: PreTrainedTokenizerBase) -> table.TaskTable:
+def tokenize(
+    rows: sources.Rows, tasks: TasksConfig, config: Config, text: PreTrainedTokenizerBase
+) -> table.TaskTable:
     """Tokenizes the prompts of a set's rows by the tokenizer `text`, and tabulates the tasks."""
     return table.prepare(
         rows,
@@ -66,7 +72,9 @@ def open_mixture(config: Config, text: PreTrainedTokenizerBase) -> table.TaskTab
     tables = {tasks.title: open_tasks(tasks, config, text) for tasks in config.task_sets}
     found = mix_sets(config, tables)
     if count := mixture.duplicates(found):
-        logger.warning("%d of %d tasks have the prompt and answer of another one", count, len(found.lengths))
+        logger.warning(
+            "%d of %d tasks have the prompt and answer of another one", count, len(found.lengths)
+        )
     return found
 
 
@@ -78,7 +86,9 @@ def mix_sets(config: Config, tables: dict[str, table.TaskTable]) -> table.TaskTa
 
 
 def check_columns(config: Config, tasks: table.TaskTable, source: str) -> None:
-    """Raises InputError when a built-in reward has no ground truths to compare with, or some that mean nothing."""
+    """Raises InputError when a built-in reward has no ground truths to compare with, or some that
+    mean nothing.
+    """
     needy = [name for name in config.rewards if name in REWARDS]
     if needy and "answer" not in tasks.columns:
         raise InputError(
@@ -88,4 +98,6 @@ def check_columns(config: Config, tasks: table.TaskTable, source: str) -> None:
     if needy:
         rows = [int(row) for row in tasks.rows]
         only = len(needy) == len(config.rewards)
-        ground_truth.check(tasks.columns["answer"], rows, source, several=set(needy) <= {"math"}, only=only)
+        ground_truth.check(
+            tasks.columns["answer"], rows, source, several=set(needy) <= {"math"}, only=only
+        )

@@ -1,4 +1,5 @@
-"""Tasks from files, TFDS, the hub or the built-in generator, with the columns of TRL, verl, GURU and GSM8K.
+"""Tasks from files, TFDS, the hub or the built-in generator, with the columns of TRL, verl, GURU
+and GSM8K.
 
 Rows in messages count from 1.
 """
@@ -26,14 +27,16 @@ from jaxrft.types import InputError
 logger = logging.getLogger(__name__)
 
 VARIABLES = "chat_template_kwargs"
-ANSWERS = ("reward_model.ground_truth", "answer", "solution", "ground_truth")  # verl and GURU; TRL and GSM8K
+# verl and GURU; TRL and GSM8K
+ANSWERS = ("reward_model.ground_truth", "answer", "solution", "ground_truth")
 
 
 class Rows(NamedTuple):
     """Tasks as they were written down."""
 
     prompts: list[Prompt]  # [N] text or messages
-    columns: Columns  # [N] JSON values each, handed to rewards by name; `answer` is the ground truth
+    # [N] JSON values each, handed to rewards by name; `answer` is the ground truth
+    columns: Columns
     reference_pass_rates: np.ndarray | None = None  # [N, K] float32, NaN = unknown
     domains: list[str] | None = None  # [N] names; None = all tasks are of one domain
     variables: list[dict[str, JSON]] | None = None  # [N] `chat_template_kwargs` of each task
@@ -48,12 +51,13 @@ def load(config: TasksConfig) -> Rows:
     | TRL | `prompt` | `answer`, `solution` or `ground_truth`, if there is one |
     | GSM8K | `question`, as a user message | the number after ####; the whole text becomes `solution` |
 
-    `prompt_column` and `answer_column` name other columns, taken as they are (`a.b` is the field b of column a).
-    A prompt is text or messages; text that is a JSON list of objects with a role and a content is messages.
-    A column `chat_template_kwargs` of objects, or JSON text of such, goes to the chat template of its row.
-    A column `domain` of names, or the one that `domain_column` names, tells the tasks' domains.
-    Raises InputError for a source that cannot be read and for the first value that cannot be used.
-    """
+    `prompt_column` and `answer_column` name other columns, taken as they are (`a.b` is the field b
+    of column a). A prompt is text or messages; text that is a JSON list of objects with a role and
+    a content is messages. A column `chat_template_kwargs` of objects, or JSON text of such, goes to
+    the chat template of its row. A column `domain` of names, or the one that `domain_column` names,
+    tells the tasks' domains. Raises InputError for a source that cannot be read and for the first
+    value that cannot be used.
+    """  # noqa: E501
     return interpret(*read(config), config)
 
 
@@ -64,7 +68,9 @@ def read(config: TasksConfig) -> tuple[Columns, np.ndarray | None]:
     holds nothing.
     """
     if config.limit is not None and config.limit < 1:
-        raise InputError(f"tasks.limit is {config.limit}: it must be at least 1, or None for all tasks")
+        raise InputError(
+            f"tasks.limit is {config.limit}: it must be at least 1, or None for all tasks"
+        )
     columns, references = _read(config)
     columns = {name: entries[: config.limit] for name, entries in columns.items()}
     if not any(columns.values()):
@@ -96,7 +102,9 @@ def _read(config: TasksConfig) -> tuple[Columns, np.ndarray | None]:
         rows = builtin.load(name)
         return {"prompt": rows.prompts, **rows.columns}, rows.reference_pass_rates
     if kind == "tfds":
-        return tfds.read(name, split=config.split, data_dir=config.data_dir, limit=config.limit), None
+        return tfds.read(
+            name, split=config.split, data_dir=config.data_dir, limit=config.limit
+        ), None
     if kind == "hub":
         return hub.read(name, split=config.split, subset=config.subset, limit=config.limit), None
     if Path(config.source).suffix not in files.ENDINGS:
@@ -113,7 +121,9 @@ def _find(columns: Columns, name: str) -> Entries | None:
     if name in columns:  # first, because names such as qwen2.5_7b_pass_rate have dots of their own
         return columns[name]
     column, _, field = name.partition(".")
-    entries = [entry.get(field) if isinstance(entry, dict) else None for entry in columns.get(column, ())]
+    entries = [
+        entry.get(field) if isinstance(entry, dict) else None for entry in columns.get(column, ())
+    ]
     return entries if any(entry is not None for entry in entries) else None
 
 
@@ -137,7 +147,10 @@ def _prompts(columns: Columns, config: TasksConfig) -> tuple[str, list[Prompt]]:
     else:
         name = config.prompt_column or "prompt"
         entries = _need(columns, name, "prompt_column", config.source)
-    prompts = [_prompt(entry, f"{config.source} row {row}, column {name}") for row, entry in enumerate(entries, 1)]
+    prompts = [
+        _prompt(entry, f"{config.source} row {row}, column {name}")
+        for row, entry in enumerate(entries, 1)
+    ]
     if config.system_prompt is not None:
         prompts = [_with_system(prompt, config.system_prompt) for prompt in prompts]
     return name, prompts
@@ -166,20 +179,30 @@ def _prompt(entry: object, where: str) -> Prompt:
     for message in entry:
         fields = message if isinstance(message, dict) else {}
         if not all(isinstance(fields.get(field), str) for field in ("role", "content")):
-            raise InputError(f"{where} has the message {shown(message)}: a message has a role and a content, as text")
+            raise InputError(
+                f"{where} has the message {shown(message)}: a message has a role "
+                "and a content, as text"
+            )
     first = dict.fromkeys(("role", "content"))
-    return [first | {field: value for field, value in message.items() if value is not None} for message in entry]
+    return [
+        first | {field: value for field, value in message.items() if value is not None}
+        for message in entry
+    ]
 
 
 def _messages_in(text: str) -> list[dict] | None:
-    """Returns the messages of text that is a JSON list of objects with a role and a content, else None."""
+    """Returns the messages of text that is a JSON list of objects with a role and a content, else
+    None.
+    """
     if not text.lstrip().startswith("["):
         return None
     try:
         entries = parse_json(text, list)
     except UnreadableJSON:
         return None
-    spelled = entries and all(isinstance(each, dict) and {"role", "content"} <= each.keys() for each in entries)
+    spelled = entries and all(
+        isinstance(each, dict) and {"role", "content"} <= each.keys() for each in entries
+    )
     return entries if spelled else None
 
 
@@ -195,7 +218,9 @@ def _variables(columns: Columns, source: str) -> list[dict[str, JSON]] | None:
         try:
             given = check_variables({} if entry is None else entry)
         except ValueError as error:
-            raise InputError(f"{source} row {row}, column {VARIABLES} is {shown(entry)}: {error}") from error
+            raise InputError(
+                f"{source} row {row}, column {VARIABLES} is {shown(entry)}: {error}"
+            ) from error
         found.append({name: value for name, value in given.items() if value is not None})
     return found
 
@@ -209,7 +234,9 @@ def _with_system(prompt: Prompt, system_prompt: str) -> Prompt:
 
 def _with_answer(columns: Columns, config: TasksConfig) -> Columns:
     """Adds the column `answer` if the source has a ground truth under any of its names."""
-    name = config.answer_column or next((name for name in ANSWERS if _find(columns, name) is not None), None)
+    name = config.answer_column or next(
+        (name for name in ANSWERS if _find(columns, name) is not None), None
+    )
     if name is None:
         return columns
     answers = _need(columns, name, "answer_column", config.source)
@@ -250,11 +277,16 @@ def _pass_rate(value: object, where: str) -> float:
     if value is None:
         return math.nan
     if not isinstance(value, int | float | Decimal) or isinstance(value, bool):
-        raise InputError(f"{where} is {shown(value)}: a pass rate is a number in [0, 1], or empty if it is not known")
+        raise InputError(
+            f"{where} is {shown(value)}: a pass rate is a number in [0, 1], or "
+            "empty if it is not known"
+        )
     if value != value:
         return math.nan
     if not 0 <= value <= 1:  # before it becomes a float, which an int may be too large for
-        raise InputError(f"{where} is {shown(value)}: a pass rate lies in [0, 1] and is not in percent")
+        raise InputError(
+            f"{where} is {shown(value)}: a pass rate lies in [0, 1] and is not in percent"
+        )
     return abs(float(value))  # -0.0 is 0
 
 
@@ -264,7 +296,9 @@ def _domains(columns: Columns, config: TasksConfig) -> list[str] | None:
     Tasks that have none in it get the title of their set.
     """
     name = config.domain_column or "domain"
-    if config.domain_column is None and not all(isinstance(entry, str | None) for entry in columns.get(name, (0,))):
+    if config.domain_column is None and not all(
+        isinstance(entry, str | None) for entry in columns.get(name, (0,))
+    ):
         return None  # no column, or one that is about something else
     entries = _need(columns, name, "domain_column", config.source)
     for row, entry in enumerate(entries, 1):
@@ -283,7 +317,10 @@ def _json_columns(columns: Columns, source: str) -> Columns:
     kept = {}
     for name, entries in columns.items():
         if name in GIVEN:
-            raise InputError(f"{source} has a column {name}, which rewards get from this package: rename the column")
+            raise InputError(
+                f"{source} has a column {name}, which rewards get from this "
+                "package: rename the column"
+            )
         if name == "answer":
             entries = _ground_truths(entries, source)
         try:
@@ -291,7 +328,9 @@ def _json_columns(columns: Columns, source: str) -> Columns:
                 json.dumps(entry)
             kept[name] = entries
         except (TypeError, ValueError) as error:
-            logger.warning("%s: column %s is left out, rewards do not get it (%s)", source, name, error)
+            logger.warning(
+                "%s: column %s is left out, rewards do not get it (%s)", source, name, error
+            )
     return kept
 
 

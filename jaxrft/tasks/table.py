@@ -39,7 +39,8 @@ class TaskTable(NamedTuple):
     columns: Columns  # [N] entries each, handed to rewards by name
     reference_pass_rates: np.ndarray | None  # [N, K] float32, NaN = unknown
     embeddings: np.ndarray | None  # [N, E] float32
-    embedded_by: dict[str, JSON] | None  # what made the embeddings, as `embeddings.Embeddings.made_by`
+    # what made the embeddings, as `embeddings.Embeddings.made_by`
+    embedded_by: dict[str, JSON] | None
     rows: np.ndarray  # [N] int32, the tasks' rows in the source of their set, from 0
     domain: np.ndarray  # [N] int32, index into `domains`
     domains: tuple[str, ...]  # names, in the order of their first tasks
@@ -55,11 +56,13 @@ def prepare(
     variables: dict[str, JSON] | None = None,
     date: str | None = None,
 ) -> TaskTable:
-    """Tokenizes all prompts and drops, never cuts, those of more than `max_prompt_length` tokens, and empty ones.
+    """Tokenizes all prompts and drops, never cuts, those of more than `max_prompt_length` tokens,
+    and empty ones.
 
-    `name` is the set's, and the domain of its tasks if they have none of their own. `variables` are what chat templates
-    are given, where a task says nothing else; `date`, in ISO form, is what their clock shows, today's by default.
-    Raises InputError when no task is left, and for prompts that cannot be encoded, as `prompts.encode` says.
+    `name` is the set's, and the domain of its tasks if they have none of their own. `variables` are
+    what chat templates are given, where a task says nothing else; `date`, in ISO form, is what
+    their clock shows, today's by default. Raises InputError when no task is left, and for prompts
+    that cannot be encoded, as `prompts.encode` says.
     """
     given = [(variables or {}) | own for own in rows.variables or [{}] * len(rows.prompts)]
     options = prompts.Options(given, date, name)
@@ -73,36 +76,49 @@ def prepare(
     keep = np.flatnonzero((lengths > 0) & (lengths <= max_prompt_length))
     if not len(keep) and longest > 0:
         raise InputError(
-            f"no prompt of {name} is short enough: the shortest has {lengths[lengths > 0].min()} tokens, raise "
+            f"no prompt of {name} is short enough: the shortest has "
+            f"{lengths[lengths > 0].min()} tokens, raise "
             f"max_prompt_length (now {max_prompt_length}) to at least that"
         )
     if not len(keep):
         raise InputError(f"no prompt of {name} has any token: give them text")
     found = (
-        Dropped(name, int((lengths > max_prompt_length).sum()), f"over {max_prompt_length} tokens, up to {longest}"),
+        Dropped(
+            name,
+            int((lengths > max_prompt_length).sum()),
+            f"over {max_prompt_length} tokens, up to {longest}",
+        ),
         Dropped(name, int((lengths == 0).sum()), "without any token"),
     )
     dropped = tuple(drop for drop in found if drop.count)
     for drop in dropped:
-        logger.warning("%d of %d tasks of %s dropped: prompts %s", drop.count, len(lengths), name, drop.reason)
+        logger.warning(
+            "%d of %d tasks of %s dropped: prompts %s", drop.count, len(lengths), name, drop.reason
+        )
     tokens = np.zeros((len(keep), buckets(lengths[keep])[-1]), np.int32)
     for row, i in enumerate(keep.tolist()):
         tokens[row, : lengths[i]] = encoded[i]
     return tabulate(rows, keep, tokens, lengths[keep], name=name)._replace(dropped=dropped)
 
 
-def tabulate(rows: Rows, keep: np.ndarray, tokens: np.ndarray, lengths: np.ndarray, *, name: str) -> TaskTable:
+def tabulate(
+    rows: Rows, keep: np.ndarray, tokens: np.ndarray, lengths: np.ndarray, *, name: str
+) -> TaskTable:
     """Builds the table of the rows `keep` [N] of a set.
 
     `tokens` [N, P] and `lengths` [N] are those of the rows' prompts.
     """
-    numbers = {domain: number for number, domain in enumerate(dict.fromkeys(rows.domains or [name]))}
+    numbers = {
+        domain: number for number, domain in enumerate(dict.fromkeys(rows.domains or [name]))
+    }
     return TaskTable(
         tokens=tokens,
         lengths=lengths,
         prompts=[rows.prompts[i] for i in keep],
         columns=take_rows(rows.columns, keep),
-        reference_pass_rates=None if rows.reference_pass_rates is None else rows.reference_pass_rates[keep],
+        reference_pass_rates=None
+        if rows.reference_pass_rates is None
+        else rows.reference_pass_rates[keep],
         embeddings=None,
         embedded_by=None,
         rows=keep.astype(np.int32),
@@ -189,7 +205,9 @@ def batch(table: TaskTable, ids: np.ndarray, width: int) -> tuple[np.ndarray, np
     """
     lengths = table.lengths[ids]
     if lengths.max() > width:
-        raise ValueError(f"width {width} cuts a prompt of {lengths.max()} tokens: take the width from bucket_of")
+        raise ValueError(
+            f"width {width} cuts a prompt of {lengths.max()} tokens: take the width from bucket_of"
+        )
     return table.tokens[ids, :width], lengths
 
 

@@ -1,8 +1,9 @@
-"""Prepared data sets of TensorFlow Datasets, read without TensorFlow and without their builders' code.
+"""Prepared data sets of TensorFlow Datasets, read without TensorFlow and without their builders'
+code.
 
-TFDS imports the module of whatever class a data set names, and opens whatever path it names. So what the metadata name
-is looked at first: only TFDS' own features, and only files in the data set's folder. Nothing that data name is
-imported.
+TFDS imports the module of whatever class a data set names, and opens whatever path it names. So
+what the metadata name is looked at first: only TFDS' own features, and only files in the data set's
+folder. Nothing that data name is imported.
 """
 
 import os
@@ -37,19 +38,29 @@ FEATURES = {  # TFDS' own, by module
     "translation_feature": ("Translation", "TranslationVariableLanguages"),
     "video_feature": ("Video",),
 }
-CLASSES = {f"tensorflow_datasets.core.features.{module}.{name}" for module, names in FEATURES.items() for name in names}
-CLASS_KEYS = ("type", "python_class_name", "pythonClassName")  # of a feature as JSON, before and since TFDS 4.4
+CLASSES = {
+    f"tensorflow_datasets.core.features.{module}.{name}"
+    for module, names in FEATURES.items()
+    for name in names
+}
+# of a feature as JSON, before and since TFDS 4.4
+CLASS_KEYS = ("type", "python_class_name", "pythonClassName")
 JSON_KEYS = ("json", "content")  # which may hold features as the text of JSON
 FILE_KEYS = ("names_file", "labels", "vocab_file")  # arguments of features that name files to read
-SHARD = re.compile(r"\{(DATASET|SPLIT|FILEFORMAT|SHARD_INDEX|NUM_SHARDS|SHARD_X_OF_Y)\}")  # in the names of files
+# in the names of files
+SHARD = re.compile(r"\{(DATASET|SPLIT|FILEFORMAT|SHARD_INDEX|NUM_SHARDS|SHARD_X_OF_Y)\}")
 
 
-def read(name: str, *, split: str, data_dir: str | None = None, limit: int | None = None) -> Columns:
-    """Returns the columns of a split of NAME[/CONFIG][:VERSION], prepared in `data_dir` or in TFDS' default folder.
+def read(
+    name: str, *, split: str, data_dir: str | None = None, limit: int | None = None
+) -> Columns:
+    """Returns the columns of a split of NAME[/CONFIG][:VERSION], prepared in `data_dir` or in TFDS'
+    default folder.
 
-    Text is str, a sequence a list, nested features are dicts; of more than `limit` rows only the first. Raises
-    InputError when the data set, the version or the split is not there, when it is damaged or names what is not its
-    own, for rows that take more than half of the memory that is available, and for what only TensorFlow can read.
+    Text is str, a sequence a list, nested features are dicts; of more than `limit` rows only the
+    first. Raises InputError when the data set, the version or the split is not there, when it is
+    damaged or names what is not its own, for rows that take more than half of the memory that is
+    available, and for what only TensorFlow can read.
     """
     import tensorflow_datasets as tfds
 
@@ -59,10 +70,14 @@ def read(name: str, *, split: str, data_dir: str | None = None, limit: int | Non
     builder = builder_of(folder)
     if split not in builder.info.splits:
         there = ", ".join(builder.info.splits) or "none"
-        raise InputError(f"tfds:{name} in {root} has no split {split!r}, only {there}: set tasks.split to one of these")
+        raise InputError(
+            f"tfds:{name} in {root} has no split {split!r}, only {there}: set "
+            "tasks.split to one of these"
+        )
     if not tfds.core.FileFormat.with_random_access() & builder.info.available_file_formats():
         raise InputError(
-            f"tfds:{name} in {root} is in a file format that only TensorFlow reads: prepare it again with "
+            f"tfds:{name} in {root} is in a file format that only TensorFlow reads: prepare it "
+            "again with "
             f"`tfds build {bare} --file_format=array_record` where TensorFlow is installed"
         )
     features = builder.info.features
@@ -70,8 +85,11 @@ def read(name: str, *, split: str, data_dir: str | None = None, limit: int | Non
         try:
             rows = list(_rows(builder, folder, split, limit))
         except ImportError as error:
-            raise InputError(f"tfds:{name} in {root} has features that only TensorFlow reads ({error})") from error
-        if any(all(value is None for value in row.values()) for row in rows):  # what array_record makes of a lost one
+            raise InputError(
+                f"tfds:{name} in {root} has features that only TensorFlow reads ({error})"
+            ) from error
+        # what array_record makes of a lost one
+        if any(all(value is None for value in row.values()) for row in rows):
             raise ValueError("a record is lost")
     return {column: [row[column] for row in rows] for column in sorted(features)}
 
@@ -89,14 +107,17 @@ def builder_of(folder: Path) -> Any:
 
 
 def _check_metadata(folder: Path) -> None:
-    """Raises InputError for metadata that name a class which is not a feature of TFDS, or a file somewhere else."""
+    """Raises InputError for metadata that name a class which is not a feature of TFDS, or a file
+    somewhere else.
+    """
     info = read_json(folder / "dataset_info.json", dict)
     file = folder / "features.json"
     described = [info.get("features"), read_json(file, dict) if file.exists() else None]
     for name in _classes(described, folder):
         if name not in CLASSES:
             raise InputError(
-                f"the data set in {folder} has features of the class {shown(name)}, which is not TFDS' own and would "
+                f"the data set in {folder} has features of the class {shown(name)}, which is "
+                "not TFDS' own and would "
                 "be imported: prepare it again with features of tfds.features"
             )
     splits = info.get("splits", [])
@@ -105,11 +126,14 @@ def _check_metadata(folder: Path) -> None:
         _inside(folder, SHARD.sub("x", name))
 
 
-FILE_NAMES = ("name", "filepathTemplate", "filepath_template")  # of a split, of which the names of its files are made
+# of a split, of which the names of its files are made
+FILE_NAMES = ("name", "filepathTemplate", "filepath_template")
 
 
 def _classes(value: object, folder: Path) -> Iterator[str]:
-    """Yields the names of all classes in features as JSON; raises InputError where they name a file elsewhere."""
+    """Yields the names of all classes in features as JSON; raises InputError where they name a file
+    elsewhere.
+    """
     if isinstance(value, list):
         for entry in value:
             yield from _classes(entry, folder)
@@ -128,13 +152,16 @@ def _classes(value: object, folder: Path) -> Iterator[str]:
 
 
 def _inside(folder: Path, name: object) -> None:
-    """Raises InputError unless `name` is that of a file in the folder, without further places to fill in."""
+    """Raises InputError unless `name` is that of a file in the folder, without further places to
+    fill in.
+    """
     fits = name if isinstance(name, str) and not {"{", "}"} & set(name) else ""
     try:
         inside(folder, fits)
     except ValueError as error:
         raise InputError(
-            f"the data set in {folder} names a file {shown(name)}, which is not in its folder: prepare it again"
+            f"the data set in {folder} names a file {shown(name)}, which is not in its folder: "
+            "prepare it again"
         ) from error
 
 
@@ -153,19 +180,27 @@ def _rows(builder: Any, folder: Path, split: str, limit: int | None) -> Iterator
 
 @contextmanager
 def _reading(folder: Path) -> Iterator[None]:
-    """Raises InputError for what TFDS, protobuf and array_record, whose errors are of every kind, cannot read."""
+    """Raises InputError for what TFDS, protobuf and array_record, whose errors are of every kind,
+    cannot read.
+    """
     try:
         yield
     except InputError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"the data set in {folder} is damaged ({reason}): delete it and prepare it again") from error
+        raise InputError(
+            f"the data set in {folder} is damaged ({reason}): delete it and prepare it again"
+        ) from error
 
 
 def folder_of(data_dir: str | None) -> Path:
     """Resolves the folder of prepared data sets: `data_dir`, or TFDS' default."""
-    return Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser().absolute()
+    return (
+        Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
+        .expanduser()
+        .absolute()
+    )
 
 
 def _version_folder(root: Path, name: str) -> Path:
@@ -180,18 +215,24 @@ def _version_folder(root: Path, name: str) -> Path:
     folder = root / dataset / (config or "")
     configs = sorted(path.name for path in folder.glob("*") if _versions(path))
     if not _versions(folder) and len(configs) > 1:
-        raise InputError(f"tfds:{name} in {root} has the configs {', '.join(configs)}: write tfds:{name}/CONFIG")
+        raise InputError(
+            f"tfds:{name} in {root} has the configs {', '.join(configs)}: write tfds:{name}/CONFIG"
+        )
     if not _versions(folder) and configs:
         folder = folder / configs[0]
     versions = _versions(folder)
     if not versions:
         raise Missing(
-            f"tfds:{name} is not prepared in {root}: set tasks.data_dir to where it is, or prepare it with `jaxrft "
-            f"prepare dataset {dataset} --file FILE`, and where jaxrft knows no such set with `tfds build {dataset} "
+            f"tfds:{name} is not prepared in {root}: set tasks.data_dir to where it is, or "
+            "prepare it with `jaxrft "
+            f"prepare dataset {dataset} --file FILE`, and where jaxrft knows no such set with "
+            f"`tfds build {dataset} "
             "--file_format=array_record`"
         )
     if version and version not in versions:
-        raise InputError(f"tfds:{name} is not prepared in {root}, only {', '.join(versions)}: write one of these")
+        raise InputError(
+            f"tfds:{name} is not prepared in {root}, only {', '.join(versions)}: write one of these"
+        )
     return folder / (version or versions[-1])
 
 
@@ -213,8 +254,10 @@ def _python(value: Any, feature: object) -> Any:
     from tensorflow_datasets import features
 
     if isinstance(feature, features.FeaturesDict):
-        return {name: _python(value[name], feature[name]) for name in sorted(feature)}  # TFDS keeps no order
-    if isinstance(feature, features.Sequence) and isinstance(value, dict):  # a sequence of dicts is a dict of sequences
+        # TFDS keeps no order
+        return {name: _python(value[name], feature[name]) for name in sorted(feature)}
+    # a sequence of dicts is a dict of sequences
+    if isinstance(feature, features.Sequence) and isinstance(value, dict):
         names = sorted(value)
         inner = cast(features.FeaturesDict, feature.feature)
         parts = [_python(value[name], features.Sequence(inner[name])) for name in names]

@@ -43,13 +43,20 @@ def check_mesh(config: Config, mesh: meshes.AnyMesh) -> None:
     if groups < count and config.num_generations % (rows // count) == 0:
         return
     raise InputError(
-        f"micro_batch_size {rows} does not divide over data x fsdp = {count} devices: choose a multiple of "
-        f"{count * config.num_generations} rows, or {count} times a divisor of num_generations {config.num_generations}"
+        f"micro_batch_size {rows} does not divide over data x fsdp = {count} devices: choose a "
+        "multiple of "
+        f"{count * config.num_generations} rows, or {count} times a divisor of num_generations "
+        f"{config.num_generations}"
     )
 
 
 @contextmanager
 def computing_on(mesh: Mesh, config: Config) -> Iterator[None]:
-    """Computes on `mesh`; in float32, products are float32 on accelerators too, whose default is less."""
-    with jax.set_mesh(mesh), jax.default_matmul_precision("highest" if config.dtype == "float32" else "default"):
+    """Computes on `mesh`; in float32, products are float32 on accelerators too, whose default is
+    less.
+    """
+    with (
+        jax.set_mesh(mesh),
+        jax.default_matmul_precision("highest" if config.dtype == "float32" else "default"),
+    ):
         yield

@@ -24,7 +24,9 @@ from jaxrft.types import InputError
 class Evaluate(Protocol):
     """Measures a policy on every held-out set: eval/<name>/greedy, /avg@k and /pass@k."""
 
-    def __call__(self, params: Params, step: int, stopped: Callable[[], bool] = lambda: False) -> dict[str, float]:
+    def __call__(
+        self, params: Params, step: int, stopped: Callable[[], bool] = lambda: False
+    ) -> dict[str, float]:
         """Returns the metrics after `step` steps; raises Stopped when `stopped` says so."""
         ...
 
@@ -32,7 +34,9 @@ class Evaluate(Protocol):
 class Trials(Protocol):
     """Rolls out tasks of a table in batches of one shape and grades them."""
 
-    def __call__(self, params: Params, step: int, tasks: TaskTable, stopped: Callable[[], bool]) -> np.ndarray:
+    def __call__(
+        self, params: Params, step: int, tasks: TaskTable, stopped: Callable[[], bool]
+    ) -> np.ndarray:
         """Returns success [N, samples]; raises Stopped before a batch when `stopped` says so."""
         ...
 
@@ -40,17 +44,21 @@ class Trials(Protocol):
 def compile_evaluation(config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool) -> Evaluate:
     """Opens the held-out sets of the config, and returns what evaluates a policy on them.
 
-    avg@k is the mean success of k samples a task, pass@k the share of tasks that one of k samples solves fully; a
-    sample without a reward counts as failed, but a first batch without any, at step 0, is an InputError. Samples depend
-    on the seed, the step and the task only. A signal ends it after the batch in hand. Raises InputError for sets that
-    do not load.
+    avg@k is the mean success of k samples a task, pass@k the share of tasks that one of k samples
+    solves fully; a sample without a reward counts as failed, but a first batch without any, at step
+    0, is an InputError. Samples depend on the seed, the step and the task only. A signal ends it
+    after the batch in hand. Raises InputError for sets that do not load.
     """
-    sets = {tasks.title: open_tasks(tasks, config, lm.tokenizer) for tasks in config.evaluation.tasks}
+    sets = {
+        tasks.title: open_tasks(tasks, config, lm.tokenizer) for tasks in config.evaluation.tasks
+    }
     k = config.evaluation.num_samples
     greedy = compile_trials(config, lm, mesh, pool, num_generations=1, greedy=True)
     sample = compile_trials(config, lm, mesh, pool, num_generations=k) if k else None
 
-    def evaluate(params: Params, step: int, stopped: Callable[[], bool] = lambda: False) -> dict[str, float]:
+    def evaluate(
+        params: Params, step: int, stopped: Callable[[], bool] = lambda: False
+    ) -> dict[str, float]:
         metrics = {}
         for name, tasks in sets.items():
             metrics[f"eval/{name}/greedy"] = float(greedy(params, step, tasks, stopped).mean())
@@ -72,10 +80,16 @@ def compile_trials(
     num_generations: int,
     greedy: bool = False,
 ) -> Trials:
-    """Returns what rolls out and grades all tasks of a table; the last batch is filled up and cut."""
-    generate = compile_rollout(lm, config, mesh, use="eval", num_generations=num_generations, greedy=greedy)
+    """Returns what rolls out and grades all tasks of a table; the last batch is filled up and
+    cut.
+    """
+    generate = compile_rollout(
+        lm, config, mesh, use="eval", num_generations=num_generations, greedy=greedy
+    )
 
-    def successes(params: Params, step: int, tasks: TaskTable, stopped: Callable[[], bool]) -> np.ndarray:
+    def successes(
+        params: Params, step: int, tasks: TaskTable, stopped: Callable[[], bool]
+    ) -> np.ndarray:
         ids = np.arange(len(tasks.lengths), dtype=np.int32)
         widths = table.buckets(tasks.lengths)[-1:]
         found = []
@@ -83,7 +97,9 @@ def compile_trials(
             if any_process(stopped()):
                 raise Stopped
             part = np.take(ids, range(start, start + config.eval_batch_size), mode="wrap")
-            rollouts = generate(params, np.int32(step), *prompt_batch(tasks, part, widths, mesh), part)
+            rollouts = generate(
+                params, np.int32(step), *prompt_batch(tasks, part, widths, mesh), part
+            )
             told = trainer_state(config, step)
             rewards = grade_rollout(config, lm, rollouts, pool, tasks, part, trainer_state=told)
             first = start == step == 0
@@ -95,7 +111,9 @@ def compile_trials(
 
 
 def evaluate_policy(config: Config) -> dict[str, float]:
-    """Evaluates `config.model` on the held-out sets of the config; see `compile_evaluation` for what is measured."""
+    """Evaluates `config.model` on the held-out sets of the config; see `compile_evaluation` for
+    what is measured.
+    """
     if not config.evaluation.tasks:
         raise InputError("the config has no held-out tasks: name some in evaluation.tasks")
     mesh = open_mesh(config)

@@ -43,18 +43,23 @@ SHOWN = 4  # completions of a step that the console shows
 def train(config: Config, *, reward: Reward | dict[str, Reward] | None = None) -> TrainState:
     """Trains `config.model` on `config.tasks`, or resumes the run in `config.output_dir`.
 
-    `reward` takes the place of `config.rewards`: a function of TRL's signature at the top level of a module or script,
-    or a dict of several by name. Returns the final state; the policy is exported to <output_dir>/policy, LoRA's
-    adapters to <output_dir>/adapter as well. SIGTERM, SIGHUP and Ctrl-C save and return early. Raises InputError for
-    mistakes in config or data, before anything of a run that is in the folder already is touched, and while another
-    process uses the folder. While the disk is full a run goes on without checkpoints, or without metrics, and says so;
-    raises InputError if it is still full at the end, or at a stop.
+    `reward` takes the place of `config.rewards`: a function of TRL's signature at the top level of
+    a module or script, or a dict of several by name. Returns the final state; the policy is
+    exported to <output_dir>/policy, LoRA's adapters to <output_dir>/adapter as well. SIGTERM,
+    SIGHUP and Ctrl-C save and return early. Raises InputError for mistakes in config or data,
+    before anything of a run that is in the folder already is touched, and while another process
+    uses the folder. While the disk is full a run goes on without checkpoints, or without metrics,
+    and says so; raises InputError if it is still full at the end, or at a stop.
     """
     return advance(config, reward)[0]
 
 
-def advance(config: Config, reward: Reward | dict[str, Reward] | None = None) -> tuple[TrainState, bool]:
-    """Does what `train` says; returns also whether all is done, the evaluation and the export at the end too."""
+def advance(
+    config: Config, reward: Reward | dict[str, Reward] | None = None
+) -> tuple[TrainState, bool]:
+    """Does what `train` says; returns also whether all is done, the evaluation and the export at
+    the end too.
+    """
     functions = None if reward is None else rewards_by_name(reward)
     if functions is not None:
         config = replace(config, rewards=tuple(functions))
@@ -70,13 +75,17 @@ def advance(config: Config, reward: Reward | dict[str, Reward] | None = None) ->
         evaluate = compile_evaluation(config, setup.lm, mesh, pool)
         stack.enter_context(computing_on(mesh, config))
         identity = run_identity(setup, table, constants.frozen or state.params)
-        checkpoints = Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints, identity=identity)
+        checkpoints = Checkpoints(
+            folder / "checkpoints", keep=config.keep_checkpoints, identity=identity
+        )
         stack.enter_context(checkpoints)
         restored = checkpoints.restore(state)
         state = restored or state
         done = int(state.step)
         first_process = jax.process_index() == 0
-        display = Display(config.steps, start=done, every=config.log_completions_steps, visible=first_process)
+        display = Display(
+            config.steps, start=done, every=config.log_completions_steps, visible=first_process
+        )
         stack.enter_context(display)
         start = -1 if restored is None else done
         report = Reporter(folder / "metrics.jsonl", display, start=start, write=first_process)
@@ -99,7 +108,8 @@ def loop(step: Step, state: TrainState, report: Reporter, hooks: "Hooks") -> Tra
         if hooks.stopping:
             break
         timer = Timer()
-        batch, state = collect(step, state, timer)  # select, roll out, grade, score; once or in rounds
+        # select, roll out, grade, score; once or in rounds
+        batch, state = collect(step, state, timer)
         hooks.before_learning()
         state, metrics = learn(step, state, batch)
         report.flush()  # the step before, while the devices work at this one
@@ -136,7 +146,9 @@ class Hooks:
         self.best = float(broadcast_from_host0(lambda: repr(self.report.best(self.deciding))))
 
     def before_steps(self, state: TrainState) -> None:
-        """Evaluates the first policy, or the one whose evaluation a stop by a signal left out or broke off."""
+        """Evaluates the first policy, or the one whose evaluation a stop by a signal left out or
+        broke off.
+        """
         self.start = int(state.step)
         missed = self.report.write and not self.report.evaluated(self.start)
         if self._evaluation_due(self.start) and any_process(missed):
@@ -145,7 +157,8 @@ class Hooks:
             self._stop(self.start, state)
 
     def before_learning(self) -> None:
-        """Writes the run's config into its folder, once a first batch has shown that nothing is wrong with it.
+        """Writes the run's config into its folder, once a first batch has shown that nothing is
+        wrong with it.
 
         No earlier: a mistake must not leave its mark on an existing run.
         """
@@ -166,7 +179,9 @@ class Hooks:
         Raises InputError after too many updates in a row that could not be made.
         """
         if number == self.start + 1:
-            self.report.display.say(f"compiled until the end of the first step: {self.compilations}")
+            self.report.display.say(
+                f"compiled until the end of the first step: {self.compilations}"
+            )
         skipped = int(state.optimizer.skipped)
         if skipped >= self.config.max_skipped_updates:
             self.report.flush()
@@ -203,17 +218,20 @@ class Hooks:
         if worked and self.checkpoints.newest != number:
             save_checkpoint(self.lm, self.checkpoints, self.report, state, must=True)
         kept = "saved" if worked else "and nothing is to be saved"
-        self.report.display.say(f"stopped by a signal after step {number}, {kept}; the same command goes on from here")
+        self.report.display.say(
+            f"stopped by a signal after step {number}, {kept}; the same command goes on from here"
+        )
 
 
 def save_checkpoint(
     lm: LanguageModel, checkpoints: Checkpoints, report: Reporter, state: TrainState, *, must: bool
 ) -> None:
-    """Saves the state; unless it `must` be, a run goes on without, and says so, when the disk does not take it.
+    """Saves the state; unless it `must` be, a run goes on without, and says so, when the disk does
+    not take it.
 
-    Metrics come first, since a kill would lose the lines that a checkpoint has left behind, but do not have to be
-    written: those that wait in memory are worth less than the state. Parameters that are not finite are not saved,
-    since they would push out those that are.
+    Metrics come first, since a kill would lose the lines that a checkpoint has left behind, but do
+    not have to be written: those that wait in memory are worth less than the state. Parameters that
+    are not finite are not saved, since they would push out those that are.
     """
     report.flush()
     try:
@@ -227,37 +245,58 @@ def save_checkpoint(
 
 
 def export_best(lm: LanguageModel, state: TrainState, folder: Path) -> bool:
-    """Exports the policy to <folder>/best; returns False, and says so, when the disk does not take it."""
+    """Exports the policy to <folder>/best; returns False, and says so, when the disk does not take
+    it.
+    """
     try:
         export_merged(lm, state.params, folder / "best")
     except InputError as error:
         if jax.process_index() == 0:
-            logger.warning("the best policy, of step %d, is not kept, and the run goes on: %s", int(state.step), error)
+            logger.warning(
+                "the best policy, of step %d, is not kept, and the run goes on: %s",
+                int(state.step),
+                error,
+            )
         return False
     return True
 
 
-def stop_diverged(step: Step, state: TrainState, groups: Groups, folder: Path, newest: int | None) -> NoReturn:
-    """Raises InputError after the step with `groups`, whose last update was skipped as those before it.
+def stop_diverged(
+    step: Step, state: TrainState, groups: Groups, folder: Path, newest: int | None
+) -> NoReturn:
+    """Raises InputError after the step with `groups`, whose last update was skipped as those before
+    it.
 
     What that step learned from is in `folder` then; `newest` is the newest checkpoint.
     """
     # As nothing was added to the replay, the step before draws the same groups again.
-    drawn, replayed = jax.jit(complete_batch, static_argnums=0)(step.setup, state.replay, groups, state.step - 1)
-    arrays = {name: x for name, x in (drawn._asdict() | {"replayed": replayed}).items() if x is not None}
+    drawn, replayed = jax.jit(complete_batch, static_argnums=0)(
+        step.setup, state.replay, groups, state.step - 1
+    )
+    arrays = {
+        name: x for name, x in (drawn._asdict() | {"replayed": replayed}).items() if x is not None
+    }
     arrays = multihost_utils.process_allgather(arrays, tiled=True)
     path = folder / f"not-finite-{int(state.step)}.safetensors"
     on_host0(lambda: write_arrays(path, arrays))
-    saved = "there is no checkpoint yet" if newest is None else f"the newest checkpoint is of step {newest}"
+    saved = (
+        "there is no checkpoint yet"
+        if newest is None
+        else (f"the newest checkpoint is of step {newest}")
+    )
     raise InputError(
-        f"step {int(state.step)} has the last of {int(state.optimizer.skipped)} updates in a row that were skipped, "
-        f"their loss or gradient not being finite: its batch is in {path}, {saved}; lower the learning_rate, or look "
+        f"step {int(state.step)} has the last of {int(state.optimizer.skipped)} updates in a "
+        "row that were skipped, "
+        f"their loss or gradient not being finite: its batch is in {path}, {saved}; lower the "
+        "learning_rate, or look "
         "for what is wrong with the batch"
     )
 
 
 def sample_rows(step: Step, batch: Batch) -> list[tuple[str, str, float | None]]:
-    """Returns (prompt, completion, success) of the first sample of a few tasks; None = no success."""
+    """Returns (prompt, completion, success) of the first sample of a few tasks; None = no
+    success.
+    """
     first = batch.rounds[0]
     success = first.rewards.success
     valid = first.rewards.success_valid
@@ -272,5 +311,7 @@ def sample_rows(step: Step, batch: Batch) -> list[tuple[str, str, float | None]]
 
 
 def is_due(number: int, every: int) -> bool:
-    """Decides whether something that happens every `every` steps, 0 = never, happens after this one."""
+    """Decides whether something that happens every `every` steps, 0 = never, happens after this
+    one.
+    """
     return every > 0 and number % every == 0

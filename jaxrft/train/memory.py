@@ -1,4 +1,6 @@
-"""What the backward pass keeps for a round of bins, by rule, and how much of it a device has room for."""
+"""What the backward pass keeps for a round of bins, by rule, and how much of it a device has room
+for.
+"""
 
 import jax.numpy as jnp
 
@@ -26,8 +28,12 @@ def bin_shape(config: Config, mesh: meshes.AnyMesh, prompt_length: int) -> packi
     )
 
 
-def activation_bytes(config: Config, shape: ModelConfig, mesh: meshes.AnyMesh, prompt_length: int, remat: str) -> int:
-    """Estimates the bytes on each device of what the backward pass keeps, and of one layer's own while it runs."""
+def activation_bytes(
+    config: Config, shape: ModelConfig, mesh: meshes.AnyMesh, prompt_length: int, remat: str
+) -> int:
+    """Estimates the bytes on each device of what the backward pass keeps, and of one layer's own
+    while it runs.
+    """
     bins = bin_shape(config, mesh, prompt_length)
     rows = bins.together // meshes.shards(mesh, "batch")
     slots = rows * bins.length
@@ -42,8 +48,9 @@ def activation_bytes(config: Config, shape: ModelConfig, mesh: meshes.AnyMesh, p
 def _kept_numbers(shape: ModelConfig, mesh: meshes.AnyMesh, remat: str) -> int:
     """Counts the numbers a slot that a layer keeps on each device.
 
-    "full": its input. "dots": the results of its matrix products too. "none": about six numbers in float32 for each
-    number of the residual stream, the heads and the hidden units, as compiled programs hold.
+    "full": its input. "dots": the results of its matrix products too. "none": about six numbers in
+    float32 for each number of the residual stream, the heads and the hidden units, as compiled
+    programs hold.
     """
     split = meshes.shards(mesh, "heads")
     width = shape.hidden_size
@@ -56,8 +63,12 @@ def _kept_numbers(shape: ModelConfig, mesh: meshes.AnyMesh, remat: str) -> int:
     }[remat]
 
 
-def logits_bytes(config: Config, shape: ModelConfig, mesh: meshes.AnyMesh, prompt_length: int) -> int:
-    """Estimates the bytes on each device of a chunk of logits, their probabilities and their gradient."""
+def logits_bytes(
+    config: Config, shape: ModelConfig, mesh: meshes.AnyMesh, prompt_length: int
+) -> int:
+    """Estimates the bytes on each device of a chunk of logits, their probabilities and their
+    gradient.
+    """
     bins = bin_shape(config, mesh, prompt_length)
     slots = bins.together // meshes.shards(mesh, "batch") * bins.length
     vocabulary = shape.vocab_size // meshes.shards(mesh, "vocab")
@@ -65,9 +76,11 @@ def logits_bytes(config: Config, shape: ModelConfig, mesh: meshes.AnyMesh, promp
 
 
 def memory_to_plan(mesh: meshes.AnyMesh) -> int | None:
-    """Returns the bytes of a device that may be filled to save arithmetic; None where they are not known, and on CPUs.
+    """Returns the bytes of a device that may be filled to save arithmetic; None where they are not
+    known, and on CPUs.
 
-    A CPU's memory is slow beside its arithmetic: to compute everything again is faster there, by a tenth.
+    A CPU's memory is slow beside its arithmetic: to compute everything again is faster there, by a
+    tenth.
     """
     if meshes.platform(mesh) == "cpu":
         return None
@@ -84,16 +97,19 @@ def choose_remat(
     params: PyTree,
     memory: int | None,
 ) -> str:
-    """Returns the config's `remat`; of "auto" the one that computes least again and that the devices have room for.
+    """Returns the config's `remat`; of "auto" the one that computes least again and that the
+    devices have room for.
 
-    `held` is all that stays on the devices, and `params` what is trained, whose gradient is there twice in float32.
-    `memory` is `memory_to_plan` of the devices; "full" where it is None.
+    `held` is all that stays on the devices, and `params` what is trained, whose gradient is there
+    twice in float32. `memory` is `memory_to_plan` of the devices; "full" where it is None.
     """
     if config.remat != "auto":
         return config.remat
     if memory is None:
         return "full"
-    always = on_device(held) + 2 * on_device(params) + logits_bytes(config, shape, mesh, prompt_length)
+    always = (
+        on_device(held) + 2 * on_device(params) + logits_bytes(config, shape, mesh, prompt_length)
+    )
     for remat in ("none", "dots"):
         if always + activation_bytes(config, shape, mesh, prompt_length, remat) <= PLANNED * memory:
             return remat

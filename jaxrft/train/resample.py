@@ -1,11 +1,13 @@
-"""Fills the slots of a batch: with tasks that the selector chooses, reference groups, and tasks chosen again.
+"""Fills the slots of a batch: with tasks that the selector chooses, reference groups, and tasks
+chosen again.
 
-A selector with a reference set (DOTS) has it rolled out before it chooses; its informative groups nearest the target
-take slots of the batch, see `jaxrft.select.probes`. Dynamic sampling [arXiv 2503.14476] chooses and rolls out more
-tasks, in place of those whose groups are not informative.
-Deviations: a round of dynamic sampling has no more slots than the batch, in quarters of it, as many as are needed at
-the share of informative groups so far; after the last round, groups that are not informative keep their slots, so that
-the batch never shrinks. The selector is told once a step, of all groups, as the policy moves once a step.
+A selector with a reference set (DOTS) has it rolled out before it chooses; its informative groups
+nearest the target take slots of the batch, see `jaxrft.select.probes`. Dynamic sampling [arXiv
+2503.14476] chooses and rolls out more tasks, in place of those whose groups are not informative.
+Deviations: a round of dynamic sampling has no more slots than the batch, in quarters of it, as many
+as are needed at the share of informative groups so far; after the last round, groups that are not
+informative keep their slots, so that the batch never shrinks. The selector is told once a step, of
+all groups, as the policy moves once a step.
 """
 
 from collections import Counter
@@ -30,15 +32,19 @@ from jaxrft.types import Array, Choice, Feedback
 
 SELECT = STREAMS.index("select")
 REFERENCES = STREAMS.index("rollout of a probe")
-MORE = STREAMS.index("refill")  # of the first of several rounds; those of others are the numbers behind it
-PREDICTION = tuple(f"select/{name}" for name in ("brier", "pearson", "auc", "effective_group_ratio"))
+# of the first of several rounds; those of others are the numbers behind it
+MORE = STREAMS.index("refill")
+PREDICTION = tuple(
+    f"select/{name}" for name in ("brier", "pearson", "auc", "effective_group_ratio")
+)
 
 
 class ReferenceGroups(NamedTuple):
     """The groups of a reference set; none in a step without one."""
 
     ids: np.ndarray = np.zeros(0, np.int32)  # [K]
-    distance: np.ndarray = np.zeros(0, np.float32)  # [K], of pass rates to the target; infinite = not informative
+    # [K], of pass rates to the target; infinite = not informative
+    distance: np.ndarray = np.zeros(0, np.float32)
     parts: tuple[Groups, ...] = ()  # [K] together
     metrics: Metrics = {}
     failures: Counter[str] = Counter()  # rewards lost, by kind
@@ -106,7 +112,9 @@ def learn(step: Step, state: TrainState, batch: Batch) -> tuple[TrainState, Metr
     return state, batch.metrics | of_selector | of_update
 
 
-def roll_out(step: Step, state: TrainState, choice: Choice, ids: np.ndarray, timer: Timer | None = None) -> Round:
+def roll_out(
+    step: Step, state: TrainState, choice: Choice, ids: np.ndarray, timer: Timer | None = None
+) -> Round:
     """Rolls out, grades and scores the tasks of a choice."""
     rolled = step.roll_out(state, ids)
     if timer is not None:
@@ -144,7 +152,9 @@ def roll_out_references(step: Step, state: TrainState) -> tuple[ReferenceGroups,
 
 
 def plan_slots(step: Step, state: TrainState, references: ReferenceGroups) -> Slots:
-    """Decides which reference groups are trained on, and how many tasks are to be chosen beside them."""
+    """Decides which reference groups are trained on, and how many tasks are to be chosen beside
+    them.
+    """
     size = step.num_fresh(state)
     if not references.parts:
         return Slots(size, size, references.ids)
@@ -176,13 +186,18 @@ def fill_slots(step: Step, first: Round, references: ReferenceGroups, slots: Slo
     free = np.arange(slots.fresh, slots.size)
     if step.setup.config.dynamic_sampling:
         free = np.concatenate([free, np.flatnonzero(~first.informative)])
-    batch = put_groups(step.setup, batch, free, references.ids, references.parts, references.nearest())
+    batch = put_groups(
+        step.setup, batch, free, references.ids, references.parts, references.nearest()
+    )
     trained = int(np.isin(batch.ids, np.setdiff1d(references.ids, first.ids)).sum())
     return batch._replace(metrics=batch.metrics | {"select/probes/trained": trained})
 
 
-def resample(step: Step, state: TrainState, batch: Batch, references: ReferenceGroups) -> tuple[Batch, TrainState]:
-    """Chooses and rolls out more tasks while groups of the batch are not informative; those that are take their slots.
+def resample(
+    step: Step, state: TrainState, batch: Batch, references: ReferenceGroups
+) -> tuple[Batch, TrainState]:
+    """Chooses and rolls out more tasks while groups of the batch are not informative; those that
+    are take their slots.
 
     No task is rolled out twice, so that one random stream serves all rollouts of a step.
     """
@@ -205,7 +220,9 @@ def resample(step: Step, state: TrainState, batch: Batch, references: ReferenceG
     metrics = {
         "dynamic_sampling/refills": len(batch.rounds) - 1,
         "dynamic_sampling/rejected": 1 - all_informative.mean(),
-        "dynamic_sampling/surplus": sum(int(which.sum()) for _, which in batch.surplus[surplus_before:]),
+        "dynamic_sampling/surplus": sum(
+            int(which.sum()) for _, which in batch.surplus[surplus_before:]
+        ),
         "dynamic_sampling/informative": batch.informative.mean(),
     }
     for kind, lost in failures.items():
@@ -216,8 +233,8 @@ def resample(step: Step, state: TrainState, batch: Batch, references: ReferenceG
 def round_size(setup: Setup, batch: Batch, others: int) -> int:
     """Returns how many of the `others`, tasks not rolled out yet, the batch needs; 0 = none.
 
-    It is estimated at the share of informative groups so far. The sizes are those of `probes.portions`, each a
-    compiled program.
+    It is estimated at the share of informative groups so far. The sizes are those of
+    `probes.portions`, each a compiled program.
     """
     sizes = probes.portions(len(batch.ids), multiple=meshes.shards(setup.mesh, "batch"))
     sizes = [size for size in sizes if size <= others]
@@ -236,9 +253,11 @@ def put_groups(
     parts: tuple[Groups, ...],
     informative: np.ndarray,
 ) -> Batch:
-    """Puts groups of the `parts`, of tasks `ids`, into the `free` slots of the batch: the first `informative` ones.
+    """Puts groups of the `parts`, of tasks `ids`, into the `free` slots of the batch: the first
+    `informative` ones.
 
-    Groups whose task is in the batch already become surplus, as do those for which there is no slot.
+    Groups whose task is in the batch already become surplus, as do those for which there is no
+    slot.
     """
     joining = informative[~np.isin(ids[informative], batch.ids)][: len(free)]
     left = np.setdiff1d(informative, joining)
@@ -263,10 +282,16 @@ def take_groups(setup: Setup, groups: Groups, others: tuple[Groups, ...], rows: 
     """Takes the `rows` [B] of `groups` and, behind them, the others, as one batch."""
     every = (groups, *others)
     width = max(each.prompts.shape[1] for each in every)
-    joined = jax.tree.map(lambda *x: jnp.concatenate(x)[rows], *(widen(each, width) for each in every))
-    advantages = grpo.advantages(joined.rewards, scale_rewards=setup.config.scale_rewards, mask=joined.valid)
+    joined = jax.tree.map(
+        lambda *x: jnp.concatenate(x)[rows], *(widen(each, width) for each in every)
+    )
+    advantages = grpo.advantages(
+        joined.rewards, scale_rewards=setup.config.scale_rewards, mask=joined.valid
+    )
     where = meshes.sharding(setup.mesh, "batch")
-    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, where), joined._replace(advantages=advantages))
+    return jax.tree.map(
+        lambda x: jax.lax.with_sharding_constraint(x, where), joined._replace(advantages=advantages)
+    )
 
 
 def all_feedback(setup: Setup, rounds: tuple[Round, ...]) -> tuple[Choice, tuple[Feedback, Array]]:

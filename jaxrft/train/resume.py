@@ -36,13 +36,16 @@ logger = logging.getLogger(__name__)
 
 
 def run_identity(setup: Setup, tasks: TaskTable, params: Params) -> dict[str, Any]:
-    """Returns what a checkpoint of a run belongs to: the model as loaded, the tasks in their order, what is kept.
+    """Returns what a checkpoint of a run belongs to: the model as loaded, the tasks in their order,
+    what is kept.
 
-    `params` are those of the model as it was loaded. See `config.KEPT` for what of the config is kept.
+    `params` are those of the model as it was loaded. See `config.KEPT` for what of the config is
+    kept.
     """
     rates = tasks.reference_pass_rates
     identity = {f"model's {name}": value for name, value in setup.lm.config._asdict().items()}
-    if lora := setup.lm.config.lora:  # then the weights below the adapters are not in the checkpoint
+    # then the weights below the adapters are not in the checkpoint
+    if lora := setup.lm.config.lora:
         identity |= {"model's lora": lora._asdict(), "model's dtype": setup.config.dtype}
     identity["digest of the model's parameters"] = fingerprint(params, setup.mesh)
     if setup.predictor is not None:
@@ -50,8 +53,12 @@ def run_identity(setup: Setup, tasks: TaskTable, params: Params) -> dict[str, An
         identity["tasks of a probe"] = setup.config.select.num_references
     return identity | {
         **table.identity(tasks),
-        "digest of the domains": short_digest(tasks.domain.tobytes() + json.dumps(tasks.domains).encode()),
-        "digest of the reference pass rates": None if rates is None else short_digest(rates.tobytes()),
+        "digest of the domains": short_digest(
+            tasks.domain.tobytes() + json.dumps(tasks.domains).encode()
+        ),
+        "digest of the reference pass rates": None
+        if rates is None
+        else short_digest(rates.tobytes()),
         "digest of the embeddings": digest_of_embeddings(setup.config, tasks),
         **kept_fields(setup.config),
     }
@@ -80,13 +87,15 @@ def digest_of_embeddings(config: Config, tasks: TaskTable) -> str | None:
 def open_folder(config: Config) -> Iterator[Path]:
     """Yields the run's folder, made if need be, and keeps other runs out of it within the block.
 
-    Process 0 decides and holds the lock, and all raise alike. Raises InputError when the folder cannot be written to,
-    is not the same one for all processes, is in use, or holds a run that is not to be resumed or would be lost.
+    Process 0 decides and holds the lock, and all raise alike. Raises InputError when the folder
+    cannot be written to, is not the same one for all processes, is in use, or holds a run that is
+    not to be resumed or would be lost.
     """
     folder = Path(config.output_dir)
     if "://" in config.output_dir:
         raise InputError(
-            f"output_dir {config.output_dir} is a URL, but runs are written to folders only: give the path under which "
+            f"output_dir {config.output_dir} is a URL, but runs are written to folders only: "
+            "give the path under which "
             "that storage is mounted"
         )
     with ExitStack() as locked:
@@ -94,22 +103,32 @@ def open_folder(config: Config) -> Iterator[Path]:
 
             def make() -> str:
                 try:
-                    if folder.is_dir():  # first, or a run that is under way would be described as one that has ended
+                    # first, or a run that is under way would be described as one that has ended
+                    if folder.is_dir():
                         locked.enter_context(_lock(folder))
                     check_contents(folder, config.resume)
                     if not folder.is_dir():
                         folder.mkdir(parents=True)
                         locked.enter_context(_lock(folder))
-                    return stack.enter_context(tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-")).name
+                    return stack.enter_context(
+                        tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-")
+                    ).name
                 except OSError as error:
-                    mistake = f"cannot write to output_dir {folder} ({error.strerror}): choose another folder"
+                    mistake = (
+                        f"cannot write to output_dir {folder} ({error.strerror}): choose "
+                        "another folder"
+                    )
                     raise InputError(mistake) from error
 
             probe = on_host0(make) or ""
-            seen = (folder / broadcast_text(Path(probe).name)).exists() and os.access(folder, os.W_OK)
-            if not np.all(multihost_utils.process_allgather(np.array(seen))):  # or the first save would wait for ever
+            seen = (folder / broadcast_text(Path(probe).name)).exists() and os.access(
+                folder, os.W_OK
+            )
+            # or the first save would wait for ever
+            if not np.all(multihost_utils.process_allgather(np.array(seen))):
                 raise InputError(
-                    f"not every host finds in output_dir {folder} what process 0 writes there: output_dir must be on "
+                    f"not every host finds in output_dir {folder} what process 0 writes there: "
+                    "output_dir must be on "
                     "storage that all hosts share and may write to"
                 )
         yield folder
@@ -126,11 +145,15 @@ def check_contents(folder: Path, resume: str) -> None:
     begun = (folder / "config.json").exists() or (folder / "metrics.jsonl").exists()
     if (folder / "policy").exists() and not saved:
         raise InputError(
-            f"{folder} holds a trained policy but no checkpoints to go on from: choose another output_dir, or move "
+            f"{folder} holds a trained policy but no checkpoints to go on from: choose another "
+            "output_dir, or move "
             f"{folder / 'policy'} away to start afresh"
         )
     if resume == "never" and (saved or begun):
-        raise InputError(f"{folder} holds a run already: choose another output_dir, or resume=auto to go on with it")
+        raise InputError(
+            f"{folder} holds a run already: choose another output_dir, or "
+            "resume=auto to go on with it"
+        )
     if begun and not saved:
         logger.warning("the run in %s ended before its first checkpoint: it starts afresh", folder)
 
@@ -141,15 +164,23 @@ def saved_steps(folder: Path) -> list[int]:
 
 
 def write_records(folder: Path, config: Config) -> None:
-    """Writes config.json and versions.json; logs what differs from the config the run had so far."""
+    """Writes config.json and versions.json; logs what differs from the config the run had so
+    far.
+    """
     if saved_steps(folder):
         _log_differences(folder / "config.json", config)
     packages = ("jaxrft", *crash.PACKAGES, "math-verify")
-    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
-    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {jax.process_count()} processes"
+    versions = {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in packages
+    }
+    devices = (
+        f"{jax.device_count()} x {jax.devices()[0].device_kind}, {jax.process_count()} processes"
+    )
     with writing(folder):
         replace_file(folder / "config.json", configs.to_json(config) + "\n")
-        replace_file(folder / "versions.json", json.dumps(versions | {"devices": devices}, indent=2) + "\n")
+        replace_file(
+            folder / "versions.json", json.dumps(versions | {"devices": devices}, indent=2) + "\n"
+        )
 
 
 def _log_differences(path: Path, config: Config) -> None:
@@ -158,7 +189,9 @@ def _log_differences(path: Path, config: Config) -> None:
         earlier = read_json(path, dict)
     except (OSError, UnreadableJSON) as error:
         reason = getattr(error, "strerror", None) or error
-        logger.warning("what this run's config was so far is unknown: %s (%s) is rewritten", path, reason)
+        logger.warning(
+            "what this run's config was so far is unknown: %s (%s) is rewritten", path, reason
+        )
         return
     for name, (now, before) in configs.differences(config, earlier).items():
         logger.warning("this run goes on with another %s: %s, it was %s", name, now, before)
@@ -167,8 +200,8 @@ def _log_differences(path: Path, config: Config) -> None:
 def with_template_date(config: Config, begun: Callable[[], str | None] = lambda: None) -> Config:
     """Returns the config with the date that chat templates are given, the same on every process.
 
-    It is the one of the config, else the one with which the work in hand was `begun`, else that of the run in
-    `output_dir`, else today's: prompts of one run are the same on every day.
+    It is the one of the config, else the one with which the work in hand was `begun`, else that of
+    the run in `output_dir`, else today's: prompts of one run are the same on every day.
     """
     if config.chat_template_date is not None:
         return config
@@ -186,7 +219,8 @@ def template_date_of_run(folder: Path) -> str:
         return datetime.date.fromisoformat(recorded or today).isoformat()
     except (OSError, ValueError, TypeError) as error:
         logger.warning(
-            "the first day of the run in %s is not known (%s): chat templates get today's date; set chat_template_date "
+            "the first day of the run in %s is not known (%s): chat templates get today's "
+            "date; set chat_template_date "
             "if its tasks are taken for others",
             folder,
             error,

@@ -21,7 +21,13 @@ from jaxrft.learn import replay, update
 from jaxrft.learn.replay import Groups, Replay
 from jaxrft.learn.update import Update
 from jaxrft.lm.model import Params, Policy
-from jaxrft.lm.policy import CompiledRollout, LanguageModel, compile_rollout, learner_policy, open_model
+from jaxrft.lm.policy import (
+    CompiledRollout,
+    LanguageModel,
+    compile_rollout,
+    learner_policy,
+    open_model,
+)
 from jaxrft.report.console import Display
 from jaxrft.select import selectors
 from jaxrft.select.base import Selector
@@ -58,11 +64,14 @@ class Setup:
     prompt_length: int  # tokens of the longest prompt, padded
     generate: CompiledRollout
     remat: str = "full"  # of `jaxrft.lm.model.REMATS`, that of the learner
-    shardings: TrainState | None = None  # of the leaves of the state, as `jax.sharding.NamedSharding`s
+    # of the leaves of the state, as `jax.sharding.NamedSharding`s
+    shardings: TrainState | None = None
 
 
 class Constants(NamedTuple):
-    """Arrays on the devices that no step changes: arguments of the jitted stages, never captured."""
+    """Arrays on the devices that no step changes: arguments of the jitted stages, never
+    captured.
+    """
 
     tasks: Tasks
     frozen: Params  # the base of LoRA, otherwise {}
@@ -119,7 +128,8 @@ def describe_run(
     *,
     memory: int | None = None,
 ) -> Opened:
-    """Returns what `open_run` would, with `jax.ShapeDtypeStruct`s in place of arrays, as those of `lm` are.
+    """Returns what `open_run` would, with `jax.ShapeDtypeStruct`s in place of arrays, as those of
+    `lm` are.
 
     `memory` is a device's, in bytes; None = what the devices of the mesh say, if it has any.
     """
@@ -148,10 +158,12 @@ def lay_out(
     call: Callable[..., Projections],
     memory: int | None,
 ) -> tuple[Setup, Constants]:
-    """Returns what is static in a run, and the constants, of which the reference parameters are those of `lm`.
+    """Returns what is static in a run, and the constants, of which the reference parameters are
+    those of `lm`.
 
-    `put(x, sharding)` gives an array of the table its place and `call(program, *arguments)` runs a program; both may
-    return descriptions. Of the parameters of `lm` only the shapes are read. `memory` is a device's, in bytes.
+    `put(x, sharding)` gives an array of the table its place and `call(program, *arguments)` runs a
+    program; both may return descriptions. Of the parameters of `lm` only the shapes are read.
+    `memory` is a device's, in bytes.
     """
     num_tasks = len(table.lengths)
     check_batch(config.batch_size, num_tasks)
@@ -159,7 +171,9 @@ def lay_out(
     tasks = put_rows(task_arrays(table, predictor))
     if predictor is not None:
         program = compile_projection(predictor, mesh, num_tasks)
-        tasks = tasks._replace(projections=call(program, predictor.params, put_rows(table.embeddings)))
+        tasks = tasks._replace(
+            projections=call(program, predictor.params, put_rows(table.embeddings))
+        )
     setup = Setup(
         config=config,
         mesh=mesh,
@@ -207,15 +221,17 @@ def init(setup: Setup, params: Params, tasks: Tasks) -> TrainState:
 
 
 def compile_init(setup: Setup) -> Callable[[Params, Tasks], TrainState]:
-    """Returns `init` as one program, whose state is sharded from the beginning and takes the parameters' memory."""
+    """Returns `init` as one program, whose state is sharded from the beginning and takes the
+    parameters' memory.
+    """
     return jax.jit(partial(init, setup), out_shardings=setup.shardings, donate_argnums=0)
 
 
 def describe_state(setup: Setup, params: Params, tasks: Tasks) -> TrainState:
     """Returns the shapes of the state, and how it lies on the mesh.
 
-    A parameter's moments lie where it lies. What has a row a task, or a row a replayed group, is sharded over
-    rows, if the mesh divides their number. Everything else is replicated.
+    A parameter's moments lie where it lies. What has a row a task, or a row a replayed group, is
+    sharded over rows, if the mesh divides their number. Everything else is replicated.
     """
     mesh = setup.mesh
     replicated = meshes.sharding(mesh)
@@ -236,7 +252,9 @@ def describe_state(setup: Setup, params: Params, tasks: Tasks) -> TrainState:
 
 
 def task_arrays(table: TaskTable, predictor: Predictor | None) -> Tasks:
-    """Returns what selectors read of the tasks; a predictor has all that it needs of embeddings in projections."""
+    """Returns what selectors read of the tasks; a predictor has all that it needs of embeddings in
+    projections.
+    """
     arrays: dict[str, PyTree] = {  # of numpy, which stand for those of JAX
         "reference_pass_rates": table.reference_pass_rates,
         "embeddings": table.embeddings if predictor is None else None,
@@ -279,7 +297,9 @@ def group_shapes(setup: Setup) -> Groups:
 
 
 def check_memory(setup: Setup) -> None:
-    """Raises InputError for a replay buffer of more bytes than each device has: the system would kill the process."""
+    """Raises InputError for a replay buffer of more bytes than each device has: the system would
+    kill the process.
+    """
     assert setup.replay is not None and setup.shardings is not None
     capacity = setup.config.replay.capacity
     buffer = jax.eval_shape(setup.replay.init, group_shapes(setup))
@@ -287,7 +307,8 @@ def check_memory(setup: Setup) -> None:
     available = meshes.memory_of_a_device(setup.mesh)
     if available is not None and needed > available:
         raise InputError(
-            f"replay.capacity is {capacity:,}: its groups take {needed / 2**30:,.1f} GiB of each device, which has "
+            f"replay.capacity is {capacity:,}: its groups take {needed / 2**30:,.1f} GiB of "
+            "each device, which has "
             f"{available / 2**30:,.1f} GiB; lower it"
         )
 
@@ -315,14 +336,21 @@ def make_learner(config: Config, policy: Policy) -> Update:
     )
 
 
-def with_policy_embeddings(config: Config, mesh: Mesh, lm: LanguageModel, table: TaskTable) -> TaskTable:
-    """Embeds the tasks by the policy that the run starts from: the same bits at every start on this mesh."""
+def with_policy_embeddings(
+    config: Config, mesh: Mesh, lm: LanguageModel, table: TaskTable
+) -> TaskTable:
+    """Embeds the tasks by the policy that the run starts from: the same bits at every start on this
+    mesh.
+    """
     num_tasks = len(table.lengths)
     embed = make_embedder(lm, config, mesh, table)
     embeddings = np.zeros((num_tasks, lm.config.hidden_size), np.float32)
     done = 0
     visible = jax.process_index() == 0
-    with computing_on(mesh, config), Display(num_tasks, visible=visible, unit="embedding of prompt") as display:
+    with (
+        computing_on(mesh, config),
+        Display(num_tasks, visible=visible, unit="embedding of prompt") as display,
+    ):
         for ids in batches(table.lengths, config.batch_size):
             embeddings[ids] = embed(ids)
             done += len(ids)

@@ -41,7 +41,9 @@ def no_rollouts(num_tasks: int) -> Counters:
     )
 
 
-def count_rollouts(counters: Counters, feedback: Feedback, step: Array, *, num_generations: int) -> Counters:
+def count_rollouts(
+    counters: Counters, feedback: Feedback, step: Array, *, num_generations: int
+) -> Counters:
     """Counts the rollouts of the tasks of `feedback` [B] in a step; a task N is padding."""
     num_tasks = counters.last_seen.shape[0]
     tokens = jnp.sum(feedback.tokens.astype(jnp.int32))

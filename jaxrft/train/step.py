@@ -1,9 +1,9 @@
 """The stages of a training step: select, roll out, grade, score, update the selector, learn.
 
-Each stage is a method of `Step`, which runs on the host. Below the class are the jitted functions that the methods
-call, compiled once for each `Setup`, static argument and set of shapes. The rollout's is made by
-`jaxrft.lm.policy.compile_rollout`, and graders run in processes of their own. `resample.py` calls the stages until a
-batch is full, and `loop.py` step after step.
+Each stage is a method of `Step`, which runs on the host. Below the class are the jitted functions
+that the methods call, compiled once for each `Setup`, static argument and set of shapes. The
+rollout's is made by `jaxrft.lm.policy.compile_rollout`, and graders run in processes of their own.
+`resample.py` calls the stages until a batch is full, and `loop.py` step after step.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,13 @@ from jaxrft.lm import model
 from jaxrft.lm.model import Params
 from jaxrft.report import metrics
 from jaxrft.report.visits import Visits
-from jaxrft.rewards.grading import Rewards, check_rewards, drop_failed_rows, grade_rollout, trainer_state
+from jaxrft.rewards.grading import (
+    Rewards,
+    check_rewards,
+    drop_failed_rows,
+    grade_rollout,
+    trainer_state,
+)
 from jaxrft.rewards.pool import Pool
 from jaxrft.streams import STREAMS, stream_key
 from jaxrft.tasks.table import TaskTable, buckets, prompt_batch
@@ -49,7 +55,8 @@ class ScoredGroups(NamedTuple):
     groups: Groups
     feedback: Feedback
     informative: Array  # [B] bool, successes not all equal, whatever else the rewards are
-    distance: Array  # [B] float32, of the pass rate to the target; infinite where the group is not informative
+    # [B] float32, of the pass rate to the target; infinite where the group is not informative
+    distance: Array
     metrics: Metrics
 
 
@@ -72,12 +79,17 @@ class Step:
         There are two sizes, each a set of compiled programs.
         """
         fewest = self.setup.config.fresh_batch_size
-        if self.setup.replay is not None and int(fresh_needed(self.setup, state.replay, state.step)) <= fewest:
+        if (
+            self.setup.replay is not None
+            and int(fresh_needed(self.setup, state.replay, state.step)) <= fewest
+        ):
             return fewest
         return self.setup.config.batch_size
 
     def reference_set(self, state: TrainState) -> Choice:
-        """Draws the tasks whose pass rates the selector wants to know, and says what it believed of them."""
+        """Draws the tasks whose pass rates the selector wants to know, and says what it believed of
+        them.
+        """
         return draw_reference_set(self.setup, state.selector, state.step, self.constants.tasks)
 
     def select(
@@ -108,14 +120,17 @@ class Step:
         mesh = self.setup.mesh
         prompts = prompt_batch(self.table, ids, buckets(self.table.lengths), mesh)
         params = model.whole(state.params, self.constants.frozen)
-        rollout = self.setup.generate(params, state.step, *prompts, meshes.from_host(mesh, ids), np.int32(stream))
+        rollout = self.setup.generate(
+            params, state.step, *prompts, meshes.from_host(mesh, ids), np.int32(stream)
+        )
         jax.block_until_ready(rollout.lengths)
         return RolledOut(ids, prompts, rollout)
 
     def grade(self, state: TrainState, rolled: RolledOut) -> Rewards:
         """Grades completions, each process those that it holds.
 
-        Raises InputError when something is wrong with the rewards of the first batch of the process.
+        Raises InputError when something is wrong with the rewards of the first batch of the
+        process.
         """
         config = self.setup.config
         rewards = grade_rollout(
@@ -158,8 +173,9 @@ class Step:
     ) -> tuple[TrainState, Metrics]:
         """Updates the selector, and the counters, by the feedback of a choice.
 
-        `parts` are (feedback, informative) of one or more batches, in the order of the choice; `informative` is for
-        metrics only. `of_references`: the choice is a reference set, of which `Selector.update` never hears.
+        `parts` are (feedback, informative) of one or more batches, in the order of the choice;
+        `informative` is for metrics only. `of_references`: the choice is a reference set, of which
+        `Selector.update` never hears.
         """
         selector, counters, measured = update_selector_state(
             self.setup,
@@ -174,12 +190,15 @@ class Step:
         return state._replace(selector=selector, counters=counters), measured
 
     def learn(
-        self, state: TrainState, groups: Groups, surplus: Sequence[tuple[tuple[Groups, ...], np.ndarray]]
+        self,
+        state: TrainState,
+        groups: Groups,
+        surplus: Sequence[tuple[tuple[Groups, ...], np.ndarray]],
     ) -> tuple[TrainState, Metrics]:
         """Updates the policy by the groups of a batch [B].
 
-        `surplus`: informative groups without a slot in the batch, which enter the replay. Each is (parts, which), and
-        `which` [K] bool marks rows of the concatenated parts.
+        `surplus`: informative groups without a slot in the batch, which enter the replay. Each is
+        (parts, which), and `which` [K] bool marks rows of the concatenated parts.
         """
         constants = self.constants
         params = (constants.reference_params, constants.frozen)
@@ -215,10 +234,14 @@ def fresh_needed(setup: Setup, buffer: Buffer, step: Array) -> Array:
 
 @partial(jax.jit, static_argnums=0)
 def draw_reference_set(setup: Setup, selector_state: PyTree, step: Array, tasks: Tasks) -> Choice:
-    """Draws the ids [K] of a reference set, with the pass rates that the selector believes them to have."""
+    """Draws the ids [K] of a reference set, with the pass rates that the selector believes them to
+    have.
+    """
     selector = setup.selector
     assert selector.reference_set is not None
-    ids = selector.reference_set(stream_key(setup.config.seed, step, "probe"), selector_state, tasks)
+    ids = selector.reference_set(
+        stream_key(setup.config.seed, step, "probe"), selector_state, tasks
+    )
     believed = selector.pass_rate(selector_state, tasks)[ids]
     return _replicated(setup, Choice(ids, believed))
 
@@ -239,7 +262,9 @@ def select_tasks(
     `stream` [] is the number of the random stream.
     """
     key = stream_key(setup.config.seed, step, stream)
-    choice, selector_state = setup.selector.select(key, selector_state, tasks, batch_size=batch_size, exclude=exclude)
+    choice, selector_state = setup.selector.select(
+        key, selector_state, tasks, batch_size=batch_size, exclude=exclude
+    )
     assert setup.shardings is not None
     return _replicated(setup, choice), _placed(selector_state, setup.shardings.selector)
 
@@ -257,14 +282,17 @@ def score_groups(
 ) -> ScoredGroups:
     """Computes advantages and feedback from the `rewards` [B, G, F] of the tasks `ids` [B].
 
-    A reward is not `valid` [B, G, F] if its function returned None, or if a grader failed on the sample. A sample
-    without any is no trial and is not learned from. A group whose rewards are all equal has advantages of 0.
-    `success_index` [B] int32: which of the rewards is success of each task.
+    A reward is not `valid` [B, G, F] if its function returned None, or if a grader failed on the
+    sample. A sample without any is no trial and is not learned from. A group whose rewards are all
+    equal has advantages of 0. `success_index` [B] int32: which of the rewards is success of each
+    task.
     """
     config = setup.config
     shape = rewards.shape[:2]  # [B, G]
     lengths = rollout.lengths.reshape(shape)
-    total, total_valid, tolerance, measured = sum_rewards(config, rewards, valid, success_index, lengths)
+    total, total_valid, tolerance, measured = sum_rewards(
+        config, rewards, valid, success_index, lengths
+    )
     total = grpo.leveled(total, total_valid, tolerance=tolerance)  # 0 where not valid
     success = jnp.where(total_valid, reward_shaping.of_tasks(rewards, success_index), 0.0)
     successes = jnp.sum(success, axis=1)
@@ -273,7 +301,9 @@ def score_groups(
     informative = grpo.informative(success, total_valid)
     last = jnp.take_along_axis(rollout.tokens, rollout.lengths[:, None] - 1, axis=1)
     truncated = ~jnp.any(last == jnp.asarray(setup.lm.eos_ids, jnp.int32)[None], axis=1)
-    masked = truncated.reshape(shape) if config.mask_truncated_completions else jnp.zeros(shape, bool)
+    masked = (
+        truncated.reshape(shape) if config.mask_truncated_completions else jnp.zeros(shape, bool)
+    )
     groups = Groups(
         *prompts,
         tokens=rollout.tokens.reshape(*shape, -1),
@@ -303,10 +333,12 @@ def score_groups(
 def sum_rewards(
     config: Config, rewards: Array, valid: Array, success_index: Array, lengths: Array
 ) -> tuple[Array, Array, Array, Metrics]:
-    """Computes the weighted sums of the valid rewards [B, G, F] of completions of `lengths` tokens [B, G].
+    """Computes the weighted sums of the valid rewards [B, G, F] of completions of `lengths` tokens
+    [B, G].
 
-    Returns the sums, whether they exist, the tolerance within which their differences are rounding, all [B, G], and
-    metrics. The soft overlong penalty is one more term of each sum, if there is one.
+    Returns the sums, whether they exist, the tolerance within which their differences are rounding,
+    all [B, G], and metrics. The soft overlong penalty is one more term of each sum, if there is
+    one.
     """
     weights = jnp.array(config.reward_weights or [1.0] * len(config.rewards), jnp.float32)
     total, total_valid = reward_shaping.total(rewards, valid, weights, success=success_index)
@@ -320,13 +352,19 @@ def sum_rewards(
         overlong_penalty=config.overlong_penalty,
     )
     tolerance = grpo.rounding(magnitude + jnp.abs(penalty), len(config.rewards) + 1)
-    return total + penalty, total_valid, tolerance, {"completions/overlong_penalty": jnp.mean(penalty)}
+    return (
+        total + penalty,
+        total_valid,
+        tolerance,
+        {"completions/overlong_penalty": jnp.mean(penalty)},
+    )
 
 
 def importance_weights(config: Config, rollout: Rollout, shape: tuple[int, ...]) -> Array | None:
     """Computes importance weights [B, G, T] of the tokens; None = no correction.
 
-    They correct for top-p and top-k, by which tokens are drawn from another distribution than the policy's.
+    They correct for top-p and top-k, by which tokens are drawn from another distribution than the
+    policy's.
     """
     if config.importance_sampling_correction == "none":
         return None
@@ -352,13 +390,17 @@ def update_selector_state(
     *parts: tuple[Feedback, Array],
     of_references: bool = False,
 ) -> tuple[PyTree, Counters, Metrics]:
-    """Updates selector and counters by the feedback of a choice; returns metrics of what was believed.
+    """Updates selector and counters by the feedback of a choice; returns metrics of what was
+    believed.
 
-    Rows whose id is N, the number of tasks, are padding. It comes before the policy's update: `step` is not done yet.
+    Rows whose id is N, the number of tasks, are padding. It comes before the policy's update:
+    `step` is not done yet.
     """
     selector = setup.selector
     feedback, informative = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
-    counters = count_rollouts(counters, feedback, step + 1, num_generations=setup.config.num_generations)
+    counters = count_rollouts(
+        counters, feedback, step + 1, num_generations=setup.config.num_generations
+    )
     measured = metrics.selection(choice, feedback, informative, counters.last_seen)
     measured |= metrics.by_domain(informative, choice, tasks, setup.domains)
     learn_of = selector.update_references if of_references else selector.update
@@ -372,10 +414,11 @@ def update_selector_state(
 def update_policy(
     setup: Setup, state: TrainState, groups: Groups, reference_params: Params | None, frozen: Params
 ) -> tuple[TrainState, Metrics]:
-    """Completes the batch from the replay, updates the policy, stores the fresh groups in the replay, counts the step.
+    """Completes the batch from the replay, updates the policy, stores the fresh groups in the
+    replay, counts the step.
 
-    If an update was skipped because its loss or gradient is not finite, no group of the batch is stored: they may be
-    the reason.
+    If an update was skipped because its loss or gradient is not finite, no group of the batch is
+    stored: they may be the reason.
     """
     drawn, replayed = complete_batch(setup, state.replay, groups, state.step)
     batch = update.Batch(
@@ -402,10 +445,14 @@ def update_policy(
     return _placed(state, setup.shardings), _replicated(setup, measured | of_replay)
 
 
-def complete_batch(setup: Setup, buffer: Buffer | None, fresh: Groups, step: Array) -> tuple[Groups, Array | None]:
-    """Returns the groups [B] that a step learns from, and which of them are replayed; None in a run without replay.
+def complete_batch(
+    setup: Setup, buffer: Buffer | None, fresh: Groups, step: Array
+) -> tuple[Groups, Array | None]:
+    """Returns the groups [B] that a step learns from, and which of them are replayed; None in a run
+    without replay.
 
-    If the fresh groups fill the batch, because `Step.num_fresh` saw too few others in the buffer, none is drawn.
+    If the fresh groups fill the batch, because `Step.num_fresh` saw too few others in the buffer,
+    none is drawn.
     """
     if setup.replay is None or buffer is None:
         return fresh, None

@@ -1,1 +1,3 @@
-"""Predicts every task's pass rate from a few that were just measured, and selects by it [arXiv 2506.05316]."""
+"""Predicts every task's pass rate from a few that were just measured, and selects by it [arXiv
+2506.05316].
+"""

@@ -1,11 +1,13 @@
-"""Predicts pass rates of tasks from those of similar ones, by attention between embeddings [arXiv 2506.05316].
+"""Predicts pass rates of tasks from those of similar ones, by attention between embeddings [arXiv
+2506.05316].
 
 With R reference tasks whose pass rates r are known,
 
     b_i = sum_j softmax_j(q(z_i) . k(z_j) / sqrt(h) / temperature) r_j,
 
-calibrated. q and k are towers, LayerNorm -> (Linear -> GELU -> ...) -> Linear -> LayerNorm, of width h. All products
-have full float32 precision, on accelerators too: the table is projected once, so that speed is not at stake.
+calibrated. q and k are towers, LayerNorm -> (Linear -> GELU -> ...) -> Linear -> LayerNorm, of
+width h. All products have full float32 precision, on accelerators too: the table is projected once,
+so that speed is not at stake.
 """
 
 import math
@@ -39,7 +41,9 @@ LAYER_NORM_EPSILON = 1e-5
 
 
 class Affine(NamedTuple):
-    """Parameters of a layer, x weight + bias; of a LayerNorm, the weight is the vector of its scales."""
+    """Parameters of a layer, x weight + bias; of a LayerNorm, the weight is the vector of its
+    scales.
+    """
 
     weight: Array  # [in, out], or [width] of a LayerNorm
     bias: Array  # [out]
@@ -74,7 +78,8 @@ class Options(TypedDict, total=False):
 class LayerNorm(nn.Module):
     """Normalizes each row [width] to mean 0 and variance 1, then scales and shifts it.
 
-    In place of Flax's own, whose gradient rounds differently: a predictor trained before is reproduced bit for bit.
+    In place of Flax's own, whose gradient rounds differently: a predictor trained before is
+    reproduced bit for bit.
     """
 
     @nn.compact
@@ -101,7 +106,9 @@ class Encoder(nn.Module):
             if index:
                 x = nn.gelu(x, approximate=False)
             if index and key is not None:
-                x = nn.Dropout(self.dropout, deterministic=False)(x, rng=jax.random.fold_in(key, index))
+                x = nn.Dropout(self.dropout, deterministic=False)(
+                    x, rng=jax.random.fold_in(key, index)
+                )
             x = nn.Dense(width, precision=PRECISION, name=f"layers_{index}")(x)
         return LayerNorm(name="norm_out")(x)
 
@@ -127,7 +134,8 @@ def _dense_params(layer: Affine) -> dict[str, Array]:
 
 
 def project(params: Params, query_embeddings: Array, reference_embeddings: Array) -> Projections:
-    """Computes q of embeddings [Q, E] and k of embeddings [R, E], float32: once for a frozen predictor.
+    """Computes q of embeddings [Q, E] and k of embeddings [R, E], float32: once for a frozen
+    predictor.
 
     Arrays that are sharded over tasks stay so.
     Raises InputError for embeddings of another width than the predictor's.
@@ -135,7 +143,10 @@ def project(params: Params, query_embeddings: Array, reference_embeddings: Array
     width = params.query.norm_in.bias.shape[0]
     for embeddings in (query_embeddings, reference_embeddings):
         if embeddings.ndim != 2 or embeddings.shape[1] != width:
-            raise InputError(f"embeddings have shape {embeddings.shape}: the predictor was trained on [N, {width}]")
+            raise InputError(
+                f"embeddings have shape {embeddings.shape}: the predictor was "
+                f"trained on [N, {width}]"
+            )
     check_dtypes(REAL, query_embeddings=query_embeddings, reference_embeddings=reference_embeddings)
     query = encode(params.query, query_embeddings)
     reference = encode(params.reference, reference_embeddings)
@@ -143,7 +154,9 @@ def project(params: Params, query_embeddings: Array, reference_embeddings: Array
 
 
 def project_table(params: Params, embeddings: Array) -> Projections:
-    """Projects the embeddings [N, E] of a whole table as both, for any of its tasks may become a reference."""
+    """Projects the embeddings [N, E] of a whole table as both, for any of its tasks may become a
+    reference.
+    """
     return project(params, embeddings, embeddings)
 
 
@@ -154,7 +167,8 @@ def predict(
     reference_pass_rates: Array,
     **options: Unpack[Options],
 ) -> Array:
-    """Predicts pass rates [Q] of tasks with embeddings [Q, E], from R tasks [R, E] whose pass rates [R] are known.
+    """Predicts pass rates [Q] of tasks with embeddings [Q, E], from R tasks [R, E] whose pass rates
+    [R] are known.
 
     `project`, then `predict_projected`, whose options these are.
     """
@@ -171,19 +185,24 @@ def predict_projected(
     temperature: ArrayLike = 1.0,
     top_k: int | None = None,
 ) -> Array:
-    """Predicts pass rates [Q] of tasks projected to [Q, h], from R tasks [R, h] whose pass rates [R] are known.
+    """Predicts pass rates [Q] of tasks projected to [Q, h], from R tasks [R, h] whose pass rates
+    [R] are known.
 
-    With b as above and l = logit(clip(b, 1e-4, 1 - 1e-4)), the calibrations are `plain`: b; `platt`:
-    sigmoid(scale l + shift); `temperature`: sigmoid(l / scale); `group_logit_temp`:
-    sigmoid(l / clip(softplus(m_0), 1e-2, 10) + tanh(m_1)), m = MLP([mean(r), std(r)]) with the unbiased std.
-    `temperature` > 0 divides the scores; `top_k` is the number of most similar references that are attended to.
-    Deviations: a reference whose pass rate is NaN counts as absent, and without any other the prediction is NaN; the
-    std of a single reference is 0.
-    Raises InputError for a calibration whose parameters the predictor does not have.
+    With b as above and l = logit(clip(b, 1e-4, 1 - 1e-4)), the calibrations are `plain`: b;
+    `platt`: sigmoid(scale l + shift); `temperature`: sigmoid(l / scale); `group_logit_temp`:
+    sigmoid(l / clip(softplus(m_0), 1e-2, 10) + tanh(m_1)), m = MLP([mean(r), std(r)]) with the
+    unbiased std. `temperature` > 0 divides the scores; `top_k` is the number of most similar
+    references that are attended to. Deviations: a reference whose pass rate is NaN counts as
+    absent, and without any other the prediction is NaN; the std of a single reference is 0. Raises
+    InputError for a calibration whose parameters the predictor does not have.
     """
     check_calibration(params, calibration)
     query, reference = projections
-    check_shapes(query=(query, "Qh"), reference=(reference, "Rh"), reference_pass_rates=(reference_pass_rates, "R"))
+    check_shapes(
+        query=(query, "Qh"),
+        reference=(reference, "Rh"),
+        reference_pass_rates=(reference_pass_rates, "R"),
+    )
     check_dtypes(float, query=query, reference=reference)
     check_dtypes(REAL, reference_pass_rates=reference_pass_rates)
     known = ~jnp.isnan(reference_pass_rates)  # [R]
@@ -200,11 +219,12 @@ def predict_projected(
 def _among_largest(scores: Array, count: int) -> Array:
     """Marks the `count` largest of scores [Q, R] in each row; of equal ones, the first.
 
-    By bisection, bit after bit of the `count`-th largest: that runs on all cores of a CPU, where `top_k` uses one, and
-    leaves a sharded table where it is.
+    By bisection, bit after bit of the `count`-th largest: that runs on all cores of a CPU, where
+    `top_k` uses one, and leaves a sharded table where it is.
     """
     bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(scores), jnp.int32)
-    order = jnp.where(bits < 0, bits ^ np.int32(2**31 - 1), bits)  # [Q, R], integers in the order of the scores
+    # [Q, R], integers in the order of the scores
+    order = jnp.where(bits < 0, bits ^ np.int32(2**31 - 1), bits)
 
     def enough(lowest: Array) -> Array:  # [Q] -> [Q] bool
         return (order >= lowest[:, None]).sum(axis=1, dtype=jnp.int16) >= count
@@ -224,8 +244,12 @@ def _among_largest(scores: Array, count: int) -> Array:
     return above | (level & first)
 
 
-def calibrate(params: Params, average: Array, rates: Array, known: Array, calibration: Calibration) -> Array:
-    """Computes pass rates [Q] from averages b [Q] over references with pass rates [R], of which `known` [R] count."""
+def calibrate(
+    params: Params, average: Array, rates: Array, known: Array, calibration: Calibration
+) -> Array:
+    """Computes pass rates [Q] from averages b [Q] over references with pass rates [R], of which
+    `known` [R] count.
+    """
     if calibration == "plain":
         return jnp.clip(average, 0, 1)  # of rates 1 it may be rounded to 1.0000001
     logit = jax.scipy.special.logit(jnp.clip(average, CLIP, 1 - CLIP))
@@ -252,13 +276,15 @@ def check_calibration(params: Params, calibration: Calibration) -> None:
     """Raises InputError unless there is such a calibration and the predictor has its parameters."""
     if not isinstance(params, Params):
         raise InputError(
-            f"predictor is {shown(params)}: it must be attention.Params, such as load_predictor(FILE).params holds"
+            f"predictor is {shown(params)}: it must be attention.Params, such as "
+            "load_predictor(FILE).params holds"
         )
     check_choice("calibration", calibration, get_args(Calibration))
     missing = [name for name in NEEDS[calibration] if getattr(params, name) is None]
     if missing:
         raise InputError(
-            f"the predictor was trained without the calibration {calibration} (it has no {' and no '.join(missing)}): "
+            f"the predictor was trained without the calibration {calibration} (it has no "
+            f"{' and no '.join(missing)}): "
             "choose the one it was trained with"
         )
     used = jax.tree.leaves([getattr(params, name) for name in NEEDS[calibration]])
@@ -270,12 +296,17 @@ def check_calibration(params: Params, calibration: Calibration) -> None:
 def params_from_torch(state_dict: Mapping[str, ArrayLike]) -> Params:
     """Reads the predictor of a published checkpoint from the arrays of its `model_state_dict`.
 
-    Names may begin with "regressor."; a torch `weight` [out, in] is transposed. The number of layers and the
-    calibration's parameters are read off the names.
-    Raises InputError for a name or shape that is missing or wrong.
+    Names may begin with "regressor."; a torch `weight` [out, in] is transposed. The number of
+    layers and the calibration's parameters are read off the names. Raises InputError for a name or
+    shape that is missing or wrong.
     """
-    state = {name.removeprefix("regressor."): np.asarray(x, np.float32) for name, x in state_dict.items()}
-    scale, shift = (jnp.asarray(state[name]).reshape(()) if name in state else None for name in ("scale", "res_scale"))
+    state = {
+        name.removeprefix("regressor."): np.asarray(x, np.float32) for name, x in state_dict.items()
+    }
+    scale, shift = (
+        jnp.asarray(state[name]).reshape(()) if name in state else None
+        for name in ("scale", "res_scale")
+    )
     group = None
     if "mlp.0.weight" in state:
         group = (_affine_from_torch(state, "mlp.0"), _affine_from_torch(state, "mlp.2"))
@@ -285,10 +316,13 @@ def params_from_torch(state_dict: Mapping[str, ArrayLike]) -> Params:
 
 def _tower_from_torch(state: dict[str, np.ndarray], begin: str) -> Tower:
     """Reads the tower whose arrays have names that begin with `begin`."""
-    indices = sorted({int(name.removeprefix(begin).split(".")[0]) for name in state if name.startswith(begin)})
+    indices = sorted(
+        {int(name.removeprefix(begin).split(".")[0]) for name in state if name.startswith(begin)}
+    )
     if len(indices) < 3:
         raise InputError(
-            f"the predictor's state has {len(indices)} parts of {begin}*: it must have a LayerNorm, Linears and a "
+            f"the predictor's state has {len(indices)} parts of {begin}*: it must have a "
+            "LayerNorm, Linears and a "
             "LayerNorm, as the model_state_dict of a published checkpoint"
         )
     norm_in, *layers, norm_out = (_affine_from_torch(state, f"{begin}{index}") for index in indices)
@@ -296,7 +330,10 @@ def _tower_from_torch(state: dict[str, np.ndarray], begin: str) -> Tower:
     shapes = [(widths[0],), *zip(widths, widths[1:], strict=False), (widths[-1],)]
     for index, expected, part in zip(indices, shapes, (norm_in, *layers, norm_out), strict=True):
         if part.weight.shape != expected or part.bias.shape != expected[-1:]:
-            raise InputError(f"{begin}{index}.weight is {list(part.weight.T.shape)}: it must be {list(expected[::-1])}")
+            raise InputError(
+                f"{begin}{index}.weight is {list(part.weight.T.shape)}: it must "
+                f"be {list(expected[::-1])}"
+            )
     return Tower(norm_in, tuple(layers), norm_out)
 
 
@@ -305,6 +342,7 @@ def _affine_from_torch(state: dict[str, np.ndarray], name: str) -> Affine:
     for kind in ("weight", "bias"):
         if f"{name}.{kind}" not in state:
             raise InputError(
-                f"the predictor's state has no {name}.{kind}: give the model_state_dict of a published checkpoint"
+                f"the predictor's state has no {name}.{kind}: give the model_state_dict of a "
+                "published checkpoint"
             )
     return Affine(jnp.asarray(state[f"{name}.weight"].T), jnp.asarray(state[f"{name}.bias"]))

@@ -1,4 +1,6 @@
-"""Reads and writes a trained predictor as one safetensors file: weights by name, settings in the metadata."""
+"""Reads and writes a trained predictor as one safetensors file: weights by name, settings in the
+metadata.
+"""
 
 import json
 import math
@@ -31,7 +33,9 @@ class Origin(NamedTuple):
 
 
 class Predictor(NamedTuple):
-    """Parameters and settings with which `attention.predict` predicts pass rates from embeddings."""
+    """Parameters and settings with which `attention.predict` predicts pass rates from
+    embeddings.
+    """
 
     params: Params
     calibration: Calibration
@@ -41,13 +45,17 @@ class Predictor(NamedTuple):
 
 
 def save_predictor(path: str | Path, predictor: Predictor) -> None:
-    """Replaces the file at `path` atomically; parameters that the calibration does not need are left out.
+    """Replaces the file at `path` atomically; parameters that the calibration does not need are
+    left out.
 
-    Raises InputError for a predictor that `load_predictor` would not take, and for a file that cannot be written.
+    Raises InputError for a predictor that `load_predictor` would not take, and for a file that
+    cannot be written.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise InputError(f"a predictor cannot be written to {path}: give a name that ends in .safetensors")
+        raise InputError(
+            f"a predictor cannot be written to {path}: give a name that ends in .safetensors"
+        )
     unused = set().union(*NEEDS.values()) - set(NEEDS.get(predictor.calibration, ()))
     params = predictor.params._replace(**dict.fromkeys(unused))
     tensors = {name: np.asarray(x, np.float32) for name, x in _names(params).items()}
@@ -58,13 +66,16 @@ def save_predictor(path: str | Path, predictor: Predictor) -> None:
     try:
         replace_file(path, safetensors.numpy.save(tensors, metadata))
     except OSError as error:
-        raise InputError(f"cannot write {path} ({error}): give a folder where you may write") from error
+        raise InputError(
+            f"cannot write {path} ({error}): give a folder where you may write"
+        ) from error
 
 
 def load_predictor(path: str | Path) -> Predictor:
     """Reads the float32 predictor in a file that `save_predictor` wrote.
 
-    Raises InputError for a file that is missing, holds something else, or whose tensors do not fit together.
+    Raises InputError for a file that is missing, holds something else, or whose tensors do not fit
+    together.
     """
     if not Path(path).is_file():
         raise Missing(f"no file {path}: {PREPARE}, or give the path of one")
@@ -72,9 +83,12 @@ def load_predictor(path: str | Path) -> Predictor:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             found = metadata.get("format", "something else")
-            tensors = {name: file.get_tensor(name) for name in file.keys()} if found == FORMAT else {}
+            tensors = (
+                {name: file.get_tensor(name) for name in file.keys()} if found == FORMAT else {}
+            )
             settings = parse_json(metadata.get("settings", ""), dict) if found == FORMAT else {}
-    except (OSError, SafetensorError, TypeError, ValueError) as error:  # numpy lacks some of its types, as bfloat16
+    # numpy lacks some of its types, as bfloat16
+    except (OSError, SafetensorError, TypeError, ValueError) as error:
         raise InputError(f"{path} cannot be read as a predictor ({error}): {PREPARE}") from error
     if found != FORMAT:
         raise InputError(f"{path} holds {found}, not a {FORMAT}: {PREPARE}")
@@ -100,7 +114,8 @@ def predictor_digest(predictor: Predictor) -> str:
 
 
 def check_embeddings(predictor: Predictor, origin: Origin) -> None:
-    """Raises InputError unless embeddings of this origin are those that the predictor was trained on.
+    """Raises InputError unless embeddings of this origin are those that the predictor was trained
+    on.
 
     Models are told apart by their parameters, or by name where the parameters of one are not known.
     """
@@ -108,7 +123,8 @@ def check_embeddings(predictor: Predictor, origin: Origin) -> None:
     same = origin.model == model if None in (digest, origin.digest) else origin.digest == digest
     if origin.width != width or not same:
         raise InputError(
-            f"the predictor was trained on embeddings by {_shown(predictor.embeddings)}, but these are by "
+            f"the predictor was trained on embeddings by {_shown(predictor.embeddings)}, but "
+            "these are by "
             f"{_shown(origin)}: embed the tasks with {model}, or train a predictor on these"
         )
 
@@ -124,28 +140,44 @@ def _assemble(where: str, tensors: dict[str, np.ndarray], settings: dict) -> Pre
         made_by = settings["embeddings"]
         origin = Origin(str(made_by["model"]), int(made_by["width"]), made_by.get("digest"))
         calibration, temperature, top_k = (settings[name] for name in SETTINGS)
-        valid = calibration in get_args(Calibration) and math.isfinite(temperature) and temperature > 0
-        valid = valid and (top_k is None or (isinstance(top_k, int) and top_k >= 1)) and origin.width >= 1
+        valid = (
+            calibration in get_args(Calibration) and math.isfinite(temperature) and temperature > 0
+        )
+        valid = (
+            valid
+            and (top_k is None or (isinstance(top_k, int) and top_k >= 1))
+            and origin.width >= 1
+        )
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         valid = False
     if not valid:
-        raise InputError(f"{where}: its settings {settings} are not those of a predictor: {PREPARE}")
+        raise InputError(
+            f"{where}: its settings {settings} are not those of a predictor: {PREPARE}"
+        )
     like = _like(tensors, calibration, origin.width)
     shapes = {name: x.shape for name, x in _names(like).items()}
     for name in sorted(shapes.keys() | tensors.keys()):
         shape = tensors[name].shape if name in tensors else None
         if shape != shapes.get(name):
-            given, wanted = (list(x) if x is not None else "absent" for x in (shape, shapes.get(name)))
-            raise InputError(f"{where}: the tensor {name} is {given}, it must be {wanted}: {PREPARE}")
+            given, wanted = (
+                list(x) if x is not None else "absent" for x in (shape, shapes.get(name))
+            )
+            raise InputError(
+                f"{where}: the tensor {name} is {given}, it must be {wanted}: {PREPARE}"
+            )
         if not np.isfinite(tensors[name]).all():
-            raise InputError(f"{where}: the tensor {name} holds numbers that are not finite: {PREPARE}")
+            raise InputError(
+                f"{where}: the tensor {name} holds numbers that are not finite: {PREPARE}"
+            )
     leaves = [jnp.asarray(tensors[name], jnp.float32) for name in shapes]
     params = jax.tree.unflatten(jax.tree.structure(like), leaves)
     return Predictor(params, calibration, float(temperature), top_k, origin)
 
 
 def _like(tensors: dict[str, np.ndarray], calibration: Calibration, embedding_width: int) -> Params:
-    """Describes a predictor with as many layers as the tensors name, as wide as the last of them."""
+    """Describes a predictor with as many layers as the tensors name, as wide as the last of
+    them.
+    """
     layers = sum(name.startswith("query.layers.") and name.endswith(".weight") for name in tensors)
     width = tensors["query.norm_out.bias"].size if "query.norm_out.bias" in tensors else 0
     initial = partial(

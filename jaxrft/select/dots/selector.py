@@ -1,4 +1,6 @@
-"""DOTS: a few tasks are rolled out in order to know, and attention tells the pass rates of all the others from them."""
+"""DOTS: a few tasks are rolled out in order to know, and attention tells the pass rates of all the
+others from them.
+"""
 
 from typing import NamedTuple
 
@@ -47,19 +49,19 @@ def dots(
 ) -> Selector:
     """Chooses tasks with predicted pass rates near `target`, as published [arXiv 2506.05316].
 
-    Every `probe_every` steps, before it selects, the loop rolls out the `num_references` tasks (all, if there are
-    fewer) that `reference_set` draws uniformly, and gives their feedback to `update_references`.
-    `attention.predict_projected` predicts the pass rates p~ of all tasks from those of the
-    references. A batch is drawn without replacement, each task with chance proportional to
-    exp(-|p~ - `target`| / `temperature`).
-    `tasks.projections` holds the table as the frozen `predictor` sees it, project(predictor, embeddings, embeddings):
-    an argument, which no checkpoint carries; the embeddings themselves are not needed any more.
-    A loop that trains on the groups of some references excludes their tasks from `select`.
-    References are a uniform sample, as the predictor was trained on: `update`, of a chosen batch, leaves the belief as
-    it is. Feedback of a part of a reference set replaces the oldest references.
-    Deviation: before the first reference set, choices are uniform. `balance` of what is chosen, not of the references,
-    between the domains: as `topk.quota` says.
-    `init` raises InputError for a table that is not projected.
+    Every `probe_every` steps, before it selects, the loop rolls out the `num_references` tasks
+    (all, if there are fewer) that `reference_set` draws uniformly, and gives their feedback to
+    `update_references`. `attention.predict_projected` predicts the pass rates p~ of all tasks from
+    those of the references. A batch is drawn without replacement, each task with chance
+    proportional to exp(-|p~ - `target`| / `temperature`). `tasks.projections` holds the table as
+    the frozen `predictor` sees it, project(predictor, embeddings, embeddings): an argument, which
+    no checkpoint carries; the embeddings themselves are not needed any more. A loop that trains on
+    the groups of some references excludes their tasks from `select`. References are a uniform
+    sample, as the predictor was trained on: `update`, of a chosen batch, leaves the belief as it
+    is. Feedback of a part of a reference set replaces the oldest references. Deviation: before the
+    first reference set, choices are uniform. `balance` of what is chosen, not of the references,
+    between the domains: as `topk.quota` says. `init` raises InputError for a table that is not
+    projected.
     """
     num_generations = check_generations(num_generations)
     num_references = check_count("num_references", num_references)
@@ -91,18 +93,29 @@ def dots(
     def select(
         key: Array, state: DotsState, tasks: Tasks, *, batch_size: int, exclude: Array | None = None
     ) -> tuple[Choice, DotsState]:
-        batch_size = check_select(key, state.predicted, tasks, batch_size=batch_size, exclude=exclude)
+        batch_size = check_select(
+            key, state.predicted, tasks, batch_size=batch_size, exclude=exclude
+        )
         distance = jnp.abs(state.predicted - jnp.asarray(target, jnp.float32))
         key_quota, key_draw = jax.random.split(key)
-        quota = topk.quota(key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude)
+        quota = topk.quota(
+            key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude
+        )
         ids = acquisition.softmax(
-            key_draw, -distance, batch_size=batch_size, temperature=temperature, quota=quota, exclude=exclude
+            key_draw,
+            -distance,
+            batch_size=batch_size,
+            temperature=temperature,
+            quota=quota,
+            exclude=exclude,
         )
         return Choice(ids, state.predicted[ids]), state
 
     def predict(references: Array, pass_rates: Array, tasks: Tasks) -> Array:  # [K], [K] -> [N]
         query, reference = _projections(tasks)
-        near = Projections(constrain(query, "task", None), constrain(reference[references], None, None))
+        near = Projections(
+            constrain(query, "task", None), constrain(reference[references], None, None)
+        )
         options = {"calibration": calibration, "temperature": attention_temperature, "top_k": top_k}
         return attention.predict_projected(predictor, near, pass_rates, **options)
 
@@ -110,22 +123,30 @@ def dots(
         feedback = credible(feedback, state.predicted.shape[0])
         valid = feedback.trials > 0
         references, pass_rates = _latest(state, feedback, valid)
-        predicted = jax.lax.cond(valid.any(), lambda: predict(references, pass_rates, tasks), lambda: state.predicted)
+        predicted = jax.lax.cond(
+            valid.any(), lambda: predict(references, pass_rates, tasks), lambda: state.predicted
+        )
         return DotsState(references, pass_rates, constrain(predicted, "task"))
 
     def pass_rate(state: DotsState, tasks: Tasks) -> Array:
         return state.predicted
 
     # A chosen batch is no sample of the table, so that its feedback is ignored.
-    return Selector(init, select, ignore_feedback, pass_rate, reference_set, update_references, probe_every)
+    return Selector(
+        init, select, ignore_feedback, pass_rate, reference_set, update_references, probe_every
+    )
 
 
 def _latest(state: DotsState, feedback: Feedback, valid: Array) -> tuple[Array, Array]:
-    """Returns the K latest references and their pass rates: those of `feedback` [B] that are `valid` [B] come first."""
+    """Returns the K latest references and their pass rates: those of `feedback` [B] that are
+    `valid` [B] come first.
+    """
     again = ((state.references[:, None] == feedback.ids[None]) & valid[None]).any(axis=1)  # [K]
     known = jnp.concatenate([valid, ~jnp.isnan(state.reference_pass_rates) & ~again])
     ids = jnp.concatenate([feedback.ids.astype(jnp.int32), state.references])
-    rates = jnp.concatenate([feedback.successes / jnp.where(valid, feedback.trials, 1), state.reference_pass_rates])
+    rates = jnp.concatenate(
+        [feedback.successes / jnp.where(valid, feedback.trials, 1), state.reference_pass_rates]
+    )
     latest = jnp.argsort(~known, stable=True)[: state.references.shape[0]]
     kept = known[latest]
     return jnp.where(kept, ids[latest], 0), jnp.where(kept, rates[latest], jnp.nan)
@@ -135,7 +156,8 @@ def _projections(tasks: Tasks) -> Projections:
     """Returns the table as the predictor sees it; raises InputError without one."""
     if tasks.projections is None:
         raise InputError(
-            "the dots selector needs every task's embedding as its predictor sees it: pass them in Tasks.projections, "
+            "the dots selector needs every task's embedding as its predictor sees it: pass "
+            "them in Tasks.projections, "
             "by attention.project(predictor, embeddings, embeddings)"
         )
     return tasks.projections

@@ -61,16 +61,22 @@ def initial(
 
 
 def _initial_tower(key: Array, widths: tuple[int, ...]) -> Tower:
-    """Draws the parameters of a tower from embeddings [widths[0]] through layers of the other widths."""
+    """Draws the parameters of a tower from embeddings [widths[0]] through layers of the other
+    widths.
+    """
     keys = jax.random.split(key, len(widths) - 1)
     layers = tuple(_initial_layer(*each) for each in zip(keys, widths, widths[1:], strict=False))
-    norm_in, norm_out = (Affine(jnp.ones(width), jnp.zeros(width)) for width in (widths[0], widths[-1]))
+    norm_in, norm_out = (
+        Affine(jnp.ones(width), jnp.zeros(width)) for width in (widths[0], widths[-1])
+    )
     return Tower(norm_in, layers, norm_out)
 
 
 def _initial_layer(key: Array, inputs: int, outputs: int) -> Affine:
     """Draws the weight [inputs, outputs] of a layer."""
-    return Affine(jax.random.normal(key, (inputs, outputs)) / jnp.sqrt(float(inputs)), jnp.zeros(outputs))
+    return Affine(
+        jax.random.normal(key, (inputs, outputs)) / jnp.sqrt(float(inputs)), jnp.zeros(outputs)
+    )
 
 
 def fit(
@@ -92,14 +98,15 @@ def fit(
 ) -> tuple[Params, Array]:
     """Trains a predictor on `pass_rates` [M, N] of M policies on tasks with `embeddings` [N, E].
 
-    Returns its parameters, and the losses [steps].
-    Each step takes one policy, `num_references` random tasks of it as references and `batch_size` others to predict:
-    binary cross-entropy -r log p - (1 - r) log(1 - p), Adam, learning rate falling linearly to 0 over
-    `epochs` * M * N / batch_size steps, `dropout` between layers. NaN = unknown: such tasks are neither predicted nor
-    attended to. `report` is called after each epoch with its number and its mean loss. Deviations: a batch is of one
-    policy and drawn afresh, so that an epoch is one in number only; no more than half of the tasks are references, and
-    no task of a batch is predicted from itself.
-    Raises InputError for shapes that do not fit, pass rates outside [0, 1], and a policy without a known pass rate.
+    Returns its parameters, and the losses [steps]. Each step takes one policy, `num_references`
+    random tasks of it as references and `batch_size` others to predict: binary cross-entropy -r log
+    p - (1 - r) log(1 - p), Adam, learning rate falling linearly to 0 over `epochs` * M * N /
+    batch_size steps, `dropout` between layers. NaN = unknown: such tasks are neither predicted nor
+    attended to. `report` is called after each epoch with its number and its mean loss. Deviations:
+    a batch is of one policy and drawn afresh, so that an epoch is one in number only; no more than
+    half of the tasks are references, and no task of a batch is predicted from itself. Raises
+    InputError for shapes that do not fit, pass rates outside [0, 1], and a policy without a known
+    pass rate.
     """
     sizes = {"width": width, "layers": layers, "top_k": 1 if top_k is None else top_k}
     sizes |= {"num_references": num_references, "epochs": epochs, "batch_size": batch_size}
@@ -122,7 +129,9 @@ def fit(
         top_k=top_k,
     )
     key_init, key_steps = jax.random.split(key)
-    params = initial(key_init, embeddings.shape[1], calibration=calibration, width=width, layers=layers)
+    params = initial(
+        key_init, embeddings.shape[1], calibration=calibration, width=width, layers=layers
+    )
     carry = Carry(params, _adam(learning_rate, epochs * steps).init(params))  # pyright: ignore[reportArgumentType]
     losses = []
     for epoch, keys in enumerate(jax.random.split(key_steps, (epochs, steps)), 1):
@@ -132,7 +141,16 @@ def fit(
     return carry.params, jnp.concatenate(losses)
 
 
-STATIC = ("references", "queries", "steps", "learning_rate", "dropout", "calibration", "temperature", "top_k")
+STATIC = (
+    "references",
+    "queries",
+    "steps",
+    "learning_rate",
+    "dropout",
+    "calibration",
+    "temperature",
+    "top_k",
+)
 
 
 @partial(jax.jit, static_argnames=STATIC)
@@ -149,7 +167,9 @@ def _train(
     dropout: float,
     **options: Unpack[attention.Options],
 ) -> tuple[Carry, Array]:
-    """Takes a step with each of `keys` and returns the losses of all; `steps` is the number in the whole training."""
+    """Takes a step with each of `keys` and returns the losses of all; `steps` is the number in the
+    whole training.
+    """
     optimizer = _adam(learning_rate, steps)
 
     def step(carry: Carry, key: Array) -> tuple[Carry, Array]:
@@ -170,7 +190,9 @@ def _adam(learning_rate: float, steps: int) -> optax.GradientTransformation:
 
 
 def draw(key: Array, pass_rates: Array, *, references: int, queries: int) -> Batch:
-    """Draws a policy of `pass_rates` [M, N], uniformly, and distinct tasks of it; those unknown come last."""
+    """Draws a policy of `pass_rates` [M, N], uniformly, and distinct tasks of it; those unknown
+    come last.
+    """
     key_policy, key_tasks = jax.random.split(key)
     num_policies, num_tasks = pass_rates.shape
     policy = jax.random.randint(key_policy, (), 0, num_policies)
@@ -194,12 +216,15 @@ def loss(
     rates = pass_rates[batch.policy]
     projections = Projections(
         attention.encode(params.query, embeddings[batch.queries], key_query, dropout=dropout),
-        attention.encode(params.reference, embeddings[batch.references], key_reference, dropout=dropout),
+        attention.encode(
+            params.reference, embeddings[batch.references], key_reference, dropout=dropout
+        ),
     )
     predicted = attention.predict_projected(params, projections, rates[batch.references], **options)
     predicted = jnp.clip(predicted, attention.CLIP, 1 - attention.CLIP)
     known = ~jnp.isnan(rates[batch.queries])
-    observed = jnp.where(known, rates[batch.queries], 0)  # or the gradient of what does not count would be NaN
+    # or the gradient of what does not count would be NaN
+    observed = jnp.where(known, rates[batch.queries], 0)
     entropy = -observed * jnp.log(predicted) - (1 - observed) * jnp.log1p(-predicted)
     return jnp.where(known, entropy, 0).sum() / jnp.maximum(known.sum(), 1).astype(jnp.float32)
 
@@ -216,9 +241,14 @@ def _check(embeddings: Array, pass_rates: Array, sizes: dict[str, int], dropout:
         )
     check_dtypes(REAL, embeddings=embeddings, pass_rates=pass_rates)
     if embeddings.shape[0] < 2:
-        raise InputError("there is one task: a predictor tells tasks from other tasks, so give at least 2")
+        raise InputError(
+            "there is one task: a predictor tells tasks from other tasks, so give at least 2"
+        )
     if ((pass_rates < 0) | (pass_rates > 1)).any():
-        raise InputError("a pass rate lies outside [0, 1]: give the share of rollouts that solved the task, or NaN")
+        raise InputError(
+            "a pass rate lies outside [0, 1]: give the share of rollouts that "
+            "solved the task, or NaN"
+        )
     unknown = jnp.isnan(pass_rates).all(axis=1)
     if unknown.any():
         raise InputError(f"policy {int(unknown.argmax())} has no known pass rate: leave it out")
