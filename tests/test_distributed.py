@@ -61,12 +61,11 @@ def assert_same_metrics(lines, others):
 
 
 @pytest.fixture(scope="module")
-def quickstart(world):
+def quickstart(tmp_path_factory):
     """The folder of three steps of the quickstart: by two processes of four devices, and `alone` by
     one of eight.
     """
-    folder = world / "quickstart"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("quickstart")
     flags = (
         QUICKSTART,
         "--steps",
@@ -103,10 +102,9 @@ def test_the_quickstart_of_two_processes_is_that_of_one(quickstart):
 
 
 @pytest.fixture(scope="module")
-def halves(world, configure):
+def halves(tmp_path_factory, configure):
     """The folder of three steps by two processes that hold half of the model each, and its run."""
-    folder = world / "halves"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("halves")
     config = configure(folder / "run", steps=3, mesh=MeshConfig(data=1, fsdp=1, model=2))
     for code, _, errors in helpers.finish(
         *start_pair(folder, helpers.write_config(folder / "config.py", config), devices=1)

@@ -300,9 +300,10 @@ def configured(configure):
 
 
 @pytest.fixture(scope="module")
-def trained(world, configured):
+def trained(tmp_path_factory, configured):
     """(folder, final state) of six steps; leave the folder as it is."""
-    return world / "lora", train(configured(world / "lora"))
+    folder = tmp_path_factory.mktemp("lora") / "run"
+    return folder, train(configured(folder))
 
 
 @pytest.mark.slow

@@ -48,10 +48,12 @@ def prepare(configure, world, tmp_path_factory):
     `rows`.
     """
     source = helpers.write_rows(tmp_path_factory.mktemp("tasks") / "tasks.jsonl", rows())
-    (world / "weaker").symlink_to(world / "policy")
+    # a folder of its own: a process that takes tests from another one makes this fixture twice
+    weaker = tmp_path_factory.mktemp("models") / "weaker"
+    weaker.symlink_to(world / "policy")
     settings = {
         "output_dir": "nowhere",
-        "model": str(world / "weaker"),
+        "model": str(weaker),
         "tasks": TasksConfig(source),
     }
     settings |= {"batch_size": 4, "rewards": ("graders:unsure",)}
