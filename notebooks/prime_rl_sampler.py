@@ -1,7 +1,7 @@
 """prime-rl's orchestrator with tasks that jaxrft chooses: a TaskSampler that asks a session and
 hears finalized groups.
 
-    pip install jaxrft    # into prime-rl's own environment
+    pip install .    # into prime-rl's own environment
     python notebooks/prime_rl_sampler.py @ orchestrator.toml    # in place of `orchestrator @ orchestrator.toml`
     python notebooks/prime_rl_sampler.py --simulate adaptive    # without policy and trainer
     python notebooks/prime_rl_sampler.py --simulate standard

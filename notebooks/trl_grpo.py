@@ -1,7 +1,7 @@
 """TRL's GRPOTrainer with prompts that jaxrft chooses: a sampler that asks a session, and a line in
 the reward.
 
-    pip install 'jaxrft[trl]'
+    pip install '.[trl]'
     python notebooks/trl_grpo.py --selector bots
     python notebooks/trl_grpo.py --selector uniform
 

@@ -1,7 +1,7 @@
 """google-tunix's GRPOLearner with prompts that jaxrft chooses: batches that ask a session, and a
 line in the reward.
 
-    pip install jaxrft google-tunix==0.1.7 transformers    # in an environment of its own
+    pip install . google-tunix==0.1.7 transformers    # in an environment of its own
     python notebooks/tunix_grpo.py --selector adaptive
     python notebooks/tunix_grpo.py --selector uniform
 
