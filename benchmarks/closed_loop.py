@@ -1,5 +1,4 @@
-"""What choosing tasks saves in real training: rollouts, tokens, seconds to the level of uniform
-selection.
+"""Measures what choosing tasks saves in training: rollouts, tokens, seconds to uniform's level.
 
     python -m benchmarks.closed_loop --runs runs/closed_loop --jobs 2
 

@@ -1,5 +1,4 @@
-"""Bytes that the decode loop moves in memory, counted from the compiler's own program, next to what
-it must move.
+"""Counts the bytes that a decode loop moves, in the compiler's program, and those it must move.
 
     python -m benchmarks.decode_bytes --models Qwen/Qwen2.5-1.5B --topologies v5e:2x2 v5p:2x2x1
 

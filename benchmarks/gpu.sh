@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What is measured on a GPU: decoding, updates, and whether a run resumes bit for bit. Needs jax[cuda12] and jaxrft.
+# What is measured on a GPU: decoding, updates, and whether a run resumes bit for bit. Needs jax[cuda13] and jaxrft.
 #
 #   bash benchmarks/gpu.sh OUT [MODEL ...]     models: tiny 0.5b 1.5b 7b; all but tiny by default
 #

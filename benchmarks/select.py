@@ -1,5 +1,4 @@
-"""What choosing the tasks of a step costs, beside the published estimator and beside the step
-itself.
+"""Times the choice of a step's tasks, next to the published estimator and to the step itself.
 
 Medians of seconds, measured by turns so that all meet the same machine, which should have nothing
 else to do. Some three minutes on two cores; `--parts` measures a part.

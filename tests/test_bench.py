@@ -20,7 +20,7 @@ def test_each_script_is_listed_and_has_a_main(path):
     assert f"`python -m benchmarks.{path.stem}" in (ROOT / "benchmarks/README.md").read_text()
     tree = ast.parse(path.read_text())
     first_line = (ast.get_docstring(tree) or "").partition("\n")[0]
-    assert 17 < len(first_line) <= 120 and first_line.endswith(".")
+    assert 17 < len(first_line) <= 97 and first_line.endswith(".")
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     assert [argument.arg for argument in functions["main"].args.args] == ["arguments"]
 
