@@ -117,6 +117,16 @@ def test_the_walk_follows_the_gradient_of_the_likelihood(successes):
     assert float(after.log_walk - before.log_walk) == pytest.approx(moved, rel=1e-3)
 
 
+@pytest.mark.parametrize("ability", [-200.0, 200.0])
+def test_a_pass_rate_that_rounds_to_0_or_1_leaves_all_beliefs_finite(ability):
+    selector = selectors.adaptive(16)
+    before = known(selector, 2, variance=1e-6, ability=ability, log_walk=jnp.float32(-30.0))
+    hits = 16.0 if ability > 0 else 0.0
+    feedback = Feedback(jnp.array([0]), floats(hits), floats(16.0), floats(0.0))
+    after = jax.jit(selector.update)(before, Tasks(), feedback)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(after))
+
+
 def test_after_a_change_point_a_task_is_learned_anew():
     """Two tasks are believed hopeless and one is solved. The other, solved once in 16, keeps what
     was known.

@@ -179,6 +179,7 @@ def test_verls_trainer_builds_both_classes_draws_chosen_rows_and_resumes(verl, t
         session.record(tasks, np.arange(verl.TASKS) % 9, np.full(verl.TASKS, 8))
     torch.save(trainer.train_dataloader.state_dict(), tmp_path / "data.pt")
     other = verl.simulated_trainer("adaptive", str(tmp_path))
+    # as verl loads it: arrays of numpy, in a file that this test has written
     other.train_dataloader.load_state_dict(torch.load(tmp_path / "data.pt", weights_only=False))
     for _ in range(40):  # over the end of an epoch
         assert list(trainer._next_train_batch()["index"]) == list(

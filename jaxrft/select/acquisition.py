@@ -124,6 +124,15 @@ def per_token(utility: Array, tokens: Array) -> Array:
     return utility / jnp.where(known, tokens, jnp.where(mean > 0, mean, 1))
 
 
+def has_slot(key: Array, share: ArrayLike, *, batch_size: int) -> Array:
+    """Draws a mask [B] of the first slots, of which a `share` in [0, 1] is the mean.
+
+    The number of slots is share * B, rounded up or down at random.
+    """
+    slots = jnp.asarray(share, jnp.float32) * batch_size + jax.random.uniform(key)
+    return jnp.arange(batch_size) < slots.astype(jnp.int32)
+
+
 def least_by_domain(quota: Quota, score: Array, ids: Array) -> Array:
     """Finds, for every task [N], the least `score` [B] of the tasks `ids` [B] in its domain.
 

@@ -78,8 +78,7 @@ from jaxrft.select.checks import (
 )
 from jaxrft.types import Array, Choice, Feedback, Tasks
 
-# A uniform pass rate has a logistic logit, of this variance. It is the prior of a, of each w and of
-# b_i.
+# A uniform pass rate has a logistic logit, of this variance: the prior of a, of each w and of b_i.
 PRIOR_VARIANCE = np.pi**2 / 3
 UNIFORM_VARIANCE = 1 / 12  # of a uniform pass rate
 FIRST_WALK = PRIOR_VARIANCE / 200  # a task is forgotten in 200 steps, until outcomes say otherwise
@@ -187,14 +186,13 @@ def adaptive(
         def largest(key: Array, score: Array) -> Array:
             return topk.largest(key, score, batch_size=batch_size, quota=quota, exclude=exclude)
 
-        def ahead(key: Array, share: Array, ids: Array) -> Array:
-            slots = share * batch_size + jax.random.uniform(key)  # the share is the mean
-            has_slot = jnp.arange(batch_size) < slots.astype(jnp.int32)
-            # behind the table, where they are dropped
+        def ahead(key: Array, share: ArrayLike, ids: Array) -> Array:
+            has_slot = acquisition.has_slot(key, share, batch_size=batch_size)
+            # the others point behind the table, where they are dropped
             return jnp.where(has_slot, ids, score.shape[0])
 
         stalest = largest(keys[1], -state.visited)
-        review = ahead(keys[2], jnp.asarray(epsilon, jnp.float32), stalest)
+        review = ahead(keys[2], epsilon, stalest)
         least_known = largest(keys[3], _coarse(deviation))
         unknown = jnp.minimum(believed.variance.mean() / UNIFORM_VARIANCE, MOST_EXPLORATION)
         explore = ahead(keys[4], unknown, least_known)
@@ -269,8 +267,9 @@ def _offsets(state: AdaptiveState, rows: Array | slice) -> Offsets:
 def _update(
     state: AdaptiveState, tasks: Tasks, feedback: Feedback, *, num_generations: int
 ) -> AdaptiveState:
-    """Returns the state after a batch [B]; rows without rollouts change nothing, all of them no
-    time.
+    """Returns the state after a batch [B].
+
+    Rows without rollouts change nothing. A batch without any rollouts is no step of time.
     """
     valid = feedback.trials > 0
     num_tasks = state.visited.shape[0]
@@ -370,10 +369,10 @@ def _walk(
 
     `walked` [B]: share of the logits' variance that is due to the walk.
     """
-    rate = believed.pass_rate
-    binomial = trials * rate * (1 - rate)
-    uncertain = jnp.maximum(trials * (trials - 1), 0) * believed.variance
-    share = jnp.where(valid, walked * uncertain / (uncertain + binomial), 0)  # f
+    of_draws, of_rate = logit.count_variances(believed, trials)
+    of_rate = jnp.maximum(of_rate, 0)  # it is negative for less than one trial
+    total = jnp.maximum(of_draws + of_rate, logit.LEAST_VARIANCE)
+    share = jnp.where(valid, walked * of_rate / total, 0)  # f
     information = state.walk_information + (share**2).sum() / 2
     gradient = (share * (jnp.minimum(surprise, CHANGE_POINT**2) - 1)).sum() / 2
     most = jnp.log(jnp.float32(PRIOR_VARIANCE))  # a walk that forgets everything in a step

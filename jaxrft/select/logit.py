@@ -16,6 +16,7 @@ NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
 WEIGHTS = WEIGHTS / WEIGHTS.sum()
 NEWTON_STEPS = 6
 LONGEST_STEP = 2.0  # logits; a step from a far mode would overshoot
+LEAST_VARIANCE = 1e-6  # of a count: a rate that rounds to 0 or 1 has none
 
 
 class Moments(NamedTuple):
@@ -65,13 +66,20 @@ def observe(mean: Array, variance: Array, successes: Array, trials: Array) -> tu
     return x, 1 / (trials * rate * (1 - rate) + 1 / variance)
 
 
+def count_variances(believed: Moments, trials: Array) -> tuple[Array, Array]:
+    """Computes the variance [B] of the successes of `trials`, as that of the draws and of the rate.
+
+    Their sum is the variance: n p (1 - p) + n (n - 1) var(p).
+    """
+    rate = believed.pass_rate
+    return trials * rate * (1 - rate), trials * (trials - 1) * believed.variance
+
+
 def surprise(believed: Moments, successes: Array, trials: Array) -> Array:
     """Computes the squared deviation [B] of `successes` from the belief, relative to its variance.
 
-    Its expectation is 1 under the belief.
-
-    (s - n p)^2 / (n p (1 - p) + n (n - 1) var(p))
+    Its expectation is 1 under the belief: (s - n p)^2 over the sum of `count_variances`.
     """
-    rate = believed.pass_rate
-    spread = trials * rate * (1 - rate) + trials * (trials - 1) * believed.variance
-    return (successes - trials * rate) ** 2 / jnp.maximum(spread, 1e-6)
+    of_draws, of_rate = count_variances(believed, trials)
+    deviation = successes - trials * believed.pass_rate
+    return deviation**2 / jnp.maximum(of_draws + of_rate, LEAST_VARIANCE)

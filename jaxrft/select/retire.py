@@ -80,13 +80,11 @@ def retire(
         retired = state.last_pass_rate >= jnp.asarray(retire_above, jnp.float32)
         epochs = _keep_pace(state.epochs, retired, quota, exclude)
         order = jnp.where(retired, RETIRED + epochs, epochs)
-        # rounded down
-        places = jnp.asarray(review, jnp.float32) * batch_size + jax.random.uniform(key_places)
         reviewed = _reviewed(
             key_review,
             epochs,
             retired,
-            places.astype(jnp.int32),
+            acquisition.has_slot(key_places, review, batch_size=batch_size),
             batch_size=batch_size,
             quota=quota,
             exclude=exclude,
@@ -130,17 +128,18 @@ def _reviewed(
     key: Array,
     epochs: Array,
     retired: Array,
-    places: Array,
+    has_slot: Array,
     *,
     batch_size: int,
     quota: topk.Quota | None,
     exclude: Array | None,
 ) -> Array:
-    """Draws the ids [B] of retired tasks for so many `places` [], least chosen first; N for
-    none.
+    """Draws the ids [B] of retired tasks for the slots of the mask `has_slot` [B].
+
+    Those least chosen come first. A slot without a retired task, or not in the mask, has the id N.
     """
     order = jnp.where(retired, epochs, LARGEST)
     ids = topk.smallest(key, order, batch_size=batch_size, quota=quota, exclude=exclude)
     may_come = retired if exclude is None else retired & ~exclude
-    chosen = (jnp.arange(batch_size) < places) & may_come[ids]
+    chosen = has_slot & may_come[ids]
     return jnp.where(chosen, ids, epochs.shape[0])
