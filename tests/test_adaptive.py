@@ -139,6 +139,21 @@ def test_after_a_change_point_a_task_is_learned_anew():
     assert -4 < after.mean[1] < -3.5 and after.variance[1] < 0.12
 
 
+def test_a_task_tells_once_what_it_knows_of_the_weights_of_embeddings():
+    """Even a logit that is known tells no more of w than phi^2 / spread, since offsets differ."""
+    selector = selectors.adaptive(16)
+    tasks = Tasks(embeddings=floats([1.0], [-1.0], [1.0], [-1.0]))
+    before = selector.init(tasks, 4)
+    feedback = Feedback(jnp.array([0]), floats(8.0), floats(16.0), floats(0.0))
+    update = jax.jit(selector.update)
+    after = before
+    for _ in range(30):
+        after = update(after, tasks, feedback)
+    gained = after.information[1, 1] - before.information[1, 1]
+    most = before.features[0, 0] ** 2 / after.spread
+    assert 0.1 * most < gained < most
+
+
 def test_what_a_batch_without_rollouts_says_is_nothing():
     selector = selectors.adaptive(16)
     before = known(selector, 2)

@@ -23,8 +23,10 @@ Harrison 1997, chapter 14; for two players it is Glicko, Glickman 1999).
 3. Linearize at l_i, the mode of the logit given s_i under the prior N(mu_i, V_i). With q_i =
    sigmoid(l_i), the outcome has the Fisher information k_i = n_i q_i (1 - q_i), and at mu_i the
    score g_i = s_i - n_i q_i + k_i (l_i - mu_i).
-4. Shared. information += sum_i h_i h_i' k_i / (1 + k_i v_i); with the new matrix, x += d where
-   d = information^-1 sum_i h_i g_i / (1 + k_i v_i).
+4. Shared. Let c_i be h_i with the components of embeddings times min(v_i / spread, 1): what a task
+   tells about their constant weights, it tells once, and of what is still unknown of its logit
+   only this share is new. information += sum_i c_i c_i' k_i / (1 + k_i v_i); with the new matrix,
+   x += d where d = information^-1 sum_i c_i g_i / (1 + k_i v_i).
 5. Offsets, given x. v_i <- v_i / (1 + k_i v_i); with the new v_i, m_i += v_i (g_i - k_i h_i . d).
 6. Spread. spread = (`PRIOR_VARIANCE` + sum_i (m_i^2 + v_i)) / (1 + N) over the N tasks rolled out
    so far, this batch included, each as after its last rollouts; a step of expectation maximization.
@@ -301,8 +303,11 @@ def _update(
 
     # 4 and 5.
     share = jnp.where(valid, 1 / (1 + known * prior_variance), 0)
-    information = state.information + design.T @ (design * (known * share)[:, None])
-    moved = jnp.linalg.solve(information, design.T @ (score * share))  # d
+    unknown = jnp.minimum(prior_variance / state.spread, 1)
+    is_constant = jnp.arange(design.shape[1]) > _num_domains(tasks)
+    told = jnp.where(is_constant[None], design * unknown[:, None], design)  # c
+    information = state.information + told.T @ (told * (known * share)[:, None])
+    moved = jnp.linalg.solve(information, told.T @ (score * share))  # d
     variance = prior_variance / (1 + known * prior_variance)
     mean = prior_mean + variance * (score - known * (design @ moved))
 
