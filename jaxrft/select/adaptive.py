@@ -15,18 +15,18 @@ information matrix (the inverse of its covariance), b_i has a mean m_i and a var
 Harrison 1997, chapter 14; for two players it is Glicko, Glickman 1999).
 
 1. Predict. v_i is the variance after the task's last rollouts + `walk` times the steps since then;
-   for a task never rolled out, m_i = 0 and v_i = spread. The logit is N(mu_i, V_i) with mu_i = h_i
-   . x + m_i and V_i = h_i . information^-1 h_i + v_i. So s_i has the mean n_i p and the variance
+   for a task never rolled out, m_i = 0 and v_i = spread. Let c_i be h_i, in which the components of
+   embeddings are multiplied by min(v_i / spread, 1): their weights are constant, and what the
+   task's former rollouts said about them is known. The logit is N(mu_i, V_i) with mu_i = h_i . x +
+   m_i and V_i = c_i . information^-1 c_i + v_i. So s_i has the mean n_i p and the variance
    n_i p (1 - p) + n_i (n_i - 1) var, where p and var are mean and variance of p_i, by quadrature.
 2. Change point. z_i is the standardized residual: s_i less its mean, over its deviation. If
-   |z_i| > 3, the task counts as never rolled out, and mu_i and V_i are computed again.
+   |z_i| > 3, the task counts as never rolled out, and mu_i, c_i and V_i are computed again.
 3. Linearize at l_i, the mode of the logit given s_i under the prior N(mu_i, V_i). With q_i =
    sigmoid(l_i), the outcome has the Fisher information k_i = n_i q_i (1 - q_i), and at mu_i the
    score g_i = s_i - n_i q_i + k_i (l_i - mu_i).
-4. Shared. Let c_i be h_i with the components of embeddings times min(v_i / spread, 1): what a task
-   tells about their constant weights, it tells once, and of what is still unknown of its logit
-   only this share is new. information += sum_i c_i c_i' k_i / (1 + k_i v_i); with the new matrix,
-   x += d where d = information^-1 sum_i c_i g_i / (1 + k_i v_i).
+4. Shared. information += sum_i c_i c_i' k_i / (1 + k_i v_i); with the new matrix, x += d where
+   d = information^-1 sum_i c_i g_i / (1 + k_i v_i).
 5. Offsets, given x. v_i <- v_i / (1 + k_i v_i); with the new v_i, m_i += v_i (g_i - k_i h_i . d).
 6. Spread. spread = (`PRIOR_VARIANCE` + sum_i (m_i^2 + v_i)) / (1 + N) over the N tasks rolled out
    so far, this batch included, each as after its last rollouts; a step of expectation maximization.
@@ -238,17 +238,18 @@ def _predict(state: AdaptiveState, tasks: Tasks) -> tuple[Array, Array]:
     """
     phi = state.features
     covariance = jnp.linalg.inv(state.information)
-    with_ability = jnp.where(
-        jnp.arange(phi.shape[1]) < _num_domains(tasks), 2 * covariance[0, 1:], 0
-    )
-    of_squares = jnp.diagonal(covariance)[1:] + with_ability
-    terms = [phi * state.shared[None, 1:], phi * phi * of_squares[None]]
-    mean, variance = logit.sums(terms, axis=1)
+    of_squares = jnp.diagonal(covariance)[1:]
+    is_component = jnp.arange(phi.shape[1]) >= _num_domains(tasks)
+    of_each = jnp.where(is_component, of_squares, 0)
+    terms = [phi * state.shared[None, 1:], phi * phi * of_each[None]]
+    mean, of_components = logit.sums(terms, axis=1)
     offsets = _offsets(state, slice(None))
-    return (
-        state.shared[0] + mean + offsets.mean,
-        covariance[0, 0] + variance + offsets.variance,
-    )
+    told = _told(state, offsets.variance)
+    variance = covariance[0, 0] + told**2 * of_components + offsets.variance
+    if tasks.domain is not None:
+        with_ability = of_squares + 2 * covariance[0, 1:]
+        variance += with_ability[features.domain(tasks.domain)]
+    return state.shared[0] + mean + offsets.mean, variance
 
 
 def _num_domains(tasks: Tasks) -> int:
@@ -266,6 +267,11 @@ def _offsets(state: AdaptiveState, rows: Array | slice) -> Offsets:
     return Offsets(state.mean[rows], variance, walked)
 
 
+def _told(state: AdaptiveState, variance: Array) -> Array:
+    """Computes the factor of the components in c, for offsets of the given variance: step 1."""
+    return jnp.minimum(variance / state.spread, 1)
+
+
 def _update(
     state: AdaptiveState, tasks: Tasks, feedback: Feedback, *, num_generations: int
 ) -> AdaptiveState:
@@ -281,13 +287,18 @@ def _update(
     phi = state.features[rows]
     # h, [B, 1 + F]
     design = jnp.concatenate([jnp.ones((phi.shape[0], 1), jnp.float32), phi], axis=1)
+    is_component = jnp.arange(design.shape[1]) > _num_domains(tasks)
+    covariance = jnp.linalg.inv(state.information)
+
+    def predict(variance: Array) -> tuple[Array, Array]:
+        """Computes c [B, 1 + F] and V [B] of step 1, for offsets of the given variance [B]."""
+        told = jnp.where(is_component[None], design * _told(state, variance)[:, None], design)
+        return told, jnp.sum(told @ covariance * told, axis=1) + variance
 
     # 1 and 2.
-    covariance = jnp.linalg.inv(state.information)
     mean = design @ state.shared
-    uncertainty = jnp.sum(design @ covariance * design, axis=1)
     offsets = _offsets(state, rows)
-    total = uncertainty + offsets.variance
+    _, total = predict(offsets.variance)
     believed = logit.moments(mean + offsets.mean, total, num_generations=num_generations)
     surprise = logit.surprise(believed, successes, trials)  # z^2
     log_walk, walk_information = _walk(
@@ -299,13 +310,11 @@ def _update(
 
     # 3.
     mu = mean + prior_mean
-    known, score = _linearize(mu, uncertainty + prior_variance, successes, trials)
+    told, total = predict(prior_variance)
+    known, score = _linearize(mu, total, successes, trials)
 
     # 4 and 5.
     share = jnp.where(valid, 1 / (1 + known * prior_variance), 0)
-    unknown = jnp.minimum(prior_variance / state.spread, 1)
-    is_constant = jnp.arange(design.shape[1]) > _num_domains(tasks)
-    told = jnp.where(is_constant[None], design * unknown[:, None], design)  # c
     information = state.information + told.T @ (told * (known * share)[:, None])
     moved = jnp.linalg.solve(information, told.T @ (score * share))  # d
     variance = prior_variance / (1 + known * prior_variance)

@@ -22,10 +22,15 @@ def describe(tasks: Tasks, num_tasks: int) -> Array:
     """
     parts = []
     if tasks.domain is not None:
-        parts.append(jax.nn.one_hot(tasks.domain % DOMAINS, DOMAINS, dtype=jnp.float32))
+        parts.append(jax.nn.one_hot(domain(tasks.domain), DOMAINS, dtype=jnp.float32))
     if tasks.embeddings is not None:
         parts.append(components(tasks.embeddings))
     return jnp.concatenate(parts, axis=1) if parts else jnp.zeros((num_tasks, 1), jnp.float32)
+
+
+def domain(ids: Array) -> Array:
+    """Computes which feature tells each of the domains `ids` [N]."""
+    return ids % DOMAINS
 
 
 def components(embeddings: Array) -> Array:
