@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from operator import attrgetter
 from pathlib import Path
 
@@ -108,3 +109,10 @@ def test_anchors_are_those_of_github(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("# `a_b`: What's *new*?\n\n```\n# no heading\n```\n\n## Same\n\n## Same\n")
     assert anchors(page) == {"a_b-whats-new", "same", "same-1"}
+
+
+def test_the_citation_names_the_version_of_the_package():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = (REPOSITORY / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"version: {project['version']}\n" in citation
+    assert f"license: {project['license']}\n" in citation
