@@ -232,12 +232,12 @@ def killed(tmp_path, program):
     return path
 
 
-@pytest.mark.parametrize("others", [False, True])
+@pytest.mark.parametrize("others", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize(
     "program",
     [
-        "dataset._task = lambda *_: os.kill(os.getpid(), 9)",
-        "dataset._move = lambda *_: os.kill(os.getpid(), 9)",
+        pytest.param("dataset._task = lambda *_: os.kill(os.getpid(), 9)", marks=pytest.mark.slow),
+        pytest.param("dataset._move = lambda *_: os.kill(os.getpid(), 9)", marks=pytest.mark.slow),
         "os.replace = lambda _, to: 'dataset_info' in str(to) and os.kill(os.getpid(), 9)",
     ],
     ids=["in a row", "before the move", "in the move"],

@@ -30,7 +30,13 @@ def described(config, mesh):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"lora": LoRAConfig(rank=2), "kl_coef": 0.1}], ids=["whole", "lora"]
+    "changes",
+    [
+        pytest.param({}, id="whole"),
+        pytest.param(
+            {"lora": LoRAConfig(rank=2), "kl_coef": 0.1}, id="lora", marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_a_described_run_is_that_which_is_trained(changes, configure, tmp_path):
     config = configure(tmp_path / "run", **changes)

@@ -160,6 +160,7 @@ def test_a_signal_ends_it_and_rows_that_are_lost_are_made_again(
     assert out.read_bytes() == file.read_bytes()
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_file_of_one(prepare, file, tmp_path):
     out = tmp_path / "e.safetensors"
     path = helpers.write_config(tmp_path / "config.py", prepare(mesh=MeshConfig()))

@@ -215,6 +215,7 @@ def rows(world):
     return helpers.write_rows(world / "kinds.jsonl", found)
 
 
+@pytest.mark.slow
 def test_two_domains_with_a_reward_each_are_both_learned_from(configure, rows, tmp_path, capsys):
     """Each reward is None on the other's tasks; evaluation counts both too. Without the second it
     is said.

@@ -58,6 +58,7 @@ TEXTS = {
 }
 
 
+@pytest.mark.slow
 def test_every_hostile_answer_costs_only_itself():
     """Among thirty ordinary completions each; together they take seconds, where one of them alone
     would take hours.

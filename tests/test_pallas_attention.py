@@ -94,7 +94,7 @@ def test_in_bfloat16_the_kernel_is_as_near_as_xla(interpreted):
     np.testing.assert_allclose(normalized(attention.attend_slots(q, cache, slot)), exact, atol=0.02)
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), pytest.param((2, 2, 2), marks=pytest.mark.slow)])
 def test_a_rollout_by_the_kernel_draws_the_same_tokens(interpreted, monkeypatch, sizes):
     monkeypatch.setattr(rollout, "SLOTS", 8)
     mesh = meshes.make(*sizes, devices=jax.devices()[: np.prod(sizes)])

@@ -96,6 +96,7 @@ def test_a_signal_saves_within_the_step_and_the_run_goes_on(
     assert rest == helpers.metrics(folder)
 
 
+@pytest.mark.slow
 def test_checkpoints_and_policy_do_not_depend_on_the_metrics(
     configure, whole, tmp_path, monkeypatch
 ):

@@ -188,6 +188,7 @@ def test_probes_are_counted_and_their_informative_groups_trained_on():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL.exists(), reason="the real response matrix is not here")
 def test_published_figures_on_real_responses():
     uniform, bots, adaptive = command.simulate(command.SimulateConfig(responses=str(REAL)))[1]

@@ -161,7 +161,9 @@ plain_gradient = jax.jit(
 
 
 @pytest.mark.parametrize("loss_type", grpo.LOSS_TYPES)
-@pytest.mark.parametrize("micro_batch_size", [2, 8])  # half a group, two groups
+@pytest.mark.parametrize(  # half a group, two groups
+    "micro_batch_size", [2, pytest.param(8, marks=pytest.mark.slow)]
+)
 def test_micro_batches_change_no_number(params, batch, loss_type, micro_batch_size):
     (loss, metrics), want = plain_gradient(params, batch, loss_type=loss_type)
     _, state, got = run(params, batch, loss_type=loss_type, micro_batch_size=micro_batch_size)
