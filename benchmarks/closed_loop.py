@@ -229,7 +229,7 @@ def select_config(run: Run, folder: Path) -> SelectConfig:
             "embeddings": "policy",
             "predictor": str(predictor_of(run.family, folder)),
             "num_references": _similarity.REFERENCES,
-            "probe_every": 16,
+            "reference_every": 16,
         },
     }
     name = run.selector.removesuffix(REPLAY)

@@ -154,10 +154,10 @@ class SelectConfig:
     of the tasks.
     """
     num_references: int = field(default=256, metadata=CONTENT)
-    """dots: tasks of a probe, rolled out to tell the others' pass rates from theirs. Those whose
-    rewards are not all equal are trained on, in place of fresh ones."""
-    probe_every: int = 2
-    """dots: steps from one probe to the next."""
+    """dots: tasks of a reference set. Their measured pass rates predict those of all other tasks.
+    Reference groups whose rewards differ are trained on, in place of newly chosen ones."""
+    reference_every: int = 2
+    """dots: steps from one reference set to the next."""
     temperature: float = 1e-3
     """dots: how far from the target pass rates are chosen, each with chance exp(-distance /
     temperature).
@@ -214,10 +214,10 @@ class ReplayConfig:
     """Steps after which a group is not trained on again; no limit by default."""
     draw: Literal["uniform", "advantage"] = "uniform"
     """Which groups are drawn: any, or with chances in proportion to their mean |advantage|."""
-    clip: Literal["paper", "published"] = "paper"
-    """Centre of the clip range of replayed tokens: the policy that sampled them, or, at the price
-    of a forward pass over the batch, the policy before the update, as in the published code of
-    DOTS."""
+    clip_center: Literal["behavior", "proximal"] = "behavior"
+    """Policy around which the ratios of replayed tokens are clipped. behavior: the one that sampled
+    them, as in the paper of DOTS. proximal: the one before the update, as in its published code,
+    which costs another forward pass over the batch."""
 
 
 @dataclass(frozen=True)
@@ -880,7 +880,14 @@ CONFIGS = {
 REMOVED: dict[str, str] = dict.fromkeys(
     ("SelectConfig.tolerance", "SelectConfig.measured", "SelectConfig.measure_every"),
     "the oracle is a measurement now, benchmarks/_oracle.py: leave the field out",
-)
+) | {
+    "ReplayConfig.clip": "its name is clip_center now, and its values are behavior (before: paper) "
+    "and proximal (before: published)",
+    "SelectConfig.probe_every": "its name is reference_every now",
+}
+
+# Dotted fields of earlier configs -> their names now.
+RENAMED = {"replay.clip": "replay.clip_center", "select.probe_every": "select.reference_every"}
 
 
 def _nearest_field(message: str) -> str:
@@ -935,7 +942,7 @@ def flat(tree: JSON, prefix: str = "") -> dict[str, JSON]:
 def differences(config: Config, other: dict[str, JSON]) -> dict[str, tuple[JSON, JSON]]:
     """Compares two configs, the other given as JSON: {differing dotted field: (here, there)}."""
     here = flat(json.loads(to_json(config)))
-    there = flat(other)
+    there = {RENAMED.get(name, name): value for name, value in flat(other).items()}
     return {
         key: (here.get(key), there.get(key))
         for key in here | there

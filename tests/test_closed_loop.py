@@ -86,7 +86,7 @@ def test_dots_gets_a_predictor_for_the_embeddings_of_the_tiny_policy(tmp_path, m
     select = closed_loop.select_config(closed_loop.Run("digits-easy", "dots", 0.1, 0), tmp_path)
     assert (
         select.num_references
-        / (select.probe_every * closed_loop.SETTINGS["digits-kinds"].batch_size)
+        / (select.reference_every * closed_loop.SETTINGS["digits-kinds"].batch_size)
         == 0.25
     )
 

@@ -499,11 +499,11 @@ NAMESAKES = [
     (
         SelectConfig,
         selectors.dots,
-        {"num_references", "probe_every", "target", "temperature", "balance"},
+        {"num_references", "reference_every", "target", "temperature", "balance"},
     ),
     (MeshConfig, meshes.make, {"data", "fsdp", "model"}),
     (ReplayConfig, replay.ring, {"fresh_fraction", "max_age", "draw"}),
-    (ReplayConfig, update.make, {"clip"}),
+    (ReplayConfig, update.make, {"clip_center"}),
 ]
 
 

@@ -87,7 +87,7 @@ def test_settings_of_the_papers(file):
             length,
         )
         select = config.select
-        assert (select.name, select.num_references, select.probe_every, select.temperature) == (
+        assert (select.name, select.num_references, select.reference_every, select.temperature) == (
             "dots",
             256,
             2,

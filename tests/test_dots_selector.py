@@ -41,7 +41,7 @@ def test_a_reference_set_is_uniform_and_distinct():
     assert sorted(
         everything.reference_set(jax.random.key(0), everything.init(TASKS, 64), TASKS).tolist()
     ) == [*range(64)]
-    assert (selector.reference_every, dots(probe_every=5).reference_every) == (2, 5)
+    assert (selector.reference_every, dots(reference_every=5).reference_every) == (2, 5)
 
 
 def test_references_tell_of_every_task_and_the_middle_is_chosen():

@@ -330,7 +330,7 @@ ANY_SIZE = {  # 10**9 means what it says
         "limit",
         "rank",
     ),
-    *("candidates", "num_references", "probe_every"),
+    *("candidates", "num_references", "reference_every"),
     *("data", "fsdp", "model"),  # devices that a dry run may plan for
 }
 

@@ -27,7 +27,7 @@ LOGPROBS = hnp.arrays(
 ROWS = st.fixed_dictionaries(
     {
         "logprobs": LOGPROBS,
-        "behaviour_logprobs": LOGPROBS,
+        "behavior_logprobs": LOGPROBS,
         "advantages": hnp.arrays(
             np.float32, (8, 12), elements=st.sampled_from(np.float32([-1.5, 0, 0.5]))
         ),
@@ -51,11 +51,11 @@ def rows():
     empty.
     """
     rng = np.random.default_rng(0)
-    behaviour = rng.normal(-2, 1, (8, 12)).astype(np.float32)
+    behavior = rng.normal(-2, 1, (8, 12)).astype(np.float32)
     lengths = np.array([12, 3, 7, 1, 0, 9, 5, 12])
     return {
-        "logprobs": jnp.asarray(behaviour + rng.normal(0, 0.4, behaviour.shape).astype(np.float32)),
-        "behaviour_logprobs": jnp.asarray(behaviour),
+        "logprobs": jnp.asarray(behavior + rng.normal(0, 0.4, behavior.shape).astype(np.float32)),
+        "behavior_logprobs": jnp.asarray(behavior),
         "advantages": jnp.asarray(
             np.repeat(rng.normal(0, 1, (8, 1)), 12, axis=1).astype(np.float32)
         ),
@@ -65,7 +65,7 @@ def rows():
 
 @partial(jax.jit, static_argnames=("loss_type", "epsilon", "epsilon_high", "delta"))
 def loss_and_gradient(
-    arrays, *, normaliser=None, loss_type="dapo", epsilon=0.2, epsilon_high=None, delta=None
+    arrays, *, normalizer=None, loss_type="dapo", epsilon=0.2, epsilon_high=None, delta=None
 ):
     def loss(logprobs):
         return grpo.policy_loss(
@@ -74,7 +74,7 @@ def loss_and_gradient(
             epsilon=epsilon,
             epsilon_high=epsilon_high,
             delta=delta,
-            normaliser=normaliser,
+            normalizer=normalizer,
             max_completion_length=MAX_LENGTH,
         )
 
@@ -236,9 +236,9 @@ def test_groups_may_be_permuted(rewards, mask, order, scale_rewards):
 def test_loss_metrics_and_gradient_match_the_published_ones(vectors, form, epsilon):
     old = vectors["old_logprobs"]
     arrays = {name: vectors[name] for name in ("logprobs", "advantages", "mask")}
-    arrays["behaviour_logprobs"] = old if form == "on" else vectors["behaviour_logprobs"]
+    arrays["behavior_logprobs"] = old if form == "on" else vectors["behavior_logprobs"]
     if form == "replay":
-        arrays["anchor_logprobs"] = old
+        arrays["proximal_logprobs"] = old
     loss, metrics, gradient = loss_and_gradient(arrays, epsilon=epsilon)
     expected = {
         name: vectors[f"{form}_eps{epsilon}_{name}"]
@@ -265,19 +265,19 @@ def test_loss_types_worked_by_hand():
             zeros, zeros, advantages, mask, loss_type=loss_type, max_completion_length=8
         )
         assert loss == expected[loss_type] and loss.dtype == jnp.float32
-        assert grpo.normaliser(mask, loss_type, 8) == counts[loss_type]
+        assert grpo.normalizer(mask, loss_type, 8) == counts[loss_type]
 
 
 def test_clips_worked_by_hand():
     """Ratios 0.5 and 2 with either sign of A: only moving further away is cut, each side by its own
     epsilon.
     """
-    behaviour = jnp.zeros((1, 4))
+    behavior = jnp.zeros((1, 4))
     logprobs = jnp.log(jnp.array([[0.5, 0.5, 2.0, 2.0]]))
     advantages = jnp.array([[1.0, -1.0, 1.0, -1.0]])
     arrays = {
         "logprobs": logprobs,
-        "behaviour_logprobs": behaviour,
+        "behavior_logprobs": behavior,
         "advantages": advantages,
         "mask": jnp.ones((1, 4)),
     }
@@ -286,9 +286,9 @@ def test_clips_worked_by_hand():
     np.testing.assert_allclose(gradient, [[-0.5 / 4, 0, 0, 2 / 4]], rtol=1e-6)
     assert metrics["clip_ratio/low_mean"] == metrics["clip_ratio/high_mean"] == 0.25
     assert metrics["clip_ratio/region_mean"] == 0.5
-    # Around an anchor twice as likely as the behaviour, [1.6, 2.6], the ratio 2 is inside and 0.5
+    # Around an anchor twice as likely as the behavior, [1.6, 2.6], the ratio 2 is inside and 0.5
     # below.
-    arrays["anchor_logprobs"] = jnp.log(jnp.full((1, 4), 2.0))
+    arrays["proximal_logprobs"] = jnp.log(jnp.full((1, 4), 2.0))
     loss, metrics, _ = loss_and_gradient(arrays, epsilon=0.2, epsilon_high=0.3)
     np.testing.assert_allclose(loss, -(0.5 - 1.6 + 2 - 2) / 4, rtol=1e-6)
     assert metrics["clip_ratio/low_mean"] == 0.25 and metrics["clip_ratio/high_mean"] == 0
@@ -301,7 +301,7 @@ def test_two_sided_clip_worked_by_hand():
     logprobs = jnp.log(jnp.array([[2.0, 2.0, 5.0, 5.0]]))
     arrays = {
         "logprobs": logprobs,
-        "behaviour_logprobs": jnp.zeros((1, 4)),
+        "behavior_logprobs": jnp.zeros((1, 4)),
         "mask": jnp.ones((1, 4)),
     }
     arrays["advantages"] = jnp.array([[1.0, -1.0, 1.0, -1.0]])
@@ -313,9 +313,9 @@ def test_two_sided_clip_worked_by_hand():
     loss, metrics, gradient = loss_and_gradient(arrays, epsilon=0.2)
     np.testing.assert_allclose(loss, -(1.2 - 2 + 1.2 - 5) / 4, rtol=1e-6)
     assert "clip_ratio/delta_mean" not in metrics
-    # Around an anchor twice as likely as the behaviour the bound is 8, and nothing with A < 0 is
+    # Around an anchor twice as likely as the behavior the bound is 8, and nothing with A < 0 is
     # cut.
-    arrays["anchor_logprobs"] = jnp.log(jnp.full((1, 4), 2.0))
+    arrays["proximal_logprobs"] = jnp.log(jnp.full((1, 4), 2.0))
     _, metrics, _ = loss_and_gradient(arrays, epsilon=0.2, delta=4.0)
     assert metrics["clip_ratio/delta_mean"] == 0
 
@@ -327,7 +327,7 @@ def test_gspo_worked_by_hand():
     logprobs = jnp.log(jnp.array([[4.0, 1.0], [0.5, 7.0]]))
     arrays = {
         "logprobs": logprobs,
-        "behaviour_logprobs": jnp.zeros((2, 2)),
+        "behavior_logprobs": jnp.zeros((2, 2)),
         "mask": jnp.array([[1, 1], [1, 0]]),
     }
     arrays["advantages"] = jnp.array([[-1.0], [3.0]])
@@ -355,7 +355,7 @@ def test_cispo_worked_by_hand():
     ratios = np.array([[0.5, 2.0, 3.0]])
     arrays = {
         "logprobs": jnp.log(ratios / 2).astype(jnp.float32),
-        "behaviour_logprobs": jnp.full((1, 3), -np.log(2.0)),
+        "behavior_logprobs": jnp.full((1, 3), -np.log(2.0)),
     }
     arrays |= {"advantages": jnp.array([[1.0, 2.0, -1.0]]), "mask": jnp.ones((1, 3))}
     arrays = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), arrays)
@@ -412,9 +412,9 @@ def test_a_dropped_row_leaves_the_loss_and_stays_in_its_normalizer(rows):
     """As in TRL: the others' losses are not scaled up."""
     weights = jnp.ones((8, 12)).at[0].set(0.0)
     loss, _, gradient = loss_and_gradient({**rows, "weights": weights})
-    whole = grpo.normaliser(rows["mask"], "dapo")
+    whole = grpo.normalizer(rows["mask"], "dapo")
     kept = {name: x[1:] for name, x in rows.items()}
-    want, _, others = loss_and_gradient(kept, normaliser=whole)
+    want, _, others = loss_and_gradient(kept, normalizer=whole)
     assert_close((loss, gradient[1:]), (want, others))
     assert not np.asarray(gradient[0]).any()
 
@@ -466,11 +466,11 @@ def test_a_constant_shift_of_the_rewards_changes_no_loss(
     np.testing.assert_allclose(gradient, other, atol=2e-3)
 
 
-def test_on_policy_gradient_is_the_policy_gradient_even_if_the_behaviour_is_traced(rows):
+def test_on_policy_gradient_is_the_policy_gradient_even_if_the_behavior_is_traced(rows):
     arrays = {name: rows[name] for name in ("logprobs", "advantages", "mask")}
     gradient = jax.grad(
         lambda logprobs: grpo.policy_loss(
-            **{**arrays, "logprobs": logprobs, "behaviour_logprobs": logprobs}
+            **{**arrays, "logprobs": logprobs, "behavior_logprobs": logprobs}
         )[0]
     )
     expected = -rows["advantages"] * rows["mask"] / rows["mask"].sum()
@@ -481,9 +481,9 @@ def test_on_policy_gradient_is_the_policy_gradient_even_if_the_behaviour_is_trac
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, -np.inf, 1e30])
 def test_nothing_under_the_mask_leaks(rows, loss_type, garbage):
     hidden = rows["mask"] == 0
-    arrays = {**rows, "anchor_logprobs": rows["behaviour_logprobs"] + 0.1}
+    arrays = {**rows, "proximal_logprobs": rows["behavior_logprobs"] + 0.1}
     clean = loss_and_gradient(arrays, loss_type=loss_type)
-    for name in ("logprobs", "behaviour_logprobs", "advantages", "anchor_logprobs"):
+    for name in ("logprobs", "behavior_logprobs", "advantages", "proximal_logprobs"):
         dirty = {**arrays, name: jnp.where(hidden, garbage, arrays[name])}
         chex.assert_trees_all_equal(clean, loss_and_gradient(dirty, loss_type=loss_type))
     assert not np.asarray(clean[2])[np.asarray(hidden)].any()
@@ -508,12 +508,12 @@ def test_padding_changes_nothing(arrays, loss_type):
 @settings(max_examples=30, deadline=None)
 @given(ROWS, st.sampled_from(LOSS_TYPES), st.sampled_from([2, 4]))
 def test_micro_batches_add_up(arrays, loss_type, parts):
-    total = grpo.normaliser(arrays["mask"], loss_type, MAX_LENGTH)
+    total = grpo.normalizer(arrays["mask"], loss_type, MAX_LENGTH)
     split = [
         loss_and_gradient(
             {k: np.split(x, parts)[i] for k, x in arrays.items()},
             loss_type=loss_type,
-            normaliser=total,
+            normalizer=total,
         )
         for i in range(parts)
     ]
@@ -529,7 +529,7 @@ def test_micro_batches_add_up(arrays, loss_type, parts):
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_metrics_are_averages_of_any_loss_type(rows, loss_type):
     """All tokens of all rows cut: the share is 1, however long the constant length is."""
-    arrays = {**rows, "logprobs": rows["behaviour_logprobs"] + 1.0, "advantages": jnp.ones((8, 1))}
+    arrays = {**rows, "logprobs": rows["behavior_logprobs"] + 1.0, "advantages": jnp.ones((8, 1))}
     _, metrics, _ = loss_and_gradient(arrays, loss_type=loss_type)
     np.testing.assert_allclose(metrics["clip_ratio/high_mean"], 1, rtol=1e-6)
     np.testing.assert_allclose(metrics["approx_kl"], -1, rtol=1e-6)
@@ -589,11 +589,11 @@ def enumerated(estimator, logits, sampler):
     _, ref, _ = categorical(0)
 
     def mean(logits):
-        logprobs, reference, behaviour = (
+        logprobs, reference, behavior = (
             jax.nn.log_softmax(x)[None] for x in (logits, ref, sampler)
         )
-        estimates = grpo.KL_ESTIMATORS[estimator](logprobs, reference, behaviour)
-        return jnp.sum(jnp.exp(jax.lax.stop_gradient(behaviour)) * estimates)
+        estimates = grpo.KL_ESTIMATORS[estimator](logprobs, reference, behavior)
+        return jnp.sum(jnp.exp(jax.lax.stop_gradient(behavior)) * estimates)
 
     return jax.value_and_grad(mean)(logits)
 
@@ -626,15 +626,15 @@ def test_the_corrected_estimate_worked_by_hand():
     """pi = 1/2, ref = 1/4, mu = 1/8: d = -log 2, k3 = 1/2 + log 2 - 1, times 4; its slope 4 (k3 + 1
     - 1/2).
     """
-    logprobs, reference, behaviour = (jnp.log(jnp.full((1, 1), x)) for x in (0.5, 0.25, 0.125))
+    logprobs, reference, behavior = (jnp.log(jnp.full((1, 1), x)) for x in (0.5, 0.25, 0.125))
     k3 = np.log(2) - 0.5
-    value, slope = jax.value_and_grad(lambda x: grpo.kl_corrected(x, reference, behaviour).sum())(
+    value, slope = jax.value_and_grad(lambda x: grpo.kl_corrected(x, reference, behavior).sum())(
         logprobs
     )
     np.testing.assert_allclose(value, 4 * k3, rtol=1e-6)
     np.testing.assert_allclose(slope, [[4 * (k3 + 0.5)]], rtol=1e-6)
-    assert jax.grad(lambda mu: grpo.kl_corrected(logprobs, reference, mu).sum())(behaviour) == 0
-    assert np.isfinite(grpo.kl_corrected(logprobs, reference, behaviour - 1000.0))
+    assert jax.grad(lambda mu: grpo.kl_corrected(logprobs, reference, mu).sum())(behavior) == 0
+    assert np.isfinite(grpo.kl_corrected(logprobs, reference, behavior - 1000.0))
 
 
 def test_mistakes_name_the_choices(rows):
@@ -647,7 +647,7 @@ def test_mistakes_name_the_choices(rows):
     with pytest.raises(
         InputError, match="importance_sampling_correction is 'row': choose one of token, sequence"
     ):
-        where = [rows[name] for name in ("logprobs", "behaviour_logprobs", "mask")]
+        where = [rows[name] for name in ("logprobs", "behavior_logprobs", "mask")]
         grpo.importance_weights(*where, importance_sampling_correction="row")
     with pytest.raises(
         InputError, match="importance_sampling_mode is 'drop': choose one of truncate, mask"
@@ -656,7 +656,7 @@ def test_mistakes_name_the_choices(rows):
             *where, importance_sampling_correction="token", importance_sampling_mode="drop"
         )
     with pytest.raises(InputError, match="max_completion_length is None"):
-        grpo.normaliser(rows["mask"], "dr_grpo")
+        grpo.normalizer(rows["mask"], "dr_grpo")
     with pytest.raises(InputError, match="scale_rewards is 'std'.*group, batch, none"):
         grpo.advantages(jnp.zeros((2, 4)), scale_rewards="std")
     with pytest.raises(ValueError):

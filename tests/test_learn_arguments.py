@@ -33,7 +33,7 @@ def step(**changes):
 
 
 def policy_loss(**changes):
-    rows = {"logprobs": CELLS, "behaviour_logprobs": CELLS, "advantages": CELLS, "mask": CELLS}
+    rows = {"logprobs": CELLS, "behavior_logprobs": CELLS, "advantages": CELLS, "mask": CELLS}
     return grpo.policy_loss(**rows | changes)
 
 
@@ -86,8 +86,8 @@ WRONG = [
     ),
     (grpo.advantages, lambda: grpo.advantages(REWARDS.astype(complex)), "rewards is complex64"),
     (
-        grpo.normaliser,
-        lambda: grpo.normaliser(CELLS[0], "grpo"),
+        grpo.normalizer,
+        lambda: grpo.normalizer(CELLS[0], "grpo"),
         r"mask has shape \(5,\): it "
         r"must be \[R, T\]",
     ),
@@ -106,8 +106,8 @@ WRONG = [
     (grpo.policy_loss, lambda: policy_loss(weights=CELLS[:, :1]), r"weights has shape \(8, 1\)"),
     (
         grpo.policy_loss,
-        lambda: policy_loss(anchor_logprobs=CELLS[1:]),
-        r"anchor_logprobs has "
+        lambda: policy_loss(proximal_logprobs=CELLS[1:]),
+        r"proximal_logprobs has "
         r"shape \(7, 5\)",
     ),
     (
@@ -125,22 +125,30 @@ WRONG = [
     (
         grpo.kl_corrected,
         lambda: grpo.kl_corrected(CELLS, CELLS, CELLS[1:]),
-        r"behaviour_logprobs has shape \(7, 5\)",
+        r"behavior_logprobs has shape \(7, 5\)",
     ),
     (
-        losses.clipped,
-        lambda: losses.clipped(CELLS, CELLS, REWARDS, BOUNDS),
+        losses.ppo_losses,
+        lambda: losses.ppo_losses(CELLS, CELLS, REWARDS, BOUNDS),
         r"advantages has "
         r"shape \(2, 4\)",
     ),
     (
-        losses.weighted,
-        lambda: losses.weighted(CELLS, CELLS, REWARDS, BOUNDS),
+        losses.cispo_losses,
+        lambda: losses.cispo_losses(CELLS, CELLS, REWARDS, BOUNDS),
         r"advantages has "
         r"shape \(2, 4\)",
     ),
-    (losses.of_token, lambda: losses.of_token(CELLS, REWARDS), r"mask has shape \(2, 4\)"),
-    (losses.of_sequence, lambda: losses.of_sequence(CELLS, REWARDS), r"mask has shape \(2, 4\)"),
+    (
+        losses.token_log_ratio,
+        lambda: losses.token_log_ratio(CELLS, REWARDS),
+        r"mask has shape \(2, 4\)",
+    ),
+    (
+        losses.sequence_log_ratio,
+        lambda: losses.sequence_log_ratio(CELLS, REWARDS),
+        r"mask has shape \(2, 4\)",
+    ),
     (
         reward_shaping.total,
         lambda: reward_shaping.total(SIGNALS, SIGNALS, jnp.ones(3), success=0),
@@ -157,8 +165,8 @@ WRONG = [
         r"must be \[B, G, F\]",
     ),
     (
-        reward_shaping.of_tasks,
-        lambda: reward_shaping.of_tasks(SIGNALS, jnp.zeros(3)),
+        reward_shaping.take_reward,
+        lambda: reward_shaping.take_reward(SIGNALS, jnp.zeros(3)),
         r"which has shape \(3,\)",
     ),
     (
@@ -196,7 +204,7 @@ WRONG = [
     (
         replay.weight_moments,
         lambda: replay.weight_moments(CELLS, CELLS[1:], CELLS),
-        "behaviour_logprobs has shape",
+        "behavior_logprobs has shape",
     ),
     (
         replay.effective_sample_size,
@@ -237,7 +245,7 @@ OTHERS = {
     grpo.rounding,
     replay.shapes,
     update.adamw,
-    update.anchored,
+    update.with_proximal_logprobs,
     update.bin_logprobs,
     update.bin_shape,
     update.check_batch,

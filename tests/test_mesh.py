@@ -246,7 +246,7 @@ def test_the_unembedding_is_gathered_and_its_gradient_reduced_outside_of_the_chu
         "dapo", 0.2, None, None, kl_coef=0.0, entropy_coef=0.0, temperature=1.0
     )
     loss = partial(
-        update.loss, model.decoder(config), objective, ref_params=None, normaliser=jnp.float32(1.0)
+        update.loss, model.decoder(config), objective, ref_params=None, normalizer=jnp.float32(1.0)
     )
     where = model.shardings(config, mesh)
     params = {

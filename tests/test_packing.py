@@ -19,7 +19,7 @@ def all_bins(prompts, lengths, tokens, mask, length):
     """Returns the bins of a batch, and how many of them are in use."""
     shape = packing.Shape(length, mask.shape[0] * mask.shape[1])
     packed = packing.pack(lengths, mask, shape)
-    return packing.take(packed, shape, 0, prompts, lengths, tokens), packed.count
+    return packing.fill_bins(packed, shape, 0, prompts, lengths, tokens), packed.count
 
 
 def test_a_packing_by_hand():
@@ -110,12 +110,12 @@ def test_few_slots_are_free_at_geometric_lengths():
         options = {"prompt_length": 32, "completion_length": 256, "num_generations": 8}
         shape = packing.choose_shape(**options, rows=256, samples=256, shards=1)
         count = int(packing.pack(lengths, sizes_mask(sizes, 256), shape).count)
-        rounds = -(-count // shape.together)
-        assert rounds * shape.together * shape.length <= 1.25 * sizes.sum()
+        rounds = -(-count // shape.bins_per_round)
+        assert rounds * shape.bins_per_round * shape.length <= 1.25 * sizes.sum()
 
 
 @pytest.mark.parametrize(
-    "changes, length, together",
+    "changes, length, bins_per_round",
     [
         ({}, 31 + 2 * 256, 2),  # a sixteenth of 512 is 32; a sixty-fourth of the samples are 4
         ({"rows": 1}, 31 + 256, 1),  # memory for no more
@@ -128,7 +128,7 @@ def test_few_slots_are_free_at_geometric_lengths():
         ({"samples": 4096}, 31 + 2 * 256, 15),  # 8,192 slots
     ],
 )
-def test_a_shape_by_hand(changes, length, together):
+def test_a_shape_by_hand(changes, length, bins_per_round):
     sizes = {"prompt_length": 32, "completion_length": 256, "num_generations": 8}
     options = sizes | {"rows": 256, "samples": 256, "shards": 1} | changes
-    assert packing.choose_shape(**options) == (length, together)
+    assert packing.choose_shape(**options) == (length, bins_per_round)

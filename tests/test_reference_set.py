@@ -128,7 +128,7 @@ def test_a_stopped_run_with_probes_goes_on_as_if_nothing_had_happened(dots, lear
 
 @pytest.mark.slow
 def test_what_the_batch_has_no_place_for_is_replayed(dots, tmp_path):
-    settings = {"replay": ReplayConfig(capacity=16), "select": {"probe_every": 4}}
+    settings = {"replay": ReplayConfig(capacity=16), "select": {"reference_every": 4}}
     state = train(dots(tmp_path, steps=2, save_steps=1, **settings))
     made, kept = state.replay.groups.step, state.replay.groups.rewards
     first, second = helpers.metrics(tmp_path)

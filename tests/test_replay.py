@@ -339,30 +339,31 @@ def test_whatever_comes_in_is_kept_in_float32_int32_and_bool():
 # forms and metrics
 
 
-def test_both_forms_of_the_clip_worked_by_hand():
-    """mu = 1, before the update 2, now 2.2 and 2.6, A = 1: the paper's range ends at 1.2, the
-    published at 2.4.
+def test_both_clip_centers_worked_by_hand():
+    """mu = 1, before the update 2, now 2.2 and 2.6, A = 1: the range around the behavior policy
+    ends at 1.2, that around the proximal policy at 2.4.
     """
-    mu, anchor = jnp.zeros((1, 2)), jnp.log(jnp.full((1, 2), 2.0))
+    mu, proximal = jnp.zeros((1, 2)), jnp.log(jnp.full((1, 2), 2.0))
     now = jnp.log(jnp.array([[2.2, 2.6]]))
     loss = partial(
-        grpo.policy_loss, behaviour_logprobs=mu, advantages=jnp.ones((1, 1)), mask=jnp.ones((1, 2))
+        grpo.policy_loss, behavior_logprobs=mu, advantages=jnp.ones((1, 1)), mask=jnp.ones((1, 2))
     )
-    paper = jax.grad(lambda x: loss(x)[0])(now)
+    behavior_gradient = jax.grad(lambda x: loss(x)[0])(now)
     np.testing.assert_allclose(loss(now)[0], -1.2, rtol=1e-6)
-    np.testing.assert_allclose(paper, [[0, 0]])
-    published = jax.grad(lambda x: loss(x, anchor_logprobs=anchor)[0])(now)
-    np.testing.assert_allclose(loss(now, anchor_logprobs=anchor)[0], -(2.2 + 2.4) / 2, rtol=1e-6)
-    np.testing.assert_allclose(published, [[-2.2 / 2, 0]], rtol=1e-6)
+    np.testing.assert_allclose(behavior_gradient, [[0, 0]])
+    around_proximal = partial(loss, proximal_logprobs=proximal)
+    proximal_gradient = jax.grad(lambda x: around_proximal(x)[0])(now)
+    np.testing.assert_allclose(around_proximal(now)[0], -(2.2 + 2.4) / 2, rtol=1e-6)
+    np.testing.assert_allclose(proximal_gradient, [[-2.2 / 2, 0]], rtol=1e-6)
 
 
-def test_for_fresh_groups_the_forms_of_the_clip_are_one():
+def test_clip_centers_agree_on_fresh_groups():
     rng = np.random.default_rng(0)
     now, mu = (jnp.asarray(rng.normal(-1, 0.3, (4, 6)), jnp.float32) for _ in range(2))
-    arrays = {"behaviour_logprobs": mu, "advantages": jnp.ones((4, 1)), "mask": jnp.ones((4, 6))}
+    arrays = {"behavior_logprobs": mu, "advantages": jnp.ones((4, 1)), "mask": jnp.ones((4, 6))}
     one, other = (
         grpo.policy_loss(now, **arrays),
-        grpo.policy_loss(now, **arrays, anchor_logprobs=mu),
+        grpo.policy_loss(now, **arrays, proximal_logprobs=mu),
     )
     chex.assert_trees_all_equal(one, other)
 
@@ -379,19 +380,18 @@ def test_metrics_worked_by_hand():
 def test_effective_sample_size_worked_by_hand():
     """Ratios 1, 1, 4 and a fourth under the mask: 36 / (3 * 18)."""
     mask = jnp.array([[1, 1], [1, 0]])
-    behaviour = jnp.array([[-1.0, -2.0], [-3.0, jnp.nan]])
-    logprobs = behaviour + jnp.log(jnp.array([[1.0, 1.0], [4.0, 9.0]]))
-    moments = jax.jit(replay.weight_moments)(logprobs, behaviour, mask)
+    behavior = jnp.array([[-1.0, -2.0], [-3.0, jnp.nan]])
+    logprobs = behavior + jnp.log(jnp.array([[1.0, 1.0], [4.0, 9.0]]))
+    moments = jax.jit(replay.weight_moments)(logprobs, behavior, mask)
     np.testing.assert_allclose(moments, [3, 6, 18], rtol=1e-6)
     np.testing.assert_allclose(replay.effective_sample_size(moments), 36 / 54, rtol=1e-6)
     np.testing.assert_allclose(replay.effective_sample_size(moments / 3), 36 / 54, rtol=1e-6)
     parts = sum(
-        replay.weight_moments(*(x[i : i + 1] for x in (logprobs, behaviour, mask)))
-        for i in range(2)
+        replay.weight_moments(*(x[i : i + 1] for x in (logprobs, behavior, mask))) for i in range(2)
     )
     np.testing.assert_allclose(parts, moments, rtol=1e-6)
     assert np.isnan(
-        replay.effective_sample_size(replay.weight_moments(logprobs, behaviour, jnp.zeros((2, 2))))
+        replay.effective_sample_size(replay.weight_moments(logprobs, behavior, jnp.zeros((2, 2))))
     )
 
 

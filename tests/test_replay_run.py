@@ -10,7 +10,7 @@ from jaxrft.train.loop import train
 from jaxrft.types import InputError
 
 HARD = {  # every option that is not the default, several updates a step
-    "replay": ReplayConfig(capacity=8, max_age=3, draw="advantage", clip="published"),
+    "replay": ReplayConfig(capacity=8, max_age=3, draw="advantage", clip_center="proximal"),
     "mini_batch_size": 4,
     "micro_batch_size": 8,
     "num_iterations": 2,

@@ -70,10 +70,10 @@ def test_each_task_has_its_own_success():
     rewards, valid = helpers.masked_rewards([[[1.0, _], [_, 1.0]], [[_, 0.5], [0.25, _]]])
     success = jnp.array([0, 1], jnp.int32)
     np.testing.assert_array_equal(
-        reward_shaping.of_tasks(rewards, success), [[1.0, 0.0], [0.5, 0.0]]
+        reward_shaping.take_reward(rewards, success), [[1.0, 0.0], [0.5, 0.0]]
     )
     np.testing.assert_array_equal(
-        reward_shaping.of_tasks(valid, success), [[True, False], [True, False]]
+        reward_shaping.take_reward(valid, success), [[True, False], [True, False]]
     )
     summed, exists = reward_shaping.total(rewards, valid, jnp.array([1.0, 2.0]), success=success)
     np.testing.assert_array_equal(summed, [[1.0, 0.0], [1.0, 0.0]])

@@ -997,7 +997,10 @@ def test_the_configuration_has_the_same_defaults():
             lambda: selectors.make("dots", G),
             "the selector dots needs `predictor`, the parameters of a similarity predictor",
         ),
-        (lambda: dots(G, probe_every=0), "probe_every is 0: it must be a whole number, at least 1"),
+        (
+            lambda: dots(G, reference_every=0),
+            "reference_every is 0: it must be a whole number, at least 1",
+        ),
         (lambda: dots(G, temperature=0.0), "temperature is 0.0: it must be positive"),
         (lambda: dots(G, top_k=0), "top_k is 0: it must be a whole number, at least 1, or None"),
         (lambda: dots(G, top_k=1.5), "top_k is 1.5: it must be a whole number"),

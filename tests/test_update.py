@@ -138,17 +138,17 @@ def assert_close(got, want, atol=1e-5):
 
 def plain_loss(params, batch, ref_params=None, *, loss_type, kl_coef=0.0, kl_estimator="k3"):
     """The loss of a whole batch, without micro-batches."""
-    tokens, mask, behaviour = (
+    tokens, mask, behavior = (
         x.reshape(ROWS, TIME) for x in (batch.tokens, batch.mask, batch.logprobs)
     )
     where = (batch.prompts, batch.lengths, tokens)
     logprobs, _ = update.completion_logprobs(POLICY, params, *where)
     advantages = batch.advantages.reshape(-1, 1)
     options = {"loss_type": loss_type, "max_completion_length": TIME}
-    loss, metrics = grpo.policy_loss(logprobs, behaviour, advantages, mask, **options)
+    loss, metrics = grpo.policy_loss(logprobs, behavior, advantages, mask, **options)
     if kl_coef:
         reference, _ = update.completion_logprobs(POLICY, ref_params, *where)
-        estimates = grpo.KL_ESTIMATORS[kl_estimator](logprobs, reference, behaviour)
+        estimates = grpo.KL_ESTIMATORS[kl_estimator](logprobs, reference, behavior)
         metrics["kl"] = masked.mean(estimates, mask)  # with dapo
         loss = loss + kl_coef * metrics["kl"]
     return loss, metrics
@@ -224,7 +224,7 @@ def test_token_weights_entropy_and_two_sided_clip_over_micro_batches(params, bat
     options = {"loss_type": "grpo", "delta": 1.3, "entropy_coef": 0.4}
 
     def plain(params):
-        tokens, mask, behaviour = (
+        tokens, mask, behavior = (
             x.reshape(ROWS, TIME) for x in (batch.tokens, batch.mask, batch.logprobs)
         )
         where = (batch.prompts, batch.lengths, tokens)
@@ -233,7 +233,7 @@ def test_token_weights_entropy_and_two_sided_clip_over_micro_batches(params, bat
         )
         of = {"weights": weights.reshape(ROWS, TIME), "loss_type": "grpo", "delta": 1.3}
         loss, metrics = grpo.policy_loss(
-            logprobs, behaviour, batch.advantages.reshape(-1, 1), mask, **of
+            logprobs, behavior, batch.advantages.reshape(-1, 1), mask, **of
         )
         rows = jnp.sum(jnp.any(mask > 0, axis=1), dtype=jnp.float32)
         metrics["entropy"] = jnp.sum(masked.mean(entropy, mask, axis=1)) / rows
@@ -355,7 +355,7 @@ def test_logits_of_all_positions_never_exist(monkeypatch):
         float32(groups),
         float32((TASKS, GROUP)),
     )
-    length, together = update.bin_shape(batch, ROWS)
+    length, bins_per_round = update.bin_shape(batch, ROWS)
 
     def largest():
         learner = make(policy, kl_coef=0.1)
@@ -364,9 +364,9 @@ def test_logits_of_all_positions_never_exist(monkeypatch):
         )
         return max(sizes(program.jaxpr))
 
-    assert largest() == together * length * 1024  # they fit into one chunk
-    monkeypatch.setattr(update, "CHUNK", together * 1024 * 8)
-    assert largest() == together * 1024 * 7  # 34 slots are five chunks of seven
+    assert largest() == bins_per_round * length * 1024  # they fit into one chunk
+    monkeypatch.setattr(update, "CHUNK", bins_per_round * 1024 * 8)
+    assert largest() == bins_per_round * 1024 * 7  # 34 slots are five chunks of seven
 
 
 def test_chunks_change_no_number(monkeypatch, params, batch):
@@ -477,13 +477,13 @@ def test_good_samples_become_likelier(params, batch, loss_type):
     assert float(jnp.sum(change * batch.advantages[..., None])) > 0.1
 
 
-def test_the_published_clip_is_centred_on_the_policy_before_the_update(params, batch):
-    """Of two groups that are replayed; of the others it is centred on their own
+def test_proximal_clip_is_centered_on_the_policy_before_the_update(params, batch):
+    """Of two groups that are replayed; of the others it is centered on their own
     log-probabilities.
     """
     replayed = jnp.array([[False], [True], [False], [True]])
     mixed = batch._replace(replayed=jnp.broadcast_to(replayed, (TASKS, GROUP)))
-    tokens, mask, behaviour = (
+    tokens, mask, behavior = (
         x.reshape(ROWS, TIME) for x in (batch.tokens, batch.mask, batch.logprobs)
     )
     before, _ = learner_logprobs(params, batch.prompts, batch.lengths, tokens)
@@ -491,26 +491,30 @@ def test_the_published_clip_is_centred_on_the_policy_before_the_update(params, b
 
     @jax.jit
     @jax.value_and_grad
-    def loss(params, anchors):
+    def loss(params, proximal_logprobs):
         logprobs, _ = update.completion_logprobs(
             POLICY, params, batch.prompts, batch.lengths, tokens
         )
         return grpo.policy_loss(
-            logprobs, behaviour, batch.advantages.reshape(-1, 1), mask, anchor_logprobs=anchors
+            logprobs,
+            behavior,
+            batch.advantages.reshape(-1, 1),
+            mask,
+            proximal_logprobs=proximal_logprobs,
         )[0]
 
-    paper, published = loss(params, behaviour), loss(params, jnp.where(old, before, behaviour))
-    assert abs(paper[0] - published[0]) > 1e-3
-    weights = jnp.exp(before - behaviour)[(mask > 0) & old]
+    around_behavior = loss(params, behavior)
+    around_proximal = loss(params, jnp.where(old, before, behavior))
+    assert abs(around_behavior[0] - around_proximal[0]) > 1e-3
+    weights = jnp.exp(before - behavior)[(mask > 0) & old]
     size = jnp.sum(weights) ** 2 / jnp.sum(weights**2) / weights.size
-    # Micro-batches of two groups and of half a group, from which the anchors must find back to
-    # their places.
-    for clip, rows, (value, grads) in (
-        ("paper", 8, paper),
-        ("published", 8, published),
-        ("published", 2, published),
+    # Rounds of two groups and of half a group: log-probabilities must return to their samples.
+    for clip_center, rows, (value, grads) in (
+        ("behavior", 8, around_behavior),
+        ("proximal", 8, around_proximal),
+        ("proximal", 2, around_proximal),
     ):
-        _, state, found = run(params, mixed, clip=clip, micro_batch_size=rows)
+        _, state, found = run(params, mixed, clip_center=clip_center, micro_batch_size=rows)
         assert_close(gradient(state), grads)
         np.testing.assert_allclose(found["policy_loss"], value, atol=1e-5)
         np.testing.assert_allclose(found["replay/ess"], size, rtol=1e-4)

@@ -60,7 +60,7 @@ config = Config(
         name="dots",
         predictor="data/math/predictor.safetensors",
         num_references=256,
-        probe_every=2,
+        reference_every=2,
         target=0.5,
         temperature=1e-3,
     ),

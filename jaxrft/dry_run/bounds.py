@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxrft import mesh as meshes
 from jaxrft.dry_run.chips import Chip
-from jaxrft.learn.packing import MOST_SLOTS
+from jaxrft.learn.packing import MAX_ROUND_SLOTS
 from jaxrft.lm import model
 from jaxrft.lm.model import ModelConfig
 from jaxrft.mesh import on_device
@@ -249,7 +249,7 @@ def stages(run: Opened, prompt_length: int) -> list[tuple[str, Need]]:
             num_iterations=config.num_iterations,
             updates=config.num_iterations * minis,
             rounds=config.num_iterations
-            * max(minis, math.ceil(update.rows * update.new_tokens / MOST_SLOTS)),
+            * max(minis, math.ceil(update.rows * update.new_tokens / MAX_ROUND_SLOTS)),
             repeated=run.setup.remat == "full",
             reference=config.kl_coef > 0,
         )

@@ -49,7 +49,7 @@ def bins(shape: Shape) -> list[tuple[str, str]]:
         (
             "packed",
             f"completions and their prompts in bins of {shape.length:,} tokens, "
-            f"{shape.together:,} at a time",
+            f"{shape.bins_per_round:,} at a time",
         )
     ]
 
@@ -81,7 +81,7 @@ def probes(config: Config) -> list[tuple[str, str]]:
     if config.select.name != "dots":
         return []
     count = config.select.num_references
-    every = config.select.probe_every
+    every = config.select.reference_every
     rows = count * config.num_generations
     total = due(config.steps, every) * rows
     saved = "their informative groups spare up to three quarters of a batch"

@@ -1,4 +1,4 @@
-"""Group-relative policy optimisation: advantages, clipped objectives and the KL, as functions of
+"""Group-relative policy optimization: advantages, clipped objectives and the KL, as functions of
 arrays.
 
 Axis letters: B tasks, G rollouts a task, R = B * G rows, T completion tokens. Inputs are of any
@@ -21,7 +21,8 @@ from jaxrft.types import Array, InputError
 # never NaN.
 MAX_LOG_RATIO = 20.0
 
-# scale_rewards -> divisor [B, 1], [1, 1] or [] of the centred rewards [B, G], from (rewards, mask).
+# scale_rewards -> divisor [B, 1], [1, 1] or [] of the centered rewards [B, G], from (rewards,
+# mask).
 SCALES: dict[str, Callable[[Array, Array], Array]] = {
     "group": lambda rewards, mask: masked.std(rewards, mask, axis=1, keepdims=True) + 1e-6,
     "batch": lambda rewards, mask: masked.std(rewards, mask, keepdims=True) + 1e-6,
@@ -49,9 +50,10 @@ def informative(
     The test is max - min > tolerance, where the tolerance is the largest of `tolerance` [B, G] in
     the group. By default it is the `rounding` of |reward|, that of a sum of one term. A group with
     fewer than two rewards fails the test.
-    `rewards` [B, G]; `mask` [B, G], 0 = no reward, whatever stands there. Returns [B] bool. Every
-    test of whether a group teaches is this one. A NaN under mask 1 counts as a difference, to be
-    seen.
+
+    `rewards` [B, G]; `mask` [B, G], 0 = no reward, whatever stands there. Returns [B] bool. The
+    package has no other test of whether a group is informative. A NaN under mask 1 counts as a
+    difference, so that it does not stay hidden.
     """
     rewards, mask = _rewards(rewards, mask)
     tolerance = rounding(jnp.abs(rewards)) if tolerance is None else tolerance
@@ -67,11 +69,10 @@ def informative(
 
 
 def leveled(rewards: Array, mask: Array, *, tolerance: Array) -> Array:
-    """Returns the rewards [B, G], those of a group that is not `informative` at this `tolerance`
-    all equal to its max.
+    """Sets all rewards [B, G] of a group that is not `informative` at `tolerance` to its maximum.
 
-    What is known of the terms of a sum is known where it is made: from here on the default
-    tolerance finds the same.
+    The tolerance of a sum depends on its terms, which only the caller knows. After this function
+    `informative` with its default tolerance gives the same result.
     """
     rewards, mask = _rewards(rewards, mask)
     highest = jnp.max(rewards, axis=1, where=mask, initial=-jnp.inf, keepdims=True)
@@ -90,15 +91,15 @@ def advantages(rewards: Array, *, scale_rewards: str = "group", mask: Array | No
     turns into advantages of up to 0.056.
 
     `rewards` [B, G]; `mask` [B, G], 0 = no reward: that sample has advantage 0 and enters neither
-    mean nor std, whatever stands there. A NaN under mask 1 does spread, to be seen. Returns [B, G]
-    float32. Raises InputError for an unknown `scale_rewards`.
+    mean nor std, whatever stands there. A NaN under mask 1 spreads, so that it does not stay
+    hidden. Returns [B, G] float32. Raises InputError for an unknown `scale_rewards`.
     """
     if scale_rewards not in SCALES:
         raise InputError(f"scale_rewards is {scale_rewards!r}: choose one of {', '.join(SCALES)}")
     rewards, mask = _rewards(rewards, mask)
-    centred = rewards - masked.mean(rewards, mask, axis=1, keepdims=True)
-    teaches = mask & informative(rewards, mask)[:, None]
-    return masked.zero(centred, teaches) / SCALES[scale_rewards](rewards, mask)
+    centered = rewards - masked.mean(rewards, mask, axis=1, keepdims=True)
+    is_informative = mask & informative(rewards, mask)[:, None]
+    return masked.zero(centered, is_informative) / SCALES[scale_rewards](rewards, mask)
 
 
 def _rewards(rewards: Array, mask: Array | None) -> tuple[Array, Array]:
@@ -112,10 +113,10 @@ def _rewards(rewards: Array, mask: Array | None) -> tuple[Array, Array]:
     return masked.zero(rewards, mask), mask
 
 
-def normaliser(mask: Array, loss_type: str, max_completion_length: int | None = None) -> Array:
+def normalizer(mask: Array, loss_type: str, max_completion_length: int | None = None) -> Array:
     """Computes the number that divides the loss of a batch.
 
-    `policy_loss` takes it as `normaliser` for each micro-batch of the batch. grpo, gspo: rows;
+    `policy_loss` takes it as `normalizer` for each micro-batch of the batch. grpo, gspo: rows;
     dapo, cispo: tokens; dr_grpo: rows x `max_completion_length`. Rows without a token do not count
     (in TRL they do), and an empty batch counts as one row of one token. `mask` [R, T] of the whole
     batch. Returns [] float32. Raises InputError for an unknown `loss_type`, or dr_grpo without
@@ -145,25 +146,25 @@ def _row_of(loss_type: str, max_completion_length: int | None) -> tuple[LossType
 
 def policy_loss(
     logprobs: Array,
-    behaviour_logprobs: Array,
+    behavior_logprobs: Array,
     advantages: Array,
     mask: Array,
     *,
-    anchor_logprobs: Array | None = None,
+    proximal_logprobs: Array | None = None,
     weights: Array | None = None,
     sequences: Array | None = None,
     loss_type: str = "dapo",
     epsilon: float = 0.2,
     epsilon_high: float | None = None,
     delta: float | None = None,
-    normaliser: Array | float | None = None,
+    normalizer: Array | float | None = None,
     max_completion_length: int | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Computes the clipped policy objective, reduced to one number by `loss_type`.
 
     The objective is -min(r A, clip(r, c (1 - epsilon), c (1 + epsilon_high)) A) with r = pi / mu.
-    The clip is centred on c = 1 (PPO, arXiv 1707.06347; the paper's form of replay) or, with
-    `anchor_logprobs` of the policy before the update, on c = anchor / mu (the published replay of
+    The clip is centered on c = 1 (PPO, arXiv 1707.06347) or, with `proximal_logprobs` of the policy
+    before the update, on c = pi_prox / mu (decoupled PPO, arXiv 2110.00641; the published code of
     arXiv 2506.05316). `epsilon_high` is `epsilon` unless given (clip-higher, arXiv 2503.14476).
     With `delta`, above 1 + epsilon_high, r A becomes min(r, c delta) A: two-sided clipping, arXiv
     2505.07291. `loss_type`: "grpo" means over each row, then over rows; "dapo" over all tokens;
@@ -176,7 +177,7 @@ def policy_loss(
     `a.reshape(-1, 1)`. Where `mask` is 0 nothing enters loss, gradient or metrics, whatever stands
     there. Gradient flows through `logprobs` only. `weights` multiply the token losses, for instance
     `importance_weights`. `sequences` [R, T] int32 is, where a row holds several sequences, the
-    number of a token's sequence in its row, from 0 to T - 1. `normaliser` is `grpo.normaliser` of
+    number of a token's sequence in its row, from 0 to T - 1. `normalizer` is `grpo.normalizer` of
     the whole batch when these rows are a part of it (by default they are all).
 
     Metrics are [] float32 and add up over micro-batches as the loss does; means over the batch's
@@ -192,8 +193,8 @@ def policy_loss(
     check_shapes(
         mask=(mask, "RT"),
         logprobs=(logprobs, "RT"),
-        behaviour_logprobs=(behaviour_logprobs, "RT"),
-        anchor_logprobs=(anchor_logprobs, "RT"),
+        behavior_logprobs=(behavior_logprobs, "RT"),
+        proximal_logprobs=(proximal_logprobs, "RT"),
         weights=(weights, "RT"),
         sequences=(sequences, "RT"),
         advantages=(advantages, "R1" if jnp.shape(advantages)[1:] == (1,) else "RT"),
@@ -201,52 +202,52 @@ def policy_loss(
     check_dtypes(
         float,
         logprobs=logprobs,
-        behaviour_logprobs=behaviour_logprobs,
-        anchor_logprobs=anchor_logprobs,
+        behavior_logprobs=behavior_logprobs,
+        proximal_logprobs=proximal_logprobs,
     )
     check_dtypes(REAL, mask=mask, weights=weights, advantages=advantages)
     check_dtypes(int, sequences=sequences)
-    anchor_logprobs = behaviour_logprobs if anchor_logprobs is None else anchor_logprobs
+    proximal_logprobs = behavior_logprobs if proximal_logprobs is None else proximal_logprobs
     weights = jnp.ones(mask.shape, jnp.float32) if weights is None else weights
     objective, length = _row_of(loss_type, max_completion_length)
     epsilon_high = epsilon if epsilon_high is None else epsilon_high
     if delta is not None and (loss_type == "cispo" or delta <= 1.0 + epsilon_high):
         raise InputError(
-            f"delta is {delta}: it must be above 1 + epsilon_high, "
-            f"{1.0 + epsilon_high}, and not of cispo"
+            f"delta is {delta} with loss_type {loss_type}: it must be above 1 + epsilon_high = "
+            f"{1.0 + epsilon_high}, and None with cispo"
         )
-    if sequences is not None and normaliser is None:
+    if sequences is not None and normalizer is None:
         raise InputError(
-            "sequences without normaliser: give grpo.normaliser of the mask with one sequence a row"
+            "sequences without normalizer: give grpo.normalizer of the mask with one sequence a row"
         )
     reduction = objective.reduction
     total = (
         reduction.count(mask, length)
-        if normaliser is None
-        else jnp.asarray(normaliser, jnp.float32)
+        if normalizer is None
+        else jnp.asarray(normalizer, jnp.float32)
     )
 
     advantages = masked.zero(jnp.broadcast_to(advantages, mask.shape), mask)
     logprobs = masked.zero(logprobs, mask)
-    behaviour = jax.lax.stop_gradient(masked.zero(behaviour_logprobs, mask))
-    anchor = jax.lax.stop_gradient(masked.zero(anchor_logprobs, mask))
-    ratio = jnp.exp(_cut(objective.log_ratio(logprobs - behaviour, mask, sequences)))
-    centre = jnp.exp(_cut(objective.log_ratio(anchor - behaviour, mask, sequences)))
+    behavior = jax.lax.stop_gradient(masked.zero(behavior_logprobs, mask))
+    proximal = jax.lax.stop_gradient(masked.zero(proximal_logprobs, mask))
+    ratio = jnp.exp(_cut(objective.log_ratio(logprobs - behavior, mask, sequences)))
+    center = jnp.exp(_cut(objective.log_ratio(proximal - behavior, mask, sequences)))
 
-    top = centre * (jnp.inf if delta is None else delta)
-    bounds = Bounds(centre * (1.0 - epsilon), centre * (1.0 + epsilon_high), top)
-    token_losses, cuts = objective.losses(ratio, logprobs, advantages, bounds)
+    top = center * (jnp.inf if delta is None else delta)
+    bounds = Bounds(center * (1.0 - epsilon), center * (1.0 + epsilon_high), top)
+    token_losses, clipped = objective.losses(ratio, logprobs, advantages, bounds)
     token_losses = jax.lax.stop_gradient(masked.zero(weights, mask)) * token_losses
 
     metric_weights = reduction.metric_weights(mask, length, sequences)
     metrics = {
-        "clip_ratio/low_mean": cuts.low,
-        "clip_ratio/high_mean": cuts.high,
-        "clip_ratio/region_mean": cuts.low | cuts.high | cuts.top,
-        "approx_kl": -_cut(logprobs - behaviour),
+        "clip_ratio/low_mean": clipped.low,
+        "clip_ratio/high_mean": clipped.high,
+        "clip_ratio/region_mean": clipped.low | clipped.high | clipped.top,
+        "approx_kl": -_cut(logprobs - behavior),
     }
     if delta is not None:
-        metrics["clip_ratio/delta_mean"] = cuts.top
+        metrics["clip_ratio/delta_mean"] = clipped.top
     loss = jnp.sum(reduction.weights(mask, length, sequences) * token_losses) / total
     return loss, {
         name: jnp.sum(metric_weights * x.astype(jnp.float32)) / total for name, x in metrics.items()
@@ -279,8 +280,8 @@ def importance_weights(
     importance_sampling_cap: float = 2.0,
     importance_sampling_mode: str = "truncate",
 ) -> Array:
-    """Computes pi / nu within a cap, pi the policy at the rollout and nu what was really drawn
-    from.
+    """Computes pi / nu within a cap, where pi is the policy at the rollout and nu the distribution
+    that tokens were sampled from.
 
     `importance_sampling_correction` "token": each token's own ratio; "sequence": the product of the
     row's ratios for all its tokens. `importance_sampling_mode` "truncate": min(ratio, cap),
@@ -317,7 +318,7 @@ def kl_k3(logprobs: Array, ref_logprobs: Array) -> Array:
     pi_ref), but the gradient does not: over samples of pi the mean of (1 - pi_ref / pi) grad log pi
     is the gradient of KL(pi_ref || pi). `kl_corrected` has that of KL(pi || pi_ref). Source:
     http://joschu.net/blog/kl-approx.html. Deviation: d is cut to +-20. `logprobs`, `ref_logprobs`
-    and the result are [R, T]. It knows no mask: where padding may hold NaN put both through
+    and the result are [R, T]. It takes no mask: where padding may hold NaN put both through
     `masked.zero` first, or the NaN enters the gradient.
     """
     check_shapes(logprobs=(logprobs, "RT"), ref_logprobs=(ref_logprobs, "RT"))
@@ -326,7 +327,7 @@ def kl_k3(logprobs: Array, ref_logprobs: Array) -> Array:
     return jnp.expm1(difference) - difference
 
 
-def kl_corrected(logprobs: Array, ref_logprobs: Array, behaviour_logprobs: Array) -> Array:
+def kl_corrected(logprobs: Array, ref_logprobs: Array, behavior_logprobs: Array) -> Array:
     """Computes pi / mu k3, an estimator of KL(pi || pi_ref) from tokens drawn from mu.
 
     Its gradient estimates the gradient of KL(pi || pi_ref). The mean over mu of pi / mu k3 is the
@@ -334,20 +335,20 @@ def kl_corrected(logprobs: Array, ref_logprobs: Array, behaviour_logprobs: Array
     is 1. Source: DeepSeek-V3.2, arXiv 2512.02556, and TRL (`use_bias_correction_kl`, its default).
     Deviations: it is each token's own ratio with every loss type, where TRL takes the sequence's
     with its sequence-level loss; log-ratios are cut to +-20. The ratio is not clipped. Prefixes
-    stay those that mu drew. What top_p and top_k drew from, `importance_weights`, is not corrected
-    for. As `kl_k3` it knows no mask.
+    stay those that mu drew. Sampling by top_p and top_k is not corrected for, see
+    `importance_weights`. Like `kl_k3` it takes no mask.
     """
-    check_shapes(logprobs=(logprobs, "RT"), behaviour_logprobs=(behaviour_logprobs, "RT"))
-    check_dtypes(float, behaviour_logprobs=behaviour_logprobs)
-    behaviour = jax.lax.stop_gradient(behaviour_logprobs.astype(jnp.float32))
-    ratio = jnp.exp(_cut(logprobs.astype(jnp.float32) - behaviour))
+    check_shapes(logprobs=(logprobs, "RT"), behavior_logprobs=(behavior_logprobs, "RT"))
+    check_dtypes(float, behavior_logprobs=behavior_logprobs)
+    behavior = jax.lax.stop_gradient(behavior_logprobs.astype(jnp.float32))
+    ratio = jnp.exp(_cut(logprobs.astype(jnp.float32) - behavior))
     return ratio * kl_k3(logprobs, ref_logprobs)
 
 
 # kl_estimator -> estimates [R, T] of KL(pi || pi_ref) from (log pi, log pi_ref, log mu), all [R,
 # T].
 KL_ESTIMATORS: dict[str, Callable[[Array, Array, Array], Array]] = {
-    "k3": lambda logprobs, ref_logprobs, behaviour_logprobs: kl_k3(logprobs, ref_logprobs),
+    "k3": lambda logprobs, ref_logprobs, behavior_logprobs: kl_k3(logprobs, ref_logprobs),
     "k3_corrected": kl_corrected,
 }
 

@@ -1,5 +1,5 @@
-"""The objectives of the GRPO family, a row of one table each: which ratio, how it is bounded, how
-tokens are averaged.
+"""The objectives of the GRPO family as rows of one table: the ratio, its bounds, and the average
+over tokens.
 
 Axis letters: R rows, T completion tokens. Everything is [R, T] float32 with 0 under the mask,
 unless noted.
@@ -18,22 +18,24 @@ from jaxrft.types import Array
 
 
 class Bounds(NamedTuple):
-    """What ratios are held against."""
+    """The bounds of importance ratios."""
 
-    low: Array
-    high: Array
+    low: Array  # lower end of the clip range
+    high: Array  # upper end of the clip range
     top: Array  # of two-sided clipping, inf without it
 
 
-class Cuts(NamedTuple):
-    """Where a bound acts, bool."""
+class Clipped(NamedTuple):
+    """Masks of the tokens on which each bound acts, bool."""
 
     low: Array
     high: Array
     top: Array
 
 
-def clipped(ratio: Array, logprobs: Array, advantages: Array, bounds: Bounds) -> tuple[Array, Cuts]:
+def ppo_losses(
+    ratio: Array, logprobs: Array, advantages: Array, bounds: Bounds
+) -> tuple[Array, Clipped]:
     """Computes PPO's clipped objective -min(min(r, top) A, clip(r, low, high) A).
 
     Sources: arXiv 1707.06347; `top` is the bound of two-sided clipping, arXiv 2505.07291.
@@ -41,18 +43,20 @@ def clipped(ratio: Array, logprobs: Array, advantages: Array, bounds: Bounds) ->
     """
     check_same_shape(ratio=ratio, logprobs=logprobs, advantages=advantages)
     low, high, top = bounds
-    cuts = Cuts(
+    clipped = Clipped(
         (ratio < low) & (advantages < 0),
         (ratio > high) & (advantages > 0),
         (ratio > top) & (advantages < 0),
     )
-    bounded = jnp.where(cuts.low, low, jnp.where(cuts.high, high, jnp.where(cuts.top, top, ratio)))
-    return -advantages * bounded, cuts
+    bounded = jnp.where(clipped.top, top, ratio)
+    bounded = jnp.where(clipped.high, high, bounded)
+    bounded = jnp.where(clipped.low, low, bounded)
+    return -advantages * bounded, clipped
 
 
-def weighted(
+def cispo_losses(
     ratio: Array, logprobs: Array, advantages: Array, bounds: Bounds
-) -> tuple[Array, Cuts]:
+) -> tuple[Array, Clipped]:
     """Computes CISPO's objective -sg(min(r, high)) A log pi, where sg stops the gradient.
 
     Source: arXiv 2506.13585. No token loses its gradient. As in the paper's own runs there is no
@@ -60,18 +64,18 @@ def weighted(
     """
     check_same_shape(ratio=ratio, logprobs=logprobs, advantages=advantages)
     high = (ratio > bounds.high) & (advantages != 0)
-    never = jnp.zeros(ratio.shape, bool)
+    unused = jnp.zeros(ratio.shape, bool)
     weights = jax.lax.stop_gradient(jnp.minimum(ratio, bounds.high))
-    return -weights * advantages * logprobs, Cuts(never, high, never)
+    return -weights * advantages * logprobs, Clipped(unused, high, unused)
 
 
-def of_token(log_ratio: Array, mask: Array, sequences: Array | None = None) -> Array:
+def token_log_ratio(log_ratio: Array, mask: Array, sequences: Array | None = None) -> Array:
     """Returns the log-ratio of each token unchanged."""
     check_same_shape(log_ratio=log_ratio, mask=mask)
     return log_ratio
 
 
-def of_sequence(log_ratio: Array, mask: Array, sequences: Array | None = None) -> Array:
+def sequence_log_ratio(log_ratio: Array, mask: Array, sequences: Array | None = None) -> Array:
     """Averages the log-ratios of each sequence, and gives the mean to each of its tokens. [R, T].
 
     Source: GSPO, arXiv 2507.18071.
@@ -143,20 +147,20 @@ OVER_LENGTH = Reduction(
 
 
 class LossType(NamedTuple):
-    """A way to make a loss of ratios and advantages."""
+    """A loss as a function of ratios and advantages."""
 
     log_ratio: Callable[[Array, Array, Array | None], Array]
     """(log pi - log mu, mask, sequences) -> the log-ratio that is bounded"""
     # (ratio, log pi, advantages, bounds)
-    losses: Callable[[Array, Array, Array, Bounds], tuple[Array, Cuts]]
+    losses: Callable[[Array, Array, Array, Bounds], tuple[Array, Clipped]]
     reduction: Reduction
 
 
-# loss_type -> what it is made of.
+# loss_type -> log-ratio, objective and reduction.
 LOSS_TYPES: dict[str, LossType] = {
-    "grpo": LossType(of_token, clipped, OVER_ROWS),
-    "dapo": LossType(of_token, clipped, OVER_TOKENS),
-    "dr_grpo": LossType(of_token, clipped, OVER_LENGTH),
-    "gspo": LossType(of_sequence, clipped, OVER_ROWS),
-    "cispo": LossType(of_token, weighted, OVER_TOKENS),
+    "grpo": LossType(token_log_ratio, ppo_losses, OVER_ROWS),
+    "dapo": LossType(token_log_ratio, ppo_losses, OVER_TOKENS),
+    "dr_grpo": LossType(token_log_ratio, ppo_losses, OVER_LENGTH),
+    "gspo": LossType(sequence_log_ratio, ppo_losses, OVER_ROWS),
+    "cispo": LossType(token_log_ratio, cispo_losses, OVER_TOKENS),
 }

@@ -44,8 +44,8 @@ def std(x: Array, mask: Array, *, axis: Axis = None, keepdims: bool = False) -> 
     Deviation: the gradient where all entries are equal, infinite in truth, is 0.
     """
     clean = zero(x, mask)
-    centred = zero(clean - mean(clean, mask, axis=axis, keepdims=True), mask)
+    centered = zero(clean - mean(clean, mask, axis=axis, keepdims=True), mask)
     degrees = jnp.maximum(count(mask, axis=axis, keepdims=keepdims) - 1.0, 1.0)
-    variance = jnp.sum(centred**2, axis=axis, keepdims=keepdims) / degrees
+    variance = jnp.sum(centered**2, axis=axis, keepdims=keepdims) / degrees
     spread = variance > 0
     return jnp.where(spread, jnp.sqrt(jnp.where(spread, variance, 1.0)), 0.0)

@@ -23,33 +23,33 @@ from jaxrft.lm.attention import Segments
 from jaxrft.shapes import check_dtypes, check_shapes
 from jaxrft.types import Array
 
-# A bin has room for so many completions of full length that their prompt is at most 1 /
-# PROMPT_SHARE of them: where a group takes several bins, its prompt is computed in each. But it has
-# at most LONGEST slots if one completion needs no more, since attention's cost grows with them.
+# A bin holds enough completions of full length that the prompt is at most 1 / PROMPT_SHARE of them,
+# since a group in several bins has its prompt computed in each. Attention's cost grows with the
+# length of a bin, so that it has at most MAX_BIN_SLOTS, unless one completion needs more.
 PROMPT_SHARE = 16
-LONGEST = 8192
+MAX_BIN_SLOTS = 8192
 
-# A device computes bins of about so many slots at a time, fewer where that is more than 1 / SHARE
-# of its samples: the last bins that are computed together may be empty.
-MOST_SLOTS = 8192
-FEWEST_SLOTS = 1024
-SHARE = 64
+# The number of slots that a device computes at a time. It is at most 1 / ROUND_SHARE of the
+# device's samples, since the bins of the last round may be empty.
+MAX_ROUND_SLOTS = 8192
+MIN_ROUND_SLOTS = 1024
+ROUND_SHARE = 64
 
 
 class Shape(NamedTuple):
     """The static sizes of a packing."""
 
     length: int  # slots of a bin
-    together: int  # bins that are computed at a time, on all devices
+    bins_per_round: int  # bins that are computed at a time, on all devices
 
 
 class Packing(NamedTuple):
-    """Where every sample of a batch lies. Slots are counted through all bins."""
+    """The slots of every sample of a batch. Slots are counted through all bins."""
 
     # [R] int32, ascending; the first slot of a sample, or of its group's prompt if that lies ahead
     # of it
     start: Array
-    sample: Array  # [R] int32, which sample that is
+    sample: Array  # [R] int32, the number of the sample
     prompt: Array  # [R] int32, slots of the prompt ahead of it, 0 = none
     prompt_start: Array  # [R] int32, the first slot of its group's prompt
     size: Array  # [R] int32, slots of the sample itself
@@ -57,9 +57,7 @@ class Packing(NamedTuple):
 
 
 class Bins(NamedTuple):
-    """Some of the bins, M of them; what a slot without a completion holds in `time` and `sample`
-    means nothing.
-    """
+    """M of the bins; `time` and `sample` of a slot without a completion are undefined."""
 
     tokens: Array  # [M, C] int32, to be read
     positions: Array  # [M, C] int32, in the sequence
@@ -84,19 +82,19 @@ def choose_shape(
 
     Groups of `num_generations`; `shards` devices share the bins.
     """
-    rows_here = max(1, rows // shards)
-    samples_here = max(1, samples // shards)
-    held = 1  # completions of full length
-    for more in range(2, min(num_generations, rows_here) + 1):
-        enough = held * completion_length >= PROMPT_SHARE * prompt_length
-        if enough or prompt_length + more * completion_length > LONGEST:
+    device_rows = max(1, rows // shards)
+    device_samples = max(1, samples // shards)
+    per_bin = 1  # completions of full length
+    for more in range(2, min(num_generations, device_rows) + 1):
+        enough = per_bin * completion_length >= PROMPT_SHARE * prompt_length
+        if enough or prompt_length + more * completion_length > MAX_BIN_SLOTS:
             break
         if num_generations % more == 0:
-            held = more
-    length = prompt_length - 1 + held * completion_length
-    share = samples_here // (held * SHARE)
-    wanted = max(FEWEST_SLOTS // length, min(MOST_SLOTS // length, share), 1)
-    return Shape(length, min(wanted, max(1, rows_here // held)) * shards)
+            per_bin = more
+    length = prompt_length - 1 + per_bin * completion_length
+    share = device_samples // (per_bin * ROUND_SHARE)
+    wanted = max(MIN_ROUND_SLOTS // length, min(MAX_ROUND_SLOTS // length, share), 1)
+    return Shape(length, min(wanted, max(1, device_rows // per_bin)) * shards)
 
 
 def pack(lengths: Array, mask: Array, shape: Shape) -> Packing:
@@ -125,24 +123,27 @@ def pack(lengths: Array, mask: Array, shape: Shape) -> Packing:
     def put(
         carry: tuple[Array, Array], sample: tuple[Array, ...]
     ) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
-        # slots that are free in each bin; where the group's prompt lies in it, -1 = nowhere
-        free, prompt_at = carry
-        own, prompt, first = sample
-        prompt_at = jnp.where(first, -1, prompt_at)
-        beside = (prompt_at >= 0) & (free >= own)
-        anew = free >= own + prompt
-        joins = jnp.any(beside)
-        chosen = jnp.where(joins, jnp.argmax(beside), jnp.argmax(anew)).astype(jnp.int32)
-        brought = jnp.where(joins, 0, prompt)
+        # of each bin: its free slots, and the slot where the group's prompt begins, -1 = none
+        free, prompt_offsets = carry
+        size, prompt, first = sample
+        prompt_offsets = jnp.where(first, -1, prompt_offsets)
+        fits_next_to_prompt = (prompt_offsets >= 0) & (free >= size)
+        fits_with_prompt = free >= size + prompt
+        joins = jnp.any(fits_next_to_prompt)
+        candidates = jnp.where(joins, fits_next_to_prompt, fits_with_prompt)
+        chosen = jnp.argmax(candidates).astype(jnp.int32)
+        added_prompt = jnp.where(joins, 0, prompt)
         offset = shape.length - free[chosen]
-        exists = own > 0
-        free = free.at[chosen].add(jnp.where(exists, -(own + brought), 0))
-        there = jnp.where(exists & ~joins, offset, prompt_at[chosen])
-        prompt_at = prompt_at.at[chosen].set(there)
-        return (free, prompt_at), (chosen, offset, brought, there)
+        exists = size > 0
+        free = free.at[chosen].add(jnp.where(exists, -(size + added_prompt), 0))
+        prompt_offset = jnp.where(exists & ~joins, offset, prompt_offsets[chosen])
+        prompt_offsets = prompt_offsets.at[chosen].set(prompt_offset)
+        return (free, prompt_offsets), (chosen, offset, added_prompt, prompt_offset)
 
     empty = (jnp.full(samples, shape.length, jnp.int32), jnp.full(samples, -1, jnp.int32))
-    _, (chosen, offset, brought, there) = jax.lax.scan(put, empty, (size, prompt, first))
+    _, (chosen, offset, added_prompt, prompt_offset) = jax.lax.scan(
+        put, empty, (size, prompt, first)
+    )
     exists = size > 0
     nowhere = jnp.iinfo(jnp.int32).max
     start = jnp.where(exists, chosen * shape.length + offset, nowhere)
@@ -150,42 +151,42 @@ def pack(lengths: Array, mask: Array, shape: Shape) -> Packing:
     return Packing(
         start=start[by_start],
         sample=order[by_start],
-        prompt=brought[by_start],
-        prompt_start=(chosen * shape.length + there)[by_start],
+        prompt=added_prompt[by_start],
+        prompt_start=(chosen * shape.length + prompt_offset)[by_start],
         size=size[by_start],
         count=jnp.max(jnp.where(exists, chosen + 1, 0)),
     )
 
 
-def take(
+def fill_bins(
     packing: Packing, shape: Shape, number: Array, prompts: Array, lengths: Array, tokens: Array
 ) -> Bins:
-    """Fills the bins from number * shape.together on with prompts [B, P] and tokens [B, G, T]."""
+    """Fills the bins of round `number` with prompts [B, P] and tokens [B, G, T]."""
     groups, group_size, steps = tokens.shape
-    slots = jnp.arange(shape.together * shape.length, dtype=jnp.int32)
-    slots = (number * slots.size + slots).reshape(shape.together, shape.length)
+    slots = jnp.arange(shape.bins_per_round * shape.length, dtype=jnp.int32)
+    slots = (number * slots.size + slots).reshape(shape.bins_per_round, shape.length)
     item = jnp.searchsorted(packing.start, slots, side="right").astype(jnp.int32) - 1
     begun = item >= 0
     item = jnp.maximum(item, 0)
-    place = slots - packing.start[item]
-    in_prompt = place < packing.prompt[item]
-    time = place - packing.prompt[item]
+    offset = slots - packing.start[item]
+    in_prompt = offset < packing.prompt[item]
+    time = offset - packing.prompt[item]
     valid = begun & (time < packing.size[item])
     sample = packing.sample[item]
     group = sample // group_size
     prompt_end = lengths[group] - 1
     time = jnp.clip(time, 0, steps - 1)
-    position = jnp.where(in_prompt, place, prompt_end + time)
+    position = jnp.where(in_prompt, offset, prompt_end + time)
     from_prompt = prompts[group, jnp.minimum(position, prompt_end)]
     from_tokens = tokens.reshape(-1, steps)[sample, jnp.maximum(time - 1, 0)]
     first_of_bin = slots[:, :1]
     prompt_number = first_of_bin - packing.prompt_start[item] - 1  # negative
-    own_number = packing.start[item] + packing.prompt[item] - first_of_bin
+    completion_number = packing.start[item] + packing.prompt[item] - first_of_bin
     return Bins(
         tokens=jnp.where(in_prompt | (time == 0), from_prompt, from_tokens),
         positions=jnp.where(valid, position, 0),
         valid=valid,
-        segments=Segments(jnp.where(in_prompt, prompt_number, own_number), prompt_number),
+        segments=Segments(jnp.where(in_prompt, prompt_number, completion_number), prompt_number),
         predicts=valid & ~in_prompt,
         sample=sample,
         time=time,

@@ -1,10 +1,10 @@
-"""Rollout replay: a ring of the latest groups that taught something, to be trained on again.
+"""Rollout replay: a ring buffer of the latest informative groups, to be trained on again.
 
-Axis letters: C groups kept, B groups trained on in a step, F of them fresh at least, M rolled out,
-G rollouts a group, P prompt tokens, T completion tokens.
+Axis letters: C groups in the buffer, B groups trained on in a step, F of them fresh at least, M
+rolled out, G rollouts a group, P prompt tokens, T completion tokens.
 
-A step asks `fresh_needed`, rolls out at least so many groups, joins them with what it draws, and
-adds them:
+A step rolls out at least `fresh_needed` groups, joins them with groups drawn from the buffer, and
+adds them to the buffer:
 
     batch, replayed = replay.draw(key, buffer, fresh, step)
     buffer = replay.add(buffer, fresh)
@@ -24,7 +24,7 @@ from jaxrft.types import Array, InputError, PyTree
 
 
 class Groups(NamedTuple):
-    """Groups of rollouts and all that the loss needs to know of them; a leading axis B, M or C."""
+    """Groups of rollouts and all that the loss needs of them; the leading axis is B, M or C."""
 
     prompts: Array  # [B, P] int32, right-padded
     lengths: Array  # [B] int32, of the prompts
@@ -42,8 +42,8 @@ class Groups(NamedTuple):
 class Buffer(NamedTuple):
     """The state of a replay: a ring, filled in the order of arrival."""
 
-    groups: Groups  # [C, ...]; step -1 marks an empty place
-    # [] int32, the place that is written next: the oldest group's once the ring is full
+    groups: Groups  # [C, ...]; step -1 marks an empty slot
+    # [] int32, the slot that is written next: the oldest group's once the ring is full
     next: Array
 
 
@@ -55,8 +55,8 @@ class Replay(NamedTuple):
     jax.ShapeDtypeStructs of any number.
     """
     add: Callable[[Buffer, Groups], Buffer]
-    """(buffer, fresh [M]) -> the buffer with those that teach, oldest out first. Drawn groups are
-    in it already. Raises InputError for groups of other shapes than the buffer's."""
+    """(buffer, fresh [M]) -> the buffer with the informative ones, oldest out first. Drawn groups
+    are in it already. Raises InputError for groups of other shapes than the buffer's."""
     draw: Callable[[Array, Buffer, Groups, Array], tuple[Groups, Array]]
     """(key, buffer, fresh [M], step) -> (groups [B], replayed [B] bool): the first of the fresh
     groups, then the drawn, as many as there are, B - F at most, none twice and none of this step. M
@@ -83,9 +83,9 @@ def ring(
     max_age: int | None = None,
     draw: str = "uniform",
 ) -> Replay:
-    """Creates a replay of the last `capacity` groups that teach [arXiv 2506.05316].
+    """Creates a replay of the last `capacity` informative groups [arXiv 2506.05316].
 
-    A group teaches if it is `grpo.informative` and one of its tokens is in the loss.
+    Only groups that are `grpo.informative` and have a token in the loss enter the buffer.
     A step trains on B = `batch_size` groups, of which F = round(fresh_fraction * B) are fresh. The
     others are drawn without replacement from the groups that were rolled out 1 to `max_age` steps
     ago (None: no limit). They are drawn uniformly, or with chances in proportion to the group's
@@ -153,17 +153,18 @@ def _init(capacity: int, like: Groups) -> Buffer:
 
 
 def _add(buffer: Buffer, groups: Groups) -> Buffer:
-    """Writes the groups that teach, in their order, to the places of the oldest."""
+    """Writes the informative groups, in their order, over the oldest ones."""
     groups = _fitting(groups, buffer.groups)
     capacity = buffer.groups.step.shape[0]
-    teaches = grpo.informative(groups.rewards, groups.valid) & jnp.any(groups.mask > 0, axis=(1, 2))
-    order = jnp.cumsum(teaches, dtype=jnp.int32) - 1  # [M], among those that teach
+    in_loss = jnp.any(groups.mask > 0, axis=(1, 2))
+    informative = grpo.informative(groups.rewards, groups.valid) & in_loss
+    order = jnp.cumsum(informative, dtype=jnp.int32) - 1  # [M], among the informative ones
     count = order[-1] + 1
-    # a place is written once, by the last of all that would
-    stays = teaches & (order >= count - capacity)
-    places = jnp.where(stays, (buffer.next + order) % capacity, capacity)
+    # a slot is written once, by the last of all groups that would
+    stays = informative & (order >= count - capacity)
+    slots = jnp.where(stays, (buffer.next + order) % capacity, capacity)
     written = jax.tree.map(
-        lambda old, new: old.at[places].set(new, mode="drop"), buffer.groups, groups
+        lambda old, new: old.at[slots].set(new, mode="drop"), buffer.groups, groups
     )
     return Buffer(_lay(written), (buffer.next + count) % capacity)
 
@@ -187,18 +188,18 @@ def _draw(
     given = fresh.step.shape[0]
     if not least <= given <= batch_size:
         raise InputError(f"{given} fresh groups: there must be {least} to {batch_size}")
-    may = _may_be_drawn(buffer, step, max_age)
+    eligible = _may_be_drawn(buffer, step, max_age)
     # The largest of log weight + Gumbel noise are a draw without replacement [arXiv 1903.06059].
     bounds = jnp.finfo(jnp.float32)
     weights = jnp.clip(weight(buffer.groups.advantages), bounds.tiny, bounds.max)
-    score = jnp.log(weights) + jax.random.gumbel(key, may.shape, jnp.float32)
+    score = jnp.log(weights) + jax.random.gumbel(key, eligible.shape, jnp.float32)
     # the best last
-    places = jax.lax.top_k(jnp.where(may, score, -jnp.inf), batch_size - least)[1][::-1]
-    drawn = may[places]  # [B - F]: False, then True
+    slots = jax.lax.top_k(jnp.where(eligible, score, -jnp.inf), batch_size - least)[1][::-1]
+    drawn = eligible[slots]  # [B - F]: False, then True
 
     def join(new: Array, old: Array) -> Array:
         new = jnp.pad(new, [(0, batch_size - given)] + [(0, 0)] * (new.ndim - 1))
-        rest = jnp.where(drawn.reshape(-1, *(1,) * (old.ndim - 1)), old[places], new[least:])
+        rest = jnp.where(drawn.reshape(-1, *(1,) * (old.ndim - 1)), old[slots], new[least:])
         return jnp.concatenate([new[:least], rest])
 
     return _lay(jax.tree.map(join, fresh, buffer.groups)), jnp.concatenate(
@@ -223,9 +224,9 @@ def _may_be_drawn(buffer: Buffer, step: Array, max_age: int | None) -> Array:
 
     These are the groups rolled out before `step`, and at most `max_age` steps before it.
     """
-    made = buffer.groups.step
-    young = True if max_age is None else step - made <= max_age
-    return (made >= 0) & (made < step) & young
+    rolled_out = buffer.groups.step
+    is_recent = True if max_age is None else step - rolled_out <= max_age
+    return (rolled_out >= 0) & (rolled_out < step) & is_recent
 
 
 def _dtype(x: Array) -> jnp.dtype:
@@ -245,9 +246,9 @@ def _fitting(groups: Groups, like: Groups) -> Groups:
         wanted = None if old is None else (groups.step.shape[0], *old.shape[1:])
         given = None if new is None else new.shape
         if given != wanted:
-            raise InputError(f"{name} is {given}: the buffer wants {wanted}")
+            raise InputError(f"{name} has shape {given}: the buffer has {wanted}")
         if new is not None and old is not None and _dtype(new) != old.dtype:
-            raise InputError(f"{name} is {new.dtype}: the buffer wants {old.dtype}")
+            raise InputError(f"{name} has dtype {new.dtype}: the buffer has {old.dtype}")
     return jax.tree.map(lambda x: x.astype(_dtype(x)), groups)
 
 
@@ -283,17 +284,17 @@ def effective_sample_size(moments: Array) -> Array:
     return total**2 / (count * squares)
 
 
-def weight_moments(logprobs: Array, behaviour_logprobs: Array, mask: Array) -> Array:
+def weight_moments(logprobs: Array, behavior_logprobs: Array, mask: Array) -> Array:
     """Computes n, sum w and sum w^2 of w = pi / mu over the n tokens of the mask. [3] float32.
 
     Everything is [R, T]; what is under mask 0 changes nothing. Log-ratios are cut to +-20, as in
     `grpo.policy_loss`.
     """
     check_shapes(
-        mask=(mask, "RT"), logprobs=(logprobs, "RT"), behaviour_logprobs=(behaviour_logprobs, "RT")
+        mask=(mask, "RT"), logprobs=(logprobs, "RT"), behavior_logprobs=(behavior_logprobs, "RT")
     )
-    check_dtypes(float, logprobs=logprobs, behaviour_logprobs=behaviour_logprobs)
-    log_ratio = masked.zero(logprobs, mask) - masked.zero(behaviour_logprobs, mask)
+    check_dtypes(float, logprobs=logprobs, behavior_logprobs=behavior_logprobs)
+    log_ratio = masked.zero(logprobs, mask) - masked.zero(behavior_logprobs, mask)
     cut = jnp.clip(log_ratio, -grpo.MAX_LOG_RATIO, grpo.MAX_LOG_RATIO)
     weights = masked.zero(jnp.exp(cut), mask)
     return jnp.stack([masked.count(mask), jnp.sum(weights), jnp.sum(weights**2)])

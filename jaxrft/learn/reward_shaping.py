@@ -1,4 +1,4 @@
-"""What a sample's rewards come to, as functions of arrays.
+"""Sums of the rewards of a sample, and the overlong penalty, as functions of arrays.
 
 Axis letters: B tasks, G rollouts a task, F reward functions.
 """
@@ -16,11 +16,11 @@ def total(
     """Computes the weighted sum [B, G] of the rewards of a sample, and whether the sample has one,
     [B, G] bool.
 
-    `rewards` [B, G, F]; one that is not `valid` [B, G, F] adds nothing, and nothing takes its
-    share. `reward_weights` [F]. A sample without the reward number `success`, one for all tasks or
-    [B], has no sum, 0 here: it says nothing about its task.
+    `rewards` [B, G, F]; one that is not `valid` [B, G, F] adds 0, and the other weights stay as
+    they are. `reward_weights` [F]. `success` is the index of the reward that measures success, one
+    for all tasks or [B]. A sample without that reward has no sum, 0 here.
     """
-    exists = of_tasks(valid.astype(bool), success)
+    exists = take_reward(valid.astype(bool), success)
     return masked.zero(jnp.sum(_terms(rewards, valid, reward_weights), axis=-1), exists), exists
 
 
@@ -42,9 +42,9 @@ def _terms(rewards: Array, valid: Array, reward_weights: Array) -> Array:
     return masked.zero(rewards, valid) * reward_weights.reshape(1, 1, -1)
 
 
-def of_tasks(rewards: Array, which: int | Array) -> Array:
-    """Returns of `rewards` [B, G, F] those of number `which`, one for all tasks or [B], as [B,
-    G].
+def take_reward(rewards: Array, which: int | Array) -> Array:
+    """Returns the rewards [B, G] of number `which`, one for all tasks or [B], of `rewards` [B, G,
+    F].
     """
     index = jnp.asarray(which, jnp.int32)
     check_shapes(rewards=(rewards, "BGF"), which=(index, "B" if index.ndim else ""))
@@ -64,8 +64,8 @@ def overlong(
     -overlong_penalty * clip((lengths - start) / overlong_buffer, 0, 1), in tokens, with
     start = max_completion_length - overlong_buffer
 
-    The punishment begins `overlong_buffer` tokens, 1 or more, before the longest completion and is
-    whole at its end. `lengths` of any shape; returns the same shape, float32.
+    The punishment begins `overlong_buffer` tokens, 1 or more, before the longest completion, and is
+    `overlong_penalty` at its end. `lengths` of any shape; returns the same shape, float32.
     """
     check_dtypes(REAL, lengths=lengths)
     excess = lengths.astype(jnp.float32) - float(max_completion_length - overlong_buffer)

@@ -1,4 +1,4 @@
-"""The training step: mini-batches, packed into bins, log-probabilities in chunks, one optimiser
+"""The training step: mini-batches, packed into bins, log-probabilities in chunks, one optimizer
 update each.
 """
 
@@ -21,15 +21,15 @@ from jaxrft.mesh import constrain
 from jaxrft.shapes import REAL, check_dtypes, check_shapes
 from jaxrft.types import Array, InputError, PyTree
 
-# Logits are computed for so many positions at a time that a device's chunk holds about this many
-# numbers (256 MB in float32), however large the vocabulary.
+# The number of logits that a device computes at a time, 256 MB in float32. A larger vocabulary
+# means fewer positions.
 CHUNK = 2**26
 
 Metrics = dict[str, Array]  # scalars
 
 
 class Batch(NamedTuple):
-    """What a step learns from: the groups of B tasks."""
+    """The groups of B tasks that a step learns from."""
 
     prompts: Array  # [B, P] int32, right-padded
     lengths: Array  # [B] int32, of the prompts
@@ -39,15 +39,15 @@ class Batch(NamedTuple):
     advantages: Array  # [B, G] float32
     # [B, G] bool, whether the group is of an earlier step; None in a run without replay
     replayed: Array | None = None
-    # [B, G, T] float32, log-probabilities that clips are centred on; None = `logprobs`
-    anchors: Array | None = None
+    # [B, G, T] float32, of the policy around which ratios are clipped; None = `logprobs`
+    proximal_logprobs: Array | None = None
     weights: Array | None = None  # [B, G, T] float32, of the tokens' losses; None = 1 each
 
 
 class OptimizerState(NamedTuple):
-    """What an optimiser remembers, and whether its updates can be made."""
+    """The state of the optimizer, and the number of updates that were just skipped."""
 
-    skipped: Array  # scalar int32, updates in a row up to now that were not made
+    skipped: Array  # [] int32, latest updates in a row that were skipped
     optax: optax.OptState
 
 
@@ -90,11 +90,16 @@ def check_batch(batch: Batch) -> None:
         logprobs=(batch.logprobs, "BGT"),
         advantages=(batch.advantages, "BG"),
         replayed=(batch.replayed, "BG"),
-        anchors=(batch.anchors, "BGT"),
+        proximal_logprobs=(batch.proximal_logprobs, "BGT"),
         weights=(batch.weights, "BGT"),
     )
     check_dtypes(int, tokens=batch.tokens, prompts=batch.prompts, lengths=batch.lengths)
-    check_dtypes(float, logprobs=batch.logprobs, advantages=batch.advantages, anchors=batch.anchors)
+    check_dtypes(
+        float,
+        logprobs=batch.logprobs,
+        advantages=batch.advantages,
+        proximal_logprobs=batch.proximal_logprobs,
+    )
     check_dtypes(REAL, mask=batch.mask, weights=batch.weights, replayed=batch.replayed)
 
 
@@ -174,16 +179,16 @@ def _chunked_logprobs(
 
     On a mesh each shard of the rows goes through its chunks by itself: what `unembed` uses is
     gathered over `data` and `fsdp` once before the loop, and its gradient, summed by each device
-    over its own rows, is reduced once after it. The price is a whole copy of it, and of its
-    gradient, in the parameters' own dtype, split over `model` only.
+    over its own rows, is reduced once after it. The cost is a full copy of it and of its gradient
+    in the parameters' dtype, sharded over `model` only.
     """
 
     def chunk(params: PyTree, hidden: Array, tokens: Array) -> tuple[Array, Array]:
         logp = jax.nn.log_softmax(policy.unembed(params, hidden) / temperature)
         entropy = -jnp.sum(jnp.exp(logp) * logp, axis=-1)
-        return sampling.pick(logp, tokens), entropy if entropy_gradient else jax.lax.stop_gradient(
-            entropy
-        )
+        if not entropy_gradient:
+            entropy = jax.lax.stop_gradient(entropy)
+        return sampling.pick(logp, tokens), entropy
 
     mesh = jax.sharding.get_abstract_mesh()
     axes = meshes.RULES["batch"]
@@ -196,8 +201,7 @@ def _chunked_logprobs(
         return blocks.over_time(partial(chunk, params), width, hidden, tokens)
 
     def shard(params: PyTree, hidden: Array, tokens: Array) -> tuple[Array, Array]:
-        # Different on each device from here on: the sum over devices, the transpose of this, is not
-        # in the loop then.
+        # The transpose of pcast is the sum over devices, which runs once here, not in the loop.
         params = jax.tree.map(lambda x: jax.lax.pcast(x, axes, to="varying"), params)
         return blocks.over_time(partial(chunk, params), width, hidden, tokens)
 
@@ -208,8 +212,8 @@ def _chunked_logprobs(
 
 
 def bin_shape(batch: Batch, rows: int) -> packing.Shape:
-    """Returns the shape of the bins of a batch on the ambient mesh, if `rows` full completions fit
-    into memory.
+    """Chooses the shape of the bins of a batch on the ambient mesh, of which `rows` full
+    completions fit into memory.
     """
     groups, group_size, steps = batch.tokens.shape
     return packing.choose_shape(
@@ -223,30 +227,29 @@ def bin_shape(batch: Batch, rows: int) -> packing.Shape:
 
 
 class PackedBatch(NamedTuple):
-    """A batch whose samples have found their places in bins, every device with all of it."""
+    """A batch, replicated on all devices, and the bins of its samples."""
 
     batch: Batch
-    places: packing.Packing
+    layout: packing.Packing
     shape: packing.Shape
 
     @property
     def rounds(self) -> Array:
-        """Counts the rounds in which all bins are computed, `together` bins a round. [] int32."""
-        return -(-self.places.count // self.shape.together)
+        """Counts the rounds in which all bins are computed. [] int32."""
+        return -(-self.layout.count // self.shape.bins_per_round)
 
     def bins(self, number: Array) -> Bins:
-        """Returns the bins of a round; each device computes as many."""
+        """Fills the bins of a round, of which each device computes the same number."""
         batch = self.batch
-        found = packing.take(
-            self.places, self.shape, number, batch.prompts, batch.lengths, batch.tokens
+        bins = packing.fill_bins(
+            self.layout, self.shape, number, batch.prompts, batch.lengths, batch.tokens
         )
-        return jax.tree.map(lambda x: constrain(x, "batch", "time"), found)
+        return jax.tree.map(lambda x: constrain(x, "batch", "time"), bins)
 
 
 def pack(batch: Batch, shape: packing.Shape) -> PackedBatch:
     """Packs the samples of a batch into bins of this shape."""
-    # Any bin may hold any sample. What a device holds of the batch are numbers of tokens, few
-    # beside its activations.
+    # Replicated, since any bin may hold any sample. The batch is small next to the activations.
     batch = jax.tree.map(lambda x: constrain(x, *(None,) * x.ndim), batch)
     return PackedBatch(batch, packing.pack(batch.lengths, batch.mask, shape), shape)
 
@@ -278,30 +281,31 @@ def bin_logprobs(
     )
 
 
-def anchored(
+def with_proximal_logprobs(
     policy: Policy, params: PyTree, batch: Batch, *, rows: int, temperature: float
 ) -> Batch:
-    """Returns the batch with `anchors`: log-probabilities of replayed groups under `params`."""
+    """Sets `proximal_logprobs` of a batch: those of replayed groups are computed under `params`."""
     if batch.replayed is None:
         return batch
     packed = pack(batch, bin_shape(batch, rows))
     replayed = packed.batch.replayed
     assert replayed is not None
 
-    def add(number: Array, anchors: Array) -> Array:
+    def add(number: Array, proximal_logprobs: Array) -> Array:
         bins = packed.bins(number)
-        found, _ = bin_logprobs(policy, params, packed.batch, bins, temperature=temperature)
-        wanted = bins.predicts & of_slots(replayed, bins)
-        sample = jnp.where(wanted, bins.sample, anchors.shape[0])  # which is none
-        return anchors.at[sample, bins.time].set(found, mode="drop")
+        logprobs, _ = bin_logprobs(policy, params, packed.batch, bins, temperature=temperature)
+        is_replayed = bins.predicts & of_slots(replayed, bins)
+        # the others get an index out of range, and are dropped
+        sample = jnp.where(is_replayed, bins.sample, proximal_logprobs.shape[0])
+        return proximal_logprobs.at[sample, bins.time].set(logprobs, mode="drop")
 
     rowwise = packed.batch.logprobs.reshape(-1, batch.logprobs.shape[2])
-    anchors = jax.lax.fori_loop(0, packed.rounds, add, rowwise)
-    return batch._replace(anchors=anchors.reshape(batch.logprobs.shape))
+    proximal_logprobs = jax.lax.fori_loop(0, packed.rounds, add, rowwise)
+    return batch._replace(proximal_logprobs=proximal_logprobs.reshape(batch.logprobs.shape))
 
 
 class Objective(NamedTuple):
-    """What the policy is trained to minimise."""
+    """The options of the loss that the policy minimizes."""
 
     loss_type: str
     epsilon: float
@@ -327,7 +331,7 @@ def make(
     kl_estimator: str = "k3",
     entropy_coef: float = 0.0,
     temperature: float = 1.0,
-    clip: str = "paper",
+    clip_center: str = "behavior",
     learning_rate: float = 1e-6,
     warmup_steps: int = 0,
     weight_decay: float = 0.0,
@@ -337,15 +341,16 @@ def make(
 
     A step takes `num_iterations` passes. `mini_batch_size` counts tasks. Each pass draws new
     mini-batches and packs their completions into bins (see `learn.packing`), whose gradients are
-    summed in float32. `micro_batch_size` limits memory: the bins that are computed at a time hold
-    at most so many completions of full length. It does not change the result. The loss is that of
+    summed in float32. `micro_batch_size` limits memory: it is the number of full-length completions
+    that the bins of a round may hold. It does not change the result. The loss is that of
     `grpo.policy_loss`, plus kl_coef * KL, minus entropy_coef * entropy, all reduced alike; a
     reference policy is evaluated only if `kl_coef` > 0, the entropy differentiated only if
     `entropy_coef` > 0. `kl_estimator` is one of `grpo.KL_ESTIMATORS`. The ratios of replayed groups
-    are clipped around 1 (`clip` "paper") or pi / mu of the step's first policy ("published"). An
-    update whose loss or gradient is not finite is not made: parameters and optimiser stay as they
-    are, bit for bit. Metrics are means over the updates that are made; the effective sample size is
-    that of all their replayed tokens.
+    are clipped around 1 (`clip_center` "behavior") or pi / mu of the step's first policy
+    ("proximal"). An
+    update whose loss or gradient is not finite is skipped: parameters and optimizer stay the same,
+    bit for bit. Metrics are means over the other updates; the effective sample size is that of all
+    their replayed tokens.
     """
     optimizer, schedule = adamw(
         learning_rate=learning_rate,
@@ -367,21 +372,22 @@ def make(
     ) -> tuple[PyTree, OptimizerState, Metrics]:
         check_batch(batch)
         tasks = batch.advantages.shape[0]
-        if clip == "published":
+        if clip_center == "proximal":
             before = whole(params, frozen)
-            batch = anchored(policy, before, batch, rows=micro_batch_size, temperature=temperature)
+            batch = with_proximal_logprobs(
+                policy, before, batch, rows=micro_batch_size, temperature=temperature
+            )
         passes = jax.vmap(lambda k: jax.random.permutation(k, tasks))(
             jax.random.split(key, num_iterations)
         )
 
-        def make_update(
+        def apply_update(
             params: PyTree, state: OptimizerState, grads: PyTree
         ) -> tuple[PyTree, OptimizerState]:
             with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts and floats
-                change, after = optimizer.update(grads, state.optax, params)
-            return optax.apply_updates(params, change), OptimizerState(
-                jnp.zeros_like(state.skipped), after
-            )
+                updates, optax_state = optimizer.update(grads, state.optax, params)
+            state = OptimizerState(jnp.zeros_like(state.skipped), optax_state)
+            return optax.apply_updates(params, updates), state
 
         def skip(params: PyTree, state: OptimizerState, _: PyTree) -> tuple[PyTree, OptimizerState]:
             return params, state._replace(skipped=state.skipped + 1)
@@ -390,30 +396,29 @@ def make(
             carry: tuple[PyTree, OptimizerState], rows: Array
         ) -> tuple[PyTree, tuple[Metrics, Array]]:
             params, state = carry
-            part = batch if mini_batch_size == tasks else jax.tree.map(lambda x: x[rows], batch)
+            mini_batch = batch
+            if mini_batch_size < tasks:
+                mini_batch = jax.tree.map(lambda x: x[rows], batch)
             grads, metrics = gradient(
-                policy, objective, params, part, ref_params, frozen, rows=micro_batch_size
+                policy, objective, params, mini_batch, ref_params, frozen, rows=micro_batch_size
             )
             metrics |= {
                 "grad_norm": optax.global_norm(grads),
                 "learning_rate": _learning_rate(schedule, state),
             }
-            made = jnp.isfinite(metrics["policy_loss"]) & jnp.isfinite(metrics["grad_norm"])
-            # A choice between the old and the new, leaf by leaf, would hold both.
-            return jax.lax.cond(made, make_update, skip, params, state, grads), (metrics, made)
+            is_finite = jnp.isfinite(metrics["policy_loss"]) & jnp.isfinite(metrics["grad_norm"])
+            # jnp.where would keep the old and the new parameters in memory
+            carry = jax.lax.cond(is_finite, apply_update, skip, params, state, grads)
+            return carry, (metrics, is_finite)
 
-        mini = passes.reshape(-1, mini_batch_size)
-        (params, optimizer_state), (metrics, made) = jax.lax.scan(
-            update, (params, optimizer_state), mini
-        )
-        metrics = jax.tree.map(lambda x: _mean_of(x, made), metrics)
+        carry = (params, optimizer_state)
+        mini_batches = passes.reshape(-1, mini_batch_size)
+        carry, (metrics, is_finite) = jax.lax.scan(update, carry, mini_batches)
+        metrics = jax.tree.map(lambda x: _mean_of(x, is_finite), metrics)
+        metrics["skipped_updates"] = jnp.sum(~is_finite, dtype=jnp.float32)
         if batch.replayed is not None:
             metrics["replay/ess"] = replay.effective_sample_size(metrics["replay/ess"])
-        return (
-            params,
-            optimizer_state,
-            metrics | {"skipped_updates": jnp.sum(~made, dtype=jnp.float32)},
-        )
+        return *carry, metrics
 
     def init(params: PyTree) -> OptimizerState:
         return OptimizerState(jnp.zeros((), jnp.int32), optimizer.init(params))
@@ -421,10 +426,10 @@ def make(
     return Update(init=init, step=step)
 
 
-def _mean_of(x: Array, made: Array) -> Array:
-    """Averages x [U, ...] over the updates that are `made` [U] bool; NaN if none is."""
-    which = made.reshape(-1, *(1,) * (x.ndim - 1))
-    return jnp.sum(jnp.where(which, x, 0.0), axis=0) / jnp.sum(made, dtype=jnp.float32)
+def _mean_of(x: Array, valid: Array) -> Array:
+    """Averages x [U, ...] over the updates that are `valid` [U] bool; NaN if none is."""
+    mask = valid.reshape(-1, *(1,) * (x.ndim - 1))
+    return jnp.sum(jnp.where(mask, x, 0.0), axis=0) / jnp.sum(valid, dtype=jnp.float32)
 
 
 def gradient(
@@ -437,36 +442,38 @@ def gradient(
     *,
     rows: int,
 ) -> tuple[PyTree, Metrics]:
-    """Computes the gradient by `params` and the metrics of a mini-batch, of which `rows`
-    completions fit into memory.
+    """Computes the gradient with respect to `params` and the metrics of a mini-batch, of which
+    `rows` completions fit into memory.
 
-    Sums over bins in a loop outside of the gradient, whose length is that of the data.
+    The sum over rounds of bins is a loop outside of the gradient; their number depends on the data.
     """
     mask = batch.mask.reshape(-1, batch.mask.shape[-1])
-    normaliser = grpo.normaliser(mask, objective.loss_type, mask.shape[1])
+    normalizer = grpo.normalizer(mask, objective.loss_type, mask.shape[1])
     packed = pack(batch, bin_shape(batch, rows))
 
-    def part(number: Array) -> tuple[PyTree, Metrics]:
+    def round_gradient(number: Array) -> tuple[PyTree, Metrics]:
         bins = packed.bins(number)
-        of = partial(
-            loss,
-            policy,
-            objective,
-            batch=packed.batch,
-            bins=bins,
-            ref_params=ref_params,
-            normaliser=normaliser,
-        )
-        grads, metrics = jax.grad(lambda params: of(whole(params, frozen)), has_aux=True)(params)
-        return grads, metrics
+
+        def round_loss(params: PyTree) -> tuple[Array, Metrics]:
+            return loss(
+                policy,
+                objective,
+                whole(params, frozen),
+                batch=packed.batch,
+                bins=bins,
+                ref_params=ref_params,
+                normalizer=normalizer,
+            )
+
+        return jax.grad(round_loss, has_aux=True)(params)
 
     def add(number: Array, total: PyTree) -> PyTree:
-        return jax.tree.map(jnp.add, total, part(number))
+        return jax.tree.map(jnp.add, total, round_gradient(number))
 
-    shapes = jax.eval_shape(part, jnp.zeros((), jnp.int32))
+    shapes = jax.eval_shape(round_gradient, jnp.zeros((), jnp.int32))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     grads, metrics = jax.lax.fori_loop(0, packed.rounds, add, zeros)
-    computed = packed.rounds * packed.shape.together * packed.shape.length
+    computed = packed.rounds * packed.shape.bins_per_round * packed.shape.length
     metrics["update/utilization"] = masked.count(mask) / jnp.maximum(computed, 1).astype(
         jnp.float32
     )
@@ -481,9 +488,9 @@ def loss(
     batch: Batch,
     bins: Bins,
     ref_params: PyTree | None,
-    normaliser: Array,
+    normalizer: Array,
 ) -> tuple[Array, Metrics]:
-    """Computes the loss of some bins of a mini-batch, over the normaliser of the mini-batch."""
+    """Computes the loss of some bins of a mini-batch, divided by the mini-batch's normalizer."""
     temperature = objective.temperature
     logprobs, entropy = bin_logprobs(
         policy,
@@ -494,40 +501,42 @@ def loss(
         entropy_gradient=objective.entropy_coef > 0,
     )
     mask = jnp.where(bins.predicts, of_slots(batch.mask, bins).astype(jnp.float32), 0.0)
-    behaviour = of_slots(batch.logprobs, bins)
+    behavior = of_slots(batch.logprobs, bins)
     sequences = bins.segments.own
     length = batch.tokens.shape[2]
     value, metrics = grpo.policy_loss(
         logprobs,
-        behaviour,
+        behavior,
         of_slots(batch.advantages, bins),
         mask,
-        anchor_logprobs=None if batch.anchors is None else of_slots(batch.anchors, bins),
+        proximal_logprobs=None
+        if batch.proximal_logprobs is None
+        else of_slots(batch.proximal_logprobs, bins),
         weights=None if batch.weights is None else of_slots(batch.weights, bins),
         sequences=sequences,
         loss_type=objective.loss_type,
         epsilon=objective.epsilon,
         epsilon_high=objective.epsilon_high,
         delta=objective.delta,
-        normaliser=normaliser,
+        normalizer=normalizer,
         max_completion_length=length,
     )
     reduction = grpo.LOSS_TYPES[objective.loss_type].reduction
-    weights = reduction.weights(mask, length, sequences) / normaliser
-    metric_weights = reduction.metric_weights(mask, length, sequences) / normaliser
+    weights = reduction.weights(mask, length, sequences) / normalizer
+    metric_weights = reduction.metric_weights(mask, length, sequences) / normalizer
     entropy = masked.zero(entropy, mask)
     metrics["policy_loss"] = value
     metrics["entropy"] = jnp.sum(metric_weights * entropy)
     if batch.replayed is not None:
-        old = mask * of_slots(batch.replayed, bins).astype(mask.dtype)
-        metrics["replay/ess"] = replay.weight_moments(logprobs, behaviour, old)
+        replayed = mask * of_slots(batch.replayed, bins).astype(mask.dtype)
+        metrics["replay/ess"] = replay.weight_moments(logprobs, behavior, replayed)
     if objective.entropy_coef > 0:
         value = value - objective.entropy_coef * jnp.sum(weights * entropy)
     if objective.kl_coef > 0:
         reference, _ = bin_logprobs(policy, ref_params, batch, bins, temperature=temperature)
         reference = jax.lax.stop_gradient(masked.zero(reference, mask))
         kl = grpo.KL_ESTIMATORS[objective.kl_estimator](
-            masked.zero(logprobs, mask), reference, masked.zero(behaviour, mask)
+            masked.zero(logprobs, mask), reference, masked.zero(behavior, mask)
         )
         value = value + objective.kl_coef * jnp.sum(weights * kl)
         metrics["kl"] = jnp.sum(metric_weights * kl)
@@ -540,17 +549,16 @@ def _learning_rate(schedule: optax.Schedule, state: OptimizerState) -> Array:
     return jnp.asarray(schedule(count), jnp.float32)
 
 
-def optimizer_shardings(make: Update, params: PyTree, everywhere: Sharding) -> PyTree:
+def optimizer_shardings(learner: Update, params: PyTree, replicated: Sharding) -> PyTree:
     """Builds the shardings of the optimizer's state.
 
-    A parameter's moments are sharded as the parameter. Everything else has the sharding
-    `everywhere`.
+    A parameter's moments are sharded as the parameter. Everything else is `replicated`.
     """
-    shapes = jax.eval_shape(make.init, params)
+    shapes = jax.eval_shape(learner.init, params)
     return optax.tree_map_params(
-        make.init,
+        learner.init,
         lambda _, x: x.sharding,
         shapes,
         params,
-        transform_non_params=lambda _: everywhere,
+        transform_non_params=lambda _: replicated,
     )

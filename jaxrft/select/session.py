@@ -80,7 +80,7 @@ class Session:
         """Returns the ids [K] of tasks to roll out and `record` before the `next` ones; none in
         most steps.
 
-        Only `dots` has reference sets, every `probe_every` steps.
+        Only `dots` has reference sets, every `reference_every` steps.
         """
         if self._reference_set is None or self._step % self._reference_every:
             return np.zeros(0, np.int32)

@@ -35,7 +35,7 @@ def activation_bytes(
     while it runs.
     """
     bins = bin_shape(config, mesh, prompt_length)
-    rows = bins.together // meshes.shards(mesh, "batch")
+    rows = bins.bins_per_round // meshes.shards(mesh, "batch")
     slots = rows * bins.length
     size = jnp.dtype(config.dtype).itemsize
     layer = _kept_numbers(shape, mesh, "none")
@@ -70,7 +70,7 @@ def logits_bytes(
     gradient.
     """
     bins = bin_shape(config, mesh, prompt_length)
-    slots = bins.together // meshes.shards(mesh, "batch") * bins.length
+    slots = bins.bins_per_round // meshes.shards(mesh, "batch") * bins.length
     vocabulary = shape.vocab_size // meshes.shards(mesh, "vocab")
     return 3 * 4 * min(update.CHUNK, slots * vocabulary)
 

@@ -328,7 +328,7 @@ def make_learner(config: Config, policy: Policy) -> Update:
         kl_estimator=config.kl_estimator,
         entropy_coef=config.entropy_coef,
         temperature=config.temperature,
-        clip=config.replay.clip,
+        clip_center=config.replay.clip_center,
         learning_rate=config.learning_rate,
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,

@@ -294,7 +294,7 @@ def score_groups(
         config, rewards, valid, success_index, lengths
     )
     total = grpo.leveled(total, total_valid, tolerance=tolerance)  # 0 where not valid
-    success = jnp.where(total_valid, reward_shaping.of_tasks(rewards, success_index), 0.0)
+    success = jnp.where(total_valid, reward_shaping.take_reward(rewards, success_index), 0.0)
     successes = jnp.sum(success, axis=1)
     trials = jnp.sum(total_valid, axis=1, dtype=jnp.float32)
     pass_rate = successes / jnp.maximum(trials, 1.0)

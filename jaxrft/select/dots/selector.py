@@ -42,14 +42,14 @@ def dots(
     attention_temperature: ArrayLike = 1.0,
     top_k: int | None = None,
     num_references: int = 256,
-    probe_every: int = 2,
+    reference_every: int = 2,
     target: ArrayLike = 0.5,
     temperature: ArrayLike = 1e-3,
     balance: topk.Balance = "none",
 ) -> Selector:
     """Chooses tasks with predicted pass rates near `target`, as published [arXiv 2506.05316].
 
-    Every `probe_every` steps, before it selects, the loop rolls out the `num_references` tasks
+    Every `reference_every` steps, before it selects, the loop rolls out the `num_references` tasks
     (all, if there are fewer) that `reference_set` draws uniformly, and gives their feedback to
     `update_references`. `attention.predict_projected` predicts the pass rates p~ of all tasks from
     those of the references. A batch is drawn without replacement, each task with chance
@@ -65,7 +65,7 @@ def dots(
     """
     num_generations = check_generations(num_generations)
     num_references = check_count("num_references", num_references)
-    probe_every = check_count("probe_every", probe_every)
+    reference_every = check_count("reference_every", reference_every)
     check("target", target, BETWEEN)
     check("temperature", temperature, POSITIVE)
     check("attention_temperature", attention_temperature, POSITIVE)
@@ -133,7 +133,7 @@ def dots(
 
     # A chosen batch is no sample of the table, so that its feedback is ignored.
     return Selector(
-        init, select, ignore_feedback, pass_rate, reference_set, update_references, probe_every
+        init, select, ignore_feedback, pass_rate, reference_set, update_references, reference_every
     )
 
 
