@@ -4,9 +4,9 @@ import jax
 
 from jaxrft.types import Array
 
-# The random streams of a step; the last is that of a first refill, and those of others are the
-# numbers behind it. None may go, or the numbers of those behind it change: "measure" is used by
-# benchmarks alone.
+# The random streams of a step. The last is that of the first round of resampling; later rounds have
+# the numbers after it. None may be removed, since the numbers after it would change: "measure" is
+# used by benchmarks alone.
 STREAMS = (
     *(
         "select",
@@ -17,10 +17,10 @@ STREAMS = (
         "prepare",
         "replay",
         "measure",
-        "probe",
-        "rollout of a probe",
+        "reference set",
+        "rollout of references",
     ),
-    "refill",
+    "resample",
 )
 
 

@@ -78,7 +78,7 @@ def test_groups_of_a_probe_take_the_places_of_those_that_teach_nothing():
         batch.ids.tolist() == batch.groups.task.tolist() == [2, 5, 7, 4, 6]
         and batch.informative.all()
     )
-    assert batch.metrics["select/probes/trained"] == 3
+    assert batch.metrics["select/references/trained"] == 3
     ((_, left),) = batch.surplus
     assert probed.ids[left].tolist() == [7]  # which is in the batch by its choice
     plain = resample.fill_slots(run_of(dynamic_sampling=0), chosen, probed, slots)
@@ -161,13 +161,13 @@ def test_a_step_refills_until_every_group_teaches_or_the_bound_is_reached(refill
     folder, _, told = refilled
     lines = helpers.metrics(folder)
     rolled = np.diff([0, *(line["rollouts"] for line in lines)])
-    refills = [line["dynamic_sampling/refills"] for line in lines]
+    refills = [line["dynamic_sampling/resamples"] for line in lines]
     assert max(refills) > 0
     for line, rollouts, (batch, *_) in zip(lines, rolled, told, strict=True):
         ids = np.concatenate([each.ids for each in batch.rounds])
         teaches = np.concatenate([each.informative for each in batch.rounds])
         assert rollouts == G * len(ids) == G * len(set(ids.tolist()))  # none twice in a step
-        assert line["dynamic_sampling/refills"] == len(batch.rounds) - 1 <= MOST
+        assert line["dynamic_sampling/resamples"] == len(batch.rounds) - 1 <= MOST
         assert batch.informative.all() or len(batch.rounds) - 1 == MOST
         assert batch.informative.sum() == min(len(batch.ids), teaches.sum())
         assert line["dynamic_sampling/informative"] == pytest.approx(batch.informative.mean())

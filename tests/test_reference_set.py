@@ -11,9 +11,9 @@ from jaxrft import mesh as meshes
 from jaxrft.config import Config, ReplayConfig, SelectConfig, TasksConfig
 from jaxrft.dry_run import counts, found, memory
 from jaxrft.lm import tokenizer
-from jaxrft.select import probes
 from jaxrft.select.dots import training
 from jaxrft.select.dots.predictor import Origin, Predictor, save_predictor
+from jaxrft.select.reference_groups import batch_size_index, batch_sizes
 from jaxrft.tasks.open_sets import open_mixture
 from jaxrft.tasks.projections import open_predictor
 from jaxrft.train import resample
@@ -21,7 +21,7 @@ from jaxrft.train.loop import train
 from jaxrft.train.setup import describe_run, open_run
 from jaxrft.types import InputError
 
-K, B, G = 12, 8, 4  # of a probe, of a batch, of a task; on 4 shards of tasks
+K, B, G = 12, 8, 4  # of a reference set, of a batch, of a task; on 4 shards of tasks
 
 
 @pytest.fixture(scope="module")
@@ -73,26 +73,27 @@ def learned(dots, tmp_path_factory):
         return folder, train(dots(folder)), steps
 
 
-def test_the_places_of_a_batch_by_hand():
-    assert probes.portions(16) == (4, 8, 12, 16) and probes.portions(3) == (1, 2, 3)
-    assert probes.portions(16, multiple=8) == (8, 16) and probes.portions(1) == (1,)
-    left = [probes.portions(16)[probes.portion(16, informative)] for informative in range(18)]
-    assert left == [16] * 4 + [12] * 4 + [8] * 4 + [4] * 6
+def test_batch_sizes_worked_by_hand():
+    assert batch_sizes(16) == (4, 8, 12, 16) and batch_sizes(3) == (1, 2, 3)
+    assert batch_sizes(16, multiple=8) == (8, 16) and batch_sizes(1) == (1,)
+    sizes = [batch_sizes(16)[batch_size_index(16, informative)] for informative in range(18)]
+    assert sizes == [16] * 4 + [12] * 4 + [8] * 4 + [4] * 6
 
 
 @pytest.mark.slow
-def test_probes_are_counted_and_save_rollouts(learned):
+def test_reference_groups_are_counted_and_save_rollouts(learned):
     folder, state, _ = learned
     lines = helpers.metrics(folder)
-    assert [line.get("select/probes") for line in lines] == [K, None] * 3
+    assert [line.get("select/references") for line in lines] == [K, None] * 3
     rolled = np.diff([0, *(line["rollouts"] for line in lines)])
-    trained = [line.get("select/probes/trained", 0) for line in lines]
+    trained = [line.get("select/references/trained", 0) for line in lines]
     assert rolled.tolist() == [
-        G * (line.get("select/probes", 0) + B - m) for line, m in zip(lines, trained, strict=True)
+        G * (line.get("select/references", 0) + B - m)
+        for line, m in zip(lines, trained, strict=True)
     ]
     assert set(trained[::2]) <= {0, 4} and sum(trained) > 0
     assert lines[0]["select/coverage"] >= 12 / 16 and all(
-        0 <= line["select/probes/brier"] <= 1 for line in lines[2::2]
+        0 <= line["select/references/brier"] <= 1 for line in lines[2::2]
     )
     spent = np.diff([0, *(line["num_tokens"] for line in lines)])
     assert (spent >= rolled).all() and (spent <= 4 * rolled).all()
@@ -100,26 +101,27 @@ def test_probes_are_counted_and_save_rollouts(learned):
 
 
 @pytest.mark.slow
-def test_informative_groups_nearest_the_target_join_the_batch_and_no_task_is_twice_in_it(learned):
+def test_informative_groups_nearest_the_target_join_the_batch_once(learned):
     folder, _, steps = learned
-    for line, (ids, probed, batch) in zip(helpers.metrics(folder), steps, strict=True):
+    for line, (ids, references, batch) in zip(helpers.metrics(folder), steps, strict=True):
         assert batch.ids[: len(ids)].tolist() == ids.tolist()
         assert (
             batch.ids.tolist() == np.asarray(batch.groups.task).tolist()
             and len(set(batch.ids.tolist())) == B
         )
-        if len(probed.ids):
-            assert len(set(probed.ids.tolist())) == K
-            informative = np.isfinite(probed.distance)
-            assert line["select/probes/effective_group_ratio"] == pytest.approx(informative.mean())
-            joined = np.isin(probed.ids, batch.ids[len(ids) :])
-            worst = probed.distance[joined].max(initial=0)
-            assert np.isfinite(worst) and (probed.distance[~joined] >= worst).all()
+        if len(references.ids):
+            assert len(set(references.ids.tolist())) == K
+            informative = np.isfinite(references.distance)
+            ratio = line["select/references/effective_group_ratio"]
+            assert ratio == pytest.approx(informative.mean())
+            joined = np.isin(references.ids, batch.ids[len(ids) :])
+            worst = references.distance[joined].max(initial=0)
+            assert np.isfinite(worst) and (references.distance[~joined] >= worst).all()
             assert joined.sum() == (4 if informative.sum() >= 4 else 0)
 
 
 @pytest.mark.slow
-def test_a_stopped_run_with_probes_goes_on_as_if_nothing_had_happened(dots, learned, tmp_path):
+def test_resume_with_reference_sets_is_bit_for_bit(dots, learned, tmp_path):
     folder, state, _ = learned
     train(dots(tmp_path, steps=3))
     helpers.assert_same_bits(train(dots(tmp_path)), state)
@@ -132,9 +134,9 @@ def test_what_the_batch_has_no_place_for_is_replayed(dots, tmp_path):
     state = train(dots(tmp_path, steps=2, save_steps=1, **settings))
     made, kept = state.replay.groups.step, state.replay.groups.rewards
     first, second = helpers.metrics(tmp_path)
-    informative = K * first["select/probes/effective_group_ratio"]
-    fresh = (B - first["select/probes/trained"]) * (1 - first["frac_reward_zero_std"])
-    assert informative > first["select/probes/trained"]
+    informative = K * first["select/references/effective_group_ratio"]
+    fresh = (B - first["select/references/trained"]) * (1 - first["frac_reward_zero_std"])
+    assert informative > first["select/references/trained"]
     assert (made == 0).sum() == min(16, round(informative + fresh)) and second[
         "replay/fraction"
     ] == 0.5

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from jaxrft import cli, simulate
-from jaxrft.select import probes, selectors
+from jaxrft.select import selectors
 from jaxrft.select.dots import training
 from jaxrft.select.dots.predictor import Origin, Predictor, save_predictor
+from jaxrft.select.reference_groups import batch_size_index, batch_sizes
 from jaxrft.simulate import command, trials, worlds
 from jaxrft.types import Choice, Feedback, InputError
 
@@ -174,7 +175,7 @@ def test_probes_are_counted_and_their_informative_groups_trained_on():
     assert trace.rolled[:, :, 8:].all(axis=2).tolist() == [[True, False] * 2] * 3
     informative = trace.informative[:, :, 8:].sum(axis=2)
     fresh = [
-        [probes.portions(8)[probes.portion(8, count)] for count in row]
+        [batch_sizes(8)[batch_size_index(8, count)] for count in row]
         for row in informative.tolist()
     ]
     assert trace.rolled[:, :, :8].sum(axis=2).tolist() == fresh and (informative[:, ::2] > 2).all()

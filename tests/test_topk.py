@@ -166,7 +166,7 @@ def test_quotas_among_candidates_count_these_alone():
     quota = topk.quota(
         jax.random.key(0), Tasks(domain=domain), batch_size=2, balance="equal", among=among
     )
-    assert quota.domain.tolist() == [3, 0, 0] and quota.places.tolist() == [1, 0, 0, 1, 0, 0]
+    assert quota.domain.tolist() == [3, 0, 0] and quota.slots.tolist() == [1, 0, 0, 1, 0, 0]
 
 
 def test_places_of_a_large_table_do_not_overflow():

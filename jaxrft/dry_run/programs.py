@@ -135,7 +135,7 @@ def compiled(run: Opened, prompt_length: int, *, selects: bool = True) -> Iterat
                 steps.update_selector_state,
                 (*update, references, *parts),
                 stays,
-                of_references=True,
+                is_reference_set=True,
             )
         if selects:
             yield _compile("select", steps.select_tasks, select, stays, batch_size=batch_size)

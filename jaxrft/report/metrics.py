@@ -11,7 +11,7 @@
 | `completions/clipped_ratio` | completions without an end | samples |
 | `completions/overlong_penalty` | what their lengths add to the rewards, 0 or less; with overlong_buffer | samples |
 | `sampling/importance_sampling_ratio/{min,mean,max}` | policy / what it was drawn from, before any cap | tokens |
-| `num_tokens`, `rollouts` | tokens and completions sampled since the start of the run, of probes too | count |
+| `num_tokens`, `rollouts` | tokens and completions sampled since the start of the run, of reference sets too | count |
 | `policy_loss` | the loss without KL and entropy bonus, see `learn.grpo` | as the loss; mean over updates |
 | `entropy` | of the policy at the sampling temperature | tokens or rows, as the loss; mean over updates |
 | `kl` | KL(policy, reference) by `kl_estimator`; with kl_coef | tokens or rows, as the loss; mean over updates |
@@ -28,9 +28,9 @@
 | `select/pearson` | of believed and observed pass rates | tasks of the batch |
 | `select/auc` | of believed 4 p (1 - p) for "the group is informative" | pairs of tasks |
 | `select/coverage` | tasks rolled out at least once so far | tasks in the table |
-| `select/probes`, `select/probes/trained` | groups rolled out in order to know, and of these trained on | count |
-| `select/probes/{brier,pearson,auc,effective_group_ratio}` | as above, of tasks drawn uniformly | as above |
-| `dynamic_sampling/refills` | how often more tasks were chosen and rolled out | count |
+| `select/references`, `select/references/trained` | groups of the reference set, and of these trained on | count |
+| `select/references/{brier,pearson,auc,effective_group_ratio}` | as above, of tasks drawn uniformly | as above |
+| `dynamic_sampling/resamples` | how often more tasks were chosen and rolled out | count |
 | `dynamic_sampling/rejected` | groups whose successes are all equal | groups rolled out |
 | `dynamic_sampling/surplus` | groups that would have taught, had the batch a place for them | count |
 | `dynamic_sampling/informative` | groups whose successes are not all equal | groups learned from, but replayed ones |

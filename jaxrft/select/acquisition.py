@@ -1,7 +1,7 @@
 """Turns pass rates into a batch: draws, distances to the target, and utilities.
 
-Whatever chooses takes a `quota` of the batch for each domain and a mask `exclude` [N] of tasks that
-come last, or None.
+Functions that choose tasks take a `quota` of the batch for each domain, and a mask `exclude` [N] of
+tasks that come last; both may be None.
 """
 
 import jax
@@ -138,7 +138,7 @@ def least_by_domain(quota: Quota, score: Array, ids: Array) -> Array:
 
     It is infinite for a domain with none of `ids`.
     """
-    least = jnp.full(quota.places.shape, jnp.inf, score.dtype).at[quota.domain[ids]].min(score)
+    least = jnp.full(quota.slots.shape, jnp.inf, score.dtype).at[quota.domain[ids]].min(score)
     return least[quota.domain]
 
 
@@ -174,5 +174,5 @@ def least_visits(
     counted = visits if exclude is None else jnp.where(exclude, largest_visits, visits)
     if quota is None:
         return counted.min()
-    least = jnp.full(quota.places.shape, largest_visits, visits.dtype).at[quota.domain].min(counted)
+    least = jnp.full(quota.slots.shape, largest_visits, visits.dtype).at[quota.domain].min(counted)
     return least[quota.domain]

@@ -86,7 +86,7 @@ UNIFORM_VARIANCE = 1 / 12  # of a uniform pass rate
 FIRST_WALK = PRIOR_VARIANCE / 200  # a task is forgotten in 200 steps, until outcomes say otherwise
 CHANGE_POINT = 3  # standard deviations
 DECAY = 0.2  # what tasks share is learned from some five batches
-# a table much larger than a run is never known: half of the places use what is
+# most of a table much larger than a run stays unknown: half of the slots exploit what is known
 MOST_EXPLORATION = 0.5
 TOLERANCE = 0.5  # of one rollout in G
 
@@ -131,7 +131,7 @@ def adaptive(
 
     `utility`: "informative", the chance of an informative group (for advantages divided by the
     group's deviation), or "signal", the mean of 4 p (1 - p) (for undivided ones). `kappa` >= 0:
-    weight of the standard deviation of the pass rate. `epsilon` in [0, 1]: share of the places for
+    weight of the standard deviation of the pass rate. `epsilon` in [0, 1]: share of the slots for
     the tasks rolled out longest ago, in expectation. `per_token`: utility and deviation count per
     completion token of the task's last rollouts, or of the mean of the others where they are
     unknown. `balance` of the batch between the domains: as `topk.quota` says. Every `update` with
@@ -244,8 +244,8 @@ def _predict(state: AdaptiveState, tasks: Tasks) -> tuple[Array, Array]:
     terms = [phi * state.shared[None, 1:], phi * phi * of_each[None]]
     mean, of_components = logit.sums(terms, axis=1)
     offsets = _offsets(state, slice(None))
-    told = _told(state, offsets.variance)
-    variance = covariance[0, 0] + told**2 * of_components + offsets.variance
+    factor = _component_factor(state, offsets.variance)
+    variance = covariance[0, 0] + factor**2 * of_components + offsets.variance
     if tasks.domain is not None:
         with_ability = of_squares + 2 * covariance[0, 1:]
         variance += with_ability[features.domain(tasks.domain)]
@@ -253,7 +253,7 @@ def _predict(state: AdaptiveState, tasks: Tasks) -> tuple[Array, Array]:
 
 
 def _num_domains(tasks: Tasks) -> int:
-    """Returns the number of features that tell domains; they come before the components."""
+    """Returns the number of domain features, which come before the components."""
     return 0 if tasks.domain is None else features.DOMAINS
 
 
@@ -267,7 +267,7 @@ def _offsets(state: AdaptiveState, rows: Array | slice) -> Offsets:
     return Offsets(state.mean[rows], variance, walked)
 
 
-def _told(state: AdaptiveState, variance: Array) -> Array:
+def _component_factor(state: AdaptiveState, variance: Array) -> Array:
     """Computes the factor of the components in c, for offsets of the given variance: step 1."""
     return jnp.minimum(variance / state.spread, 1)
 
@@ -292,33 +292,34 @@ def _update(
 
     def predict(variance: Array) -> tuple[Array, Array]:
         """Computes c [B, 1 + F] and V [B] of step 1, for offsets of the given variance [B]."""
-        told = jnp.where(is_component[None], design * _told(state, variance)[:, None], design)
-        return told, jnp.sum(told @ covariance * told, axis=1) + variance
+        factor = _component_factor(state, variance)
+        scaled = jnp.where(is_component[None], design * factor[:, None], design)
+        return scaled, jnp.sum(scaled @ covariance * scaled, axis=1) + variance
 
     # 1 and 2.
     mean = design @ state.shared
     offsets = _offsets(state, rows)
     _, total = predict(offsets.variance)
     believed = logit.moments(mean + offsets.mean, total, num_generations=num_generations)
-    surprise = logit.surprise(believed, successes, trials)  # z^2
+    squared_innovation = logit.squared_innovation(believed, successes, trials)  # z^2
     log_walk, walk_information = _walk(
-        state, believed, offsets.walked / total, surprise, trials, valid
+        state, believed, offsets.walked / total, squared_innovation, trials, valid
     )
-    changed = surprise > CHANGE_POINT**2
+    changed = squared_innovation > CHANGE_POINT**2
     prior_mean = jnp.where(changed, 0, offsets.mean)
     prior_variance = jnp.where(changed, state.spread, offsets.variance)
 
     # 3.
     mu = mean + prior_mean
-    told, total = predict(prior_variance)
+    scaled, total = predict(prior_variance)  # c and V
     known, score = _linearize(mu, total, successes, trials)
 
     # 4 and 5.
     share = jnp.where(valid, 1 / (1 + known * prior_variance), 0)
-    information = state.information + told.T @ (told * (known * share)[:, None])
-    moved = jnp.linalg.solve(information, told.T @ (score * share))  # d
+    information = state.information + scaled.T @ (scaled * (known * share)[:, None])
+    shift = jnp.linalg.solve(information, scaled.T @ (score * share))  # d
     variance = prior_variance / (1 + known * prior_variance)
-    mean = prior_mean + variance * (score - known * (design @ moved))
+    mean = prior_mean + variance * (score - known * (design @ shift))
 
     # padding points behind the table and is dropped
     ids = jnp.where(valid, feedback.ids, num_tasks)
@@ -335,13 +336,13 @@ def _update(
     squares = jnp.where(seen, means**2 + variances, 0).sum()
     count = seen.sum().astype(jnp.float32)
     spread = (PRIOR_VARIANCE + squares) / (1 + count)
-    happened = valid.any()
-    decay = jnp.where(happened, DECAY, 0.0)
+    has_rollouts = valid.any()
+    decay = jnp.where(has_rollouts, DECAY, 0.0)
     tokens = state.tokens
     if tokens is not None:
         tokens = put(tokens, feedback.tokens / trials)
     return AdaptiveState(
-        shared=state.shared + moved,
+        shared=state.shared + shift,
         information=_forget(information, decay, num_domains=_num_domains(tasks)),
         mean=means,
         variance=variances,
@@ -351,7 +352,7 @@ def _update(
         walk_information=(1 - decay) * walk_information + decay,
         features=state.features,
         tokens=tokens,
-        step=state.step + happened.astype(jnp.int32),
+        step=state.step + has_rollouts.astype(jnp.int32),
     )
 
 
@@ -375,7 +376,7 @@ def _walk(
     state: AdaptiveState,
     believed: logit.Moments,
     walked: Array,
-    surprise: Array,
+    squared_innovation: Array,
     trials: Array,
     valid: Array,
 ) -> tuple[Array, Array]:
@@ -388,6 +389,6 @@ def _walk(
     total = jnp.maximum(of_draws + of_rate, logit.LEAST_VARIANCE)
     share = jnp.where(valid, walked * of_rate / total, 0)  # f
     information = state.walk_information + (share**2).sum() / 2
-    gradient = (share * (jnp.minimum(surprise, CHANGE_POINT**2) - 1)).sum() / 2
+    gradient = (share * (jnp.minimum(squared_innovation, CHANGE_POINT**2) - 1)).sum() / 2
     most = jnp.log(jnp.float32(PRIOR_VARIANCE))  # a walk that forgets everything in a step
     return jnp.minimum(state.log_walk + gradient / information, most), information

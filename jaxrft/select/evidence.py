@@ -1,4 +1,4 @@
-"""Implicit evidence: what the rollouts of some tasks say about the pass rates of all the others."""
+"""Implicit evidence: estimates of the pass rates of all tasks from the rollouts of some."""
 
 from typing import Generic, NamedTuple
 
@@ -16,7 +16,7 @@ from jaxrft.types import Array, Feedback, InputError, Tasks
 
 # of the published estimator; it bounds the capability when two references agree on the batch
 EPSILON = 1e-6
-SHRINKAGE = 1.0  # tasks that speak for the common capability in each domain of a batch
+SHRINKAGE = 1.0  # pseudo-tasks with the common capability in each domain of a batch
 
 
 class Evidence(NamedTuple, Generic[State]):
@@ -28,13 +28,13 @@ class Evidence(NamedTuple, Generic[State]):
 
 
 class NoEvidenceState(NamedTuple):
-    """What is known of every task by implicit evidence: nothing."""
+    """Pass rates of NaN, since there is no implicit evidence."""
 
     pass_rate: Array  # [N], NaN
 
 
 class InterpolationState(NamedTuple):
-    """Where the current policy stands among the reference policies."""
+    """The capability of the current policy relative to the reference policies."""
 
     # [], 0 = the weakest reference, K - 1 = the strongest; NaN before the first feedback
     capability: Array
@@ -82,8 +82,8 @@ def interpolation(
         return InterpolationState(jnp.full((), jnp.nan, dtype), domains)
 
     def smoothed(old: Array, new: Array) -> Array:
-        kept = jnp.asarray(momentum, old.dtype)
-        return jnp.where(jnp.isnan(old), new, kept * old + (1 - kept) * new)
+        weight = jnp.asarray(momentum, old.dtype)
+        return jnp.where(jnp.isnan(old), new, weight * old + (1 - weight) * new)
 
     def update(state: InterpolationState, tasks: Tasks, feedback: Feedback) -> InterpolationState:
         dtype = state.capability.dtype
@@ -110,10 +110,9 @@ def interpolation(
             jnp.zeros((*counts.shape, len(mean)), dtype).at[domain].add(rates)
             + SHRINKAGE * mean[None]
         )
-        own = jax.vmap(_capability)(sums / (counts + SHRINKAGE)[:, None])
-        return InterpolationState(
-            common, jnp.where(counts > 0, smoothed(state.domains, own), state.domains)
-        )
+        capabilities = jax.vmap(_capability)(sums / (counts + SHRINKAGE)[:, None])
+        domains = jnp.where(counts > 0, smoothed(state.domains, capabilities), state.domains)
+        return InterpolationState(common, domains)
 
     def predict(state: InterpolationState, tasks: Tasks) -> Array:
         references = _references(tasks, state.capability.dtype)
@@ -140,7 +139,7 @@ def interpolation(
 def _capability(mean: Array) -> Array:
     """Locates the mean observed pass rate of a batch on the line through its mean references.
 
-    `mean` [1 + K] holds the observed pass rate, then those of the references. The line goes on
+    `mean` [1 + K] holds the observed pass rate, then those of the references. The line extends
     beyond the first and the last reference.
     """
     observed = mean[0]

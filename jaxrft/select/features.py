@@ -1,6 +1,4 @@
-"""What is told of the tasks, as a few numbers each: which domain, and where among the
-embeddings.
-"""
+"""Features of the tasks: the domain, and principal components of the embedding."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +16,7 @@ def describe(tasks: Tasks, num_tasks: int) -> Array:
     They are the domain (modulo 16, one-hot) and the principal components of the embedding. The
     components are standardized and share one unit of squared length a task. Tasks without domains
     and embeddings have one feature, 0: checkpoints hold no empty arrays.
-    The table is one that `checks.check_table` has seen.
+    The table must have passed `checks.check_table`.
     """
     parts = []
     if tasks.domain is not None:
@@ -29,7 +27,7 @@ def describe(tasks: Tasks, num_tasks: int) -> Array:
 
 
 def domain(ids: Array) -> Array:
-    """Computes which feature tells each of the domains `ids` [N]."""
+    """Computes the index of the feature of each of the domains `ids` [N]."""
     return ids % DOMAINS
 
 
@@ -46,8 +44,8 @@ def components(embeddings: Array) -> Array:
     basis = jax.random.normal(jax.random.key(0), (width, size), jnp.float32)
     for _ in range(ITERATIONS):
         basis = jnp.linalg.qr(x.T @ (x @ basis))[0]
-    found = x @ basis
-    _, turn = jnp.linalg.eigh(found.T @ found)
-    found = found @ turn
-    scale = jnp.sqrt(size * jnp.mean(found * found, axis=0, keepdims=True))
-    return jnp.where(scale > 1e-3, found / jnp.maximum(scale, 1e-3), 0)
+    projected = x @ basis
+    _, rotation = jnp.linalg.eigh(projected.T @ projected)
+    projected = projected @ rotation
+    scale = jnp.sqrt(size * jnp.mean(projected * projected, axis=0, keepdims=True))
+    return jnp.where(scale > 1e-3, projected / jnp.maximum(scale, 1e-3), 0)

@@ -1,4 +1,4 @@
-"""Selects tasks as GRESO does, which skips those without variance [arXiv 2506.02177]."""
+"""Selects tasks as GRESO does, which skips zero-variance tasks [arXiv 2506.02177]."""
 
 from typing import NamedTuple
 
@@ -24,11 +24,11 @@ from jaxrft.types import Array, Choice, Feedback, Tasks
 
 
 class GresoState(NamedTuple):
-    """What GRESO remembers of every task, and how willing it is to try again."""
+    """Counters of every task, and the base chances of exploration."""
 
     passes: Array  # [N] int32, epochs in which the task was rolled out or skipped
-    streak: Array  # [N] int32, visits without variance in a row; negative if they were all wrong
-    explore: Array  # [2], base chance of another try of tasks all right, of tasks all wrong
+    streak: Array  # [N] int32, latest visits in a row that were all right; negative: all wrong
+    explore: Array  # [2], base chance of rolling out tasks all right, tasks all wrong
 
 
 def greso(
@@ -39,17 +39,17 @@ def greso(
     zero_variance: ArrayLike = 0.25,
     balance: topk.Balance = "none",
 ) -> Selector:
-    """Skips tasks whose last visits taught nothing [arXiv 2506.02177].
+    """Skips tasks whose last visits had zero variance [arXiv 2506.02177].
 
     In shuffled epochs, a task whose last z visits were all right (or all wrong) is rolled out with
     chance explore_easy^z (explore_hard^z), else skipped until the next epoch. Both bases begin at
     `explore` and move by `explore_step` a step, down when the share of such groups in the batch is
-    above its target and up otherwise; the targets are 1/3 and 2/3 of `zero_variance`, the share of
-    groups without variance that is put up with. With a `balance` of the batch between the domains,
+    above its target and up otherwise; the targets are 1/3 and 2/3 of `zero_variance`, the target
+    fraction of zero-variance groups. With a `balance` of the batch between the domains,
     as `topk.quota` says, each domain has epochs of its own. Every update moves both bases: a batch
     in two halves is two steps. Deviations: the bases stay in [0.05, 0.95]; a batch is filled up
-    with skipped tasks if no others are left; the batch has a constant size, and what it finds
-    without variance is not rolled out anew.
+    with skipped tasks if no others are left; the batch has a constant size, and zero-variance
+    groups are not resampled.
     """
     num_generations = check_generations(num_generations)
     check("explore", explore, Range(lambda x: (x >= 0.05) & (x <= 0.95), "in [0.05, 0.95]"))
@@ -59,8 +59,8 @@ def greso(
 
     def init(tasks: Tasks, num_tasks: int) -> GresoState:
         num_tasks = check_table(tasks, num_tasks, balance=balance)
-        nothing = jnp.zeros(num_tasks, jnp.int32)
-        return GresoState(nothing, jnp.array(nothing), jnp.full(2, explore, jnp.float32))
+        zeros = jnp.zeros(num_tasks, jnp.int32)
+        return GresoState(zeros, jnp.array(zeros), jnp.full(2, explore, jnp.float32))
 
     def select(
         key: Array,
@@ -77,13 +77,12 @@ def greso(
         )
         shape = state.streak.shape
         base = jnp.where(state.streak < 0, state.explore[1], state.explore[0])
-        tried = jax.random.uniform(key_skip, shape) < base ** jnp.abs(state.streak).astype(
-            jnp.float32
-        )
+        chance = base ** jnp.abs(state.streak).astype(jnp.float32)
+        explored = jax.random.uniform(key_skip, shape) < chance
         seen = acquisition.epoch(state.passes, quota=quota, exclude=exclude).astype(jnp.float32)
-        # what is left of this epoch, then the next one
+        # the rest of this epoch, then the next one
         order = seen + jax.random.uniform(key_order, shape)
-        score = jnp.where(tried, order, order + 2)
+        score = jnp.where(explored, order, order + 2)
         ids = topk.smallest(key_tie, score, batch_size=batch_size, quota=quota, exclude=exclude)
         reached = score if exclude is None else jnp.where(exclude, -jnp.inf, score)
         last = reached[ids].max()
@@ -107,10 +106,9 @@ def greso(
         share = jnp.stack([easy.sum(), hard.sum()]) / jnp.maximum(seen.sum(), 1)  # [2]
         targets = jnp.asarray(zero_variance, jnp.float32) * jnp.array([1 / 3, 2 / 3])
         step = jnp.where(seen.any(), jnp.asarray(explore_step, jnp.float32), 0.0)
-        moved = jnp.clip(state.explore + jnp.where(share > targets, -step, step), 0.05, 0.95)
-        return state._replace(
-            streak=constrain(state.streak.at[ids].set(new, mode="drop"), "task"), explore=moved
-        )
+        explore = jnp.clip(state.explore + jnp.where(share > targets, -step, step), 0.05, 0.95)
+        streak = constrain(state.streak.at[ids].set(new, mode="drop"), "task")
+        return state._replace(streak=streak, explore=explore)
 
     def pass_rate(state: GresoState, tasks: Tasks) -> Array:
         return no_belief(state.streak)

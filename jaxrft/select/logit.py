@@ -1,6 +1,4 @@
-"""Gaussian beliefs on the logit of a pass rate, and what they say of the pass rate and of the next
-group.
-"""
+"""Gaussian beliefs on the logit of a pass rate, and the moments of the pass rate under them."""
 
 from typing import NamedTuple
 
@@ -42,8 +40,8 @@ def moments(mean: Array, variance: Array, *, num_generations: int) -> Moments:
 
 
 def sums(terms: list[Array], *, axis: int) -> list[Array]:
-    """Sums arrays of one shape in a single pass over them; one by one would take fifty times as
-    long on CPUs.
+    """Sums arrays of one shape in a single pass over them, on CPUs 50 times as fast as one by
+    one.
     """
     zeros = [jnp.zeros((), terms[0].dtype)] * len(terms)
     return jax.lax.reduce(terms, zeros, lambda x, y: [*map(jnp.add, x, y)], (axis,))
@@ -75,10 +73,10 @@ def count_variances(believed: Moments, trials: Array) -> tuple[Array, Array]:
     return trials * rate * (1 - rate), trials * (trials - 1) * believed.variance
 
 
-def surprise(believed: Moments, successes: Array, trials: Array) -> Array:
-    """Computes the squared deviation [B] of `successes` from the belief, relative to its variance.
+def squared_innovation(believed: Moments, successes: Array, trials: Array) -> Array:
+    """Computes the normalized innovation squared [B] of `successes`: (s - n p)^2 / variance.
 
-    Its expectation is 1 under the belief: (s - n p)^2 over the sum of `count_variances`.
+    The variance is the sum of `count_variances`. The expectation is 1 under the belief.
     """
     of_draws, of_rate = count_variances(believed, trials)
     deviation = successes - trials * believed.pass_rate

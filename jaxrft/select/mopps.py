@@ -46,7 +46,7 @@ def mopps(
     (all, if there are fewer), and of these takes the ones whose draw from the posterior is nearest
     `target`. `discount` in [0, 1]: share of the evidence that survives a visit. `balance` between
     the domains, of the candidates and of the batch: as `topk.quota` says. Deviation: candidates are
-    drawn afresh every step, where the paper takes them in epochs.
+    drawn anew every step, where the paper takes them in epochs.
     """
     num_generations = check_generations(num_generations)
     check("discount", discount, SHARE)
@@ -72,18 +72,22 @@ def mopps(
         key_first, key_candidates, key_quota, key_draw, key_tie = jax.random.split(key, 5)
         num_tasks = state.posterior.alpha.shape[0]
         count = min(candidates * batch_size, num_tasks)
-        wide = topk.quota(key_first, tasks, batch_size=count, balance=balance, exclude=exclude)
-        equal = jnp.zeros(num_tasks)
-        among = topk.smallest(key_candidates, equal, batch_size=count, quota=wide, exclude=exclude)
-        draws = posterior.sample(key_draw, jax.tree.map(lambda x: x[among], state.posterior))
-        quota = topk.quota(
-            key_quota, tasks, batch_size=batch_size, balance=balance, among=among, exclude=exclude
+        pool_quota = topk.quota(
+            key_first, tasks, batch_size=count, balance=balance, exclude=exclude
         )
-        excluded = None if exclude is None else exclude[among]
+        equal = jnp.zeros(num_tasks)
+        pool = topk.smallest(
+            key_candidates, equal, batch_size=count, quota=pool_quota, exclude=exclude
+        )
+        draws = posterior.sample(key_draw, jax.tree.map(lambda x: x[pool], state.posterior))
+        quota = topk.quota(
+            key_quota, tasks, batch_size=batch_size, balance=balance, among=pool, exclude=exclude
+        )
+        excluded = None if exclude is None else exclude[pool]
         best = acquisition.nearest(
             key_tie, draws, batch_size=batch_size, target=target, quota=quota, exclude=excluded
         )
-        ids = among[best]
+        ids = pool[best]
         return Choice(ids, posterior.mean(state.posterior)[ids]), state
 
     def update(state: MoppsState, tasks: Tasks, feedback: Feedback) -> MoppsState:

@@ -29,10 +29,10 @@ def init(num_tasks: int, *, prior: Prior = (1.0, 1.0), dtype: DTypeLike = jnp.fl
 
     Raises InputError for a prior that is neither one for all tasks nor one for each.
     """
-    for count in map(np.shape, prior):
-        if count not in ((), (num_tasks,)):
+    for shape in map(np.shape, prior):
+        if shape not in ((), (num_tasks,)):
             raise InputError(
-                f"prior has shape {count}: give one for all tasks, or one for each of {num_tasks}"
+                f"prior has shape {shape}: give one for all tasks, or one for each of {num_tasks}"
             )
     alpha, beta = (
         jnp.array(jnp.broadcast_to(jnp.asarray(count, dtype), (num_tasks,))) for count in prior
@@ -90,20 +90,20 @@ def update_visited(
     dtype = state.alpha.dtype
     check_shapes(alpha=(state.alpha, "N"), beta=(state.beta, "N"))
     successes, trials = counts(feedback, state.alpha.shape[0], dtype=dtype)
-    kept = jnp.where(trials > 0, jnp.asarray(discount, dtype), 1)  # [N]
+    retention = jnp.where(trials > 0, jnp.asarray(discount, dtype), 1)  # [N]
 
-    return _step(state, kept, 1 - kept, prior, (successes, trials - successes))
+    return _step(state, retention, 1 - retention, prior, (successes, trials - successes))
 
 
 def _step(
-    state: BetaState, kept: Array, pull: Array, prior: Prior, gained: tuple[Array, Array]
+    state: BetaState, retention: Array, pull: Array, prior: Prior, evidence: tuple[Array, Array]
 ) -> BetaState:
-    """Adds `kept` times the counts, `pull` times those of the prior, and the counts `gained`."""
-    counts = zip(state, prior, gained, strict=True)
+    """Adds `retention` times the counts, `pull` times those of the prior, and the new counts."""
+    counts = zip(state, prior, evidence, strict=True)
     return BetaState(
         *(
-            constrain(kept * old + pull * jnp.asarray(first, old.dtype) + more, "task")
-            for old, first, more in counts
+            constrain(retention * old + pull * jnp.asarray(first, old.dtype) + new, "task")
+            for old, first, new in counts
         )
     )
 

@@ -59,8 +59,9 @@ def make(name: str, num_generations: int, **hyper_parameters: object) -> Selecto
             "such as jaxrft prepare "
             "predictor trains: give them, or choose another selector"
         )
-    own = {field: value for field, value in hyper_parameters.items() if field in fields(name)}
-    return SELECTORS[name](num_generations, **own)
+    names = fields(name)
+    options = {field: value for field, value in hyper_parameters.items() if field in names}
+    return SELECTORS[name](num_generations, **options)
 
 
 def fields(name: str) -> set[str]:

@@ -22,14 +22,14 @@ from jaxrft.select.checks import (
 from jaxrft.types import Array, Choice, Feedback, Tasks
 
 LARGEST = jnp.iinfo(jnp.int32).max
-RETIRED = 2**24  # behind every active task, for fewer than so many epochs
+RETIRED = 2**24  # sorts retired tasks behind active ones, whose epochs are fewer
 
 
 class RetireState(NamedTuple):
-    """The last pass rate of every task, and how far it has come in the epochs."""
+    """The last pass rate of every task, and its number of epochs."""
 
     last_pass_rate: Array  # [N] float32; NaN = never observed
-    epochs: Array  # [N] int32, epochs in which the task was chosen, or that it sat out retired
+    epochs: Array  # [N] int32, epochs in which the task was chosen, or was retired
 
 
 def retire(
@@ -44,11 +44,11 @@ def retire(
     A task is retired while its last observed pass rate is at least `retire_above`, in (0, 1]. All
     others are active, those never observed among them. Active tasks are chosen in shuffled epochs,
     as by `uniform`: none comes twice before all have come once. A task that becomes active again
-    joins the current epoch. A batch has `review` * batch_size places for retired tasks, the
-    fraction at random: 0.64 places are one with chance 0.64, else none. Retired tasks fill up a
+    joins the current epoch. A batch has `review` * batch_size slots for retired tasks, the
+    fraction at random: 0.64 slots are one with chance 0.64, else none. Retired tasks fill up a
     batch for which too few are active. For both, those least chosen in this epoch come first. With
     a `balance` of the batch between the domains, as `topk.quota` says, each domain has epochs of
-    its own, and its own retired tasks fill up its places. The pass rate that is believed is the
+    its own, and its own retired tasks fill up its slots. The pass rate that is believed is the
     last one observed. Every feedback replaces it, also one of a part of a task's rollouts.
     Deviation: the paper never chooses a retired task again, which is `review` 0.
     """
@@ -72,7 +72,7 @@ def retire(
         exclude: Array | None = None,
     ) -> tuple[Choice, RetireState]:
         batch_size = check_select(key, state.epochs, tasks, batch_size=batch_size, exclude=exclude)
-        key_quota, key_places, key_review, key_tie = jax.random.split(key, 4)
+        key_quota, key_slots, key_review, key_tie = jax.random.split(key, 4)
         quota = topk.quota(
             key_quota, tasks, batch_size=batch_size, balance=balance, exclude=exclude
         )
@@ -84,7 +84,7 @@ def retire(
             key_review,
             epochs,
             retired,
-            acquisition.has_slot(key_places, review, batch_size=batch_size),
+            acquisition.has_slot(key_slots, review, batch_size=batch_size),
             batch_size=batch_size,
             quota=quota,
             exclude=exclude,
@@ -118,8 +118,8 @@ def _keep_pace(
 
     Else a task that becomes active again would be chosen in every batch until it had caught up.
     """
-    passed_over = retired if exclude is None else retired | exclude
-    least = acquisition.least_visits(epochs, quota=quota, exclude=passed_over)
+    not_counted = retired if exclude is None else retired | exclude
+    least = acquisition.least_visits(epochs, quota=quota, exclude=not_counted)
     least = jnp.where(least == LARGEST, 0, least)  # no task is active
     return jnp.where(retired, jnp.maximum(epochs, least), epochs)
 
@@ -140,6 +140,5 @@ def _reviewed(
     """
     order = jnp.where(retired, epochs, LARGEST)
     ids = topk.smallest(key, order, batch_size=batch_size, quota=quota, exclude=exclude)
-    may_come = retired if exclude is None else retired & ~exclude
-    chosen = has_slot & may_come[ids]
-    return jnp.where(chosen, ids, epochs.shape[0])
+    eligible = retired if exclude is None else retired & ~exclude
+    return jnp.where(has_slot & eligible[ids], ids, epochs.shape[0])

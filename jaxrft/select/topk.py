@@ -21,13 +21,12 @@ Balance = Literal["none", "proportional", "equal"]
 
 
 class Quota(NamedTuple):
-    """A batch's places by domain: they sum to its size, and no domain has more than it has tasks to
-    choose from.
+    """The slots of a batch for each domain: they sum to the batch size, and no domain has more than
+    it has tasks to choose from.
     """
 
     domain: Array  # [N] int32, of every task
-    # [N] int32, of the domain of that number; there are at most as many domains as tasks
-    places: Array
+    slots: Array  # [N] int32, of each domain; the number of tasks bounds that of domains
 
 
 def quota(
@@ -39,12 +38,12 @@ def quota(
     among: Array | None = None,
     exclude: Array | None = None,
 ) -> Quota | None:
-    """Computes the places of a batch of B for each domain of the tasks [N], or of those `among`
-    [M]; None = unbalanced.
+    """Computes the slots of a batch of B for each domain of the tasks [N], or of those `among` [M];
+    None = unbalanced.
 
     `proportional`: B n_d / N for a domain of n_d tasks, rounded up or down such that this is the
-    expectation; `equal`: as many for each as there are tasks, the places that small domains cannot
-    fill and what does not divide for others at random. Tasks of the mask `exclude` [N] are not
+    expectation. `equal`: the same number for each domain, except that a domain has no more than its
+    tasks; slots that remain go to other domains at random. Tasks of the mask `exclude` [N] are not
     counted.
     """
     if balance == "none" or tasks.domain is None:
@@ -59,38 +58,39 @@ def quota(
         counted = counted[among]
     sizes = jnp.zeros(tasks.domain.shape, jnp.int32).at[domain].add(counted)
     divide = _proportional if balance == "proportional" else _equal
-    places = divide(key, sizes, counted.sum(), batch_size)
-    return Quota(domain, jnp.minimum(places, sizes))
+    slots = divide(key, sizes, counted.sum(), batch_size)
+    return Quota(domain, jnp.minimum(slots, sizes))
 
 
 def _proportional(key: Array, sizes: Array, num_tasks: Array, batch_size: int) -> Array:
-    """Computes the places of each domain by B tasks that stand N / B apart in a sorted table.
+    """Computes the slots of each domain by systematic sampling.
 
-    The table is sorted by domain. A domain has a place for each of these tasks in it. The position
-    of the first is random.
+    B tasks are N / B apart in a table sorted by domain, the first at random. A domain has a slot
+    for each of these tasks in it.
     """
     start = jax.random.randint(key, (), 0, num_tasks)
-    place = jnp.arange(batch_size)
-    whole, rest = divmod(num_tasks, batch_size)
-    # floor((place * N + start) / B), which may overflow
-    row = place * whole + (place * rest + start) // batch_size
+    slot = jnp.arange(batch_size)
+    quotient, remainder = divmod(num_tasks, batch_size)
+    # floor((slot * N + start) / B), without the overflow of slot * N
+    row = slot * quotient + (slot * remainder + start) // batch_size
     return jnp.zeros_like(sizes).at[jnp.searchsorted(jnp.cumsum(sizes), row, side="right")].add(1)
 
 
 def _equal(key: Array, sizes: Array, num_tasks: Array, batch_size: int) -> Array:
-    """Computes equal numbers of places for all domains; a smaller domain has one for each task.
+    """Computes equal numbers of slots for all domains; a smaller domain has one for each task.
 
-    The places that remain go one each to domains that can fill them, beginning at a random domain.
+    The slots that remain go one each to domains that can fill them, from a random domain on.
     """
     # domains by size
     count = jnp.zeros(batch_size + 1, jnp.int32).at[jnp.minimum(sizes, batch_size)].add(1)
     larger = jnp.cumsum(count[::-1])[::-1][1:]  # [B], domains of 1, 2, ... tasks and more
     level = (jnp.cumsum(larger) <= batch_size).sum()
-    places = jnp.minimum(sizes, level)
-    open_to = sizes > level
-    number = jnp.maximum(open_to.sum(), 1)
-    turn = (jnp.cumsum(open_to) + jax.random.randint(key, (), 0, number)) % number
-    return places + (open_to & (turn < batch_size - places.sum())).astype(jnp.int32)
+    slots = jnp.minimum(sizes, level)
+    has_room = sizes > level
+    count_with_room = jnp.maximum(has_room.sum(), 1)
+    start = jax.random.randint(key, (), 0, count_with_room)
+    turn = (jnp.cumsum(has_room) + start) % count_with_room
+    return slots + (has_room & (turn < batch_size - slots.sum())).astype(jnp.int32)
 
 
 def largest(
@@ -118,8 +118,8 @@ def smallest(
     """Returns the distinct ids [B] int32 of the B smallest scores [N], smallest first.
 
     Ties are broken at random by `key`. NaN comes last, and the tasks of the mask `exclude` [N]
-    behind it, at random. With a quota, as many of the smallest of each domain as it has places.
-    Exact, and the same on any mesh: every shard of the table finds its own best, and these meet.
+    behind it, at random. With a quota, the smallest of each domain fill its slots. Exact, and the
+    same on any mesh: each shard finds its own smallest, and the smallest of these are taken.
     """
     domain = None if quota is None else quota.domain
     check_shapes(score=(score, "N"), exclude=(exclude, "N"), domain=(domain, "N"))
@@ -131,29 +131,29 @@ def smallest(
     ids = jnp.arange(num_tasks, dtype=jnp.int32)
     if exclude is not None:
         floating = jnp.issubdtype(score.dtype, jnp.floating)
-        # which no other score stands behind
+        # the score that sorts last
         last = jnp.nan if floating else jnp.iinfo(score.dtype).max
         score = jnp.where(exclude, jnp.array(last, score.dtype), score)
     if quota is not None:
         table = [score, _ties(key, ids, exclude), ids, quota.domain]
         if count > 1:
             rows = [constrain(x.reshape(count, -1), "task", None) for x in table]
-            table = [x.reshape(-1) for x in _first(rows, quota.places, batch_size)]
-        return _first(table, quota.places, batch_size)[2]
+            table = [x.reshape(-1) for x in _first(rows, quota.slots, batch_size)]
+        return _first(table, quota.slots, batch_size)[2]
     if count > 1:
-        own = functools.partial(_smallest, count=min(batch_size, num_tasks // count))
+        smallest_of_shard = functools.partial(_smallest, count=min(batch_size, num_tasks // count))
         table = spec("task")
-        of_shards = jax.shard_map(
-            own, in_specs=(PartitionSpec(), table, table, table), out_specs=table
+        smallest_of_shards = jax.shard_map(
+            smallest_of_shard, in_specs=(PartitionSpec(), table, table, table), out_specs=table
         )
-        score, ids, exclude = of_shards(key, score, ids, exclude)
+        score, ids, exclude = smallest_of_shards(key, score, ids, exclude)
     return _smallest(key, score, ids, exclude, count=batch_size)[1]
 
 
-def _first(table: list[Array], places: Array, batch_size: int) -> list[Array]:
+def _first(table: list[Array], slots: Array, batch_size: int) -> list[Array]:
     """Selects the B first rows of (score, tie, id, domain) [..., n].
 
-    Rows beyond the `places` of their domain come last.
+    Rows beyond the `slots` of their domain come last.
     """
     score, ties, ids, domain = table
     domain, score, ties, ids = jax.lax.sort((domain, score, ties, ids), num_keys=3)
@@ -161,7 +161,7 @@ def _first(table: list[Array], places: Array, batch_size: int) -> list[Array]:
     begins = jnp.diff(domain, axis=-1, prepend=-1) != 0
     rank = row - jax.lax.cummax(jnp.where(begins, row, 0), axis=domain.ndim - 1)  # in its domain
     # puts NaN behind infinity
-    rows = jax.lax.sort([rank >= places[domain], score, ties, ids, domain], num_keys=3)
+    rows = jax.lax.sort([rank >= slots[domain], score, ties, ids, domain], num_keys=3)
     return [x[..., :batch_size] for x in rows][1:]
 
 
@@ -170,30 +170,28 @@ def _first(table: list[Array], places: Array, batch_size: int) -> list[Array]:
 def _smallest(
     key: Array, score: Array, ids: Array, exclude: Array | None, *, count: int
 ) -> tuple[Array, Array, Array | None]:
-    """Returns score, id and mask [count] of the smallest of [n], smallest first; of equal ones, by
-    random numbers.
+    """Returns score, id and mask [count] of the smallest of [n], smallest first; ties in random
+    order.
 
-    A pass of `top_k`, another if more are as small as the last, and a sort of what they found: on
-    CPUs a fiftieth of the time of a sort of the table.
+    This takes a pass of `top_k`, a second one if there are ties with the last, and a sort of the
+    results. On CPUs that is 50 times as fast as a sort of the table.
     """
-    # Whatever computes the scores must not be computed again below, where other roundings would
-    # make other ranks.
+    # The barrier keeps XLA from computing the scores again below, where they could be rounded
+    # otherwise and have other ranks.
     rank = jax.lax.optimization_barrier(-_order(score))
-    found = min(count + 1, rank.size)  # one more tells whether there are others like the last
-    best, ahead = jax.lax.top_k(rank, found)
+    size = min(count + 1, rank.size)  # one more shows whether others tie with the last
+    best, best_rows = jax.lax.top_k(rank, size)
     # slices of `best` would make XLA sort instead
-    last = jnp.where(jnp.arange(found) < count, best, jnp.inf).min()
+    last = jnp.where(jnp.arange(size) < count, best, jnp.inf).min()
     tied = (best >= last).sum() > count
 
-    def draw() -> list[Array]:
-        return list(
-            jax.lax.top_k(
-                jnp.where(rank == last, -_order(_ties(key, ids, exclude)), -jnp.inf), found
-            )
-        )
+    def draw_among_ties() -> list[Array]:
+        ties = -_order(_ties(key, ids, exclude))
+        return list(jax.lax.top_k(jnp.where(rank == last, ties, -jnp.inf), size))
 
-    drawn, level = jax.lax.cond(tied, draw, lambda: [best, ahead])  # who may have the last places
-    rows = jnp.concatenate([ahead, level])
+    # candidates for the last slots
+    drawn, tied_rows = jax.lax.cond(tied, draw_among_ties, lambda: [best, best_rows])
+    rows = jnp.concatenate([best_rows, tied_rows])
     behind = jnp.concatenate([(best < last) | (tied & (best == last)), ~tied | (drawn == -jnp.inf)])
     order = jnp.concatenate([-best, jnp.full_like(best, -last)])
     ties = _ties(key, ids[rows], None if exclude is None else exclude[rows])

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxrft import stats
 from jaxrft.report import metrics
-from jaxrft.select import probes
+from jaxrft.select import reference_groups
 from jaxrft.select.base import Selector
 from jaxrft.select.dots import attention
 from jaxrft.simulate.worlds import World
@@ -63,8 +63,8 @@ def run(
 
     `reveal(state, pass_rates)` puts the true pass rates into the selector's state before every
     step, as an oracle needs. A selector with reference sets needs a `predictor`, which sees the
-    tasks by their embeddings. Informative groups of references, those nearest `target` first, are
-    trained on as `select.probes` has it. Raises InputError for a predictor in a world without
+    tasks by their embeddings. Informative reference groups, those nearest `target` first, are
+    trained on as in `select.reference_groups`. Raises InputError for a predictor in a world without
     embeddings, or with embeddings of another width.
     """
     choose = partial(selector.select, batch_size=batch_size)
@@ -181,9 +181,10 @@ def _fill(
         return selector.update(chosen, tasks, feedback), Rolled(batch, is_chosen, references)
 
     count = informative.sum(dtype=jnp.int32)
-    sizes = probes.portions(batch_size)
+    sizes = reference_groups.batch_sizes(batch_size)
     return jax.lax.switch(
-        probes.portion(batch_size, count), [partial(fill, fresh) for fresh in sizes]
+        reference_groups.batch_size_index(batch_size, count),
+        [partial(fill, fresh) for fresh in sizes],
     )
 
 

@@ -2,12 +2,12 @@
 chosen again.
 
 A selector with a reference set (DOTS) has it rolled out before it chooses; its informative groups
-nearest the target take slots of the batch, see `jaxrft.select.probes`. Dynamic sampling [arXiv
-2503.14476] chooses and rolls out more tasks, in place of those whose groups are not informative.
-Deviations: a round of dynamic sampling has no more slots than the batch, in quarters of it, as many
-as are needed at the share of informative groups so far; after the last round, groups that are not
-informative keep their slots, so that the batch never shrinks. The selector is told once a step, of
-all groups, as the policy moves once a step.
+nearest the target take slots of the batch, see `jaxrft.select.reference_groups`. Dynamic sampling
+[arXiv 2503.14476] chooses and rolls out more tasks, in place of those whose groups are not
+informative. Deviations: the size of a round is estimated from the share of informative groups so
+far, in quarters of the batch and at most the whole batch; after the last round, groups that are not
+informative keep their slots, so that the batch never shrinks. The selector is updated once a step,
+by all groups, as the policy is updated once a step.
 """
 
 from collections import Counter
@@ -23,7 +23,7 @@ from jaxrft.learn import grpo
 from jaxrft.learn.replay import Groups
 from jaxrft.report.log import Timer
 from jaxrft.rewards.grading import Rewards
-from jaxrft.select import probes
+from jaxrft.select import reference_groups
 from jaxrft.streams import STREAMS
 from jaxrft.train.setup import Setup
 from jaxrft.train.state import TrainState
@@ -31,9 +31,8 @@ from jaxrft.train.step import Metrics, ScoredGroups, Step, widen
 from jaxrft.types import Array, Choice, Feedback
 
 SELECT = STREAMS.index("select")
-REFERENCES = STREAMS.index("rollout of a probe")
-# of the first of several rounds; those of others are the numbers behind it
-MORE = STREAMS.index("refill")
+REFERENCES = STREAMS.index("rollout of references")
+RESAMPLE = STREAMS.index("resample")  # of the first round; later rounds have the numbers after it
 PREDICTION = tuple(
     f"select/{name}" for name in ("brier", "pearson", "auc", "effective_group_ratio")
 )
@@ -43,14 +42,14 @@ class ReferenceGroups(NamedTuple):
     """The groups of a reference set; none in a step without one."""
 
     ids: np.ndarray = np.zeros(0, np.int32)  # [K]
-    # [K], of pass rates to the target; infinite = not informative
+    # [K], distance of the pass rate to the target; infinite = not informative
     distance: np.ndarray = np.zeros(0, np.float32)
-    parts: tuple[Groups, ...] = ()  # [K] together
+    parts: tuple[Groups, ...] = ()  # of several batches, [K] when concatenated
     metrics: Metrics = {}
     failures: Counter[str] = Counter()  # rewards lost, by kind
 
     def nearest(self) -> np.ndarray:
-        """Returns the places of the informative groups, those nearest the target first, [m] int."""
+        """Returns the rows of the informative groups, those nearest the target first, [m] int."""
         order = np.argsort(self.distance, kind="stable")
         return order[: np.isfinite(self.distance).sum()]
 
@@ -59,12 +58,12 @@ class Slots(NamedTuple):
     """The number of slots to roll out, and the reference groups that fill the rest."""
 
     size: int
-    fresh: int  # for tasks yet to be chosen
+    fresh: int  # slots for the tasks that `select` chooses
     exclude: np.ndarray  # [size - fresh] int32, the tasks of the reference groups
 
 
 class Round(NamedTuple):
-    """Tasks that were chosen at once, rolled out and graded."""
+    """Tasks of one choice, rolled out and graded."""
 
     choice: Choice  # [n]
     ids: np.ndarray  # [n] int32, on the host
@@ -74,14 +73,14 @@ class Round(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What a step learns from, and all that it rolled out to get there, but the reference set."""
+    """The groups that a step learns from, and all rounds of rollouts behind them."""
 
     groups: Groups  # [B]
-    ids: np.ndarray  # [B] int32, their tasks; -1 where there is none yet
+    ids: np.ndarray  # [B] int32, their tasks; -1 = empty slot
     informative: np.ndarray  # [B] bool, successes not all equal
     rounds: tuple[Round, ...]
     metrics: Metrics
-    # Informative groups without a slot: parts of groups, and which of them.
+    # Informative groups without a slot: (groups in parts, mask of their rows).
     surplus: tuple[tuple[tuple[Groups, ...], np.ndarray], ...] = ()
 
 
@@ -91,7 +90,7 @@ def collect(step: Step, state: TrainState, timer: Timer) -> tuple[Batch, TrainSt
     references = ReferenceGroups()
     if selector.reference_every and int(state.step) % selector.reference_every == 0:
         references, state = roll_out_references(step, state)
-        timer.lap("probe")
+        timer.lap("reference_set")
     slots = plan_slots(step, state, references)
     choice, state = step.select(state, batch_size=slots.fresh, exclude=slots.exclude, stream=SELECT)
     ids = np.asarray(choice.ids)
@@ -100,16 +99,16 @@ def collect(step: Step, state: TrainState, timer: Timer) -> tuple[Batch, TrainSt
     batch = fill_slots(step, first, references, slots)
     if step.setup.config.dynamic_sampling:
         batch, state = resample(step, state, batch, references)
-        timer.lap("refill")
+        timer.lap("resample")
     return batch, state
 
 
 def learn(step: Step, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    """Tells the selector what came of its choices, and updates the policy by the batch."""
+    """Updates the selector by the feedback of all rounds, and the policy by the batch."""
     choice, feedback = all_feedback(step.setup, batch.rounds)
-    state, of_selector = step.update_selector(state, choice, feedback)
-    state, of_update = step.learn(state, batch.groups, batch.surplus)
-    return state, batch.metrics | of_selector | of_update
+    state, selector_metrics = step.update_selector(state, choice, feedback)
+    state, update_metrics = step.learn(state, batch.groups, batch.surplus)
+    return state, batch.metrics | selector_metrics | update_metrics
 
 
 def roll_out(
@@ -127,7 +126,7 @@ def roll_out(
 
 
 def roll_out_references(step: Step, state: TrainState) -> tuple[ReferenceGroups, TrainState]:
-    """Rolls out the reference set, a batch at a time, and tells the selector what came of it."""
+    """Rolls out the reference set, a batch at a time, and updates the selector by its feedback."""
     choice = step.reference_set(state)
     ids = np.asarray(choice.ids)
     size = step.setup.config.batch_size
@@ -139,36 +138,34 @@ def roll_out_references(step: Step, state: TrainState) -> tuple[ReferenceGroups,
         scored.append(step.score(state, rolled, rewards))
         failures.update(rewards.failures)
     feedback = [(each.feedback, each.informative) for each in scored]
-    state, measured = step.update_selector(state, choice, *feedback, of_references=True)
-    metrics = {name.replace("select/", "select/probes/"): measured[name] for name in PREDICTION}
+    state, measured = step.update_selector(state, choice, *feedback, is_reference_set=True)
+    metrics = {name.replace("select/", "select/references/"): measured[name] for name in PREDICTION}
     references = ReferenceGroups(
         ids=ids,
         distance=np.concatenate([np.asarray(each.distance) for each in scored]),
         parts=tuple(each.groups for each in scored),
-        metrics=metrics | {"select/probes": len(ids)},
+        metrics=metrics | {"select/references": len(ids)},
         failures=failures,
     )
     return references, state
 
 
 def plan_slots(step: Step, state: TrainState, references: ReferenceGroups) -> Slots:
-    """Decides which reference groups are trained on, and how many tasks are to be chosen beside
-    them.
-    """
+    """Decides which reference groups are trained on, and how many tasks fill the other slots."""
     size = step.num_fresh(state)
     if not references.parts:
         return Slots(size, size, references.ids)
     multiple = meshes.shards(step.setup.mesh, "batch")
     nearest = references.nearest()
-    sizes = probes.portions(size, multiple=multiple)
-    fresh = sizes[probes.portion(size, len(nearest), multiple=multiple)]
+    sizes = reference_groups.batch_sizes(size, multiple=multiple)
+    fresh = sizes[reference_groups.batch_size_index(size, len(nearest), multiple=multiple)]
     return Slots(size, fresh, references.ids[nearest[: size - fresh]])
 
 
 def fill_slots(step: Step, first: Round, references: ReferenceGroups, slots: Slots) -> Batch:
-    """Makes a batch of the tasks chosen and, in the slots left for them, reference groups.
+    """Makes a batch of the chosen tasks and, in the other slots, reference groups.
 
-    With dynamic sampling these also take the slots of groups that are not informative.
+    With dynamic sampling, reference groups also take the slots of groups that are not informative.
     """
     metrics = first.scored.metrics | references.metrics
     for kind, lost in first.rewards.failures.items():
@@ -183,23 +180,23 @@ def fill_slots(step: Step, first: Round, references: ReferenceGroups, slots: Slo
     )
     if not references.parts:
         return batch
-    free = np.arange(slots.fresh, slots.size)
+    open_slots = np.arange(slots.fresh, slots.size)
     if step.setup.config.dynamic_sampling:
-        free = np.concatenate([free, np.flatnonzero(~first.informative)])
+        open_slots = np.concatenate([open_slots, np.flatnonzero(~first.informative)])
     batch = put_groups(
-        step.setup, batch, free, references.ids, references.parts, references.nearest()
+        step.setup, batch, open_slots, references.ids, references.parts, references.nearest()
     )
     trained = int(np.isin(batch.ids, np.setdiff1d(references.ids, first.ids)).sum())
-    return batch._replace(metrics=batch.metrics | {"select/probes/trained": trained})
+    return batch._replace(metrics=batch.metrics | {"select/references/trained": trained})
 
 
 def resample(
     step: Step, state: TrainState, batch: Batch, references: ReferenceGroups
 ) -> tuple[Batch, TrainState]:
-    """Chooses and rolls out more tasks while groups of the batch are not informative; those that
-    are take their slots.
+    """Chooses and rolls out more tasks while groups of the batch are not informative, and replaces
+    those groups by informative ones.
 
-    No task is rolled out twice, so that one random stream serves all rollouts of a step.
+    No task is rolled out twice, so that all rollouts of a step use one random stream.
     """
     setup = step.setup
     surplus_before = len(batch.surplus)
@@ -209,19 +206,21 @@ def resample(
         count = round_size(setup, batch, setup.num_tasks - len(rolled))
         if count == 0:
             break
-        choice, state = step.select(state, batch_size=count, exclude=rolled, stream=MORE + number)
+        choice, state = step.select(
+            state, batch_size=count, exclude=rolled, stream=RESAMPLE + number
+        )
         more = roll_out(step, state, choice, np.asarray(choice.ids))
         failures.update(more.rewards.failures)
         batch = batch._replace(rounds=(*batch.rounds, more))
-        free = np.flatnonzero(~batch.informative)
+        open_slots = np.flatnonzero(~batch.informative)
         informative = np.flatnonzero(more.informative)
-        batch = put_groups(setup, batch, free, more.ids, (more.scored.groups,), informative)
+        batch = put_groups(setup, batch, open_slots, more.ids, (more.scored.groups,), informative)
     all_informative = np.concatenate([each.informative for each in batch.rounds])
     metrics = {
-        "dynamic_sampling/refills": len(batch.rounds) - 1,
+        "dynamic_sampling/resamples": len(batch.rounds) - 1,
         "dynamic_sampling/rejected": 1 - all_informative.mean(),
         "dynamic_sampling/surplus": sum(
-            int(which.sum()) for _, which in batch.surplus[surplus_before:]
+            int(rows.sum()) for _, rows in batch.surplus[surplus_before:]
         ),
         "dynamic_sampling/informative": batch.informative.mean(),
     }
@@ -230,14 +229,16 @@ def resample(
     return batch._replace(metrics=batch.metrics | metrics), state
 
 
-def round_size(setup: Setup, batch: Batch, others: int) -> int:
-    """Returns how many of the `others`, tasks not rolled out yet, the batch needs; 0 = none.
+def round_size(setup: Setup, batch: Batch, num_others: int) -> int:
+    """Estimates how many of the tasks not rolled out yet, `num_others`, the batch needs; 0 = none.
 
-    It is estimated at the share of informative groups so far. The sizes are those of
-    `probes.portions`, each a compiled program.
+    The estimate is the number of open slots over the share of informative groups so far. It is
+    rounded up to the `reference_groups.batch_sizes`, each a compiled program.
     """
-    sizes = probes.portions(len(batch.ids), multiple=meshes.shards(setup.mesh, "batch"))
-    sizes = [size for size in sizes if size <= others]
+    sizes = reference_groups.batch_sizes(
+        len(batch.ids), multiple=meshes.shards(setup.mesh, "batch")
+    )
+    sizes = [size for size in sizes if size <= num_others]
     if batch.informative.all() or not sizes:
         return 0
     informative = np.concatenate([each.informative for each in batch.rounds])
@@ -248,56 +249,53 @@ def round_size(setup: Setup, batch: Batch, others: int) -> int:
 def put_groups(
     setup: Setup,
     batch: Batch,
-    free: np.ndarray,
+    open_slots: np.ndarray,
     ids: np.ndarray,
     parts: tuple[Groups, ...],
     informative: np.ndarray,
 ) -> Batch:
-    """Puts groups of the `parts`, of tasks `ids`, into the `free` slots of the batch: the first
-    `informative` ones.
+    """Puts groups into the open slots of the batch.
 
-    Groups whose task is in the batch already become surplus, as do those for which there is no
-    slot.
+    The groups are the rows `informative` [m] of the concatenated `parts`, of tasks `ids`, in this
+    order. Groups whose task is in the batch already, and those without a slot, become surplus.
     """
-    joining = informative[~np.isin(ids[informative], batch.ids)][: len(free)]
-    left = np.setdiff1d(informative, joining)
-    if len(left):
-        which = np.isin(np.arange(len(ids)), left)
-        batch = batch._replace(surplus=(*batch.surplus, (parts, which)))
+    joining = informative[~np.isin(ids[informative], batch.ids)][: len(open_slots)]
+    surplus = np.setdiff1d(informative, joining)
+    if len(surplus):
+        surplus_rows = np.isin(np.arange(len(ids)), surplus)
+        batch = batch._replace(surplus=(*batch.surplus, (parts, surplus_rows)))
     if not len(joining):
         return batch
-    slots = free[: len(joining)]
+    slots = open_slots[: len(joining)]
     rows = np.arange(len(batch.ids), dtype=np.int32)
     rows[slots] = batch.groups.step.shape[0] + joining
     tasks = batch.ids.copy()
     tasks[slots] = ids[joining]
-    now_informative = batch.informative.copy()
-    now_informative[slots] = True
+    is_informative = batch.informative.copy()
+    is_informative[slots] = True
     groups = take_groups(setup, batch.groups, parts, rows)
-    return batch._replace(groups=groups, ids=tasks, informative=now_informative)
+    return batch._replace(groups=groups, ids=tasks, informative=is_informative)
 
 
 @partial(jax.jit, static_argnums=0)
 def take_groups(setup: Setup, groups: Groups, others: tuple[Groups, ...], rows: Array) -> Groups:
-    """Takes the `rows` [B] of `groups` and, behind them, the others, as one batch."""
-    every = (groups, *others)
-    width = max(each.prompts.shape[1] for each in every)
+    """Takes the `rows` [B] of `groups` followed by the others, as one batch."""
+    parts = (groups, *others)
+    width = max(each.prompts.shape[1] for each in parts)
     joined = jax.tree.map(
-        lambda *x: jnp.concatenate(x)[rows], *(widen(each, width) for each in every)
+        lambda *x: jnp.concatenate(x)[rows], *(widen(each, width) for each in parts)
     )
     advantages = grpo.advantages(
         joined.rewards, scale_rewards=setup.config.scale_rewards, mask=joined.valid
     )
-    where = meshes.sharding(setup.mesh, "batch")
-    return jax.tree.map(
-        lambda x: jax.lax.with_sharding_constraint(x, where), joined._replace(advantages=advantages)
-    )
+    sharding = meshes.sharding(setup.mesh, "batch")
+    return jax.lax.with_sharding_constraint(joined._replace(advantages=advantages), sharding)
 
 
 def all_feedback(setup: Setup, rounds: tuple[Round, ...]) -> tuple[Choice, tuple[Feedback, Array]]:
-    """Joins what came of the rounds of a step: the choice, and (feedback, informative).
+    """Joins the choices of the rounds of a step, and their (feedback, informative).
 
-    Several rounds are padded with the task N to one size.
+    Several rounds are padded to one size by tasks N, which the selector ignores.
     """
     parts = [(each.choice, (each.scored.feedback, each.scored.informative)) for each in rounds]
     if len(parts) == 1:

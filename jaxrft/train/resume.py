@@ -50,7 +50,7 @@ def run_identity(setup: Setup, tasks: TaskTable, params: Params) -> dict[str, An
     identity["digest of the model's parameters"] = fingerprint(params, setup.mesh)
     if setup.predictor is not None:
         identity["digest of the predictor"] = predictor_digest(setup.predictor)
-        identity["tasks of a probe"] = setup.config.select.num_references
+        identity["tasks of a reference set"] = setup.config.select.num_references
     return identity | {
         **table.identity(tasks),
         "digest of the domains": short_digest(

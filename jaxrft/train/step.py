@@ -55,7 +55,7 @@ class ScoredGroups(NamedTuple):
     groups: Groups
     feedback: Feedback
     informative: Array  # [B] bool, successes not all equal, whatever else the rewards are
-    # [B] float32, of the pass rate to the target; infinite where the group is not informative
+    # [B] float32, distance of the pass rate to the target; infinite = not informative
     distance: Array
     metrics: Metrics
 
@@ -64,7 +64,7 @@ class ScoredGroups(NamedTuple):
 class Step:
     """The stages of a training step.
 
-    A stage that returns a state consumes the one that it is given: its memory is donated.
+    A stage that returns a state donates the memory of its argument, which must not be used again.
     """
 
     setup: Setup
@@ -87,9 +87,7 @@ class Step:
         return self.setup.config.batch_size
 
     def reference_set(self, state: TrainState) -> Choice:
-        """Draws the tasks whose pass rates the selector wants to know, and says what it believed of
-        them.
-        """
+        """Draws the reference set, with the pass rates that the selector believes."""
         return draw_reference_set(self.setup, state.selector, state.step, self.constants.tasks)
 
     def select(
@@ -169,13 +167,13 @@ class Step:
         state: TrainState,
         choice: Choice,
         *parts: tuple[Feedback, Array],
-        of_references: bool = False,
+        is_reference_set: bool = False,
     ) -> tuple[TrainState, Metrics]:
         """Updates the selector, and the counters, by the feedback of a choice.
 
         `parts` are (feedback, informative) of one or more batches, in the order of the choice;
-        `informative` is for metrics only. `of_references`: the choice is a reference set, of which
-        `Selector.update` never hears.
+        `informative` is for metrics only. If the choice `is_reference_set`,
+        `Selector.update_references` takes the feedback, else `Selector.update`.
         """
         selector, counters, measured = update_selector_state(
             self.setup,
@@ -185,7 +183,7 @@ class Step:
             self.constants.tasks,
             choice,
             *parts,
-            of_references=of_references,
+            is_reference_set=is_reference_set,
         )
         return state._replace(selector=selector, counters=counters), measured
 
@@ -198,31 +196,29 @@ class Step:
         """Updates the policy by the groups of a batch [B].
 
         `surplus`: informative groups without a slot in the batch, which enter the replay. Each is
-        (parts, which), and `which` [K] bool marks rows of the concatenated parts.
+        (parts, rows), and `rows` [K] is a bool mask over the concatenated parts.
         """
         constants = self.constants
         params = (constants.reference_params, constants.frozen)
         state, measured = update_policy(self.setup, state, groups, *params)
         if self.setup.replay is not None:  # after the update, which draws from the buffer
-            for parts, which in surplus:
-                buffer = store_groups(self.setup, state.replay, parts, which)
+            for parts, rows in surplus:
+                buffer = store_groups(self.setup, state.replay, parts, rows)
                 state = state._replace(replay=buffer)
         return state, measured
 
 
-def _placed(tree: Tree, shardings: PyTree) -> Tree:
-    """Lays the leaves of a tree out; `shardings` is a tree, or one for all leaves."""
-    if isinstance(shardings, jax.sharding.NamedSharding):
-        shardings = jax.tree.map(lambda _: shardings, tree)
-    return jax.tree.map(jax.lax.with_sharding_constraint, tree, shardings)
+def _constrain(tree: Tree, shardings: PyTree) -> Tree:
+    """Constrains the shardings of a tree; `shardings` is a tree, or one for all leaves."""
+    return jax.lax.with_sharding_constraint(tree, shardings)
 
 
 def _replicated(setup: Setup, tree: Tree) -> Tree:
-    return _placed(tree, meshes.sharding(setup.mesh))
+    return _constrain(tree, meshes.sharding(setup.mesh))
 
 
 def _by_group(setup: Setup, tree: Tree) -> Tree:
-    return _placed(tree, meshes.sharding(setup.mesh, "batch"))
+    return _constrain(tree, meshes.sharding(setup.mesh, "batch"))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -240,7 +236,7 @@ def draw_reference_set(setup: Setup, selector_state: PyTree, step: Array, tasks:
     selector = setup.selector
     assert selector.reference_set is not None
     ids = selector.reference_set(
-        stream_key(setup.config.seed, step, "probe"), selector_state, tasks
+        stream_key(setup.config.seed, step, "reference set"), selector_state, tasks
     )
     believed = selector.pass_rate(selector_state, tasks)[ids]
     return _replicated(setup, Choice(ids, believed))
@@ -266,7 +262,7 @@ def select_tasks(
         key, selector_state, tasks, batch_size=batch_size, exclude=exclude
     )
     assert setup.shardings is not None
-    return _replicated(setup, choice), _placed(selector_state, setup.shardings.selector)
+    return _replicated(setup, choice), _constrain(selector_state, setup.shardings.selector)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -284,7 +280,7 @@ def score_groups(
 
     A reward is not `valid` [B, G, F] if its function returned None, or if a grader failed on the
     sample. A sample without any is no trial and is not learned from. A group whose rewards are all
-    equal has advantages of 0. `success_index` [B] int32: which of the rewards is success of each
+    equal has advantages of 0. `success_index` [B] int32 is the reward that measures success of each
     task.
     """
     config = setup.config
@@ -379,7 +375,7 @@ def importance_weights(config: Config, rollout: Rollout, shape: tuple[int, ...])
     return weights.reshape(*shape, -1)
 
 
-@partial(jax.jit, static_argnums=0, static_argnames="of_references", donate_argnums=(1, 2))
+@partial(jax.jit, static_argnums=0, static_argnames="is_reference_set", donate_argnums=(1, 2))
 def update_selector_state(
     setup: Setup,
     selector_state: PyTree,
@@ -388,13 +384,13 @@ def update_selector_state(
     tasks: Tasks,
     choice: Choice,
     *parts: tuple[Feedback, Array],
-    of_references: bool = False,
+    is_reference_set: bool = False,
 ) -> tuple[PyTree, Counters, Metrics]:
-    """Updates selector and counters by the feedback of a choice; returns metrics of what was
-    believed.
+    """Updates selector and counters by the feedback of a choice; returns metrics of the beliefs
+    before.
 
-    Rows whose id is N, the number of tasks, are padding. It comes before the policy's update:
-    `step` is not done yet.
+    Rows whose id is N, the number of tasks, are padding. `step` is the number of policy updates so
+    far, without that of this step.
     """
     selector = setup.selector
     feedback, informative = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
@@ -403,10 +399,10 @@ def update_selector_state(
     )
     measured = metrics.selection(choice, feedback, informative, counters.last_seen)
     measured |= metrics.by_domain(informative, choice, tasks, setup.domains)
-    learn_of = selector.update_references if of_references else selector.update
-    assert learn_of is not None and setup.shardings is not None
-    selector_state = _placed(learn_of(selector_state, tasks, feedback), setup.shardings.selector)
-    counters = _placed(counters, setup.shardings.counters)
+    update = selector.update_references if is_reference_set else selector.update
+    assert update is not None and setup.shardings is not None
+    selector_state = _constrain(update(selector_state, tasks, feedback), setup.shardings.selector)
+    counters = _constrain(counters, setup.shardings.counters)
     return selector_state, counters, _replicated(setup, measured)
 
 
@@ -430,19 +426,19 @@ def update_policy(
         advantages=drawn.advantages,
         weights=drawn.weights,
     )
-    of_replay = {}
+    replay_metrics = {}
     if replayed is not None:
-        of_replay = replay.metrics(drawn, replayed, state.step)
+        replay_metrics = replay.metrics(drawn, replayed, state.step)
         batch = batch._replace(replayed=jnp.broadcast_to(replayed[:, None], drawn.advantages.shape))
     key = stream_key(setup.config.seed, state.step, "learn")
     params, optimizer, measured = setup.learner.step(
         key, state.params, state.optimizer, batch, reference_params, frozen
     )
     if state.replay is not None:
-        all_made = jnp.broadcast_to(measured["skipped_updates"] == 0, groups.task.shape)
-        state = state._replace(replay=_stored(setup, state.replay, (groups,), all_made))
+        none_skipped = jnp.broadcast_to(measured["skipped_updates"] == 0, groups.task.shape)
+        state = state._replace(replay=_stored(setup, state.replay, (groups,), none_skipped))
     state = state._replace(step=state.step + 1, params=params, optimizer=optimizer)
-    return _placed(state, setup.shardings), _replicated(setup, measured | of_replay)
+    return _constrain(state, setup.shardings), _replicated(setup, measured | replay_metrics)
 
 
 def complete_batch(
@@ -451,8 +447,8 @@ def complete_batch(
     """Returns the groups [B] that a step learns from, and which of them are replayed; None in a run
     without replay.
 
-    If the fresh groups fill the batch, because `Step.num_fresh` saw too few others in the buffer,
-    none is drawn.
+    None is drawn if the fresh groups fill the batch: `Step.num_fresh` decides so when the buffer
+    has too few others.
     """
     if setup.replay is None or buffer is None:
         return fresh, None
@@ -463,17 +459,19 @@ def complete_batch(
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
-def store_groups(setup: Setup, buffer: Buffer, parts: tuple[Groups, ...], which: Array) -> Buffer:
-    """Adds the informative ones of the groups `parts`, of `which` [K] bool, to the replay."""
+def store_groups(setup: Setup, buffer: Buffer, parts: tuple[Groups, ...], rows: Array) -> Buffer:
+    """Adds the informative groups of the concatenated `parts` to the replay, where `rows` [K] bool
+    is True.
+    """
     assert setup.shardings is not None
-    return _placed(_stored(setup, buffer, parts, which), setup.shardings.replay)
+    return _constrain(_stored(setup, buffer, parts, rows), setup.shardings.replay)
 
 
-def _stored(setup: Setup, buffer: Buffer, parts: tuple[Groups, ...], which: Array) -> Buffer:
+def _stored(setup: Setup, buffer: Buffer, parts: tuple[Groups, ...], rows: Array) -> Buffer:
     assert setup.replay is not None
     width = buffer.groups.prompts.shape[1]
     groups = jax.tree.map(lambda *x: jnp.concatenate(x), *(widen(part, width) for part in parts))
-    valid = groups.valid & which[:, None]  # groups without rewards are not added
+    valid = groups.valid & rows[:, None]  # groups without rewards are not added
     return setup.replay.add(buffer, groups._replace(valid=valid))
 
 
