@@ -18,7 +18,7 @@ from tests import helpers
 
 MARK = "FAULTS_IN"  # in the environment of all processes of a run
 RESUMED = re.compile(
-    r"going on after step \d+ of|ended before its first checkpoint: it starts "
+    r"resuming after step \d+ of|ended before its first checkpoint: it starts "
     r"afresh"
 )
 TORN = ".torn"  # a file in checkpoints that have been damaged

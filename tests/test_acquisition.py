@@ -90,7 +90,7 @@ def test_per_token_and_cool_down_by_hand():
     assert topk.largest(jax.random.key(0), cooled, batch_size=2).tolist() == [0, 3]
 
 
-def test_softmax_draws_from_what_is_not_excluded_by_hand():
+def test_softmax_draws_tasks_that_are_not_excluded_by_hand():
     score, exclude = jnp.log(jnp.array([1.0, 9.0, 2.0, 5.0])), jnp.arange(4) == 1
     keys = jax.random.split(jax.random.key(3), 4000)
     ids = jax.vmap(lambda key: acquisition.softmax(key, score, batch_size=1, exclude=exclude)[0])(

@@ -45,15 +45,17 @@ def test_observation_by_hand():
     assert float(far[0]) > 2 and float(far[0]) == pytest.approx(-float(far[1]), abs=1e-4)
 
 
-def test_surprise_by_hand():
+def test_squared_innovation_by_hand():
     believed = logit.Moments(floats(0.5, 0.25), floats(0.0, 0.02), floats(0.0, 0.0))
-    found = logit.surprise(believed, floats(8.0, 2.0), floats(8.0, 4.0))
+    found = logit.squared_innovation(believed, floats(8.0, 2.0), floats(8.0, 4.0))
     assert found.tolist() == pytest.approx([16 / 2, 1 / (4 * 3 / 16 + 12 * 0.02)])
     many = logit.moments(floats(-1.0), floats(0.8), num_generations=8)
     rng = np.random.default_rng(1)
     rates = 1 / (1 + np.exp(-rng.normal(-1.0, np.sqrt(0.8), 100_000)))
     drawn = jnp.array(rng.binomial(8, rates), jnp.float32)
-    assert float(logit.surprise(many, drawn, jnp.float32(8)).mean()) == pytest.approx(1.0, abs=0.05)
+    assert float(logit.squared_innovation(many, drawn, jnp.float32(8)).mean()) == pytest.approx(
+        1.0, abs=0.05
+    )
 
 
 LOG3 = float(np.log(3))
@@ -101,7 +103,7 @@ def known(
 
 
 @pytest.mark.parametrize("successes", [8.0, 12.0])
-def test_the_walk_follows_the_gradient_of_the_likelihood(successes):
+def test_walk_follows_the_likelihood_gradient(successes):
     """Variance 1 at the last rollouts, and 0.1 in each of ten steps since: half of the logit's is
     due to the walk.
     """
@@ -118,7 +120,7 @@ def test_the_walk_follows_the_gradient_of_the_likelihood(successes):
 
 
 @pytest.mark.parametrize("ability", [-200.0, 200.0])
-def test_a_pass_rate_that_rounds_to_0_or_1_leaves_all_beliefs_finite(ability):
+def test_beliefs_stay_finite_where_a_pass_rate_rounds_to_0_or_1(ability):
     selector = selectors.adaptive(16)
     before = known(selector, 2, variance=1e-6, ability=ability, log_walk=jnp.float32(-30.0))
     hits = 16.0 if ability > 0 else 0.0
@@ -127,7 +129,7 @@ def test_a_pass_rate_that_rounds_to_0_or_1_leaves_all_beliefs_finite(ability):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(after))
 
 
-def test_after_a_change_point_a_task_is_learned_anew():
+def test_change_point_resets_the_belief_about_a_task():
     """Two tasks are believed hopeless and one is solved. The other, solved once in 16, keeps what
     was known.
     """
@@ -139,7 +141,7 @@ def test_after_a_change_point_a_task_is_learned_anew():
     assert -4 < after.mean[1] < -3.5 and after.variance[1] < 0.12
 
 
-def test_a_task_tells_once_what_it_knows_of_the_weights_of_embeddings():
+def test_rollouts_of_a_task_inform_the_embedding_weights_once():
     """Even a logit that is known tells no more of w than phi^2 / spread, since offsets differ."""
     selector = selectors.adaptive(16)
     tasks = Tasks(embeddings=floats([1.0], [-1.0], [1.0], [-1.0]))
@@ -154,7 +156,7 @@ def test_a_task_tells_once_what_it_knows_of_the_weights_of_embeddings():
     assert 0.1 * most < gained < most
 
 
-def test_what_a_batch_without_rollouts_says_is_nothing():
+def test_batch_without_rollouts_changes_no_belief():
     selector = selectors.adaptive(16)
     before = known(selector, 2)
     padding = Feedback(jnp.zeros(2, int), floats(0.0, 0.0), floats(0.0, 0.0), floats(0.0, 0.0))
@@ -165,7 +167,7 @@ def test_what_a_batch_without_rollouts_says_is_nothing():
         np.testing.assert_array_equal(new, old)
 
 
-def test_a_domain_tells_the_level_of_its_tasks_that_were_not_rolled_out():
+def test_domain_predicts_tasks_that_were_not_rolled_out():
     tasks = Tasks(domain=jnp.arange(40, dtype=jnp.int32) % 2)
     selector = selectors.adaptive(16)
     update = jax.jit(selector.update)
@@ -181,7 +183,7 @@ def test_a_domain_tells_the_level_of_its_tasks_that_were_not_rolled_out():
     assert (unseen[::2] < 0.3).all() and (unseen[1::2] > 0.7).all()
 
 
-def test_what_is_told_becomes_features_and_what_is_broken_a_sentence():
+def test_features_of_domains_and_embeddings_and_errors_for_broken_ones():
     tasks = Tasks(embeddings=jnp.array(np.random.default_rng(0).normal(size=(50, 40)), jnp.float32))
     told = features.describe(tasks._replace(domain=jnp.arange(50) % 3), 50)
     assert told.shape == (50, 48) and np.allclose(
@@ -236,7 +238,7 @@ def sigmoid(x):
     return jnp.array(1 / (1 + np.exp(-x)), jnp.float32)
 
 
-def test_it_finds_the_tasks_that_teach_and_knows_the_others():
+def test_finds_informative_tasks_and_estimates_all_pass_rates():
     time = np.linspace(-2.5, 2.5, 200)[:, None]
     rates = sigmoid(1.2 * time + logits(200) - 1)
     ids, error, informative = play(selectors.adaptive(16), rates, 200, batch_size=16)
@@ -246,7 +248,7 @@ def test_it_finds_the_tasks_that_teach_and_knows_the_others():
     assert len(np.unique(ids[-50:])) > 0.55 * 200
 
 
-def test_domains_that_move_apart_are_told_apart():
+def test_domains_with_different_trends_are_distinguished():
     """One improves, one stands still, one gets worse, one jumps; nobody says which task belongs
     where.
     """
@@ -259,7 +261,7 @@ def test_domains_that_move_apart_are_told_apart():
     assert float(error[80:100].mean()) < 0.015 and float(error[160:].mean()) < 0.03
 
 
-def test_nothing_to_know_is_no_harm():
+def test_matches_uniform_where_no_task_differs():
     """Rewards of pure noise: every task is as good as any other, and all of them are looked at."""
     ids, error, _ = play(selectors.adaptive(16), jnp.full((120, 64), 0.5), 120, batch_size=8)
     assert float(error[20:].mean()) < 0.02
@@ -276,7 +278,7 @@ def greedy(**options):
     return selectors.adaptive(16, kappa=0.0, epsilon=0.0, **options)
 
 
-def test_the_utility_is_the_one_asked_for(monkeypatch):
+def test_utility_option_decides_the_ranking(monkeypatch):
     """Task 0 is 0.1 or 0.9, task 1 is 0.25: a group of either teaches, but 4 p (1 - p) is 0.36 and
     0.75.
     """
@@ -290,7 +292,7 @@ def test_the_utility_is_the_one_asked_for(monkeypatch):
         ).tolist() == [best]
 
 
-def test_per_token_a_long_task_has_to_be_worth_its_length(monkeypatch):
+def test_per_token_divides_the_utility_by_the_length(monkeypatch):
     """Tasks 0 and 1 are worth 0.6 and 0.8; their rollouts took 10 and 20 tokens, or nobody
     knows.
     """
@@ -317,7 +319,7 @@ def test_per_token_a_long_task_has_to_be_worth_its_length(monkeypatch):
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.1, 0.7, 1.0])
-def test_epsilon_is_the_share_of_the_places_for_the_tasks_rolled_out_longest_ago(epsilon):
+def test_epsilon_is_the_share_of_slots_for_the_stalest_tasks(epsilon):
     """Of 64 tasks all known, 0 and 1 were never rolled out and 2 to 7 long ago; these eight teach
     nothing.
     """
@@ -337,7 +339,7 @@ def test_epsilon_is_the_share_of_the_places_for_the_tasks_rolled_out_longest_ago
     assert set(one[one < 8].tolist()) == {0, 1}
 
 
-def test_of_tasks_that_are_nearly_equal_those_rolled_out_longest_ago_are_taken():
+def test_among_nearly_equal_tasks_the_stalest_are_chosen():
     """With G = 2 the utility is 2 p (1 - p), and 3/4 of the least of the two best is as good: 3/4 *
     0.48 = 0.36.
 
@@ -354,7 +356,7 @@ def test_of_tasks_that_are_nearly_equal_those_rolled_out_longest_ago_are_taken()
 
 
 @pytest.mark.parametrize("variance", [0.1, 1.0, 25.0])
-def test_the_share_of_the_table_that_is_not_known_is_the_share_of_the_places_for_it(variance):
+def test_exploration_share_is_the_unknown_share_of_the_table(variance):
     """48 tasks are known to be 1/2; the logit of 16 has a variance. A uniform pass rate has
     1/12.
     """

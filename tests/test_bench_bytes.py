@@ -139,7 +139,7 @@ ENTRY %main.1 (a: bf16[16,256]) -> bf16[16,256] {
     assert moved(text) == {"near": (1, 8192, 0), "far": (1, 0, 8192)}
 
 
-def test_what_a_fusion_within_a_fusion_hands_on_is_read():
+def test_values_passed_on_by_nested_fusions_are_counted():
     text = """
 %inner (p: f32[8,8]) -> f32[8,8] {
   %p = f32[8,8]{1,0} parameter(0)
@@ -258,7 +258,7 @@ def test_figures_of_two_depths_are_linear_in_the_layers():
     assert found.cache == DECODE.cache_bytes
 
 
-def test_what_chips_exchange_is_counted_wherever_it_is():
+def test_collectives_are_counted_inside_and_outside_of_fusions():
     exchange = "%near = f32[4,64]{1,0:S(1)} all-gather(%x), dimensions={0}"
     text = ENDING.replace("  %one = s32[] constant(1)", f"  {exchange}\n  %one = s32[] constant(1)")
     (loop,) = Program(text).loops()

@@ -8,7 +8,7 @@ import pyarrow.parquet
 from benchmarks import graders
 
 
-def test_measures(tmp_path, capsys):
+def test_graders_are_measured(tmp_path, capsys):
     truths = ["1/2", r"\frac{1}{2}", "3"]
     rows = pyarrow.table({"reward_model": [{"ground_truth": truth} for truth in truths]})
     pyarrow.parquet.write_table(rows, tmp_path / "truths.parquet")

@@ -40,7 +40,7 @@ def test_gradients_of_real_rewards_are_larger_and_follow_it_roughly(found):
 
 
 @pytest.mark.slow
-def test_it_prints_a_table_and_draws(found, tmp_path):
+def test_gradients_prints_a_table_and_draws(found, tmp_path):
     assert "| theorem | 0.0 to 0.2 |" in gradients.table(found)
     gradients.draw(found, str(tmp_path / "gradients.png"))
     assert (tmp_path / "gradients.png").stat().st_size > 10_000

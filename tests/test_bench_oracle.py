@@ -12,7 +12,7 @@ from jaxrft.types import InputError
 
 
 @pytest.mark.slow
-def test_a_stopped_oracle_continues_with_the_pass_rates_that_it_would_have_had(configure, tmp_path):
+def test_resumed_oracle_has_the_same_pass_rates(configure, tmp_path):
     """Of 12 of the 16 tasks, measured at steps 1, 3 and 5."""
     select = SelectConfig("oracle")
     with oracle.known_pass_rates(measured=12, measure_every=2):
@@ -30,7 +30,7 @@ def test_a_stopped_oracle_continues_with_the_pass_rates_that_it_would_have_had(c
     assert np.isfinite(state.selector.pass_rates).sum() == 12
 
 
-def test_outside_of_the_measurement_there_is_no_such_selector():
+def test_oracle_exists_only_within_the_measurement():
     assert "oracle" not in selectors.SELECTORS
     with pytest.raises(
         InputError, match="no selector 'oracle': it is a measurement now, benchmarks/_oracle.py"

@@ -55,9 +55,7 @@ def test_steps_are_measured_side_by_side_and_fill_a_page():
         (["--json", "other.json"], "other.json does not hold the figures of this benchmark"),
     ],
 )
-def test_a_mistake_is_told_before_anything_is_measured(
-    flags, message, tmp_path, monkeypatch, capsys
-):
+def test_mistake_is_reported_before_measuring(flags, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.json").write_text("[1]")
     (tmp_path / "other.json").write_text('{"steps": 3}')

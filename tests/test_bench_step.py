@@ -52,7 +52,7 @@ def test_bytes_are_weights_a_step_and_the_filled_cache():
 
 
 @pytest.mark.parametrize("flags", [["--threads", "0"], ["--heads", "3"], ["--vocabulary", "32"]])
-def test_a_shape_that_cannot_be_is_a_sentence(flags, capsys):
+def test_invalid_shape_is_one_sentence(flags, capsys):
     parser = argparse.ArgumentParser()
     _shape.add_flags(parser)
     with pytest.raises(SystemExit):
@@ -60,7 +60,7 @@ def test_a_shape_that_cannot_be_is_a_sentence(flags, capsys):
     assert f"error: {flags[0][2:]} is " in capsys.readouterr().err
 
 
-def test_the_end_has_the_wanted_probability_and_the_others_keep_their_ratios():
+def test_forced_end_probability_keeps_the_ratios_of_other_tokens():
     logits = jnp.array([[1.0, 2.0, 0.0], [7.0, -1.0, 3.0]])
     policy = decoder(_run.model_config(SMALL))._replace(unembed=lambda params, hidden: hidden)
     forced = jax.nn.softmax(_run.force_ends(policy, 1, 0.25).unembed(None, logits))
@@ -106,7 +106,7 @@ for count, _ in enumerate(sys.stdin):
 """
 
 
-def test_processes_are_measured_by_turns(tmp_path):
+def test_processes_take_turns(tmp_path):
     command = [sys.executable, "-c", ANSWERS]
     workers = {
         name: _turns.Worker(name, command, dict(os.environ), tmp_path) for name in ("a", "b")

@@ -83,7 +83,7 @@ def test_opening_leaves_nothing_behind(tmp_path):
             ["policy/config.json", "config.json", "metrics.jsonl"],
             "holds a trained policy but no checkpoints",
         ),
-        ("never", ["policy/config.json"], "move .*policy away to start afresh"),
+        ("never", ["policy/config.json"], "move .*policy away to start a new run"),
         ("never", ["config.json"], "holds a run already"),
         ("never", ["metrics.jsonl"], "holds a run already"),
         ("never", ["checkpoints/3/state/data"], "holds a run already"),
@@ -113,7 +113,7 @@ def test_a_folder_that_is_used(resume, names, afresh, tmp_path, caplog):
     fill(tmp_path, names)
     with caplog.at_level(logging.INFO, "jaxrft"), open_folder(settings(tmp_path, resume=resume)):
         pass
-    assert ["starts afresh" in message for message in caplog.messages] == [True] * afresh
+    assert ["starts anew" in message for message in caplog.messages] == [True] * afresh
 
 
 def test_a_folder_is_used_by_one_run_at_a_time(tmp_path, caplog):
@@ -144,7 +144,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(configure, whole,
     with caplog.at_level(logging.WARNING, "jaxrft"):
         helpers.assert_same_bits(train(configure(run)), end)
     assert helpers.metrics(run) == helpers.metrics(folder)
-    assert "goes on with another" not in caplog.text  # output_dir differs, but nothing goes on
+    assert "resumes with another" not in caplog.text  # output_dir differs, but no run resumes
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_a_config_that_cannot_be_read_is_rewritten(text, tmp_path, caplog):
     )
     caplog.clear()
     write_records(tmp_path, settings(tmp_path, seed=3))
-    assert caplog.messages == ["this run goes on with another seed: 3, it was 0"]
+    assert caplog.messages == ["this run resumes with another seed: 3, it was 0"]
     assert {path.name for path in tmp_path.iterdir()} == {
         "checkpoints",
         "config.json",
@@ -560,7 +560,7 @@ def test_processes_go_on_together_from_what_one_has_saved(configure, whole, tmp_
     fill(run, ["checkpoints/7.saving/state"])
     outcomes = train_in_two_processes(tmp_path, [configure(run, distributed=True)] * 2)
     assert [code for code, _, _ in outcomes] == [0, 0], outcomes
-    assert "going on after step 6" in outcomes[0][1] and "going on" not in outcomes[1][1]
+    assert "resuming after step 6" in outcomes[0][1] and "resuming" not in outcomes[1][1]
     assert [
         errors.count("passing over the checkpoint of step 9 (state/") for _, _, errors in outcomes
     ] == [1, 0]

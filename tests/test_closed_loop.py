@@ -40,7 +40,7 @@ def test_savings_by_hand():
     assert set(_savings.saving(UNIFORM, UNIFORM).log.values()) == {0.0}
 
 
-def test_a_run_that_does_not_get_there_is_told_and_enters_with_its_whole_cost():
+def test_run_below_the_level_counts_with_its_full_cost():
     found = _savings.saving(curve(*[0.1] * 7, rollouts=12), UNIFORM)
     assert not found.reached and found.rollouts == 72
     assert found.log["rollouts"] == pytest.approx(log(60 / 72))

@@ -63,7 +63,7 @@ def test_a_captured_table_is_found():
         ),
     ],
 )
-def test_no_stage_captures_a_table_of_the_run(name, configure, tmp_path, monkeypatch):
+def test_stages_capture_no_task_table(name, configure, tmp_path, monkeypatch):
     config = configure(tmp_path / "run", select=SelectConfig(name), kl_coef=0.1)
     mesh = meshes.make(2, 2, 2)
     lm = found.look(config, mesh).lm

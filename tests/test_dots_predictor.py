@@ -25,7 +25,7 @@ def predictor(calibration="group_logit_temp", **changes):
 
 
 @pytest.mark.parametrize("calibration", attention.NEEDS)
-def test_what_is_saved_is_loaded(tmp_path, calibration):
+def test_saved_predictor_loads_unchanged(tmp_path, calibration):
     written = predictor(calibration, top_k=3)
     save_predictor(tmp_path / "p.safetensors", written)
     read = load_predictor(tmp_path / "p.safetensors")
@@ -102,7 +102,7 @@ def test_a_damaged_file_is_one_sentence(tmp_path, changes, message):
     assert "p.safetensors" in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_file_that_is_none(tmp_path):
+def test_missing_file_is_refused(tmp_path):
     (tmp_path / "text.safetensors").write_text("nothing of the kind")
     save_file({"x": np.ones(2)}, tmp_path / "other.safetensors")
     for name, message in {
@@ -129,7 +129,7 @@ def test_a_file_that_is_none(tmp_path):
         ),
     ],
 )
-def test_what_could_not_be_loaded_is_not_saved(tmp_path, name, changes, message):
+def test_invalid_predictor_is_not_saved(tmp_path, name, changes, message):
     with pytest.raises(InputError, match=message):
         save_predictor(tmp_path / name, predictor()._replace(**changes))
     assert not os.listdir(tmp_path)

@@ -44,7 +44,7 @@ def test_a_reference_set_is_uniform_and_distinct():
     assert (selector.reference_every, dots(reference_every=5).reference_every) == (2, 5)
 
 
-def test_references_tell_of_every_task_and_the_middle_is_chosen():
+def test_references_predict_all_tasks_and_those_near_the_target_are_chosen():
     selector = dots(num_references=24)
     state = selector.init(TASKS, 64)
     first, _ = selector.select(jax.random.key(0), state, TASKS, batch_size=4)

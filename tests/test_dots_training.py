@@ -26,7 +26,7 @@ def quadrants(num_tasks=160, num_policies=8):
     )
 
 
-def test_it_learns_what_no_line_can_and_tells_it_of_new_tasks_and_a_new_policy():
+def test_predictor_generalizes_to_new_tasks_and_policies():
     embeddings, rates = quadrants()
     seen, new, references, policy = slice(0, 120), slice(120, None), slice(0, 40), rates[3]
     options = dict(width=32, layers=2, num_references=40, batch_size=60, learning_rate=3e-3)
@@ -60,7 +60,7 @@ def test_all_epochs_are_one_trace(monkeypatch):
     assert epochs == [1, 2, 3]
 
 
-def test_a_batch_is_of_distinct_tasks_the_unknown_last():
+def test_batch_has_distinct_tasks_and_unknown_ones_last():
     rates = jnp.full((3, 10), 0.5).at[1, 3:].set(NAN)
     draw = jax.jit(jax.vmap(lambda key: training.draw(key, rates, references=2, queries=5)))
     batch = draw(jax.random.split(jax.random.key(0), 60))

@@ -63,7 +63,7 @@ def rolled_out(ids, successes):
     return resample.Round(Choice(ids, None), ids, scored, np.asarray(teaches), graded)
 
 
-def test_groups_of_a_probe_take_the_places_of_those_that_teach_nothing():
+def test_reference_groups_replace_uninformative_groups():
     """Of 4 tasks, 3 and 9 teach nothing: their successes are all equal, or one is missing; the
     probe has 4 that do.
     """
@@ -85,7 +85,7 @@ def test_groups_of_a_probe_take_the_places_of_those_that_teach_nothing():
     assert plain.ids.tolist() == [3, 5, 7, 9, 6] and plain.metrics["rewards/error"] == 1
 
 
-def test_a_refill_is_as_large_as_the_share_of_groups_that_teach_asks_for():
+def test_round_size_follows_the_share_of_informative_groups():
     def size(places, teaches, informative, others=N):
         rounds = (resample.Round(None, None, None, np.arange(10) < teaches, None),)
         batch = resample.Batch(
@@ -99,7 +99,7 @@ def test_a_refill_is_as_large_as_the_share_of_groups_that_teach_asks_for():
     assert size(8, 2, 6, others=7) == 6 and size(8, 2, 6, others=1) == 0  # the table has no more
 
 
-def test_all_that_was_chosen_is_told_at_once_padded_to_one_size(mesh):
+def test_feedback_of_all_rounds_is_padded_to_one_size(mesh):
     def chosen(*ids):
         numbers = jnp.array(ids, jnp.float32)
         feedback = Feedback(jnp.array(ids, jnp.int32), numbers, numbers + 1, numbers + 2)
@@ -157,7 +157,7 @@ def refilled(dynamic, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_step_refills_until_every_group_teaches_or_the_bound_is_reached(refilled):
+def test_step_resamples_until_all_groups_are_informative_or_the_limit(refilled):
     folder, _, told = refilled
     lines = helpers.metrics(folder)
     rolled = np.diff([0, *(line["rollouts"] for line in lines)])
@@ -215,7 +215,7 @@ def test_the_selector_learns_from_rejected_groups_too(refilled):
 
 
 @pytest.mark.slow
-def test_what_the_batch_has_no_place_for_is_replayed(refilled):
+def test_surplus_groups_enter_the_replay(refilled):
     _, state, told = refilled
     groups = state.replay.groups
     kept = set(zip(groups.step.tolist(), groups.task.tolist(), strict=True))
@@ -229,7 +229,7 @@ def test_what_the_batch_has_no_place_for_is_replayed(refilled):
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_on_as_if_nothing_had_happened(dynamic, refilled, tmp_path):
+def test_resume_is_bit_for_bit(dynamic, refilled, tmp_path):
     folder, state, _ = refilled
     train(dynamic(tmp_path, steps=2, **REPLAY))
     helpers.assert_same_bits(train(dynamic(tmp_path, **REPLAY)), state)
@@ -237,7 +237,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(dynamic, refilled, tmp
 
 
 @pytest.mark.slow
-def test_a_run_in_which_every_group_teaches_is_an_ordinary_run(dynamic, tmp_path):
+def test_run_with_informative_groups_only_equals_a_run_without_resampling(dynamic, tmp_path):
     common = {"rewards": ("graders:spread",), "steps": 2}
     states = [
         train(dynamic(tmp_path / str(most), dynamic_sampling=most, **common)) for most in (0, MOST)

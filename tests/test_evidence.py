@@ -64,14 +64,14 @@ def test_three_references_by_hand():
     assert np.allclose(pass_rate, [1.0, 0.7, 0.0], atol=1e-5)
 
 
-def test_tasks_without_references_have_no_evidence_and_leave_the_means_alone():
+def test_tasks_without_references_have_no_evidence():
     references = [[0.2, 0.6], [NAN, 0.9], [0.0, 0.8]]
     capability, pass_rate = run(references, feedback([0, 1], [0.4, 1.0]))
     assert capability == pytest.approx(0.2 / (0.4 + 1e-6), rel=1e-6)
     assert np.allclose(pass_rate, [0.4, NAN, 0.4], atol=1e-5, equal_nan=True)
 
 
-def test_before_any_usable_feedback_nothing_is_known_and_padding_changes_nothing():
+def test_capability_is_nan_before_usable_feedback():
     references = [[0.2, 0.6], [NAN, 0.9], [0.0, 0.8]]
     capability, pass_rate = run(references, feedback([1], [1.0]), feedback([0], [NAN], [0.0]))
     assert np.isnan(capability) and np.isnan(pass_rate).all()
@@ -122,13 +122,13 @@ def test_one_domain_is_the_common_capability():
         ([0, 3, 1], "domains are numbered from 0 to 3"),
     ],
 )
-def test_domains_that_cannot_serve_are_named(domain, message):
+def test_invalid_domains_are_named(domain, message):
     tasks = Tasks(jnp.full((3, 2), 0.5), domain=None if domain is None else jnp.array(domain))
     with pytest.raises(InputError, match=message):
         evidence.interpolation(per_domain=True).init(tasks, 3)
 
 
-def test_none_knows_nothing():
+def test_none_has_no_evidence():
     model = evidence.none()
     state = model.init(Tasks(), 3)
     state = model.update(state, Tasks(), feedback([0], [1.0]))
@@ -150,7 +150,7 @@ def test_none_knows_nothing():
         ([[0.5, 0.5]], r"shape \(1, 2\).*\[3, K\]"),
     ],
 )
-def test_references_that_cannot_serve_are_named(references, message):
+def test_invalid_references_are_named(references, message):
     tasks = Tasks(None if references is None else jnp.array(references))
     with pytest.raises(InputError, match=message):
         evidence.interpolation().init(tasks, 3)

@@ -105,7 +105,7 @@ def test_advantages_match_the_published_ones(vectors):
 
 
 @pytest.mark.parametrize("scale_rewards", list(grpo.SCALES))
-def test_a_sample_without_reward_is_as_if_it_were_not_there(scale_rewards):
+def test_sample_without_reward_does_not_change_the_others(scale_rewards):
     rewards = jnp.array([[1.0, jnp.nan, 0.0, 2.0], [jnp.inf, 1.0, 3.0, 5.0]])
     mask = jnp.array([[1, 0, 1, 1], [0, 1, 1, 1]])
     ours = grpo.advantages(rewards, mask=mask, scale_rewards=scale_rewards)
@@ -116,7 +116,7 @@ def test_a_sample_without_reward_is_as_if_it_were_not_there(scale_rewards):
     assert not np.asarray(ours)[np.asarray(mask) == 0].any()
 
 
-def test_informative_counts_only_what_was_rewarded():
+def test_informative_ignores_samples_without_reward():
     nan = jnp.nan
     rewards = jnp.array(
         [[0.1, 0.1, 0.1], [0.1, 0.1, 0.1000001], [1.0, nan, 0.0], [1.0, nan, nan], [nan, nan, nan]]
@@ -178,7 +178,7 @@ def test_rounding_worked_by_hand():
     ]
 
 
-def test_a_difference_above_the_tolerance_of_the_terms_is_one_for_ever():
+def test_leveled_rewards_agree_at_the_default_tolerance():
     """Also by the default tolerance, which is never larger: leveling moves no group that
     teaches.
     """
@@ -408,7 +408,7 @@ def test_masked_importance_weights_worked_by_hand():
     np.testing.assert_array_equal(same, 1.0)
 
 
-def test_a_dropped_row_leaves_the_loss_and_stays_in_its_normalizer(rows):
+def test_masked_row_leaves_the_loss_but_counts_in_the_normalizer(rows):
     """As in TRL: the others' losses are not scaled up."""
     weights = jnp.ones((8, 12)).at[0].set(0.0)
     loss, _, gradient = loss_and_gradient({**rows, "weights": weights})
@@ -479,7 +479,7 @@ def test_on_policy_gradient_is_the_policy_gradient_even_if_the_behavior_is_trace
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, -np.inf, 1e30])
-def test_nothing_under_the_mask_leaks(rows, loss_type, garbage):
+def test_masked_values_change_nothing(rows, loss_type, garbage):
     hidden = rows["mask"] == 0
     arrays = {**rows, "proximal_logprobs": rows["behavior_logprobs"] + 0.1}
     clean = loss_and_gradient(arrays, loss_type=loss_type)
@@ -604,7 +604,7 @@ def kl(first, second):
     return jnp.sum(jnp.exp(first) * (first - second))
 
 
-def test_the_gradient_of_k3_is_that_of_the_kl_the_other_way_round():
+def test_gradient_of_k3_is_that_of_the_reverse_kl():
     """By enumeration: its value is KL(pi || ref), its gradient that of KL(ref || pi)."""
     logits, ref, _ = categorical(0)
     value, gradient = enumerated("k3", logits, logits)
@@ -642,7 +642,7 @@ def test_mistakes_name_the_choices(rows):
         grpo.policy_loss(**rows, loss_type="ppo")
     with pytest.raises(InputError, match="delta is 1.2: it must be above 1 . epsilon_high, 1.2"):
         grpo.policy_loss(**rows, delta=1.2)
-    with pytest.raises(InputError, match="delta is 9.0: .* not of cispo"):
+    with pytest.raises(InputError, match="delta is 9.0 .* None with cispo"):
         grpo.policy_loss(**rows, delta=9.0, loss_type="cispo")
     with pytest.raises(
         InputError, match="importance_sampling_correction is 'row': choose one of token, sequence"

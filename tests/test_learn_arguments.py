@@ -179,17 +179,17 @@ WRONG = [
     (
         replay.ring,
         lambda: RING.add(BUFFER, GROUPS._replace(tokens=SIGNALS)),
-        r"tokens is \(2, 4, 2\): the buffer",
+        r"tokens has shape \(2, 4, 2\): the buffer",
     ),
     (
         replay.ring,
         lambda: RING.add(BUFFER, GROUPS._replace(task=REWARDS[:, 0])),
-        "task is float32: the buffer",
+        "task has dtype float32: the buffer",
     ),
     (
         replay.ring,
         lambda: RING.add(BUFFER, GROUPS._replace(valid=REWARDS)),
-        "valid is float32: the buffer wants bool",
+        "valid has dtype float32: the buffer has bool",
     ),
     (
         replay.metrics,

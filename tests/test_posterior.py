@@ -52,7 +52,7 @@ def test_prior_per_task_is_what_a_full_decay_returns_to():
     assert new.alpha.tolist() == [2, 5] and new.beta.tolist() == [3, 3]
 
 
-def test_padding_that_repeats_a_real_id_or_points_nowhere_is_inert():
+def test_padding_changes_nothing_whatever_its_id():
     state, implicit = posterior.init(4), jnp.full(4, 0.5)
     options = dict(decay=0.1, rho=0.1, num_generations=8)
     real = posterior.update(state, feedback([2, 0], [6.0, 1.0], [8.0, 8.0]), implicit, **options)

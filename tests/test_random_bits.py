@@ -17,12 +17,12 @@ NUMBER = 20_000
         ((0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3), (0xC4923A9C, 0x483DF7A0)),
     ],
 )
-def test_threefry_gives_the_known_answers_of_its_authors(key, counter, expected):
+def test_threefry_matches_the_published_vectors(key, counter, expected):
     found = threefry(tuple(map(np.uint32, key)), *(np.full(3, x, np.uint32) for x in counter))
     assert [int(x[2]) for x in found] == list(expected)
 
 
-def test_words_of_a_few_counters_are_those_of_all_and_any_kind_of_key_does():
+def test_bits_of_some_counters_equal_those_of_all_for_any_key_type():
     counters = jnp.arange(100, dtype=jnp.uint32)
     key, few = jax.random.key(0, impl="rbg"), jnp.array([3, 70], jnp.uint32)
     every = random_bits(key, counters, np.uint32(1))
@@ -53,7 +53,7 @@ def test_logits_of_beta_draws_have_their_distribution():
     assert min(chances) > 1e-4 and stats.kstest(chances, "uniform").pvalue > 1e-3
 
 
-def test_impossible_parameters_have_no_draws_and_hold_up_no_others():
+def test_invalid_parameters_draw_nan_without_delaying_others():
     alpha = jnp.array([1.0, jnp.nan, 0.0, -1.0, jnp.inf, 2.0])
     found = beta_logit(jax.random.key(0), alpha, jnp.ones(6))
     assert np.isnan(found).tolist() == [False, True, True, True, True, False]

@@ -129,7 +129,7 @@ def test_resume_with_reference_sets_is_bit_for_bit(dots, learned, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_the_batch_has_no_place_for_is_replayed(dots, tmp_path):
+def test_surplus_groups_enter_the_replay(dots, tmp_path):
     settings = {"replay": ReplayConfig(capacity=16), "select": {"reference_every": 4}}
     state = train(dots(tmp_path, steps=2, save_steps=1, **settings))
     made, kept = state.replay.groups.step, state.replay.groups.rewards
@@ -145,7 +145,7 @@ def test_what_the_batch_has_no_place_for_is_replayed(dots, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_tasks_are_projected_once_and_sharded_and_the_dry_run_knows(dots, tmp_path):
+def test_tasks_are_projected_once_and_counted_by_the_dry_run(dots, tmp_path):
     config, mesh = dots(tmp_path), meshes.make(2, 2, 2)
     real = open_run(config, mesh)
     table = real.constants.tasks.projections
@@ -204,7 +204,7 @@ def test_a_mistake_is_one_sentence(dots, changes, message, tmp_path):
         open_predictor(config, rows, meshes.abstract(2, 2, 2))
 
 
-def test_what_dots_needs_is_missed_before_anything_is_opened():
+def test_missing_input_of_dots_is_reported_first():
     with pytest.raises(
         InputError,
         match="select.predictor is None, but select.name dots needs a file of `jaxrft prepa",

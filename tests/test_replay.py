@@ -79,7 +79,7 @@ def filled(made, steps, **options):
 # worked by hand
 
 
-def test_the_oldest_go_first_and_groups_that_teach_nothing_never_come_in():
+def test_ring_drops_the_oldest_and_skips_uninformative_groups():
     made, _, add = programs(capacity=5)
     buffer = made.init(make_groups(range(4), 0))
     buffer = add(buffer, make_groups([1, 2, 3, 4], 0, teaches=[True, False, True, True]))
@@ -90,13 +90,13 @@ def test_the_oldest_go_first_and_groups_that_teach_nothing_never_come_in():
     assert kept(buffer) == [(3, 0), (4, 0), (6, 1), (7, 1), (8, 1)]
 
 
-def test_of_more_groups_than_places_the_last_stay():
+def test_ring_keeps_the_last_of_too_many_groups():
     made = replay.ring(capacity=2, batch_size=4)
     buffer = made.add(made.init(make_groups(range(4), 0)), make_groups([1, 2, 3, 4, 5], 7))
     assert kept(buffer) == [(4, 7), (5, 7)]
 
 
-def test_what_teaches_is_decided_exactly_among_the_samples_with_a_reward():
+def test_informative_compares_valid_samples_only():
     made = replay.ring(capacity=6, batch_size=4)
     groups = make_groups(range(6), 0)
     _ = None
@@ -116,7 +116,7 @@ def test_what_teaches_is_decided_exactly_among_the_samples_with_a_reward():
     assert buffer.groups.valid.tolist()[:3] == [[True] * 3, [False, True, True], [False] * 3]
 
 
-def test_a_group_without_any_valid_reward_and_an_empty_buffer_teach_nothing():
+def test_group_without_valid_reward_is_not_stored():
     """Whatever stands where no reward is valid, and though the buffer has no group yet."""
     made, draw, add = programs(capacity=8)
     groups = make_groups(range(4), 0)
@@ -137,7 +137,7 @@ def test_a_group_without_any_valid_reward_and_an_empty_buffer_teach_nothing():
     chex.assert_trees_all_equal(batch, fresh)
 
 
-def test_a_batch_is_fresh_groups_first_and_then_what_was_drawn_whole():
+def test_batch_is_fresh_groups_then_drawn_groups():
     made, draw, _ = programs(capacity=8)
     buffer = filled(made, [0, 1])
     fresh = make_groups([90, 91], 2)
@@ -152,7 +152,7 @@ def test_a_batch_is_fresh_groups_first_and_then_what_was_drawn_whole():
         )
 
 
-def test_a_short_buffer_is_filled_with_fresh_groups_and_the_need_is_known_before():
+def test_fresh_needed_grows_while_the_buffer_is_short():
     made, draw, add = programs(capacity=8)
     buffer = made.init(make_groups(range(4), 0))
     assert int(made.fresh_needed(buffer, jnp.int32(0))) == 4
@@ -175,7 +175,7 @@ def test_a_short_buffer_is_filled_with_fresh_groups_and_the_need_is_known_before
     assert not any(np.asarray(x)[2].any() for x in jax.tree.leaves(batch))
 
 
-def test_too_old_groups_are_not_drawn_and_their_places_are_filled():
+def test_groups_older_than_max_age_are_not_drawn():
     made, draw, _ = programs(capacity=8, max_age=2)
     buffer = filled(made, [3, 4])
     fresh = [3, 4, 5, 6, 7]
@@ -194,7 +194,7 @@ def test_a_group_is_not_drawn_in_its_own_step_even_if_it_was_added_before():
 
 
 @pytest.mark.parametrize("form", list(replay.WEIGHTS))
-def test_chances_of_a_draw(form):
+def test_draw_chances_follow_the_weights(form):
     """Mean |A| of tasks 0..3 is 2/3 (1, 1, 2, 4): a single draw takes them with chances 1/8, 1/8,
     1/4 and 1/2.
     """
@@ -210,7 +210,7 @@ def test_chances_of_a_draw(form):
     np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 4000, expected, atol=0.03)
 
 
-def test_groups_without_weight_are_drawn_last_but_drawn():
+def test_zero_weight_groups_are_drawn_last():
     made, draw, _ = programs(capacity=8, draw="advantage")
     buffer = filled(made, [0], scale=[0, 0, 0, 1e-30])
     for seed in range(10):
@@ -324,7 +324,7 @@ def test_one_trace_and_a_state_that_keeps_its_shapes_and_dtypes():
     assert {x.dtype for x in jax.tree.leaves((buffer, batch))} == DTYPES
 
 
-def test_whatever_comes_in_is_kept_in_float32_int32_and_bool():
+def test_buffer_stores_float32_int32_and_bool():
     made = replay.ring(capacity=6, batch_size=4)
     shorter = {"float32": jnp.bfloat16, "int32": jnp.int16, "bool": jnp.bool_}
     half = jax.tree.map(lambda x: x.astype(shorter[x.dtype.name]), make_groups(range(4), 1))
@@ -432,7 +432,9 @@ def test_mistakes_name_the_value_and_the_remedy(options, message):
 def test_groups_of_another_shape_are_refused():
     made = replay.ring(capacity=8, batch_size=4)
     buffer, groups = filled(made, []), make_groups(range(4), 0)
-    with pytest.raises(ValueError, match=r"tokens is \(4, 1, 4\): the buffer wants \(4, 3, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"tokens has shape \(4, 1, 4\): the buffer has \(4, 3, 4\)"
+    ):
         made.add(buffer, groups._replace(tokens=groups.tokens[:, :1]))
     for wrong in (1, 5):
         with pytest.raises(ValueError, match=f"{wrong} fresh groups: there must be 2 to 4"):

@@ -52,9 +52,7 @@ def test_half_of_a_batch_is_replayed_as_soon_as_the_buffer_can_give_it(replayed)
 
 
 @pytest.mark.slow
-def test_a_stopped_run_with_replay_goes_on_as_if_nothing_had_happened(
-    configure, replayed, tmp_path
-):
+def test_resume_with_replay_is_bit_for_bit(configure, replayed, tmp_path):
     folder, state = replayed
     train(configure(tmp_path, steps=4, **HARD))
     helpers.assert_same_bits(train(configure(tmp_path, **HARD)), state)
@@ -62,7 +60,7 @@ def test_a_stopped_run_with_replay_goes_on_as_if_nothing_had_happened(
 
 
 @pytest.mark.slow
-def test_a_buffer_opens_on_another_mesh_but_not_with_another_size(configure, replayed):
+def test_buffer_loads_on_another_mesh_but_not_with_another_size(configure, replayed):
     folder, state = replayed
     mesh = MeshConfig(data=4, model=2)
     helpers.assert_same_bits(train(configure(folder, mesh=mesh, **HARD)), state)
@@ -72,7 +70,7 @@ def test_a_buffer_opens_on_another_mesh_but_not_with_another_size(configure, rep
 
 
 @pytest.mark.slow
-def test_groups_of_skipped_updates_are_not_replayed_and_the_count_goes_on(configure, tmp_path):
+def test_groups_of_skipped_updates_are_not_stored(configure, tmp_path):
     """The first of four updates a step leaves such large parameters that none after it is finite:
     3, 7, 11 in a row.
     """

@@ -29,7 +29,7 @@ def stop(config, folder, **environment):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(configure, world, tmp_path):
+def test_killed_run_resumes_bit_for_bit(configure, world, tmp_path):
     held_out = TasksConfig(str(world / "tasks.jsonl"), name="held_out", limit=8)
     hard = HARD | {
         "evaluation": EvalConfig((held_out,), num_samples=0),
@@ -61,7 +61,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(configure, world, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "lines", "step"), [("SIGTERM", 2, 3), ("SIGHUP", 6, 6)])
-def test_a_signal_saves_within_the_step_and_the_run_goes_on(
+def test_signal_saves_after_the_step_and_the_run_resumes(
     configure, world, whole, tmp_path, name, lines, step
 ):
     """Evaluation and one step are written: it is in step 3; five steps are: it is in the evaluation
@@ -75,9 +75,10 @@ def test_a_signal_saves_within_the_step_and_the_run_goes_on(
     config = configure(tmp_path / "run", save_steps=100, eval_steps=3, evaluation=held_out)
     code, said, errors = stop(config, tmp_path, SEND=name, LINES=lines)
     assert code == 143, errors
-    assert (f"stopped by a signal after step {step}, saved") in said and not (
-        tmp_path / "run/policy"
-    ).exists()
+    assert (
+        f"stopped by a signal after step {step}; checkpoint {step} is saved. Run" in said
+        and not (tmp_path / "run/policy").exists()
+    )
     assert helpers.checkpoints(config.output_dir) == [step]
     evaluated = [
         line["step"]
@@ -120,7 +121,7 @@ def test_checkpoints_and_policy_do_not_depend_on_the_metrics(
 
 
 @pytest.mark.slow
-def test_a_run_outlives_all_that_it_prints_to(configure, whole, tmp_path):
+def test_run_survives_broken_output_streams(configure, whole, tmp_path):
     """Its own output, that of its rewards, and whatever a console of another encoding lacks."""
     config = configure(tmp_path / "run", rewards=("graders:chatty",), log_completions_steps=1)
     path = helpers.write_config(tmp_path / "config.py", config)
@@ -132,7 +133,7 @@ def test_a_run_outlives_all_that_it_prints_to(configure, whole, tmp_path):
     assert [line["reward"] for line in lines] == [line["reward"] for line in wanted]
 
 
-def test_under_nohup_hanging_up_stops_nothing():
+def test_nohup_ignores_sighup():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with stop_signals() as stopped:
@@ -147,7 +148,7 @@ def test_under_nohup_hanging_up_stops_nothing():
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_finished_run_has_nothing_left_to_do(configure, whole, capsys):
+def test_finished_run_does_nothing(configure, whole, capsys):
     folder, state = whole
     before = helpers.contents(folder / "checkpoints") | {0: (folder / "metrics.jsonl").read_bytes()}
     helpers.assert_same_bits(train(configure(folder)), state)
@@ -155,14 +156,14 @@ def test_a_finished_run_has_nothing_left_to_do(configure, whole, capsys):
         helpers.contents(folder / "checkpoints") | {0: (folder / "metrics.jsonl").read_bytes()}
         == before
     )
-    assert "going on after step 6" in capsys.readouterr().out
+    assert "resuming after step 6" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "mesh", [MeshConfig(data=8), MeshConfig(data=1, fsdp=8), MeshConfig(data=4, model=2)]
 )
-def test_a_checkpoint_opens_on_another_mesh(configure, whole, mesh):
+def test_checkpoint_loads_on_another_mesh(configure, whole, mesh):
     folder, state = whole
     restored = train(configure(folder, mesh=mesh))
     helpers.assert_same_bits(restored, state)

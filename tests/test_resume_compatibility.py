@@ -8,7 +8,7 @@ import pytest
 
 from jaxrft import config as configs
 from jaxrft.config import Config, ReplayConfig, TasksConfig
-from jaxrft.train.resume import kept_fields
+from jaxrft.train.resume import fixed_fields
 
 CONFIG = Config(model="a", tasks=TasksConfig("b.jsonl"), output_dir="c")
 REPLAY = dataclasses.replace(CONFIG, replay=ReplayConfig(capacity=64))
@@ -35,10 +35,10 @@ def test_every_field_has_one_rule(field):
     rules = [name for name, fields in RULES.items() if {field, field.partition(".")[0]} & fields]
     assert (rules or ["free"]) == [configs.resume_rule(field)]
     for config, names in ((CONFIG, {"kept"}), (REPLAY, {"kept", "kept with replay"})):
-        assert (field in kept_fields(config)) == (configs.resume_rule(field) in names)
+        assert (field in fixed_fields(config)) == (configs.resume_rule(field) in names)
 
 
-def test_every_rule_is_for_fields_that_there_are():
+def test_every_resume_rule_names_existing_fields():
     sections = {field.partition(".")[0] for field in FIELDS}
     assert {*FIELDS, *sections} >= {field for fields in RULES.values() for field in fields}
     assert sections == {*get_type_hints(Config)}
@@ -46,8 +46,8 @@ def test_every_rule_is_for_fields_that_there_are():
         configs.resume_rule("sead")
 
 
-def test_what_is_kept_has_its_value():
-    assert kept_fields(dataclasses.replace(CONFIG, seed=7))["seed"] == 7
-    assert kept_fields(REPLAY)["replay.capacity"] == 64 and "max_completion_length" in kept_fields(
-        REPLAY
-    )
+def test_fields_fixed_for_a_run_have_their_values():
+    assert fixed_fields(dataclasses.replace(CONFIG, seed=7))["seed"] == 7
+    assert fixed_fields(REPLAY)[
+        "replay.capacity"
+    ] == 64 and "max_completion_length" in fixed_fields(REPLAY)

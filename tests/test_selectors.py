@@ -207,7 +207,7 @@ def test_a_step_is_traced_once_and_keeps_the_state_fixed(name):
 
 
 @pytest.mark.slow
-def test_states_restored_from_a_checkpoint_continue_as_if_nothing_had_been(tmp_path):
+def test_restored_state_continues_bit_for_bit(tmp_path):
     middle = {
         name: run(compiled(name).step, compiled(name).state, KEYS[:4])[0] for name in CONTRACT
     }
@@ -225,7 +225,7 @@ def test_states_restored_from_a_checkpoint_continue_as_if_nothing_had_been(tmp_p
 
 
 @every_selector
-def test_a_donated_state_gives_its_memory_to_the_next_one(name):
+def test_donated_state_is_reused_for_the_next_one(name):
     selector, state, *_ = compiled(name)
     expected = jitted(selector)(KEYS[0], state, TASKS, batch_size=B)
     given = selector.init(TASKS, N)
@@ -333,7 +333,7 @@ def test_a_balanced_batch_has_as_many_tasks_of_each_domain(name):
 
 
 @pytest.mark.parametrize("order", ["shuffled", "sequential"])
-def test_balanced_epochs_go_on_in_each_domain_for_itself(order):
+def test_balanced_epochs_advance_in_each_domain_separately(order):
     selector = selectors.uniform(G, order=order, balance="equal")
     state, select = selector.init(TASKS, N), jitted(selector)
     for key in KEYS:
@@ -403,7 +403,7 @@ UNTRUE = [  # two rows each of ids, successes, trials, tokens
 
 
 @every_selector
-def test_padding_and_rows_that_cannot_be_true_are_inert(name):
+def test_padding_and_impossible_rows_change_nothing(name):
     selector, state, *_ = compiled(name)
     for update in filter(None, (selector.update, selector.update_references)):
         check_inert(name, state, update, jax.jit(update))
@@ -574,7 +574,7 @@ def test_feedback_may_come_in_parts(name, split):
 
 
 @pytest.mark.parametrize("name", ["uniform", "easy_to_hard", "mopps", "retire", "oracle"])
-def test_halves_of_a_batch_in_any_order_are_the_batch(name):
+def test_order_of_partial_feedback_does_not_matter(name):
     """Exactly, for what neither decays nor adapts by the step."""
     state, due = choose_and_wait(name, compiled(name).state, KEYS[0])
     kind, feedback = due[-1]
@@ -586,7 +586,7 @@ def test_halves_of_a_batch_in_any_order_are_the_batch(name):
         assert_equal(after, whole)
 
 
-def test_every_update_is_a_step_of_what_decays_or_adapts():
+def test_every_update_is_one_step_of_decay():
     """By hand: 8 of 8 for task 0, then for task 1, where one update would have given both 9 of 10
     and one move.
     """
@@ -675,7 +675,7 @@ def test_bots_matches_the_published_estimator():
         check(jnp.float64, 1e-6)
 
 
-def test_bots_finds_the_middle_and_uniform_does_not():
+def test_bots_selects_informative_tasks_more_often_than_uniform():
     selector = selectors.bots(G)
     state, choices = jax.lax.scan(
         stepper(selector), selector.init(TASKS, N), jax.random.split(jax.random.key(3), 60)
@@ -724,13 +724,13 @@ def rounds(selector, tasks, num_tasks, successes, steps):
     return ids, state
 
 
-def test_easy_to_hard_goes_down_the_pass_rates_and_begins_again():
+def test_easy_to_hard_orders_by_pass_rate_in_epochs():
     rates = jnp.array([[0.2], [0.9], [NAN], [0.5], [0.9]])
     ids, _ = rounds(selectors.easy_to_hard(G), Tasks(rates), 5, [4] * 5, 4)
     assert ids == [[1, 4], [3, 0], [2, 1], [4, 3]]
 
 
-def test_mopps_learns_from_visits_alone_and_finds_the_middle():
+def test_mopps_updates_visited_tasks_only_and_selects_informative_ones():
     truth = [0, 0, 4, 4, 8, 8]
     ids, state = rounds(selectors.mopps(G), Tasks(), 6, truth, 30)
     assert np.isin(ids[10:], [2, 3]).mean() > 0.8
@@ -797,7 +797,7 @@ def test_retire_fills_a_batch_up_with_retired_tasks_and_lets_them_come_back():
     assert choice.ids.tolist()[0] == 4 and choice.ids.tolist()[1] in (0, 1)
 
 
-def test_a_task_that_is_retired_no_more_joins_the_epoch():
+def test_reactivated_task_joins_the_current_epoch():
     selector = selectors.retire(G, review=0.0)
     select = jitted(selector)
     state = RetireState(jnp.array([1.0, 0.9, NAN, 0.5, 0.0]), jnp.array([5, 5, 6, 6, 6], jnp.int32))
@@ -813,7 +813,7 @@ def test_a_task_that_is_retired_no_more_joins_the_epoch():
         assert after.epochs.tolist() == [7, 6, 7, 7, 7]
 
 
-def test_retire_reviews_a_share_of_the_places():
+def test_retire_reviews_a_share_of_the_slots():
     """Of 4 places 0.3 are 1.2: one, and a second one with chance 0.2. A retired task is reviewed
     once an epoch.
     """
@@ -879,7 +879,7 @@ def test_a_retired_task_comes_for_review_or_where_too_few_are_active(
     assert (grown >= 0).all() and (grown[~retired] == 0).all()
 
 
-def test_the_oracle_follows_what_is_revealed():
+def test_oracle_selects_by_the_revealed_pass_rates():
     def choose(state, *rates, batch_size=2):
         return oracle(G).select(
             KEYS[0], reveal(state, jnp.array(rates)), Tasks(), batch_size=batch_size
@@ -1106,7 +1106,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("name", FACTORIES)
-def test_every_argument_means_something_or_is_refused_by_name(name):
+def test_meaningless_argument_is_refused_by_name(name):
     factory, given = FACTORIES[name], {"num_generations": G}
     given |= {"predictor": PREDICTOR} if name == "dots" else {}
     for argument in inspect.signature(factory).parameters:
@@ -1165,7 +1165,7 @@ EXTREME = {
 
 
 @pytest.mark.parametrize("name", EXTREME)
-def test_beliefs_stay_pass_rates_at_the_ends_of_what_is_taken(name):
+def test_beliefs_stay_in_range_at_the_limits_of_accepted_arguments(name):
     selector = selectors.SELECTORS[name](2**24, **EXTREME[name])
     state = selector.init(TASKS, N)
     select, update = jitted(selector), jax.jit(selector.update)
@@ -1238,7 +1238,7 @@ TABLES = {
 
 
 @pytest.mark.parametrize("field", Tasks._fields)
-def test_tables_of_tasks_that_cannot_be_are_refused_by_every_selector(field):
+def test_every_selector_refuses_invalid_task_tables(field):
     for name in ("uniform", "adaptive", "mopps", "bots"):
         selector = selectors.make(name, G)
         for value in TABLES[field]:

@@ -101,7 +101,7 @@ def test_a_student_learns_by_hand():
     )
 
 
-def test_references_and_embeddings_say_what_they_are_asked_to():
+def test_references_and_embeddings_follow_their_options():
     def tasks_of(**changes):
         world = simulate.students(simulate.StudentConfig(tasks=500, **changes), num_generations=8)
         tasks, state = world.init(KEY)
@@ -147,7 +147,7 @@ def test_coverage_by_hand():
     assert trials.coverage(ids, ids != 4, 10) == pytest.approx(0.2)
 
 
-def test_what_is_believed_is_judged_before_the_step():
+def test_beliefs_are_scored_before_the_update():
     table = np.tile(np.array([0, 1] * 3, np.int8), (100, 1))
     world = world_of(table)
     counting = selectors.Selector(
@@ -164,7 +164,7 @@ def test_what_is_believed_is_judged_before_the_step():
     assert not trace.informative.any() and trace.ids.shape == (2, 3, 2)
 
 
-def test_probes_are_counted_and_their_informative_groups_trained_on():
+def test_reference_groups_are_counted_and_informative_ones_trained_on():
     params = training.initial(KEY, 6, width=8, layers=1)
     world = simulate.students(
         simulate.StudentConfig(tasks=24, width=6, difficulty=0.0), num_generations=8
@@ -273,7 +273,7 @@ def test_dots_on_responses_with_embeddings(file, tmp_path, capsys):
     ) in capsys.readouterr().err
 
 
-def test_students_show_their_ability(capsys):
+def test_students_report_their_ability(capsys):
     flags = [
         "--steps",
         "3",
@@ -316,10 +316,13 @@ def test_students_show_their_ability(capsys):
         (["--selectors"], "selectors are none: name some of uniform"),
         (["--selectors", ""], "selectors are none: name some of uniform"),
         (["--selectors", ",,"], "selectors are none: name some of uniform"),
-        (["--selectors", "uniform,"], "selectors are 'uniform,': a name is missing beside a comma"),
+        (
+            ["--selectors", "uniform,"],
+            "selectors are 'uniform,': a name is missing next to a comma",
+        ),
         (
             ["--selectors", "uniform", ""],
-            "selectors are 'uniform ': a name is missing beside a comma",
+            "selectors are 'uniform ': a name is missing next to a comma",
         ),
         (
             ["--selectors", "uniform", "bots,uniform"],
@@ -328,7 +331,7 @@ def test_students_show_their_ability(capsys):
         (["--selectors", "uniform", "bot"], "no selector 'bot': did you mean bots?"),
         (["--schedule", ""], "schedules are none: name some of up, still, down, jump"),
         (["--schedule"], "schedules are none: name some of up, still, down, jump"),
-        (["--schedule", "up,,down"], "schedules are 'up,,down': a name is missing beside a comma"),
+        (["--schedule", "up,,down"], "schedules are 'up,,down': a name is missing next to a comma"),
         (["--schedule", "stil"], "no schedule 'stil': did you mean still? (up, still, down, jump)"),
         (["--seeds", "0"], "seeds is 0: it must be at least 1"),
         (["--seeds", "-3"], "seeds is -3: it must be at least 1"),
@@ -347,17 +350,20 @@ def test_a_mistake_is_one_sentence(file, flags, message, capsys):
     [
         (
             ["--students.references", "none"],
-            "students.references is none, but bots chooses by them: leave it out",
+            "students.references is none, but bots needs them: leave it out",
         ),
-        (["--schedule", "down"], "schedule is of a replayed policy, but students learn"),
-        (["--end", "0.5"], "end is of a replayed policy"),
+        (
+            ["--schedule", "down"],
+            "schedule is an option of a replayed policy, but --responses is missing",
+        ),
+        (["--end", "0.5"], "end is an option of a replayed policy"),
         (
             ["--select.name", "dots"],
-            "select.name is of training, but here selectors are named with --selectors: leave",
+            "select.name is an option of training, but here selectors are named with --selectors",
         ),
         (
             ["--select.embeddings", "policy"],
-            "select.embeddings is of training, but here the world has its own: leave",
+            "select.embeddings is an option of training, but here the world has its own: leave",
         ),
     ],
 )
@@ -403,7 +409,7 @@ def test_responses_that_unpack_to_more_than_memory_are_refused(tmp_path, monkeyp
         {"rewards": "x"},
     ],
 )
-def test_students_that_cannot_be_are_refused(values):
+def test_invalid_students_are_refused(values):
     with pytest.raises(InputError, match=f"students.{next(iter(values))} is .*: it must be "):
         simulate.students(simulate.StudentConfig(**values), num_generations=8)
 

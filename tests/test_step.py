@@ -46,7 +46,7 @@ LENGTHS = {"max_completion_length": 8, "overlong_buffer": 8, "overlong_penalty":
 @pytest.mark.parametrize(
     "changes", [{"scale_rewards": "group"}, {"scale_rewards": "none"} | LENGTHS]
 )
-def test_a_group_whose_sums_differ_by_rounding_teaches_nothing_anywhere(changes):
+def test_sums_that_differ_by_rounding_are_not_informative(changes):
     """Neither in its advantages, nor in metrics, nor when it joins another batch or would enter a
     replay.
     """
@@ -60,7 +60,7 @@ def test_a_group_whose_sums_differ_by_rounding_teaches_nothing_anywhere(changes)
     assert buffer.groups.task.tolist()[:1] == [1] and (buffer.groups.step >= 0).sum() == 1
 
 
-def test_each_task_is_judged_by_its_own_success():
+def test_success_of_each_task_is_its_own_reward():
     """The first by reward 0 at the rate 1/4, the second by reward 1 at 3/4 of 4, the third by
     none.
     """
@@ -78,7 +78,7 @@ def test_each_task_is_judged_by_its_own_success():
 
 
 @pytest.mark.parametrize("changes", [{}, LENGTHS])
-def test_a_sample_without_a_reward_is_masked_and_zero_from_the_grader_to_the_loss(changes):
+def test_sample_without_reward_is_masked_from_grader_to_loss(changes):
     """None on one sample of the first group and on all of the third; the penalty is of samples with
     a reward only.
     """
@@ -102,7 +102,7 @@ def test_a_sample_without_a_reward_is_masked_and_zero_from_the_grader_to_the_los
     assert buffer.groups.valid.tolist()[0] == [True, False, True, True]
 
 
-def test_groups_that_are_not_chosen_for_the_replay_stay_out():
+def test_store_groups_adds_masked_rows_only():
     setup, found = judged([[[1], [0], [0], [0]]] * 3, [0, 0, 0])
     setup = dataclasses.replace(setup, replay=replay.ring(capacity=8, batch_size=2))
     buffer = setup.replay.init(found.groups)

@@ -54,7 +54,7 @@ def test_a_sharded_table_is_not_gathered(mesh):
     assert "f32[4096]" not in program and "f32[4,1024]" not in program
 
 
-def test_excluded_tasks_come_behind_nan():
+def test_excluded_tasks_sort_after_nan():
     """Of six, -inf and inf are excluded, so that NaN comes before them."""
     score = jnp.array([NAN, INF, -INF, 2.0, NAN, 1.0])
     exclude = jnp.array([False, True, True, False, False, False])
@@ -66,7 +66,7 @@ def test_excluded_tasks_come_behind_nan():
     assert set(last) == {1, 2} and abs(last[1] - 100) < 35
 
 
-def test_what_is_not_excluded_is_drawn_as_if_there_were_nothing_else():
+def test_exclusion_leaves_the_draw_among_other_tasks_unchanged():
     """Pearson's statistic over the 20 pairs of five of eight tasks; 44 is its 99.9 % quantile."""
     exclude, count = jnp.isin(jnp.arange(8), jnp.array([0, 3, 4])), 10_000
     keys = jax.random.split(jax.random.key(6), count)
@@ -161,7 +161,7 @@ def test_quotas_by_hand():
     )
 
 
-def test_quotas_among_candidates_count_these_alone():
+def test_quotas_among_candidates_count_candidates_only():
     domain, among = jnp.array([0, 0, 0, 3, 3, 3]), jnp.array([5, 1, 2])
     quota = topk.quota(
         jax.random.key(0), Tasks(domain=domain), batch_size=2, balance="equal", among=among
@@ -169,7 +169,7 @@ def test_quotas_among_candidates_count_these_alone():
     assert quota.domain.tolist() == [3, 0, 0] and quota.slots.tolist() == [1, 0, 0, 1, 0, 0]
 
 
-def test_places_of_a_large_table_do_not_overflow():
+def test_quotas_of_a_large_table_do_not_overflow():
     domain = jnp.arange(3_000_000) % 3
     found = places(jax.random.key(0), domain, 1000, "proportional")
     assert sorted(found[:3].tolist()) == [333, 333, 334] and int(found.sum()) == 1000
@@ -230,7 +230,7 @@ def test_quotas_hold_whatever_the_domains_and_scores(balance, size, domain, scor
     exclude=st.lists(st.booleans(), min_size=24, max_size=24).map(np.array),
     seed=st.integers(0, 99),
 )
-def test_quotas_count_what_is_not_excluded(choose, domain, score, exclude, seed):
+def test_quotas_count_tasks_that_are_not_excluded(choose, domain, score, exclude, seed):
     _, size = choose
     given_places, ids = map(
         np.asarray, CHOOSE[choose](jax.random.key(seed), score, domain, exclude)

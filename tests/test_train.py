@@ -37,7 +37,7 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_line_a_step_under_the_names_that_people_know(whole):
+def test_each_step_logs_one_line_under_trl_names(whole):
     folder, _ = whole
     found = lines(folder)
     assert [line["step"] for line in found] == [1, 2, 3, 4, 5, 6]
@@ -55,7 +55,7 @@ def test_a_line_a_step_under_the_names_that_people_know(whole):
     )
 
 
-def test_the_posterior_counts_what_was_seen(whole):
+def test_posterior_counts_the_rollouts(whole):
     folder, state = whole
     assert int(state.step) == 6 and np.asarray(state.counters.last_seen).max() == 6
     believed = state.selector.posterior
@@ -73,9 +73,7 @@ def test_the_run_keeps_its_config_versions_checkpoints_and_policy(whole, configu
     assert (folder / "policy/tokenizer.json").is_file()
 
 
-def test_equal_rewards_leave_the_parameters_exactly_as_they_were(
-    configure, world, tmp_path, capsys
-):
+def test_equal_rewards_leave_the_parameters_unchanged(configure, world, tmp_path, capsys):
     state = train(configure(tmp_path, steps=3), reward={"graders:starts": graders.zero})
     helpers.assert_same_bits(state.params, weights.load(world / "policy", helpers.SHAPE))
     assert [line["grad_norm"] for line in lines(tmp_path)] == [0, 0, 0]
@@ -86,7 +84,7 @@ def test_equal_rewards_leave_the_parameters_exactly_as_they_were(
     )
 
 
-def test_graders_that_hang_die_raise_or_answer_twice_cost_their_rewards_only(configure, tmp_path):
+def test_failing_graders_lose_their_rewards_only(configure, tmp_path):
     config = configure(tmp_path, steps=3, reward_timeout=0.5, reward_workers=2)
     state = train(config, reward={"graders:starts": graders.troubles})
     assert int(state.step) == 3
@@ -107,7 +105,7 @@ def test_a_reward_that_never_applies_changes_nothing(configure, whole, tmp_path)
     ]
 
 
-def test_a_failed_grader_takes_its_row_along_and_a_reward_that_does_not_apply_does_not():
+def test_failed_grader_invalidates_its_row_and_none_does_not():
     lost = np.array([[False, False], [False, False], [False, True]])
     verdicts = Rewards(
         *helpers.masked_rewards([[1.0, 0.5], [1.0, None], [1.0, None]]), lost, {"invalid": 0}, []
@@ -176,9 +174,7 @@ def test_the_first_step_says_what_was_compiled(configure, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_run_that_diverges_stops_with_its_last_batch_and_saves_nothing_on_the_way(
-    configure, tmp_path
-):
+def test_diverging_run_stops_saves_its_batch_and_no_checkpoint(configure, tmp_path):
     wanted = (
         "step 4 has the last of 3 updates .* batch is in .*, the newest checkpoint is of "
         "step 1; lower"

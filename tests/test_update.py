@@ -174,7 +174,7 @@ def test_micro_batches_change_no_number(params, batch, loss_type, micro_batch_si
     assert metrics["clip_ratio/region_mean"] > 0  # clipping was tried
 
 
-def test_mini_batches_share_out_the_tasks_of_each_pass(params, batch):
+def test_mini_batches_partition_the_tasks_of_each_pass(params, batch):
     """At learning rate 0 the mean over equal mini-batches of a mean over rows is the mean over all
     rows.
     """

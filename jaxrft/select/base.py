@@ -62,13 +62,13 @@ class PassRate(Protocol[AnyState]):
 
 
 class ReferenceSet(Protocol[AnyState]):
-    """Draws the ids [K] of tasks whose pass rates tell those of all others."""
+    """Draws the ids [K] of tasks from whose pass rates all others are predicted."""
 
     def __call__(self, key: Array, state: AnyState, tasks: Tasks) -> Array: ...  # noqa: D102
 
 
 class Selector(NamedTuple, Generic[State]):
-    """Chooses tasks, and learns from what came of them."""
+    """Chooses tasks, and updates its beliefs by their rollouts."""
 
     init: Init[State]
     select: Select[State]
@@ -98,8 +98,8 @@ Score = Callable[[Counting, topk.Quota | None, Array | None], Array]
 def select_smallest(
     score: Score[Counting], pass_rate: PassRate[Counting], balance: topk.Balance
 ) -> Select[Counting]:
-    """Returns the `select` that takes the smallest scores, ties at random, and counts what it
-    chooses.
+    """Returns a `select` that takes the smallest scores, ties at random, and counts the visits of
+    each task.
     """
 
     def select(

@@ -25,7 +25,7 @@ from jaxrft.types import Array, Choice, Feedback, Tasks
 
 
 class BotsState(NamedTuple):
-    """What BOTS believes of every task, and of the policy."""
+    """The posteriors of all tasks, and the state of the implicit evidence."""
 
     posterior: posterior.BetaState
     evidence: evidence.InterpolationState
@@ -50,7 +50,7 @@ def bots(
 
     `decay` in [0, 1]: pull towards `prior` a step; `rho` in [0, 1]: weight of implicit against
     explicit evidence; `momentum` in [0, 1): smoothing of the capability; `target` in (0, 1): the
-    pass rate whose neighbours are chosen; `prior`: pseudo-successes and pseudo-failures, scalars or
+    pass rate whose neighbors are chosen; `prior`: pseudo-successes and pseudo-failures, scalars or
     [N]. Any of them may be a tracer (a sweep by `vmap`). `per_domain`: a capability for each of
     `tasks.domain`, which the paper has not; `balance` of the batch between them as `topk.quota`
     says. Every update is one step of `decay`, of implicit evidence and of `momentum`: a batch in

@@ -1,9 +1,8 @@
 """Checks arguments of selectors, tables of tasks and feedback, before they become beliefs.
 
-An argument declares what it may be: a `Range` of real numbers, a count, a flag, or one of a few
-words. Whatever fits is taken, Python's numbers as well as numpy's and JAX's; whatever does not is
-an InputError that names the argument and its value. Tracers and descriptions of arrays have no
-values, so that of them only shape and dtype are checked.
+The kinds of arguments are real numbers in a `Range`, counts, flags, and one of a few words. Numbers
+may be Python's, numpy's or JAX's. Any other value raises an InputError that names the argument and
+the value. Tracers and descriptions of arrays have no values: only shape and dtype are checked.
 """
 
 import difflib
@@ -46,21 +45,21 @@ NOT_NEGATIVE = Range(lambda x: (x >= 0) & (x <= LARGEST), "0 or more, at most 1e
 
 
 def check(name: str, value: ArrayLike, allowed: Range, *, per_task: bool = False) -> None:
-    """Raises InputError unless `value` is a real number in the range `allowed` when it is a
-    float32.
+    """Raises InputError unless `value` is a real number that, as a float32, is in the range
+    `allowed`.
 
-    `per_task`: an array [N] of such numbers will do too.
+    `per_task`: an array [N] of such numbers is valid, too.
     """
-    found = value if isinstance(value, Tracer) else as_array(value)
+    array = value if isinstance(value, Tracer) else as_array(value)
     wanted = f"numbers {allowed.wanted}, one or [N]" if per_task else f"a number {allowed.wanted}"
-    if found is None or found.dtype == np.bool_ or not are_numbers(found) or found.ndim > per_task:
+    if array is None or array.dtype == np.bool_ or not are_numbers(array) or array.ndim > per_task:
         raise InputError(f"{name} is {shown(value)}: it must be {wanted}")
-    if isinstance(found, Tracer):
+    if isinstance(array, Tracer):
         return
     with np.errstate(over="ignore"):
-        rounded = found.astype(np.float32)
+        rounded = array.astype(np.float32)
     if not np.all(allowed.fits(rounded)):
-        precision = " as a float32 too" if np.all(allowed.fits(found)) else ""
+        precision = " as a float32 too" if np.all(allowed.fits(array)) else ""
         raise InputError(f"{name} is {shown(value)}: it must be {allowed.wanted}{precision}")
 
 
@@ -152,10 +151,10 @@ def check_select(
 
 def check_flag(name: str, value: object) -> bool:
     """Returns `value` as a bool; raises InputError for anything but True and False."""
-    found = None if isinstance(value, Tracer) else as_array(value)
-    if found is None or found.ndim or found.dtype != np.bool_:
+    array = None if isinstance(value, Tracer) else as_array(value)
+    if array is None or array.ndim or array.dtype != np.bool_:
         raise InputError(f"{name} is {shown(value)}: it must be True or False")
-    return bool(found)
+    return bool(array)
 
 
 def check_choice(name: str, value: object, options: Iterable[str], of: str = "") -> None:
@@ -176,10 +175,10 @@ def check_balance(balance: object) -> None:
 
 
 def check_table(tasks: Tasks, num_tasks: object, *, balance: Balance = "none") -> int:
-    """Returns the number of tasks, for a table all of whose fields fit it.
+    """Returns the number of tasks as an int, and checks every field of the table.
 
-    Raises InputError for a field of `Tasks` that is no array with a row a task or holds what it
-    cannot, and for a `balance` between domains that are missing.
+    Raises InputError for a field of `Tasks` that is not an array with a row a task or has invalid
+    values, and for a `balance` without domains.
     """
     num_tasks = check_count("the number of tasks", num_tasks, most=COUNTED)
     if not isinstance(tasks, Tasks):
@@ -207,10 +206,10 @@ def check_references(rates: Array, num_tasks: int, *, least: int = 1) -> None:
             f"a column for each of at least {least} reference policies, weakest first "
             "(tasks.pass_rate_columns)"
         )
-    wrong = _first_outside(rates)
-    if wrong is not None:
-        place, rate = wrong
-        row, column = divmod(place, rates.shape[1])
+    first_outside = _first_outside(rates)
+    if first_outside is not None:
+        index, rate = first_outside
+        row, column = divmod(index, rates.shape[1])
         raise InputError(
             f"reference pass rate of task {row}, column {column} is {rate:g}: "
             "it must lie in [0, 1], or be NaN where it is unknown"
@@ -290,8 +289,8 @@ def count_domains(tasks: Tasks, num_tasks: int) -> int:
     """
     if tasks.domain is None:
         raise InputError(
-            "nothing tells the tasks' domains that this selector is to keep apart: "
-            "name their column in tasks.domain_column, or pass them in Tasks.domain"
+            "this selector needs the tasks' domains, but none are given: "
+            "set tasks.domain_column, or pass them in Tasks.domain"
         )
     check_domains(tasks.domain, num_tasks)
     return num_tasks if _has_no_values(tasks.domain) else _extremes(tasks.domain)[1] + 1
@@ -316,13 +315,12 @@ def check_feedback(feedback: Feedback) -> Feedback:
 
 
 def credible(feedback: Feedback, num_tasks: int) -> Feedback:
-    """Returns the feedback with every row that cannot be true made padding, as if nothing had been
-    rolled out.
+    """Returns the feedback with its invalid rows set to padding: 0 trials of task 0.
 
-    A row counts if 0 <= successes <= trials, trials is from 1e-12 to 1e12, and id is a task's; so
-    NaN anywhere in a row costs this row only. Tokens that cannot be are 0, which is unknown. Rows
-    that count stay bit for bit as they are. Inside a program nothing can be refused:
-    `Session.record` refuses what this leaves out.
+    A row is valid if 0 <= successes <= trials, trials is from 1e-12 to 1e12, and id is that of a
+    task; a NaN makes its row invalid, and no other. Invalid tokens become 0, which is unknown.
+    Valid rows stay the same bit for bit. A compiled program cannot raise errors: `Session.record`
+    raises one for the rows that this function drops.
     """
     ids, successes, trials, tokens = check_feedback(feedback)
     possible = (successes >= 0) & (successes <= trials) & (ids >= 0) & (ids < num_tasks)
@@ -331,12 +329,12 @@ def credible(feedback: Feedback, num_tasks: int) -> Feedback:
     return Feedback(*map(_only, (valid, valid, valid, known), (ids, successes, trials, tokens)))
 
 
-def _only(kept: AnyArray, values: Array) -> Array:
-    return jnp.where(kept, values, jnp.zeros((), values.dtype))
+def _only(mask: AnyArray, values: Array) -> Array:
+    return jnp.where(mask, values, jnp.zeros((), values.dtype))
 
 
 def as_array(values: object) -> np.ndarray | None:
-    """Returns an array of whatever somebody's loop has; None where numpy can make none of it."""
+    """Converts values of any library to a numpy array; None where numpy cannot."""
     try:
         return np.asarray(values)
     # rows that differ in length, torch's gradients and bfloat16, whatever an __array__ raises
@@ -365,14 +363,14 @@ def _check_numbers(name: str, values: object) -> None:
     """Raises InputError unless a field of `Tasks` is an array of numbers."""
     if not isinstance(values, AnyArray | jax.ShapeDtypeStruct) or not are_numbers(values):
         raise InputError(
-            f"Tasks.{name} is no table of numbers but {shown(values)}: give an "
+            f"Tasks.{name} is {shown(values)}, not an array of numbers: give an "
             "array with one row a task"
         )
 
 
 def _first_outside(rates: Array) -> tuple[int, float] | None:
-    """Returns the first of the flattened rates outside [0, 1], with its place; None for none and
-    for a tracer.
+    """Returns (index, rate) of the first of the flattened rates outside [0, 1]; None if there is
+    none, and for a tracer.
     """
     if _has_no_values(rates):
         return None
@@ -381,8 +379,8 @@ def _first_outside(rates: Array) -> tuple[int, float] | None:
         outside = ((rates < 0) | (rates > 1)).reshape(-1)
         if not bool(outside.any()):
             return None
-        place = int(outside.argmax())
-        return place, float(rates.reshape(-1)[place])
+        index = int(outside.argmax())
+        return index, float(rates.reshape(-1)[index])
 
 
 def _rows_not_finite(values: Array) -> tuple[int, int] | None:

@@ -23,7 +23,7 @@ from jaxrft.types import Array, Choice, Feedback, Tasks
 
 
 class MoppsState(NamedTuple):
-    """What MoPPS believes of every task."""
+    """The posteriors of all tasks."""
 
     posterior: posterior.BetaState
 

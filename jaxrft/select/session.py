@@ -1,6 +1,4 @@
-"""A selector for other people's loops: plain numbers in and out, whatever framework trains the
-policy.
-"""
+"""A selector for the training loops of other libraries: plain numbers in and out."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +20,7 @@ from jaxrft.select.checks import (
 )
 from jaxrft.types import Array, Feedback, InputError, Projections, Tasks
 
-# far from what selectors split off their key: jax.random.split(key)[i] is fold_in(key, i)
+# no index that selectors use themselves: jax.random.split(key)[i] is fold_in(key, i)
 REFERENCES = 2**32 - 1
 
 
@@ -40,15 +38,12 @@ class Session:
 
     A loop that rolls out ahead records late, in any order and in parts, as `record` says.
 
-    `tasks` is their number, or the `Tasks` that say something about each. The same seed, selector
-    and records make the same choices; a session that loads another's `state_dict` continues as it
-    would have.
+    `tasks` is the number of tasks, or their table `Tasks`. The same seed, selector and records make
+    the same choices. A session that loads the `state_dict` of another one continues like it.
     """
 
     def __init__(self, selector: Selector, tasks: Tasks | int, seed: int = 0):
-        """Raises InputError for a selector that asks for what `tasks` do not say, or for more tasks
-        than there are.
-        """
+        """Raises InputError for `tasks` without the columns that the selector needs."""
         functions = selector[:4] if isinstance(selector, Selector) else ()
         if not functions or not all(map(callable, functions)):
             raise InputError(
@@ -77,10 +72,10 @@ class Session:
         self._pass_rate = selector.pass_rate
 
     def reference_set(self) -> np.ndarray:
-        """Returns the ids [K] of tasks to roll out and `record` before the `next` ones; none in
-        most steps.
+        """Returns the ids [K] of tasks to roll out and `record` before the call of `next`.
 
-        Only `dots` has reference sets, every `reference_every` steps.
+        Only `dots` has reference sets, every `reference_every` steps. In other steps there are no
+        ids.
         """
         if self._reference_set is None or self._step % self._reference_every:
             return np.zeros(0, np.int32)
@@ -109,11 +104,11 @@ class Session:
         *,
         reference: bool = False,
     ) -> None:
-        """Tells the selector what came of the tasks `ids`: `successes` of `trials` rollouts each,
+        """Updates the selector by the rollouts of the tasks `ids`: `successes` of `trials` each,
         fractions allowed.
 
-        `tokens`: completion tokens of each task's rollouts. `trials` of 0 marks a task of which
-        nothing is known. `reference`: the tasks are a `reference_set`. Another number of tasks than
+        `tokens`: completion tokens of each task's rollouts. `trials` of 0 marks a task without
+        rollouts. `reference`: the tasks are a `reference_set`. Another number of tasks than
         before compiles the update again.
 
         Feedback may come any number of steps late, in another order than the choices, and in parts:
@@ -127,15 +122,15 @@ class Session:
 
         Every call is one step of what a selector does by the step: `bots` decays all evidence and
         adds implicit evidence of all other tasks, `greso` moves its two chances, and `adaptive`
-        lets beliefs drift. So a batch in two calls is two steps. `mopps`, `retire` and the streaks
-        of `greso` change with the tasks recorded alone. Every call is one visit of its tasks. If a
-        task's rollouts come in two calls, `mopps` discounts twice, `greso` counts two visits, and
-        `retire` goes by the pass rate of the last call. So give those of a task together. A task
-        that was chosen again before it was recorded takes both records. What a loop never records
-        is lost, and nothing waits for it.
+        adds the variance of its random walk. So a batch in two calls is two steps. `mopps`,
+        `retire` and the streaks of `greso` change with the recorded tasks only. Every call is one
+        visit of its tasks. If a task's rollouts come in two calls, `mopps` discounts twice, `greso`
+        counts two visits, and `retire` goes by the pass rate of the last call. So give those of a
+        task together. A task that was chosen again before it was recorded takes both records. A
+        choice that is never recorded has no effect on later choices.
 
         Raises InputError for lengths that differ, ids that are no task's or come twice, successes
-        outside [0, trials], tokens that cannot be, and references of a selector without.
+        outside [0, trials], invalid tokens, and references of a selector without reference sets.
         """
         tasks = _column("ids", ids)
         spent = np.zeros(len(tasks)) if tokens is None else tokens
@@ -152,11 +147,11 @@ class Session:
         self._state = update(self._state, self._tasks, feedback)
 
     def pass_rate(self) -> np.ndarray:
-        """Computes the pass rates [N] that the selector believes; NaN where it believes nothing."""
+        """Computes the pass rates [N] that the selector believes; NaN where there is no belief."""
         return np.asarray(self._pass_rate(self._state, self._tasks))
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Collects all that changes in a flat dictionary of numpy arrays.
+        """Collects the state in a flat dictionary of numpy arrays.
 
         numpy.savez and safetensors.numpy.save_file take it.
         """
@@ -166,7 +161,7 @@ class Session:
         }
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
-        """Continues where the session that gave `state` stood.
+        """Continues from the state of another session.
 
         Raises InputError, and stays as it is, for the state of another selector or of another
         number of tasks, and for one with numbers that no session has.
@@ -212,27 +207,26 @@ class Session:
 
         NaN, which is unknown, is taken only where a new session has it.
         """
-        found = as_array(value)
-        if found is None or found.shape != like.shape or found.dtype.kind != like.dtype.kind:
-            had = (
-                shown(value)
-                if found is None or not are_numbers(found)
-                else f"{found.dtype}{list(found.shape)}"
-            )
+        array = as_array(value)
+        if array is None or array.shape != like.shape or array.dtype.kind != like.dtype.kind:
+            description = shown(value)
+            if array is not None and are_numbers(array):
+                description = f"{array.dtype}{list(array.shape)}"
             raise InputError(
-                f"{name!r} of the state is {had} and not {like.dtype}{list(like.shape)}: "
+                f"{name!r} of the state is {description} and not {like.dtype}{list(like.shape)}: "
                 "it is of another selector or other tasks"
             )
         with np.errstate(over="ignore"):
-            kept = found.astype(like.dtype)
-        infinite = like.dtype.kind == "f" and np.isinf(kept).any()
-        unknown = like.dtype.kind == "f" and np.isnan(kept).any() and name not in self._unknown
-        if infinite or unknown or (like.dtype.kind == "i" and (kept != found).any()):
+            converted = array.astype(like.dtype)
+        is_float = like.dtype.kind == "f"
+        infinite = is_float and np.isinf(converted).any()
+        unknown = is_float and np.isnan(converted).any() and name not in self._unknown
+        if infinite or unknown or (like.dtype.kind == "i" and (converted != array).any()):
             raise InputError(
                 f"{name!r} of the state holds numbers that no session has: it was "
                 "damaged, save it again"
             )
-        return kept
+        return converted
 
     def _key(self) -> Array:
         """Derives the random key of this step from the seed."""
@@ -241,7 +235,7 @@ class Session:
     def _check(
         self, ids: np.ndarray, successes: np.ndarray, trials: np.ndarray, tokens: np.ndarray
     ) -> None:
-        """Raises InputError for the first thing that cannot be recorded."""
+        """Raises InputError for the first invalid column of a record."""
         lengths = [len(x) for x in (ids, successes, trials, tokens)]
         if len(set(lengths)) > 1:
             raise InputError(
@@ -261,8 +255,8 @@ class Session:
                 f"trials are {shown(trials.tolist())}: they must be 0, or {POSITIVE.wanted}"
             )
         if not ((successes >= 0) & (successes <= trials)).all():
-            found = f"{shown(successes.tolist())} of {shown(trials.tolist())} trials"
-            raise InputError(f"successes are {found}: they lie in [0, trials]")
+            counts = f"{shown(successes.tolist())} of {shown(trials.tolist())} trials"
+            raise InputError(f"successes are {counts}: they must be in [0, trials]")
         if not NOT_NEGATIVE.fits(tokens).all():
             raise InputError(
                 f"tokens are {shown(tokens.tolist())}: they are numbers of {NOT_NEGATIVE.wanted}"
@@ -270,30 +264,28 @@ class Session:
 
 
 def _column(name: str, values: object) -> np.ndarray:
-    """Returns the numbers given for each task [n]."""
-    found = as_array(values)
-    if found is None or found.ndim != 1 or not are_numbers(found):
+    """Converts the numbers given for each task to an array [n]."""
+    column = as_array(values)
+    if column is None or column.ndim != 1 or not are_numbers(column):
         raise InputError(f"{name} are {shown(values)}: give a list with one number a task")
-    return found
+    return column
 
 
 def _arrays(tasks: Tasks) -> Tasks:
-    """Returns the tasks with arrays for what lists there are; numpy's become JAX's once `checks`
-    has seen them.
-    """
+    """Converts the lists among the columns of the tasks to numpy arrays, for `checks` to see."""
 
     def array(name: str, value: object) -> Any:
         if value is None or isinstance(value, jax.Array | np.ndarray):
             return value
         if isinstance(value, Projections):
             return Projections(*(array(name, part) for part in value))
-        found = as_array(value)
-        if found is None or not are_numbers(found):
+        column = as_array(value)
+        if column is None or not are_numbers(column):
             raise InputError(
-                f"Tasks.{name} is no table of numbers but {shown(value)}: give an array with "
+                f"Tasks.{name} is {shown(value)}, not an array of numbers: give an array with "
                 "one row a task"
             )
-        return found
+        return column
 
     return Tasks(**{name: array(name, value) for name, value in tasks._asdict().items()})
 
@@ -303,7 +295,7 @@ def _number(tasks: Tasks) -> int:
     rows = {len(x) if x.ndim else 0 for x in jax.tree.leaves(tasks)}
     if not rows:
         raise InputError(
-            "Tasks() says nothing, not even how many tasks there are: give their number instead"
+            "Tasks() has no columns, and the number of tasks is unknown: give their number instead"
         )
     if len(rows) > 1:
         raise InputError(

@@ -30,7 +30,7 @@ UNUSED = {"name": "selectors are named with --selectors", "embeddings": "the wor
 MOST_GROUPS = 2**28  # of some 20 bytes
 MOST_SEEDS = 2**31 - 1  # int32
 ORACLE = "oracle"
-GROUPS = "groups"  # rolled out, shown where selectors differ in it because one of them probes
+GROUPS = "groups"  # rolled out; shown with dots, whose reference sets add to them
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class SimulateConfig(Checked):
     A row a selector, means over the seeds and half the width of their 95 % intervals. effective:
     share of the groups that were informative, neither all right nor all wrong; signal: mean 4 p (1
     - p) of the chosen; mse, pearson: of the pass rates believed before a step, against the true
-    ones of all tasks; auc: how well they told which of the chosen would be informative; coverage:
-    share of the tasks rolled out in the last 50 steps; ability: of students, the mean pass rate at
-    the end. uniform believes nothing: with references, it has what bots would believe of its
-    rollouts.
+    ones of all tasks; auc: how well they predicted which of the chosen would be informative;
+    coverage: share of the tasks rolled out in the last 50 steps; ability: of students, the mean
+    pass rate at the end. uniform has no beliefs: with references, it is scored by the beliefs that
+    bots would have after its rollouts.
     """
 
     responses: FilePath | None = None
@@ -64,7 +64,7 @@ class SimulateConfig(Checked):
     num_generations: int = 16
     """Rollouts a task."""
     seeds: int = 5
-    """Runs of each selector; the same seed meets the same world."""
+    """Runs of each selector; all selectors run in the same world for a seed."""
     first_seed: int = 0
     """Seed of the first run; the next ones count up from it."""
     schedule: tuple[str, ...] = ("up",)
@@ -125,12 +125,13 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Trace], list[dict[str, J
         asking := [name for name in names if name in NEED_REFERENCES]
     ):
         raise InputError(
-            f"students.references is none, but {asking[0]} chooses by them: leave "
-            "it out of --selectors"
+            f"students.references is none, but {asking[0]} needs them: leave it out of --selectors"
         )
     for name, why in UNUSED.items():
         if getattr(config.select, name) != getattr(SelectConfig, name):
-            raise InputError(f"select.{name} is of training, but here {why}: leave it out")
+            raise InputError(
+                f"select.{name} is an option of training, but here {why}: leave it out"
+            )
     world = _world(config)
     predictor = _predictor(config) if "dots" in names else None
     traces = {}
@@ -184,15 +185,15 @@ def _world(config: SimulateConfig) -> worlds.World:
             raise InputError(
                 f"{name} is {getattr(config, name)}: a quantile of the rows lies in [0, 1]"
             )
-    moved = [
+    replay_options = [
         name
         for name in ("schedule", "begin", "end")
         if getattr(config, name) != getattr(SimulateConfig, name)
     ]
-    if config.responses is None and moved:
+    if config.responses is None and replay_options:
         raise InputError(
-            f"{moved[0]} is of a replayed policy, but students learn: name its "
-            "answers with --responses"
+            f"{replay_options[0]} is an option of a replayed policy, but --responses is missing: "
+            "name its answers with --responses"
         )
     if config.responses is None:
         return worlds.students(config.students, num_generations=config.num_generations)
@@ -214,7 +215,7 @@ def _words(name: str, values: tuple[str, ...], options: Collection[str]) -> tupl
     if not any(words):
         raise InputError(f"{name} are none: name some of {', '.join(options)}")
     if not all(words):
-        raise InputError(f"{name} are {shown(' '.join(values))}: a name is missing beside a comma")
+        raise InputError(f"{name} are {shown(' '.join(values))}: a name is missing next to a comma")
     for word in words:
         check_choice(name.removesuffix("s"), word, options)
     return words
@@ -223,8 +224,8 @@ def _words(name: str, values: tuple[str, ...], options: Collection[str]) -> tupl
 def _selector(name: str, config: SimulateConfig, predictor: Predictor | None) -> Selector:
     """Makes the selector called `name`.
 
-    `uniform` believes nothing. In a world with references it is scored by what `bots` would believe
-    of its rollouts.
+    `uniform` has no beliefs. In a world with references it is scored by the beliefs that `bots`
+    would have after its rollouts.
     """
     if name == ORACLE:
         return oracle(
@@ -246,7 +247,7 @@ def _has_references(config: SimulateConfig) -> bool:
 
 
 def believing(chooser: Selector, believer: Selector) -> Selector:
-    """Chooses as `chooser` and believes what `believer` makes of the same rollouts."""
+    """Chooses tasks as `chooser`, and has the beliefs of `believer` after the same rollouts."""
 
     def select(key, state, tasks, *, batch_size, exclude=None):
         choice, chosen = chooser.select(
@@ -270,11 +271,11 @@ def believing(chooser: Selector, believer: Selector) -> Selector:
 
 def _row(name: str, trace: Trace, num_tasks: int, figures: tuple[str, ...]) -> dict[str, JSON]:
     """Builds the JSON row of a selector: the means of its figures and their 95 % intervals."""
-    found = {key: value for key, value in scores(trace, num_tasks).items() if key in figures}
+    values = {key: value for key, value in scores(trace, num_tasks).items() if key in figures}
     return {
         "selector": name,
-        **{key: _finite(value.mean()) for key, value in found.items()},
-        "ci95": {key: _ends(value) for key, value in found.items()},
+        **{key: _finite(value.mean()) for key, value in values.items()},
+        "ci95": {key: _ends(value) for key, value in values.items()},
     }
 
 

@@ -1,4 +1,4 @@
-"""A selector in a world, step after step, and what is measured of it."""
+"""Runs selectors in simulated worlds, and computes their figures."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,14 +20,14 @@ RECENT = 50  # steps over which coverage is counted
 
 
 class Trace(NamedTuple):
-    """What happened at each step; leaves are [steps, ...], or [seeds, steps, ...] of several runs.
+    """Records of each step; leaves are [steps, ...], or [seeds, steps, ...] of several runs.
 
-    Groups come in B places for those that were chosen and K for references.
+    A step has B slots for the groups of the batch and K for those of the reference set.
     """
 
     ids: Array  # [B + K] int32
-    rolled: Array  # [B + K] bool, whether the place holds a group
-    seen: Array  # [B + K] bool, whether it told anything
+    rolled: Array  # [B + K] bool, whether the slot holds a group
+    seen: Array  # [B + K] bool, whether the group has trials
     informative: Array  # [B + K] bool, rewards not all equal
     believed: Array  # [B], pass rates believed before the step; NaN where nothing was chosen
     true: Array  # [B], pass rates of the policy; NaN likewise
@@ -39,7 +39,7 @@ class Trace(NamedTuple):
 class Rolled(NamedTuple):
     """The rollouts of a step."""
 
-    batch: Feedback  # [B], what is trained on
+    batch: Feedback  # [B], trained on
     chosen: Array  # [B] bool: the others are references
     references: Feedback  # [K], with trials 0 in a step without a reference set
 
@@ -75,42 +75,42 @@ def run(
         if predictor is not None:
             if tasks.embeddings is None:
                 raise InputError(
-                    "the selector dots tells tasks by their embeddings, but this world has "
-                    "none: give it some"
+                    "the selector dots needs embeddings, but this world has none: give it some, or "
+                    "leave out dots"
                 )
             tasks = tasks._replace(projections=attention.project_table(predictor, tasks.embeddings))
 
-        believes = selector.init(tasks, world.num_tasks)
+        selector_state = selector.init(tasks, world.num_tasks)
 
         def step(carry, index):
-            state, believes = carry
+            state, selector_state = carry
             keys = jax.random.split(jax.random.fold_in(key_run, index), 5)
             truth = world.pass_rates(state, index)
             if reveal is not None:
-                believes = reveal(believes, truth)
+                selector_state = reveal(selector_state, truth)
 
             def roll_out(key: Array, ids: Array) -> Feedback:
                 return world.roll_out(key, state, index, ids)
 
             if selector.reference_set is None:
-                expected = selector.pass_rate(believes, tasks)
-                choice, believes = choose(keys[0], believes, tasks)
+                expected = selector.pass_rate(selector_state, tasks)
+                choice, selector_state = choose(keys[0], selector_state, tasks)
                 feedback = roll_out(keys[1], choice.ids)
-                believes = selector.update(believes, tasks, feedback)
+                selector_state = selector.update(selector_state, tasks, feedback)
                 rolled = Rolled(
                     feedback,
                     jnp.ones(choice.ids.shape, bool),
                     jax.tree.map(lambda x: x[:0], feedback),
                 )
             else:
-                believes, references = _references(
-                    keys[3:], selector, believes, tasks, index, roll_out
+                selector_state, references = _references(
+                    keys[3:], selector, selector_state, tasks, index, roll_out
                 )
-                expected = selector.pass_rate(believes, tasks)
-                believes, rolled = _fill(
+                expected = selector.pass_rate(selector_state, tasks)
+                selector_state, rolled = _fill(
                     keys,
                     selector,
-                    believes,
+                    selector_state,
                     tasks,
                     references,
                     roll_out,
@@ -118,9 +118,9 @@ def run(
                     target=target,
                 )
             state = world.learn(keys[2], state, rolled.batch)
-            return (state, believes), _trace(rolled, expected, truth)
+            return (state, selector_state), _trace(rolled, expected, truth)
 
-        return jax.lax.scan(step, (state, believes), jnp.arange(steps))[1]
+        return jax.lax.scan(step, (state, selector_state), jnp.arange(steps))[1]
 
     return jax.device_get(jax.jit(jax.vmap(trial))(first_seed + jnp.arange(seeds)))
 
@@ -128,33 +128,34 @@ def run(
 def _references(
     keys: Array,
     selector: Selector,
-    believes: PyTree,
+    selector_state: PyTree,
     tasks: Tasks,
     index: Array,
     roll_out: Callable[..., Feedback],
 ) -> tuple[PyTree, Feedback]:
-    """Returns the belief after the references of a step, and their feedback; trials are 0 in a step
-    without any.
+    """Rolls out the references of a step, and updates the selector's state by them.
+
+    Returns the state and the feedback, whose trials are 0 in a step without references.
     """
     assert selector.reference_set is not None and selector.update_references is not None
     draw = selector.reference_set
     update = selector.update_references
 
     def roll_out_references() -> tuple[PyTree, Feedback]:
-        feedback = roll_out(keys[1], draw(keys[0], believes, tasks))
-        return update(believes, tasks, feedback), feedback
+        feedback = roll_out(keys[1], draw(keys[0], selector_state, tasks))
+        return update(selector_state, tasks, feedback), feedback
 
-    nothing = jax.tree.map(
+    no_feedback = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(roll_out_references)[1]
     )
-    due = index % selector.reference_every == 0
-    return jax.lax.cond(due, roll_out_references, lambda: (believes, nothing))
+    is_due = index % selector.reference_every == 0
+    return jax.lax.cond(is_due, roll_out_references, lambda: (selector_state, no_feedback))
 
 
 def _fill(
     keys: Array,
     selector: Selector,
-    believes: PyTree,
+    selector_state: PyTree,
     tasks: Tasks,
     references: Feedback,
     roll_out: Callable[..., Feedback],
@@ -170,13 +171,14 @@ def _fill(
     nearest = jnp.argsort(jnp.where(informative, jnp.abs(rate - target), jnp.inf))
 
     def fill(fresh: int) -> tuple[PyTree, Rolled]:
-        joins = jax.tree.map(lambda x: x[nearest[: batch_size - fresh]], references)
-        exclude = jnp.zeros(selector.pass_rate(believes, tasks).shape, bool).at[joins.ids].set(True)
+        reused = jax.tree.map(lambda x: x[nearest[: batch_size - fresh]], references)
+        included = jnp.zeros(selector.pass_rate(selector_state, tasks).shape, bool)
+        exclude = included.at[reused.ids].set(True)
         choice, chosen = selector.select(
-            keys[0], believes, tasks, batch_size=fresh, exclude=exclude
+            keys[0], selector_state, tasks, batch_size=fresh, exclude=exclude
         )
         feedback = roll_out(keys[1], choice.ids)
-        batch = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), feedback, joins)
+        batch = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), feedback, reused)
         is_chosen = jnp.arange(batch_size) < fresh
         return selector.update(chosen, tasks, feedback), Rolled(batch, is_chosen, references)
 
@@ -195,13 +197,13 @@ def _informative(feedback: Feedback) -> Array:
 def _trace(rolled: Rolled, expected: Array, truth: Array) -> Trace:
     """Records a step, given the pass rates `expected` [N] and the true ones [N]."""
     groups = jax.tree.map(lambda *x: jnp.concatenate(x), rolled.batch, rolled.references)
-    held = jnp.concatenate([rolled.chosen, rolled.references.trials > 0])
+    has_group = jnp.concatenate([rolled.chosen, rolled.references.trials > 0])
     chosen = rolled.batch.ids
     return Trace(
         ids=groups.ids,
-        rolled=held,
-        seen=held & (groups.trials > 0),
-        informative=held & _informative(groups),
+        rolled=has_group,
+        seen=has_group & (groups.trials > 0),
+        informative=has_group & _informative(groups),
         believed=jnp.where(rolled.chosen, expected[chosen], jnp.nan),
         true=jnp.where(rolled.chosen, truth[chosen], jnp.nan),
         squared_error=jnp.nanmean((expected - truth) ** 2),
@@ -213,13 +215,13 @@ def _trace(rolled: Rolled, expected: Array, truth: Array) -> Trace:
 def scores(trace: Trace, num_tasks: int) -> dict[str, np.ndarray]:
     """Computes the figures of a trace [seeds, steps, ...], each with one number for every seed.
 
-    A figure is NaN where nothing is believed.
+    Figures of beliefs are NaN where the selector has none.
     """
     batch = trace.believed.shape[2]
     predicted = zip(
         trace.believed, trace.informative[:, :, :batch], trace.rolled[:, :, :batch], strict=True
     )
-    found = {
+    figures = {
         "effective_group_ratio": trace.informative.sum(axis=(1, 2)) / trace.rolled.sum(axis=(1, 2)),
         "signal": np.nanmean(4 * trace.true * (1 - trace.true), axis=(1, 2)),
         "mse": trace.squared_error.mean(axis=1),
@@ -233,7 +235,7 @@ def scores(trace: Trace, num_tasks: int) -> dict[str, np.ndarray]:
         "ability": trace.ability[:, -1],
         "groups": trace.rolled.sum(axis=(1, 2)).astype(float),
     }
-    return {name: np.asarray(value) for name, value in found.items()}
+    return {name: np.asarray(value) for name, value in figures.items()}
 
 
 def coverage(ids: np.ndarray, seen: np.ndarray, num_tasks: int) -> float:

@@ -19,7 +19,7 @@ class World(NamedTuple):
     """Pure functions; `step` counts from 0, and a world's state is a pytree."""
 
     num_tasks: int
-    init: Callable[[Array], tuple[Tasks, PyTree]]  # key -> what selectors may know, state
+    init: Callable[[Array], tuple[Tasks, PyTree]]  # key -> tasks as selectors see them, state
     # (state, step) -> [N], the policy's own; NaN where there is none
     pass_rates: Callable[[PyTree, Array], Array]
     roll_out: Callable[[Array, PyTree, Array, Array], Feedback]  # (key, state, step, ids [B])
@@ -45,21 +45,21 @@ class StudentConfig:
     spread: float = 2.0
     """Standard deviation of the difficulties, in logits."""
     unsolvable: float = 0.2
-    """Share of tasks that nobody ever solves."""
+    """Share of tasks with pass rate 0 at any ability."""
     rate: float = 0.04
-    """Ability, in logits, that a step's batch of perfect groups teaches."""
+    """Ability, in logits, gained in a step whose groups all have a pass rate of 0.5."""
     transfer: float = 0.3
-    """Share of what is learnt that counts for every skill."""
+    """Share of the gained ability that counts for every skill."""
     forgetting: float = 0.0
-    """Ability, in logits, lost a step whatever is trained on: a policy that gets worse."""
+    """Ability, in logits, lost in each step, whatever is trained on."""
     rewards: Reward = "true"
-    """true, or noise: a fair coin for every rollout, which teaches nothing."""
+    """true, or noise: a fair coin for every rollout, independent of the task."""
     references: Reference = "good"
     """Pass rates of two reference policies: of a student 1 below and one 4 above the first ability
     (good), those of the reversed difficulties (anti), 0.5 everywhere (constant), 0 everywhere
     (zero), or none."""
     signal: float = 0.5
-    """Share of the embeddings' variance that difficulty and skill make; the rest is noise."""
+    """Share of the embeddings' variance that difficulty and skill explain; the rest is noise."""
     width: int = 32
     """Width of the embeddings; 0 = none."""
 
@@ -77,7 +77,7 @@ LIMITS = (  # fields, the least and the most that they may be
 
 
 class Student(NamedTuple):
-    """What a student can do, and what is asked of it."""
+    """The abilities of a student, and the tasks' difficulties and skills."""
 
     ability: Array  # [skills]
     difficulty: Array  # [N], infinite = unsolvable
@@ -129,8 +129,9 @@ def students(config: StudentConfig, *, num_generations: int) -> World:
 def _embeddings(key: Array, config: StudentConfig, state: Student) -> Array:
     """Mixes difficulty and skills at random into embeddings [N, E], and adds noise."""
     key_mix, key_noise = jax.random.split(key)
-    told = jnp.minimum(state.difficulty, config.difficulty + 3 * config.spread)
-    features = jnp.concatenate([told[:, None], jax.nn.one_hot(state.skill, config.skills)], axis=1)
+    difficulty = jnp.minimum(state.difficulty, config.difficulty + 3 * config.spread)
+    skills = jax.nn.one_hot(state.skill, config.skills)
+    features = jnp.concatenate([difficulty[:, None], skills], axis=1)
     mixed = _standard(features) @ jax.random.normal(key_mix, (config.skills + 1, config.width))
     noise = jax.random.normal(key_noise, mixed.shape)
     return jnp.sqrt(config.signal) * _standard(mixed) + jnp.sqrt(1 - config.signal) * noise
@@ -153,7 +154,7 @@ def _references(config: StudentConfig, difficulty: Array) -> Array | None:
 
 
 def _check_students(c: StudentConfig) -> None:
-    """Raises InputError for the first value that cannot work."""
+    """Raises InputError for the first value out of range."""
     for names, least, most, wanted in LIMITS:
         for name in names:
             if not least <= getattr(c, name) <= most:
@@ -176,7 +177,7 @@ class Responses(NamedTuple):
 
 
 RANKS = {"embeddings": 2, "domain": 1}
-# progress of the run in [0, 1] -> of the quantile
+# progress of the run in [0, 1] -> progress of the quantile in [0, 1]
 SCHEDULES: dict[str, Callable[[Array], Array]] = {
     "up": lambda u: u,
     "still": lambda u: jnp.full_like(u, 0.5),
@@ -197,7 +198,7 @@ def load(path: str) -> Responses:
     """
     if not Path(path).is_file():
         raise InputError(
-            f"no file {path}: --responses wants an .npz with an array `responses` "
+            f"no file {path}: give --responses an .npz file with an array `responses` "
             "of policies x tasks"
         )
     try:
@@ -206,20 +207,20 @@ def load(path: str) -> Responses:
                 sum(part.file_size for part in archive.infolist())
             )
         with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in Responses._fields if name in file}
+            arrays = {name: file[name] for name in Responses._fields if name in file}
     except InputError:
         raise
-    # numpy raises what the damaged part happens to raise, and of .npy an array comes
+    # of a damaged file numpy raises errors of many types, and a .npy file loads as a bare array
     except Exception as error:
         raise InputError(
             f"{path} cannot be read as an .npz file: write it with numpy.savez"
         ) from error
-    if "responses" not in found:
+    if "responses" not in arrays:
         raise InputError(
             f"{path} has no array `responses`: it must hold policies x tasks, 1 right, 0 "
             "wrong, -1 missing"
         )
-    table = found["responses"]
+    table = arrays["responses"]
     if (
         table.ndim != 2
         or not are_numbers(table)
@@ -230,7 +231,7 @@ def load(path: str) -> Responses:
             f"`responses` of {path} must be a matrix of policies x tasks, 1 "
             "right, 0 wrong, -1 missing"
         )
-    for name, array in found.items():
+    for name, array in arrays.items():
         if name == "responses":
             continue
         if array.ndim != RANKS[name] or len(array) != table.shape[1]:
@@ -241,13 +242,13 @@ def load(path: str) -> Responses:
         if name == "embeddings" and not are_numbers(array):
             raise InputError(f"`{name}` of {path} are {array.dtype}: give numbers")
         with np.errstate(over="ignore"):
-            ordinary = name != "embeddings" or (np.abs(array.astype(np.float32)) <= LARGEST).all()
-        if not ordinary:
+            finite = name != "embeddings" or (np.abs(array.astype(np.float32)) <= LARGEST).all()
+        if not finite:
             raise InputError(
                 f"`{name}` of {path} are not all finite, up to {LARGEST:g}: leave out the "
                 "tasks without any"
             )
-    return Responses(**found)
+    return Responses(**arrays)
 
 
 def replay(
@@ -278,9 +279,9 @@ def replay(
             f"{policies} policies: "
             "lower it, or give more rows"
         )
-    follows = _schedules(data, schedule)  # [N], index into schedule
+    schedule_index = _schedules(data, schedule)  # [N]
     right = _cumulative(table == 1)  # [P + 1, N]
-    given = _cumulative(table >= 0)  # [P + 1, N]
+    answered = _cumulative(table >= 0)  # [P + 1, N]
     tasks = Tasks(
         reference_pass_rates=jnp.stack(
             [_around(table, quantile) for quantile in REFERENCE_QUANTILES], axis=1
@@ -298,12 +299,12 @@ def replay(
             [SCHEDULES[name](progress) for name in schedule]
         )
         start = jnp.round((quantile - HALF_WINDOW) * policies).astype(jnp.int32)
-        return jnp.clip(start, 0, policies - width)[follows]
+        return jnp.clip(start, 0, policies - width)[schedule_index]
 
     def pass_rates(state: tuple[()], step: Array) -> Array:
         start = first_rows(step)
         task = jnp.arange(num_tasks)
-        solved, count = (x[start + width, task] - x[start, task] for x in (right, given))
+        solved, count = (x[start + width, task] - x[start, task] for x in (right, answered))
         return jnp.where(count > 0, solved / jnp.maximum(count, 1), jnp.nan)
 
     def roll_out(key: Array, state: tuple[()], step: Array, ids: Array) -> Feedback:
@@ -320,7 +321,7 @@ def replay(
 
 
 def _schedules(data: Responses, schedule: tuple[str, ...]) -> np.ndarray:
-    """Returns which schedule [N] every task follows."""
+    """Returns the index [N] of the schedule of every task."""
     if not schedule:
         raise InputError(f"schedules are none: name some of {', '.join(SCHEDULES)}")
     for name in schedule:

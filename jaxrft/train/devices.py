@@ -21,7 +21,7 @@ def open_mesh(config: Config) -> Mesh:
     return mesh
 
 
-# What check_mesh reads from the config: property -> the field to change.
+# Properties of the config that check_mesh reads -> the field to change.
 MESH_FIELDS = {
     "tasks_per_update": "mini_batch_size",
     "rows_per_micro_batch": "micro_batch_size",
@@ -52,8 +52,8 @@ def check_mesh(config: Config, mesh: meshes.AnyMesh) -> None:
 
 @contextmanager
 def computing_on(mesh: Mesh, config: Config) -> Iterator[None]:
-    """Computes on `mesh`; in float32, products are float32 on accelerators too, whose default is
-    less.
+    """Sets the ambient mesh; with dtype float32 also the precision of products on accelerators,
+    whose default is lower.
     """
     with (
         jax.set_mesh(mesh),

@@ -27,7 +27,7 @@ class Evaluate(Protocol):
     def __call__(
         self, params: Params, step: int, stopped: Callable[[], bool] = lambda: False
     ) -> dict[str, float]:
-        """Returns the metrics after `step` steps; raises Stopped when `stopped` says so."""
+        """Returns the metrics after `step` steps; raises Stopped when `stopped()` is true."""
         ...
 
 
@@ -37,17 +37,17 @@ class Trials(Protocol):
     def __call__(
         self, params: Params, step: int, tasks: TaskTable, stopped: Callable[[], bool]
     ) -> np.ndarray:
-        """Returns success [N, samples]; raises Stopped before a batch when `stopped` says so."""
+        """Returns success [N, samples]; raises Stopped before a batch when `stopped()` is true."""
         ...
 
 
 def compile_evaluation(config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool) -> Evaluate:
-    """Opens the held-out sets of the config, and returns what evaluates a policy on them.
+    """Opens the held-out sets of the config, and returns the function that evaluates on them.
 
     avg@k is the mean success of k samples a task, pass@k the share of tasks that one of k samples
     solves fully; a sample without a reward counts as failed, but a first batch without any, at step
     0, is an InputError. Samples depend on the seed, the step and the task only. A signal ends it
-    after the batch in hand. Raises InputError for sets that do not load.
+    after the current batch. Raises InputError for sets that do not load.
     """
     sets = {
         tasks.title: open_tasks(tasks, config, lm.tokenizer) for tasks in config.evaluation.tasks
@@ -80,19 +80,20 @@ def compile_trials(
     num_generations: int,
     greedy: bool = False,
 ) -> Trials:
-    """Returns what rolls out and grades all tasks of a table; the last batch is filled up and
-    cut.
+    """Compiles rollouts of all tasks of a table, and returns the function that grades them.
+
+    The last batch is padded by tasks of the first.
     """
     generate = compile_rollout(
         lm, config, mesh, use="eval", num_generations=num_generations, greedy=greedy
     )
 
-    def successes(
+    def run_trials(
         params: Params, step: int, tasks: TaskTable, stopped: Callable[[], bool]
     ) -> np.ndarray:
         ids = np.arange(len(tasks.lengths), dtype=np.int32)
         widths = table.buckets(tasks.lengths)[-1:]
-        found = []
+        successes = []
         for start in range(0, len(ids), config.eval_batch_size):
             if any_process(stopped()):
                 raise Stopped
@@ -100,20 +101,18 @@ def compile_trials(
             rollouts = generate(
                 params, np.int32(step), *prompt_batch(tasks, part, widths, mesh), part
             )
-            told = trainer_state(config, step)
-            rewards = grade_rollout(config, lm, rollouts, pool, tasks, part, trainer_state=told)
+            state = trainer_state(config, step)
+            rewards = grade_rollout(config, lm, rollouts, pool, tasks, part, trainer_state=state)
             first = start == step == 0
             rewards = check_rewards(config, rewards, pool, tasks=len(part), first=first)
-            found.append(rewards.success.reshape(len(part), -1))
-        return np.concatenate(found)[: len(ids)]
+            successes.append(rewards.success.reshape(len(part), -1))
+        return np.concatenate(successes)[: len(ids)]
 
-    return successes
+    return run_trials
 
 
 def evaluate_policy(config: Config) -> dict[str, float]:
-    """Evaluates `config.model` on the held-out sets of the config; see `compile_evaluation` for
-    what is measured.
-    """
+    """Evaluates `config.model` on the held-out sets of the config, as `compile_evaluation` says."""
     if not config.evaluation.tasks:
         raise InputError("the config has no held-out tasks: name some in evaluation.tasks")
     mesh = open_mesh(config)

@@ -46,10 +46,10 @@ def train(config: Config, *, reward: Reward | dict[str, Reward] | None = None) -
     `reward` takes the place of `config.rewards`: a function of TRL's signature at the top level of
     a module or script, or a dict of several by name. Returns the final state; the policy is
     exported to <output_dir>/policy, LoRA's adapters to <output_dir>/adapter as well. SIGTERM,
-    SIGHUP and Ctrl-C save and return early. Raises InputError for mistakes in config or data,
-    before anything of a run that is in the folder already is touched, and while another process
-    uses the folder. While the disk is full a run goes on without checkpoints, or without metrics,
-    and says so; raises InputError if it is still full at the end, or at a stop.
+    SIGHUP and Ctrl-C save and return early. While the disk is full, a run warns and goes on without
+    checkpoints or metrics. Raises InputError for mistakes in config or data, before an existing run
+    in the folder is changed; while another process uses the folder; and if the disk is still full
+    at the end, or at a stop.
     """
     return advance(config, reward)[0]
 
@@ -57,8 +57,8 @@ def train(config: Config, *, reward: Reward | dict[str, Reward] | None = None) -
 def advance(
     config: Config, reward: Reward | dict[str, Reward] | None = None
 ) -> tuple[TrainState, bool]:
-    """Does what `train` says; returns also whether all is done, the evaluation and the export at
-    the end too.
+    """Trains as `train` does; also returns whether the run is complete, with its last evaluation
+    and export.
     """
     functions = None if reward is None else rewards_by_name(reward)
     if functions is not None:
@@ -90,7 +90,7 @@ def advance(
         start = -1 if restored is None else done
         report = Reporter(folder / "metrics.jsonl", display, start=start, write=first_process)
         if restored is not None:
-            display.say(f"going on after step {done} of the run in {folder}")
+            display.say(f"resuming after step {done} of the run in {folder}")
         stopped = stack.enter_context(stop_signals())
         stack.enter_context(heartbeat.watched(folder))
         hooks = Hooks(step, lm, folder, checkpoints, report, evaluate, stopped, compilations)
@@ -125,7 +125,7 @@ def loop(step: Step, state: TrainState, report: Reporter, hooks: "Hooks") -> Tra
 
 @dataclass(eq=False)
 class Hooks:
-    """Does what is due before, in and after a step: evaluates, shows, saves, stops."""
+    """Evaluates, shows, saves and stops, before, in and after a step."""
 
     step: Step
     lm: LanguageModel  # without its trained parameters
@@ -142,13 +142,11 @@ class Hooks:
     def __post_init__(self) -> None:
         """Looks up the best policy so far."""
         self.config = self.step.setup.config
-        self.deciding = f"eval/{self.config.keep_best}"  # the metric of the best policy
-        self.best = float(broadcast_from_host0(lambda: repr(self.report.best(self.deciding))))
+        self.best_metric = f"eval/{self.config.keep_best}"
+        self.best = float(broadcast_from_host0(lambda: repr(self.report.best(self.best_metric))))
 
     def before_steps(self, state: TrainState) -> None:
-        """Evaluates the first policy, or the one whose evaluation a stop by a signal left out or
-        broke off.
-        """
+        """Evaluates the first policy, or one whose evaluation a signal prevented or interrupted."""
         self.start = int(state.step)
         missed = self.report.write and not self.report.evaluated(self.start)
         if self._evaluation_due(self.start) and any_process(missed):
@@ -157,17 +155,16 @@ class Hooks:
             self._stop(self.start, state)
 
     def before_learning(self) -> None:
-        """Writes the run's config into its folder, once a first batch has shown that nothing is
-        wrong with it.
+        """Writes the run's config into its folder, once the first batch was rolled out and graded.
 
-        No earlier: a mistake must not leave its mark on an existing run.
+        A config whose first batch fails must not change the records of an existing run.
         """
         if not self.recorded and jax.process_index() == 0:
             write_records(self.folder, self.config)
         self.recorded = True
 
     def show(self, number: int, batch: Batch) -> None:
-        """Shows a few completions now and then, and says which domains give nothing back."""
+        """Shows completions every `log_completions_steps`, and names uninformative domains."""
         if is_due(number, self.config.log_completions_steps):
             self.report.display.completions(number, sample_rows(self.step, batch))
         for sentence in self.step.visits.news():
@@ -176,7 +173,7 @@ class Hooks:
     def after_step(self, number: int, state: TrainState, batch: Batch) -> None:
         """Evaluates and saves what is due, and stops the run if a signal has come.
 
-        Raises InputError after too many updates in a row that could not be made.
+        Raises InputError after `max_skipped_updates` skipped updates in a row.
         """
         if number == self.start + 1:
             self.report.display.say(
@@ -190,7 +187,7 @@ class Hooks:
             self._evaluate(number, state)
         stopping = any_process(self.stopped())
         last = number == self.config.steps or stopping
-        # A state saved while updates are skipped would push out those from before.
+        # A state saved while updates are skipped would replace older, finite ones.
         if last or (is_due(number, self.config.save_steps) and not skipped):
             save_checkpoint(self.lm, self.checkpoints, self.report, state, must=last)
         if stopping:
@@ -201,37 +198,38 @@ class Hooks:
         return every > 0 and (number in (0, self.config.steps) or is_due(number, every))
 
     def _evaluate(self, number: int, state: TrainState) -> None:
-        """Evaluates the policy, and exports it if it is the best so far; a signal breaks it off."""
+        """Evaluates the policy, and exports it if it is the best so far; a signal interrupts it."""
         with suppress(Stopped):
             params = model.whole(state.params, self.lm.frozen)
-            found = self.evaluate(params, number, self.stopped)
-            self.report.add(number, found)
-            self.report.display.evaluation(number, found)
-            value = found.get(self.deciding, -math.inf)
+            metrics = self.evaluate(params, number, self.stopped)
+            self.report.add(number, metrics)
+            self.report.display.evaluation(number, metrics)
+            value = metrics.get(self.best_metric, -math.inf)
             if number > 0 and value > self.best and export_best(self.lm, state, self.folder):
                 self.best = value
 
     def _stop(self, number: int, state: TrainState) -> None:
-        """Saves the state, unless nothing was done or it is saved, and says how to resume."""
+        """Saves the state, unless no step was done or it is saved, and says how to resume."""
         self.stopping = True
-        worked = number > self.start
-        if worked and self.checkpoints.newest != number:
+        newest = self.checkpoints.newest
+        if number > self.start and newest != number:
             save_checkpoint(self.lm, self.checkpoints, self.report, state, must=True)
-        kept = "saved" if worked else "and nothing is to be saved"
+            newest = number
+        checkpoint = "there is no checkpoint" if newest is None else f"checkpoint {newest} is saved"
         self.report.display.say(
-            f"stopped by a signal after step {number}, {kept}; the same command goes on from here"
+            f"stopped by a signal after step {number}; {checkpoint}. "
+            "Run the same command to resume."
         )
 
 
 def save_checkpoint(
     lm: LanguageModel, checkpoints: Checkpoints, report: Reporter, state: TrainState, *, must: bool
 ) -> None:
-    """Saves the state; unless it `must` be, a run goes on without, and says so, when the disk does
-    not take it.
+    """Saves the state. If that fails, raises InputError if it `must` be saved, and else warns.
 
-    Metrics come first, since a kill would lose the lines that a checkpoint has left behind, but do
-    not have to be written: those that wait in memory are worth less than the state. Parameters that
-    are not finite are not saved, since they would push out those that are.
+    Metrics are written first, since a resumed run does not repeat the steps before its checkpoint.
+    If they cannot be written, the state is saved nevertheless. Parameters that are not finite are
+    not saved, since they would replace older, finite ones.
     """
     report.flush()
     try:
@@ -245,15 +243,13 @@ def save_checkpoint(
 
 
 def export_best(lm: LanguageModel, state: TrainState, folder: Path) -> bool:
-    """Exports the policy to <folder>/best; returns False, and says so, when the disk does not take
-    it.
-    """
+    """Exports the policy to <folder>/best; warns and returns False if it cannot be written."""
     try:
         export_merged(lm, state.params, folder / "best")
     except InputError as error:
         if jax.process_index() == 0:
             logger.warning(
-                "the best policy, of step %d, is not kept, and the run goes on: %s",
+                "the best policy, of step %d, is not exported, and the run goes on: %s",
                 int(state.step),
                 error,
             )
@@ -264,12 +260,12 @@ def export_best(lm: LanguageModel, state: TrainState, folder: Path) -> bool:
 def stop_diverged(
     step: Step, state: TrainState, groups: Groups, folder: Path, newest: int | None
 ) -> NoReturn:
-    """Raises InputError after the step with `groups`, whose last update was skipped as those before
-    it.
+    """Writes the batch of the last step to `folder`, and raises InputError.
 
-    What that step learned from is in `folder` then; `newest` is the newest checkpoint.
+    `groups` are the fresh groups of that step, whose update was skipped as those before it;
+    `newest` is the newest checkpoint.
     """
-    # As nothing was added to the replay, the step before draws the same groups again.
+    # The replay has not changed since, so that the same groups are drawn again.
     drawn, replayed = jax.jit(complete_batch, static_argnums=0)(
         step.setup, state.replay, groups, state.step - 1
     )
@@ -279,23 +275,20 @@ def stop_diverged(
     arrays = multihost_utils.process_allgather(arrays, tiled=True)
     path = folder / f"not-finite-{int(state.step)}.safetensors"
     on_host0(lambda: write_arrays(path, arrays))
-    saved = (
-        "there is no checkpoint yet"
-        if newest is None
-        else (f"the newest checkpoint is of step {newest}")
-    )
+    checkpoint = "there is no checkpoint"
+    if newest is not None:
+        checkpoint = f"the newest checkpoint is of step {newest}"
     raise InputError(
-        f"step {int(state.step)} has the last of {int(state.optimizer.skipped)} updates in a "
-        "row that were skipped, "
-        f"their loss or gradient not being finite: its batch is in {path}, {saved}; lower the "
-        "learning_rate, or look "
-        "for what is wrong with the batch"
+        f"the last {int(state.optimizer.skipped)} updates in a row, up to step {int(state.step)}, "
+        f"were skipped, since their loss or gradient is not finite: {checkpoint}; lower the "
+        f"learning_rate, or inspect the batch of the last step in {path}"
     )
 
 
 def sample_rows(step: Step, batch: Batch) -> list[tuple[str, str, float | None]]:
-    """Returns (prompt, completion, success) of the first sample of a few tasks; None = no
-    success.
+    """Returns (prompt, completion, success) of the first sample of a few tasks.
+
+    A sample without a success has None.
     """
     first = batch.rounds[0]
     success = first.rewards.success
@@ -311,7 +304,5 @@ def sample_rows(step: Step, batch: Batch) -> list[tuple[str, str, float | None]]
 
 
 def is_due(number: int, every: int) -> bool:
-    """Decides whether something that happens every `every` steps, 0 = never, happens after this
-    one.
-    """
+    """Decides whether step `number` is a multiple of `every`; 0 = never."""
     return every > 0 and number % every == 0

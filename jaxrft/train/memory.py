@@ -1,6 +1,4 @@
-"""What the backward pass keeps for a round of bins, by rule, and how much of it a device has room
-for.
-"""
+"""Estimates the memory of activations in the backward pass, and chooses what is rematerialized."""
 
 import jax.numpy as jnp
 
@@ -12,7 +10,7 @@ from jaxrft.lm.model import ModelConfig
 from jaxrft.mesh import on_device
 from jaxrft.types import PyTree
 
-# Of a device's memory, so much is planned for: the rest is for copies, padding and fragmentation.
+# The planned share of a device's memory. The rest is for copies, padding and fragmentation.
 PLANNED = 0.8
 
 
@@ -31,22 +29,22 @@ def bin_shape(config: Config, mesh: meshes.AnyMesh, prompt_length: int) -> packi
 def activation_bytes(
     config: Config, shape: ModelConfig, mesh: meshes.AnyMesh, prompt_length: int, remat: str
 ) -> int:
-    """Estimates the bytes on each device of what the backward pass keeps, and of one layer's own
-    while it runs.
+    """Estimates the bytes on each device of the activations saved for the backward pass, and of
+    those of the layer that runs.
     """
     bins = bin_shape(config, mesh, prompt_length)
     rows = bins.bins_per_round // meshes.shards(mesh, "batch")
     slots = rows * bins.length
     size = jnp.dtype(config.dtype).itemsize
-    layer = _kept_numbers(shape, mesh, "none")
+    layer = _saved_numbers(shape, mesh, "none")
     queries = min(bins.length, attention.QUERIES)
     scores = rows * shape.num_heads * queries * bins.length // meshes.shards(mesh, "heads")
-    kept = shape.num_layers * _kept_numbers(shape, mesh, remat)
-    return (kept + layer) * slots * size + 3 * 4 * scores
+    saved = shape.num_layers * _saved_numbers(shape, mesh, remat)
+    return (saved + layer) * slots * size + 3 * 4 * scores
 
 
-def _kept_numbers(shape: ModelConfig, mesh: meshes.AnyMesh, remat: str) -> int:
-    """Counts the numbers a slot that a layer keeps on each device.
+def _saved_numbers(shape: ModelConfig, mesh: meshes.AnyMesh, remat: str) -> int:
+    """Counts the numbers that a layer saves for each slot, on each device.
 
     "full": its input. "dots": the results of its matrix products too. "none": about six numbers in
     float32 for each number of the residual stream, the heads and the hidden units, as compiled
@@ -76,11 +74,9 @@ def logits_bytes(
 
 
 def memory_to_plan(mesh: meshes.AnyMesh) -> int | None:
-    """Returns the bytes of a device that may be filled to save arithmetic; None where they are not
-    known, and on CPUs.
+    """Returns the bytes of a device that saved activations may use; None if unknown, and on CPUs.
 
-    A CPU's memory is slow beside its arithmetic: to compute everything again is faster there, by a
-    tenth.
+    A CPU's memory is slow relative to its arithmetic: full rematerialization is a tenth faster.
     """
     if meshes.platform(mesh) == "cpu":
         return None
@@ -97,11 +93,11 @@ def choose_remat(
     params: PyTree,
     memory: int | None,
 ) -> str:
-    """Returns the config's `remat`; of "auto" the one that computes least again and that the
-    devices have room for.
+    """Returns the config's `remat`; for "auto", the one that recomputes least and fits into memory.
 
-    `held` is all that stays on the devices, and `params` what is trained, whose gradient is there
-    twice in float32. `memory` is `memory_to_plan` of the devices; "full" where it is None.
+    `held` is everything that stays on the devices. `params` are the trained parameters, whose
+    gradient takes twice their memory in float32. `memory` is that of `memory_to_plan`; if it is
+    None, the choice is "full".
     """
     if config.remat != "auto":
         return config.remat

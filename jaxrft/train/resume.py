@@ -1,4 +1,4 @@
-"""The folder of a run: what begins there, and what goes on."""
+"""The folder of a run: its lock, its records, and checks before it is resumed."""
 
 import dataclasses
 import datetime
@@ -36,15 +36,14 @@ logger = logging.getLogger(__name__)
 
 
 def run_identity(setup: Setup, tasks: TaskTable, params: Params) -> dict[str, Any]:
-    """Returns what a checkpoint of a run belongs to: the model as loaded, the tasks in their order,
-    what is kept.
+    """Collects what must be the same when a run is resumed: model, tasks, and fixed fields of the
+    config.
 
-    `params` are those of the model as it was loaded. See `config.KEPT` for what of the config is
-    kept.
+    `params` are those of the model as it was loaded. See `config.resume_rule` for the fields.
     """
     rates = tasks.reference_pass_rates
     identity = {f"model's {name}": value for name, value in setup.lm.config._asdict().items()}
-    # then the weights below the adapters are not in the checkpoint
+    # with LoRA the base weights are not in the checkpoint
     if lora := setup.lm.config.lora:
         identity |= {"model's lora": lora._asdict(), "model's dtype": setup.config.dtype}
     identity["digest of the model's parameters"] = fingerprint(params, setup.mesh)
@@ -60,21 +59,21 @@ def run_identity(setup: Setup, tasks: TaskTable, params: Params) -> dict[str, An
         if rates is None
         else short_digest(rates.tobytes()),
         "digest of the embeddings": digest_of_embeddings(setup.config, tasks),
-        **kept_fields(setup.config),
+        **fixed_fields(setup.config),
     }
 
 
-def kept_fields(config: Config) -> dict[str, Any]:
-    """Returns dotted field -> value for all of the config that a run keeps from its beginning."""
+def fixed_fields(config: Config) -> dict[str, Any]:
+    """Returns {dotted field: value} of the fields that a resumed run may not change."""
     rules = ("kept", "kept with replay") if config.replay.capacity else ("kept",)
     fields = configs.flat(json.loads(configs.to_json(config)))
     return {name: value for name, value in fields.items() if configs.resume_rule(name) in rules}
 
 
 def digest_of_embeddings(config: Config, tasks: TaskTable) -> str | None:
-    """Computes the digest of the embeddings' values, or of the policy that makes them itself.
+    """Computes the digest of the embeddings, or of the policy that computes them.
 
-    Values that the policy makes are to rounding the same on any mesh.
+    Embeddings by the policy depend on the mesh by rounding, so that their values have no digest.
     """
     if tasks.embeddings is None:
         return None
@@ -85,25 +84,24 @@ def digest_of_embeddings(config: Config, tasks: TaskTable) -> str | None:
 
 @contextmanager
 def open_folder(config: Config) -> Iterator[Path]:
-    """Yields the run's folder, made if need be, and keeps other runs out of it within the block.
+    """Creates and locks the run's folder, and yields its path.
 
-    Process 0 decides and holds the lock, and all raise alike. Raises InputError when the folder
-    cannot be written to, is not the same one for all processes, is in use, or holds a run that is
-    not to be resumed or would be lost.
+    Process 0 decides and holds the lock; all processes raise the same error. Raises InputError when
+    the folder cannot be written to, is not the same one for all processes, is in use, or holds a
+    run that is not to be resumed or would be lost.
     """
     folder = Path(config.output_dir)
     if "://" in config.output_dir:
         raise InputError(
             f"output_dir {config.output_dir} is a URL, but runs are written to folders only: "
-            "give the path under which "
-            "that storage is mounted"
+            "give the path where that storage is mounted"
         )
     with ExitStack() as locked:
         with ExitStack() as stack:
 
-            def make() -> str:
+            def make_test_file() -> str:
                 try:
-                    # first, or a run that is under way would be described as one that has ended
+                    # The lock is first, so that an active run is not reported as one that ended.
                     if folder.is_dir():
                         locked.enter_context(_lock(folder))
                     check_contents(folder, config.resume)
@@ -114,28 +112,25 @@ def open_folder(config: Config) -> Iterator[Path]:
                         tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-")
                     ).name
                 except OSError as error:
-                    mistake = (
+                    raise InputError(
                         f"cannot write to output_dir {folder} ({error.strerror}): choose "
                         "another folder"
-                    )
-                    raise InputError(mistake) from error
+                    ) from error
 
-            probe = on_host0(make) or ""
-            seen = (folder / broadcast_text(Path(probe).name)).exists() and os.access(
-                folder, os.W_OK
-            )
-            # or the first save would wait for ever
-            if not np.all(multihost_utils.process_allgather(np.array(seen))):
+            test_file = Path(on_host0(make_test_file) or "").name
+            exists = (folder / broadcast_text(test_file)).exists()
+            is_shared = exists and os.access(folder, os.W_OK)
+            # otherwise the first save would wait forever
+            if not np.all(multihost_utils.process_allgather(np.array(is_shared))):
                 raise InputError(
                     f"not every host finds in output_dir {folder} what process 0 writes there: "
-                    "output_dir must be on "
-                    "storage that all hosts share and may write to"
+                    "output_dir must be on storage that all hosts share and may write to"
                 )
         yield folder
 
 
 def _lock(folder: Path) -> AbstractContextManager[None]:
-    remedy = "wait for its end, or choose another output_dir"
+    remedy = "wait until it ends, or choose another output_dir"
     return lock.held(folder / ".lock", f"output_dir {folder}", remedy)
 
 
@@ -145,17 +140,16 @@ def check_contents(folder: Path, resume: str) -> None:
     begun = (folder / "config.json").exists() or (folder / "metrics.jsonl").exists()
     if (folder / "policy").exists() and not saved:
         raise InputError(
-            f"{folder} holds a trained policy but no checkpoints to go on from: choose another "
-            "output_dir, or move "
-            f"{folder / 'policy'} away to start afresh"
+            f"{folder} holds a trained policy but no checkpoints to resume from: choose another "
+            f"output_dir, or move {folder / 'policy'} away to start a new run"
         )
     if resume == "never" and (saved or begun):
         raise InputError(
             f"{folder} holds a run already: choose another output_dir, or "
-            "resume=auto to go on with it"
+            "resume it with resume=auto"
         )
     if begun and not saved:
-        logger.warning("the run in %s ended before its first checkpoint: it starts afresh", folder)
+        logger.warning("the run in %s ended before its first checkpoint: it starts anew", folder)
 
 
 def saved_steps(folder: Path) -> list[int]:
@@ -164,9 +158,7 @@ def saved_steps(folder: Path) -> list[int]:
 
 
 def write_records(folder: Path, config: Config) -> None:
-    """Writes config.json and versions.json; logs what differs from the config the run had so
-    far.
-    """
+    """Writes config.json and versions.json; logs the fields in which a resumed run differs."""
     if saved_steps(folder):
         _log_differences(folder / "config.json", config)
     packages = ("jaxrft", *crash.PACKAGES, "math-verify")
@@ -190,18 +182,18 @@ def _log_differences(path: Path, config: Config) -> None:
     except (OSError, UnreadableJSON) as error:
         reason = getattr(error, "strerror", None) or error
         logger.warning(
-            "what this run's config was so far is unknown: %s (%s) is rewritten", path, reason
+            "the earlier config of this run is unknown: %s (%s) is overwritten", path, reason
         )
         return
     for name, (now, before) in configs.differences(config, earlier).items():
-        logger.warning("this run goes on with another %s: %s, it was %s", name, now, before)
+        logger.warning("this run resumes with another %s: %s, it was %s", name, now, before)
 
 
 def with_template_date(config: Config, begun: Callable[[], str | None] = lambda: None) -> Config:
-    """Returns the config with the date that chat templates are given, the same on every process.
+    """Sets the date that chat templates see, the same on every process.
 
-    It is the one of the config, else the one with which the work in hand was `begun`, else that of
-    the run in `output_dir`, else today's: prompts of one run are the same on every day.
+    It is that of the config, else the one that `begun` returns, else that of the run in
+    `output_dir`, else today's. So the prompts of a run are the same when it is resumed later.
     """
     if config.chat_template_date is not None:
         return config
@@ -219,9 +211,8 @@ def template_date_of_run(folder: Path) -> str:
         return datetime.date.fromisoformat(recorded or today).isoformat()
     except (OSError, ValueError, TypeError) as error:
         logger.warning(
-            "the first day of the run in %s is not known (%s): chat templates get today's "
-            "date; set chat_template_date "
-            "if its tasks are taken for others",
+            "the first day of the run in %s is unknown (%s): chat templates get today's date; set "
+            "chat_template_date if the tasks differ from those of the run",
             folder,
             error,
         )

@@ -1,4 +1,4 @@
-"""What is static in a run, what stays on the devices, and the first state.
+"""Builds the static setup of a run, its constants on the devices, and the first state.
 
 `open_run` reads everything from disk and checks it. `lay_out` and `init` need no files: a dry run
 calls them with descriptions (`jax.ShapeDtypeStruct`) in place of arrays.
@@ -56,15 +56,15 @@ class Setup:
     mesh: meshes.AnyMesh
     lm: LanguageModel  # without its parameters
     selector: Selector
-    predictor: Predictor | None  # that the selector uses, if it uses any
+    predictor: Predictor | None  # of a selector that has one
     learner: Update
     replay: Replay | None
     num_tasks: int
     domains: tuple[str, ...]
     prompt_length: int  # tokens of the longest prompt, padded
     generate: CompiledRollout
-    remat: str = "full"  # of `jaxrft.lm.model.REMATS`, that of the learner
-    # of the leaves of the state, as `jax.sharding.NamedSharding`s
+    remat: str = "full"  # of the learner, one of `jaxrft.lm.model.REMATS`
+    # NamedShardings in the tree of the state
     shardings: TrainState | None = None
 
 
@@ -75,7 +75,7 @@ class Constants(NamedTuple):
 
     tasks: Tasks
     frozen: Params  # the base of LoRA, otherwise {}
-    reference_params: Params | None  # of the policy that the KL is taken to; None = no KL
+    reference_params: Params | None  # of the reference policy of the KL; None = no KL
     nothing_excluded: Array  # [N] bool, False
 
 
@@ -89,12 +89,12 @@ class Opened(NamedTuple):
 
 
 def open_run(config: Config, mesh: Mesh) -> Opened:
-    """Reads and checks all that the run needs, and makes its first state.
+    """Reads and checks the policy, the tasks and the predictor of a run, and makes its first state.
 
-    Raises InputError for what cannot be trained.
+    Raises InputError for mistakes in config or data.
     """
     if config.select.name != "dots":  # which needs a predictor
-        make_selector(config, None)  # its mistakes show before the policy is loaded
+        make_selector(config, None)  # raises errors before the policy is loaded
     lm = open_model(config, mesh)
     table = open_mixture(config, lm.tokenizer)
     if table.embeddings is None and uses_embeddings(config):
@@ -113,7 +113,7 @@ def open_run(config: Config, mesh: Mesh) -> Opened:
     )
     if setup.replay is not None:
         check_memory(setup)
-    if constants.reference_params is lm.params:  # which the state takes
+    if constants.reference_params is lm.params:  # the state takes the memory of lm.params
         constants = constants._replace(reference_params=jax.tree.map(jnp.copy, lm.params))
     state = compile_init(setup)(lm.params, constants.tasks)
     return Opened(setup, table, constants, state)
@@ -128,10 +128,10 @@ def describe_run(
     *,
     memory: int | None = None,
 ) -> Opened:
-    """Returns what `open_run` would, with `jax.ShapeDtypeStruct`s in place of arrays, as those of
-    `lm` are.
+    """Returns the result of `open_run` with `jax.ShapeDtypeStruct`s in place of arrays.
 
-    `memory` is a device's, in bytes; None = what the devices of the mesh say, if it has any.
+    Those of `lm` are ShapeDtypeStructs already. `memory` is a device's, in bytes; None = that of
+    the mesh's devices, if it has any.
     """
     setup, constants = lay_out(
         config,
@@ -158,12 +158,12 @@ def lay_out(
     call: Callable[..., Projections],
     memory: int | None,
 ) -> tuple[Setup, Constants]:
-    """Returns what is static in a run, and the constants, of which the reference parameters are
-    those of `lm`.
+    """Builds the static setup of a run and its constants, whose reference parameters are those of
+    `lm`.
 
-    `put(x, sharding)` gives an array of the table its place and `call(program, *arguments)` runs a
-    program; both may return descriptions. Of the parameters of `lm` only the shapes are read.
-    `memory` is a device's, in bytes.
+    `put(x, sharding)` puts an array of the table on the devices and `call(program, *arguments)`
+    runs a program; both may return `jax.ShapeDtypeStruct`s. Of the parameters of `lm` only the
+    shapes are read. `memory` is a device's, in bytes.
     """
     num_tasks = len(table.lengths)
     check_batch(config.batch_size, num_tasks)
@@ -221,17 +221,16 @@ def init(setup: Setup, params: Params, tasks: Tasks) -> TrainState:
 
 
 def compile_init(setup: Setup) -> Callable[[Params, Tasks], TrainState]:
-    """Returns `init` as one program, whose state is sharded from the beginning and takes the
-    parameters' memory.
-    """
+    """Compiles `init` into one program, which shards the state and donates the parameters."""
     return jax.jit(partial(init, setup), out_shardings=setup.shardings, donate_argnums=0)
 
 
 def describe_state(setup: Setup, params: Params, tasks: Tasks) -> TrainState:
-    """Returns the shapes of the state, and how it lies on the mesh.
+    """Describes the shapes and shardings of the state.
 
-    A parameter's moments lie where it lies. What has a row a task, or a row a replayed group, is
-    sharded over rows, if the mesh divides their number. Everything else is replicated.
+    A parameter's moments are sharded as the parameter. Arrays with a row for each task, or for each
+    replayed group, are sharded over rows if the mesh divides their number. Everything else is
+    replicated.
     """
     mesh = setup.mesh
     replicated = meshes.sharding(mesh)
@@ -252,8 +251,8 @@ def describe_state(setup: Setup, params: Params, tasks: Tasks) -> TrainState:
 
 
 def task_arrays(table: TaskTable, predictor: Predictor | None) -> Tasks:
-    """Returns what selectors read of the tasks; a predictor has all that it needs of embeddings in
-    projections.
+    """Returns the columns of the tasks that selectors read; with a predictor, embeddings are
+    replaced by projections.
     """
     arrays: dict[str, PyTree] = {  # of numpy, which stand for those of JAX
         "reference_pass_rates": table.reference_pass_rates,
@@ -297,9 +296,7 @@ def group_shapes(setup: Setup) -> Groups:
 
 
 def check_memory(setup: Setup) -> None:
-    """Raises InputError for a replay buffer of more bytes than each device has: the system would
-    kill the process.
-    """
+    """Raises InputError for a replay buffer that does not fit into the memory of a device."""
     assert setup.replay is not None and setup.shardings is not None
     capacity = setup.config.replay.capacity
     buffer = jax.eval_shape(setup.replay.init, group_shapes(setup))
@@ -308,8 +305,7 @@ def check_memory(setup: Setup) -> None:
     if available is not None and needed > available:
         raise InputError(
             f"replay.capacity is {capacity:,}: its groups take {needed / 2**30:,.1f} GiB of "
-            "each device, which has "
-            f"{available / 2**30:,.1f} GiB; lower it"
+            f"each device, which has {available / 2**30:,.1f} GiB; lower it"
         )
 
 
@@ -339,8 +335,8 @@ def make_learner(config: Config, policy: Policy) -> Update:
 def with_policy_embeddings(
     config: Config, mesh: Mesh, lm: LanguageModel, table: TaskTable
 ) -> TaskTable:
-    """Embeds the tasks by the policy that the run starts from: the same bits at every start on this
-    mesh.
+    """Embeds the tasks by the first policy of the run, with the same bits whenever it is resumed on
+    this mesh.
     """
     num_tasks = len(table.lengths)
     embed = make_embedder(lm, config, mesh, table)

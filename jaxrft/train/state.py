@@ -1,4 +1,4 @@
-"""All that a run is at a step, as one pytree."""
+"""The state of a run at a step, as one pytree."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ MILLION = 1_000_000
 
 
 class Counters(NamedTuple):
-    """What metrics count over a whole run."""
+    """Counts over the whole run, for metrics."""
 
     last_seen: Array  # [N] int32, the step that last rolled the task out, -1 = none
     tokens: Array  # [2] int32, sampled tokens: millions and rest, since int32 alone would overflow
@@ -22,7 +22,7 @@ class Counters(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """All that a run is at a step: what is not here derives from the config and the step."""
+    """The state of a run at a step; everything else derives from the config and the step."""
 
     step: Array  # [] int32, steps done
     params: Params  # what is trained, float32

@@ -154,9 +154,7 @@ def project(params: Params, query_embeddings: Array, reference_embeddings: Array
 
 
 def project_table(params: Params, embeddings: Array) -> Projections:
-    """Projects the embeddings [N, E] of a whole table as both, for any of its tasks may become a
-    reference.
-    """
+    """Projects the embeddings [N, E] of all tasks as queries and as references."""
     return project(params, embeddings, embeddings)
 
 
@@ -237,11 +235,11 @@ def _among_largest(scores: Array, count: int) -> Array:
     start = jnp.where(enough(zero), zero, np.int32(-(2**31)))
     lowest = jax.lax.fori_loop(0, 31, refine, start)[:, None]
     above = order > lowest
-    level = order == lowest
-    left = count - above.sum(axis=1, keepdims=True)
-    surplus = (level.sum(axis=1, keepdims=True) > left).any()
-    first = jax.lax.cond(surplus, lambda: jnp.cumsum(level, axis=1) <= left, lambda: level)
-    return above | (level & first)
+    tied = order == lowest
+    slots = count - above.sum(axis=1, keepdims=True)
+    too_many = (tied.sum(axis=1, keepdims=True) > slots).any()
+    first = jax.lax.cond(too_many, lambda: jnp.cumsum(tied, axis=1) <= slots, lambda: tied)
+    return above | (tied & first)
 
 
 def calibrate(

@@ -41,7 +41,7 @@ class Predictor(NamedTuple):
     calibration: Calibration
     temperature: float  # of the attention
     top_k: int | None
-    embeddings: Origin  # those it was trained on, the only ones that it understands
+    embeddings: Origin  # of those it was trained on, the only ones that it applies to
 
 
 def save_predictor(path: str | Path, predictor: Predictor) -> None:
@@ -82,16 +82,17 @@ def load_predictor(path: str | Path) -> Predictor:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            found = metadata.get("format", "something else")
-            tensors = (
-                {name: file.get_tensor(name) for name in file.keys()} if found == FORMAT else {}
-            )
-            settings = parse_json(metadata.get("settings", ""), dict) if found == FORMAT else {}
+            file_format = metadata.get("format", "something else")
+            tensors = {}
+            settings = {}
+            if file_format == FORMAT:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                settings = parse_json(metadata.get("settings", ""), dict)
     # numpy lacks some of its types, as bfloat16
     except (OSError, SafetensorError, TypeError, ValueError) as error:
         raise InputError(f"{path} cannot be read as a predictor ({error}): {PREPARE}") from error
-    if found != FORMAT:
-        raise InputError(f"{path} holds {found}, not a {FORMAT}: {PREPARE}")
+    if file_format != FORMAT:
+        raise InputError(f"{path} holds {file_format}, not a {FORMAT}: {PREPARE}")
     return _assemble(str(path), tensors, settings)
 
 
@@ -108,7 +109,7 @@ def untrained_predictor(origin: Origin) -> Predictor:
 
 
 def predictor_digest(predictor: Predictor) -> str:
-    """Returns twelve characters that differ for predictors that predict otherwise."""
+    """Computes a digest of twelve characters of the parameters and settings."""
     content = b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(predictor.params))
     return short_digest(content + repr(predictor[1:]).encode())
 
@@ -135,10 +136,10 @@ def _shown(origin: Origin) -> str:
 
 
 def _assemble(where: str, tensors: dict[str, np.ndarray], settings: dict) -> Predictor:
-    """Makes the predictor of named tensors and settings, every one of which is checked."""
+    """Checks named tensors and settings, and makes the predictor of them."""
     try:
-        made_by = settings["embeddings"]
-        origin = Origin(str(made_by["model"]), int(made_by["width"]), made_by.get("digest"))
+        source = settings["embeddings"]
+        origin = Origin(str(source["model"]), int(source["width"]), source.get("digest"))
         calibration, temperature, top_k = (settings[name] for name in SETTINGS)
         valid = (
             calibration in get_args(Calibration) and math.isfinite(temperature) and temperature > 0

@@ -1,6 +1,4 @@
-"""DOTS: a few tasks are rolled out in order to know, and attention tells the pass rates of all the
-others from them.
-"""
+"""DOTS: measures the pass rates of a few reference tasks, and predicts all others by attention."""
 
 from typing import NamedTuple
 
@@ -27,11 +25,11 @@ from jaxrft.types import Array, Choice, Feedback, InputError, Projections, Tasks
 
 
 class DotsState(NamedTuple):
-    """The pass rates of the last references, and those that follow for every task."""
+    """The pass rates of the latest references, and those predicted for every task."""
 
     references: Array  # [K] int32, tasks rolled out last
-    reference_pass_rates: Array  # [K] float32, what they showed; NaN = no task
-    predicted: Array  # [N] float32, pass rates that follow; NaN before the first reference set
+    reference_pass_rates: Array  # [K] float32, measured; NaN = no task
+    predicted: Array  # [N] float32; NaN before the first reference set
 
 
 def dots(
@@ -113,11 +111,11 @@ def dots(
 
     def predict(references: Array, pass_rates: Array, tasks: Tasks) -> Array:  # [K], [K] -> [N]
         query, reference = _projections(tasks)
-        near = Projections(
+        projections = Projections(
             constrain(query, "task", None), constrain(reference[references], None, None)
         )
         options = {"calibration": calibration, "temperature": attention_temperature, "top_k": top_k}
-        return attention.predict_projected(predictor, near, pass_rates, **options)
+        return attention.predict_projected(predictor, projections, pass_rates, **options)
 
     def update_references(state: DotsState, tasks: Tasks, feedback: Feedback) -> DotsState:
         feedback = credible(feedback, state.predicted.shape[0])
@@ -148,16 +146,15 @@ def _latest(state: DotsState, feedback: Feedback, valid: Array) -> tuple[Array, 
         [feedback.successes / jnp.where(valid, feedback.trials, 1), state.reference_pass_rates]
     )
     latest = jnp.argsort(~known, stable=True)[: state.references.shape[0]]
-    kept = known[latest]
-    return jnp.where(kept, ids[latest], 0), jnp.where(kept, rates[latest], jnp.nan)
+    is_known = known[latest]
+    return jnp.where(is_known, ids[latest], 0), jnp.where(is_known, rates[latest], jnp.nan)
 
 
 def _projections(tasks: Tasks) -> Projections:
-    """Returns the table as the predictor sees it; raises InputError without one."""
+    """Returns the projected embeddings of the table; raises InputError without them."""
     if tasks.projections is None:
         raise InputError(
-            "the dots selector needs every task's embedding as its predictor sees it: pass "
-            "them in Tasks.projections, "
-            "by attention.project(predictor, embeddings, embeddings)"
+            "the dots selector needs the projected embeddings of all tasks: set "
+            "Tasks.projections to attention.project(predictor, embeddings, embeddings)"
         )
     return tasks.projections

@@ -223,14 +223,14 @@ def loss(
     predicted = attention.predict_projected(params, projections, rates[batch.references], **options)
     predicted = jnp.clip(predicted, attention.CLIP, 1 - attention.CLIP)
     known = ~jnp.isnan(rates[batch.queries])
-    # or the gradient of what does not count would be NaN
+    # NaN would spread into the gradient, even with a weight of 0
     observed = jnp.where(known, rates[batch.queries], 0)
     entropy = -observed * jnp.log(predicted) - (1 - observed) * jnp.log1p(-predicted)
     return jnp.where(known, entropy, 0).sum() / jnp.maximum(known.sum(), 1).astype(jnp.float32)
 
 
 def _check(embeddings: Array, pass_rates: Array, sizes: dict[str, int], dropout: float) -> None:
-    """Raises InputError for what nothing can be trained on."""
+    """Raises InputError for data that a predictor cannot be trained on."""
     for name, value in sizes.items():
         check_count(name, value)
     check("dropout", dropout, BELOW_ONE)
@@ -241,9 +241,7 @@ def _check(embeddings: Array, pass_rates: Array, sizes: dict[str, int], dropout:
         )
     check_dtypes(REAL, embeddings=embeddings, pass_rates=pass_rates)
     if embeddings.shape[0] < 2:
-        raise InputError(
-            "there is one task: a predictor tells tasks from other tasks, so give at least 2"
-        )
+        raise InputError("there is one task: a predictor compares tasks, so give at least 2")
     if ((pass_rates < 0) | (pass_rates > 1)).any():
         raise InputError(
             "a pass rate lies outside [0, 1]: give the share of rollouts that "
