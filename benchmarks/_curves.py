@@ -24,7 +24,7 @@ HEAD = (
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The rows of a family as a table."""
+    """Formats the rows of a family as a table."""
     lines = [HEAD, ("---",) * len(HEAD), *map(_cells, rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
@@ -55,8 +55,8 @@ def _shown(value: Interval, sign: str = "") -> str:
 
 
 def draw(curves: dict[str, dict[str, list[Curve]]], out: Path) -> None:
-    """Held-out accuracy against rollouts, a panel a family: the mean over seeds, with its 95 %
-    interval shaded.
+    """Draws held-out accuracy against rollouts, a panel a family: the mean over seeds, with its
+    95 % interval shaded.
     """
     import matplotlib
 
@@ -73,7 +73,9 @@ def draw(curves: dict[str, dict[str, list[Curve]]], out: Path) -> None:
     )
     color = {
         name: f"C{i}"
-        for i, name in enumerate(dict.fromkeys(name for of in curves.values() for name in of))
+        for i, name in enumerate(
+            dict.fromkeys(name for by_selector in curves.values() for name in by_selector)
+        )
     }
     for axis, (family, by_selector) in zip(axes[0], curves.items(), strict=True):
         for selector, runs in by_selector.items():

@@ -111,12 +111,12 @@ class Instruction:
 
     def called(self, attribute: str) -> str:
         """Returns the name of the computation that an attribute names."""
-        found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
-        if not found:
+        match = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
+        if not match:
             raise InputError(
                 f"{self.name} has no {attribute}: this is no optimized HLO that can be read"
             )
-        return found[1]
+        return match[1]
 
 
 Computation = dict[str, Instruction]  # by name, in order
@@ -213,11 +213,11 @@ class Program:
         self.entry = ""
         current: Computation = {}
         for line in text.splitlines():
-            if found := _COMPUTATION.match(line):
-                current = self.computations.setdefault(found[2], {})
-                self.entry = found[2] if found[1] else self.entry
-            elif found := _INSTRUCTION.match(line):
-                instruction = _parse(line[found.end() :], found[2], bool(found[1]))
+            if match := _COMPUTATION.match(line):
+                current = self.computations.setdefault(match[2], {})
+                self.entry = match[2] if match[1] else self.entry
+            elif match := _INSTRUCTION.match(line):
+                instruction = _parse(line[match.end() :], match[2], bool(match[1]))
                 current[instruction.name] = instruction
         if not self.entry:
             raise InputError(
@@ -228,15 +228,15 @@ class Program:
         """Returns the loops of the entry computation whose numbers of trips depend on data, in
         order.
         """
-        found = []
+        loops = []
         for each in self.computations[self.entry].values():
             if each.opcode == "while" and self.trip_count(each) is None:
                 limit = _limit(self._flat(each.called("condition")))
                 parts = [each.called("body"), each.called("condition")]
                 traffic = [item for part in parts for item in self.traffic(part)]
                 exchanges = [item for part in parts for item in self.exchanges(part)]
-                found.append(Loop(each.name, limit, tuple(traffic), tuple(exchanges)))
-        return found
+                loops.append(Loop(each.name, limit, tuple(traffic), tuple(exchanges)))
+        return loops
 
     def traffic(self, computation: str, trips: int = 1) -> Iterator[Traffic]:
         """Yields what each instruction of a computation moves; inner loops of unknown length count
@@ -288,8 +288,8 @@ class Program:
         A loop whose condition is a single comparison with a constant counts from 0 in steps of 1,
         as those of `jax.lax.scan` do.
         """
-        if found := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes):
-            return int(found[1])
+        if match := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes):
+            return int(match[1])
         condition = self._flat(loop.called("condition"))
         opcodes = [each.opcode for each in condition if each.opcode not in FREE]
         opcodes = [opcode for opcode in opcodes if opcode not in ("fusion", "copy")]
@@ -298,12 +298,12 @@ class Program:
 
     def _flat(self, computation: str) -> list[Instruction]:
         """Returns the instructions of a computation and of the fusions in it."""
-        found = []
+        instructions = []
         for each in self.computations[computation].values():
-            found.append(each)
+            instructions.append(each)
             if each.opcode == "fusion":
-                found += self._flat(each.called("calls"))
-        return found
+                instructions += self._flat(each.called("calls"))
+        return instructions
 
     def _moved(self, computation: Computation, each: Instruction) -> tuple[int, int]:
         """Returns the bytes that an instruction reads and writes."""
@@ -394,8 +394,9 @@ class Program:
         return value == self._parameter(body, place)
 
     def _parameter(self, body: str, place: int) -> Instruction:
-        found = (each for each in self.computations[body].values() if each.opcode == "parameter")
-        return next(each for each in found if each.arguments.strip() == str(place))
+        instructions = self.computations[body].values()
+        parameters = (each for each in instructions if each.opcode == "parameter")
+        return next(each for each in parameters if each.arguments.strip() == str(place))
 
     def _written(self, body: str) -> int:
         """Returns the bytes that a fusion writes: of an update in place, those of the update."""
@@ -428,10 +429,10 @@ def _size(leaves: Sequence[Leaf]) -> int:
 
 def _constants(instructions: Sequence[Instruction]) -> list[int]:
     """Returns the integer constants among instructions."""
-    found = [
+    constants = [
         each for each in instructions if each.opcode == "constant" and each.type.startswith("s")
     ]
-    return [int(each.arguments) for each in found if re.fullmatch(r"-?\d+", each.arguments)]
+    return [int(each.arguments) for each in constants if re.fullmatch(r"-?\d+", each.arguments)]
 
 
 def _limit(condition: Sequence[Instruction]) -> int:
@@ -445,8 +446,8 @@ def _limit(condition: Sequence[Instruction]) -> int:
 
 def _branches(each: Instruction) -> list[str]:
     """Returns the computations that a conditional chooses from."""
-    if found := re.search(r"branch_computations=\{([^}]*)\}", each.attributes):
-        return _NAME.findall(found[1])
+    if match := re.search(r"branch_computations=\{([^}]*)\}", each.attributes):
+        return _NAME.findall(match[1])
     return [each.called("true_computation"), each.called("false_computation")]
 
 

@@ -1,8 +1,7 @@
-"""What knowing would be worth: runs whose selector is told the pass rates of the policy that they
-train.
+"""An upper bound for selectors: runs that select by measured pass rates of the current policy.
 
-The pass rates are measured by rollouts that are not counted, so that the oracle is an upper bound
-and no method.
+The pass rates are measured by rollouts that are not counted. So the oracle is a bound, not a
+method.
 """
 
 import contextlib
@@ -26,11 +25,12 @@ from jaxrft.types import Array, Choice
 
 @contextlib.contextmanager
 def known_pass_rates(*, measured: int = 512, measure_every: int = 4) -> Iterator[None]:
-    """Lets the runs of the block select by `oracle`, which is no selector of the package.
+    """Lets the runs of the block select by `oracle`, which the package does not have.
 
-    Every `measure_every` steps, before it selects, `num_generations` rollouts each tell the pass
-    rates of `measured` tasks drawn at random, or of all when there are no more. They are part of
-    the selector's state, and of checkpoints. Raises InputError for fewer tasks than a batch.
+    Every `measure_every` steps, before it selects, the pass rates of `measured` tasks drawn at
+    random, or of all tasks if there are fewer, are measured by `num_generations` rollouts each.
+    They are part of the selector's state, and of checkpoints. Raises InputError for fewer tasks
+    than a batch.
     """
     measured = check_count("measured", measured)
     measure_every = check_count("measure_every", measure_every)
@@ -39,9 +39,9 @@ def known_pass_rates(*, measured: int = 512, measure_every: int = 4) -> Iterator
     def measure_and_select(
         step: Step, state: TrainState, *, batch_size: int, exclude: np.ndarray, stream: int
     ) -> tuple[Choice, TrainState]:
-        knows = step.setup.config.select.name == "oracle"
+        is_oracle = step.setup.config.select.name == "oracle"
         first = stream == STREAMS.index("select")  # of the choices in this step
-        if knows and first and int(state.step) % measure_every == 0:
+        if is_oracle and first and int(state.step) % measure_every == 0:
             if measured < batch_size:
                 raise InputError(
                     f"measured is {measured}: it must be at least batch_size {batch_size}"
@@ -71,9 +71,14 @@ def measure(step: Step, state: TrainState, *, measured: int) -> Array:
         rolled = step.roll_out(
             state._replace(step=state.step + 1), part, stream=STREAMS.index("measure")
         )
-        told = trainer_state(config, done)
         rewards = grade_rollout(
-            config, setup.lm, rolled.rollout, step.pool, step.table, part, trainer_state=told
+            config,
+            setup.lm,
+            rolled.rollout,
+            step.pool,
+            step.table,
+            part,
+            trainer_state=trainer_state(config, done),
         )
         rewards = check_rewards(config, rewards, step.pool, tasks=len(part), first=False)
         successes = rewards.success.reshape(len(part), -1)

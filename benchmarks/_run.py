@@ -179,20 +179,18 @@ class Stages:
             measured["computed"] = 1 / float(metrics["update/utilization"])
         return measured
 
-    def whole_step(self) -> Measured:
-        """Makes a step, and measures its stages; that of the selector's update counts to
-        `select`.
-        """
+    def full_step(self) -> Measured:
+        """Runs a step, and measures its stages; the selector's update counts as `select`."""
         laps = [time.perf_counter()]
 
         def lap(tree: PyTree) -> None:
             jax.block_until_ready(tree)
             laps.append(time.perf_counter())
 
-        nothing = np.zeros(0, np.int32)
+        no_tasks = np.zeros(0, np.int32)
         size = self.step.setup.config.batch_size
         choice, self.state = self.step.select(
-            self.state, batch_size=size, exclude=nothing, stream=SELECT
+            self.state, batch_size=size, exclude=no_tasks, stream=SELECT
         )
         self.ids = np.asarray(choice.ids)
         lap(self.state)
@@ -207,8 +205,8 @@ class Stages:
         lap(self.state)
         self.state, _ = self.step.learn(self.state, scored.groups, ())
         lap(self.state)
-        select, rollout, grade, score, told, learn = np.diff(laps).tolist()
-        seconds = (select + told, rollout, grade, score, learn)
+        select, rollout, grade, score, update, learn = np.diff(laps).tolist()
+        seconds = (select + update, rollout, grade, score, learn)
         return {"seconds": laps[-1] - laps[0], **dict(zip(STAGES, seconds, strict=True))}
 
     def lengths(self) -> list[int]:
@@ -222,11 +220,11 @@ def open_subject(request: Request) -> Iterator[Subject]:
     """Opens what a request asks for; its lengths are those that the sampler draws."""
     with open_step(request.shape) as (step, state):
         stages = Stages(step, state)
-        runs = {"rollout": stages.rollout, "learn": stages.learn, "step": stages.whole_step}
+        runs = {"rollout": stages.rollout, "learn": stages.learn, "step": stages.full_step}
         yield Subject(runs[request.what], stages.lengths, device_memory)
 
 
 def device_memory() -> int:
     """Returns the peak bytes on the first device; 0 where it does not count them."""
-    found = jax.local_devices()[0].memory_stats()
-    return found["peak_bytes_in_use"] if found else 0
+    memory = jax.local_devices()[0].memory_stats()
+    return memory["peak_bytes_in_use"] if memory else 0

@@ -14,7 +14,7 @@ COSTS = ("rollouts", "tokens", "seconds")
 
 
 class Curve(NamedTuple):
-    """What a run showed: a number an evaluation, and a share."""
+    """The learning curve of a run, a number an evaluation, and its share of informative groups."""
 
     held_out: list[float]  # sampled accuracy on held-out tasks
     rollouts: list[int]  # so far, as the next two are
@@ -24,7 +24,7 @@ class Curve(NamedTuple):
 
 
 class Saving(NamedTuple):
-    """What a run spent on getting to uniform's level, beside what uniform did."""
+    """The cost of a run to reach uniform's level, relative to the cost of uniform."""
 
     log: dict[str, float]  # of uniform's cost over this one's, for each of COSTS
     with_references: float  # the same of rollouts, if those of the references count
@@ -33,13 +33,13 @@ class Saving(NamedTuple):
 
 
 def final(curve: Curve) -> float:
-    """The level at the end, the mean of the last evaluations."""
+    """Computes the final level, the mean of the last evaluations."""
     return float(np.mean(curve.held_out[-WINDOW:]))
 
 
 def reached(held_out: Sequence[float], level: float) -> int | None:
-    """The first evaluation at which the mean of it and the two before is at least `level`; None if
-    there is none.
+    """Finds the first evaluation at which the mean of it and the two before is at least `level`;
+    None if there is none.
     """
     means = np.convolve(held_out, np.ones(WINDOW) / WINDOW, mode="valid")
     above = np.flatnonzero(means >= level - 1e-9)
@@ -47,35 +47,35 @@ def reached(held_out: Sequence[float], level: float) -> int | None:
 
 
 def saving(curve: Curve, uniform: Curve, *, references: int = 0) -> Saving:
-    """What a run saves on uniform's of the same seed; `references`: rollouts behind the reference
-    pass rates.
+    """Computes the savings of a run relative to uniform's of the same seed.
 
-    The level is uniform's final one, for uniform too. A run that does not reach it enters with all
-    that it cost, which flatters it.
+    `references`: rollouts behind the reference pass rates. The level is uniform's final one, for
+    uniform too. A run that does not reach it counts with its full cost, which underestimates it.
     """
     level = final(uniform)
-    own, theirs = reached(curve.held_out, level), reached(uniform.held_out, level)
-    assert theirs is not None  # by its last evaluations
-    cost = {name: getattr(curve, name)[-1 if own is None else own] for name in COSTS}
-    usual = {name: getattr(uniform, name)[theirs] for name in COSTS}
+    index = reached(curve.held_out, level)
+    uniform_index = reached(uniform.held_out, level)
+    assert uniform_index is not None  # by its last evaluations
+    cost = {name: getattr(curve, name)[-1 if index is None else index] for name in COSTS}
+    uniform_cost = {name: getattr(uniform, name)[uniform_index] for name in COSTS}
     return Saving(
-        log={name: float(np.log(usual[name] / cost[name])) for name in COSTS},
-        with_references=float(np.log(usual["rollouts"] / (cost["rollouts"] + references))),
+        log={name: float(np.log(uniform_cost[name] / cost[name])) for name in COSTS},
+        with_references=float(np.log(uniform_cost["rollouts"] / (cost["rollouts"] + references))),
         rollouts=cost["rollouts"],
-        reached=own is not None,
+        reached=index is not None,
     )
 
 
 def row(
-    own: list[Curve], uniform: list[Curve], oracle: list[Curve], *, references: int = 0
+    curves: list[Curve], uniform: list[Curve], oracle: list[Curve], *, references: int = 0
 ) -> dict[str, Any]:
-    """The figures of a selector on a family, of runs paired by seed."""
-    savings = [saving(a, b, references=references) for a, b in zip(own, uniform, strict=True)]
+    """Computes the figures of a selector on a family, from runs paired by seed."""
+    pairs = list(zip(curves, uniform, strict=True))
+    savings = [saving(a, b, references=references) for a, b in pairs]
     best = [saving(a, b) for a, b in zip(oracle, uniform, strict=True)]
-    pairs = list(zip(own, uniform, strict=True))
     return {
-        "seeds": len(own),
-        "informative": mean_interval([curve.informative for curve in own]),
+        "seeds": len(curves),
+        "informative": mean_interval([curve.informative for curve in curves]),
         "not_reached": sum(not each.reached for each in savings),
         "rollouts_to_level": float(np.median([each.rollouts for each in savings])),
         "reference_rollouts": references,
@@ -85,7 +85,7 @@ def row(
             name: ratio_interval([s.log[name] for s in savings], [s.log[name] for s in best])
             for name in COSTS
         },
-        "final": mean_interval([final(curve) for curve in own]),
+        "final": mean_interval([final(curve) for curve in curves]),
         "final_minus_uniform": mean_interval([final(a) - final(b) for a, b in pairs]),
         "mean_minus_uniform": mean_interval(
             [float(np.mean(a.held_out) - np.mean(b.held_out)) for a, b in pairs]

@@ -1,6 +1,4 @@
-"""What `dots` needs before its first step: a predictor, fitted on the pass rates of other policies
-on a pool.
-"""
+"""Fits the predictor that `dots` needs, on the pass rates of other policies."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +14,12 @@ from jaxrft.select.dots.predictor import Origin, Predictor, save_predictor
 from jaxrft.tasks import builtin
 
 TASKS, SAMPLES = 2048, 8  # of the pool at most; rollouts a task and policy
-REFERENCES = 32  # tasks of a probe
+REFERENCES = 32  # tasks of a reference set
 WIDTH = 64
 
 
 def rollouts(family: str, policies: int) -> int:
-    """How many rollouts are behind a predictor."""
+    """Counts the rollouts behind a predictor."""
     return policies * min(TASKS, builtin.FAMILIES[family].size) * SAMPLES
 
 

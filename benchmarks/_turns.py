@@ -1,6 +1,4 @@
-"""Measures processes by turns, so that all of them meet the same machine, and tells their
-medians.
-"""
+"""Measures processes by turns, so that all run under the same load, and prints medians."""
 
 import argparse
 import dataclasses
@@ -150,15 +148,15 @@ def open_workers(
             stack.callback(worker.close)
             workers[name] = worker
 
-        own = (sys.executable, "-P", "-m", f"benchmarks.{what}", "--serve")
-        start(OURS, *own, paths=[ROOT])
+        command = (sys.executable, "-P", "-m", f"benchmarks.{what}", "--serve")
+        start(OURS, *command, paths=[ROOT])
         lengths = workers[OURS].about["lengths"]
         if options.against:
             commit = git("rev-parse", "--verify", f"{options.against}^{{commit}}")
             stack.enter_context(worktree(commit, folder / "tree"))
             (folder / "scripts").mkdir()
             (folder / "scripts/benchmarks").symlink_to(ROOT / "benchmarks")
-            start(BASE, *own, paths=[folder / "scripts", folder / "tree"])
+            start(BASE, *command, paths=[folder / "scripts", folder / "tree"])
         for peer in options.peers:
             name, _, python = peer.partition("=")
             start(
@@ -170,13 +168,13 @@ def open_workers(
 
 def take_turns(workers: dict[str, Worker], repeats: int) -> dict[str, list[Measured]]:
     """Measures all workers `repeats` times by turns."""
-    found = {name: [] for name in workers}
+    runs = {name: [] for name in workers}
     for repeat in range(repeats):
         for name, worker in workers.items():
             measured = worker.measure()
-            found[name].append(measured)
+            runs[name].append(measured)
             print(f"{repeat + 1} {name} {measured['seconds']:.3f} s", file=sys.stderr, flush=True)
-    return found
+    return runs
 
 
 def medians(about: dict, runs: list[Measured]) -> Medians:
@@ -219,11 +217,11 @@ HEADER = (
 )
 
 
-def table(found: dict[str, Medians], need: Need, rates: Measured) -> str:
-    """Returns a line for each subject."""
-    first = next(iter(found.values())).seconds
+def table(subjects: dict[str, Medians], need: Need, rates: Measured) -> str:
+    """Formats a line for each subject."""
+    first = next(iter(subjects.values())).seconds
     lines = [HEADER]
-    for name, each in found.items():
+    for name, each in subjects.items():
         cells = (
             f"{each.seconds:.3f}",
             f"{each.tokens / each.seconds:,.0f}",
@@ -238,9 +236,9 @@ def table(found: dict[str, Medians], need: Need, rates: Measured) -> str:
     return "\n".join(lines)
 
 
-def stage_table(found: dict[str, Medians]) -> str:
-    """Returns where a step's time goes: seconds of each stage, and their shares."""
-    staged = {name: each for name, each in found.items() if each.stages}
+def stage_table(subjects: dict[str, Medians]) -> str:
+    """Formats the seconds of each stage of a step, and their shares."""
+    staged = {name: each for name, each in subjects.items() if each.stages}
     names = next(iter(staged.values())).stages
     lines = [f"| | {' | '.join(names)} |", f"|---|{'--:|' * len(names)}"]
     for name, each in staged.items():
@@ -256,8 +254,8 @@ def run(what: str, doc: str | None, arguments: list[str]) -> None:
     with open_workers(what, options, shape) as workers:
         turns = take_turns(workers, options.repeats)
         about = {name: worker.about for name, worker in workers.items()}
-    found = {name: medians(about[name], runs) for name, runs in turns.items()}
-    rates = found.pop(RATES).stages
+    subjects = {name: medians(about[name], runs) for name, runs in turns.items()}
+    rates = subjects.pop(RATES).stages
     lengths = about[OURS]["lengths"]
     need = needs(what, shape, lengths)
     command = f"python -m benchmarks.{what} {' '.join(arguments)}"
@@ -267,9 +265,9 @@ def run(what: str, doc: str | None, arguments: list[str]) -> None:
         f"{rates['flops'] / 1e9:,.1f} GFLOP/s, "
         f"copy {rates['bytes'] / 1e9:,.1f} GB/s\n"
     )
-    print(table(found, need, rates))
-    if found[OURS].stages:
-        print(f"\n{stage_table(found)}")
+    print(table(subjects, need, rates))
+    if subjects[OURS].stages:
+        print(f"\n{stage_table(subjects)}")
     if options.json:
         figures = {
             "command": command,
@@ -278,6 +276,6 @@ def run(what: str, doc: str | None, arguments: list[str]) -> None:
             "lengths": lengths,
             "need": need._asdict(),
             "rates": rates,
-            "medians": {name: each._asdict() for name, each in found.items()},
+            "medians": {name: each._asdict() for name, each in subjects.items()},
         }
         options.json.write_text(json.dumps(figures, indent=1) + "\n")

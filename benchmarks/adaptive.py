@@ -1,4 +1,4 @@
-"""How `adaptive` does where nothing was tuned for it.
+"""Measures `adaptive` in worlds that it was not tuned for.
 
 Item response models, whose domains move in different ways, and students in hostile worlds: next to
 `uniform`, and to `bots` with its references, all with the same seeds. Two versions of a selector
@@ -54,7 +54,7 @@ KINDS = {
     "apart, two kinds": Kind(APART, 0.05, 0.85, 1.5, 2.8, 2.0, bimodal=True),
     "all jump": Kind(("jump",), 0.15, 0.85, 1.0, 2.5, 1.5),
 }
-TOLD = ("nothing", "domains", "domains and embeddings")
+KNOWN = ("nothing", "domains", "domains and embeddings")  # to the selector, about the tasks
 HOSTILE = {
     "useless embeddings": {"signal": 0.0, "references": "none"},
     "references anti-correlated": {"signal": 0.0, "references": "anti"},
@@ -68,17 +68,17 @@ HOSTILE = {
 
 # Parts of `adaptive` -> the options and the names of its module that leave each out.
 ABLATIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "as it is": ({}, {}),
+    "unchanged": ({}, {}),
     "no change points": ({}, {"CHANGE_POINT": np.inf}),
-    "a walk that is not learned": (
+    "walk is not estimated": (
         {},
         {"_walk": lambda state, *_: (state.log_walk, state.walk_information)},
     ),
-    "nothing shared is forgotten": ({}, {"DECAY": 0.0}),
-    "no places for what is least known": ({}, {"MOST_EXPLORATION": 0.0}),
+    "shared information does not decay": ({}, {"DECAY": 0.0}),
+    "no exploration": ({}, {"MOST_EXPLORATION": 0.0}),
     "epsilon = 0": ({"epsilon": 0.0}, {}),
     "kappa = 0": ({"kappa": 0.0}, {}),
-    "nothing counts as equal": ({}, {"TOLERANCE": 0.0}),
+    "no tolerance": ({}, {"TOLERANCE": 0.0}),
 }
 
 
@@ -90,12 +90,12 @@ class Items(NamedTuple):
     domain: Array  # [N] int32
 
 
-def item_response(kind: Kind, told: str) -> simulate.World:
+def item_response(kind: Kind, known: str) -> simulate.World:
     """Returns a world in which p = sigmoid(slope (ability of the domain - difficulty)); new tasks
     for every key.
 
     The two-parameter logistic model (Birnbaum 1968). Slopes are log-normal with a deviation of 0.3.
-    `told`: what a selector knows of the tasks.
+    `known`: the columns of the tasks that a selector has, one of KNOWN.
     """
 
     def ability(quantile: Array) -> Array:
@@ -114,20 +114,20 @@ def item_response(kind: Kind, told: str) -> simulate.World:
         references = ability(jnp.array(REFERENCES))[None]
         rates = jax.nn.sigmoid(items.slope[:, None] * (references - items.difficulty[:, None]))
         one_hot = jax.nn.one_hot(items.domain, len(kind.schedule))
-        said = jnp.concatenate([raw[:, None], one_hot], axis=1)
-        mixed = said @ jax.random.normal(keys[3], (said.shape[1], WIDTH))
+        features = jnp.concatenate([raw[:, None], one_hot], axis=1)
+        mixed = features @ jax.random.normal(keys[3], (features.shape[1], WIDTH))
         embeddings = mixed + 2 * jax.random.normal(keys[4], mixed.shape)
         tasks = Tasks(
             reference_pass_rates=rates,
-            embeddings=embeddings if told.endswith("embeddings") else None,
-            domain=items.domain if told.startswith("domains") else None,
+            embeddings=embeddings if known.endswith("embeddings") else None,
+            domain=items.domain if known.startswith("domains") else None,
         )
         return tasks, items
 
     def pass_rates(items: Items, step: Array) -> Array:
         progress = jnp.asarray(step, jnp.float32) / (STEPS - 1)
-        moved = jnp.stack([SCHEDULES[name](progress) for name in kind.schedule])
-        abilities = ability(kind.begin + (kind.end - kind.begin) * moved)
+        quantile = jnp.stack([SCHEDULES[name](progress) for name in kind.schedule])
+        abilities = ability(kind.begin + (kind.end - kind.begin) * quantile)
         return jax.nn.sigmoid(items.slope * (abilities[items.domain] - items.difficulty))
 
     def roll_out(key: Array, items: Items, step: Array, ids: Array) -> Feedback:
@@ -148,17 +148,17 @@ def item_responses(names: tuple[str, ...], seeds: int, first_seed: int) -> None:
     """
     bots = selectors.bots(GENERATIONS)
     uniform = believing(selectors.uniform(GENERATIONS), bots)
-    rows = {"uniform": (uniform, TOLD[:1]), "bots": (bots, TOLD[:1])}
+    rows = {"uniform": (uniform, KNOWN[:1]), "bots": (bots, KNOWN[:1])}
     rows = {name: row for name, row in rows.items() if name in names}
-    rows |= {name: (selectors.make(name, GENERATIONS), TOLD) for name in names if name not in rows}
+    rows |= {name: (selectors.make(name, GENERATIONS), KNOWN) for name in names if name not in rows}
     for name, kind in KINDS.items():
-        for selector, (functions, known) in rows.items():
-            for told in known:
-                world = item_response(kind, told)
+        for selector, (functions, variants) in rows.items():
+            for known in variants:
+                world = item_response(kind, known)
                 trace = run(world, functions, seeds, STEPS, batch_size=BATCH, first_seed=first_seed)
-                found = scores(trace, TASKS)
-                figures = "".join(f"  {key} {interval(found[key])}" for key in FIGURES)
-                print(f"{name:17} {selector:9} told {told:23}{figures}", flush=True)
+                values = scores(trace, TASKS)
+                figures = "".join(f"  {key} {interval(values[key])}" for key in FIGURES)
+                print(f"{name:17} {selector:9} knows {known:23}{figures}", flush=True)
 
 
 def ablations(seeds: int, first_seed: int) -> None:
@@ -166,19 +166,19 @@ def ablations(seeds: int, first_seed: int) -> None:
     worlds.
     """
     for part, (options, changed) in ABLATIONS.items():
-        for told in (TOLD[0], TOLD[-1]):
+        for known in (KNOWN[0], KNOWN[-1]):
             with mock.patch.multiple(adaptive, **changed) if changed else contextlib.nullcontext():
                 selector = selectors.adaptive(GENERATIONS, **options)
-                found = []
+                values = []
                 for kind in KINDS.values():
-                    world = item_response(kind, told)
+                    world = item_response(kind, known)
                     trace = run(
                         world, selector, seeds, STEPS, batch_size=BATCH, first_seed=first_seed
                     )
-                    found.append(scores(trace, TASKS))
-            means = {key: np.mean([each[key] for each in found], axis=0) for key in FIGURES}
-            figures = "".join(f"  {key} {interval(values)}" for key, values in means.items())
-            print(f"{part:34} told {told:23}{figures}", flush=True)
+                    values.append(scores(trace, TASKS))
+            means = {key: np.mean([each[key] for each in values], axis=0) for key in FIGURES}
+            figures = "".join(f"  {key} {interval(mean)}" for key, mean in means.items())
+            print(f"{part:34} knows {known:23}{figures}", flush=True)
 
 
 def hostile(names: tuple[str, ...], seeds: int, first_seed: int) -> None:
@@ -210,7 +210,7 @@ def interval(values: np.ndarray) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """The command."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.adaptive", description=__doc__)
     for flag, default, said in (
         ("seeds", 8, "worlds of each kind"),

@@ -4,31 +4,31 @@
 
 The tiny policy is trained on four families of built-in tasks (jaxrft.tasks.builtin), by every
 selector with the same seeds, and evaluated often on held-out tasks. What the oracle saves is the
-headroom of a family. Who should win:
+headroom of a family. The expected winners:
 
-* digits-kinds: whoever reads the prompt. One group tells something about all tasks of its kind and
-  length, so that `adaptive` and `dots`, which have the tiny policy's embeddings, should come near
-  the oracle. The references tell something too, but about policies other than this one; the weak
-  and the strong disagree most about lists that are too long for it.
-* digits-visits: whoever remembers. The prompt tells nothing and there are no references, so that
-  `bots` cannot run, but every task comes back: `adaptive`. `dots` pays for probes that tell it
-  nothing.
-* digits-references: `bots`. Slipped tasks have reference pass rates of 0, and the prompt tells
-  nothing; without them each solvable task has to be found by rolling out four that are not.
-* digits-easy: nobody, by much. Three of four groups are informative, and a selector can hardly win.
+* digits-kinds: selectors that use the prompt. A group is informative about all tasks of its kind
+  and length, so that `adaptive` and `dots`, which have the tiny policy's embeddings, should come
+  near the oracle. The references are informative too, but about other policies; the weak and the
+  strong one disagree most about lists that are too long for this policy.
+* digits-visits: selectors with a memory. The prompt is uninformative and there are no references,
+  so that `bots` cannot run, but every task is visited again: `adaptive`. `dots` pays for reference
+  sets that predict nothing.
+* digits-references: `bots`. Tasks with wrong truths have reference pass rates of 0, and the prompt
+  is uninformative; without references, each solvable task is found among four that are not.
+* digits-easy: no selector by much. Three of four groups are informative with uniform already.
 
 A level is reached at the first of the evaluations whose mean with the two before is at least
 uniform's final level, the mean of its last three, with the same seed. A run that ends below is
-counted as not reached, and enters with its whole cost, which flatters it. Probes and groups that
-teach nothing count as rollouts; those behind reference pass rates are told apart, as if they had
-been made for one run. The share of the headroom is the ratio of mean log savings in rollouts, the
-selector's over the oracle's. Intervals are 95 %: Student's t over seeds, for that share a paired
-bootstrap. `dots` probes 32 tasks every 16 steps, a quarter of its rollouts as in its paper; its
-predictor is fitted on the pass rates of the tiny policy and of six that uniform selection trained,
-with other seeds and three learning rates. `NAME+replay` is a selector with half of each batch from
-a replay of the last 256 informative groups, in as many steps. Every run has a folder; one that is
-finished is not run again. What came out is in results/closed_loop.md, what it means in
-results/closed_loop_notes.md; with replay in results/replay.md.
+counted as not reached, and enters with its full cost, an underestimate. Reference sets and
+uninformative groups count as rollouts; those behind reference pass rates are counted separately, as
+if they had been made for one run. The share of the headroom is the ratio of mean log savings in
+rollouts, the selector's over the oracle's. Intervals are 95 %: Student's t over seeds, for that
+share a paired bootstrap. `dots` has 32 references every 16 steps, a quarter of its rollouts as in
+its paper; its predictor is fitted on the pass rates of the tiny policy and of six that uniform
+selection trained, with other seeds and three learning rates. `NAME+replay` is a selector with half
+of each batch from a replay of the last 256 informative groups, in as many steps. Every run has a
+folder; one that is finished is not run again. Results are in results/closed_loop.md, their
+discussion in results/closed_loop_notes.md; those with replay in results/replay.md.
 """
 
 import argparse
@@ -85,7 +85,7 @@ SETTINGS = {
 
 
 class Run(NamedTuple):
-    """Which run."""
+    """A run, identified by its settings."""
 
     family: str
     selector: str  # with or without REPLAY behind it
@@ -94,7 +94,7 @@ class Run(NamedTuple):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command."""
+    """Runs the command."""
     options = parse(arguments)
     runs = [
         Run(family, selector, rate, seed)
@@ -122,7 +122,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The flags."""
+    """Parses the flags."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.closed_loop",
         description=__doc__,
@@ -132,17 +132,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         ("families", tuple(SETTINGS), ()),
         ("selectors", SELECTORS, REPLAYED),
     ):
-        said = (
-            f"{', '.join(usual)}; all of "
-            f"them{f', or some with {REPLAY} behind the name' if others else ''}"
-        )
+        text = f"{', '.join(usual)}; default: all"
+        if others:
+            text += f"; with {REPLAY} after the name: with replay"
         parser.add_argument(
             f"--{name}",
             nargs="+",
             default=usual,
             choices=(*usual, *others),
             metavar="NAME",
-            help=said,
+            help=text,
         )
     parser.add_argument(
         "--seeds", type=whole_number("seeds", 1, 1_000_000), default=8, help="how many, paired"
@@ -171,7 +170,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def train_all(runs: Sequence[Run], folder: Path, jobs: int) -> list[Curve]:
-    """The curves of all runs, in their order."""
+    """Trains all runs and returns their curves, in their order."""
     folder.mkdir(parents=True, exist_ok=True)
     if jobs == 1:
         return [train(run, folder) for run in runs]
@@ -182,7 +181,7 @@ def train_all(runs: Sequence[Run], folder: Path, jobs: int) -> list[Curve]:
 
 
 def train(run: Run, folder: Path) -> Curve:
-    """The curve of a run, which is trained unless its folder has one."""
+    """Returns the curve of a run, which is trained unless its folder has one."""
     home = home_of(run, folder)
     finished = home / "curve.json"
     # one that is damaged is made anew
@@ -211,7 +210,7 @@ def train(run: Run, folder: Path) -> Curve:
 
 
 def share_programs(folder: Path) -> None:
-    """Keeps compiled programs in a folder: one run's serve all that are alike."""
+    """Caches compiled programs in a folder, which all runs share."""
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
@@ -222,7 +221,7 @@ def share_programs(folder: Path) -> None:
 
 
 def select_config(run: Run, folder: Path) -> SelectConfig:
-    """How the run chooses tasks."""
+    """Returns the selector's configuration of a run."""
     options: dict[str, dict[str, Any]] = {
         "adaptive": {"embeddings": "policy"},
         "dots": {
@@ -237,12 +236,12 @@ def select_config(run: Run, folder: Path) -> SelectConfig:
 
 
 def predictor_of(family: str, folder: Path) -> Path:
-    """The file of the predictor for a family."""
+    """Returns the file of the predictor for a family."""
     return folder / f"{family}.safetensors"
 
 
 def fit_predictor(family: str, folder: Path, jobs: int) -> None:
-    """Makes the predictor for a family, and the policies behind it, unless it is there."""
+    """Makes the predictor for a family, and the policies behind it, unless its file exists."""
     if not predictor_of(family, folder).exists():
         others = [
             Run(family, "uniform", rate, seed) for seed in POLICIES[0] for rate in POLICIES[1]
@@ -253,12 +252,12 @@ def fit_predictor(family: str, folder: Path, jobs: int) -> None:
 
 
 def home_of(run: Run, folder: Path) -> Path:
-    """The folder of a run."""
+    """Returns the folder of a run."""
     return folder / "-".join(map(str, run))
 
 
 def configure(run: Run, select: SelectConfig, output_dir: Path) -> Config:
-    """The configuration of a run."""
+    """Returns the configuration of a run."""
     setting: dict[str, Any] = SETTINGS[run.family]._asdict() | {"learning_rate": run.learning_rate}
     held_out = TasksConfig(f"builtin:{run.family}-test", name="test")
     return Config(
@@ -283,7 +282,7 @@ def configure(run: Run, select: SelectConfig, output_dir: Path) -> Config:
 
 
 def read(lines: list[dict[str, Any]], rollouts_a_step: int) -> Curve:
-    """The curve in the lines of metrics.jsonl, the first of which is of step 0."""
+    """Reads the curve from the lines of metrics.jsonl, the first of which is of step 0."""
     steps, evaluated = lines[1:], [line for line in lines if "eval/test/avg@4" in line]
     times = np.array([line["step_time"] for line in steps])
     seconds = np.cumsum([0.0, *np.minimum(times, SLOWEST * np.median(times))])
@@ -297,7 +296,7 @@ def read(lines: list[dict[str, Any]], rollouts_a_step: int) -> Curve:
 
 
 def reference_rollouts(family: str, selector: str) -> int:
-    """How many rollouts of other policies a selector has behind it before the first step."""
+    """Counts the rollouts of other policies that a selector needs before the first step."""
     pool, selector = builtin.FAMILIES[family], selector.removesuffix(REPLAY)
     if selector == "dots":
         return _similarity.rollouts(family, 1 + len(POLICIES[0]) * len(POLICIES[1]))
@@ -310,14 +309,16 @@ def write(curves: dict[Run, Curve], out: Path) -> None:
     for run, curve in curves.items():
         runs.setdefault(run.family, {}).setdefault(run.selector, {})[run.seed] = curve
     rows = []
-    for family, of in runs.items():
-        for selector, own in of.items():
-            seeds = sorted(own.keys() & of["uniform"].keys() & of["oracle"].keys())
+    for family, by_selector in runs.items():
+        for selector, by_seed in by_selector.items():
+            baselines = by_selector["uniform"].keys() & by_selector["oracle"].keys()
+            seeds = sorted(by_seed.keys() & baselines)
             paired = (
-                [of[name][seed] for seed in seeds] for name in (selector, "uniform", "oracle")
+                [by_selector[name][seed] for seed in seeds]
+                for name in (selector, "uniform", "oracle")
             )
-            found = _savings.row(*paired, references=reference_rollouts(family, selector))
-            rows.append({"family": family, "selector": selector} | found)
+            figures = _savings.row(*paired, references=reference_rollouts(family, selector))
+            rows.append({"family": family, "selector": selector} | figures)
     out.parent.mkdir(parents=True, exist_ok=True)
     settings = {family: SETTINGS[family]._asdict() for family in runs}
     out.with_suffix(".json").write_text(
@@ -325,26 +326,27 @@ def write(curves: dict[Run, Curve], out: Path) -> None:
     )
     out.with_suffix(".md").write_text("\n\n".join([*map(section, runs, [rows] * len(runs))]) + "\n")
     drawn = {
-        family: {selector: list(own.values()) for selector, own in of.items()}
-        for family, of in runs.items()
+        family: {selector: list(by_seed.values()) for selector, by_seed in by_selector.items()}
+        for family, by_selector in runs.items()
     }
     _curves.draw(drawn, out.with_suffix(".png"))
 
 
 def section(family: str, rows: list[dict[str, Any]]) -> str:
-    """A family's results as Markdown."""
-    setting, own = SETTINGS[family], [row for row in rows if row["family"] == family]
-    level = next(row["final"].mean for row in own if row["selector"] == "uniform")
-    said = (
+    """Formats a family's results as Markdown."""
+    setting = SETTINGS[family]
+    family_rows = [row for row in rows if row["family"] == family]
+    level = next(row["final"].mean for row in family_rows if row["selector"] == "uniform")
+    summary = (
         f"{setting.steps} steps of {setting.batch_size} tasks x {setting.num_generations} "
-        "rollouts, learning rate "
-        f"{setting.learning_rate:g}; uniform ends at {level:.3f}, a mean over seeds."
+        f"rollouts, learning rate {setting.learning_rate:g}; uniform ends at {level:.3f}, a mean "
+        "over seeds."
     )
-    return f"## {family}\n\n{said}\n\n{_curves.markdown(own)}"
+    return f"## {family}\n\n{summary}\n\n{_curves.markdown(family_rows)}"
 
 
 def tuned(curves: dict[Run, Curve]) -> str:
-    """Final levels by learning rate, as Markdown."""
+    """Formats final levels by learning rate as Markdown."""
     levels: dict[Any, list[str]] = {}
     for run, curve in curves.items():
         levels.setdefault(run[:3], []).append(f"{_savings.final(curve):.3f}")
@@ -353,7 +355,11 @@ def tuned(curves: dict[Run, Curve]) -> str:
         "|---|---|---|---|",
     ]
     return "\n".join(
-        lines + [f"| {' | '.join(map(str, key))} | {', '.join(of)} |" for key, of in levels.items()]
+        lines
+        + [
+            f"| {' | '.join(map(str, key))} | {', '.join(finals)} |"
+            for key, finals in levels.items()
+        ]
     )
 
 

@@ -224,8 +224,7 @@ def count(decode: Decode, segments: Iterable[Segment], *, lengths: str = "all") 
             )
             for slot in slots  # those before it are read from the cache
         ]
-        found = Program(segment.text, {pallas_attention.NAME: read[-1]}).loops()
-        loops += found
+        loops += Program(segment.text, {pallas_attention.NAME: read[-1]}).loops()
         average = Program(segment.text, {pallas_attention.NAME: sum(read) // len(read)}).loops()
         averages += [(min(loop.limit, decode.new_tokens), loop.bytes) for loop in average]
     pairs = [(min(loop.limit, decode.new_tokens), loop.bytes) for loop in loops]
@@ -292,17 +291,18 @@ def extrapolate(decode: Decode, counted: Mapping[int, Counted], lengths: str) ->
 
 def describe(each: Traffic) -> str:
     """Returns a line about what an instruction moves."""
-    found = each.instruction
+    instruction = each.instruction
     return (
-        f"{each.trips} x (read {each.read:,} + write {each.written:,}): {found.name} = "
-        f"{found.type[:80]}"
+        f"{each.trips} x (read {each.read:,} + write {each.written:,}): {instruction.name} = "
+        f"{instruction.type[:80]}"
     )
 
 
 def describe_exchange(each: Exchange) -> str:
     """Returns a line about what an instruction exchanges between chips."""
-    found = each.instruction
-    return f"{each.trips} x {each.size:,}: {found.name} = {found.opcode} {found.type[:80]}"
+    instruction = each.instruction
+    operation = f"{instruction.name} = {instruction.opcode} {instruction.type[:80]}"
+    return f"{each.trips} x {each.size:,}: {operation}"
 
 
 def measure(name: str, topology: str, options: argparse.Namespace) -> Counted:
@@ -348,17 +348,17 @@ HEADER = (
 )
 
 
-def table_row(name: str, topology: str, mesh: str, found: Counted) -> str:
-    """Returns a line of the table."""
+def table_row(name: str, topology: str, mesh: str, counted: Counted) -> str:
+    """Formats a line of the table."""
     cells = (
-        f"{found.bytes / 1e9:.2f}",
-        f"{found.must / 1e9:.2f}",
-        f"{found.full:.2f}",
-        "-" if found.mean is None else f"{found.mean:.2f}",
-        f"{found.temporaries / found.cache:.2f}",
-        str(found.copies),
-        f"{found.exchanged / 1e6:.1f}",
-        ", ".join(f"{seconds:.0f}" for seconds in found.compile_seconds),
+        f"{counted.bytes / 1e9:.2f}",
+        f"{counted.must / 1e9:.2f}",
+        f"{counted.full:.2f}",
+        "-" if counted.mean is None else f"{counted.mean:.2f}",
+        f"{counted.temporaries / counted.cache:.2f}",
+        str(counted.copies),
+        f"{counted.exchanged / 1e6:.1f}",
+        ", ".join(f"{seconds:.0f}" for seconds in counted.compile_seconds),
     )
     return f"| {name} | {topology} | {mesh} | {' | '.join(cells)} |"
 
@@ -419,14 +419,14 @@ def main(arguments: list[str]) -> None:
     for name in options.models:
         for topology in options.topologies:
             try:
-                found = measure(name, topology, options)
+                counted = measure(name, topology, options)
             except jax.errors.JaxRuntimeError as error:
                 reason = str(error).splitlines()[0][:200]
                 figures.append({"model": name, "topology": topology, "failure": reason})
                 print(f"| {name} | {topology} | does not compile: {reason} |", flush=True)
                 continue
-            figures.append({"model": name, "topology": topology, **asdict(found)})
-            print(table_row(name, topology, mesh, found), flush=True)
+            figures.append({"model": name, "topology": topology, **asdict(counted)})
+            print(table_row(name, topology, mesh, counted), flush=True)
     if options.json:
         command = f"python -m benchmarks.decode_bytes {' '.join(arguments)}"
         settings = {

@@ -1,9 +1,9 @@
-"""How fast and how right the reward `math` is.
+"""Measures the speed and the accuracy of the reward `math`.
 
 Speed: gradings a second of rollouts made up here, in a pool of `workers` processes, the median of
 `repeats`. Then, with `--truths` (a parquet in verl's columns) or `--gsm8k` (GSM8K's .jsonl): every
 truth against itself, boxed, and against the next row's that is another one; with `--alone` also
-which of these verdicts are not math-verify's own.
+which of these rewards differ from math-verify's own.
 """
 
 import json
@@ -43,7 +43,7 @@ THINKING = (
 
 
 def main(arguments: list[str]) -> None:
-    """The command."""
+    """Runs the command."""
     options = tyro.cli(Options, args=arguments, prog="python -m benchmarks.graders")
     measure(**vars(options))
 
@@ -88,32 +88,32 @@ def measure(
     output: str | Path | None = None,
 ) -> None:
     """Measures, prints, and writes what it printed as JSON to `output`."""
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python "
         f"{platform.python_version()}"
     }
     with Pool([("math", "math")], workers=workers) as pool:
-        found["speed"] = speed(pool, tasks, samples, repeats) | {"workers": workers}
+        figures["speed"] = speed(pool, tasks, samples, repeats) | {"workers": workers}
         if truths:
             rows = pyarrow.parquet.read_table(truths, columns=["reward_model"])[
                 "reward_model"
             ].to_pylist()
-            found[Path(truths).name] = agreement(pool, [row["ground_truth"] for row in rows], alone)
+            figures[Path(truths).name] = agreement(
+                pool, [row["ground_truth"] for row in rows], alone
+            )
         if gsm8k:
             rows = [json.loads(line) for line in Path(gsm8k).read_text().splitlines()]
-            found[Path(gsm8k).name] = agreement(
+            figures[Path(gsm8k).name] = agreement(
                 pool, [row["answer"].rpartition("#### ")[2] for row in rows], alone
             )
-    text = json.dumps(found, indent=2)
+    text = json.dumps(figures, indent=2)
     print(text)
     if output:
         Path(output).write_text(text + "\n")
 
 
 def speed(pool: Pool, tasks: int, samples: int, repeats: int) -> dict[str, Any]:
-    """Gradings a second of fresh rollouts, so that no cache knows them, and what they consist
-    of.
-    """
+    """Measures gradings a second of new rollouts, which no cache holds, and describes them."""
     rates, loads = [], []
     completions, answers = rollout(repeats, tasks, samples)
     graded = pool.grade(
@@ -139,8 +139,9 @@ def speed(pool: Pool, tasks: int, samples: int, repeats: int) -> dict[str, Any]:
 
 
 def rollout(seed: int, tasks: int, samples: int) -> tuple[list[str], list[str]]:
-    """Completions and truths of `tasks` groups of `samples`: a pass rate a task, wrong answers of
-    the truth's kind.
+    """Draws completions and truths of `tasks` groups of `samples`, with a pass rate a task.
+
+    Wrong answers are of the truth's kind.
     """
     draw = random.Random(seed)
     completions, answers = [], []
@@ -190,7 +191,7 @@ def _answer(draw: random.Random, kind: str) -> str:
 
 
 def _written_otherwise(draw: random.Random, truth: str) -> str:
-    """The truth, one time in four in another form of the same value."""
+    """Returns the truth, one time in four in another form of the same value."""
     forms = {"\\frac": "\\dfrac", " + ": "+", "(": "\\left(", "\\sqrt{": "\\sqrt {"}
     old, new = draw.choice(list(forms.items()))
     if draw.random() < 0.75:
@@ -201,33 +202,33 @@ def _written_otherwise(draw: random.Random, truth: str) -> str:
 
 
 def agreement(pool: Pool, truths: list[str], alone: bool) -> dict[str, Any]:
-    """Shares of truths right against themselves and wrong against the next one that is another; the
-    rest in a list.
+    """Computes the shares of truths that are right against themselves and wrong against the next
+    different one; lists the others.
     """
     others = [
         next(other for other in [*truths[i + 1 :], *truths] if other != truth)
         for i, truth in enumerate(truths)
     ]
-    found: dict[str, Any] = {"truths": len(truths), "distinct": len(set(truths))}
+    figures: dict[str, Any] = {"truths": len(truths), "distinct": len(set(truths))}
     for name, given, wanted in (("self_correct", truths, 1.0), ("other_wrong", others, 0.0)):
         graded = pool.grade(
             [""] * len(truths), [f"\\boxed{{{text}}}" for text in given], {"answer": truths}
         )
-        verdicts = list(zip(truths, given, graded.rewards[0], strict=True))
-        found[name] = sum(reward == wanted for *_, reward in verdicts) / len(truths)
-        found[f"not_{name}"] = sorted(
-            {verdict for verdict in verdicts if verdict[2] != wanted}, key=str
+        gradings = list(zip(truths, given, graded.rewards[0], strict=True))
+        figures[name] = sum(reward == wanted for *_, reward in gradings) / len(truths)
+        figures[f"not_{name}"] = sorted(
+            {grading for grading in gradings if grading[2] != wanted}, key=str
         )
         if alone:
-            found[f"not_math_verify_{name}"] = [
-                verdict for verdict in sorted(set(verdicts)) if verdict[2] != _alone(verdict)
+            figures[f"not_math_verify_{name}"] = [
+                grading for grading in sorted(set(gradings)) if grading[2] != _math_verify(grading)
             ]
-    return found
+    return figures
 
 
-def _alone(verdict: tuple[str, str, float | None]) -> float:
-    """What math-verify says without us."""
-    truth, answer, _ = verdict
+def _math_verify(grading: tuple[str, str, float | None]) -> float:
+    """Computes the reward of math-verify alone for a (truth, answer, reward)."""
+    truth, answer, _ = grading
     return float(verify(parse(f"\\boxed{{{truth}}}"), parse(f"\\boxed{{{answer}}}")))
 
 

@@ -38,7 +38,7 @@ PROMPT, COMPLETION = 16, 9  # tokens at most
 
 
 class Measured(NamedTuple):
-    """What was found of N tasks."""
+    """Measurements of N tasks."""
 
     pass_rates: np.ndarray  # [N]
     scores: np.ndarray  # [N], E|s|^2
@@ -48,16 +48,16 @@ class Measured(NamedTuple):
 
 
 def group_norms(gram: Array, rewards: Array) -> Array:
-    """E|g|^2 over disjoint groups of each size in GROUPS.
+    """Computes E|g|^2 over disjoint groups of each size in GROUPS.
 
     `gram` [M, M] of the gradients s_i . s_j, `rewards` [M]; M a multiple of the sizes. Returns
     [len(GROUPS)].
     """
 
     def norm(size: int) -> Array:
-        own = jnp.arange(rewards.shape[0]).reshape(-1, size)
-        advantages = grpo.advantages(rewards[own], scale_rewards="none")
-        inner = gram[own[:, :, None], own[:, None, :]]  # [M / G, G, G]
+        groups = jnp.arange(rewards.shape[0]).reshape(-1, size)
+        advantages = grpo.advantages(rewards[groups], scale_rewards="none")
+        inner = gram[groups[:, :, None], groups[:, None, :]]  # [M / G, G, G]
         return jnp.mean(jnp.einsum("ni,nij,nj->n", advantages, inner, advantages)) / size**2
 
     return jnp.stack([norm(size) for size in GROUPS])
@@ -66,8 +66,9 @@ def group_norms(gram: Array, rewards: Array) -> Array:
 def gram_matrix(
     policy: Policy, params: Params, prompt: Array, length: Array, tokens: Array, mask: Array
 ) -> Array:
-    """s_i . s_j [M, M] for the completions `tokens` [M, T] of a prompt [P]; `mask` [M, T] up to and
-    including EOS.
+    """Computes s_i . s_j [M, M] for the completions `tokens` [M, T] of a prompt [P].
+
+    `mask` [M, T] is 1 up to and including EOS.
     """
 
     def logprob(params: Params, tokens: Array, mask: Array) -> Array:
@@ -88,8 +89,8 @@ def measure_task(
     *,
     samples: int,
 ) -> tuple[Array, ...]:
-    """The fields of Measured for one task: its number, prompt [P], length and answer [T], END after
-    it.
+    """Measures the fields of Measured for one task: (number, prompt [P], length, answer [T] with
+    END).
 
     From 2 * `samples` rollouts: gradients from the first half, p from the second.
     """
@@ -109,67 +110,71 @@ def measure_task(
 
 
 def measure(*, tasks: int, samples: int, seed: int = 0) -> Measured:
-    """Of the first `tasks` of the pool `digits`, with their right answers, `samples` gradients and
-    a pass rate each.
+    """Measures `samples` gradients and a pass rate of each of the first `tasks` of the pool
+    `digits`, with right answers.
     """
     shape, text = weights.read_config(TINY), tokenizer.load(TINY)
     params, policy = weights.load(TINY, shape), model.decoder(shape, remat="none")
     chosen, key = builtin.split("digits")[0][:tasks], jax.random.key(seed)
-    found = []
+    measured = []
     for number, task in enumerate(chosen):
         prompt, answer = np.zeros(PROMPT, np.int32), np.zeros(COMPLETION, np.int32)
         encoded = text.encode(task.prompt)
         prompt[: len(encoded)], answer[: len(task.answer)] = encoded, text.encode(task.answer)
         row = tuple(map(jnp.asarray, (np.int32(number), prompt, np.int32(len(encoded)), answer)))
-        found.append(measure_task(policy, params, key, row, samples=samples))
-    return Measured(*(np.array(values) for values in zip(*jax.device_get(found), strict=True)))
+        measured.append(measure_task(policy, params, key, row, samples=samples))
+    return Measured(*(np.array(values) for values in zip(*jax.device_get(measured), strict=True)))
 
 
 def theorem(pass_rates: np.ndarray, size: int) -> np.ndarray:
-    """p (1 - p) (1 - 1/G) of pass rates [N]."""
+    """Computes p (1 - p) (1 - 1/G) of pass rates [N]."""
     return pass_rates * (1.0 - pass_rates) * (1.0 - 1.0 / size)
 
 
-def shares(found: Measured) -> dict[str, np.ndarray]:
-    """G E|g|^2 / E|s|^2 [N, len(GROUPS)] for each kind of rewards; the theorem says p (1 - p) (1 -
-    1/G).
+def shares(measured: Measured) -> dict[str, np.ndarray]:
+    """Computes G E|g|^2 / E|s|^2 [N, len(GROUPS)] for each kind of rewards; the theorem predicts
+    p (1 - p) (1 - 1/G).
     """
-    scale = np.array(GROUPS) / found.scores[:, None]
-    return {"the task's rewards": found.norms * scale, "coins": found.of_coins * scale}
+    scale = np.array(GROUPS) / measured.scores[:, None]
+    return {"the task's rewards": measured.norms * scale, "coins": measured.of_coins * scale}
 
 
-def correlations(found: Measured, share: np.ndarray) -> np.ndarray:
-    """Pearson correlations over the tasks of a share [N, len(GROUPS)] with the theorem's. Returns
-    [len(GROUPS)].
+def correlations(measured: Measured, share: np.ndarray) -> np.ndarray:
+    """Computes Pearson correlations over the tasks of a share [N, len(GROUPS)] with the theorem's.
+    Returns [len(GROUPS)].
     """
     pairs = zip(share.T, GROUPS, strict=True)
-    return np.array([pearson(column, theorem(found.pass_rates, size)) for column, size in pairs])
+    return np.array([pearson(column, theorem(measured.pass_rates, size)) for column, size in pairs])
 
 
-def table(found: Measured) -> str:
-    """Means of the shares by pass rate and size of the group, beside the theorem's, and
+def table(measured: Measured) -> str:
+    """Formats means of the shares by pass rate and group size, next to the theorem's, and
     correlations, in Markdown.
     """
     lines = ["| rewards | p | tasks |" + "".join(f" G = {size} |" for size in GROUPS)]
     lines.append("|---" * (3 + len(GROUPS)) + "|")
-    kinds = shares(found) | {
-        "theorem": np.stack([theorem(found.pass_rates, size) for size in GROUPS], axis=1)
+    kinds = shares(measured) | {
+        "theorem": np.stack([theorem(measured.pass_rates, size) for size in GROUPS], axis=1)
     }
     for name, share in kinds.items():
         for low, high in zip(BINS[:-1], BINS[1:], strict=True):
-            rows = (found.pass_rates > low) & (found.pass_rates <= high) & (found.pass_rates < 1)
+            rows = (
+                (measured.pass_rates > low)
+                & (measured.pass_rates <= high)
+                & (measured.pass_rates < 1)
+            )
             if rows.any():
                 means = "".join(f" {mean:.3f} |" for mean in share[rows].mean(axis=0))
                 lines.append(f"| {name} | {low:.1f} to {high:.1f} | {rows.sum()} |{means}")
-    for name, share in shares(found).items():
+    for name, share in shares(measured).items():
         lines.append(
             f"| {name} | correlation | {len(share)} "
-            "|" + "".join(f" {x:.2f} |" for x in correlations(found, share))
+            "|" + "".join(f" {x:.2f} |" for x in correlations(measured, share))
         )
     return "\n".join(lines)
 
 
-def draw(found: Measured, path: Path) -> None:
+def draw(measured: Measured, path: Path) -> None:
     """Draws each task's share over its pass rate, with both kinds of rewards, for three sizes of a
     group.
     """
@@ -178,10 +183,10 @@ def draw(found: Measured, path: Path) -> None:
     figure = Figure(figsize=(9.5, 5.5), layout="constrained")
     line, shown = np.linspace(0.0, 1.0, 101), (GROUPS[0], 8, GROUPS[-1])
     axes = figure.subplots(2, len(shown), sharex=True, sharey="row")
-    for row, (name, share) in zip(axes, shares(found).items(), strict=True):
+    for row, (name, share) in zip(axes, shares(measured).items(), strict=True):
         for cell, size in zip(row, shown, strict=True):
             cell.plot(
-                found.pass_rates,
+                measured.pass_rates,
                 share[:, GROUPS.index(size)],
                 ".",
                 markersize=4,
@@ -200,7 +205,7 @@ def draw(found: Measured, path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gradients", description=__doc__)
     parser.add_argument(
         "--tasks",
@@ -219,10 +224,10 @@ def main(arguments: list[str] | None = None) -> None:
         "--picture", type=path_argument, help="file to draw to, such as gradients.png"
     )
     options = parser.parse_args(arguments)
-    found = measure(tasks=options.tasks, samples=options.samples, seed=options.seed)
-    print(table(found))
+    measured = measure(tasks=options.tasks, samples=options.samples, seed=options.seed)
+    print(table(measured))
     if options.picture:
-        draw(found, options.picture)
+        draw(measured, options.picture)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from jaxrft.types import Array, Choice, Feedback, Projections, Tasks
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = "published, numpy"
-TOLD = "adaptive, embeddings"  # of which it uses 32 components
+WITH_EMBEDDINGS = "adaptive, embeddings"  # of which it uses 32 components
 BATCH, GENERATIONS = 32, 16  # of the paper [arXiv 2510.26374]
 PAPER, MILLION, SHARDED = 54_400, 1_000_000, 10_000_000  # tasks
 SMALL_BATCH, SMALL_GENERATIONS = 16, 8  # of the quickstart
@@ -47,7 +47,7 @@ EMBEDDING, WIDTH, QUERIES, REFERENCES = 1536, 896, 10_240, 256  # of DOTS [arXiv
 # A step of 1.5B parameters, from below: what eight H100 compute at 40 % of their peak, and no
 # faster than they read parameters and key-value cache. 32 x 16 rollouts of 256 + 1,024 tokens.
 PARAMETERS, PROMPT, COMPLETION = 1.54e9, 256, 1024
-CHIPS, PEAK, UTILISATION, BANDWIDTH = 8, 989e12, 0.4, 3.35e12  # FLOP/s in bfloat16, byte/s, of one
+CHIPS, PEAK, UTILIZATION, BANDWIDTH = 8, 989e12, 0.4, 3.35e12  # FLOP/s in bfloat16, byte/s, of one
 CACHE = 28 * 2 * 2 * 128 * 2  # bytes a token: layers, keys and values, heads, width, bfloat16
 
 
@@ -62,8 +62,9 @@ class Published(NamedTuple):
 
 
 def choose(rng: np.random.Generator, state: Published, batch_size: int) -> np.ndarray:
-    """Ids [B] of the tasks whose draw theta_i ~ Beta(alpha_i, beta_i) is nearest 0.5, in any
-    order.
+    """Chooses the ids [B] of the tasks whose draw theta_i ~ Beta(alpha_i, beta_i) is nearest 0.5.
+
+    They are in any order.
     """
     return np.argpartition(np.abs(rng.beta(state.alpha, state.beta) - 0.5), batch_size)[:batch_size]
 
@@ -80,7 +81,7 @@ def observe(
     rho: float = 0.1,
     momentum: float = 0.9,
 ) -> Published:
-    """The state after `successes` [B] of `num_generations` rollouts of tasks `ids` [B].
+    """Returns the state after `successes` [B] of `num_generations` rollouts of tasks `ids` [B].
 
     alpha <- (1 - decay) alpha + decay + (1 - rho) s + rho s~, beta likewise with failures; s~ by
     interpolation between the pass rates `weak` and `strong` [N] of the references.
@@ -100,16 +101,16 @@ def observe(
 
 
 def world(num_tasks: int) -> tuple[Tasks, np.ndarray]:
-    """Tasks of random pass rates [N], between those of a weak and a strong reference."""
+    """Draws tasks and their pass rates [N], between those of a weak and a strong reference."""
     rng = np.random.default_rng(0)
     rates = rng.beta(1, 1, num_tasks).astype(np.float32)
     references = np.stack([0.6 * rates, 1 - 0.6 * (1 - rates)], axis=1)
-    projected = jnp.ones((num_tasks, 1))  # no step predicts without a probe
+    projected = jnp.ones((num_tasks, 1))  # no step predicts without a reference set
     return Tasks(jnp.asarray(references), projections=Projections(projected, projected)), rates
 
 
 def published(num_tasks: int, batch_size: int, num_generations: int) -> Callable[[], Any]:
-    """A step of the published estimator: choose, and learn from the rollouts."""
+    """Returns a step of the published estimator: choose, and learn from the rollouts."""
     tasks, rates = world(num_tasks)
     weak, strong = np.asarray(tasks.reference_pass_rates, np.float64).T.copy()
     rng = np.random.default_rng(1)
@@ -125,17 +126,17 @@ def published(num_tasks: int, batch_size: int, num_generations: int) -> Callable
 
 
 def ours(name: str, num_tasks: int, batch_size: int, num_generations: int) -> Callable[[], Any]:
-    """A step of the selector called `name`: its `select` on the device, the rollouts, its
+    """Returns a step of the selector called `name`: its `select` on the device, the rollouts, its
     `update`.
     """
     tasks, rates = world(num_tasks)
-    if name == TOLD:
+    if name == WITH_EMBEDDINGS:
         name, tasks = (
             "adaptive",
             tasks._replace(embeddings=jax.random.normal(jax.random.key(2), (num_tasks, 32))),
         )
     selector = make(name, num_generations)
-    # each leaf its own, for it is given away
+    # leaves may not share memory, which is donated
     state = jax.tree.map(jnp.copy, selector.init(tasks, num_tasks))
     rng, keys = np.random.default_rng(1), iter([*jax.random.split(jax.random.key(0), 1000)])
     select = jax.jit(selector.select, static_argnames="batch_size", donate_argnums=1)
@@ -155,20 +156,22 @@ def ours(name: str, num_tasks: int, batch_size: int, num_generations: int) -> Ca
 
 
 def feedback(choice: Choice, solved: Array | np.ndarray, num_generations: int) -> Feedback:
-    """Of `num_generations` rollouts of every chosen task, `solved` [B] right."""
+    """Makes the feedback of `num_generations` rollouts of each task, of which `solved` [B] are
+    right.
+    """
     trials = jnp.full(len(solved), num_generations, jnp.float32)
     return Feedback(choice.ids, jnp.asarray(solved, jnp.float32), trials, trials)
 
 
 def make(name: str, num_generations: int) -> selectors.Selector:
-    """The selector called `name`; `dots` of tasks that are projected already."""
+    """Makes the selector called `name`; `dots` of tasks that are projected already."""
     if name != "dots":
         return selectors.make(name, num_generations)
     return selectors.dots(num_generations, predictor=predictor(1, 1), calibration="plain")
 
 
 def predictor(embedding: int, width: int) -> attention.Params:
-    """Random towers of one layer."""
+    """Draws towers of one layer."""
 
     def norm(size: int) -> attention.Affine:
         return attention.Affine(jnp.ones(size), jnp.zeros(size))
@@ -184,7 +187,7 @@ def predictor(embedding: int, width: int) -> attention.Params:
 
 
 def side_by_side(steps: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, measured by turns; two calls before do not count."""
+    """Measures the median seconds of each, by turns; the first two calls do not count."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(repeats + 2):
         for name, step in steps.items():
@@ -192,21 +195,21 @@ def side_by_side(steps: dict[str, Callable[[], Any]], repeats: int) -> dict[str,
             step()
             if repeat > 1:
                 seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(found) for name, found in seconds.items()}
+    return {name: statistics.median(times) for name, times in seconds.items()}
 
 
 def steps(
     num_tasks: int, repeats: int, *, batch_size: int = BATCH, num_generations: int = GENERATIONS
 ) -> dict[str, float]:
-    """Median seconds of a step by selector, and of the published estimator."""
+    """Measures the median seconds of a step by selector, and of the published estimator."""
     sizes = (num_tasks, batch_size, num_generations)
     subjects = {PUBLISHED: published(*sizes)}
-    subjects |= {name: ours(name, *sizes) for name in [*selectors.SELECTORS, TOLD]}
+    subjects |= {name: ours(name, *sizes) for name in [*selectors.SELECTORS, WITH_EMBEDDINGS]}
     return side_by_side(subjects, repeats)
 
 
 def predictions(repeats: int) -> dict[str, float]:
-    """Median seconds of DOTS' attention over a table that is projected already, and of its
+    """Measures the median seconds of DOTS' attention over a projected table, and of the
     projection.
     """
     keys = jax.random.split(jax.random.key(1))
@@ -214,12 +217,12 @@ def predictions(repeats: int) -> dict[str, float]:
     rates = jax.random.uniform(keys[1], (REFERENCES,))
     params = predictor(EMBEDDING, WIDTH)
     project = jax.jit(attention.project)
-    near = project(params, embeddings, embeddings[:REFERENCES])
+    projections = project(params, embeddings, embeddings[:REFERENCES])
 
     def predict(top_k: int | None) -> Callable[[], Any]:
         options: dict[str, Any] = {"calibration": "plain", "top_k": top_k}
         program = jax.jit(lambda *x: attention.predict_projected(*x, **options))
-        return lambda: jax.block_until_ready(program(params, near, rates))
+        return lambda: jax.block_until_ready(program(params, projections, rates))
 
     subjects = {
         "all references": predict(None),
@@ -235,7 +238,8 @@ def sharded(names: tuple[str, ...] = ("uniform", "bots", "adaptive")) -> None:
     """Prints, as JSON, seconds of a step over 10,000,000 tasks on all devices and how many tasks
     each holds.
     """
-    mesh, found = meshes.make(), {}
+    mesh = meshes.make()
+    figures = {}
     tasks, rates = world(SHARDED)
     tasks = meshes.place_table(tasks._replace(projections=None), mesh, SHARDED)
     with jax.set_mesh(mesh):
@@ -252,19 +256,19 @@ def sharded(names: tuple[str, ...] = ("uniform", "bots", "adaptive")) -> None:
                 state = jax.block_until_ready(
                     update(state, tasks, feedback(choice, solved, GENERATIONS))
                 )
-                found[name] = {
+                figures[name] = {
                     "seconds": time.perf_counter() - start,
                     "distinct": len(set(ids.tolist())),
                 }
             tables = [x for x in jax.tree.leaves(state) if x.shape[:1] == (SHARDED,)]
-            found[name]["tasks a device"] = max(
+            figures[name]["tasks a device"] = max(
                 x.addressable_shards[0].data.shape[0] for x in tables
             )
-    print(json.dumps(found))
+    print(json.dumps(figures))
 
 
 def on_virtual_devices(count: int = 8) -> dict[str, Any]:
-    """What `sharded` prints in a process of its own that has so many devices."""
+    """Runs `sharded` in a process of its own with `count` devices, and returns its figures."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
     command = [sys.executable, "-c", "from benchmarks import select; select.sharded()"]
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
@@ -280,7 +284,7 @@ def on_virtual_devices(count: int = 8) -> dict[str, Any]:
 
 
 def quickstart(number: int = 12) -> float:
-    """Median seconds of a step of the quickstart."""
+    """Measures the median seconds of a step of the quickstart."""
     with tempfile.TemporaryDirectory() as folder:
         config = Config(
             model=TINY,
@@ -303,24 +307,20 @@ def quickstart(number: int = 12) -> float:
 
 
 def estimate() -> dict[str, float]:
-    """Seconds of a step of 1.5B parameters on eight H100, from below."""
+    """Estimates a lower bound for the seconds of a step of 1.5B parameters on eight H100."""
     rows = BATCH * GENERATIONS
     tokens = rows * (PROMPT + COMPLETION)
-    learn = 6 * PARAMETERS * tokens / (CHIPS * PEAK * UTILISATION)
+    learn = 6 * PARAMETERS * tokens / (CHIPS * PEAK * UTILIZATION)
     read = 2 * PARAMETERS + rows / CHIPS * (PROMPT + COMPLETION / 2) * CACHE
     return {"learn": learn, "rollout": COMPLETION * read / BANDWIDTH}
 
 
 def tables(repeats: int) -> dict[str, dict[str, float]]:
-    """`steps` by the number of tasks: of the quickstart, of the paper and a million."""
+    """Measures `steps` by the number of tasks: of the quickstart, of the paper and a million."""
     small = builtin.FAMILIES["digits"].size
-    found = {
-        small: steps(small, repeats, batch_size=SMALL_BATCH, num_generations=SMALL_GENERATIONS)
-    }
-    return {
-        str(number): x
-        for number, x in (found | {n: steps(n, repeats) for n in (PAPER, MILLION)}).items()
-    }
+    sizes = {"batch_size": SMALL_BATCH, "num_generations": SMALL_GENERATIONS}
+    seconds = {str(small): steps(small, repeats, **sizes)}
+    return seconds | {str(number): steps(number, repeats) for number in (PAPER, MILLION)}
 
 
 PARTS: dict[str, Callable[[int], Any]] = {  # of the page, by the number of repeats
@@ -331,38 +331,40 @@ PARTS: dict[str, Callable[[int], Any]] = {  # of the page, by the number of repe
 }
 
 
-def page(found: dict[str, Any]) -> str:
-    """What `found` of every one of the PARTS says."""
-    tables = found["steps"]["figures"]
+def page(parts: dict[str, Any]) -> str:
+    """Formats the figures of all PARTS."""
+    tables = parts["steps"]["figures"]
     small, paper, _ = tables.values()
     return PAGE.format(
-        conditions="\n".join(f"* {name}: {x['conditions']}" for name, x in found.items()),
+        conditions="\n".join(f"* {name}: {x['conditions']}" for name, x in parts.items()),
         columns=" | ".join(f"{int(number):,} tasks" for number in tables),
         rules="--:|" * len(tables),
         rows="\n".join(_row(name, [*tables.values()]) for name in small),
-        shares=_shares(small, paper, found["quickstart"]["figures"]),
+        shares=_shares(small, paper, parts["quickstart"]["figures"]),
         spread="\n".join(
             f"* `{name}`: {x['seconds']:.2f} s a step, {x['tasks a device']:,} tasks a device"
-            for name, x in found["sharded"]["figures"].items()
+            for name, x in parts["sharded"]["figures"].items()
         ),
         predictions="\n".join(
-            f"* {name}: {x:.3f} s" for name, x in found["attention"]["figures"].items()
+            f"* {name}: {x:.3f} s" for name, x in parts["attention"]["figures"].items()
         ),
     )
 
 
 def _row(name: str, tables: list[dict[str, float]]) -> str:
-    cells = (f"{1e3 * found[name]:.2f} ({found[name] / found[PUBLISHED]:.2f})" for found in tables)
+    cells = (f"{1e3 * each[name]:.2f} ({each[name] / each[PUBLISHED]:.2f})" for each in tables)
     return f"| {name} | " + " | ".join(cells) + " |"
 
 
-def _shares(small: dict[str, float], paper: dict[str, float], whole: float) -> str:
-    """A line a selector: its share of the quickstart's step, and of the step of 1.5B parameters."""
+def _shares(small: dict[str, float], paper: dict[str, float], quickstart_step: float) -> str:
+    """Formats a line a selector: its share of the quickstart's step, and of the step of 1.5B
+    parameters.
+    """
     bound = estimate()
     names = [name for name in small if name != PUBLISHED]
     return "\n".join(
         [
-            f"* the quickstart: {whole:.3f} s, measured here",
+            f"* the quickstart: {quickstart_step:.3f} s, measured here",
             f"* 1.5B parameters: {sum(bound.values()):.2f} s, of which {bound['learn']:.2f} "
             "learning and "
             f"{bound['rollout']:.2f} decoding, the estimate below",
@@ -370,7 +372,8 @@ def _shares(small: dict[str, float], paper: dict[str, float], whole: float) -> s
             "| | of the quickstart's | of 1.5B parameters' |",
             "|---|--:|--:|",
             *(
-                f"| {name} | {small[name] / whole:.2%} | {paper[name] / sum(bound.values()):.3%} |"
+                f"| {name} | {small[name] / quickstart_step:.2%} "
+                f"| {paper[name] / sum(bound.values()):.3%} |"
                 for name in names
             ),
         ]
@@ -387,7 +390,7 @@ PAGE = f"""# What choosing costs
 
 Milliseconds (and times the published estimator's): BOTS by its equations in numpy, float64, with a partial sort. The
 first column with {SMALL_BATCH} tasks x {SMALL_GENERATIONS} rollouts, the others {BATCH} x {GENERATIONS}. `dots` between
-probes; what follows a probe is at the end.
+reference sets; the prediction after a reference set is at the end.
 
 | | {{columns}} |
 |---|{{rules}}
@@ -398,7 +401,7 @@ probes; what follows a probe is at the end.
 {{shares}}
 
 The estimate is one from below, for {BATCH} x {GENERATIONS} rollouts of {PROMPT} + {COMPLETION} tokens among
-{PAPER:,} tasks on {CHIPS} H100: 6 FLOPs a parameter and token at {UTILISATION:.0%} of {PEAK / 1e12:.0f} TFLOP/s, and
+{PAPER:,} tasks on {CHIPS} H100: 6 FLOPs a parameter and token at {UTILIZATION:.0%} of {PEAK / 1e12:.0f} TFLOP/s, and
 decoding no faster than parameters and key-value cache are read at {BANDWIDTH / 1e12:.2f} TB/s. The selection is what
 it takes on this CPU.
 
@@ -413,7 +416,7 @@ it takes on this CPU.
 
 
 def machine() -> str:
-    """What was measured on."""
+    """Describes the machine and the versions of the packages."""
     versions = ", ".join(
         f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib", "numpy")
     )
@@ -434,25 +437,24 @@ def _cpu() -> list[str]:
 
 
 def earlier(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
-    """The figures of parts measured before, if the file is there."""
+    """Reads the figures of parts measured before, if the file exists."""
     if not path.absolute().parent.is_dir():
         parser.error(f"the figures cannot be written to {path}: its folder does not exist")
     try:
-        found = read_json(path, dict) if path.exists() else {}
-        fits = set(found) <= set(PARTS) and all(
-            {"conditions", "figures"} <= set(x) for x in found.values()
-        )
+        parts = read_json(path, dict) if path.exists() else {}
+        keys = {"conditions", "figures"}
+        valid = set(parts) <= set(PARTS) and all(keys <= set(x) for x in parts.values())
     except (OSError, TypeError, UnreadableJSON):  # no JSON, or JSON of something else
-        found, fits = {}, False
-    if not fits:
+        parts, valid = {}, False
+    if not valid:
         parser.error(
             f"{path} does not hold the figures of this benchmark: name another file, or delete it"
         )
-    return found
+    return parts
 
 
 def main(arguments: list[str]) -> None:
-    """The command."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.select", description=__doc__)
     parser.add_argument(
         "--repeats", type=whole_number("repeats", 1), default=15, help="steps whose median counts"
@@ -463,15 +465,15 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--json",
         type=path_argument,
-        help="figures by part; those of other parts stay, and a whole is printed",
+        help="file of the figures by part; other parts stay, and all parts make a page",
     )
     options = parser.parse_args(arguments)
-    found = earlier(options.json, parser) if options.json else {}
+    parts = earlier(options.json, parser) if options.json else {}
     for name in options.parts:
-        found[name] = {"conditions": machine(), "figures": PARTS[name](options.repeats)}
+        parts[name] = {"conditions": machine(), "figures": PARTS[name](options.repeats)}
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
-    print(page(found) if set(PARTS) <= set(found) else json.dumps(found, indent=1))
+        options.json.write_text(json.dumps(parts, indent=1) + "\n")
+    print(page(parts) if set(PARTS) <= set(parts) else json.dumps(parts, indent=1))
 
 
 if __name__ == "__main__":
