@@ -31,7 +31,7 @@ def test_the_published_estimator_in_numpy_believes_what_bots_does():
 @pytest.mark.slow
 def test_steps_are_measured_side_by_side_and_fill_a_page():
     subjects = {select.PUBLISHED: select.published(64, 4, 8)}
-    subjects |= {name: select.ours(name, 64, 4, 8) for name in ("uniform", select.TOLD)}
+    subjects |= {name: select.ours(name, 64, 4, 8) for name in ("uniform", select.WITH_EMBEDDINGS)}
     found = select.side_by_side(subjects, 1)
     assert set(found) == {*subjects} and min(found.values()) > 0
     figures = {

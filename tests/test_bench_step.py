@@ -87,7 +87,7 @@ def test_completions_of_fixed_lengths_never_end():
 def test_a_step_of_geometric_lengths_is_measured_stage_by_stage():
     with _run.open_step(dataclasses.replace(TINY, lengths="geometric")) as (step, state):
         stages = _run.Stages(step, state)
-        measured = stages.whole_step()
+        measured = stages.full_step()
         found = stages.lengths()
         assert stages.learn()["seconds"] > 0
         assert int(stages.state.step) == 2
