@@ -185,9 +185,9 @@ def test_domain_predicts_tasks_that_were_not_rolled_out():
 
 def test_features_of_domains_and_embeddings_and_errors_for_broken_ones():
     tasks = Tasks(embeddings=jnp.array(np.random.default_rng(0).normal(size=(50, 40)), jnp.float32))
-    told = features.describe(tasks._replace(domain=jnp.arange(50) % 3), 50)
-    assert told.shape == (50, 48) and np.allclose(
-        (told[:, 16:] ** 2).sum(axis=1).mean(), 1, atol=1e-4
+    features_of_tasks = features.describe(tasks._replace(domain=jnp.arange(50) % 3), 50)
+    assert features_of_tasks.shape == (50, 48) and np.allclose(
+        (features_of_tasks[:, 16:] ** 2).sum(axis=1).mean(), 1, atol=1e-4
     )
     assert (
         features.describe(Tasks(), 50).shape == (50, 1) and not features.describe(Tasks(), 50).any()
@@ -207,8 +207,8 @@ def test_features_of_domains_and_embeddings_and_errors_for_broken_ones():
 
 
 def play(selector, rates, steps, *, batch_size, seed=0, tasks=None):
-    """(ids [steps, B], squared error [steps], groups that teach [steps, B]) with pass rates [steps,
-    N].
+    """(ids [steps, B], squared error [steps], informative groups [steps, B]) at the pass rates
+    [steps, N].
     """
     tasks = Tasks() if tasks is None else tasks
     group = 16
@@ -279,8 +279,8 @@ def greedy(**options):
 
 
 def test_utility_option_decides_the_ranking(monkeypatch):
-    """Task 0 is 0.1 or 0.9, task 1 is 0.25: a group of either teaches, but 4 p (1 - p) is 0.36 and
-    0.75.
+    """Task 0 is 0.1 or 0.9, task 1 is 0.25: a group of either is informative, but 4 p (1 - p) is
+    0.36 and 0.75.
     """
     monkeypatch.setattr(adaptive, "MOST_EXPLORATION", 0.0)
     believed = logit.Moments(floats(0.5, 0.25), floats(0.16, 0.0), floats(0.9, 0.8))
@@ -320,8 +320,8 @@ def test_per_token_divides_the_utility_by_the_length(monkeypatch):
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.1, 0.7, 1.0])
 def test_epsilon_is_the_share_of_slots_for_the_stalest_tasks(epsilon):
-    """Of 64 tasks all known, 0 and 1 were never rolled out and 2 to 7 long ago; these eight teach
-    nothing.
+    """Of 64 tasks all known, 0 and 1 were never rolled out and 2 to 7 long ago; these eight have no
+    chance of an informative group.
     """
     number = jnp.arange(64)
     selector = selectors.adaptive(16, kappa=0.0, epsilon=epsilon)
@@ -380,11 +380,13 @@ def test_per_token_saves_tokens():
     for per_token in (False, True):
         selector = selectors.adaptive(16, per_token=per_token)
 
-        def told(state, tasks, feedback, update=selector.update):
+        def update_with_tokens(state, tasks, feedback, update=selector.update):
             return update(
                 state, tasks, feedback._replace(tokens=feedback.trials * tokens[feedback.ids])
             )
 
-        ids, _, informative = play(selector._replace(update=told), rates, 80, batch_size=8)
+        ids, _, informative = play(
+            selector._replace(update=update_with_tokens), rates, 80, batch_size=8
+        )
         spent[per_token], taught[per_token] = float(tokens[ids].sum()), float(informative.sum())
     assert taught[True] / spent[True] > 1.2 * taught[False] / spent[False]

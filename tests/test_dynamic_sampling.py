@@ -1,6 +1,4 @@
-"""Dynamic sampling: what is rolled out in place of groups that teach nothing, who learns of it, and
-what is counted.
-"""
+"""Dynamic sampling: rounds, the groups of the batch, the selector's update, and metrics."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -54,47 +52,47 @@ def rolled_out(ids, successes):
         list(zip(np.ravel(successes), range(2 * len(ids)), strict=True))
     )
     shape = (len(ids), 2)
-    teaches = grpo.informative(
+    is_informative = grpo.informative(
         jnp.array(rewards[:, 0].reshape(shape)), jnp.array(valid[:, 0].reshape(shape))
     )
-    scored = ScoredGroups(groups_of(ids), None, teaches, None, {})
+    scored = ScoredGroups(groups_of(ids), None, is_informative, None, {})
     graded = Rewards(rewards, valid, ~valid, {"error": 1}, [])
     ids = np.array(ids, np.int32)
-    return resample.Round(Choice(ids, None), ids, scored, np.asarray(teaches), graded)
+    return resample.Round(Choice(ids, None), ids, scored, np.asarray(is_informative), graded)
 
 
 def test_reference_groups_replace_uninformative_groups():
-    """Of 4 tasks, 3 and 9 teach nothing: their successes are all equal, or one is missing; the
-    probe has 4 that do.
+    """Of 4 tasks, 3 and 9 are not informative: successes are all equal, or one is missing. The
+    reference set has 4 informative groups.
     """
     chosen = rolled_out([3, 5, 7, 9], [[1, 1], [0, 1], [1, 0], [0, None]])
     distance = np.array([np.inf, 0.25, 0.0, 0.5, 0.125], np.float32)
-    probed = resample.ReferenceGroups(
+    references = resample.ReferenceGroups(
         np.array([1, 2, 7, 4, 6], np.int32), distance, (groups_of([1, 2]), groups_of([7, 4, 6]))
     )
     slots = resample.Slots(size=5, fresh=4, exclude=np.array([6], np.int32))
-    batch = resample.fill_slots(run_of(), chosen, probed, slots)
+    batch = resample.fill_slots(run_of(), chosen, references, slots)
     assert (
         batch.ids.tolist() == batch.groups.task.tolist() == [2, 5, 7, 4, 6]
         and batch.informative.all()
     )
     assert batch.metrics["select/references/trained"] == 3
     ((_, left),) = batch.surplus
-    assert probed.ids[left].tolist() == [7]  # which is in the batch by its choice
-    plain = resample.fill_slots(run_of(dynamic_sampling=0), chosen, probed, slots)
+    assert references.ids[left].tolist() == [7]  # which is in the batch by its choice
+    plain = resample.fill_slots(run_of(dynamic_sampling=0), chosen, references, slots)
     assert plain.ids.tolist() == [3, 5, 7, 9, 6] and plain.metrics["rewards/error"] == 1
 
 
 def test_round_size_follows_the_share_of_informative_groups():
-    def size(places, teaches, informative, others=N):
-        rounds = (resample.Round(None, None, None, np.arange(10) < teaches, None),)
+    def size(num_slots, rolled_informative, informative, others=N):
+        rounds = (resample.Round(None, None, None, np.arange(10) < rolled_informative, None),)
         batch = resample.Batch(
-            None, np.zeros(places, int), np.arange(places) < informative, rounds, {}
+            None, np.zeros(num_slots, int), np.arange(num_slots) < informative, rounds, {}
         )
         return resample.round_size(run_of().setup, batch, others)
 
     assert size(8, 8, 8) == 0
-    assert size(8, 5, 7) == 2  # one is missing, and half of the groups teach
+    assert size(8, 5, 7) == 2  # one is missing, and half of the groups are informative
     assert size(8, 5, 6) == 4 and size(8, 4, 6) == 6 and size(8, 2, 6) == size(8, 0, 0) == 8
     assert size(8, 2, 6, others=7) == 6 and size(8, 2, 6, others=1) == 0  # the table has no more
 
@@ -125,7 +123,7 @@ def test_feedback_of_all_rounds_is_padded_to_one_size(mesh):
 @pytest.fixture(scope="module")
 def dynamic(world, configure):
     """(output_dir, **changes) -> the config of a run with dynamic sampling and replay on a pool
-    that can refill it.
+    with enough tasks for it.
     """
     tasks = TasksConfig(
         helpers.write_rows(world / "many.jsonl", helpers.task_rows(N)),
@@ -139,51 +137,51 @@ REPLAY = {"replay": ReplayConfig(capacity=64)}
 
 
 @pytest.fixture(scope="module")
-def refilled(dynamic, tmp_path_factory):
+def resampled(dynamic, tmp_path_factory):
     """(folder, final state, what each step learned from, with the selector's state before and
     after).
     """
-    folder, told, learn = tmp_path_factory.mktemp("dynamic") / "run", [], loop.learn
+    folder, steps, learn = tmp_path_factory.mktemp("dynamic") / "run", [], loop.learn
 
     def note(step, state, batch):
         before = jax.device_get(state.selector)
         state, found = learn(step, state, batch)
-        told.append((batch, before, jax.device_get(state.selector), step.constants.tasks))
+        steps.append((batch, before, jax.device_get(state.selector), step.constants.tasks))
         return state, found
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "learn", note)
-        return folder, train(dynamic(folder, **REPLAY)), told
+        return folder, train(dynamic(folder, **REPLAY)), steps
 
 
 @pytest.mark.slow
-def test_step_resamples_until_all_groups_are_informative_or_the_limit(refilled):
-    folder, _, told = refilled
+def test_step_resamples_until_all_groups_are_informative_or_the_limit(resampled):
+    folder, _, steps = resampled
     lines = helpers.metrics(folder)
     rolled = np.diff([0, *(line["rollouts"] for line in lines)])
-    refills = [line["dynamic_sampling/resamples"] for line in lines]
-    assert max(refills) > 0
-    for line, rollouts, (batch, *_) in zip(lines, rolled, told, strict=True):
+    resamples = [line["dynamic_sampling/resamples"] for line in lines]
+    assert max(resamples) > 0
+    for line, rollouts, (batch, *_) in zip(lines, rolled, steps, strict=True):
         ids = np.concatenate([each.ids for each in batch.rounds])
-        teaches = np.concatenate([each.informative for each in batch.rounds])
+        is_informative = np.concatenate([each.informative for each in batch.rounds])
         assert rollouts == G * len(ids) == G * len(set(ids.tolist()))  # none twice in a step
         assert line["dynamic_sampling/resamples"] == len(batch.rounds) - 1 <= MOST
         assert batch.informative.all() or len(batch.rounds) - 1 == MOST
-        assert batch.informative.sum() == min(len(batch.ids), teaches.sum())
+        assert batch.informative.sum() == min(len(batch.ids), is_informative.sum())
         assert line["dynamic_sampling/informative"] == pytest.approx(batch.informative.mean())
-        assert line["dynamic_sampling/rejected"] == pytest.approx(1 - teaches.mean())
-        assert line["dynamic_sampling/surplus"] == max(0, teaches.sum() - len(batch.ids))
-        assert line["select/effective_group_ratio"] == pytest.approx(teaches.mean())
+        assert line["dynamic_sampling/rejected"] == pytest.approx(1 - is_informative.mean())
+        assert line["dynamic_sampling/surplus"] == max(0, is_informative.sum() - len(batch.ids))
+        assert line["select/effective_group_ratio"] == pytest.approx(is_informative.mean())
         for each in batch.rounds:
             assert np.array_equal(each.scored.informative, each.informative)
 
 
 @pytest.mark.slow
-def test_the_batch_keeps_its_size_and_holds_groups_of_the_right_tasks(refilled):
-    _, _, told = refilled
+def test_the_batch_keeps_its_size_and_holds_groups_of_the_right_tasks(resampled):
+    _, _, steps = resampled
     # half of it is replayed when the buffer can give it
-    assert {len(batch.ids) for batch, *_ in told} == {4, 8}
-    for batch, *_ in told:
+    assert {len(batch.ids) for batch, *_ in steps} == {4, 8}
+    for batch, *_ in steps:
         rewards = np.asarray(batch.groups.rewards)
         assert np.array_equal(batch.groups.task, batch.ids) and len(set(batch.ids.tolist())) == len(
             batch.ids
@@ -195,11 +193,11 @@ def test_the_batch_keeps_its_size_and_holds_groups_of_the_right_tasks(refilled):
 
 
 @pytest.mark.slow
-def test_the_selector_learns_from_rejected_groups_too(refilled):
-    """It is told once a step, of all groups together."""
-    folder, _, told = refilled
+def test_the_selector_learns_from_rejected_groups_too(resampled):
+    """Once a step, by all groups together."""
+    folder, _, steps = resampled
     selector, seen = selectors.bots(G), set()
-    for line, (batch, before, after, tasks) in zip(helpers.metrics(folder), told, strict=True):
+    for line, (batch, before, after, tasks) in zip(helpers.metrics(folder), steps, strict=True):
         feedback = jax.tree.map(
             lambda *x: np.concatenate(x),
             *jax.device_get([each.scored.feedback for each in batch.rounds]),
@@ -211,26 +209,26 @@ def test_the_selector_learns_from_rejected_groups_too(refilled):
         helpers.assert_close(after, expected, atol=1e-5)
         seen |= set(feedback.ids.tolist())
         assert line["select/coverage"] == pytest.approx(len(seen) / N)
-    assert any(not each.informative.all() for batch, *_ in told for each in batch.rounds)
+    assert any(not each.informative.all() for batch, *_ in steps for each in batch.rounds)
 
 
 @pytest.mark.slow
-def test_surplus_groups_enter_the_replay(refilled):
-    _, state, told = refilled
+def test_surplus_groups_enter_the_replay(resampled):
+    _, state, steps = resampled
     groups = state.replay.groups
-    kept = set(zip(groups.step.tolist(), groups.task.tolist(), strict=True))
-    taught = {
+    stored = set(zip(groups.step.tolist(), groups.task.tolist(), strict=True))
+    informative_groups = {
         (step, int(task))
-        for step, (batch, *_) in enumerate(told)
+        for step, (batch, *_) in enumerate(steps)
         for each in batch.rounds
         for task in np.asarray(each.choice.ids)[each.informative]
     }
-    assert kept - {(-1, 0)} == taught
+    assert stored - {(-1, 0)} == informative_groups
 
 
 @pytest.mark.slow
-def test_resume_is_bit_for_bit(dynamic, refilled, tmp_path):
-    folder, state, _ = refilled
+def test_resume_is_bit_for_bit(dynamic, resampled, tmp_path):
+    folder, state, _ = resampled
     train(dynamic(tmp_path, steps=2, **REPLAY))
     helpers.assert_same_bits(train(dynamic(tmp_path, **REPLAY)), state)
     assert helpers.metrics(tmp_path) == helpers.metrics(folder)
@@ -249,5 +247,5 @@ def test_run_with_informative_groups_only_equals_a_run_without_resampling(dynami
         for line in lines
     ]
     assert lines == plain
-    # informative, refills, rejected, surplus
+    # informative, rejected, resamples, surplus
     assert [[*each.values()] for each in own] == [[1.0, 0, 0.0, 0]] * 2

@@ -179,9 +179,7 @@ def test_rounding_worked_by_hand():
 
 
 def test_leveled_rewards_agree_at_the_default_tolerance():
-    """Also by the default tolerance, which is never larger: leveling moves no group that
-    teaches.
-    """
+    """Also by the default tolerance, which is never larger: leveling leaves informative groups."""
     rng = np.random.default_rng(0)
     rewards = jnp.asarray(rng.choice([0, 0.1, 0.2, 0.7, 1], (400, 4, 3)), jnp.float32)
     weights = jnp.array([0.3, 0.5, -0.2])
@@ -189,12 +187,12 @@ def test_leveled_rewards_agree_at_the_default_tolerance():
     tolerance = grpo.rounding(
         reward_shaping.magnitude(rewards, jnp.ones(rewards.shape, bool), weights), 3
     )
-    teaches = grpo.informative(total, exists, tolerance=tolerance)
+    informative = grpo.informative(total, exists, tolerance=tolerance)
     level = grpo.leveled(total, exists, tolerance=tolerance)
-    np.testing.assert_array_equal(grpo.informative(level, exists), teaches)
-    np.testing.assert_array_equal(level[teaches], total[teaches])
+    np.testing.assert_array_equal(grpo.informative(level, exists), informative)
+    np.testing.assert_array_equal(level[informative], total[informative])
     exact = np.round(10 * np.asarray(rewards) @ np.array([3, 5, -2])).astype(int)  # in hundredths
-    np.testing.assert_array_equal(teaches, exact.max(axis=1) != exact.min(axis=1))
+    np.testing.assert_array_equal(informative, exact.max(axis=1) != exact.min(axis=1))
 
 
 @settings(max_examples=60, deadline=None)

@@ -21,7 +21,7 @@ DTYPES = {jnp.dtype(jnp.float32), jnp.dtype(jnp.int32), jnp.dtype(jnp.bool_)}
 HISTORIES = st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=1, max_size=12)
 
 
-def make_groups(tasks, step, teaches=None, scale=None):
+def make_groups(tasks, step, informative=None, scale=None):
     """Groups whose every number tells which task and step they are of; advantages of task i are
     +-scale[i] and 0.
     """
@@ -29,8 +29,8 @@ def make_groups(tasks, step, teaches=None, scale=None):
     count = len(tasks)
     mark = (1000 * step + tasks).astype(np.float32)[:, None, None]
     rewards = np.broadcast_to(np.float32([0, 1, 0.5]), (count, G)).copy()
-    if teaches is not None:
-        rewards[~np.asarray(teaches)] = ALIKE
+    if informative is not None:
+        rewards[~np.asarray(informative)] = ALIKE
     scale = np.ones(count, np.float32) if scale is None else np.asarray(scale, np.float32)
     return Groups(
         prompts=jnp.asarray(np.broadcast_to(tasks[:, None], (count, P))),
@@ -82,11 +82,11 @@ def filled(made, steps, **options):
 def test_ring_drops_the_oldest_and_skips_uninformative_groups():
     made, _, add = programs(capacity=5)
     buffer = made.init(make_groups(range(4), 0))
-    buffer = add(buffer, make_groups([1, 2, 3, 4], 0, teaches=[True, False, True, True]))
+    buffer = add(buffer, make_groups([1, 2, 3, 4], 0, informative=[True, False, True, True]))
     assert kept(buffer) == [(1, 0), (3, 0), (4, 0)] and int(buffer.next) == 3
-    buffer = add(buffer, make_groups([5, 6, 7, 8], 1, teaches=[False, True, True, True]))
+    buffer = add(buffer, make_groups([5, 6, 7, 8], 1, informative=[False, True, True, True]))
     assert kept(buffer) == [(3, 0), (4, 0), (6, 1), (7, 1), (8, 1)] and int(buffer.next) == 1
-    buffer = add(buffer, make_groups([9, 9, 9, 9], 2, teaches=[False] * 4))
+    buffer = add(buffer, make_groups([9, 9, 9, 9], 2, informative=[False] * 4))
     assert kept(buffer) == [(3, 0), (4, 0), (6, 1), (7, 1), (8, 1)]
 
 
@@ -156,7 +156,7 @@ def test_fresh_needed_grows_while_the_buffer_is_short():
     made, draw, add = programs(capacity=8)
     buffer = made.init(make_groups(range(4), 0))
     assert int(made.fresh_needed(buffer, jnp.int32(0))) == 4
-    buffer = add(buffer, make_groups([1, 2, 3, 4], 0, teaches=[False, False, True, False]))
+    buffer = add(buffer, make_groups([1, 2, 3, 4], 0, informative=[False, False, True, False]))
     assert int(made.fresh_needed(buffer, jnp.int32(1))) == 3
     for count in (3, 4):
         batch, replayed = draw(
@@ -238,8 +238,8 @@ def test_any_history_agrees_with_a_queue(history, max_age, form, seed):
     """
     made, draw, add = programs(capacity=6, max_age=max_age, draw=form)
     buffer, queue = made.init(make_groups(range(4), 0)), deque(maxlen=6)
-    for step, teaches in enumerate(history):
-        fresh = make_groups(range(4), step, teaches=teaches)
+    for step, informative in enumerate(history):
+        fresh = make_groups(range(4), step, informative=informative)
         may = {pair for pair in queue if max_age is None or step - pair[1] <= max_age}
         assert int(made.fresh_needed(buffer, jnp.int32(step))) == 4 - min(2, len(may))
         key = jax.random.fold_in(jax.random.key(seed), step)
@@ -255,7 +255,7 @@ def test_any_history_agrees_with_a_queue(history, max_age, form, seed):
             for x in (batch.advantages, batch.rewards, batch.mask, batch.logprobs)
         )
         buffer = add(buffer, fresh)
-        queue.extend(pair for pair, good in zip(names(fresh), teaches, strict=True) if good)
+        queue.extend(pair for pair, good in zip(names(fresh), informative, strict=True) if good)
         assert kept(buffer) == list(queue)
 
 
@@ -280,7 +280,7 @@ def many_steps(batch_size):
         make_groups(
             range(batch_size),
             step,
-            teaches=rng.random(batch_size) < 0.6,
+            informative=rng.random(batch_size) < 0.6,
             scale=rng.random(batch_size),
         )
         for step in range(6)

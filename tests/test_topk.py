@@ -128,10 +128,10 @@ def test_excluded_tasks_of_a_sharded_table_are_the_same(mesh, balance, batch_siz
         assert np.array_equal(choose(jax.random.key(2), score, exclude), alone)
 
 
-def places(key, domain, batch_size, balance):
+def slots(key, domain, batch_size, balance):
     return topk.quota(
         key, Tasks(domain=jnp.asarray(domain)), batch_size=batch_size, balance=balance
-    ).places
+    ).slots
 
 
 def test_quotas_by_hand():
@@ -139,7 +139,7 @@ def test_quotas_by_hand():
     domain, keys = jnp.array([2, 1, 2, 0, 2, 1, 2, 2]), jax.random.split(jax.random.key(0), 400)
     assert topk.quota(keys[0], Tasks(domain=domain), batch_size=4, balance="none") is None
     found = {
-        (balance, size): jax.vmap(lambda key, b=balance, s=size: places(key, domain, s, b))(keys)[
+        (balance, size): jax.vmap(lambda key, b=balance, s=size: slots(key, domain, s, b))(keys)[
             :, :3
         ]
         for balance in ("equal", "proportional")
@@ -171,7 +171,7 @@ def test_quotas_among_candidates_count_candidates_only():
 
 def test_quotas_of_a_large_table_do_not_overflow():
     domain = jnp.arange(3_000_000) % 3
-    found = places(jax.random.key(0), domain, 1000, "proportional")
+    found = slots(jax.random.key(0), domain, 1000, "proportional")
     assert sorted(found[:3].tolist()) == [333, 333, 334] and int(found.sum()) == 1000
 
 
@@ -182,7 +182,7 @@ def quota_of(key, domain, exclude, **options):
 CHOOSE = {
     (balance, size): jax.jit(
         lambda key, score, domain, exclude=None, balance=balance, size=size: (
-            (quota := quota_of(key, domain, exclude, batch_size=size, balance=balance)).places,
+            (quota := quota_of(key, domain, exclude, batch_size=size, balance=balance)).slots,
             topk.smallest(key, score, batch_size=size, quota=quota, exclude=exclude),
         )
     )
@@ -202,22 +202,22 @@ CHOOSE = {
     seed=st.integers(0, 99),
 )
 def test_quotas_hold_whatever_the_domains_and_scores(balance, size, domain, score, seed):
-    given_places, ids = map(np.asarray, CHOOSE[balance, size](jax.random.key(seed), score, domain))
+    quota_slots, ids = map(np.asarray, CHOOSE[balance, size](jax.random.key(seed), score, domain))
     tasks = np.bincount(domain, minlength=24)
-    assert len(set(ids.tolist())) == size == given_places.sum()
+    assert len(set(ids.tolist())) == size == quota_slots.sum()
     assert (
-        np.array_equal(np.bincount(domain[ids], minlength=24), given_places)
-        and (given_places <= tasks).all()
+        np.array_equal(np.bincount(domain[ids], minlength=24), quota_slots)
+        and (quota_slots <= tasks).all()
     )
     # smallest first, NaN last
     assert np.array_equal(np.sort(score[ids]), score[ids], equal_nan=True)
-    for each in np.flatnonzero(given_places):
-        best = np.sort(score[domain == each])[: given_places[each]]
+    for each in np.flatnonzero(quota_slots):
+        best = np.sort(score[domain == each])[: quota_slots[each]]
         assert np.array_equal(score[ids][domain[ids] == each], best, equal_nan=True)
     if balance == "proportional":
-        assert (np.abs(given_places - size * tasks / 24) < 1).all()
+        assert (np.abs(quota_slots - size * tasks / 24) < 1).all()
     else:  # a domain with more to give has at most one place less than any other
-        assert (given_places[given_places < tasks] >= given_places.max() - 1).all()
+        assert (quota_slots[quota_slots < tasks] >= quota_slots.max() - 1).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -232,20 +232,18 @@ def test_quotas_hold_whatever_the_domains_and_scores(balance, size, domain, scor
 )
 def test_quotas_count_tasks_that_are_not_excluded(choose, domain, score, exclude, seed):
     _, size = choose
-    given_places, ids = map(
-        np.asarray, CHOOSE[choose](jax.random.key(seed), score, domain, exclude)
-    )
+    quota_slots, ids = map(np.asarray, CHOOSE[choose](jax.random.key(seed), score, domain, exclude))
     free = np.bincount(domain[~exclude], minlength=24)
     chosen = ids[: min(size, free.sum())]
-    assert len(set(ids.tolist())) == size and len(chosen) == given_places.sum()
+    assert len(set(ids.tolist())) == size and len(chosen) == quota_slots.sum()
     assert (
-        (given_places <= free).all()
+        (quota_slots <= free).all()
         and not exclude[chosen].any()
         and exclude[ids[len(chosen) :]].all()
     )
-    assert np.array_equal(np.bincount(domain[chosen], minlength=24), given_places)
-    for each in np.flatnonzero(given_places):
-        best = np.sort(score[(domain == each) & ~exclude])[: given_places[each]]
+    assert np.array_equal(np.bincount(domain[chosen], minlength=24), quota_slots)
+    for each in np.flatnonzero(quota_slots):
+        best = np.sort(score[(domain == each) & ~exclude])[: quota_slots[each]]
         assert np.array_equal(score[chosen][domain[chosen] == each], best, equal_nan=True)
 
 

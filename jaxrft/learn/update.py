@@ -337,7 +337,7 @@ def make(
     weight_decay: float = 0.0,
     max_grad_norm: float = 1.0,
 ) -> Update:
-    """Builds the learning step: passes over a batch with one AdamW update for each mini-batch.
+    """Builds the learning step: passes over a batch, with one AdamW update for each mini-batch.
 
     A step takes `num_iterations` passes. `mini_batch_size` counts tasks. Each pass draws new
     mini-batches and packs their completions into bins (see `learn.packing`), whose gradients are

@@ -348,12 +348,8 @@ def sum_rewards(
         overlong_penalty=config.overlong_penalty,
     )
     tolerance = grpo.rounding(magnitude + jnp.abs(penalty), len(config.rewards) + 1)
-    return (
-        total + penalty,
-        total_valid,
-        tolerance,
-        {"completions/overlong_penalty": jnp.mean(penalty)},
-    )
+    measured = {"completions/overlong_penalty": jnp.mean(penalty)}
+    return total + penalty, total_valid, tolerance, measured
 
 
 def importance_weights(config: Config, rollout: Rollout, shape: tuple[int, ...]) -> Array | None:

@@ -114,8 +114,14 @@ def dots(
         projections = Projections(
             constrain(query, "task", None), constrain(reference[references], None, None)
         )
-        options = {"calibration": calibration, "temperature": attention_temperature, "top_k": top_k}
-        return attention.predict_projected(predictor, projections, pass_rates, **options)
+        return attention.predict_projected(
+            predictor,
+            projections,
+            pass_rates,
+            calibration=calibration,
+            temperature=attention_temperature,
+            top_k=top_k,
+        )
 
     def update_references(state: DotsState, tasks: Tasks, feedback: Feedback) -> DotsState:
         feedback = credible(feedback, state.predicted.shape[0])
