@@ -17,9 +17,16 @@ def floats(*values):
     return jnp.array(values, jnp.float32)
 
 
+# What many small tests call is compiled once for each shape.
+SELECTOR = selectors.adaptive(16)
+update = jax.jit(SELECTOR.update)
+moments = jax.jit(logit.moments, static_argnames="num_generations")
+observe = jax.jit(logit.observe)
+
+
 def test_moments_agree_with_draws():
     mean, variance = floats(-3.0, 0.0, 1.0), floats(1.0, 0.25, 4.0)
-    found = logit.moments(mean, variance, num_generations=8)
+    found = moments(mean, variance, num_generations=8)
     draws = np.random.default_rng(0).normal(np.array(mean), np.sqrt(variance), (200_000, 3))
     rates = 1 / (1 + np.exp(-draws))
     np.testing.assert_allclose(found.pass_rate, rates.mean(axis=0), atol=3e-3)
@@ -27,7 +34,7 @@ def test_moments_agree_with_draws():
     np.testing.assert_allclose(
         found.informative, (1 - rates**8 - (1 - rates) ** 8).mean(axis=0), atol=2e-2
     )
-    certain = logit.moments(floats(0.0), floats(1e-8), num_generations=2)
+    certain = moments(floats(0.0), floats(1e-8), num_generations=2)
     assert [float(x[0]) for x in certain] == pytest.approx([0.5, 0.0, 0.5], abs=1e-6)
 
 
@@ -36,12 +43,10 @@ def test_observation_by_hand():
     ln 3 of n = 8.
     """
     log3 = float(np.log(3))
-    mean, variance = logit.observe(floats(0.0), floats(1.0), floats(6 + log3), floats(8.0))
+    mean, variance = observe(floats(0.0), floats(1.0), floats(6 + log3), floats(8.0))
     assert float(mean[0]) == pytest.approx(log3, abs=1e-5)
     assert float(variance[0]) == pytest.approx(1 / (8 * 3 / 16 + 1), rel=1e-5)
-    far, _ = logit.observe(
-        floats(-8.0, 8.0), floats(25.0, 25.0), floats(16.0, 0.0), floats(16.0, 16.0)
-    )
+    far, _ = observe(floats(-8.0, 8.0), floats(25.0, 25.0), floats(16.0, 0.0), floats(16.0, 16.0))
     assert float(far[0]) > 2 and float(far[0]) == pytest.approx(-float(far[1]), abs=1e-4)
 
 
@@ -49,7 +54,7 @@ def test_squared_innovation_by_hand():
     believed = logit.Moments(floats(0.5, 0.25), floats(0.0, 0.02), floats(0.0, 0.0))
     found = logit.squared_innovation(believed, floats(8.0, 2.0), floats(8.0, 4.0))
     assert found.tolist() == pytest.approx([16 / 2, 1 / (4 * 3 / 16 + 12 * 0.02)])
-    many = logit.moments(floats(-1.0), floats(0.8), num_generations=8)
+    many = moments(floats(-1.0), floats(0.8), num_generations=8)
     rng = np.random.default_rng(1)
     rates = 1 / (1 + np.exp(-rng.normal(-1.0, np.sqrt(0.8), 100_000)))
     drawn = jnp.array(rng.binomial(8, rates), jnp.float32)
@@ -107,11 +112,10 @@ def test_walk_follows_the_likelihood_gradient(successes):
     """Variance 1 at the last rollouts, and 0.1 in each of ten steps since: half of the logit's is
     due to the walk.
     """
-    selector = selectors.adaptive(16)
-    before = known(selector, 1, variance=1.0, log_walk=jnp.log(jnp.float32(0.1)))
+    before = known(SELECTOR, 1, variance=1.0, log_walk=jnp.log(jnp.float32(0.1)))
     feedback = Feedback(jnp.array([0]), floats(successes), floats(16.0), floats(0.0))
-    after = jax.jit(selector.update)(before, Tasks(), feedback)
-    variance = float(logit.moments(floats(0.0), floats(2.0), num_generations=16).variance[0])
+    after = update(before, Tasks(), feedback)
+    variance = float(moments(floats(0.0), floats(2.0), num_generations=16).variance[0])
     from_belief = 16 * 15 * variance
     share = 0.5 * from_belief / (from_belief + 4)
     square = (successes - 8) ** 2 / (from_belief + 4)
@@ -121,11 +125,10 @@ def test_walk_follows_the_likelihood_gradient(successes):
 
 @pytest.mark.parametrize("ability", [-200.0, 200.0])
 def test_beliefs_stay_finite_where_a_pass_rate_rounds_to_0_or_1(ability):
-    selector = selectors.adaptive(16)
-    before = known(selector, 2, variance=1e-6, ability=ability, log_walk=jnp.float32(-30.0))
+    before = known(SELECTOR, 2, variance=1e-6, ability=ability, log_walk=jnp.float32(-30.0))
     hits = 16.0 if ability > 0 else 0.0
     feedback = Feedback(jnp.array([0]), floats(hits), floats(16.0), floats(0.0))
-    after = jax.jit(selector.update)(before, Tasks(), feedback)
+    after = update(before, Tasks(), feedback)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(after))
 
 
@@ -133,21 +136,18 @@ def test_change_point_resets_the_belief_about_a_task():
     """Two tasks are believed hopeless and one is solved. The other, solved once in 16, keeps what
     was known.
     """
-    selector = selectors.adaptive(16)
-    before = known(selector, 2, mean=-4.0, variance=0.1, ability=1.0, step=1)
+    before = known(SELECTOR, 2, mean=-4.0, variance=0.1, ability=1.0, step=1)
     feedback = Feedback(jnp.arange(2), floats(16.0, 1.0), floats(16.0, 16.0), floats(0.0, 0.0))
-    after = jax.jit(selector.update)(before, Tasks(), feedback)
+    after = update(before, Tasks(), feedback)
     assert after.mean[0] > 0 and after.variance[0] > 0.5
     assert -4 < after.mean[1] < -3.5 and after.variance[1] < 0.12
 
 
 def test_rollouts_of_a_task_inform_the_embedding_weights_once():
     """Even a logit that is known tells no more of w than phi^2 / spread, since offsets differ."""
-    selector = selectors.adaptive(16)
     tasks = Tasks(embeddings=floats([1.0], [-1.0], [1.0], [-1.0]))
-    before = selector.init(tasks, 4)
+    before = SELECTOR.init(tasks, 4)
     feedback = Feedback(jnp.array([0]), floats(8.0), floats(16.0), floats(0.0))
-    update = jax.jit(selector.update)
     after = before
     for _ in range(30):
         after = update(after, tasks, feedback)
@@ -157,10 +157,9 @@ def test_rollouts_of_a_task_inform_the_embedding_weights_once():
 
 
 def test_batch_without_rollouts_changes_no_belief():
-    selector = selectors.adaptive(16)
-    before = known(selector, 2)
+    before = known(SELECTOR, 2)
     padding = Feedback(jnp.zeros(2, int), floats(0.0, 0.0), floats(0.0, 0.0), floats(0.0, 0.0))
-    after = jax.jit(selector.update)(before, Tasks(), padding)
+    after = update(before, Tasks(), padding)
     for new, old in zip(
         jax.tree.leaves(after._replace(spread=before.spread)), jax.tree.leaves(before), strict=True
     ):
@@ -169,9 +168,7 @@ def test_batch_without_rollouts_changes_no_belief():
 
 def test_domain_predicts_tasks_that_were_not_rolled_out():
     tasks = Tasks(domain=jnp.arange(40, dtype=jnp.int32) % 2)
-    selector = selectors.adaptive(16)
-    update = jax.jit(selector.update)
-    state = selector.init(tasks, 40)
+    state = SELECTOR.init(tasks, 40)
     for step in range(4):
         ids = jnp.arange(4) + 4 * step
         state = update(
@@ -179,25 +176,27 @@ def test_domain_predicts_tasks_that_were_not_rolled_out():
             tasks,
             Feedback(ids, jnp.where(ids % 2, 15.0, 1.0), jnp.full(4, 16.0), jnp.zeros(4)),
         )
-    unseen = selector.pass_rate(state, tasks)[20:]
+    unseen = jax.jit(SELECTOR.pass_rate)(state, tasks)[20:]
     assert (unseen[::2] < 0.3).all() and (unseen[1::2] > 0.7).all()
 
 
 def test_features_of_domains_and_embeddings_and_errors_for_broken_ones():
     tasks = Tasks(embeddings=jnp.array(np.random.default_rng(0).normal(size=(50, 40)), jnp.float32))
-    features_of_tasks = features.describe(tasks._replace(domain=jnp.arange(50) % 3), 50)
+    describe = jax.jit(features.describe, static_argnums=1)
+    features_of_tasks = describe(tasks._replace(domain=jnp.arange(50) % 3), 50)
     assert features_of_tasks.shape == (50, 48) and np.allclose(
         (features_of_tasks[:, 16:] ** 2).sum(axis=1).mean(), 1, atol=1e-4
     )
-    assert (
-        features.describe(Tasks(), 50).shape == (50, 1) and not features.describe(Tasks(), 50).any()
-    )
-    assert not features.describe(Tasks(embeddings=jnp.ones((50, 4))), 50).any()
+    untold = features.describe(Tasks(), 50)
+    assert untold.shape == (50, 1) and not untold.any()
+    assert not describe(Tasks(embeddings=jnp.ones((50, 4))), 50).any()
+    broken = np.array(tasks.embeddings)
+    broken[7, 3] = np.nan
     selector = selectors.adaptive(8)
     with pytest.raises(
         InputError, match="embeddings of 1 tasks are not finite, first of task 7: leave"
     ):
-        selector.init(Tasks(embeddings=tasks.embeddings.at[7, 3].set(jnp.nan)), 50)
+        selector.init(Tasks(embeddings=broken), 50)
     with pytest.raises(
         InputError,
         match=r"domains have shape \(3,\): there must be one for "
@@ -248,6 +247,7 @@ def test_finds_informative_tasks_and_estimates_all_pass_rates():
     assert len(np.unique(ids[-50:])) > 0.55 * 200
 
 
+@pytest.mark.slow
 def test_domains_with_different_trends_are_distinguished():
     """One improves, one stands still, one gets worse, one jumps; nobody says which task belongs
     where.
@@ -299,10 +299,10 @@ def test_per_token_divides_the_utility_by_the_length(monkeypatch):
     monkeypatch.setattr(adaptive, "MOST_EXPLORATION", 0.0)
     selector = greedy(per_token=True)
     state = selector.init(Tasks(), 2)
-    update = jax.jit(selector.update)
+    update_tokens = jax.jit(selector.update)
     rows = (((40.0, 80.0), 0), ((0.0, 0.0), 1), ((40.0, 0.0), 1), ((0.0, 80.0), 1))
     states = [
-        update(
+        update_tokens(
             state,
             Tasks(),
             Feedback(jnp.arange(2), floats(2.0, 2.0), floats(4.0, 4.0), floats(*tokens)),
@@ -311,11 +311,17 @@ def test_per_token_divides_the_utility_by_the_length(monkeypatch):
     ]
     # the second is padding
     half = Feedback(jnp.array([1, 0]), floats(2.0, 0.0), floats(4.0, 0.0), floats(80.0, 0.0))
-    assert update(state, Tasks(), half).tokens.tolist() == [0, 20]
+    assert update_tokens(state, Tasks(), half).tokens.tolist() == [0, 20]
     believed = logit.Moments(floats(0.5, 0.5), floats(0.0, 0.0), floats(0.6, 0.8))
     monkeypatch.setattr(logit, "moments", lambda *arguments, **options: believed)
     for state, (_, best) in zip(states, rows, strict=True):
         assert np.unique(choices(selector, state, batch_size=1, number=9)).tolist() == [best]
+
+
+@jax.jit
+def choices_by_epsilon(state, epsilon):
+    """Returns the ids [4000, 4] of choices, compiled once for every epsilon."""
+    return choices(selectors.adaptive(16, kappa=0.0, epsilon=epsilon), state, batch_size=4)
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.1, 0.7, 1.0])
@@ -324,18 +330,17 @@ def test_epsilon_is_the_share_of_slots_for_the_stalest_tasks(epsilon):
     chance of an informative group.
     """
     number = jnp.arange(64)
-    selector = selectors.adaptive(16, kappa=0.0, epsilon=epsilon)
     state = known(
-        selector, 64, variance=1e-6, step=100, log_walk=jnp.float32(-30.0), spread=jnp.float32(1e-6)
+        SELECTOR, 64, variance=1e-6, step=100, log_walk=jnp.float32(-30.0), spread=jnp.float32(1e-6)
     )
     state = state._replace(
         visited=jnp.where(number < 2, -1, jnp.where(number < 8, number, 90)).astype(jnp.int32),
         mean=jnp.where(number < 8, -8.0, 0.0),
         shared=state.shared.at[0].set(0.0),
     )
-    count = (choices(selector, state, batch_size=4) < 8).sum(axis=1)
+    count = (choices_by_epsilon(state, epsilon) < 8).sum(axis=1)
     assert count.mean() == pytest.approx(4 * epsilon, abs=0.03)
-    one = choices(selectors.adaptive(16, kappa=0.0, epsilon=0.25), state, batch_size=4)
+    one = choices_by_epsilon(state, 0.25)
     assert set(one[one < 8].tolist()) == {0, 1}
 
 
@@ -355,19 +360,24 @@ def test_among_nearly_equal_tasks_the_stalest_are_chosen():
     assert np.unique(choices(selector, state, batch_size=2, number=9)).tolist() == [1, 2]
 
 
+@jax.jit
+def greedy_choices(state):
+    """Returns the ids [4000, 8] of choices without a share for revisits."""
+    return choices(greedy(), state, batch_size=8)
+
+
 @pytest.mark.parametrize("variance", [0.1, 1.0, 25.0])
 def test_exploration_share_is_the_unknown_share_of_the_table(variance):
     """48 tasks are known to be 1/2; the logit of 16 has a variance. A uniform pass rate has
     1/12.
     """
     number = jnp.arange(64)
-    selector = greedy()
-    state = known(selector, 64, variance=1e-6, step=1, log_walk=jnp.float32(-30.0))
+    state = known(SELECTOR, 64, variance=1e-6, step=1, log_walk=jnp.float32(-30.0))
     state = state._replace(
         variance=jnp.where(number < 16, variance, 1e-6), mean=jnp.where(number < 16, -2.0, 0.0)
     )
-    each = float(logit.moments(floats(-2.0), floats(variance), num_generations=16).variance[0])
-    count = (choices(selector, state, batch_size=8) < 16).sum(axis=1)
+    each = float(moments(floats(-2.0), floats(variance), num_generations=16).variance[0])
+    count = (greedy_choices(state) < 16).sum(axis=1)
     assert count.mean() == pytest.approx(8 * min(12 * each / 4, 0.5), abs=0.03)
 
 

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,13 +17,21 @@ def feedback(ids, pass_rates, trials=None):
     return Feedback(jnp.array(ids, jnp.int32), rates * trials, trials, jnp.zeros(len(ids)))
 
 
+@partial(jax.jit, static_argnames="momentum")
+def update(state, tasks, feedback, *, momentum):
+    return evidence.interpolation(momentum).update(state, tasks, feedback)
+
+
+predict = jax.jit(evidence.interpolation().predict)
+
+
 def run(references, *feedbacks, momentum=0.9):
     """Capability and prediction after the feedbacks."""
-    model, tasks = evidence.interpolation(momentum), Tasks(jnp.array(references, jnp.float32))
-    state = model.init(tasks, len(references))
+    tasks = Tasks(jnp.array(references, jnp.float32))
+    state = evidence.interpolation(momentum).init(tasks, len(references))
     for each in feedbacks:
-        state = model.update(state, tasks, each)
-    return float(state.capability), np.asarray(model.predict(state, tasks))
+        state = update(state, tasks, each, momentum=momentum)
+    return float(state.capability), np.asarray(predict(state, tasks))
 
 
 def test_two_references_by_hand():
@@ -84,18 +94,17 @@ def test_domains_have_capabilities_of_their_own_by_hand():
     model = evidence.interpolation(0.75, per_domain=True)
     tasks = Tasks(jnp.array([[0.0, 1.0]] * 6), domain=jnp.array([0, 0, 1, 1, 2, 2]))
     state = model.init(tasks, 6)
-    assert state.domains.shape == (3,) and np.isnan(model.predict(state, tasks)).all()
+    update_domains, predict = jax.jit(model.update), jax.jit(model.predict)
+    assert state.domains.shape == (3,) and np.isnan(predict(state, tasks)).all()
     # the batch's mean is 0.5, one task more of each domain: (0.2 + 0.4 + 0.5) / 3, (0.9 + 0.5) / 2;
     # none of the last
-    state = model.update(state, tasks, feedback([0, 1, 2], [0.2, 0.4, 0.9]))
-    assert np.allclose(
-        model.predict(state, tasks), [1.1 / 3] * 2 + [0.7] * 2 + [0.5] * 2, atol=1e-5
-    )
+    state = update_domains(state, tasks, feedback([0, 1, 2], [0.2, 0.4, 0.9]))
+    assert np.allclose(predict(state, tasks), [1.1 / 3] * 2 + [0.7] * 2 + [0.5] * 2, atol=1e-5)
     # domains without tasks in the batch keep theirs, but for the one that never had any: 0.75 * 0.5
     # + 0.25 * 0.1
-    state = model.update(state, tasks, feedback([1, 0], [0.1, 0.1]))
+    state = update_domains(state, tasks, feedback([1, 0], [0.1, 0.1]))
     first = 0.75 * 1.1 / 3 + 0.25 * 0.1
-    assert np.allclose(model.predict(state, tasks), [first] * 2 + [0.7] * 2 + [0.4] * 2, atol=1e-5)
+    assert np.allclose(predict(state, tasks), [first] * 2 + [0.7] * 2 + [0.4] * 2, atol=1e-5)
 
 
 def test_one_domain_is_the_common_capability():
@@ -108,7 +117,7 @@ def test_one_domain_is_the_common_capability():
     )
     state = model.init(tasks, 4)
     for each in batches:
-        state = model.update(state, tasks, each)
+        state = jax.jit(model.update)(state, tasks, each)
     assert state.domains.tolist() == pytest.approx([common]) and float(state.capability) == common
     np.testing.assert_allclose(model.predict(state, tasks), expected, rtol=1e-6)
 
