@@ -418,6 +418,7 @@ def test_load(tmp_path):
             "'measured'; the oracle is a measurement now, benchmarks/_oracle.py: leave the "
             "field out",
         ),
+        ("decay=", "probe_every=", "'probe_every'; its name is reference_every now"),
         ('TasksConfig("tasks.jsonl")', 'TasksConfig(sorce="x")', "'sorce'.*; did you mean source?"),
         ("seed=3", "zzzzzz=3", "'zzzzzz'"),
         ("seed=3", "seed=-3", "experiment.py, line 3: seed is -3: it must be 0 or more"),
@@ -459,6 +460,14 @@ def test_json_tells_what_differs():
     del saved["seed"]
     saved["mesh"]["expert"] = 2
     assert configs.differences(config, saved) == {"seed": (0, None), "mesh.expert": (None, 2)}
+
+
+def test_differences_compare_renamed_fields_under_their_new_names():
+    saved = json.loads(configs.to_json(make()))
+    saved["select"]["probe_every"] = saved["select"].pop("reference_every")
+    del saved["replay"]["clip_center"]
+    saved["replay"]["clip"] = "paper"
+    assert configs.differences(make(), saved) == {"replay.clip_center": ("behavior", "paper")}
 
 
 def defaults(kind):
