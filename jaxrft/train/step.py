@@ -217,10 +217,6 @@ def _replicated(setup: Setup, tree: Tree) -> Tree:
     return _constrain(tree, meshes.sharding(setup.mesh))
 
 
-def _by_group(setup: Setup, tree: Tree) -> Tree:
-    return _constrain(tree, meshes.sharding(setup.mesh, "batch"))
-
-
 @partial(jax.jit, static_argnums=0)
 def fresh_needed(setup: Setup, buffer: Buffer, step: Array) -> Array:
     """Returns how many fresh groups [] the next batch needs."""
@@ -318,7 +314,7 @@ def score_groups(
     feedback = Feedback(ids, successes, trials, jnp.sum(lengths, axis=1).astype(jnp.float32))
     distance = jnp.where(informative, jnp.abs(pass_rate - config.select.target), jnp.inf)
     return ScoredGroups(
-        groups=_by_group(setup, groups),
+        groups=_constrain(groups, meshes.sharding(setup.mesh, "batch")),
         feedback=_replicated(setup, feedback),
         informative=_replicated(setup, informative),
         distance=_replicated(setup, distance),
