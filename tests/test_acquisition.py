@@ -22,12 +22,15 @@ def test_nearest_by_hand():
     ]
 
 
+def draws(keys, score, **options):
+    """Returns the ids [K, B] that softmax draws by each of the keys [K]."""
+    return jax.jit(jax.vmap(lambda key: acquisition.softmax(key, score, **options)))(keys)
+
+
 def test_softmax_draws_without_replacement_by_hand():
     score = jnp.log(jnp.array([1.0, 2.0, 5.0, 0.0]))
     keys = jax.random.split(jax.random.key(3), 4000)
-    ids = jax.vmap(
-        lambda key: acquisition.softmax(key, 0.5 * score, batch_size=3, temperature=0.5)
-    )(keys)
+    ids = draws(keys, 0.5 * score, batch_size=3, temperature=0.5)
     assert all(sorted(row) == [0, 1, 2] for row in ids.tolist())
     found = Counter(map(tuple, ids[:, :2].tolist()))
     for first, second, chance in (
@@ -45,7 +48,7 @@ def test_softmax_draws_every_order_as_often_as_it_should():
         jax.random.split(jax.random.key(4), count),
         3 * jnp.log(jnp.array(weight, jnp.float32)),
     )
-    ids = jax.vmap(lambda key: acquisition.softmax(key, score, batch_size=3, temperature=3.0))(keys)
+    ids = draws(keys, score, batch_size=3, temperature=3.0)
     found, statistic = Counter(map(tuple, ids.tolist())), 0.0
     for a, b, c in itertools.permutations(range(4), 3):
         left = weight.sum() - weight[a]
@@ -93,9 +96,7 @@ def test_per_token_and_cool_down_by_hand():
 def test_softmax_draws_tasks_that_are_not_excluded_by_hand():
     score, exclude = jnp.log(jnp.array([1.0, 9.0, 2.0, 5.0])), jnp.arange(4) == 1
     keys = jax.random.split(jax.random.key(3), 4000)
-    ids = jax.vmap(lambda key: acquisition.softmax(key, score, batch_size=1, exclude=exclude)[0])(
-        keys
-    )
+    ids = draws(keys, score, batch_size=1, exclude=exclude)[:, 0]
     share = np.bincount(ids, minlength=4) / 4000
     assert share == pytest.approx(np.array([1, 0, 2, 5]) / 8, abs=0.03)
 
@@ -109,7 +110,7 @@ def test_epochs_go_by_the_least_visited_task_that_is_not_excluded():
     assert acquisition.epoch(visits, quota=quota, exclude=exclude).tolist() == [0, 0, 1, 0, 1]
 
 
-@pytest.mark.parametrize("balance", ["proportional", "equal"])
+@pytest.mark.parametrize("balance", [pytest.param("proportional", marks=pytest.mark.slow), "equal"])
 def test_quotas_over_a_sharded_table_are_the_same(mesh, balance):
     rng = np.random.default_rng(0)
     score, domain = (

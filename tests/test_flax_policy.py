@@ -2,7 +2,7 @@
 
 import doctest
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import chex
@@ -62,18 +62,20 @@ def forward(module: Any, tokens: Array, positions: Array, mask: Array, cache: An
     return module(tokens, positions, mask, cache)
 
 
+@cache
+def linen_params() -> Any:
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    return jax.jit(LinenTransformer().init)(jax.random.key(0), tokens, tokens, None)
+
+
 def linen() -> tuple[Policy, Any]:
     """The Policy of a Linen module, and parameters."""
-    module = LinenTransformer()
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    return flax_policy(module, forward), jax.jit(module.init)(
-        jax.random.key(0), tokens, tokens, None
-    )
+    return flax_policy(LinenTransformer(), forward), linen_params()
 
 
 def linen_with_cache() -> tuple[Policy, Any]:
     """The same module and parameters with keys and values in a cache."""
-    return flax_policy(LinenTransformer(), forward, init_cache), linen()[1]
+    return flax_policy(LinenTransformer(), forward, init_cache), linen_params()
 
 
 class NNXTransformer(nnx.Module):
@@ -124,7 +126,7 @@ def flax_nnx_with_cache() -> tuple[Policy, Any]:
     "library",
     [
         linen,
-        linen_with_cache,
+        pytest.param(linen_with_cache, marks=pytest.mark.slow),
         pytest.param(flax_nnx, marks=pytest.mark.slow),
         pytest.param(flax_nnx_with_cache, marks=pytest.mark.slow),
     ],
@@ -181,13 +183,15 @@ def test_a_cache_changes_no_logits(library: Callable, cached: Callable):
     positions = jnp.array([[3, 4], [3, 4], [1, 2], [1, 2]])
     results = []
     for policy, params in (library(), cached()):
-        _, prefix = policy.apply(params, prompts, POSITIONS, valid)
-        at_once, _ = policy.apply(params, tokens, positions, jnp.ones((4, 2), bool), prefix)
+        apply, decode = jax.jit(policy.apply), jax.jit(policy.decode)
+        _, prefix = apply(params, prompts, POSITIONS, valid)
+        at_once, _ = apply(params, tokens, positions, jnp.ones((4, 2), bool), prefix)
         cache = policy.init_cache(4, 3)
+        prepared = policy.prepare_decode(params, prefix)
         logits = []
         for step in range(2):
             part = tokens[:, step], positions[:, step], jnp.int32(step)
-            each, cache = policy.decode(policy.prepare_decode(params, prefix), *part, cache)
+            each, cache = decode(prepared, *part, cache)
             logits.append(each)
         results += [at_once, jnp.stack(logits, axis=1)]
     for other in results[1:]:

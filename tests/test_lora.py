@@ -120,16 +120,15 @@ def test_a_merge_by_hand():
 def test_fresh_adapters_are_those_of_peft():
     """A uniform between -+1 / sqrt(inputs), B zero; o's inputs are its heads."""
     wide = CONFIG._replace(hidden_size=64, intermediate_size=96, head_dim=16)
-    fresh = jax.jit(partial(model.draw, rows=model.adapters(wide)))(KEY)
+    fresh = jax.device_get(jax.jit(partial(model.draw, rows=model.adapters(wide)))(KEY))
     assert fresh.keys() == {f"{name}_lora_{factor}" for name in TARGETS for factor in "ab"}
     inputs = dict.fromkeys(TARGETS, 64) | {"o": 4 * 16, "down": 96}
     for name in TARGETS:
         a, b = (fresh[part] for part in model.adapter_names(name))
         bound = inputs[name] ** -0.5
         assert a.shape[-1] == b.shape[1] == 3 and not b.any()
-        assert 0.95 * bound < jnp.abs(a).max() <= bound and jnp.std(a) == pytest.approx(
-            bound / 3**0.5, rel=0.1
-        )
+        assert 0.95 * bound < np.abs(a).max() <= np.float32(bound)
+        assert np.std(a) == pytest.approx(bound / 3**0.5, rel=0.1)
 
 
 def test_the_targets_alone_have_adapters():

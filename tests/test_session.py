@@ -29,8 +29,11 @@ def run(of, steps):
     return chosen
 
 
+ADAPTIVE = selectors.adaptive(8)  # one for all, whose functions are compiled once
+
+
 def make(seed=0):
-    return Session(selectors.adaptive(8), len(TRUTH), seed)
+    return Session(ADAPTIVE, len(TRUTH), seed)
 
 
 def test_a_loaded_session_continues_as_the_saved_one(tmp_path):
