@@ -123,7 +123,7 @@ def test_a_folder_is_used_by_one_run_at_a_time(tmp_path, caplog):
         for resume in ("auto", "never"):
             wanted = (
                 f"output_dir {tmp_path} is in use by process {os.getpid()} on host .*: "
-                "wait for its end, or choose"
+                "wait until it ends, or choose"
             )
             with (
                 pytest.raises(InputError, match=wanted),

@@ -125,7 +125,7 @@ def test_one_domain_is_the_common_capability():
 @pytest.mark.parametrize(
     ("domain", "message"),
     [
-        (None, "name their column in tasks.domain_column"),
+        (None, "set tasks.domain_column, or pass them in Tasks.domain"),
         ([0, 1], r"domains have shape \(2,\): there must be one for each of 3 tasks"),
         ([0, -1, 1], "domains are numbered from -1 to 1: number them from 0"),
         ([0, 3, 1], "domains are numbered from 0 to 3"),

@@ -1014,7 +1014,7 @@ def test_the_configuration_has_the_same_defaults():
         ),
         (
             lambda: dots(G).init(Tasks(embeddings=EMBEDDINGS), N),
-            "pass them in Tasks.projections, by attention.pro",
+            "set Tasks.projections to attention.pro",
         ),
         (lambda: dots(G).init(TASKS, N + 1), "projections have 16 rows but there are 17 tasks"),
         (
@@ -1023,7 +1023,7 @@ def test_the_configuration_has_the_same_defaults():
         ),
         (
             lambda: selectors.uniform(G, balance="equal").init(Tasks(), N),
-            "name their column in tasks.domain_column",
+            "set tasks.domain_column, or pass them in Tasks.domain",
         ),
         (lambda: oracle(G, tolerance=1.0), "tolerance is 1.0"),
         (lambda: selectors.easy_to_hard(G).init(Tasks(), N), "tasks.pass_rate_columns"),

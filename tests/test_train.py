@@ -176,8 +176,8 @@ def test_the_first_step_says_what_was_compiled(configure, tmp_path, capsys):
 @pytest.mark.slow
 def test_diverging_run_stops_saves_its_batch_and_no_checkpoint(configure, tmp_path):
     wanted = (
-        "step 4 has the last of 3 updates .* batch is in .*, the newest checkpoint is of "
-        "step 1; lower"
+        "the last 3 updates in a row, up to step 4, were skipped, .*: the newest checkpoint is of "
+        "step 1; lower .* the batch of the last step in "
     )
     with pytest.raises(InputError, match=wanted):
         train(configure(tmp_path / "run", learning_rate=1e30, save_steps=1, max_skipped_updates=3))
