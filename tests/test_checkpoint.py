@@ -48,6 +48,18 @@ def saved(folder, *steps):
     return folder
 
 
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """A run's folder with the checkpoint of step 1; copy it."""
+    return saved(tmp_path_factory.mktemp("good"), 1)
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """A run's folder with the checkpoints of steps 1, 2 and 3; copy it."""
+    return saved(tmp_path_factory.mktemp("three"), 1, 2, 3)
+
+
 def fill(folder, names):
     for name in names:
         path = folder / name
@@ -150,8 +162,8 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(configure, whole,
 @pytest.mark.parametrize(
     "text", ["", '{"steps": 3, "se', "3", "null", "[" * 100_000, '{"steps": NaN}', "\0\xff"]
 )
-def test_a_config_that_cannot_be_read_is_rewritten(text, tmp_path, caplog):
-    saved(tmp_path, 1)
+def test_a_config_that_cannot_be_read_is_rewritten(text, good, tmp_path, caplog):
+    shutil.copytree(good, tmp_path, dirs_exist_ok=True)
     (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
     with caplog.at_level(logging.INFO, "jaxrft"):
         write_records(tmp_path, settings(tmp_path))
@@ -379,12 +391,6 @@ DAMAGES = {
 }
 
 
-@pytest.fixture(scope="module")
-def good(tmp_path_factory):
-    """A run's folder with the checkpoint of step 1; copy it."""
-    return saved(tmp_path_factory.mktemp("good"), 1)
-
-
 @pytest.mark.parametrize("how", DAMAGES)
 def test_every_damage_is_named(how, good, tmp_path):
     folder = damage(shutil.copytree(good, tmp_path / "run") / "checkpoints/1", how)
@@ -398,8 +404,9 @@ def test_every_damage_is_named(how, good, tmp_path):
 @pytest.mark.parametrize(
     "how", [*list(DAMAGES)[:2], "the sums are a pipe", "identity: deep", "orbax cannot read it"]
 )
-def test_a_torn_checkpoint_is_passed_over_and_saved_anew(how, tmp_path, caplog):
-    damage(saved(tmp_path, 1, 2, 3) / "checkpoints/3", how)
+def test_a_torn_checkpoint_is_passed_over_and_saved_anew(how, three, tmp_path, caplog):
+    shutil.copytree(three, tmp_path, dirs_exist_ok=True)
+    damage(tmp_path / "checkpoints/3", how)
     before = helpers.contents(tmp_path)
     with Checkpoints(tmp_path / "checkpoints", keep=3, identity={}) as checkpoints:
         helpers.assert_same_bits(checkpoints.restore(state(9)), state(2))
@@ -415,8 +422,9 @@ def test_a_torn_checkpoint_is_passed_over_and_saved_anew(how, tmp_path, caplog):
     assert helpers.checkpoints(tmp_path) == [1, 2, 3]
 
 
-def test_no_good_checkpoint_is_one_sentence_and_changes_nothing(tmp_path):
-    for step, how in zip(saved_steps(saved(tmp_path, 1, 2, 3)), list(DAMAGES)[-3:], strict=True):
+def test_no_good_checkpoint_is_one_sentence_and_changes_nothing(three, tmp_path):
+    shutil.copytree(three, tmp_path, dirs_exist_ok=True)
+    for step, how in zip(saved_steps(tmp_path), list(DAMAGES)[-3:], strict=True):
         damage(tmp_path / f"checkpoints/{step}", how)
     before = helpers.contents(tmp_path)
     with Checkpoints(tmp_path / "checkpoints", keep=3, identity={}) as checkpoints:
@@ -509,6 +517,7 @@ def test_the_newest_stay_and_none_of_a_later_step(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_the_newest_good_checkpoint_as_if_nothing_had_happened(
     configure, whole, tmp_path
 ):

@@ -207,6 +207,7 @@ def updated(frozen, adapters, batch):
     return jax.jit(learner.step)(KEY, adapters, learner.init(adapters), batch, frozen, frozen)
 
 
+@pytest.mark.slow
 def test_the_gradient_of_adapters_follows_from_that_of_the_weight(
     frozen, adapters, merged, batch, updated
 ):

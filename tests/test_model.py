@@ -231,6 +231,7 @@ def test_left_padding_equals_right_padding(params):
     assert np.all(np.isfinite(got))
 
 
+@pytest.mark.slow
 def test_sharded_forward_and_gradient_equal_one_device(mesh, params):
     tokens, positions, valid = batch()
 

@@ -1,6 +1,8 @@
 """A run from end to end: what it writes and says, and that trouble costs rewards, not the run."""
 
+import contextlib
 import datetime
+import io
 import json
 import math
 import re
@@ -73,11 +75,19 @@ def test_the_run_keeps_its_config_versions_checkpoints_and_policy(whole, configu
     assert (folder / "policy/tokenizer.json").is_file()
 
 
-def test_equal_rewards_leave_the_parameters_unchanged(configure, world, tmp_path, capsys):
-    state = train(configure(tmp_path, steps=3), reward={"graders:starts": graders.zero})
+@pytest.fixture(scope="module")
+def unrewarded(configure, tmp_path_factory):
+    """(folder, final state, output) of three steps in which every completion has the reward 0."""
+    folder, output = tmp_path_factory.mktemp("unrewarded"), io.StringIO()
+    with contextlib.redirect_stdout(output):
+        state = train(configure(folder, steps=3), reward={"graders:starts": graders.zero})
+    return folder, state, output.getvalue()
+
+
+def test_equal_rewards_leave_the_parameters_unchanged(unrewarded, world):
+    folder, state, said = unrewarded
     helpers.assert_same_bits(state.params, weights.load(world / "policy", helpers.SHAPE))
-    assert [line["grad_norm"] for line in lines(tmp_path)] == [0, 0, 0]
-    said = capsys.readouterr().out
+    assert [line["grad_norm"] for line in lines(folder)] == [0, 0, 0]
     assert (
         said.count("the rewards of every group are all equal, so that its gradient is exactly zero")
         == 1
@@ -95,6 +105,7 @@ def test_failing_graders_lose_their_rewards_only(configure, tmp_path):
     assert np.isfinite(seen).all()
 
 
+@pytest.mark.slow
 def test_a_reward_that_never_applies_changes_nothing(configure, whole, tmp_path):
     folder, state = whole
     rewards = {"rewards": ("graders:starts", "graders:never"), "reward_weights": (1.0, 5.0)}
@@ -163,9 +174,9 @@ def test_a_program_is_compiled_once_for_each_width_of_prompts(configure, tmp_pat
     } == dict.fromkeys(("start", "decode", "update_policy"), 2)
 
 
-def test_the_first_step_says_what_was_compiled(configure, tmp_path, capsys):
-    train(configure(tmp_path / "run", steps=2))
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("compiled"))
+def test_the_first_step_says_what_was_compiled(unrewarded):
+    *_, said = unrewarded
+    (line,) = (line for line in said.splitlines() if line.startswith("compiled"))
     assert re.fullmatch(
         r"compiled until the end of the first step: \d+ programs in \d+\.\d "
         r"s(, \d+ of them .*)?",
@@ -191,6 +202,7 @@ def test_diverging_run_stops_saves_its_batch_and_no_checkpoint(configure, tmp_pa
     )
 
 
+@pytest.mark.slow
 def test_a_late_success_outside_its_range_costs_that_reward_only(configure, tmp_path):
     train(configure(tmp_path / "run", rewards=("graders:late",), steps=2))
     first, second = lines(tmp_path / "run")
@@ -198,6 +210,7 @@ def test_a_late_success_outside_its_range_costs_that_reward_only(configure, tmp_
     assert second["rewards/graders:late/mean"] == pytest.approx(16 / 24)
 
 
+@pytest.mark.slow
 def test_graders_that_fail_at_a_later_evaluation_do_not_end_the_run(configure, world, tmp_path):
     held_out = EvalConfig(
         (TasksConfig(str(world / "tasks.jsonl"), name="held_out"),), num_samples=0

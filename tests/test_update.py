@@ -477,6 +477,7 @@ def test_good_samples_become_likelier(params, batch, loss_type):
     assert float(jnp.sum(change * batch.advantages[..., None])) > 0.1
 
 
+@pytest.mark.slow
 def test_proximal_clip_is_centered_on_the_policy_before_the_update(params, batch):
     """Of two groups that are replayed; of the others it is centered on their own
     log-probabilities.
