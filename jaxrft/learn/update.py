@@ -411,7 +411,7 @@ def make(
             carry = jax.lax.cond(is_finite, apply_update, skip, params, state, grads)
             return carry, (metrics, is_finite)
 
-        carry = (params, optimizer_state)
+        carry = params, optimizer_state
         mini_batches = passes.reshape(-1, mini_batch_size)
         carry, (metrics, is_finite) = jax.lax.scan(update, carry, mini_batches)
         metrics = jax.tree.map(lambda x: _mean_of(x, is_finite), metrics)

@@ -59,8 +59,7 @@ def make(name: str, num_generations: int, **hyper_parameters: object) -> Selecto
             "such as jaxrft prepare "
             "predictor trains: give them, or choose another selector"
         )
-    names = fields(name)
-    options = {field: value for field, value in hyper_parameters.items() if field in names}
+    options = {field: value for field, value in hyper_parameters.items() if field in fields(name)}
     return SELECTORS[name](num_generations, **options)
 
 
