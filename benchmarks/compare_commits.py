@@ -33,7 +33,12 @@ RECORD = "COMPARE_COMMITS_RECORD"  # environment variable: the file that `record
 TIMES = ("timing/", "select/seconds", "step_time")
 SMALLEST = 1e-6  # relative differences of smaller numbers are relative to this
 
-RENAMED_METRICS: dict[str, str] = {}  # name in BASE -> current name
+REFERENCE_METRICS = ("trained", "brier", "pearson", "auc", "effective_group_ratio")
+RENAMED_METRICS: dict[str, str] = {  # name in BASE -> current name
+    "dynamic_sampling/refills": "dynamic_sampling/resamples",
+    "select/probes": "select/references",
+    **{f"select/probes/{name}": f"select/references/{name}" for name in REFERENCE_METRICS},
+}
 RENAMED_FLAGS: dict[str, str] = {}  # flag in BASE -> current flag
 
 Value = float | str | None
