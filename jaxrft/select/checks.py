@@ -170,7 +170,7 @@ def check_choice(name: str, value: object, options: Iterable[str], of: str = "")
 
 
 def check_balance(balance: object) -> None:
-    """Raises InputError for a balance there is not."""
+    """Raises InputError unless `balance` is one of `topk.Balance`."""
     check_choice("balance", balance, get_args(Balance), " of the domains")
 
 
