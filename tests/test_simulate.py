@@ -243,31 +243,37 @@ def test_the_command_prints_a_row_a_selector(file, tmp_path, capsys):
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_dots_on_responses_with_embeddings(file, tmp_path, capsys):
-    params = training.initial(KEY, 3, width=4, layers=1)
-    predictor = Predictor(params, "group_logit_temp", 1.0, None, Origin("answers", 3))
-    save_predictor(tmp_path / "predictor.safetensors", predictor)
-    flags = [
-        "--steps",
-        "4",
-        "--seeds",
-        "2",
-        "--batch-size",
-        "4",
-        "--num-generations",
-        "8",
-        "--select.num-references=8",
-    ]
-    command = ["simulate", "--responses", file, *flags, "--selectors", "dots", "bots", "--json"]
-    assert cli.main([*command, "--predictor", str(tmp_path / "predictor.safetensors")]) == 0
+FEW = [
+    *("--steps", "4", "--seeds", "2", "--batch-size", "4", "--num-generations", "8"),
+    "--select.num-references=8",
+]
+
+
+@pytest.fixture
+def simulate_dots(file, tmp_path):
+    """(width of the embeddings of a new predictor) -> exit code of the command with it."""
+
+    def run(width):
+        params = training.initial(KEY, width, width=4, layers=1)
+        predictor = Predictor(params, "group_logit_temp", 1.0, None, Origin("answers", width))
+        path = str(tmp_path / "predictor.safetensors")
+        save_predictor(path, predictor)
+        compared = ["--selectors", "dots", "bots", "--json", "--predictor", path]
+        return cli.main(["simulate", "--responses", file, *FEW, *compared])
+
+    return run
+
+
+@pytest.mark.slow
+def test_dots_on_responses_with_embeddings(simulate_dots, capsys):
+    assert simulate_dots(3) == 0
     dots, bots = json.loads(capsys.readouterr().out)
     assert bots["groups"] == 4 * 4 and 2 * 8 + 2 * 4 + 2 <= dots["groups"] <= 2 * 8 + 4 * 4
     assert dots["mse"] < 0.5
-    narrow = predictor._replace(
-        params=training.initial(KEY, 5, width=4, layers=1), embeddings=Origin("answers", 5)
-    )
-    save_predictor(tmp_path / "narrow.safetensors", narrow)
-    assert cli.main([*command, "--predictor", str(tmp_path / "narrow.safetensors")]) == 2
+
+
+def test_a_predictor_of_other_embeddings_is_refused(simulate_dots, capsys):
+    assert simulate_dots(5) == 2
     assert (
         "embeddings have shape (40, 3): the predictor was trained on [N, 5]"
     ) in capsys.readouterr().err
