@@ -26,6 +26,7 @@ def quadrants(num_tasks=160, num_policies=8):
     )
 
 
+@pytest.mark.slow
 def test_predictor_generalizes_to_new_tasks_and_policies():
     embeddings, rates = quadrants()
     seen, new, references, policy = slice(0, 120), slice(120, None), slice(0, 40), rates[3]
@@ -77,11 +78,14 @@ def test_the_loss_by_hand():
     count.
     """
     rates = jnp.array([[0.25, 0.25, 1.0, 0.5, NAN]])
-    params = training.initial(jax.random.key(0), 3, calibration="plain", width=4, layers=2)
+    options = {"calibration": "plain", "width": 4, "layers": 2}
+    params = jax.jit(lambda key: training.initial(key, 3, **options))(jax.random.key(0))
     batch = training.Batch(jnp.array([0, 1]), jnp.array([2, 3, 4]), jnp.array(0))
     embeddings = jax.random.normal(jax.random.key(1), (5, 3))
-    loss = jax.jit(functools.partial(training.loss, dropout=0.5, calibration="plain"))
-    found, slope = jax.value_and_grad(loss)(params, jax.random.key(2), embeddings, rates, batch)
+    loss = functools.partial(training.loss, dropout=0.5, calibration="plain")
+    found, slope = jax.jit(jax.value_and_grad(loss))(
+        params, jax.random.key(2), embeddings, rates, batch
+    )
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(slope))
     assert float(found) == pytest.approx(
         -(np.log(0.25) + 0.5 * np.log(0.25) + 0.5 * np.log(0.75)) / 2

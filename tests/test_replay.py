@@ -53,6 +53,11 @@ def programs(**options):
     return made, jax.jit(made.draw), jax.jit(made.add, donate_argnums=0)
 
 
+@cache
+def compiled(function):
+    return jax.jit(function)
+
+
 def kept(buffer):
     """(task, step) of what is in the ring, oldest first."""
     capacity = len(buffer.groups.step)
@@ -71,7 +76,9 @@ def filled(made, steps, **options):
     """A buffer after groups of tasks 10 * step + 0..3, a step each."""
     buffer = made.init(make_groups(range(4), 0))
     for step in steps:
-        buffer = made.add(buffer, make_groups(range(10 * step, 10 * step + 4), step, **options))
+        buffer = compiled(made.add)(
+            buffer, make_groups(range(10 * step, 10 * step + 4), step, **options)
+        )
     return buffer
 
 
@@ -92,7 +99,8 @@ def test_ring_drops_the_oldest_and_skips_uninformative_groups():
 
 def test_ring_keeps_the_last_of_too_many_groups():
     made = replay.ring(capacity=2, batch_size=4)
-    buffer = made.add(made.init(make_groups(range(4), 0)), make_groups([1, 2, 3, 4, 5], 7))
+    buffer = made.init(make_groups(range(4), 0))
+    buffer = compiled(made.add)(buffer, make_groups([1, 2, 3, 4, 5], 7))
     assert kept(buffer) == [(4, 7), (5, 7)]
 
 
@@ -111,7 +119,7 @@ def test_informative_compares_valid_samples_only():
     rewards, valid = helpers.masked_rewards(given)
     mask = groups.mask.at[5].set(0.0)  # every completion of the last one is left out of the loss
     changed = {"rewards": jnp.array(rewards), "valid": jnp.array(valid), "mask": mask}
-    buffer = made.add(made.init(groups), groups._replace(**changed))
+    buffer = compiled(made.add)(made.init(groups), groups._replace(**changed))
     assert kept(buffer) == [(1, 0), (3, 0)]
     assert buffer.groups.valid.tolist()[:3] == [[True] * 3, [False, True, True], [False] * 3]
 
@@ -288,7 +296,9 @@ def many_steps(batch_size):
     return jax.tree.map(lambda *x: jnp.stack(x), *steps)
 
 
-@pytest.mark.parametrize("capacity", [16, 15])  # a multiple of the 8 devices, and not
+@pytest.mark.parametrize(  # a multiple of the 8 devices, and not
+    "capacity", [16, pytest.param(15, marks=pytest.mark.slow)]
+)
 def test_on_a_mesh_the_same_bit_for_bit(capacity):
     made = replay.ring(capacity=capacity, batch_size=8, draw="advantage")
     groups, key = many_steps(8), jax.random.key(3)
@@ -329,8 +339,8 @@ def test_buffer_stores_float32_int32_and_bool():
     shorter = {"float32": jnp.bfloat16, "int32": jnp.int16, "bool": jnp.bool_}
     half = jax.tree.map(lambda x: x.astype(shorter[x.dtype.name]), make_groups(range(4), 1))
     described = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), half)
-    buffer = made.add(made.init(described), half)
-    batch, _ = made.draw(jax.random.key(0), buffer, half, jnp.int32(2))
+    buffer = compiled(made.add)(made.init(described), half)
+    batch, _ = compiled(made.draw)(jax.random.key(0), buffer, half, jnp.int32(2))
     assert {x.dtype for x in jax.tree.leaves((buffer, batch))} == DTYPES
     assert kept(buffer) == [(i, 1) for i in range(4)]
 
