@@ -155,7 +155,7 @@ def test_a_cache_that_grows_changes_no_sample(params, monkeypatch, slots):
 def test_lengths_of_the_cache_are_few_and_end_at_the_longest_completion():
     for longest in (1, 63, 64, 65, 256, 257, 1024, 1025, 2048, 2049, 32_768):
         lengths = rollout.cache_lengths(longest)
-        assert lengths[-1] == longest and len(lengths) <= rollout.SEGMENTS
+        assert lengths[-1] == longest and len(lengths) <= 4
         assert all(length % rollout.SLOTS == 0 for length in lengths[:-1])
         assert list(lengths) == sorted(set(lengths))
 
@@ -166,8 +166,8 @@ BIGRAM = model.Policy(
     unembed=lambda params, hidden: hidden,
     init_cache=lambda rows, length: (),
     grow_cache=lambda cache, length: cache,
-    prepare_decode=lambda params, prefix: params,
-    decode=lambda params, tokens, positions, slot, cache: (params[tokens], cache),
+    prepare_decode=lambda params, prefix: (params, ()),
+    decode=lambda prepared, tokens, positions, slot, cache: (prepared[0][tokens], cache),
 )
 
 
@@ -218,7 +218,9 @@ def test_segments_that_no_row_needs_are_not_run(monkeypatch, last_tokens, segmen
     monkeypatch.setattr(
         generate,
         "decode",
-        lambda *state, length: run.append(length) or decode(*state, length=length),
+        lambda *state, length, grids: (
+            run.append(length) or decode(*state, length=length, grids=grids)
+        ),
     )
     prompts = jnp.array([[8, last, 0] for last in last_tokens])
     data = prompts, jnp.full(len(last_tokens), 2), jnp.arange(len(last_tokens))

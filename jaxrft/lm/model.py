@@ -89,23 +89,28 @@ class Policy(NamedTuple):
     """(rows, length) -> an empty cache of `decode`; leaves [rows, ...]."""
     grow_cache: Callable[[PyTree, int], PyTree]
     """(cache, length) -> the cache with as many slots, at least those that it has."""
-    prepare_decode: Callable[[PyTree, PyTree], PyTree]
-    """(params, prefix) -> what `decode` reads for every token, laid out for it; made once a
-    rollout.
+    prepare_decode: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
+    """(params, prefix) -> what `decode` reads for every token, laid out for it: the weights, and
+    the prompts, leaves [B, ...]. It is made once a rollout.
     """
-    decode: Callable[[PyTree, Array, Array, Array, PyTree], tuple[Array, PyTree]]
+    decode: Callable[[tuple[PyTree, PyTree], Array, Array, Array, PyTree], tuple[Array, PyTree]]
     """(prepared, tokens [rows], positions [rows], slot [] int32, cache) -> (logits [rows, V]
     float32, cache). All rows write the same slot of the cache, and see the slots up to it behind
     their prefix."""
 
 
-class DecodeInputs(NamedTuple):
-    """What the decoder reads for every token, each layer by itself."""
+class DecodeWeights(NamedTuple):
+    """The weights as the decoder reads them for every token, in the dtype of computation."""
 
-    layers: tuple[Params, ...]  # merged weights of a layer, in the dtype of computation
-    prefix: tuple[LayerCache, ...]  # the prompts' keys and values of B rows
+    layers: tuple[Params, ...]  # merged, of each layer by itself
+    others: Params  # those that are no layer's
+
+
+class DecodePrompts(NamedTuple):
+    """The prompts' keys and values of B blocks of rows, as the decoder reads them."""
+
+    prefix: tuple[LayerCache, ...]  # of each layer
     visible: Array  # [B, P] bool, which slots of the prefix hold a token
-    others: Params  # the weights that are no layer's
 
 
 class Weight(NamedTuple):
@@ -482,7 +487,7 @@ def prepare_decode(
     dtype: DTypeLike = jnp.float32,
     gather: bool = True,
     kind: type[LayerCache] = LayerCache,
-) -> DecodeInputs:
+) -> tuple[DecodeWeights, DecodePrompts]:
     """Lays out weights and prompts for `decode`: merged, cast, and each layer an array of its own.
 
     With `gather` the weights are whole over `fsdp`, and split over `model` only.
@@ -503,19 +508,22 @@ def prepare_decode(
         return _shard_layer_cache(lay_out(prefix.keys[index], prefix.values[index], kind))
 
     layers = range(config.num_layers)
-    return DecodeInputs(
+    weights = DecodeWeights(
         layers=tuple(layer(index) for index in layers),
-        prefix=tuple(layer_prefix(index) for index in layers),
-        visible=prefix.positions[0] < PADDED,
         others={
             row.name: ready(params[row.name], row.axes) for row in base(config) if not row.layered
         },
     )
+    prompts = DecodePrompts(
+        prefix=tuple(layer_prefix(index) for index in layers),
+        visible=prefix.positions[0] < PADDED,
+    )
+    return weights, prompts
 
 
 def decode(
     config: ModelConfig,
-    prepared: DecodeInputs,
+    prepared: tuple[DecodeWeights, DecodePrompts],
     tokens: Array,
     positions: Array,
     slot: Array,
@@ -531,32 +539,33 @@ def decode(
     The layers are unrolled: each writes into a buffer of its own, which XLA then updates in place.
     In a scan over layers every layer would be sliced out of the stacked cache, and copied.
     """
+    weights, prompts = prepared
     axes = _layer_axes(config)
     rope = _rope(positions[:, None], rope_frequencies(config))
     x = constrain(
-        _gathered(prepared.others["embed"], ("vocab", "embed"), dtype)[tokens], "batch", "embed"
+        _gathered(weights.others["embed"], ("vocab", "embed"), dtype)[tokens], "batch", "embed"
     )[:, None]
     written = []
-    for weights, prefix, earlier in zip(prepared.layers, prepared.prefix, cache, strict=True):
+    for layer, prefix, earlier in zip(weights.layers, prompts.prefix, cache, strict=True):
 
         def attention(
             q: Array, k: Array, v: Array, prefix: LayerCache = prefix, earlier: LayerCache = earlier
         ) -> tuple[Array, LayerCache]:
             new = lay_out(k, v, type(earlier))
             mixed, own = attend_cached(
-                q[:, 0], prefix, prepared.visible, earlier, new, slot, attend_slots
+                q[:, 0], prefix, prompts.visible, earlier, new, slot, attend_slots
             )
             return mixed[:, None], own
 
         # XLA would move what does not change out of the loop over tokens, and hold all layers at
         # once
         if not gathered:
-            weights, x = jax.lax.optimization_barrier((weights, x))
-        w = {name: _gathered(weight, axes[name], dtype) for name, weight in weights.items()}
+            layer, x = jax.lax.optimization_barrier((layer, x))
+        w = {name: _gathered(weight, axes[name], dtype) for name, weight in layer.items()}
         x, own = _layer(config, w, x, rope, attention)
         written.append(own)
-    hidden = rms_norm(x[:, 0], prepared.others["final_norm"], config.rms_norm_eps)
-    return unembed(config, prepared.others, hidden, dtype=dtype), tuple(written)
+    hidden = rms_norm(x[:, 0], weights.others["final_norm"], config.rms_norm_eps)
+    return unembed(config, weights.others, hidden, dtype=dtype), tuple(written)
 
 
 def _layer_axes(config: ModelConfig) -> dict[str, tuple[str | None, ...]]:

@@ -14,7 +14,17 @@ from jax.typing import DTypeLike
 from jaxrft import mesh as meshes
 from jaxrft.config import Config
 from jaxrft.host.files import short_digest
-from jaxrft.lm import attention, cudnn_attention, hub, model, rollout, tokenizer, weights
+from jaxrft.lm import (
+    attention,
+    compaction,
+    cudnn_attention,
+    hub,
+    model,
+    rollout,
+    tokenizer,
+    weights,
+)
+from jaxrft.lm.compaction import Grid
 from jaxrft.streams import stream_key
 from jaxrft.types import Array, InputError, PyTree, Rollout
 
@@ -254,17 +264,31 @@ class CompiledRollout:
 
         rows = meshes.sharding(mesh, "batch")
         cells = meshes.sharding(mesh, "batch", None)
+        self.how = how
+        self.shards = meshes.shards(mesh, "batch")
         self.cache_lengths = rollout.cache_lengths(how.max_completion_length)
         self.start = jax.jit(start)
         self.grow = jax.jit(lm.policy.grow_cache, static_argnums=1)
         self.decode = jax.jit(
             partial(rollout.decode, lm.policy, how=how),
-            static_argnames="length",
+            static_argnames=("length", "grids"),
             donate_argnums=1,
             out_shardings=(None, meshes.sharding(mesh)),
         )
+        self.compact = jax.jit(
+            partial(rollout.compact, lm.policy),
+            static_argnames=("now", "smaller", "length"),
+            donate_argnums=2,
+        )
         self.finish = jax.jit(
-            rollout.finish, out_shardings=Rollout._make((cells, rows, cells, cells, cells))
+            partial(rollout.finish, shards=self.shards),
+            out_shardings=Rollout._make((cells, rows, cells, cells, cells)),
+        )
+
+    def grids(self, prompts: int) -> tuple[Grid, ...]:
+        """Returns the grids of a rollout of `prompts`, from the largest to the smallest."""
+        return compaction.grids(
+            prompts // self.shards, self.how.num_generations, self.how.max_completion_length
         )
 
     def __call__(
@@ -282,17 +306,38 @@ class CompiledRollout:
         stream.
         """
         inputs, state = self.start(params, step, prompts, lengths, ids, stream)
-        for length in self.cache_lengths:
-            if length > self.cache_lengths[0]:
-                state = state._replace(cache=self.grow(state.cache, length))
-            state, ended = self.decode(inputs, state, length=length)
-            if length < self.cache_lengths[-1] and bool(ended):
+        grids = self.grids(prompts.shape[0])
+        grid = 0
+        length = self.cache_lengths[0]
+        left = None
+        while True:
+            state, status = self.decode(inputs, state, length=length, grids=grids[grid:])
+            if length == self.cache_lengths[-1] and grid == len(grids) - 1:
+                break  # all rows have ended; nothing waits for the device
+            if bool(status.ended):
                 break
-        return self.finish(state)
+            needed = max(length, int(status.time))
+            smaller = grid + int(status.grid)
+            allowed = rollout.grid_lengths(self.cache_lengths, smaller)
+            length = min(each for each in allowed if each >= needed)
+            if smaller == grid:
+                state = state._replace(cache=self.grow(state.cache, length))
+                continue
+            moved, state, left = self.compact(
+                inputs._replace(weights=()),
+                state,
+                left,
+                now=grids[grid],
+                smaller=grids[smaller],
+                length=length,
+            )
+            inputs = moved._replace(weights=inputs.weights)
+            grid = smaller
+        return self.finish(state.samples, left)
 
     def eval_shape(self, *arguments: Any) -> Rollout:
         """Returns the shapes of a rollout."""
-        return self.finish.eval_shape(self.start.eval_shape(*arguments)[1])
+        return self.finish.eval_shape(self.start.eval_shape(*arguments)[1].samples)
 
 
 def compile_rollout(

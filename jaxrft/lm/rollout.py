@@ -2,8 +2,8 @@
 ended.
 
 A rollout is `start`, a few segments of `decode` and `finish`. `generate` joins them in one program;
-`jaxrft.lm.policy.CompiledRollout` runs them one by one, and leaves out the segments that no row
-needs.
+`jaxrft.lm.policy.CompiledRollout` runs them one by one, leaves out the segments that no row needs,
+and lets the rows that are left move into a smaller grid (`compact`).
 """
 
 import math
@@ -12,17 +12,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrft.lm import sampling
+from jaxrft.lm import compaction, sampling
+from jaxrft.lm.compaction import Grid
 from jaxrft.lm.model import Policy
 from jaxrft.mesh import constrain
 from jaxrft.types import Array, PyTree, Rollout
 
 # Attention reads a cache up to its length, not up to what is written. So the cache starts short and
-# grows: to a quarter of the completion at a time, or to an eighth where that is long. Each of the
-# SEGMENTS at most is a program to compile.
+# grows to these parts of the longest completion. Each is a program to compile.
+PARTS = (1 / 16, 1 / 4, 1 / 2)
+QUARTERS = (1 / 4, 1 / 2, 3 / 4)
 SLOTS = 64
-QUARTERS = 4
-SEGMENTS = 8
 
 
 class Sampling(NamedTuple):
@@ -40,9 +40,19 @@ class Sampling(NamedTuple):
 class Inputs(NamedTuple):
     """What the decoding loop reads, and does not change."""
 
-    prepared: PyTree  # see `Policy.prepare_decode`
+    weights: PyTree  # see `Policy.prepare_decode`
+    prompts: PyTree  # likewise; leaves [blocks, ...]
     keys: Array  # [R] keys of the samples
     first: Array  # [R] int32, the position of a completion's first token
+
+
+class Samples(NamedTuple):
+    """What was drawn, 0 behind the end of a row."""
+
+    lengths: Array  # [R] int32, tokens up to and including EOS
+    tokens: Array  # [R, T] int32
+    logprobs: Array  # [R, T] float32
+    sampling_logprobs: Array  # [R, T] float32
 
 
 class Decoding(NamedTuple):
@@ -50,11 +60,16 @@ class Decoding(NamedTuple):
 
     time: Array  # scalar int32, tokens written
     done: Array  # [R] bool, EOS was drawn
-    lengths: Array  # [R] int32, tokens up to and including EOS
-    tokens: Array  # [R, T] int32
-    logprobs: Array  # [R, T] float32
-    sampling_logprobs: Array  # [R, T] float32
+    samples: Samples
     cache: PyTree
+
+
+class Status(NamedTuple):
+    """Why a segment stopped; replicated scalars."""
+
+    ended: Array  # bool, whether no row needs another token
+    time: Array  # int32
+    grid: Array  # int32, the last of the segment's grids that the live rows fit
 
 
 class Drawn(NamedTuple):
@@ -98,25 +113,35 @@ def generate(
     for length in cache_lengths(how.max_completion_length):
         state = state._replace(cache=policy.grow_cache(state.cache, length))
         state, _ = decode(policy, inputs, state, how=how, length=length)
-    return finish(state)
+    return finish(state.samples)
 
 
 def cache_lengths(max_completion_length: int) -> tuple[int, ...]:
-    """Returns the lengths of the cache, one a segment: multiples of one step, and the last as long
-    as a completion.
+    """Returns the lengths of the cache, from the shortest to that of the longest completion.
 
-    The step is a quarter of the completion, or an eighth in multiples of 256 where that is shorter.
-    A quarter is a multiple of 64 slots; above that of 128, which are a tile of a TPU. The last
-    token of a completion is not written to the cache.
+    Up to 256 tokens they are the quarters, in multiples of 64 slots. Above they are a sixteenth, a
+    quarter and a half, since most completions are short where the longest is long, in multiples of
+    128, which are a tile of a TPU. The last token of a completion is not written to the cache.
 
-    >>> cache_lengths(60), cache_lengths(256), cache_lengths(600), cache_lengths(4096)[:3]
-    ((60,), (64, 128, 192, 256), (256, 512, 600), (512, 1024, 1536))
+    >>> cache_lengths(60), cache_lengths(256), cache_lengths(600), cache_lengths(4096)
+    ((60,), (64, 128, 192, 256), (128, 256, 384, 600), (256, 1024, 2048, 4096))
     """
-    tile = SLOTS if max_completion_length <= QUARTERS * SLOTS else 2 * SLOTS
-    quarter = _round_up(max_completion_length / QUARTERS, tile)
-    eighth = _round_up(max_completion_length / SEGMENTS, QUARTERS * SLOTS)
-    step = min(quarter, eighth)
-    return (*range(step, max_completion_length - 1, step), max_completion_length)
+    is_short = max_completion_length <= 4 * SLOTS
+    tile = SLOTS if is_short else 2 * SLOTS
+    parts = QUARTERS if is_short else PARTS
+    lengths = {_round_up(part * max_completion_length, tile) for part in parts}
+    shorter = sorted(length for length in lengths if length < max_completion_length - 1)
+    return (*shorter, max_completion_length)
+
+
+def grid_lengths(lengths: tuple[int, ...], grid: int) -> tuple[int, ...]:
+    """Returns the lengths of the cache of the grid number `grid`: all or, from the third grid on,
+    every second.
+
+    A small grid has a small cache, of which free slots cost little. So the programs of four grids
+    and four lengths are 12.
+    """
+    return lengths if grid < 2 else lengths[::-1][::2][::-1]
 
 
 def _round_up(number: float, multiple: int) -> int:
@@ -137,61 +162,134 @@ def start(
     """Computes the prompts and draws the first token of each sample; see `generate`."""
     rows = prompts.shape[0] * how.num_generations
     last, prefix = prefill(policy, params, prompts, lengths)
+    weights, stored = policy.prepare_decode(params, prefix)
     inputs = Inputs(
-        prepared=policy.prepare_decode(params, prefix),
+        weights=weights,
+        prompts=stored,
         keys=sampling.row_keys(key, ids, how.num_generations, first_sample),
         first=constrain(jnp.repeat(lengths, how.num_generations), "batch"),
     )
-    cells = (rows, how.max_completion_length)
     empty = Decoding(
         time=jnp.zeros((), jnp.int32),
         done=constrain(jnp.zeros(rows, bool), "batch"),
-        lengths=constrain(jnp.zeros(rows, jnp.int32), "batch"),
-        tokens=constrain(jnp.zeros(cells, jnp.int32), "batch", None),
-        logprobs=constrain(jnp.zeros(cells, jnp.float32), "batch", None),
-        sampling_logprobs=constrain(jnp.zeros(cells, jnp.float32), "batch", None),
+        samples=no_samples(rows, how.max_completion_length),
         cache=policy.init_cache(rows, cache_lengths(how.max_completion_length)[0]),
     )
     logits = jnp.repeat(policy.unembed(params, last), how.num_generations, axis=0)
     return inputs, _advance(inputs, empty, constrain(logits, "batch", "vocab"), how)
 
 
-def decode(
-    policy: Policy, inputs: Inputs, state: Decoding, *, how: Sampling, length: int
-) -> tuple[Decoding, Array]:
-    """Draws tokens until all rows have ended or the cache of `length` slots is full; whether all
-    have ended [].
-    """
-
-    def needed(state: Decoding) -> Array:
-        return (state.time <= length) & ~_ended(state)
-
-    def advance(state: Decoding) -> Decoding:
-        slot = state.time - 1
-        tokens = jax.lax.dynamic_index_in_dim(state.tokens, slot, axis=1, keepdims=False)
-        logits, cache = policy.decode(
-            inputs.prepared, tokens, inputs.first + slot, slot, state.cache
-        )
-        return _advance(inputs, state._replace(cache=cache), logits, how)
-
-    state = jax.lax.while_loop(needed, advance, state)
-    return state, _ended(state)
-
-
-def finish(state: Decoding) -> Rollout:
-    """Returns what was sampled."""
-    mask = jnp.arange(state.tokens.shape[1], dtype=jnp.int32)[None] < state.lengths[:, None]
-    return Rollout(
-        state.tokens,
-        state.lengths,
-        mask.astype(jnp.float32),
-        state.logprobs,
-        state.sampling_logprobs,
+def no_samples(rows: int, max_completion_length: int) -> Samples:
+    """Returns the samples of rows of which no token was drawn."""
+    cells = (rows, max_completion_length)
+    return Samples(
+        lengths=constrain(jnp.zeros(rows, jnp.int32), "batch"),
+        tokens=constrain(jnp.zeros(cells, jnp.int32), "batch", None),
+        logprobs=constrain(jnp.zeros(cells, jnp.float32), "batch", None),
+        sampling_logprobs=constrain(jnp.zeros(cells, jnp.float32), "batch", None),
     )
 
 
+def decode(
+    policy: Policy,
+    inputs: Inputs,
+    state: Decoding,
+    *,
+    how: Sampling,
+    length: int,
+    grids: tuple[Grid, ...] = (),
+) -> tuple[Decoding, Status]:
+    """Draws tokens until all rows have ended, the cache of `length` slots is full, or the live rows
+    fit the next of `grids`, of which the first is that of the rows.
+    """
+
+    def needed(state: Decoding) -> Array:
+        more = (state.time <= length) & ~_ended(state)
+        if len(grids) > 1:
+            more &= ~compaction.fits(state.done, grids[0], grids[1])
+        return more
+
+    def advance(state: Decoding) -> Decoding:
+        slot = state.time - 1
+        tokens = jax.lax.dynamic_index_in_dim(state.samples.tokens, slot, axis=1, keepdims=False)
+        prepared = (inputs.weights, inputs.prompts)
+        logits, cache = policy.decode(prepared, tokens, inputs.first + slot, slot, state.cache)
+        return _advance(inputs, state._replace(cache=cache), logits, how)
+
+    state = jax.lax.while_loop(needed, advance, state)
+    grid = jnp.zeros((), jnp.int32)
+    for number, smaller in enumerate(grids[1:], start=1):
+        grid = jnp.where(compaction.fits(state.done, grids[0], smaller), number, grid)
+    return state, Status(_ended(state), state.time, grid)
+
+
+class Left(NamedTuple):
+    """The rows of a smaller grid, and what is known of all rows of the rollout."""
+
+    rows: Array  # [R'] int32, the number of each among the first rows of its shard
+    samples: Samples  # of all rows, as far as they were drawn at the last compaction
+
+
+def compact(
+    policy: Policy,
+    inputs: Inputs,
+    state: Decoding,
+    left: Left | None,
+    *,
+    now: Grid,
+    smaller: Grid,
+    length: int,
+) -> tuple[Inputs, Decoding, Left]:
+    """Moves the live rows into a smaller grid, with a cache of `length` slots.
+
+    `left` is what the compaction before returned, None at the first. The weights of `inputs` are
+    returned as they are.
+    """
+    shards = state.done.shape[0] // now.rows
+    moves = compaction.plan(state.done, now, smaller)
+    if left is None:
+        numbers = jnp.tile(jnp.arange(now.rows, dtype=jnp.int32), shards)
+        left = Left(numbers, state.samples)
+    else:
+        left = Left(left.rows, _merged(left, state.samples, shards))
+    rows_of_shard = left.samples.lengths.shape[0] // shards
+    rows = compaction.take(left.rows, moves.rows)
+    filled = moves.filled.reshape(-1)
+    keys, first, done, samples, cache = compaction.take(
+        (inputs.keys, inputs.first, state.done, state.samples, state.cache), moves.rows
+    )
+    return (
+        inputs._replace(
+            prompts=compaction.take(inputs.prompts, moves.blocks),
+            keys=keys,
+            first=first,
+        ),
+        Decoding(state.time, done | ~filled, samples, policy.grow_cache(cache, length)),
+        Left(jnp.where(filled, rows, rows_of_shard), left.samples),
+    )
+
+
+def finish(samples: Samples, left: Left | None = None, shards: int = 1) -> Rollout:
+    """Returns what was sampled; `left` is what the last compaction returned."""
+    if left is not None:
+        samples = _merged(left, samples, shards)
+    mask = jnp.arange(samples.tokens.shape[1], dtype=jnp.int32)[None] < samples.lengths[:, None]
+    return Rollout(
+        samples.tokens,
+        samples.lengths,
+        mask.astype(jnp.float32),
+        samples.logprobs,
+        samples.sampling_logprobs,
+    )
+
+
+def _merged(left: Left, samples: Samples, shards: int) -> Samples:
+    """Returns the samples of all rows, those of the rows that were left being `samples`."""
+    return compaction.put(left.samples, left.rows.reshape(shards, -1), samples)
+
+
 def _ended(state: Decoding) -> Array:
-    return jnp.all(state.done) | (state.time >= state.tokens.shape[1])
+    return jnp.all(state.done) | (state.time >= state.samples.tokens.shape[1])
 
 
 def _advance(inputs: Inputs, state: Decoding, logits: Array, how: Sampling) -> Decoding:
@@ -227,12 +325,15 @@ def _write(state: Decoding, drawn: Drawn, ends: Array) -> Decoding:
             buffer, column[:, None], (jnp.zeros_like(state.time), state.time)
         )
 
+    before = state.samples
     return Decoding(
         time=state.time + 1,
         done=state.done | jnp.any(drawn.token[:, None] == ends[None], axis=-1),
-        lengths=state.lengths + live.astype(jnp.int32),
-        tokens=put(state.tokens, drawn.token),
-        logprobs=put(state.logprobs, drawn.logprob),
-        sampling_logprobs=put(state.sampling_logprobs, drawn.sampling_logprob),
+        samples=Samples(
+            lengths=before.lengths + live.astype(jnp.int32),
+            tokens=put(before.tokens, drawn.token),
+            logprobs=put(before.logprobs, drawn.logprob),
+            sampling_logprobs=put(before.sampling_logprobs, drawn.sampling_logprob),
+        ),
         cache=state.cache,
     )
