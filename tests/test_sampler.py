@@ -18,7 +18,7 @@ import pytest
 
 from jaxrft import mesh as meshes
 from jaxrft.config import Config, TasksConfig
-from jaxrft.lm import attention, model, rollout, sampling
+from jaxrft.lm import attention, compaction, model, rollout, sampling
 from jaxrft.lm.policy import LanguageModel, compile_rollout
 from jaxrft.streams import stream_key
 
@@ -34,6 +34,7 @@ SHAPE = model.ModelConfig(
 LORA = model.LoRA(3, 6.0, ("q", "k", "v", "o", "down"))
 STRETCHED = model.RopeScaling(8.0, 1.0, 4.0, 16)
 EOS = (0, 1)
+MANY = tuple(range(10))  # of the 40 tokens, so that most rows end early
 LONGEST, TIME = 7, 8  # tokens of a prompt, of a completion
 SEED, STEP = 3, 5
 CLOSE = 1e-4  # of perturbed logits that rounding to float32 may swap
@@ -45,6 +46,8 @@ class Case:
 
     shape: model.ModelConfig = SHAPE
     slots: int = 4  # by which the cache grows
+    ends: tuple[int, ...] = EOS
+    leaves: bool = False  # whether rows that are left move into smaller grids
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -70,6 +73,11 @@ CASES = {
     ),
     "top_k and top_p": Case(top_k=9, top_p=0.9, temperature=2.0),
     "top_p on a mesh": Case(top_p=0.7, temperature=0.8, mesh=(2, 2, 2)),
+    "rows that leave": Case(ends=MANY, leaves=True),
+    "rows that leave on a mesh": Case(slots=2, ends=MANY, leaves=True, mesh=(2, 2, 2)),
+    "rows that leave, a TPU's cache on a mesh": Case(
+        ends=MANY, leaves=True, mesh=(4, 2, 1), kind=attention.TpuLayerCache
+    ),
     "a TPU's cache": Case(kind=attention.TpuLayerCache),
     "a TPU's cache on a mesh": Case(slots=3, mesh=(2, 2, 2), kind=attention.TpuLayerCache),
 }
@@ -118,11 +126,17 @@ def sampled_by_rollout(case, dtype, params, prompts, group):
     devices = jax.devices()[: np.prod(case.mesh)]
     mesh = meshes.make(*case.mesh, devices=devices)
     policy = model.decoder(case.shape, dtype=dtype, kind=case.kind)
-    lm = LanguageModel(case.shape, policy, None, {}, None, EOS, Path())
+    lm = LanguageModel(case.shape, policy, None, {}, None, case.ends, Path())
     rows = [meshes.from_host(mesh, array, "batch", *[None] * (array.ndim - 1)) for array in prompts]
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, model.shardings(case.shape, mesh))
-        return compile_rollout(lm, config, mesh)(placed, np.int32(STEP), *rows)
+        generate = compile_rollout(lm, config, mesh)
+        compact = generate.compact
+        moves = []
+        generate.compact = lambda *state, **grids: moves.append(grids) or compact(*state, **grids)
+        found = generate(placed, np.int32(STEP), *rows)
+    assert case.leaves == bool(moves)
+    return found
 
 
 def sampled_token_by_token(case, dtype, params, prompts, group):
@@ -157,7 +171,7 @@ def sampled_token_by_token(case, dtype, params, prompts, group):
         drawn = np.argmax(logits + noise, axis=1).astype(np.int32)
         completions[:, time] = np.where(done, 0, drawn)
         tokens[np.arange(count), starts + time] = drawn
-        done |= np.isin(drawn, EOS)
+        done |= np.isin(drawn, case.ends)
     logits, noise = (np.stack(part, axis=1) for part in zip(*parts, strict=True))
     return completions, logits, noise
 
@@ -185,6 +199,8 @@ def first_differences(got, want):
 
 def sample_both(case, dtype, monkeypatch, *, tasks, group):
     monkeypatch.setattr(rollout, "SLOTS", case.slots)
+    if case.leaves:
+        monkeypatch.setattr(compaction, "SHORT", 0)
     with jax.enable_x64(True) if dtype == np.float64 else nullcontext():
         params = make_params(case.shape, dtype)
         arguments = (case, dtype, params, make_prompts(tasks), group)
@@ -202,7 +218,7 @@ def test_in_float64_every_token_is_that_of_the_whole_prefix(monkeypatch, name):
     assert got.lengths.max() == TIME and got.lengths.min() < 4  # some end and some do not
 
 
-@pytest.mark.parametrize("name", ["biases", "top_k and top_p"])
+@pytest.mark.parametrize("name", ["biases", "top_k and top_p", "rows that leave"])
 def test_in_float32_only_tokens_that_are_nearly_equal_are_swapped(monkeypatch, name):
     got, want, logits, noise = sample_both(CASES[name], np.float32, monkeypatch, tasks=128, group=8)
     tokens = np.where(got.mask, got.tokens, 0)

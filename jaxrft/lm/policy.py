@@ -278,7 +278,6 @@ class CompiledRollout:
         self.compact = jax.jit(
             partial(rollout.compact, lm.policy),
             static_argnames=("now", "smaller", "length"),
-            donate_argnums=2,
         )
         self.finish = jax.jit(
             partial(rollout.finish, shards=self.shards),
