@@ -3,6 +3,7 @@
 import doctest
 from collections.abc import Callable
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import chex
@@ -13,11 +14,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jaxrft import mesh as meshes
+from jaxrft.config import Config, TasksConfig
 from jaxrft.learn import grpo, update
+from jaxrft.lm import compaction, rollout
 from jaxrft.lm import flax_policy as module_under_test
-from jaxrft.lm import rollout
 from jaxrft.lm.flax_policy import flax_policy
 from jaxrft.lm.model import Policy
+from jaxrft.lm.policy import LanguageModel, compile_rollout
+from jaxrft.streams import stream_key
 from jaxrft.types import Array, InputError
 
 VOCABULARY, WIDTH, HEADS, LONGEST = 12, 16, 2, 16
@@ -171,6 +176,29 @@ def test_a_flax_module_is_rolled_out_and_trained(library):
     padded = jnp.pad(prompts, ((0, 0), (0, 2)))
     wider = generate(params, jax.random.key(2), padded, lengths, jnp.arange(tasks))
     np.testing.assert_array_equal(wider.tokens, rollouts.tokens)
+
+
+def test_rows_of_a_flax_module_leave(monkeypatch):
+    """The samples are those of a rollout that computes all rows to the end."""
+    policy, params = linen_with_cache()
+    prompts = jnp.array([[2, 3, 4], [5, 0, 0], [6, 8, 0], [9, 10, 11]])
+    lengths = jnp.array([3, 1, 2, 3])
+    ends = (0, 1, 2, 3)
+    options = {"num_generations": 8, "max_completion_length": 6, "eos_ids": ends}
+    key = stream_key(0, np.int32(1), "rollout")
+    want = jax.jit(partial(rollout.generate, policy, **options))(
+        params, key, prompts, lengths, jnp.arange(4)
+    )
+    monkeypatch.setattr(compaction, "SHORT", 0)
+    monkeypatch.setattr(rollout, "SLOTS", 2)
+    config = Config("policy", TasksConfig(), "run", num_generations=8, max_completion_length=6)
+    lm = LanguageModel(None, policy, None, {}, None, ends, Path())
+    generate = compile_rollout(lm, config, meshes.make(1, 1, 1, devices=jax.devices()[:1]))
+    got = generate(params, np.int32(1), prompts, lengths, jnp.arange(4))
+    np.testing.assert_array_equal(np.where(got.mask, got.tokens, 0), want.tokens)
+    np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-5)
+    work = generate.work()
+    assert work.segments > 2 and got.lengths.sum() <= work.drawn < 4 * 8 * want.lengths.max()
 
 
 @pytest.mark.parametrize(

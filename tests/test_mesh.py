@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxrft import mesh as meshes
 from jaxrft.config import Config, TasksConfig
 from jaxrft.learn import update
-from jaxrft.lm import model, rollout
+from jaxrft.lm import compaction, model, rollout
 from jaxrft.lm.policy import LanguageModel, compile_rollout
 from jaxrft.types import InputError
 
@@ -287,6 +287,27 @@ def test_a_rollout_gathers_the_parameters_once(mesh, params, prompts, once, lora
         found = collectives(generate.decode.lower(*inputs, length=TIME).compile(), "all-gather")
     smallest = 16 * 8 * CONFIG.num_kv_heads // 2  # a layer's weights of keys, on a device
     assert any(looped and size >= smallest for looped, size in found) != once
+
+
+def test_rows_move_to_a_smaller_grid_without_exchanges_between_devices(
+    monkeypatch, mesh, params, prompts
+):
+    monkeypatch.setattr(compaction, "SHORT", 0)
+    sizes = {"batch_size": TASKS, "num_generations": GROUP, "max_completion_length": TIME}
+    config = Config(model="policy", tasks=TasksConfig(), output_dir="run", **sizes)
+    placed = jax.device_put(params, model.shardings(CONFIG, mesh))
+    policy = LanguageModel(CONFIG, model.decoder(CONFIG), placed, {}, None, (0, 1), Path())
+    generate = compile_rollout(policy, config, mesh)
+    full, half, *_ = generate.grids(TASKS)
+    with jax.set_mesh(mesh):
+        inputs, state = generate.start(placed, np.int32(0), *place_rows(mesh, prompts))
+        arguments = (inputs._replace(weights=()), state, None)
+        program = generate.compact.lower(*arguments, now=full, smaller=half, length=TIME).compile()
+    assert not collectives(program, "all-gather", "all-reduce", "all-to-all", "collective-permute")
+    moved, drawn, left = program.output_shardings
+    before = [x.sharding.spec[:2] for x in jax.tree.leaves((inputs.prompts, state.cache))]
+    after = [x.spec[:2] for x in jax.tree.leaves((moved.prompts, drawn.cache))]
+    assert after == before
 
 
 def test_the_moments_of_a_parameter_lie_where_it_lies(mesh, params):

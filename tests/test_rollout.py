@@ -1,3 +1,4 @@
+import dataclasses
 from functools import partial
 from pathlib import Path
 
@@ -158,6 +159,17 @@ def test_lengths_of_the_cache_are_few_and_end_at_the_longest_completion():
         assert lengths[-1] == longest and len(lengths) <= 4
         assert all(length % rollout.SLOTS == 0 for length in lengths[:-1])
         assert list(lengths) == sorted(set(lengths))
+
+
+def test_a_rollout_has_at_most_twelve_programs_that_decode():
+    config = Config("policy", TasksConfig(), "run", num_generations=8)
+    lm = LanguageModel(CONFIG, POLICY, {}, {}, None, EOS, Path())
+    mesh = meshes.make(1, 1, 1, devices=jax.devices()[:1])
+    counts = []
+    for longest in (64, 256, 300, 1024, 4096):
+        config = dataclasses.replace(config, max_completion_length=longest)
+        counts.append(compile_rollout(lm, config, mesh).num_programs(32))
+    assert counts == [1, 12, 10, 12, 12]
 
 
 # A policy whose next token depends on the last one only: params[i] are the logits after token i.

@@ -32,6 +32,7 @@ completions/max_length completions/clipped_ratio sampling/importance_sampling_ra
 sampling/importance_sampling_ratio/mean sampling/importance_sampling_ratio/max num_tokens step_time grad_norm
 learning_rate select/effective_group_ratio select/brier select/pearson select/auc select/coverage select/seconds
 timing/select timing/rollout timing/reward timing/learn timing/report
+rollout/utilization rollout/segments timing/tokens_per_second
 """.split()  # noqa: E501
 
 

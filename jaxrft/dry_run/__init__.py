@@ -155,6 +155,7 @@ def _how(out: Page, here: found.Found, run: Opened) -> None:
             ("selector", f"{config.select.name}({settings}): {told}"),
             *page.embeddings(here.pool.table),
             *counts.run(config, len(here.pool.table.lengths) if here.pool.whole else None),
+            *counts.decoding(run.setup.generate, config.batch_size),
             *counts.bins(bin_shape(config, mesh, run.setup.prompt_length)),
             *counts.evaluations(config, held_out),
             *counts.checkpoints(config, size_of(run.state), 4 * (frozen or trained)),

@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxrft.config import Config
 from jaxrft.learn.packing import Shape
+from jaxrft.lm.policy import CompiledRollout
 from jaxrft.train.resume import saved_steps
 
 
@@ -41,6 +42,14 @@ def run(config: Config, num_tasks: int | None) -> list[tuple[str, str]]:
         ("tokens", f"at most {sampled:,} sampled a step, {short(c.steps * sampled)} in all"),
         ("updates", f"{updates:,} a step, each of {c.tasks_per_update:,} tasks"),
     ]
+
+
+def decoding(generate: CompiledRollout, prompts: int) -> list[tuple[str, str]]:
+    """Describes the programs that decode completions as pairs (what, how much)."""
+    rows = ", ".join(f"{grid.rows * generate.shards:,}" for grid in generate.grids(prompts))
+    slots = ", ".join(f"{length:,}" for length in generate.cache_lengths)
+    programs = number(generate.num_programs(prompts), "program")
+    return [("decoding", f"{rows} rows with a cache of {slots} tokens: at most {programs}")]
 
 
 def bins(shape: Shape) -> list[tuple[str, str]]:

@@ -108,7 +108,13 @@ def _rollout(run: Opened, prompt_length: int) -> list[Part]:
         )
         for row in model.base(run.setup.lm.config)
     ]
-    cells = rows // meshes.shards(mesh, "batch") * _vocabulary(run)
+    shards = meshes.shards(mesh, "batch")
+    cells = rows // shards * _vocabulary(run)
+    grids = run.setup.generate.grids(config.batch_size)
+    moved = 0
+    if len(grids) > 1:
+        moved = _cache(run, grids[1].rows * shards, config.max_completion_length)
+        moved += _cache(run, grids[1].blocks * shards, prompt_length)
     return [
         Part("policy for the rollout", on_device(copied), ROLLOUT, True),
         Part(
@@ -120,6 +126,7 @@ def _rollout(run: Opened, prompt_length: int) -> list[Part]:
             ROLLOUT,
             True,
         ),
+        Part("both, of the rows that move to a smaller grid", moved, ROLLOUT, True),
         Part("logits of a token", 4 * 4 * cells, ROLLOUT, False),
     ]
 

@@ -147,6 +147,18 @@ def compiled(run: Opened, prompt_length: int, *, selects: bool = True) -> Iterat
             yield _compile(
                 "decode", setup.generate.decode, decode, (stays, prompts, decode), length=length
             )
+            grids = setup.generate.grids(batch_size)
+            if len(grids) > 1:
+                inputs, drawn = decode
+                yield _compile(
+                    "compact",
+                    setup.generate.compact,
+                    (inputs._replace(weights=()), drawn, None),
+                    (stays, prompts, decode),
+                    now=grids[0],
+                    smaller=grids[1],
+                    length=length,
+                )
         if selects:
             yield _compile(
                 "note", steps.update_selector_state, (*update, choice, feedback(batch_size)), stays

@@ -233,11 +233,18 @@ def check_length(config: Config, limit: int | None) -> None:
         )
 
 
+class Work(NamedTuple):
+    """What a rollout computed."""
+
+    drawn: int  # tokens, with those behind the ends of rows
+    segments: int
+
+
 class CompiledRollout:
     """The programs of a rollout, compiled when they are first needed; rows are sharded over the
     mesh.
 
-    Waits for the device only between two segments, for one replicated scalar, on which all
+    Waits for the device only between two segments, for three replicated scalars, on which all
     processes decide alike.
     """
 
@@ -265,6 +272,8 @@ class CompiledRollout:
         rows = meshes.sharding(mesh, "batch")
         cells = meshes.sharding(mesh, "batch", None)
         self.how = how
+        # rows of a segment, and tokens that each of them had at its end
+        self._segments: list[tuple[int, Array | int]] = []
         self.shards = meshes.shards(mesh, "batch")
         self.cache_lengths = rollout.cache_lengths(how.max_completion_length)
         self.start = jax.jit(start)
@@ -290,6 +299,11 @@ class CompiledRollout:
             prompts // self.shards, self.how.num_generations, self.how.max_completion_length
         )
 
+    def num_programs(self, prompts: int) -> int:
+        """Counts the programs of `decode` that a rollout of `prompts` may run."""
+        numbers = range(len(self.grids(prompts)))
+        return sum(len(rollout.grid_lengths(self.cache_lengths, number)) for number in numbers)
+
     def __call__(
         self,
         params: PyTree,
@@ -309,14 +323,20 @@ class CompiledRollout:
         grid = 0
         length = self.cache_lengths[0]
         left = None
+        self._segments = []
         while True:
             state, status = self.decode(inputs, state, length=length, grids=grids[grid:])
+            rows = grids[grid].rows * self.shards
             if length == self.cache_lengths[-1] and grid == len(grids) - 1:
-                break  # all rows have ended; nothing waits for the device
-            if bool(status.ended):
+                # all rows have ended; nothing waits for the device
+                self._segments.append((rows, status.time))
                 break
-            needed = max(length, int(status.time))
-            smaller = grid + int(status.grid)
+            now = jax.device_get(status)
+            self._segments.append((rows, int(now.time)))
+            if now.ended:
+                break
+            needed = max(length, int(now.time))
+            smaller = grid + int(now.grid)
             allowed = rollout.grid_lengths(self.cache_lengths, smaller)
             length = min(each for each in allowed if each >= needed)
             if smaller == grid:
@@ -333,6 +353,16 @@ class CompiledRollout:
             inputs = moved._replace(weights=inputs.weights)
             grid = smaller
         return self.finish(state.samples, left)
+
+    def work(self) -> Work:
+        """Counts what the last rollout computed; waits for it."""
+        rows = self._segments[0][0]
+        drawn = rows  # the first token of each row
+        time = 1
+        for rows, end in self._segments:
+            drawn += rows * (int(end) - time)
+            time = int(end)
+        return Work(drawn, len(self._segments))
 
     def eval_shape(self, *arguments: Any) -> Rollout:
         """Returns the shapes of a rollout."""

@@ -20,6 +20,8 @@
 | `replay/age` | steps since their rollout | replayed groups |
 | `replay/ess` | (sum w)^2 / (n sum w^2), w = policy / what sampled it: the effective sample size | replayed tokens |
 | `grad_norm`, `learning_rate` | before clipping | mean over updates |
+| `rollout/utilization` | tokens of the completions / tokens computed, with those behind their ends | - |
+| `rollout/segments` | how often the rollout's program changed: a longer cache or fewer rows | count |
 | `update/utilization` | tokens in the loss / computed, with prompts and what is free in bins | mean over updates |
 | `skipped_updates` | updates with a loss or gradient that is not finite; means over updates leave them out | count |
 | `select/effective_group_ratio` | groups whose successes are not all equal | tasks |
@@ -35,6 +37,7 @@
 | `dynamic_sampling/surplus` | groups that would have taught, had the batch a place for them | count |
 | `dynamic_sampling/informative` | groups whose successes are not all equal | groups learned from, but replayed ones |
 | `select/seconds`, `timing/*`, `step_time` | wall clock | seconds |
+| `timing/tokens_per_second` | tokens of the completions, by the seconds of their rollout | - |
 | `eval/<name>/greedy`, `/avg@k`, `/pass@k` | success on held-out tasks | tasks |
 
 With dynamic sampling, `select/*` are of all tasks chosen in a step; rewards and completions are

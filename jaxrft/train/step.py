@@ -6,6 +6,7 @@ rollout's is made by `jaxrft.lm.policy.compile_rollout`, and graders run in proc
 `resample.py` calls the stages until a batch is full, and `loop.py` step after step.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from jaxrft.learn import grpo, replay, reward_shaping, update
 from jaxrft.learn.replay import Buffer, Groups
 from jaxrft.lm import model
 from jaxrft.lm.model import Params
+from jaxrft.lm.policy import Work
 from jaxrft.report import metrics
 from jaxrft.report.visits import Visits
 from jaxrft.rewards.grading import (
@@ -47,6 +49,8 @@ class RolledOut(NamedTuple):
     ids: np.ndarray  # [B] int32
     prompts: tuple[Array, Array]  # tokens [B, P] and lengths [B]
     rollout: Rollout  # R = B * G rows
+    work: Work
+    seconds: float  # that it took
 
 
 class ScoredGroups(NamedTuple):
@@ -118,11 +122,13 @@ class Step:
         mesh = self.setup.mesh
         prompts = prompt_batch(self.table, ids, buckets(self.table.lengths), mesh)
         params = model.whole(state.params, self.constants.frozen)
+        start = time.perf_counter()
         rollout = self.setup.generate(
             params, state.step, *prompts, meshes.from_host(mesh, ids), np.int32(stream)
         )
         jax.block_until_ready(rollout.lengths)
-        return RolledOut(ids, prompts, rollout)
+        work = self.setup.generate.work()
+        return RolledOut(ids, prompts, rollout, work, time.perf_counter() - start)
 
     def grade(self, state: TrainState, rolled: RolledOut) -> Rewards:
         """Grades completions, each process those that it holds.
@@ -151,7 +157,7 @@ class Step:
         mesh = self.setup.mesh
         learned = drop_failed_rows(rewards)
         shape = (len(rolled.ids), config.num_generations, -1)
-        return score_groups(
+        scored = score_groups(
             self.setup,
             state.step,
             meshes.from_host(mesh, rolled.ids),
@@ -160,6 +166,17 @@ class Step:
             meshes.from_host(mesh, learned.rewards.reshape(shape), "batch", None, None),
             meshes.from_host(mesh, learned.valid.reshape(shape), "batch", None, None),
             meshes.from_host(mesh, rewards.success_index, "batch"),
+        )
+        tokens = scored.metrics["completions/mean_length"] * np.float32(
+            len(rolled.ids) * config.num_generations
+        )
+        return scored._replace(
+            metrics=scored.metrics
+            | {
+                "rollout/utilization": tokens / np.float32(rolled.work.drawn),
+                "timing/tokens_per_second": tokens / np.float32(rolled.seconds),
+                "rollout/segments": rolled.work.segments,
+            }
         )
 
     def update_selector(
