@@ -174,13 +174,13 @@ def ratios(decode: Decode, loops: Sequence[tuple[int, int]]) -> tuple[float, flo
     for limit, bytes_of_pass in loops:
         positions = range(start, min(limit, decode.new_tokens))
         moved += len(positions) * bytes_of_pass
-        must += sum(decode.must_move(position) for position in positions)
+        must += sum(decode.bytes_per_pass(position) for position in positions)
         start = max(start, limit)
     if not must:
         raise InputError(
             f"the loops end at {[limit for limit, _ in loops]}: no limit fits new-tokens"
         )
-    return loops[-1][1] / decode.must_move(decode.new_tokens - 1), moved / must
+    return loops[-1][1] / decode.bytes_per_pass(decode.new_tokens - 1), moved / must
 
 
 def fill_in(loops: Sequence[tuple[int, int]], lengths: Sequence[int]) -> list[tuple[int, int]]:
@@ -236,7 +236,7 @@ def count(decode: Decode, segments: Iterable[Segment], *, lengths: str = "all") 
     layer = decode.cache_bytes // (2 * decode.config.num_layers)
     return Counted(
         bytes=last.bytes,
-        must=decode.must_move(decode.new_tokens - 1),
+        must=decode.bytes_per_pass(decode.new_tokens - 1),
         full=full,
         mean=mean,
         loops=tuple(pairs),
@@ -275,7 +275,7 @@ def extrapolate(decode: Decode, counted: Mapping[int, Counted], lengths: str) ->
     return replace(
         more,
         bytes=loops[-1][1],
-        must=decode.must_move(decode.new_tokens - 1),
+        must=decode.bytes_per_pass(decode.new_tokens - 1),
         full=full,
         mean=mean,
         loops=loops,

@@ -22,12 +22,12 @@ FORWARD = 2 * 288 * TOKENS + 4 * 2 * 2 * 2 * PAIRS
 LOGITS = 2 * 8 * 4 * 4 * 5
 
 
-def test_what_must_move_is_weights_once_filled_cache_and_one_write():
+def test_a_pass_reads_weights_and_filled_cache_once_and_writes_one_position():
     # 4 x 4 of q and o, 4 x 2 of k and v, three of 4 x 8, two norms of 4: 152 a layer; 8 x 4 of the
     # embedding, a norm.
     assert DECODE.weight_bytes == 2 * (2 * 152 + 32 + 4)
     assert DECODE.position_bytes == 2 * 2 * 2 * 2
-    assert DECODE.must_move(4) == 680 + 16 * (2 * 3 + 4 * 5)
+    assert DECODE.bytes_per_pass(4) == 680 + 16 * (2 * 3 + 4 * 5)
     assert DECODE.cache_bytes == 16 * 4 * 5
 
 
@@ -91,7 +91,7 @@ def test_a_small_model_on_a_small_chip_is_bounded_by_memory():
     # 5.3 ms for.
     config = ModelConfig(151936, 896, 4864, 24, 14, 2, 64, tie_word_embeddings=True)
     decode = Decode(config)
-    assert decode.must_move(1023) == 4_309_954_304
+    assert decode.bytes_per_pass(1023) == 4_309_954_304
     least = bounds.at_best(bounds.rollout_need(decode), CHIPS["v5e"])
     assert least.bound == "memory bandwidth"
-    assert least.seconds == pytest.approx(1023 * (decode.must_move(512) / 0.81e12), rel=2e-3)
+    assert least.seconds == pytest.approx(1023 * (decode.bytes_per_pass(512) / 0.81e12), rel=2e-3)

@@ -11,7 +11,7 @@ import pytest
 
 from jaxrft import mesh as meshes
 from jaxrft.config import SelectConfig
-from jaxrft.dry_run import found, programs
+from jaxrft.dry_run import programs, resolve
 from jaxrft.tasks.table import TaskTable
 from jaxrft.train.setup import describe_run
 
@@ -66,7 +66,7 @@ def test_a_captured_table_is_found():
 def test_stages_capture_no_task_table(name, configure, tmp_path, monkeypatch):
     config = configure(tmp_path / "run", select=SelectConfig(name), kl_coef=0.1)
     mesh = meshes.make(2, 2, 2)
-    lm = found.look(config, mesh).lm
+    lm = resolve.resolve_inputs(config, mesh).lm
     lowered = []
 
     def lower(name, program, arguments, held, **static):
@@ -80,4 +80,4 @@ def test_stages_capture_no_task_table(name, configure, tmp_path, monkeypatch):
     assert len(
         list(programs.compiled(describe_run(config, mesh, lm, huge_table(), None), 8))
     ) == len(lowered)
-    assert lowered == ["select", "prefill", "decode", "note", "learn"]
+    assert lowered == ["select", "prefill", "decode", "update selector", "learn"]

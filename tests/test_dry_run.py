@@ -1,6 +1,4 @@
-"""The dry run: what it counts, that it describes the run that would be trained, and what it says of
-absent things.
-"""
+"""The dry run: its counts, its description of the run, and its list of missing inputs."""
 
 import importlib.util
 import re
@@ -14,7 +12,7 @@ import pytest
 from jaxrft import cli, dry_run
 from jaxrft import mesh as meshes
 from jaxrft.config import Config, EvalConfig, LoRAConfig, MeshConfig, SelectConfig, TasksConfig
-from jaxrft.dry_run import counts, found, graded, memory, page, programs
+from jaxrft.dry_run import counts, memory, programs, render, resolve, reward_check
 from jaxrft.rewards.grading import open_rewards
 from jaxrft.train.devices import open_mesh
 from jaxrft.train.loop import train
@@ -24,9 +22,9 @@ from jaxrft.types import InputError, Missing
 SIZES = (2, 2, 2)
 
 
-def described(config, mesh):
-    here = found.look(config, mesh)
-    return here, describe_run(config, mesh, here.lm, here.pool.table, here.predictor)
+def describe(config, mesh):
+    inputs = resolve.resolve_inputs(config, mesh)
+    return inputs, describe_run(config, mesh, inputs.lm, inputs.pool.table, inputs.predictor)
 
 
 @pytest.mark.parametrize(
@@ -38,14 +36,14 @@ def described(config, mesh):
         ),
     ],
 )
-def test_a_described_run_is_that_which_is_trained(changes, configure, tmp_path):
+def test_a_described_run_has_the_shapes_and_shardings_of_the_real_one(changes, configure, tmp_path):
     config = configure(tmp_path / "run", **changes)
     mesh = open_mesh(config)
-    _, run = described(config, meshes.abstract(*SIZES))
+    _, run = describe(config, meshes.abstract(*SIZES))
     real = open_run(config, mesh)
-    for here, there in ((run.state, real.state), (run.constants, real.constants)):
-        assert jax.tree.structure(here) == jax.tree.structure(there)
-        for a, b in zip(jax.tree.leaves(here), jax.tree.leaves(there), strict=True):
+    for planned, actual in ((run.state, real.state), (run.constants, real.constants)):
+        assert jax.tree.structure(planned) == jax.tree.structure(actual)
+        for a, b in zip(jax.tree.leaves(planned), jax.tree.leaves(actual), strict=True):
             assert (a.shape, a.dtype, a.sharding.spec) == (b.shape, b.dtype, b.sharding.spec)
     assert memory.on_device(run.state) == sum(
         leaf.addressable_shards[0].data.nbytes
@@ -55,11 +53,11 @@ def test_a_described_run_is_that_which_is_trained(changes, configure, tmp_path):
 
 
 @pytest.mark.slow
-def test_its_programs_are_those_which_training_compiles(configure, tmp_path):
+def test_it_compiles_the_programs_that_training_compiles(configure, tmp_path):
     """They come out of the cache that a run has filled."""
     config = configure(tmp_path, steps=1)
     train(config)
-    here, run = described(config, open_mesh(config))
+    inputs, run = describe(config, open_mesh(config))
     events = []
 
     def note(event, **_):
@@ -70,10 +68,16 @@ def test_its_programs_are_those_which_training_compiles(configure, tmp_path):
         compiled = list(programs.compiled(run, 8))
     finally:
         jax.monitoring.unregister_event_listener(note)
-    assert [each.name for each in compiled] == ["select", "prefill", "decode", "note", "learn"]
+    assert [each.name for each in compiled] == [
+        "select",
+        "prefill",
+        "decode",
+        "update selector",
+        "learn",
+    ]
     assert not any(each.failure for each in compiled) and compiled[4].temporaries > 0
     assert all(each.peak > memory.on_device(run.state) and each.flops > 0 for each in compiled)
-    assert here.pool.table.tokens.shape[1] == 8
+    assert inputs.pool.table.tokens.shape[1] == 8
     assert (
         "/jax/compilation_cache/cache_hits" in events
         and "/jax/compilation_cache/cache_misses" not in events
@@ -85,7 +89,7 @@ def test_memory_by_hand(configure, tmp_path):
     2 x 2 x 2.
     """
     config = configure(tmp_path, kl_coef=0.1)
-    _, run = described(config, meshes.abstract(*SIZES))
+    _, run = describe(config, meshes.abstract(*SIZES))
     parts = {part.name: part.bytes for part in memory.parts(run, 8)}
     # q and o, k and v, the three of the mlp: split over fsdp and model
     layer = 2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 32
@@ -95,7 +99,7 @@ def test_memory_by_hand(configure, tmp_path):
     held = 4 * (split // 4 + over_fsdp // 2 + over_model // 2)
     assert parts["parameters that are trained"] == parts["KL reference"] == held
     # two moments; counts of two transformations, and of skips
-    assert parts["optimiser"] == 2 * held + 3 * 4
+    assert parts["optimizer"] == 2 * held + 3 * 4
     assert parts["policy for the rollout"] == 4 * (split // 2 + over_fsdp + over_model // 2)
     slot = 2 * (2 * 2 * 4 // 2 * 4)  # layers x (keys and values of 2 heads of 4 over model)
     assert parts["prompts' keys and values"] == 8 // 4 * 8 * slot
@@ -105,13 +109,13 @@ def test_memory_by_hand(configure, tmp_path):
     assert "parameters that are not trained" not in parts
 
 
-def test_what_a_killed_save_left_is_no_checkpoint(tmp_path):
+def test_leftovers_of_a_killed_save_count_as_no_checkpoint(tmp_path):
     for name in ("2", "11", "12.orbax-checkpoint-tmp"):
         (tmp_path / "run" / "checkpoints" / name).mkdir(parents=True)
     config = Config(
         model="m", tasks=TasksConfig("a.jsonl"), output_dir=str(tmp_path / "run"), steps=60
     )
-    assert dict(counts.checkpoints(config, 0, 0))["folder"].endswith("run, goes on after step 11")
+    assert dict(counts.checkpoints(config, 0, 0))["folder"].endswith("run, resumes after step 11")
 
 
 def test_a_step_is_counted_by_hand():
@@ -129,9 +133,9 @@ def test_a_step_is_counted_by_hand():
     assert said["rollouts"] == "245,760, 3 times the tasks of the pool"
     assert said["tokens"] == "at most 4,194,304 sampled a step, 252 M in all"
     assert said["updates"] == "8 a step, each of 64 tasks"
-    assert dict(counts.run(config, None))["rollouts"] == "245,760" and "refills" not in said
+    assert dict(counts.run(config, None))["rollouts"] == "245,760" and "resampling" not in said
     said = dict(counts.run(replace(config, dynamic_sampling=2), 10240))
-    assert said["refills"] == "at most 2 refills a step, of 8,192 more rollouts, 491,520 in all"
+    assert said["resampling"] == "at most 2 rounds a step, of 8,192 more rollouts, 491,520 in all"
     assert said["tokens"] == "at most 12,582,912 sampled a step, 755 M in all"
     held_out = EvalConfig((TasksConfig("held.jsonl"),))
     config = Config(
@@ -140,7 +144,7 @@ def test_a_step_is_counted_by_hand():
     # 0, 25, 50 and 60
     assert counts.evaluations(config, [100, 50])[0][1].startswith("4, with 9 completions")
     assert counts.evaluations(config, [100, 50])[0][1].endswith(": 5,400 rollouts")
-    assert counts.evaluations(config, [100, None])[0][1].endswith(": sets not all here")
+    assert counts.evaluations(config, [100, None])[0][1].endswith(": some sets are missing")
     assert counts.evaluations(config, []) == [("evaluations", "none")]
     written, folder = counts.checkpoints(config, 3 * 2**30, 2**20)
     assert written[1] == "3 of 3.00 GiB before compression, 2 kept; the policy at the end, 1.00 MiB"
@@ -150,7 +154,7 @@ def test_a_step_is_counted_by_hand():
 def test_the_histogram_by_hand():
     rates = np.array([0, 0.05, 0.1, 0.3, 0.7, 0.95, 1, np.nan], np.float32)
     assert counts.histogram(rates).tolist() == [2, 1, 0, 1, 0, 0, 0, 1, 0, 2]
-    assert page.Page().bar(np.array([0, 1, 80, 40])) in (" ▁█▄", " .@=")
+    assert render.Page().bar(np.array([0, 1, 80, 40])) in (" ▁█▄", " .@=")
 
 
 @pytest.mark.parametrize(
@@ -160,13 +164,14 @@ def test_large_numbers_are_short(value, text):
     assert counts.short(value) == text
 
 
-def test_rewards_are_tried_on_ground_truths(configure, tmp_path):
+def test_rewards_grade_ground_truths(configure, tmp_path):
     config = configure(tmp_path, rewards=("exact", "math", "graders:zero"), reward_workers=2)
     rows = [{"prompt": "1+1=", "answer": answer} for answer in (r"\frac{1}{2}", "2", "3")]
     tasks = TasksConfig(helpers.write_rows(tmp_path / "tasks.jsonl", rows))
-    table = found.open_set(tasks, config, None).table
+    table = resolve.open_set(tasks, config, None).table
+    assert table is not None
     with open_rewards(config) as pool:
-        exact, math, zero = graded.trials(config.rewards, pool, table, [0, 1, 2])
+        exact, math, zero = reward_check.check_rewards(config.rewards, pool, table, [0, 1, 2])
     assert (exact.spelling, exact.right, exact.empty, exact.fails) == (
         "as it is",
         [1, 1, 1],
@@ -177,16 +182,16 @@ def test_rewards_are_tried_on_ground_truths(configure, tmp_path):
     assert zero.fails
 
 
-def test_a_reward_that_is_none_neither_applies_nor_fails():
+def test_a_reward_of_none_neither_applies_nor_fails():
     """Of two tasks, one reward is of the first only, and the other of none."""
-    partly = graded.Trial("partly", "as it is", [1.0, None], [None, 0.0], "")
-    never = graded.Trial("never", "as it is", [None, None], [None, None], "")
+    partly = reward_check.RewardCheck("partly", "as it is", [1.0, None], [None, 0.0], "")
+    never = reward_check.RewardCheck("never", "as it is", [None, None], [None, None], "")
     assert partly.applies and not partly.fails and not never.applies and not never.fails
     assert partly._replace(right=[None, 0.0]).fails  # nothing is better than no reward
-    assert graded.unjudged([partly, never]) and not graded.unjudged(
+    assert reward_check.any_without_reward([partly, never]) and not reward_check.any_without_reward(
         [partly, partly._replace(right=[None, 0.0])]
     )
-    assert not graded.unjudged([])
+    assert not reward_check.any_without_reward([])
 
 
 @pytest.fixture
@@ -203,7 +208,7 @@ def dry(configure, tmp_path, capsys):
     return run
 
 
-def test_what_is_here_is_shown_and_nothing_is_written(dry, world, tmp_path):
+def test_it_shows_the_inputs_and_writes_nothing(dry, world, tmp_path):
     rows = helpers.task_rows(20)
     rows[4]["prompt"] = "1" * 70
     first = TasksConfig(
@@ -226,19 +231,19 @@ def test_what_is_here_is_shown_and_nothing_is_written(dry, world, tmp_path):
     assert "3, with 3 completions of every held-out task: 144 rollouts" in said
 
 
-def test_a_reward_that_knows_no_truth_is_told(dry):
+def test_a_reward_that_scores_no_ground_truth_is_named(dry):
     assert ("graders:zero gives no ground truth more than an empty answer") in dry(
         rewards=("graders:zero",)
     )[1]
 
 
-def test_a_reward_that_fails_is_told_and_the_answer_column_is_not_blamed(dry):
+def test_a_failing_reward_is_named_without_blaming_the_answer_column(dry):
     said = dry(rewards=("graders:broken", "graders:counts_ids"))[1]
     assert "graders:broken fails: error, RuntimeError: the grader is broken" in said
     assert "answer_column" not in said and "counts_ids fails" not in said
 
 
-def test_what_a_reward_needs_and_the_tasks_lack_is_named(dry):
+def test_a_column_that_a_reward_needs_and_tasks_lack_is_named(dry):
     code, _, errors = dry(rewards=("graders:needs_solution",))
     assert (
         code != 0
@@ -247,7 +252,7 @@ def test_what_a_reward_needs_and_the_tasks_lack_is_named(dry):
     )
 
 
-def test_what_is_not_here_is_listed_with_its_remedy(dry, tmp_path):
+def test_missing_inputs_are_listed_with_their_remedies(dry, tmp_path):
     absent = TasksConfig(str(tmp_path / "absent.jsonl"), pass_rate_columns=("weak", "strong"))
     code, said, _ = dry(
         *("--mesh.data", "1"),
@@ -291,7 +296,7 @@ def test_tasks_without_a_tokenizer_are_counted_but_not_measured(dry):
     ],
     ids=str,
 )
-def test_a_mistake_is_one_sentence_here_too(changes, wanted, dry):
+def test_a_mistake_is_reported_in_one_sentence(changes, wanted, dry):
     code, _, said = dry(**changes)
     assert (
         code == 2
@@ -301,10 +306,10 @@ def test_a_mistake_is_one_sentence_here_too(changes, wanted, dry):
     )
 
 
-def test_a_run_in_the_folder_goes_on_or_is_in_the_way(whole, configure, capsys):
+def test_a_run_in_the_folder_is_resumed_or_refused(whole, configure, capsys):
     before = helpers.contents(whole[0])
     dry_run.show(configure(whole[0], steps=9))
-    assert (f"{whole[0]}, goes on after step 6\n") in capsys.readouterr().out.replace(
+    assert (f"{whole[0]}, resumes after step 6\n") in capsys.readouterr().out.replace(
         "\n               ", ""
     )
     with pytest.raises(InputError, match="holds a run already"):
@@ -313,7 +318,7 @@ def test_a_run_in_the_folder_goes_on_or_is_in_the_way(whole, configure, capsys):
 
 
 @pytest.mark.parametrize("topology", ["", "v5e", "4x4", "v9:2x2", "v5e:4", "v5e:4x4x4x4"])
-def test_a_topology_that_is_none(topology):
+def test_an_unknown_topology_is_refused(topology):
     with pytest.raises(
         InputError, match=f"topology is '{topology}': give one of v4, v5e, v5p, v6e"
     ):
@@ -321,7 +326,7 @@ def test_a_topology_that_is_none(topology):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
-def test_without_a_compiler_for_tpus_the_remedy_is_told():
+def test_a_missing_tpu_compiler_is_reported_with_the_remedy():
     with pytest.raises(
         Missing, match=re.escape('needs the TPU compiler libtpu: pip install "jaxrft[tpu]"')
     ):
@@ -342,7 +347,7 @@ def test_programs_are_compiled_for_a_topology(dry):
         said,
     )
     assert re.search(
-        r"select +fits: .*\n +prefill +fits: .*\n +decode +fits: .*\n +note +fits: .*\n +learn "
-        r"+fits: ",
+        r"select +fits: .*\n +prefill +fits: .*\n +decode +fits: .*\n +update selector +fits: .*\n"
+        r" +learn +fits: ",
         said,
     )

@@ -9,7 +9,7 @@ import pytest
 
 from jaxrft import mesh as meshes
 from jaxrft.config import Config, ReplayConfig, SelectConfig, TasksConfig
-from jaxrft.dry_run import counts, found, memory
+from jaxrft.dry_run import counts, memory, resolve
 from jaxrft.lm import tokenizer
 from jaxrft.select.dots import training
 from jaxrft.select.dots.predictor import Origin, Predictor, save_predictor
@@ -154,9 +154,9 @@ def test_tasks_are_projected_once_and_counted_by_the_dry_run(dots, tmp_path):
         and table.query.shape == table.reference.shape == (16, 8)
     )
     assert table.query.sharding.shard_shape((16, 8)) == (4, 8)
-    here = found.look(config, meshes.abstract(2, 2, 2))
+    inputs = resolve.resolve_inputs(config, meshes.abstract(2, 2, 2))
     described = describe_run(
-        config, meshes.abstract(2, 2, 2), here.lm, here.pool.table, here.predictor
+        config, meshes.abstract(2, 2, 2), inputs.lm, inputs.pool.table, inputs.predictor
     )
     for a, b in zip(
         jax.tree.leaves(described.constants), jax.tree.leaves(real.constants), strict=True
@@ -166,8 +166,8 @@ def test_tasks_are_projected_once_and_counted_by_the_dry_run(dots, tmp_path):
     assert parts["projections of the tasks"] == 2 * 4 * 8 * 4
     # Of 3 tasks: prompt, its length, id and step; of each of 4 samples: 4 tokens thrice, advantage,
     # reward and a mask.
-    assert parts["groups of a probe"] == 3 * (4 * (8 + 1 + 1 + 1 + 4 * (4 * 3 + 2)) + 4)
-    assert dict(counts.run(config, 16))["probes"].startswith(
+    assert parts["reference groups"] == 3 * (4 * (8 + 1 + 1 + 1 + 4 * (4 * 3 + 2)) + 4)
+    assert dict(counts.run(config, 16))["reference sets"].startswith(
         "48 more rollouts every 2 steps, 144 in all; "
     )
 

@@ -11,7 +11,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from jaxrft.dry_run.page import Page
+from jaxrft.dry_run.render import Page
 from jaxrft.host import terminal
 from jaxrft.report.console import Display
 from jaxrft.rewards import lookup

@@ -12,9 +12,9 @@ import tyro
 
 from jaxrft import mesh as meshes
 from jaxrft.config import Config
-from jaxrft.dry_run import bounds, counts, found, graded, memory, page, programs
+from jaxrft.dry_run import bounds, counts, memory, programs, render, resolve, reward_check
 from jaxrft.dry_run.chips import chip_of
-from jaxrft.dry_run.page import Page
+from jaxrft.dry_run.render import Page
 from jaxrft.fields import Checked
 from jaxrft.host.checkpoint import size_of
 from jaxrft.rewards.grading import open_rewards, trainer_state
@@ -46,8 +46,8 @@ def show(config: Config, topology: str | None = None) -> None:
     """Prints the plan of a run; `topology`, such as v5e:4x4, has its programs compiled for that
     slice of TPUs.
 
-    What is not here yet (weights, tokenizer, data, modules of rewards, devices) is listed and the
-    rest is shown. Raises InputError for what could not be trained even if all were here.
+    Missing inputs (weights, tokenizer, data, modules of rewards, devices) are listed, and the rest
+    is shown. Raises InputError for what could not be trained even with all of them.
     """
     check_contents(Path(config.output_dir), config.resume)
     config = with_template_date(config)
@@ -58,58 +58,59 @@ def show(config: Config, topology: str | None = None) -> None:
         else meshes.abstract(*sizes)
     )
     check_mesh(config, mesh)
-    here = found.look(config, mesh)
-    memory_here = _memory(mesh, topology)
-    run = describe_run(config, mesh, here.lm, here.pool.table, here.predictor, memory=memory_here)
-    out = Page()
-    out.line("dry run: nothing is written, nothing is trained", "bold")
-    ungraded = _what(out, config, here)
-    _how(out, here, run)
-    width = table.buckets(here.pool.table.lengths)[-1]
-    page.memories(out, memory.parts(run, width, tasks=here.pool.whole))
+    inputs = resolve.resolve_inputs(config, mesh)
+    pool = inputs.pool
+    device_memory = _device_memory(mesh, topology)
+    run = describe_run(config, mesh, inputs.lm, pool.table, inputs.predictor, memory=device_memory)
+    page = Page()
+    page.line("dry run: nothing is written, nothing is trained", "bold")
+    missing_rewards = _show_inputs(page, config, inputs)
+    _show_run(page, inputs, run)
+    width = table.buckets(pool.table.lengths)[-1]
+    render.memory_use(page, memory.parts(run, width, tasks=pool.complete))
     if topology:
-        page.bounds(out, bounds.stages(run, width), topology)
-        page.programs(out, programs.compiled(run, width, selects=here.pool.whole), topology)
-    page.ending(out, [*here.missing, *ungraded, *_too_few_devices(config, mesh, topology)])
+        render.bounds(page, bounds.stages(run, width), topology)
+        render.programs(page, programs.compiled(run, width, selects=pool.complete), topology)
+    missing_devices = _missing_devices(config, mesh, topology)
+    render.missing(page, [*inputs.missing, *missing_rewards, *missing_devices])
 
 
-def _memory(mesh: meshes.AnyMesh, topology: str | None) -> int | None:
-    """Returns the bytes of a device that the run plans with; None if they are not here."""
+def _device_memory(mesh: meshes.AnyMesh, topology: str | None) -> int | None:
+    """Returns the bytes of a device that the run plans with; None if this machine lacks them."""
     if topology:
         return chip_of(topology).gib * 2**30
     return memory_to_plan(meshes.make()) if mesh.size == jax.device_count() else None
 
 
-def _what(out: Page, config: Config, here: found.Found) -> list[str]:
+def _show_inputs(page: Page, config: Config, inputs: resolve.Inputs) -> list[str]:
     """Prints what would be trained on; returns what is missing for the rewards."""
-    pool = here.pool
-    any_here = any(each.table is not None for each in here.pool.sets)
+    pool = inputs.pool
+    has_tasks = any(task_set.table is not None for task_set in pool.sets)
     ids = np.linspace(0, len(pool.table.lengths) - 1, EXAMPLES).astype(int).tolist()
-    page.sets(out, pool, here.held_out)
-    if any_here:
-        page.prompts(out, pool, mixture.duplicates(pool.table))
-        page.pass_rates(out, pool.table, _policies(config, pool.table))
-    if any_here and pool.tokenized:
-        page.examples(out, pool.table, here.lm.tokenizer, ids)
+    render.sets(page, pool, inputs.held_out)
+    if has_tasks:
+        render.prompts(page, pool, mixture.duplicates(pool.table))
+        render.pass_rates(page, pool.table, _policies(config, pool.table))
+    if has_tasks and pool.tokenized:
+        render.examples(page, pool.table, inputs.lm.tokenizer, ids)
+    names = ", ".join(config.rewards)
+    checks = []
     try:
         with open_rewards(config) as workers:
-            told = trainer_state(config, 0)
-            text = here.lm.tokenizer
-            trials = (
-                graded.trials(
-                    config.rewards, workers, pool.table, ids, text=text, trainer_state=told
+            if has_tasks:
+                checks = reward_check.check_rewards(
+                    config.rewards,
+                    workers,
+                    pool.table,
+                    ids,
+                    tokenizer=inputs.lm.tokenizer,
+                    trainer_state=trainer_state(config, 0),
                 )
-                if any_here
-                else []
-            )
     except Missing as missing:
-        page.rewards(out, [], f"{', '.join(config.rewards)} cannot be loaded yet")
+        render.rewards(page, [], f"{names} cannot be loaded yet")
         return [str(missing)]
-    untried = (
-        f"{', '.join(config.rewards)} loaded, but the tasks "
-        f"{'have no ground truths' if any_here else 'are not here'}"
-    )
-    page.rewards(out, trials, "" if trials else untried)
+    lack = "have no ground truths" if has_tasks else "are missing"
+    render.rewards(page, checks, "" if checks else f"{names} loaded, but the tasks {lack}")
     return []
 
 
@@ -124,27 +125,31 @@ def _policies(config: Config, tasks: table.TaskTable) -> list[str]:
     ]
 
 
-def _how(out: Page, here: found.Found, run: Opened) -> None:
-    """Prints how it would be trained: policy, mesh, selector, steps, evaluations, checkpoints."""
+def _show_run(page: Page, inputs: resolve.Inputs, run: Opened) -> None:
+    """Prints the policy, mesh, selector, steps, evaluations and checkpoints of the run."""
     config = run.setup.config
     shape = run.setup.lm.config
     mesh = run.setup.mesh
     trained = memory.number(run.state.params)
     frozen = memory.number(run.constants.frozen)
-    known = "its files fit" if here.weights else "shape as published, no file of it is here"
+    source = "its files fit" if inputs.weights else "shape as published, no file of it is here"
     sides = " x ".join(f"{name} {mesh.shape[name]}" for name in meshes.AXES)
-    own = selectors.fields(config.select.name)
+    fields = selectors.fields(config.select.name)
     settings = ", ".join(
-        f"{name}={value}" for name, value in vars(config.select).items() if name in own
+        f"{name}={value}" for name, value in vars(config.select).items() if name in fields
     )
     doc = selectors.SELECTORS[config.select.name].__doc__ or ""
-    told = " ".join(doc.split("\n\n")[0].split())
-    held_out = [None if each.table is None else len(each.table.lengths) for each in here.held_out]
+    summary = " ".join(doc.split("\n\n")[0].split())
+    num_tasks = len(inputs.pool.table.lengths) if inputs.pool.complete else None
+    held_out = [
+        None if task_set.table is None else len(task_set.table.lengths)
+        for task_set in inputs.held_out
+    ]
     share = f"{counts.short(trained)} of them" if frozen else "all"
-    out.heading("Run")
-    out.pairs(
+    page.heading("Run")
+    page.pairs(
         [
-            ("policy", f"{config.model}; {known}"),
+            ("policy", f"{config.model}; {source}"),
             (
                 "",
                 f"{shape.num_layers} layers of width {shape.hidden_size:,}, {config.dtype} "
@@ -152,9 +157,9 @@ def _how(out: Page, here: found.Found, run: Opened) -> None:
             ),
             ("parameters", f"{counts.short(trained + frozen)}, {share} trained"),
             ("mesh", f"{sides} = {counts.number(mesh.size, 'device')}"),
-            ("selector", f"{config.select.name}({settings}): {told}"),
-            *page.embeddings(here.pool.table),
-            *counts.run(config, len(here.pool.table.lengths) if here.pool.whole else None),
+            ("selector", f"{config.select.name}({settings}): {summary}"),
+            *render.embeddings(inputs.pool.table),
+            *counts.run(config, num_tasks),
             *counts.decoding(run.setup.generate, config.batch_size),
             *counts.bins(bin_shape(config, mesh, run.setup.prompt_length)),
             *counts.evaluations(config, held_out),
@@ -163,16 +168,17 @@ def _how(out: Page, here: found.Found, run: Opened) -> None:
     )
 
 
-def _too_few_devices(config: Config, mesh: meshes.AnyMesh, topology: str | None) -> list[str]:
+def _missing_devices(config: Config, mesh: meshes.AnyMesh, topology: str | None) -> list[str]:
     """Says which devices this machine lacks for the mesh, in one sentence or none.
 
-    Nothing is said of a topology or of a run on several machines, whose devices are not known here.
+    A topology, or a run on several machines, has devices that are not of this machine: it lacks
+    none.
     """
     if topology or config.distributed or mesh.size == jax.device_count():
         return []
     wanted = counts.number(mesh.size, "device")
-    seen = counts.number(jax.device_count(), "device")
+    present = counts.number(jax.device_count(), "device")
     return [
-        f"a mesh of {wanted}, and this machine has {seen}: start the run where they are, "
+        f"a mesh of {wanted}, and this machine has {present}: start the run where they are, "
         "or change the mesh"
     ]

@@ -1,7 +1,6 @@
-"""What sampling and learning cannot do without, counted from the shape of a decoder, and the least
-time that takes.
+"""Lower bounds on the seconds of a rollout and of an update, from the shape of a decoder.
 
-Everything is of one chip of a mesh whose chips share the work evenly. Norms, rotations, softmax,
+All counts are for one chip of a mesh whose chips share the work evenly. Norms, rotations, softmax,
 activations and the logits on their way to memory are not counted, so a time is a lower bound: "at
 best".
 """
@@ -65,9 +64,9 @@ class Decode:
         """Counts the bytes of the keys and values of all rows' new tokens."""
         return self.position_bytes * self.rows * self.new_tokens
 
-    def must_move(self, position: int) -> int:
-        """Counts the bytes of a pass that reads `position` own positions of each row and writes
-        one.
+    def bytes_per_pass(self, position: int) -> int:
+        """Counts the bytes of a pass that reads `position` generated positions of each row and
+        writes one.
 
         All weights are read once, and so are the prompts, a group's as one.
         """
@@ -122,9 +121,9 @@ def forward_flops(decode: Decode) -> float:
         math.prod(row.shape) for row in model.base(c) if row.layered and row.fan_in is not None
     )
     prompt = decode.prompt_length
-    own = decode.new_tokens - 1
-    tokens = decode.prompts * prompt + decode.rows * own
-    pairs = decode.prompts * _pairs(0, prompt) + decode.rows * _pairs(prompt, own)
+    generated = decode.new_tokens - 1
+    tokens = decode.prompts * prompt + decode.rows * generated
+    pairs = decode.prompts * _pairs(0, prompt) + decode.rows * _pairs(prompt, generated)
     return (
         2 * weights * tokens + 4 * c.num_layers * c.num_heads * c.head_dim * pairs
     ) / decode.model_parallel
@@ -148,17 +147,18 @@ def _pairs(before: int, tokens: int) -> int:
 def rollout_need(decode: Decode, *, fsdp: int = 1, gather: bool = True) -> Need:
     """Counts what a rollout needs whose completions are all as long as `new_tokens`.
 
-    Every token but the first is a pass that moves `must_move` bytes; the prompts are computed
+    Every token but the first is a pass that moves `bytes_per_pass` bytes; the prompts are computed
     before. Weights are gathered over `fsdp` once, or, unless `gather`, for every pass. Chips that
     share heads sum the outputs of attention and of the MLP.
     """
     passes = range(1, decode.new_tokens)
-    gathered = _gathered_bytes(decode, fsdp) * (1 if gather else len(passes))
+    gathers = 1 if gather else len(passes)
     tokens = decode.prompts * decode.prompt_length + decode.rows * len(passes)
     return Need(
         flops=forward_flops(decode) + logits_flops(decode),
-        memory=decode.weight_bytes + sum(decode.must_move(position) for position in passes),
-        interconnect=gathered + 2 * _summed_bytes(decode, tokens),
+        memory=decode.weight_bytes + sum(decode.bytes_per_pass(position) for position in passes),
+        interconnect=gathers * _all_gather_bytes(decode, fsdp)
+        + 2 * _all_reduce_bytes(decode, tokens),
     )
 
 
@@ -184,25 +184,25 @@ def update_need(
     """
     passes = 2 + repeated + reference
     tokens = decode.prompts * decode.prompt_length + decode.rows * (decode.new_tokens - 1)
-    summed = 2 * passes * _summed_bytes(decode, tokens)
+    reduced = 2 * passes * _all_reduce_bytes(decode, tokens)
     gradients = 4 * trained * 2 * (data - 1) / data
     return Need(
         flops=num_iterations * (passes + 1) * (forward_flops(decode) + logits_flops(decode)),
         memory=rounds * passes * decode.weight_bytes + updates * OPTIMIZER * trained,
-        interconnect=rounds * 3 * _gathered_bytes(decode, fsdp)
-        + num_iterations * summed
+        interconnect=rounds * 3 * _all_gather_bytes(decode, fsdp)
+        + num_iterations * reduced
         + updates * gradients,
     )
 
 
-def _gathered_bytes(decode: Decode, fsdp: int) -> float:
+def _all_gather_bytes(decode: Decode, fsdp: int) -> float:
     """Returns the bytes that a chip sends when the weights are gathered around a ring of `fsdp`
     chips.
     """
     return decode.weight_bytes * (fsdp - 1) / fsdp
 
 
-def _summed_bytes(decode: Decode, tokens: float) -> float:
+def _all_reduce_bytes(decode: Decode, tokens: float) -> float:
     """Returns the bytes that a chip sends when one output a layer is summed around a ring of m
     chips: 2 (m - 1) / m.
     """
@@ -219,8 +219,8 @@ def _summed_bytes(decode: Decode, tokens: float) -> float:
 
 
 def stages(run: Opened, prompt_length: int) -> list[tuple[str, Need]]:
-    """Returns (what, what it needs) of a step's rollout and updates, of completions of full and of
-    half length.
+    """Returns (name, need) of a step's rollout and updates, for completions of full and of half
+    length.
     """
     config = run.setup.config
     mesh = run.setup.mesh
@@ -236,7 +236,7 @@ def stages(run: Opened, prompt_length: int) -> list[tuple[str, Need]]:
         item_size=jnp.dtype(config.dtype).itemsize,
     )
     minis = config.batch_size // config.tasks_per_update
-    found = []
+    needs = []
     for share, divisor in (("", 1), (", half as long", 2)):
         update = replace(full, new_tokens=max(1, full.new_tokens // divisor))
         sampled = replace(update, rows=config.fresh_batch_size * config.num_generations // shards)
@@ -253,5 +253,5 @@ def stages(run: Opened, prompt_length: int) -> list[tuple[str, Need]]:
             repeated=run.setup.remat == "full",
             reference=config.kl_coef > 0,
         )
-        found += [(f"rollout{share}", rollout), (f"update{share}", learn)]
-    return found
+        needs += [(f"rollout{share}", rollout), (f"update{share}", learn)]
+    return needs

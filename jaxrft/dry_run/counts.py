@@ -37,8 +37,8 @@ def run(config: Config, num_tasks: int | None) -> list[tuple[str, str]]:
             f"{rows:,} rollouts",
         ),
         ("rollouts", f"{c.steps * rows:,}{passes}"),
-        *refills(config),
-        *probes(config),
+        *resampling(config),
+        *reference_sets(config),
         ("tokens", f"at most {sampled:,} sampled a step, {short(c.steps * sampled)} in all"),
         ("updates", f"{updates:,} a step, each of {c.tasks_per_update:,} tasks"),
     ]
@@ -63,29 +63,29 @@ def bins(shape: Shape) -> list[tuple[str, str]]:
     ]
 
 
-def refills(config: Config) -> list[tuple[str, str]]:
-    """Describes the refills as pairs (what, how much), none without `dynamic_sampling`.
+def resampling(config: Config) -> list[tuple[str, str]]:
+    """Describes the rounds of resampling as pairs (what, how much), none without
+    `dynamic_sampling`.
 
-    A refill rolls out new groups in place of those that teach nothing. The numbers are the highest
-    possible.
+    A round rolls out new groups in place of uninformative ones. The numbers are upper bounds.
     """
     if not config.dynamic_sampling:
         return []
     rows = config.dynamic_sampling * config.batch_size * config.num_generations
-    times = number(config.dynamic_sampling, "refill")
+    rounds = number(config.dynamic_sampling, "round")
     return [
         (
-            "refills",
-            f"at most {times} a step, of {rows:,} more rollouts, {config.steps * rows:,} in all",
+            "resampling",
+            f"at most {rounds} a step, of {rows:,} more rollouts, {config.steps * rows:,} in all",
         )
     ]
 
 
-def probes(config: Config) -> list[tuple[str, str]]:
-    """Describes the probes of the selector "dots" as pairs (what, how much).
+def reference_sets(config: Config) -> list[tuple[str, str]]:
+    """Describes the reference sets of the selector "dots" as pairs (what, how much).
 
-    Other selectors have none.
-    A probe rolls out reference groups next to the batches, in order to learn their pass rates.
+    Other selectors have none. Their tasks are rolled out next to the batches, and the pass rates of
+    all others are predicted from theirs.
     """
     if config.select.name != "dots":
         return []
@@ -93,8 +93,9 @@ def probes(config: Config) -> list[tuple[str, str]]:
     every = config.select.reference_every
     rows = count * config.num_generations
     total = due(config.steps, every) * rows
-    saved = "their informative groups spare up to three quarters of a batch"
-    return [("probes", f"{rows:,} more rollouts every {every} steps, {total:,} in all; {saved}")]
+    reuse = "their informative groups fill up to three quarters of a batch"
+    said = f"{rows:,} more rollouts every {every} steps, {total:,} in all; {reuse}"
+    return [("reference sets", said)]
 
 
 def evaluations(config: Config, num_tasks: Sequence[int | None]) -> list[tuple[str, str]]:
@@ -110,7 +111,7 @@ def evaluations(config: Config, num_tasks: Sequence[int | None]) -> list[tuple[s
     rollouts = (
         (f"{times * samples * sum(known):,} rollouts")
         if len(known) == len(num_tasks)
-        else "sets not all here"
+        else "some sets are missing"
     )
     return [
         ("evaluations", f"{times}, with {samples} completions of every held-out task: {rollouts}")
@@ -123,20 +124,20 @@ def checkpoints(config: Config, state: int, policy: int) -> list[tuple[str, str]
     `state` and `policy` are the bytes of a checkpoint and of the policy that is saved at the end.
     """
     times = due(config.steps, config.save_steps)
-    kept = min(times, config.keep_checkpoints)
+    num_kept = min(times, config.keep_checkpoints)
     written = (
-        f"{times} of {size(state)} before compression, {kept} kept; the policy at the "
+        f"{times} of {size(state)} before compression, {num_kept} kept; the policy at the "
         f"end, {size(policy)}"
     )
     done = max(saved_steps(Path(config.output_dir)), default=None)
-    there = (
+    progress = (
         "new"
         if done is None
-        else f"goes on after step {done}"
+        else f"resumes after step {done}"
         if done < config.steps
         else f"is at step {done} already"
     )
-    return [("checkpoints", written), ("folder", f"{config.output_dir}, {there}")]
+    return [("checkpoints", written), ("folder", f"{config.output_dir}, {progress}")]
 
 
 def histogram(rates: np.ndarray) -> np.ndarray:

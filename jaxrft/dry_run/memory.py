@@ -1,15 +1,15 @@
-"""Bytes that each device will hold, by part: what stays by its exact shapes and shardings, what
-comes and goes by rule.
+"""Bytes that each device will hold, by part: the state by its exact shapes and shardings, temporary
+arrays by rule.
 
 | part | how |
 |---|---|
-| parameters, optimiser, KL reference, replay buffer, embeddings, task table, selector | exact: shards of the run's |
-| groups of a probe, of a refill | exact: the shapes of groups, at the widest prompts |
+| parameters, optimizer, KL reference, replay buffer, embeddings, task table, selector | exact: shards of the run's |
+| reference groups, resampled groups | exact: the shapes of groups, at the widest prompts |
 | policy for the rollout, key-value caches | exact: shapes and shardings of the rollout, at the widest prompts |
-| logits of a token | estimate: R rows of the vocabulary in float32, four times (raw, truncated, both normalised) |
+| logits of a token | estimate: R rows of the vocabulary in float32, four times (raw, truncated, both normalized) |
 | gradients | estimate: float32, twice (the sum so far and that of a micro-batch) |
-| embeddings gathered | estimate: the unembedding and its gradient in float32, the embedding in the run's dtype |
-| activations | estimate: what each layer keeps of a round of bins, see `train.memory`, and one layer's own |
+| all-gathered embeddings | estimate: the unembedding and its gradient in float32, the embedding in the run's dtype |
+| activations | estimate: what each layer saves of a round of bins, see `train.memory`, and the inside of one layer |
 | logits of a chunk | estimate: a chunk of `learn.update`, three times (logits, probabilities, gradient) |
 
 What a compiler adds (copies, padding to tiles, fragmentation) is not counted; `programs` asks it.
@@ -38,30 +38,31 @@ class Part(NamedTuple):
 
     name: str
     bytes: int
-    phase: str  # when they are there: ALWAYS, ROLLOUT or LEARN
+    phase: str  # when they are held: ALWAYS, ROLLOUT or LEARN
     exact: bool
 
 
 def parts(run: Opened, prompt_length: int, *, tasks: bool = True) -> list[Part]:
-    """Lists what a device of the run holds, with prompts padded to `prompt_length` tokens.
+    """Lists the arrays of a device, with prompts padded to `prompt_length` tokens.
 
-    The table of tasks and the selector are among it only with `tasks`.
+    The table of tasks and the selector are listed only with `tasks`.
     """
     config = run.setup.config
-    probed = config.select.num_references if run.setup.selector.reference_set else 0
-    refilled = config.batch_size if config.dynamic_sampling else 0
-    kept = (
+    num_references = config.select.num_references if run.setup.selector.reference_set else 0
+    num_resampled = config.batch_size if config.dynamic_sampling else 0
+    candidates = (
         *_always(run, tasks),
-        _groups(run, "groups of a probe", probed),
-        _groups(run, "groups of a refill", refilled),
+        _groups(run, "reference groups", num_references),
+        _groups(run, "resampled groups", num_resampled),
+        *_rollout(run, prompt_length),
+        *_learning(run, prompt_length),
     )
-    found = (*kept, *_rollout(run, prompt_length), *_learning(run, prompt_length))
-    return [part for part in found if part.bytes]
+    return [part for part in candidates if part.bytes]
 
 
-def peak(found: list[Part], phase: str) -> int:
+def peak(parts: list[Part], phase: str) -> int:
     """Sums the bytes on each device in a phase."""
-    return sum(part.bytes for part in found if part.phase in (ALWAYS, phase))
+    return sum(part.bytes for part in parts if part.phase in (ALWAYS, phase))
 
 
 def number(tree: PyTree) -> int:
@@ -71,9 +72,9 @@ def number(tree: PyTree) -> int:
 
 def _always(run: Opened, tasks: bool) -> list[Part]:
     table = run.constants.tasks._replace(embeddings=None, projections=None)
-    kept = {
+    held = {
         "parameters that are trained": run.state.params,
-        "optimiser": run.state.optimizer,
+        "optimizer": run.state.optimizer,
         "parameters that are not trained": run.constants.frozen,
         "KL reference": None if run.constants.frozen else run.constants.reference_params,
         "replay buffer": run.state.replay,
@@ -83,7 +84,7 @@ def _always(run: Opened, tasks: bool) -> list[Part]:
         if tasks
         else None,
     }
-    return [Part(name, on_device(tree), ALWAYS, True) for name, tree in kept.items()]
+    return [Part(name, on_device(tree), ALWAYS, True) for name, tree in held.items()]
 
 
 def _groups(run: Opened, name: str, count: int) -> Part:
@@ -99,7 +100,7 @@ def _rollout(run: Opened, prompt_length: int) -> list[Part]:
     mesh = run.setup.mesh
     dtype = jnp.dtype(run.setup.config.dtype)
     rows = config.batch_size * config.num_generations
-    copied = [
+    weights = [
         describe_array(
             mesh,
             row.shape,
@@ -116,7 +117,7 @@ def _rollout(run: Opened, prompt_length: int) -> list[Part]:
         moved = _cache(run, grids[1].rows * shards, config.max_completion_length)
         moved += _cache(run, grids[1].blocks * shards, prompt_length)
     return [
-        Part("policy for the rollout", on_device(copied), ROLLOUT, True),
+        Part("policy for the rollout", on_device(weights), ROLLOUT, True),
         Part(
             "prompts' keys and values", _cache(run, config.batch_size, prompt_length), ROLLOUT, True
         ),
@@ -142,7 +143,7 @@ def _learning(run: Opened, prompt_length: int) -> list[Part]:
     return [
         Part("gradients", 2 * on_device(run.state.params), LEARN, False),
         Part(
-            "embeddings gathered",
+            "all-gathered embeddings",
             (size if run.constants.frozen else 2 * 4) * embedding + size * embedding,
             LEARN,
             False,

@@ -1,5 +1,5 @@
-"""The programs of a step compiled for TPUs that are not here: what memory and arithmetic the
-compiler counts.
+"""Compiles the programs of a step for TPUs that this machine need not have, and reports the memory
+and arithmetic that the compiler counts.
 """
 
 import os
@@ -35,12 +35,12 @@ COMPILER_ONLY = {
 
 
 class Compiled(NamedTuple):
-    """What the compiler says of a program, per chip."""
+    """What the compiler reports of a program, per chip."""
 
     name: str
     seconds: float  # that it took to compile
     temporaries: int  # bytes
-    peak: int  # bytes, with all that stays on the chip meanwhile
+    peak: int  # bytes, with the state that stays on the chip
     flops: float  # the bodies of loops counted once
     failure: str = ""  # why it does not compile
     outputs: PyTree = None  # descriptions of what it returns
@@ -51,8 +51,8 @@ def devices(topology: str) -> list[Any]:
 
     Raises InputError if there is no such slice, and if the TPU compiler is not installed.
     """
-    found = re.fullmatch(r"(\w+):(\d+x\d+(?:x\d+)?)", topology)
-    if not found or found[1] not in CHIPS:
+    match = re.fullmatch(r"(\w+):(\d+x\d+(?:x\d+)?)", topology)
+    if not match or match[1] not in CHIPS:
         raise InputError(
             f"topology is {topology!r}: give one of {', '.join(CHIPS)} with its "
             "sides, such as v5e:4x4"
@@ -61,14 +61,14 @@ def devices(topology: str) -> list[Any]:
     xla_options.apply_to("tpu", os.environ)  # the programs are to be those of a run on TPUs
     from jax.experimental import topologies
 
-    sides = [int(side) for side in found[2].split("x")]
+    sides = [int(side) for side in match[2].split("x")]
     host = tuple(min(2, side) for side in sides[:2])
-    options = {"chip_config_name": "megacore"} if found[1] == "v4" else {}
+    options = {"chip_config_name": "megacore"} if match[1] == "v4" else {}
     try:
         described = topologies.get_topology_desc(
             topology, platform="tpu", chips_per_host_bounds=(*host, 1), **options
         )
-    # RuntimeError without libtpu, XLA's own error for a size that is none
+    # RuntimeError without libtpu, XLA's error for a size that does not exist
     except Exception as error:
         reason = str(error).splitlines()[0]
         if "not installed" in reason:
@@ -82,16 +82,16 @@ def devices(topology: str) -> list[Any]:
 
 
 def compiled(run: Opened, prompt_length: int, *, selects: bool = True) -> Iterator[Compiled]:
-    """Compiles the stages of a described run, one after the other; without `selects`, not those of
-    the selector.
+    """Compiles the stages of a described run one by one; without `selects`, not those of the
+    selector.
     """
     setup, _, constants, state = run
     config = setup.config
     mesh = setup.mesh
     assert isinstance(mesh, Mesh), "an abstract mesh has no devices to compile for"
     tasks = constants.tasks
-    # with LoRA these two are one
-    stays = (state, tasks, constants.frozen or constants.reference_params)
+    # with LoRA the frozen parameters are the reference
+    resident = (state, tasks, constants.frozen or constants.reference_params)
     batch_size = config.batch_size
 
     array = partial(meshes.describe_array, mesh)
@@ -101,7 +101,7 @@ def compiled(run: Opened, prompt_length: int, *, selects: bool = True) -> Iterat
         numbers = array((count,), jnp.float32)
         return Feedback(ids, numbers, numbers, numbers), array((count,), jnp.bool_)  # pyright: ignore[reportArgumentType]
 
-    def laid_out(tree: Tree, *axes: str) -> Tree:  # as the stages lay out what they return
+    def shard(tree: Tree, *axes: str) -> Tree:  # as the stages shard what they return
         return jax.tree.map(lambda x: meshes.describe(x, meshes.sharding(mesh, *axes)), tree)
 
     with computing_on(mesh, config):
@@ -117,35 +117,35 @@ def compiled(run: Opened, prompt_length: int, *, selects: bool = True) -> Iterat
         success_index = array((batch_size,), jnp.int32, "batch")
         draw = (setup, state.selector, state.step, tasks)
         select = (*draw, constants.nothing_excluded, stream)
-        choice = laid_out(steps.select_tasks.eval_shape(*select, batch_size=batch_size)[0])
+        choice = shard(steps.select_tasks.eval_shape(*select, batch_size=batch_size)[0])
         params = model.whole(state.params, constants.frozen)
         start = (params, state.step, *prompts, choice.ids, stream)
         rollout = setup.generate.eval_shape(*start)
         score = (setup, state.step, choice.ids, prompts, rollout, rewards, valid, success_index)
-        groups = laid_out(steps.score_groups.eval_shape(*score).groups, "batch")
+        groups = shard(steps.score_groups.eval_shape(*score).groups, "batch")
         update = (setup, state.selector, state.counters, state.step, tasks)
         learn = (setup, state, groups, constants.reference_params, constants.frozen)
         if selects and setup.selector.reference_set is not None:
-            references = laid_out(steps.draw_reference_set.eval_shape(*draw))
+            references = shard(steps.draw_reference_set.eval_shape(*draw))
             full, rest = divmod(references.ids.size, batch_size)
-            parts = map(feedback, [batch_size] * full + [rest] * (rest > 0))
-            yield _compile("probe", steps.draw_reference_set, draw, stays)
+            batches = map(feedback, [batch_size] * full + [rest] * (rest > 0))
+            yield _compile("references", steps.draw_reference_set, draw, resident)
             yield _compile(
                 "predict",
                 steps.update_selector_state,
-                (*update, references, *parts),
-                stays,
+                (*update, references, *batches),
+                resident,
                 is_reference_set=True,
             )
         if selects:
-            yield _compile("select", steps.select_tasks, select, stays, batch_size=batch_size)
-        prefill = _compile("prefill", setup.generate.start, start, (stays, prompts))
+            yield _compile("select", steps.select_tasks, select, resident, batch_size=batch_size)
+        prefill = _compile("prefill", setup.generate.start, start, (resident, prompts))
         yield prefill
         if not prefill.failure:
             length = setup.generate.cache_lengths[-1]
             decode = decode_arguments(setup.lm.policy, prefill.outputs, length)
             yield _compile(
-                "decode", setup.generate.decode, decode, (stays, prompts, decode), length=length
+                "decode", setup.generate.decode, decode, (resident, prompts, decode), length=length
             )
             grids = setup.generate.grids(batch_size)
             if len(grids) > 1:
@@ -161,16 +161,20 @@ def compiled(run: Opened, prompt_length: int, *, selects: bool = True) -> Iterat
                 )
         if selects:
             yield _compile(
-                "note", steps.update_selector_state, (*update, choice, feedback(batch_size)), stays
+                "update selector",
+                steps.update_selector_state,
+                (*update, choice, feedback(batch_size)),
+                resident,
             )
-        yield _compile("learn", steps.update_policy, learn, (stays, groups))
+        yield _compile("learn", steps.update_policy, learn, (resident, groups))
 
 
 def decode_arguments(
     policy: Policy, started: tuple[Inputs, Decoding], length: int
 ) -> tuple[Inputs, Decoding]:
-    """Describes what a segment with a cache of `length` slots gets, from what `rollout.start`
-    returns.
+    """Describes the arguments of a decode segment with a cache of `length` slots.
+
+    `started` describes the result of `rollout.start`.
     """
     inputs, state = started
     grown = jax.eval_shape(lambda cache: policy.grow_cache(cache, length), state.cache)
@@ -179,7 +183,9 @@ def decode_arguments(
 
 
 def _compile(name: str, program: Any, arguments: tuple, held: PyTree, **static: object) -> Compiled:
-    """Compiles one program that runs while `held`, its arguments among it, is on the chips."""
+    """Compiles a program that runs while the arrays `held`, its arguments included, are on the
+    chips.
+    """
     start = time.perf_counter()
     try:
         done = program.lower(*arguments, **static).compile()

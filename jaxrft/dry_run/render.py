@@ -1,4 +1,4 @@
-"""The page that a dry run prints: compact, and plain text where there is no terminal."""
+"""Renders the page of a dry run: compact, and plain text where there is no terminal."""
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -12,11 +12,11 @@ from rich.text import Text
 from jaxrft.dry_run import counts, memory
 from jaxrft.dry_run.bounds import BOUNDS, Need, at_best
 from jaxrft.dry_run.chips import chip_of
-from jaxrft.dry_run.found import Pool, Set
-from jaxrft.dry_run.graded import Trial, unjudged
 from jaxrft.dry_run.programs import Compiled
+from jaxrft.dry_run.resolve import TaskPool, TaskSet
+from jaxrft.dry_run.reward_check import RewardCheck, any_without_reward
 from jaxrft.host.terminal import escaped
-from jaxrft.lm import tokenizer
+from jaxrft.lm.tokenizer import decode
 from jaxrft.tasks import table as tables
 from jaxrft.tasks.table import TaskTable
 
@@ -94,26 +94,14 @@ class Page:
         return "".join(levels[step] for step in steps)
 
 
-def sets(page: Page, pool: Pool, held_out: Sequence[Set]) -> None:
-    """Prints the sets, what is left out of each, and the domains."""
+def sets(page: Page, pool: TaskPool, held_out: Sequence[TaskSet]) -> None:
+    """Prints the sets, the number of tasks left out of each and why, and the domains."""
     page.heading("Tasks")
-    rows = []
-    trained_on = [(found, pool.table, "") for found in pool.sets]
-    for found, whole, role in (
-        *trained_on,
-        *((found, found.table, "held out") for found in held_out),
-    ):
-        title = found.config.title
-        if found.table is None or whole is None:
-            rows.append((title, "?", role, "not here"))
-            continue
-        dropped = [drop for drop in whole.dropped if drop.name == title]
-        thinned = sum(drop.count for drop in dropped if drop not in found.table.dropped)
-        said = "; ".join(f"{drop.count:,} {drop.reason}" for drop in dropped) or "none"
-        rows.append((title, f"{len(found.table.lengths) - thinned:,}", role, said))
+    rows = [_set_row(task_set, pool.table, "") for task_set in pool.sets]
+    rows += [_set_row(task_set, task_set.table, "held out") for task_set in held_out]
     page.table(("set", "tasks", "", "left out"), rows, numbers=(1,))
     names = pool.table.domains
-    if pool.whole and len(names) > 1:
+    if pool.complete and len(names) > 1:
         sizes = np.bincount(pool.table.domain, minlength=len(names))
         order = np.argsort(-sizes, kind="stable")
         rows = [
@@ -128,24 +116,38 @@ def sets(page: Page, pool: Pool, held_out: Sequence[Set]) -> None:
         page.table(("domain", "tasks", "share"), rows, numbers=(1, 2))
 
 
-def prompts(page: Page, pool: Pool, duplicates: int) -> None:
+def _set_row(task_set: TaskSet, used: TaskTable | None, role: str) -> tuple[str, str, str, str]:
+    """Formats the row of a set: its title, number of tasks, role, and the tasks left out.
+
+    `used` is the table that its tasks end up in, which may leave out more of them.
+    """
+    title = task_set.config.title
+    if task_set.table is None or used is None:
+        return title, "?", role, "missing"
+    dropped = [drop for drop in used.dropped if drop.name == title]
+    thinned = sum(drop.count for drop in dropped if drop not in task_set.table.dropped)
+    reasons = "; ".join(f"{drop.count:,} {drop.reason}" for drop in dropped) or "none"
+    return title, f"{len(task_set.table.lengths) - thinned:,}", role, reasons
+
+
+def prompts(page: Page, pool: TaskPool, duplicates: int) -> None:
     """Prints the lengths of the prompts and the widths that programs are compiled for.
 
     It also prints the columns that rewards get in addition to the prompts.
     """
-    found = pool.table
+    lengths = pool.table.lengths
     columns = ", ".join(pool.table.columns) or "none"
-    twice = f", {duplicates:,} with the prompt and answer of another one" if duplicates else ""
-    said = [("tasks in the pool", f"{len(found.lengths):,}{twice}")]
+    repeated = f", {duplicates:,} with the prompt and answer of another one" if duplicates else ""
+    pairs = [("tasks in the pool", f"{len(lengths):,}{repeated}")]
     if pool.tokenized:
-        p5, p50, p95 = np.percentile(found.lengths, (5, 50, 95), method="nearest")
-        widths = " ".join(str(width) for width in tables.buckets(found.lengths))
-        said.append(("prompt tokens", f"p5 {p5}  p50 {p50}  p95 {p95}  max {found.lengths.max()}"))
-        said.append(("compiled for widths", widths))
+        p5, p50, p95 = np.percentile(lengths, (5, 50, 95), method="nearest")
+        widths = " ".join(str(width) for width in tables.buckets(lengths))
+        pairs.append(("prompt tokens", f"p5 {p5}  p50 {p50}  p95 {p95}  max {lengths.max()}"))
+        pairs.append(("compiled for widths", widths))
     else:
-        said.append(("prompt tokens", "not known without the tokenizer: none is dropped here yet"))
+        pairs.append(("prompt tokens", "not known without the tokenizer: none is dropped here yet"))
     page.line("")
-    page.pairs([*said, ("columns for rewards", columns)])
+    page.pairs([*pairs, ("columns for rewards", columns)])
 
 
 def pass_rates(page: Page, table: TaskTable, names: Sequence[str]) -> None:
@@ -160,85 +162,91 @@ def pass_rates(page: Page, table: TaskTable, names: Sequence[str]) -> None:
         if not len(known):
             rows.append((name, "", "", "", "", "100.0%"))
             continue
-        shares = [f"{np.mean(known == edge):.1%}" for edge in (0, 1)]
-        row = (name, f"0 {page.bar(counts.histogram(column))} 1", f"{known.mean():.3f}", *shares)
+        extremes = [f"{np.mean(known == edge):.1%}" for edge in (0, 1)]
+        row = (name, f"0 {page.bar(counts.histogram(column))} 1", f"{known.mean():.3f}", *extremes)
         rows.append((*row, f"{1 - len(known) / len(column):.1%}"))
     headings = ("policy", "tasks by tenth", "mean", "at 0", "at 1", "unknown")
     page.table(headings, rows, numbers=(2, 3, 4, 5))
 
 
 def embeddings(table: TaskTable) -> list[tuple[str, str]]:
-    """Describes the embeddings as pairs (what, how wide and from what), if there are to be any."""
+    """Describes the embeddings as pairs (what, their width and source); empty without any."""
     if table.embeddings is None:
         return []
     width = f"width {table.embeddings.shape[1]:,}"
-    by = table.embedded_by
+    source = table.embedded_by
     said = (
-        ("not here yet, taken to be as wide as the policy")
-        if by is None
-        else f"{by['pooling']} of {by['model']}"
+        "missing, taken to be as wide as the policy"
+        if source is None
+        else f"{source['pooling']} of {source['model']}"
     )
     return [("embeddings", f"{width}, {said}")]
 
 
 def examples(
-    page: Page, table: TaskTable, text: "PreTrainedTokenizerBase", ids: Sequence[int]
+    page: Page, table: TaskTable, tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]
 ) -> None:
     """Prints the prompts of the tasks `ids`, decoded from the tokens that the policy reads."""
     page.heading("Prompts as the policy reads them")
     for i in ids:
         length = int(table.lengths[i])
-        said = tokenizer.decode(text, table.tokens[i, :length])
+        prompt = decode(tokenizer, table.tokens[i, :length])
         answer = table.columns.get("answer", {i: None})[i]
         truth = "" if answer is None else f", ground truth {shortened(str(answer), 60)}"
         page.line(
             f"  task {i:,} of {table.domains[table.domain[i]]}, {length} tokens{truth}", "dim"
         )
-        page.block(page.text(shortened(said, SHOWN).rstrip("\n") + "\n", overflow="fold"), indent=4)
+        page.block(
+            page.text(shortened(prompt, SHOWN).rstrip("\n") + "\n", overflow="fold"), indent=4
+        )
 
 
-def rewards(page: Page, trials: Sequence[Trial], reason: str) -> None:
-    """Prints what the rewards gave to ground truths, or the reason why they were not tried."""
+def rewards(page: Page, checks: Sequence[RewardCheck], reason: str) -> None:
+    """Prints the rewards of ground truths, or the reason why none was graded."""
     page.heading("Rewards")
     if reason:
         page.line(f"  not tried: {reason}")
         return
-    rows = [(t.name, _values(t.right), t.spelling, _values(t.empty)) for t in trials]
-    page.table(("reward", "of the ground truths", "written", "of nothing"), rows, numbers=())
-    for trial in trials:
-        if trial.failure:
-            page.line(f"  {trial.name} fails: {trial.failure}", "yellow")
-        elif trial.fails:
+    rows = [(c.name, _values(c.right), c.spelling, _values(c.empty)) for c in checks]
+    page.table(
+        ("reward", "of the ground truths", "written", "of an empty answer"), rows, numbers=()
+    )
+    for check in checks:
+        if check.failure:
+            page.line(f"  {check.name} fails: {check.failure}", "yellow")
+        elif check.fails:
             page.line(
-                f"  {trial.name} gives no ground truth more than an empty answer: check the "
-                "answer_column and what "
-                "the reward looks for",
+                f"  {check.name} gives no ground truth more than an empty answer: check the "
+                "answer_column and the format that the reward expects",
                 "yellow",
             )
-    if unjudged(trials):
+    if any_without_reward(checks):
         page.line(
-            "  no reward applies to some of these tasks, all are None or fail: nothing is "
-            "learned from such tasks",
+            "  no reward applies to some of these tasks, all are None or fail: such tasks give "
+            "no training signal",
             "yellow",
         )
 
 
-def memories(page: Page, parts: Sequence[memory.Part]) -> None:
+def memory_use(page: Page, parts: Sequence[memory.Part]) -> None:
     """Prints the memory that each device needs, by part and phase."""
     page.heading("Memory a device")
     phases = (memory.ROLLOUT, memory.LEARN)
     rows = []
     for part in parts:
-        here = [part.phase in (memory.ALWAYS, phase) for phase in phases]
-        said = ("" if part.exact else "~") + counts.size(part.bytes)
-        rows.append((part.name, *(said if there else "" for there in here)))
+        size = ("" if part.exact else "~") + counts.size(part.bytes)
+        cells = (size if part.phase in (memory.ALWAYS, phase) else "" for phase in phases)
+        rows.append((part.name, *cells))
     totals = [counts.size(memory.peak(list(parts), phase)) for phase in phases]
     page.table(
         ("", "rollout", "learning"),
         [*rows, ("together", *(f"~{total}" for total in totals))],
         numbers=(1, 2),
     )
-    page.line("  ~ estimated; what a compiler adds is not counted, --topology asks one", "dim")
+    page.line(
+        "  ~ estimated; what a compiler adds is not counted: --topology compiles and counts it",
+        "dim",
+    )
 
 
 def bounds(page: Page, needs: Sequence[tuple[str, Need]], topology: str) -> None:
@@ -259,34 +267,33 @@ def bounds(page: Page, needs: Sequence[tuple[str, Need]], topology: str) -> None
     )
 
 
-def programs(page: Page, found: Iterable[Compiled], topology: str) -> None:
-    """Prints a line for each program as soon as it is compiled: what the compiler says of it."""
+def programs(page: Page, compiled: Iterable[Compiled], topology: str) -> None:
+    """Prints a line for each program as soon as it is compiled: its memory and arithmetic."""
     gib = chip_of(topology).gib
     page.heading(f"Compiled for {topology}, chips of {gib} GiB")
-    for program in found:
+    for program in compiled:
         took = f"compiled in {program.seconds:.0f} s"
         if program.failure:
-            page.line(f"  {program.name:<10} does not fit: {program.failure} ({took})", "red")
+            page.line(f"  {program.name:<15} does not fit: {program.failure} ({took})", "red")
             continue
         fits = "fits" if program.peak < gib * 2**30 else "does not fit"
         page.line(
-            f"  {program.name:<10} {fits}: {counts.size(program.peak)} with all that stays on "
-            "the chip, "
-            f"{counts.size(program.temporaries)} of it temporary; "
+            f"  {program.name:<15} {fits}: {counts.size(program.peak)} with the state that "
+            f"stays on the chip, {counts.size(program.temporaries)} of it temporary; "
             f"{counts.short(program.flops)}FLOP ({took})"
         )
     page.line("  FLOP a chip, as the compiler counts: the bodies of loops once", "dim")
 
 
-def ending(page: Page, missing: Sequence[str]) -> None:
-    """Prints what is not here yet, or that nothing is missing."""
-    if not missing:
+def missing(page: Page, sentences: Sequence[str]) -> None:
+    """Prints the missing inputs, a sentence each, or that the run is ready."""
+    if not sentences:
         page.line("\nready", "bold green")
         return
-    page.heading("Not here yet")
-    distinct = list(dict.fromkeys(missing))
-    for number, each in enumerate(distinct, 1):
-        page.line(f"  {number}. {each}")
+    page.heading("Missing")
+    distinct = list(dict.fromkeys(sentences))
+    for number, sentence in enumerate(distinct, 1):
+        page.line(f"  {number}. {sentence}")
     page.line(
         f"\n{len(distinct)} {'thing is' if len(distinct) == 1 else 'things are'} missing",
         "bold yellow",

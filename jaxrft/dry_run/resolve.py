@@ -1,5 +1,5 @@
-"""What of a config's model and tasks is here, and a run described from it; what is not here stands
-in by its shape.
+"""Opens those inputs of a config that exist on this machine; placeholders of the same shapes
+replace the others.
 """
 
 from pathlib import Path
@@ -38,41 +38,41 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class Set(NamedTuple):
+class TaskSet(NamedTuple):
     """One set of tasks."""
 
     config: TasksConfig
-    table: TaskTable | None  # None: it is not here
-    missing: str  # why, and what to do; or why it has no embeddings yet
+    table: TaskTable | None  # None: the set is missing
+    missing: str  # why it, or its embeddings, are missing, and what to do; "" if nothing is
 
 
-class Pool(NamedTuple):
+class TaskPool(NamedTuple):
     """The tasks to train on."""
 
-    sets: tuple[Set, ...]
-    table: TaskTable  # of the sets that are here; if none is, of one batch of tasks without content
-    whole: bool  # whether all sets are here
+    sets: tuple[TaskSet, ...]
+    table: TaskTable  # of the sets that exist; if none does, of one batch of tasks without content
+    complete: bool  # whether all sets exist
     tokenized: bool  # if not, the prompts are taken to be as long as the config allows
 
 
-class Found(NamedTuple):
-    """What is here, and a sentence for each thing that is not."""
+class Inputs(NamedTuple):
+    """The inputs of a run as far as they exist, and a sentence for each that is missing."""
 
     lm: LanguageModel  # its parameters described; without its files it has no tokenizer
-    weights: bool  # whether its files are here
-    pool: Pool
-    held_out: tuple[Set, ...]
-    # one of the published sizes stands in for that of a file which is not here
-    predictor: Predictor | None
+    weights: bool  # whether its files exist
+    pool: TaskPool
+    held_out: tuple[TaskSet, ...]
+    predictor: Predictor | None  # an untrained one of the published size if its file is missing
     missing: tuple[str, ...]
 
 
-def look(config: Config, mesh: meshes.AnyMesh) -> Found:
-    """Opens what is here; raises InputError for what cannot be used, and for a model whose shape is
-    not known.
+def resolve_inputs(config: Config, mesh: meshes.AnyMesh) -> Inputs:
+    """Opens the inputs that exist.
+
+    Raises InputError for inputs that cannot be used, and for a model whose shape is not known.
     """
     folder = hub.local(config.model)
-    lm = _published(config, mesh) if folder is None else read_model(config, folder, mesh)
+    lm = _published_model(config, mesh) if folder is None else read_model(config, folder, mesh)
     missing = []
     if folder is None:
         missing.append(
@@ -83,15 +83,20 @@ def look(config: Config, mesh: meshes.AnyMesh) -> Found:
         weights.check(folder, lm.config)
     pool = open_pool(config, lm.tokenizer, lm.config.hidden_size)
     held_out = tuple(open_set(tasks, config, lm.tokenizer) for tasks in config.evaluation.tasks)
-    missing += [each.missing for each in (*pool.sets, *held_out) if each.missing]
-    predictor, absent = open_predictor(config, pool, mesh)
-    missing += [absent] * bool(absent)
-    return Found(
-        _described(config, lm, mesh), folder is not None, pool, held_out, predictor, tuple(missing)
+    missing += [task_set.missing for task_set in (*pool.sets, *held_out) if task_set.missing]
+    predictor, remedy = open_predictor(config, pool, mesh)
+    missing += [remedy] * bool(remedy)
+    return Inputs(
+        _with_parameters(config, lm, mesh),
+        folder is not None,
+        pool,
+        held_out,
+        predictor,
+        tuple(missing),
     )
 
 
-def _published(config: Config, mesh: meshes.AnyMesh) -> LanguageModel:
+def _published_model(config: Config, mesh: meshes.AnyMesh) -> LanguageModel:
     """Describes a model whose files are not here by its published shape.
 
     Raises Missing if its shape is not known.
@@ -113,13 +118,13 @@ def _published(config: Config, mesh: meshes.AnyMesh) -> LanguageModel:
     )
 
 
-def _described(config: Config, lm: LanguageModel, mesh: meshes.AnyMesh) -> LanguageModel:
+def _with_parameters(config: Config, lm: LanguageModel, mesh: meshes.AnyMesh) -> LanguageModel:
     """Adds the parameters to a model, trained and frozen ones, as shapes on the mesh."""
-    where = model.shardings(lm.config, mesh)
+    shardings = model.shardings(lm.config, mesh)
 
     def describe(rows: tuple[model.Weight, ...], dtype: DTypeLike) -> PyTree:
         return {
-            row.name: jax.ShapeDtypeStruct(row.shape, dtype, sharding=where[row.name])
+            row.name: jax.ShapeDtypeStruct(row.shape, dtype, sharding=shardings[row.name])
             for row in rows
         }
 
@@ -129,62 +134,64 @@ def _described(config: Config, lm: LanguageModel, mesh: meshes.AnyMesh) -> Langu
     return lm._replace(params=describe(model.adapters(lm.config), jnp.float32), frozen=frozen)
 
 
-def open_set(tasks: TasksConfig, config: Config, text: "PreTrainedTokenizerBase | None") -> Set:
+def open_set(
+    tasks: TasksConfig, config: Config, tokenizer: "PreTrainedTokenizerBase | None"
+) -> TaskSet:
     """Opens a set of tasks, and tokenizes its prompts if there is a tokenizer.
 
     Without a tokenizer the set gets no embeddings. Prompts that are too long may lack embeddings,
     and which prompts these are is not known without a tokenizer.
     Raises InputError for a set that cannot be used.
     """
-    found = None
+    table = None
     try:
         rows = sources.load(tasks)
-        found = (
+        table = (
             _untokenized(rows, tasks.title, config)
-            if text is None
-            else tokenize(rows, tasks, config, text)
+            if tokenizer is None
+            else tokenize(rows, tasks, config, tokenizer)
         )
-        check_columns(config, found, tasks.source)
-        if text is not None:
-            found = with_embeddings(found, tasks)
+        check_columns(config, table, tasks.source)
+        if tokenizer is not None:
+            table = with_embeddings(table, tasks)
         elif tasks.embeddings is not None:
             embeddings.read(tasks.embeddings)
-        return Set(tasks, found, "")
+        return TaskSet(tasks, table, "")
     except Missing as missing:
-        return Set(tasks, found, str(missing))
+        return TaskSet(tasks, table, str(missing))
 
 
-def open_pool(config: Config, text: "PreTrainedTokenizerBase | None", width: int) -> Pool:
-    """Opens the tasks to train on, as far as they are here.
+def open_pool(config: Config, tokenizer: "PreTrainedTokenizerBase | None", width: int) -> TaskPool:
+    """Opens the sets to train on that exist.
 
-    Zeros of this `width` stand in for embeddings that are not here.
+    Zeros of this `width` replace missing embeddings.
     """
-    sets = tuple(open_set(tasks, config, text) for tasks in config.task_sets)
-    tables = {found.config.title: found.table for found in sets if found.table is not None}
+    sets = tuple(open_set(tasks, config, tokenizer) for tasks in config.task_sets)
+    tables = {each.config.title: each.table for each in sets if each.table is not None}
     if not tables:
-        nothing = _untokenized(_stand_in(config), "tasks", config)
-        return Pool(sets, _stand_in_embeddings(config, nothing, width), False, False)
-    # such as a file that is not here yet
-    if any(found.embeddings is None for found in tables.values()):
+        empty = _untokenized(_placeholder_rows(config), "tasks", config)
+        return TaskPool(sets, _with_placeholder_embeddings(config, empty, width), False, False)
+    # such as a file that is missing
+    if any(table.embeddings is None for table in tables.values()):
         tables = {
-            title: found._replace(embeddings=None, embedded_by=None)
-            for title, found in tables.items()
+            title: table._replace(embeddings=None, embedded_by=None)
+            for title, table in tables.items()
         }
-    joined = _stand_in_embeddings(config, mix_sets(config, tables), width)
-    return Pool(sets, joined, len(tables) == len(sets), text is not None)
+    mixed = _with_placeholder_embeddings(config, mix_sets(config, tables), width)
+    return TaskPool(sets, mixed, len(tables) == len(sets), tokenizer is not None)
 
 
 def open_predictor(
-    config: Config, pool: Pool, mesh: meshes.AnyMesh
+    config: Config, pool: TaskPool, mesh: meshes.AnyMesh
 ) -> tuple[Predictor | None, str]:
     """Opens the predictor that the config asks for, if any.
 
-    Returns it and a sentence, "" if the predictor is here. If it is not, the sentence says what to
-    do, and an untrained predictor stands in for it.
+    Returns it and a sentence, "" if its file exists. Otherwise the sentence says what to do, and
+    the predictor is an untrained one.
     """
     if config.select.name != "dots":
         return None, ""
-    if pool.whole:
+    if pool.complete:
         projections.check_reference_set(config, len(pool.table.lengths), mesh)
     embedded: Any = pool.table.embeddings
     try:
@@ -202,17 +209,17 @@ def _untokenized(rows: Rows, name: str, config: Config) -> TaskTable:
     return tabulate(rows, keep, np.zeros((len(keep), 1), np.int32), lengths, name=name)
 
 
-def _stand_in_embeddings(config: Config, found: TaskTable, width: int) -> TaskTable:
+def _with_placeholder_embeddings(config: Config, table: TaskTable, width: int) -> TaskTable:
     """Adds embeddings [N, width] of zeros to tasks that will have embeddings but have none yet."""
-    if found.embeddings is not None or not uses_embeddings(config):
-        return found
-    own = not any(tasks.embeddings is not None for tasks in config.task_sets)
-    made_by = {"model": "the policy itself", "pooling": embeddings.POOLING} if own else None
-    zeros = np.zeros((len(found.lengths), width), np.float32)
-    return found._replace(embeddings=zeros, embedded_by=made_by)
+    if table.embeddings is not None or not uses_embeddings(config):
+        return table
+    by_policy = not any(tasks.embeddings is not None for tasks in config.task_sets)
+    source = {"model": "the policy itself", "pooling": embeddings.POOLING} if by_policy else None
+    zeros = np.zeros((len(table.lengths), width), np.float32)
+    return table._replace(embeddings=zeros, embedded_by=source)
 
 
-def _stand_in(config: Config) -> Rows:
+def _placeholder_rows(config: Config) -> Rows:
     """Builds a batch of tasks without content, with pass rates for selectors that need some."""
     policies = max(2, *(len(tasks.pass_rate_columns) for tasks in config.task_sets))
     rates = np.full((config.batch_size, policies), 0.5, np.float32)
