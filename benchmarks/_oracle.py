@@ -80,7 +80,7 @@ def measure(step: Step, state: TrainState, *, measured: int) -> Array:
             part,
             trainer_state=trainer_state(config, done),
         )
-        rewards = check_rewards(config, rewards, step.pool, tasks=len(part), first=False)
+        rewards = check_rewards(config, rewards, step.pool, num_tasks=len(part), first=False)
         successes = rewards.success.reshape(len(part), -1)
         rates[part] = successes.mean(axis=1)
     return meshes.place_table(rates, setup.mesh, setup.num_tasks)

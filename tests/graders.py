@@ -58,13 +58,13 @@ def chatty(prompts, completions, *, answer, **columns):
 
 
 def unsure(prompts, completions, *, answer, **columns):
-    """As `starts`, but without a verdict where there is no answer."""
+    """As `starts`, but with None where there is no answer."""
     scores = starts(prompts, completions, answer=[first or "" for first in answer])
     return [None if first is None else score for score, first in zip(scores, answer, strict=True)]
 
 
 def trainer():
-    """The process that has the pool: the parent of the warden, whose child a worker is."""
+    """The process that has the pool: the parent of the subreaper, whose child a worker is."""
     return int(Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[1])
 
 

@@ -25,21 +25,21 @@ def config_of(*rewards, **changes):
     )
 
 
-def check(config, rewards, pool=None, *, tasks, first=False, lost=()):
-    """The verdicts on the rewards [R, F], of which failures cost those at the places `lost`."""
+def check(config, rewards, pool=None, *, num_tasks, first=False, lost=()):
+    """Checks the rewards [R, F], of which those at the indices `lost` are lost to failures."""
     rewards, valid = helpers.masked_rewards(rewards)
     flags = np.zeros(rewards.shape, bool)
-    for place in lost:
-        flags[place] = True
-    verdicts = Rewards(rewards, valid, flags, NONE_LOST, [])
+    for index in lost:
+        flags[index] = True
+    rewards = Rewards(rewards, valid, flags, NONE_LOST, [])
     pool = SimpleNamespace(first_ranges={}) if pool is None else pool
-    return check_rewards(config, verdicts, pool, tasks=tasks, first=first)
+    return check_rewards(config, rewards, pool, num_tasks=num_tasks, first=first)
 
 
-def success_of(verdicts):
+def success_of(rewards):
     """The success of each row, None where it has none; what is not valid is 0."""
-    assert not verdicts.rewards[~verdicts.valid].any()
-    success = zip(verdicts.success.tolist(), verdicts.success_valid.tolist(), strict=True)
+    assert not rewards.rewards[~rewards.valid].any()
+    success = zip(rewards.success.tolist(), rewards.success_valid.tolist(), strict=True)
     return [value if valid else None for value, valid in success]
 
 
@@ -56,7 +56,7 @@ def test_success_is_the_first_reward_that_is_not_none_for_the_task():
     samples each.
     """
     rewards = [[1, _], [0, _], [_, 1], [_, 0], [0, 1], [1, 0], [_, _], [_, _]]
-    found = check(config_of("math", "exact"), rewards, tasks=4, first=True)
+    found = check(config_of("math", "exact"), rewards, num_tasks=4, first=True)
     assert found.success_index.tolist() == [0, 1, 0, 0]
     assert success_of(found) == [1, 0, 1, 0, 0, 1, _, _]
 
@@ -65,7 +65,7 @@ def test_all_samples_of_a_task_have_the_same_reward_for_success():
     """One that is None for a sample of the task leaves that sample without success, not with
     another reward's.
     """
-    found = check(config_of("math", "exact"), [[1, 0.5], [_, 0.5]], tasks=1)
+    found = check(config_of("math", "exact"), [[1, 0.5], [_, 0.5]], num_tasks=1)
     assert success_of(found) == [1, _]
 
 
@@ -74,7 +74,7 @@ def test_a_reward_that_a_failure_cost_is_not_none():
     success.
     """
     rewards = [[_, 1], [_, 1], [_, 0.5], [_, 0.5]]
-    found = check(config_of("math", "exact"), rewards, tasks=2, lost=[(0, 0), (1, 0)])
+    found = check(config_of("math", "exact"), rewards, num_tasks=2, lost=[(0, 0), (1, 0)])
     assert found.success_index.tolist() == [0, 1]
     assert success_of(found) == [_, _, 0.5, 0.5]
     assert found.failed.tolist() == [True, True, False, False]
@@ -82,7 +82,10 @@ def test_a_reward_that_a_failure_cost_is_not_none():
 
 def test_success_reward_alone_is_success_if_it_is_given():
     found = check(
-        config_of("math", "exact", success_reward="exact"), [[1, _], [0, 1]], tasks=2, first=True
+        config_of("math", "exact", success_reward="exact"),
+        [[1, _], [0, 1]],
+        num_tasks=2,
+        first=True,
     )
     assert success_of(found) == [_, 1]
 
@@ -92,17 +95,17 @@ def test_whether_a_reward_may_be_success_is_decided_once_a_reward():
     either.
     """
     config, pool = config_of("math", "length"), SimpleNamespace(first_ranges={})
-    first = check(config, [[1, -0.3], [_, 0.2]], pool, tasks=2, first=True)
+    first = check(config, [[1, -0.3], [_, 0.2]], pool, num_tasks=2, first=True)
     assert success_of(first) == [1, _]
-    later = check(config, [[_, 0.5], [_, 0.0], [0, 0.1]], pool, tasks=3)
+    later = check(config, [[_, 0.5], [_, 0.0], [0, 0.1]], pool, num_tasks=3)
     assert success_of(later) == [_, _, 0]
     assert later.failures["invalid"] == 0 and not later.failed.any()
 
 
 def test_a_reward_that_may_be_success_and_leaves_its_range_later_loses_that_value():
     config, pool = config_of("math", "bonus"), SimpleNamespace(first_ranges={})
-    check(config, [[1, 0.5], [_, 1]], pool, tasks=2, first=True)
-    later = check(config, [[_, 1.5], [_, 0.5], [1, 1.5]], pool, tasks=3)
+    check(config, [[1, 0.5], [_, 1]], pool, num_tasks=2, first=True)
+    later = check(config, [[_, 1.5], [_, 0.5], [1, 1.5]], pool, num_tasks=3)
     assert success_of(later) == [_, 0.5, 1]
     assert later.failures["invalid"] == 1 and later.failed.tolist() == [True, False, False]
     assert later.valid.tolist() == [[False, False], [False, True], [True, True]]
@@ -137,15 +140,15 @@ def test_a_reward_that_may_be_success_and_leaves_its_range_later_loses_that_valu
 )
 def test_mistakes_show_in_the_first_batch(config, rewards, wanted):
     with pytest.raises(InputError, match=wanted):
-        check(config, rewards, tasks=2, first=True)
+        check(config, rewards, num_tasks=2, first=True)
 
 
 def test_a_reward_that_shows_late_that_it_cannot_be_success_is_named_once(caplog):
     config, pool = config_of("math", "code"), SimpleNamespace(first_ranges={})
-    check(config, [[1, _], [0, _]], pool, tasks=2, first=True)
+    check(config, [[1, _], [0, _]], pool, num_tasks=2, first=True)
     with caplog.at_level(logging.WARNING):
         for _repeat in range(2):
-            found = check(config, [[1, _], [_, -1]], pool, tasks=2)
+            found = check(config, [[1, _], [_, -1]], pool, num_tasks=2)
     assert success_of(found) == [1, _]
     assert [
         record.getMessage().count("the reward code gave -1 and is never success")

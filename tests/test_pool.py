@@ -408,12 +408,12 @@ def test_the_completion_of_a_conversation_is_a_message_or_text(completions_as, o
         (
             unique_characters,
             {"trainer_state": [1]},
-            "column trainer_state has the name of something else",
+            "column trainer_state has the name of another argument of rewards",
         ),
         (
             unique_characters,
             {"completion_ids": [[1]]},
-            "column completion_ids has the name of something else",
+            "column completion_ids has the name of another argument of rewards",
         ),
     ],
 )

@@ -267,10 +267,10 @@ def test_rewards_get_the_tokens_that_were_sampled_and_how_far_the_run_is():
     lm = SimpleNamespace(tokenizer=tokenizer.load(str(TINY)), eos_ids=(5,))
     with Pool([("sampled", sampled)], workers=1) as pool:
         state = {"global_step": 1, "max_steps": 4}
-        verdicts = grade_rollout(
+        rewards = grade_rollout(
             config, lm, rollout, pool, tasks, np.array([0]), trainer_state=state
         )
-    assert verdicts.rewards.tolist() == [[-314.25], [15.25]]
+    assert rewards.rewards.tolist() == [[-314.25], [15.25]]
 
 
 def test_a_function_that_a_call_made_is_found_in_the_module_that_holds_it():

@@ -119,10 +119,10 @@ def test_a_reward_that_never_applies_changes_nothing(configure, whole, tmp_path)
 
 def test_failed_grader_invalidates_its_row_and_none_does_not():
     lost = np.array([[False, False], [False, False], [False, True]])
-    verdicts = Rewards(
+    rewards = Rewards(
         *helpers.masked_rewards([[1.0, 0.5], [1.0, None], [1.0, None]]), lost, {"invalid": 0}, []
     )
-    learned = drop_failed_rows(verdicts)
+    learned = drop_failed_rows(rewards)
     assert learned.valid.tolist() == [[True, True], [True, False], [False, False]]
     assert learned.rewards.tolist() == [[1.0, 0.5], [1.0, 0.0], [0.0, 0.0]]
 

@@ -35,7 +35,7 @@ from jaxrft.lm.policy import (
     open_model,
 )
 from jaxrft.prepare import task_files
-from jaxrft.prepare.journal import Journal, begun, identity_at, note_of, unfinished
+from jaxrft.prepare.journal import Journal, begun, journal_of, read_identity, unfinished
 from jaxrft.prepare.task_files import TaskFile
 from jaxrft.report.console import Display
 from jaxrft.rewards.grading import check_rewards, grade_rollout, open_rewards, trainer_state
@@ -83,17 +83,17 @@ class Options(Checked):
     of a file that is there already, of the same tasks in any order, stay. Of a mixture, a folder,
     in which each set gets a file."""
     name: str | None = None
-    """Name of the new column; <model>_pass_rate by default. <model>_trials beside it counts the
-    samples behind it.
+    """Name of the new column; <model>_pass_rate by default. <model>_trials next to it counts
+    its samples.
     """
     overwrite: bool = False
     """Replace columns that the file has already."""
     merge: tuple[FilePath, ...] = ()
-    """Roll nothing out, but put together the columns of these files of the same tasks."""
+    """Join the columns of these files of the same tasks, without any rollout."""
 
 
 class Counts(NamedTuple):
-    """What rollouts of n tasks came to."""
+    """The results of rollouts of n tasks."""
 
     successes: np.ndarray  # [n] float64, 0..trials
     trials: np.ndarray  # [n] int64, samples that have a reward
@@ -105,7 +105,7 @@ class Counts(NamedTuple):
 
 
 class Job(NamedTuple):
-    """A set of tasks, and all that rolling them out takes."""
+    """A set of tasks, and everything needed to roll them out."""
 
     config: Config
     mesh: Mesh
@@ -137,7 +137,7 @@ def run(options: Options) -> bool:
 def merge(config: Config, out: Path, files: tuple[str, ...], *, overwrite: bool = False) -> None:
     """Adds the columns of `files` to those of the file `out`.
 
-    Where there is no such file, it is begun with the config's tasks.
+    A missing `out` begins with the config's tasks.
     """
     if len(config.task_sets) > 1:
         titles = ", ".join(tasks.title for tasks in config.task_sets)
@@ -159,13 +159,13 @@ def measure(config: Config, out: Path, *, name: str | None = None, overwrite: bo
 
     Of a mixture, `out` is a folder, in which each set gets a file, whatever its weight. A pass rate
     is the mean success of num_generations samples; those whose reward is lost do not count, and a
-    task without any that does, or with too long a prompt, has none. Finished batches are noted in a
-    file .partial beside: after a kill the same command goes on from there, and ends with the very
-    files of an uninterrupted one. Returns False when SIGTERM or Ctrl-C ended it early, after the
+    task without any that does, or with too long a prompt, has none. Finished batches are recorded
+    in a file .partial next to it: after a kill the same command resumes there, and its files equal
+    those of an uninterrupted one. Returns False when SIGTERM or Ctrl-C ended it early, after the
     batch in hand. Raises InputError, before any rollout, for mistakes in config, data or `out`.
     """
     column = column_of(config.model) if name is None else name
-    if config.success_reward is not None:  # the others change nothing, and need not be graded
+    if config.success_reward is not None:  # the others do not matter here, and need not be graded
         config = dataclasses.replace(config, rewards=(config.success_reward,), reward_weights=None)
     mesh = open_mesh(config)
     files = files_of(config, out)
@@ -190,13 +190,13 @@ def measure(config: Config, out: Path, *, name: str | None = None, overwrite: bo
             return False
     # no earlier: a set without its journal would be refused
     for file in files if jax.process_index() == 0 else ():
-        note_of(file).unlink(missing_ok=True)
+        journal_of(file).unlink(missing_ok=True)
     return True
 
 
 def date_of_journals(files: Iterable[Path]) -> str | None:
     """Reads the date of chat templates from the first of the files' journals that has one."""
-    dates = [identity_at(note_of(file)).get("chat_template_date") for file in files]
+    dates = [read_identity(journal_of(file)).get("chat_template_date") for file in files]
     return next((date for date in dates if date is not None), None)
 
 
@@ -205,12 +205,14 @@ def measure_set(job: Job, column: str) -> bool:
     named = {"column": column} | identity(job)
     with ExitStack() as stack:
         journal = on_host0(
-            lambda: stack.enter_context(Journal(note_of(job.out), named, partial(is_result, job)))
+            lambda: stack.enter_context(
+                Journal(journal_of(job.out), named, partial(is_result, job))
+            )
         )
         visible = jax.process_index() == 0
         display = Display(len(job.table.lengths), visible=visible, unit=f"{job.tasks.title}, task")
         if not roll_out(job, journal, stack.enter_context(display)):
-            display.say("stopped by a signal; the same command goes on from here")
+            display.say("stopped by a signal; run the same command to resume")
             return False
         counts = collect(job, journal)
         on_host0(partial(write, job, column, counts))
@@ -220,7 +222,7 @@ def measure_set(job: Job, column: str) -> bool:
 
 
 def is_result(job: Job, number: int, result: JSON) -> bool:
-    """Returns whether `result` can be what `roll_out` notes of the batch `number`."""
+    """Checks whether `result` can be what `roll_out` records of the batch `number`."""
     if not 0 <= number < len(job.parts):
         return False
     try:
@@ -256,12 +258,12 @@ def files_of(config: Config, out: Path) -> dict[Path, TasksConfig]:
     """
     one = len(config.task_sets) == 1
     if one != (out.suffix == ".parquet"):
-        wanted = (
+        remedy = (
             "give the path of a .parquet file"
             if one
             else ("tasks is a mixture, so give a folder, for a file a set")
         )
-        raise InputError(f"--out is {out}: {wanted}")
+        raise InputError(f"--out is {out}: {remedy}")
     for tasks in () if one else config.task_sets:
         if tasks.title != Path(tasks.title).name:
             raise InputError(
@@ -299,12 +301,12 @@ def check(source: TaskFile, tasks: TasksConfig, out: Path, column: str, overwrit
     """Raises InputError when `out` holds other tasks, or one of the columns already."""
     target = open_target(source, tasks, out)
     task_files.matched(target, source)
-    taken = [name for name in (column, trials_of(column)) if name in target.table.column_names]
-    # Beside a journal they are the journal's own: the process was killed between writing them and
-    # removing that.
-    if taken and not overwrite and not begun(note_of(out)):
+    existing = [name for name in (column, trials_of(column)) if name in target.table.column_names]
+    # With a journal next to it, they are of the same job: the process was killed between writing
+    # them and removing the journal.
+    if existing and not overwrite and not begun(journal_of(out)):
         raise InputError(
-            f"{target.source} has a column {taken[0]} already: give another --name, or "
+            f"{target.source} has a column {existing[0]} already: give another --name, or "
             "--overwrite to replace it"
         )
 
@@ -353,11 +355,11 @@ def roll_out_batch(
     ids = np.resize(part, config.batch_size)  # the last batch is filled up with its own tasks
     prompts = prompt_batch(tasks, ids, table.buckets(tasks.lengths), job.mesh)
     rollouts = generate(job.lm.params, np.int32(0), *prompts, tasks.rows[ids])
-    told = trainer_state(config, 0)
-    verdicts = grade_rollout(config, job.lm, rollouts, job.pool, tasks, ids, trainer_state=told)
-    verdicts = check_rewards(config, verdicts, job.pool, tasks=len(ids), first=first)
-    success = verdicts.success.reshape(len(ids), -1)[: len(part)].astype(np.float64)  # [<= B, G]
-    valid = verdicts.success_valid.reshape(len(ids), -1)[: len(part)]
+    state = trainer_state(config, 0)
+    rewards = grade_rollout(config, job.lm, rollouts, job.pool, tasks, ids, trainer_state=state)
+    rewards = check_rewards(config, rewards, job.pool, num_tasks=len(ids), first=first)
+    success = rewards.success.reshape(len(ids), -1)[: len(part)].astype(np.float64)  # [<= B, G]
+    valid = rewards.success_valid.reshape(len(ids), -1)[: len(part)]
     counts = Counts(success.sum(axis=1), valid.sum(axis=1))
     return counts, int(jnp.sum(rollouts.lengths))
 
@@ -370,13 +372,13 @@ def collect(job: Job, journal: Journal | None) -> Counts:
     number = len(job.source.keys)
     counts = Counts(np.zeros(number, np.float64), np.zeros(number, np.int64))
     for batch, entries in journal.done.items() if journal is not None else ():
-        for whole, entry in zip(counts, entries, strict=True):
-            whole[job.table.rows[job.parts[batch]]] = entry
+        for total, entry in zip(counts, entries, strict=True):
+            total[job.table.rows[job.parts[batch]]] = entry
     return counts
 
 
 class Progress:
-    """Shows how far process 0 is."""
+    """Shows the progress of process 0."""
 
     def __init__(self, journal: Journal | None, display: Display, sizes: list[int]):
         """Starts with what the journal has of the batches, which have these `sizes`."""
@@ -388,7 +390,7 @@ class Progress:
         self.begin = 0.0
         if journal is not None and journal.done:
             display.say(
-                f"going on after {len(journal.done)} of {len(sizes)} batches, noted in "
+                f"resuming after {len(journal.done)} of {len(sizes)} batches, recorded in "
                 f"{journal.path}"
             )
 
@@ -403,17 +405,21 @@ class Progress:
         )
         done = sum(self.sizes[number] for number in self.journal.done)
         numbers = f"mean {successes / max(1, trials):.3f}"
-        left = ""
-        if self.count == 0:  # which was compiled for, and tells nothing of the speed
+        remaining = ""
+        if self.count == 0:  # its time includes compilation
             self.begin = time.monotonic()
         else:
             self.tokens += tokens
             seconds = time.monotonic() - self.begin
             numbers += f"  {self.tokens / seconds:,.0f} tokens/s"
-            left = f"  left {datetime.timedelta(seconds=round(seconds / self.count * missing))}"
-        seldom = self.count % max(1, len(self.sizes) // LINES) == 0
+            remaining = (
+                f"  left {datetime.timedelta(seconds=round(seconds / self.count * missing))}"
+            )
+        prints = self.count % max(1, len(self.sizes) // LINES) == 0
         self.display.advance(
-            done, numbers, f"task {done} of {sum(self.sizes)}  {numbers}{left}" if seldom else ""
+            done,
+            numbers,
+            f"task {done} of {sum(self.sizes)}  {numbers}{remaining}" if prints else "",
         )
         self.count += 1
 

@@ -1,4 +1,4 @@
-"""What a completion is worth: reward functions by name, and the pool of processes that runs them.
+"""Grades completions: reward functions by name, and the pool of processes that runs them.
 
 Nothing here imports jax, so that a worker starts fast; `math` is loaded by name, for it brings
 sympy.

@@ -176,7 +176,7 @@ _RATIONAL = ("integer", "decimal", "fraction", "ten")
 
 
 class _Value(NamedTuple):
-    """What a part of an answer is worth and how it is written."""
+    """The value of a part of an answer, and how it is written."""
 
     number: sympy.Expr | None = None  # None: not known, or no number
     form: str = (
@@ -236,7 +236,7 @@ class _Reader:
         text = _STYLES.sub(r" \1 ", _STYLES.sub(r" \1 ", text))
         self.numbers: list[bool] = []
         self.tokens: list[str] = []
-        for token in _TOKEN.finditer(_SPACING.sub(_kept_in_number, text)):
+        for token in _TOKEN.finditer(_SPACING.sub(_space_unless_grouping, text)):
             self.numbers.append(token["number"] is not None)
             self.tokens.append(token[0])
         self.numbers.append(False)
@@ -337,13 +337,13 @@ class _Reader:
                 break
         if len(terms) < 2:
             return terms[0] if terms else _UNIT
-        found = [term.number for term in terms if term.number is not None]
-        total = _bounded(sympy.Add(*found)) if len(found) == len(terms) else None
-        parts = sum(len(sympy.Add.make_args(number)) for number in found)
+        numbers = [term.number for term in terms if term.number is not None]
+        total = _bounded(sympy.Add(*numbers)) if len(numbers) == len(terms) else None
+        num_terms = sum(len(sympy.Add.make_args(number)) for number in numbers)
         evaluates = sum(term.rational for term in terms) > 1 or (
-            total is not None and (total.is_Rational or len(sympy.Add.make_args(total)) < parts)
+            total is not None and (total.is_Rational or len(sympy.Add.make_args(total)) < num_terms)
         )
-        return self._made("sum", total, evaluates, form="sum")
+        return self._operation("sum", total, evaluates, form="sum")
 
     def _sign(self) -> str:
         """Takes the signs in front of a term; more than one are an operation."""
@@ -398,9 +398,9 @@ class _Reader:
         operations = [operation for operation, _ in factors]
         values = [value for _, value in factors]
         forms = [value.form for value in values]
-        number = _worked_out(factors)
+        number = _product_of(factors)
         if forms in (["integer", "integer"], ["decimal", "integer"]) and operations[1] == "/":
-            return self._made(
+            return self._operation(
                 "quotient", number, not _in_lowest_terms(values[0], values[1]), form="fraction"
             )
         if forms == ["integer", "fraction"] and operations[1] == "" and _is_proper(values[1]):
@@ -418,7 +418,7 @@ class _Reader:
         name = "quotient" if "/" in operations[1:] else "product"
         if len(rational) > 1:
             reduced = len(rational) == 2 and len(values) > 2 and _reduced(factors)
-            return self._made(name, number, not reduced)
+            return self._operation(name, number, not reduced)
         sums -= values[-1].form == "sum" and operations[-1] == "/"
         evaluates = (
             sums > 1
@@ -427,23 +427,23 @@ class _Reader:
             or _multiplies_fractions(factors)
         )
         if name == "quotient":
-            return self._made(name, number, evaluates, form="quotient")
-        product = self._made(name, number, evaluates)
+            return self._operation(name, number, evaluates, form="quotient")
+        product = self._operation(name, number, evaluates)
         return product._replace(coefficient=_coefficient(values))
 
-    def _made(
+    def _operation(
         self, kind: str, number: sympy.Expr | None, evaluates: bool, form: str = "number"
     ) -> _Value:
-        """Returns the value of an operation, and notes its kind if it evaluates."""
+        """Returns the value of an operation, and records its kind if it evaluates."""
         if evaluates:
             self.kinds.add(kind)
         return _Value(number, form)
 
-    def _open(self, kind: str) -> _Value:
+    def _unevaluated(self, kind: str) -> _Value:
         """Returns the value of an operation on integers, which always evaluates and is not worked
         out here.
         """
-        return self._made(kind, None, evaluates=True, form="integer")
+        return self._operation(kind, None, evaluates=True, form="integer")
 
     def power(self) -> _Value:
         value = self.atom()
@@ -452,7 +452,7 @@ class _Reader:
                 value = self._raised(value, self._exponent())
             elif self.next == "!" and value.form:
                 self.at += 1
-                value = self._open("factorial")
+                value = self._unevaluated("factorial")
             elif self.take("\\%", "%", "percent", "pct", "percentage"):
                 value = _scaled(value)
             elif self.next in _POWERS and value.form:
@@ -460,13 +460,13 @@ class _Reader:
                     value, _Value(sympy.Integer(_POWERS[self.take(self.next)]), "integer")
                 )
             elif self.take("factorial"):
-                value = self._open("factorial")
+                value = self._unevaluated("factorial")
             elif self.take("\\choose", "choose"):
                 self._group()
-                value = self._open("binomial")
+                value = self._unevaluated("binomial")
             elif self.take("\\bmod", "\\pmod", "\\mod", "mod", "modulo") and value.form:
                 self._group()
-                value = self._open("remainder")
+                value = self._unevaluated("remainder")
             elif self.take("_"):
                 self._group()
             else:
@@ -487,15 +487,17 @@ class _Reader:
         power = exponent.number
         if number is None or power is None:
             return _Value(None, "number")
-        whole = bool(power.is_Integer)
-        if number == 10 and base.form == "integer" and whole:
+        is_integer = bool(power.is_Integer)
+        if number == 10 and base.form == "integer" and is_integer:
             return _Value(number**power if abs(power) < _EXPONENT else None, "ten")
-        if (number.is_Rational or number in (sympy.I,)) and whole:
-            return self._made("power", None if base.form else number, evaluates=True)
+        if (number.is_Rational or number in (sympy.I,)) and is_integer:
+            return self._operation("power", None if base.form else number, evaluates=True)
         result = _power(number, power)
-        again = whole and abs(power) > 1 and (number.is_Add or number.is_Mul or number.is_Pow)
-        return self._made(
-            "power", result, again or (result is not None and bool(result.is_Rational))
+        expands = (
+            is_integer and abs(power) > 1 and (number.is_Add or number.is_Mul or number.is_Pow)
+        )
+        return self._operation(
+            "power", result, expands or (result is not None and bool(result.is_Rational))
         )
 
     def atom(self) -> _Value:
@@ -514,7 +516,7 @@ class _Reader:
         if token in _BINOMIALS:
             self.at += 1
             values = (self._group(), self._group())
-            return self._made(
+            return self._operation(
                 "binomial", None, evaluates=all(value.form for value in values), form="integer"
             )
         name = token.removeprefix("\\")
@@ -559,7 +561,7 @@ class _Reader:
         ):
             return _Value(None, "number")
         result = _power(inside.number, 1 / degree.number)
-        return self._made("root", result, result is not None and bool(result.is_Rational))
+        return self._operation("root", result, result is not None and bool(result.is_Rational))
 
     def _function(self, name: str) -> _Value:
         r"""Reads a function, its base or degree, the power it is raised to, and what it is taken
@@ -573,7 +575,7 @@ class _Reader:
         bracketed = self.next in _BRACKETS
         argument = self.power() if bracketed else self._argument()
         if name in _INTEGER_FUNCTIONS:
-            return self._open(name)
+            return self._unevaluated(name)
         if not argument.form:
             return _UNIT
         if argument.number is None or (base is not None and base.number is None):
@@ -598,7 +600,7 @@ class _Reader:
             and sympy.log(argument.number, 10).is_Rational
         )
         evaluates = common or not result.has(function) or bool(result.is_Rational)
-        value = self._made(name, _bounded(result), evaluates)
+        value = self._operation(name, _bounded(result), evaluates)
         return value if power is None else self._raised(value, power)
 
     def _argument(self) -> _Value:
@@ -625,11 +627,13 @@ class _Reader:
         if closing not in self.tokens[self.at :]:
             return _UNIT
         value = self.elements(closing)
-        return self._made(name, None, evaluates=True) if value.form else _UNIT
+        return self._operation(name, None, evaluates=True) if value.form else _UNIT
 
 
-def _kept_in_number(spacing: re.Match[str]) -> str:
-    r"""Returns a space for what only spaces, and leaves what may group the digits of a number."""
+def _space_unless_grouping(spacing: re.Match[str]) -> str:
+    r"""Replaces spacing by a space, and `\!` by nothing, unless it may group the digits of a
+    number.
+    """
     return spacing[0] if spacing[0] in ("\\,", "\\ ", "~") else ("" if spacing[0] == "\\!" else " ")
 
 
@@ -664,7 +668,7 @@ def _sum(one: _Value, other: _Value) -> sympy.Expr | None:
 
 
 def _bounded(number: sympy.Expr) -> sympy.Expr | None:
-    """Returns a number if it is small enough to go on with."""
+    """Returns a number if it is small enough to compute with."""
     if number.has(sympy.nan, sympy.zoo, sympy.oo, -sympy.oo):
         return None
     parts = number.atoms(sympy.Rational)
@@ -710,7 +714,7 @@ def _exact_root(base: sympy.Rational, degree: int) -> sympy.Expr | None:
     )
 
 
-def _worked_out(factors: list[tuple[str, _Value]]) -> sympy.Expr | None:
+def _product_of(factors: list[tuple[str, _Value]]) -> sympy.Expr | None:
     """Returns the product of all factors, or None where one is not known."""
     product = sympy.Integer(1)
     for operation, value in factors:

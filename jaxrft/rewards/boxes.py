@@ -36,8 +36,8 @@ def last_box(text: str, *, empty: bool = False) -> Box | None:
     begin = max(text.rfind(name) for name in _NAMES)
     if begin < 0:
         return None
-    found = _boxes(text, begin, empty=empty) or _boxes(text, 0, empty=empty)
-    return found[-1] if found else None
+    boxes = _boxes(text, begin, empty=empty) or _boxes(text, 0, empty=empty)
+    return boxes[-1] if boxes else None
 
 
 def joined_boxes(text: str) -> str | None:
@@ -64,7 +64,7 @@ def joined_boxes(text: str) -> str | None:
 
 def _boxes(text: str, begin: int, *, empty: bool) -> list[Box]:
     """Returns the closed boxes behind `begin`, of nested ones the innermost, in order."""
-    found: list[Box] = []
+    boxes: list[Box] = []
     open_braces: list[int] = []  # where the content of a box begins, -1 for another brace
     for brace in _BRACES.finditer(text, begin):
         if brace[0] == "{":
@@ -73,10 +73,10 @@ def _boxes(text: str, begin: int, *, empty: bool) -> list[Box]:
             open_braces.append(brace.end())
         elif brace[0] == "}" and open_braces:
             start = open_braces.pop()
-            innermost = start >= 0 and (not found or start > found[-1].begin)
+            innermost = start >= 0 and (not boxes or start > boxes[-1].begin)
             if innermost and (empty or text[start : brace.start()].strip()):
-                found.append(Box(start, brace.start()))
-    return found
+                boxes.append(Box(start, brace.start()))
+    return boxes
 
 
 def _joins(between: str) -> bool:

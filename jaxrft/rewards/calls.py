@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
-# What a reward can name beside the columns of the tasks, which therefore cannot be called so.
+# Arguments that rewards may have next to the columns of the tasks. No column may have such a name.
 GIVEN = (
     "prompts",
     "completions",
@@ -52,9 +52,9 @@ class TrainerState(SimpleNamespace):
 def signature_of(function: Callable[..., object]) -> Signature:
     """Returns the keywords that a function takes.
 
-    A wrapper that takes nothing but *args and **kwargs is judged by what it wraps. A function that
-    hides its signature takes everything. Raises TypeError for a parameter without default that can
-    be given by position only.
+    A wrapper that takes nothing but *args and **kwargs has the signature of the function that it
+    wraps. A function that hides its signature takes everything. Raises TypeError for a parameter
+    without default that can be given by position only.
     """
     parameters = _parameters(function)
     for parameter in parameters:
@@ -73,9 +73,9 @@ def _parameters(function: Callable[..., object]) -> list[inspect.Parameter]:
         parameters = list(inspect.signature(function, follow_wrapped=False).parameters.values())
     except ValueError:  # such as a function of C
         return [inspect.Parameter("keywords", inspect.Parameter.VAR_KEYWORD)]
-    passes_on = all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+    forwards = all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
     wrapped = getattr(function, "__wrapped__", None)
-    return _parameters(wrapped) if passes_on and wrapped is not None else parameters
+    return _parameters(wrapped) if forwards and wrapped is not None else parameters
 
 
 def awaited(result: object) -> object:
@@ -102,18 +102,17 @@ def keywords(
     state: Mapping[str, object] | None,
     takes: Signature,
 ) -> dict:
-    """Returns what a reward is called with for completion `i` of a chunk: lists of length 1, and
-    TRL's three extras.
+    """Returns the arguments of a reward for completion `i` of a chunk: lists of length 1, and TRL's
+    three extras.
 
-    `log_extra` and `log_metric` keep nothing: there is no table or log of a trainer that they could
-    write to.
+    `log_extra` and `log_metric` do nothing, since there is no trainer's table or log.
     """
-    extras: dict[str, object] = {"log_extra": _keep_nothing, "log_metric": _keep_nothing}
+    extras: dict[str, object] = {"log_extra": _ignore, "log_metric": _ignore}
     if state is not None:
         extras["trainer_state"] = TrainerState(**state)
     given = {name: [values[i]] for name, values in chunk.items()}
     return given | takes.accepted(extras)
 
 
-def _keep_nothing(name: str, value: object) -> None:
-    """Takes what TRL's trainer would log."""
+def _ignore(name: str, value: object) -> None:
+    """Drops a value that TRL's trainer would log."""

@@ -1,5 +1,5 @@
-r"""What plain LaTeX is worth as a number, without computer algebra: most wrong answers are wrong by
-a number.
+r"""Evaluates plain LaTeX as a number without computer algebra, since most wrong answers are wrong
+numbers.
 
     list    = [( | [ | \{] element {, element} [) | ] | \}]
     element = sum | \infty | -\infty
@@ -65,9 +65,9 @@ def differ(some: Sequence[float] | None, others: Sequence[float] | None) -> bool
     """
     if some is None or others is None:
         return False
-    ours = sorted(set(some))
-    theirs = sorted(set(others))
-    return len(ours) != len(theirs) or not all(map(_close, ours, theirs))
+    ones = sorted(set(some))
+    others = sorted(set(others))
+    return len(ones) != len(others) or not all(map(_close, ones, others))
 
 
 def _close(one: float, other: float) -> bool:
@@ -133,10 +133,10 @@ class _Reader:
         self.at += minus
         if self.take("\\infty"):
             return -math.inf if minus else math.inf
-        found = self.sum()
-        if not (isinstance(found, float) and math.isfinite(found)):
+        value = self.sum()
+        if not (isinstance(value, float) and math.isfinite(value)):
             raise _NoValue
-        return found
+        return value
 
     def sum(self) -> float:
         self.depth += 1

@@ -142,8 +142,8 @@ def final_answer(completion: str, *, joined: bool = False, truncated: bool = Fal
     behind = text[thoughts[-1].end() :] if thoughts else ""
     if not behind.strip():
         return _answer_in(text, joined, truncated)
-    found = _answer_in(behind, joined, truncated)
-    return _marked(text, joined) if found is None else found
+    answer = _answer_in(behind, joined, truncated)
+    return _marked(text, joined) if answer is None else answer
 
 
 def _answer_in(text: str, joined: bool, truncated: bool) -> str | None:
@@ -173,15 +173,15 @@ def _marked(text: str, joined: bool) -> str | None:
 def _last_tag(text: str) -> tuple[int, int] | None:
     """Returns where the last `<answer>` that is closed and not empty begins and ends."""
     opened = None
-    found = None
+    last = None
     for tag in _TAGS.finditer(text):
         if not tag[1]:
             opened = tag.end()
         elif opened is not None:
             if text[opened : tag.start()].strip():
-                found = (opened, tag.start())
+                last = (opened, tag.start())
             opened = None
-    return found
+    return last
 
 
 def _within_tag(text: str, joined: bool) -> str | None:
@@ -210,13 +210,13 @@ def _phrased(text: str) -> str | None:
     words = None
     end = len(text)
     for phrase in reversed(list(_PHRASE.finditer(text))[-PHRASES:]):
-        found = _leading(text[phrase.end() : end])
+        answer = _leading(text[phrase.end() : end])
         end = phrase.start()
-        if found is None:
+        if answer is None:
             continue
-        if len(found) == 1 or not found.replace(" ", "").isalpha():
-            return found
-        words = words or found
+        if len(answer) == 1 or not answer.replace(" ", "").isalpha():
+            return answer
+        words = words or answer
     return words
 
 
@@ -321,7 +321,7 @@ def _is_expression(text: str) -> bool:
 
 def _sentences(text: str) -> list[str]:
     """Splits a text at the ends of sentences and lines that are not within a formula."""
-    found = []
+    sentences = []
     begin = 0
     formulas = _MATH.finditer(text)
     formula = next(formulas, None)
@@ -330,9 +330,9 @@ def _sentences(text: str) -> list[str]:
             formula = next(formulas, None)
         if formula is not None and formula.start() < boundary.start():
             continue
-        found.append(text[begin : boundary.end()])
+        sentences.append(text[begin : boundary.end()])
         begin = boundary.end()
-    return [sentence.strip() for sentence in [*found, text[begin:]] if sentence.strip()]
+    return [sentence.strip() for sentence in [*sentences, text[begin:]] if sentence.strip()]
 
 
 def _sentence_end(text: str) -> int:
@@ -416,7 +416,7 @@ class _Run(NamedTuple):
 
 def _runs(sentence: str) -> list[_Run]:
     """Returns the runs of mathematics in a sentence, in order."""
-    found: list[_Run] = []
+    runs: list[_Run] = []
     begin = -1
     end = -1
     has_digit = False
@@ -429,11 +429,11 @@ def _runs(sentence: str) -> list[_Run]:
             end = token.end()
             has_digit = has_digit or token["digits"] is not None
         elif begin >= 0:
-            found.append(_Run(begin, end, has_digit))
+            runs.append(_Run(begin, end, has_digit))
             begin = -1
             has_digit = False
         before = token[0][-1]
-    return [*found, _Run(begin, end, has_digit)] if begin >= 0 else found
+    return [*runs, _Run(begin, end, has_digit)] if begin >= 0 else runs
 
 
 def _is_mathematics(token: re.Match[str], before: str, sentence: str) -> bool:
@@ -461,8 +461,8 @@ def _bare(text: str) -> str:
     text = _stripped(text)
     text = _stripped(_EDGE_WORDS.sub("", text)).strip(_CURRENCIES + "= ").removesuffix("/")
     text = _AND.sub(",", text)
-    surplus = sum(text.count(opening) - text.count(closing) for opening, closing in _PAIRS)
-    for opening, closing in _PAIRS if surplus else ():  # of [0, 1) each bracket has another one
+    unclosed = sum(text.count(opening) - text.count(closing) for opening, closing in _PAIRS)
+    for opening, closing in _PAIRS if unclosed else ():  # of [0, 1) each bracket has another one
         if text.count(opening) < text.count(closing):
             text = _stripped(text.removesuffix(closing))
         if text.count(opening) > text.count(closing):

@@ -105,15 +105,15 @@ def verl(compute_score: Callable[..., Any]) -> Reward:
     have no default.
     """
     signature = signature_of(compute_score)
-    further = set(signature.required) - {
+    unknown = set(signature.required) - {
         "data_source",
         "solution_str",
         "ground_truth",
         "extra_info",
     }
-    if further:
+    if unknown:
         raise TypeError(
-            f"verl's compute_score is not given {', '.join(sorted(further))}: give it a default"
+            f"verl's compute_score is not given {', '.join(sorted(unknown))}: give it a default"
         )
 
     @functools.wraps(compute_score)
@@ -126,10 +126,10 @@ def verl(compute_score: Callable[..., Any]) -> Reward:
         extra_info: Sequence | None = None,
         **columns: object,
     ) -> Any:
-        nothing = [None] * len(completions)
+        absent = [None] * len(completions)
         scores = []
         for source, completion, truth, extra in zip(
-            data_source or nothing, completions, answer, extra_info or nothing, strict=True
+            data_source or absent, completions, answer, extra_info or absent, strict=True
         ):
             given = {
                 "data_source": source,

@@ -1,4 +1,4 @@
-"""Grades rollouts on all hosts, and tells successes from other rewards."""
+"""Grades rollouts on all hosts, and chooses the reward of each task that counts as its success."""
 
 import logging
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ def open_rewards(config: Config, reward: dict[str, Reward] | None = None) -> poo
 
 
 def trainer_state(config: Config, done: int) -> dict[str, int]:
-    """Builds what rewards are told of a run that has `done` the given number of steps.
+    """Builds the `trainer_state` argument of rewards, for a run that has done `done` steps.
 
     The names are those of transformers' TrainerState.
     """
@@ -58,12 +58,12 @@ def trainer_state(config: Config, done: int) -> dict[str, int]:
 
 
 class Rewards(NamedTuple):
-    """What graders said of a rollout, the same on every process but for the samples."""
+    """The rewards of a rollout, the same on every process but for the samples."""
 
     rewards: np.ndarray  # [R, F] float32, 0 where not valid
     valid: np.ndarray  # [R, F] bool, False = does not apply, or lost
-    lost: np.ndarray  # [R, F] bool, the rewards that failures of graders cost
-    failures: dict[str, int]  # how many, by kind
+    lost: np.ndarray  # [R, F] bool, rewards lost to failures of graders
+    failures: dict[str, int]  # the number of failures, by kind
     samples: list[tuple[int, str]]  # (row, text) of the completions that this process graded
     # [B] int32, the reward that is success of each task
     success_index: np.ndarray = np.zeros(0, np.int32)
@@ -101,24 +101,24 @@ def grade_rollout(
     *,
     trainer_state: dict[str, int] | None = None,
 ) -> Rewards:
-    """Grades a rollout of tasks `ids` [B]: each process grades the rows it holds, and all learn all
-    rewards.
+    """Grades a rollout of tasks `ids` [B]: each process grades the rows that it holds, and all
+    processes get all rewards.
 
-    Of a row that several processes hold, the one with its first copy is in charge. `trainer_state`
-    is what rewards are told of the run, see `trainer_state`.
+    A row that several processes hold is graded by the process with its first replica. For
+    `trainer_state` see the function of that name.
     """
     rows = rollouts.lengths.shape[0]
     generations = rows // len(ids)
     lengths = {
         _first_row(shard): np.asarray(shard.data) for shard in rollouts.lengths.addressable_shards
     }
-    mine = []
+    local_rows = []
     tokens = []
     for shard in rollouts.tokens.addressable_shards:
         if shard.replica_id == 0:
             first = _first_row(shard)
             block = np.asarray(shard.data)
-            mine += range(first, first + len(block))
+            local_rows += range(first, first + len(block))
             tokens += [row[:length] for row, length in zip(block, lengths[first], strict=True)]
     marks = tokenizer.marks(lm.tokenizer, lm.eos_ids)
     decode = partial(
@@ -128,10 +128,10 @@ def grade_rollout(
         skip_special_tokens=config.skip_special_tokens,
     )
     completions = [decode(row) for row in tokens]
-    asked = [int(ids[row // generations]) for row in mine]
-    columns = {name: [entries[i] for i in asked] for name, entries in tasks.columns.items()}
+    task_ids = [int(ids[row // generations]) for row in local_rows]
+    columns = {name: [entries[i] for i in task_ids] for name, entries in tasks.columns.items()}
     graded = pool.grade(
-        [tasks.prompts[i] for i in asked],
+        [tasks.prompts[i] for i in task_ids],
         completions,
         columns,
         completion_ids=[row.tolist() for row in tokens],
@@ -141,19 +141,19 @@ def grade_rollout(
     )
     values, not_none = without_none(graded.rewards)
     rewards = np.zeros((rows, len(values)), np.float32)
-    rewards[mine] = values.T
+    rewards[local_rows] = values.T
     valid = np.zeros(rewards.shape, bool)
-    valid[mine] = not_none.T
+    valid[local_rows] = not_none.T
     lost = np.zeros(rewards.shape, bool)
     for reward, i in graded.lost:
-        lost[mine[i], reward] = True
+        lost[local_rows[i], reward] = True
     counts = np.array([graded.failures[kind] for kind in pools.KINDS])
-    if jax.process_count() > 1:  # rows of other processes are 0 here, so that sums put all together
-        parts = (rewards, valid.astype(np.int32), lost.astype(np.int32), counts)
-        found = multihost_utils.process_allgather(parts)
-        rewards, valid, lost, counts = (x.sum(axis=0) for x in found)
+    if jax.process_count() > 1:  # rows of other processes are 0 here, so that the sum has all
+        local = (rewards, valid.astype(np.int32), lost.astype(np.int32), counts)
+        gathered = multihost_utils.process_allgather(local)
+        rewards, valid, lost, counts = (x.sum(axis=0) for x in gathered)
     failures: dict[str, int] = dict(zip(pools.KINDS, counts.tolist(), strict=True))
-    samples = list(zip(mine, completions, strict=True))
+    samples = list(zip(local_rows, completions, strict=True))
     return Rewards(rewards, valid.astype(bool), lost.astype(bool), failures, samples)
 
 
@@ -167,45 +167,41 @@ def without_none(rewards: Sequence[Sequence[float | None]]) -> tuple[np.ndarray,
 
 
 def check_rewards(
-    config: Config, verdicts: Rewards, pool: pools.Pool, *, tasks: int, first: bool
+    config: Config, rewards: Rewards, pool: pools.Pool, *, num_tasks: int, first: bool
 ) -> Rewards:
-    """Tells which reward is success of each of so many `tasks`; those outside [0, 1] are lost, to
-    `invalid`.
+    """Chooses the reward of each task that counts as its success; success outside [0, 1] is lost,
+    to `invalid`.
 
-    Raises InputError in the `first` batch when a reward that may not be success stands where
-    success is looked for, and when there is no success at all: then something is wrong with the
-    rewards, and nothing is lost yet.
+    Raises InputError in the `first` batch when `check_candidates` does, and when no completion has
+    a success: then something is wrong with the rewards, and no training is lost yet.
     """
-    note_ranges(config, verdicts, pool, first=first)
+    record_ranges(config, rewards, pool, first=first)
     candidates = success_candidates(config, pool)
     if first:
         check_candidates(config, pool)
-    verdicts = verdicts._replace(success_index=success_indices(verdicts, candidates, tasks=tasks))
-    if first and not (verdicts.success_valid & ~verdicts.failed).any():
-        counts = (
-            ", ".join(f"{n} {kind}" for kind, n in verdicts.failures.items() if n) or "all None"
-        )
+    index = success_indices(rewards, candidates, num_tasks=num_tasks)
+    rewards = rewards._replace(success_index=index)
+    if first and not (rewards.success_valid & ~rewards.failed).any():
+        counts = ", ".join(f"{n} {kind}" for kind, n in rewards.failures.items() if n) or "all None"
         raise InputError(
             f"no completion of the first batch got a reward ({counts}): see the warning above, "
             "and check the rewards "
             f"{', '.join(config.rewards)} and the columns of the tasks"
         )
-    outside = verdicts.is_success & ((verdicts.rewards < 0) | (verdicts.rewards > 1))
-    return verdicts._replace(
-        rewards=np.where(outside, np.float32(0), verdicts.rewards),
-        valid=verdicts.valid & ~outside,
-        lost=verdicts.lost | outside,
-        failures=verdicts.failures | {"invalid": verdicts.failures["invalid"] + int(outside.sum())},
+    outside = rewards.is_success & ((rewards.rewards < 0) | (rewards.rewards > 1))
+    return rewards._replace(
+        rewards=np.where(outside, np.float32(0), rewards.rewards),
+        valid=rewards.valid & ~outside,
+        lost=rewards.lost | outside,
+        failures=rewards.failures | {"invalid": rewards.failures["invalid"] + int(outside.sum())},
     )
 
 
-def note_ranges(config: Config, verdicts: Rewards, pool: pools.Pool, *, first: bool) -> None:
-    """Notes with the pool, so that training and evaluation share it, what range a reward's first
-    values are in.
+def record_ranges(config: Config, rewards: Rewards, pool: pools.Pool, *, first: bool) -> None:
+    """Records the range of each reward's first values in the pool, which training and evaluation
+    share.
     """
-    for name, column, valid in zip(
-        config.rewards, verdicts.rewards.T, verdicts.valid.T, strict=True
-    ):
+    for name, column, valid in zip(config.rewards, rewards.rewards.T, rewards.valid.T, strict=True):
         values = column[valid]
         if len(values) == 0 or name in pool.first_ranges:
             continue
@@ -219,30 +215,30 @@ def note_ranges(config: Config, verdicts: Rewards, pool: pools.Pool, *, first: b
             logger.warning(
                 "the reward %s gave %g and is never success, which must lie in [0, 1]: tasks "
                 "to which no other reward "
-                "applies teach nothing, unless another is named with success_reward",
-                *(name, misfit(pool, name)),
+                "applies give no training signal, unless success_reward names another",
+                *(name, out_of_range(pool, name)),
             )
 
 
 def may_be_success(pool: pools.Pool, name: str) -> bool:
-    """Decides, once a reward, whether it may be success: if the first batch that has values of it
-    has all in [0, 1].
+    """Checks whether a reward may be success: whether its values in the first batch that has any
+    all lie in [0, 1].
 
-    True while it gave none. A run that is resumed decides anew.
+    Returns True before that batch. A resumed run decides anew.
     """
     lowest, highest = pool.first_ranges.get(name, (0.0, 1.0))
     return lowest >= 0 and highest <= 1
 
 
-def misfit(pool: pools.Pool, name: str) -> float:
-    """Returns a value outside [0, 1] of a reward that does not fit."""
+def out_of_range(pool: pools.Pool, name: str) -> float:
+    """Returns a first value outside [0, 1] of a reward that has one."""
     lowest, highest = pool.first_ranges[name]
     return lowest if lowest < 0 else highest
 
 
 def success_candidates(config: Config, pool: pools.Pool) -> np.ndarray:
     """Returns which rewards may be success, [F] bool: `success_reward` if it is given, else all
-    that fit.
+    whose first values lie in [0, 1].
     """
     if config.success_reward is not None:
         return np.array([name == config.success_reward for name in config.rewards])
@@ -251,21 +247,21 @@ def success_candidates(config: Config, pool: pools.Pool) -> np.ndarray:
 
 def check_candidates(config: Config, pool: pools.Pool) -> None:
     """Raises InputError when `success_reward`, or by default the first reward that gave any value,
-    does not fit.
+    has values outside [0, 1].
 
-    One behind it may, but only the user knows whether that one tells right from wrong.
+    A later reward may fit, but only the user knows whether it tells right from wrong.
     """
     given = [name for name in config.rewards if name in pool.first_ranges]
-    wanted = given[:1] if config.success_reward is None else [config.success_reward]
-    for name in wanted:
+    required = given[:1] if config.success_reward is None else [config.success_reward]
+    for name in required:
         if not may_be_success(pool, name):
             raise InputError(
-                f"the reward {name} gave {misfit(pool, name):g}, but a success must lie in [0, 1]: "
-                "name another with success_reward"
+                f"the reward {name} gave {out_of_range(pool, name):g}, but a success must lie in "
+                "[0, 1]: name another with success_reward"
             )
 
 
-def success_indices(verdicts: Rewards, candidates: np.ndarray, *, tasks: int) -> np.ndarray:
+def success_indices(rewards: Rewards, candidates: np.ndarray, *, num_tasks: int) -> np.ndarray:
     """Returns the reward that is success of each task, [B] int32: the first candidate that is not
     None for the task.
 
@@ -273,19 +269,20 @@ def success_indices(verdicts: Rewards, candidates: np.ndarray, *, tasks: int) ->
     cost is not None. Of a task without any the index is the first candidate's, which is not valid
     there. `candidates` [F] bool.
     """
-    given = verdicts.valid | verdicts.lost
-    applies = given.reshape(tasks, -1, given.shape[1]).any(axis=1) & candidates  # [B, F]
-    found = np.where(applies.any(axis=1), applies.argmax(axis=1), candidates.argmax())
-    return found.astype(np.int32)
+    given = rewards.valid | rewards.lost
+    applies = given.reshape(num_tasks, -1, given.shape[1]).any(axis=1) & candidates  # [B, F]
+    index = np.where(applies.any(axis=1), applies.argmax(axis=1), candidates.argmax())
+    return index.astype(np.int32)
 
 
-def drop_failed_rows(verdicts: Rewards) -> Rewards:
-    """Returns the rewards without those of rows on which a grader failed, whose sums are not known.
+def drop_failed_rows(rewards: Rewards) -> Rewards:
+    """Marks all rewards of rows on which a grader failed as not valid, since their sums are not
+    known.
 
-    A reward that does not apply to a row leaves the row its others.
+    A row to which a reward does not apply keeps its other rewards.
     """
-    valid = verdicts.valid & ~verdicts.failed[:, None]
-    return verdicts._replace(rewards=np.where(valid, verdicts.rewards, np.float32(0)), valid=valid)
+    valid = rewards.valid & ~rewards.failed[:, None]
+    return rewards._replace(rewards=np.where(valid, rewards.rewards, np.float32(0)), valid=valid)
 
 
 def _first_row(shard: jax.Shard) -> int:

@@ -31,8 +31,8 @@ def text(truth: object) -> str | None:
     | bool, infinity, dict, bytes, date, time, nested or empty list, set, any other | nothing |
 
     A list of one element is that element. Raises InputError with one sentence for what has no
-    meaning. It is raised when tasks are opened; a reward that other rewards stand beside takes such
-    a ground truth for none.
+    meaning. It is raised when tasks are opened; where there are other rewards too, this one takes
+    such a ground truth for none.
 
     >>> text(1e16), text(1e-05), text(5.0), text(float("nan")), text([2, 0.5])
     ('10000000000000000', '0.00001', '5', None, '2, 0.5')
@@ -64,8 +64,8 @@ def one_text(truth: object) -> str | None:
 
 
 def texts(truths: Sequence[object], *, several: bool = False) -> list[str | None]:
-    """Returns ground truths as texts, and None for those that mean nothing, which may be another
-    reward's.
+    """Returns ground truths as texts, and None for those without a meaning here, which other
+    rewards may use.
     """
     read = text if several else one_text
     return [_or_none(read, truth) for truth in truths]
@@ -85,7 +85,7 @@ def check(
     there are `only` those.
 
     `rows` are those of the source, from 0; `several` says whether a list of answers has a meaning.
-    Logs how many tasks get no reward.
+    Logs the number of tasks without a reward.
     """
     read = text if several else one_text
     missing = 0
@@ -147,7 +147,7 @@ def _together(truths: Sequence[object]) -> str:
                 f"the ground truth {_shown(truths)} holds {kind}: "
                 "give texts and numbers, and an interval or a tuple as text"
             )
-    return ", ".join(found for element in elements if (found := text(element)) is not None)
+    return ", ".join(answer for element in elements if (answer := text(element)) is not None)
 
 
 def _digits(number: Integral | float | Decimal) -> str:

@@ -1,4 +1,4 @@
-"""Bounds on what an answer may cost: refused by its looks, by the size of its numbers, and by
+"""Bounds the cost of comparing an answer: by its nesting, by the size of its numbers, and by
 processor time.
 """
 
@@ -19,13 +19,13 @@ _CLOSING = ")]}"
 
 
 class OutOfTime(BaseException):
-    """Processor time is used up; no Exception, for sympy catches those."""
+    """Processor time is used up. It is not an Exception, since sympy catches those."""
 
 
 @contextmanager
 def processor_time(seconds: float) -> Iterator[None]:
-    """Raises OutOfTime in its body after so many seconds of this process' own time, which a busy
-    machine leaves alone.
+    """Raises OutOfTime in its body after `seconds` of this process' own processor time, which does
+    not depend on the load of the machine.
 
     Python code and long integers heed it, other C code only when it returns. Does nothing outside
     of the main thread, where Python takes no signals.

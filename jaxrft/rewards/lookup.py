@@ -1,4 +1,4 @@
-"""From the name of a reward, or the function itself, to something that a fresh process can load.
+"""Locates rewards, by name or by function, so that a fresh process can load them.
 
 Worker processes import this file, so it stays clear of jax.
 """
@@ -105,10 +105,11 @@ def _attribute(module: ModuleType, qualname: str, function: Reward) -> str | Non
     such as TRL's `get_soft_overlong_punishment(100, 20)`.
     """
     first, *rest = qualname.split(".")
-    held = vars(module).get(first)  # not by getattr, which makes lazy modules import what they name
+    # not by getattr, which makes lazy modules import what they name
+    value = vars(module).get(first)
     for part in rest:
-        held = getattr(held, part, None)
-    if held is function:
+        value = getattr(value, part, None)
+    if value is function:
         return qualname
     return next((name for name, value in list(vars(module).items()) if value is function), None)
 
@@ -117,18 +118,18 @@ def load(source: Source) -> Callable[..., Any]:
     """Imports the module and returns the function; raises ImportError or LookupError, a
     sentence.
     """
-    held: Any = _module(source)
+    value: Any = _module(source)
     for part in source.attribute.split("."):
-        if not hasattr(held, part):
-            near = difflib.get_close_matches(part, vars(held), n=1)
+        if not hasattr(value, part):
+            near = difflib.get_close_matches(part, vars(value), n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise LookupError(f"{source.module or source.file} defines no {part!r}{hint}")
-        held = getattr(held, part)
-    if not callable(held):
+        value = getattr(value, part)
+    if not callable(value):
         raise LookupError(
             f"{source.attribute!r} of {source.module or source.file} is not a function"
         )
-    return held
+    return value
 
 
 def _module(source: Source) -> ModuleType:
@@ -145,8 +146,9 @@ def _module(source: Source) -> ModuleType:
             if source.file is None or not f"{source.module}.".startswith(f"{error.name}."):
                 raise
     # A name that is not __main__ leaves out what a script does under `if __name__ == "__main__"`.
-    own = source.module if source.module not in sys.modules else None
-    name = own or f"__jaxrft_{source.module or 'main'}__"
+    name = source.module
+    if name is None or name in sys.modules:
+        name = f"__jaxrft_{name or 'main'}__"
     if name not in sys.modules:
         spec = importlib.util.spec_from_loader(name, SourceFileLoader(name, source.file or ""))
         assert spec is not None and spec.loader is not None

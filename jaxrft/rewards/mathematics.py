@@ -1,4 +1,4 @@
-"""The reward `math`: is the answer mathematically equal to the gold, judged by math-verify.
+"""The reward `math`: is the answer mathematically equal to the gold, by math-verify.
 
 Apart from the other rewards because math-verify brings sympy, which only workers need.
 """
@@ -27,15 +27,15 @@ logger = logging.getLogger(__name__)
 # rewards, and it warns when it is switched off.
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)
 _NO_LIMIT = 0
-# Where it cannot read an answer, math-verify takes the last number in it; a gold must be read as a
-# whole.
-_WHOLE = [LatexExtractionConfig(try_extract_without_anchor=False, boxed_match_priority=0)]
+# Where it cannot read an answer, math-verify takes the last number in it; a gold must be read
+# completely.
+_COMPLETE = [LatexExtractionConfig(try_extract_without_anchor=False, boxed_match_priority=0)]
 
 # of processor time to parse and to compare; the slowest of DeepScaleR's truths take 0.2
 SECONDS = 1.0
 _PERCENT = sympy.UnevaluatedExpr(sympy.Rational(1, 100))
 _SEVERAL = sympy.FiniteSet | sympy.Tuple | sympy.And | sympy.Or
-_PLACES = 6  # of decimals, as math-verify compares them
+_DECIMALS = 6  # as math-verify compares
 _KNOWN_BITS = 10  # of a number; fewer are what rounding leaves of a difference
 BOX = 1_000  # characters of an answer; the longest of DeepScaleR's truths has 145
 
@@ -112,9 +112,9 @@ def math(
     completion is `truncated`. Where the gold is a number or a list of some, an answer with an
     operation between numbers that evaluates to a simpler number (`arithmetic.unfinished`) is none,
     unless the gold has such an operation, too. Nothing to parse gives 0, and so does an answer that
-    cannot be judged within the limits of this module, for else it would pay to write one.
+    cannot be compared within the limits of this module, or writing one would pay.
     `ground_truth.text` has the table of what `answer` may be; its text is LaTeX, bare or in `$` or
-    `\boxed{}`, or GSM8K's "... #### 72". One that is missing or cannot be judged itself gives None.
+    `\boxed{}`, or GSM8K's "... #### 72". One that is missing or cannot be parsed gives None.
 
     math-verify says what is equal. Deviations: plain numbers that differ are told apart, and texts
     that are the same found equal, before it is asked; numbers are compared relatively; integrals,
@@ -287,7 +287,7 @@ def spelled(answer: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _parse_gold(gold: str) -> list:
-    return _parse(f"\\boxed{{{gold}}}", extraction_config=_WHOLE) if len(gold) <= BOX else []
+    return _parse(f"\\boxed{{{gold}}}", extraction_config=_COMPLETE) if len(gold) <= BOX else []
 
 
 @lru_cache(maxsize=4096)
@@ -300,7 +300,7 @@ def _equal(gold: str, answer: str) -> bool:
         return gold.casefold() == _unstyled(answer).casefold()
     if differ(values(gold), values(answer)):
         return False
-    return _judge(gold, f"\\boxed{{{answer}}}") and _is_finished(gold, answer)
+    return _verify(gold, f"\\boxed{{{answer}}}") and _is_finished(gold, answer)
 
 
 def _is_finished(gold: str, answer: str) -> bool:
@@ -342,22 +342,23 @@ def _is_list(gold: str) -> bool:
 
 @lru_cache(maxsize=1)
 def _load() -> None:
-    """Has math-verify and sympy load what they load when they are first called: an answer's time is
-    not for that.
+    """Calls math-verify and sympy once, so that what they load at first does not count as the time
+    of an answer.
     """
     answers = parse(r"$\sin^2 x + \cos^2 x$", parsing_timeout=_NO_LIMIT)
     verify(parse("$1$", parsing_timeout=_NO_LIMIT), answers, timeout_seconds=_NO_LIMIT)
 
 
-def _judge(gold: str, text: str) -> bool:
-    """Returns math-verify's verdict, or False where there is none: it takes too much, or
-    math-verify fails.
+def _verify(gold: str, text: str) -> bool:
+    """Checks by math-verify whether an answer equals the gold.
+
+    Returns False where math-verify exceeds the limits of this module or fails.
     """
     golds = _parse_gold(gold)
     answers = _parse(text)
     try:
         with processor_time(SECONDS):
-            return not _apart(golds, answers) and verify(
+            return not _differ(golds, answers) and verify(
                 golds,
                 answers,
                 float_rounding=_decimals(gold),
@@ -377,8 +378,8 @@ def _judge(gold: str, text: str) -> bool:
 
 
 def _parse(text: str, **options: Any) -> list:
-    """Returns what math-verify reads in a text, expressions and a string, or nothing where it
-    cannot be judged.
+    """Returns what math-verify reads in a text, expressions and a string, or an empty list
+    where it cannot be parsed within the limits.
     """
     if too_deep(text):
         return []
@@ -419,7 +420,7 @@ def _has_matrix(expression: sympy.Basic | sympy.MatrixBase) -> bool:
     )
 
 
-def _apart(golds: list, answers: list) -> bool:
+def _differ(golds: list, answers: list) -> bool:
     """Checks whether gold and answer were parsed as different numbers.
 
     Then math-verify need not try to simplify their difference to zero. math-verify compares
@@ -439,7 +440,7 @@ def _decimals(gold: str) -> int:
     """
     sizes = [abs(number) for reading in _readings(_parse_gold(gold)[0]) for number in reading or ()]
     smallest = min((size for size in sizes if 0 < size < 1), default=1.0)
-    return _PLACES + max(0, -floor(log10(smallest)) - 1)
+    return _DECIMALS + max(0, -floor(log10(smallest)) - 1)
 
 
 def _readings(parsed: object) -> list[list[float] | None]:

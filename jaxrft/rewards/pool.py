@@ -20,17 +20,18 @@ from jaxrft.errors import InputError, Missing
 from jaxrft.host import launch
 from jaxrft.rewards.calls import GIVEN, Signature
 from jaxrft.rewards.lookup import Reward, locate
-from jaxrft.rewards.warden import END
+from jaxrft.rewards.subreaper import END
 from jaxrft.rewards.wire import Answer, Garbled, Wire, parse_answer, parse_greeting
 
 logger = logging.getLogger(__name__)
 
 KINDS = ("timeout", "crash", "wrong_length", "error", "invalid")
 CHUNK = 16  # completions sent at once: a worker idles for a round trip between two chunks
-RECYCLE_GRADINGS = 50_000  # a worker is replaced between two chunks after so many gradings,
-# or when it holds so much more memory than at its start: sympy keeps what it computes
+# A worker is replaced between two chunks after this number of gradings, or when it holds this many
+# more bytes of memory than at its start: sympy caches its results.
+RECYCLE_GRADINGS = 50_000
 RECYCLE_BYTES = 1 << 30
-STOP_SECONDS = 10.0  # for a warden to kill all that a worker has started
+STOP_SECONDS = 10.0  # for the subreaper to kill every process that a worker has started
 STARTUP_SECONDS = 120.0  # importing a user's module may be slow, but not endless
 _IS_WORKER = "JAXRFT_REWARD_WORKER"
 
@@ -40,8 +41,8 @@ class Graded(NamedTuple):
 
     # [rewards][n], in the order given; None = does not apply, or lost
     rewards: list[list[float | None]]
-    failures: dict[str, int]  # a kind of KINDS -> how many rewards it cost
-    lost: set[tuple[int, int]]  # (reward, completion), those that failures cost
+    failures: dict[str, int]  # a kind of KINDS -> the number of rewards lost to it
+    lost: set[tuple[int, int]]  # (reward, completion) lost to failures
     causes: dict[str, str]  # reward -> its first failure, a sentence
 
     @property
@@ -144,10 +145,9 @@ class Pool:
         JSON has not, for columns of another length or with a name of `calls.GIVEN`, and for a
         reward that needs more than it is given.
         """
-        if taken := [name for name in GIVEN if name in columns]:
+        if reserved := [name for name in GIVEN if name in columns]:
             raise InputError(
-                f"column {taken[0]} has the name of something else that rewards "
-                "are given: rename it"
+                f"column {reserved[0]} has the name of another argument of rewards: rename it"
             )
         if self._completions_as == "trl":
             completions = [_as_in_trl(*pair) for pair in zip(prompts, completions, strict=True)]
@@ -189,11 +189,11 @@ class Pool:
         if trainer_state is not None:
             names.append("trainer_state")
         for reward, signature in zip(self._names, self._signatures, strict=True):
-            if absent := [name for name in signature.required if name not in names]:
+            if missing := [name for name in signature.required if name not in names]:
                 raise InputError(
-                    f"the reward {reward} needs {absent[0]}, but the tasks have no such column "
-                    "and rewards are given "
-                    f"only {', '.join(names)}: add the column, or give the parameter a default"
+                    f"the reward {reward} needs {missing[0]}, but the tasks have no such column "
+                    f"and rewards get only {', '.join(names)}: add the column, or give the "
+                    "parameter a default"
                 )
 
     def _answers(
@@ -205,14 +205,14 @@ class Pool:
         queue = deque(
             (k, range(n)[i : i + size]) for k in range(len(self._names)) for i in range(0, n, size)
         )
-        taken = [signature.accepted(given) for signature in self._signatures]
+        arguments = [signature.accepted(given) for signature in self._signatures]
         if queue:
             self._fill()
         while queue or any(worker.pending for worker in self._workers):
             for worker in self._workers:
                 if queue and worker.idle:
                     reward, ids = queue.popleft()
-                    worker.send(reward, ids, taken[reward], state)
+                    worker.send(reward, ids, arguments[reward], state)
             if not self._workers:
                 yield from (
                     (k, i, (None, "crash", "no worker could be started"))
@@ -228,23 +228,23 @@ class Pool:
                 if failure:
                     yield from self._replace(worker, failure, queue)
                 # one at a time
-                elif worker.tired and not any(other.starting for other in self._workers):
-                    self._dismiss(worker)
+                elif worker.should_recycle and not any(other.starting for other in self._workers):
+                    self._stop(worker)
                     self._fill()
 
     def _replace(
         self, worker: "_Worker", failure: str, queue: deque
     ) -> Iterator[tuple[int, int, Answer]]:
-        """Kills a worker, gives up the completion it was at, and puts the rest of its chunk back in
-        the queue.
+        """Replaces a worker that failed: the completion it was grading loses its reward, and the
+        rest of its chunk goes back to the queue.
         """
-        self._dismiss(worker)
-        # it loaded before: leave the place empty until the next batch rather than try for ever
+        self._stop(worker)
+        # it loaded before: run with fewer workers until the next batch, and do not retry for ever
         if worker.starting:
             logger.error("a reward worker does not start again: %s", failure)
             return
         self._fill()
-        if worker.pending:  # otherwise it said more than it was asked
+        if worker.pending:  # otherwise it sent an answer to no question
             i, *rest = [number for number, _ in worker.pending]
             if rest:
                 queue.appendleft((worker.reward, rest))
@@ -255,20 +255,20 @@ class Pool:
         for worker in [
             worker for worker in self._workers if worker.idle and wait([worker.wire.fileno()], 0)
         ]:
-            self._dismiss(worker)
+            self._stop(worker)
         try:
             while len(self._workers) < self._count:
                 self._workers.append(_Worker(self._greeting, self._timeout))
         except OSError as error:
             logger.error("a reward worker cannot be started: %s", error)
 
-    def _dismiss(self, worker: "_Worker") -> None:
+    def _stop(self, worker: "_Worker") -> None:
         self._workers.remove(worker)
         worker.stop()
 
 
 class _Worker:
-    """A process, the wire to it, the completions it still owes and until when it may take."""
+    """A process, the wire to it, the completions it has not answered yet, and its deadline."""
 
     def __init__(self, greeting: dict[str, object], timeout: float) -> None:
         self.wire = Wire(timeout)
@@ -279,24 +279,24 @@ class _Worker:
         self.pending = deque[tuple[int, str]]()  # (completion, the token of its question)
         self.signatures: list[Signature] = []
         self.pid = 0  # known when it has loaded
-        self.resident = 0  # bytes then
-        self.graded = 0  # completions since
+        self.resident = 0  # bytes of memory at that time
+        self.graded = 0  # completions since that time
         # No accelerator for graders; and the same string hashes, hence sympy's orders, in every
         # run. A session of its own: Ctrl-C does not reach it. What it prints goes to our stderr.
-        # The process is the worker's warden.
-        alone = {
+        # The process is the worker's subreaper.
+        environment = {
             "JAX_PLATFORMS": "cpu",
             "CUDA_VISIBLE_DEVICES": "",
             "PYTHONHASHSEED": "0",
             _IS_WORKER: "1",
         }
-        with self.wire.theirs as theirs:
+        with self.wire.worker_end as worker_end:
             self.process = subprocess.Popen(
-                launch.command("jaxrft.rewards.worker", str(theirs.fileno()), str(os.getpid())),
-                pass_fds=[theirs.fileno()],
+                launch.command("jaxrft.rewards.worker", str(worker_end.fileno()), str(os.getpid())),
+                pass_fds=[worker_end.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=2,
-                env=os.environ | alone,
+                env=os.environ | environment,
                 start_new_session=True,
             )
         self.token = secrets.token_hex(16)
@@ -308,7 +308,7 @@ class _Worker:
         return not (self.starting or self.pending)
 
     @property
-    def tired(self) -> bool:
+    def should_recycle(self) -> bool:
         """Checks whether the worker is idle, and so old or so large that it should be replaced."""
         return self.idle and (
             self.graded >= RECYCLE_GRADINGS or _resident(self.pid) > self.resident + RECYCLE_BYTES
@@ -321,8 +321,8 @@ class _Worker:
         given: Mapping[str, Sequence[object]],
         state: Mapping[str, int] | None,
     ) -> None:
-        """Asks for one reward of the completions `ids`, with what is `given` to it of each
-        completion.
+        """Asks for one reward of the completions `ids`; `given` are its arguments, a list of values
+        each.
         """
         self.reward = reward
         self.pending = deque((i, secrets.token_hex(16)) for i in ids)
@@ -344,14 +344,13 @@ class _Worker:
         """Receives the answers that have come, as (reward, completion, answer), and any failure.
 
         The failure is "timeout" or "crash" of a grading worker, a sentence of a starting one. Only
-        an answer counts as a sign of life: what else a worker says, however fast, does not put off
-        its deadline.
+        an answer moves the deadline: other lines of a worker, however frequent, do not.
         """
         answers: list[tuple[int, int, Answer]] = []
         try:
             for line in self.wire.receive() if wait([self.wire.fileno()], 0) else ():
                 if self.starting:
-                    if failure := self._hear(parse_greeting(line, self.token)):
+                    if failure := self._receive_greeting(parse_greeting(line, self.token)):
                         return [], failure
                 else:
                     answers.append((self.reward, *self._answer(line)))
@@ -381,11 +380,12 @@ class _Worker:
         self.deadline = time.monotonic() + self.timeout
         return number, answer
 
-    def _hear(self, said: dict[str, object]) -> str | None:
-        """Takes down what a worker says before and after it loads the rewards; returns why it has
-        not loaded them.
+    def _receive_greeting(self, message: dict[str, object]) -> str | None:
+        """Records what a worker sends before and after it loads the rewards.
+
+        Returns the error if it cannot load them.
         """
-        match said:
+        match message:
             case {"pid": int(pid)}:
                 self.pid = pid
             case {"error": str(error)}:
@@ -399,7 +399,7 @@ class _Worker:
         return None
 
     def stop(self) -> None:
-        """Has the warden kill the worker and all that it started."""
+        """Has the subreaper kill the worker and every process that it started."""
         self.process.send_signal(END)
         deadline = time.monotonic() + STOP_SECONDS
         while self.process.poll() is None and time.monotonic() < deadline:
@@ -424,7 +424,7 @@ def _resident(pid: int) -> int:
 
 
 def _wait_for(workers: Sequence[_Worker]) -> None:
-    """Returns when one of the workers has spoken, died, or is out of time."""
+    """Waits until one of the workers has answered, died, or is out of time."""
     wait(
         [worker.wire.fileno() for worker in workers],
         max(0.0, min(worker.deadline for worker in workers) - time.monotonic()),
@@ -432,17 +432,17 @@ def _wait_for(workers: Sequence[_Worker]) -> None:
 
 
 def _search_path(*, with_current_directory: bool) -> list[str]:
-    """Returns where workers look for modules: where this process does, and in the current directory
+    """Returns the module search path of workers: that of this process, with the current directory
     last or not at all.
 
     Last, so that no file of the current directory takes the place of a module that is installed.
     Built-in rewards need nothing of it, and what they import looks for modules that may be absent,
     such as gmpy2.
     """
-    here = os.getcwd()
+    current = os.getcwd()
     paths = dict.fromkeys(os.path.abspath(path) for path in sys.path)
-    elsewhere = [path for path in paths if os.path.realpath(path) != here]
-    return [*elsewhere, here] if with_current_directory else elsewhere
+    others = [path for path in paths if os.path.realpath(path) != current]
+    return [*others, current] if with_current_directory else others
 
 
 def _as_in_trl(prompt: object, completion: object) -> object:

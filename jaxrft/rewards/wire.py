@@ -1,9 +1,9 @@
-"""The socket between the trainer and a worker: one JSON document a line, of which only the worker's
-own lines count.
+"""The socket between the trainer and a worker: one JSON document a line; lines of any other
+process are dropped.
 
-A worker's children cannot answer in its place: their programs do not inherit the socket, their
-forks find /dev/null in its place, and on Linux the kernel tells who sent each piece of data, so
-that what another process sends is dropped. Every answer repeats the number and the random token of
+A worker's children cannot answer in its place: their programs do not inherit the socket, in
+their forks it is /dev/null, and on Linux the kernel names the sender of all data, so that data of
+another process is dropped. Every answer repeats the number and the random token of
 its question. Code that runs in the worker itself can read both: what grades is trusted, what it
 starts is not.
 """
@@ -48,7 +48,7 @@ class Wire:
         """Opens both ends; `timeout` bounds the seconds that `send` waits for a worker that does
         not read.
         """
-        self._socket, self.theirs = socket.socketpair()
+        self._socket, self.worker_end = socket.socketpair()
         self._socket.settimeout(timeout)
         if _SCM_CREDENTIALS is not None:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -91,8 +91,8 @@ class Wire:
         return lines
 
     def _is_from_worker(self, ancillary: list[tuple[int, int, bytes]]) -> bool:
-        """Tells whether the kernel names the worker as the sender; without a word of the kernel it
-        counts as such.
+        """Checks whether the kernel names the worker as the sender; data without a sender counts as
+        the worker's.
         """
         for level, kind, data in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, _SCM_CREDENTIALS):
@@ -109,12 +109,12 @@ class Wire:
 
 
 def keep_from_children(descriptor: int) -> None:
-    """Puts /dev/null in the place of a descriptor in all forks of this process, and keeps it from
-    their programs.
+    """Replaces a descriptor by /dev/null in all forks of this process, and closes it in the
+    programs that they execute.
     """
     os.set_inheritable(descriptor, False)
-    nothing = os.open(os.devnull, os.O_RDWR)
-    os.register_at_fork(after_in_child=lambda: os.dup2(nothing, descriptor, inheritable=False))
+    null = os.open(os.devnull, os.O_RDWR)
+    os.register_at_fork(after_in_child=lambda: os.dup2(null, descriptor, inheritable=False))
 
 
 def parse_answer(line: bytes, number: int, token: str) -> Answer:
@@ -139,10 +139,10 @@ def parse_answer(line: bytes, number: int, token: str) -> Answer:
 
 def parse_greeting(line: bytes, token: str) -> dict[str, object]:
     """Reads an object that repeats `token`; raises Garbled for anything else."""
-    said = _parse(line, dict)
-    if said.get("token") != token:
+    message = _parse(line, dict)
+    if message.get("token") != token:
         raise Garbled
-    return said
+    return message
 
 
 def _parse(line: bytes, kind: type[T]) -> T:

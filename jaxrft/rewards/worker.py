@@ -21,7 +21,7 @@ from jaxrft.host.terminal import guard_streams
 from jaxrft.rewards import calls
 from jaxrft.rewards.functions import as_reward
 from jaxrft.rewards.lookup import Reward, Source, load, sentence
-from jaxrft.rewards.warden import guard
+from jaxrft.rewards.subreaper import guard
 from jaxrft.rewards.wire import is_reward, keep_from_children
 
 # bytes of address space that grading may take beyond what loading the rewards took
@@ -29,7 +29,7 @@ MEMORY = 4 << 30
 
 
 def main(descriptor: int, trainer: int) -> None:
-    """Answers chunks, in a child with a warden, until the trainer closes the wire or dies."""
+    """Answers chunks, in the child of a subreaper, until the trainer closes the wire or dies."""
     guard(trainer, descriptor)
     keep_from_children(descriptor)
     # a reward that prints, often completions, is not lost with the reader of that
@@ -78,7 +78,7 @@ def _grade_one(reward: Reward, keywords: dict[str, object]) -> list:
         result = calls.awaited(reward(**keywords))
     except BaseException as error:  # math-verify's timeout and sys.exit() are no Exceptions
         result = error
-    if os.getpid() != process:  # a grader's forked child came back here: its place is not here
+    if os.getpid() != process:  # a child that the grader forked returned here
         os._exit(1)
     if isinstance(result, BaseException):
         return [None, "error", sentence(result)]
@@ -111,8 +111,8 @@ def _limit_memory() -> None:
         with open("/proc/self/statm") as file:
             used = int(file.read().split()[0]) * resource.getpagesize()
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        wanted = used + MEMORY
-        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        limit = used + MEMORY
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash leaves no core file
 

@@ -104,7 +104,7 @@ def compile_trials(
             state = trainer_state(config, step)
             rewards = grade_rollout(config, lm, rollouts, pool, tasks, part, trainer_state=state)
             first = start == step == 0
-            rewards = check_rewards(config, rewards, pool, tasks=len(part), first=first)
+            rewards = check_rewards(config, rewards, pool, num_tasks=len(part), first=first)
             successes.append(rewards.success.reshape(len(part), -1))
         return np.concatenate(successes)[: len(ids)]
 

@@ -147,7 +147,7 @@ class Step:
             trainer_state=trainer_state(config, int(state.step)),
         )
         first = self.visits.is_empty()
-        rewards = check_rewards(config, rewards, self.pool, tasks=len(rolled.ids), first=first)
+        rewards = check_rewards(config, rewards, self.pool, num_tasks=len(rolled.ids), first=first)
         self.visits.add(rolled.ids, rewards.success, rewards.success_valid)
         return rewards
 

@@ -1,14 +1,14 @@
-"""The process between the trainer and a worker: whichever way either ends, nothing that grading
-started remains.
+"""The process between the trainer and a worker: when either ends, in whatever way, it kills every
+process that grading started.
 
-On Linux the warden is the subreaper of all its descendants, sessions of their own included: the
-kernel makes each orphan among them its child. A warden without children has therefore no
-descendant. It freezes them before it kills them, so that none can start another meanwhile, and does
-both again until it has no child. Elsewhere it kills the worker's process group.
+On Linux it is the subreaper (prctl(2), PR_SET_CHILD_SUBREAPER) of all its descendants, sessions of
+their own included: the kernel makes each orphan among them its child. A subreaper without children
+has therefore no descendant. It freezes them before it kills them, so that none can start another
+meanwhile, and repeats both until it has no child. Elsewhere it kills the worker's process group.
 
 The number of processes is not limited: RLIMIT_NPROC counts all processes of the user, those of
 other jobs included, and does not hold for root; a control group is rarely there to be written. A
-grader that kills its warden escapes.
+grader that kills its subreaper escapes.
 """
 
 import ctypes
@@ -22,31 +22,31 @@ from types import FrameType
 
 from jaxrft.host import signals
 
-# What ends a warden. Not SIGTERM or SIGHUP, which a whole job may get: the trainer has a step to
-# finish and to save.
+# The signal that ends a subreaper. Not SIGTERM or SIGHUP, which schedulers send to all processes of
+# a job: the trainer has a step to finish and to save.
 END = signal.SIGUSR2
-# for the last descendant to be frozen; afterwards they are killed as they are found
+# for the last descendant to be frozen; afterwards each is killed when it is seen
 FREEZE_SECONDS = 3.0
-SWEEP_SECONDS = 8.0  # for all of them to be gone, less than what the trainer waits for a warden
+SWEEP_SECONDS = 8.0  # for all of them to be gone, less than the trainer waits for a subreaper
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 
 def guard(trainer: int, wire: int) -> None:
-    """Forks. Returns in the child, the worker; the parent becomes its warden, lets go of `wire` and
+    """Forks. Returns in the child, the worker; the parent becomes its subreaper, closes `wire` and
     never returns.
 
-    END, and on Linux the trainer's death, end the warden and all below it; SIGTERM, SIGHUP and
-    Ctrl-C do nothing to either. Call it with one thread.
+    END, and on Linux the trainer's death, end the subreaper and all its descendants; SIGTERM,
+    SIGHUP and Ctrl-C do nothing to either. Call it with one thread.
     """
-    warden = os.getpid()
+    subreaper = os.getpid()
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     die_with(trainer, END)
     for number in signals.numbers():
         signal.signal(number, _pass)
     worker = os.fork()
     if worker == 0:
-        die_with(warden, signal.SIGKILL)
+        die_with(subreaper, signal.SIGKILL)
         # multiprocessing ends its processes with SIGTERM; one that comes in between is held
         os.register_at_fork(
             before=_hold_signals, after_in_child=_obey_signals, after_in_parent=_take_signals
@@ -66,7 +66,7 @@ def guard(trainer: int, wire: int) -> None:
             pass
     signal.signal(END, _pass)  # the number of the worker may be another process' now
     _end_descendants()
-    os.killpg(0, signal.SIGKILL)  # where orphans are not inherited, and the warden itself
+    os.killpg(0, signal.SIGKILL)  # where orphans are not inherited, and the subreaper itself
 
 
 def _pass(number: int, frame: FrameType | None) -> None:
@@ -110,10 +110,10 @@ def _end_descendants() -> None:
 
     Each sweep sends SIGSTOP to every descendant, parents first. When a sweep finds only processes
     that an earlier one has stopped, none is left that could start another, and all are killed. The
-    dead are collected, since they would slow down the next sweep.
+    dead are reaped, since they would slow down the next sweep.
     """
     with suppress(OSError):
-        os.nice(-20)  # root's warden does not wait for a turn among thousands of processes
+        os.nice(-20)  # root's subreaper does not wait for its turn among thousands of processes
     start = time.monotonic()
     stopped: set[int] = set()
     while _has_children():
@@ -125,15 +125,15 @@ def _end_descendants() -> None:
                 flush=True,
             )
             return
-        found = _signal_descendants(signal.SIGSTOP)
-        if found <= stopped or seconds > FREEZE_SECONDS:
+        descendants = _signal_descendants(signal.SIGSTOP)
+        if descendants <= stopped or seconds > FREEZE_SECONDS:
             _signal_descendants(signal.SIGKILL)
             time.sleep(0.001)  # for the kernel to take them down
-        stopped = found
+        stopped = descendants
 
 
 def _has_children() -> bool:
-    """Collects the dead among the children and tells whether any is left."""
+    """Reaps dead children and checks whether any child is left."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -143,20 +143,18 @@ def _has_children() -> bool:
 
 
 def _signal_descendants(number: signal.Signals) -> set[int]:
-    """Sends a signal to all descendants, to each before its children are looked up; returns which
-    they are.
-    """
-    found: set[int] = set()
+    """Sends a signal to all descendants, parents first, and returns their process ids."""
+    descendants: set[int] = set()
     parents = [os.getpid()]
     while parents:
         for child in _children(parents.pop()):
-            if child in found:
+            if child in descendants:
                 continue
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(child, number)
-            found.add(child)
+            descendants.add(child)
             parents.append(child)
-    return found
+    return descendants
 
 
 def _children(parent: int) -> Iterator[int]:
