@@ -184,10 +184,10 @@ def assert_close(state, other, atol=1e-4):
     chex.assert_trees_all_close(jax.device_get(state), jax.device_get(other), rtol=1e-7, atol=atol)
 
 
-def write_embeddings(path, prompts, rows, made_by):
+def write_embeddings(path, prompts, rows, source):
     """A file of embeddings, a row a prompt."""
     tensors = {embeddings.PROMPTS: embeddings.digests(prompts), embeddings.ROWS: rows}
-    save_file(tensors, path, metadata={embeddings.MADE_BY: json.dumps(made_by)})
+    save_file(tensors, path, metadata={embeddings.SOURCE: json.dumps(source)})
 
 
 def masked_rewards(values, *, garbage=0.0):

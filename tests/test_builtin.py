@@ -144,7 +144,7 @@ def test_unknown_names_say_which_there_are():
     with pytest.raises(InputError, match="'digits-kind-test': did you mean digits-kinds-test"):
         builtin.load("digits-kind-test")
     with pytest.raises(
-        InputError, match="choose one of digits, digits-kinds, .*with -test for what is held out"
+        InputError, match="choose one of digits, digits-kinds, .*with -test for the held-out split"
     ):
         builtin.load("?")
 

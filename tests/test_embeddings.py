@@ -23,7 +23,7 @@ from jaxrft.lm import tokenizer as tokenizers
 from jaxrft.prepare import embeddings as command
 from jaxrft.prepare.journal import Journal
 from jaxrft.tasks import embeddings
-from jaxrft.tasks.embeddings import MADE_BY, PROMPTS, ROWS
+from jaxrft.tasks.embeddings import PROMPTS, ROWS, SOURCE
 from jaxrft.tasks.open_sets import open_mixture, open_tasks
 from jaxrft.train.loop import train
 from jaxrft.train.resume import run_identity
@@ -107,10 +107,10 @@ def test_padding_is_not_seen(policy):
 def test_a_file_holds_the_mean_hidden_state_of_every_distinct_prompt(file, policy):
     found, prompt = embeddings.read(file), distinct()[-1]
     assert (
-        found.rows.shape == (15, 16) == (len(distinct()), found.made_by["width"])
+        found.rows.shape == (15, 16) == (len(distinct()), found.source["width"])
         and found.rows.dtype == np.float32
     )
-    assert found.made_by["pooling"] == "mean of the last hidden states"
+    assert found.source["pooling"] == "mean of the last hidden states"
     decoder, params, text = policy
     tokens = jnp.asarray([tokenizers.render(text, prompt)], jnp.int32)
     positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
@@ -180,8 +180,8 @@ def test_two_processes_write_the_file_of_one(prepare, file, tmp_path):
     np.testing.assert_allclose(found[ROWS], wanted[ROWS], atol=1e-6)
 
 
-def written(path, prompts, found, **made_by):
-    metadata = {MADE_BY: json.dumps({"model": "a", "pooling": "mean"} | made_by)}
+def written(path, prompts, found, **source):
+    metadata = {SOURCE: json.dumps({"model": "a", "pooling": "mean"} | source)}
     save_file({PROMPTS: embeddings.digests(prompts), ROWS: found}, path, metadata=metadata)
     return str(path)
 
@@ -279,7 +279,7 @@ def refusal(config, out, **options):
 
 def test_a_mistake_of_the_command_leaves_what_is_there(prepare, file, tmp_path, monkeypatch):
     out, before = tmp_path / "e.safetensors", file.read_bytes()
-    assert ("is there already: give another --out, or --overwrite to replace it") in refusal(
+    assert ("exists already: give another --out, or --overwrite to replace it") in refusal(
         prepare(), file
     )
     assert file.read_bytes() == before
@@ -340,11 +340,11 @@ def test_the_policys_own_embeddings_are_those_of_its_file(lora, prepare, file, m
         embeddings.read(file), run.table.prompts, path=file, name="tasks"
     )
     np.testing.assert_allclose(run.constants.tasks.embeddings, wanted, atol=1e-6)
-    made_by = embeddings.read(file).made_by
-    assert run.table.embedded_by == made_by
+    source = embeddings.read(file).source
+    assert run.table.embedded_by == source
     assert (
         run_identity(run.setup, run.table, run.state.params)["digest of the embeddings"]
-        == made_by["digest of the model's parameters"]
+        == source["digest of the model's parameters"]
     )
     run = open_run(prepare(select=SelectConfig("uniform", embeddings="policy"), batch_size=8), mesh)
     assert (
@@ -391,6 +391,6 @@ def test_the_dry_run_knows_them(prepare, source, file, capsys, tmp_path):
     assert (
         "1. no file e.safetensors: make it with `jaxrft prepare embeddings"
     ) in said and "over 64 tokens" in said
-    assert "width 16, not here yet, taken to be as wide as the policy" in said
+    assert "width 16, missing, taken to be as wide as the policy" in said
     said = dry(prepare(select=SelectConfig("adaptive", embeddings="policy"), batch_size=8))
     assert "width 16, mean of the last hidden states of the policy itself" in said

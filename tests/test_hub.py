@@ -171,7 +171,7 @@ def test_gsm8k_by_its_id(cache):
         (
             "hub:a/part",
             {},
-            "hub:a/part is only in part in the .* cache, beside "
+            "hub:a/part is incomplete in the .* cache, next to "
             "train-00001-of-00003.parquet: run `hf",
         ),
         (

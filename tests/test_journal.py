@@ -54,9 +54,7 @@ def test_damaged_lines_are_passed_over_and_left(damage, tmp_path, caplog):
     with Journal(path, {"model": "m"}) as journal:
         assert journal.done == {0: [0], 2: [2]}
         journal.add(1, [1])
-    assert caplog.messages == [
-        f"passing over 1 damaged lines of {path}: what they noted is done anew"
-    ]
+    assert caplog.messages == [f"skipping 1 damaged lines of {path}: their pieces are done anew"]
     assert path.read_bytes() == damaged + b"[1, [1]]\n"
     with Journal(path, {"model": "m"}) as journal:
         assert journal.done == {0: [0], 1: [1], 2: [2]}

@@ -48,13 +48,13 @@ def numbered(letter, count):
     ],
 )
 def test_shares_by_hand(counts, weights, expected):
-    assert mixture.shares(counts, weights) == expected
+    assert mixture.proportional_sizes(counts, weights) == expected
 
 
 @given(st.lists(st.tuples(st.integers(1, 10_000), st.floats(0.01, 100)), min_size=1, max_size=5))
 def test_shares_hold_to_a_task_and_one_set_is_whole(sets):
     counts, weights = zip(*sets, strict=True)
-    sizes = mixture.shares(counts, weights)
+    sizes = mixture.proportional_sizes(counts, weights)
     assert all(1 <= size <= count for size, count in zip(sizes, counts, strict=True))
     assert any(size == count for size, count in zip(sizes, counts, strict=True))
     scale = min(count / weight for count, weight in sets)
@@ -100,7 +100,7 @@ def test_pass_rates_of_other_policies_do_not_mix(prepare):
     a = prepare("a", ["1"], rates=np.zeros((1, 2), np.float32))
     b = prepare("b", ["2"], rates=np.zeros((1, 3), np.float32))
     with pytest.raises(
-        InputError, match="a has the pass rates of 2 reference policies but b of 3: name as many"
+        InputError, match="a has the pass rates of 2 reference policies but b of 3: name the same"
     ):
         tasks.mix({"a": a, "b": b})
 

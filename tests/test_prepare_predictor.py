@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from jaxrft import cli
-from jaxrft.prepare import convert_predictor, judge, predictor
+from jaxrft.prepare import convert_predictor, predictor, score
 from jaxrft.prepare.predictor import Data, FitConfig, Output
 from jaxrft.select.dots import attention, training
 from jaxrft.select.dots.predictor import Origin, load_predictor
@@ -38,9 +38,9 @@ def test_it_beats_ridge_where_difficulty_is_no_line_of_the_embedding(tmp_path, c
     data, out, plot = quadrants(), tmp_path / "p.safetensors", tmp_path / "p.png"
     data.pass_rates[0, :30] = NAN  # 30 unknown
     options = Output(out=str(out), splits=1, plot=str(plot), fit=FitConfig(**SMALL, epochs=14))
-    judged = predictor.run(data, options, seed=0)
-    pearson = lambda *key: judge.values(judged, data.pass_rates, *key)[0, 0]  # noqa: E731
-    for group in judge.GROUPS:
+    predictions = predictor.run(data, options, seed=0)
+    pearson = lambda *key: score.values(predictions, data.pass_rates, *key)[0, 0]  # noqa: E731
+    for group in score.GROUPS:
         ridge = max(pearson(group, "ridge on references"), pearson(group, "ridge on others"))
         assert pearson(group, "predictor") > max(0.6, ridge + 0.3), group
     known = "new policies, known tasks"
@@ -59,7 +59,7 @@ def test_it_beats_ridge_where_difficulty_is_no_line_of_the_embedding(tmp_path, c
 def test_splits_take_turns_and_references_are_known_tasks_trained_on():
     # 10 unknown of the first policy
     rates = np.where(np.arange(40)[None] < [[10], [0], [0], [0], [0]], NAN, 0.5)
-    found = judge.splits(3, rates, count=5, held_out=0.2, num_references=15)
+    found = score.splits(3, rates, count=5, held_out=0.2, num_references=15)
     assert [int(sum(each)) for each in zip(*(split.policies for split in found), strict=True)] == [
         1
     ] * 5
@@ -69,14 +69,14 @@ def test_splits_take_turns_and_references_are_known_tasks_trained_on():
     for split in found:
         assert not split.tasks[split.references].any() and (split.references[0] >= 10).all()
         assert all(len(set(row)) == 15 for row in split.references.tolist())
-    again = judge.splits(3, rates, count=5, held_out=0.2, num_references=15)
+    again = score.splits(3, rates, count=5, held_out=0.2, num_references=15)
     assert all(np.array_equal(x, y) for x, y in zip(found[0], again[0], strict=True))
 
 
 def test_figures_by_hand():
     found = np.array([[0.2, 0.4, 0.9, NAN], [0.5, 0.5, 0.5, 0.5]])
     rates = np.array([[0.0, 0.5, 1.0, 0.3], [0.0, 1.0, NAN, 0.5]])
-    figures = judge.figures(found, rates, np.ones((2, 4), bool))
+    figures = score.figures(found, rates, np.ones((2, 4), bool))
     first = [
         np.corrcoef([0.2, 0.4, 0.9], [0, 0.5, 1])[0, 1],
         1.0,
@@ -87,9 +87,9 @@ def test_figures_by_hand():
     assert figures["spearman"] == pytest.approx(0.5)
     assert figures["brier"] == pytest.approx((first[2] + 0.25) / 2)
     assert figures["error"] == pytest.approx(((0.04 + 0.01 + 0.01) / 3 + 0.5 / 3) / 2)
-    assert np.isnan(judge.figures(found, rates, np.zeros((2, 4), bool))["error"])
-    assert np.isnan(judge.correlation(np.array([0.1, 0.2, 0.3]), np.ones(3)))
-    x, y = judge.curve(np.linspace(0, 1, 20), np.linspace(1, 0, 20))
+    assert np.isnan(score.figures(found, rates, np.zeros((2, 4), bool))["error"])
+    assert np.isnan(score.correlation(np.array([0.1, 0.2, 0.3]), np.ones(3)))
+    x, y = score.curve(np.linspace(0, 1, 20), np.linspace(1, 0, 20))
     assert len(x) == 10 and np.allclose(x + y, 1)
 
 
@@ -97,10 +97,10 @@ def test_ridge_finds_a_line_and_nothing_where_there_is_none():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(80, 5)) * [1, 100, 1, 1, 0] + 3
     y = 0.5 + 0.1 * (x[:, 0] - 3)
-    np.testing.assert_allclose(judge.ridge(x, np.where(np.arange(80) < 50, y, NAN)), y, atol=0.01)
-    noise = judge.ridge(x, rng.normal(size=80))
+    np.testing.assert_allclose(score.ridge(x, np.where(np.arange(80) < 50, y, NAN)), y, atol=0.01)
+    noise = score.ridge(x, rng.normal(size=80))
     assert noise.std() < 0.3
-    np.testing.assert_allclose(judge.ridge(x, np.full(80, 0.25)), 0.25)
+    np.testing.assert_allclose(score.ridge(x, np.full(80, 0.25)), 0.25)
 
 
 def test_defaults_are_those_of_the_function():
@@ -132,7 +132,7 @@ def test_defaults_are_those_of_the_function():
         ({}, dict(out="p.npz"), "cannot write to p.npz"),
         ({}, dict(out="no/p.safetensors"), "cannot write to no/p.safetensors"),
         ({}, dict(plot="p.txt"), "cannot write to p.txt"),
-        ({}, dict(plot="p.png", splits=0), "plot shows what is held out, but splits is 0"),
+        ({}, dict(plot="p.png", splits=0), "plot shows held-out predictions, but splits is 0"),
         (dict(unknown=(1, slice(1, None))), dict(splits=5), "too few pass rates of b are known"),
     ],
 )

@@ -45,11 +45,11 @@ BATCH = 128
 CLEAN_STEPS = 2000
 SLOPPY_STEPS = 1000
 LEARNING_RATE = 2e-3
-SAMPLES = 32  # rollouts a task behind what is reported of a policy
+SAMPLES = 32  # rollouts a task, for the success rates that are printed
 
 
 class Recipe(NamedTuple):
-    """What sets one policy apart from another."""
+    """The settings of a policy."""
 
     seed: int
     width: int
@@ -61,7 +61,7 @@ REFERENCES = (Recipe(seed=1, width=48), Recipe(seed=2, width=80, sloppiness=0.2)
 
 
 class Examples(NamedTuple):
-    """Prompts and what was answered to them, as tokens."""
+    """Prompts and answers, as tokens."""
 
     prompts: Array  # [n, P] int32, right-padded
     lengths: Array  # [n] int32, of the prompts
@@ -101,9 +101,9 @@ def pass_rates(
     Returns the counts as `successes` [N, K] uint8, and as `trials` the number of rollouts behind
     each.
     """
-    _, asked = split(name)
+    _, data = split(name)
     successes = [
-        rollouts(config, params, asked, samples=samples).sum(axis=1) for config, params in policies
+        rollouts(config, params, data, samples=samples).sum(axis=1) for config, params in policies
     ]
     return {"successes": np.stack(successes, axis=1).astype(np.uint8), "trials": samples}
 
@@ -139,13 +139,13 @@ def examples(prompts: list[str], answers: list[str]) -> Examples:
     END fills up the rows of answers; only the first END of a row counts.
     """
     n = len(prompts)
-    asked = np.zeros((n, PROMPT), np.int32)
-    answered = np.zeros((n, COMPLETION), np.int32)
+    prompt_tokens = np.zeros((n, PROMPT), np.int32)
+    answer_tokens = np.zeros((n, COMPLETION), np.int32)
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        asked[row, : len(prompt)] = encode(prompt)
-        answered[row, : len(answer)] = encode(answer)
+        prompt_tokens[row, : len(prompt)] = encode(prompt)
+        answer_tokens[row, : len(answer)] = encode(answer)
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-    return Examples(*map(jnp.asarray, (asked, lengths, answered)))
+    return Examples(*map(jnp.asarray, (prompt_tokens, lengths, answer_tokens)))
 
 
 def demonstrations(
@@ -211,20 +211,22 @@ def imitate(
 
 
 def rollouts(
-    config: ModelConfig, params: Params, asked: Examples, *, samples: int, greedy: bool = False
+    config: ModelConfig, params: Params, examples: Examples, *, samples: int, greedy: bool = False
 ) -> np.ndarray:
     """Rolls out each task and checks its samples, [n, samples] bool.
 
     A sample passes if it is exactly right.
     """
     policy = model.decoder(config, remat="none")
-    found = []
-    for start in range(0, len(asked.lengths), BATCH):
-        part = jax.tree.map(lambda x: x[start : start + BATCH], asked)  # noqa: B023
+    passed = []
+    for start in range(0, len(examples.lengths), BATCH):
+        part = jax.tree.map(lambda x: x[start : start + BATCH], examples)  # noqa: B023
         ids = start + jnp.arange(len(part.lengths), dtype=jnp.int32)
         drawn = roll_out(policy, params, part, ids, samples, greedy)
-        found.append(np.all(drawn.reshape(len(ids), samples, -1) == part.answers[:, None], axis=-1))
-    return np.concatenate(found)
+        passed.append(
+            np.all(drawn.reshape(len(ids), samples, -1) == part.answers[:, None], axis=-1)
+        )
+    return np.concatenate(passed)
 
 
 @partial(jax.jit, static_argnums=(0, 4, 5))
@@ -245,9 +247,9 @@ def roll_out(
 
 def report(name: str, config: ModelConfig, params: Params) -> None:
     """Prints how often a policy solves the held-out tasks."""
-    tasks, asked = split("digits-test")
-    sampled = rollouts(config, params, asked, samples=SAMPLES)
-    greedy = rollouts(config, params, asked, samples=1, greedy=True)
+    tasks, data = split("digits-test")
+    sampled = rollouts(config, params, data, samples=SAMPLES)
+    greedy = rollouts(config, params, data, samples=1, greedy=True)
     for operation in builtin.OPERATIONS:
         rows = [row for row, task in enumerate(tasks) if task.operation == operation]
         print(

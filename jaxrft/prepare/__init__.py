@@ -1,1 +1,1 @@
-"""What is made ready before a run: data sets, and the pass rates of reference policies."""
+"""Prepares inputs of a run: data sets, pass rates of reference policies, embeddings, predictors."""

@@ -1,5 +1,5 @@
-"""A predictor from a published torch checkpoint: python -m jaxrft.prepare.convert_predictor
-CHECKPOINT FILE [flags].
+"""Converts a predictor from a published torch checkpoint: python -m
+jaxrft.prepare.convert_predictor CHECKPOINT FILE [flags].
 """
 
 import argparse
@@ -29,12 +29,12 @@ def read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise InputError(f"no file {path}: give a published checkpoint of the predictor")
     try:
-        found: object = torch.load(path, map_location="cpu", weights_only=True)
+        content: object = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise InputError(
             f"{path} is no torch checkpoint that holds tensors and plain values only: save it so"
         ) from error
-    state = found.get("model_state_dict", found) if isinstance(found, dict) else None
+    state = content.get("model_state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict):
         raise InputError(
             f"{path} holds no state_dict: give a published checkpoint of the predictor"
@@ -56,8 +56,8 @@ def calibration_of(params: Params) -> Calibration:
 def convert(
     checkpoint: Path, out: Path, model: str, *, temperature: float = 1.0, top_k: int | None = None
 ) -> None:
-    """Writes the predictor of a torch `checkpoint` to `out`; `model` made the embeddings that it
-    was trained on.
+    """Writes the predictor of a torch `checkpoint` to `out`; `model` computed the embeddings
+    that it was trained on.
     """
     params = attention.params_from_torch(read(checkpoint))
     origin = Origin(model, params.query.norm_in.bias.size)
@@ -74,12 +74,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--model",
         required=True,
-        help="what made the embeddings it was trained on, such as a hub id",
+        help="model that computed the embeddings that it was trained on, such as a hub id",
     )
     parser.add_argument(
         "--temperature", type=float, default=1.0, help="divides the attention's scores"
     )
-    parser.add_argument("--top-k", type=int, help="attend to so many most similar references only")
+    parser.add_argument(
+        "--top-k", type=int, help="attend to the TOP_K most similar references only"
+    )
     options = parser.parse_args(arguments)
     try:
         convert(

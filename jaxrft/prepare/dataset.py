@@ -31,7 +31,7 @@ from jaxrft.types import InputError
 
 logger = logging.getLogger(__name__)
 
-VERSION = "1.0.0"  # raise it when what a recipe makes of its files changes
+VERSION = "1.0.0"  # raise it when a recipe yields other tasks
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def prepare(
     """Adds a split, made of the rows of the files one after the other, to the data set `name`;
     returns its folder.
 
-    It is there whole or not at all, whenever the process is killed. Raises InputError for a data
+    A kill leaves either all of the split or none of it. Raises InputError for a data
     set without a recipe, a file that does not follow it, and a split that is there already.
     """
     recipe = _recipe(name)
@@ -97,8 +97,8 @@ def prepare(
             f"--split is {split!r}: a split is called by a word, such as train or test, but not all"
         )
     folder = folder_of(data_dir) / name / VERSION
-    there = builder_of(folder) if (folder / "dataset_info.json").is_file() else None
-    if there is not None and split in there.info.splits:
+    existing = builder_of(folder) if (folder / "dataset_info.json").is_file() else None
+    if existing is not None and split in existing.info.splits:
         raise InputError(
             f"{folder} has a split {split} already: choose another --split or "
             "--data-dir, or delete it"
@@ -112,7 +112,7 @@ def prepare(
         tfds.disable_progress_bar()
         builder = Builder(name, recipe, tasks(recipe, sources), split, data_dir=scratch)
         builder.download_and_prepare()
-        _move(Path(builder.data_path), folder, builder, there)
+        _move(Path(builder.data_path), folder, builder, existing)
     return folder
 
 
@@ -168,7 +168,8 @@ def tasks(recipe: Recipe, paths: Iterable[Path]) -> Iterator[Task]:
     Leaves out tasks without an answer, and logs their number. Raises InputError for the first row
     that does not follow the recipe, and when no task has an answer.
     """
-    kept = left_out = 0
+    kept = 0
+    left_out = 0
     for path in paths:
         for number, row in enumerate(files.entries(path, recipe.reads), 1):
             task = _task(recipe, row, f"{path} row {number}")
@@ -210,16 +211,14 @@ def _value(value: JSON, kind: type) -> str | float:
 
 
 def _move(
-    new: Path, folder: Path, builder: Builder, there: tfds.core.DatasetBuilder | None
+    new: Path, folder: Path, builder: Builder, existing: tfds.core.DatasetBuilder | None
 ) -> None:
-    """Puts a finished split where it belongs; the file that lists the splits comes last, in one
-    piece.
-    """
-    if there is None:
+    """Moves a finished split into its folder; the file that lists the splits is replaced last."""
+    if existing is None:
         new.rename(folder)
         return
     info = builder.info
-    info.set_splits(tfds.core.SplitDict([*there.info.splits.values(), *info.splits.values()]))
+    info.set_splits(tfds.core.SplitDict([*existing.info.splits.values(), *info.splits.values()]))
     info.write_to_directory(new)
     for file in new.glob(f"*-{builder.split}.*"):
         os.replace(file, folder / file.name)

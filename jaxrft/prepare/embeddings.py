@@ -1,6 +1,4 @@
-"""The embeddings of a policy for the prompts of all tasks, as a safetensors file that
-`tasks.embeddings` names.
-"""
+"""Computes a policy's embeddings of the prompts of all tasks, for `tasks.embeddings`."""
 
 import json
 import math
@@ -28,9 +26,9 @@ from jaxrft.lm.policy import LanguageModel, open_model
 from jaxrft.prepare.journal import (
     Journal,
     begun,
-    identity_at,
-    note_of,
-    open_own,
+    journal_of,
+    open_private,
+    read_identity,
     replacing,
     unfinished,
     writing,
@@ -59,19 +57,19 @@ class Options(Checked):
     of each.
     """
     file_dtype: Literal["float32", "float16"] = "float32"
-    """What the file holds, whatever the `dtype` of the arithmetic; float16 halves it, at a relative
-    error of 0.0005. On the devices they are float32."""
+    """Type of the numbers in the file, independent of the `dtype` of the arithmetic; float16 halves
+    its size, at a relative error of 0.0005. On the devices they are float32."""
     overwrite: bool = False
-    """Replace a file that is there already."""
+    """Replace an existing file."""
 
 
 class Job(NamedTuple):
-    """Distinct prompts, and all that embedding them takes."""
+    """Distinct prompts, and everything needed to embed them."""
 
     config: Config
     mesh: Mesh
     lm: LanguageModel
-    made_by: dict[str, JSON]  # `Embeddings.made_by`
+    source: dict[str, JSON]  # `Embeddings.source`
     out: Path
     dtype: np.dtype
     table: TaskTable  # of the prompts, longest first, so that batches follow each other in it
@@ -82,8 +80,8 @@ class Job(NamedTuple):
 def run(options: Options) -> bool:
     """Embeds the prompts of all sets of `config.tasks` with `config.model`; writes them to `out`.
 
-    Batches are written to a file .partial.rows beside `out`, and noted in .partial, as soon as they
-    are done. After a kill the same command resumes there, and ends with the very file of an
+    Batches are written to a file .partial.rows next to `out`, and recorded in .partial, as soon as
+    they are done. After a kill the same command resumes there; the file equals that of an
     uninterrupted one. Returns True when all is done, False when SIGTERM or Ctrl-C ended it early,
     after the batch in hand. Raises InputError for mistakes in config, data or `out`.
     """
@@ -92,41 +90,41 @@ def run(options: Options) -> bool:
     if out.suffix != ".safetensors":
         raise InputError(f"--out is {out}: give the path of a .safetensors file")
     mesh = open_mesh(config)
-    config = with_template_date(config, lambda: identity_at(note_of(out)).get("chat_template_date"))
+    config = with_template_date(
+        config, lambda: read_identity(journal_of(out)).get("chat_template_date")
+    )
     on_host0(partial(check, out, options.overwrite))
     with ExitStack() as stack:
         stack.enter_context(computing_on(mesh, config))
         lm = open_model(config, mesh, trained=False)
         tasks = distinct(config, lm)
         stopped = stack.enter_context(stop_signals())
-        made_by = embedding_source(lm, config, mesh)
+        source = embedding_source(lm, config, mesh)
         digests = embeddings.digests(tasks.prompts)
         job = Job(
-            config, mesh, lm, made_by, out, np.dtype(options.file_dtype), tasks, digests, stopped
+            config, mesh, lm, source, out, np.dtype(options.file_dtype), tasks, digests, stopped
         )
-        journal = on_host0(lambda: stack.enter_context(Journal(note_of(out), identity(job))))
+        journal = on_host0(lambda: stack.enter_context(Journal(journal_of(out), identity(job))))
         visible = jax.process_index() == 0
         display = stack.enter_context(Display(len(digests), visible=visible, unit="prompt"))
         if not embed(job, journal, display):
-            display.say("stopped by a signal; the same command goes on from here")
+            display.say("stopped by a signal; run the same command to resume")
             return False
         on_host0(partial(write, job))
         display.say(
             f"embeddings of {len(digests):,} prompts, width {lm.config.hidden_size:,}, in {out}"
         )
-    for path in (rows_of(out), note_of(out)) if visible else ():
+    for path in (rows_of(out), journal_of(out)) if visible else ():
         path.unlink(missing_ok=True)
     return True
 
 
 def check(out: Path, overwrite: bool) -> None:
-    """Raises InputError when `out` is there and is not to be replaced."""
-    # Beside a journal it is the journal's own: the process was killed between writing it and
-    # removing that.
-    if out.exists() and not overwrite and not begun(note_of(out)):
-        raise InputError(
-            f"{out} is there already: give another --out, or --overwrite to replace it"
-        )
+    """Raises InputError when `out` exists and is not to be replaced."""
+    # With a journal next to it, it is of the same job: the process was killed between writing it
+    # and removing the journal.
+    if out.exists() and not overwrite and not begun(journal_of(out)):
+        raise InputError(f"{out} exists already: give another --out, or --overwrite to replace it")
 
 
 def rows_of(out: Path) -> Path:
@@ -145,9 +143,9 @@ def distinct(config: Config, lm: LanguageModel) -> TaskTable:
             reference_pass_rates=None
         )
         tables[tasks.title] = tokenize(rows, tasks, config, lm.tokenizer)
-    whole = mixture.mix(tables)
-    firsts = np.sort(np.unique(embeddings.digests(whole.prompts), axis=0, return_index=True)[1])
-    return table.take(whole, firsts[np.argsort(-whole.lengths[firsts], kind="stable")])
+    mixed = mixture.mix(tables)
+    firsts = np.sort(np.unique(embeddings.digests(mixed.prompts), axis=0, return_index=True)[1])
+    return table.take(mixed, firsts[np.argsort(-mixed.lengths[firsts], kind="stable")])
 
 
 def identity(job: Job) -> dict[str, JSON]:
@@ -157,52 +155,52 @@ def identity(job: Job) -> dict[str, JSON]:
         "digest of the prompts": short_digest(job.digests.tobytes()),
         "dtype of the file": str(job.dtype),
     }
-    return job.made_by | settings | prompts | table.identity(job.table)
+    return job.source | settings | prompts | table.identity(job.table)
 
 
 def embed(job: Job, journal: Journal | None, display: Display) -> bool:
     """Embeds and writes the missing batches; returns False when a signal comes before the last."""
-    parts = table.batches(job.table.lengths, job.config.batch_size)
+    batches = table.batches(job.table.lengths, job.config.batch_size)
     if journal is not None:
-        forget_lost(job, journal)
-    missing = unfinished(journal, len(parts))
-    if len(missing) < len(parts):
+        drop_lost_batches(job, journal)
+    missing = unfinished(journal, len(batches))
+    if len(missing) < len(batches):
         display.say(
-            f"going on after {len(parts) - len(missing)} of {len(parts)} batches, in "
+            f"resuming after {len(batches) - len(missing)} of {len(batches)} batches, in "
             f"{rows_of(job.out)}"
         )
     embedder = make_embedder(job.lm, job.config, job.mesh, job.table)
     for number in missing:
         if any_process(job.stopped()):
             return False
-        rows = narrowed(embedder(parts[number]), job.dtype)
+        rows = narrowed(embedder(batches[number]), job.dtype)
         if journal is not None:
             store(job, number, rows)
             journal.add(number, short_digest(rows.tobytes()))
-            done = int(parts[number][-1]) + 1
-            seldom = number % max(1, len(parts) // LINES) == 0
-            display.advance(done, "", f"prompt {done} of {len(job.digests)}" if seldom else "")
+            done = int(batches[number][-1]) + 1
+            prints = number % max(1, len(batches) // LINES) == 0
+            display.advance(done, "", f"prompt {done} of {len(job.digests)}" if prints else "")
     return True
 
 
 def narrowed(rows: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Casts rows to the dtype of the file; raises InputError when any is not finite in it."""
     with np.errstate(over="ignore"):
-        found = rows.astype(dtype)
+        narrow = rows.astype(dtype)
     if not np.isfinite(rows).all():
         raise InputError(
             "the policy's hidden states are not finite: its weights are broken, "
             "give another --model"
         )
-    if not np.isfinite(found).all():
+    if not np.isfinite(narrow).all():
         raise InputError(
             f"embeddings reach {np.abs(rows).max():g}, too large for {dtype}: "
             "give --file-dtype float32"
         )
-    return found
+    return narrow
 
 
-def place_of(job: Job, number: int) -> int:
+def byte_offset(job: Job, number: int) -> int:
     """Computes the byte at which the rows of a batch begin in the file of rows."""
     return number * job.config.batch_size * job.lm.config.hidden_size * job.dtype.itemsize
 
@@ -210,17 +208,17 @@ def place_of(job: Job, number: int) -> int:
 def store(job: Job, number: int, rows: np.ndarray) -> None:
     """Writes the rows of a batch; when it returns, they outlast a kill or a loss of power."""
     path = rows_of(job.out)
-    with writing(path), open_own(path, "r+b") as file:
-        file.seek(place_of(job, number))
+    with writing(path), open_private(path, "r+b") as file:
+        file.seek(byte_offset(job, number))
         file.write(rows.tobytes())
         file.flush()
         os.fsync(file.fileno())
 
 
-def forget_lost(job: Job, journal: Journal) -> None:
+def drop_lost_batches(job: Job, journal: Journal) -> None:
     """Removes from `journal.done` the batches whose rows are not in the file of rows.
 
-    A batch stays when the digest of its rows is the one that was noted.
+    A batch stays when the digest of its rows is the recorded one.
     """
     path = rows_of(job.out)
     content = b""
@@ -228,15 +226,15 @@ def forget_lost(job: Job, journal: Journal) -> None:
         with writing(path):
             content = files.read_regular(path, flags=os.O_RDONLY | os.O_NOFOLLOW)
     for number, digest in list(journal.done.items()):
-        if short_digest(content[place_of(job, number) : place_of(job, number + 1)]) != digest:
+        if short_digest(content[byte_offset(job, number) : byte_offset(job, number + 1)]) != digest:
             del journal.done[number]
 
 
 def write(job: Job) -> None:
-    """Replaces the file `out`, which is at no time there in part; equal rows make equal files."""
+    """Replaces the file `out`, atomically; equal rows make equal files."""
     with replacing(job.out) as file:
         shape = len(job.digests), job.lm.config.hidden_size
         rows = np.fromfile(rows_of(job.out), job.dtype, math.prod(shape)).reshape(shape)
         # One entry: safetensors would write several in another order each time.
-        metadata = {embeddings.MADE_BY: json.dumps(job.made_by)}
+        metadata = {embeddings.SOURCE: json.dumps(job.source)}
         file.write(save({embeddings.PROMPTS: job.digests, embeddings.ROWS: rows}, metadata))

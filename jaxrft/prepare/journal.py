@@ -1,4 +1,4 @@
-"""What a long job has done so far, so that a kill costs no more than the piece of work in hand."""
+"""Records the finished pieces of a long job, so that a kill loses only the current piece."""
 
 import json
 import logging
@@ -23,10 +23,10 @@ class Journal:
     """A file of JSON lines: what the job is, then a line for every piece of work, by its number, as
     soon as it is done.
 
-    `done` maps the numbers of finished pieces to what came of them. A last line torn by a kill is
-    cut off. Other lines that are no JSON, and results that do not fit, are passed over and left in
-    the file: their pieces are done anew. A context manager, which leaves the file for the next
-    process that goes on, unless there is nothing in it. While it is open no other process opens it.
+    `done` maps the numbers of finished pieces to their results. A last line torn by a kill is cut
+    off. Other lines that are no JSON, and results that do not fit, are skipped and left in the
+    file: their pieces are done anew. A context manager, which leaves the file for the process that
+    resumes, unless it is empty. While it is open no other process opens it.
     """
 
     def __init__(
@@ -35,12 +35,11 @@ class Journal:
         identity: dict[str, JSON],
         fits: Callable[[int, JSON], bool] = lambda *_: True,
     ):
-        """Opens the journal at `path`, or begins one for the job that `identity` tells from all
-        others.
+        """Opens the journal at `path`, or begins one for the job that `identity` identifies.
 
-        `fits` says whether a result is one of the piece of that number. Raises InputError, which
+        `fits` checks the result of the piece of a number. Raises InputError, which
         names the first difference, when the one at `path` is another job's and has begun, and when
-        another process is at it.
+        another process has it open.
         """
         self.path = path
         identity = json.loads(json.dumps(identity))
@@ -48,22 +47,24 @@ class Journal:
         with writing(path), ExitStack() as stack:
             path.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(lock.held(path.with_name(f".{path.name}.lock"), f"{path}", remedy))
-            self._file = stack.enter_context(open_own(path, "ab"))
-            found = _read(path)
+            self._file = stack.enter_context(open_private(path, "ab"))
+            content = _read(path)
             self.done = {
-                number: result for number, result in found.pieces.items() if fits(number, result)
+                number: result for number, result in content.pieces.items() if fits(number, result)
             }
-            if found.pieces:
-                _check(path, identity, found.identity)
-                _say_damage(path, found, len(self.done))
-            self._file.truncate(found.end if self.done else 0)
-            if not self.done:  # a job that has done nothing yet is any job
+            if content.pieces:
+                _check(path, identity, content.identity)
+                _warn_of_damage(path, content, len(self.done))
+            self._file.truncate(content.end if self.done else 0)
+            if (
+                not self.done
+            ):  # without a finished piece, the journal may become that of another job
                 self._write(identity)
             self._open = stack.pop_all()
 
     def add(self, number: int, result: JSON) -> None:
-        """Notes that piece `number` is done; when it returns, the note outlasts a kill or a loss of
-        power.
+        """Records that piece `number` is done; when it returns, the record outlasts a kill or a
+        loss of power.
         """
         with writing(self.path):
             self._write([number, result])
@@ -85,23 +86,19 @@ class Journal:
         os.fsync(self._file.fileno())
 
 
-writing = partial(
-    disk.writing, remedy="put that right, and the same command goes on where it stopped"
-)
+writing = partial(disk.writing, remedy="put that right, and run the same command to resume")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file that takes the place of `path` at the end of the block; errors are as in
-    `writing`.
-    """
+    """Opens a file that replaces `path` at the end of the block; errors are as in `writing`."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.replacing(path) as file:
             yield file
 
 
-def open_own(path: Path, mode: Literal["ab", "r+b"]) -> BinaryIO:
+def open_private(path: Path, mode: Literal["ab", "r+b"]) -> BinaryIO:
     """Opens a file that only this command writes, makes it if need be, and follows no link to a
     file of others.
     """
@@ -109,7 +106,7 @@ def open_own(path: Path, mode: Literal["ab", "r+b"]) -> BinaryIO:
     return os.fdopen(files.open_regular(path, flags), mode)
 
 
-def note_of(out: Path) -> Path:
+def journal_of(out: Path) -> Path:
     """Names the journal that is kept until the file `out` is complete: OUT.partial."""
     return out.with_name(f"{out.name}.partial")
 
@@ -127,15 +124,15 @@ def begun(path: Path) -> bool:
         return bool(_read(path).pieces)
 
 
-def identity_at(path: Path) -> dict[str, JSON]:
+def read_identity(path: Path) -> dict[str, JSON]:
     """Reads the job's identity from the journal at `path`; {} when no piece of it is finished."""
     with writing(path):
-        found = _read(path)
-    return found.identity if found.pieces else {}
+        content = _read(path)
+    return content.identity if content.pieces else {}
 
 
 class _Content(NamedTuple):
-    """What is in the file of a journal."""
+    """The content of a journal."""
 
     identity: dict[str, JSON]
     pieces: dict[int, JSON]  # number -> result
@@ -175,21 +172,19 @@ def _parse(line: bytes) -> tuple[int, JSON] | None:
     return (number, result) if type(number) is int else None
 
 
-def _say_damage(path: Path, found: _Content, fitting: int) -> None:
-    """Logs how many lines of a journal are passed over."""
-    if passed := found.damaged + len(found.pieces) - fitting:
-        logger.warning(
-            "passing over %d damaged lines of %s: what they noted is done anew", passed, path
-        )
+def _warn_of_damage(path: Path, content: _Content, fitting: int) -> None:
+    """Logs the number of lines of a journal that are skipped."""
+    if skipped := content.damaged + len(content.pieces) - fitting:
+        logger.warning("skipping %d damaged lines of %s: their pieces are done anew", skipped, path)
 
 
 def _check(path: Path, identity: dict[str, JSON], saved: dict[str, JSON]) -> None:
     for name in identity | saved:
-        here = identity.get(name)
-        there = saved.get(name)
-        if here != there:
+        wanted = identity.get(name)
+        actual = saved.get(name)
+        if wanted != actual:
             raise InputError(
-                f"{path} holds the beginning of other work: its {name} is {there!r}, that of "
-                f"this command is {here!r}; "
-                "repeat the command that began it, or remove the file to start afresh"
+                f"{path} holds the beginning of other work: its {name} is {actual!r}, that of "
+                f"this command is {wanted!r}; repeat the command that began it, or remove the file "
+                "to start afresh"
             )

@@ -1,5 +1,5 @@
-"""A predictor of pass rates, trained on those of several policies and judged on policies and tasks
-held out.
+"""Trains a predictor of pass rates on those of several policies, and scores it on held-out policies
+and tasks.
 """
 
 import logging
@@ -15,9 +15,9 @@ import tyro
 from jaxrft import stats
 from jaxrft.config import Config, TasksConfig
 from jaxrft.fields import Checked, FilePath, Seed
-from jaxrft.prepare import judge
-from jaxrft.prepare.judge import Judged, Split
+from jaxrft.prepare import score
 from jaxrft.prepare.pass_rates import SUFFIX
+from jaxrft.prepare.score import Predictions, Split
 from jaxrft.report.console import Display
 from jaxrft.select.dots import training
 from jaxrft.select.dots.attention import Calibration
@@ -29,8 +29,8 @@ from jaxrft.types import InputError
 logger = logging.getLogger(__name__)
 
 MAX_SPLITS = 1000
-# Beyond these an accelerator's memory, or its patience, ends; the published predictor has 896 and
-# 3.
+# Beyond these training takes too much memory or time; the published predictor has width 896 and 3
+# layers.
 MAX_FIT = {
     "width": 65_536,
     "layers": 100,
@@ -45,15 +45,14 @@ class FitConfig:
     """How a predictor is trained; the defaults are as published."""
 
     calibration: Calibration = "group_logit_temp"
-    """What is done to the attention's average: plain, platt, temperature or group_logit_temp."""
+    """Calibration of the attention's average: plain (none), platt, temperature or
+    group_logit_temp."""
     width: int = 896
     """Width of the space in which tasks are compared."""
     layers: int = 3
     """Linear layers of a tower."""
     num_references: int = 256
-    """Tasks whose pass rates are given, in training and judging; in use it may be another
-    number.
-    """
+    """Tasks whose pass rates are given, in training and scoring; a run may use another number."""
     epochs: int = 20
     """Passes over all pass rates, in number."""
     batch_size: int = 256
@@ -65,25 +64,22 @@ class FitConfig:
     temperature: float = 1.0
     """Divides the attention's scores."""
     top_k: int | None = None
-    """Attend to so many most similar references only."""
+    """Attend to the top_k most similar references only."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Output(Checked):
-    """What comes out of `jaxrft prepare predictor`."""
+    """The output of `jaxrft prepare predictor`."""
 
     out: FilePath
     """Safetensors file for the predictor, which is trained on all policies and tasks."""
     splits: int = 5
-    """How often some policies and tasks are held out to judge one that is trained on the others; 0
-    = not at all.
-    """
+    """Number of random splits for scoring: a predictor trained on some policies and tasks is scored
+    on the others; 0 = no scoring."""
     held_out: float = 0.2
-    """Share of the policies, and of the tasks, that is held out each time."""
+    """Share of the policies, and of the tasks, that each split holds out."""
     plot: FilePath | None = None
-    """Draw into this file how the predictions held out are calibrated; the suffix chooses the
-    format.
-    """
+    """File for a plot of the calibration on held-out data; the suffix chooses the format."""
     fit: FitConfig = field(default_factory=FitConfig)
 
 
@@ -105,9 +101,8 @@ class ResponsesOptions(Output):
     """An .npz with `responses` [rows, tasks] of 1 right, 0 wrong, -1 missing, rows sorted by
     ability, and `embeddings` [tasks, E]."""
     policies: int = 25
-    """The rows are cut into so many policies, each of rows next to each other; a pass rate is their
-    mean.
-    """
+    """Number of policies that the rows are cut into, each of adjacent rows; a pass rate is their
+    mean."""
     seed: Seed = 0
     """Of splits, initial weights and batches."""
 
@@ -122,7 +117,7 @@ class Data(NamedTuple):
 
 
 def main(options: Output) -> None:
-    """Reads the data that the command line names; trains and judges a predictor on it."""
+    """Reads the data that the command line names; trains and scores a predictor on it."""
     if isinstance(options, ResponsesOptions):
         run(of_responses(options), options, options.seed)
     elif isinstance(options, Options):
@@ -198,51 +193,51 @@ def _of_set(tasks: TasksConfig) -> tuple[Data, np.ndarray]:
             "`jaxrft prepare pass-rates CONFIG --out FILE.parquet`, and give --tasks.source "
             "FILE.parquet"
         )
-    held = embeddings.read(tasks.embeddings)
+    content = embeddings.read(tasks.embeddings)
     digests = embeddings.digests(rows.prompts)
-    there = {key.tobytes() for key in held.prompts}
-    kept = [index for index, key in enumerate(digests) if key.tobytes() in there] or range(
+    embedded = {key.tobytes() for key in content.prompts}
+    ids = [index for index, key in enumerate(digests) if key.tobytes() in embedded] or range(
         len(digests)
     )
-    if len(kept) < len(digests):
-        lacking = len(digests) - len(kept)
+    if len(ids) < len(digests):
+        missing = len(digests) - len(ids)
         logger.info(
             "%d of %d tasks of %s have no embedding and are left out",
-            lacking,
+            missing,
             len(digests),
             tasks.title,
         )
-    prompts = [rows.prompts[index] for index in kept]
-    found = embeddings.of_prompts(held, prompts, path=tasks.embeddings, name=tasks.title)
+    prompts = [rows.prompts[index] for index in ids]
+    values = embeddings.of_prompts(content, prompts, path=tasks.embeddings, name=tasks.title)
     names = names or tuple(f"reference {number}" for number in range(1, rates.shape[1] + 1))
-    made_by = held.made_by
+    source = content.source
     origin = Origin(
-        str(made_by.get("model")), found.shape[1], made_by.get("digest of the model's parameters")
+        str(source.get("model")), values.shape[1], source.get("digest of the model's parameters")
     )
-    return Data(found, rates[kept].T.astype(np.float64), names, origin), digests[kept]
+    return Data(values, rates[ids].T.astype(np.float64), names, origin), digests[ids]
 
 
-def run(data: Data, options: Output, seed: int) -> list[Judged]:
-    """Trains and judges a predictor for each split, then trains one on everything and writes it.
+def run(data: Data, options: Output, seed: int) -> list[Predictions]:
+    """Trains and scores a predictor for each split, then trains one on everything and writes it.
 
-    Returns what was predicted of each split. Raises InputError first for data and options that make
-    no sense.
+    Returns the predictions of each split. Raises InputError first for data and options that cannot
+    be used.
     """
     check(data, options)
     key = jax.random.key(seed)
     rates = data.pass_rates
     fit = options.fit
-    ways = {
+    settings = {
         "count": options.splits,
         "held_out": options.held_out,
         "num_references": fit.num_references,
     }
-    splits = judge.splits(seed, rates, **ways)
+    splits = score.splits(seed, rates, **settings)
     for split in splits:
-        lacking = np.isnan(np.take_along_axis(rates, split.references, axis=1)).all(axis=1)
-        if lacking.any():
+        unknown = np.isnan(np.take_along_axis(rates, split.references, axis=1)).all(axis=1)
+        if unknown.any():
             raise InputError(
-                f"too few pass rates of {data.policies[int(lacking.argmax())]} are known to "
+                f"too few pass rates of {data.policies[int(unknown.argmax())]} are known to "
                 "hold some out: leave it out"
             )
     with Display((options.splits + 1) * fit.epochs, unit="epoch") as display:
@@ -251,31 +246,30 @@ def run(data: Data, options: Output, seed: int) -> list[Judged]:
             "embeddings by "
             f"{data.origin.model} of width {data.origin.width:,}"
         )
-        judged = []
+        predictions = []
         for number, split in enumerate(splits, 1):
             train = partial(
-                fitted,
+                train_predictor,
                 display=display,
                 title=f"split {number} of {options.splits}",
                 after=number - 1,
             )
-            predictor = train(jax.random.fold_in(key, number), part(data, split), fit)
-            judged.append(
-                Judged(split, judge.predictions(predictor, data.embeddings, rates, split))
-            )
-        predictor = fitted(
+            predictor = train(jax.random.fold_in(key, number), training_data(data, split), fit)
+            predicted = score.predictions(predictor, data.embeddings, rates, split)
+            predictions.append(Predictions(split, predicted))
+        predictor = train_predictor(
             key, data, fit, display=display, title="all policies and tasks", after=options.splits
         )
     save_predictor(options.out, predictor)
-    if judged:
-        display.say(judge.table(judged, rates))
-    if judged and options.plot:
-        judge.draw(judged, rates, options.plot)
+    if predictions:
+        display.say(score.table(predictions, rates))
+    if predictions and options.plot:
+        score.draw(predictions, rates, options.plot)
     display.say(f"the predictor of all policies and tasks is in {options.out}")
-    return judged
+    return predictions
 
 
-def fitted(
+def train_predictor(
     key: jax.Array, data: Data, fit: FitConfig, *, display: Display, title: str, after: int
 ) -> Predictor:
     """Trains a predictor; raises InputError when its weights end up not finite.
@@ -296,7 +290,7 @@ def fitted(
     return Predictor(params, fit.calibration, fit.temperature, fit.top_k, data.origin)
 
 
-def part(data: Data, split: Split) -> Data:
+def training_data(data: Data, split: Split) -> Data:
     """Selects the policies and tasks that are not held out."""
     rates = data.pass_rates[~split.policies][:, ~split.tasks]
     names = tuple(
@@ -306,7 +300,7 @@ def part(data: Data, split: Split) -> Data:
 
 
 def check(data: Data, options: Output) -> None:
-    """Raises InputError for what cannot be trained on or judged, before anything is done."""
+    """Raises InputError for data and options that cannot be used, before any training."""
     num_policies, num_tasks = data.pass_rates.shape
     if num_policies < 2:
         raise InputError(
@@ -325,23 +319,26 @@ def check(data: Data, options: Output) -> None:
         value = getattr(options.fit, name)
         if not 0 < value <= most:
             raise InputError(f"fit.{name} is {value}: it must be positive, and at most {most:,}")
-    left = num_tasks - (judge.share(num_tasks, options.held_out) if options.splits else 0)
-    if options.splits and judge.share(num_policies, options.held_out) == num_policies:
+    held_out = score.held_out_size(num_tasks, options.held_out) if options.splits else 0
+    num_known = num_tasks - held_out
+    if options.splits and score.held_out_size(num_policies, options.held_out) == num_policies:
         raise InputError(
             f"held_out is {options.held_out}: it leaves none of the "
             f"{num_policies} policies to train on"
         )
-    if not 1 <= options.fit.num_references <= left // 2:
+    if not 1 <= options.fit.num_references <= num_known // 2:
         raise InputError(
             f"fit.num_references is {options.fit.num_references}, but at most half of the "
-            f"{left} tasks to train on can "
-            f"be references: give 1 to {left // 2}, or more tasks"
+            f"{num_known} tasks to train on can "
+            f"be references: give 1 to {num_known // 2}, or more tasks"
         )
     for name, rates in zip(data.policies, data.pass_rates, strict=True):
         if np.isnan(rates).all():
             raise InputError(f"no pass rate of {name} is known: leave it out")
     if options.plot and not options.splits:
-        raise InputError("plot shows what is held out, but splits is 0: give some, or leave it out")
+        raise InputError(
+            "plot shows held-out predictions, but splits is 0: raise splits, or leave plot out"
+        )
     for path, suffixes in (
         (options.out, (".safetensors",)),
         (options.plot, (".png", ".svg", ".pdf")),
@@ -351,7 +348,7 @@ def check(data: Data, options: Output) -> None:
         ):
             raise InputError(
                 f"cannot write to {path}: give a name that ends in {' or '.join(suffixes)}, in "
-                "a folder that there is"
+                "an existing folder"
             )
 
 

@@ -1,4 +1,4 @@
-"""The data sets of the papers: where their files are, and what task a row of them is."""
+"""Recipes of published data sets: where their files are, and how a row becomes a task."""
 
 import json
 import re
@@ -21,7 +21,7 @@ class Recipe(NamedTuple):
     reads: tuple[str, ...]
     # of a row; KeyError where it has no such column, ValueError where it makes no sense
     task: Callable[[JSON], Task]
-    columns: dict[str, type]  # of a task, beside prompt and answer: str or float
+    columns: dict[str, type]  # of a task, next to prompt and answer: str or float
 
 
 def _gsm8k(row: JSON) -> Task:
@@ -147,7 +147,7 @@ RECIPES = {
         },
     ),
     "scp25k": Recipe(
-        about="SCP-25K: science, on which the DOTS paper trains beside mathematics (arXiv "
+        about="SCP-25K: science, on which the DOTS paper trains next to mathematics (arXiv "
         "2506.05316)",
         files="not published under that name; DOTS has it from ProRL (arXiv 2505.24864), which "
         "filtered the hub's data "

@@ -1,4 +1,4 @@
-"""Parquet files of tasks, and the columns that they give each other, task by task."""
+"""Reads, joins and writes parquet files of tasks, task by task."""
 
 from collections import Counter
 from pathlib import Path
@@ -22,7 +22,7 @@ class TaskFile(NamedTuple):
     source: str  # where they come from
     table: pyarrow.Table  # N rows
     rows: Rows  # the same N tasks as a run reads them
-    # [N] digest of prompt and ground truth, and how many rows before have the same
+    # [N] digest of prompt and ground truth, and the number of earlier rows with the same
     keys: list[tuple[str, int]]
 
 
@@ -44,15 +44,15 @@ def matched(base: TaskFile, other: TaskFile) -> list[int]:
 
     Raises InputError when the two do not hold the same tasks.
     """
-    at = {key: row for row, key in enumerate(other.keys)}
-    if at.keys() != set(base.keys):
+    rows = {key: row for row, key in enumerate(other.keys)}
+    if rows.keys() != set(base.keys):
         raise InputError(
             f"{base.source} holds other tasks than {other.source}: "
-            f"{len(at.keys() & set(base.keys))} of its "
-            f"{len(base.keys)} are among the other's {len(at)}; give the same tasks, or "
+            f"{len(rows.keys() & set(base.keys))} of its "
+            f"{len(base.keys)} are among the other's {len(rows)}; give the same tasks, or "
             "another file with --out"
         )
-    return [at[key] for key in base.keys]
+    return [rows[key] for key in base.keys]
 
 
 def join(base: TaskFile, other: TaskFile, *, overwrite: bool = False) -> TaskFile:
@@ -80,9 +80,7 @@ def join(base: TaskFile, other: TaskFile, *, overwrite: bool = False) -> TaskFil
 
 
 def write(path: Path, table: pyarrow.Table) -> None:
-    """Replaces the file at `path`, which is at no time there in part; equal tables make equal
-    files.
-    """
+    """Replaces the file at `path`, atomically; equal tables make equal files."""
     with replacing(path) as file:
         pyarrow.parquet.write_table(table, file)
 

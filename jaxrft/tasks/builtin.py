@@ -1,20 +1,20 @@
 """Tasks made from nothing but a seed: lists of digits to be rewritten by one of several operations.
 
-`turn 3141=` has the ground truth `1413`. In pools scraped from the web most tasks teach a policy
-nothing; here each family has that share of useless tasks, and one thing, or none, that tells them
-apart:
+`turn 3141=` has the ground truth `1413`. In pools scraped from the web most tasks give a
+policy no training signal. Each family here has a share of such tasks, and one property, or none, by
+which a selector can recognize them:
 
-| family | what cannot be learnt | what tells it apart |
+| family | tasks without signal | recognized by |
 |---|---|---|
-| `digits` | slipped ground truths, and long lists to begin with | everything below, a little: the quickstart |
+| `digits` | wrong ground truths, and at first long lists | everything below, a little: the quickstart |
 | `digits-kinds` | operations that no policy was taught, lists too long | the prompt: its kind and length |
-| `digits-visits` | slipped ground truths | rolling a task out, in a pool small enough to come back to |
-| `digits-references` | slipped ground truths | pass rates of references; the pool is too large to come back to |
-| `digits-easy` | next to nothing | nothing has to: uniform selection does well |
+| `digits-visits` | wrong ground truths | rolling a task out, in a pool small enough to come back to |
+| `digits-references` | wrong ground truths | pass rates of references; the pool is too large to come back to |
+| `digits-easy` | almost none | not needed: uniform selection does well |
 
 The held-out split of a family, `<family>-test`, holds solvable tasks only, of the kinds that can be
-learnt, and none of the pool. All this is said of the tiny policy in jaxrft.assets;
-benchmarks/closed_loop.py trains it on these families.
+learned, and none of the pool. All of this holds for the tiny policy in jaxrft.assets, which
+benchmarks/closed_loop.py trains on these families.
 """  # noqa: E501
 
 import difflib
@@ -49,7 +49,7 @@ UNTAUGHT: Operations = {  # which no policy of this package has seen before it i
     "cube": lambda digits: tuple(d**3 % 10 for d in digits),
 }
 LENGTHS = range(2, 9)  # digits in a list
-# what the tiny policy still gets wrong more often than not
+# which the tiny policy gets wrong more often than not
 HARD = ("half", "flip", "left", "turn", "twice")
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -75,10 +75,10 @@ class References(NamedTuple):
 
 
 class Family(NamedTuple):
-    """A pool and what is wrong with it."""
+    """A pool, and the tasks in it that give no training signal."""
 
     size: int  # tasks in the pool
-    unsolvable: float = 0.0  # share of the pool whose ground truths have slipped by a row
+    unsolvable: float = 0.0  # share of the pool whose ground truths are those of other tasks
     kinds: tuple[Kind, ...] = (ANY,)
     references: References | None = None
 
@@ -154,7 +154,7 @@ def find(name: str) -> tuple[Family, bool]:
     hint = (
         f"did you mean {near[0]}?"
         if near
-        else f"choose one of {', '.join(FAMILIES)}, with -test for what is held out"
+        else f"choose one of {', '.join(FAMILIES)}, with -test for the held-out split"
     )
     raise InputError(f"no built-in tasks {name!r}: {hint}")
 
@@ -172,20 +172,22 @@ def split(name: str) -> tuple[list[Task], list[str]]:
     pool = [
         task
         for kind in family.kinds
-        for task in _fresh(rng, kind, round(kind.share * family.size), drawn)
+        for task in _draw_distinct(rng, kind, round(kind.share * family.size), drawn)
     ]
-    learnable = [kind for kind in family.kinds if kind.held_out]
+    kinds = [kind for kind in family.kinds if kind.held_out]
     test = [
-        task for kind in learnable for task in _fresh(rng, kind, HELD_OUT // len(learnable), drawn)
+        task for kind in kinds for task in _draw_distinct(rng, kind, HELD_OUT // len(kinds), drawn)
     ]
     if held_out:
         return test, [task.answer for task in test]
     if len(family.kinds) > 1:
         rng.shuffle(pool)
-    return pool, _slipped([task.answer for task in pool], rng, family.unsolvable)
+    return pool, _with_wrong_answers([task.answer for task in pool], rng, family.unsolvable)
 
 
-def _fresh(rng: random.Random, kind: Kind, count: int, drawn: dict[Task, None]) -> list[Task]:
+def _draw_distinct(
+    rng: random.Random, kind: Kind, count: int, drawn: dict[Task, None]
+) -> list[Task]:
     """Draws `count` tasks that are not in `drawn`, and adds them to it.
 
     Their operations change their lists.
@@ -198,13 +200,13 @@ def _fresh(rng: random.Random, kind: Kind, count: int, drawn: dict[Task, None]) 
     return list(drawn)[before:]
 
 
-def _slipped(answers: list[str], rng: random.Random, share: float) -> list[str]:
+def _with_wrong_answers(answers: list[str], rng: random.Random, share: float) -> list[str]:
     """Replaces a random share of the answers by those of other tasks."""
     wrong = rng.sample(range(len(answers)), round(share * len(answers)))
-    slipped = list(answers)
+    result = list(answers)
     for row, other in zip(wrong, wrong[1:] + wrong[:1], strict=True):
-        slipped[row] = answers[other]
-    return slipped
+        result[row] = answers[other]
+    return result
 
 
 def load(name: str) -> Rows:

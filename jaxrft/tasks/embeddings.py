@@ -1,4 +1,4 @@
-"""Embeddings of prompts, as `jaxrft prepare embeddings` writes them: rows that any run finds by the
+"""Reads the embeddings of prompts that `jaxrft prepare embeddings` writes, by digests of the
 prompts.
 """
 
@@ -25,11 +25,11 @@ from jaxrft.types import InputError, Missing
 
 POOLING = "mean of the last hidden states"
 DTYPES = ("float32", "float16")
-# What a file holds: a digest of each prompt, its row, and, as JSON in the metadata, what made the
-# rows.
+# The content of a file: a digest of each prompt, its row, and, as JSON in the metadata, the source
+# of the rows.
 PROMPTS = "prompts"
 ROWS = "embeddings"
-MADE_BY = "made_by"
+SOURCE = "made_by"
 
 
 class Embeddings(NamedTuple):
@@ -37,7 +37,7 @@ class Embeddings(NamedTuple):
 
     prompts: np.ndarray  # [M, 16] uint8, distinct digests
     rows: np.ndarray  # [M, E] float32 or float16
-    made_by: dict[str, JSON]  # model, pooling, width, dtype, "digest of the model's parameters"
+    source: dict[str, JSON]  # model, pooling, width, dtype, "digest of the model's parameters"
 
 
 def digests(prompts: Sequence[Prompt]) -> np.ndarray:
@@ -57,8 +57,8 @@ def read(path: str | Path) -> Embeddings:
         raise Missing(f"no file {path}: make it with {command(path)}")
     try:
         with safe_open(path, framework="numpy") as file:
-            made_by = dict(json.loads((file.metadata() or {})[MADE_BY]))
-            found = Embeddings(file.get_tensor(PROMPTS), file.get_tensor(ROWS), made_by)
+            source = dict(json.loads((file.metadata() or {})[SOURCE]))
+            content = Embeddings(file.get_tensor(PROMPTS), file.get_tensor(ROWS), source)
     except SafetensorError as error:
         raise InputError(
             f"{path} cannot be read as safetensors with the tensors {PROMPTS} and {ROWS} "
@@ -70,28 +70,28 @@ def read(path: str | Path) -> Embeddings:
             f"{path} holds no embeddings of prompts: make it with {command(path)}"
         ) from error
     if (
-        found.prompts.shape != (len(found.rows), 16)
-        or found.rows.ndim != 2
-        or str(found.rows.dtype) not in DTYPES
+        content.prompts.shape != (len(content.rows), 16)
+        or content.rows.ndim != 2
+        or str(content.rows.dtype) not in DTYPES
     ):
         raise InputError(
-            f"{path} holds {ROWS} {found.rows.shape} of {found.rows.dtype} for {PROMPTS} "
-            f"{found.prompts.shape}, but "
+            f"{path} holds {ROWS} {content.rows.shape} of {content.rows.dtype} for {PROMPTS} "
+            f"{content.prompts.shape}, but "
             f"they must be [M, E] of {' or '.join(DTYPES)} for [M, 16]: make it with "
             f"{command(path)}"
         )
-    return found._replace(made_by=found.made_by | {"width": found.rows.shape[1]})
+    return content._replace(source=content.source | {"width": content.rows.shape[1]})
 
 
 def of_prompts(
-    found: Embeddings, prompts: Sequence[Prompt], *, path: str | Path, name: str
+    embeddings: Embeddings, prompts: Sequence[Prompt], *, path: str | Path, name: str
 ) -> np.ndarray:
-    """Looks up the rows [N, E] float32 of prompts among the embeddings `found`.
+    """Looks up the embeddings [N, E] float32 of prompts.
 
     `path` is their file and `name` the set of the prompts, for errors. Raises InputError for
     prompts without a row, and for rows that are not finite.
     """
-    row_of = {key.tobytes(): row for row, key in enumerate(found.prompts)}
+    row_of = {key.tobytes(): row for row, key in enumerate(embeddings.prompts)}
     at = np.array([row_of.get(key.tobytes(), -1) for key in digests(prompts)], np.int64)
     if (at < 0).any():
         raise InputError(
@@ -99,7 +99,7 @@ def of_prompts(
             "make them with "
             f"{command(path)} --overwrite, with the tasks and the max_prompt_length of this run"
         )
-    rows = found.rows[at].astype(np.float32)
+    rows = embeddings.rows[at].astype(np.float32)
     if bad := int((~np.isfinite(rows)).any(axis=1).sum()):
         raise InputError(
             f"{path} has embeddings that are not finite for {bad} of the {len(at)} tasks of "
@@ -134,10 +134,7 @@ def make_embedder(
 
 
 def embedding_source(lm: LanguageModel, config: Config, mesh: Mesh) -> dict[str, JSON]:
-    """Describes what makes the embeddings, to tell them from those by other policies.
-
-    A digest stands for the policy's parameters.
-    """
+    """Describes the policy that computes the embeddings; a digest stands for its parameters."""
     digest = fingerprint(lm.frozen or lm.params, mesh, dtype=config.dtype)
     shape = {"model": config.model, "pooling": POOLING, "width": lm.config.hidden_size}
     return shape | {"dtype": config.dtype, "digest of the model's parameters": digest}

@@ -66,14 +66,15 @@ def _rows(path: Path, *, keep: bool = False) -> Iterator[JSON]:
     return _jsonl(path, budget, keep) if path.suffix == ".jsonl" else _json(path, budget, keep)
 
 
-def joined(parts: Collection[tuple[Columns, int]]) -> Columns:
+def concatenate(tables: Collection[tuple[Columns, int]]) -> Columns:
     """Concatenates the columns of several files, given with their numbers of rows.
 
     A column that a file does not have is None in its rows.
     """
-    names = dict.fromkeys(name for part, _ in parts for name in part)
+    names = dict.fromkeys(name for columns, _ in tables for name in columns)
     return {
-        name: [entry for part, n in parts for entry in part.get(name, [None] * n)] for name in names
+        name: [entry for columns, n in tables for entry in columns.get(name, [None] * n)]
+        for name in names
     }
 
 
@@ -82,12 +83,12 @@ def _ending(path: Path) -> str:
     if path.suffix not in ENDINGS:
         raise InputError(f"{path} is of no kind that can be read: give {KINDS}")
     if not path.is_file():
-        there = (
+        siblings = (
             [file.name for file in path.parent.iterdir() if file.is_file()]
             if path.parent.is_dir()
             else []
         )
-        near = difflib.get_close_matches(path.name, there, n=3)
+        near = difflib.get_close_matches(path.name, siblings, n=3)
         hint = f"did you mean {' or '.join(near)} there?" if near else f"give the path of {KINDS}"
         raise Missing(f"no file {path}: {hint}")
     return path.suffix
@@ -206,8 +207,8 @@ def _parquet_rows(path: Path, names: Collection[str]) -> Iterator[dict[str, obje
     """Yields the rows of a parquet file."""
     budget = Budget(path)
     with _parquet(path) as file:
-        found = [name for name in file.schema_arrow.names if name in names] if names else None
-        for batch in _batches(file, budget, columns=found):
+        columns = [name for name in file.schema_arrow.names if name in names] if names else None
+        for batch in _batches(file, budget, columns=columns):
             budget.hold(sum(map(_unpacked_size, batch.columns)))
             yield from batch.to_pylist()
 
@@ -256,11 +257,11 @@ def _batches(
     """
     largest = max((_by_differences(file, column.path) for column in _leaves(file)), default=0)
     rows = min(BATCH, budget.rows(largest))
-    left = file.metadata.num_rows if limit is None else limit
+    remaining = file.metadata.num_rows if limit is None else limit
     for batch in file.iter_batches(batch_size=rows, columns=columns):
-        yield batch.slice(0, left)
-        left -= batch.num_rows
-        if left <= 0:
+        yield batch.slice(0, remaining)
+        remaining -= batch.num_rows
+        if remaining <= 0:
             return
 
 

@@ -10,7 +10,7 @@ from jaxrft.lm.hub import ID, cached, download_command, snapshot
 from jaxrft.tasks import files
 from jaxrft.types import InputError, Missing
 
-# told by the names of files and folders
+# names of splits in the names of files and folders
 SPLITS = {"train", "validation", "valid", "val", "dev", "test", "eval"}
 
 Splits = dict[str, list[str]]  # split -> its files, by their paths in the repository
@@ -27,7 +27,7 @@ def read(
     """
     command = download_command(name, flags="--repo-type dataset ")
     folder = _snapshot(name, command)
-    subsets = _told(folder, name) or _found(folder)
+    subsets = _declared_splits(folder, name) or _inferred_splits(folder)
     if not subsets:
         kinds = (
             f"{files.KINDS}: run {command}, or choose another data set if its files are of "
@@ -48,10 +48,9 @@ def read(
         shard = re.fullmatch(r"(.*-)\d+-of-(\d+)\.\w+", file)
         if shard and sum(other.startswith(shard[1]) for other in splits[split]) < int(shard[2]):
             raise Missing(
-                f"hub:{name} is only in part in the Hugging Face cache, beside "
-                f"{file}: run {command}"
+                f"hub:{name} is incomplete in the Hugging Face cache, next to {file}: run {command}"
             )
-    return files.joined(list(_first(folder, splits[split], limit)))
+    return files.concatenate(list(_first(folder, splits[split], limit)))
 
 
 def _first(
@@ -60,14 +59,14 @@ def _first(
     """Yields the columns of one file after the other and the number of their rows, until there are
     `limit` rows.
     """
-    left = limit
+    remaining = limit
     for name in names:
-        columns = files.read(folder / name, left)
+        columns = files.read(folder / name, remaining)
         count = len(next(iter(columns.values()), ()))
         yield columns, count
-        if left is not None:
-            left -= count
-            if left <= 0:
+        if remaining is not None:
+            remaining -= count
+            if remaining <= 0:
                 return
 
 
@@ -82,12 +81,12 @@ def _snapshot(name: str, command: str) -> Path:
         raise InputError(
             f"tasks.source is 'hub:{name}': write hub:OWNER/NAME or hub:OWNER/NAME@REVISION"
         )
-    wanted: Any = {
+    options: Any = {
         "repo_type": "dataset",
         "allow_patterns": ["README.md", *(f"*{ending}" for ending in files.ENDINGS)],
     }
     try:
-        return cached(name, **wanted) or snapshot(name, **wanted)
+        return cached(name, **options) or snapshot(name, **options)
     except Exception as error:  # the network's, the hub's, the disk's
         out_of_reach = isinstance(error, errors.LocalEntryNotFoundError)
         reason = (
@@ -97,8 +96,8 @@ def _snapshot(name: str, command: str) -> Path:
         )
         raise Missing(
             f"hub:{name} is not in the Hugging Face cache and cannot be downloaded ({reason}): "
-            "check the name, or run "
-            f"{command} where there is a network, with HF_HOME as here, and HF_TOKEN if it is gated"
+            f"check the name, or run {command} where there is a network, with the same HF_HOME, "
+            "and HF_TOKEN if it is gated"
         ) from error
 
 
@@ -108,7 +107,7 @@ def _data_files(folder: Path, endings: tuple[str, ...] = files.ENDINGS) -> list[
     )
 
 
-def _told(folder: Path, name: str) -> dict[str, Splits]:
+def _declared_splits(folder: Path, name: str) -> dict[str, Splits]:
     """Collects what `_configured` yields; raises InputError for a header of another form."""
     from yaml import YAMLError
 
@@ -117,7 +116,7 @@ def _told(folder: Path, name: str) -> dict[str, Splits]:
     except (YAMLError, TypeError, ValueError, AttributeError, KeyError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(
-            f"hub:{name}: its README.md does not tell subsets and splits as the hub's do "
+            f"hub:{name}: its README.md does not declare subsets and splits as the hub's do "
             f"({reason}): download its "
             "files and name one of them as tasks.source"
         ) from error
@@ -132,18 +131,18 @@ def _configured(folder: Path) -> Iterator[tuple[str, Splits]]:
 
     readme = folder / "README.md"
     header = (metadata_load(readme) if readme.is_file() else None) or {}
-    there = _data_files(folder)
+    paths = _data_files(folder)
     for config in header.get("configs", ()):
         base = PurePosixPath(config.get("data_dir", ""))
         splits = {
             split: [
                 file
-                for file in there
+                for file in paths
                 if any(fnmatchcase(file, str(base / pattern)) for pattern in patterns)
             ]
             for split, patterns in _patterns(config.get("data_files", "**"))
         }
-        splits = {split: found for split, found in splits.items() if found}
+        splits = {split: names for split, names in splits.items() if names}
         if splits:
             yield config.get("config_name", "default"), splits
             if config.get("default"):
@@ -165,10 +164,10 @@ def _patterns(data_files: Any) -> Iterator[tuple[str, list[str]]]:
         yield split, paths if isinstance(paths, list) else [paths]
 
 
-def _found(folder: Path) -> dict[str, Splits]:
+def _inferred_splits(folder: Path) -> dict[str, Splits]:
     """Infers subsets and splits from the names of files.
 
-    A file [SUBSET/]NAME is of the split that a word of its name tells, such as test, or else of
+    A file [SUBSET/]NAME is of the split that a word of its name says, such as test, or else of
     what comes before -00000-of-00001 in it. A file [SUBSET/]SPLIT/NAME is of the split SPLIT if
     that is such a word or NAME is a number. All others are of `train`. Only files of one kind
     count: parquet, else JSON lines, else JSON. A folder `data` names no subset.

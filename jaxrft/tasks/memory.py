@@ -1,4 +1,4 @@
-"""Counts what data become in memory, against what the machine has left.
+"""Counts the memory that data take when they are read, and bounds it by what is available.
 
 A file of a few hundred bytes can unpack to terabytes. So sizes are counted before data become
 Python objects, and half of the memory that is available is the most that the rows of one file may
@@ -52,8 +52,8 @@ class Budget:
             )
 
     def rows(self, size: int) -> int:
-        """Returns how many rows of at most `size` bytes each are surely a small part of the limit,
-        at least 1.
+        """Returns the number of rows of at most `size` bytes that take at most a quarter of the
+        limit, at least 1.
         """
         return max(1, self.limit // (4 * max(size, 1)))
 
@@ -76,41 +76,39 @@ def available() -> int:
 
 def _of_machine() -> int:
     with suppress(OSError, ValueError, TypeError):
-        found = re.search(
+        match = re.search(
             r"^MemAvailable:\s*(\d+) "
             r"kB",
             Path("/proc/meminfo").read_text(),
             re.MULTILINE,
         )
-        return 1024 * int(found[1])  # pyright: ignore[reportOptionalSubscript]
+        return 1024 * int(match[1])  # pyright: ignore[reportOptionalSubscript]
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # where Linux' file is not
 
 
 def _of_groups() -> Iterator[int]:
-    """Yields what the control groups of this process leave it, in their second version and in their
-    first.
-    """
+    """Yields the bytes that the control groups of this process leave it, of version 2 and 1."""
     with suppress(OSError, ValueError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():
             _, controllers, name = line.split(":", 2)
             if not controllers:
-                yield from _left(CGROUP, name, "memory.max", "memory.current", "inactive_file")
+                yield from _available(CGROUP, name, "memory.max", "memory.current", "inactive_file")
             elif "memory" in controllers.split(","):
                 files = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
-                yield from _left(CGROUP / "memory", name, *files)
+                yield from _available(CGROUP / "memory", name, *files)
 
 
-def _left(root: Path, name: str, limit: str, usage: str, cache: str) -> Iterator[int]:
-    """Yields what is left of the limit of a group and of those above it; files in the cache can be
-    dropped.
+def _available(root: Path, name: str, limit: str, usage: str, cache: str) -> Iterator[int]:
+    """Yields the bytes below the limit of a group and of those above it; cached files count as
+    free.
     """
     group = root / name.strip("/")
     for folder in (group, *group.parents):
         with suppress(OSError, ValueError):
-            most = int((folder / limit).read_text())  # "max" is none
-            dropped = re.search(
+            maximum = int((folder / limit).read_text())  # "max" is none
+            cached = re.search(
                 rf"^{cache} (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE
             )
-            yield most - int((folder / usage).read_text()) + (int(dropped[1]) if dropped else 0)
+            yield maximum - int((folder / usage).read_text()) + (int(cached[1]) if cached else 0)
         if folder == root:
             return

@@ -22,7 +22,7 @@ def mix(
     policies, and with embeddings made in different ways.
     """
     if weights is not None:
-        sizes = shares([len(table.lengths) for table in tables.values()], weights)
+        sizes = proportional_sizes([len(table.lengths) for table in tables.values()], weights)
         tables = {
             name: _thinned(name, table, size, seed)
             for (name, table), size in zip(tables.items(), sizes, strict=True)
@@ -38,7 +38,7 @@ def mix(
         ),
         lengths=np.concatenate([part.lengths for part in parts]),
         prompts=[prompt for part in parts for prompt in part.prompts],
-        columns=files.joined([(part.columns, len(part.prompts)) for part in parts]),
+        columns=files.concatenate([(part.columns, len(part.prompts)) for part in parts]),
         reference_pass_rates=_joined_rates(tables),
         embeddings=_joined_embeddings(tables),
         embedded_by=parts[0].embedded_by,
@@ -49,7 +49,7 @@ def mix(
     )
 
 
-def shares(counts: Sequence[int], weights: Sequence[float]) -> list[int]:
+def proportional_sizes(counts: Sequence[int], weights: Sequence[float]) -> list[int]:
     """Computes the largest sizes, at most `counts`, that relate as the weights.
 
     They are rounded, and at least 1.
@@ -72,8 +72,8 @@ def _thinned(name: str, table: TaskTable, size: int, seed: int) -> TaskTable:
     if size == count:
         return table
     drawn = sorted(random.Random(f"{seed} {name}").sample(range(count), size))
-    left_out = Dropped(name, count - size, "thinned out by the weights of the mixture")
-    return take(table, np.array(drawn), left_out)
+    dropped = Dropped(name, count - size, "thinned out by the weights of the mixture")
+    return take(table, np.array(drawn), dropped)
 
 
 def _joined_rates(tables: dict[str, TaskTable]) -> np.ndarray | None:
@@ -91,8 +91,8 @@ def _joined_rates(tables: dict[str, TaskTable]) -> np.ndarray | None:
         if other != number:
             raise InputError(
                 f"{first} has the pass rates of {number} reference policies but {name} of "
-                f"{other}: name as many in the "
-                "pass_rate_columns of each set, the same policies in the same order"
+                f"{other}: name the same policies, in the same "
+                "order, in the pass_rate_columns of each set"
             )
     unknown = {
         name: np.full((len(table.lengths), number), np.nan, np.float32)
@@ -108,18 +108,17 @@ def _joined_embeddings(tables: dict[str, TaskTable]) -> np.ndarray | None:
 
     Raises InputError for embeddings made in different ways.
     """
-    (first, whole), *others = tables.items()
+    (first, reference), *others = tables.items()
     for name, table in others:
-        if table.embedded_by != whole.embedded_by:
-            here, there = (
-                ", ".join(f"{key} {value}" for key, value in (found.embedded_by or {}).items())
+        if table.embedded_by != reference.embedded_by:
+            expected, actual = (
+                ", ".join(f"{key} {value}" for key, value in (each.embedded_by or {}).items())
                 or "none"
-                for found in (whole, table)
+                for each in (reference, table)
             )
             raise InputError(
-                f"the embeddings of {first} are {here}, but those of {name} {there}: make both "
-                "with one model, best in "
-                "one file for the mixture"
+                f"the embeddings of {first} are {expected}, but those of {name} {actual}: make "
+                "both with one model, best in one file for the mixture"
             )
     parts = [table.embeddings for table in tables.values() if table.embeddings is not None]
     return np.concatenate(parts) if parts else None

@@ -19,23 +19,23 @@ logger = logging.getLogger(__name__)
 
 
 def open_tasks(
-    tasks: TasksConfig, config: Config, text: PreTrainedTokenizerBase
+    tasks: TasksConfig, config: Config, tokenizer: PreTrainedTokenizerBase
 ) -> table.TaskTable:
     """Reads and tokenizes tasks; raises InputError when they do not load or lack what the rewards
     need.
     """
-    found = tokenize(sources.load(tasks), tasks, config, text)
-    check_columns(config, found, tasks.source)
-    return with_embeddings(found, tasks)
+    rows = tokenize(sources.load(tasks), tasks, config, tokenizer)
+    check_columns(config, rows, tasks.source)
+    return with_embeddings(rows, tasks)
 
 
 def tokenize(
-    rows: sources.Rows, tasks: TasksConfig, config: Config, text: PreTrainedTokenizerBase
+    rows: sources.Rows, tasks: TasksConfig, config: Config, tokenizer: PreTrainedTokenizerBase
 ) -> table.TaskTable:
-    """Tokenizes the prompts of a set's rows by the tokenizer `text`, and tabulates the tasks."""
+    """Tokenizes the prompts of a set's rows, and tabulates the tasks."""
     return table.prepare(
         rows,
-        text,
+        tokenizer,
         config.max_prompt_length,
         name=tasks.title,
         variables=json.loads(config.chat_template_kwargs),
@@ -43,16 +43,16 @@ def tokenize(
     )
 
 
-def with_embeddings(found: table.TaskTable, tasks: TasksConfig) -> table.TaskTable:
+def with_embeddings(rows: table.TaskTable, tasks: TasksConfig) -> table.TaskTable:
     """Adds to the tasks of a set the embeddings of its file, if it has one.
 
     Raises InputError when the file lacks an embedding.
     """
     if tasks.embeddings is None:
-        return found
-    made = embeddings.read(tasks.embeddings)
-    rows = embeddings.of_prompts(made, found.prompts, path=tasks.embeddings, name=tasks.title)
-    return found._replace(embeddings=rows, embedded_by=made.made_by)
+        return rows
+    content = embeddings.read(tasks.embeddings)
+    values = embeddings.of_prompts(content, rows.prompts, path=tasks.embeddings, name=tasks.title)
+    return rows._replace(embeddings=values, embedded_by=content.source)
 
 
 def uses_embeddings(config: Config) -> bool:
@@ -60,22 +60,24 @@ def uses_embeddings(config: Config) -> bool:
 
     They are read from a file, or made by the policy for a selector that uses them.
     """
-    own = config.select.embeddings == "policy" and config.select.name in selectors.USE_EMBEDDINGS
-    return own or any(tasks.embeddings is not None for tasks in config.task_sets)
+    by_policy = (
+        config.select.embeddings == "policy" and config.select.name in selectors.USE_EMBEDDINGS
+    )
+    return by_policy or any(tasks.embeddings is not None for tasks in config.task_sets)
 
 
-def open_mixture(config: Config, text: PreTrainedTokenizerBase) -> table.TaskTable:
+def open_mixture(config: Config, tokenizer: PreTrainedTokenizerBase) -> table.TaskTable:
     """Reads and tokenizes the tasks to train on, and warns of duplicates.
 
     They are those of all sets, in the shares that their weights ask for.
     """
-    tables = {tasks.title: open_tasks(tasks, config, text) for tasks in config.task_sets}
-    found = mix_sets(config, tables)
-    if count := mixture.duplicates(found):
+    tables = {tasks.title: open_tasks(tasks, config, tokenizer) for tasks in config.task_sets}
+    mixed = mix_sets(config, tables)
+    if count := mixture.duplicates(mixed):
         logger.warning(
-            "%d of %d tasks have the prompt and answer of another one", count, len(found.lengths)
+            "%d of %d tasks have the prompt and answer of another one", count, len(mixed.lengths)
         )
-    return found
+    return mixed
 
 
 def mix_sets(config: Config, tables: dict[str, table.TaskTable]) -> table.TaskTable:
@@ -86,18 +88,18 @@ def mix_sets(config: Config, tables: dict[str, table.TaskTable]) -> table.TaskTa
 
 
 def check_columns(config: Config, tasks: table.TaskTable, source: str) -> None:
-    """Raises InputError when a built-in reward has no ground truths to compare with, or some that
-    mean nothing.
+    """Raises InputError when a built-in reward has no ground truths to compare with, or some
+    without a meaning.
     """
-    needy = [name for name in config.rewards if name in REWARDS]
-    if needy and "answer" not in tasks.columns:
+    built_in = [name for name in config.rewards if name in REWARDS]
+    if built_in and "answer" not in tasks.columns:
         raise InputError(
-            f"the reward {needy[0]} needs ground truths but {source} has only the columns "
+            f"the reward {built_in[0]} needs ground truths but {source} has only the columns "
             f"{', '.join(tasks.columns) or '(none)'}: name theirs with tasks.answer_column"
         )
-    if needy:
+    if built_in:
         rows = [int(row) for row in tasks.rows]
-        only = len(needy) == len(config.rewards)
+        only = len(built_in) == len(config.rewards)
         ground_truth.check(
-            tasks.columns["answer"], rows, source, several=set(needy) <= {"math"}, only=only
+            tasks.columns["answer"], rows, source, several=set(built_in) <= {"math"}, only=only
         )

@@ -23,8 +23,8 @@ def open_predictor(config: Config, tasks: TaskTable, mesh: meshes.AnyMesh) -> Pr
         return None
     check_reference_set(config, len(tasks.lengths), mesh)
     predictor = load_predictor(config.select.predictor or "")
-    made_by = tasks.embedded_by or {}
-    check_embeddings(predictor, Origin(made_by["model"], made_by["width"]))
+    source = tasks.embedded_by or {}
+    check_embeddings(predictor, Origin(source["model"], source["width"]))
     return predictor._replace(params=jax.tree.map(np.asarray, predictor.params))
 
 

@@ -32,7 +32,7 @@ ANSWERS = ("reward_model.ground_truth", "answer", "solution", "ground_truth")
 
 
 class Rows(NamedTuple):
-    """Tasks as they were written down."""
+    """Tasks as their source has them."""
 
     prompts: list[Prompt]  # [N] text or messages
     # [N] JSON values each, handed to rewards by name; `answer` is the ground truth
@@ -55,7 +55,7 @@ def load(config: TasksConfig) -> Rows:
     of column a). A prompt is text or messages; text that is a JSON list of objects with a role and
     a content is messages. A column `chat_template_kwargs` of objects, or JSON text of such, goes to
     the chat template of its row. A column `domain` of names, or the one that `domain_column` names,
-    tells the tasks' domains. Raises InputError for a source that cannot be read and for the first
+    has the tasks' domains. Raises InputError for a source that cannot be read and for the first
     value that cannot be used.
     """  # noqa: E501
     return interpret(*read(config), config)
@@ -89,8 +89,12 @@ def interpret(columns: Columns, references: np.ndarray | None, config: TasksConf
     domains = _domains(columns, config)
     variables = _variables(columns, config.source)
     columns = _with_answer(columns, config)
-    further = {key: entries for key, entries in columns.items() if key != name or key == "answer"}
-    return Rows(prompts, _json_columns(further, config.source), references, domains, variables)
+    other_columns = {
+        key: entries for key, entries in columns.items() if key != name or key == "answer"
+    }
+    return Rows(
+        prompts, _json_columns(other_columns, config.source), references, domains, variables
+    )
 
 
 def _read(config: TasksConfig) -> tuple[Columns, np.ndarray | None]:
@@ -170,10 +174,10 @@ def _prompt(entry: object, where: str) -> Prompt:
     are removed.
     """
     if isinstance(entry, str):
-        written = _messages_in(entry)
-        if written is None:
+        messages = _messages_in(entry)
+        if messages is None:
             return entry
-        entry = written
+        entry = messages
     if not isinstance(entry, list) or not entry:
         raise InputError(f"{where} is {shown(entry)}: a prompt is text or a list of messages")
     for message in entry:
@@ -213,7 +217,7 @@ def _variables(columns: Columns, source: str) -> list[dict[str, JSON]] | None:
     """
     if VARIABLES not in columns:
         return None
-    found = []
+    variables = []
     for row, entry in enumerate(columns[VARIABLES], 1):
         try:
             given = check_variables({} if entry is None else entry)
@@ -221,8 +225,8 @@ def _variables(columns: Columns, source: str) -> list[dict[str, JSON]] | None:
             raise InputError(
                 f"{source} row {row}, column {VARIABLES} is {shown(entry)}: {error}"
             ) from error
-        found.append({name: value for name, value in given.items() if value is not None})
-    return found
+        variables.append({name: value for name, value in given.items() if value is not None})
+    return variables
 
 
 def _with_system(prompt: Prompt, system_prompt: str) -> Prompt:
@@ -240,8 +244,8 @@ def _with_answer(columns: Columns, config: TasksConfig) -> Columns:
     if name is None:
         return columns
     answers = _need(columns, name, "answer_column", config.source)
-    asked = config.answer_column is not None or "prompt" in columns or "question" not in columns
-    if asked or not any("####" in str(answer) for answer in answers):
+    verbatim = config.answer_column is not None or "prompt" in columns or "question" not in columns
+    if verbatim or not any("####" in str(answer) for answer in answers):
         return {**columns, "answer": answers}
     numbers = [gsm8k_number(answer) for answer in answers]
     if None in numbers:
@@ -256,8 +260,8 @@ def gsm8k_number(answer: object) -> str | None:
 
     Commas between thousands are removed.
     """
-    found = re.search(r"####\s*\$?(-?[\d,.]*\d)\s*$", answer) if isinstance(answer, str) else None
-    return found[1].replace(",", "") if found else None
+    match = re.search(r"####\s*\$?(-?[\d,.]*\d)\s*$", answer) if isinstance(answer, str) else None
+    return match[1].replace(",", "") if match else None
 
 
 def _pass_rates(columns: Columns, config: TasksConfig) -> np.ndarray:
@@ -314,7 +318,7 @@ def _json_columns(columns: Columns, source: str) -> Columns:
     Others (images, dates) are left out, with a warning. Raises InputError for a column whose name a
     reward needs for its own arguments.
     """
-    kept = {}
+    sendable = {}
     for name, entries in columns.items():
         if name in GIVEN:
             raise InputError(
@@ -326,12 +330,12 @@ def _json_columns(columns: Columns, source: str) -> Columns:
         try:
             for entry in entries:
                 json.dumps(entry)
-            kept[name] = entries
+            sendable[name] = entries
         except (TypeError, ValueError) as error:
             logger.warning(
                 "%s: column %s is left out, rewards do not get it (%s)", source, name, error
             )
-    return kept
+    return sendable
 
 
 def _ground_truths(entries: Entries, source: str) -> Entries:
@@ -339,10 +343,10 @@ def _ground_truths(entries: Entries, source: str) -> Entries:
 
     Raises InputError for those that have none, such as dates.
     """
-    found = []
+    truths = []
     for row, entry in enumerate(entries, 1):
         try:
-            found.append(ground_truth.sendable(entry))
+            truths.append(ground_truth.sendable(entry))
         except InputError as error:
             raise InputError(f"{source} row {row}: {error}") from error
-    return found
+    return truths

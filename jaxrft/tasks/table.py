@@ -39,7 +39,7 @@ class TaskTable(NamedTuple):
     columns: Columns  # [N] entries each, handed to rewards by name
     reference_pass_rates: np.ndarray | None  # [N, K] float32, NaN = unknown
     embeddings: np.ndarray | None  # [N, E] float32
-    # what made the embeddings, as `embeddings.Embeddings.made_by`
+    # the source of the embeddings, as `embeddings.Embeddings.source`
     embedded_by: dict[str, JSON] | None
     rows: np.ndarray  # [N] int32, the tasks' rows in the source of their set, from 0
     domain: np.ndarray  # [N] int32, index into `domains`
@@ -60,12 +60,14 @@ def prepare(
     and empty ones.
 
     `name` is the set's, and the domain of its tasks if they have none of their own. `variables` are
-    what chat templates are given, where a task says nothing else; `date`, in ISO form, is what
-    their clock shows, today's by default. Raises InputError when no task is left, and for prompts
+    the arguments of chat templates, unless a task has its own; `date`, in ISO form, is the date
+    that they see, today's by default. Raises InputError when no task is left, and for prompts
     that cannot be encoded, as `prompts.encode` says.
     """
-    given = [(variables or {}) | own for own in rows.variables or [{}] * len(rows.prompts)]
-    options = prompts.Options(given, date, name)
+    arguments = [
+        (variables or {}) | overrides for overrides in rows.variables or [{}] * len(rows.prompts)
+    ]
+    options = prompts.Options(arguments, date, name)
     encoded: dict[int, list[int]] = {}
     lengths = np.zeros(len(rows.prompts), np.int32)
     for i, ids in enumerate(prompts.encode(tokenizer, rows.prompts, options)):
@@ -82,7 +84,7 @@ def prepare(
         )
     if not len(keep):
         raise InputError(f"no prompt of {name} has any token: give them text")
-    found = (
+    candidates = (
         Dropped(
             name,
             int((lengths > max_prompt_length).sum()),
@@ -90,7 +92,7 @@ def prepare(
         ),
         Dropped(name, int((lengths == 0).sum()), "without any token"),
     )
-    dropped = tuple(drop for drop in found if drop.count)
+    dropped = tuple(drop for drop in candidates if drop.count)
     for drop in dropped:
         logger.warning(
             "%d of %d tasks of %s dropped: prompts %s", drop.count, len(lengths), name, drop.reason
@@ -151,10 +153,7 @@ def take_rows(columns: Columns, ids: Iterable[int]) -> Columns:
 
 
 def identity(table: TaskTable) -> dict[str, JSON]:
-    """Computes what tells these tasks from others.
-
-    That is their number, and digests of their prompts and ground truths.
-    """
+    """Identifies the tasks, by their number and digests of their prompts and ground truths."""
     answers = table.columns.get("answer")
     return {
         "number of tasks": len(table.lengths),
@@ -174,8 +173,8 @@ def keys(prompts: list[Prompt], columns: Columns) -> list[str]:
 def batches(lengths: np.ndarray, size: int) -> list[np.ndarray]:
     """Splits tasks into batches of `size`, longest prompts first; the last may be smaller.
 
-    So batches of one width follow each other, and what does not fit into memory shows in the first
-    one.
+    So batches of one width follow each other, and a batch that does not fit into memory fails
+    first.
     """
     order = np.argsort(-lengths, kind="stable").astype(np.int32)
     return [order[start : start + size] for start in range(0, len(order), size)]

@@ -1,9 +1,9 @@
 """Prepared data sets of TensorFlow Datasets, read without TensorFlow and without their builders'
 code.
 
-TFDS imports the module of whatever class a data set names, and opens whatever path it names. So
-what the metadata name is looked at first: only TFDS' own features, and only files in the data set's
-folder. Nothing that data name is imported.
+TFDS imports the module of any class that a data set names, and opens any path that it names. So
+the metadata are checked first: they may name only TFDS' own features, and only files in the data
+set's folder.
 """
 
 import os
@@ -69,9 +69,9 @@ def read(
     folder = _version_folder(root, name)
     builder = builder_of(folder)
     if split not in builder.info.splits:
-        there = ", ".join(builder.info.splits) or "none"
+        names = ", ".join(builder.info.splits) or "none"
         raise InputError(
-            f"tfds:{name} in {root} has no split {split!r}, only {there}: set "
+            f"tfds:{name} in {root} has no split {split!r}, only {names}: set "
             "tasks.split to one of these"
         )
     if not tfds.core.FileFormat.with_random_access() & builder.info.available_file_formats():
@@ -173,9 +173,9 @@ def _rows(builder: Any, folder: Path, split: str, limit: int | None) -> Iterator
             check_parquet(Path(file))  # which TFDS reads as a whole
     budget = Budget(source)
     for row in islice(builder.as_data_source(split=split), limit):
-        found = _python(row, builder.info.features)
-        budget.take(size_of(found))
-        yield found
+        values = _python(row, builder.info.features)
+        budget.take(size_of(values))
+        yield values
 
 
 @contextmanager
@@ -208,10 +208,10 @@ def _version_folder(root: Path, name: str) -> Path:
 
     By default it is that of the only config, in its newest version.
     """
-    asked = re.fullmatch(r"(\w+)(?:/(\w[\w.-]*))?(?::(\d+\.\d+\.\d+))?", name)
-    if not asked:
+    match = re.fullmatch(r"(\w+)(?:/(\w[\w.-]*))?(?::(\d+\.\d+\.\d+))?", name)
+    if not match:
         raise InputError(f"tasks.source is 'tfds:{name}': write tfds:NAME[/CONFIG][:VERSION]")
-    dataset, config, version = asked.groups()
+    dataset, config, version = match.groups()
     folder = root / dataset / (config or "")
     configs = sorted(path.name for path in folder.glob("*") if _versions(path))
     if not _versions(folder) and len(configs) > 1:
@@ -241,8 +241,8 @@ def _versions(folder: Path) -> list[str]:
 
     A version is complete when it has the file dataset_info.json.
     """
-    whole = [info.parent.name for info in folder.glob("*/dataset_info.json")]
-    numbers = [name for name in whole if re.fullmatch(r"\d+\.\d+\.\d+", name)]
+    complete = [info.parent.name for info in folder.glob("*/dataset_info.json")]
+    numbers = [name for name in complete if re.fullmatch(r"\d+\.\d+\.\d+", name)]
     return sorted(numbers, key=lambda number: [int(part) for part in number.split(".")])
 
 

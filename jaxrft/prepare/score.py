@@ -1,8 +1,7 @@
-"""How well pass rates are predicted for policies and tasks that were not trained on, beside simpler
-ways to do it.
+"""Scores predictions of pass rates on held-out policies and tasks, and those of simpler methods.
 
-M policies, N tasks, of which some of each are held out. Of every policy, some known tasks, drawn at
-random, are references, whose pass rates are given; the others are to be told.
+Of M policies and N tasks some are held out. Some tasks of each policy, drawn at random from those
+that are not held out, are references: their pass rates are given, and all others are predicted.
 """
 
 from functools import partial
@@ -44,24 +43,24 @@ NOTES = (
 
 
 class Split(NamedTuple):
-    """What is held out, and what is given."""
+    """The policies and tasks held out, and the references."""
 
     policies: np.ndarray  # [M] bool, held out
     tasks: np.ndarray  # [N] bool, held out
     references: np.ndarray  # [M, K] int64, known tasks of each policy, distinct
 
 
-class Judged(NamedTuple):
-    """What the methods say of a split."""
+class Predictions(NamedTuple):
+    """The pass rates that each method predicts in a split."""
 
     split: Split
-    found: dict[str, np.ndarray]  # method -> [M, N]
+    rates: dict[str, np.ndarray]  # method -> [M, N]
 
 
 def splits(
     seed: int, pass_rates: np.ndarray, *, count: int, held_out: float, num_references: int
 ) -> list[Split]:
-    """Draws `count` splits of pass rates [M, N] into what is held out and what is known.
+    """Draws `count` splits of pass rates [M, N] into held-out and known ones.
 
     A split holds out the share `held_out` of the policies, and of the tasks, at least one of
     either. Successive splits take turns through all policies and tasks, in random orders.
@@ -72,21 +71,21 @@ def splits(
 
     def turn(order: np.ndarray, index: int) -> np.ndarray:
         chosen = np.zeros(len(order), bool)
-        size = share(len(order), held_out)
+        size = held_out_size(len(order), held_out)
         chosen[np.take(order, np.arange(index * size, (index + 1) * size), mode="wrap")] = True
         return chosen
 
-    found = []
+    result = []
     for index in range(count):
         policies, tasks = (turn(order, index) for order in orders)
         last = np.isnan(pass_rates) + 2 * tasks[None]  # known ones first, held-out ones never
         drawn = np.argsort(rng.random(pass_rates.shape) + last, axis=1)[:, :num_references]
-        found.append(Split(policies, tasks, drawn))
-    return found
+        result.append(Split(policies, tasks, drawn))
+    return result
 
 
-def share(size: int, held_out: float) -> int:
-    """Computes how many of `size` are held out: max(1, round(held_out * size))."""
+def held_out_size(size: int, held_out: float) -> int:
+    """Computes the number held out of `size`: max(1, round(held_out * size))."""
     return max(1, round(held_out * size))
 
 
@@ -98,38 +97,38 @@ def predictions(
     `ridge on references` regresses the pass rates of the policy's references on their embeddings.
     `ridge on others` regresses the mean pass rate of the policies trained on, over all tasks
     trained on. `mean of others` is that mean itself: it is unknown for tasks held out, and is given
-    for policies held out only, since it is made of the others. Both are shifted so that their mean
-    over the references is the policy's own. `mean of references` is the policy's mean over its
-    references, for all tasks.
+    for policies held out only, since it is made of the others. Both are shifted to the policy's
+    mean over the references. `mean of references` is the policy's mean over its references, for all
+    tasks.
 
     Predictions are clipped to [0, 1]. They are NaN for references, and where a method has none.
     """
     train = np.where(split.tasks[None], np.nan, pass_rates)[~split.policies]
     mean = stats.known_mean(train, axis=0)  # [N], NaN for tasks held out
     line = ridge(embeddings, mean)
-    found = {name: np.full(pass_rates.shape, np.nan) for name in METHODS}
-    found["predictor"] = _attended(predictor, embeddings, pass_rates, split)
+    rates = {name: np.full(pass_rates.shape, np.nan) for name in METHODS}
+    rates["predictor"] = _run_predictor(predictor, embeddings, pass_rates, split)
     for policy, ids in enumerate(split.references):
-        rates = pass_rates[policy, ids]
+        known = pass_rates[policy, ids]
         given = np.full(len(mean), np.nan)
-        given[ids] = rates
-        found["ridge on references"][policy] = ridge(embeddings, given)
-        found["ridge on others"][policy] = line + stats.known_mean(rates - line[ids])
-        found["mean of references"][policy] = stats.known_mean(rates)
+        given[ids] = known
+        rates["ridge on references"][policy] = ridge(embeddings, given)
+        rates["ridge on others"][policy] = line + stats.known_mean(known - line[ids])
+        rates["mean of references"][policy] = stats.known_mean(known)
         if split.policies[policy]:
-            found["mean of others"][policy] = mean + stats.known_mean(rates - mean[ids])
-    for rates in found.values():
-        np.put_along_axis(rates, split.references, np.nan, axis=1)
-    return {name: np.clip(rates, 0, 1) for name, rates in found.items()}
+            rates["mean of others"][policy] = mean + stats.known_mean(known - mean[ids])
+    for predicted in rates.values():
+        np.put_along_axis(predicted, split.references, np.nan, axis=1)
+    return {name: np.clip(predicted, 0, 1) for name, predicted in rates.items()}
 
 
-def _attended(
+def _run_predictor(
     predictor: Predictor, embeddings: np.ndarray, pass_rates: np.ndarray, split: Split
 ) -> np.ndarray:  # [M, N] float64
     """Runs the predictor on arrays of the host, with the references of a split."""
     params, calibration, temperature, top_k, _ = predictor
     given = np.take_along_axis(pass_rates, split.references, axis=1)
-    found = _attend(
+    rates = _attend(
         params,
         jnp.asarray(embeddings, jnp.float32),
         jnp.asarray(given, jnp.float32),
@@ -138,7 +137,7 @@ def _attended(
         temperature=temperature,
         top_k=top_k,
     )
-    return np.array(found, np.float64)
+    return np.array(rates, np.float64)
 
 
 @partial(jax.jit, static_argnames=("calibration", "temperature", "top_k"))
@@ -168,11 +167,11 @@ def ridge(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     leave-one-out error.
     """
     known = ~np.isnan(y)
-    centre = x[known].mean(axis=0)
+    center = x[known].mean(axis=0)
     level = y[known].mean()
     spread = np.maximum(x[known].std(axis=0), 1e-6)
-    whole = (x - centre) / spread
-    u, s, v = np.linalg.svd(whole[known], full_matrices=False)
+    standardized = (x - center) / spread
+    u, s, v = np.linalg.svd(standardized[known], full_matrices=False)
     target = u.T @ (y[known] - level)
     size = known.sum()
     shrunk = s**2 / (s**2 + size * PENALTIES[:, None])  # [penalties, rank]
@@ -181,10 +180,10 @@ def ridge(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         1 - leverage, 1e-6
     )
     best = shrunk[(errors**2).mean(axis=1).argmin()]
-    return level + whole @ (v.T @ (best * target / np.maximum(s, 1e-12)))
+    return level + standardized @ (v.T @ (best * target / np.maximum(s, 1e-12)))
 
 
-def figures(found: np.ndarray, pass_rates: np.ndarray, chosen: np.ndarray) -> dict[str, float]:
+def figures(predicted: np.ndarray, pass_rates: np.ndarray, chosen: np.ndarray) -> dict[str, float]:
     """Scores predictions [M, N] against pass rates where `chosen` [M, N]; averages over policies.
 
     pearson and spearman are taken over the tasks of a policy, and are 0 for a prediction that is
@@ -195,10 +194,10 @@ def figures(found: np.ndarray, pass_rates: np.ndarray, chosen: np.ndarray) -> di
     NaN where there is nothing to score.
     """
     rows = []
-    for p, r, kept in zip(found, pass_rates, chosen, strict=True):
-        kept = kept & ~np.isnan(p) & ~np.isnan(r)
-        p = p[kept]
-        r = r[kept]
+    for p, r, mask in zip(predicted, pass_rates, chosen, strict=True):
+        mask = mask & ~np.isnan(p) & ~np.isnan(r)
+        p = p[mask]
+        r = r[mask]
         if len(p) >= 3:
             brier = r * (1 - p) ** 2 + (1 - r) * p**2
             rows.append(
@@ -223,35 +222,39 @@ def correlation(p: np.ndarray, r: np.ndarray) -> float:
     return stats.pearson(p, r)
 
 
-def curve(found: np.ndarray, pass_rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def curve(predicted: np.ndarray, pass_rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Computes a calibration curve: the mean prediction and mean pass rate [BINS] of bins.
 
     Each bin has equally many predictions.
     """
-    order = np.argsort(found, kind="stable")
-    parts = [part for part in np.array_split(order, BINS) if len(part)]
-    return tuple(np.array([x[part].mean() for part in parts]) for x in (found, pass_rates))  # pyright: ignore
+    order = np.argsort(predicted, kind="stable")
+    bins = [ids for ids in np.array_split(order, BINS) if len(ids)]
+    return tuple(np.array([x[ids].mean() for ids in bins]) for x in (predicted, pass_rates))  # pyright: ignore
 
 
-def table(judged: list[Judged], pass_rates: np.ndarray) -> str:
+def table(predictions: list[Predictions], pass_rates: np.ndarray) -> str:
     """Formats the figures as a table: means over splits ± half the width of 95 % intervals."""
     width = max(map(len, GROUPS)) + 2
     lines = []
     for group in GROUPS:
         lines.append(f"{group:{width}}" + "".join(f"{name:>16}" for name in FIGURES))
         for method in METHODS:
-            cells = map(cell, values(judged, pass_rates, group, method).T)
+            cells = map(cell, values(predictions, pass_rates, group, method).T)
             lines.append(f"  {method:{width - 2}}" + "".join(f"{text:>16}" for text in cells))
     return "\n".join([*lines, *NOTES])
 
 
-def values(judged: list[Judged], pass_rates: np.ndarray, group: str, method: str) -> np.ndarray:
+def values(
+    predictions: list[Predictions], pass_rates: np.ndarray, group: str, method: str
+) -> np.ndarray:
     """Computes `FIGURES` of a method in one of `GROUPS` for each split, [splits, figures]."""
-    rows = (figures(found[method], pass_rates, held(split, group)) for split, found in judged)
+    rows = (
+        figures(rates[method], pass_rates, in_group(split, group)) for split, rates in predictions
+    )
     return np.array([list(row.values()) for row in rows])
 
 
-def held(split: Split, group: str) -> np.ndarray:
+def in_group(split: Split, group: str) -> np.ndarray:
     """Computes the mask [M, N] of the pass rates that are in one of `GROUPS`."""
     policies, tasks = GROUPS[group]
     return (split.policies == policies)[:, None] & (split.tasks == tasks)[None]
@@ -266,16 +269,19 @@ def cell(values: np.ndarray) -> str:
     return f"{mean:.3f} ± {(high - low) / 2:.3f}"
 
 
-def draw(judged: list[Judged], pass_rates: np.ndarray, out: str) -> None:
+def draw(predictions: list[Predictions], pass_rates: np.ndarray, out: str) -> None:
     """Draws mean pass rates over predictions to the file `out`, a panel for each of `GROUPS`."""
     with panels(len(GROUPS), out, height=3.8) as axes:
         for axis, group in zip(axes, GROUPS, strict=True):
             axis.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
-            for index, method in enumerate(METHODS[:-1]):  # the last tells no task from another
+            for index, method in enumerate(
+                METHODS[:-1]
+            ):  # the last predicts one number for all tasks
                 pairs = []
-                for split, found in judged:
-                    kept = held(split, group) & ~np.isnan(found[method]) & ~np.isnan(pass_rates)
-                    pairs.append((found[method][kept], pass_rates[kept]))
+                for split, rates in predictions:
+                    known = ~np.isnan(rates[method]) & ~np.isnan(pass_rates)
+                    mask = in_group(split, group) & known
+                    pairs.append((rates[method][mask], pass_rates[mask]))
                 predicted, observed = (np.concatenate(x) for x in zip(*pairs, strict=True))
                 if len(predicted):
                     axis.plot(
