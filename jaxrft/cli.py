@@ -21,14 +21,14 @@ T = TypeVar("T")
 USAGE = """usage: jaxrft COMMAND CONFIG [flags]
 
 commands:
-  train  finetune a policy, or go on with the run in the config's output_dir
+  train  finetune a policy, or resume the run in the config's output_dir
   eval   evaluate a policy on the config's held-out tasks
-  prepare dataset  make a TFDS data set of the files of a published one; no CONFIG, it lists those that it knows
+  prepare dataset  make a TFDS data set from the files of a published one; without arguments, list the known ones
   prepare pass-rates  roll a policy out on the config's tasks; its pass rates become a column of --out FILE.parquet
-  prepare embeddings  what the policy makes of the config's prompts, for tasks.embeddings, into --out FILE.safetensors
-  prepare predictor  train what tells pass rates by similar tasks (dots), of several policies' pass rates and
-                     embeddings, and judge it; with --responses FILE.npz in place of CONFIG, of a response matrix
-  simulate  compare selectors without a language model; no CONFIG, `jaxrft simulate --help` explains its flags
+  prepare embeddings  write the policy's embeddings of the config's prompts to --out FILE.safetensors, for tasks.embeddings
+  prepare predictor  train a predictor of pass rates by similar tasks (dots), on several policies' pass rates
+                     and embeddings, and score it; with --responses FILE.npz in place of CONFIG, on a response matrix
+  simulate  compare selectors without a language model, and without a CONFIG; `jaxrft simulate --help` explains its flags
 
 CONFIG is a .py file that defines `config = Config(...)`; every field of it is a flag:
   jaxrft train configs/quickstart.py --steps 20 --output-dir runs/a --select.decay 0.2
@@ -39,9 +39,9 @@ CONFIG is a .py file that defines `config = Config(...)`; every field of it is a
   jaxrft prepare embeddings configs/quickstart.py --out embeddings.safetensors
 `jaxrft train --help` explains every field.
 """  # noqa: E501
-# 128 + SIGTERM, what schedulers expect of a job that saved and left, whatever the signal was
+# 128 + SIGTERM, as schedulers expect of a job that saved and ended, after any signal
 STOPPED = 143
-GRACE = 3.0  # seconds that a process with a mistake leaves the others
+GRACE = 3.0  # seconds for the other processes, when one of them ends by a mistake
 _BENCH = (
     "jaxrft has no command 'bench' any more: in a checkout of its repository, run "
     "`python -m benchmarks.NAME --help`; benchmarks/README.md lists the names"
@@ -53,8 +53,8 @@ WRITING = ("train", "prepare")
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns its exit code.
 
-    0: all is done; 1: a bug; 2: a mistake of the user's, or a result that is only printed and could
-    not be; 143: stopped by a signal, and saved. `jaxrft.__main__` answers the signals that come
+    0: all is done; 1: a bug; 2: a mistake of the user's, or a result that could not be
+    printed; 143: stopped by a signal, and saved. `jaxrft.__main__` answers the signals that come
     before there is anything to save.
     """
     arguments = sys.argv[1:] if arguments is None else arguments

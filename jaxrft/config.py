@@ -1,5 +1,5 @@
-"""What a run is: frozen dataclasses, read from a configs/*.py, changed by flags, written as
-JSON.
+"""The configuration of a run: frozen dataclasses, read from a configs/*.py, changed by flags,
+written as JSON.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from jaxrft.errors import InputError
-from jaxrft.fields import INT32, Checked, FilePath, Seed, expand_path, misfits, shown
+from jaxrft.fields import INT32, Checked, FilePath, Seed, expand_path, shown, type_mismatches
 from jaxrft.host.files import JSON, UnreadableJSON, parse_json
 
 MIN_TEMPERATURE = 1e-6  # logits below 1e30 stay float32
@@ -27,10 +27,13 @@ MAX_TIMEOUT = 2**31 // 1000  # seconds; poll() counts milliseconds in 32 bits
 MAX_WORKERS = 1024  # processes; the largest hosts have fewer cores
 MAX_REPLAYED = 2**40  # tokens of a replay buffer, 12 TB: more than the devices of any host hold
 
-# What of a run's config may be another one when the run is resumed; a field without a rule may.
-KEPT = {"resume": "kept"}  # random streams, the selector's beliefs and replayed groups depend on it
-KEPT_WITH_REPLAY = {"resume": "kept with replay"}
-CONTENT = {"resume": "content"}  # files may move; what is in them is compared
+# Resume compatibility: whether a resumed run may have another value of a field. Without a rule it
+# may.
+FIXED = {
+    "resume": "fixed"
+}  # random streams, selector state and replayed groups depend on the value
+FIXED_WITH_REPLAY = {"resume": "fixed with replay"}
+CONTENT = {"resume": "content"}  # the value may change, but not the content of the files it names
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class TasksConfig:
     data_dir: FilePath | None = None
     """Folder of the prepared TFDS data sets; TFDS' own default otherwise."""
     name: str = ""
-    """What the set is called in metrics; the name of the file, family or data set by default."""
+    """Name of the set in metrics; that of the file, family or data set by default."""
     prompt_column: str | None = None
     """Column of the prompts; found by itself for the columns of TRL, verl, GURU and GSM8K."""
     answer_column: str | None = None
@@ -56,16 +59,15 @@ class TasksConfig:
     pass_rate_columns: tuple[str, ...] = ()
     """Columns with the pass rates of reference policies, weakest policy first."""
     embeddings: FilePath | None = None
-    """A .safetensors file of `jaxrft prepare embeddings` with a row for every prompt, for the
-    selectors that use what prompts have in common."""
+    """A .safetensors file of `jaxrft prepare embeddings` with a row for every prompt, for selectors
+    that use the similarity of prompts."""
     domain_column: str | None = None
-    """Column of the tasks' domains, which metrics tell apart; `domain` if there is one, else all
-    are of the set's.
-    """
+    """Column of the tasks' domains; `domain` if there is such a column, else the name of the set is
+    the domain of all its tasks."""
     system_prompt: str | None = None
     """System message put before prompts that have none."""
     limit: int | None = None
-    """Use only the first so many tasks."""
+    """Use only the first `limit` tasks."""
     weight: float | None = None
     """In a mixture, the set's share of the pool relative to the other weights. Sets are thinned at
     random, by the seed, to the largest pool in which all shares hold; no task is repeated. Without
@@ -101,11 +103,9 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class SelectConfig:
-    """How the next tasks are chosen: a selector and the union of the selectors'
-    hyper-parameters.
-    """
+    """The selector of the next tasks, and the union of the selectors' hyper-parameters."""
 
-    name: str = field(default="bots", metadata=KEPT)
+    name: str = field(default="bots", metadata=FIXED)
     """Selector: uniform, easy_to_hard, mopps, greso, retire, bots, dots or adaptive."""
     order: Literal["shuffled", "replacement", "sequential"] = "shuffled"
     """uniform: epochs in random order, every batch drawn afresh, or epochs in the order of the
@@ -117,38 +117,32 @@ class SelectConfig:
     """bots: weight of implicit against explicit evidence, in [0, 1]."""
     momentum: float = 0.9
     """bots: smoothing of the capability estimated on each batch, in [0, 1)."""
-    per_domain: bool = field(default=False, metadata=KEPT)
-    """bots: estimate the capability for each domain; helps where domains move differently. False is
-    the paper's.
+    per_domain: bool = field(default=False, metadata=FIXED)
+    """bots: estimate the capability for each domain; helps where domains improve at different
+    rates. False is as in the paper.
     """
     balance: Literal["none", "proportional", "equal"] = "none"
-    """Places of a batch by domain: as they come, in proportion to its tasks, or as many for
-    each.
+    """Slots of a batch by domain: none = not balanced, proportional to the tasks of each, or equal.
     """
     target: float = 0.5
     """bots, mopps, dots: pass rate whose neighbours are chosen, in (0, 1)."""
     prior: tuple[float, float] = (1.0, 1.0)
     """bots, mopps: pseudo-successes and pseudo-failures of a task not seen yet."""
     discount: float = 0.5
-    """mopps: share of a task's evidence that survives its next visit, in [0, 1]."""
+    """mopps: factor on a task's evidence at its next visit, in [0, 1]."""
     candidates: int = 8
-    """mopps: tasks drawn to choose from, in batches."""
+    """mopps: size of the candidate pool, in multiples of batch_size."""
     explore: float = 0.5
-    """greso: first base of the chance that a task is tried again after visits that taught nothing,
-    in [0.05, 0.95].
-    """
+    """greso: initial base b of the probability b^z with which a task is rolled out again after z
+    zero-variance visits in a row, in [0.05, 0.95]."""
     explore_step: float = 0.01
     """greso: change of that base a step, in [0, 1)."""
     zero_variance: float = 0.25
-    """greso: share of groups without variance that is put up with, in [0, 1]."""
+    """greso: target fraction of zero-variance groups, in [0, 1]."""
     retire_above: float = 0.9
-    """retire: last pass rate from which on a task is not chosen any more, but for review, in (0,
-    1].
-    """
+    """retire: a task is retired while its last pass rate is at least this, in (0, 1]."""
     review: float = 0.02
-    """retire: share of the places of a batch in which retired tasks are rolled out again, in [0,
-    1].
-    """
+    """retire: share of the slots of a batch for retired tasks, in [0, 1]."""
     predictor: FilePath | None = field(default=None, metadata=CONTENT)
     """dots: a .safetensors file of `jaxrft prepare predictor`, trained on embeddings such as those
     of the tasks.
@@ -159,24 +153,22 @@ class SelectConfig:
     reference_every: int = 2
     """dots: steps from one reference set to the next."""
     temperature: float = 1e-3
-    """dots: how far from the target pass rates are chosen, each with chance exp(-distance /
-    temperature).
-    """
+    """dots: tasks are drawn with probability proportional to exp(-|pass rate - target| /
+    temperature)."""
     utility: Literal["informative", "signal"] = "informative"
-    """adaptive: chance of an informative group (for scale_rewards group), or mean 4 p (1 - p) (for
-    none).
+    """adaptive: probability of an informative group (for scale_rewards group), or mean 4 p (1 - p)
+    (for none).
     """
     kappa: float = 0.3
-    """adaptive: weight of the standard deviation of a believed pass rate against its utility, 0 or
-    more.
-    """
+    """adaptive: exploration weight, of the standard deviation of a believed pass rate in its
+    utility, 0 or more."""
     epsilon: float = 0.02
-    """adaptive: share of the places for the tasks rolled out longest ago, in [0, 1]."""
-    per_token: bool = field(default=False, metadata=KEPT)
-    """adaptive: utility per completion token that a task is expected to take, not per rollout."""
+    """adaptive: share of the slots for the tasks rolled out longest ago, in [0, 1]."""
+    per_token: bool = field(default=False, metadata=FIXED)
+    """adaptive: utility per expected completion token, not per rollout."""
     embeddings: Literal["policy", "none"] = field(default="none", metadata=CONTENT)
-    """adaptive, dots: embeddings of tasks without `tasks.embeddings`: those that the policy makes
-    at the start, or none."""
+    """adaptive, dots: embeddings of tasks without `tasks.embeddings`: policy = computed by the
+    policy at the start, or none."""
 
 
 Adapted = Literal["q", "k", "v", "o", "gate", "up", "down"]
@@ -204,12 +196,12 @@ class LoRAConfig:
 class ReplayConfig:
     """Groups of earlier steps that are trained on again in place of fresh rollouts."""
 
-    capacity: int = field(default=0, metadata=KEPT)
-    """Groups that are kept, the latest whose rewards were not all equal; 0 = no replay."""
+    capacity: int = field(default=0, metadata=FIXED)
+    """Size of the replay buffer, of the latest groups whose rewards were not all equal; 0 = no
+    replay."""
     fresh_fraction: float = 0.5
-    """Share of batch_size that is rolled out in a step; all of it is while the buffer cannot give
-    the rest.
-    """
+    """Share of batch_size that is rolled out in a step; all of it while the buffer has too few
+    groups for the rest."""
     max_age: int | None = None
     """Steps after which a group is not trained on again; no limit by default."""
     draw: Literal["uniform", "advantage"] = "uniform"
@@ -222,12 +214,13 @@ class ReplayConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the device mesh; their product is the number of devices, -1 takes what is left."""
+    """Sizes of the device mesh; their product is the number of devices, -1 takes the remaining
+    devices."""
 
     data: int = -1
     """Copies of the policy, each with its own rows."""
     fsdp: int = 1
-    """Shards of parameters and optimiser state, each with its own rows."""
+    """Shards of parameters and optimizer state, each with its own rows."""
     model: int = 1
     """Shards of heads, hidden units and vocabulary (tensor parallelism)."""
 
@@ -236,15 +229,15 @@ class MeshConfig:
 class Config(Checked):
     """A run of `jaxrft train`.
 
-    In paths, ~ and environment variables are expanded; see `jaxrft.fields` for what all values are
-    held to.
+    In paths, ~ and environment variables are expanded; see `jaxrft.fields` for the rules of all
+    values.
     """
 
     model: FilePath = field(metadata=CONTENT)
     """Folder of a Hugging Face checkpoint, config.json, safetensors and tokenizer, or its id on the
     hub, owner/name[@revision], which is downloaded unless it is in the cache."""
     tasks: TasksConfig | tuple[TasksConfig, ...] = field(metadata=CONTENT)
-    """What is trained on: one set, or a mixture of several."""
+    """Training tasks: one set, or a mixture of several."""
     output_dir: FilePath
     """Folder of the run: metrics.jsonl, config.json, checkpoints/, policy/, and adapter/ with
     LoRA.
@@ -260,39 +253,42 @@ class Config(Checked):
 
     steps: int = 100
     """Selections, rollouts and updates; one step rolls out batch_size tasks."""
-    seed: Seed = field(default=0, metadata=KEPT)
+    seed: Seed = field(default=0, metadata=FIXED)
     """Every random stream derives from it."""
     dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata=CONTENT)
-    """Arithmetic of the policy; what is trained, its optimiser and the exported policy are float32
-    always. In bfloat16 the rounding of rollout and learner differs, so that first ratios are 1 to a
-    few per cent only."""
+    """Arithmetic of the policy; trained parameters, optimizer state and the exported policy are
+    always float32. In bfloat16 the rounding of rollout and learner differs, so that first ratios
+    are 1 to a few per cent only.
+    """
     gather_for_rollout: bool = True
     """Gather the policy over `fsdp` once a rollout. False gathers a layer at a time for every
-    token, much slower, for when a whole copy in `dtype` (split over `model` only) does not fit
-    beside the training state."""
+    token, much slower, for when a copy in `dtype` (split over `model` only) does not fit next to
+    the training state."""
 
     attention: Literal["xla", "pallas", "cudnn"] = "xla"
-    """What computes attention: xla everywhere; pallas, a kernel for TPUs with which completions are
-    decoded, and which reads the cache up to the current token only; cudnn for updates on GPUs,
-    which keeps no scores. The last two have not been timed yet."""
+    """Implementation of attention: xla everywhere; pallas, a kernel for TPUs with which completions
+    are decoded, and which reads the cache up to the current token only; cudnn for updates on GPUs,
+    which keeps no scores. The last two have not been timed yet.
+    """
 
-    batch_size: int = field(default=32, metadata=KEPT)
+    batch_size: int = field(default=32, metadata=FIXED)
     """Tasks a step."""
-    num_generations: int = field(default=8, metadata=KEPT)
+    num_generations: int = field(default=8, metadata=FIXED)
     """Rollouts a task; at least 2, since advantages compare them."""
     dynamic_sampling: int = 0
-    """How often a step may choose and roll out more tasks, up to batch_size at a time, in place of
-    those whose successes are all equal (DAPO); 0 = never. All rollouts are counted, and the
-    selector learns from all of them."""
+    """Rounds a step in which more tasks may be chosen and rolled out, at most batch_size at a time,
+    in place of those whose successes are all equal (DAPO); 0 = none. All rollouts are counted, and
+    the selector learns from all of them.
+    """
     chat_template_kwargs: str = field(default="{}", metadata=CONTENT)
-    """What chat templates are given besides the messages, as JSON, such as {"enable_thinking":
-    false}. A column of the same name says it for single tasks."""
+    """Arguments of chat templates next to the messages, as JSON, such as {"enable_thinking":
+    false}. A column of the same name has those of single tasks."""
     chat_template_date: str | None = field(default=None, metadata=CONTENT)
-    """What the clock shows to chat templates that write the date, such as 2025-01-31; by default
-    the first day of the run in output_dir, so that its prompts stay as they are."""
+    """Today's date for chat templates that write it, such as 2025-01-31; by default
+    the first day of the run in output_dir, so that its prompts do not change."""
     max_prompt_length: int = field(default=1024, metadata=CONTENT)
     """Tokens; tasks with longer prompts are dropped and counted, never cut."""
-    max_completion_length: int = field(default=1024, metadata=KEPT_WITH_REPLAY)
+    max_completion_length: int = field(default=1024, metadata=FIXED_WITH_REPLAY)
     """Tokens."""
     temperature: float = 1.0
     """Sampling temperature; ratios and log-probabilities are taken at it too."""
@@ -311,20 +307,21 @@ class Config(Checked):
     """Tokens before max_completion_length over which a penalty grows from 0 to overlong_penalty; 0
     = no penalty. It enters the sum that is trained on, never the success."""
     overlong_penalty: float = 1.0
-    """What a completion of max_completion_length tokens costs."""
+    """Penalty of a completion of max_completion_length tokens."""
     success_reward: str | None = None
     """Reward in [0, 1] that selectors count as success. By default, of each task, the first of
     `rewards` that is not None for it, among those whose values lie in [0, 1]."""
     skip_special_tokens: bool = False
-    """What rewards read of a completion: False leaves out only BOS, EOS and padding; True, as TRL,
-    all special tokens, such as <think> where it is one."""
+    """Tokens left out of the completions that rewards read: False = only BOS, EOS and padding;
+    True, as TRL, all special tokens, such as <think> where it is one.
+    """
     reward_timeout: float = 10.0
     """Seconds one completion's grading may take before its worker is killed; `math` gives up by
     itself before that.
     """
     reward_completions: Literal["trl", "text"] = "trl"
-    """How rewards get a completion whose prompt is a list of messages: as TRL has it, a list with
-    the assistant's message, or as text; completions of text prompts are text."""
+    """Form of a completion whose prompt is a list of messages, for rewards: trl = a list with the
+    assistant's message, or text; completions of text prompts are text."""
     reward_workers: int | None = None
     """Grading processes a host; the number of cores, at most 8, by default."""
 
@@ -334,7 +331,7 @@ class Config(Checked):
     wants an epsilon of about 3e-4); cispo: the gradient of every token, weighted by its ratio up to
     1 + epsilon_high, mean over tokens."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
-    """What advantages are divided by: the group's standard deviation, the batch's, or nothing."""
+    """Divisor of advantages: the standard deviation of the group, that of the batch, or none."""
     epsilon: float = 0.2
     """Clip range of the ratio below 1, and above it unless epsilon_high is given."""
     epsilon_high: float | None = None
@@ -354,14 +351,14 @@ class Config(Checked):
     mask_truncated_completions: bool = False
     """Leave completions without an end out of the loss."""
     importance_sampling_correction: Literal["none", "token", "sequence"] = field(
-        default="none", metadata=KEPT_WITH_REPLAY
+        default="none", metadata=FIXED_WITH_REPLAY
     )
     """Weigh token losses by policy / what top_p and top_k really drew from, of each token or of the
     whole sequence.
     """
     importance_sampling_mode: Literal["truncate", "mask"] = "truncate"
-    """What becomes of such a weight above importance_sampling_cap: the cap, or 0, which drops the
-    token or sequence.
+    """truncate sets such a weight above importance_sampling_cap to the cap; mask sets it to 0,
+    which drops the token or sequence.
     """
     importance_sampling_cap: float = 2.0
     """Largest such weight."""
@@ -373,9 +370,10 @@ class Config(Checked):
     """Completions of full length for which a forward and backward pass has memory; changes no
     number. A pass computes as many tokens, or fewer where more would be no faster."""
     remat: Literal["auto", "full", "dots", "none"] = "auto"
-    """What the backward pass computes again: full = every layer, which takes least memory; dots = a
-    layer without its matrix products; none = nothing, fastest; auto = the fastest that the devices
-    have memory for, by estimate."""
+    """Activations that the backward pass recomputes: full = all of every layer, for the least
+    memory; dots = all but results of matrix products; none = none, the fastest; auto = the fastest
+    that the devices have memory for, by estimate.
+    """
 
     learning_rate: float = 1e-6
     """Peak learning rate of AdamW."""
@@ -386,25 +384,24 @@ class Config(Checked):
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm."""
     max_skipped_updates: int = 10
-    """An update whose loss or gradient is not finite is skipped. After so many in a row the run
-    stops, with the batch of the last in <output_dir>/not-finite-<step>.safetensors."""
+    """An update whose loss or gradient is not finite is skipped. After this number in a row the
+    run stops, with the batch of the last in <output_dir>/not-finite-<step>.safetensors."""
 
     eval_steps: int = 0
-    """Evaluate every so many steps, and at the start and the end; 0 = never."""
+    """Steps between evaluations, which also take place at the start and the end; 0 = never."""
     save_steps: int = 50
-    """Save a checkpoint every so many steps, and at the end."""
+    """Steps between checkpoints; the last step has one too."""
     keep_checkpoints: int = 3
-    """How many of the newest checkpoints stay."""
+    """Number of newest checkpoints that are kept."""
     keep_best: str | None = None
     """Metric of an evaluation, such as gsm8k_test/avg@4: the policy of the step at which it was
     highest is kept in <output_dir>/best, a Hugging Face folder. None = only the last policy is
     exported."""
     resume: Literal["auto", "never"] = "auto"
-    """auto continues the run in output_dir if there is one; never refuses a folder that holds a
-    run.
+    """auto resumes the run in output_dir if there is one; never refuses a folder that holds a run.
     """
     log_completions_steps: int = 10
-    """Show a table of completions every so many steps; 0 = never."""
+    """Steps between tables of completions on the console; 0 = never."""
 
     def __post_init__(self) -> None:
         """Expands paths; raises InputError for a value of another type or out of its range."""
@@ -412,8 +409,8 @@ class Config(Checked):
             text = json.dumps(self.chat_template_kwargs, default=str)
             raise InputError(f"chat_template_kwargs is a dict: it must be JSON text, {text!r:.200}")
         super().__post_init__()
-        for name, value, wanted in misfits("", self, Config):
-            raise InputError(f"{name} is {shown(value)}: it must be {wanted}")
+        for name, value, expected in type_mismatches("", self, Config):
+            raise InputError(f"{name} is {shown(value)}: it must be {expected}")
         check(self)
 
     @property
@@ -448,8 +445,8 @@ class Config(Checked):
     @property
     def rows_per_micro_batch(self) -> int:
         """Counts the completions of one forward and backward pass."""
-        whole = self.tasks_per_update * self.num_generations
-        return whole if self.micro_batch_size is None else self.micro_batch_size
+        rows = self.tasks_per_update * self.num_generations
+        return rows if self.micro_batch_size is None else self.micro_batch_size
 
 
 # Fields by their range; those that may be None are not checked then.
@@ -583,22 +580,22 @@ SIZES = ("batch_size", "num_generations", "max_prompt_length", "max_completion_l
 
 def _require(config: Config, requirements: list[Requirement]) -> None:
     """Raises InputError for the first field that does not fit."""
-    for name, fits, wanted in requirements:
+    for name, fits, expected in requirements:
         if not fits:
-            raise InputError(f"{name} is {shown(attrgetter(name)(config))}: it must be {wanted}")
+            raise InputError(f"{name} is {shown(attrgetter(name)(config))}: it must be {expected}")
 
 
 def _each(
-    config: Config, names: tuple[str, ...], fits: Callable[[float], bool], wanted: str
+    config: Config, names: tuple[str, ...], fits: Callable[[float], bool], expected: str
 ) -> Iterator[Requirement]:
-    """Yields what each of the fields must be, unless it is None."""
+    """Yields the requirement that each of the fields is None or fits."""
     for name in names:
         value = attrgetter(name)(config)
-        yield name, value is None or fits(value), wanted
+        yield name, value is None or fits(value), expected
 
 
 def _limits(config: Config) -> list[Requirement]:
-    """Returns what keeps values within what a machine can hold, start or wait for."""
+    """Returns the requirements that keep values within the limits of a machine."""
     c = config
     positions = c.max_prompt_length + c.max_completion_length
     rows = c.batch_size * c.num_generations
@@ -652,8 +649,8 @@ def _limits(config: Config) -> list[Requirement]:
 
 
 def _unused(config: Config) -> list[Requirement]:
-    """Returns what keeps fields at their defaults that have no effect by the values of others: a
-    mistake elsewhere.
+    """Returns the requirements that fields without effect, by the values of others, have their
+    defaults.
     """
     c = config
     weighed = c.importance_sampling_correction != "none"
@@ -685,8 +682,8 @@ def _unused(config: Config) -> list[Requirement]:
     ]
 
 
-# Options of transformers' apply_chat_template that prompts leave no choice of.
-NO_VARIABLES = frozenset(
+# Options of transformers' apply_chat_template that this package sets itself.
+RESERVED_VARIABLES = frozenset(
     (
         *(
             "messages",
@@ -710,7 +707,7 @@ NO_VARIABLES = frozenset(
 
 
 def check_templates(config: Config) -> None:
-    """Raises InputError for what cannot be given to chat templates."""
+    """Raises InputError for arguments that chat templates cannot have."""
     try:
         check_variables(config.chat_template_kwargs)
     except ValueError as error:
@@ -736,8 +733,8 @@ def check_variables(value: object) -> dict[str, JSON]:
         ) from error
     if not isinstance(variables, dict) or not all(isinstance(name, str) for name in variables):
         raise ValueError('it must be an object such as {"enable_thinking": false}')
-    if fixed := sorted(NO_VARIABLES & variables.keys()):
-        raise ValueError(f"{fixed[0]} is not for templates to choose: leave it out")
+    if fixed := sorted(RESERVED_VARIABLES & variables.keys()):
+        raise ValueError(f"{fixed[0]} is set by jaxrft: leave it out")
     for name in ("tools", "documents"):
         entries = variables.get(name)
         if entries is not None and not (
@@ -748,26 +745,23 @@ def check_variables(value: object) -> dict[str, JSON]:
 
 
 def check_best(config: Config) -> None:
-    """Raises InputError when no evaluation will tell which policy is the best."""
+    """Raises InputError when no evaluation measures the metric that chooses the best policy."""
     if config.eval_steps == 0:
         raise InputError(
-            f"keep_best is {config.keep_best!r} but eval_steps is 0, never: say "
-            "how often to evaluate"
+            f"keep_best is {config.keep_best!r} but eval_steps is 0, never: set eval_steps too"
         )
     k = config.evaluation.num_samples
     kinds = ("greedy", f"avg@{k}", f"pass@{k}") if k else ("greedy",)
     known = [f"{tasks.title}/{kind}" for tasks in config.evaluation.tasks for kind in kinds]
     if config.keep_best not in known:
-        told = ", ".join(known) or "none, for want of evaluation.tasks"
+        metrics = ", ".join(known) or "none without evaluation.tasks"
         raise InputError(
-            f"keep_best is {config.keep_best!r}: it must be a metric of the evaluations, {told}"
+            f"keep_best is {config.keep_best!r}: it must be a metric of the evaluations, {metrics}"
         )
 
 
 def check_dots(config: Config) -> None:
-    """Raises InputError unless it is said what tells the pass rates of tasks from those of
-    others.
-    """
+    """Raises InputError unless the config has a predictor, and embeddings of all tasks."""
     if config.select.predictor is None:
         raise InputError(
             "select.predictor is None, but select.name dots needs a file of `jaxrft prepare "
@@ -783,16 +777,14 @@ def check_dots(config: Config) -> None:
 
 
 def check_sets(config: Config) -> None:
-    """Raises InputError for no sets to train on, sets of one name, and weights that make no
-    mixture.
-    """
+    """Raises InputError for no training sets, sets of one name, and invalid weights."""
     if not config.task_sets:
         raise InputError("tasks is (): give at least one set of tasks")
     for name, sets in (("tasks", config.task_sets), ("evaluation.tasks", config.evaluation.tasks)):
         titles = [tasks.title for tasks in sets]
-        if twice := [title for title in titles if titles.count(title) > 1]:
+        if repeated := [title for title in titles if titles.count(title) > 1]:
             raise InputError(
-                f"two sets of {name} are called {twice[0]!r}: give each a `name` of its own"
+                f"two sets of {name} are called {repeated[0]!r}: give each a `name` of its own"
             )
     for tasks in config.evaluation.tasks:
         if tasks.weight is not None:
@@ -839,11 +831,13 @@ def load(path: str) -> Config:
         raise InputError(f"config {path} is not a Python file: it must end in .py")
     file = str(Path(path).absolute())
     try:
-        names = runpy.run_path(file, run_name="jaxrft_config")  # which leaves no bytecode beside it
+        names = runpy.run_path(
+            file, run_name="jaxrft_config"
+        )  # which leaves no bytecode next to it
     except Exception as error:  # whatever the user's own program may raise
-        said = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
         where = f"config {path}{_line_of(error, file)}"
-        raise InputError(f"{where}: {said}{_nearest_field(said)}") from error
+        raise InputError(f"{where}: {reason}{_nearest_field(reason)}") from error
     config = names.get("config")
     if not isinstance(config, Config):
         raise InputError(f"config {path} defines no `config = Config(...)`")
@@ -876,7 +870,7 @@ CONFIGS = {
 }
 
 
-# Fields that old configs have, and what became of them.
+# Fields that earlier versions had, and the remedy for configs that have them.
 REMOVED: dict[str, str] = dict.fromkeys(
     ("SelectConfig.tolerance", "SelectConfig.measured", "SelectConfig.measure_every"),
     "the oracle is a measurement now, benchmarks/_oracle.py: leave the field out",
@@ -922,10 +916,10 @@ def resume_rule(
     Raises KeyError for a field that does not exist.
     """
     section, _, rest = name.partition(".")
-    found = {each.name: each for each in fields}[section]
-    if rest and not found.metadata and dataclasses.is_dataclass(found.default):
-        return resume_rule(rest, dataclasses.fields(found.default))
-    return found.metadata.get("resume", "free")
+    field = {each.name: each for each in fields}[section]
+    if rest and not field.metadata and dataclasses.is_dataclass(field.default):
+        return resume_rule(rest, dataclasses.fields(field.default))
+    return field.metadata.get("resume", "free")
 
 
 def flat(tree: JSON, prefix: str = "") -> dict[str, JSON]:
@@ -940,7 +934,10 @@ def flat(tree: JSON, prefix: str = "") -> dict[str, JSON]:
 
 
 def differences(config: Config, other: dict[str, JSON]) -> dict[str, tuple[JSON, JSON]]:
-    """Compares two configs, the other given as JSON: {differing dotted field: (here, there)}."""
+    """Compares two configs, the other given as JSON.
+
+    Returns {differing dotted field: (value of `config`, value of `other`)}.
+    """
     here = flat(json.loads(to_json(config)))
     there = {RENAMED.get(name, name): value for name, value in flat(other).items()}
     return {

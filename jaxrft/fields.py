@@ -1,5 +1,4 @@
-"""What every field of a config, and of a command's options, is held to before anything is done with
-it.
+"""Rules of every field of a config and of a command's options, which are checked at once.
 
 | field | rule |
 |---|---|
@@ -8,8 +7,7 @@ it.
 | a text | Unicode without NUL |
 | a `FilePath` | `expand_path`, of an `os.PathLike` too |
 
-What stands for one of Python's own numbers or texts, such as a number of numpy or an enum, is
-replaced by it.
+A number of numpy, an enum and the like become Python's own numbers and texts.
 """  # noqa: E501
 
 import argparse
@@ -182,14 +180,14 @@ class Checked:
 
     def __post_init__(self) -> None:
         """Expands the paths and checks all values."""
-        for name, value in _settled_fields("", self).items():
+        for name, value in _normalized_fields("", self).items():
             object.__setattr__(self, name, value)
 
 
-def _settled_fields(prefix: str, options: Any) -> dict[str, object]:
-    """Returns the fields that are not at their defaults as they are to be used."""
+def _normalized_fields(prefix: str, options: Any) -> dict[str, object]:
+    """Returns the normalized values of the fields that are not at their defaults."""
     return {
-        field.name: _settled(
+        field.name: _normalized(
             f"{prefix}{field.name}", getattr(options, field.name), set(_leaves(field.type))
         )
         for field in dataclasses.fields(options)
@@ -197,21 +195,21 @@ def _settled_fields(prefix: str, options: Any) -> dict[str, object]:
     }
 
 
-def _settled(name: str, value: object, kinds: set[object]) -> object:
-    """Returns a field's value as it is to be used; `kinds` are the types of its leaves, and the
+def _normalized(name: str, value: object, kinds: set[object]) -> object:
+    """Returns the normalized value of a field; `kinds` are the types of its leaves, and the
     marks on them.
     """
     if isinstance(value, Checked):
-        return value  # a root, which has seen to itself
+        return value  # a root, which is normalized already
     classes = tuple(kind for kind in kinds if isinstance(kind, type))
     if (
         dataclasses.is_dataclass(value)
         and not isinstance(value, type)
         and isinstance(value, classes)
     ):
-        return dataclasses.replace(value, **_settled_fields(f"{name}.", value))
+        return dataclasses.replace(value, **_normalized_fields(f"{name}.", value))
     if isinstance(value, tuple):
-        return tuple(_settled(f"{name}[{i}]", item, kinds) for i, item in enumerate(value))
+        return tuple(_normalized(f"{name}[{i}]", item, kinds) for i, item in enumerate(value))
     value = _plain(value, kinds)
     if isinstance(value, str) and _PATH in kinds:
         return expand_path(value, name)
@@ -277,7 +275,7 @@ def bare(kind: object) -> Any:
     return kind
 
 
-def misfits(name: str, value: object, kind: Any) -> Iterator[tuple[str, object, str]]:
+def type_mismatches(name: str, value: object, kind: Any) -> Iterator[tuple[str, object, str]]:
     """Yields (dotted field, value, what it must be) for all in `value`, called `name`, that is not
     of the type `kind`.
 
@@ -287,21 +285,21 @@ def misfits(name: str, value: object, kind: Any) -> Iterator[tuple[str, object, 
     kind = bare(kind)
     inner = get_args(kind)
     origin = get_origin(kind)
-    wanted = f"of type {kind.__name__ if isinstance(kind, type) else re.sub(r'jaxrft[.][a-z]+[.]', '', str(kind))}"  # noqa: E501
+    expected = f"of type {kind.__name__ if isinstance(kind, type) else re.sub(r'jaxrft[.][a-z]+[.]', '', str(kind))}"  # noqa: E501
     if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, kind):
         for field in dataclasses.fields(kind):
-            yield from misfits(
+            yield from type_mismatches(
                 f"{name}.{field.name}".lstrip("."), getattr(value, field.name), field.type
             )
     elif origin is UnionType:
-        whole = isinstance(value, tuple) or dataclasses.is_dataclass(value)
-        held = [
-            choice for choice in inner if whole and isinstance(value, get_origin(choice) or choice)
+        nested = isinstance(value, tuple) or dataclasses.is_dataclass(value)
+        matching = [
+            choice for choice in inner if nested and isinstance(value, get_origin(choice) or choice)
         ]
-        if held:  # a mistake is inside of it
-            yield from misfits(name, value, held[0])
-        elif all(any(misfits(name, value, choice)) for choice in inner):
-            yield name, value, wanted
+        if matching:  # a mistake is inside of it
+            yield from type_mismatches(name, value, matching[0])
+        elif all(any(type_mismatches(name, value, choice)) for choice in inner):
+            yield name, value, expected
     elif origin is Literal:
         if value not in inner:
             yield name, value, f"one of {', '.join(inner)}"
@@ -311,12 +309,14 @@ def misfits(name: str, value: object, kind: Any) -> Iterator[tuple[str, object, 
         and (inner[-1] is ... or len(inner) == len(value))
     ):
         for i, item in enumerate(value):
-            yield from misfits(f"{name}[{i}]", item, inner[0] if inner[-1] is ... else inner[i])
+            yield from type_mismatches(
+                f"{name}[{i}]", item, inner[0] if inner[-1] is ... else inner[i]
+            )
     elif origin is tuple:
         example = tuple(value) if isinstance(value, list | set) else (value,)
-        fits = not isinstance(value, tuple) and not any(misfits(name, example, kind))
-        yield name, value, f"{wanted}, such as {example!r}" if fits else wanted
+        fits = not isinstance(value, tuple) and not any(type_mismatches(name, example, kind))
+        yield name, value, f"{expected}, such as {example!r}" if fits else expected
     elif not isinstance(value, int | float if kind is float else kind) or isinstance(
         value, bool
     ) != (kind is bool):
-        yield name, value, wanted  # Python takes a bool for an int
+        yield name, value, expected  # Python takes a bool for an int

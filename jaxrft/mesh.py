@@ -70,7 +70,8 @@ def _sizes(*sizes: int, count: int) -> tuple[int, ...]:
     named = ", ".join(f"{name}={size}" for name, size in zip(AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise InputError(
-            f"mesh {named}: sizes are positive and at most one may be -1, which takes what is left"
+            f"mesh {named}: sizes are positive and at most one may be -1, which takes the "
+            "remaining devices"
         )
     known = math.prod(size for size in sizes if size != -1)
     if count % known or (-1 not in sizes and known != count):
@@ -104,12 +105,12 @@ def memory_of_a_device(mesh: AnyMesh) -> int | None:
         return None
 
 
-def spec(*axes: str | None, taken: tuple[str, ...] = ()) -> PartitionSpec:
+def spec(*axes: str | None, exclude: tuple[str, ...] = ()) -> PartitionSpec:
     """Maps the logical names of an array's dimensions to mesh axes by RULES; None is not sharded.
 
-    Mesh axes in `taken` are left out.
+    Mesh axes in `exclude` are not used.
     """
-    used = set(taken)
+    used = set(exclude)
     parts = []
     for axis in axes:
         free = tuple(name for name in (RULES[axis] if axis else ()) if name not in used)
@@ -144,7 +145,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if not is_ours(mesh):
         return x
-    return jax.lax.with_sharding_constraint(x, spec(*axes, taken=mesh.manual_axes))
+    return jax.lax.with_sharding_constraint(x, spec(*axes, exclude=mesh.manual_axes))
 
 
 def sharding(mesh: AnyMesh, *axes: str | None) -> NamedSharding:
@@ -174,7 +175,7 @@ def check_divides(mesh: AnyMesh, what: str, size: int, axis: str) -> None:
 
 
 def place(x: Any, where: NamedSharding) -> jax.Array:
-    """Puts a host array that every process holds whole where `where` says."""
+    """Places a host array, which every process holds, by the sharding `where`."""
     return jax.make_array_from_callback(np.shape(x), where, lambda index: np.asarray(x)[index])
 
 
@@ -189,7 +190,7 @@ def describe(
 
 
 def from_host(mesh: AnyMesh, x: np.ndarray, *axes: str | None) -> jax.Array:
-    """Puts a host array that every process holds whole onto `mesh`, sharded by its logical axes."""
+    """Places a host array, which every process holds, on `mesh`, sharded by its logical axes."""
     return place(x, sharding(mesh, *axes))
 
 

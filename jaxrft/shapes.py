@@ -31,14 +31,14 @@ def check_shapes(**arguments: tuple[ArrayLike | None, str]) -> dict[str, int]:
         axes = f"[{', '.join(letters)}]"
         if shape is None:
             raise InputError(f"{name} is {shown(array)}: it must be an array {axes}")
-        wanted = [int(letter) if letter.isdigit() else sizes.get(letter) for letter in letters]
-        if not _has_shape(array, wanted):
+        expected = [int(letter) if letter.isdigit() else sizes.get(letter) for letter in letters]
+        if not _has_shape(array, expected):
             known = [
                 letter if size is None else str(size)
-                for letter, size in zip(letters, wanted, strict=True)
+                for letter, size in zip(letters, expected, strict=True)
             ]
-            here = f", here [{', '.join(known)}]" if known != list(letters) else ""
-            raise InputError(f"{name} has shape {shape}: it must be {axes}{here}")
+            sizes_of_call = f", here [{', '.join(known)}]" if known != list(letters) else ""
+            raise InputError(f"{name} has shape {shape}: it must be {axes}{sizes_of_call}")
         sizes |= dict(zip(letters, shape, strict=True))
     return sizes
 

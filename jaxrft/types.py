@@ -1,4 +1,4 @@
-"""The words the whole package shares: what a task, a choice, a rollout and its feedback are.
+"""The types that all modules share: tasks, a choice of tasks, a rollout, and its feedback.
 
 Glossary of axis letters, used in every signature and comment:
 
@@ -30,8 +30,8 @@ PyTree = Any  # nested containers of arrays, as `jax.tree` walks them
 
 
 class Projections(NamedTuple):
-    """Embeddings as a frozen predictor compares them: the pass rate of a query follows those of
-    similar references.
+    """Embeddings projected by a frozen predictor, which predicts the pass rate of a query from
+    those of similar references.
     """
 
     query: Array  # [N, h] float32
@@ -52,23 +52,23 @@ class Choice(NamedTuple):
     """The tasks to roll out in a step."""
 
     ids: Array  # [B] int32, distinct
-    pass_rate: Array  # [B] float32, posterior mean; NaN from a selector that believes nothing
+    pass_rate: Array  # [B] float32, posterior mean; NaN from a selector without beliefs
 
 
 class Feedback(NamedTuple):
-    """What the rollouts of a step said about their tasks."""
+    """The results of the rollouts of a step, by task."""
 
     ids: Array  # [B] int32
     successes: Array  # [B] float32, 0..trials
-    trials: Array  # [B] float32; 0 marks padding and changes nothing
+    trials: Array  # [B] float32; 0 marks padding, which selectors ignore
     tokens: Array  # [B] float32, completion tokens spent
 
 
 class Rollout(NamedTuple):
-    """Sampled completions and what they were drawn with."""
+    """Sampled completions, and their log-probabilities."""
 
     tokens: Array  # [R, T] int32, padding after the end
     lengths: Array  # [R] int32, tokens up to and including EOS
     mask: Array  # [R, T] float32, 1 up to and including EOS
     logprobs: Array  # [R, T] float32, log pi of the untruncated policy at the sampling temperature
-    sampling_logprobs: Array  # [R, T] float32, of the distribution really drawn from (top-p, top-k)
+    sampling_logprobs: Array  # [R, T] float32, of the truncated distribution (top-p, top-k)

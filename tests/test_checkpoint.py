@@ -219,7 +219,7 @@ def test_what_a_full_disk_does_not_take_is_one_sentence_and_costs_nothing(tmp_pa
                 reporter.check_written()
         (sentence,) = (message for message in caplog.messages if "metrics" in message)
         assert sentence.startswith(
-            "the metrics of step 2 wait in memory, and the run goes on: cannot write to "
+            "the metrics of step 2 wait in memory, and the run continues: cannot write to "
         )
         assert (
             tmp_path / "config.json"
@@ -413,8 +413,8 @@ def test_a_torn_checkpoint_is_passed_over_and_saved_anew(how, three, tmp_path, c
         assert checkpoints.newest == 2 and helpers.contents(tmp_path) == before
         (sentence,) = caplog.messages
         assert re.fullmatch(
-            rf"passing over the checkpoint of step 3 \({DAMAGES[how]}\) in "
-            r".*on from step 2",
+            rf"skipping the checkpoint of step 3 \({DAMAGES[how]}\) in "
+            r".*resuming from step 2",
             sentence,
         )
         checkpoints.save(state(3))
@@ -571,7 +571,7 @@ def test_processes_go_on_together_from_what_one_has_saved(configure, whole, tmp_
     assert [code for code, _, _ in outcomes] == [0, 0], outcomes
     assert "resuming after step 6" in outcomes[0][1] and "resuming" not in outcomes[1][1]
     assert [
-        errors.count("passing over the checkpoint of step 9 (state/") for _, _, errors in outcomes
+        errors.count("skipping the checkpoint of step 9 (state/") for _, _, errors in outcomes
     ] == [1, 0]
     assert helpers.checkpoints(run) == [3, 6, 9]  # and no leftover
 

@@ -85,7 +85,7 @@ def test_a_second_ctrl_c_ends_a_process_that_compiles_and_would_save():
     code, _, said = run(COMPILING, "SIGINT", "saving")
     first, second = said.splitlines()
     assert code == 130 and first.startswith(
-        "jaxrft: stopping after the step at hand; a second Ctrl-C ends"
+        "jaxrft: stopping after the current step; a second Ctrl-C ends"
     )
     assert second.startswith("jaxrft: stopped by SIGINT for the second time, without saving")
 

@@ -106,8 +106,8 @@ def test_a_value_out_of_range_is_refused(name, value, wanted):
         ("enable_thinking=False", "but it is not JSON"),
         ("[1]", "but it holds a list"),
         ('{"a": NaN}', "NaN is no JSON number"),
-        ('{"tokenize": true}', "tokenize is not for templates to choose: leave it out"),
-        ('{"messages": []}', "messages is not for templates to choose: leave it out"),
+        ('{"tokenize": true}', "tokenize is set by jaxrft: leave it out"),
+        ('{"messages": []}', "messages is set by jaxrft: leave it out"),
         ('{"documents": 5}', "documents must be a list of objects"),
         (
             {"enable_thinking": False},
@@ -253,13 +253,13 @@ def test_a_replay_out_of_range_is_refused(changes, wanted):
     [
         (
             {"eval_steps": 0},
-            "keep_best is 'test/greedy' but eval_steps is 0, never: say how often to evaluate",
+            "keep_best is 'test/greedy' but eval_steps is 0, never: set eval_steps too",
         ),
         (
             {"keep_best": "test/avg@8"},
             "it must be a metric of the evaluations, test/greedy, test/avg@4, test/pass@4",
         ),
-        ({"evaluation": EvalConfig()}, "evaluations, none, for want of evaluation.tasks"),
+        ({"evaluation": EvalConfig()}, "evaluations, none without evaluation.tasks"),
     ],
 )
 def test_the_best_policy_is_told_by_an_evaluation(changes, wanted):

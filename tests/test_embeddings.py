@@ -151,12 +151,12 @@ def test_a_signal_ends_it_and_rows_that_are_lost_are_made_again(
     monkeypatch.setattr(Journal, "add", add_and_stop)
     assert not command.run(command.Options(prepare(), str(out))) and not out.exists()
     assert not command.run(command.Options(prepare(), str(out)))
-    assert "going on after 1 of 4 batches" in capsys.readouterr().out
+    assert "resuming after 1 of 4 batches" in capsys.readouterr().out
     monkeypatch.undo()
     with (tmp_path / "e.safetensors.partial.rows").open("r+b") as kept:
         kept.write(b"\0" * 64)  # some of the first batch's
     assert command.run(command.Options(prepare(), str(out)))
-    assert "going on after 1 of 4 batches" in capsys.readouterr().out
+    assert "resuming after 1 of 4 batches" in capsys.readouterr().out
     assert out.read_bytes() == file.read_bytes()
 
 
@@ -288,9 +288,9 @@ def test_a_mistake_of_the_command_leaves_what_is_there(prepare, file, tmp_path, 
     assert not list(tmp_path.iterdir())
     (tmp_path / "precious").write_text("kept")
     (tmp_path / "e.safetensors.partial.rows").symlink_to(tmp_path / "precious")
-    assert ("e.safetensors.partial.rows (it is a link): put that right, and the same") in refusal(
-        prepare(), out
-    )
+    assert (
+        "e.safetensors.partial.rows (it is a link): put that right, and run the same"
+    ) in refusal(prepare(), out)
     assert not out.exists() and (tmp_path / "precious").read_text() == "kept"
     (tmp_path / "e.safetensors.partial.rows").unlink()
     out.write_text("another file")

@@ -1,4 +1,4 @@
-"""Who has gone, by the signs in a folder, and what a witness makes of the end of its process."""
+"""Who has gone, by the signs in a folder, and what a monitor makes of the end of its process."""
 
 import io
 import threading
@@ -37,17 +37,17 @@ def test_the_silent_and_the_killed_have_gone_not_those_that_jax_or_they_themselv
     folder, write = signs
     write(1, "7")
     write(2, heartbeat.ABORTED)
-    assert heartbeat.dead(folder, [0, 1, 2, 3]) == [1]
+    assert heartbeat.dead_processes(folder, [0, 1, 2, 3]) == [1]
     write(3, heartbeat.KILLED)
-    assert heartbeat.dead(folder, [0, 1, 2, 3]) == [3]  # at once
+    assert heartbeat.dead_processes(folder, [0, 1, 2, 3]) == [3]  # at once
 
 
 @pytest.mark.parametrize(("sign", "found"), [(heartbeat.KILLED, [1]), (heartbeat.ABORTED, [])])
-def test_what_a_witness_writes_meanwhile_counts(signs, sign, found):
+def test_what_a_monitor_writes_meanwhile_counts(signs, sign, found):
     folder, write = signs
     write(1, "7")
     threading.Timer(0.1, write, (1, sign)).start()
-    assert heartbeat.dead(folder, [0, 1]) == found
+    assert heartbeat.dead_processes(folder, [0, 1]) == found
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_what_a_witness_writes_meanwhile_counts(signs, sign, found):
         ("", heartbeat.KILLED, "process 1 of 3 gives no sign of life any more"),
     ],
 )
-def test_a_witness_speaks_of_the_others(signs, monkeypatch, capsys, said, sign, heard):
+def test_a_monitor_speaks_of_the_others(signs, monkeypatch, capsys, said, sign, heard):
     folder, write = signs
     write(1, "7")
     write(2, "5")

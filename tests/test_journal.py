@@ -64,7 +64,7 @@ def test_results_that_do_not_fit_are_done_anew(tmp_path, caplog):
     path = begin(tmp_path / "a.partial")
     with Journal(path, {}, lambda number, result: number < 2) as journal:
         assert journal.done == {0: [0], 1: [1]}
-    assert "passing over 1 damaged lines" in caplog.text
+    assert "skipping 1 damaged lines" in caplog.text
 
 
 @pytest.mark.parametrize("torn", [b"[3, [", b"\x00\x00\x00", b"[3, [3]]"])

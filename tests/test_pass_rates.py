@@ -158,7 +158,7 @@ def test_killed_again_and_again_it_writes_the_same_file(prepare, rates, tmp_path
         with journal.open("a") as file:
             file.write("[3, [[1.0, 2")  # as a kill in the middle of a write leaves it
     code, said, errors = command(tmp_path, prepare(), out, RECORD=record)
-    assert code == 0 and "going on after 4 of 5 batches" in said, errors
+    assert code == 0 and "resuming after 4 of 5 batches" in said, errors
     assert digest(out) == digest(rates[0])
     assert [path.name for path in tmp_path.glob("rates*")] == ["rates.parquet"]
     order = sorted(completions(rates[1]), key=len, reverse=True)  # longest first, batches of 4

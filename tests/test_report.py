@@ -316,7 +316,7 @@ def test_what_takes_the_place_of_the_file_is_left_alone_and_metrics_wait(place, 
     goes_on(report, 2, 3)
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith(
-        "the metrics of step 2 wait in memory, and the run goes on: cannot write to"
+        "the metrics of step 2 wait in memory, and the run continues: cannot write to"
     )
     with pytest.raises(
         InputError, match="the metrics of steps 2 to 3 are lost, since they could not be written"

@@ -1,4 +1,4 @@
-"""What of its config a run may find changed when it is resumed: a rule for every field."""
+"""Resume compatibility: a rule for every field of the config."""
 
 import dataclasses
 import json
@@ -14,9 +14,9 @@ CONFIG = Config(model="a", tasks=TasksConfig("b.jsonl"), output_dir="c")
 REPLAY = dataclasses.replace(CONFIG, replay=ReplayConfig(capacity=64))
 FIELDS = sorted(configs.flat(json.loads(configs.to_json(CONFIG))))
 RULES = {
-    "kept": {"seed", "batch_size", "num_generations", "select.name", "select.per_domain"}
+    "fixed": {"seed", "batch_size", "num_generations", "select.name", "select.per_domain"}
     | {"select.per_token", "replay.capacity"},
-    "kept with replay": {"max_completion_length", "importance_sampling_correction"},
+    "fixed with replay": {"max_completion_length", "importance_sampling_correction"},
     "content": {
         "model",
         "tasks",
@@ -34,7 +34,7 @@ RULES = {
 def test_every_field_has_one_rule(field):
     rules = [name for name, fields in RULES.items() if {field, field.partition(".")[0]} & fields]
     assert (rules or ["free"]) == [configs.resume_rule(field)]
-    for config, names in ((CONFIG, {"kept"}), (REPLAY, {"kept", "kept with replay"})):
+    for config, names in ((CONFIG, {"fixed"}), (REPLAY, {"fixed", "fixed with replay"})):
         assert (field in fixed_fields(config)) == (configs.resume_rule(field) in names)
 
 

@@ -212,8 +212,8 @@ def test_a_column_gives_variables_to_the_template_of_its_row(tmp_path, ending):
         ([{"a": 1}], "must be an object such as"),
         ("thinking", "must be a JSON object such as .* but it is not JSON"),
         ("[]", "but it holds a list"),
-        ({"messages": []}, "messages is not for templates to choose"),
-        ({"add_generation_prompt": False}, "add_generation_prompt is not for templates"),
+        ({"messages": []}, "messages is set by jaxrft"),
+        ({"add_generation_prompt": False}, "add_generation_prompt is set by jaxrft"),
         ({"tools": ["add"]}, "tools must be a list of objects"),
     ],
 )

@@ -1,1 +1,1 @@
-"""What touches the machine: files, signals, processes, other hosts."""
+"""Files, signals, processes and other hosts."""

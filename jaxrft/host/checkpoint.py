@@ -1,4 +1,4 @@
-"""Saves and restores a pytree by orbax: atomic, checked, the newest n."""
+"""Saves and restores a pytree by orbax: atomically, with checksums, and keeps the newest n."""
 
 import gc
 import hashlib
@@ -61,7 +61,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, *, keep: int, identity: dict[str, JSON]):
-        """Opens `folder`, which need not exist, and removes what killed saves left in it.
+        """Opens `folder`, which need not exist, and removes leftovers of killed saves.
 
         Each save keeps the `keep` newest checkpoints.
         """
@@ -100,28 +100,28 @@ class Checkpoints:
             self._write(path / "state", state)
             on_host0(lambda: self._commit(path, step))
         except InputError as error:
-            _let_go(error)
+            _clear_frames(error)
             if jax.process_index() == 0:
                 self._clear()
-            left = (
+            newest = (
                 "but there is none yet"
                 if self.newest is None
                 else (f"which is of step {self.newest}")
             )
-            raise InputError(f"{error}, {left}") from error
+            raise InputError(f"{error}, {newest}") from error
         self.newest = step
 
     def restore(self, like: S) -> S | None:
         """Restores the newest good state, with the shapes, dtypes and shardings of `like`.
 
         It takes the memory of `like`. Returns None, and leaves `like` as it is, where no step has
-        been saved. Logs which steps were passed over, and why. Raises InputError when none is good,
+        been saved. Logs which steps were skipped, and why. Raises InputError when none is good,
         or when the newest good one is of another model, other tasks or another selector.
         """
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
         )
-        passed = []
+        skipped = []
         for step in json.loads(
             broadcast_from_host0(lambda: json.dumps(steps_in(self.folder)[::-1]))
         ):
@@ -134,18 +134,18 @@ class Checkpoints:
                 state, flaw = self._read(step, abstract)
             if state is not None:
                 self.newest = step
-                if passed and jax.process_index() == 0:
+                if skipped and jax.process_index() == 0:
                     logger.warning(
-                        "passing over %s in %s: going on from step %d",
-                        "; ".join(passed),
+                        "skipping %s in %s: resuming from step %d",
+                        "; ".join(skipped),
                         self.folder,
                         step,
                     )
                 return state
-            passed.append(f"the checkpoint of step {step} ({flaw})")
-        if passed:
+            skipped.append(f"the checkpoint of step {step} ({flaw})")
+        if skipped:
             raise InputError(
-                f"no checkpoint in {self.folder} can be used: {'; '.join(passed)}: bring one "
+                f"no checkpoint in {self.folder} can be used: {'; '.join(skipped)}: bring one "
                 "back from a copy, or "
                 "choose another output_dir to start afresh"
             )
@@ -160,7 +160,7 @@ class Checkpoints:
                 self.orbax.save(path, args=ocp.args.StandardSave(state))
         except InputError:
             raise
-        # tensorstore may tell of a file that it misses because it could not write it
+        # tensorstore may report a missing file, which it could not write
         except ValueError as error:
             with writing(self.folder), tempfile.TemporaryFile(dir=self.folder) as file:
                 os.posix_fallocate(file.fileno(), 0, size_of(state))
@@ -196,20 +196,19 @@ class Checkpoints:
                 f"finish the run with {version}, or choose another output_dir"
             )
         for name in self.identity | saved:
-            here = self.identity.get(name)
-            there = saved.get(name)
-            if here != there:
+            wanted = self.identity.get(name)
+            actual = saved.get(name)
+            if wanted != actual:
                 raise InputError(
                     f"the checkpoint in {self.folder} is of another run: its {name} is "
-                    f"{_short(there)}, this run's is "
-                    f"{_short(here)}; choose another output_dir, or the config it was made with"
+                    f"{_short(actual)}, this run's is "
+                    f"{_short(wanted)}; choose another output_dir, or the config it was made with"
                 )
 
     def _commit(self, path: Path, step: int) -> None:
-        """Makes what was written to `path` the checkpoint of `step`, and only then removes those
-        that are to go.
+        """Renames `path` to the checkpoint of `step`, and then removes older ones but for `keep`.
 
-        Those of later steps are among them: the run would have gone on from there, were they good.
+        Those of later steps are removed too: they are damaged, or the run would have resumed there.
         """
         with writing(self.folder):
             replace_file(
@@ -217,12 +216,13 @@ class Checkpoints:
             )
             lines = (f"{digest}  {name}\n" for name, digest in sorted(digests(path).items()))
             replace_file(path / SUMS, "".join(lines))
-            place = self.folder / f"{step}"
-            if os.path.lexists(place):
-                place.rename(self.folder / f"{step}.old{SAVING}")
-            path.rename(place)
-            here = steps_in(self.folder)
-            for each in set(here).difference([each for each in here if each <= step][-self.keep :]):
+            target = self.folder / f"{step}"
+            if os.path.lexists(target):
+                target.rename(self.folder / f"{step}.old{SAVING}")
+            path.rename(target)
+            steps = steps_in(self.folder)
+            kept = [each for each in steps if each <= step][-self.keep :]
+            for each in set(steps).difference(kept):
                 with suppress(OSError):
                     remove(self.folder / f"{each}")
             self._clear()
@@ -238,23 +238,23 @@ class Checkpoints:
             check_room(self.folder, size_of(state))
 
     def _clear(self) -> None:
-        """Removes what failed and killed saves have left.
+        """Removes leftovers of failed and killed saves.
 
         It tries several times, since a failed save may still write for a moment. A link under such
         a name is removed too: the next save would follow it.
         """
         for seconds in (0.1, 0.3, 1.0, 0.0):
-            left = list(self.folder.glob(f"*{SAVING}*"))
-            for path in left:
+            leftovers = list(self.folder.glob(f"*{SAVING}*"))
+            for path in leftovers:
                 with suppress(OSError):
                     remove(path)
-            if not any(os.path.lexists(path) for path in left):
+            if not any(os.path.lexists(path) for path in leftovers):
                 return
             time.sleep(seconds)
 
 
 def steps_in(folder: Path) -> list[int]:
-    """Returns the steps that have a checkpoint in the folder, be it good or not, in their order.
+    """Returns the steps that have a checkpoint in the folder, good or not, in ascending order.
 
     A checkpoint is a folder, or a link to one, whose name is the number of a step in ASCII digits,
     as str writes it.
@@ -266,7 +266,7 @@ def steps_in(folder: Path) -> list[int]:
 def digests(folder: Path) -> dict[str, str]:
     """Computes the SHA-256 of every file within `folder`, by its path there.
 
-    The list of these sums is left out, and so are hidden files, which are none of ours.
+    The list of these sums is left out, and so are hidden files, which are not of the checkpoint.
     """
     paths = [
         path
@@ -288,14 +288,14 @@ def flaw_of(folder: Path) -> str:
     try:
         lines = read_regular(folder / SUMS).decode().splitlines()
         listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-        found = digests(folder)
+        actual = digests(folder)
     except FileNotFoundError:
         return f"it has no {SUMS}"
     except (OSError, UnicodeDecodeError) as error:
         return f"it cannot be read: {error}"
-    if missing := sorted(listed.keys() - found.keys()):
+    if missing := sorted(listed.keys() - actual.keys()):
         return f"{missing[0]} is missing"
-    if changed := sorted(name for name, digest in found.items() if listed.get(name) != digest):
+    if changed := sorted(name for name, digest in actual.items() if listed.get(name) != digest):
         return f"{changed[0]} is not as {SUMS} says"
     if not listed:
         return f"{SUMS} is empty"
@@ -324,34 +324,32 @@ def size_of(state: PyTree) -> int:
 
 @contextmanager
 def _without_stacks(*libraries: logging.Logger) -> Iterator[None]:
-    """Keeps libraries from printing the stack of an error that they raise as well, or of what they
-    drop for one.
+    """Keeps libraries from printing the stack trace of an error that they also raise, or of objects
+    that they drop because of one.
     """
 
     def stackless(record: logging.LogRecord) -> bool:
         return not record.exc_info
 
-    def note(event: "sys.UnraisableHookArgs") -> None:
+    def ignore_closed_loop(event: "sys.UnraisableHookArgs") -> None:
         if str(event.exc_value) != "Event loop is closed":
             before(event)
 
     for library in libraries:
         library.addFilter(stackless)
     before = sys.unraisablehook
-    sys.unraisablehook = note
+    sys.unraisablehook = ignore_closed_loop
     try:
         yield
     finally:
-        gc.collect()  # what is dropped later is told of
+        gc.collect()  # objects that are dropped later are reported
         sys.unraisablehook = before
         for library in libraries:
             library.removeFilter(stackless)
 
 
-def _let_go(error: BaseException | None) -> None:
-    """Clears what the frames behind an error hold: of the writes that failed, asyncio tells when
-    they are dropped.
-    """
+def _clear_frames(error: BaseException | None) -> None:
+    """Clears the frames of an error, since asyncio reports failed writes when they are dropped."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__

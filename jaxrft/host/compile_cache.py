@@ -22,8 +22,8 @@ def enable() -> None:
     """Has JAX keep compiled programs in the user's cache folder, unless its own variable names
     another one.
 
-    Programs that take less than a tenth of a second to compile are not kept. Says so where there is
-    no such folder and none can be made.
+    Programs that take less than a tenth of a second to compile are not kept. Warns if that folder
+    cannot be made.
     """
     if FOLDER in os.environ:
         return
@@ -56,9 +56,7 @@ def folder() -> Path:
 
 
 def _processor() -> str:
-    """Returns what tells processors apart: the kind of machine, and the instructions that Linux
-    lists.
-    """
+    """Identifies the processor: the kind of machine, and the instructions that Linux lists."""
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Turns errors that nobody foresaw into one sentence, and keeps their stack traces in files."""
+"""Turns unexpected errors into one sentence, and writes their stack traces to files."""
 
 import os
 import re
@@ -26,11 +26,11 @@ class Crash(Exception):
 
 @contextmanager
 def reported(folder: Path | None = None) -> Iterator[None]:
-    """Raises a Crash in place of an error that nobody foresaw.
+    """Raises a Crash in place of an unexpected error.
 
     The stack trace is written to `folder` if that is a folder which can be written to, else to the
-    system's temporary folder. An InputError passes; what is no bug becomes one: memory that does
-    not suffice, a file or disk that does not do, an accelerator that does not start, a package that
+    system's temporary folder. An InputError passes. Errors of the machine become one: too
+    little memory, a file or disk that fails, an accelerator that does not start, a package that
     cannot be imported.
     """
     try:
@@ -47,18 +47,18 @@ def no_bug(error: Exception) -> str | None:
     """Returns the sentence for an error that the machine causes, not jaxrft; None for any other
     one.
     """
-    said = first_line(error)
+    reason = first_line(error)
     if isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))
     ):
         return (
-            f"out of memory ({said}): set remat to full, lower micro_batch_size, then "
+            f"out of memory ({reason}): set remat to full, lower micro_batch_size, then "
             "batch_size or the lengths, or "
-            "raise mesh.fsdp; `jaxrft train CONFIG --dry-run` shows what needs how much"
+            "raise mesh.fsdp; `jaxrft train CONFIG --dry-run` shows the memory of each part"
         )
     if isinstance(error, RuntimeError) and "nable to initialize backend" in str(error):
         return (
-            f"JAX finds no device ({said}): set JAX_PLATFORMS to cpu, or install jax for "
+            f"JAX finds no device ({reason}): set JAX_PLATFORMS to cpu, or install jax for "
             "the accelerator"
         )
     if (
@@ -67,12 +67,12 @@ def no_bug(error: Exception) -> str | None:
         and not isinstance(error, ConnectionError)
     ):
         return (
-            f"the system refuses what is asked of it ({said}): put that right, and run the "
+            f"the operating system reports an error ({reason}): correct its cause, and run the "
             "same command again"
         )
     if isinstance(error, ImportError) and not (error.name or "jaxrft").startswith("jaxrft"):
         return (
-            f"the package {error.name} cannot be imported ({said}): install jaxrft again, "
+            f"the package {error.name} cannot be imported ({reason}): install jaxrft again, "
             "with its dependencies"
         )
     return None
@@ -80,9 +80,9 @@ def no_bug(error: Exception) -> str | None:
 
 def first_line(error: BaseException) -> str:
     """Returns the kind of an error and the first line of its message, cut after 200 characters."""
-    said = str(error).strip().split("\n")[0]
-    said = said if len(said) <= 200 else f"{said[:200]}..."
-    return f"{type(error).__name__}: {said}".removesuffix(": ")
+    line = str(error).strip().split("\n")[0]
+    line = line if len(line) <= 200 else f"{line[:200]}..."
+    return f"{type(error).__name__}: {line}".removesuffix(": ")
 
 
 def _sentence(error: Exception, folder: Path | None) -> str:

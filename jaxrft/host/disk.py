@@ -1,4 +1,4 @@
-"""Writes while the disk may be full: says so in one sentence."""
+"""Writes to disks that may be full, and reports that in one sentence."""
 
 import errno
 import os
@@ -14,27 +14,25 @@ from jaxrft.host.files import replace_file
 from jaxrft.types import InputError
 
 DISK_FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
-RESUME_REMEDY = "put that right, and the same command goes on from the newest checkpoint"
+RESUME_REMEDY = "put that right, and run the same command to resume from the newest checkpoint"
 
 
 @contextmanager
 def writing(place: Path, remedy: str = RESUME_REMEDY) -> Iterator[None]:
-    """Raises InputError, with the remedy, for what the disk of a folder or file refuses to take or
-    to give.
-    """
+    """Raises InputError, with the remedy, for errors of the disk of a folder or file."""
     try:
         yield
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        # tensorstore and safetensors tell of a full disk in their text only.
-        told = next((reason for reason in DISK_FULL if reason in str(error)), None)
-        if reason := getattr(error, "strerror", None) or told:
+        # tensorstore and safetensors report a full disk in their text only.
+        in_text = next((reason for reason in DISK_FULL if reason in str(error)), None)
+        if reason := getattr(error, "strerror", None) or in_text:
             raise InputError(f"cannot write to {place} ({reason}): {remedy}") from error
         raise
 
 
 def check_room(folder: Path, size: int) -> None:
-    """Raises InputError when there are not `size` bytes left on the disk that `folder` is, or will
-    be, on.
+    """Raises InputError when the disk of `folder`, which need not exist yet, has fewer than `size`
+    free bytes.
     """
     with writing(folder):
         if shutil.disk_usage(folder.parent).free < size:
@@ -42,8 +40,6 @@ def check_room(folder: Path, size: int) -> None:
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes a .safetensors file that is at no time there in part; raises InputError when the disk
-    is full.
-    """
+    """Writes a .safetensors file atomically; raises InputError when the disk is full."""
     with writing(path.parent):
         replace_file(path, safetensors.numpy.save(arrays))

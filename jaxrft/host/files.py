@@ -70,8 +70,8 @@ def parse_json(
             f"it is not JSON ({error})" if data.strip() else "it is empty"
         ) from error
     if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, object)):
-        found = "null" if value is None else _NAMES[type(value)]
-        raise UnreadableJSON(f"it holds {found}, not {_NAMES[kind]}")
+        actual = "null" if value is None else _NAMES[type(value)]
+        raise UnreadableJSON(f"it holds {actual}, not {_NAMES[kind]}")
     return value
 
 
@@ -87,8 +87,8 @@ def _reject_constant(name: str) -> None:
 
 
 def outline(data: bytes) -> bytes:
-    """Returns JSON text without its strings: the brackets, commas and numbers that tell its size in
-    memory.
+    """Returns JSON text without its strings: the brackets, commas and numbers from which its size
+    in memory is estimated.
     """
     return _STRING.sub(b"", data)
 
@@ -143,8 +143,7 @@ def read_regular(path: Path, max_bytes: int = -1, *, flags: int = os.O_RDONLY) -
 
 @contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
-    """Opens a file that takes the place of `path` at the end of the block, and not at all when the
-    block raises.
+    """Opens a file that replaces `path` at the end of the block, unless the block raises.
 
     So `path` never exists in part. Raises OSError. What is written goes to a new file `.NAME.tmp`
     in the same folder first. That name is never followed as a link. A `durable` file outlasts a

@@ -1,14 +1,14 @@
-"""Says which of a run's processes has died, when JAX says only that a connection to it broke.
+"""Reports which of a run's processes has died, when JAX reports only a broken connection.
 
-Each process changes a file of its own, its heartbeat, again and again, and has a child, its
-witness:
+Each process rewrites a file, its heartbeat, every few seconds, and has a child process, its
+monitor:
 
-    python jaxrft/host/launch.py jaxrft.host.heartbeat FOLDER OWN COUNT TRACEBACK
+    python jaxrft/host/launch.py jaxrft.host.heartbeat FOLDER INDEX COUNT TRACEBACK
 
-JAX ends a process by SIGABRT and in words of its own: at once if the first of all dies, which
-coordinates them, and up to a minute after another has hung. Nothing in a process can answer that,
-but what it leaves on the standard input of its witness tells how it ended. Where a witness dies
-with its process, as in a container, those of the others speak.
+JAX ends a process by SIGABRT, with a message of its own: at once if process 0 dies, which
+coordinates the others, and up to a minute after another has hung. The process cannot prevent that,
+but its monitor reads from its standard input how the process ended. Where a monitor dies with its
+process, as in a container, the monitors of the others report it.
 """
 
 import faulthandler
@@ -29,23 +29,23 @@ from jaxrft.host.lock import beating
 
 BEAT = 2.0  # seconds from one heartbeat to the next
 SILENT = 12.0  # seconds without a new heartbeat after which a process counts as dead
-PATIENCE = 10.0  # seconds that a witness has to end, and JAX a process without the first one
+PATIENCE = 10.0  # seconds for a monitor to end, and for JAX to end a process without process 0
 MAX_BYTES = 100  # of a heartbeat
-OVER = "over"  # on a witness's standard input: the process ended by itself
-# What a witness leaves in the place of the last heartbeat.
+OVER = "over"  # on a monitor's standard input: the process ended by itself
+# What a monitor writes in place of the last heartbeat.
 KILLED = "killed"
 ABORTED = "aborted"
 
 
 @contextmanager
 def watched(folder: Path) -> Iterator[None]:
-    """Keeps a heartbeat in <folder>/.alive, and a witness, within the block.
+    """Keeps a heartbeat in <folder>/.alive, and a monitor, within the block.
 
-    An error then becomes an InputError that names the processes that have died, if any has. The
-    witness says so where JAX ends this process. A native traceback stays what it is unless another
-    process has died.
+    If other processes have died, an error becomes an InputError that names them. The monitor
+    reports them where JAX ends this process. A native traceback is printed unless another process
+    has died.
     """
-    import jax  # here, since a witness needs none
+    import jax  # here, since a monitor does not need it
 
     index = jax.process_index()
     count = jax.process_count()
@@ -53,61 +53,61 @@ def watched(folder: Path) -> Iterator[None]:
         yield
         return
     beats = folder / ".alive"
-    with _beating(beats / f"{index}"), _witnessed(beats, index, count):
+    with _beating(beats / f"{index}"), _monitored(beats, index, count):
         try:
             yield
         except InputError:
             raise
         except Exception as error:  # a broken connection is a JaxRuntimeError or a ValueError
-            found = dead(beats, [other for other in range(count) if other != index])
-            if not found:
+            died = dead_processes(beats, [other for other in range(count) if other != index])
+            if not died:
                 raise
-            # JAX is about to end this process as well, before it could say a word; its witness can
-            if 0 in found:
+            # JAX is about to end this process as well; its monitor reports the dead processes
+            if 0 in died:
                 time.sleep(PATIENCE)
-            raise InputError(sentence(found, count)) from error
+            raise InputError(sentence(died, count)) from error
 
 
 @contextmanager
-def _beating(own: Path) -> Iterator[None]:
-    """Writes to the file `own` every few seconds, and deletes it in the end."""
+def _beating(path: Path) -> Iterator[None]:
+    """Writes to the file `path` every few seconds, and deletes it in the end."""
     numbers = itertools.count(1)
 
     def beat() -> None:
         number = next(numbers)
-        if own.parent.is_symlink():
-            own.parent.unlink()
-        own.parent.mkdir(exist_ok=True)
-        replace_file(own, str(number), durable=False)
+        if path.parent.is_symlink():
+            path.parent.unlink()
+        path.parent.mkdir(exist_ok=True)
+        replace_file(path, str(number), durable=False)
 
     try:
         with beating(beat, BEAT):
             yield
     finally:
         with suppress(OSError):  # not empty, while others are at work
-            own.unlink()
-            own.parent.rmdir()
+            path.unlink()
+            path.parent.rmdir()
 
 
 @contextmanager
-def _witnessed(beats: Path, index: int, count: int) -> Iterator[None]:
-    """Starts a witness, to which native tracebacks are written, and tells it how the process ended.
+def _monitored(beats: Path, index: int, count: int) -> Iterator[None]:
+    """Starts a monitor, to which native tracebacks are written, and tells it how the process ended.
 
-    A native traceback that the user asked for, as with PYTHONFAULTHANDLER=1, it prints in any case.
+    It always prints a native traceback that the user asked for, as with PYTHONFAULTHANDLER=1.
     """
-    asked = faulthandler.is_enabled()
-    arguments = (str(beats), str(index), str(count), "always" if asked else "alone")
+    requested = faulthandler.is_enabled()
+    arguments = (str(beats), str(index), str(count), "always" if requested else "alone")
     command = launch.command("jaxrft.host.heartbeat", *arguments)
     # Ctrl-C is not for it
     child = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     assert child.stdin is not None
     # which writes when JAX aborts, and not on a kill
-    faulthandler.enable(child.stdin, all_threads=asked)
+    faulthandler.enable(child.stdin, all_threads=requested)
     try:
         yield
     finally:
         faulthandler.disable()
-        if asked:
+        if requested:
             faulthandler.enable()
         try:
             child.communicate(OVER.encode(), timeout=PATIENCE)
@@ -116,11 +116,11 @@ def _witnessed(beats: Path, index: int, count: int) -> Iterator[None]:
             child.wait()
 
 
-def dead(beats: Path, others: list[int]) -> list[int]:
+def dead_processes(beats: Path, others: list[int]) -> list[int]:
     """Returns which of the `others` have died, by their heartbeats in the folder `beats`."""
     before = {index: _read(beats / f"{index}") for index in others}
-    if found := [index for index, beat in before.items() if beat == KILLED]:
-        return found
+    if killed := [index for index, beat in before.items() if beat == KILLED]:
+        return killed
     time.sleep(SILENT)
     after = {index: _read(beats / f"{index}") for index in others}
     return [
@@ -139,36 +139,35 @@ def _read(beat: Path) -> str:
     return ""
 
 
-def sentence(found: list[int], count: int) -> str:
+def sentence(died: list[int], count: int) -> str:
     """Formats the sentence that says which processes have died."""
     return (
-        f"process {', '.join(map(str, found))} of {count} gives no sign of life any more: "
-        "start all of them again, and "
-        "the run goes on from the newest checkpoint"
+        f"process {', '.join(map(str, died))} of {count} gives no sign of life any more: "
+        "start all of them again to resume from the newest checkpoint"
     )
 
 
-def main(folder: str, own: str, count: str, traceback: str) -> None:
-    """Waits for the end of the process `own`, and looks for a reason.
+def main(folder: str, index: str, count: str, traceback: str) -> None:
+    """Waits for the end of the process `index`, and reports its reason.
 
     `traceback`: whether a native traceback is printed "always", or "alone", when no other process
     has died.
     """
     for number in signals.numbers():  # which schedulers send to all that a job has started
         signal.signal(number, signal.SIG_IGN)
-    said = sys.stdin.read()
-    if said == OVER:
+    received = sys.stdin.read()
+    if received == OVER:
         return
     beats = Path(folder)
-    others = [index for index in range(int(count)) if index != int(own)]
+    others = [other for other in range(int(count)) if other != int(index)]
     with suppress(OSError):
-        replace_file(beats / own, ABORTED if said else KILLED, durable=False)
-    found = dead(beats, others)
+        replace_file(beats / index, ABORTED if received else KILLED, durable=False)
+    died = dead_processes(beats, others)
     with suppress(OSError):
-        if said and (traceback == "always" or not found):
-            print(said.removesuffix(OVER), file=sys.stderr)
-        if found:
-            print(f"jaxrft: error: {sentence(found, int(count))}", file=sys.stderr)
+        if received and (traceback == "always" or not died):
+            print(received.removesuffix(OVER), file=sys.stderr)
+        if died:
+            print(f"jaxrft: error: {sentence(died, int(count))}", file=sys.stderr)
 
 
 if __name__ == "__main__":

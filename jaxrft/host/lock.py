@@ -17,8 +17,8 @@ from jaxrft.host.files import UnreadableJSON, open_regular, parse_json
 
 logger = logging.getLogger(__name__)
 
-BEAT = 5.0  # seconds from one sign of life of a holder to the next
-# seconds without one after which a holder is gone; a few beats, as shared storage may be slow
+BEAT = 5.0  # seconds from one heartbeat of a holder to the next
+# seconds without a heartbeat after which a holder is gone; shared storage may be slow
 SILENT = 20.0
 MAX_BYTES = 4096  # of what a holder writes of itself
 
@@ -29,9 +29,9 @@ def held(path: Path, what: str, remedy: str) -> Iterator[None]:
     process holds it.
 
     The kernel releases the lock when its holder ends, however that happens, so that the file of a
-    dead holder is in nobody's way. File systems may keep locks within a host, or have none. There a
-    holder is alive while it sets the time of its file, every BEAT seconds, and gone after SILENT
-    seconds without. Raises OSError when the file cannot be opened.
+    dead holder does not block others. File systems may keep locks within a host, or have none.
+    There a holder is alive while it sets the time of its file, every BEAT seconds, and gone after
+    SILENT seconds without. Raises OSError when the file cannot be opened.
     """
     descriptor = _acquire(path, what, remedy)
     try:
@@ -59,7 +59,7 @@ def _acquire(path: Path, what: str, remedy: str) -> int:
         try:
             if not _lock(descriptor, path):
                 raise InputError(f"{what} is in use by {_name(_holder(descriptor))}: {remedy}")
-            # otherwise its holder has ended, and removed it, since it was opened here
+            # otherwise its holder has ended, and removed it, since it was opened
             if _is_at(descriptor, path):
                 return descriptor
         except BaseException:
@@ -87,9 +87,7 @@ def _lock(descriptor: int, path: Path) -> bool:
 
 
 def _kernel() -> str:
-    """Returns what tells running kernels apart, which hosts of one name and restarts of a host do
-    not share.
-    """
+    """Identifies the running kernel, which differs between hosts and after a restart."""
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return socket.gethostname()
@@ -99,8 +97,8 @@ def _beats(path: Path) -> bool:
     """Returns whether the time of the lock file is set again and again, by the clock of its file
     system.
     """
-    with tempfile.TemporaryFile(dir=path.parent) as probe:
-        now = os.fstat(probe.fileno()).st_mtime
+    with tempfile.TemporaryFile(dir=path.parent) as scratch:
+        now = os.fstat(scratch.fileno()).st_mtime
     first = _time(path)
     wait = min(SILENT, first + SILENT - now)
     until = time.monotonic() + wait
@@ -126,7 +124,7 @@ def _time(path: Path) -> float:
 
 
 def _holder(descriptor: int) -> dict[str, object]:
-    """Returns what the holder has written of itself; nothing if that cannot be read."""
+    """Returns the description that the holder has written; {} if it cannot be read."""
     try:
         return parse_json(os.pread(descriptor, MAX_BYTES, 0), dict)
     except (OSError, UnreadableJSON):
@@ -148,17 +146,15 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 @contextmanager
 def beating(beat: Callable[[], None], seconds: float) -> Iterator[None]:
-    """Calls `beat` at once and every so many seconds within the block; what the disk refuses is
-    left out.
-    """
+    """Calls `beat` at once and every `seconds` within the block; errors of the disk are ignored."""
     over = threading.Event()
 
     def run() -> None:
-        going_on = True
-        while going_on:
-            with suppress(OSError):  # such as a full disk: no sign of life is no reason to die
+        beating = True
+        while beating:
+            with suppress(OSError):  # such as a full disk, which must not end the process
                 beat()
-            going_on = not over.wait(seconds)
+            beating = not over.wait(seconds)
 
     heart = threading.Thread(target=run, daemon=True)
     heart.start()

@@ -1,4 +1,4 @@
-"""Joins the processes of a run, and agrees on what process 0 says."""
+"""Joins the processes of a run, and broadcasts from process 0."""
 
 import os
 from collections.abc import Callable
@@ -35,27 +35,29 @@ def on_host0(function: Callable[[], T]) -> T | None:
 
 def broadcast_from_host0(function: Callable[[], str]) -> str:
     """Calls `function` on process 0, and returns its text on all processes."""
-    found = on_host0(function) or ""
-    return found if jax.process_count() == 1 else broadcast_text(found)
+    text = on_host0(function) or ""
+    return text if jax.process_count() == 1 else broadcast_text(text)
 
 
 def broadcast_text(text: str) -> str:
     """Broadcasts the `text` of process 0 to all processes."""
-    said = text.encode()
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(said))))
+    data = text.encode()
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
     size = max(1024, 1 << length.bit_length())  # few programs, each a shape
-    sent = np.frombuffer(said[:size].ljust(size, b"\0"), np.uint8)
+    sent = np.frombuffer(data[:size].ljust(size, b"\0"), np.uint8)
     return np.asarray(multihost_utils.broadcast_one_to_all(sent)).tobytes()[:length].decode()
 
 
-# Seconds without a sign of life after which JAX aborts all processes. A process gives one every
-# half of that: one that dies just before is missed after the other half, and the others must have
-# named it and ended by then.
+# Seconds without a heartbeat after which JAX aborts all processes. A process sends one every half
+# of that. So a dead process may be noticed after half of it already, and by then the others must
+# have named it and ended.
 HEARTBEAT_TIMEOUT = 60
 
 
 def join_processes() -> None:
-    """Joins the other processes of the run; raises InputError when nothing says which they are."""
+    """Joins the other processes of the run; raises InputError when the environment does not name
+    them.
+    """
     address, count, index = map(
         os.environ.get, ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     )

@@ -1,4 +1,4 @@
-"""Ends the process in one sentence when a signal comes while there is nothing to save.
+"""Ends the process with one sentence when a signal comes before there is a state to save.
 
 Imports only modules that Python itself has loaded at its start: a Ctrl-C may come while JAX is
 being imported, and then ends in a stack trace unless `leave_early` was called before.
@@ -10,7 +10,7 @@ import signal
 import time
 from types import FrameType
 
-# To add a signal, name it here; `to_save` says which of them save once a run has begun.
+# To add a signal, name it here; `to_save` lists those that save once a run has begun.
 ENDING = ("SIGINT", "SIGTERM", "SIGHUP")
 GRACE = 3.0  # seconds
 _patience = [0.0]  # seconds between the sentence and the end
@@ -43,8 +43,8 @@ def leave_early() -> None:
     """Makes every signal of ENDING end the process at once, until another handler is set.
 
     Python runs handlers between two of its instructions, which may take minutes while XLA compiles.
-    Therefore a thread hears of signals, too; it also ends the process at a second Ctrl-C, whatever
-    the handler is. A signal that is ignored stays ignored, as `nohup` wants it. Call it once, from
+    Therefore a thread receives signals, too; it also ends the process at a second Ctrl-C, whatever
+    the handler is. A signal that is ignored stays ignored, as under `nohup`. Call it once, from
     the main thread.
     """
     reader, writer = os.pipe()
@@ -84,7 +84,7 @@ def leave(number: int, _: FrameType | None = None) -> None:
 
 def _end(number: int, what: str) -> None:
     if not _leaving.acquire(blocking=False):
-        return  # another thread is at it
+        return  # another thread does it
     _say(f"stopped by {signal.Signals(number).name} {what}")
     time.sleep(_patience[0])
     os._exit(128 + number)
@@ -131,6 +131,6 @@ def _watch(reader: int) -> None:
             elif number == signal.SIGINT:
                 interrupted = True
                 _say(
-                    "stopping after the step at hand; a second Ctrl-C ends the process at "
+                    "stopping after the current step; a second Ctrl-C ends the process at "
                     "once, without saving"
                 )

@@ -1,4 +1,4 @@
-"""Asks a run to stop by a signal, at a place where it may."""
+"""Asks a run by a signal to stop when it can be resumed."""
 
 import signal
 import threading
@@ -9,17 +9,17 @@ from jaxrft.host import signals
 
 
 class Stopped(Exception):
-    """A signal has come while something is done that the run which goes on from here does anew."""
+    """A signal has come during work that the resumed run repeats."""
 
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Sets a flag, which the value tells, on the signals of `signals.to_save`; a second Ctrl-C
+    """Yields a function that checks whether a signal of `signals.to_save` has come; a second Ctrl-C
     interrupts at once.
     """
     received: list[int] = []
 
-    def note(number: int, _: object) -> None:
+    def record(number: int, _: object) -> None:
         if number == signal.SIGINT and number in received:
             raise KeyboardInterrupt
         received.append(number)
@@ -28,7 +28,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    before = {number: signal.signal(number, note) for number in signals.to_save()}
+    before = {number: signal.signal(number, record) for number in signals.to_save()}
     try:
         yield lambda: bool(received)
     finally:

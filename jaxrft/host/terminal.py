@@ -29,9 +29,10 @@ def escaped(text: str, *, keep: str = "\n\t", encoding: str = "utf-8") -> str:
     'clear\\\\x1b[2J'
     """
     if not (text.isascii() and text.isprintable()):
-        kept = keep + _JOINERS
+        allowed = keep + _JOINERS
         text = "".join(
-            c if c in kept or unicodedata.category(c) not in _OBEYED else _escape(c) for c in text
+            c if c in allowed or unicodedata.category(c) not in _OBEYED else _escape(c)
+            for c in text
         )
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
@@ -111,7 +112,9 @@ class TolerantStream:
             self.trouble = error  # first, since the warning may come back here
             name = getattr(self._stream, "name", "output")
             reason = getattr(error, "strerror", None) or error
-            logger.warning("%s takes no more (%s): what it does not take is dropped", name, reason)
+            logger.warning(
+                "%s cannot be written to (%s): output is dropped until it can", name, reason
+            )
 
 
 def tolerant(stream: TextIO | None, *, escape: bool = False) -> TextIO:

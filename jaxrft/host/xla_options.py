@@ -135,9 +135,9 @@ def library(environment: MutableMapping[str, str]) -> Path | None:
 def known_names(path: Path | None, names: Iterable[str]) -> set[str]:
     """Returns those of the names of options that a library holds; none if it cannot be read."""
     wanted = {name.encode() for name in names}
-    found = set()
+    known = set()
     if path is None or not wanted:
-        return found
+        return known
     try:
         with (
             path.open("rb") as file,
@@ -145,9 +145,9 @@ def known_names(path: Path | None, names: Iterable[str]) -> set[str]:
         ):
             for match in re.finditer(rb"xla_\w+", content):
                 if match[0] in wanted:
-                    found.add(match[0].decode())
-                if len(found) == len(wanted):
+                    known.add(match[0].decode())
+                if len(known) == len(wanted):
                     break
     except (OSError, ValueError):  # ValueError: an empty file
         return set()
-    return found
+    return known

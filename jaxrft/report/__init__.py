@@ -1,1 +1,1 @@
-"""What a run says of itself: metrics on the device, metrics.jsonl, the console."""
+"""Reports of a run: metrics computed on the device, metrics.jsonl, the console."""

@@ -8,7 +8,7 @@ import jax
 
 # Names of JAX's own events. With a cache the first is also the time to look a program up in it.
 COMPILED = "/jax/core/compile/backend_compile_duration"
-FOUND = "/jax/compilation_cache/cache_hits"
+CACHE_HIT = "/jax/compilation_cache/cache_hits"
 
 
 @dataclass
@@ -16,13 +16,13 @@ class Compilations:
     """The programs that were compiled so far."""
 
     programs: int = 0
-    found: int = 0  # those that an earlier run had compiled
+    cached: int = 0  # those that an earlier run had compiled
     seconds: float = 0.0
 
     def __str__(self) -> str:
         """Returns a clause such as "12 programs in 20.3 s, 5 of them kept from an earlier run"."""
-        kept = f", {self.found} of them kept from an earlier run" if self.found else ""
-        return f"{self.programs} programs in {self.seconds:.1f} s{kept}"
+        cached = f", {self.cached} of them kept from an earlier run" if self.cached else ""
+        return f"{self.programs} programs in {self.seconds:.1f} s{cached}"
 
 
 @contextmanager
@@ -36,8 +36,8 @@ def counted_compilations() -> Iterator[Compilations]:
             counts.seconds += duration_secs
 
     def note_event(event: str, **_: str | int) -> None:
-        if event == FOUND:
-            counts.found += 1
+        if event == CACHE_HIT:
+            counts.cached += 1
 
     jax.monitoring.register_event_duration_secs_listener(note_duration)
     jax.monitoring.register_event_listener(note_event)

@@ -1,6 +1,4 @@
-"""What a person sees of a run: progress, the few numbers that matter, now and then some
-completions.
-"""
+"""Shows a run on the console: progress, a few metrics, and now and then some completions."""
 
 import sys
 from collections.abc import Mapping
@@ -31,7 +29,7 @@ SHOWN = (  # metric, its name on the console
 class Display:
     """A progress display; a context manager. Only one process shows it.
 
-    Nothing that it shows raises: what the standard output does not take is dropped.
+    Showing never raises: output that the standard output refuses is dropped.
     """
 
     def __init__(
@@ -61,7 +59,7 @@ class Display:
             TimeRemainingColumn(),
             TextColumn("{task.fields[numbers]}", markup=False),
             console=self.console,
-            # Notebooks and build logs force colours, but no bar moves in what they keep.
+            # Notebooks and build logs force colors, but no bar moves in what they keep.
             disable=not (visible and self.console.is_terminal and self.console.file.isatty()),
         )
         self.task = self.progress.add_task("train", total=steps, completed=start, numbers="")
@@ -88,7 +86,7 @@ class Display:
         self.advance(step, numbers, line)
 
     def advance(self, done: int, numbers: str, line: str = "") -> None:
-        """Moves the bar to `done` with `numbers` beside it; without a terminal prints the `line`,
+        """Moves the bar to `done` with `numbers` next to it; without a terminal prints the `line`,
         if there is one.
         """
         self.progress.update(self.task, completed=done, numbers=numbers)

@@ -38,18 +38,18 @@ def _lines(entries: list[dict[str, JSON]]) -> str:
 class Reporter:
     """Writes the metrics of a step when the next one is under way.
 
-    With its first write it cuts the file back to `start`, the step that the run goes on from (-1 =
+    With its first write it cuts the file back to `start`, the step that the run resumes from (-1 =
     afresh), so that each step stands there once; until then the file stays as it is. Lines that are
-    no records then move to another file, `metrics.jsonl.damaged`. What the file system does not
-    take, as on a full disk, or while something else has the place of the file, waits in memory,
-    WAITING entries at most, and is written later. A file that was removed is begun anew.
+    no records then move to another file, `metrics.jsonl.damaged`. Entries that cannot be written,
+    as on a full disk, or while something else has the name of the file, wait in memory, at most
+    WAITING of them, and are written later. A file that was removed is begun anew.
     """
 
     def __init__(self, path: Path, display: Display, *, start: int = -1, write: bool = True):
         """Opens the log at `path`, if this process is the one that writes; raises InputError if it
         cannot be read.
         """
-        found = (
+        read = (
             on_host0(lambda: records.read(path, start))
             if write or jax.process_count() > 1
             else None
@@ -57,8 +57,8 @@ class Reporter:
         self.path = path
         self.display = display
         self.write = write
-        self.earlier: list[dict[str, JSON]] | None = found.entries if found else []
-        self.damaged: list[bytes] = found.damaged if found else []
+        self.earlier: list[dict[str, JSON]] | None = read.entries if read else []
+        self.damaged: list[bytes] = read.damaged if read else []
         self.step = start
         self.metrics = {}
         self.unwritten: list[dict[str, JSON]] = []
@@ -66,24 +66,24 @@ class Reporter:
         self.trouble = ""  # why they are
         self.size = 0  # of the file after the last write
         self.without_signal = 0
-        if found:
-            self._say_damage(found.entries, start)
+        if read:
+            self._warn_of_damage(read.entries, start)
 
-    def _say_damage(self, entries: list[dict[str, JSON]], start: int) -> None:
-        """Says how many lines are no records, and which steps have none."""
+    def _warn_of_damage(self, entries: list[dict[str, JSON]], start: int) -> None:
+        """Warns of the number of lines that are no records, and of steps without one."""
         if self.damaged:
-            kept = _damaged(self.path)
+            target = _damaged(self.path)
             logger.warning(
                 "%d lines of %s are no records: the next write moves them to %s",
                 len(self.damaged),
                 self.path,
-                kept,
+                target,
             )
         known = {entry["step"] for entry in entries}
         if missing := [step for step in range(1, start + 1) if step not in known]:
             steps = records.spans(missing)
             logger.warning(
-                "%s has no record of %s any more, nor of evaluations there: the run goes on",
+                "%s has no record of %s any more, nor of evaluations there: the run continues",
                 self.path,
                 steps,
             )
@@ -150,7 +150,7 @@ class Reporter:
         except InputError as error:
             if not self.trouble:
                 logger.warning(
-                    "the metrics of step %d wait in memory, and the run goes on: %s",
+                    "the metrics of step %d wait in memory, and the run continues: %s",
                     self.step,
                     error,
                 )
@@ -159,30 +159,27 @@ class Reporter:
             self.unwritten = self.unwritten[-WAITING:]
 
     def _append(self) -> None:
-        found = self.path.lstat().st_size if os.path.lexists(self.path) else 0
+        before = self.path.lstat().st_size if os.path.lexists(self.path) else 0
         size = _append(self.path, _lines(self.unwritten).encode())
-        if found < self.size:
+        if before < self.size:
             logger.warning(
-                "%s was removed, emptied or cut from outside: what is gone is not in it any "
-                "more, and it goes on with "
-                "step %d",
+                "%s was removed, emptied or cut by another program: it continues with step %d, "
+                "and what it had is lost",
                 self.path,
                 self.unwritten[0]["step"],
             )
         self.size = size
 
     def _replace(self, earlier: list[dict[str, JSON]]) -> None:
-        """Puts the unwritten entries, after the earlier ones, into a new file that takes the old
-        one's place.
-        """
+        """Writes the earlier and the unwritten entries to a file that replaces the old one."""
         if self.damaged:
             _append(_damaged(self.path), b"".join(line + b"\n" for line in self.damaged))
             self.damaged = []
         first, *others = self.unwritten
         if earlier and earlier[-1]["step"] == first["step"]:  # an evaluation that a stop left out
-            *earlier, left = earlier
+            *earlier, last = earlier
             first = dict(
-                sorted((left | first).items(), key=lambda item: (item[0] != "step", item[0]))
+                sorted((last | first).items(), key=lambda item: (item[0] != "step", item[0]))
             )
         content = _lines([*earlier, first, *others]).encode()
         replace_file(self.path, content)
@@ -190,9 +187,9 @@ class Reporter:
         self.size = len(content)
 
     def _say_without_signal(self, silent: bool) -> None:
-        """Says when a step had nothing to learn from.
+        """Reports a step without a training signal.
 
-        Of several such steps in a row it says so at the first, and then at every tenth.
+        Of several such steps in a row it reports the first, and then every tenth.
         """
         self.without_signal = self.without_signal + 1 if silent else 0
         if self.without_signal % 10 == 1:
@@ -246,5 +243,5 @@ class Timer:
 
     def metrics(self) -> dict[str, float]:
         """Collects timing/<lap>, select/seconds and step_time so far."""
-        found = {f"timing/{name}": seconds for name, seconds in self.laps.items()}
-        return found | {"select/seconds": self.laps["select"], "step_time": self.last - self.start}
+        laps = {f"timing/{name}": seconds for name, seconds in self.laps.items()}
+        return laps | {"select/seconds": self.laps["select"], "step_time": self.last - self.start}

@@ -1,6 +1,6 @@
 """The numbers of a step, computed on the device from arrays.
 
-| name | meaning | normaliser |
+| name | meaning | normalizer |
 |---|---|---|
 | `reward` | weighted sum of the rewards that apply, and the overlong penalty | samples with a success |
 | `reward_std` | standard deviation of a group's sums | tasks |
@@ -10,7 +10,7 @@
 | `completions/{mean,min,max}_length` | tokens up to and including EOS | samples |
 | `completions/clipped_ratio` | completions without an end | samples |
 | `completions/overlong_penalty` | what their lengths add to the rewards, 0 or less; with overlong_buffer | samples |
-| `sampling/importance_sampling_ratio/{min,mean,max}` | policy / what it was drawn from, before any cap | tokens |
+| `sampling/importance_sampling_ratio/{min,mean,max}` | policy / truncated sampling distribution, before any cap | tokens |
 | `num_tokens`, `rollouts` | tokens and completions sampled since the start of the run, of reference sets too | count |
 | `policy_loss` | the loss without KL and entropy bonus, see `learn.grpo` | as the loss; mean over updates |
 | `entropy` | of the policy at the sampling temperature | tokens or rows, as the loss; mean over updates |
@@ -34,7 +34,7 @@
 | `select/references/{brier,pearson,auc,effective_group_ratio}` | as above, of tasks drawn uniformly | as above |
 | `dynamic_sampling/resamples` | how often more tasks were chosen and rolled out | count |
 | `dynamic_sampling/rejected` | groups whose successes are all equal | groups rolled out |
-| `dynamic_sampling/surplus` | groups that would have taught, had the batch a place for them | count |
+| `dynamic_sampling/surplus` | informative groups beyond the slots of the batch | count |
 | `dynamic_sampling/informative` | groups whose successes are not all equal | groups learned from, but replayed ones |
 | `select/seconds`, `timing/*`, `step_time` | wall clock | seconds |
 | `timing/tokens_per_second` | tokens of the completions, by the seconds of their rollout | - |
@@ -52,7 +52,7 @@ import jax.numpy as jnp
 from jaxrft.learn import masked
 from jaxrft.types import Array, Choice, Feedback, Rollout, Tasks
 
-MOST_DOMAINS = 32  # more of them are not told apart
+MOST_DOMAINS = 32  # more of them have no metrics of their own
 
 
 def rewards(
@@ -68,16 +68,16 @@ def rewards(
     `values`, `valid` [B, G, F]: the rewards, and which are valid. `total`, `total_valid` [B, G]:
     their sums, and which exist. `informative` [B]: the groups whose sums are not all equal.
     """
-    found = {
+    metrics = {
         "reward": masked.mean(total, total_valid),
         "reward_std": jnp.mean(masked.std(total, total_valid, axis=1)),
         "frac_reward_zero_std": 1.0 - jnp.mean(informative.astype(jnp.float32)),
     }
     for index, name in enumerate(names):
         column = values[..., index], valid[..., index]
-        found[f"rewards/{name}/mean"] = masked.mean(*column)
-        found[f"rewards/{name}/std"] = masked.std(*column)
-    return found
+        metrics[f"rewards/{name}/mean"] = masked.mean(*column)
+        metrics[f"rewards/{name}/std"] = masked.std(*column)
+    return metrics
 
 
 def completions(rollout: Rollout, truncated: Array) -> dict[str, Array]:
@@ -109,15 +109,15 @@ def selection(
     """
     believed = choice.pass_rate
     trials = feedback.trials
-    rolled = feedback.ids < last_seen.shape[0]
+    exists = feedback.ids < last_seen.shape[0]
     observed = feedback.successes / jnp.maximum(trials, 1.0)
     # E (p - y)^2 over y in {0, 1}; a fractional success counts as its share of ones.
     squares = observed * (1.0 - believed) ** 2 + (1.0 - observed) * believed**2
     return {
-        "select/effective_group_ratio": masked.mean(informative, rolled),
+        "select/effective_group_ratio": masked.mean(informative, exists),
         "select/brier": jnp.sum(trials * squares) / jnp.maximum(jnp.sum(trials), 1.0),
         "select/pearson": pearson(believed, observed, trials > 0),
-        "select/auc": auc(believed * (1.0 - believed), informative, rolled),
+        "select/auc": auc(believed * (1.0 - believed), informative, exists),
         "select/coverage": jnp.mean((last_seen >= 0).astype(jnp.float32)),
     }
 
@@ -127,7 +127,7 @@ def by_domain(
 ) -> dict[str, Array]:
     """Computes the share of `informative` groups [B] in each of the domains `names`.
 
-    It is NaN for a domain without a task in the batch. Returns nothing for a single domain, or for
+    It is NaN for a domain without a task in the batch. Returns {} for a single domain, or for
     more than MOST_DOMAINS.
     """
     if tasks.domain is None or not 1 < len(names) <= MOST_DOMAINS:

@@ -1,4 +1,4 @@
-"""A picture of runs side by side: python -m jaxrft.report.picture RUN [RUN ...] --out FILE."""
+"""Draws runs side by side: python -m jaxrft.report.picture RUN [RUN ...] --out FILE."""
 
 import argparse
 import sys
@@ -27,15 +27,15 @@ def read(run: Path) -> list[dict]:
     path = run / "metrics.jsonl"
     if not path.is_file():
         raise InputError(f"no {path}: give the output_dir of a run")
-    found = records.read(path)
-    if not found.entries:
+    content = records.read(path)
+    if not content.entries:
         raise InputError(f"{path} holds no records of steps: give the output_dir of a run")
-    if found.damaged:
+    if content.damaged:
         print(
-            f"passing over {len(found.damaged)} lines of {path} that are no records",
+            f"skipping {len(content.damaged)} lines of {path} that are no records",
             file=sys.stderr,
         )
-    return found.entries
+    return content.entries
 
 
 def series(lines: list[dict], begin: str, end: str) -> tuple[list[int], list[float]]:

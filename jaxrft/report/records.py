@@ -15,7 +15,7 @@ MAX_LINE = 1 << 20  # bytes; a line of a run with 1,000 domains has about 100 kB
 
 
 class Records(NamedTuple):
-    """What is in a metrics.jsonl."""
+    """The content of a metrics.jsonl."""
 
     entries: list[dict[str, JSON]]  # in the order of the file
     damaged: list[bytes]  # lines that are no records
@@ -84,7 +84,7 @@ def spans(steps: list[int]) -> str:
             runs[-1] = [runs[-1][0], step]
         else:
             runs.append([step])
-    said = [" to ".join(map(str, run)) for run in runs[:MAX_SPANS]]
+    phrases = [" to ".join(map(str, run)) for run in runs[:MAX_SPANS]]
     if len(runs) > MAX_SPANS:
-        said.append(f"and others up to {steps[-1]}")
-    return ("step " if len(steps) == 1 else "steps ") + ", ".join(said)
+        phrases.append(f"and others up to {steps[-1]}")
+    return ("step " if len(steps) == 1 else "steps ") + ", ".join(phrases)

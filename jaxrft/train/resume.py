@@ -65,7 +65,7 @@ def run_identity(setup: Setup, tasks: TaskTable, params: Params) -> dict[str, An
 
 def fixed_fields(config: Config) -> dict[str, Any]:
     """Returns {dotted field: value} of the fields that a resumed run may not change."""
-    rules = ("kept", "kept with replay") if config.replay.capacity else ("kept",)
+    rules = ("fixed", "fixed with replay") if config.replay.capacity else ("fixed",)
     fields = configs.flat(json.loads(configs.to_json(config)))
     return {name: value for name, value in fields.items() if configs.resume_rule(name) in rules}
 
