@@ -154,7 +154,7 @@ def compiled(run: Opened, prompt_length: int, *, selects: bool = True) -> Iterat
                     "compact",
                     setup.generate.compact,
                     (inputs._replace(weights=()), drawn, None),
-                    (stays, prompts, decode),
+                    (resident, prompts, decode),
                     now=grids[0],
                     smaller=grids[1],
                     length=length,
