@@ -138,7 +138,7 @@ def test_load_through_sources():
     assert sources.load(TasksConfig(source="builtin:digits-test")).reference_pass_rates is None
 
 
-def test_unknown_names_say_which_there_are():
+def test_unknown_names_are_refused_with_the_known_ones():
     with pytest.raises(InputError, match="'digit': did you mean digits"):
         builtin.load("digit")
     with pytest.raises(InputError, match="'digits-kind-test': did you mean digits-kinds-test"):

@@ -78,7 +78,7 @@ def test_a_url_is_no_folder(url, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_opening_leaves_nothing_behind(tmp_path):
+def test_opening_leaves_no_leftovers(tmp_path):
     with open_folder(settings(tmp_path / "a/run")) as folder:
         assert folder == tmp_path / "a/run"
         assert [path.name for path in folder.iterdir()] == [".lock"]
@@ -193,7 +193,7 @@ def full_disk(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_what_a_full_disk_does_not_take_is_one_sentence_and_costs_nothing(tmp_path, caplog, capfd):
+def test_full_disk_keeps_running_and_reports_once(tmp_path, caplog, capfd):
     write_records(tmp_path, settings(tmp_path))
     before, metrics = (
         (tmp_path / "config.json").read_text(),
@@ -237,9 +237,7 @@ def test_what_a_full_disk_does_not_take_is_one_sentence_and_costs_nothing(tmp_pa
     }
 
 
-def test_of_several_refused_writes_nothing_is_told_after_the_checkpoints_are_closed(
-    tmp_path, caplog, monkeypatch
-):
+def test_refused_writes_are_not_reported_after_closing(tmp_path, caplog, monkeypatch):
     """What asyncio makes of a write that failed unseen, be it left in a cycle or held by the frames
     of the error.
     """
@@ -275,9 +273,7 @@ def test_of_several_refused_writes_nothing_is_told_after_the_checkpoints_are_clo
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_over_a_full_disk_but_does_not_end_well_on_it(
-    configure, whole, tmp_path, caplog
-):
+def test_a_run_continues_on_a_full_disk_but_ends_with_an_error(configure, whole, tmp_path, caplog):
     folder, end = whole
     train(configure(tmp_path / "run", steps=3))
     wanted = r"checkpoints \(File too large\): .* from the newest checkpoint, which is of step 3"
@@ -404,7 +400,7 @@ def test_every_damage_is_named(how, good, tmp_path):
 @pytest.mark.parametrize(
     "how", [*list(DAMAGES)[:2], "the sums are a pipe", "identity: deep", "orbax cannot read it"]
 )
-def test_a_torn_checkpoint_is_passed_over_and_saved_anew(how, three, tmp_path, caplog):
+def test_a_damaged_checkpoint_is_skipped_and_saved_anew(how, three, tmp_path, caplog):
     shutil.copytree(three, tmp_path, dirs_exist_ok=True)
     damage(tmp_path / "checkpoints/3", how)
     before = helpers.contents(tmp_path)
@@ -422,7 +418,7 @@ def test_a_torn_checkpoint_is_passed_over_and_saved_anew(how, three, tmp_path, c
     assert helpers.checkpoints(tmp_path) == [1, 2, 3]
 
 
-def test_no_good_checkpoint_is_one_sentence_and_changes_nothing(three, tmp_path):
+def test_without_a_good_checkpoint_resuming_is_refused_and_nothing_changes(three, tmp_path):
     shutil.copytree(three, tmp_path, dirs_exist_ok=True)
     for step, how in zip(saved_steps(tmp_path), list(DAMAGES)[-3:], strict=True):
         damage(tmp_path / f"checkpoints/{step}", how)
@@ -472,7 +468,7 @@ def test_only_the_folders_of_steps_are_checkpoints(tmp_path):
     )
 
 
-def test_links_of_a_folder_are_not_followed_by_what_is_written_or_removed(tmp_path):
+def test_links_are_neither_written_through_nor_removed_through(tmp_path):
     """A checkpoint may have been moved to another disk; what is written there stays as it is."""
     folder = saved(tmp_path, 1, 2) / "checkpoints"
     (folder / "2").rename(tmp_path / "moved")
@@ -518,9 +514,7 @@ def test_the_newest_stay_and_none_of_a_later_step(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_from_the_newest_good_checkpoint_as_if_nothing_had_happened(
-    configure, whole, tmp_path
-):
+def test_a_run_resumes_bit_for_bit_from_the_newest_good_checkpoint(configure, whole, tmp_path):
     folder, end = whole
     run = shutil.copytree(folder, tmp_path / "run")
     damage(run / "checkpoints/6", "a file is cut")
@@ -562,7 +556,7 @@ def test_processes_are_refused_by_the_first_alike(configure, tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_go_on_together_from_what_one_has_saved(configure, whole, tmp_path):
+def test_several_processes_resume_from_the_checkpoint_of_one(configure, whole, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(whole[0], run)
     damage(shutil.copytree(run / "checkpoints/6", run / "checkpoints/9"), "a byte is another")

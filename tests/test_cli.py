@@ -97,7 +97,7 @@ def test_a_signal_that_is_ignored_stays_ignored(name):
     assert run(code, f"SIG{name}", "waiting") == (0, "", "")
 
 
-def test_what_a_run_saves_on_is_what_is_not_ignored():
+def test_a_run_saves_on_signals_that_are_not_ignored():
     code = (
         "import signal\nfrom jaxrft.host import signals\nprint(*map(int, signals.to_save()))\n"
         "for number in signals.numbers(): signal.signal(number, "
@@ -120,7 +120,7 @@ def test_no_file_takes_the_number_of_a_closed_standard_stream(closed):
     assert done.returncode > 2
 
 
-def test_a_forked_child_tells_its_parent_of_no_signal():
+def test_a_forked_child_sends_no_signals_to_its_parent():
     code = (
         "import os, signal, time\nfrom jaxrft.host import "
         "signals\nsignals.leave_early()\nchild = os.fork()\n"
@@ -173,7 +173,7 @@ BUGS = [
 
 
 @pytest.mark.parametrize(("error", "said"), BUGS, ids=lambda value: type(value).__name__)
-def test_an_error_that_nobody_foresaw_is_one_sentence_and_its_trace_is_in_a_file(
+def test_an_unexpected_error_is_one_sentence_with_a_trace_file(
     error, said, monkeypatch, tmp_path, configure, capsys
 ):
     def fail(_):
@@ -193,7 +193,7 @@ def test_an_error_that_nobody_foresaw_is_one_sentence_and_its_trace_is_in_a_file
     assert not list((tmp_path / "temporary").iterdir())
 
 
-def test_a_trace_goes_to_the_temporary_folder_where_there_is_no_run(monkeypatch, tmp_path, capsys):
+def test_without_a_run_the_trace_goes_to_the_temporary_folder(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     for folder in (None, tmp_path / "nowhere", Path("/proc/1")):
         with pytest.raises(
@@ -236,13 +236,13 @@ def test_a_trace_that_no_folder_takes_is_said(monkeypatch, tmp_path):
         (InputError("steps is 0"), "^steps is 0$"),
     ],
 )
-def test_what_the_machine_lacks_is_no_bug(error, wanted):
+def test_errors_of_the_machine_are_no_bugs(error, wanted):
     with pytest.raises(InputError, match=wanted):
         with crash.reported():
             raise error
 
 
-def test_what_is_too_large_for_the_memory_of_a_device_is_no_bug():
+def test_a_device_out_of_memory_is_no_bug():
     code = (
         "import jax, jax.numpy as jnp\nfrom jaxrft.host import crash\n"
         "with crash.reported():\n    jax.block_until_ready(jnp.zeros((2**46,), jnp.float32) + 1)"

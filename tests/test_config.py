@@ -262,7 +262,7 @@ def test_a_replay_out_of_range_is_refused(changes, wanted):
         ({"evaluation": EvalConfig()}, "evaluations, none without evaluation.tasks"),
     ],
 )
-def test_the_best_policy_is_told_by_an_evaluation(changes, wanted):
+def test_keep_best_needs_a_metric_of_the_evaluations(changes, wanted):
     held_out = EvalConfig((TasksConfig("test.jsonl"),), num_samples=4)
     settings = {"keep_best": "test/greedy", "evaluation": held_out, "eval_steps": 5}
     assert make(**settings).keep_best == "test/greedy"
@@ -439,14 +439,14 @@ def test_a_config_that_does_not_load_says_why(tmp_path, before, after, message):
         configs.load(write(tmp_path, text))
 
 
-def test_what_is_no_config_file(tmp_path):
+def test_other_files_than_configs_are_refused(tmp_path):
     with pytest.raises(InputError, match="no config file .*absent.py: give the path"):
         configs.load(str(tmp_path / "absent.py"))
     with pytest.raises(InputError, match="experiment.yaml is not a Python file"):
         configs.load(write(tmp_path, GOOD, "experiment.yaml"))
 
 
-def test_json_tells_what_differs():
+def test_differences_lists_fields_that_differ():
     config = make(evaluation=EvalConfig((TasksConfig("held.jsonl"),)), rewards=("math", "exact"))
     saved = json.loads(configs.to_json(config))
     assert saved["evaluation"]["tasks"][0]["source"] == "held.jsonl"
@@ -569,7 +569,7 @@ def test_select_holds_the_union_of_the_selectors_fields():
     assert SelectConfig().name in selectors.SELECTORS
 
 
-def test_a_config_is_what_its_file_says_now_and_leaves_nothing_beside_it(tmp_path, monkeypatch):
+def test_a_changed_config_file_is_read_anew_and_leaves_no_bytecode(tmp_path, monkeypatch):
     """Two of one length within a second, which Python's own bytecode files do not tell apart."""
     monkeypatch.setattr("sys.dont_write_bytecode", False)
     for seed in (3, 4):

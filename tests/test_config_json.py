@@ -173,7 +173,7 @@ def test_keys_that_change_the_mathematics_are_refused_unless_they_change_nothing
         read(tmp_path, json.dumps(LLAMA | {key: other}))
 
 
-def test_keys_that_nothing_reads_are_named_in_one_warning(tmp_path, caplog):
+def test_unread_keys_are_named_in_one_warning(tmp_path, caplog):
     keys = {
         "flux_capacity": 1.21,
         "attention_dropout": 0.1,
@@ -201,7 +201,7 @@ def test_keys_that_nothing_reads_are_named_in_one_warning(tmp_path, caplog):
     assert record.levelno == logging.WARNING and "\n" not in record.getMessage()
 
 
-def test_many_keys_that_nothing_reads_are_counted(tmp_path, caplog):
+def test_many_unread_keys_are_counted(tmp_path, caplog):
     read(tmp_path, json.dumps(LLAMA | {f"new\n{i}": "y" * 1000 for i in range(1000)}))
     (record,) = caplog.records
     assert "and 988 more" in record.getMessage() and len(record.getMessage()) < 2500

@@ -195,7 +195,7 @@ def test_gurus_pass_rates_serve_as_references(tmp_path):
     assert json.loads(rows.columns["extra_info"][0]) == {"index": 3, "split": "train"}
 
 
-def test_a_split_is_added_to_a_data_set_that_is_there(tmp_path, capsys):
+def test_a_split_is_added_to_an_existing_data_set(tmp_path, capsys):
     for split, rows in {"train": GSM8K, "test": GSM8K[:2], "hard": GSM8K[1:]}.items():
         (path,) = written(tmp_path, {f"{split}.jsonl": rows})
         assert (
@@ -346,7 +346,7 @@ def test_a_kill_leaves_nothing_that_loads_as_whole_and_the_command_can_be_repeat
         ),
     ],
 )
-def test_a_mistake_is_one_sentence_and_leaves_nothing(
+def test_a_mistake_is_one_sentence_and_leaves_no_files(
     tmp_path, capsys, name, files, options, message
 ):
     paths = written(tmp_path, files)
@@ -364,7 +364,7 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
     assert not [path for path in data_dir.rglob("*") if path.is_file()]
 
 
-def test_a_split_that_is_there_and_a_folder_that_cannot_be_written_are_told(tmp_path):
+def test_an_existing_split_and_an_unwritable_folder_are_refused(tmp_path):
     paths = written(tmp_path, {"train.jsonl": GSM8K})
     folder = dataset.prepare("gsm8k", paths, data_dir=str(tmp_path))
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}

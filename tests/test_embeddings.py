@@ -119,7 +119,7 @@ def test_a_file_holds_the_mean_hidden_state_of_every_distinct_prompt(file, polic
     np.testing.assert_allclose(row, np.asarray(hidden[0]).mean(axis=0), atol=1e-6)
 
 
-def test_messages_and_texts_are_told_apart():
+def test_messages_and_texts_have_different_digests():
     text, messages = "1", [{"role": "user", "content": "1"}]
     found = embeddings.digests([text, messages, [dict(reversed(messages[0].items()))]])
     assert found.dtype == np.uint8 and found.shape == (3, 16)
@@ -277,7 +277,7 @@ def refusal(config, out, **options):
     return str(error.value)
 
 
-def test_a_mistake_of_the_command_leaves_what_is_there(prepare, file, tmp_path, monkeypatch):
+def test_a_mistake_leaves_existing_files(prepare, file, tmp_path, monkeypatch):
     out, before = tmp_path / "e.safetensors", file.read_bytes()
     assert ("exists already: give another --out, or --overwrite to replace it") in refusal(
         prepare(), file
@@ -354,7 +354,7 @@ def test_the_policys_own_embeddings_are_those_of_its_file(lora, prepare, file, m
 
 
 @pytest.mark.slow
-def test_a_run_with_the_policys_embeddings_goes_on_as_if_nothing_had_happened(configure, tmp_path):
+def test_a_run_with_the_policys_embeddings_resumes_bit_for_bit(configure, tmp_path):
     settings = {"select": SelectConfig("adaptive", embeddings="policy"), "save_steps": 1}
     whole = train(configure(tmp_path / "whole", steps=2, **settings))
     train(configure(tmp_path / "run", steps=1, **settings))

@@ -207,7 +207,7 @@ def test_every_text_is_a_path_or_known_to_be_none(kind, monkeypatch):
         ("日本/é", "日本/é"),
     ],
 )
-def test_what_a_path_stands_for(text, wanted, monkeypatch):
+def test_paths_are_expanded(text, wanted, monkeypatch):
     for name, value in {"HOME": "/home/me", "NAME": "seven", "TRICKY": "/with/$NAME"}.items():
         monkeypatch.setenv(name, value)
     assert expand_path(text) == expand_path(expand_path(text)) == wanted
@@ -242,7 +242,7 @@ def test_what_a_path_stands_for(text, wanted, monkeypatch):
         ("$SURROGATE", "it is not Unicode text"),
     ],
 )
-def test_what_is_no_path_is_one_sentence(text, wanted, monkeypatch):
+def test_a_bad_path_is_reported_in_one_sentence(text, wanted, monkeypatch):
     for name, value in {"EMPTY": "", "LONG": "x" * 300, "SURROGATE": "a\udc80"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError) as error:
@@ -464,7 +464,7 @@ SIMULATED = [(path, field) for path, field in leaves(SimulateConfig) if field.ty
 
 
 @pytest.mark.parametrize(("path", "field"), SIMULATED, ids=title)
-def test_simulate_refuses_what_no_machine_has(path, field):
+def test_simulate_refuses_values_beyond_any_machine(path, field):
     for kind, values in ((float, NO_FLOATS), (int, NO_INTS), (str, NO_TEXTS)):
         for value in values if holds(field, kind) else ():
             with pytest.raises(InputError) as error:
@@ -539,7 +539,7 @@ class Word(str, enum.Enum):  # noqa: UP042 - whose str() is not its value
     ],
     ids=str,
 )
-def test_what_stands_for_a_value_of_python_becomes_it(changes, path, wanted, monkeypatch):
+def test_numpy_numbers_and_enums_become_python_values(changes, path, wanted, monkeypatch):
     monkeypatch.setenv("RUNS", "/data/runs")
     config = make(**changes)
     found = attrgetter(path)(config)
@@ -573,6 +573,6 @@ def test_what_stands_for_a_value_of_python_becomes_it(changes, path, wanted, mon
     ],
     ids=str,
 )
-def test_what_stands_for_none_is_refused_by_name(changes, message):
+def test_values_of_other_types_are_refused_by_name(changes, message):
     with pytest.raises(InputError, match=message):
         make(**changes)

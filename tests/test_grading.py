@@ -69,7 +69,7 @@ def test_all_samples_of_a_task_have_the_same_reward_for_success():
     assert success_of(found) == [1, _]
 
 
-def test_a_reward_that_a_failure_cost_is_not_none():
+def test_a_lost_reward_is_not_none():
     """Not even if it was lost on all samples: the format of an answer that timed out is not its
     success.
     """
@@ -197,7 +197,7 @@ def test_a_domain_with_a_single_success_is_never_named():
     assert list(visits.news()) == []
 
 
-def test_tasks_without_a_verdict_are_told_among_others_of_their_domain():
+def test_tasks_without_a_reward_are_reported_for_their_domain():
     """After 3 visits each; the other task of the domain has successes."""
     visits = Visits(np.zeros(3, int), ("all",))
     for count in range(1, 5):

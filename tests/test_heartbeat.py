@@ -43,7 +43,7 @@ def test_the_silent_and_the_killed_have_gone_not_those_that_jax_or_they_themselv
 
 
 @pytest.mark.parametrize(("sign", "found"), [(heartbeat.KILLED, [1]), (heartbeat.ABORTED, [])])
-def test_what_a_monitor_writes_meanwhile_counts(signs, sign, found):
+def test_a_monitor_that_reports_meanwhile_is_heard(signs, sign, found):
     folder, write = signs
     write(1, "7")
     threading.Timer(0.1, write, (1, sign)).start()

@@ -133,7 +133,7 @@ print(mathematics.math([""], [r"\boxed{\sin^2 x + \cos^2 x}"], answer=["1"]))
 """
 
 
-def test_what_a_library_loads_first_is_not_the_time_of_an_answer():
+def test_first_imports_of_a_library_do_not_count_as_time():
     """On a slow machine the first answer of a process, which was right, was out of time."""
     done = subprocess.run(
         [sys.executable, "-c", LOADED], capture_output=True, text=True, check=True
@@ -142,7 +142,7 @@ def test_what_a_library_loads_first_is_not_the_time_of_an_answer():
     assert len(loaded) >= 3 and set(loaded) == {"loaded"} and graded == "[1.0]"
 
 
-def test_time_that_is_up_leaves_nothing_behind(monkeypatch):
+def test_a_timeout_leaves_no_state(monkeypatch):
     """The same answers are judged as before, by the same process."""
     answers = [r"\boxed{\sin^2 x + \cos^2 x}"] * 2
     before = math([""] * 2, answers, answer=["1", "2"])

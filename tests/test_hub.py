@@ -204,7 +204,7 @@ def test_a_mistake_is_one_sentence_that_names_it(cache, source, options, message
     ]
     + ["configs: [{data_files: 3}]", "configs: [{data_dir: 3}]", "configs: [{config_name: [a]}]"],
 )
-def test_a_header_that_makes_no_sense_is_told(cache, header):
+def test_an_invalid_header_is_reported(cache, header):
     writers.write_hub(
         cache, "someone/sums", {"train.jsonl": [{"prompt": "1"}]}, f"---\n{header}\n---\n"
     )

@@ -60,7 +60,7 @@ def test_an_id_is_found_in_the_cache_by_branch_and_by_commit(cache, policy):
     assert hub.local("owner/tiny@v2") is None
 
 
-def test_an_absent_id_is_told_with_its_remedy(cache):
+def test_an_absent_id_is_reported_with_the_remedy(cache):
     assert hub.local("owner/tiny") is None
     with pytest.raises(
         InputError, match="^owner/tiny is neither .*`hf download owner/tiny` .*HF_HOME.*HF_TOKEN"
@@ -94,7 +94,7 @@ def test_all_files_of_an_index_count(cache, policy, tmp_path):
 @pytest.mark.parametrize(
     "name", ["polcy", "./polcy", "runs/../polcy", "/nowhere/at/all", "a/b/c", "a/b@../refs"]
 )
-def test_a_path_that_is_no_id_is_told_as_a_folder(name):
+def test_a_path_that_is_no_id_is_reported_as_a_folder(name):
     with pytest.raises(
         InputError, match=f"^no folder {name}: give the folder of a Hugging Face checkpoint"
     ):

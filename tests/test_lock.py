@@ -1,4 +1,4 @@
-"""One process at a time: who is in the way is named, and who is dead is in nobody's way."""
+"""One process at a time: the holder of a lock is named, and a dead holder does not block others."""
 
 import contextlib
 import errno
@@ -67,7 +67,7 @@ def test_the_sentence_names_host_and_process(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGABRT])
-def test_a_dead_holder_is_in_nobodys_way(number, tmp_path, monkeypatch):
+def test_a_lock_of_a_dead_holder_is_free(number, tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "_beats", lambda path: pytest.fail("on one host the kernel knows"))
     with holder(tmp_path / ".lock") as other:
         other.send_signal(number)
@@ -77,7 +77,7 @@ def test_a_dead_holder_is_in_nobodys_way(number, tmp_path, monkeypatch):
             pass
 
 
-def test_one_process_is_kept_out_by_itself(tmp_path):
+def test_a_process_cannot_lock_twice(tmp_path):
     with (
         held(tmp_path / ".lock"),
         pytest.raises(InputError, match="in use by process"),
@@ -89,7 +89,7 @@ def test_one_process_is_kept_out_by_itself(tmp_path):
 @pytest.mark.parametrize(
     "content", [b"", b"\xff\x00", b"null", b"[1]", b"{}", b"[" * 100_000, b'{"kernel": 5}']
 )
-def test_what_a_lock_holds_is_never_trusted(content, tmp_path, quick):
+def test_any_content_of_a_lock_file_is_survived(content, tmp_path, quick):
     path = tmp_path / ".lock"
     path.write_bytes(content)
     with held(path):
@@ -166,7 +166,7 @@ def test_a_lock_that_is_removed_meanwhile_is_taken_anew(tmp_path, monkeypatch):
         pass
 
 
-def test_what_is_no_file_is_not_locked(tmp_path):
+def test_only_regular_files_are_locked(tmp_path):
     precious = tmp_path / "precious"
     precious.write_text("kept")
     (tmp_path / ".lock").symlink_to(precious)

@@ -299,7 +299,7 @@ def test_a_reward_that_is_no_function(reward, configure, tmp_path):
         train(configure(tmp_path / "run"), reward=reward)
 
 
-def test_processes_that_are_not_told_of_each_other(configure, tmp_path):
+def test_distributed_without_a_coordinator_is_refused(configure, tmp_path):
     path = helpers.write_config(tmp_path / "config.py", configure(tmp_path / "run"))
     code, _, said = helpers.jaxrft("train", path, "--distributed")
     assert code == 2 and "Traceback" not in said

@@ -52,7 +52,7 @@ def test_shares_by_hand(counts, weights, expected):
 
 
 @given(st.lists(st.tuples(st.integers(1, 10_000), st.floats(0.01, 100)), min_size=1, max_size=5))
-def test_shares_hold_to_a_task_and_one_set_is_whole(sets):
+def test_sizes_follow_the_weights_and_one_set_keeps_all_tasks(sets):
     counts, weights = zip(*sets, strict=True)
     sizes = mixture.proportional_sizes(counts, weights)
     assert all(1 <= size <= count for size, count in zip(sizes, counts, strict=True))
@@ -61,7 +61,7 @@ def test_shares_hold_to_a_task_and_one_set_is_whole(sets):
     assert all(abs(size - scale * weight) <= 1 for size, weight in zip(sizes, weights, strict=True))
 
 
-def test_sets_follow_each_other_and_lack_what_others_have(prepare):
+def test_sets_are_concatenated_and_missing_columns_are_none(prepare):
     rates = np.array([[0.1, 0.2], [0.3, 0.4]], np.float32)
     a = prepare("a", ["Z", "ZZ"], columns={"answer": ["1", "2"], "level": [5, 6]}, rates=rates)
     b = prepare("b", ["Z" * 30, "Z"], columns={"answer": ["3", "4"], "unit": ["m", "s"]})
@@ -147,7 +147,7 @@ def two_sets(folder, **options):
 
 
 @pytest.mark.slow
-def test_a_mixture_is_trained_on_and_its_domains_are_told_apart(configure, tmp_path):
+def test_a_mixture_is_trained_on_with_metrics_by_domain(configure, tmp_path):
     config = configure(tmp_path / "run", tasks=two_sets(tmp_path), steps=1)
     train(config)
     line = json.loads((tmp_path / "run/metrics.jsonl").read_text())

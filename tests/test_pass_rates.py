@@ -374,7 +374,7 @@ def refusal(config, out):
         ({"max_prompt_length": 1}, "no prompt of tasks is short enough"),
     ],
 )
-def test_a_mistake_leaves_nothing(changes, wanted, prepare, tmp_path):
+def test_a_mistake_leaves_no_files(changes, wanted, prepare, tmp_path):
     assert wanted in refusal(prepare(**changes), tmp_path / "rates.parquet")
     assert not list(tmp_path.iterdir())
 

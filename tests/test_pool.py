@@ -273,7 +273,7 @@ def test_a_failure_costs_only_itself(pool, caplog, word, kind):
     )
 
 
-def test_what_is_no_failure(pool):
+def test_valid_results_are_no_failures(pool):
     """None is a reward function's right, booleans are numbers, and prints and forks do not reach
     the wire.
 
@@ -363,7 +363,7 @@ CALLS = {
 @pytest.mark.parametrize(
     "prompt", ["q", [{"role": "user", "content": "q"}]], ids=["text", "messages"]
 )
-def test_rewards_are_called_by_keyword_with_what_trl_and_verl_give(prompt, completions_as):
+def test_rewards_get_the_keywords_of_trl_and_verl(prompt, completions_as):
     rewards = [(str(number), function) for number, function in enumerate(CALLS)]
     with Pool(rewards, workers=1, completions_as=completions_as) as pool:
         graded = pool.grade(
@@ -417,7 +417,7 @@ def test_the_completion_of_a_conversation_is_a_message_or_text(completions_as, o
         ),
     ],
 )
-def test_what_a_reward_lacks_is_named_before_anything_is_graded(reward, columns, said):
+def test_a_missing_argument_is_named_before_grading(reward, columns, said):
     with Pool([("mine", reward)], workers=1) as pool, pytest.raises(InputError, match=said):
         pool.grade(["q"], ["a"], columns)
 
@@ -429,7 +429,7 @@ def test_what_a_reward_lacks_is_named_before_anything_is_graded(reward, columns,
         (score_of_five, "verl's compute_score is not given router: give it a default"),
     ],
 )
-def test_a_signature_that_nothing_fits_does_not_load(reward, said):
+def test_a_reward_with_positional_parameters_does_not_load(reward, said):
     with pytest.raises(InputError, match=said):
         Pool([("mine", reward)], workers=1)
 
@@ -549,7 +549,7 @@ def attacked():
     not sys.platform.startswith("linux"), reason="elsewhere the kernel names no sender"
 )
 @pytest.mark.parametrize("attack", forgers.ATTACKS)
-def test_what_a_child_writes_is_nobodys_reward(attacked, attack):
+def test_a_child_of_a_grader_cannot_answer(attacked, attack):
     """The attacker has its own reward, and so have all that come after it in its chunk and in the
     next.
     """
@@ -631,7 +631,7 @@ def test_built_in_rewards_import_nothing_from_the_current_directory(tmp_path, mo
     assert not Path("executed").exists()
 
 
-def test_forked_children_of_a_grader_end_when_told_to():
+def test_forked_children_of_a_grader_end_on_signals():
     """As those of multiprocessing are, however soon after their start."""
     with Pool([("ends", ends_its_child)], workers=1, timeout=20.0) as pool:
         graded = pool.grade(["q"] * 21, ["a"] * 20 + ["mute"], {})
@@ -801,7 +801,7 @@ def test_workers_die_with_the_trainer(tmp_path, death):
     not sys.platform.startswith("linux"), reason="elsewhere orphans of another session are lost"
 )
 @pytest.mark.parametrize("end", ["close", "leave", signal.SIGKILL, signal.SIGTERM])
-def test_what_graders_started_ends_too(tmp_path, end):
+def test_processes_of_graders_end_with_the_pool(tmp_path, end):
     """Also what is in a session of its own, whose parent has long left; with or without close()."""
     script = run_script(tmp_path, GUARDED, "start", end if isinstance(end, str) else "stay")
     assert script.stdout.readline() == "[[1.0, 1.0]]\n", script.stderr.read()
@@ -815,7 +815,7 @@ def test_what_graders_started_ends_too(tmp_path, end):
 
 
 @pytest.mark.slow
-def test_what_a_killed_grader_started_ends_with_it(tmp_path, monkeypatch):
+def test_processes_of_a_killed_grader_end_with_it(tmp_path, monkeypatch):
     """A timeout kills the grader's processes; the next worker has its own."""
     monkeypatch.setenv("STARTED", str(tmp_path / "started"))
     with Pool([("hangs", hangs)], workers=1, timeout=1.0) as pool:

@@ -93,7 +93,7 @@ def test_figures_by_hand():
     assert len(x) == 10 and np.allclose(x + y, 1)
 
 
-def test_ridge_finds_a_line_and_nothing_where_there_is_none():
+def test_ridge_fits_a_line_and_shrinks_noise_to_the_mean():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(80, 5)) * [1, 100, 1, 1, 0] + 3
     y = 0.5 + 0.1 * (x[:, 0] - 3)
@@ -289,7 +289,7 @@ def test_a_published_checkpoint_is_converted(tmp_path, case):
 
 
 @pytest.mark.parity
-def test_what_is_no_checkpoint_is_refused(tmp_path):
+def test_other_files_than_checkpoints_are_refused(tmp_path):
     torch = pytest.importorskip("torch")
 
     (tmp_path / "text.pt").write_text("no checkpoint")

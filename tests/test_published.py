@@ -30,7 +30,7 @@ def test_the_table_of_weights_counts_the_published_parameters(name, count):
     assert sum(math.prod(row.shape) for row in rows) == count
 
 
-def test_every_model_is_described_whole():
+def test_every_published_model_has_all_keys():
     for name, keys in published._MODELS.items():
         config = weights.model_config(keys, name)
         assert weights.model_config(weights.hf_config(config), name) == config
@@ -38,7 +38,7 @@ def test_every_model_is_described_whole():
         assert keys["max_position_embeddings"] >= 4096, name
 
 
-def test_what_the_shapes_do_not_say():
+def test_published_families_have_their_constants():
     theta = {name: keys["rope_theta"] for name, keys in published._MODELS.items()}
     assert (
         theta["Qwen/Qwen2.5-7B"] == theta["Qwen/Qwen3-8B"] == 1e6

@@ -79,7 +79,7 @@ def test_selection_by_hand():
     assert found["coverage"] == 0.75
 
 
-def test_a_selector_that_believes_nothing_has_no_figures_of_prediction():
+def test_a_selector_without_beliefs_has_no_prediction_metrics():
     found = selection([NAN, NAN], [1.0, 4.0], [4.0, 4.0], [1, 0])
     assert all(math.isnan(found[name]) for name in ("brier", "pearson", "auc"))
     assert found["effective_group_ratio"] == 0.5
@@ -133,7 +133,7 @@ def test_completions_by_hand():
     assert {name: float(value) for name, value in found.items()} == pytest.approx(want)
 
 
-def test_json_has_null_for_what_is_no_number():
+def test_json_has_null_for_nan_and_infinity():
     values = [
         1,
         2.5,
@@ -204,7 +204,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_lines_that_are_no_records_are_passed_over_and_kept_aside(damage, tmp_path, caplog):
+def test_damaged_lines_are_skipped_and_moved_to_another_file(damage, tmp_path, caplog):
     path = tmp_path / "metrics.jsonl"
     good = [
         b'{"step": 0, "eval/a/greedy": 0.5}',
@@ -257,7 +257,7 @@ def test_steps_are_said_in_spans():
     assert records.spans(list(range(0, 100, 2))) == "steps 0, 2, 4, 6, 8, and others up to 98"
 
 
-def test_a_run_that_starts_afresh_misses_nothing(tmp_path, caplog):
+def test_a_fresh_run_reports_no_missing_steps(tmp_path, caplog):
     reporter(tmp_path, start=-1)
     reporter(tmp_path, start=0)
     assert not caplog.messages
@@ -308,7 +308,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
-def test_what_takes_the_place_of_the_file_is_left_alone_and_metrics_wait(place, tmp_path, caplog):
+def test_metrics_wait_while_something_else_has_the_name_of_the_file(place, tmp_path, caplog):
     report, path = at_work(tmp_path)
     path.unlink()
     (tmp_path / "other").write_text("kept")
@@ -329,7 +329,7 @@ def test_what_takes_the_place_of_the_file_is_left_alone_and_metrics_wait(place, 
     assert [line["step"] for line in lines(path)] == [2, 3, 4]
 
 
-def test_what_waits_in_memory_is_bounded(tmp_path, monkeypatch):
+def test_waiting_metrics_are_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(log, "WAITING", 3)
     report, path = at_work(tmp_path)
     path.unlink()
@@ -347,13 +347,13 @@ def test_what_waits_in_memory_is_bounded(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "place", [PLACES["a folder"], PLACES["a pipe"], PLACES["a link to itself"]]
 )
-def test_what_is_no_file_at_the_start_is_one_sentence(place, tmp_path):
+def test_a_path_that_is_no_file_is_reported_in_one_sentence(place, tmp_path):
     place(tmp_path / "metrics.jsonl", tmp_path)
     with pytest.raises(InputError, match="cannot read .*metrics.jsonl .*: move it away"):
         reporter(tmp_path)
 
 
-def test_what_is_kept_aside_goes_nowhere_else(tmp_path):
+def test_damaged_lines_are_written_to_no_link(tmp_path):
     (tmp_path / "precious").write_text("kept")
     (tmp_path / "metrics.jsonl.damaged").symlink_to(tmp_path / "precious")
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnull\n')
@@ -366,7 +366,7 @@ def test_what_is_kept_aside_goes_nowhere_else(tmp_path):
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_picture_passes_over_what_is_no_record(damage, tmp_path, capsys):
+def test_a_picture_skips_damaged_lines(damage, tmp_path, capsys):
     (tmp_path / "metrics.jsonl").write_bytes(
         b'{"step": 1, "eval/a/greedy": 0.5}\n' + damage + b"\n"
     )
@@ -464,7 +464,7 @@ def test_completions_are_shown_as_they_are(capsys):
     assert "middle" not in shown and "..." in shown
 
 
-def test_an_invisible_display_says_nothing(capsys):
+def test_an_invisible_display_prints_nothing(capsys):
     with Display(3, visible=False) as display:
         display.say("hello")
         display.step(1, {"reward": 1.0})

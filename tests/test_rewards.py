@@ -15,7 +15,7 @@ from jaxrft.rewards.grading import grade_rollout
 from jaxrft.rewards.lookup import load, locate
 from jaxrft.types import InputError
 
-# reward -> (completion, answer) worth 1, worth 0, and an answer that cannot be judged
+# reward -> (completion, answer) worth 1, worth 0, and an answer that cannot be compared
 CONTRACT = {
     "exact": ((" 3 1 2\n", "3 1 2"), ("3 1 2.", "3 1 2"), None),
     "gsm8k": (("so #### 72", "72"), ("so #### 71", "72"), "none"),
@@ -157,7 +157,7 @@ def test_math_reads_matrices_and_spaced_thousands(answer, gold, expected):
 
 
 @pytest.mark.parametrize("error", [RecursionError, ZeroDivisionError, AssertionError])
-def test_math_that_fails_to_compare_says_so_and_pays_nothing(monkeypatch, caplog, error):
+def test_a_failed_comparison_of_math_is_logged_and_worth_0(monkeypatch, caplog, error):
     from jaxrft.rewards import mathematics
 
     def fail(*args, **options):
@@ -192,7 +192,7 @@ def test_verl():
     assert plain(["q"], ["x"], answer=["y"]) == [0.25]
 
 
-def test_functions_are_found_where_they_are_held():
+def test_functions_are_located_in_their_modules():
     """By their own name; by another one, if their own leads to something else; else not at all."""
     assert resolve(exact) is exact
     assert resolve("jaxrft.rewards.functions:exact") is exact
@@ -273,7 +273,7 @@ def test_rewards_get_the_tokens_that_were_sampled_and_how_far_the_run_is():
     assert rewards.rewards.tolist() == [[-314.25], [15.25]]
 
 
-def test_a_function_that_a_call_made_is_found_in_the_module_that_holds_it():
+def test_a_function_made_by_a_call_is_located_in_its_module():
     """As TRL's `get_soft_overlong_punishment(100, 20)` at the top level of a module; here of this
     one.
     """

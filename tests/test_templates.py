@@ -299,7 +299,7 @@ def test_processes_are_few(tokenizer, monkeypatch):
     assert encode(tokenizer(CHATML), "text") and len(started) == 1
 
 
-def test_what_templates_draw_at_random_is_the_same_for_each_row_and_start(tokenizer):
+def test_random_filters_of_templates_are_reproducible(tokenizer):
     text = tokenizer(
         "{{ [1, 2, 3, 4, 5, 6, 7, 8, 9] | random }}{{ range(10 ** 4) | random }} " + ECHO
     )
@@ -424,7 +424,7 @@ def test_switches_of_the_template_may_be_taken_out_of_the_words(tokenizer, name,
     assert all(tokens)
 
 
-def test_words_beside_switches_must_be_there(tokenizer):
+def test_words_next_to_switches_must_be_in_the_prompt(tokenizer):
     template = "{% for m in messages %}{{ m.content.split('/think')[0] }}{% endfor %}"
     with pytest.raises(InputError, match="leaves out words of the user message"):
         encode(

@@ -126,7 +126,7 @@ def some(change):
         ),
     ],
 )
-def test_names_that_do_not_are_refused_with_what_they_are(change, message, copied):
+def test_foreign_names_are_refused_with_their_origin(change, message, copied):
     write(copied, change(load_file(copied / "model.safetensors")))
     with pytest.raises(InputError, match=message) as caught:
         load(copied)
@@ -188,7 +188,7 @@ def quantize(*names, method=None, dtype=np.int32):
         ),
     ],
 )
-def test_quantized_checkpoints_are_refused_with_what_they_are(change, message, copied):
+def test_quantized_checkpoints_are_refused_with_their_method(change, message, copied):
     change(copied)
     with pytest.raises(InputError, match=message) as caught:
         load(copied)

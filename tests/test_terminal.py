@@ -29,7 +29,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize(("text", "shown"), HOSTILE.items(), ids=map(ascii, HOSTILE))
-def test_what_a_terminal_obeys_is_escaped(text, shown):
+def test_control_characters_are_escaped(text, shown):
     assert terminal.escaped(text) == shown
 
 
@@ -45,11 +45,11 @@ def test_what_a_terminal_obeys_is_escaped(text, shown):
         "[31m\\x1b",
     ],
 )
-def test_what_is_only_read_stays(text):
+def test_printable_characters_stay(text):
     assert terminal.escaped(text) == text
 
 
-def test_what_an_encoding_has_not_is_escaped():
+def test_characters_outside_the_encoding_are_escaped():
     assert terminal.escaped("é日", encoding="latin-1") == r"é\u65e5"
     assert terminal.escaped("é日", encoding="ascii") == r"\xe9\u65e5"
 
@@ -100,7 +100,7 @@ class Broken(io.StringIO):
     "error",
     [BrokenPipeError(32, "Broken pipe"), OSError(5, "Input/output error"), ValueError("closed")],
 )
-def test_what_a_stream_does_not_take_is_dropped_and_said_once(error, caplog):
+def test_refused_output_is_dropped_with_one_warning(error, caplog):
     broken = Broken()
     broken.error = error
     stream = terminal.tolerant(broken)
@@ -113,7 +113,7 @@ def test_what_a_stream_does_not_take_is_dropped_and_said_once(error, caplog):
     assert len(caplog.messages) == 1 and "cannot be written to" in caplog.messages[0]
 
 
-def test_what_graders_print_and_raise_is_escaped():
+def test_output_and_errors_of_graders_are_escaped():
     stream = io.StringIO()
     print("\x1b[2Ja\n日", file=terminal.tolerant(stream, escape=True))
     assert stream.getvalue() == "\\x1b[2Ja\n日\n"

@@ -300,7 +300,7 @@ def test_rows_that_take_more_than_memory_are_refused(tmp_path, monkeypatch, file
 @pytest.mark.parametrize(
     "damage", [lambda content: content[: len(content) // 2], lambda content: b"{}", None]
 )
-def test_a_damaged_data_set_is_told(tmp_path, file, damage):
+def test_a_damaged_data_set_is_reported(tmp_path, file, damage):
     writers.write_tfds(tmp_path, "sums", ROWS)
     path = tmp_path / "sums" / "1.0.0" / file
     content = path.read_bytes()

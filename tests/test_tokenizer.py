@@ -120,7 +120,7 @@ FRAMES = {
 
 
 @pytest.mark.parametrize("name", FRAMES)
-def test_nothing_stands_behind_a_text_and_it_is_said_once(tmp_path, caplog, name):
+def test_no_token_follows_a_text_and_one_warning_says_so(tmp_path, caplog, name):
     processor, before, behind = FRAMES[name]
     folder = make(tmp_path, bos=False, processor=processor)
     tokenizer = lm_tokenizer.load(folder)
@@ -391,7 +391,7 @@ def test_a_tokenizer_that_breaks_at_a_text_is_one_sentence(plain, tmp_path, capf
     assert "\n" not in str(raised.value) and "panicked" not in capfd.readouterr().err
 
 
-def test_what_is_printed_while_nothing_panics_is_not_lost(capfd):
+def test_output_without_a_panic_is_not_lost(capfd):
     with panics.caught():
         os.write(2, b"one\n")
     with pytest.raises(ValueError), panics.caught():
@@ -416,7 +416,7 @@ def test_a_wrong_value_in_config_json_is_not_put_down_to_the_tokenizer(plain, tm
         lm_tokenizer.load(str(tmp_path))
 
 
-def test_a_signal_is_told_of_while_standard_error_is_held_back():
+def test_a_signal_is_reported_while_standard_error_is_redirected():
     code = (
         "import os, signal\n"
         "from jaxrft.host import signals\n"

@@ -132,7 +132,7 @@ def test_several_files_and_their_index(params, tmp_path):
     assert_equal(weights.load(tmp_path / "a", CONFIG), params)
 
 
-def test_sharded_parameters_load_and_save_as_whole_ones(
+def test_sharded_parameters_load_and_save_like_replicated_ones(
     mesh, checkpoint, params, tmp_path, monkeypatch
 ):
     read, elements = weights._read_layer, []
@@ -259,7 +259,7 @@ def test_the_config_of_another_model_is_not_saved(params, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-def test_what_a_tied_checkpoint_and_old_versions_store_too_is_ignored(tmp_path):
+def test_redundant_tensors_of_checkpoints_are_ignored(tmp_path):
     params = random_params(TIED)
     weights.save(tmp_path / "a", params, TIED, source=weights.hf_config(TIED))
     change_tensors(
