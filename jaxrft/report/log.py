@@ -163,7 +163,7 @@ class Reporter:
         size = _append(self.path, _lines(self.unwritten).encode())
         if before < self.size:
             logger.warning(
-                "%s was removed, emptied or cut by another program: it continues with step %d, "
+                "%s was removed, emptied or cut from outside: it continues with step %d, "
                 "and what it had is lost",
                 self.path,
                 self.unwritten[0]["step"],
