@@ -320,7 +320,9 @@ def measure(name: str, topology: str, options: argparse.Namespace) -> Counted:
     )
     if options.attention == "pallas":
         platform = "cpu" if topology == "cpu" else "tpu"
-        if reason := pallas_attention.misfit(decode.config.head_dim, options.new_tokens, platform):
+        if reason := pallas_attention.unsupported_reason(
+            decode.config.head_dim, options.new_tokens, platform
+        ):
             raise InputError(f"attention is pallas: {reason}")
     how = {"fsdp": options.fsdp, "lengths": options.lengths, "attention": options.attention}
     counted = {}

@@ -264,7 +264,7 @@ def test_exported_keys_describe_the_tensors_written(keys, kept):
     source = {key: value for key, value in LLAMA.items() if key != "torch_dtype"} | keys
     described = {key: value for key, value in LLAMA.items() if key != "torch_dtype"}
     dtype = {} if "dtype" in kept else {"torch_dtype": "float16"}
-    assert config_json.exported(source, SHAPE, "float16") == described | dtype | kept
+    assert config_json.export_keys(source, SHAPE, "float16") == described | dtype | kept
 
 
 @pytest.mark.parametrize("text", ["", "null", "5", "{", "[" * 100_000, '{"a": NaN}', "\udcff"])

@@ -49,4 +49,4 @@ def test_it_attends_as_blocks_of_queries_do(kv_heads):
     ],
 )
 def test_where_it_cannot_attend_the_reason_is_said(head_dim, dtype, platform, reason):
-    assert cudnn_attention.misfit(head_dim, dtype, platform) == reason
+    assert cudnn_attention.unsupported_reason(head_dim, dtype, platform) == reason

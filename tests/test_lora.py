@@ -74,14 +74,14 @@ def merge_all(config, params):
     """
 
     def merged(row):
-        parts = model.parts_of(params, row.name)
+        parts = model.weight_factors(params, row.name)
         layers = [
             tuple(part[layer] for part in parts)
             for layer in range(config.num_layers if row.layered else 0)
         ]
         if not layers:
             return jnp.asarray(parts[0], jnp.float32)
-        return jnp.stack([model.merge(config, layer, jnp.float32) for layer in layers])
+        return jnp.stack([model.merge_lora(config, layer, jnp.float32) for layer in layers])
 
     return {row.name: merged(row) for row in model.base(config)}
 
@@ -109,12 +109,12 @@ def test_a_merge_by_hand():
         jnp.array([[3.0, 5.0], [0.0, 1.0]]),
     )
     np.testing.assert_array_equal(
-        model.merge(config, (w, a, b), jnp.float32), [[7.0, 12.0], [15.0, 26.0]]
+        model.merge_lora(config, (w, a, b), jnp.float32), [[7.0, 12.0], [15.0, 26.0]]
     )
     small = b * 2**-9  # 3 + 2 * 6 / 512 lies between the bfloat16 numbers 3.015625 and 3.03125
-    got = model.merge(config, (w.astype(jnp.bfloat16), a, small), jnp.float32)
+    got = model.merge_lora(config, (w.astype(jnp.bfloat16), a, small), jnp.float32)
     assert got[1, 0] == 3 + 12 / 512 and got.dtype == jnp.float32
-    assert model.merge(config, (w,), jnp.bfloat16).dtype == jnp.bfloat16
+    assert model.merge_lora(config, (w,), jnp.bfloat16).dtype == jnp.bfloat16
 
 
 def test_fresh_adapters_are_those_of_peft():

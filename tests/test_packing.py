@@ -51,7 +51,7 @@ def test_a_packing_by_hand():
         bins.predicts, [[0, 0, 1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1, 1, 1]]
     )
     np.testing.assert_array_equal(
-        bins.segments.own, [[-1, -1, 2, 2, 2, 2, 6, 6], [-1, -1, 2, 3, 3, 3, 6, 6]]
+        bins.segments.ids, [[-1, -1, 2, 2, 2, 2, 6, 6], [-1, -1, 2, 3, 3, 3, 6, 6]]
     )
     np.testing.assert_array_equal(
         bins.segments.prompt, [[-1] * 8, [-1, -1, -1, -4, -4, -4, -4, -4]]

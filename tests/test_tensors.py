@@ -122,7 +122,7 @@ def some(change):
         ),
         (
             lambda s: s | {"critic.model.norm.weight": s["model.norm.weight"]},
-            "critic.model.norm.weight has no place",
+            "critic.model.norm.weight does not belong",
         ),
     ],
 )
@@ -315,7 +315,7 @@ def test_two_checkpoints_in_a_folder_are_refused(checkpoint, copied):
     assert_equal(load(copied), load(checkpoint))
     (copied / "adapter_config.json").write_text("{}")
     write(copied, {"a": INT8}, tensors.ADAPTER)
-    with pytest.raises(InputError, match="holds a model and adapters beside it"):
+    with pytest.raises(InputError, match="holds a model and adapters next to it"):
         load(copied)
 
 

@@ -28,7 +28,7 @@ def apply(params, tokens, positions, valid, prefix=None, segments=None):
         x = x + jnp.repeat(prefix[0], tokens.shape[0] // prefix.shape[1], axis=0)
     # a segment's first slot reads the prompt's last token, and its prompt lies elsewhere
     if segments is not None:
-        own, prompt = segments.own, segments.prompt
+        own, prompt = segments.ids, segments.prompt
         same = (own[:, :, None] == own[:, None, :]) & valid[:, None, :]
         begin = jnp.min(jnp.where(same, positions[:, None, :], TIME + 99), axis=2)
         of_prompt = (own[:, None, :] == prompt[:, :, None]) | (

@@ -358,7 +358,8 @@ def test_weights_that_are_not_finite_are_not_exported(
         where = model.shardings(CONFIG, mesh)
         bad = {name: jax.device_put(x, where[name]) for name, x in bad.items()}
     with pytest.raises(
-        InputError, match="nothing is exported: tensor model.* values that are not finite in float"
+        InputError,
+        match="the policy is not exported: tensor model.* values that are not finite in float",
     ):
         weights.save(copied, bad, CONFIG, source=copied, dtype=dtype)
     assert_equal(weights.load(copied, CONFIG), params)
@@ -732,7 +733,7 @@ def lose_the_map(folder):
         (with_(UP, np.zeros((48, 32), np.int8)), f"{UP} is of dtype I8, but only F32"),
         (
             with_("model.layers.2.mlp.up_proj.weight", np.zeros(1, np.float32)),
-            "layers.2.* has no place in the decoder",
+            "layers.2.* does not belong to the decoder",
         ),
     ],
 )

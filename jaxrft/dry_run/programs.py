@@ -118,7 +118,7 @@ def compiled(run: Opened, prompt_length: int, *, selects: bool = True) -> Iterat
         draw = (setup, state.selector, state.step, tasks)
         select = (*draw, constants.nothing_excluded, stream)
         choice = shard(steps.select_tasks.eval_shape(*select, batch_size=batch_size)[0])
-        params = model.whole(state.params, constants.frozen)
+        params = model.all_params(state.params, constants.frozen)
         start = (params, state.step, *prompts, choice.ids, stream)
         rollout = setup.generate.eval_shape(*start)
         score = (setup, state.step, choice.ids, prompts, rollout, rewards, valid, success_index)

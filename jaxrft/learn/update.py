@@ -15,7 +15,7 @@ from jaxrft import mesh as meshes
 from jaxrft.learn import grpo, masked, packing, replay
 from jaxrft.learn.packing import Bins
 from jaxrft.lm import blocks, sampling
-from jaxrft.lm.model import Params, Policy, whole
+from jaxrft.lm.model import Params, Policy, all_params
 from jaxrft.lm.rollout import prefill
 from jaxrft.mesh import constrain
 from jaxrft.shapes import REAL, check_dtypes, check_shapes
@@ -373,7 +373,7 @@ def make(
         check_batch(batch)
         tasks = batch.advantages.shape[0]
         if clip_center == "proximal":
-            before = whole(params, frozen)
+            before = all_params(params, frozen)
             batch = with_proximal_logprobs(
                 policy, before, batch, rows=micro_batch_size, temperature=temperature
             )
@@ -458,7 +458,7 @@ def gradient(
             return loss(
                 policy,
                 objective,
-                whole(params, frozen),
+                all_params(params, frozen),
                 batch=packed.batch,
                 bins=bins,
                 ref_params=ref_params,
@@ -502,7 +502,7 @@ def loss(
     )
     mask = jnp.where(bins.predicts, of_slots(batch.mask, bins).astype(jnp.float32), 0.0)
     behavior = of_slots(batch.logprobs, bins)
-    sequences = bins.segments.own
+    sequences = bins.segments.ids
     length = batch.tokens.shape[2]
     value, metrics = grpo.policy_loss(
         logprobs,

@@ -17,12 +17,11 @@ from jaxrft.types import Array, PyTree
 
 # Positions of keys that no query may see: every real position is smaller, and attention is causal
 # in positions.
-FREE = jnp.iinfo(jnp.int32).max  # a slot of a cache that nothing was written to
+FREE = jnp.iinfo(jnp.int32).max  # a slot of a cache that is not written yet
 PADDED = FREE - 1  # a slot that holds padding
 HIDDEN = -1e30  # score of a key that a query may not see
 
-# Attention takes so many queries at a time, so that its float32 scores never exist for all pairs of
-# positions.
+# The queries of a block: float32 scores never exist for all pairs of positions at once.
 QUERIES = 256
 
 
@@ -31,13 +30,13 @@ class Cache(NamedTuple):
 
     keys: Array  # [L, rows, length, kv_heads, head_dim]
     values: Array  # [L, rows, length, kv_heads, head_dim]
-    positions: Array  # [L, rows, length] int32, PADDED where there is nothing to see
+    positions: Array  # [L, rows, length] int32, PADDED for padding
 
 
 class LayerCache(NamedTuple):
     """Keys and values of one layer, as decoding reads and updates them.
 
-    What a matrix product does not sum over comes last in each: slots in keys, head_dim in values.
+    The axis that a matrix product does not sum over is last: slots in keys, head_dim in values.
     XLA's products on CPUs are several times slower the other way round.
     """
 
@@ -57,7 +56,7 @@ class TpuLayerCache(LayerCache):
 
 
 def cache_of(platform: str, head_dim: int) -> type[LayerCache]:
-    """Returns how decoding keeps keys on a platform.
+    """Returns the layout of keys for decoding on a platform.
 
     Where a head does not fill a tile, XLA on TPUs puts slots last whatever their place, and pads a
     slot that is apart.
@@ -84,20 +83,20 @@ def write_slot(cache: LayerCache, new: LayerCache, slot: Array) -> LayerCache:
 
 
 def accumulation_dtype(dtype: DTypeLike) -> DTypeLike:
-    """Returns what sums and logits are computed in: float32, or float64 if that is the `dtype` of
-    the computation.
+    """Returns the dtype of sums and logits: float32, or float64 if that is the `dtype` of the
+    computation.
     """
     return jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32
 
 
 class Segments(NamedTuple):
-    """Which tokens of a row belong together, where a row holds several sequences.
+    """The segments of the tokens of rows that hold several sequences.
 
-    A token sees tokens of its own segment, and of the segment `prompt` that its own continues.
+    A token sees tokens of its segment, and of the segment `prompt` that its segment continues.
     """
 
-    own: Array  # [rows, T] int32
-    prompt: Array  # [rows, T] int32; a prompt's is its own
+    ids: Array  # [rows, T] int32, the segment of each token
+    prompt: Array  # [rows, T] int32, the segment that it continues; a prompt continues itself
 
 
 Attend = Callable[[Array, Array, Cache, Cache | None, Segments | None], Array]
@@ -107,17 +106,18 @@ Attend = Callable[[Array, Array, Cache, Cache | None, Segments | None], Array]
 def attend(
     q: Array,
     positions: Array,
-    own: Cache,
+    current: Cache,
     prefix: Cache | None = None,
     segments: Segments | None = None,
 ) -> Array:
-    """Computes grouped-query attention as one softmax over a prefix and a row's own keys, QUERIES
+    """Computes grouped-query attention as one softmax over a prefix and the current keys, QUERIES
     queries at a time.
 
-    q [rows, T, H, head], positions [rows, T]; the leaves of `own` are [rows, T, ...], those of a
+    q [rows, T, H, head], positions [rows, T]; the leaves of `current`, the keys and values of the
+    same tokens, are [rows, T, ...], those of a
     prefix [B, length, ...], and its row b serves the rows / B queries from b * rows / B on.
     Attention is causal in positions, and tokens that see each other stand in their order: a block
-    of queries needs own keys up to its end only. Returns [rows, T, H, head].
+    of queries needs current keys up to its end only. Returns [rows, T, H, head].
     """
     steps = q.shape[1]
     count = -(-steps // QUERIES)
@@ -126,7 +126,7 @@ def attend(
     mixed = []
     for start in range(0, steps, width):
         stop = min(start + width, steps)
-        earlier, keys = _slice((own, segments), 0, stop)
+        earlier, keys = _slice((current, segments), 0, stop)
         queries = _slice(segments, start, stop)
         seen = None if queries is None else visible(queries, keys)
         sources = [_Source(earlier, seen)]
@@ -152,8 +152,8 @@ def visible(queries: Segments, keys: Segments) -> Array:
     """Returns which keys [rows, K] each query [rows, T] may see by its segments. [rows, T, K]
     bool.
     """
-    own = keys.own[:, None, :]
-    return (own == queries.own[:, :, None]) | (own == queries.prompt[:, :, None])
+    ids = keys.ids[:, None, :]
+    return (ids == queries.ids[:, :, None]) | (ids == queries.prompt[:, :, None])
 
 
 def _attend_block(q: Array, positions: Array, sources: list[_Source]) -> Array:
@@ -200,20 +200,20 @@ def attend_cached(
     q: Array,
     prefix: LayerCache,
     visible: Array,
-    own: LayerCache,
+    cache: LayerCache,
     new: LayerCache,
     slot: Array,
     attend_slots: AttendSlots,
 ) -> tuple[Array, LayerCache]:
-    """Attends from one query a row to the row's prompt, its own slots before `slot` and the new
-    one, as one softmax.
+    """Attends from one query a row to the row's prompt, its slots of the cache before `slot` and
+    the new one, as one softmax.
 
     q [rows, H, head_dim]; the prefix has B rows, of which row b serves the rows / B queries from b
     * rows / B on; visible [B, P] bool; `new` is a single slot. Returns [rows, H, head_dim] and
-    `own` with `new` at `slot`.
+    the cache with `new` at `slot`.
 
-    The queries that share keys are the rows of one matrix product: H / kv_heads for a row's own
-    keys, and rows / B times as many for its prompt's. The parts are merged by log-sum-exp: with the
+    The queries that share keys are the rows of one matrix product: H / kv_heads for a row's
+    cache, and rows / B times as many for its prompt. The parts are merged by log-sum-exp: with the
     largest score m_i, the sum z_i = sum exp(s - m_i) and the mix o_i = sum exp(s - m_i) v of each
     part, and m the largest m_i, the result is sum_i exp(m_i - m) o_i / sum_i exp(m_i - m) z_i
     (arXiv 2112.05682).
@@ -230,14 +230,14 @@ def attend_cached(
         x = x.reshape(batch, kv_heads, group, heads // kv_heads, x.shape[-1])
         return x.swapaxes(1, 2).reshape(rows, kv_heads, heads // kv_heads, x.shape[-1])
 
-    to_own = grouped.reshape(rows, kv_heads, heads // kv_heads, width)
-    written = write_slot(own, new, slot)
+    queries = grouped.reshape(rows, kv_heads, heads // kv_heads, width)
+    written = write_slot(cache, new, slot)
     parts = [tuple(map(of_rows, of_prompt))]
-    if isinstance(own, TpuLayerCache):
-        score = _scores(to_own, new)
-        parts += [attend_slots(to_own, own, slot - 1), (score, jnp.ones_like(score), new.values)]
+    if isinstance(cache, TpuLayerCache):
+        score = _scores(queries, new)
+        parts += [attend_slots(queries, cache, slot - 1), (score, jnp.ones_like(score), new.values)]
     else:
-        parts.append(attend_slots(to_own, written, slot))
+        parts.append(attend_slots(queries, written, slot))
     highest = reduce(jnp.maximum, [largest for largest, _, _ in parts])
     scales = [jnp.exp(largest - highest) for largest, _, _ in parts]
     mixed = reduce(jnp.add, [scale * mix for scale, (_, _, mix) in zip(scales, parts, strict=True)])

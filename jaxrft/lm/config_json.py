@@ -25,7 +25,7 @@ class Family(NamedTuple):
     qk_norm: bool
     # of queries, keys and values; None = the key attention_bias says so, of the output too
     attention_bias: bool | None
-    num_key_value_heads: int | None  # where the key is absent; None = as many as heads
+    num_key_value_heads: int | None  # where the key is absent; None = the number of heads
     head_dim: int | None  # likewise; None = hidden_size / heads
 
 
@@ -353,7 +353,7 @@ def _mathematics(config: ModelConfig) -> dict[str, Kind]:
         lambda value: value is None or _near(value, width**-0.5),
         f"head_dim^-1/2, {width**-0.5:.6g}",
     )
-    whole = Kind(lambda value: value is None or value == width, f"head_dim, {width}")
+    full = Kind(lambda value: value is None or value == width, f"head_dim, {width}")
     normed = Kind(lambda value: value is None or bool(value) == config.qk_norm, f"{config.qk_norm}")
     biased = Kind(
         lambda value: value is None or bool(value) == config.attention_bias,
@@ -367,7 +367,7 @@ def _mathematics(config: ModelConfig) -> dict[str, Kind]:
     return MATHEMATICS | {
         **dict.fromkeys(("attention_multiplier", "attention_scale"), scale),
         **dict.fromkeys(
-            ("query_pre_attn_scalar", "rotary_dim", "rotary_emb_dim", "rope_dim"), whole
+            ("query_pre_attn_scalar", "rotary_dim", "rotary_emb_dim", "rope_dim"), full
         ),
         **dict.fromkeys(
             ("qk_norm", "use_qk_norm", "qk_layernorm", "use_qk_layernorm", "query_key_norm"), normed
@@ -396,7 +396,7 @@ def read(folder: Path) -> dict[str, JSON]:
     if not path.is_file() and (folder / ADAPTER_CONFIG).is_file():
         raise InputError(
             f"{folder} holds adapters only: give the folder of a model with them merged, such "
-            "as policy beside it"
+            "as policy next to it"
         )
     if not path.is_file():
         if quantized := sorted(folder.glob("*.gguf")):
@@ -434,7 +434,7 @@ def model_config(keys: Mapping[str, JSON], where: str | Path) -> ModelConfig:
     """Returns the shape of the decoder that the keys of a config.json describe.
 
     Absent keys have the defaults of transformers. Raises InputError, which begins with `where`, for
-    a key that is lacking, a value of a wrong type, and a decoder that `model.py` does not compute.
+    a missing key, a value of a wrong type, and a decoder that `model.py` does not compute.
     """
     model_type = keys.get("model_type")
     if model_type not in tuple(FAMILIES):
@@ -442,10 +442,10 @@ def model_config(keys: Mapping[str, JSON], where: str | Path) -> ModelConfig:
     _check_types(keys, where)
     for name in REQUIRED:
         if name not in keys:
-            raise _lacking(where, name)
+            raise _missing_key(where, name)
     family = FAMILIES[model_type]
     rope = _rope(keys, where)
-    told_bias = keys.get("attention_bias", False)
+    bias = keys.get("attention_bias", False)
     heads = keys["num_attention_heads"]
     config = ModelConfig(
         vocab_size=keys["vocab_size"],
@@ -458,8 +458,8 @@ def model_config(keys: Mapping[str, JSON], where: str | Path) -> ModelConfig:
         rope_theta=float(rope.get("rope_theta", keys.get("rope_theta", 10_000.0))),
         rms_norm_eps=keys.get("rms_norm_eps", 1e-6),
         tie_word_embeddings=keys.get("tie_word_embeddings", False),
-        attention_bias=told_bias if family.attention_bias is None else family.attention_bias,
-        output_bias=told_bias and family.attention_bias is None,
+        attention_bias=bias if family.attention_bias is None else family.attention_bias,
+        output_bias=bias and family.attention_bias is None,
         qk_norm=family.qk_norm,
         rope_scaling=_scaling(rope, where),
     )
@@ -483,21 +483,24 @@ def unread(keys: Mapping[str, JSON]) -> list[str]:
     if family.architecture == "LlamaForCausalLM" and not keys.get("use_sliding_window"):
         idle.add("sliding_window")
     silent = known - idle
-    found = {key: value for key, value in keys.items() if value is not None and key not in silent}
-    found = {key: value for key, value in found.items() if value or key not in idle}
-    own = {family.architecture.lower(), family.architecture.lower().replace("forcausallm", "model")}
-    if any(name.lower() not in own for name in keys.get("architectures") or ()):
-        found["architectures"] = keys["architectures"]
+    unknown = {key: value for key, value in keys.items() if value is not None and key not in silent}
+    unknown = {key: value for key, value in unknown.items() if value or key not in idle}
+    own_names = {
+        family.architecture.lower(),
+        family.architecture.lower().replace("forcausallm", "model"),
+    }
+    if any(name.lower() not in own_names for name in keys.get("architectures") or ()):
+        unknown["architectures"] = keys["architectures"]
     inside = RopeScaling._fields if _rope_type(_rope(keys, CONFIG)) == "llama3" else ()
     used = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *inside}
     for name in ROPE_KEYS:
         entries = (keys.get(name) or {}).items()
-        found |= {
+        unknown |= {
             f"{name}.{key}": value
             for key, value in entries
             if value is not None and key not in used
         }
-    shown = [f"{key!r:.60} {value!r:.60}" for key, value in sorted(found.items())]
+    shown = [f"{key!r:.60} {value!r:.60}" for key, value in sorted(unknown.items())]
     more = len(shown) - MAX_SHOWN
     return shown if more <= 0 else [*shown[:MAX_SHOWN], f"and {more} more"]
 
@@ -558,7 +561,7 @@ ORIGIN = {
 }
 
 
-def exported(keys: Mapping[str, JSON], config: ModelConfig, dtype: str) -> dict[str, JSON]:
+def export_keys(keys: Mapping[str, JSON], config: ModelConfig, dtype: str) -> dict[str, JSON]:
     """Returns the keys of a config.json for tensors of `dtype` written here, from those of the
     source's.
 
@@ -566,13 +569,13 @@ def exported(keys: Mapping[str, JSON], config: ModelConfig, dtype: str) -> dict[
     architectures, dtype and tie_word_embeddings are those of the tensors written.
     transformers_version stays, as the keys keep its dialect.
     """
-    kept = {key: value for key, value in keys.items() if key not in ORIGIN}
-    dtypes = {"torch_dtype", "dtype"} & kept.keys() or {"torch_dtype"}
-    kept |= dict.fromkeys(dtypes, dtype)
-    kept["architectures"] = [FAMILIES[keys["model_type"]].architecture]
-    if config.tie_word_embeddings != kept.get("tie_word_embeddings", False):
-        kept["tie_word_embeddings"] = config.tie_word_embeddings
-    return kept
+    exported = {key: value for key, value in keys.items() if key not in ORIGIN}
+    dtypes = {"torch_dtype", "dtype"} & exported.keys() or {"torch_dtype"}
+    exported |= dict.fromkeys(dtypes, dtype)
+    exported["architectures"] = [FAMILIES[keys["model_type"]].architecture]
+    if config.tie_word_embeddings != exported.get("tie_word_embeddings", False):
+        exported["tie_word_embeddings"] = config.tie_word_embeddings
+    return exported
 
 
 def write(path: Path, value: Mapping[str, JSON]) -> None:
@@ -633,13 +636,13 @@ def _slides(keys: Mapping[str, JSON]) -> bool:
 
 
 def _rope(keys: Mapping[str, JSON], where: str | Path) -> dict[str, JSON]:
-    """Returns what config.json says of rotary embeddings, {} where it says nothing but rope_theta.
+    """Returns the settings of rotary embeddings, {} for none but rope_theta.
 
-    Raises InputError for values of a wrong type, for kinds that are not computed, and where it says
-    two things.
+    Raises InputError for values of a wrong type, for kinds that are not supported, and for
+    contradictions.
     """
-    said = {name: keys[name] for name in ROPE_KEYS if keys.get(name) is not None}
-    for name, rope in said.items():
+    described = {name: keys[name] for name in ROPE_KEYS if keys.get(name) is not None}
+    for name, rope in described.items():
         if isinstance(rope, str) or (
             isinstance(rope, dict) and any(isinstance(x, dict) for x in rope.values())
         ):
@@ -660,22 +663,20 @@ def _rope(keys: Mapping[str, JSON], where: str | Path) -> dict[str, JSON]:
                 f"{where}: rope_theta is {theta}, but {name}.rope_theta "
                 f"{rope['rope_theta']}: keep one"
             )
-    both = [_settings(rope) for rope in said.values() if rope]
+    both = [_settings(rope) for rope in described.values() if rope]
     if len(both) == 2 and both[0] != both[1]:
         raise InputError(
             f"{where}: {' and '.join(ROPE_KEYS)} say different things: keep one of them"
         )
-    return next((rope for rope in said.values() if rope), {})
+    return next((rope for rope in described.values() if rope), {})
 
 
 def _settings(rope: Mapping[str, JSON]) -> dict[str, JSON]:
-    """Returns what a description of rotary embeddings says beside rope_theta, without two spellings
-    of a thing.
-    """
-    kept = {
+    """Returns the settings of rotary embeddings but for rope_theta, each under one spelling."""
+    settings = {
         key: value for key, value in rope.items() if key not in ("type", "rope_type", "rope_theta")
     }
-    return kept | {"rope_type": _rope_type(rope)}
+    return settings | {"rope_type": _rope_type(rope)}
 
 
 def _rope_type(rope: str | Mapping[str, JSON]) -> str:
@@ -697,7 +698,7 @@ def _scaling(rope: Mapping[str, JSON], where: str | Path) -> RopeScaling | None:
         return None
     for name in RopeScaling._fields:
         if name not in rope:
-            raise _lacking(where, name)
+            raise _missing_key(where, name)
     scaling = RopeScaling(*(rope[name] for name in RopeScaling._fields))
     if not scaling.low_freq_factor < scaling.high_freq_factor:
         raise InputError(
@@ -712,7 +713,7 @@ def _wrong(where: str | Path, key: str, value: JSON, kind: Kind) -> InputError:
     return InputError(f"{where}: {key} is {value!r:.100}: it must be {kind.name}")
 
 
-def _lacking(where: str | Path, key: str) -> InputError:
+def _missing_key(where: str | Path, key: str) -> InputError:
     return InputError(f"{where} has no key {key!r}: copy it again from the checkpoint")
 
 

@@ -12,11 +12,11 @@ from jaxrft.lm.attention import Cache, Segments, visible
 from jaxrft.types import Array
 
 MOST_HEAD_DIM = 128  # cuDNN's limit for a gradient on all GPUs that it serves
-MULTIPLE = 8  # of which its head_dim must be one
+MULTIPLE = 8  # head_dim must be a multiple of it
 
 
-def misfit(head_dim: int, dtype: DTypeLike, platform: str) -> str:
-    """Returns why cuDNN cannot attend, "" if it can."""
+def unsupported_reason(head_dim: int, dtype: DTypeLike, platform: str) -> str:
+    """Returns why cuDNN cannot compute attention, "" if it can."""
     if platform != "gpu":
         return f"it runs on GPUs, and these devices are of the platform {platform}"
     if jnp.dtype(dtype) != jnp.bfloat16:
@@ -29,21 +29,21 @@ def misfit(head_dim: int, dtype: DTypeLike, platform: str) -> str:
 def attend(
     q: Array,
     positions: Array,
-    own: Cache,
+    current: Cache,
     prefix: Cache | None = None,
     segments: Segments | None = None,
     *,
     implementation: Literal["xla", "cudnn"] = "cudnn",
 ) -> Array:
-    """Computes `jaxrft.lm.attention.attend` of keys that the queries' tokens have themselves,
+    """Computes `jaxrft.lm.attention.attend` where queries and keys are of the same tokens,
     without a prefix.
 
     `implementation` is that of `jax.nn.dot_product_attention`: "xla" computes the same anywhere.
     """
     assert prefix is None, "updates have no prefix: prompts are packed with their completions"
-    sees = own.positions[:, None, :] <= positions[:, :, None]
+    sees = current.positions[:, None, :] <= positions[:, :, None]
     if segments is not None:
         sees &= visible(segments, segments)
     return jax.nn.dot_product_attention(
-        q, own.keys, own.values, mask=sees[:, None], implementation=implementation
+        q, current.keys, current.values, mask=sees[:, None], implementation=implementation
     )

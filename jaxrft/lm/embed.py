@@ -1,4 +1,4 @@
-"""What a policy makes of a prompt as one vector: the mean of its last hidden states."""
+"""Embeds a prompt as one vector: the mean of a policy's last hidden states."""
 
 import jax.numpy as jnp
 

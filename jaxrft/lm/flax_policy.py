@@ -18,15 +18,15 @@ class Forward(Protocol):
     def __call__(
         self, module: Any, tokens: Array, positions: Array, mask: Array, cache: PyTree | None, /
     ) -> Array | tuple[Array, PyTree]:
-        """Returns logits [rows, T, V]; with a cache also what it holds of the new tokens."""
+        """Returns logits [rows, T, V]; with a cache also its entries of the new tokens."""
         ...
 
 
 class Cache(NamedTuple):
-    """The tokens that were seen: as the module caches them, or as they are."""
+    """The earlier tokens: as the module caches them, or the tokens themselves."""
 
     entries: PyTree  # leaves [rows, length, ...]
-    # [rows, length] int32; FREE where nothing was written, PADDED where there is nothing to see
+    # [rows, length] int32; FREE for slots not written yet, PADDED for padding
     positions: Array
 
 
@@ -45,9 +45,9 @@ def flax_policy(
     With `init_cache(rows, length)`, which returns a pytree of zeros with leaves [rows, length,
     ...], `forward(module, tokens, positions, mask, cache)` returns (logits, new): the same pytree
     for the T new tokens, leaves [rows, T, ...]. `mask` [rows, 1, T, length + T] covers the tokens
-    of the cache and then the new ones, and the module attends to both, joined in this order. Where
-    the new entries are kept is not its concern. Each new token copies the cache once, since a
-    group's shared prompt is joined to each of its samples.
+    of the cache and then the new ones, and the module attends to both, joined in this order. The
+    caller stores the new entries. Each new token copies the cache once, since a group's shared
+    prompt is joined to each of its samples.
 
     The module must be causal: it may look at other tokens through `mask` only. That cannot be
     checked; a module that looks elsewhere gives logits in training that differ from those of the
@@ -92,9 +92,11 @@ def flax_policy(
         if init_cache is None:
             new = tokens
             all_tokens = jnp.concatenate([earlier.entries, tokens], axis=1)
-            places = jnp.where(all_positions < PADDED, all_positions, 0)
+            clipped = jnp.where(all_positions < PADDED, all_positions, 0)
             mask = _mask(all_positions, all_positions, segments)
-            logits = _checked_logits(call(params, all_tokens, places, mask, None), all_tokens.shape)
+            logits = _checked_logits(
+                call(params, all_tokens, clipped, mask, None), all_tokens.shape
+            )
             logits = logits[:, -steps:]
         else:
             mask = _mask(positions, all_positions, segments)
@@ -211,10 +213,10 @@ def _checked_pair(result: Array | tuple[Array, PyTree]) -> tuple[Array, PyTree]:
 
 
 def _check_entries(new: PyTree, cache: PyTree, tokens_shape: tuple[int, ...]) -> None:
-    wanted = jax.tree.map(lambda x: (*tokens_shape, *x.shape[2:]), cache)
+    expected = jax.tree.map(lambda x: (*tokens_shape, *x.shape[2:]), cache)
     shapes = jax.tree.map(lambda x: x.shape, new)
-    if shapes != wanted:
+    if shapes != expected:
         raise InputError(
-            f"forward returned new cache entries of shapes {shapes}: they must be {wanted}, as "
+            f"forward returned new cache entries of shapes {shapes}: they must be {expected}, as "
             "init_cache has them"
         )

@@ -1,5 +1,5 @@
-"""Where a model is: a folder, or an id on the Hugging Face hub, whose files huggingface_hub keeps
-in its cache.
+"""Finds a model: a folder, or an id on the Hugging Face hub, whose files are in the cache of
+huggingface_hub.
 """
 
 import difflib
@@ -14,11 +14,10 @@ from jaxrft.types import InputError, Missing
 
 # owner/name[@revision]; no git name has a ".."
 ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(?!.*\.\.)(\w[\w./-]*))?")
-# All that is ever read of a repository, at its top: no code, no pickles, no other formats of the
-# weights.
-FILES = ["config.json", "*.safetensors", tensors.INDEX, *weights.CARRIED]
+# The files that are read of a repository: no code, no pickles, no other formats of weights.
+FILES = ["config.json", "*.safetensors", tensors.INDEX, *weights.TOKENIZER_FILES]
 FOLDERS = ["*/*"]
-WANTED = {"allow_patterns": FILES, "ignore_patterns": FOLDERS}
+PATTERNS = {"allow_patterns": FILES, "ignore_patterns": FOLDERS}
 
 
 def find(model: str) -> Path:
@@ -41,7 +40,7 @@ def find(model: str) -> Path:
             "the hub, such as Qwen/Qwen2.5-0.5B-Instruct"
         )
     try:
-        folder = snapshot(model, **WANTED)
+        folder = snapshot(model, **PATTERNS)
         if _complete(folder):
             return folder
         reason = f"{folder} lacks config.json, safetensors or the tokenizer"
@@ -50,11 +49,11 @@ def find(model: str) -> Path:
     except Exception as error:  # every other kind: the network's, the hub's, the disk's
         reason = f"{type(error).__name__}: {' '.join(str(error).split()).split('. ')[0]}"
     raise Missing(
-        f"{model} is neither a folder{_nearest(model)} nor whole in the cache "
+        f"{model} is neither a folder{_nearest(model)} nor complete in the cache "
         f"{constants.HF_HUB_CACHE}, and cannot be "
         f"downloaded ({reason}): check the name, or run {download_command(model)} where there "
         "is a network, with "
-        "HF_HOME as here, and HF_TOKEN if the model is gated"
+        "the same HF_HOME, and HF_TOKEN if the model is gated"
     )
 
 
@@ -64,7 +63,7 @@ def local(model: str) -> Path | None:
         return Path(model)
     if not ID.fullmatch(model):
         return None
-    folder = cached(model, **WANTED)
+    folder = cached(model, **PATTERNS)
     return folder if folder is not None and _complete(folder) else None
 
 

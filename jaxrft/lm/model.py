@@ -2,7 +2,7 @@
 table of weights.
 
 Sources: Llama (arXiv 2302.13971, 2407.21783), Qwen2 (arXiv 2407.10671), Qwen3 (arXiv 2505.09388);
-grouped-query attention (arXiv 2305.13245); LoRA (arXiv 2106.09685), here a reparametrisation: the
+grouped-query attention (arXiv 2305.13245); LoRA (arXiv 2106.09685), here a reparametrization: the
 decoder computes with W + alpha / rank * A B, not with x W and x A B apart.
 """
 
@@ -76,7 +76,7 @@ class ModelConfig(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """All that rollout.py and update.py know of a language model."""
+    """The interface of a language model for rollout.py and update.py."""
 
     apply: Callable[..., tuple[Array, PyTree]]
     """(params, tokens [rows, T], positions [rows, T], valid [rows, T] bool, prefix=None,
@@ -306,28 +306,28 @@ def shardings(config: ModelConfig, mesh: meshes.AnyMesh) -> dict[str, jax.shardi
     return {row.name: meshes.sharding(mesh, *row.axes) for row in table(config)}
 
 
-def whole(params: PyTree, frozen: Params | None) -> PyTree:
+def all_params(params: PyTree, frozen: Params | None) -> PyTree:
     """Merges the trained parameters of a policy with its frozen ones, if it has any."""
     return {**frozen, **params} if frozen else params
 
 
-def parts_of(params: Params, name: str) -> tuple[Array, ...]:
+def weight_factors(params: Params, name: str) -> tuple[Array, ...]:
     """Looks up (W, A, B) of a weight whose adapter is in `params`, (W,) of any other weight."""
     return tuple(params[part] for part in (name, *adapter_names(name)) if part in params)
 
 
-def merge(config: ModelConfig, parts: tuple[Array, ...], dtype: DTypeLike) -> Array:
+def merge_lora(config: ModelConfig, factors: tuple[Array, ...], dtype: DTypeLike) -> Array:
     """Computes W + alpha / rank * A B from one layer's (W, A, B), in `dtype`; W from (W,) alone.
 
-    The frozen weights alone are thus the policy that LoRA started from. The price of merging before
+    The frozen weights alone are thus the policy that LoRA started from. The cost of merging before
     multiplying is a gradient of W's size, one layer's at a time, summed over devices as if W were
-    trained, from which those of A and B are taken. What it buys: rollout, learner and export
+    trained, from which those of A and B are taken. The benefit: rollout, learner and export
     compute with the same numbers, so that no ratio departs from 1 by the rounding of two ways to
     multiply, and in decoding an adapter of any rank costs nothing.
     """
-    if config.lora is None or len(parts) == 1:
-        return parts[0].astype(dtype)
-    weight, a, b = parts
+    if config.lora is None or len(factors) == 1:
+        return factors[0].astype(dtype)
+    weight, a, b = factors
     wide = accumulation_dtype(dtype)
     product = jnp.tensordot(a, b, 1, precision="highest", preferred_element_type=wide)
     return (weight.astype(wide) + config.lora.alpha / config.lora.rank * product).astype(dtype)
@@ -346,7 +346,7 @@ def decoder(
     """Returns the decoder as a Policy that computes in `dtype` whatever the parameters' dtype is.
 
     `remat`, a key of `REMATS`, says what the backward pass computes again. `gather_for_decode`
-    keeps the weights whole over `fsdp` while tokens are decoded, instead of gathering each layer
+    gathers all weights over `fsdp` once for decoding, instead of gathering each layer
     for every token. `attend`, of many queries, and `attend_slots`, of one in decoding, may be
     kernels: `jaxrft.lm.cudnn_attention`, `jaxrft.lm.pallas_attention`. `kind` of cache is what
     decoding reads: that of `attention.cache_of`, and `TpuLayerCache` for the kernel.
@@ -365,9 +365,9 @@ def decoder(
     )
 
 
-# remat -> a layer whose backward pass keeps less: nothing of it but its input, the results of its
-# matrix products, or everything. The scores of attention are never kept where there are several
-# blocks of queries.
+# remat -> the layer, with what it saves for the backward pass: its input, the results of its matrix
+# products, or everything. The scores of attention are never saved where there are several blocks of
+# queries.
 REMATS: dict[str, Callable[[Callable], Callable]] = {
     "full": jax.checkpoint,
     "dots": partial(
@@ -382,7 +382,7 @@ def unembed(
 ) -> Array:
     """Computes logits [..., V] of final hidden states [..., D], in the `accumulation_dtype`."""
     name = "embed" if config.tie_word_embeddings else "unembed"
-    weights = _gathered(params[name], ("vocab", "embed"), dtype)
+    weights = _all_gather(params[name], ("vocab", "embed"), dtype)
     wide = accumulation_dtype(dtype)
     logits = jnp.einsum("...d,vd->...v", hidden.astype(dtype), weights, preferred_element_type=wide)
     return constrain(logits, "batch", *(None,) * (logits.ndim - 2), "vocab")
@@ -413,41 +413,41 @@ def apply(
     def layer(x: Array, xs: PyTree) -> tuple[Array, Cache]:
         weights, prefix = xs
         w = {
-            name: _gathered(merge(config, parts, dtype), axes[name], dtype)
-            for name, parts in weights.items()
+            name: _all_gather(merge_lora(config, factors, dtype), axes[name], dtype)
+            for name, factors in weights.items()
         }
 
         def attention(q: Array, k: Array, v: Array) -> tuple[Array, Cache]:
-            own = Cache(k, v, key_positions)
-            return attend(q, positions, own, prefix, segments), own
+            current = Cache(k, v, key_positions)
+            return attend(q, positions, current, prefix, segments), current
 
         return _layer(config, w, x, rope, attention)
 
     x = constrain(
-        _gathered(params["embed"], ("vocab", "embed"), dtype)[tokens], "batch", "time", "embed"
+        _all_gather(params["embed"], ("vocab", "embed"), dtype)[tokens], "batch", "time", "embed"
     )
-    layers = ({name: parts_of(params, name) for name in axes}, prefix)
+    layers = ({name: weight_factors(params, name) for name in axes}, prefix)
     x, cache = jax.lax.scan(REMATS[remat](layer), x, layers)
     return rms_norm(x, params["final_norm"].astype(dtype), config.rms_norm_eps), _shard_cache(cache)
 
 
 Attention = Callable[[Array, Array, Array], tuple[Array, PyTree]]
 """(queries, keys, values) [rows, T, heads, head_dim] -> (mixed values [rows, T, heads, head_dim],
-what is kept).
+the new cache).
 """
 
 
 def _layer(
     config: ModelConfig, w: Params, x: Array, rope: tuple[Array, Array], attention: Attention
 ) -> tuple[Array, PyTree]:
-    """Computes one layer on x [rows, T, D]; returns its output and what `attention` keeps."""
+    """Computes one layer on x [rows, T, D]; returns its output and the cache of `attention`."""
     q, k, v = _project(config, w, rms_norm(x, w["attention_norm"], config.rms_norm_eps), rope)
-    mixed, kept = attention(q, k, v)
+    mixed, cache = attention(q, k, v)
     x = x + product("rthe,hed->rtd", mixed, w["o"])
     if config.output_bias:
         x = x + w["o_bias"][None, None]
     x = x + _mlp(w, rms_norm(x, w["mlp_norm"], config.rms_norm_eps))
-    return constrain(x, "batch", "time", "embed"), kept
+    return constrain(x, "batch", "time", "embed"), cache
 
 
 def init_cache(
@@ -490,18 +490,22 @@ def prepare_decode(
 ) -> tuple[DecodeWeights, DecodePrompts]:
     """Lays out weights and prompts for `decode`: merged, cast, and each layer an array of its own.
 
-    With `gather` the weights are whole over `fsdp`, and split over `model` only.
+    With `gather` the weights are gathered over `fsdp`, and split over `model` only.
     """
     axes = _layer_axes(config)
 
-    def ready(weight: Array, axes: tuple[str | None, ...]) -> Array:
-        return _gathered(weight, axes, dtype) if gather else constrain(weight.astype(dtype), *axes)
+    def prepare(weight: Array, axes: tuple[str | None, ...]) -> Array:
+        return (
+            _all_gather(weight, axes, dtype) if gather else constrain(weight.astype(dtype), *axes)
+        )
 
     def layer(index: int) -> Params:
-        parts = {name: [part[index] for part in parts_of(params, name)] for name in axes}
+        layer_factors = {
+            name: [factor[index] for factor in weight_factors(params, name)] for name in axes
+        }
         return {
-            name: ready(merge(config, tuple(held), dtype), axes[name])
-            for name, held in parts.items()
+            name: prepare(merge_lora(config, tuple(factors), dtype), axes[name])
+            for name, factors in layer_factors.items()
         }
 
     def layer_prefix(index: int) -> LayerCache:
@@ -511,7 +515,7 @@ def prepare_decode(
     weights = DecodeWeights(
         layers=tuple(layer(index) for index in layers),
         others={
-            row.name: ready(params[row.name], row.axes) for row in base(config) if not row.layered
+            row.name: prepare(params[row.name], row.axes) for row in base(config) if not row.layered
         },
     )
     prompts = DecodePrompts(
@@ -543,7 +547,7 @@ def decode(
     axes = _layer_axes(config)
     rope = _rope(positions[:, None], rope_frequencies(config))
     x = constrain(
-        _gathered(weights.others["embed"], ("vocab", "embed"), dtype)[tokens], "batch", "embed"
+        _all_gather(weights.others["embed"], ("vocab", "embed"), dtype)[tokens], "batch", "embed"
     )[:, None]
     written = []
     for layer, prefix, earlier in zip(weights.layers, prompts.prefix, cache, strict=True):
@@ -552,18 +556,18 @@ def decode(
             q: Array, k: Array, v: Array, prefix: LayerCache = prefix, earlier: LayerCache = earlier
         ) -> tuple[Array, LayerCache]:
             new = lay_out(k, v, type(earlier))
-            mixed, own = attend_cached(
+            mixed, layer_cache = attend_cached(
                 q[:, 0], prefix, prompts.visible, earlier, new, slot, attend_slots
             )
-            return mixed[:, None], own
+            return mixed[:, None], layer_cache
 
         # XLA would move what does not change out of the loop over tokens, and hold all layers at
         # once
         if not gathered:
             layer, x = jax.lax.optimization_barrier((layer, x))
-        w = {name: _gathered(weight, axes[name], dtype) for name, weight in layer.items()}
-        x, own = _layer(config, w, x, rope, attention)
-        written.append(own)
+        w = {name: _all_gather(weight, axes[name], dtype) for name, weight in layer.items()}
+        x, layer_cache = _layer(config, w, x, rope, attention)
+        written.append(layer_cache)
     hidden = rms_norm(x[:, 0], weights.others["final_norm"], config.rms_norm_eps)
     return unembed(config, weights.others, hidden, dtype=dtype), tuple(written)
 
@@ -580,7 +584,7 @@ def rms_norm(x: Array, scale: Array, eps: float) -> Array:
     return normed.astype(x.dtype) * jnp.expand_dims(scale, tuple(range(x.ndim - 1)))
 
 
-def _gathered(weight: Array, axes: tuple[str | None, ...], dtype: DTypeLike) -> Array:
+def _all_gather(weight: Array, axes: tuple[str | None, ...], dtype: DTypeLike) -> Array:
     """Casts a weight to `dtype` and gathers it over the mesh axis `fsdp` for the computation.
 
     Between computations each device of `fsdp` holds a part of its "embed" dimension.
@@ -616,7 +620,7 @@ def rope_frequencies(config: ModelConfig) -> np.ndarray:
 
     They are in radians a position, [head_dim / 2] float32. With `rope_scaling`, a frequency whose
     wave is longer than the original context / low_freq_factor is divided by factor. One whose wave
-    is shorter than the original context / high_freq_factor is kept. In between both are mixed,
+    is shorter than the original context / high_freq_factor is unchanged. In between both are mixed,
     linearly in original context / wavelength [arXiv 2407.21783; Hugging Face's `llama3`].
     Numpy computes them, so that they are the same on all devices.
     """
@@ -626,8 +630,8 @@ def rope_frequencies(config: ModelConfig) -> np.ndarray:
         return frequencies
     factor, low, high, context = map(np.float32, config.rope_scaling)
     waves = context * frequencies / np.float32(2 * np.pi)  # of each pair, in the original context
-    kept = np.clip((waves - low) / (high - low), 0, 1)
-    return kept * frequencies + (1 - kept) * frequencies / factor
+    weight = np.clip((waves - low) / (high - low), 0, 1)
+    return weight * frequencies + (1 - weight) * frequencies / factor
 
 
 def _rope(positions: Array, frequencies: np.ndarray) -> tuple[Array, Array]:

@@ -44,7 +44,7 @@ class Ref(Protocol):
 
 
 class Block(NamedTuple):
-    """What of an array is in VMEM at once."""
+    """The block of an array that is in VMEM at once."""
 
     shape: tuple[int, ...]
     # of the indices of the grid, and of the slot, an array [1]
@@ -52,7 +52,7 @@ class Block(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How the kernel goes over its arrays; n are rows times key-value heads."""
+    """The grid and blocks of the kernel; n are rows times key-value heads."""
 
     grid: tuple[int, int]
     queries: Block  # of [n, M, head_dim]; also of the mix of values
@@ -60,8 +60,8 @@ class Plan(NamedTuple):
     scalars: Block  # of [n, M], a number a query
 
 
-def misfit(head_dim: int, slots: int, platform: str) -> str:
-    """Says why the kernel cannot serve a cache of so many slots; an empty string = it can.
+def unsupported_reason(head_dim: int, slots: int, platform: str) -> str:
+    """Returns why the kernel cannot attend to a cache with this number of slots, "" if it can.
 
     A head, or a number of slots, that fills no whole tile would be padded, or transposed by XLA on
     the way in and out.

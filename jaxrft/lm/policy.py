@@ -36,8 +36,8 @@ class LanguageModel(NamedTuple):
 
     config: model.ModelConfig
     policy: model.Policy
-    params: PyTree  # what is trained, float32: all parameters, or the adapters of LoRA
-    frozen: model.Params  # what is not, in the dtype of the config: the base of LoRA, otherwise {}
+    params: PyTree  # trained, float32: all parameters, or the adapters of LoRA
+    frozen: model.Params  # not trained, in the dtype of the config: the base of LoRA, otherwise {}
     tokenizer: Any
     eos_ids: tuple[int, ...]
     folder: Path  # of its checkpoint
@@ -67,10 +67,10 @@ def read_model(
     """
     shape = weights.read_config(folder)._replace(lora=lora_config(config) if trained else None)
     check_rank(config, shape)
-    text = tokenizer.load(str(folder))
-    if len(text) > shape.vocab_size:
+    loaded = tokenizer.load(str(folder))
+    if len(loaded) > shape.vocab_size:
         raise InputError(
-            f"the tokenizer of {config.model} has {len(text)} tokens but the model only "
+            f"the tokenizer of {config.model} has {len(loaded)} tokens but the model only "
             f"{shape.vocab_size}: "
             "they do not belong together"
         )
@@ -80,8 +80,8 @@ def read_model(
         make_policy(config, shape, mesh),
         None,
         {},
-        text,
-        tokenizer.eos_ids(text, str(folder)),
+        loaded,
+        tokenizer.eos_ids(loaded, str(folder)),
         folder,
     )
 
@@ -89,12 +89,14 @@ def read_model(
 def learner_policy(
     config: Config, lm: LanguageModel, mesh: meshes.AnyMesh, *, remat: str
 ) -> model.Policy:
-    """Returns the policy as an update computes it; says so where the config's kernel cannot be used
-    on this mesh.
+    """Returns the policy as an update computes it; warns if the config's kernel cannot be used on
+    this mesh.
     """
     attend = attention.attend
     if config.attention == "cudnn":
-        reason = cudnn_attention.misfit(lm.config.head_dim, config.dtype, meshes.platform(mesh))
+        reason = cudnn_attention.unsupported_reason(
+            lm.config.head_dim, config.dtype, meshes.platform(mesh)
+        )
         if reason:
             logger.warning("attention is cudnn, but updates attend by XLA: %s", reason)
         else:
@@ -104,7 +106,7 @@ def learner_policy(
 
 
 def make_policy(config: Config, shape: model.ModelConfig, mesh: meshes.AnyMesh) -> model.Policy:
-    """Returns the decoder that the config asks for; says so where its kernel cannot be used on this
+    """Returns the decoder that the config asks for; warns if its kernel cannot be used on this
     mesh.
     """
     attend_slots = attention.attend_slots
@@ -113,7 +115,7 @@ def make_policy(config: Config, shape: model.ModelConfig, mesh: meshes.AnyMesh) 
         # here, since most runs do not need it, and importing it takes time
         from jaxrft.lm import pallas_attention
 
-        reason = pallas_attention.misfit(
+        reason = pallas_attention.unsupported_reason(
             shape.head_dim, config.max_completion_length, meshes.platform(mesh)
         )
         if reason:
@@ -150,9 +152,9 @@ def check_rank(config: Config, shape: model.ModelConfig) -> None:
 def draw_adapters(config: Config, shape: model.ModelConfig, mesh: Mesh) -> model.Params:
     """Draws new adapters on the mesh, from the seed of the config."""
     rows = model.adapters(shape)
-    where = {row.name: meshes.sharding(mesh, *row.axes) for row in rows}
+    shardings = {row.name: meshes.sharding(mesh, *row.axes) for row in rows}
     return jax.jit(
-        lambda: model.draw(stream_key(config.seed, 0, "init"), rows), out_shardings=where
+        lambda: model.draw(stream_key(config.seed, 0, "init"), rows), out_shardings=shardings
     )()
 
 
@@ -180,15 +182,16 @@ def _checksum(x: Array) -> Array:
     bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(
         jnp.uint32
     )
-    place = jnp.zeros(x.shape, jnp.uint32)
+    index = jnp.zeros(x.shape, jnp.uint32)
     for axis, size in enumerate(x.shape):
-        place = place * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
+        index = index * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    return jnp.sum(bits * (2 * index + 1), dtype=jnp.uint32)
 
 
 def export(config: Config, lm: LanguageModel, params: PyTree, folder: Path) -> str:
-    """Writes the trained policy to <folder>/policy, adapters to <folder>/adapter besides; says
-    where they are.
+    """Writes the trained policy to <folder>/policy, adapters also to <folder>/adapter.
+
+    Returns a sentence that says where they are.
     """
     export_merged(lm, params, folder / "policy")
     if lm.config.lora is None:
@@ -201,22 +204,22 @@ def export(config: Config, lm: LanguageModel, params: PyTree, folder: Path) -> s
 
 
 def export_merged(lm: LanguageModel, params: PyTree, folder: Path) -> None:
-    """Writes a policy, its adapters merged, in the place of the one in `folder`."""
-    weights.save(folder, model.whole(params, lm.frozen), lm.config, source=lm.folder)
+    """Writes a policy, its adapters merged, and replaces the one in `folder`."""
+    weights.save(folder, model.all_params(params, lm.frozen), lm.config, source=lm.folder)
 
 
 def check_finite(lm: LanguageModel, params: PyTree, *, step: int, newest: int | None) -> None:
     """Raises InputError when trained parameters are not finite after `step`; `newest` is the last
-    that was saved.
+    saved step.
     """
     if flaw := weights.not_finite(params, lm.config):
-        kept = (
+        newest_sentence = (
             "there is no checkpoint yet"
             if newest is None
             else (f"the newest checkpoint is of step {newest}")
         )
         raise InputError(
-            f"after step {step} {flaw}: nothing of it is saved, {kept}; lower the learning_rate"
+            f"after step {step} {flaw}: it is not saved, {newest_sentence}; lower the learning_rate"
         )
 
 
@@ -254,7 +257,7 @@ class CompiledRollout:
         config: Config,
         mesh: meshes.AnyMesh,
         use: str,
-        how: rollout.Sampling,
+        settings: rollout.Sampling,
     ):
         """Prepares the programs; `use` is the random stream."""
 
@@ -267,19 +270,21 @@ class CompiledRollout:
             stream: Array | None = None,
         ) -> tuple[rollout.Inputs, rollout.Decoding]:
             key = stream_key(config.seed, step, use if stream is None else stream)
-            return rollout.start(lm.policy, params, key, prompts, lengths, ids, None, how=how)
+            return rollout.start(
+                lm.policy, params, key, prompts, lengths, ids, None, settings=settings
+            )
 
         rows = meshes.sharding(mesh, "batch")
         cells = meshes.sharding(mesh, "batch", None)
-        self.how = how
+        self.settings = settings
         # rows of a segment, and tokens that each of them had at its end
         self._segments: list[tuple[int, Array | int]] = []
         self.shards = meshes.shards(mesh, "batch")
-        self.cache_lengths = rollout.cache_lengths(how.max_completion_length)
+        self.cache_lengths = rollout.cache_lengths(settings.max_completion_length)
         self.start = jax.jit(start)
         self.grow = jax.jit(lm.policy.grow_cache, static_argnums=1)
         self.decode = jax.jit(
-            partial(rollout.decode, lm.policy, how=how),
+            partial(rollout.decode, lm.policy, settings=settings),
             static_argnames=("length", "grids"),
             donate_argnums=1,
             out_shardings=(None, meshes.sharding(mesh)),
@@ -296,7 +301,9 @@ class CompiledRollout:
     def grids(self, prompts: int) -> tuple[Grid, ...]:
         """Returns the grids of a rollout of `prompts`, from the largest to the smallest."""
         return compaction.grids(
-            prompts // self.shards, self.how.num_generations, self.how.max_completion_length
+            prompts // self.shards,
+            self.settings.num_generations,
+            self.settings.max_completion_length,
         )
 
     def num_programs(self, prompts: int) -> int:
@@ -379,7 +386,7 @@ def compile_rollout(
     greedy: bool = False,
 ) -> CompiledRollout:
     """Returns the rollout that the config asks for; `use` is the random stream."""
-    how = rollout.Sampling(
+    settings = rollout.Sampling(
         num_generations=config.num_generations if num_generations is None else num_generations,
         max_completion_length=config.max_completion_length,
         eos_ids=lm.eos_ids,
@@ -388,4 +395,4 @@ def compile_rollout(
         top_k=config.top_k,
         greedy=greedy,
     )
-    return CompiledRollout(lm, config, mesh, use, how)
+    return CompiledRollout(lm, config, mesh, use, settings)

@@ -31,9 +31,9 @@ def _forward(
 
 
 def _backward(
-    equation: str, dtype: DTypeLike, kept: tuple[Array, Array], g: Array
+    equation: str, dtype: DTypeLike, saved: tuple[Array, Array], g: Array
 ) -> tuple[Array, Array]:
-    x, w = kept
+    x, w = saved
     g = g.astype(x.dtype)
     operands, of_result = equation.split("->")
     of_x, of_w = operands.split(",")

@@ -25,21 +25,21 @@ logger = logging.getLogger(__name__)
 Prompt = str | list[dict]  # text, or messages {"role", "content"}
 
 BATCH = 256  # texts tokenized at once
-MARK = "83561740922957310648"  # stands for words; filters of templates leave digits as they are
+MARK = "83561740922957310648"  # replaces words; filters of templates do not change digits
 SHORT = 12  # characters; fewer may stand in the template's own text
 SAMPLES = ("a", "1", "?", "word")  # texts of which a tokenizer knows at least one
-WRITTEN = ("system", "developer", "user")  # roles whose words must be in a prompt
+REQUIRED_ROLES = ("system", "developer", "user")  # roles whose words must be in a prompt
 # such as /no_think, which templates of hybrid reasoners take out of the words
 SWITCH = re.compile(r"(?<!\S)/\w+")
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one field of a message
 
 
 class Options(NamedTuple):
-    """What chat templates are given besides the messages."""
+    """The arguments of chat templates next to the messages."""
 
     # [N] `chat_template_kwargs` of each prompt
     variables: Sequence[dict[str, object]] | None = None
-    date: str | None = None  # that their clock shows, in ISO form; None = today
+    date: str | None = None  # today's for templates that write the date, in ISO form; None = today
     name: str = "the prompts"  # of the set, for errors
 
 
@@ -81,18 +81,18 @@ def _texts(
     """Yields the texts of all prompts."""
     rows = [row for row, prompt in enumerate(prompts) if not isinstance(prompt, str)]
     if rows and tokenizer.chat_template is None:
-        _say_no_template(tokenizer.name_or_path)
+        _warn_no_template(tokenizer.name_or_path)
         rows = []
     if not rows:
         if names := {name for variables in options.variables or () for name in variables}:
-            _say_unread(tokenizer.name_or_path, ", ".join(sorted(names)))
+            _warn_unread(tokenizer.name_or_path, ", ".join(sorted(names)))
         for prompt in prompts:
-            joined = (
+            text = (
                 prompt
                 if isinstance(prompt, str)
                 else "\n\n".join(each["content"] for each in prompt)
             )
-            yield _Text(joined, rendered=False)
+            yield _Text(text, rendered=False)
         return
     with closing(_rendered(tokenizer, prompts, rows, options)) as rendered:
         for prompt in prompts:
@@ -107,26 +107,26 @@ def _rendered(
     rows: Sequence[int],
     options: Options,
 ) -> Generator[str]:
-    """Yields the texts of the messages in `rows`, then tries whether short words could be left
-    out.
+    """Yields the texts of the messages in `rows`, then checks by trials that short words are not
+    left out.
     """
-    chosen = _templates(tokenizer)
+    sources = _templates(tokenizer)
     requests: list[Request] = []
     trials: dict[str, tuple[int, Request]] = {}
     for row in rows:
         messages: Any = prompts[row]
-        given = options.variables[row] if options.variables is not None else {}
-        tools = given.get("tools") is not None
-        variables = {**tokenizer.special_tokens_map, **given}
+        arguments = options.variables[row] if options.variables is not None else {}
+        tools = arguments.get("tools") is not None
+        variables = {**tokenizer.special_tokens_map, **arguments}
         requests.append(_request(int(tools), messages, variables))
         if (trial := _trial(messages)) is not None:
-            pattern = json.dumps([[each["role"] for each in messages], given], default=str)
+            pattern = json.dumps([[each["role"] for each in messages], arguments], default=str)
             trials.setdefault(pattern, (row, _request(int(tools), trial, variables)))
     date = options.date or datetime.date.today().isoformat()
     reads: set[str] = set()
-    asked = [*requests, *(request for _, request in trials.values())]
-    _check_json(asked, rows, options.name)
-    with closing(templates.render(asked, chosen, date)) as answers:
+    all_requests = [*requests, *(request for _, request in trials.values())]
+    _check_json(all_requests, rows, options.name)
+    with closing(templates.render(all_requests, sources, date)) as answers:
         for row, request in zip(rows, requests, strict=True):
             answer = next(answers)
             reads.update(answer.reads or ())
@@ -139,10 +139,10 @@ def _rendered(
             )
         names = {name for variables in options.variables or () for name in variables}
         if unread := names - reads:
-            _say_unread(tokenizer.name_or_path, ", ".join(sorted(unread)))
+            _warn_unread(tokenizer.name_or_path, ", ".join(sorted(unread)))
         for row, request in trials.values():
             answer = next(answers, Answer(failure="an earlier trial ended the process"))
-            if answer.text and (lost := _lost(request.messages, answer.text, whole=False)):
+            if answer.text and (lost := _lost(request.messages, answer.text, every=False)):
                 raise _leaves_out(
                     tokenizer.name_or_path, lost["role"], f"row {row + 1} of {options.name}"
                 )
@@ -193,7 +193,8 @@ def _with_reasoning(message: dict) -> dict:
 def _trial(messages: list[dict]) -> list[dict] | None:
     """Returns the messages with a mark in place of short words, None where no words are short."""
     short = [
-        each["role"] in WRITTEN and 0 < len(_squeezed(each["content"])) < SHORT for each in messages
+        each["role"] in REQUIRED_ROLES and 0 < len(_squeezed(each["content"])) < SHORT
+        for each in messages
     ]
     if not any(short):
         return None
@@ -238,7 +239,7 @@ def _checked(answer: Answer, request: Request, messages: Any, folder: str, where
     text = answer.text
     if not request.generate:
         text = _cut(text, folder, where)
-    if lost := _lost(messages, text, whole=not request.generate):
+    if lost := _lost(messages, text, every=not request.generate):
         raise _leaves_out(folder, lost["role"], where)
     return text
 
@@ -263,16 +264,16 @@ def _leaves_out(folder: str, role: str, where: str) -> InputError:
     )
 
 
-def _lost(messages: list[dict], text: str, *, whole: bool) -> dict | None:
+def _lost(messages: list[dict], text: str, *, every: bool) -> dict | None:
     """Returns the first message whose words are not in a text, of the user, the system or, if
-    `whole`, the last one.
+    `every`, the last one.
 
     White space and switches do not count; words may be spelled as in JSON, HTML or Python.
     """
     for i, message in enumerate(messages):
-        wanted = message["role"] in WRITTEN or (whole and i == len(messages) - 1)
+        required = message["role"] in REQUIRED_ROLES or (every and i == len(messages) - 1)
         words = message["content"]
-        if not wanted or words.strip() in text or _spelled(words, text):
+        if not required or words.strip() in text or _spelled(words, text):
             continue
         if not SWITCH.search(words) or not _spelled(SWITCH.sub("", words), SWITCH.sub("", text)):
             return message
@@ -313,13 +314,13 @@ def _tokenize(
             try:
                 content.encode()
                 _tokens(tokenizer, [content])
-            except UnicodeEncodeError as half:
+            except UnicodeEncodeError as lone:
                 raise InputError(
-                    f"row {row} of {name} holds half a character ({half.reason}): write the "
+                    f"row {row} of {name} holds half a character ({lone.reason}): write the "
                     "prompt in UTF-8"
-                ) from half
-            except Exception as own:
-                raise _cannot_encode(tokenizer, own, f"row {row} of {name}") from own
+                ) from lone
+            except Exception as row_error:
+                raise _cannot_encode(tokenizer, row_error, f"row {row} of {name}") from row_error
         raise _cannot_encode(tokenizer, error, name) from error
 
 
@@ -348,10 +349,10 @@ def _tokens(
 
 @functools.lru_cache(maxsize=8)
 def _beginning(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Returns the tokens that the tokenizer puts before a text, and says, once, what it would put
-    behind.
+    """Returns the tokens that the tokenizer puts before a text, and warns, once, of those that it
+    would put behind.
 
-    Found by the place of a sample's own tokens among those with special tokens.
+    It finds the tokens of a sample among those with special tokens.
     """
     for sample in SAMPLES:
         try:
@@ -359,17 +360,17 @@ def _beginning(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
             (framed,) = _tokens(tokenizer, [sample], special=True)
         except Exception as error:
             raise _cannot_encode(tokenizer, error, repr(sample)) from error
-        places = [i for i in range(len(framed)) if bare and framed[i : i + len(bare)] == bare]
-        if len(places) == 1:
+        starts = [i for i in range(len(framed)) if bare and framed[i : i + len(bare)] == bare]
+        if len(starts) == 1:
             break
     else:  # no sample can be told from special tokens, such as those for unknown words
-        places = [len(framed) - len(bare)]
-    start = max(0, places[0])
+        starts = [len(framed) - len(bare)]
+    start = max(0, starts[0])
     behind = framed[start + len(bare) :]
     if behind:
         logger.warning(
-            "the tokenizer of %s puts %s behind every text: prompts go without, for "
-            "completions follow them",
+            "the tokenizer of %s puts %s behind every text: prompts are without them, since "
+            "completions follow",
             tokenizer.name_or_path,
             " ".join(tokenizer.convert_ids_to_tokens(behind)),
         )
@@ -377,14 +378,14 @@ def _beginning(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
 
 @functools.cache
-def _say_no_template(folder: str) -> None:
+def _warn_no_template(folder: str) -> None:
     logger.warning(
         "the tokenizer of %s has no chat template: messages are joined by blank lines", folder
     )
 
 
 @functools.cache
-def _say_unread(folder: str, names: str) -> None:
+def _warn_unread(folder: str, names: str) -> None:
     logger.warning(
         "%s of chat_template_kwargs changes nothing: no chat template of %s looks at it",
         names,

@@ -7,10 +7,10 @@ def keys(model: str) -> dict[str, object] | None:
     """Looks up the keys of a well-known model's config.json that this package reads.
 
     `model` is its id on the hub, owner/name[@revision]. None if the model is not known.
-    `weights.model_config` turns them into a shape. Tokens and templates are not among them.
+    `weights.model_config` turns them into a shape. They have no tokens and templates.
     """
-    found = _MODELS.get(model.partition("@")[0])
-    return None if found is None else dict(found)
+    keys = _MODELS.get(model.partition("@")[0])
+    return None if keys is None else dict(keys)
 
 
 _SHARED = {"hidden_act": "silu", "torch_dtype": "bfloat16"}
@@ -40,7 +40,7 @@ def _context(length: int) -> dict:
     return {"max_position_embeddings": length}
 
 
-def _stretched(factor: float) -> dict:
+def _long_context(factor: float) -> dict:
     scaling = {
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
@@ -58,12 +58,18 @@ _QWEN3_17B = _QWEN3 | _shape(28, 2048, 6144, 16, 8, 151936, tied=True)
 _QWEN3_4B = _QWEN3 | _shape(36, 2560, 9728, 32, 8, 151936, tied=True)
 _QWEN3_8B = _QWEN3 | _shape(36, 4096, 12288, 32, 8, 151936, tied=False)
 _LLAMA_1B = (
-    _LLAMA | _shape(16, 2048, 8192, 32, 8, 128256, tied=True) | {"head_dim": 64} | _stretched(32.0)
+    _LLAMA
+    | _shape(16, 2048, 8192, 32, 8, 128256, tied=True)
+    | {"head_dim": 64}
+    | _long_context(32.0)
 )
 _LLAMA_3B = (
-    _LLAMA | _shape(28, 3072, 8192, 24, 8, 128256, tied=True) | {"head_dim": 128} | _stretched(32.0)
+    _LLAMA
+    | _shape(28, 3072, 8192, 24, 8, 128256, tied=True)
+    | {"head_dim": 128}
+    | _long_context(32.0)
 )
-_LLAMA_8B = _LLAMA | _shape(32, 4096, 14336, 32, 8, 128256, tied=False) | _stretched(8.0)
+_LLAMA_8B = _LLAMA | _shape(32, 4096, 14336, 32, 8, 128256, tied=False) | _long_context(8.0)
 _MATH = {"rope_theta": 1e4} | _context(4096)
 
 _MODELS = {

@@ -26,7 +26,7 @@ SLOTS = 64
 
 
 class Sampling(NamedTuple):
-    """How completions are drawn."""
+    """The settings of sampling."""
 
     num_generations: int
     max_completion_length: int
@@ -38,7 +38,7 @@ class Sampling(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What the decoding loop reads, and does not change."""
+    """The constants of the decoding loop."""
 
     weights: PyTree  # see `Policy.prepare_decode`
     prompts: PyTree  # likewise; leaves [blocks, ...]
@@ -56,7 +56,7 @@ class Samples(NamedTuple):
 
 
 class Decoding(NamedTuple):
-    """What the decoding loop carries."""
+    """The state of the decoding loop."""
 
     time: Array  # scalar int32, tokens written
     done: Array  # [R] bool, EOS was drawn
@@ -108,11 +108,13 @@ def generate(
     bucket of prompts and on another mesh, up to the rounding of matrix products. Greedy decoding
     takes the likeliest token and ignores the key.
     """
-    how = Sampling(**options)
-    inputs, state = start(policy, params, key, prompts, lengths, ids, first_sample, how=how)
-    for length in cache_lengths(how.max_completion_length):
+    settings = Sampling(**options)
+    inputs, state = start(
+        policy, params, key, prompts, lengths, ids, first_sample, settings=settings
+    )
+    for length in cache_lengths(settings.max_completion_length):
         state = state._replace(cache=policy.grow_cache(state.cache, length))
-        state, _ = decode(policy, inputs, state, how=how, length=length)
+        state, _ = decode(policy, inputs, state, settings=settings, length=length)
     return finish(state.samples)
 
 
@@ -157,26 +159,26 @@ def start(
     ids: Array,
     first_sample: Array | None,
     *,
-    how: Sampling,
+    settings: Sampling,
 ) -> tuple[Inputs, Decoding]:
     """Computes the prompts and draws the first token of each sample; see `generate`."""
-    rows = prompts.shape[0] * how.num_generations
+    rows = prompts.shape[0] * settings.num_generations
     last, prefix = prefill(policy, params, prompts, lengths)
     weights, stored = policy.prepare_decode(params, prefix)
     inputs = Inputs(
         weights=weights,
         prompts=stored,
-        keys=sampling.row_keys(key, ids, how.num_generations, first_sample),
-        first=constrain(jnp.repeat(lengths, how.num_generations), "batch"),
+        keys=sampling.row_keys(key, ids, settings.num_generations, first_sample),
+        first=constrain(jnp.repeat(lengths, settings.num_generations), "batch"),
     )
     empty = Decoding(
         time=jnp.zeros((), jnp.int32),
         done=constrain(jnp.zeros(rows, bool), "batch"),
-        samples=no_samples(rows, how.max_completion_length),
-        cache=policy.init_cache(rows, cache_lengths(how.max_completion_length)[0]),
+        samples=no_samples(rows, settings.max_completion_length),
+        cache=policy.init_cache(rows, cache_lengths(settings.max_completion_length)[0]),
     )
-    logits = jnp.repeat(policy.unembed(params, last), how.num_generations, axis=0)
-    return inputs, _advance(inputs, empty, constrain(logits, "batch", "vocab"), how)
+    logits = jnp.repeat(policy.unembed(params, last), settings.num_generations, axis=0)
+    return inputs, _advance(inputs, empty, constrain(logits, "batch", "vocab"), settings)
 
 
 def no_samples(rows: int, max_completion_length: int) -> Samples:
@@ -195,7 +197,7 @@ def decode(
     inputs: Inputs,
     state: Decoding,
     *,
-    how: Sampling,
+    settings: Sampling,
     length: int,
     grids: tuple[Grid, ...] = (),
 ) -> tuple[Decoding, Status]:
@@ -214,7 +216,7 @@ def decode(
         tokens = jax.lax.dynamic_index_in_dim(state.samples.tokens, slot, axis=1, keepdims=False)
         prepared = (inputs.weights, inputs.prompts)
         logits, cache = policy.decode(prepared, tokens, inputs.first + slot, slot, state.cache)
-        return _advance(inputs, state._replace(cache=cache), logits, how)
+        return _advance(inputs, state._replace(cache=cache), logits, settings)
 
     state = jax.lax.while_loop(needed, advance, state)
     grid = jnp.zeros((), jnp.int32)
@@ -292,24 +294,26 @@ def _ended(state: Decoding) -> Array:
     return jnp.all(state.done) | (state.time >= state.samples.tokens.shape[1])
 
 
-def _advance(inputs: Inputs, state: Decoding, logits: Array, how: Sampling) -> Decoding:
+def _advance(inputs: Inputs, state: Decoding, logits: Array, settings: Sampling) -> Decoding:
     """Draws the next token of each row from `logits` [R, V] and writes it."""
-    drawn = _draw(inputs.keys, state.time, logits / how.temperature, how)
-    return _write(state, drawn, jnp.asarray(how.eos_ids, jnp.int32))
+    drawn = _draw(inputs.keys, state.time, logits / settings.temperature, settings)
+    return _write(state, drawn, jnp.asarray(settings.eos_ids, jnp.int32))
 
 
-def _draw(keys: Array, time: Array, logits: Array, how: Sampling) -> Drawn:
+def _draw(keys: Array, time: Array, logits: Array, settings: Sampling) -> Drawn:
     """Draws the rows' tokens number `time`, from their keys [R] and logits [R, V] at the sampling
     temperature.
     """
-    allowed = sampling.truncate(logits, top_k=how.top_k, top_p=how.top_p)
+    allowed = sampling.truncate(logits, top_k=settings.top_k, top_p=settings.top_p)
     token = (
         jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        if how.greedy
+        if settings.greedy
         else sampling.draw(keys, time, allowed)
     )
     logprob = sampling.log_probability(logits, token)
-    drawn_from = jnp.zeros_like(logprob) if how.greedy else sampling.log_probability(allowed, token)
+    drawn_from = (
+        jnp.zeros_like(logprob) if settings.greedy else sampling.log_probability(allowed, token)
+    )
     return Drawn(token, logprob.astype(jnp.float32), drawn_from.astype(jnp.float32))
 
 

@@ -24,8 +24,10 @@ if TYPE_CHECKING:  # jinja2 is imported when its path is known
     from jinja2.parser import Parser
 
 MESSAGE = 300  # characters of an error that are passed on
-FREE = 64 << 10  # characters that a template may write whatever it is given,
-TIMES = 4  # and so many for each byte of its prompt on the wire
+# The characters that a template may write: BASE, and PER_BYTE for each byte of its prompt on the
+# wire.
+BASE = 64 << 10
+PER_BYTE = 4
 
 
 def main() -> None:
@@ -37,7 +39,7 @@ def main() -> None:
     sys.path += greeting["path"]
     environment = make_environment(date.fromisoformat(greeting["date"]))
     limit_memory(greeting["memory"])
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # whoever started this may ignore it
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # the parent may ignore it
     compiled: dict[int, Template] = {}
     for number, line in enumerate(wire):
         if number % greeting["batch"] == 0:
@@ -63,7 +65,7 @@ def answer_to(
             source = templates[index]
             compiled[index] = environment.from_string(source)
             reads = {"reads": sorted(meta.find_undeclared_variables(environment.parse(source)))}
-        text = render(compiled[index], request, FREE + TIMES * len(line))
+        text = render(compiled[index], request, BASE + PER_BYTE * len(line))
         return {"text": text} | reads
     except TemplateError as error:
         if type(error) is TemplateError:  # of raise_exception; those of jinja2 are its subclasses
@@ -80,11 +82,11 @@ def render(template: Template, request: dict[str, Any], most: int) -> str:
     prompt.
     """
     random.seed(0)
-    given = {"tools": None, "documents": None} | request["variables"]
-    given |= {"messages": request["messages"], "add_generation_prompt": request["generate"]}
+    variables = {"tools": None, "documents": None} | request["variables"]
+    variables |= {"messages": request["messages"], "add_generation_prompt": request["generate"]}
     pieces: list[str] = []
     size = 0
-    for piece in template.generate(given):
+    for piece in template.generate(variables):
         pieces.append(piece)
         size += len(piece)
         if size > most:
@@ -119,10 +121,10 @@ def make_environment(today: date) -> Environment:
         """
 
         def __init__(*args: Any, **names: object) -> None:
-            own, *given = args  # `self` may be among the names
-            values = dict(*given, **names)
+            this, *positional = args  # `self` may be among the names
+            values = dict(*positional, **names)
             check_public(values)
-            Namespace.__init__(own, values)
+            Namespace.__init__(this, values)
 
         def __setitem__(self, name: str, value: object) -> None:
             check_public((name,))
@@ -193,13 +195,13 @@ def phrase(text: str) -> str:
 
 def line_of(error: BaseException) -> int | None:
     """Returns the last line of the template that an error went through."""
-    found = getattr(error, "lineno", None)
+    line = getattr(error, "lineno", None)
     trace = error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename in ("<template>", "<unknown>"):
-            found = trace.tb_lineno
+            line = trace.tb_lineno
         trace = trace.tb_next
-    return found
+    return line
 
 
 def limit_memory(more: int) -> None:

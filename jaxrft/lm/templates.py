@@ -21,7 +21,8 @@ SECONDS = 10.0
 BATCH = 256  # prompts
 MEMORY = 512 << 20  # bytes
 _WORKER = Path(__file__).with_name("template_worker.py")
-_KEPT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PATH")  # what a Python may need to start
+# environment variables that a Python may need to start
+_PASSED_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PATH")
 
 
 class Request(NamedTuple):
@@ -29,12 +30,12 @@ class Request(NamedTuple):
 
     template: int  # index into the templates
     messages: list[dict[str, object]]
-    variables: dict[str, object]  # further ones that the template may look at
+    variables: dict[str, object]  # other ones that the template may use
     generate: bool  # whether to end with the header of an answer
 
 
 class Answer(NamedTuple):
-    """What came of a request; `failure` and `refusal` are empty when there is a text."""
+    """The answer to a request; `failure` and `refusal` are empty when there is a text."""
 
     text: str = ""
     failure: str = ""  # how the template broke, a phrase
@@ -44,7 +45,7 @@ class Answer(NamedTuple):
 
 
 def render(requests: Sequence[Request], templates: Sequence[str], date: str) -> Generator[Answer]:
-    """Renders the requests in order; `date` is what the clock shows to templates, in ISO form.
+    """Renders the requests in order; `date` is today's for templates, in ISO form.
 
     Templates are run as transformers runs them, in jinja2's immutable sandbox, by a fresh process
     without the environment, the current directory or the memory of this one. After a template has
@@ -70,7 +71,7 @@ def render(requests: Sequence[Request], templates: Sequence[str], date: str) -> 
 
 
 def _greeting(templates: Sequence[str], date: str) -> dict[str, object]:
-    """Returns what the process is told first; `path` holds the folders of jinja2 and of what it
+    """Returns the first message to the process; `path` holds the folders of jinja2 and of what it
     imports.
     """
     packages = [importlib.util.find_spec(name) for name in ("jinja2", "markupsafe")]
@@ -101,7 +102,7 @@ def _worker(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={name: os.environ[name] for name in _KEPT if name in os.environ},
+            env={name: os.environ[name] for name in _PASSED_VARIABLES if name in os.environ},
             cwd="/",
             start_new_session=True,  # Ctrl-C does not reach it
         )

@@ -19,7 +19,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_model.safetensors"
 DTYPES = ("F32", "BF16", "F16")
-AGAIN = "copy it again from the checkpoint"
+COPY_AGAIN = "copy it again from the checkpoint"
 EMBED = "model.embed_tokens.weight"
 UNEMBED = "lm_head.weight"
 MAX_NAME = 500  # characters of a tensor's name
@@ -35,7 +35,7 @@ WRAPPERS = {
     "_forward_module",
 }
 
-# What the names of tensors tell of a checkpoint that is not that of a decoder.
+# Names of tensors that a checkpoint of a decoder does not have, and what such a checkpoint is.
 FOREIGN = (
     (
         re.compile(
@@ -61,7 +61,7 @@ FOREIGN = (
     ),
 )
 
-# What the names of tensors tell of how they are quantized; quant_method in config.json goes before.
+# Names of tensors by quantization method; quant_method in config.json takes precedence.
 QUANTIZED = (
     (
         "bitsandbytes",
@@ -110,13 +110,13 @@ class TensorSlice(Protocol):
 
 
 class Opened(NamedTuple):
-    """The tensors of a folder, of which nothing but the headers is read yet."""
+    """The tensors of a folder, whose headers alone are read."""
 
     slices: dict[str, TensorSlice]  # name in transformers -> safetensors slice
     left_out: tuple[str, ...]  # other safetensors of the folder, which no index names
 
 
-def is_there(folder: Path) -> bool:
+def has_tensors(folder: Path) -> bool:
     """Checks whether the folder has a safetensors file, or the index of several."""
     return any(_is_file(folder / name) for name in (SINGLE, INDEX))
 
@@ -126,28 +126,28 @@ def files_of(index: Path) -> set[str]:
 
     Raises InputError when it lists none, or one that is elsewhere.
     """
-    named = read_object(index).get("weight_map")
+    weight_map = read_object(index).get("weight_map")
     if (
-        not isinstance(named, dict)
-        or not named
-        or not all(isinstance(file, str) for file in named.values())
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(file, str) for file in weight_map.values())
     ):
-        raise InputError(f"{index} does not say which tensors are where: {AGAIN}")
-    files = set(named.values())
+        raise InputError(f"{index} does not say which tensors are where: {COPY_AGAIN}")
+    files = set(weight_map.values())
     for file in sorted(files):
         try:
             inside(index.parent, file)
         except ValueError as error:
             raise InputError(
-                f"{index} names a file that is elsewhere, {file!r:.200}: {AGAIN}"
+                f"{index} names a file that is elsewhere, {file!r:.200}: {COPY_AGAIN}"
             ) from error
     return files
 
 
 def open_folder(folder: Path, stack: contextlib.ExitStack) -> Opened:
-    """Opens every tensor of a folder; nothing but headers is read.
+    """Opens every tensor of a folder; it reads headers only.
 
-    Raises InputError for a folder without safetensors, for files that are broken or lacking, for
+    Raises InputError for a folder without safetensors, for files that are broken or missing, for
     two tensors of one name, and for checkpoints that are quantized, unmerged or not of a decoder:
     it says which, and what to do.
     """
@@ -156,24 +156,24 @@ def open_folder(folder: Path, stack: contextlib.ExitStack) -> Opened:
             f"no folder {folder}: give the folder of a downloaded Hugging Face checkpoint"
         )
     files = _files(folder)
-    held: dict[str, tuple[str, TensorSlice]] = {}  # name in the file -> (file, slice)
+    by_name: dict[str, tuple[str, TensorSlice]] = {}  # name in the file -> (file, slice)
     for file in files:
         if not _is_file(folder / file):
-            raise InputError(f"{folder} has no {file}, which its {INDEX} names: {AGAIN}")
+            raise InputError(f"{folder} has no {file}, which its {INDEX} names: {COPY_AGAIN}")
         try:
             opened = stack.enter_context(safe_open(folder / file, framework="numpy"))
             slices = {name: opened.get_slice(name) for name in opened.keys()}
         except (OSError, SafetensorError) as error:
-            raise InputError(f"{folder / file} is broken ({error}): {AGAIN}") from error
+            raise InputError(f"{folder / file} is broken ({error}): {COPY_AGAIN}") from error
         for name, tensor in slices.items():
-            if name in held:
+            if name in by_name:
                 raise InputError(
-                    f"{folder} has the tensor {name} twice, in {held[name][0]} and in {file}: "
+                    f"{folder} has the tensor {name} twice, in {by_name[name][0]} and in {file}: "
                     "leave one of the two out"
                 )
-            held[name] = (file, tensor)
-    names = transformers_names(held, folder)
-    slices = {names[stored]: tensor for stored, (_, tensor) in held.items()}
+            by_name[name] = (file, tensor)
+    names = transformers_names(by_name, folder)
+    slices = {names[stored]: tensor for stored, (_, tensor) in by_name.items()}
     _check_format(folder, slices)
     others = {path.name for path in folder.glob("*.safetensors")} - set(files)
     return Opened(slices, tuple(sorted(others)))
@@ -184,7 +184,7 @@ def _files(folder: Path) -> list[str]:
     single, index = (_is_file(folder / name) for name in (SINGLE, INDEX))
     if (folder / ADAPTER_CONFIG).is_file() and (folder / ADAPTER).is_file():
         raise InputError(
-            f"{folder} holds a model and adapters beside it, in {ADAPTER}: merge them, or move "
+            f"{folder} holds a model and adapters next to it, in {ADAPTER}: merge them, or move "
             "them elsewhere"
         )
     if single and index and files_of(folder / INDEX) != {SINGLE}:
@@ -230,13 +230,13 @@ def transformers_names(stored: Iterable[str], folder: Path) -> dict[str, str]:
     for name in stored:
         if not name.isprintable() or not 0 < len(name) <= MAX_NAME:
             raise InputError(
-                f"{folder} has a tensor of a name that no decoder has, {name!r:.100}: {AGAIN}"
+                f"{folder} has a tensor of a name that no decoder has, {name!r:.100}: {COPY_AGAIN}"
             )
     outer = {name: _outer(name) for name in stored}
     if len(set(outer.values())) > 1:
         first, second = _examples(outer)
         raise InputError(
-            f"{folder} has tensors of two kinds of names, {first} and {second}: {AGAIN}"
+            f"{folder} has tensors of two kinds of names, {first} and {second}: {COPY_AGAIN}"
         )
     plain = {
         name: ".".join(part for part in name.split(".") if part not in WRAPPERS) for name in stored
@@ -255,7 +255,7 @@ def transformers_names(stored: Iterable[str], folder: Path) -> dict[str, str]:
     if len(set(prefixed.values())) > 1 and _mixes(plain.values()):
         first, second = _examples(prefixed)
         raise InputError(
-            f"{folder} has tensors of two kinds of names, {first} and {second}: {AGAIN}"
+            f"{folder} has tensors of two kinds of names, {first} and {second}: {COPY_AGAIN}"
         )
     if not any(prefixed.values()) and _mixes(plain.values()):
         plain |= {name: f"model.{plain[name]}" for name in prefixed}
@@ -263,7 +263,8 @@ def transformers_names(stored: Iterable[str], folder: Path) -> dict[str, str]:
     for name, short in plain.items():
         if short in seen:
             raise InputError(
-                f"{folder} has the tensor {short} twice, as {seen[short]} and as {name}: {AGAIN}"
+                f"{folder} has the tensor {short} twice, as {seen[short]} and as {name}: "
+                f"{COPY_AGAIN}"
             )
         seen[short] = name
     return plain
@@ -280,8 +281,8 @@ def _shared(names: Iterable[str]) -> str:
     """Returns the path to the module that is the decoder, as in "actor.model.embed_tokens.weight";
     "" without one.
 
-    All names begin with it, such as those of a trainer that holds the decoder, and that was saved
-    whole.
+    All names begin with it, such as those of a trainer that holds the decoder and was saved with
+    it.
     """
     names = list(names)
     embeddings = [name for name in names if name.endswith(".embed_tokens.weight")]
@@ -312,8 +313,8 @@ def _check_format(folder: Path, slices: Mapping[str, TensorSlice]) -> None:
     strange = [name for name, dtype in dtypes.items() if dtype not in DTYPES]
     if not marked and not strange:
         return
-    told = read_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-    settings = told.get("quantization_config")
+    keys = read_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    settings = keys.get("quantization_config")
     named = settings.get("quant_method") if isinstance(settings, dict) else None
     method = named if isinstance(named, str) else next(iter(marked.values()), None)
     if method is None and dtypes[strange[0]].startswith("F8"):

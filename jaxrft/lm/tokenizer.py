@@ -1,4 +1,4 @@
-"""Tokenizers of Hugging Face folders, and which tokens end a completion."""
+"""Loads tokenizers of Hugging Face folders, and finds the tokens that end a completion."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def _unreadable(folder: str, error: Exception) -> InputError:
 
         try:
             AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except Exception as own:
-            if str(own) == str(error):
+        except Exception as config_error:
+            if str(config_error) == str(error):
                 return InputError(
                     f"{folder}/config.json cannot be read by transformers, which looks there "
                     "for the kind of tokenizer "
@@ -81,8 +81,8 @@ def marks(tokenizer: PreTrainedTokenizerBase, eos_ids: tuple[int, ...]) -> froze
     """Returns the tokens that only begin, end or fill a text: BOS, EOS, padding, and those that end
     a completion.
     """
-    own: Any = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-    return frozenset(eos_ids).union(token for token in own if token is not None)
+    special: Any = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    return frozenset(eos_ids).union(token for token in special if token is not None)
 
 
 def decode(
@@ -94,15 +94,15 @@ def decode(
 ) -> str:
     """Returns the text of tokens as they were sampled, but for those in `without`.
 
-    Every option is said outright, since defaults differ between versions and tokenizers: no space
+    Every option is explicit, since defaults differ between versions and tokenizers: no space
     is taken away before punctuation or put around added tokens. With `skip_special_tokens` all
     special tokens are left out, as TRL does.
     """
-    kept = [int(token) for token in token_ids if int(token) not in without]
+    ids = [int(token) for token in token_ids if int(token) not in without]
     options = {"spaces_between_special_tokens": False} if _puts_spaces(type(tokenizer)) else {}
     return str(
         tokenizer.decode(
-            kept,
+            ids,
             skip_special_tokens=skip_special_tokens,
             clean_up_tokenization_spaces=False,
             **options,
@@ -129,12 +129,12 @@ def eos_ids(tokenizer: PreTrainedTokenizerBase, folder: str) -> tuple[int, ...]:
     The tokenizer, generation_config.json and config.json may each name some. Raises InputError when
     none of the three names one, and when a file names something that is no token.
     """
-    found: list[Any] = [tokenizer.eos_token_id]
+    candidates: list[Any] = [tokenizer.eos_token_id]
     for name in ENDS:
         path = Path(folder) / name
         if path.is_file():
-            found += _ends_in(path)
-    ids = tuple(dict.fromkeys(token for token in found if token is not None))
+            candidates += _ends_in(path)
+    ids = tuple(dict.fromkeys(token for token in candidates if token is not None))
     if not ids:
         raise InputError(
             f"{folder} names no token that ends a completion: set eos_token in "

@@ -35,8 +35,8 @@ from jaxrft.types import Array, InputError
 
 logger = logging.getLogger(__name__)
 
-# What else belongs to a checkpoint and goes along when it is saved again.
-CARRIED = (
+# Other files of a checkpoint, which are copied when it is saved again.
+TOKENIZER_FILES = (
     *(
         "tokenizer.json",
         "tokenizer_config.json",
@@ -61,26 +61,26 @@ def read_config(folder: str | Path) -> ModelConfig:
     transformers 4 or 5.
 
     A decoder is tied only if its files agree: where config.json ties the embeddings, but they hold
-    another lm_head.weight, it is not tied, as in transformers 5. Says once what is not as
-    config.json says, and which of its keys are not read. Raises InputError when there is no such
+    another lm_head.weight, it is not tied, as in transformers 5. Warns once of tensors that
+    contradict config.json, and of keys that are not read. Raises InputError when there is no such
     folder or file, or for a decoder that `model.py` does not compute.
     """
     folder = Path(folder)
     keys = config_json.read(folder)
     config = model_config(keys, folder / CONFIG)
     if unread := config_json.unread(keys):
-        _say_once(
+        _warn_once(
             f"{folder / CONFIG} has keys that are not read, as if they were absent: "
             f"{', '.join(unread)}"
         )
-    if not tensors.is_there(folder):
+    if not tensors.has_tensors(folder):
         return config
     with contextlib.ExitStack() as stack:
         opened = tensors.open_folder(folder, stack)
         if opened.left_out:
-            _say_once(f"{folder} has safetensors that are not read: {', '.join(opened.left_out)}")
+            _warn_once(f"{folder} has safetensors that are not read: {', '.join(opened.left_out)}")
         if config.tie_word_embeddings and not _are_equal(opened.slices, EMBED, UNEMBED):
-            _say_once(
+            _warn_once(
                 f"{folder}: config.json ties the embeddings, but {UNEMBED} differs from "
                 f"{EMBED}: they are not tied, as "
                 "in transformers 5; set tie_word_embeddings to false in config.json to say so"
@@ -90,7 +90,7 @@ def read_config(folder: str | Path) -> ModelConfig:
 
 
 @functools.cache
-def _say_once(message: str) -> None:
+def _warn_once(message: str) -> None:
     if jax.process_index() == 0:
         logger.warning("%s", message)
 
@@ -120,8 +120,8 @@ def load(
     mesh is given.
 
     Adapters are not among them. With a mesh, a process reads only what its devices hold. Raises
-    InputError when a tensor is missing, has the wrong shape, has no place in the decoder or holds
-    values that are not finite in `dtype`, and when there are no safetensors.
+    InputError when a tensor is missing, has the wrong shape, does not belong to the decoder or
+    holds values that are not finite in `dtype`, and when there are no safetensors.
     """
     folder = Path(folder)
     weights = model.base(config)
@@ -153,22 +153,22 @@ def not_finite(params: Params, config: ModelConfig) -> str:
     answer.
     """
     rows = [row for row in model.table(config) if row.name in params]
-    where = params[rows[0].name].sharding
+    sharding = params[rows[0].name].sharding
     replicated = (
-        meshes.sharding(where.mesh) if isinstance(where, jax.sharding.NamedSharding) else None
+        meshes.sharding(sharding.mesh) if isinstance(sharding, jax.sharding.NamedSharding) else None
     )
-    held = tuple(params[row.name] for row in rows)
-    counts = _count_not_finite(tuple(row.layered for row in rows), replicated)(held)
-    found = [
+    arrays = tuple(params[row.name] for row in rows)
+    counts = _count_not_finite(tuple(row.layered for row in rows), replicated)(arrays)
+    flawed = [
         (name, int(number), math.prod(_layer_shape(row)), str(params[row.name].dtype))
         for row, count in zip(rows, counts, strict=True)
         for name, number in zip(_names(row), np.atleast_1d(np.asarray(count)), strict=True)
         if number
     ]
-    if not found:
+    if not flawed:
         return ""
-    name, number, size, dtype = found[0]
-    more = f", and {len(found) - 1} more tensors have some" if len(found) > 1 else ""
+    name, number, size, dtype = flawed[0]
+    more = f", and {len(flawed) - 1} more tensors have some" if len(flawed) > 1 else ""
     return f"tensor {name} has {number} of {size} values that are not finite in {dtype}{more}"
 
 
@@ -207,10 +207,10 @@ def save(
     from, whose config.json, tokenizer and generation_config.json go along, or the keys of a new
     config.json (`hf_config`). Every process takes part in gathering, tensor by tensor; process 0
     writes, and an existing checkpoint is replaced only after the new one is complete. What
-    config.json and the tokenizer's files say of other files is left out (`config_json.exported`).
-    Raises InputError when `folder` cannot be written or holds something else, when `source`
-    describes another model, and for values that are not finite in `dtype`; then a checkpoint that
-    is there stays.
+    config.json and the tokenizer's files say of other files is left out
+    (`config_json.export_keys`). Raises InputError when `folder` cannot be written or holds
+    something else, when `source` describes another model, and for values that are not finite in
+    `dtype`; then a checkpoint that is there stays.
     """
     dtype = np.dtype(dtype)
     keys = dict(source) if isinstance(source, Mapping) else config_json.read(Path(source))
@@ -228,9 +228,9 @@ def save(
         _write(new, files, params, config, dtype)
         if new is not None:
             _write_index(new, files, dtype.itemsize)
-            config_json.write(new / CONFIG, config_json.exported(keys, config, dtype.name))
+            config_json.write(new / CONFIG, config_json.export_keys(keys, config, dtype.name))
             if not isinstance(source, Mapping):
-                _carry(Path(source), new)
+                _copy_tokenizer(Path(source), new)
     multihost_utils.sync_global_devices(f"jaxrft: saved {folder}")
 
 
@@ -336,31 +336,31 @@ def _open(folder: Path, config: ModelConfig, stack: contextlib.ExitStack) -> dic
     for weight in model.base(config):
         for name in _names(weight):
             if name not in slices:
-                raise InputError(_lacking(folder, name, slices.keys() - known))
-            found = tuple(slices[name].get_shape())
+                raise InputError(_missing_tensor(folder, name, slices.keys() - known))
+            actual = tuple(slices[name].get_shape())
             shape = _stored_shape(weight)
-            if found != shape:
+            if actual != shape:
                 raise InputError(
-                    f"{folder}: tensor {name} has shape {found}, but its "
+                    f"{folder}: tensor {name} has shape {actual}, but its "
                     f"config.json makes it {shape}"
                 )
             known.add(name)
-    left = [
+    unknown = [
         name for name in slices if name not in known and not name.endswith("rotary_emb.inv_freq")
     ]
-    if left:
+    if unknown:
         raise InputError(
-            f"{folder}: tensor {min(left)} has no place in the decoder that its "
+            f"{folder}: tensor {min(unknown)} does not belong to the decoder that its "
             "config.json describes"
         )
     return slices
 
 
-def _lacking(folder: Path, name: str, others: Set[str]) -> str:
+def _missing_tensor(folder: Path, name: str, others: Set[str]) -> str:
     """Says that a tensor is missing, and names one that is there instead."""
-    held = f", but {min(others)} and others" if others else ""
+    present = f", but {min(others)} and others" if others else ""
     return (
-        f"{folder} has no tensor {name}, which its config.json calls for{held}: copy the "
+        f"{folder} has no tensor {name}, which its config.json calls for{present}: copy the "
         "checkpoint again"
     )
 
@@ -487,19 +487,19 @@ def _write(
     folder.
     """
     for file, pieces in files.items():
-        held = {}
+        arrays = {}
         for piece in pieces:
             tensor = _gather(piece, params, config, dtype)
             if folder is not None:
-                held[piece.name] = tensor
+                arrays[piece.name] = tensor
         if folder is not None:
             # transformers 4 insists on a format
-            save_file(held, folder / file, metadata={"format": "pt"})
+            save_file(arrays, folder / file, metadata={"format": "pt"})
 
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype"))
 def _layer(
-    parts: tuple[Array, ...], layer: Array | None, *, config: ModelConfig, dtype: DTypeLike
+    factors: tuple[Array, ...], layer: Array | None, *, config: ModelConfig, dtype: DTypeLike
 ) -> tuple[Array, Array]:
     """Merges one layer of a stacked weight [L, ...] with its adapter, if it has one; all of the
     weight for None.
@@ -507,29 +507,31 @@ def _layer(
     Returns it, and the number of its values that are not finite.
     """
     if layer is not None:
-        parts = tuple(jax.lax.dynamic_index_in_dim(part, layer, keepdims=False) for part in parts)
-    merged = model.merge(config, parts, dtype)
+        factors = tuple(
+            jax.lax.dynamic_index_in_dim(factor, layer, keepdims=False) for factor in factors
+        )
+    merged = model.merge_lora(config, factors, dtype)
     return merged, jnp.sum(~jnp.isfinite(merged), dtype=jnp.uint32)
 
 
 def _gather(piece: Piece, params: Params, config: ModelConfig, dtype: np.dtype) -> np.ndarray:
-    """Gathers a tensor of the file, whole, on every process; raises InputError where it is not
+    """Gathers all of a tensor of the file on every process; raises InputError where it is not
     finite.
     """
     layer = None if piece.layer is None else np.int32(piece.layer)
     value, bad = _layer(
-        model.parts_of(params, piece.weight.name), layer, config=config, dtype=dtype
+        model.weight_factors(params, piece.weight.name), layer, config=config, dtype=dtype
     )
     if int(bad):
         raise InputError(
-            f"nothing is exported: tensor {piece.name} has {int(bad)} of {value.size} values "
-            "that are not finite in "
-            f"{dtype}; go back to an earlier checkpoint, and lower the learning_rate"
+            f"the policy is not exported: tensor {piece.name} has {int(bad)} of {value.size} "
+            f"values that are not finite in {dtype}; go back to an earlier checkpoint, and lower "
+            "the learning_rate"
         )
-    here = value.is_fully_addressable or value.is_fully_replicated
-    whole = np.asarray(value) if here else multihost_utils.process_allgather(value, tiled=True)
+    is_local = value.is_fully_addressable or value.is_fully_replicated
+    array = np.asarray(value) if is_local else multihost_utils.process_allgather(value, tiled=True)
     order = list(itertools.chain(*_layout(piece.weight)))
-    return np.ascontiguousarray(whole.transpose(order).reshape(_stored_shape(piece.weight)))
+    return np.ascontiguousarray(array.transpose(order).reshape(_stored_shape(piece.weight)))
 
 
 def _write_index(folder: Path, files: Mapping[str, list[Piece]], itemsize: int) -> None:
@@ -542,11 +544,11 @@ def _write_index(folder: Path, files: Mapping[str, list[Piece]], itemsize: int) 
         config_json.write(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": names})
 
 
-def _carry(source: Path, folder: Path) -> None:
+def _copy_tokenizer(source: Path, folder: Path) -> None:
     """Copies the files of the tokenizer, without the keys that name code or a place of other
     files.
     """
-    for name in CARRIED:
+    for name in TOKENIZER_FILES:
         path = source / name
         if not path.is_file():
             continue
@@ -554,8 +556,10 @@ def _carry(source: Path, folder: Path) -> None:
         if name.endswith("_config.json"):
             keys = config_json.read_object(path)
             if keys.keys() & config_json.ORIGIN:
-                kept = {key: value for key, value in keys.items() if key not in config_json.ORIGIN}
-                config_json.write(folder / name, kept)
+                portable = {
+                    key: value for key, value in keys.items() if key not in config_json.ORIGIN
+                }
+                config_json.write(folder / name, portable)
 
 
 def _replaceable(folder: Path) -> bool:

@@ -200,7 +200,7 @@ class Hooks:
     def _evaluate(self, number: int, state: TrainState) -> None:
         """Evaluates the policy, and exports it if it is the best so far; a signal interrupts it."""
         with suppress(Stopped):
-            params = model.whole(state.params, self.lm.frozen)
+            params = model.all_params(state.params, self.lm.frozen)
             metrics = self.evaluate(params, number, self.stopped)
             self.report.add(number, metrics)
             self.report.display.evaluation(number, metrics)

@@ -121,7 +121,7 @@ class Step:
         """Samples a group of completions of each of the tasks `ids` [B], and waits for them."""
         mesh = self.setup.mesh
         prompts = prompt_batch(self.table, ids, buckets(self.table.lengths), mesh)
-        params = model.whole(state.params, self.constants.frozen)
+        params = model.all_params(state.params, self.constants.frozen)
         start = time.perf_counter()
         rollout = self.setup.generate(
             params, state.step, *prompts, meshes.from_host(mesh, ids), np.int32(stream)
