@@ -283,6 +283,7 @@ def test_utility_option_decides_the_ranking(monkeypatch):
     0.36 and 0.75.
     """
     monkeypatch.setattr(adaptive, "MOST_EXPLORATION", 0.0)
+    monkeypatch.setattr(adaptive, "NEW_TOLERANCE", 0.0)
     believed = logit.Moments(floats(0.5, 0.25), floats(0.16, 0.0), floats(0.9, 0.8))
     monkeypatch.setattr(logit, "moments", lambda *arguments, **options: believed)
     for utility, best in (("informative", 0), ("signal", 1)):

@@ -52,8 +52,10 @@ part has a share of B, the number is rounded up or down at random such that the 
   is the idea of VDBE (Tokic 2010).
 * The other places go by the upper confidence bound u_i + kappa sqrt(var), where u_i = E[1 - p_i^G -
   (1 - p_i)^G] is the chance of an informative group of G. Let c be the B-th largest bound. The
-  tasks with a bound of at least (1 - 1 / (2 G)) c count as equal, and of them those rolled out
-  longest ago are taken: a policy learns more from many tasks than from the same few.
+  tasks with a bound of at least (1 - 1 / (2 G)) c count as equal, and so do those never rolled out
+  with a bound of at least (1 - `NEW_TOLERANCE`) c. Of equal tasks those rolled out longest ago are
+  taken, those never rolled out first: a policy learns more from many tasks than from the same few.
+  Without `NEW_TOLERANCE` policies in closed loops ended lower (benchmarks/results/adaptive.md).
 """
 
 from typing import Literal, NamedTuple, get_args
@@ -89,6 +91,7 @@ DECAY = 0.2  # what tasks share is learned from some five batches
 # most of a table much larger than a run stays unknown: half of the slots exploit what is known
 MOST_EXPLORATION = 0.5
 TOLERANCE = 0.5  # of one rollout in G
+NEW_TOLERANCE = 0.25  # what a new task teaches beyond its own group is worth a quarter of one
 
 Utility = Literal["informative", "signal"]
 
@@ -204,7 +207,9 @@ def adaptive(
         least = bound[best].min()
         if quota is not None:
             least = acquisition.least_by_domain(quota, bound[best], best)
-        is_equal = bound >= least * (1 - TOLERANCE / num_generations)
+        tolerance = jnp.full(bound.shape, TOLERANCE / num_generations)
+        tolerance = jnp.where(state.visited < 0, jnp.maximum(tolerance, NEW_TOLERANCE), tolerance)
+        is_equal = bound >= least * (1 - tolerance)
         steps_ago = (state.step - state.visited).astype(jnp.float32)
         ranked = jnp.where(is_equal, bound.max() + 1 + steps_ago, bound)
         first = jnp.concatenate([review, explore])
