@@ -41,22 +41,22 @@ class Moves(NamedTuple):
 def grids(prompts: int, num_generations: int, max_completion_length: int) -> tuple[Grid, ...]:
     """Returns the grids of a rollout of `prompts` on each shard, from the largest to the smallest.
 
-    Where on average g rows of a prompt are left, a block has g / 4 of them: fewer places stay
+    Where on average g rows of a prompt are left, a block has g / 4 of them: fewer slots stay
     empty, and a prompt is stored about four times.
 
     >>> grids(32, 8, 256)
     (Grid(blocks=32, width=8), Grid(blocks=128, width=1), Grid(blocks=64, width=1), \
 Grid(blocks=16, width=1))
     """
-    found = [Grid(prompts, num_generations)]
+    grids = [Grid(prompts, num_generations)]
     if max_completion_length <= SHORT:
-        return tuple(found)
+        return tuple(grids)
     for shrink in SHRINKS:
         width = max(1, num_generations // (4 * shrink))
-        grid = Grid(-(-found[0].rows // (shrink * width)), width)
-        if grid.rows < found[-1].rows:
-            found.append(grid)
-    return tuple(found)
+        grid = Grid(-(-grids[0].rows // (shrink * width)), width)
+        if grid.rows < grids[-1].rows:
+            grids.append(grid)
+    return tuple(grids)
 
 
 def fits(done: Array, now: Grid, smaller: Grid) -> Array:
@@ -112,9 +112,9 @@ def put(tree: PyTree, index: Array, rows: PyTree) -> PyTree:
     def of(x: Array, rows: Array) -> Array:
         by_shard = x.reshape(shards, -1, *x.shape[1:])
         new = rows.reshape(shards, -1, *x.shape[1:])
-        written = jax.vmap(lambda x, index, new: x.at[index].set(new, mode="drop"))
-        whole = written(by_shard, index, new).reshape(x.shape)
-        return constrain(whole, "batch", *(None,) * (x.ndim - 1))
+        write = jax.vmap(lambda x, index, new: x.at[index].set(new, mode="drop"))
+        written = write(by_shard, index, new).reshape(x.shape)
+        return constrain(written, "batch", *(None,) * (x.ndim - 1))
 
     return jax.tree.map(of, tree, rows)
 
