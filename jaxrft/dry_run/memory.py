@@ -112,10 +112,11 @@ def _rollout(run: Opened, prompt_length: int) -> list[Part]:
     shards = meshes.shards(mesh, "batch")
     cells = rows // shards * _vocabulary(run)
     grids = run.setup.generate.grids(config.batch_size)
-    moved = 0
+    moved = []
     if len(grids) > 1:
-        moved = _cache(run, grids[1].rows * shards, config.max_completion_length)
-        moved += _cache(run, grids[1].blocks * shards, prompt_length)
+        size = _cache(run, grids[1].rows * shards, config.max_completion_length)
+        size += _cache(run, grids[1].blocks * shards, prompt_length)
+        moved.append(Part("both, of the rows that move to a smaller grid", size, ROLLOUT, True))
     return [
         Part("policy for the rollout", on_device(weights), ROLLOUT, True),
         Part(
@@ -127,7 +128,7 @@ def _rollout(run: Opened, prompt_length: int) -> list[Part]:
             ROLLOUT,
             True,
         ),
-        Part("both, of the rows that move to a smaller grid", moved, ROLLOUT, True),
+        *moved,
         Part("logits of a token", 4 * 4 * cells, ROLLOUT, False),
     ]
 

@@ -174,14 +174,14 @@ def start(
     empty = Decoding(
         time=jnp.zeros((), jnp.int32),
         done=constrain(jnp.zeros(rows, bool), "batch"),
-        samples=no_samples(rows, settings.max_completion_length),
+        samples=_no_samples(rows, settings.max_completion_length),
         cache=policy.init_cache(rows, cache_lengths(settings.max_completion_length)[0]),
     )
     logits = jnp.repeat(policy.unembed(params, last), settings.num_generations, axis=0)
     return inputs, _advance(inputs, empty, constrain(logits, "batch", "vocab"), settings)
 
 
-def no_samples(rows: int, max_completion_length: int) -> Samples:
+def _no_samples(rows: int, max_completion_length: int) -> Samples:
     """Returns the samples of rows of which no token was drawn."""
     cells = (rows, max_completion_length)
     return Samples(
@@ -244,8 +244,8 @@ def compact(
 ) -> tuple[Inputs, Decoding, Left]:
     """Moves the live rows into a smaller grid, with a cache of `length` slots.
 
-    `left` is what the compaction before returned, None at the first. The weights of `inputs` are
-    returned as they are.
+    `left` is what the compaction before returned, None at the first. `inputs` come without weights,
+    which do not move.
     """
     shards = state.done.shape[0] // now.rows
     moves = compaction.plan(state.done, now, smaller)

@@ -244,8 +244,7 @@ def _predict(state: AdaptiveState, tasks: Tasks) -> tuple[Array, Array]:
     phi = state.features
     covariance = jnp.linalg.inv(state.information)
     of_squares = jnp.diagonal(covariance)[1:]
-    is_component = jnp.arange(phi.shape[1]) >= _num_domains(tasks)
-    of_each = jnp.where(is_component, of_squares, 0)
+    of_each = jnp.where(_is_component(state, tasks)[1:], of_squares, 0)
     terms = [phi * state.shared[None, 1:], phi * phi * of_each[None]]
     mean, of_components = logit.sums(terms, axis=1)
     offsets = _offsets(state, slice(None))
@@ -257,9 +256,13 @@ def _predict(state: AdaptiveState, tasks: Tasks) -> tuple[Array, Array]:
     return state.shared[0] + mean + offsets.mean, variance
 
 
-def _num_domains(tasks: Tasks) -> int:
-    """Returns the number of domain features, which come before the components."""
-    return 0 if tasks.domain is None else features.DOMAINS
+def _is_component(state: AdaptiveState, tasks: Tasks) -> Array:
+    """Returns which of the shared (a, w) [1 + F] weigh components of embeddings.
+
+    The ability and the domain features come before them.
+    """
+    num_domains = 0 if tasks.domain is None else features.DOMAINS
+    return jnp.arange(state.shared.shape[0]) > num_domains
 
 
 def _offsets(state: AdaptiveState, rows: Array | slice) -> Offsets:
@@ -292,7 +295,7 @@ def _update(
     phi = state.features[rows]
     # h, [B, 1 + F]
     design = jnp.concatenate([jnp.ones((phi.shape[0], 1), jnp.float32), phi], axis=1)
-    is_component = jnp.arange(design.shape[1]) > _num_domains(tasks)
+    is_component = _is_component(state, tasks)
     covariance = jnp.linalg.inv(state.information)
 
     def predict(variance: Array) -> tuple[Array, Array]:
@@ -348,7 +351,7 @@ def _update(
         tokens = put(tokens, feedback.tokens / trials)
     return AdaptiveState(
         shared=state.shared + shift,
-        information=_forget(information, decay, num_domains=_num_domains(tasks)),
+        information=_forget(information, decay, is_component=is_component),
         mean=means,
         variance=variances,
         visited=visited,
@@ -369,10 +372,9 @@ def _linearize(mu: Array, variance: Array, successes: Array, trials: Array) -> t
     return information, successes - trials * rate + information * (mode - mu)
 
 
-def _forget(information: Array, decay: Array, *, num_domains: int) -> Array:
+def _forget(information: Array, decay: Array, *, is_component: Array) -> Array:
     """Computes the information matrix after a step, of which that of components is kept: step 8."""
-    is_kept = jnp.arange(information.shape[0]) > num_domains
-    decays = jnp.where(is_kept, 0, decay)
+    decays = jnp.where(is_component, 0, decay)
     root = jnp.sqrt(1 - decays)
     return root[:, None] * information * root[None] + jnp.diag(decays / PRIOR_VARIANCE)
 
