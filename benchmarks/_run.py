@@ -5,11 +5,12 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks._serve import Measured, Request, Subject
@@ -18,9 +19,8 @@ from jaxrft.assets import make_quickstart
 from jaxrft.config import Config, TasksConfig
 from jaxrft.lm import model, weights
 from jaxrft.lm.model import ModelConfig, Policy
-from jaxrft.lm.policy import compile_rollout
 from jaxrft.report.visits import Visits
-from jaxrft.rewards.grading import open_rewards
+from jaxrft.rewards.grading import Rewards, open_rewards
 from jaxrft.streams import STREAMS
 from jaxrft.train.devices import computing_on, open_mesh
 from jaxrft.train.setup import open_run
@@ -28,13 +28,20 @@ from jaxrft.train.state import TrainState
 from jaxrft.train.step import RolledOut, Step
 from jaxrft.types import Array, PyTree
 
+try:
+    from jaxrft.lm.segments import compile_rollout
+except ImportError:  # a commit without the module
+    from jaxrft.lm.policy import compile_rollout  # pyright: ignore
+
 SELECT = STREAMS.index("select")
 REWARD = "benchmarks._rewards:parity"
 NEVER = -1e9  # a logit
 STAGES = ("select", "rollout", "grade", "score", "learn")
 
 
-def force_ends(policy: Policy, end: int, probability: float) -> Policy:
+def force_ends(
+    policy: Policy, end: int, probability: float, *, endless: int = 0, tail: float = 0
+) -> Policy:
     """Returns the policy with the end token's probability set at every position, 0 = never.
 
     The logit of the end is the others' log-sum-exp plus log(p / (1 - p)), so that the sampler
@@ -42,28 +49,73 @@ def force_ends(policy: Policy, end: int, probability: float) -> Policy:
     They derive from the seed as all samples do, and are the same on another commit but for rows in
     which rounding decides a token. The price is one more pass over the logits a token; none at
     probability 0, where the logit is a constant.
+
+    With the probability `tail`, a completion begins with the token `endless`, repeats it and does
+    not end; no other completion has it.
     """
 
     def force(logits: Array) -> Array:
         others = logits.at[..., end].set(NEVER)
-        if probability == 0:
-            return others
-        total = jax.nn.logsumexp(others, axis=-1)
-        return others.at[..., end].set(total + math.log(probability / (1 - probability)))
+        if tail:
+            others = others.at[..., endless].set(NEVER)
+        return _with_probability(others, end, probability)
+
+    def repeat(logits: Array, is_endless: Array) -> Array:
+        always = NEVER * (1 - jax.nn.one_hot(endless, logits.shape[-1]))
+        return jnp.where(is_endless[..., None], always, logits)
 
     def unembed(params: PyTree, hidden: Array) -> Array:
-        return force(policy.unembed(params, hidden))
+        return _with_probability(force(policy.unembed(params, hidden)), endless, tail)
 
-    forced: dict[str, PyTree] = {"unembed": unembed}
     decode = getattr(policy, "decode", None)  # which commits after 0dc3c58 sample from
-    if decode is not None:
+    if decode is None:
+        return (
+            _force_hidden(policy, force, repeat, endless, tail)
+            if tail
+            else policy._replace(unembed=unembed)
+        )
 
-        def decode_forced(*arguments: PyTree) -> tuple[Array, PyTree]:
-            logits, cache = decode(*arguments)
-            return force(logits), cache
+    def decode_forced(*arguments: PyTree) -> tuple[Array, PyTree]:
+        logits, cache = decode(*arguments)
+        logits = force(logits)
+        return repeat(logits, arguments[-4] == endless) if tail else logits, cache
 
-        forced["decode"] = decode_forced
-    return policy._replace(**forced)
+    return policy._replace(unembed=unembed, decode=decode_forced)
+
+
+def _force_hidden(
+    policy: Policy,
+    force: Callable[[Array], Array],
+    repeat: Callable[[Array, Array], Array],
+    endless: int,
+    tail: float,
+) -> Policy:
+    """Forces completions of a policy without `decode`, which samples from `unembed`.
+
+    What `unembed` has to know of the token is one more number of its hidden state.
+    """
+
+    def apply(params: PyTree, tokens: Array, *others: PyTree) -> tuple[Array, PyTree]:
+        hidden, cache = policy.apply(params, tokens, *others)
+        is_prompt = tokens.shape[1] > 1
+        kind = jnp.where(is_prompt, 2, tokens == endless).astype(hidden.dtype)
+        return jnp.concatenate([hidden, kind[..., None]], axis=-1), cache
+
+    def unembed(params: PyTree, hidden: Array) -> Array:
+        kind = hidden[..., -1]
+        logits = force(policy.unembed(params, hidden[..., :-1]))
+        first = _with_probability(logits, endless, tail)
+        return jnp.where((kind == 2)[..., None], first, repeat(logits, kind == 1))
+
+    return policy._replace(apply=apply, unembed=unembed)
+
+
+def _with_probability(logits: Array, token: int, probability: float) -> Array:
+    """Sets the probability of a token, which the logits give none; 0 changes nothing."""
+    if probability == 0:
+        return logits
+    total = jax.nn.logsumexp(logits, axis=-1)
+    return logits.at[..., token].set(total + math.log(probability / (1 - probability)))
 
 
 def model_config(shape: Shape) -> ModelConfig:
@@ -138,12 +190,28 @@ def open_step(shape: Shape) -> Iterator[tuple[Step, TrainState]]:
         with open_rewards(config) as pool:
             setup, table, constants, state = open_run(config, mesh)
             probability = 1 / shape.mean_length if shape.lengths == "geometric" else 0
-            policy = force_ends(setup.lm.policy, setup.lm.eos_ids[0], probability)
-            generate = compile_rollout(setup.lm._replace(policy=policy), config, mesh)
+            policy = force_ends(
+                setup.lm.policy,
+                setup.lm.eos_ids[0],
+                probability,
+                endless=shape.vocabulary - 1,
+                tail=shape.tail / shape.rows,
+            )
+            lm = setup.lm._replace(policy=policy)
+            generate = compile_rollout(lm, config, mesh)
+            if shape.max_rows:  # an argument that older commits do not have
+                generate = compile_rollout(lm, config, mesh, max_rows=shape.max_rows)
             setup = dataclasses.replace(setup, generate=generate)
             step = Step(setup, table, constants, pool, Visits(table.domain, table.domains))
             with computing_on(mesh, config):
                 yield step, state
+
+
+def grade_rolled(step: Step, state: TrainState, rolled: RolledOut) -> Rewards:
+    """Grades completions, on commits that grade while others are decoded and on others."""
+    if "grading" in RolledOut._fields:
+        return step.grade(rolled)
+    return step.grade(state, rolled)  # pyright: ignore
 
 
 class Stages:
@@ -169,7 +237,7 @@ class Stages:
         if self.rolled is None:
             self.rollout()
         assert self.rolled is not None
-        rewards = self.step.grade(self.state, self.rolled)
+        rewards = grade_rolled(self.step, self.state, self.rolled)
         scored = jax.block_until_ready(self.step.score(self.state, self.rolled, rewards))
         start = time.perf_counter()
         self.state, metrics = self.step.learn(self.state, scored.groups, ())
@@ -196,7 +264,7 @@ class Stages:
         lap(self.state)
         self.rolled = self.step.roll_out(self.state, self.ids)
         lap(self.rolled)
-        rewards = self.step.grade(self.state, self.rolled)
+        rewards = grade_rolled(self.step, self.state, self.rolled)
         lap(rewards.rewards)
         scored = self.step.score(self.state, self.rolled, rewards)
         lap(scored)

@@ -45,6 +45,8 @@ class Shape:
     dtype: str = _flag("float32", "of the arithmetic")
     attention: str = _flag("xla", "what computes attention, as the config's")
     lengths: str = _flag("fixed", "all completions as long as new_tokens, or geometric lengths")
+    tail: int = _flag(0, "expected number of completions that do not end before new_tokens")
+    max_rows: int = _flag(0, "completions decoded at once; 0 = all")
 
     @property
     def rows(self) -> int:
@@ -90,7 +92,7 @@ def from_flags(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
     """Returns the shape of parsed flags; ends the program with a sentence if it is none."""
     shape = Shape(**{each.name: getattr(options, each.name) for each in dataclasses.fields(Shape)})
     for name, value in dataclasses.asdict(shape).items():
-        least = 0 if name in ("micro_batch", "seed") else 1
+        least = 0 if name in ("micro_batch", "seed", "tail", "max_rows") else 1
         if isinstance(value, int) and value < least:
             parser.error(f"{name} is {value}: it must be at least {least}")
     if shape.heads % shape.kv_heads or shape.width % shape.heads:

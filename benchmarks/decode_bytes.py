@@ -37,8 +37,9 @@ from jaxrft.errors import InputError
 from jaxrft.fields import path_argument, whole_number
 from jaxrft.lm import model, pallas_attention, published, weights
 from jaxrft.lm.attention import attend_slots, cache_of
-from jaxrft.lm.policy import LanguageModel, compile_rollout
+from jaxrft.lm.policy import LanguageModel
 from jaxrft.lm.rollout import cache_lengths
+from jaxrft.lm.segments import Batch, compile_rollout
 
 MODELS = ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-7B", "Qwen/Qwen3-8B")
 TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1")
@@ -109,7 +110,7 @@ def compile_segments(
     lm = LanguageModel(decode.config, policy, None, {}, None, (0,), Path())
     programs = compile_rollout(lm, config, mesh)
     array = partial(meshes.describe_array, mesh)
-    arguments = (
+    arguments = Batch(
         {row.name: array(row.shape, jnp.bfloat16, *row.axes) for row in model.base(decode.config)},
         jax.ShapeDtypeStruct((), jnp.int32),
         array((prompts, decode.prompt_length), jnp.int32, "batch", None),
@@ -124,9 +125,9 @@ def compile_segments(
         # where all is on one chip, the program that lays it out need not be compiled
         if count == 1:
             place = partial(meshes.describe, where=meshes.sharding(mesh))
-            described = jax.tree.map(place, programs.start.eval_shape(*arguments))
+            described = jax.tree.map(place, programs.start.eval_shape(arguments))
         else:
-            started = programs.start.lower(*arguments).compile()
+            started = programs.start.lower(arguments).compile()
             described = jax.tree.map(meshes.describe, started.out_info, started.output_shardings)
         for length in chosen.get(lengths, programs.cache_lengths[-1:]):
             start = perf_counter()
@@ -157,8 +158,8 @@ def kernel_bytes(decode: Decode, length: int, slot: int) -> int:
         return Block(part.shape, item_size, index)
 
     read = [block(part, decode.item_size) for part in (plan.queries, plan.keys, plan.keys)]
-    written = [block(part, 4) for part in (plan.queries, plan.scalars, plan.scalars)]
-    return pallas_bytes(plan.grid, [*read, *written])
+    numbers = (plan.scalars, plan.queries, plan.scalars, plan.scalars)  # the first is read
+    return pallas_bytes(plan.grid, [*read, *(block(part, 4) for part in numbers)])
 
 
 def ratios(decode: Decode, loops: Sequence[tuple[int, int]]) -> tuple[float, float]:

@@ -290,6 +290,11 @@ class Config(Checked):
     """Tokens; tasks with longer prompts are dropped and counted, never cut."""
     max_completion_length: int = field(default=1024, metadata=FIXED_WITH_REPLAY)
     """Tokens."""
+    max_concurrent_rows: int = 0
+    """Completions decoded at once; the other prompts wait, and enter when half of the completions
+    have ended. 0 = as many as the devices have memory for, by estimate. It changes no number beyond
+    rounding.
+    """
     temperature: float = 1.0
     """Sampling temperature; ratios and log-probabilities are taken at it too."""
     top_p: float = 1.0
@@ -463,6 +468,7 @@ AT_LEAST_ONE = (
 )
 NOT_NEGATIVE = (
     *(
+        "max_concurrent_rows",
         "top_k",
         "kl_coef",
         "entropy_coef",

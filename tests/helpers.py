@@ -78,7 +78,7 @@ def learner_policy(apply, unembed):
     def decode(*_):
         raise NotImplementedError
 
-    return model.Policy(apply, unembed, *[decode] * 4)
+    return model.Policy(apply, unembed, *[decode] * 5)
 
 
 def make_config(policy, tasks_file, output_dir, **changes):

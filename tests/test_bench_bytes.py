@@ -212,9 +212,9 @@ DECODE = Decode(
 
 def test_the_decoding_kernel_reads_blocks_up_to_the_slot():
     # 4 rows of one head, 2 queries of 2 numbers each; a cache of 5 slots is one block.
-    assert decode_bytes.kernel_bytes(DECODE, 5, 0) == 2 * (16 + 40 + 40) + 4 * (16 + 8 + 8)
+    assert decode_bytes.kernel_bytes(DECODE, 5, 0) == 2 * (16 + 40 + 40) + 4 * (8 + 16 + 8 + 8)
     # Of 256 slots a block has 128: from slot 128 on there are two of keys and two of values.
-    others = 2 * 16 + 4 * (16 + 8 + 8)
+    others = 2 * 16 + 4 * (8 + 16 + 8 + 8)
     found = [decode_bytes.kernel_bytes(DECODE, 256, slot) for slot in (0, 127, 128, 255)]
     assert found == [others + blocks * 4 * 2 * 128 * 2 for blocks in (2, 2, 4, 4)]
 

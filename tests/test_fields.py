@@ -324,6 +324,7 @@ ANY_SIZE = {  # 10**9 means what it says
     *(
         "max_skipped_updates",
         "dynamic_sampling",
+        "max_concurrent_rows",
         "num_iterations",
         "top_k",
         "max_age",

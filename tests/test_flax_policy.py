@@ -21,7 +21,8 @@ from jaxrft.lm import compaction, rollout
 from jaxrft.lm import flax_policy as module_under_test
 from jaxrft.lm.flax_policy import flax_policy
 from jaxrft.lm.model import Policy
-from jaxrft.lm.policy import LanguageModel, compile_rollout
+from jaxrft.lm.policy import LanguageModel
+from jaxrft.lm.segments import compile_rollout
 from jaxrft.streams import stream_key
 from jaxrft.types import Array, InputError
 
@@ -215,11 +216,11 @@ def test_a_cache_changes_no_logits(library: Callable, cached: Callable):
         _, prefix = apply(params, prompts, POSITIONS, valid)
         at_once, _ = apply(params, tokens, positions, jnp.ones((4, 2), bool), prefix)
         cache = policy.init_cache(4, 3)
-        prepared = policy.prepare_decode(params, prefix)
+        prepared = policy.prepare_weights(params), policy.prepare_prompts(prefix)
         logits = []
         for step in range(2):
             part = tokens[:, step], positions[:, step], jnp.int32(step)
-            each, cache = decode(prepared, *part, cache)
+            each, cache = decode(*prepared, *part, cache)
             logits.append(each)
         results += [at_once, jnp.stack(logits, axis=1)]
     for other in results[1:]:

@@ -15,7 +15,8 @@ from jaxrft import mesh as meshes
 from jaxrft.config import Config, TasksConfig
 from jaxrft.learn import update
 from jaxrft.lm import compaction, model, rollout
-from jaxrft.lm.policy import LanguageModel, compile_rollout
+from jaxrft.lm.policy import LanguageModel
+from jaxrft.lm.segments import Batch, compile_rollout
 from jaxrft.types import InputError
 
 CONFIG = model.ModelConfig(
@@ -283,7 +284,7 @@ def test_a_rollout_gathers_the_parameters_once(mesh, params, prompts, once, lora
     policy = LanguageModel(shape, decoder, placed, {}, None, (0, 1), Path())
     generate = compile_rollout(policy, config, mesh)
     with jax.set_mesh(mesh):
-        inputs = generate.start(placed, np.int32(0), *place_rows(mesh, prompts))
+        inputs = generate.start(Batch(placed, np.int32(0), *place_rows(mesh, prompts)))
         found = collectives(generate.decode.lower(*inputs, length=TIME).compile(), "all-gather")
     smallest = 16 * 8 * CONFIG.num_kv_heads // 2  # a layer's weights of keys, on a device
     assert any(looped and size >= smallest for looped, size in found) != once
@@ -300,8 +301,8 @@ def test_rows_move_to_a_smaller_grid_without_exchanges_between_devices(
     generate = compile_rollout(policy, config, mesh)
     full, half, *_ = generate.grids(TASKS)
     with jax.set_mesh(mesh):
-        inputs, state = generate.start(placed, np.int32(0), *place_rows(mesh, prompts))
-        arguments = (inputs._replace(weights=()), state, None)
+        inputs, state = generate.start(Batch(placed, np.int32(0), *place_rows(mesh, prompts)))
+        arguments = (inputs._replace(weights=()), state, None, np.int32(0))
         program = generate.compact.lower(*arguments, now=full, smaller=half, length=TIME).compile()
     assert not collectives(program, "all-gather", "all-reduce", "all-to-all", "collective-permute")
     moved, drawn, left = program.output_shardings

@@ -211,10 +211,10 @@ def test_cached_decode_equals_the_full_forward(params, kind):
     hidden, prefix = jax.jit(POLICY.apply)(params, *first)
     np.testing.assert_allclose(POLICY.unembed(params, hidden), want[::group, :prompt], atol=1e-4)
     cache = policy.init_cache(ROWS, TIME - prompt + 2)  # two slots more than are used
-    prepared = jax.jit(policy.prepare_decode)(params, prefix)
+    prepared = jax.jit(policy.prepare_weights)(params), policy.prepare_prompts(prefix)
     step = jax.jit(policy.decode)
     for t in range(prompt, TIME):
-        got, cache = step(prepared, tokens[:, t], positions[:, t], jnp.int32(t - prompt), cache)
+        got, cache = step(*prepared, tokens[:, t], positions[:, t], jnp.int32(t - prompt), cache)
         np.testing.assert_allclose(got, want[:, t], atol=1e-4)
 
 

@@ -12,7 +12,8 @@ import pytest
 from jaxrft import mesh as meshes
 from jaxrft.config import Config, TasksConfig
 from jaxrft.lm import attention, model, pallas_attention, rollout
-from jaxrft.lm.policy import LanguageModel, compile_rollout, make_policy
+from jaxrft.lm.policy import LanguageModel, make_policy
+from jaxrft.lm.segments import compile_rollout
 
 CONFIG = Config("policy", TasksConfig(), "run", num_generations=2, max_completion_length=12)
 SHAPE = model.ModelConfig(
@@ -61,37 +62,42 @@ def test_the_kernel_equals_xla_at_every_slot(interpreted, rows, kv_heads, querie
     q, cache = draw(rows, kv_heads, queries, width, slots)
     kernel = jax.jit(pallas_attention.attend_slots)
     for slot in range(slots):
-        got = kernel(q, cache, jnp.int32(slot))
-        want = attention.attend_slots(q, cache, jnp.int32(slot))
+        first = jnp.arange(rows, dtype=jnp.int32) % (slot + 2)  # the last has no slot yet
+        got = kernel(q, cache, first, jnp.int32(slot))
+        want = attention.attend_slots(q, cache, first, jnp.int32(slot))
+        sees = np.asarray(first) <= slot
+        assert (np.asarray(got[0])[~sees] == attention.HIDDEN).all()
         for mine, other in zip(got, want, strict=True):
             assert mine.shape == other.shape and mine.dtype == jnp.float32
-            np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-5)
+            assert np.isfinite(mine).all()
+            np.testing.assert_allclose(mine[sees], other[sees], rtol=1e-5, atol=1e-5)
 
 
 def test_slots_behind_the_current_one_are_not_looked_at(interpreted):
     q, cache = draw(3, 2, 2, 8, 12)
-    slot = jnp.int32(5)
-    want = pallas_attention.attend_slots(q, cache, slot)
+    slots = jnp.zeros(3, jnp.int32), jnp.int32(5)
+    want = pallas_attention.attend_slots(q, cache, *slots)
     keys = cache.keys.at[..., 8:, :].set(jnp.nan)  # the blocks behind that of the slot
     values = cache.values.at[..., 8:, :].set(jnp.nan)
-    got = pallas_attention.attend_slots(q, attention.TpuLayerCache(keys, values), slot)
+    got = pallas_attention.attend_slots(q, attention.TpuLayerCache(keys, values), *slots)
     for mine, other in zip(got, want, strict=True):
         np.testing.assert_array_equal(mine, other)
 
 
 def test_in_bfloat16_the_kernel_is_as_near_as_xla(interpreted):
     q, cache = draw(4, 2, 6, 16, 12, jnp.bfloat16)
-    slot = jnp.int32(9)
+    slots = jnp.zeros(4, jnp.int32), jnp.int32(9)
 
     def normalized(parts):
         _, total, mix = parts
         return mix / total
 
     wide = attention.TpuLayerCache(*(x.astype(jnp.float32) for x in cache))
-    exact = normalized(attention.attend_slots(q.astype(jnp.float32), wide, slot))
-    got = normalized(pallas_attention.attend_slots(q, cache, slot))
+    exact = normalized(attention.attend_slots(q.astype(jnp.float32), wide, *slots))
+    got = normalized(pallas_attention.attend_slots(q, cache, *slots))
+    by_xla = normalized(attention.attend_slots(q, cache, *slots))
     np.testing.assert_allclose(got, exact, atol=0.02)  # of values of about 1, weights having 8 bits
-    np.testing.assert_allclose(normalized(attention.attend_slots(q, cache, slot)), exact, atol=0.02)
+    np.testing.assert_allclose(by_xla, exact, atol=0.02)
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1), pytest.param((2, 2, 2), marks=pytest.mark.slow)])
@@ -128,16 +134,20 @@ def test_a_rollout_by_the_kernel_draws_the_same_tokens(interpreted, monkeypatch,
 
 def test_on_a_mesh_each_device_reads_its_own_rows_and_heads(interpreted, mesh):
     q, cache = draw(8, 2, 3, 8, 12)
-    want = attention.attend_slots(q, cache, jnp.int32(6))
+    first = np.arange(8, dtype=np.int32) % 7
+    want = attention.attend_slots(q, cache, jnp.asarray(first), jnp.int32(6))
     placed = [
         meshes.from_host(mesh, np.asarray(x), "batch", "kv_heads", None, None) for x in (q, *cache)
     ]
     kernel = jax.jit(
-        lambda q, k, v, slot: pallas_attention.attend_slots(q, attention.TpuLayerCache(k, v), slot)
+        lambda q, k, v, first, last: pallas_attention.attend_slots(
+            q, attention.TpuLayerCache(k, v), first, last
+        )
     )
     with jax.set_mesh(mesh):
-        got = kernel(*placed, jnp.int32(6))
-        text = kernel.lower(*placed, jnp.int32(6)).compile().as_text() or ""
+        placed_first = meshes.from_host(mesh, first, "batch")
+        got = kernel(*placed, placed_first, jnp.int32(6))
+        text = kernel.lower(*placed, placed_first, jnp.int32(6)).compile().as_text() or ""
     assert text and "all-" not in text and "collective" not in text
     for mine, other in zip(got, want, strict=True):
         assert mine.sharding.shard_shape(mine.shape)[:2] == (2, 1)

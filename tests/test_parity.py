@@ -87,12 +87,12 @@ def our_logits(folder, tokens, lengths=None, prompt=None):
     if prompt is None:
         return forward(batch)[0]
     first, prefix = forward([x[:, :prompt] for x in batch])
-    prepared = policy.prepare_decode(params, prefix)
+    prepared = policy.prepare_weights(params), policy.prepare_prompts(prefix)
     decode = jax.jit(policy.decode)
     logits, cache = [first], policy.init_cache(rows, time - prompt)
     for t in range(prompt, time):
         found, cache = decode(
-            prepared, batch[0][:, t], positions[:, t], jnp.int32(t - prompt), cache
+            *prepared, batch[0][:, t], positions[:, t], jnp.int32(t - prompt), cache
         )
         logits.append(found[:, None])
     return jnp.concatenate(logits, axis=1)

@@ -13,7 +13,8 @@ from jaxrft import mesh as meshes
 from jaxrft.config import Config, TasksConfig
 from jaxrft.learn import update
 from jaxrft.lm import model, rollout
-from jaxrft.lm.policy import LanguageModel, compile_rollout
+from jaxrft.lm.policy import LanguageModel
+from jaxrft.lm.segments import compile_rollout
 from jaxrft.streams import stream_key
 
 CONFIG = model.ModelConfig(
@@ -177,9 +178,10 @@ BIGRAM = model.Policy(
     apply=lambda params, tokens, positions, valid, prefix=None: (params[tokens], ()),
     unembed=lambda params, hidden: hidden,
     init_cache=lambda rows, length: (),
-    grow_cache=lambda cache, length: cache,
-    prepare_decode=lambda params, prefix: (params, ()),
-    decode=lambda prepared, tokens, positions, slot, cache: (prepared[0][tokens], cache),
+    resize_cache=lambda cache, length, first: cache,
+    prepare_weights=lambda params: params,
+    prepare_prompts=lambda prefix: (),
+    decode=lambda weights, prompts, tokens, positions, slot, cache: (weights[tokens], cache),
 )
 
 

@@ -19,7 +19,8 @@ import pytest
 from jaxrft import mesh as meshes
 from jaxrft.config import Config, TasksConfig
 from jaxrft.lm import attention, compaction, model, rollout, sampling
-from jaxrft.lm.policy import LanguageModel, compile_rollout
+from jaxrft.lm.policy import LanguageModel
+from jaxrft.lm.segments import compile_rollout
 from jaxrft.streams import stream_key
 
 SHAPE = model.ModelConfig(
@@ -48,6 +49,9 @@ class Case:
     slots: int = 4  # by which the cache grows
     ends: tuple[int, ...] = EOS
     leaves: bool = False  # whether rows that are left move into smaller grids
+    max_rows: int | None = None  # of all, more prompts wait
+    entries: int = 0  # how often prompts enter
+    tasks: int = 8
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -77,6 +81,20 @@ CASES = {
     "rows that leave on a mesh": Case(slots=2, ends=MANY, leaves=True, mesh=(2, 2, 2)),
     "rows that leave, a TPU's cache on a mesh": Case(
         ends=MANY, leaves=True, mesh=(4, 2, 1), kind=attention.TpuLayerCache
+    ),
+    "rows that enter": Case(ends=MANY, leaves=True, max_rows=32, entries=6, tasks=11),
+    "rows that enter, one group at a time": Case(slots=2, max_rows=16, entries=8),
+    "rows that enter on a mesh": Case(
+        slots=2, ends=MANY, leaves=True, max_rows=64, entries=5, tasks=20, mesh=(2, 2, 2)
+    ),
+    "rows that enter, a TPU's cache on a mesh": Case(
+        ends=MANY,
+        leaves=True,
+        max_rows=32,
+        entries=5,
+        tasks=10,
+        mesh=(2, 1, 2),
+        kind=attention.TpuLayerCache,
     ),
     "a TPU's cache": Case(kind=attention.TpuLayerCache),
     "a TPU's cache on a mesh": Case(slots=3, mesh=(2, 2, 2), kind=attention.TpuLayerCache),
@@ -130,12 +148,15 @@ def sampled_by_rollout(case, dtype, params, prompts, group):
     rows = [meshes.from_host(mesh, array, "batch", *[None] * (array.ndim - 1)) for array in prompts]
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, model.shardings(case.shape, mesh))
-        generate = compile_rollout(lm, config, mesh)
-        compact = generate.compact
+        generate = compile_rollout(lm, config, mesh, max_rows=case.max_rows)
+        compact, enter = generate.compact, generate.enter
         moves = []
+        entries = []
         generate.compact = lambda *state, **grids: moves.append(grids) or compact(*state, **grids)
+        generate.enter = lambda *state, **grids: entries.append(grids) or enter(*state, **grids)
         found = generate(placed, np.int32(STEP), *rows)
     assert case.leaves == bool(moves)
+    assert len(entries) == case.entries
     return found
 
 
@@ -209,7 +230,9 @@ def sample_both(case, dtype, monkeypatch, *, tasks, group):
 
 @pytest.mark.parametrize("name", CASES)
 def test_in_float64_every_token_is_that_of_the_whole_prefix(monkeypatch, name):
-    got, want, logits, _ = sample_both(CASES[name], np.float64, monkeypatch, tasks=8, group=8)
+    got, want, logits, _ = sample_both(
+        CASES[name], np.float64, monkeypatch, tasks=CASES[name].tasks, group=8
+    )
     np.testing.assert_array_equal(np.where(got.mask, got.tokens, 0), want)
     assert logits.dtype == np.float64
     probability = np.take_along_axis(softmax(logits), want[..., None], axis=-1)[..., 0]

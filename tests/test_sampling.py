@@ -85,7 +85,8 @@ def test_draws_follow_the_distribution():
     chances = np.array([0.6, 0.3, 0.0, 0.1])
     logits = jnp.broadcast_to(jnp.log(jnp.array(chances, jnp.float32))[None], (20_000, 4))
     draw = jax.jit(sampling.draw)
-    first, second = draw(keys, 0, logits), draw(keys, 1, logits)
+    zeros = np.zeros(len(keys), np.int32)
+    first, second = draw(keys, zeros, logits), draw(keys, zeros + 1, logits)
     possible = chances > 0
     for tokens in (first, second):
         counts, expected = np.bincount(tokens, minlength=4), 20_000 * chances
@@ -94,7 +95,7 @@ def test_draws_follow_the_distribution():
     # Steps are independent: equal tokens come with chance 0.36 + 0.09 + 0.01, give or take 4
     # standard deviations.
     assert np.mean(first == second) == pytest.approx(0.46, abs=4 * (0.46 * 0.54 / 20_000) ** 0.5)
-    np.testing.assert_array_equal(first, draw(keys, 0, logits))
+    np.testing.assert_array_equal(first, draw(keys, zeros, logits))
 
 
 def test_pick():

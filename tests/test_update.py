@@ -44,9 +44,8 @@ def unembed(params, hidden):
     return jnp.einsum("...d,vd->...v", hidden, params["unembed"])
 
 
-def decode(prepared, tokens, positions, slot, cache):
+def decode(params, prefix, tokens, positions, slot, cache):
     """It needs no cache, since the next token depends on no other one of the completion."""
-    params, prefix = prepared
     hidden, _ = apply(
         params, tokens[:, None], positions[:, None], jnp.ones((len(tokens), 1), bool), prefix
     )
@@ -57,8 +56,9 @@ POLICY = model.Policy(
     apply=apply,
     unembed=unembed,
     init_cache=lambda rows, length: (),
-    grow_cache=lambda cache, length: cache,
-    prepare_decode=lambda params, prefix: (params, prefix),
+    resize_cache=lambda cache, length, first: cache,
+    prepare_weights=lambda params: params,
+    prepare_prompts=lambda prefix: prefix,
     decode=decode,
 )
 DECODER = model.ModelConfig(

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxrft.config import Config
 from jaxrft.learn.packing import Shape
-from jaxrft.lm.policy import CompiledRollout
+from jaxrft.lm.segments import CompiledRollout
 from jaxrft.train.resume import saved_steps
 
 
@@ -46,10 +46,17 @@ def run(config: Config, num_tasks: int | None) -> list[tuple[str, str]]:
 
 def decoding(generate: CompiledRollout, prompts: int) -> list[tuple[str, str]]:
     """Describes the programs that decode completions as pairs (what, how much)."""
+    waiting = []
+    if generate.waits(prompts):
+        entering = number(generate.entering(prompts) * generate.shards, "prompt")
+        waiting.append(("waiting", f"{entering} enter at once, when half of the rows have ended"))
     rows = ", ".join(f"{grid.rows * generate.shards:,}" for grid in generate.grids(prompts))
     slots = ", ".join(f"{length:,}" for length in generate.cache_lengths)
     programs = number(generate.num_programs(prompts), "program")
-    return [("decoding", f"{rows} rows with a cache of {slots} tokens: at most {programs}")]
+    return [
+        ("decoding", f"{rows} rows with a cache of {slots} tokens: at most {programs}"),
+        *waiting,
+    ]
 
 
 def bins(shape: Shape) -> list[tuple[str, str]]:

@@ -22,9 +22,8 @@ import jax.numpy as jnp
 
 from jaxrft import mesh as meshes
 from jaxrft.host.checkpoint import size_of
-from jaxrft.lm import model
-from jaxrft.mesh import describe_array, on_device
-from jaxrft.train.memory import activation_bytes, logits_bytes
+from jaxrft.mesh import on_device
+from jaxrft.train.memory import activation_bytes, logits_bytes, rollout_bytes
 from jaxrft.train.setup import Opened, group_shapes
 from jaxrft.types import PyTree
 
@@ -97,39 +96,18 @@ def _groups(run: Opened, name: str, count: int) -> Part:
 
 def _rollout(run: Opened, prompt_length: int) -> list[Part]:
     config = run.setup.config
-    mesh = run.setup.mesh
-    dtype = jnp.dtype(run.setup.config.dtype)
-    rows = config.batch_size * config.num_generations
-    weights = [
-        describe_array(
-            mesh,
-            row.shape,
-            dtype,
-            *(None if axis == "embed" and config.gather_for_rollout else axis for axis in row.axes),
-        )
-        for row in model.base(run.setup.lm.config)
-    ]
-    shards = meshes.shards(mesh, "batch")
-    cells = rows // shards * _vocabulary(run)
-    grids = run.setup.generate.grids(config.batch_size)
-    moved = []
-    if len(grids) > 1:
-        size = _cache(run, grids[1].rows * shards, config.max_completion_length)
-        size += _cache(run, grids[1].blocks * shards, prompt_length)
-        moved.append(Part("both, of the rows that move to a smaller grid", size, ROLLOUT, True))
+    generate = run.setup.generate
+    waits = generate.waits(config.batch_size)
+    parts = rollout_bytes(
+        config,
+        run.setup.lm,
+        run.setup.mesh,
+        prompt_length,
+        generate.grids(config.batch_size),
+        entering=generate.entering(config.batch_size) if waits else 0,
+    )
     return [
-        Part("policy for the rollout", on_device(weights), ROLLOUT, True),
-        Part(
-            "prompts' keys and values", _cache(run, config.batch_size, prompt_length), ROLLOUT, True
-        ),
-        Part(
-            "completions' keys and values",
-            _cache(run, rows, config.max_completion_length),
-            ROLLOUT,
-            True,
-        ),
-        *moved,
-        Part("logits of a token", 4 * 4 * cells, ROLLOUT, False),
+        Part(name, count, ROLLOUT, name != "logits of a token") for name, count in parts.items()
     ]
 
 
@@ -157,15 +135,3 @@ def _learning(run: Opened, prompt_length: int) -> list[Part]:
 def _vocabulary(run: Opened) -> int:
     """Counts the tokens of the vocabulary whose weights a device holds."""
     return run.setup.lm.config.vocab_size // meshes.shards(run.setup.mesh, "vocab")
-
-
-def _cache(run: Opened, rows: int, length: int) -> int:
-    """Counts the bytes of a cache of `rows` x `length` positions on each device."""
-    axes = ("batch", "kv_heads", None, None)
-    leaves = jax.tree.leaves(jax.eval_shape(lambda: run.setup.lm.policy.init_cache(rows, length)))
-    return on_device(
-        [
-            describe_array(run.setup.mesh, leaf.shape, leaf.dtype, *axes[: leaf.ndim])
-            for leaf in leaves
-        ]
-    )

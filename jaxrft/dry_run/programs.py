@@ -20,9 +20,10 @@ from jaxrft.host import xla_options
 from jaxrft.lm import model
 from jaxrft.lm.model import Policy
 from jaxrft.lm.rollout import Decoding, Inputs
+from jaxrft.lm.segments import Batch
 from jaxrft.train import step as steps
 from jaxrft.train.devices import computing_on
-from jaxrft.train.setup import Opened, Tree
+from jaxrft.train.setup import Opened, Setup, Tree
 from jaxrft.types import Feedback, InputError, Missing, PyTree
 
 # libtpu then neither looks for the slice that it is in, nor for other programs that use the chips.
@@ -119,8 +120,8 @@ def compiled(run: Opened, prompt_length: int, *, selects: bool = True) -> Iterat
         select = (*draw, constants.nothing_excluded, stream)
         choice = shard(steps.select_tasks.eval_shape(*select, batch_size=batch_size)[0])
         params = model.all_params(state.params, constants.frozen)
-        start = (params, state.step, *prompts, choice.ids, stream)
-        rollout = setup.generate.eval_shape(*start)
+        start = Batch(params, state.step, *prompts, choice.ids, stream)
+        rollout = setup.generate.eval_shape(start)
         score = (setup, state.step, choice.ids, prompts, rollout, rewards, valid, success_index)
         groups = shard(steps.score_groups.eval_shape(*score).groups, "batch")
         update = (setup, state.selector, state.counters, state.step, tasks)
@@ -139,26 +140,7 @@ def compiled(run: Opened, prompt_length: int, *, selects: bool = True) -> Iterat
             )
         if selects:
             yield _compile("select", steps.select_tasks, select, resident, batch_size=batch_size)
-        prefill = _compile("prefill", setup.generate.start, start, (resident, prompts))
-        yield prefill
-        if not prefill.failure:
-            length = setup.generate.cache_lengths[-1]
-            decode = decode_arguments(setup.lm.policy, prefill.outputs, length)
-            yield _compile(
-                "decode", setup.generate.decode, decode, (resident, prompts, decode), length=length
-            )
-            grids = setup.generate.grids(batch_size)
-            if len(grids) > 1:
-                inputs, drawn = decode
-                yield _compile(
-                    "compact",
-                    setup.generate.compact,
-                    (inputs._replace(weights=()), drawn, None),
-                    (resident, prompts, decode),
-                    now=grids[0],
-                    smaller=grids[1],
-                    length=length,
-                )
+        yield from _rollout(setup, start, (resident, prompts))
         if selects:
             yield _compile(
                 "update selector",
@@ -169,6 +151,65 @@ def compiled(run: Opened, prompt_length: int, *, selects: bool = True) -> Iterat
         yield _compile("learn", steps.update_policy, learn, (resident, groups))
 
 
+def _rollout(setup: Setup, batch: Batch, held: PyTree) -> Iterator[Compiled]:
+    """Compiles the programs of a rollout at its largest."""
+    generate = setup.generate
+    count = batch.prompts.shape[0]
+    grids = generate.grids(count)
+    length = generate.cache_lengths[-1]
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    if not generate.waits(count):
+        prefill = _compile("prefill", generate.start, (batch,), held)
+        yield prefill
+        if prefill.failure:
+            return
+        inputs, state = decode_arguments(setup.lm.policy, prefill.outputs, length)
+    else:
+        weights = _compile("lay out weights", generate.prepare_weights, (batch.params,), held)
+        prefill = _compile(
+            "prefill", generate.admit, (batch, number), held, count=generate.entering(count)
+        )
+        yield weights
+        yield prefill
+        if weights.failure or prefill.failure:
+            return
+        empty = _compile("empty", generate.empty, ((), prefill.outputs), held, full=grids[0])
+        inputs, state = decode_arguments(setup.lm.policy, empty.outputs, length)
+        inputs = inputs._replace(weights=weights.outputs)
+    yield _compile("decode", generate.decode, (inputs, state), (held, inputs, state), length=length)
+    rows = (inputs._replace(weights=()), state)
+    if generate.waits(count):
+        left = _compile(
+            "left",
+            generate.nothing_left,
+            (
+                count * generate.settings.num_generations,
+                grids[0].rows * generate.shards,
+                generate.settings.max_completion_length,
+            ),
+            held,
+        ).outputs
+        yield _compile(
+            "enter",
+            generate.enter,
+            (*rows, left, number, prefill.outputs, number),
+            (held, inputs, state, left, prefill.outputs),
+            full=grids[0],
+            half=grids[1],
+            length=length,
+        )
+    elif len(grids) > 1:
+        yield _compile(
+            "compact",
+            generate.compact,
+            (*rows, None, number),
+            (held, inputs, state),
+            now=grids[0],
+            smaller=grids[1],
+            length=length,
+        )
+
+
 def decode_arguments(
     policy: Policy, started: tuple[Inputs, Decoding], length: int
 ) -> tuple[Inputs, Decoding]:
@@ -177,7 +218,7 @@ def decode_arguments(
     `started` describes the result of `rollout.start`.
     """
     inputs, state = started
-    grown = jax.eval_shape(lambda cache: policy.grow_cache(cache, length), state.cache)
+    grown = jax.eval_shape(lambda cache: policy.resize_cache(cache, length, 0), state.cache)
     cache = jax.tree.map(lambda x, before: meshes.describe(x, before.sharding), grown, state.cache)
     return inputs, state._replace(cache=cache)
 

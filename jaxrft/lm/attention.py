@@ -184,16 +184,20 @@ def _attend_block(q: Array, positions: Array, sources: list[_Source]) -> Array:
     return mixed
 
 
-AttendSlots = Callable[[Array, LayerCache, Array], tuple[Array, Array, Array]]
-"""(queries [rows, kv_heads, M, head_dim], cache, slot [] int32) -> what attention to the slots up
-to `slot` gives: the largest score, the sum of exponentials [rows, kv_heads, M, 1] and the mix of
-values [rows, kv_heads, M, head_dim]. If `slot` is -1 the largest score is HIDDEN, and the others
-are finite."""
+AttendSlots = Callable[[Array, LayerCache, Array, Array], tuple[Array, Array, Array]]
+"""(queries [rows, kv_heads, M, head_dim], cache, first [rows] int32, last [] int32) -> what
+attention to the slots from a row's first to the last gives: the largest score, the sum of
+exponentials [rows, kv_heads, M, 1] and the mix of values [rows, kv_heads, M, head_dim]. For a row
+without such slots the largest score is HIDDEN, and the others are finite."""
 
 
-def attend_slots(q: Array, cache: LayerCache, slot: Array) -> tuple[Array, Array, Array]:
+def attend_slots(
+    q: Array, cache: LayerCache, first: Array, last: Array
+) -> tuple[Array, Array, Array]:
     """Attends by XLA, which reads all slots of the cache; see `AttendSlots`."""
-    return _attend_part(q, cache, jnp.arange(cache.values.shape[2], dtype=slot.dtype) <= slot)
+    slots = jnp.arange(cache.values.shape[2], dtype=last.dtype)[None]
+    visible = (slots >= first[:, None]) & (slots <= last)
+    return _attend_part(q, cache, visible[:, None, None, :])
 
 
 def attend_cached(
@@ -202,15 +206,16 @@ def attend_cached(
     visible: Array,
     cache: LayerCache,
     new: LayerCache,
+    first: Array,
     slot: Array,
     attend_slots: AttendSlots,
 ) -> tuple[Array, LayerCache]:
-    """Attends from one query a row to the row's prompt, its slots of the cache before `slot` and
-    the new one, as one softmax.
+    """Attends from one query a row to the row's prompt, its slots of the cache from its `first` to
+    the one before `slot`, and the new one, as one softmax.
 
     q [rows, H, head_dim]; the prefix has B rows, of which row b serves the rows / B queries from b
-    * rows / B on; visible [B, P] bool; `new` is a single slot. Returns [rows, H, head_dim] and
-    the cache with `new` at `slot`.
+    * rows / B on; visible [B, P] bool; `new` is a single slot; first [rows] int32. Returns [rows,
+    H, head_dim] and the cache with `new` at `slot`.
 
     The queries that share keys are the rows of one matrix product: H / kv_heads for a row's
     cache, and rows / B times as many for its prompt. The parts are merged by log-sum-exp: with the
@@ -235,9 +240,10 @@ def attend_cached(
     parts = [tuple(map(of_rows, of_prompt))]
     if isinstance(cache, TpuLayerCache):
         score = _scores(queries, new)
-        parts += [attend_slots(queries, cache, slot - 1), (score, jnp.ones_like(score), new.values)]
+        parts.append(attend_slots(queries, cache, first, slot - 1))
+        parts.append((score, jnp.ones_like(score), new.values))
     else:
-        parts.append(attend_slots(queries, written, slot))
+        parts.append(attend_slots(queries, written, first, slot))
     highest = reduce(jnp.maximum, [largest for largest, _, _ in parts])
     scales = [jnp.exp(largest - highest) for largest, _, _ in parts]
     mixed = reduce(jnp.add, [scale * mix for scale, (_, _, mix) in zip(scales, parts, strict=True)])

@@ -1,7 +1,9 @@
-"""Compaction: when rows of a rollout have ended, those that have not move into a smaller grid.
+"""Compaction: the rows of a rollout that have not ended move together, into a smaller grid or to
+make room for waiting prompts.
 
 The rows of a shard are a grid of blocks. A block is `width` rows of one prompt, whose keys and
-values are stored once a block. All functions move rows within their shard only.
+values are stored once a block; the blocks of a prompt are next to each other. All functions move
+rows within their shard only.
 """
 
 from typing import NamedTuple
@@ -36,22 +38,49 @@ class Moves(NamedTuple):
     rows: Array  # [S, R'] int32
     filled: Array  # [S, R'] bool, whether there is a row to move
     blocks: Array  # [S, Q'] int32
+    starts: Array  # [S, Q'] bool, whether a block is the first of its prompt
 
 
 def grids(prompts: int, num_generations: int, max_completion_length: int) -> tuple[Grid, ...]:
     """Returns the grids of a rollout of `prompts` on each shard, from the largest to the smallest.
 
-    Where on average g rows of a prompt are left, a block has g / 4 of them: fewer slots stay
+    Where on average g rows of a prompt are left, a block has g / 4 of them: fewer places stay
     empty, and a prompt is stored about four times.
 
     >>> grids(32, 8, 256)
     (Grid(blocks=32, width=8), Grid(blocks=128, width=1), Grid(blocks=64, width=1), \
 Grid(blocks=16, width=1))
     """
-    grids = [Grid(prompts, num_generations)]
+    full = Grid(prompts, num_generations)
+    return _with_smaller([full], SHRINKS, num_generations, max_completion_length)
+
+
+def waiting_grids(
+    max_rows: int, num_generations: int, max_completion_length: int
+) -> tuple[Grid, ...]:
+    """Returns the grids of a rollout that has more prompts than `max_rows` on each shard take.
+
+    Prompts enter when the live rows fit the second grid, which has half of the places of the first;
+    the others wait. Rows of a prompt that entered before are mixed with whole groups, so that all
+    blocks have a quarter of a group, or the next smaller divisor.
+
+    >>> waiting_grids(64, 8, 256)
+    (Grid(blocks=32, width=2), Grid(blocks=16, width=2), Grid(blocks=16, width=1), \
+Grid(blocks=4, width=1))
+    """
+    quarter = max(1, num_generations // 4)
+    width = next(each for each in range(quarter, 0, -1) if num_generations % each == 0)
+    half = Grid(max_rows // (2 * num_generations) * (num_generations // width), width)
+    full = Grid(2 * half.blocks, width)
+    return _with_smaller([full, half], SHRINKS[1:], num_generations, max_completion_length)
+
+
+def _with_smaller(
+    grids: list[Grid], shrinks: tuple[int, ...], num_generations: int, max_completion_length: int
+) -> tuple[Grid, ...]:
     if max_completion_length <= SHORT:
         return tuple(grids)
-    for shrink in SHRINKS:
+    for shrink in shrinks:
         width = max(1, num_generations // (4 * shrink))
         grid = Grid(-(-grids[0].rows // (shrink * width)), width)
         if grid.rows < grids[-1].rows:
@@ -59,24 +88,27 @@ Grid(blocks=16, width=1))
     return tuple(grids)
 
 
-def fits(done: Array, now: Grid, smaller: Grid) -> Array:
-    """Returns whether the live rows of all shards fit a smaller grid. `done` [R] bool."""
-    live = ~done.reshape(-1, now.blocks, now.width)
-    return jnp.max(jnp.sum(_blocks_needed(live, smaller.width), axis=1)) <= smaller.blocks
+def fits(ended: Array, starts: Array, now: Grid, smaller: Grid) -> Array:
+    """Returns whether the live rows of all shards fit a smaller grid.
 
-
-def plan(done: Array, now: Grid, smaller: Grid) -> Moves:
-    """Computes which rows a smaller grid takes. `done` [R] bool.
-
-    The live rows of a block fill blocks of the smaller grid, in their order.
+    ended [R] bool; starts [blocks] bool, whether a block is the first of its prompt.
     """
-    live = ~done.reshape(-1, now.blocks, now.width)
-    shards = live.shape[0]
-    needed = _blocks_needed(live, smaller.width)
+    needed, _ = _needed(ended, starts, now, smaller.width)
+    return jnp.max(jnp.sum(needed, axis=1)) <= smaller.blocks
+
+
+def plan(ended: Array, starts: Array, now: Grid, smaller: Grid) -> Moves:
+    """Computes which rows a smaller grid takes; see `fits`.
+
+    The live rows of a prompt fill blocks of the smaller grid, in their order.
+    """
+    shards = ended.shape[0] // now.rows
+    live = ~ended.reshape(shards, now.rows)
+    needed, before_prompt = _needed(ended, starts, now, smaller.width)
     first_block = jnp.cumsum(needed, axis=1) - needed
-    rank = jnp.cumsum(live.astype(jnp.int32), axis=2) - 1
-    place = first_block[:, :, None] * smaller.width + rank
-    place = jnp.where(live, place, smaller.rows).reshape(shards, now.rows)
+    start = first_block * smaller.width - before_prompt  # less the live rows before
+    place = jnp.repeat(start, now.width, axis=1) + jnp.cumsum(live, axis=1, dtype=jnp.int32) - 1
+    place = jnp.where(live, place, smaller.rows)
 
     def invert(place: Array) -> Array:
         empty = jnp.full(smaller.rows, now.rows, jnp.int32)
@@ -87,7 +119,26 @@ def plan(done: Array, now: Grid, smaller: Grid) -> Moves:
     rows = jnp.where(filled, rows, 0)
     # the first place of a block is filled if any is
     blocks = rows.reshape(shards, smaller.blocks, smaller.width)[:, :, 0] // now.width
-    return Moves(rows, filled, blocks)
+    prompt = jnp.cumsum(starts.reshape(shards, now.blocks), axis=1, dtype=jnp.int32)
+    of_block = jnp.take_along_axis(prompt, blocks, axis=1)
+    is_other = of_block[:, 1:] != of_block[:, :-1]
+    return Moves(rows, filled, blocks, jnp.pad(is_other, ((0, 0), (1, 0)), constant_values=True))
+
+
+def _needed(ended: Array, starts: Array, now: Grid, width: int) -> tuple[Array, Array]:
+    """Counts the blocks of `width` that the live rows of each prompt take, and the live rows of the
+    shard before each prompt.
+
+    Both are [S, Q]; the first is at the last block of a prompt, and 0 at the others.
+    """
+    shards = ended.shape[0] // now.rows
+    live = ~ended.reshape(shards, now.blocks, now.width)
+    starts = starts.reshape(shards, now.blocks)
+    count = jnp.sum(live, axis=2, dtype=jnp.int32)
+    up_to = jnp.cumsum(count, axis=1)
+    before_prompt = jax.lax.cummax(jnp.where(starts, up_to - count, 0), axis=1)
+    is_last = jnp.pad(starts[:, 1:], ((0, 0), (0, 1)), constant_values=True)
+    return -(-jnp.where(is_last, up_to - before_prompt, 0) // width), before_prompt
 
 
 def take(tree: PyTree, index: Array) -> PyTree:
@@ -119,6 +170,12 @@ def put(tree: PyTree, index: Array, rows: PyTree) -> PyTree:
     return jax.tree.map(of, tree, rows)
 
 
-def _blocks_needed(live: Array, width: int) -> Array:
-    """Counts the blocks [S, Q] of `width` that take the live rows of each block [S, Q, W]."""
-    return -(-jnp.sum(live, axis=2, dtype=jnp.int32) // width)
+def append(first: PyTree, second: PyTree, shards: int) -> PyTree:
+    """Appends the rows of each shard, leaves [S * n, ...], to those of `first` [S * m, ...]."""
+
+    def of(x: Array, y: Array) -> Array:
+        parts = (each.reshape(shards, -1, *each.shape[1:]) for each in (x, y))
+        joined = jnp.concatenate(tuple(parts), axis=1)
+        return constrain(joined.reshape(-1, *x.shape[1:]), "batch", *(None,) * (x.ndim - 1))
+
+    return jax.tree.map(of, first, second)

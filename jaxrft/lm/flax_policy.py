@@ -117,13 +117,12 @@ def flax_policy(
         earlier = empty_cache(rows, 0) if prefix is None else _repeat(prefix, rows)
         return attend_to(earlier, params, tokens, positions, valid, segments)
 
-    def prepare_decode(params: PyTree, prefix: Cache) -> tuple[PyTree, Cache]:
-        return params, prefix
+    def unchanged(tree: PyTree) -> PyTree:
+        return tree
 
     def decode(
-        prepared: tuple[PyTree, Cache], tokens: Array, positions: Array, slot: Array, cache: Cache
+        params: PyTree, prefix: Cache, tokens: Array, positions: Array, slot: Array, cache: Cache
     ) -> tuple[Array, Cache]:
-        params, prefix = prepared
         earlier = _join(_repeat(prefix, tokens.shape[0]), cache)
         valid = jnp.ones((tokens.shape[0], 1), bool)
         logits, new = attend_to(earlier, params, tokens[:, None], positions[:, None], valid)
@@ -141,14 +140,26 @@ def flax_policy(
                 )
         return Cache(entries, jnp.full((rows, length), FREE, jnp.int32))
 
-    def grow_cache(cache: Cache, length: int) -> Cache:
-        rows, before = cache.positions.shape
-        return _join(cache, empty_cache(rows, length - before))
+    def resize_cache(cache: Cache, length: int, first: Array | int) -> Cache:
+        longer = _join(cache, empty_cache(cache.positions.shape[0], length))
+
+        def part(x: Array) -> Array:
+            return jax.lax.dynamic_slice_in_dim(x, first, length, axis=1)
+
+        return jax.tree.map(part, longer)
 
     def unembed(params: PyTree, logits: Array) -> Array:
         return logits.astype(jnp.float32)
 
-    return Policy(apply, unembed, empty_cache, grow_cache, prepare_decode, decode)
+    return Policy(
+        apply=apply,
+        unembed=unembed,
+        init_cache=empty_cache,
+        resize_cache=resize_cache,
+        prepare_weights=unchanged,
+        prepare_prompts=unchanged,
+        decode=decode,
+    )
 
 
 def _bind(

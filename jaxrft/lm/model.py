@@ -87,16 +87,17 @@ class Policy(NamedTuple):
     """(params, hidden [..., D]) -> logits [..., V] float32."""
     init_cache: Callable[[int, int], PyTree]
     """(rows, length) -> an empty cache of `decode`; leaves [rows, ...]."""
-    grow_cache: Callable[[PyTree, int], PyTree]
-    """(cache, length) -> the cache with as many slots, at least those that it has."""
-    prepare_decode: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
-    """(params, prefix) -> what `decode` reads for every token, laid out for it: the weights, and
-    the prompts, leaves [B, ...]. It is made once a rollout.
-    """
-    decode: Callable[[tuple[PyTree, PyTree], Array, Array, Array, PyTree], tuple[Array, PyTree]]
-    """(prepared, tokens [rows], positions [rows], slot [] int32, cache) -> (logits [rows, V]
-    float32, cache). All rows write the same slot of the cache, and see the slots up to it behind
-    their prefix."""
+    resize_cache: Callable[[PyTree, int, Array | int], PyTree]
+    """(cache, length, first) -> `length` slots of the cache from `first` on, those behind its end
+    empty."""
+    prepare_weights: Callable[[PyTree], PyTree]
+    """(params) -> the weights that `decode` reads for every token, laid out for it."""
+    prepare_prompts: Callable[[PyTree], PyTree]
+    """(prefix) -> the prompts that `decode` reads for every token, leaves [B, ...]."""
+    decode: Callable[[PyTree, PyTree, Array, Array, Array, PyTree], tuple[Array, PyTree]]
+    """(weights, prompts, tokens [rows], positions [rows], slot [] int32, cache) -> (logits [rows,
+    V] float32, cache). All rows write the same slot of the cache. A row sees its prompt, and as
+    many slots, up to that one, as it has tokens behind its prompt: the slots before are free."""
 
 
 class DecodeWeights(NamedTuple):
@@ -355,10 +356,9 @@ def decoder(
         apply=partial(apply, config, dtype=dtype, remat=remat, attend=attend),
         unembed=partial(unembed, config, dtype=dtype),
         init_cache=partial(init_cache, config, dtype=dtype, kind=kind),
-        grow_cache=grow_cache,
-        prepare_decode=partial(
-            prepare_decode, config, dtype=dtype, gather=gather_for_decode, kind=kind
-        ),
+        resize_cache=resize_cache,
+        prepare_weights=partial(prepare_weights, config, dtype=dtype, gather=gather_for_decode),
+        prepare_prompts=partial(prepare_prompts, config, kind=kind),
         decode=partial(
             decode, config, dtype=dtype, gathered=gather_for_decode, attend_slots=attend_slots
         ),
@@ -465,32 +465,30 @@ def init_cache(
     return tuple(_shard_layer_cache(lay_out(zeros, zeros, kind)) for _ in range(config.num_layers))
 
 
-def grow_cache(cache: tuple[LayerCache, ...], length: int) -> tuple[LayerCache, ...]:
-    """Adds free slots to a cache until it has `length` of them."""
+def resize_cache(
+    cache: tuple[LayerCache, ...], length: int, first: Array | int
+) -> tuple[LayerCache, ...]:
+    """Returns `length` slots of a cache from `first` on, those behind its end empty."""
 
-    def grow(layer: LayerCache) -> LayerCache:
-        def lengthen(x: Array, axis: int) -> Array:
-            added = (0, length - x.shape[axis])
-            return jnp.pad(x, [added if each == axis else (0, 0) for each in range(x.ndim)])
+    def resized(x: Array, axis: int) -> Array:
+        added = (0, length)
+        longer = jnp.pad(x, [added if each == axis else (0, 0) for each in range(x.ndim)])
+        return jax.lax.dynamic_slice_in_dim(longer, first, length, axis)
 
-        grown = lengthen(layer.keys, slot_axis(layer)), lengthen(layer.values, 2)
-        return _shard_layer_cache(type(layer)(*grown))
+    return tuple(
+        _shard_layer_cache(
+            type(layer)(resized(layer.keys, slot_axis(layer)), resized(layer.values, 2))
+        )
+        for layer in cache
+    )
 
-    return tuple(grow(layer) for layer in cache)
 
+def prepare_weights(
+    config: ModelConfig, params: Params, *, dtype: DTypeLike = jnp.float32, gather: bool = True
+) -> DecodeWeights:
+    """Lays out the weights for `decode`: merged, cast, and each layer an array of its own.
 
-def prepare_decode(
-    config: ModelConfig,
-    params: Params,
-    prefix: Cache,
-    *,
-    dtype: DTypeLike = jnp.float32,
-    gather: bool = True,
-    kind: type[LayerCache] = LayerCache,
-) -> tuple[DecodeWeights, DecodePrompts]:
-    """Lays out weights and prompts for `decode`: merged, cast, and each layer an array of its own.
-
-    With `gather` the weights are gathered over `fsdp`, and split over `model` only.
+    With `gather` they are gathered over `fsdp`, and split over `model` only.
     """
     axes = _layer_axes(config)
 
@@ -508,26 +506,32 @@ def prepare_decode(
             for name, factors in layer_factors.items()
         }
 
-    def layer_prefix(index: int) -> LayerCache:
-        return _shard_layer_cache(lay_out(prefix.keys[index], prefix.values[index], kind))
-
-    layers = range(config.num_layers)
-    weights = DecodeWeights(
-        layers=tuple(layer(index) for index in layers),
+    return DecodeWeights(
+        layers=tuple(layer(index) for index in range(config.num_layers)),
         others={
             row.name: prepare(params[row.name], row.axes) for row in base(config) if not row.layered
         },
     )
-    prompts = DecodePrompts(
-        prefix=tuple(layer_prefix(index) for index in layers),
+
+
+def prepare_prompts(
+    config: ModelConfig, prefix: Cache, *, kind: type[LayerCache] = LayerCache
+) -> DecodePrompts:
+    """Lays out the keys and values of prompts for `decode`, each layer an array of its own."""
+
+    def layer(index: int) -> LayerCache:
+        return _shard_layer_cache(lay_out(prefix.keys[index], prefix.values[index], kind))
+
+    return DecodePrompts(
+        prefix=tuple(layer(index) for index in range(config.num_layers)),
         visible=prefix.positions[0] < PADDED,
     )
-    return weights, prompts
 
 
 def decode(
     config: ModelConfig,
-    prepared: tuple[DecodeWeights, DecodePrompts],
+    weights: DecodeWeights,
+    prompts: DecodePrompts,
     tokens: Array,
     positions: Array,
     slot: Array,
@@ -537,14 +541,16 @@ def decode(
     gathered: bool = True,
     attend_slots: AttendSlots = attend_slots,
 ) -> tuple[Array, tuple[LayerCache, ...]]:
-    """Computes one token of each row; see `Policy.decode`. `gathered`: whether `prepare_decode`
+    """Computes one token of each row; see `Policy.decode`. `gathered`: whether `prepare_weights`
     gathered the weights.
 
     The layers are unrolled: each writes into a buffer of its own, which XLA then updates in place.
     In a scan over layers every layer would be sliced out of the stacked cache, and copied.
     """
-    weights, prompts = prepared
     axes = _layer_axes(config)
+    lengths = jnp.sum(prompts.visible, axis=1, dtype=jnp.int32)
+    group = tokens.shape[0] // lengths.shape[0]
+    first = slot - (positions - jnp.repeat(lengths, group))
     rope = _rope(positions[:, None], rope_frequencies(config))
     x = constrain(
         _all_gather(weights.others["embed"], ("vocab", "embed"), dtype)[tokens], "batch", "embed"
@@ -557,7 +563,7 @@ def decode(
         ) -> tuple[Array, LayerCache]:
             new = lay_out(k, v, type(earlier))
             mixed, layer_cache = attend_cached(
-                q[:, 0], prefix, prompts.visible, earlier, new, slot, attend_slots
+                q[:, 0], prefix, prompts.visible, earlier, new, first, slot, attend_slots
             )
             return mixed[:, None], layer_cache
 

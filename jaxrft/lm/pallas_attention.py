@@ -47,7 +47,7 @@ class Block(NamedTuple):
     """The block of an array that is in VMEM at once."""
 
     shape: tuple[int, ...]
-    # of the indices of the grid, and of the slot, an array [1]
+    # of the indices of the grid, and of the last slot, an array [1]
     index_map: Callable[..., tuple[int | Array, ...]]
 
 
@@ -77,25 +77,29 @@ def unsupported_reason(head_dim: int, slots: int, platform: str) -> str:
     return ""
 
 
-def attend_slots(q: Array, cache: LayerCache, slot: Array) -> tuple[Array, Array, Array]:
+def attend_slots(
+    q: Array, cache: LayerCache, first: Array, last: Array
+) -> tuple[Array, Array, Array]:
     """Does what `attention.attend_slots` does with a `TpuLayerCache`. A mesh's devices compute
     their rows and heads.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if not meshes.is_ours(mesh) or mesh.manual_axes:
-        return _attend(q, *cache, slot)
+        return _attend(q, *cache, first, last)
     heads = meshes.spec("batch", "kv_heads")
     attend = jax.shard_map(
         _attend,
         mesh=mesh,
-        in_specs=(heads, heads, heads, meshes.spec()),
+        in_specs=(heads, heads, heads, meshes.spec("batch"), meshes.spec()),
         out_specs=(heads, heads, heads),
         check_vma=False,  # the kernel does not say over which axes its results vary
     )
-    return attend(q, *cache, slot)
+    return attend(q, *cache, first, last)
 
 
-def _attend(q: Array, keys: Array, values: Array, slot: Array) -> tuple[Array, Array, Array]:
+def _attend(
+    q: Array, keys: Array, values: Array, first: Array, last: Array
+) -> tuple[Array, Array, Array]:
     """Computes `attend_slots` on one device.
 
     A row's heads are as separate as rows are, so both are one axis n.
@@ -110,7 +114,7 @@ def _attend(q: Array, keys: Array, values: Array, slot: Array) -> tuple[Array, A
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=grid,
-            in_specs=[of_queries, of_keys, of_keys],
+            in_specs=[of_scalars, of_queries, of_keys, of_keys],
             out_specs=[of_scalars, of_scalars, of_queries],
         ),
         out_shape=[
@@ -121,7 +125,8 @@ def _attend(q: Array, keys: Array, values: Array, slot: Array) -> tuple[Array, A
         name=NAME,
     )
     highest, total, mix = call(
-        slot.reshape(1),
+        last.reshape(1),
+        jnp.broadcast_to(first[:, None, None], (rows, kv_heads, queries)).reshape(flat),
         q.reshape(*flat, width),
         keys.reshape(-1, slots, width),
         values.reshape(-1, slots, width),
@@ -133,24 +138,26 @@ def _attend(q: Array, keys: Array, values: Array, slot: Array) -> tuple[Array, A
 def plan(n: int, queries: int, width: int, slots: int, item_size: int) -> Plan:
     """Divides the arrays into blocks; `width` is head_dim.
 
-    Behind the block of the current slot the index stays the same, so that nothing more is fetched.
+    Behind the block of the last slot the index stays the same, so that nothing more is fetched.
     """
     block = BLOCK if slots % BLOCK == 0 else slots
     fitting = BLOCK_BYTES // (width * block * item_size)
     count = min(n, max(SUBLANES, fitting // SUBLANES * SUBLANES))
 
-    def last(step: int | Array, slot: Ref) -> Array:
-        return jnp.minimum(step, jnp.maximum(slot[0], 0) // block)
+    def read(step: int | Array, last: Ref) -> Array:
+        return jnp.minimum(step, jnp.maximum(last[0], 0) // block)
 
     return Plan(
         grid=(pl.cdiv(n, count), slots // block),
-        queries=Block((count, queries, width), lambda i, j, slot: (i, 0, 0)),
-        keys=Block((count, block, width), lambda i, j, slot: (i, last(j, slot), 0)),
-        scalars=Block((count, queries), lambda i, j, slot: (i, 0)),
+        queries=Block((count, queries, width), lambda i, j, last: (i, 0, 0)),
+        keys=Block((count, block, width), lambda i, j, last: (i, read(j, last), 0)),
+        scalars=Block((count, queries), lambda i, j, last: (i, 0)),
     )
 
 
-def _kernel(slot: Ref, q: Ref, keys: Ref, values: Ref, highest: Ref, total: Ref, mix: Ref) -> None:
+def _kernel(
+    last: Ref, first: Ref, q: Ref, keys: Ref, values: Ref, highest: Ref, total: Ref, mix: Ref
+) -> None:
     """Adds a block of slots to the largest score, the sum and the mix, which stay in VMEM from
     block to block.
 
@@ -167,11 +174,12 @@ def _kernel(slot: Ref, q: Ref, keys: Ref, values: Ref, highest: Ref, total: Ref,
         total[...] = jnp.zeros(total.shape, jnp.float32)
         mix[...] = jnp.zeros(mix.shape, jnp.float32)
 
-    @pl.when(block * size <= slot[0])
+    @pl.when(block * size <= last[0])
     def add() -> None:
         scores = product("nme,nse->nms", q[...], keys[...]) / math.sqrt(q.shape[2])
         slots = block * size + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 2)
-        scores = jnp.where(slots <= slot[0], scores, HIDDEN)
+        visible = (slots >= first[...][..., None]) & (slots <= last[0])
+        scores = jnp.where(visible, scores, HIDDEN)
         before = highest[...]
         largest = jnp.maximum(before, jnp.max(scores, axis=-1))
         scale = jnp.exp(before - largest)

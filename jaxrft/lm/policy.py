@@ -1,7 +1,6 @@
 """Opens, adapts and exports the policy of a run."""
 
 import logging
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,19 +13,9 @@ from jax.typing import DTypeLike
 from jaxrft import mesh as meshes
 from jaxrft.config import Config
 from jaxrft.host.files import short_digest
-from jaxrft.lm import (
-    attention,
-    compaction,
-    cudnn_attention,
-    hub,
-    model,
-    rollout,
-    tokenizer,
-    weights,
-)
-from jaxrft.lm.compaction import Grid
+from jaxrft.lm import attention, cudnn_attention, hub, model, tokenizer, weights
 from jaxrft.streams import stream_key
-from jaxrft.types import Array, InputError, PyTree, Rollout
+from jaxrft.types import Array, InputError, PyTree
 
 logger = logging.getLogger(__name__)
 
@@ -234,165 +223,3 @@ def check_length(config: Config, limit: int | None) -> None:
             f"{config.max_completion_length} is "
             f"{most}, but {config.model} has max_position_embeddings {limit}: lower one of the two"
         )
-
-
-class Work(NamedTuple):
-    """What a rollout computed."""
-
-    drawn: int  # tokens, with those behind the ends of rows
-    segments: int
-
-
-class CompiledRollout:
-    """The programs of a rollout, compiled when they are first needed; rows are sharded over the
-    mesh.
-
-    Waits for the device only between two segments, for three replicated scalars, on which all
-    processes decide alike.
-    """
-
-    def __init__(
-        self,
-        lm: LanguageModel,
-        config: Config,
-        mesh: meshes.AnyMesh,
-        use: str,
-        settings: rollout.Sampling,
-    ):
-        """Prepares the programs; `use` is the random stream."""
-
-        def start(
-            params: PyTree,
-            step: Array,
-            prompts: Array,
-            lengths: Array,
-            ids: Array,
-            stream: Array | None = None,
-        ) -> tuple[rollout.Inputs, rollout.Decoding]:
-            key = stream_key(config.seed, step, use if stream is None else stream)
-            return rollout.start(
-                lm.policy, params, key, prompts, lengths, ids, None, settings=settings
-            )
-
-        rows = meshes.sharding(mesh, "batch")
-        cells = meshes.sharding(mesh, "batch", None)
-        self.settings = settings
-        # rows of a segment, and tokens that each of them had at its end
-        self._segments: list[tuple[int, Array | int]] = []
-        self.shards = meshes.shards(mesh, "batch")
-        self.cache_lengths = rollout.cache_lengths(settings.max_completion_length)
-        self.start = jax.jit(start)
-        self.grow = jax.jit(lm.policy.grow_cache, static_argnums=1)
-        self.decode = jax.jit(
-            partial(rollout.decode, lm.policy, settings=settings),
-            static_argnames=("length", "grids"),
-            donate_argnums=1,
-            out_shardings=(None, meshes.sharding(mesh)),
-        )
-        self.compact = jax.jit(
-            partial(rollout.compact, lm.policy),
-            static_argnames=("now", "smaller", "length"),
-        )
-        self.finish = jax.jit(
-            partial(rollout.finish, shards=self.shards),
-            out_shardings=Rollout._make((cells, rows, cells, cells, cells)),
-        )
-
-    def grids(self, prompts: int) -> tuple[Grid, ...]:
-        """Returns the grids of a rollout of `prompts`, from the largest to the smallest."""
-        return compaction.grids(
-            prompts // self.shards,
-            self.settings.num_generations,
-            self.settings.max_completion_length,
-        )
-
-    def num_programs(self, prompts: int) -> int:
-        """Counts the programs of `decode` that a rollout of `prompts` may run."""
-        numbers = range(len(self.grids(prompts)))
-        return sum(len(rollout.grid_lengths(self.cache_lengths, number)) for number in numbers)
-
-    def __call__(
-        self,
-        params: PyTree,
-        step: Array | np.int32,
-        prompts: Array,
-        lengths: Array,
-        ids: Array | np.ndarray,
-        stream: Array | np.int32 | None = None,
-    ) -> Rollout:
-        """Samples completions.
-
-        `params` are all parameters, frozen ones and adapters; `stream` the number of another random
-        stream.
-        """
-        inputs, state = self.start(params, step, prompts, lengths, ids, stream)
-        grids = self.grids(prompts.shape[0])
-        grid = 0
-        length = self.cache_lengths[0]
-        left = None
-        self._segments = []
-        while True:
-            state, status = self.decode(inputs, state, length=length, grids=grids[grid:])
-            rows = grids[grid].rows * self.shards
-            if length == self.cache_lengths[-1] and grid == len(grids) - 1:
-                # all rows have ended; nothing waits for the device
-                self._segments.append((rows, status.time))
-                break
-            now = jax.device_get(status)
-            self._segments.append((rows, int(now.time)))
-            if now.ended:
-                break
-            needed = max(length, int(now.time))
-            smaller = grid + int(now.grid)
-            allowed = rollout.grid_lengths(self.cache_lengths, smaller)
-            length = min(each for each in allowed if each >= needed)
-            if smaller == grid:
-                state = state._replace(cache=self.grow(state.cache, length))
-                continue
-            moved, state, left = self.compact(
-                inputs._replace(weights=()),
-                state,
-                left,
-                now=grids[grid],
-                smaller=grids[smaller],
-                length=length,
-            )
-            inputs = moved._replace(weights=inputs.weights)
-            grid = smaller
-        return self.finish(state.samples, left)
-
-    def work(self) -> Work:
-        """Counts what the last rollout computed; waits for it."""
-        rows = self._segments[0][0]
-        drawn = rows  # the first token of each row
-        time = 1
-        for rows, end in self._segments:
-            drawn += rows * (int(end) - time)
-            time = int(end)
-        return Work(drawn, len(self._segments))
-
-    def eval_shape(self, *arguments: Any) -> Rollout:
-        """Returns the shapes of a rollout."""
-        return self.finish.eval_shape(self.start.eval_shape(*arguments)[1].samples)
-
-
-def compile_rollout(
-    lm: LanguageModel,
-    config: Config,
-    mesh: meshes.AnyMesh,
-    *,
-    use: str = "rollout",
-    num_generations: int | None = None,
-    greedy: bool = False,
-) -> CompiledRollout:
-    """Returns the rollout that the config asks for; `use` is the random stream."""
-    settings = rollout.Sampling(
-        num_generations=config.num_generations if num_generations is None else num_generations,
-        max_completion_length=config.max_completion_length,
-        eos_ids=lm.eos_ids,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        top_k=config.top_k,
-        greedy=greedy,
-    )
-    return CompiledRollout(lm, config, mesh, use, settings)

@@ -2,21 +2,28 @@
 ended.
 
 A rollout is `start`, a few segments of `decode` and `finish`. `generate` joins them in one program;
-`jaxrft.lm.policy.CompiledRollout` runs them one by one, leaves out the segments that no row needs,
-and lets the rows that are left move into a smaller grid (`compact`).
+`jaxrft.lm.segments.CompiledRollout` runs them one by one, leaves out the segments that no row
+needs, and lets the rows that are left move into a smaller grid (`compact`). Where not all rows fit
+into memory, it starts with an `empty` grid, and prompts are prefilled (`admit`) and `enter` it when
+rows have left.
+
+A row's tokens stand in the columns of `Samples` from the one in which it entered on; the cache has
+a token in the slot of its column. In one step all rows write the same column.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from jaxrft.lm import compaction, sampling
-from jaxrft.lm.compaction import Grid
+from jaxrft.lm.compaction import Grid, Moves
 from jaxrft.lm.model import Policy
 from jaxrft.mesh import constrain
 from jaxrft.types import Array, PyTree, Rollout
+
+Tree = TypeVar("Tree")
 
 # Attention reads a cache up to its length, not up to what is written. So the cache starts short and
 # grows to these parts of the longest completion. Each is a program to compile.
@@ -40,16 +47,19 @@ class Sampling(NamedTuple):
 class Inputs(NamedTuple):
     """The constants of the decoding loop."""
 
-    weights: PyTree  # see `Policy.prepare_decode`
-    prompts: PyTree  # likewise; leaves [blocks, ...]
+    weights: PyTree  # see `Policy.prepare_weights`
+    prompts: PyTree  # see `Policy.prepare_prompts`; leaves [blocks, ...]
+    starts: Array  # [blocks] bool, whether a block is the first of its prompt
     keys: Array  # [R] keys of the samples
     first: Array  # [R] int32, the position of a completion's first token
+    entered: Array  # [R] int32, the column of a completion's first token
 
 
 class Samples(NamedTuple):
-    """What was drawn, 0 behind the end of a row."""
+    """What was drawn, 0 before a row's first token and behind its last."""
 
     lengths: Array  # [R] int32, tokens up to and including EOS
+    ended: Array  # [R] bool, by EOS or at the limit
     tokens: Array  # [R, T] int32
     logprobs: Array  # [R, T] float32
     sampling_logprobs: Array  # [R, T] float32
@@ -58,8 +68,7 @@ class Samples(NamedTuple):
 class Decoding(NamedTuple):
     """The state of the decoding loop."""
 
-    time: Array  # scalar int32, tokens written
-    done: Array  # [R] bool, EOS was drawn
+    time: Array  # scalar int32, columns written
     samples: Samples
     cache: PyTree
 
@@ -70,6 +79,7 @@ class Status(NamedTuple):
     ended: Array  # bool, whether no row needs another token
     time: Array  # int32
     grid: Array  # int32, the last of the segment's grids that the live rows fit
+    free: Array  # int32, columns at the left that no live row uses
 
 
 class Drawn(NamedTuple):
@@ -78,6 +88,15 @@ class Drawn(NamedTuple):
     token: Array  # [R] int32
     logprob: Array  # [R] float32
     sampling_logprob: Array  # [R] float32
+
+
+class Entrants(NamedTuple):
+    """Rows that are ready to be decoded, of B prompts."""
+
+    prompts: PyTree  # see `Policy.prepare_prompts`; leaves [B, ...]
+    keys: Array  # [R] keys of the samples
+    first: Array  # [R] int32, the position of a completion's first token
+    drawn: Drawn  # the first token
 
 
 def prefill(policy: Policy, params: PyTree, prompts: Array, lengths: Array) -> tuple[Array, PyTree]:
@@ -113,7 +132,7 @@ def generate(
         policy, params, key, prompts, lengths, ids, first_sample, settings=settings
     )
     for length in cache_lengths(settings.max_completion_length):
-        state = state._replace(cache=policy.grow_cache(state.cache, length))
+        state = state._replace(cache=policy.resize_cache(state.cache, length, 0))
         state, _ = decode(policy, inputs, state, settings=settings, length=length)
     return finish(state.samples)
 
@@ -150,6 +169,30 @@ def _round_up(number: float, multiple: int) -> int:
     return math.ceil(number / multiple) * multiple
 
 
+def admit(
+    policy: Policy,
+    params: PyTree,
+    key: Array,
+    prompts: Array,
+    lengths: Array,
+    ids: Array,
+    first_sample: Array | None,
+    *,
+    settings: Sampling,
+) -> Entrants:
+    """Computes the prompts and draws the first token of each sample; see `generate`."""
+    last, prefix = prefill(policy, params, prompts, lengths)
+    keys = sampling.row_keys(key, ids, settings.num_generations, first_sample)
+    logits = jnp.repeat(policy.unembed(params, last), settings.num_generations, axis=0)
+    logits = constrain(logits, "batch", "vocab") / settings.temperature
+    return Entrants(
+        prompts=policy.prepare_prompts(prefix),
+        keys=keys,
+        first=constrain(jnp.repeat(lengths, settings.num_generations), "batch"),
+        drawn=_draw(keys, jnp.zeros(keys.shape, jnp.int32), logits, settings),
+    )
+
+
 def start(
     policy: Policy,
     params: PyTree,
@@ -161,24 +204,52 @@ def start(
     *,
     settings: Sampling,
 ) -> tuple[Inputs, Decoding]:
-    """Computes the prompts and draws the first token of each sample; see `generate`."""
-    rows = prompts.shape[0] * settings.num_generations
-    last, prefix = prefill(policy, params, prompts, lengths)
-    weights, stored = policy.prepare_decode(params, prefix)
+    """Returns the state of a rollout whose prompts all enter at once; see `admit`."""
+    entrants = admit(policy, params, key, prompts, lengths, ids, first_sample, settings=settings)
+    rows = entrants.first.shape[0]
     inputs = Inputs(
-        weights=weights,
-        prompts=stored,
-        keys=sampling.row_keys(key, ids, settings.num_generations, first_sample),
-        first=constrain(jnp.repeat(lengths, settings.num_generations), "batch"),
+        weights=policy.prepare_weights(params),
+        prompts=entrants.prompts,
+        starts=constrain(jnp.ones(prompts.shape[0], bool), "batch"),
+        keys=entrants.keys,
+        first=entrants.first,
+        entered=constrain(jnp.zeros(rows, jnp.int32), "batch"),
     )
-    empty = Decoding(
-        time=jnp.zeros((), jnp.int32),
-        done=constrain(jnp.zeros(rows, bool), "batch"),
-        samples=_no_samples(rows, settings.max_completion_length),
+    samples = _no_samples(rows, settings.max_completion_length)
+    time = jnp.zeros((), jnp.int32)
+    return inputs, Decoding(
+        time=time + 1,
+        samples=_write(samples, time, entrants.drawn, settings),
         cache=policy.init_cache(rows, cache_lengths(settings.max_completion_length)[0]),
     )
-    logits = jnp.repeat(policy.unembed(params, last), settings.num_generations, axis=0)
-    return inputs, _advance(inputs, empty, constrain(logits, "batch", "vocab"), settings)
+
+
+def empty(
+    policy: Policy, weights: PyTree, entrants: Entrants, *, full: Grid, settings: Sampling
+) -> tuple[Inputs, Decoding]:
+    """Returns the state of a grid without live rows, which can take rows like the `entrants`."""
+    shards = 2 * entrants.first.shape[0] // full.rows
+    blocks = shards * full.blocks
+    rows = shards * full.rows
+
+    def zeros(x: Array) -> Array:
+        return constrain(jnp.zeros((blocks, *x.shape[1:]), x.dtype), "batch")
+
+    samples = _no_samples(rows, settings.max_completion_length)
+    no_rows = constrain(jnp.zeros(rows, jnp.int32), "batch")
+    inputs = Inputs(
+        weights=weights,
+        prompts=jax.tree.map(zeros, entrants.prompts),
+        starts=constrain(jnp.ones(blocks, bool), "batch"),
+        keys=jnp.broadcast_to(entrants.keys[:1], (rows,)),
+        first=no_rows,
+        entered=no_rows,
+    )
+    return inputs, Decoding(
+        time=jnp.ones((), jnp.int32),
+        samples=samples._replace(ended=constrain(jnp.ones(rows, bool), "batch")),
+        cache=policy.init_cache(rows, cache_lengths(settings.max_completion_length)[0]),
+    )
 
 
 def _no_samples(rows: int, max_completion_length: int) -> Samples:
@@ -186,6 +257,7 @@ def _no_samples(rows: int, max_completion_length: int) -> Samples:
     cells = (rows, max_completion_length)
     return Samples(
         lengths=constrain(jnp.zeros(rows, jnp.int32), "batch"),
+        ended=constrain(jnp.zeros(rows, bool), "batch"),
         tokens=constrain(jnp.zeros(cells, jnp.int32), "batch", None),
         logprobs=constrain(jnp.zeros(cells, jnp.float32), "batch", None),
         sampling_logprobs=constrain(jnp.zeros(cells, jnp.float32), "batch", None),
@@ -204,32 +276,47 @@ def decode(
     """Draws tokens until all rows have ended, the cache of `length` slots is full, or the live rows
     fit the next of `grids`, of which the first is that of the rows.
     """
+    last = min(length, settings.max_completion_length - 1)
+
+    def fits(state: Decoding, smaller: Grid) -> Array:
+        return compaction.fits(state.samples.ended, inputs.starts, grids[0], smaller)
 
     def needed(state: Decoding) -> Array:
-        more = (state.time <= length) & ~_ended(state)
-        if len(grids) > 1:
-            more &= ~compaction.fits(state.done, grids[0], grids[1])
-        return more
+        more = (state.time <= last) & ~jnp.all(state.samples.ended)
+        return more & ~fits(state, grids[1]) if len(grids) > 1 else more
 
     def advance(state: Decoding) -> Decoding:
         slot = state.time - 1
         tokens = jax.lax.dynamic_index_in_dim(state.samples.tokens, slot, axis=1, keepdims=False)
-        prepared = (inputs.weights, inputs.prompts)
-        logits, cache = policy.decode(prepared, tokens, inputs.first + slot, slot, state.cache)
-        return _advance(inputs, state._replace(cache=cache), logits, settings)
+        positions = inputs.first + slot - inputs.entered
+        logits, cache = policy.decode(
+            inputs.weights, inputs.prompts, tokens, positions, slot, state.cache
+        )
+        number = state.time - inputs.entered
+        drawn = _draw(inputs.keys, number, logits / settings.temperature, settings)
+        return Decoding(state.time + 1, _write(state.samples, state.time, drawn, settings), cache)
 
     state = jax.lax.while_loop(needed, advance, state)
     grid = jnp.zeros((), jnp.int32)
     for number, smaller in enumerate(grids[1:], start=1):
-        grid = jnp.where(compaction.fits(state.done, grids[0], smaller), number, grid)
-    return state, Status(_ended(state), state.time, grid)
+        grid = jnp.where(fits(state, smaller), number, grid)
+    ended = state.samples.ended
+    free = jnp.min(jnp.where(ended, state.time - 1, inputs.entered))
+    return state, Status(jnp.all(ended), state.time, grid, free)
 
 
 class Left(NamedTuple):
-    """The rows of a smaller grid, and what is known of all rows of the rollout."""
+    """The rows of a grid, and what is known of all rows of the rollout."""
 
-    rows: Array  # [R'] int32, the number of each among the first rows of its shard
-    samples: Samples  # of all rows, as far as they were drawn at the last compaction
+    rows: Array  # [R'] int32, the number of each among the rows of its shard
+    # of all rows, as far as they were drawn when rows moved last; first tokens in the first column
+    samples: Samples
+
+
+def nothing_left(rows: int, grid_rows: int, max_completion_length: int) -> Left:
+    """Returns what is known of `rows` before the first of them enters."""
+    numbers = constrain(jnp.full(grid_rows, rows, jnp.int32), "batch")
+    return Left(numbers, _no_samples(rows, max_completion_length))
 
 
 def compact(
@@ -237,44 +324,93 @@ def compact(
     inputs: Inputs,
     state: Decoding,
     left: Left | None,
+    free: Array,
     *,
     now: Grid,
     smaller: Grid,
     length: int,
 ) -> tuple[Inputs, Decoding, Left]:
-    """Moves the live rows into a smaller grid, with a cache of `length` slots.
+    """Moves the live rows into a smaller grid, or one of the same size, with a cache of `length`
+    slots, and drops the first columns, `free` in all of them.
 
-    `left` is what the compaction before returned, None at the first. `inputs` come without weights,
-    which do not move.
+    `left` is what the move before returned, None at the first. `inputs` come without weights, which
+    do not move.
     """
-    shards = state.done.shape[0] // now.rows
-    moves = compaction.plan(state.done, now, smaller)
-    if left is None:
-        numbers = jnp.tile(jnp.arange(now.rows, dtype=jnp.int32), shards)
-        left = Left(numbers, state.samples)
-    else:
-        left = Left(left.rows, _merged(left, state.samples, shards))
-    rows_of_shard = left.samples.lengths.shape[0] // shards
-    rows = compaction.take(left.rows, moves.rows)
-    filled = moves.filled.reshape(-1)
-    keys, first, done, samples, cache = compaction.take(
-        (inputs.keys, inputs.first, state.done, state.samples, state.cache), moves.rows
-    )
-    return (
-        inputs._replace(
-            prompts=compaction.take(inputs.prompts, moves.blocks),
-            keys=keys,
-            first=first,
-        ),
-        Decoding(state.time, done | ~filled, samples, policy.grow_cache(cache, length)),
-        Left(jnp.where(filled, rows, rows_of_shard), left.samples),
-    )
+    moves, left = _leave(inputs, state, left, now=now, smaller=smaller)
+    moved, samples, left = _move(inputs, state.samples, left, moves, free)
+    cache = policy.resize_cache(compaction.take(state.cache, moves.rows), length, free)
+    return moved, Decoding(state.time - free, samples, cache), left
 
 
-def finish(samples: Samples, left: Left | None = None, shards: int = 1) -> Rollout:
-    """Returns what was sampled; `left` is what the last compaction returned."""
-    if left is not None:
-        samples = _merged(left, samples, shards)
+def enter(
+    policy: Policy,
+    inputs: Inputs,
+    state: Decoding,
+    left: Left,
+    free: Array,
+    entrants: Entrants,
+    first_row: Array,
+    *,
+    full: Grid,
+    half: Grid,
+    length: int,
+    settings: Sampling,
+) -> tuple[Inputs, Decoding, Left]:
+    """Moves the live rows of the `full` grid into one half of it, and the `entrants` into the
+    other.
+
+    `first_row` [] int32 is the number of the first entrant among the rows of its shard; entrants
+    behind the end of the shard are padding. The other arguments are those of `compact`.
+    """
+    shards = state.samples.ended.shape[0] // full.rows
+    moves, left = _leave(inputs, state, left, now=full, smaller=half)
+    moved, samples, left = _move(inputs, state.samples, left, moves, free)
+
+    time = state.time - free
+    numbers = jnp.tile(first_row + jnp.arange(half.rows, dtype=jnp.int32), shards)
+    is_padding = numbers >= left.samples.lengths.shape[0] // shards
+    new = _no_samples(shards * half.rows, settings.max_completion_length)
+    new = _write(new._replace(ended=is_padding), time - 1, entrants.drawn, settings)
+    blocks_of_prompt = settings.num_generations // half.width
+    block = jnp.arange(shards * half.blocks) % blocks_of_prompt
+
+    def of_blocks(x: Array) -> Array:
+        return jnp.repeat(x, blocks_of_prompt, axis=0)
+
+    def append(first: Tree, second: Tree) -> Tree:
+        return compaction.append(first, second, shards)
+
+    joined = Inputs(
+        weights=inputs.weights,
+        prompts=append(moved.prompts, jax.tree.map(of_blocks, entrants.prompts)),
+        starts=append(moved.starts, block == 0),
+        keys=append(moved.keys, entrants.keys),
+        first=append(moved.first, entrants.first),
+        entered=append(moved.entered, jnp.full(numbers.shape, time - 1)),
+    )
+    # the second half of a shard's places is taken from anywhere, and then empty: one copy
+    index = jnp.pad(moves.rows, ((0, 0), (0, half.rows)))
+    taken = policy.resize_cache(compaction.take(state.cache, index), length, free)
+    is_new = jnp.arange(shards * full.rows) % full.rows >= half.rows
+
+    def clear(x: Array, zeros: Array) -> Array:
+        return jnp.where(is_new.reshape(-1, *(1,) * (x.ndim - 1)), zeros, x)
+
+    cache = jax.tree.map(clear, taken, policy.init_cache(shards * full.rows, length))
+    left = Left(append(left.rows, numbers), left.samples)
+    return joined, Decoding(time, append(samples, new), cache), left
+
+
+def finish(
+    samples: Samples, entered: Array | None = None, left: Left | None = None, shards: int = 1
+) -> Rollout:
+    """Returns what was sampled.
+
+    `entered` is that of `Inputs`, and `left` what the last move returned, None where no rows have
+    moved.
+    """
+    if left is not None and entered is not None:
+        samples = _merged(left, samples, entered, shards)
     mask = jnp.arange(samples.tokens.shape[1], dtype=jnp.int32)[None] < samples.lengths[:, None]
     return Rollout(
         samples.tokens,
@@ -285,30 +421,81 @@ def finish(samples: Samples, left: Left | None = None, shards: int = 1) -> Rollo
     )
 
 
-def _merged(left: Left, samples: Samples, shards: int) -> Samples:
-    """Returns the samples of all rows, those of the rows that were left being `samples`."""
-    return compaction.put(left.samples, left.rows.reshape(shards, -1), samples)
+def _leave(
+    inputs: Inputs, state: Decoding, left: Left | None, *, now: Grid, smaller: Grid
+) -> tuple[Moves, Left]:
+    """Plans the moves of the live rows, and keeps what was drawn so far."""
+    ended = state.samples.ended
+    shards = ended.shape[0] // now.rows
+    moves = compaction.plan(ended, inputs.starts, now, smaller)
+    if left is None:
+        numbers = jnp.tile(jnp.arange(now.rows, dtype=jnp.int32), shards)
+        return moves, Left(numbers, state.samples)
+    return moves, left._replace(samples=_merged(left, state.samples, inputs.entered, shards))
 
 
-def _ended(state: Decoding) -> Array:
-    return jnp.all(state.done) | (state.time >= state.samples.tokens.shape[1])
+def _move(
+    inputs: Inputs, samples: Samples, left: Left, moves: Moves, free: Array
+) -> tuple[Inputs, Samples, Left]:
+    """Moves all of the live rows but their cache, and drops the first columns."""
+    numbers, keys, first, entered, samples = compaction.take(
+        (left.rows, inputs.keys, inputs.first, inputs.entered, samples), moves.rows
+    )
+
+    def shifted(x: Array) -> Array:
+        return jnp.roll(x, -free, axis=1)
+
+    filled = moves.filled.reshape(-1)
+    behind = left.samples.lengths.shape[0]  # the end of any shard
+    return (
+        Inputs(
+            weights=inputs.weights,
+            prompts=compaction.take(inputs.prompts, moves.blocks),
+            starts=constrain(moves.starts.reshape(-1), "batch"),
+            keys=keys,
+            first=first,
+            entered=entered - free,
+        ),
+        Samples(
+            lengths=samples.lengths,
+            ended=samples.ended | ~filled,
+            tokens=shifted(samples.tokens),
+            logprobs=shifted(samples.logprobs),
+            sampling_logprobs=shifted(samples.sampling_logprobs),
+        ),
+        Left(jnp.where(filled, numbers, behind), left.samples),
+    )
 
 
-def _advance(inputs: Inputs, state: Decoding, logits: Array, settings: Sampling) -> Decoding:
-    """Draws the next token of each row from `logits` [R, V] and writes it."""
-    drawn = _draw(inputs.keys, state.time, logits / settings.temperature, settings)
-    return _write(state, drawn, jnp.asarray(settings.eos_ids, jnp.int32))
+def _merged(left: Left, samples: Samples, entered: Array, shards: int) -> Samples:
+    """Returns the samples of all rows, those of the rows of the grid being `samples`."""
+    aligned = Samples(
+        lengths=samples.lengths,
+        ended=samples.ended,
+        tokens=_shift(samples.tokens, entered),
+        logprobs=_shift(samples.logprobs, entered),
+        sampling_logprobs=_shift(samples.sampling_logprobs, entered),
+    )
+    return compaction.put(left.samples, left.rows.reshape(shards, -1), aligned)
 
 
-def _draw(keys: Array, time: Array, logits: Array, settings: Sampling) -> Drawn:
-    """Draws the rows' tokens number `time`, from their keys [R] and logits [R, V] at the sampling
-    temperature.
+def _shift(columns: Array, count: Array) -> Array:
+    """Moves the columns [R, T] of each row to the left by `count` [R]; the first become the
+    last.
+    """
+    index = jnp.arange(columns.shape[1], dtype=jnp.int32)[None] + count[:, None]
+    return jnp.take_along_axis(columns, index % columns.shape[1], axis=1)
+
+
+def _draw(keys: Array, number: Array, logits: Array, settings: Sampling) -> Drawn:
+    """Draws the tokens `number` [R] of the rows, from their keys [R] and logits [R, V] at the
+    sampling temperature.
     """
     allowed = sampling.truncate(logits, top_k=settings.top_k, top_p=settings.top_p)
     token = (
         jnp.argmax(logits, axis=-1).astype(jnp.int32)
         if settings.greedy
-        else sampling.draw(keys, time, allowed)
+        else sampling.draw(keys, number, allowed)
     )
     logprob = sampling.log_probability(logits, token)
     drawn_from = (
@@ -317,27 +504,21 @@ def _draw(keys: Array, time: Array, logits: Array, settings: Sampling) -> Drawn:
     return Drawn(token, logprob.astype(jnp.float32), drawn_from.astype(jnp.float32))
 
 
-def _write(state: Decoding, drawn: Drawn, ends: Array) -> Decoding:
-    """Writes tokens at `time`, of which `ends` [E] end a row; rows that are done stay as they
-    are.
-    """
-    live = ~state.done
+def _write(samples: Samples, column: Array, drawn: Drawn, settings: Sampling) -> Samples:
+    """Writes a token of each row to a column; rows that have ended stay as they are."""
+    live = ~samples.ended
+    ends = jnp.asarray(settings.eos_ids, jnp.int32)
 
-    def put(buffer: Array, column: Array) -> Array:
-        column = jnp.where(live, column, jnp.zeros_like(column))
-        return jax.lax.dynamic_update_slice(
-            buffer, column[:, None], (jnp.zeros_like(state.time), state.time)
-        )
+    def put(buffer: Array, values: Array) -> Array:
+        values = jnp.where(live, values, jnp.zeros_like(values))
+        return jax.lax.dynamic_update_slice_in_dim(buffer, values[:, None], column, axis=1)
 
-    before = state.samples
-    return Decoding(
-        time=state.time + 1,
-        done=state.done | jnp.any(drawn.token[:, None] == ends[None], axis=-1),
-        samples=Samples(
-            lengths=before.lengths + live.astype(jnp.int32),
-            tokens=put(before.tokens, drawn.token),
-            logprobs=put(before.logprobs, drawn.logprob),
-            sampling_logprobs=put(before.sampling_logprobs, drawn.sampling_logprob),
-        ),
-        cache=state.cache,
+    lengths = samples.lengths + live.astype(jnp.int32)
+    is_end = jnp.any(drawn.token[:, None] == ends[None], axis=-1)
+    return Samples(
+        lengths=lengths,
+        ended=samples.ended | is_end | (lengths >= settings.max_completion_length),
+        tokens=put(samples.tokens, drawn.token),
+        logprobs=put(samples.logprobs, drawn.logprob),
+        sampling_logprobs=put(samples.sampling_logprobs, drawn.sampling_logprob),
     )

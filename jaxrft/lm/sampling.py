@@ -44,13 +44,15 @@ def row_keys(
     return jax.vmap(of_task)(ids, first).reshape(-1)
 
 
-def draw(keys: Array, time: Array, logits: Array) -> Array:
-    """Draws a token a row from logits [R, V] by the Gumbel trick, with the keys of rows [R] at step
-    `time`.
+def draw(keys: Array, number: Array, logits: Array) -> Array:
+    """Draws a token a row from logits [R, V] by the Gumbel trick, the `number` [R] of its row's
+    tokens, with the keys of rows [R].
     """
-    noise = jax.vmap(
-        lambda key: jax.random.gumbel(jax.random.fold_in(key, time), logits.shape[-1:], jnp.float32)
-    )(keys)
+
+    def noise_of(key: Array, number: Array) -> Array:
+        return jax.random.gumbel(jax.random.fold_in(key, number), logits.shape[-1:], jnp.float32)
+
+    noise = jax.vmap(noise_of)(keys, number)
     return jnp.argmax(logits + noise.astype(logits.dtype), axis=-1).astype(jnp.int32)
 
 

@@ -27,13 +27,8 @@ from jaxrft.fields import Checked, FilePath
 from jaxrft.host.files import JSON
 from jaxrft.host.multihost import any_process, on_host0
 from jaxrft.host.stopping import stop_signals
-from jaxrft.lm.policy import (
-    CompiledRollout,
-    LanguageModel,
-    compile_rollout,
-    fingerprint,
-    open_model,
-)
+from jaxrft.lm.policy import LanguageModel, fingerprint, open_model
+from jaxrft.lm.segments import CompiledRollout, compile_rollout
 from jaxrft.prepare import task_files
 from jaxrft.prepare.journal import Journal, begun, journal_of, read_identity, unfinished
 from jaxrft.prepare.task_files import TaskFile
@@ -44,6 +39,7 @@ from jaxrft.tasks import table
 from jaxrft.tasks.open_sets import check_columns, tokenize
 from jaxrft.tasks.table import TaskTable, prompt_batch
 from jaxrft.train.devices import computing_on, open_mesh
+from jaxrft.train.memory import choose_concurrent_rows, memory_to_plan
 from jaxrft.train.resume import with_template_date
 from jaxrft.types import InputError
 
@@ -329,7 +325,17 @@ def roll_out(job: Job, journal: Journal | None, display: Display) -> bool:
     """
     missing = unfinished(journal, len(job.parts))
     afresh = len(missing) == len(job.parts)
-    generate = compile_rollout(job.lm, job.config, job.mesh, use="prepare")
+    max_rows = choose_concurrent_rows(
+        job.config,
+        job.lm,
+        job.mesh,
+        table.buckets(job.table.lengths)[-1],
+        prompts=job.config.batch_size,
+        num_generations=job.config.num_generations,
+        held=job.lm.params,
+        memory=memory_to_plan(job.mesh),
+    )
+    generate = compile_rollout(job.lm, job.config, job.mesh, use="prepare", max_rows=max_rows)
     progress = Progress(journal, display, [len(part) for part in job.parts])
     for count, number in enumerate(missing, 1):
         if any_process(job.stopped()):

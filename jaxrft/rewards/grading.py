@@ -1,7 +1,7 @@
 """Grades rollouts on all hosts, and chooses the reward of each task that counts as its success."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -12,12 +12,15 @@ from jax.experimental import multihost_utils
 from jaxrft.config import Config
 from jaxrft.lm import tokenizer
 from jaxrft.lm.policy import LanguageModel
+from jaxrft.lm.rollout import Samples
 from jaxrft.rewards import pool as pools
 from jaxrft.rewards.lookup import Reward
 from jaxrft.tasks import table
-from jaxrft.types import InputError, Rollout
+from jaxrft.types import Array, InputError, Rollout
 
 logger = logging.getLogger(__name__)
+
+PATIENCE = 0.01  # seconds of grading between two looks at the device
 
 
 def rewards_by_name(reward: object) -> dict[str, Reward]:
@@ -91,6 +94,123 @@ class Rewards(NamedTuple):
         return self.valid[self.is_success]
 
 
+class Grading:
+    """Grades the completions of a rollout of tasks `ids` [B], also while it is decoded.
+
+    Each process grades the rows that it holds. A row that several processes hold is graded by the
+    process with its first replica. Which rows are graded when changes no reward.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        lm: LanguageModel,
+        pool: pools.Pool,
+        tasks: table.TaskTable,
+        ids: np.ndarray,
+        *,
+        trainer_state: dict[str, int] | None = None,
+    ) -> None:
+        """Grades nothing yet; for `trainer_state` see the function of that name."""
+        pool.finish()  # what was begun of a rollout that was given up
+        self._lm = lm
+        self._pool = pool
+        self._tasks = tasks
+        self._ids = ids
+        self._state = trainer_state
+        marks = tokenizer.marks(lm.tokenizer, lm.eos_ids)
+        self._decode = partial(
+            tokenizer.decode,
+            lm.tokenizer,
+            without=marks,
+            skip_special_tokens=config.skip_special_tokens,
+        )
+        self._rows: list[int] = []  # of which grading has begun
+        self._completions: list[str] = []
+        self._mistake: InputError | None = None
+
+    def left(self, samples: Samples) -> None:
+        """Begins to grade groups that have ended, of a rollout that is decoded on.
+
+        A mistake that shows is raised by `result`, when all processes are there.
+        """
+        if self._mistake is not None:
+            return
+        try:
+            self._begin(samples.tokens, samples.lengths, samples.ended)
+        except InputError as mistake:
+            self._mistake = mistake
+
+    def wait(self, stopped: Callable[[], bool]) -> None:
+        """Grades until all that was begun is graded, or until `stopped()` is true."""
+        while not stopped() and self._pool.work(PATIENCE):
+            pass
+
+    def result(self, rollouts: Rollout) -> Rewards:
+        """Grades the other rows; all processes get all rewards."""
+        if self._mistake is None:
+            self._begin(rollouts.tokens, rollouts.lengths, None)
+        graded = self._pool.finish()
+        if self._mistake is not None:
+            raise self._mistake
+        rows = rollouts.lengths.shape[0]
+        values, not_none = without_none(graded.rewards)
+        rewards = np.zeros((rows, len(values)), np.float32)
+        rewards[self._rows] = values.T
+        valid = np.zeros(rewards.shape, bool)
+        valid[self._rows] = not_none.T
+        lost = np.zeros(rewards.shape, bool)
+        for reward, i in graded.lost:
+            lost[self._rows[i], reward] = True
+        counts = np.array([graded.failures[kind] for kind in pools.KINDS])
+        if jax.process_count() > 1:  # rows of other processes are 0 here, so that the sum has all
+            local = (rewards, valid.astype(np.int32), lost.astype(np.int32), counts)
+            gathered = multihost_utils.process_allgather(local)
+            rewards, valid, lost, counts = (x.sum(axis=0) for x in gathered)
+        failures: dict[str, int] = dict(zip(pools.KINDS, counts.tolist(), strict=True))
+        samples = sorted(zip(self._rows, self._completions, strict=True))
+        return Rewards(rewards, valid.astype(bool), lost.astype(bool), failures, samples)
+
+    def _begin(self, tokens: Array, lengths: Array, ended: Array | None) -> None:
+        """Begins to grade the groups that have `ended` [R], None for all, but not yet been begun.
+
+        tokens [R, T] int32, lengths [R] int32.
+        """
+        rows = lengths.shape[0]
+        group = rows // len(self._ids)
+        begun = set(self._rows)
+        rows_now: list[int] = []
+        tokens_now: list[np.ndarray] = []
+        held = zip(*(_held(x) for x in (tokens, lengths)), strict=True)
+        ready = [None] * len(_held(lengths)) if ended is None else [x for _, x in _held(ended)]
+        for ((first, block), (_, counts)), mask in zip(held, ready, strict=True):
+            numbers = np.arange(len(counts))
+            if mask is not None:
+                numbers = numbers[np.repeat(mask.reshape(-1, group).all(axis=1), group)]
+            for i in numbers:
+                if first + i not in begun:
+                    rows_now.append(int(first + i))
+                    tokens_now.append(block[i, : counts[i]])
+        if not rows_now:
+            return
+        completions = [self._decode(row) for row in tokens_now]
+        task_ids = [int(self._ids[row // group]) for row in rows_now]
+        columns = {
+            name: [entries[i] for i in task_ids] for name, entries in self._tasks.columns.items()
+        }
+        self._pool.begin(
+            [self._tasks.prompts[i] for i in task_ids],
+            completions,
+            columns,
+            completion_ids=[row.tolist() for row in tokens_now],
+            # no end within max_completion_length
+            truncated=[int(row[-1]) not in self._lm.eos_ids for row in tokens_now],
+            trainer_state=self._state,
+        )
+        self._rows += rows_now
+        self._completions += completions
+
+
 def grade_rollout(
     config: Config,
     lm: LanguageModel,
@@ -101,60 +221,20 @@ def grade_rollout(
     *,
     trainer_state: dict[str, int] | None = None,
 ) -> Rewards:
-    """Grades a rollout of tasks `ids` [B]: each process grades the rows that it holds, and all
-    processes get all rewards.
+    """Grades a rollout of tasks `ids` [B]; see `Grading`."""
+    grading = Grading(config, lm, pool, tasks, ids, trainer_state=trainer_state)
+    return grading.result(rollouts)
 
-    A row that several processes hold is graded by the process with its first replica. For
-    `trainer_state` see the function of that name.
+
+def _held(x: Array) -> list[tuple[int, np.ndarray]]:
+    """Returns the shards of `x` [R, ...] that this process grades: (number of the first row,
+    rows).
     """
-    rows = rollouts.lengths.shape[0]
-    generations = rows // len(ids)
-    lengths = {
-        _first_row(shard): np.asarray(shard.data) for shard in rollouts.lengths.addressable_shards
-    }
-    local_rows = []
-    tokens = []
-    for shard in rollouts.tokens.addressable_shards:
-        if shard.replica_id == 0:
-            first = _first_row(shard)
-            block = np.asarray(shard.data)
-            local_rows += range(first, first + len(block))
-            tokens += [row[:length] for row, length in zip(block, lengths[first], strict=True)]
-    marks = tokenizer.marks(lm.tokenizer, lm.eos_ids)
-    decode = partial(
-        tokenizer.decode,
-        lm.tokenizer,
-        without=marks,
-        skip_special_tokens=config.skip_special_tokens,
-    )
-    completions = [decode(row) for row in tokens]
-    task_ids = [int(ids[row // generations]) for row in local_rows]
-    columns = {name: [entries[i] for i in task_ids] for name, entries in tasks.columns.items()}
-    graded = pool.grade(
-        [tasks.prompts[i] for i in task_ids],
-        completions,
-        columns,
-        completion_ids=[row.tolist() for row in tokens],
-        # no end within max_completion_length
-        truncated=[int(row[-1]) not in lm.eos_ids for row in tokens],
-        trainer_state=trainer_state,
-    )
-    values, not_none = without_none(graded.rewards)
-    rewards = np.zeros((rows, len(values)), np.float32)
-    rewards[local_rows] = values.T
-    valid = np.zeros(rewards.shape, bool)
-    valid[local_rows] = not_none.T
-    lost = np.zeros(rewards.shape, bool)
-    for reward, i in graded.lost:
-        lost[local_rows[i], reward] = True
-    counts = np.array([graded.failures[kind] for kind in pools.KINDS])
-    if jax.process_count() > 1:  # rows of other processes are 0 here, so that the sum has all
-        local = (rewards, valid.astype(np.int32), lost.astype(np.int32), counts)
-        gathered = multihost_utils.process_allgather(local)
-        rewards, valid, lost, counts = (x.sum(axis=0) for x in gathered)
-    failures: dict[str, int] = dict(zip(pools.KINDS, counts.tolist(), strict=True))
-    samples = list(zip(local_rows, completions, strict=True))
-    return Rewards(rewards, valid.astype(bool), lost.astype(bool), failures, samples)
+    return [
+        (shard.index[0].start or 0, np.asarray(shard.data))
+        for shard in x.addressable_shards
+        if shard.replica_id == 0
+    ]
 
 
 def without_none(rewards: Sequence[Sequence[float | None]]) -> tuple[np.ndarray, np.ndarray]:
@@ -283,7 +363,3 @@ def drop_failed_rows(rewards: Rewards) -> Rewards:
     """
     valid = rewards.valid & ~rewards.failed[:, None]
     return rewards._replace(rewards=np.where(valid, rewards.rewards, np.float32(0)), valid=valid)
-
-
-def _first_row(shard: jax.Shard) -> int:
-    return shard.index[0].start or 0

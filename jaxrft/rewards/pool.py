@@ -4,6 +4,7 @@ never the run.
 
 import json
 import logging
+import math
 import os
 import secrets
 import signal
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import wait
 from typing import Literal, NamedTuple
@@ -51,6 +52,16 @@ class Graded(NamedTuple):
         return {completion for _, completion in self.lost}
 
 
+class _Question(NamedTuple):
+    """One reward of a few completions."""
+
+    reward: int
+    numbers: Sequence[int]  # of the completions, among those begun with them
+    first: int  # number of the first of those, among all since the last `finish`
+    arguments: Mapping[str, Sequence[object]]
+    state: Mapping[str, int] | None
+
+
 class Pool:
     """Worker processes that grade; a context manager, for one thread, with which they end.
 
@@ -82,6 +93,9 @@ class Pool:
         self._timeout = timeout
         self._completions_as = completions_as
         self._signatures: list[Signature] = []
+        self._queue = deque[_Question]()
+        self._answers: list[tuple[int, int, Answer]] = []  # (reward, completion, answer)
+        self._begun = 0  # completions since the last `finish`
         sources = [locate(reward) for _, reward in rewards]
         foreign = any(not f"{source.module}.".startswith("jaxrft.") for source in sources)
         self._greeting: dict[str, object] = {
@@ -145,6 +159,19 @@ class Pool:
         JSON has not, for columns of another length or with a name of `calls.GIVEN`, and for a
         reward that needs more than it is given.
         """
+        self.begin(prompts, completions, columns, completion_ids, truncated, trainer_state)
+        return self.finish()
+
+    def begin(
+        self,
+        prompts: Sequence[object],
+        completions: Sequence[object],
+        columns: Mapping[str, Sequence[object]],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        truncated: Sequence[bool] | None = None,
+        trainer_state: Mapping[str, int] | None = None,
+    ) -> None:
+        """Puts completions behind those that are being graded; see `grade`."""
         if reserved := [name for name in GIVEN if name in columns]:
             raise InputError(
                 f"column {reserved[0]} has the name of another argument of rewards: rename it"
@@ -159,19 +186,39 @@ class Pool:
         given |= columns
         _check(given)
         self._check_signatures(given, trainer_state)
-        rewards: list[list[float | None]] = [[None] * len(completions) for _ in self._names]
+        arguments = [signature.accepted(given) for signature in self._signatures]
+        n = len(completions)
+        size = max(1, min(CHUNK, n // (2 * self._count)))
+        first = self._begun
+        self._begun += n
+        for reward in range(len(self._names)):
+            for start in range(0, n, size):
+                numbers = range(n)[start : start + size]
+                question = _Question(reward, numbers, first, arguments[reward], trainer_state)
+                self._queue.append(question)
+
+    def work(self, seconds: float) -> bool:
+        """Grades for so many seconds, or until nothing is left; returns whether anything is."""
+        end = time.monotonic() + seconds
+        while self._is_grading and time.monotonic() < end:
+            self._round(end)
+        return self._is_grading
+
+    def finish(self) -> Graded:
+        """Grades what is left; returns all rewards since the last call, in the order begun."""
+        while self._is_grading:
+            self._round()
+        n = self._begun
+        rewards: list[list[float | None]] = [[None] * n for _ in self._names]
         failures = []
         lost = set()
-        try:
-            for reward, i, (value, *failure) in self._answers(given, trainer_state):
-                rewards[reward][i] = value
-                if failure:
-                    failures.append((failure[0], self._names[reward], failure[1]))
-                    lost.add((reward, i))
-        # a worker that still owes answers must not give them to the next batch
-        except BaseException:
-            self.close()
-            raise
+        for reward, i, (value, *failure) in self._answers:
+            rewards[reward][i] = value
+            if failure:
+                failures.append((failure[0], self._names[reward], failure[1]))
+                lost.add((reward, i))
+        self._begun = 0
+        self._answers = []
         counts = Counter(kind for kind, _, _ in failures)
         for kind in counts:
             _, name, detail = next(failure for failure in failures if failure[0] == kind)
@@ -196,45 +243,50 @@ class Pool:
                     "parameter a default"
                 )
 
-    def _answers(
-        self, given: Mapping[str, Sequence[object]], state: Mapping[str, int] | None
-    ) -> Iterator[tuple[int, int, Answer]]:
-        """Yields (reward, completion, [value] or [None, kind, detail]) as the answers come."""
-        n = len(given["completions"])
-        size = max(1, min(CHUNK, n // (2 * self._count)))
-        queue = deque(
-            (k, range(n)[i : i + size]) for k in range(len(self._names)) for i in range(0, n, size)
-        )
-        arguments = [signature.accepted(given) for signature in self._signatures]
-        if queue:
-            self._fill()
-        while queue or any(worker.pending for worker in self._workers):
-            for worker in self._workers:
-                if queue and worker.idle:
-                    reward, ids = queue.popleft()
-                    worker.send(reward, ids, arguments[reward], state)
-            if not self._workers:
-                yield from (
-                    (k, i, (None, "crash", "no worker could be started"))
-                    for k, ids in queue
-                    for i in ids
-                )
-                return
-            busy = [worker for worker in self._workers if not worker.idle]
-            _wait_for(busy)
-            for worker in busy:
-                answers, failure = worker.receive()
-                yield from answers
-                if failure:
-                    yield from self._replace(worker, failure, queue)
-                # one at a time
-                elif worker.should_recycle and not any(other.starting for other in self._workers):
-                    self._stop(worker)
-                    self._fill()
+    @property
+    def _is_grading(self) -> bool:
+        return bool(self._queue) or any(worker.pending for worker in self._workers)
 
-    def _replace(
-        self, worker: "_Worker", failure: str, queue: deque
-    ) -> Iterator[tuple[int, int, Answer]]:
+    def _round(self, end: float = math.inf) -> None:
+        """Sends questions to idle workers, waits for an answer, at most until `end`, and receives
+        those that have come.
+        """
+        try:
+            self._ask_and_receive(end)
+        # a worker that still owes answers must not give them to the next batch
+        except BaseException:
+            self.close()
+            self._queue.clear()
+            self._answers = []
+            self._begun = 0
+            raise
+
+    def _ask_and_receive(self, end: float) -> None:
+        if self._queue:
+            self._fill()
+        for worker in self._workers:
+            if self._queue and worker.idle:
+                worker.send(self._queue.popleft())
+        if not self._workers:
+            for question in self._queue:
+                for i in question.numbers:
+                    answer = (None, "crash", "no worker could be started")
+                    self._answers.append((question.reward, question.first + i, answer))
+            self._queue.clear()
+            return
+        busy = [worker for worker in self._workers if not worker.idle]
+        _wait_for(busy, end)
+        for worker in busy:
+            answers, failure = worker.receive()
+            self._answers.extend(answers)
+            if failure:
+                self._replace(worker, failure)
+            # one at a time
+            elif worker.should_recycle and not any(other.starting for other in self._workers):
+                self._stop(worker)
+                self._fill()
+
+    def _replace(self, worker: "_Worker", failure: str) -> None:
         """Replaces a worker that failed: the completion it was grading loses its reward, and the
         rest of its chunk goes back to the queue.
         """
@@ -246,9 +298,12 @@ class Pool:
         self._fill()
         if worker.pending:  # otherwise it sent an answer to no question
             i, *rest = [number for number, _ in worker.pending]
+            question = worker.question
             if rest:
-                queue.appendleft((worker.reward, rest))
-            yield worker.reward, i, (None, failure, f"completion {i} of the batch")
+                self._queue.appendleft(question._replace(numbers=rest))
+            number = question.first + i
+            answer = (None, failure, f"completion {number} of the batch")
+            self._answers.append((question.reward, number, answer))
 
     def _fill(self) -> None:
         """Replaces workers that died while idle, and starts those that are missing."""
@@ -275,7 +330,7 @@ class _Worker:
         self.timeout = timeout
         self.starting = True
         self.deadline = time.monotonic() + STARTUP_SECONDS
-        self.reward = 0
+        self.question = _Question(0, (), 0, {}, None)
         self.pending = deque[tuple[int, str]]()  # (completion, the token of its question)
         self.signatures: list[Signature] = []
         self.pid = 0  # known when it has loaded
@@ -314,25 +369,20 @@ class _Worker:
             self.graded >= RECYCLE_GRADINGS or _resident(self.pid) > self.resident + RECYCLE_BYTES
         )
 
-    def send(
-        self,
-        reward: int,
-        ids: Sequence[int],
-        given: Mapping[str, Sequence[object]],
-        state: Mapping[str, int] | None,
-    ) -> None:
-        """Asks for one reward of the completions `ids`; `given` are its arguments, a list of values
-        each.
-        """
-        self.reward = reward
-        self.pending = deque((i, secrets.token_hex(16)) for i in ids)
+    def send(self, question: _Question) -> None:
+        """Asks for one reward of a few completions."""
+        self.question = question
+        numbers = question.numbers
+        self.pending = deque((i, secrets.token_hex(16)) for i in numbers)
         self.deadline = time.monotonic() + self.timeout
+        state = question.state
+        arguments = question.arguments.items()
         self._send(
             {
-                "reward": reward,
+                "reward": question.reward,
                 "tokens": list(self.pending),
                 "trainer_state": None if state is None else dict(state),
-                "keywords": {name: [values[i] for i in ids] for name, values in given.items()},
+                "keywords": {name: [values[i] for i in numbers] for name, values in arguments},
             }
         )
 
@@ -353,7 +403,9 @@ class _Worker:
                     if failure := self._receive_greeting(parse_greeting(line, self.token)):
                         return [], failure
                 else:
-                    answers.append((self.reward, *self._answer(line)))
+                    number, answer = self._answer(line)
+                    question = self.question
+                    answers.append((question.reward, question.first + number, answer))
         except EOFError:
             return answers, "the worker process died" if self.starting else "crash"
         except Garbled:  # a grader wrote on the wire
@@ -423,12 +475,10 @@ def _resident(pid: int) -> int:
         return 0
 
 
-def _wait_for(workers: Sequence[_Worker]) -> None:
-    """Waits until one of the workers has answered, died, or is out of time."""
-    wait(
-        [worker.wire.fileno() for worker in workers],
-        max(0.0, min(worker.deadline for worker in workers) - time.monotonic()),
-    )
+def _wait_for(workers: Sequence[_Worker], end: float = math.inf) -> None:
+    """Waits until one of the workers has answered, died, or is out of time, at most until `end`."""
+    end = min([end, *(worker.deadline for worker in workers)])
+    wait([worker.wire.fileno() for worker in workers], max(0.0, end - time.monotonic()))
 
 
 def _search_path(*, with_current_directory: bool) -> list[str]:

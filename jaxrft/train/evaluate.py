@@ -10,15 +10,17 @@ from jaxrft.config import Config
 from jaxrft.host.multihost import any_process
 from jaxrft.host.stopping import Stopped
 from jaxrft.lm.model import Params
-from jaxrft.lm.policy import LanguageModel, compile_rollout, open_model
+from jaxrft.lm.policy import LanguageModel, open_model
+from jaxrft.lm.segments import compile_rollout
 from jaxrft.rewards.grading import check_rewards, grade_rollout, open_rewards, trainer_state
 from jaxrft.rewards.pool import Pool
 from jaxrft.tasks import table
 from jaxrft.tasks.open_sets import open_tasks
 from jaxrft.tasks.table import TaskTable, prompt_batch
 from jaxrft.train.devices import computing_on, open_mesh
+from jaxrft.train.memory import choose_concurrent_rows, memory_to_plan
 from jaxrft.train.resume import with_template_date
-from jaxrft.types import InputError
+from jaxrft.types import InputError, PyTree
 
 
 class Evaluate(Protocol):
@@ -41,8 +43,12 @@ class Trials(Protocol):
         ...
 
 
-def compile_evaluation(config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool) -> Evaluate:
+def compile_evaluation(
+    config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool, *, held: PyTree
+) -> Evaluate:
     """Opens the held-out sets of the config, and returns the function that evaluates on them.
+
+    `held` is everything that stays on the devices.
 
     avg@k is the mean success of k samples a task, pass@k the share of tasks that one of k samples
     solves fully; a sample without a reward counts as failed, but a first batch without any, at step
@@ -53,8 +59,31 @@ def compile_evaluation(config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool
         tasks.title: open_tasks(tasks, config, lm.tokenizer) for tasks in config.evaluation.tasks
     }
     k = config.evaluation.num_samples
-    greedy = compile_trials(config, lm, mesh, pool, num_generations=1, greedy=True)
-    sample = compile_trials(config, lm, mesh, pool, num_generations=k) if k else None
+    longest = max(table.buckets(tasks.lengths)[-1] for tasks in sets.values()) if sets else 0
+
+    def compile_k(num_generations: int, *, greedy: bool = False) -> Trials:
+        max_rows = choose_concurrent_rows(
+            config,
+            lm,
+            mesh,
+            longest,
+            prompts=config.eval_batch_size,
+            num_generations=num_generations,
+            held=held,
+            memory=memory_to_plan(mesh),
+        )
+        return compile_trials(
+            config,
+            lm,
+            mesh,
+            pool,
+            num_generations=num_generations,
+            greedy=greedy,
+            max_rows=max_rows,
+        )
+
+    greedy = compile_k(1, greedy=True)
+    sample = compile_k(k) if k else None
 
     def evaluate(
         params: Params, step: int, stopped: Callable[[], bool] = lambda: False
@@ -79,13 +108,21 @@ def compile_trials(
     *,
     num_generations: int,
     greedy: bool = False,
+    max_rows: int | None = None,
 ) -> Trials:
     """Compiles rollouts of all tasks of a table, and returns the function that grades them.
 
-    The last batch is padded by tasks of the first.
+    The last batch is padded by tasks of the first. At most `max_rows` completions are decoded at
+    once, None for all.
     """
     generate = compile_rollout(
-        lm, config, mesh, use="eval", num_generations=num_generations, greedy=greedy
+        lm,
+        config,
+        mesh,
+        use="eval",
+        num_generations=num_generations,
+        greedy=greedy,
+        max_rows=max_rows,
     )
 
     def run_trials(
@@ -119,6 +156,6 @@ def evaluate_policy(config: Config) -> dict[str, float]:
     config = with_template_date(config)
     with open_rewards(config) as pool:
         lm = open_model(config, mesh, trained=False)
-        evaluate = compile_evaluation(config, lm, mesh, pool)
+        evaluate = compile_evaluation(config, lm, mesh, pool, held=lm.params)
         with computing_on(mesh, config):
             return evaluate(lm.params, 0)

@@ -72,7 +72,7 @@ def advance(
         setup, table, constants, state = open_run(config, mesh)
         lm = setup.lm._replace(frozen=constants.frozen)
         step = Step(setup, table, constants, pool, Visits(table.domain, table.domains))
-        evaluate = compile_evaluation(config, setup.lm, mesh, pool)
+        evaluate = compile_evaluation(config, setup.lm, mesh, pool, held=(state, constants))
         stack.enter_context(computing_on(mesh, config))
         identity = run_identity(setup, table, constants.frozen or state.params)
         checkpoints = Checkpoints(

@@ -1,13 +1,20 @@
-"""Estimates the memory of activations in the backward pass, and chooses what is rematerialized."""
+"""Estimates the memory of rollouts and updates, and chooses how many rows are decoded at once and
+what is rematerialized.
+"""
 
+from collections.abc import Sequence
+
+import jax
 import jax.numpy as jnp
 
 from jaxrft import mesh as meshes
 from jaxrft.config import Config
 from jaxrft.learn import packing, update
-from jaxrft.lm import attention
+from jaxrft.lm import attention, compaction, model
+from jaxrft.lm.compaction import Grid
 from jaxrft.lm.model import ModelConfig
-from jaxrft.mesh import on_device
+from jaxrft.lm.policy import LanguageModel
+from jaxrft.mesh import describe_array, on_device
 from jaxrft.types import PyTree
 
 # The planned share of a device's memory. The rest is for copies, padding and fragmentation.
@@ -110,3 +117,104 @@ def choose_remat(
         if always + activation_bytes(config, shape, mesh, prompt_length, remat) <= PLANNED * memory:
             return remat
     return "full"
+
+
+def cache_bytes(lm: LanguageModel, mesh: meshes.AnyMesh, rows: int, length: int) -> int:
+    """Counts the bytes on each device of a cache of `rows` x `length` positions."""
+    axes = ("batch", "kv_heads", None, None)
+    leaves = jax.tree.leaves(jax.eval_shape(lambda: lm.policy.init_cache(rows, length)))
+    return on_device(
+        [describe_array(mesh, leaf.shape, leaf.dtype, *axes[: leaf.ndim]) for leaf in leaves]
+    )
+
+
+def rollout_bytes(
+    config: Config,
+    lm: LanguageModel,
+    mesh: meshes.AnyMesh,
+    prompt_length: int,
+    grids: Sequence[Grid],
+    *,
+    entering: int = 0,
+) -> dict[str, int]:
+    """Counts the bytes on each device that a rollout takes, by part; the logits are an estimate.
+
+    `grids` are the rows of each shard, the first the largest. `entering` prompts of each shard are
+    prefilled while others are decoded.
+    """
+    shards = meshes.shards(mesh, "batch")
+    longest = config.max_completion_length
+
+    def both(blocks: int, rows: int) -> int:
+        prompts = cache_bytes(lm, mesh, blocks * shards, prompt_length)
+        return prompts + cache_bytes(lm, mesh, rows * shards, longest)
+
+    weights = [
+        describe_array(
+            mesh,
+            row.shape,
+            jnp.dtype(config.dtype),
+            *(None if axis == "embed" and config.gather_for_rollout else axis for axis in row.axes),
+        )
+        for row in model.base(lm.config)
+    ]
+    full = grids[0]
+    vocabulary = lm.config.vocab_size // meshes.shards(mesh, "vocab")
+    parts = {
+        "policy for the rollout": on_device(weights),
+        "prompts' keys and values": cache_bytes(lm, mesh, full.blocks * shards, prompt_length),
+        "completions' keys and values": cache_bytes(lm, mesh, full.rows * shards, longest),
+        "logits of a token": 4 * 4 * full.rows * vocabulary,
+    }
+    if entering:
+        parts["both, of the rows that stay and those that enter"] = both(
+            full.blocks + entering, full.rows
+        )
+    elif len(grids) > 1:
+        parts["both, of the rows that move to a smaller grid"] = both(
+            grids[1].blocks, grids[1].rows
+        )
+    return parts
+
+
+def choose_concurrent_rows(
+    config: Config,
+    lm: LanguageModel,
+    mesh: meshes.AnyMesh,
+    prompt_length: int,
+    *,
+    prompts: int,
+    num_generations: int,
+    held: PyTree,
+    memory: int | None,
+) -> int | None:
+    """Returns the config's `max_concurrent_rows`; for 0, as many rows as fit into memory, None for
+    all.
+
+    A rollout has `prompts` with `num_generations` each; `held` is everything that stays on the
+    devices. `memory` is that of `memory_to_plan`; if it is None, all rows are decoded at once. At
+    least two groups on each shard are.
+    """
+    if config.max_concurrent_rows:
+        return config.max_concurrent_rows
+    if memory is None:
+        return None
+    budget = PLANNED * memory - on_device(held)
+    shards = meshes.shards(mesh, "batch")
+    longest = config.max_completion_length
+
+    def needed(grids: Sequence[Grid], entering: int = 0) -> int:
+        parts = rollout_bytes(config, lm, mesh, prompt_length, grids, entering=entering)
+        return sum(parts.values())
+
+    if needed(compaction.grids(prompts // shards, num_generations, longest)) <= budget:
+        return None
+
+    # linear in `count`
+    def needed_if_entering(count: int) -> int:
+        rows = 2 * count * num_generations
+        return needed(compaction.waiting_grids(rows, num_generations, longest), count)
+
+    one, two = map(needed_if_entering, (1, 2))
+    entering = 1 + max(0, int((budget - one) // (two - one)))
+    return 2 * entering * num_generations * shards

@@ -118,7 +118,7 @@ def roll_out(
     rolled = step.roll_out(state, ids)
     if timer is not None:
         timer.lap("rollout")
-    rewards = step.grade(state, rolled)
+    rewards = step.grade(rolled)
     if timer is not None:
         timer.lap("reward")
     scored = step.score(state, rolled, rewards)
@@ -134,7 +134,7 @@ def roll_out_references(step: Step, state: TrainState) -> tuple[ReferenceGroups,
     failures = Counter()
     for part in np.split(ids, range(size, len(ids), size)):
         rolled = step.roll_out(state, part, stream=REFERENCES)
-        rewards = step.grade(state, rolled)
+        rewards = step.grade(rolled)
         scored.append(step.score(state, rolled, rewards))
         failures.update(rewards.failures)
     feedback = [(each.feedback, each.informative) for each in scored]

@@ -21,13 +21,8 @@ from jaxrft.learn import replay, update
 from jaxrft.learn.replay import Groups, Replay
 from jaxrft.learn.update import Update
 from jaxrft.lm.model import Params, Policy
-from jaxrft.lm.policy import (
-    CompiledRollout,
-    LanguageModel,
-    compile_rollout,
-    learner_policy,
-    open_model,
-)
+from jaxrft.lm.policy import LanguageModel, learner_policy, open_model
+from jaxrft.lm.segments import CompiledRollout, compile_rollout
 from jaxrft.report.console import Display
 from jaxrft.select import selectors
 from jaxrft.select.base import Selector
@@ -38,7 +33,7 @@ from jaxrft.tasks.open_sets import open_mixture, uses_embeddings
 from jaxrft.tasks.projections import compile_projection, open_predictor
 from jaxrft.tasks.table import TaskTable, batches, buckets
 from jaxrft.train.devices import computing_on
-from jaxrft.train.memory import choose_remat, memory_to_plan
+from jaxrft.train.memory import choose_concurrent_rows, choose_remat, memory_to_plan
 from jaxrft.train.state import TrainState, no_rollouts
 from jaxrft.types import Array, InputError, Projections, PyTree, Tasks
 
@@ -194,18 +189,36 @@ def lay_out(
         nothing_excluded=put_rows(np.zeros(num_tasks, bool)),
     )
     state = describe_state(setup, lm.params, tasks)
+    held = (state, constants)
     remat = choose_remat(
         config,
         lm.config,
         mesh,
         setup.prompt_length,
-        held=(state, constants),
+        held=held,
         params=lm.params,
+        memory=memory,
+    )
+    max_rows = choose_concurrent_rows(
+        config,
+        lm,
+        mesh,
+        setup.prompt_length,
+        prompts=config.batch_size,
+        num_generations=config.num_generations,
+        held=held,
         memory=memory,
     )
     learner = make_learner(config, learner_policy(config, lm, mesh, remat=remat))
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    return dataclasses.replace(setup, learner=learner, remat=remat, shardings=shardings), constants
+    setup = dataclasses.replace(
+        setup,
+        learner=learner,
+        remat=remat,
+        shardings=shardings,
+        generate=compile_rollout(lm, config, mesh, max_rows=max_rows),
+    )
+    return setup, constants
 
 
 def init(setup: Setup, params: Params, tasks: Tasks) -> TrainState:

@@ -1,8 +1,9 @@
 """The stages of a training step: select, roll out, grade, score, update the selector, learn.
 
 Each stage is a method of `Step`, which runs on the host. Below the class are the jitted functions
-that the methods call, compiled once for each `Setup`, static argument and set of shapes. The
-rollout's is made by `jaxrft.lm.policy.compile_rollout`, and graders run in processes of their own.
+that the methods call, compiled once for each `Setup`, static argument and set of shapes. Those of
+the rollout are made by `jaxrft.lm.segments.compile_rollout`, and graders run in processes of their
+own.
 `resample.py` calls the stages until a batch is full, and `loop.py` step after step.
 """
 
@@ -22,14 +23,14 @@ from jaxrft.learn import grpo, replay, reward_shaping, update
 from jaxrft.learn.replay import Buffer, Groups
 from jaxrft.lm import model
 from jaxrft.lm.model import Params
-from jaxrft.lm.policy import Work
+from jaxrft.lm.segments import Work
 from jaxrft.report import metrics
 from jaxrft.report.visits import Visits
 from jaxrft.rewards.grading import (
+    Grading,
     Rewards,
     check_rewards,
     drop_failed_rows,
-    grade_rollout,
     trainer_state,
 )
 from jaxrft.rewards.pool import Pool
@@ -49,6 +50,7 @@ class RolledOut(NamedTuple):
     ids: np.ndarray  # [B] int32
     prompts: tuple[Array, Array]  # tokens [B, P] and lengths [B]
     rollout: Rollout  # R = B * G rows
+    grading: Grading  # has begun with groups that ended early
     work: Work
     seconds: float  # that it took
 
@@ -118,34 +120,43 @@ class Step:
         return choice, state._replace(selector=selector)
 
     def roll_out(self, state: TrainState, ids: np.ndarray, *, stream: int = ROLLOUT) -> RolledOut:
-        """Samples a group of completions of each of the tasks `ids` [B], and waits for them."""
+        """Samples a group of completions of each of the tasks `ids` [B], and waits for them.
+
+        Groups that have ended are graded while others are decoded.
+        """
+        config = self.setup.config
         mesh = self.setup.mesh
         prompts = prompt_batch(self.table, ids, buckets(self.table.lengths), mesh)
         params = model.all_params(state.params, self.constants.frozen)
+        grading = Grading(
+            config,
+            self.setup.lm,
+            self.pool,
+            self.table,
+            ids,
+            trainer_state=trainer_state(config, int(state.step)),
+        )
         start = time.perf_counter()
         rollout = self.setup.generate(
-            params, state.step, *prompts, meshes.from_host(mesh, ids), np.int32(stream)
+            params,
+            state.step,
+            *prompts,
+            meshes.from_host(mesh, ids),
+            np.int32(stream),
+            watcher=grading,
         )
         jax.block_until_ready(rollout.lengths)
-        work = self.setup.generate.work()
-        return RolledOut(ids, prompts, rollout, work, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        return RolledOut(ids, prompts, rollout, grading, self.setup.generate.work(), seconds)
 
-    def grade(self, state: TrainState, rolled: RolledOut) -> Rewards:
-        """Grades completions, each process those that it holds.
+    def grade(self, rolled: RolledOut) -> Rewards:
+        """Grades the completions that are not graded yet, each process those that it holds.
 
         Raises InputError when something is wrong with the rewards of the first batch of the
         process.
         """
         config = self.setup.config
-        rewards = grade_rollout(
-            config,
-            self.setup.lm,
-            rolled.rollout,
-            self.pool,
-            self.table,
-            rolled.ids,
-            trainer_state=trainer_state(config, int(state.step)),
-        )
+        rewards = rolled.grading.result(rolled.rollout)
         first = self.visits.is_empty()
         rewards = check_rewards(config, rewards, self.pool, num_tasks=len(rolled.ids), first=first)
         self.visits.add(rolled.ids, rewards.success, rewards.success_valid)

@@ -1,0 +1,367 @@
+"""Runs a rollout as compiled segments: rows leave when they have ended, waiting prompts enter."""
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrft import mesh as meshes
+from jaxrft.config import Config
+from jaxrft.lm import compaction, rollout
+from jaxrft.lm.compaction import Grid
+from jaxrft.lm.policy import LanguageModel
+from jaxrft.lm.rollout import Decoding, Entrants, Inputs, Left, Samples
+from jaxrft.mesh import constrain
+from jaxrft.streams import stream_key
+from jaxrft.types import Array, InputError, PyTree, Rollout
+
+
+class Watcher(Protocol):
+    """Does something on the host while the device decodes."""
+
+    def left(self, samples: Samples) -> None:
+        """Receives what is known of all rows, after some have moved."""
+        ...
+
+    def wait(self, stopped: Callable[[], bool]) -> None:
+        """Works while a segment runs, until `stopped()` or until there is nothing to do."""
+        ...
+
+
+class Work(NamedTuple):
+    """What a rollout computed."""
+
+    drawn: int  # tokens, with those behind the ends of rows
+    segments: int
+
+
+class Batch(NamedTuple):
+    """The arguments of a rollout: arrays, or their `jax.ShapeDtypeStruct`s."""
+
+    params: PyTree  # all parameters, frozen ones and adapters
+    step: PyTree
+    prompts: PyTree  # [B, P] right-padded
+    lengths: PyTree  # [B]
+    ids: PyTree  # [B], of the tasks
+    stream: PyTree = None  # the number of another random stream
+
+
+class _Stop(NamedTuple):
+    """Why a segment stopped: `rollout.Status` on the host."""
+
+    ended: bool
+    time: int
+    grid: int
+    free: int
+
+
+class _Place(NamedTuple):
+    """Where a rollout stands."""
+
+    inputs: Inputs
+    state: Decoding
+    left: Left | None
+    grid: int
+    length: int  # of the cache
+    time: int  # columns written
+
+
+class CompiledRollout:
+    """The programs of a rollout, compiled when they are first needed; rows are sharded over the
+    mesh.
+
+    Waits for the device only between two segments, for four replicated scalars, on which all
+    processes decide alike.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        config: Config,
+        mesh: meshes.AnyMesh,
+        use: str,
+        settings: rollout.Sampling,
+        max_rows: int | None = None,
+    ):
+        """Prepares the programs; `use` is the random stream.
+
+        With more than `max_rows` rows, prompts wait. Raises InputError if two groups on each shard
+        are more than that.
+        """
+        self.settings = settings
+        self._waiting = ThreadPoolExecutor(max_workers=1)  # for the device
+        self.shards = meshes.shards(mesh, "batch")
+        self.max_rows = max_rows
+        least = 2 * settings.num_generations * self.shards
+        if max_rows is not None and max_rows < least:
+            raise InputError(
+                f"max_concurrent_rows is {max_rows:,}: it must be at least {least:,}, two groups "
+                f"of {settings.num_generations:,} completions on each of {self.shards:,} shards, "
+                "or 0"
+            )
+        self.cache_lengths = rollout.cache_lengths(settings.max_completion_length)
+        # rows of each segment, and tokens that it drew of each
+        self._segments: list[tuple[int, int]] = []
+        self._rows = 0
+
+        def key_of(step: Array, stream: Array | None) -> Array:
+            return stream_key(config.seed, step, use if stream is None else stream)
+
+        def start(batch: Batch) -> tuple[Inputs, Decoding]:
+            return rollout.start(
+                lm.policy,
+                batch.params,
+                key_of(batch.step, batch.stream),
+                batch.prompts,
+                batch.lengths,
+                batch.ids,
+                None,
+                settings=settings,
+            )
+
+        def admit(batch: Batch, number: Array, count: int) -> Entrants:
+            """Computes the prompts number * count to (number + 1) * count - 1 of each shard."""
+
+            def part(x: Array) -> Array:
+                return _part(x, number, count, self.shards)
+
+            return rollout.admit(
+                lm.policy,
+                batch.params,
+                key_of(batch.step, batch.stream),
+                part(batch.prompts),
+                part(batch.lengths),
+                part(batch.ids),
+                None,
+                settings=settings,
+            )
+
+        rows = meshes.sharding(mesh, "batch")
+        cells = meshes.sharding(mesh, "batch", None)
+        self.start = jax.jit(start)
+        self.prepare_weights = jax.jit(lm.policy.prepare_weights)
+        self.admit = jax.jit(admit, static_argnames="count")
+        self.empty = jax.jit(
+            partial(rollout.empty, lm.policy, settings=settings), static_argnames="full"
+        )
+        self.nothing_left = jax.jit(rollout.nothing_left, static_argnums=(0, 1, 2))
+        self.resize = jax.jit(lm.policy.resize_cache, static_argnums=(1, 2))
+        self.decode = jax.jit(
+            partial(rollout.decode, lm.policy, settings=settings),
+            static_argnames=("length", "grids"),
+            donate_argnums=1,
+            out_shardings=(None, meshes.sharding(mesh)),
+        )
+        self.compact = jax.jit(
+            partial(rollout.compact, lm.policy), static_argnames=("now", "smaller", "length")
+        )
+        self.enter = jax.jit(
+            partial(rollout.enter, lm.policy, settings=settings),
+            static_argnames=("full", "half", "length"),
+        )
+        self.finish = jax.jit(
+            partial(rollout.finish, shards=self.shards),
+            out_shardings=Rollout._make((cells, rows, cells, cells, cells)),
+        )
+
+    def waits(self, prompts: int) -> bool:
+        """Decides whether some of the `prompts` wait until others have ended."""
+        rows = prompts * self.settings.num_generations
+        return self.max_rows is not None and rows > self.max_rows
+
+    def grids(self, prompts: int) -> tuple[Grid, ...]:
+        """Returns the grids of a rollout of `prompts`, from the largest to the smallest."""
+        generations, limit = self.settings.num_generations, self.settings.max_completion_length
+        if self.max_rows is not None and self.waits(prompts):
+            return compaction.waiting_grids(self.max_rows // self.shards, generations, limit)
+        return compaction.grids(prompts // self.shards, generations, limit)
+
+    def entering(self, prompts: int) -> int:
+        """Counts the prompts that enter at once on each shard, where some wait."""
+        return self.grids(prompts)[1].rows // self.settings.num_generations
+
+    def num_programs(self, prompts: int) -> int:
+        """Counts the programs of `decode` that a rollout of `prompts` may run."""
+        numbers = range(len(self.grids(prompts)))
+        return sum(len(rollout.grid_lengths(self.cache_lengths, number)) for number in numbers)
+
+    def __call__(
+        self,
+        params: PyTree,
+        step: Array | np.int32,
+        prompts: Array,
+        lengths: Array,
+        ids: Array | np.ndarray,
+        stream: Array | np.int32 | None = None,
+        *,
+        watcher: Watcher | None = None,
+    ) -> Rollout:
+        """Samples completions.
+
+        `params` are all parameters, frozen ones and adapters; `stream` the number of another random
+        stream. The `watcher` is told when rows have moved, and works while the device decodes.
+        """
+        batch = Batch(params, step, prompts, lengths, ids, stream)
+        count = prompts.shape[0]
+        grids = self.grids(count)
+        self._segments = []
+        self._rows = count * self.settings.num_generations
+        waiting = deque[int]()
+        if self.waits(count):
+            waiting.extend(range(-(-count // (self.shards * self.entering(count)))))
+            place = self._first_entrants(batch, waiting.popleft())
+        else:
+            inputs, state = self.start(batch)
+            place = _Place(inputs, state, None, 0, self.cache_lengths[0], 1)
+        moved = False
+        while True:
+            rows = grids[place.grid].rows * self.shards
+            state, status = self.decode(
+                place.inputs, place.state, length=place.length, grids=grids[place.grid :]
+            )
+            place = place._replace(state=state)
+            if watcher is None:
+                status = jax.device_get(status)
+            else:
+                if moved and place.left is not None:
+                    watcher.left(place.left.samples)
+                arrived = self._waiting.submit(jax.device_get, status)
+                watcher.wait(arrived.done)
+                status = arrived.result()
+            now = _Stop(*(x.item() for x in status))
+            self._segments.append((rows, now.time - place.time))
+            if now.ended and not waiting:
+                break
+            moved = True
+            if waiting and now.grid:
+                place = self._enter(batch, place, now, waiting.popleft())
+            elif now.grid or now.free:
+                smaller = place.grid if waiting else place.grid + now.grid
+                place = self._compact(place, grids, now, smaller)
+            else:
+                length = self._length(place.grid, now.time)
+                cache = self.resize(place.state.cache, length, 0)
+                place = place._replace(
+                    state=place.state._replace(cache=cache), length=length, time=now.time
+                )
+                moved = False
+        if place.left is None:
+            return self.finish(place.state.samples)
+        return self.finish(place.state.samples, place.inputs.entered, place.left)
+
+    def _first_entrants(self, batch: Batch, number: int) -> _Place:
+        """Returns a grid that the first of the waiting prompts have entered."""
+        count = batch.prompts.shape[0]
+        full = self.grids(count)[0]
+        entrants = self.admit(batch, np.int32(number), count=self.entering(count))
+        inputs, state = self.empty((), entrants, full=full)
+        left = self.nothing_left(
+            self._rows, full.rows * self.shards, self.settings.max_completion_length
+        )
+        inputs = inputs._replace(weights=self.prepare_weights(batch.params))
+        place = _Place(inputs, state, left, 0, self.cache_lengths[0], 1)
+        nothing = _Stop(ended=True, time=1, grid=1, free=0)
+        return self._enter(batch, place, nothing, number, entrants)
+
+    def _enter(
+        self,
+        batch: Batch,
+        place: _Place,
+        now: _Stop,
+        number: int,
+        entrants: Entrants | None = None,
+    ) -> _Place:
+        """Lets the next prompts enter, the group `number` of those that enter at once."""
+        count = batch.prompts.shape[0]
+        full, half, *_ = self.grids(count)
+        if entrants is None:
+            entrants = self.admit(batch, np.int32(number), count=self.entering(count))
+        time = now.time - now.free
+        length = self._length(0, time)
+        inputs, state, left = self.enter(
+            place.inputs._replace(weights=()),
+            place.state,
+            place.left,
+            np.int32(now.free),
+            entrants,
+            np.int32(number * half.rows),
+            full=full,
+            half=half,
+            length=length,
+        )
+        inputs = inputs._replace(weights=place.inputs.weights)
+        return _Place(inputs, state, left, 0, length, time)
+
+    def _compact(self, place: _Place, grids: tuple[Grid, ...], now: _Stop, smaller: int) -> _Place:
+        """Moves the live rows into the grid number `smaller`, or frees columns of the same."""
+        time = now.time - now.free
+        length = self._length(smaller, time)
+        inputs, state, left = self.compact(
+            place.inputs._replace(weights=()),
+            place.state,
+            place.left,
+            np.int32(now.free),
+            now=grids[place.grid],
+            smaller=grids[smaller],
+            length=length,
+        )
+        inputs = inputs._replace(weights=place.inputs.weights)
+        return _Place(inputs, state, left, smaller, length, time)
+
+    def _length(self, grid: int, time: int) -> int:
+        """Returns the length of the cache for the next token of a grid at this `time`."""
+        allowed = rollout.grid_lengths(self.cache_lengths, grid)
+        return min(each for each in allowed if each >= time)
+
+    def work(self) -> Work:
+        """Counts what the last rollout computed."""
+        drawn = sum(rows * tokens for rows, tokens in self._segments)
+        return Work(self._rows + drawn, len(self._segments))
+
+    def eval_shape(self, batch: Batch) -> Rollout:
+        """Returns the shapes of a rollout."""
+        return self.finish.eval_shape(self.start.eval_shape(batch)[1].samples)
+
+
+def _part(x: Array, number: Array, count: int, shards: int) -> Array:
+    """Takes the rows number * count to (number + 1) * count - 1 of each shard, 1 behind its end.
+
+    A padding prompt thus has one token.
+    """
+    by_shard = x.reshape(shards, -1, *x.shape[1:])
+    missing = -by_shard.shape[1] % count
+    padding = [(0, missing) if axis == 1 else (0, 0) for axis in range(by_shard.ndim)]
+    padded = jnp.pad(by_shard, padding, constant_values=1)
+    part = jax.lax.dynamic_slice_in_dim(padded, number * count, count, axis=1)
+    return constrain(part.reshape(-1, *x.shape[1:]), "batch", *(None,) * (x.ndim - 1))
+
+
+def compile_rollout(
+    lm: LanguageModel,
+    config: Config,
+    mesh: meshes.AnyMesh,
+    *,
+    use: str = "rollout",
+    num_generations: int | None = None,
+    greedy: bool = False,
+    max_rows: int | None = None,
+) -> CompiledRollout:
+    """Returns the rollout that the config asks for; `use` is the random stream.
+
+    At most `max_rows` rows are decoded at once, None for all.
+    """
+    settings = rollout.Sampling(
+        num_generations=config.num_generations if num_generations is None else num_generations,
+        max_completion_length=config.max_completion_length,
+        eos_ids=lm.eos_ids,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        greedy=greedy,
+    )
+    return CompiledRollout(lm, config, mesh, use, settings, max_rows)
