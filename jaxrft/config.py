@@ -292,8 +292,8 @@ class Config(Checked):
     """Tokens."""
     max_concurrent_rows: int = 0
     """Completions decoded at once; the other prompts wait, and enter when half of the completions
-    have ended. 0 = as many as the devices have memory for, by estimate. It changes no number beyond
-    rounding.
+    have ended. 0 = as many as the devices have memory for, by estimate. An evaluation decodes at
+    least two groups on each shard. It changes no number beyond rounding.
     """
     temperature: float = 1.0
     """Sampling temperature; ratios and log-probabilities are taken at it too."""

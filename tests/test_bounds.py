@@ -38,6 +38,10 @@ def test_a_rollout_computes_every_token_once_and_moves_weights_and_cache_for_eac
     # + 1) own ones.
     moved = 680 + 4 * (680 + 16 * 6) + 16 * 4 * (2 + 3 + 4 + 5)
     assert bounds.rollout_need(DECODE) == Need(FORWARD + LOGITS, moved, 0)
+    # two rows at once: each half reads the weights in its four passes
+    halves = Need(FORWARD + LOGITS, moved + 4 * 680, 0)
+    assert bounds.rollout_need(DECODE, max_rows=2) == halves
+    assert bounds.rollout_need(DECODE, max_rows=4) == bounds.rollout_need(DECODE)
 
 
 def test_a_rollout_on_several_chips_gathers_weights_and_sums_outputs():

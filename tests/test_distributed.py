@@ -149,6 +149,28 @@ def test_their_checkpoint_goes_on_in_one_process(halves, configure, whole):
 
 
 @pytest.mark.slow
+def test_processes_whose_rows_end_at_different_times_make_the_steps_of_one(configure, tmp_path):
+    """Each holds a shard; half of the prompts wait, and a shard waits for the fuller one."""
+    changes = {
+        "steps": 2,
+        "mesh": MeshConfig(data=2, fsdp=1, model=1),
+        "max_completion_length": 80,
+        "max_concurrent_rows": 16,
+    }
+    paths = [
+        helpers.write_config(tmp_path / f"{name}.py", configure(tmp_path / name, **changes))
+        for name in ("alone", "pair")
+    ]
+    alone = helpers.start("-m", "jaxrft", "train", paths[0], devices=2)
+    for code, _, errors in helpers.finish(alone, *start_pair(tmp_path, paths[1], devices=1)):
+        assert code == 0, errors
+    assert_same_metrics(helpers.metrics(tmp_path / "pair"), helpers.metrics(tmp_path / "alone"))
+    first, second = (graded(tmp_path, index).total() for index in range(2))
+    assert first == second == 2 * 8 * 4 // 2
+    assert all(line["rollout/segments"] > 3 for line in helpers.metrics(tmp_path / "pair"))
+
+
+@pytest.mark.slow
 def test_a_mistake_in_one_process_ends_both(configure, tmp_path):
     path = helpers.write_config(
         tmp_path / "config.py", configure(tmp_path / "run", mesh=MeshConfig())

@@ -7,13 +7,17 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrft.rewards import REWARDS, exact, gsm8k, resolve, verl
-from jaxrft.rewards.grading import grade_rollout
+from jaxrft.assets import TINY
+from jaxrft.lm import tokenizer
+from jaxrft.lm.rollout import Samples
+from jaxrft.rewards import REWARDS, Pool, exact, gsm8k, resolve, verl
+from jaxrft.rewards.grading import Grading, grade_rollout
 from jaxrft.rewards.lookup import load, locate
-from jaxrft.types import InputError
+from jaxrft.types import InputError, Rollout
 
 # reward -> (completion, answer) worth 1, worth 0, and an answer that cannot be compared
 CONTRACT = {
@@ -252,13 +256,6 @@ def sampled(completion_ids, truncated, trainer_state, **kwargs):
 
 
 def test_rewards_get_the_tokens_that_were_sampled_and_how_far_the_run_is():
-    import jax.numpy as jnp
-
-    from jaxrft.assets import TINY
-    from jaxrft.lm import tokenizer
-    from jaxrft.rewards import Pool
-    from jaxrft.types import Rollout
-
     tokens = jnp.array([[3, 1, 4], [1, 5, 0]], jnp.int32)  # the last is padding
     mask = jnp.array([[1, 1, 1], [1, 1, 0]], jnp.float32)
     rollout = Rollout(tokens, jnp.array([3, 2], jnp.int32), mask, mask, mask)
@@ -271,6 +268,71 @@ def test_rewards_get_the_tokens_that_were_sampled_and_how_far_the_run_is():
             config, lm, rollout, pool, tasks, np.array([0]), trainer_state=state
         )
     assert rewards.rewards.tolist() == [[-314.25], [15.25]]
+
+
+def test_groups_are_graded_as_they_end():
+    """Three groups of two; the last one ends first, and one row of the first group is not graded
+    before the other has ended.
+    """
+    rollout = rollout_of([[3], [1, 4], [2, 2], [4, 1], [1], [2, 3]])
+    names = {"q": ["x", "y", "z"]}
+    with Pool([("weighed", weighed)], workers=2) as pool:
+        grading = grading_of(pool, names)
+        early = [[1, 0, 0, 0, 1, 1], [1, 0, 1, 1, 1, 1]]
+        for ended in early:
+            samples = Samples(rollout.lengths, jnp.array(ended, bool), rollout.tokens, *rollout[3:])
+            grading.left(samples)
+            grading.wait(lambda: False)
+        graded = grading.result(rollout)
+        at_once = grading_of(pool, names).result(rollout)
+    assert graded.rewards.tolist() == [[-3], [-14], [-22], [-41], [-1], [-23]]
+    assert graded.samples == at_once.samples
+    for mine, other in zip(graded[:3], at_once[:3], strict=True):
+        np.testing.assert_array_equal(mine, other)
+
+
+def test_a_mistake_that_shows_while_others_are_decoded_is_raised_at_the_end():
+    rollout = rollout_of([[3], [1]])
+    with Pool([("weighed", weighed)], workers=1) as pool:
+        grading = grading_of(pool, {"q": ["x"], "prompts": ["y"]})
+        samples = Samples(rollout.lengths, jnp.ones(2, bool), rollout.tokens, *rollout[3:])
+        grading.left(samples)
+        with pytest.raises(InputError, match="column prompts has the name of another argument"):
+            grading.result(rollout)
+
+
+def test_what_was_begun_of_a_rollout_that_is_given_up_is_dropped():
+    with Pool([("weighed", weighed)], workers=1) as pool:
+        given_up = rollout_of([[3], [1]])
+        samples = Samples(given_up.lengths, jnp.ones(2, bool), given_up.tokens, *given_up[3:])
+        grading_of(pool, {"q": ["x"]}).left(samples)
+        graded = grading_of(pool, {"q": ["x"]}).result(rollout_of([[2], [4]]))
+    assert graded.rewards.tolist() == [[-2], [-4]]
+
+
+def weighed(prompts, completions, *, q, completion_ids, **columns):
+    """Less the digits of the tokens."""
+    return [-float("".join(map(str, ids))) for ids in completion_ids]
+
+
+def rollout_of(rows):
+    tokens = np.zeros((len(rows), 2), np.int32)
+    for number, row in enumerate(rows):
+        tokens[number, : len(row)] = row
+    lengths = np.array([len(row) for row in rows], np.int32)
+    mask = (np.arange(2) < lengths[:, None]).astype(np.float32)
+    return Rollout(*(jnp.asarray(x) for x in (tokens, lengths, mask, mask, mask)))
+
+
+def grading_of(pool, columns):
+    count = len(next(iter(columns.values())))
+    return Grading(
+        SimpleNamespace(skip_special_tokens=False),
+        SimpleNamespace(tokenizer=tokenizer.load(str(TINY)), eos_ids=(5,)),
+        pool,
+        SimpleNamespace(prompts=["?"] * count, columns=columns),
+        np.arange(count),
+    )
 
 
 def test_a_function_made_by_a_call_is_located_in_its_module():

@@ -262,3 +262,29 @@ def test_evaluation_refuses_what_it_cannot_grade(configure, tmp_path):
         evaluate_policy(
             configure(tmp_path / "run", rewards=("graders:three",), evaluation=held_out)
         )
+
+
+@pytest.mark.slow
+def test_a_run_whose_prompts_wait_makes_the_steps_of_one_whose_do_not(configure, tmp_path):
+    changes = {
+        "steps": 2,
+        "batch_size": 16,
+        "max_completion_length": 80,
+    }
+    states = []
+    lines = []
+    for name, rows in (("all", 0), ("waiting", 32)):
+        config = configure(tmp_path / name, max_concurrent_rows=rows, **changes)
+        states.append(train(config))
+        lines.append(helpers.metrics(tmp_path / name))
+    helpers.assert_close(*states, atol=1e-4)
+    for at_once, waiting in zip(*lines, strict=True):
+        for name in at_once.keys() - {"rollout/segments", "rollout/utilization"}:
+            assert waiting[name] == pytest.approx(at_once[name], abs=1e-4), name
+        assert waiting["rollout/segments"] > at_once["rollout/segments"]
+
+
+@pytest.mark.parametrize("rows", [31, 1])
+def test_rows_that_are_fewer_than_two_groups_a_shard_are_refused(configure, tmp_path, rows):
+    with pytest.raises(InputError, match=f"max_concurrent_rows is {rows}: .* at least 32, two"):
+        train(configure(tmp_path, max_concurrent_rows=rows))

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +8,9 @@ import pytest
 from jaxrft import mesh as meshes
 from jaxrft.config import Config, TasksConfig
 from jaxrft.learn import update
+from jaxrft.lm import compaction, model
 from jaxrft.lm.model import ModelConfig
+from jaxrft.lm.policy import LanguageModel
 from jaxrft.train import memory
 
 SHAPE = ModelConfig(
@@ -68,3 +71,56 @@ def test_the_fastest_remat_that_fits_is_chosen(asked):
         enough = (always + memory.activation_bytes(config, SHAPE, ONE, 32, remat)) / memory.PLANNED
         assert chosen(enough + 1) == (remat if asked == "auto" else asked)
         assert chosen(enough - 1) == (less if asked == "auto" else asked)
+
+
+def lm_of(shape):
+    return LanguageModel(shape, model.decoder(shape), None, {}, None, (0,), Path())
+
+
+def test_bytes_of_a_rollout_by_hand():
+    """32 prompts of 8 rows; a position of 3 layers has 2 x 2 x 8 float32 of keys and values."""
+    lm = lm_of(SHAPE)
+    position = 3 * 2 * 2 * 8 * 4
+    found = memory.rollout_bytes(CONFIG, lm, ONE, 32, compaction.grids(32, 8, 256))
+    assert found["prompts' keys and values"] == 32 * 32 * position
+    assert found["completions' keys and values"] == 256 * 256 * position
+    # half of the rows, each with a prompt of its own
+    moved = 128 * (32 + 256) * position
+    assert found["both, of the rows that move to a smaller grid"] == moved
+    assert found["logits of a token"] == 4 * 4 * 256 * 64
+    waiting = compaction.waiting_grids(64, 8, 256)
+    found = memory.rollout_bytes(CONFIG, lm, ONE, 32, waiting, entering=4)
+    # blocks of two rows, and the prompts that enter
+    assert found["prompts' keys and values"] == 32 * 32 * position
+    both = ((32 + 4) * 32 + 64 * 256) * position
+    assert found["both, of the rows that stay and those that enter"] == both
+
+
+@pytest.mark.parametrize("asked", [0, 64])
+def test_as_many_rows_are_decoded_at_once_as_fit(asked):
+    config = replace(CONFIG, max_concurrent_rows=asked)
+    lm = lm_of(SHAPE)
+    held = jax.ShapeDtypeStruct((25_000,), jnp.float32, sharding=meshes.sharding(ONE))
+
+    def chosen(free):
+        return memory.choose_concurrent_rows(
+            config, lm, ONE, 32, prompts=32, num_generations=8, held=held, memory=free
+        )
+
+    def enough(grids, entering=0):
+        parts = memory.rollout_bytes(config, lm, ONE, 32, grids, entering=entering)
+        return (100_000 + sum(parts.values())) / memory.PLANNED
+
+    if asked:
+        assert chosen(1) == chosen(None) == asked
+        of_evaluation = memory.choose_concurrent_rows(
+            config, lm, ONE, 32, prompts=32, num_generations=50, held=held, memory=None
+        )
+        assert of_evaluation == 100  # two groups
+        return
+    everything = enough(compaction.grids(32, 8, 256))
+    assert chosen(None) is None and chosen(everything + 1) is None
+    for rows in (16, 32, 96):
+        least = enough(compaction.waiting_grids(rows, 8, 256), entering=rows // 16)
+        assert chosen(least + 1) == rows
+        assert chosen(least - 1) == max(16, rows - 16)

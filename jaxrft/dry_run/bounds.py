@@ -144,19 +144,24 @@ def _pairs(before: int, tokens: int) -> int:
     return tokens * before + tokens * (tokens + 1) // 2
 
 
-def rollout_need(decode: Decode, *, fsdp: int = 1, gather: bool = True) -> Need:
+def rollout_need(
+    decode: Decode, *, fsdp: int = 1, gather: bool = True, max_rows: int | None = None
+) -> Need:
     """Counts what a rollout needs whose completions are all as long as `new_tokens`.
 
     Every token but the first is a pass that moves `bytes_per_pass` bytes; the prompts are computed
-    before. Weights are gathered over `fsdp` once, or, unless `gather`, for every pass. Chips that
-    share heads sum the outputs of attention and of the MLP.
+    before. Where at most `max_rows` of a chip are decoded at once, more passes read the weights.
+    Weights are gathered over `fsdp` once, or, unless `gather`, for every pass. Chips that share
+    heads sum the outputs of attention and of the MLP.
     """
     passes = range(1, decode.new_tokens)
-    gathers = 1 if gather else len(passes)
+    parts = 1 if max_rows is None else math.ceil(decode.rows / max_rows)
+    gathers = 1 if gather else parts * len(passes)
     tokens = decode.prompts * decode.prompt_length + decode.rows * len(passes)
     return Need(
         flops=forward_flops(decode) + logits_flops(decode),
-        memory=decode.weight_bytes + sum(decode.bytes_per_pass(position) for position in passes),
+        memory=decode.weight_bytes * (1 + (parts - 1) * len(passes))
+        + sum(decode.bytes_per_pass(position) for position in passes),
         interconnect=gathers * _all_gather_bytes(decode, fsdp)
         + 2 * _all_reduce_bytes(decode, tokens),
     )
@@ -236,11 +241,16 @@ def stages(run: Opened, prompt_length: int) -> list[tuple[str, Need]]:
         item_size=jnp.dtype(config.dtype).itemsize,
     )
     minis = config.batch_size // config.tasks_per_update
+    max_rows = run.setup.generate.max_rows
+    if max_rows is not None:
+        max_rows //= shards
     needs = []
     for share, divisor in (("", 1), (", half as long", 2)):
         update = replace(full, new_tokens=max(1, full.new_tokens // divisor))
         sampled = replace(update, rows=config.fresh_batch_size * config.num_generations // shards)
-        rollout = rollout_need(sampled, fsdp=fsdp, gather=config.gather_for_rollout)
+        rollout = rollout_need(
+            sampled, fsdp=fsdp, gather=config.gather_for_rollout, max_rows=max_rows
+        )
         learn = update_need(
             update,
             trained=on_device(run.state.params) // 4,

@@ -34,6 +34,8 @@ COMPILER_ONLY = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 
+COUNT = jax.ShapeDtypeStruct((), jnp.int32)
+
 
 class Compiled(NamedTuple):
     """What the compiler reports of a program, per chip."""
@@ -154,60 +156,69 @@ def compiled(run: Opened, prompt_length: int, *, selects: bool = True) -> Iterat
 def _rollout(setup: Setup, batch: Batch, held: PyTree) -> Iterator[Compiled]:
     """Compiles the programs of a rollout at its largest."""
     generate = setup.generate
-    count = batch.prompts.shape[0]
-    grids = generate.grids(count)
+    if generate.waits(batch.prompts.shape[0]):
+        yield from _rollout_that_waits(setup, batch, held)
+        return
+    prefill = _compile("prefill", generate.start, (batch,), held)
+    yield prefill
+    if prefill.failure:
+        return
     length = generate.cache_lengths[-1]
-    number = jax.ShapeDtypeStruct((), jnp.int32)
-    if not generate.waits(count):
-        prefill = _compile("prefill", generate.start, (batch,), held)
-        yield prefill
-        if prefill.failure:
-            return
-        inputs, state = decode_arguments(setup.lm.policy, prefill.outputs, length)
-    else:
-        weights = _compile("lay out weights", generate.prepare_weights, (batch.params,), held)
-        prefill = _compile(
-            "prefill", generate.admit, (batch, number), held, count=generate.entering(count)
-        )
-        yield weights
-        yield prefill
-        if weights.failure or prefill.failure:
-            return
-        empty = _compile("empty", generate.empty, ((), prefill.outputs), held, full=grids[0])
-        inputs, state = decode_arguments(setup.lm.policy, empty.outputs, length)
-        inputs = inputs._replace(weights=weights.outputs)
-    yield _compile("decode", generate.decode, (inputs, state), (held, inputs, state), length=length)
-    rows = (inputs._replace(weights=()), state)
-    if generate.waits(count):
-        left = _compile(
-            "left",
-            generate.nothing_left,
-            (
-                count * generate.settings.num_generations,
-                grids[0].rows * generate.shards,
-                generate.settings.max_completion_length,
-            ),
-            held,
-        ).outputs
-        yield _compile(
-            "enter",
-            generate.enter,
-            (*rows, left, number, prefill.outputs, number),
-            (held, inputs, state, left, prefill.outputs),
-            full=grids[0],
-            half=grids[1],
-            length=length,
-        )
-    elif len(grids) > 1:
+    grids = generate.grids(batch.prompts.shape[0])
+    inputs, state = decode_arguments(setup.lm.policy, prefill.outputs, length)
+    held = (held, inputs, state)
+    yield _compile("decode", generate.decode, (inputs, state), held, length=length, grids=grids)
+    if len(grids) > 1:
         yield _compile(
             "compact",
             generate.compact,
-            (*rows, None, number),
-            (held, inputs, state),
+            (inputs._replace(weights=()), state, None, COUNT),
+            held,
             now=grids[0],
             smaller=grids[1],
             length=length,
         )
+
+
+def _rollout_that_waits(setup: Setup, batch: Batch, held: PyTree) -> Iterator[Compiled]:
+    """Compiles the programs of a rollout of which some prompts wait."""
+    generate = setup.generate
+    prompts = batch.prompts.shape[0]
+    length = generate.cache_lengths[-1]
+    grids = generate.grids(prompts)
+    weights = _compile("lay out weights", generate.prepare_weights, (batch.params,), held)
+    yield weights
+    held = (held, weights.outputs)
+    entering = generate.entering(prompts)
+    prefill = _compile("prefill", generate.admit, (batch, COUNT), held, count=entering)
+    yield prefill
+    if weights.failure or prefill.failure:
+        return
+    entrants = prefill.outputs
+    empty = _compile("empty", generate.empty, ((), entrants), held, full=grids[0])
+    sizes = (
+        prompts * generate.settings.num_generations,
+        grids[0].rows * generate.shards,
+        generate.settings.max_completion_length,
+    )
+    left = _compile("nothing left", generate.nothing_left, sizes, held).outputs
+    rows = decode_arguments(setup.lm.policy, empty.outputs, length)
+    enter = _compile(
+        "enter",
+        generate.enter,
+        (*rows, left, COUNT, entrants, COUNT),
+        (held, entrants, rows, left),
+        full=grids[0],
+        half=grids[1],
+        length=length,
+    )
+    yield enter
+    if enter.failure:
+        return
+    inputs, state, left = enter.outputs
+    inputs = inputs._replace(weights=weights.outputs)
+    held = (held, inputs.prompts, state, left)
+    yield _compile("decode", generate.decode, (inputs, state), held, length=length, grids=grids)
 
 
 def decode_arguments(

@@ -195,12 +195,14 @@ def choose_concurrent_rows(
     devices. `memory` is that of `memory_to_plan`; if it is None, all rows are decoded at once. At
     least two groups on each shard are.
     """
+    shards = meshes.shards(mesh, "batch")
     if config.max_concurrent_rows:
-        return config.max_concurrent_rows
+        # an evaluation may have larger groups than training, for which the number was given
+        least = 0 if num_generations == config.num_generations else 2 * num_generations * shards
+        return max(config.max_concurrent_rows, least)
     if memory is None:
         return None
     budget = PLANNED * memory - on_device(held)
-    shards = meshes.shards(mesh, "batch")
     longest = config.max_completion_length
 
     def needed(grids: Sequence[Grid], entering: int = 0) -> int:
