@@ -247,7 +247,7 @@ OTHERS = {
     update.adamw,
     update.with_proximal_logprobs,
     update.bin_logprobs,
-    update.bin_shape,
+    update.bin_shapes,
     update.check_batch,
     update.gradient,
     update.loss,

@@ -256,7 +256,7 @@ def test_the_unembedding_is_gathered_and_its_gradient_reduced_outside_of_the_chu
     }
 
     def gradient(params, batch):
-        packed = update.pack(batch, update.bin_shape(batch, TASKS * GROUP))
+        (packed,) = update.pack(batch, update.bin_shapes(batch, TASKS * GROUP))
         of = partial(loss, batch=packed.batch, bins=packed.bins(0))
         return jax.grad(of, has_aux=True)(params)
 
@@ -337,7 +337,7 @@ def test_every_device_computes_as_many_bins(mesh):
     )
 
     def bins(batch, number):
-        packed = update.pack(batch, update.bin_shape(batch, 8))
+        (packed,) = update.pack(batch, update.bin_shapes(batch, 8))
         return packed.bins(number), packed.rounds
 
     found = []

@@ -132,3 +132,15 @@ def test_a_shape_by_hand(changes, length, bins_per_round):
     sizes = {"prompt_length": 32, "completion_length": 256, "num_generations": 8}
     options = sizes | {"rows": 256, "samples": 256, "shards": 1} | changes
     assert packing.choose_shape(**options) == (length, bins_per_round)
+
+
+def test_short_completions_have_bins_of_their_own_where_others_may_be_long():
+    sizes = {"prompt_length": 32, "num_generations": 8, "rows": 64, "samples": 256, "shards": 1}
+    assert packing.choose_shapes(**sizes, completion_length=256) == {256: (543, 2)}
+    both = packing.choose_shapes(**sizes, completion_length=1024)
+    assert both == {256: (31 + 2 * 256, 2), 1024: (31 + 1024, 4)}
+    assert list(both) == [256, 1024]
+    # a whole group either way: nothing is shorter
+    long_prompts = sizes | {"prompt_length": 6000, "num_generations": 1}
+    shapes = packing.choose_shapes(**long_prompts, completion_length=600)
+    assert shapes == {150: (6149, 1), 600: (6599, 1)}

@@ -40,7 +40,7 @@ def test_activations_by_hand():
     A layer keeps 16 numbers a slot, or 3 * 16 + 64 + 2 * 32 = 176 with its products, or 6 * (16 +
     64 + 32) = 672. Scores are those of a block of 256 queries, three times.
     """
-    assert memory.bin_shape(CONFIG, ONE, 32) == (543, 2)
+    assert memory.bin_shapes(CONFIG, ONE, 32) == {256: (543, 2)}
     slots, scores = 2 * 543, 3 * 4 * 2 * 4 * 256 * 543
     for remat, numbers in (("full", 16), ("dots", 176), ("none", 672)):
         want = (3 * numbers + 672) * slots * 4 + scores

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxrft.learn import grpo, masked, update
+from jaxrft.learn import grpo, masked, packing, update
 from jaxrft.lm import model, rollout
 
 WIDTH, VOCABULARY = 8, 24
@@ -172,6 +172,21 @@ def test_micro_batches_change_no_number(params, batch, loss_type, micro_batch_si
     np.testing.assert_allclose(got["policy_loss"], loss, atol=1e-5)
     np.testing.assert_allclose(got["grad_norm"], optax.global_norm(want), rtol=1e-5)
     assert metrics["clip_ratio/region_mean"] > 0  # clipping was tried
+
+
+def test_bins_of_two_shapes_change_no_number(monkeypatch, params, batch):
+    """Completions of one or two tokens have bins of their own, and one of the groups is in both."""
+    monkeypatch.setattr(packing, "LONG", 0)
+    monkeypatch.setattr(packing, "PROMPT_SHARE", 0)  # a completion a bin
+    shapes = update.bin_shapes(batch, 1)
+    assert list(shapes) == [2, TIME] and shapes[2].length < shapes[TIME].length
+    sizes = packing.sample_sizes(batch.mask)
+    is_short = (sizes > 0) & (sizes <= 2)
+    assert np.any(np.any(is_short, axis=1) & np.any(sizes > 2, axis=1))
+    (_, metrics), want = plain_gradient(params, batch, loss_type="dapo")
+    _, state, got = run(params, batch, loss_type="dapo", micro_batch_size=1)
+    assert_close(gradient(state), want)
+    assert_close({name: got[name] for name in metrics}, metrics)
 
 
 def test_mini_batches_partition_the_tasks_of_each_pass(params, batch):
@@ -355,7 +370,7 @@ def test_logits_of_all_positions_never_exist(monkeypatch):
         float32(groups),
         float32((TASKS, GROUP)),
     )
-    length, bins_per_round = update.bin_shape(batch, ROWS)
+    ((length, bins_per_round),) = update.bin_shapes(batch, ROWS).values()
 
     def largest():
         learner = make(policy, kl_coef=0.1)

@@ -21,7 +21,7 @@ from jaxrft.rewards.grading import open_rewards, trainer_state
 from jaxrft.select import selectors
 from jaxrft.tasks import mixture, table
 from jaxrft.train.devices import check_mesh
-from jaxrft.train.memory import bin_shape, memory_to_plan
+from jaxrft.train.memory import bin_shapes, memory_to_plan
 from jaxrft.train.resume import check_contents, with_template_date
 from jaxrft.train.setup import Opened, describe_run
 from jaxrft.types import Missing
@@ -161,7 +161,7 @@ def _show_run(page: Page, inputs: resolve.Inputs, run: Opened) -> None:
             *render.embeddings(inputs.pool.table),
             *counts.run(config, num_tasks),
             *counts.decoding(run.setup.generate, config.batch_size),
-            *counts.bins(bin_shape(config, mesh, run.setup.prompt_length)),
+            *counts.bins(bin_shapes(config, mesh, run.setup.prompt_length)),
             *counts.evaluations(config, held_out),
             *counts.checkpoints(config, size_of(run.state), 4 * (frozen or trained)),
         ]

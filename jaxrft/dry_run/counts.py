@@ -59,15 +59,13 @@ def decoding(generate: CompiledRollout, prompts: int) -> list[tuple[str, str]]:
     ]
 
 
-def bins(shape: Shape) -> list[tuple[str, str]]:
+def bins(shapes: dict[int, Shape]) -> list[tuple[str, str]]:
     """Describes the bins that an update computes as pairs (what, how much)."""
-    return [
-        (
-            "packed",
-            f"completions and their prompts in bins of {shape.length:,} tokens, "
-            f"{shape.bins_per_round:,} at a time",
-        )
-    ]
+    kinds = ", ".join(
+        f"up to {longest:,} tokens in bins of {shape.length:,}, {shape.bins_per_round:,} at a time"
+        for longest, shape in shapes.items()
+    )
+    return [("packed", f"completions of {kinds}")]
 
 
 def resampling(config: Config) -> list[tuple[str, str]]:

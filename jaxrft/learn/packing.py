@@ -1,4 +1,4 @@
-"""Packing: completions of many lengths behind their prompts, in bins of one fixed shape.
+"""Packing: completions of many lengths behind their prompts, in bins of one or two fixed shapes.
 
 The cost of a pass over a batch then follows its tokens, not its longest completion. A bin is a row
 of slots. It holds completions of one or more groups, and the prompt of each of these groups once,
@@ -34,6 +34,11 @@ MAX_BIN_SLOTS = 8192
 MAX_ROUND_SLOTS = 8192
 MIN_ROUND_SLOTS = 1024
 ROUND_SHARE = 64
+
+# Where completions may be longer than LONG, those up to 1 / SHORT_SHARE of the longest have bins of
+# their own: in shorter bins attention costs less. Each shape is a program within the update's.
+LONG = 512
+SHORT_SHARE = 4
 
 
 class Shape(NamedTuple):
@@ -97,6 +102,46 @@ def choose_shape(
     return Shape(length, min(wanted, max(1, device_rows // per_bin)) * shards)
 
 
+def choose_shapes(
+    *,
+    prompt_length: int,
+    completion_length: int,
+    num_generations: int,
+    rows: int,
+    samples: int,
+    shards: int,
+) -> dict[int, Shape]:
+    """Chooses shapes of bins by the longest completion that each is for, in ascending order.
+
+    There are two if completions may be so long that a second, shorter one pays; see `choose_shape`.
+    """
+
+    def choose(completion_length: int, rows: int) -> Shape:
+        return choose_shape(
+            prompt_length=prompt_length,
+            completion_length=completion_length,
+            num_generations=num_generations,
+            rows=rows,
+            samples=samples,
+            shards=shards,
+        )
+
+    shapes = {completion_length: choose(completion_length, rows)}
+    if completion_length <= LONG:
+        return shapes
+    short = -(-completion_length // SHORT_SHARE)
+    of_short = choose(short, rows * SHORT_SHARE)
+    if of_short.length >= shapes[completion_length].length:
+        return shapes
+    return {short: of_short} | shapes
+
+
+def sample_sizes(mask: Array) -> Array:
+    """Counts the tokens [B, G] of samples up to the last whose mask [B, G, T] is not 0."""
+    steps = mask.shape[-1]
+    return jnp.max(jnp.where(mask > 0, jnp.arange(1, steps + 1, dtype=jnp.int32), 0), axis=-1)
+
+
 def pack(lengths: Array, mask: Array, shape: Shape) -> Packing:
     """Packs samples by first fit, the longest groups first, and of a group the longest samples.
 
@@ -107,10 +152,9 @@ def pack(lengths: Array, mask: Array, shape: Shape) -> Packing:
     """
     check_shapes(mask=(mask, "BGT"), lengths=(lengths, "B"))
     check_dtypes(int, lengths=lengths)
-    groups, group_size, steps = mask.shape
+    groups, group_size, _ = mask.shape
     samples = groups * group_size
-    # [B, G]
-    size = jnp.max(jnp.where(mask > 0, jnp.arange(1, steps + 1, dtype=jnp.int32), 0), axis=2)
+    size = sample_sizes(mask)
     of_group = jnp.argsort(-(jnp.sum(size, axis=1) + lengths), stable=True)
     of_sample = jnp.argsort(-size, axis=1, stable=True)[of_group]
     order = (of_group[:, None] * group_size + of_sample).reshape(-1).astype(jnp.int32)

@@ -211,12 +211,12 @@ def _chunked_logprobs(
     )(params, hidden, tokens)
 
 
-def bin_shape(batch: Batch, rows: int) -> packing.Shape:
-    """Chooses the shape of the bins of a batch on the ambient mesh, of which `rows` full
-    completions fit into memory.
+def bin_shapes(batch: Batch, rows: int) -> dict[int, packing.Shape]:
+    """Chooses the shapes of the bins of a batch on the ambient mesh, of which `rows` full
+    completions fit into memory, by the longest completion.
     """
     groups, group_size, steps = batch.tokens.shape
-    return packing.choose_shape(
+    return packing.choose_shapes(
         prompt_length=batch.prompts.shape[1],
         completion_length=steps,
         num_generations=group_size,
@@ -227,7 +227,7 @@ def bin_shape(batch: Batch, rows: int) -> packing.Shape:
 
 
 class PackedBatch(NamedTuple):
-    """A batch, replicated on all devices, and the bins of its samples."""
+    """A batch, replicated on all devices, and the bins of its samples of one shape."""
 
     batch: Batch
     layout: packing.Packing
@@ -238,6 +238,11 @@ class PackedBatch(NamedTuple):
         """Counts the rounds in which all bins are computed. [] int32."""
         return -(-self.layout.count // self.shape.bins_per_round)
 
+    @property
+    def slots(self) -> Array:
+        """Counts the slots of all rounds. [] int32."""
+        return self.rounds * self.shape.bins_per_round * self.shape.length
+
     def bins(self, number: Array) -> Bins:
         """Fills the bins of a round, of which each device computes the same number."""
         batch = self.batch
@@ -247,11 +252,25 @@ class PackedBatch(NamedTuple):
         return jax.tree.map(lambda x: constrain(x, "batch", "time"), bins)
 
 
-def pack(batch: Batch, shape: packing.Shape) -> PackedBatch:
-    """Packs the samples of a batch into bins of this shape."""
+def pack(batch: Batch, shapes: dict[int, packing.Shape]) -> list[PackedBatch]:
+    """Packs the samples of a batch into bins, each of the first shape that is for its length.
+
+    `shapes` by the longest completion, in ascending order.
+    """
     # Replicated, since any bin may hold any sample. The batch is small next to the activations.
     batch = jax.tree.map(lambda x: constrain(x, *(None,) * x.ndim), batch)
-    return PackedBatch(batch, packing.pack(batch.lengths, batch.mask, shape), shape)
+    if len(shapes) == 1:
+        (shape,) = shapes.values()
+        return [PackedBatch(batch, packing.pack(batch.lengths, batch.mask, shape), shape)]
+    size = packing.sample_sizes(batch.mask)
+    packed = []
+    shorter = 0
+    for longest, shape in shapes.items():
+        is_here = (size > shorter) & (size <= longest)
+        mask = jnp.where(is_here[..., None], batch.mask, 0)
+        packed.append(PackedBatch(batch, packing.pack(batch.lengths, mask, shape), shape))
+        shorter = longest
+    return packed
 
 
 def of_slots(x: Array, bins: Bins) -> Array:
@@ -287,11 +306,10 @@ def with_proximal_logprobs(
     """Sets `proximal_logprobs` of a batch: those of replayed groups are computed under `params`."""
     if batch.replayed is None:
         return batch
-    packed = pack(batch, bin_shape(batch, rows))
-    replayed = packed.batch.replayed
-    assert replayed is not None
 
-    def add(number: Array, proximal_logprobs: Array) -> Array:
+    def add(packed: PackedBatch, number: Array, proximal_logprobs: Array) -> Array:
+        replayed = packed.batch.replayed
+        assert replayed is not None
         bins = packed.bins(number)
         logprobs, _ = bin_logprobs(policy, params, packed.batch, bins, temperature=temperature)
         is_replayed = bins.predicts & of_slots(replayed, bins)
@@ -299,8 +317,10 @@ def with_proximal_logprobs(
         sample = jnp.where(is_replayed, bins.sample, proximal_logprobs.shape[0])
         return proximal_logprobs.at[sample, bins.time].set(logprobs, mode="drop")
 
-    rowwise = packed.batch.logprobs.reshape(-1, batch.logprobs.shape[2])
-    proximal_logprobs = jax.lax.fori_loop(0, packed.rounds, add, rowwise)
+    parts = pack(batch, bin_shapes(batch, rows))
+    proximal_logprobs = parts[0].batch.logprobs.reshape(-1, batch.logprobs.shape[2])
+    for part in parts:
+        proximal_logprobs = jax.lax.fori_loop(0, part.rounds, partial(add, part), proximal_logprobs)
     return batch._replace(proximal_logprobs=proximal_logprobs.reshape(batch.logprobs.shape))
 
 
@@ -449,9 +469,9 @@ def gradient(
     """
     mask = batch.mask.reshape(-1, batch.mask.shape[-1])
     normalizer = grpo.normalizer(mask, objective.loss_type, mask.shape[1])
-    packed = pack(batch, bin_shape(batch, rows))
+    parts = pack(batch, bin_shapes(batch, rows))
 
-    def round_gradient(number: Array) -> tuple[PyTree, Metrics]:
+    def round_gradient(packed: PackedBatch, number: Array) -> tuple[PyTree, Metrics]:
         bins = packed.bins(number)
 
         def round_loss(params: PyTree) -> tuple[Array, Metrics]:
@@ -467,13 +487,15 @@ def gradient(
 
         return jax.grad(round_loss, has_aux=True)(params)
 
-    def add(number: Array, total: PyTree) -> PyTree:
-        return jax.tree.map(jnp.add, total, round_gradient(number))
+    def add(packed: PackedBatch, number: Array, total: PyTree) -> PyTree:
+        return jax.tree.map(jnp.add, total, round_gradient(packed, number))
 
-    shapes = jax.eval_shape(round_gradient, jnp.zeros((), jnp.int32))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    grads, metrics = jax.lax.fori_loop(0, packed.rounds, add, zeros)
-    computed = packed.rounds * packed.shape.bins_per_round * packed.shape.length
+    shapes = jax.eval_shape(partial(round_gradient, parts[0]), jnp.zeros((), jnp.int32))
+    total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    for part in parts:
+        total = jax.lax.fori_loop(0, part.rounds, partial(add, part), total)
+    grads, metrics = total
+    computed = sum(part.slots for part in parts)
     metrics["update/utilization"] = masked.count(mask) / jnp.maximum(computed, 1).astype(
         jnp.float32
     )

@@ -155,14 +155,14 @@ def cache_lengths(max_completion_length: int) -> tuple[int, ...]:
     return (*shorter, max_completion_length)
 
 
-def grid_lengths(lengths: tuple[int, ...], grid: int) -> tuple[int, ...]:
-    """Returns the lengths of the cache of the grid number `grid`: all or, from the third grid on,
-    every second.
+def grid_lengths(lengths: tuple[int, ...], grid: int, grids: int) -> tuple[int, ...]:
+    """Returns the lengths of the cache of the grid number `grid` of `grids`: all for the first and
+    the last, every second for those between.
 
-    A small grid has a small cache, of which free slots cost little. So the programs of four grids
-    and four lengths are 12.
+    The first is there while the cache fills where all completions are long, and the last for most
+    tokens where few are. So the programs of four grids and four lengths are 12.
     """
-    return lengths if grid < 2 else lengths[::-1][::2][::-1]
+    return lengths if grid in (0, grids - 1) else lengths[::-1][::2][::-1]
 
 
 def _round_up(number: float, multiple: int) -> int:

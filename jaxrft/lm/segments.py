@@ -187,8 +187,9 @@ class CompiledRollout:
 
     def num_programs(self, prompts: int) -> int:
         """Counts the programs of `decode` that a rollout of `prompts` may run."""
-        numbers = range(len(self.grids(prompts)))
-        return sum(len(rollout.grid_lengths(self.cache_lengths, number)) for number in numbers)
+        count = len(self.grids(prompts))
+        lengths = (rollout.grid_lengths(self.cache_lengths, each, count) for each in range(count))
+        return sum(map(len, lengths))
 
     def __call__(
         self,
@@ -244,7 +245,7 @@ class CompiledRollout:
                 smaller = place.grid if waiting else place.grid + now.grid
                 place = self._compact(place, grids, now, smaller)
             else:
-                length = self._length(place.grid, now.time)
+                length = self._length(place.grid, grids, now.time)
                 cache = self.resize(place.state.cache, length, 0)
                 place = place._replace(
                     state=place.state._replace(cache=cache), length=length, time=now.time
@@ -278,11 +279,12 @@ class CompiledRollout:
     ) -> _Place:
         """Lets the next prompts enter, the group `number` of those that enter at once."""
         count = batch.prompts.shape[0]
-        full, half, *_ = self.grids(count)
+        grids = self.grids(count)
+        full, half, *_ = grids
         if entrants is None:
             entrants = self.admit(batch, np.int32(number), count=self.entering(count))
         time = now.time - now.free
-        length = self._length(0, time)
+        length = self._length(0, grids, time)
         inputs, state, left = self.enter(
             place.inputs._replace(weights=()),
             place.state,
@@ -300,7 +302,7 @@ class CompiledRollout:
     def _compact(self, place: _Place, grids: tuple[Grid, ...], now: _Stop, smaller: int) -> _Place:
         """Moves the live rows into the grid number `smaller`, or frees columns of the same."""
         time = now.time - now.free
-        length = self._length(smaller, time)
+        length = self._length(smaller, grids, time)
         inputs, state, left = self.compact(
             place.inputs._replace(weights=()),
             place.state,
@@ -313,9 +315,9 @@ class CompiledRollout:
         inputs = inputs._replace(weights=place.inputs.weights)
         return _Place(inputs, state, left, smaller, length, time)
 
-    def _length(self, grid: int, time: int) -> int:
+    def _length(self, grid: int, grids: tuple[Grid, ...], time: int) -> int:
         """Returns the length of the cache for the next token of a grid at this `time`."""
-        allowed = rollout.grid_lengths(self.cache_lengths, grid)
+        allowed = rollout.grid_lengths(self.cache_lengths, grid, len(grids))
         return min(each for each in allowed if each >= time)
 
     def work(self) -> Work:

@@ -21,9 +21,13 @@ from jaxrft.types import PyTree
 PLANNED = 0.8
 
 
-def bin_shape(config: Config, mesh: meshes.AnyMesh, prompt_length: int) -> packing.Shape:
-    """Returns the shape of the bins of an update, with prompts padded to `prompt_length` tokens."""
-    return packing.choose_shape(
+def bin_shapes(
+    config: Config, mesh: meshes.AnyMesh, prompt_length: int
+) -> dict[int, packing.Shape]:
+    """Returns the shapes of the bins of an update, with prompts padded to `prompt_length` tokens,
+    by the longest completion.
+    """
+    return packing.choose_shapes(
         prompt_length=prompt_length,
         completion_length=config.max_completion_length,
         num_generations=config.num_generations,
@@ -39,15 +43,17 @@ def activation_bytes(
     """Estimates the bytes on each device of the activations saved for the backward pass, and of
     those of the layer that runs.
     """
-    bins = bin_shape(config, mesh, prompt_length)
-    rows = bins.bins_per_round // meshes.shards(mesh, "batch")
-    slots = rows * bins.length
     size = jnp.dtype(config.dtype).itemsize
     layer = _saved_numbers(shape, mesh, "none")
-    queries = min(bins.length, attention.QUERIES)
-    scores = rows * shape.num_heads * queries * bins.length // meshes.shards(mesh, "heads")
     saved = shape.num_layers * _saved_numbers(shape, mesh, remat)
-    return (saved + layer) * slots * size + 3 * 4 * scores
+
+    def of_round(bins: packing.Shape) -> int:
+        rows = bins.bins_per_round // meshes.shards(mesh, "batch")
+        queries = min(bins.length, attention.QUERIES)
+        scores = rows * shape.num_heads * queries * bins.length // meshes.shards(mesh, "heads")
+        return (saved + layer) * rows * bins.length * size + 3 * 4 * scores
+
+    return max(map(of_round, bin_shapes(config, mesh, prompt_length).values()))
 
 
 def _saved_numbers(shape: ModelConfig, mesh: meshes.AnyMesh, remat: str) -> int:
@@ -74,8 +80,9 @@ def logits_bytes(
     """Estimates the bytes on each device of a chunk of logits, their probabilities and their
     gradient.
     """
-    bins = bin_shape(config, mesh, prompt_length)
-    slots = bins.bins_per_round // meshes.shards(mesh, "batch") * bins.length
+    shapes = bin_shapes(config, mesh, prompt_length).values()
+    shards = meshes.shards(mesh, "batch")
+    slots = max(bins.bins_per_round // shards * bins.length for bins in shapes)
     vocabulary = shape.vocab_size // meshes.shards(mesh, "vocab")
     return 3 * 4 * min(update.CHUNK, slots * vocabulary)
 
