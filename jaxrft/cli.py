@@ -22,7 +22,8 @@ USAGE = """usage: jaxrft COMMAND CONFIG [flags]
 
 commands:
   train  finetune a policy, or resume the run in the config's output_dir
-  eval   evaluate a policy on the config's held-out tasks
+  eval   evaluate a policy, or a checkpoint of a run, on the config's held-out tasks
+  export  write the policy of a run's checkpoint as a Hugging Face folder: jaxrft export RUN [--step N] [--out FOLDER]
   prepare dataset  make a TFDS data set from the files of a published one; without arguments, list the known ones
   prepare pass-rates  roll a policy out on the config's tasks; its pass rates become a column of --out FILE.parquet
   prepare embeddings  write the policy's embeddings of the config's prompts to --out FILE.safetensors, for tasks.embeddings
@@ -33,7 +34,9 @@ commands:
 CONFIG is a .py file that defines `config = Config(...)`; every field of it is a flag:
   jaxrft train configs/quickstart.py --steps 20 --output-dir runs/a --select.decay 0.2
   jaxrft train configs/quickstart.py --dry-run
-  jaxrft eval configs/quickstart.py --model runs/quickstart/policy
+  jaxrft eval configs/quickstart.py --model runs/quickstart
+  jaxrft eval configs/quickstart.py --checkpoint 80
+  jaxrft export runs/quickstart --step 80
   jaxrft prepare dataset gsm8k --file train.jsonl
   jaxrft prepare pass-rates configs/quickstart.py --model runs/quickstart/policy --out rates.parquet
   jaxrft prepare embeddings configs/quickstart.py --out embeddings.safetensors
@@ -47,7 +50,7 @@ _BENCH = (
     "`python -m benchmarks.NAME --help`; benchmarks/README.md lists the names"
 )
 # commands whose results are files; those of the others are what they print
-WRITING = ("train", "prepare")
+WRITING = ("train", "export", "prepare")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -69,7 +72,13 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     """Runs a command with standard streams that never raise; returns its exit code."""
     _set_up()
-    commands = {"train": _train, "eval": _eval, "prepare": _prepare, "simulate": _simulate}
+    commands = {
+        "train": _train,
+        "eval": _eval,
+        "export": _export,
+        "prepare": _prepare,
+        "simulate": _simulate,
+    }
     try:
         with crash.reported():
             if not arguments or arguments[0] in ("-h", "--help"):
@@ -154,11 +163,31 @@ def _train(arguments: list[str], prog: str) -> int:
 
 
 def _eval(arguments: list[str], prog: str) -> int:
-    config = _config(arguments, prog, lambda config: config)
-    from jaxrft.train.evaluate import evaluate_policy
+    from jaxrft.train import evaluate
 
-    for name, value in evaluate_policy(config).items():
+    options = _config(with_newest(arguments), prog, evaluate.Options)
+    for name, value in evaluate.evaluate_policy(options.config, options.checkpoint).items():
         print(f"{terminal.escaped(name)} {value:.4f}")
+    return 0
+
+
+def with_newest(arguments: list[str]) -> list[str]:
+    """Adds `newest` to a flag --checkpoint that has no value."""
+    flagged = []
+    for argument, after in zip(arguments, [*arguments[1:], "--"], strict=True):
+        flagged.append(argument)
+        if argument == "--checkpoint" and after.startswith("-"):
+            flagged.append("newest")
+    return flagged
+
+
+def _export(arguments: list[str], prog: str) -> int:
+    import tyro
+
+    from jaxrft.train import export
+
+    options = tyro.cli(export.Options, args=arguments, prog=prog.removesuffix(" CONFIG"))
+    print(terminal.escaped(export.main(options)))
     return 0
 
 

@@ -15,10 +15,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from jaxrft.errors import InputError
-from jaxrft.fields import INT32, Checked, FilePath, Seed, expand_path, shown, type_mismatches
+from jaxrft.fields import (
+    INT32,
+    Checked,
+    FilePath,
+    Seed,
+    expand_path,
+    leaf_types,
+    shown,
+    type_mismatches,
+)
 from jaxrft.host.files import JSON, UnreadableJSON, parse_json
 
 MIN_TEMPERATURE = 1e-6  # logits below 1e30 stay float32
@@ -911,6 +920,41 @@ def _nearest_field(message: str) -> str:
 def to_json(config: Config) -> str:
     """Serializes the config as indented JSON."""
     return json.dumps(dataclasses.asdict(config), indent=2)
+
+
+def from_json(tree: dict[str, JSON], source: str) -> Config:
+    """Builds a config from its JSON, of `to_json`, perhaps of an earlier version.
+
+    Raises InputError, with the `source`, for what is no config.
+    """
+    renamed = {RENAMED.get(name, name): value for name, value in flat(tree).items()}
+    sections: dict[str, JSON] = {}
+    for name, value in renamed.items():
+        section, _, rest = name.rpartition(".")
+        parent = sections.setdefault(section, {}) if section else sections
+        assert isinstance(parent, dict)
+        parent[rest] = value
+    try:
+        return Config(**_values(Config, sections))
+    except (TypeError, ValueError) as error:
+        reason = str(error)
+        raise InputError(f"{source} is no config: {reason}{_nearest_field(reason)}") from error
+
+
+def _values(kind: type, tree: dict[str, JSON]) -> dict[str, Any]:
+    """Returns the values of a dataclass `kind` that the JSON `tree` has."""
+    kinds = {each.name: set(leaf_types(each.type)) for each in dataclasses.fields(kind)}
+    return {name: _value(kinds.get(name, set()), value) for name, value in tree.items()}
+
+
+def _value(kinds: set[object], value: JSON) -> Any:
+    """Returns the value of a field whose types have the leaves `kinds`."""
+    if isinstance(value, list):
+        return tuple(_value(kinds, item) for item in value)
+    if not isinstance(value, dict):
+        return value
+    section = next((each for each in CONFIGS.values() if each in kinds), None)
+    return value if section is None else section(**_values(section, value))
 
 
 def resume_rule(

@@ -188,7 +188,7 @@ def _normalized_fields(prefix: str, options: Any) -> dict[str, object]:
     """Returns the normalized values of the fields that are not at their defaults."""
     return {
         field.name: _normalized(
-            f"{prefix}{field.name}", getattr(options, field.name), set(_leaves(field.type))
+            f"{prefix}{field.name}", getattr(options, field.name), set(leaf_types(field.type))
         )
         for field in dataclasses.fields(options)
         if getattr(options, field.name) is not field.default
@@ -250,13 +250,13 @@ def _as_float(number: float | numbers.Real) -> float:
         return math.inf
 
 
-def _leaves(kind: object) -> Iterator[object]:
+def leaf_types(kind: object) -> Iterator[object]:
     """Yields the plain types, and the marks of Annotated, in a type."""
     if not get_args(kind) or get_origin(kind) is Literal:
         yield kind
         return
     for argument in get_args(kind):
-        yield from _leaves(argument)
+        yield from leaf_types(argument)
 
 
 def bare(kind: object) -> Any:

@@ -20,6 +20,7 @@ from jaxrft.config import EvalConfig, LoRAConfig, TasksConfig
 from jaxrft.learn import update
 from jaxrft.lm import model, rollout, weights
 from jaxrft.lm.policy import lora_config, open_model
+from jaxrft.train import export
 from jaxrft.train.evaluate import evaluate_policy
 from jaxrft.train.loop import train
 from jaxrft.types import InputError
@@ -321,6 +322,26 @@ def test_a_run_trains_adapters_and_nothing_else(trained, world, configured):
     assert not np.array_equal(want["gate"], base["gate"]) and np.array_equal(
         want["embed"], base["embed"]
     )
+
+
+@pytest.mark.slow
+def test_exported_checkpoint_has_the_policy_and_the_adapters_of_the_end(trained, tmp_path):
+    folder, _ = trained
+    export.main(export.Options(str(folder), out=str(tmp_path / "new")))
+    merged = (tmp_path / "new/model.safetensors").read_bytes()
+    assert merged == (folder / "policy/model.safetensors").read_bytes()
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "new/adapter" / name).read_bytes() == (
+            folder / "adapter" / name
+        ).read_bytes()
+
+
+@pytest.mark.slow
+def test_checkpoint_of_adapters_is_refused_on_another_base(trained, tmp_path, world):
+    folder, _ = trained
+    other = helpers.write_policy(tmp_path / "other", spread=0.5)
+    with pytest.raises(InputError, match="the adapters in .* are of another model than"):
+        export.main(export.Options(str(folder), model=other))
 
 
 @pytest.mark.slow

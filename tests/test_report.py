@@ -214,7 +214,11 @@ def test_damaged_lines_are_skipped_and_moved_to_another_file(damage, tmp_path, c
     path.write_bytes(b"\n".join([good[0], damage, good[1], damage, good[2], damage]) + b"\n")
     before = path.read_bytes()
     report = reporter(tmp_path, start=2)
-    assert report.best("eval/a/greedy") == 0.75 and report.evaluated(1) and not report.evaluated(2)
+    assert (
+        report.best("eval/a/greedy") == (0.75, 1)
+        and report.evaluated(1)
+        and not report.evaluated(2)
+    )
     count = before.count(b"\n") - 3 if damage else 3
     assert (
         len(caplog.messages) == 1

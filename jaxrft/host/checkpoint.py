@@ -183,18 +183,7 @@ class Checkpoints:
 
     def _check_identity(self, step: int) -> None:
         """Raises InputError when the checkpoint is of another run."""
-        saved = read_json(self.folder / f"{step}" / IDENTITY, dict)  # `flaw_of` has read it before
-        if (written := saved.pop("format", 1)) != FORMAT:
-            version = (
-                f"jaxrft {LAST_OF_FORMAT_1}"
-                if written == 1
-                else ("the version of jaxrft that made them")
-            )
-            raise InputError(
-                f"the checkpoints in {self.folder} have format {_short(written)}, this version "
-                f"reads format {FORMAT}: "
-                f"finish the run with {version}, or choose another output_dir"
-            )
+        saved = read_identity(self.folder, step)  # `flaw_of` has read it before
         for name in self.identity | saved:
             wanted = self.identity.get(name)
             actual = saved.get(name)
@@ -251,6 +240,76 @@ class Checkpoints:
             if not any(os.path.lexists(path) for path in leftovers):
                 return
             time.sleep(seconds)
+
+
+def find_checkpoint(folder: Path, step: int | None) -> int:
+    """Finds the checkpoint of a step, or the newest good one for None; returns its step.
+
+    Raises InputError when there is none, or it is damaged. Logs which newer ones were skipped.
+    """
+    steps = steps_in(folder)
+    if not steps:
+        raise InputError(f"there is no checkpoint in {folder}: give the output_dir of a run")
+    if step is not None:
+        if step not in steps:
+            known = ", ".join(map(str, steps))
+            raise InputError(f"there is no checkpoint of step {step} in {folder}: it has {known}")
+        if flaw := flaw_of(folder / f"{step}"):
+            raise InputError(
+                f"the checkpoint of step {step} in {folder} is damaged ({flaw}): choose another"
+            )
+        return step
+    for newest in reversed(steps):
+        flaw = flaw_of(folder / f"{newest}")
+        if not flaw:
+            return newest
+        logger.warning("skipping the checkpoint of step %d in %s: %s", newest, folder, flaw)
+    raise InputError(f"no checkpoint in {folder} can be used: bring one back from a copy")
+
+
+def read_identity(folder: Path, step: int) -> dict[str, JSON]:
+    """Reads what the checkpoint of a step belongs to; raises InputError for another format."""
+    saved = read_json(folder / f"{step}" / IDENTITY, dict)
+    if (written := saved.pop("format", 1)) != FORMAT:
+        version = (
+            f"jaxrft {LAST_OF_FORMAT_1}" if written == 1 else "the version of jaxrft that made them"
+        )
+        raise InputError(
+            f"the checkpoints in {folder} have format {_short(written)}, this version "
+            f"reads format {FORMAT}: "
+            f"finish the run with {version}, or choose another output_dir"
+        )
+    return saved
+
+
+def read_params(folder: Path, step: int, like: dict[str, jax.ShapeDtypeStruct]) -> PyTree:
+    """Reads the trained parameters of a checkpoint, and nothing else of its state.
+
+    They get the shapes, dtypes and shardings of `like`. Raises InputError when others were saved.
+    """
+    item = {"params": like}
+    restore = ocp.args.PyTreeRestore(
+        item,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+        partial_restore=True,
+    )
+    with _without_stacks(logging.getLogger("absl")):
+        checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+        try:
+            params = checkpointer.restore(folder.absolute() / f"{step}/state", args=restore)
+        # such as too little memory
+        except jax.errors.JaxRuntimeError:
+            raise
+        # whatever a library makes of bytes that are no checkpoint of its own
+        except Exception as error:
+            reason = str(error).partition("\n")[0]
+            raise InputError(
+                f"the checkpoint of step {step} in {folder} cannot be read ({reason}): choose "
+                "another"
+            ) from error
+        finally:
+            checkpointer.close()
+    return params["params"]
 
 
 def steps_in(folder: Path) -> list[int]:

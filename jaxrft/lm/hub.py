@@ -60,11 +60,25 @@ def find(model: str) -> Path:
 def local(model: str) -> Path | None:
     """Finds the folder of `model` on this machine; None if it would have to be downloaded."""
     if Path(model).is_dir():
-        return Path(model)
+        return _policy_of(Path(model))
     if not ID.fullmatch(model):
         return None
     folder = cached(model, **PATTERNS)
     return folder if folder is not None and _complete(folder) else None
+
+
+def _policy_of(folder: Path) -> Path:
+    """Returns the policy/ of a run's folder, and any other folder as it is.
+
+    Raises InputError for a run without one.
+    """
+    is_run = (folder / "metrics.jsonl").exists() or (folder / "checkpoints").is_dir()
+    if not is_run or (folder / "policy").is_dir():
+        return folder / "policy" if is_run else folder
+    raise InputError(
+        f"{folder} is the folder of a run that has no policy/ yet: run `jaxrft export {folder}`, "
+        "which writes the policy of a checkpoint, and give the folder that it names"
+    )
 
 
 def cached(name: str, **options: Any) -> Path | None:

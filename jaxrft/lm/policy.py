@@ -185,11 +185,17 @@ def export(config: Config, lm: LanguageModel, params: PyTree, folder: Path) -> s
     export_merged(lm, params, folder / "policy")
     if lm.config.lora is None:
         return f"the trained policy is in {folder / 'policy'}"
-    weights.save_adapters(folder / "adapter", params, lm.config, source=config.model)
+    export_adapters(config, lm, params, folder / "adapter")
     return (
         f"the trained policy is in {folder / 'policy'}, its adapters alone are in "
         f"{folder / 'adapter'}"
     )
+
+
+def export_adapters(config: Config, lm: LanguageModel, params: PyTree, folder: Path) -> None:
+    """Writes adapters alone, for peft; they name the folder or the id of their base."""
+    base = str(lm.folder) if Path(config.model).is_dir() else config.model
+    weights.save_adapters(folder, params, lm.config, source=base)
 
 
 def export_merged(lm: LanguageModel, params: PyTree, folder: Path) -> None:

@@ -94,13 +94,17 @@ class Reporter:
             name.startswith("eval/") for e in self.earlier or () if e["step"] == step for name in e
         )
 
-    def best(self, name: str) -> float:
-        """Finds the highest value of a metric at steps from 1 to the one that the run resumes from.
+    def best(self, name: str) -> tuple[float, int]:
+        """Finds the highest value of a metric at steps from 1 to the one that the run resumes from,
+        and the first step that has it.
 
-        Returns -infinity if the metric has no value.
+        Returns (-infinity, 0) if the metric has no value.
         """
-        values = [entry.get(name) for entry in self.earlier or () if entry["step"] > 0]
-        return max((value for value in values if isinstance(value, int | float)), default=-math.inf)
+        values = [(entry.get(name), entry["step"]) for entry in self.earlier or ()]
+        known = [
+            (value, step) for value, step in values if step > 0 and isinstance(value, int | float)
+        ]
+        return max(known, key=lambda pair: pair[0], default=(-math.inf, 0))
 
     def add(self, step: int, metrics: Mapping[str, object]) -> None:
         """Holds metrics of `step`, device scalars among them; more of the same step join them."""

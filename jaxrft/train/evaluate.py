@@ -1,14 +1,19 @@
 """Evaluation on held-out tasks: greedy, avg@k and pass@k of success."""
 
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Annotated, Literal, Protocol
 
+import jax.numpy as jnp
 import numpy as np
+import tyro
 from jax.sharding import Mesh
 
 from jaxrft.config import Config
+from jaxrft.fields import Checked
 from jaxrft.host.multihost import any_process
 from jaxrft.host.stopping import Stopped
+from jaxrft.lm import model
 from jaxrft.lm.model import Params
 from jaxrft.lm.policy import LanguageModel, open_model
 from jaxrft.lm.segments import compile_rollout
@@ -18,9 +23,22 @@ from jaxrft.tasks import table
 from jaxrft.tasks.open_sets import open_tasks
 from jaxrft.tasks.table import TaskTable, prompt_batch
 from jaxrft.train.devices import computing_on, open_mesh
+from jaxrft.train.export import open_checkpoint
 from jaxrft.train.memory import choose_concurrent_rows, memory_to_plan
 from jaxrft.train.resume import with_template_date
 from jaxrft.types import InputError, PyTree
+
+Which = int | Literal["newest"] | None  # checkpoint; None = `config.model` itself
+
+
+@dataclass(frozen=True)
+class Options(Checked):
+    """The command line of `jaxrft eval`."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    checkpoint: Annotated[Which, tyro.conf.arg(metavar="[N]")] = None
+    """Evaluate the checkpoint of step N of the run in output_dir, the newest without N; by default
+    the model itself, which may be a run's folder: --model RUN is RUN/policy."""
 
 
 class Evaluate(Protocol):
@@ -148,14 +166,21 @@ def compile_trials(
     return run_trials
 
 
-def evaluate_policy(config: Config) -> dict[str, float]:
-    """Evaluates `config.model` on the held-out sets of the config, as `compile_evaluation` says."""
+def evaluate_policy(config: Config, checkpoint: Which = None) -> dict[str, float]:
+    """Evaluates `config.model`, or a checkpoint of the run in `config.output_dir`, on the held-out
+    sets of the config, as `compile_evaluation` says.
+    """
     if not config.evaluation.tasks:
         raise InputError("the config has no held-out tasks: name some in evaluation.tasks")
     mesh = open_mesh(config)
     config = with_template_date(config)
     with open_rewards(config) as pool:
-        lm = open_model(config, mesh, trained=False)
-        evaluate = compile_evaluation(config, lm, mesh, pool, held=lm.params)
+        step = 0
+        if checkpoint is None:
+            lm = open_model(config, mesh, trained=False)
+        else:
+            wanted = None if checkpoint == "newest" else checkpoint
+            lm, step = open_checkpoint(config, mesh, wanted, dtype=jnp.dtype(config.dtype))
+        evaluate = compile_evaluation(config, lm, mesh, pool, held=(lm.params, lm.frozen))
         with computing_on(mesh, config):
-            return evaluate(lm.params, 0)
+            return evaluate(model.all_params(lm.params, lm.frozen), step)

@@ -1,5 +1,6 @@
 """The loop over steps, and what it takes to start, stop and resume it."""
 
+import json
 import logging
 import math
 from collections.abc import Callable
@@ -97,6 +98,8 @@ def advance(
         state = loop(step, state, report, hooks)
         if not hooks.stopping:
             display.say(export(config, lm, state.params, folder))
+            if hooks.best_step:
+                display.say(hooks.best_sentence())
         on_host0(report.check_written)  # last, since nothing else depends on it
         return state, not hooks.stopping
 
@@ -143,7 +146,8 @@ class Hooks:
         """Looks up the best policy so far."""
         self.config = self.step.setup.config
         self.best_metric = f"eval/{self.config.keep_best}"
-        self.best = float(broadcast_from_host0(lambda: repr(self.report.best(self.best_metric))))
+        found = broadcast_from_host0(lambda: json.dumps(self.report.best(self.best_metric)))
+        self.best, self.best_step = json.loads(found)
 
     def before_steps(self, state: TrainState) -> None:
         """Evaluates the first policy, or one whose evaluation a signal prevented or interrupted."""
@@ -207,6 +211,15 @@ class Hooks:
             value = metrics.get(self.best_metric, -math.inf)
             if number > 0 and value > self.best and export_best(self.lm, state, self.folder):
                 self.best = value
+                self.best_step = number
+                self.report.display.say(self.best_sentence("the best so far"))
+
+    def best_sentence(self, which: str = "the best") -> str:
+        """Says which policy is in <output_dir>/best."""
+        return (
+            f"{which} of {self.config.keep_best}, {self.best:.3f} at step {self.best_step}, is in "
+            f"{self.folder / 'best'}"
+        )
 
     def _stop(self, number: int, state: TrainState) -> None:
         """Saves the state, unless no step was done or it is saved, and says how to resume."""
