@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks._serve import Measured, Request, Subject
 from benchmarks._shape import Shape
 from jaxrft.assets import make_quickstart
-from jaxrft.config import Config, TasksConfig
+from jaxrft.config import Config, SelectConfig, TasksConfig
 from jaxrft.lm import model, weights
 from jaxrft.lm.model import ModelConfig, Policy
 from jaxrft.report.visits import Visits
@@ -174,6 +174,7 @@ def open_step(shape: Shape) -> Iterator[tuple[Step, TrainState]]:
                 answer_column="answer",
                 pass_rate_columns=("weak", "strong"),
             ),
+            select=SelectConfig(name="bots"),
             output_dir=str(folder / "run"),
             batch_size=shape.prompts,
             num_generations=shape.group_size,

@@ -26,7 +26,7 @@ import numpy as np
 from benchmarks import _script
 from jaxrft import mesh as meshes
 from jaxrft.assets import TINY
-from jaxrft.config import Config, TasksConfig
+from jaxrft.config import Config, SelectConfig, TasksConfig
 from jaxrft.fields import path_argument, whole_number
 from jaxrft.host.files import UnreadableJSON, read_json
 from jaxrft.report import records
@@ -289,6 +289,7 @@ def quickstart(number: int = 12) -> float:
         config = Config(
             model=TINY,
             tasks=TasksConfig(source="builtin:digits"),
+            select=SelectConfig(name="bots"),
             output_dir=folder,
             steps=number,
             max_prompt_length=16,

@@ -10,7 +10,7 @@ makes of the held-out tasks.
 """
 
 from jaxrft.assets import TINY
-from jaxrft.config import Config, EvalConfig, TasksConfig
+from jaxrft.config import Config, EvalConfig, SelectConfig, TasksConfig
 
 config = Config(
     model=TINY,
@@ -18,6 +18,7 @@ config = Config(
     evaluation=EvalConfig(
         tasks=(TasksConfig(source="builtin:digits-test"),), num_samples=8, batch_size=128
     ),
+    select=SelectConfig(name="bots"),
     output_dir="runs/quickstart",
     steps=160,
     batch_size=16,

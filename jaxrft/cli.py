@@ -56,9 +56,9 @@ WRITING = ("train", "export", "prepare")
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns its exit code.
 
-    0: all is done; 1: a bug; 2: a mistake of the user's, or a result that could not be
-    printed; 143: stopped by a signal, and saved. `jaxrft.__main__` answers the signals that come
-    before there is anything to save.
+    0: all is done; 1: a bug; 2: a mistake of the user's, a dry run of what could not start, or a
+    result that could not be printed; 143: stopped by a signal, and saved. `jaxrft.__main__` answers
+    the signals that come before there is anything to save.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     with terminal.guarded_streams() as output:
@@ -155,8 +155,7 @@ def _train(arguments: list[str], prog: str) -> int:
 
     options = _config(arguments, prog, dry_run.Options)
     if options.dry_run or options.topology is not None:
-        dry_run.show(options.config, options.topology)
-        return 0
+        return 0 if dry_run.show(options.config, options.topology) else 2
     with crash.reported(Path(options.config.output_dir)):
         _, finished = loop.advance(options.config)
     return 0 if finished else STOPPED

@@ -114,8 +114,9 @@ class EvalConfig:
 class SelectConfig:
     """The selector of the next tasks, and the union of the selectors' hyper-parameters."""
 
-    name: str = field(default="bots", metadata=FIXED)
-    """Selector: uniform, easy_to_hard, mopps, greso, retire, bots, dots or adaptive."""
+    name: str = field(default="uniform", metadata=FIXED)
+    """Selector: uniform, easy_to_hard, mopps, greso, retire, bots, dots or adaptive. adaptive needs
+    nothing but the tasks, bots the pass rates of reference policies on them."""
     order: Literal["shuffled", "replacement", "sequential"] = "shuffled"
     """uniform: epochs in random order, every batch drawn afresh, or epochs in the order of the
     table.

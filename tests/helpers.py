@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from jaxrft.config import Config, MeshConfig, TasksConfig
+from jaxrft.config import Config, MeshConfig, SelectConfig, TasksConfig
 from jaxrft.lm import model, weights
 from jaxrft.tasks import embeddings
 
@@ -87,6 +87,7 @@ def make_config(policy, tasks_file, output_dir, **changes):
         "model": policy,
         "output_dir": str(output_dir),
         "tasks": TasksConfig(source=tasks_file, pass_rate_columns=("weak", "strong")),
+        "select": SelectConfig(name="bots"),
         "mesh": MeshConfig(data=2, fsdp=2, model=2),
         "steps": 6,
         "save_steps": 3,

@@ -13,6 +13,8 @@ from jaxrft import cli, dry_run
 from jaxrft import mesh as meshes
 from jaxrft.config import Config, EvalConfig, LoRAConfig, MeshConfig, SelectConfig, TasksConfig
 from jaxrft.dry_run import counts, memory, programs, render, resolve, reward_check
+from jaxrft.dry_run.chips import chip_of
+from jaxrft.dry_run.render import Page
 from jaxrft.rewards.grading import open_rewards
 from jaxrft.train.devices import open_mesh
 from jaxrft.train.loop import train
@@ -271,7 +273,7 @@ def test_missing_inputs_are_listed_with_their_remedies(dry, tmp_path):
         rewards=("nowhere_at_all:reward",),
         max_completion_length=64,
     )
-    assert code == 0 and said.endswith("\n4 things are missing\n")
+    assert code == 2 and said.endswith("\n4 things are missing\n")
     assert "run `hf download Qwen/Qwen2.5-0.5B-Instruct`" in said and "absent.jsonl" in said
     assert "nowhere_at_all:reward do not load: ModuleNotFoundError" in said
     assert "a mesh of 4 devices, and this machine has 8 devices" in said
@@ -282,7 +284,7 @@ def test_missing_inputs_are_listed_with_their_remedies(dry, tmp_path):
 
 def test_tasks_without_a_tokenizer_are_counted_but_not_measured(dry):
     code, said, _ = dry(model="Qwen/Qwen2.5-0.5B-Instruct", max_completion_length=64)
-    assert code == 0 and said.endswith("\n1 thing is missing\n")
+    assert code == 2 and said.endswith("\n1 thing is missing\n")
     assert (
         "none is dropped here yet" in said
         and ("Reference pass rates") in said
@@ -325,6 +327,24 @@ def test_a_run_in_the_folder_is_resumed_or_refused(whole, configure, capsys):
     with pytest.raises(InputError, match="holds a run already"):
         dry_run.show(configure(whole[0], resume="never"))
     assert helpers.contents(whole[0]) == before
+
+
+def test_programs_that_do_not_fit_keep_a_run_from_starting(capsys):
+    chip = chip_of("v5e:2x2").gib * 2**30
+    fitting = programs.Compiled("select", 1.0, 0, chip // 2, 1e9)
+    too_large = fitting._replace(name="learn", peak=2 * chip)
+    failing = fitting._replace(name="decode", failure="out of memory")
+    assert render.programs(Page(), [fitting], "v5e:2x2")
+    assert not render.programs(Page(), [fitting, too_large], "v5e:2x2")
+    assert not render.programs(Page(), [failing, fitting], "v5e:2x2")
+    render.missing(Page(), [], fits=False)
+    assert capsys.readouterr().out.endswith("\nnot all programs fit\n")
+
+
+def test_a_config_that_leaves_the_selector_alone_is_told_which_others_there_are(dry, world):
+    code, said, _ = dry(tasks=TasksConfig(str(world / "tasks.jsonl")), select=SelectConfig())
+    assert code == 0 and "select.name is uniform" in said
+    assert "select.name is" not in dry()[1]
 
 
 @pytest.mark.parametrize("topology", ["", "v5e", "4x4", "v9:2x2", "v5e:4", "v5e:4x4x4x4"])

@@ -364,9 +364,9 @@ def test_a_run_with_the_policys_embeddings_resumes_bit_for_bit(configure, tmp_pa
 
 
 def test_the_dry_run_knows_them(prepare, source, file, capsys, tmp_path):
-    def dry(config):
+    def dry(config, code=0):
         path = helpers.write_config(tmp_path / "config.py", config)
-        assert cli.main(["train", path, "--dry-run"]) == 0
+        assert cli.main(["train", path, "--dry-run"]) == code
         return capsys.readouterr().out
 
     given = prepare(
@@ -387,7 +387,7 @@ def test_the_dry_run_knows_them(prepare, source, file, capsys, tmp_path):
         select=SelectConfig("uniform"),
         batch_size=8,
     )
-    said = dry(absent)
+    said = dry(absent, code=2)
     assert (
         "1. no file e.safetensors: make it with `jaxrft prepare embeddings"
     ) in said and "over 64 tokens" in said

@@ -92,7 +92,7 @@ MISTAKES = {
         "has [0-9,.]+ GiB; lower",
     ),
     "selector out of range": (
-        lambda d: {"select": SelectConfig(decay=2.0)},
+        lambda d: {"select": SelectConfig("bots", decay=2.0)},
         "decay is 2.0: it must be",
     ),
     "adapters instead of a model": (

@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxrft import config as configs
-from jaxrft.config import EvalConfig, TasksConfig
+from jaxrft.config import EvalConfig, SelectConfig, TasksConfig
 from jaxrft.lm import weights
 from jaxrft.lm.policy import open_model
 from jaxrft.rewards.grading import Rewards, drop_failed_rows, open_rewards
@@ -56,6 +56,18 @@ def test_each_step_logs_one_line_under_trl_names(whole):
         == found[0]["sampling/importance_sampling_ratio/max"]
         == 1
     )
+
+
+def test_a_run_without_reference_pass_rates_starts_with_the_default_selector(
+    configure, world, tmp_path, capsys
+):
+    bare = TasksConfig(str(world / "tasks.jsonl"))
+    config = configure(tmp_path, tasks=bare, select=SelectConfig(), steps=1)
+    assert config.select.name == "uniform"
+    train(config)
+    said = capsys.readouterr().out
+    assert said.count("select.name is uniform") == 1
+    assert "adaptive" in said and "bots" in said and "docs/selectors.md" in said
 
 
 def test_posterior_counts_the_rollouts(whole):

@@ -11,7 +11,7 @@ import numpy as np
 import tyro
 
 from jaxrft import mesh as meshes
-from jaxrft.config import Config
+from jaxrft.config import Config, SelectConfig
 from jaxrft.dry_run import bounds, counts, memory, programs, render, resolve, reward_check
 from jaxrft.dry_run.chips import chip_of
 from jaxrft.dry_run.render import Page
@@ -23,7 +23,7 @@ from jaxrft.tasks import mixture, table
 from jaxrft.train.devices import check_mesh
 from jaxrft.train.memory import bin_shapes, memory_to_plan
 from jaxrft.train.resume import check_contents, with_template_date
-from jaxrft.train.setup import Opened, describe_run
+from jaxrft.train.setup import UNIFORM_HINT, Opened, describe_run
 from jaxrft.types import Missing
 
 
@@ -42,12 +42,13 @@ class Options(Checked):
 EXAMPLES = 3  # prompts that are shown, and graded
 
 
-def show(config: Config, topology: str | None = None) -> None:
-    """Prints the plan of a run; `topology`, such as v5e:4x4, has its programs compiled for that
-    slice of TPUs.
+def show(config: Config, topology: str | None = None) -> bool:
+    """Prints the plan of a run; returns whether it could start.
 
-    Missing inputs (weights, tokenizer, data, modules of rewards, devices) are listed, and the rest
-    is shown. Raises InputError for what could not be trained even with all of them.
+    `topology`, such as v5e:4x4, has the programs compiled for that slice of TPUs; one that does not
+    fit keeps the run from starting. Missing inputs (weights, tokenizer, data, modules of rewards,
+    devices) are listed, and the rest is shown. Raises InputError for what could not be trained even
+    with all of them.
     """
     check_contents(Path(config.output_dir), config.resume)
     config = with_template_date(config)
@@ -68,11 +69,15 @@ def show(config: Config, topology: str | None = None) -> None:
     _show_run(page, inputs, run)
     width = table.buckets(pool.table.lengths)[-1]
     render.memory_use(page, memory.parts(run, width, tasks=pool.complete))
+    fits = True
     if topology:
         render.bounds(page, bounds.stages(run, width), topology)
-        render.programs(page, programs.compiled(run, width, selects=pool.complete), topology)
+        compiled = programs.compiled(run, width, selects=pool.complete)
+        fits = render.programs(page, compiled, topology)
     missing_devices = _missing_devices(config, mesh, topology)
-    render.missing(page, [*inputs.missing, *missing_rewards, *missing_devices])
+    missing = [*inputs.missing, *missing_rewards, *missing_devices]
+    render.missing(page, missing, fits=fits)
+    return fits and not missing
 
 
 def _device_memory(mesh: meshes.AnyMesh, topology: str | None) -> int | None:
@@ -158,6 +163,7 @@ def _show_run(page: Page, inputs: resolve.Inputs, run: Opened) -> None:
             ("parameters", f"{counts.short(trained + frozen)}, {share} trained"),
             ("mesh", f"{sides} = {counts.number(mesh.size, 'device')}"),
             ("selector", f"{config.select.name}({settings}): {summary}"),
+            *([("", UNIFORM_HINT)] if config.select == SelectConfig() else []),
             *render.embeddings(inputs.pool.table),
             *counts.run(config, num_tasks),
             *counts.decoding(run.setup.generate, config.batch_size),

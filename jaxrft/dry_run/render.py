@@ -267,28 +267,42 @@ def bounds(page: Page, needs: Sequence[tuple[str, Need]], topology: str) -> None
     )
 
 
-def programs(page: Page, compiled: Iterable[Compiled], topology: str) -> None:
-    """Prints a line for each program as soon as it is compiled: its memory and arithmetic."""
+def programs(page: Page, compiled: Iterable[Compiled], topology: str) -> bool:
+    """Prints a line for each program as soon as it is compiled: its memory and arithmetic.
+
+    Returns whether all of them fit.
+    """
     gib = chip_of(topology).gib
+    all_fit = True
     page.heading(f"Compiled for {topology}, chips of {gib} GiB")
     for program in compiled:
         took = f"compiled in {program.seconds:.0f} s"
         if program.failure:
+            all_fit = False
             page.line(f"  {program.name:<15} does not fit: {program.failure} ({took})", "red")
             continue
-        fits = "fits" if program.peak < gib * 2**30 else "does not fit"
+        enough = program.peak < gib * 2**30
+        all_fit = all_fit and enough
+        fits = "fits" if enough else "does not fit"
         page.line(
             f"  {program.name:<15} {fits}: {counts.size(program.peak)} with the state that "
             f"stays on the chip, {counts.size(program.temporaries)} of it temporary; "
             f"{counts.short(program.flops)}FLOP ({took})"
         )
     page.line("  FLOP a chip, as the compiler counts: the bodies of loops once", "dim")
+    return all_fit
 
 
-def missing(page: Page, sentences: Sequence[str]) -> None:
-    """Prints the missing inputs, a sentence each, or that the run is ready."""
-    if not sentences:
+def missing(page: Page, sentences: Sequence[str], *, fits: bool = True) -> None:
+    """Prints the missing inputs, a sentence each, or that the run is ready.
+
+    `fits` tells whether all programs fit into the memory of the chips.
+    """
+    if not sentences and fits:
         page.line("\nready", "bold green")
+        return
+    if not sentences:
+        page.line("\nnot all programs fit", "bold red")
         return
     page.heading("Missing")
     distinct = list(dict.fromkeys(sentences))

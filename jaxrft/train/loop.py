@@ -12,7 +12,7 @@ from typing import NoReturn
 import jax
 from jax.experimental import multihost_utils
 
-from jaxrft.config import Config
+from jaxrft.config import Config, SelectConfig
 from jaxrft.host import heartbeat
 from jaxrft.host.checkpoint import Checkpoints
 from jaxrft.host.disk import write_arrays
@@ -31,7 +31,7 @@ from jaxrft.train.devices import computing_on, open_mesh
 from jaxrft.train.evaluate import Evaluate, compile_evaluation
 from jaxrft.train.resample import Batch, collect, learn
 from jaxrft.train.resume import open_folder, run_identity, with_template_date, write_records
-from jaxrft.train.setup import open_run
+from jaxrft.train.setup import UNIFORM_HINT, open_run
 from jaxrft.train.state import TrainState, counter_metrics
 from jaxrft.train.step import Step, complete_batch
 from jaxrft.types import InputError
@@ -92,6 +92,8 @@ def advance(
         report = Reporter(folder / "metrics.jsonl", display, start=start, write=first_process)
         if restored is not None:
             display.say(f"resuming after step {done} of the run in {folder}")
+        elif config.select == SelectConfig():
+            display.say(UNIFORM_HINT)
         stopped = stack.enter_context(stop_signals())
         stack.enter_context(heartbeat.watched(folder))
         hooks = Hooks(step, lm, folder, checkpoints, report, evaluate, stopped, compilations)

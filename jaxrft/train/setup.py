@@ -39,6 +39,12 @@ from jaxrft.types import Array, InputError, Projections, PyTree, Tasks
 
 Tree = TypeVar("Tree")
 
+# Said at the start of a run whose config leaves `select` alone.
+UNIFORM_HINT = (
+    "select.name is uniform, every task equally often: adaptive learns which tasks are worth their "
+    "rollouts and needs nothing, bots needs pass rates of reference policies; see docs/selectors.md"
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Setup:
