@@ -5,7 +5,7 @@
 Compiles the segments of a rollout ahead of time, each as a run compiles it
 (`jaxrft.lm.policy.CompiledRollout`), in bfloat16, and counts a pass of the body of the decode loop
 from its optimized HLO (see `_hlo.py`). That needs no TPU but the package libtpu: pip install
-"jaxrft[tpu]". The topology `cpu` compiles for this machine. Figures are those of one chip: --fsdp
+".[tpu]". The topology `cpu` compiles for this machine. Figures are those of one chip: --fsdp
 chips have --rows each, and --model-parallel chips share heads, hidden units and vocabulary.
 
 What a pass must move: all weights once, keys and values up to the position, a group's prompt once,

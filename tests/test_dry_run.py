@@ -15,6 +15,7 @@ from jaxrft.config import Config, EvalConfig, LoRAConfig, MeshConfig, SelectConf
 from jaxrft.dry_run import counts, memory, programs, render, resolve, reward_check
 from jaxrft.dry_run.chips import chip_of
 from jaxrft.dry_run.render import Page
+from jaxrft.host.installation import install_command
 from jaxrft.rewards.grading import open_rewards
 from jaxrft.train.devices import open_mesh
 from jaxrft.train.loop import train
@@ -358,7 +359,7 @@ def test_an_unknown_topology_is_refused(topology):
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
 def test_a_missing_tpu_compiler_is_reported_with_the_remedy():
     with pytest.raises(
-        Missing, match=re.escape('needs the TPU compiler libtpu: pip install "jaxrft[tpu]"')
+        Missing, match=re.escape(f"needs the TPU compiler libtpu: {install_command('tpu')}")
     ):
         programs.devices("v5e:4x4")
 

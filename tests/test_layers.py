@@ -12,6 +12,7 @@ LAYERS = (
         "host.files",
         "host.signals",
         "host.launch",
+        "host.installation",
         "host.crash",
         "host.terminal",
         "host.lock",

@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from jaxrft import cli
+from jaxrft.host.installation import install_command
 from jaxrft.prepare import convert_predictor, predictor, score
 from jaxrft.prepare.predictor import Data, FitConfig, Output
 from jaxrft.select.dots import attention, training
@@ -313,4 +314,4 @@ def test_without_torch_it_says_so(tmp_path, monkeypatch, capsys):
         convert_predictor.main(
             [str(tmp_path / "p.pt"), str(tmp_path / "p.safetensors"), "--model", "m"]
         )
-    assert "pip install 'jaxrft[parity]'" in capsys.readouterr().err
+    assert install_command("parity") in capsys.readouterr().err

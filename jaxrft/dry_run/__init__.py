@@ -36,7 +36,7 @@ class Options(Checked):
     """Show what would be trained on and how, and stop: nothing is written."""
     topology: str | None = None
     """In a dry run, compile the programs of a step for a slice of TPUs such as v5e:4x4, whose
-    memory then is known; needs no TPU, but libtpu: pip install "jaxrft[tpu]"."""
+    memory then is known; needs no TPU, but libtpu, which the extra `tpu` brings."""
 
 
 EXAMPLES = 3  # prompts that are shown, and graded

@@ -17,6 +17,7 @@ from jaxrft import mesh as meshes
 from jaxrft.dry_run import memory
 from jaxrft.dry_run.chips import CHIPS
 from jaxrft.host import xla_options
+from jaxrft.host.installation import install_command
 from jaxrft.lm import model
 from jaxrft.lm.model import Policy
 from jaxrft.lm.rollout import Decoding, Inputs
@@ -76,7 +77,7 @@ def devices(topology: str) -> list[Any]:
         reason = str(error).splitlines()[0]
         if "not installed" in reason:
             raise Missing(
-                '--topology needs the TPU compiler libtpu: pip install "jaxrft[tpu]"'
+                f"--topology needs the TPU compiler libtpu: {install_command('tpu')}"
             ) from error
         raise InputError(
             f"there is no topology {topology} ({reason}): give a size such as v5e:4x4"

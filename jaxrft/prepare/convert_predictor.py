@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxrft.fields import path_argument
+from jaxrft.host.installation import install_command
 from jaxrft.select.dots import attention
 from jaxrft.select.dots.attention import Calibration, Params
 from jaxrft.select.dots.predictor import Origin, Predictor, save_predictor
@@ -25,7 +26,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     try:
         import torch  # pyright: ignore[reportMissingImports]  (an extra)
     except ImportError as error:
-        raise InputError(f"torch is needed to read {path}: pip install 'jaxrft[parity]'") from error
+        raise InputError(f"torch is needed to read {path}: {install_command('parity')}") from error
     if not path.is_file():
         raise InputError(f"no file {path}: give a published checkpoint of the predictor")
     try:
