@@ -139,7 +139,7 @@ def _config(arguments: list[str], prog: str, options: Callable[["Config"], T]) -
         f"Flags change the config file {path or 'CONFIG'}, whose values are the defaults below."
     )
     default = options(config)
-    return tyro.cli(
+    result = tyro.cli(
         type(default),
         default=default,
         args=flags,
@@ -147,6 +147,10 @@ def _config(arguments: list[str], prog: str, options: Callable[["Config"], T]) -
         description=description,
         config=(tyro.conf.AvoidSubcommands,),  # `tasks` is one set or several, as the default says
     )
+    if path is not None:  # flags may name other rewards than the file
+        changed = getattr(result, "config", result)
+        configs.search_for_rewards(changed, Path(path).absolute().parent)
+    return result
 
 
 def _train(arguments: list[str], prog: str) -> int:

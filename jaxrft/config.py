@@ -8,8 +8,10 @@ import datetime
 import difflib
 import json
 import math
+import os
 import re
 import runpy
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -313,7 +315,8 @@ class Config(Checked):
     """Sample among the k likeliest tokens; 0 = off."""
 
     rewards: tuple[str, ...] = ("math",)
-    """Names (exact, gsm8k, math) or dotted paths package.module:function; one reward each."""
+    """Names (exact, gsm8k, math) or paths, package.module:function or folder/file.py:function; one
+    reward each. Modules are also looked for next to the config, then in the current directory."""
     reward_weights: tuple[float, ...] | None = None
     """Weights of the rewards in the sum that is trained on; 1 each by default. A reward that is
     None does not apply to the sample and is left out; a sample whose success is None, or on which a
@@ -857,7 +860,18 @@ def load(path: str) -> Config:
     config = names.get("config")
     if not isinstance(config, Config):
         raise InputError(f"config {path} defines no `config = Config(...)`")
+    search_for_rewards(config, Path(file).parent)
     return config
+
+
+def search_for_rewards(config: Config, folder: Path) -> None:
+    """Appends `folder`, that of a config, to the search path if the file of a reward lies in it."""
+    for reward in config.rewards:
+        place, colon, _ = reward.rpartition(":")
+        name = place if place.endswith(".py") else place.partition(".")[0]
+        paths = [os.path.join(folder, name + suffix) for suffix in ("", ".py")]
+        if colon and any(map(os.path.exists, paths)) and str(folder) not in sys.path:
+            sys.path.append(str(folder))
 
 
 def _line_of(error: Exception, file: str) -> str:

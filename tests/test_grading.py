@@ -120,6 +120,12 @@ def test_a_reward_that_may_be_success_and_leaves_its_range_later_loses_that_valu
             [[-3, 1], [-1, 0]],
             "length gave -3, .*name another with success_reward",
         ),
+        (
+            config_of("length"),
+            [[-3], [-1]],
+            "length gave -3, .*: scale it to .* --rewards length exact --reward-weights 1 0 "
+            "--success-reward exact",
+        ),
         (config_of("math", "points"), [[_, 7], [_, 0]], "points gave 7, .*must lie in"),
         (
             config_of("math", "points", success_reward="points"),

@@ -324,7 +324,8 @@ def test_functions_by_path_and_adapted():
     ("reward", "said"),
     [
         ("maths", "did you mean math"),
-        ("no_such_module:f", "No module named 'no_such_module'"),
+        ("no_such_module:f", "No module named 'no_such_module'; put the file next to the config"),
+        ("lacking_scores:f", "No module named 'no_such_dependency'$"),
         ("test_pool:hostle", "did you mean hostile"),
         (lambda prompts, completions: [1.0], "top level of a module"),
         ("broken_scores:f", "NameError"),
@@ -333,6 +334,7 @@ def test_functions_by_path_and_adapted():
 )
 def test_rewards_that_do_not_load(reward, said, tmp_path, monkeypatch):
     (tmp_path / "broken_scores.py").write_text("undefined_name\n")
+    (tmp_path / "lacking_scores.py").write_text("import no_such_dependency\n")
     (tmp_path / "dying_scores.py").write_text("import os\nos._exit(1)\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=said):

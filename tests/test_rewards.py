@@ -5,6 +5,7 @@ load.
 import functools
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from jaxrft.assets import TINY
+from jaxrft.config import Config, TasksConfig, search_for_rewards
 from jaxrft.lm import tokenizer
 from jaxrft.lm.rollout import Samples
 from jaxrft.rewards import REWARDS, Pool, exact, gsm8k, resolve, verl
@@ -221,9 +223,46 @@ def test_a_path_is_found_in_the_current_directory(tmp_path, monkeypatch):
     assert resolve("scores_here:score")([], []) == [0.5]
 
 
+SCORE = "def score(prompts, completions, **columns):\n    return [{}]\n"
+
+
+def test_a_reward_is_named_by_the_path_of_its_file(tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "one" / "scores.py").write_text("from half import score\n")
+    (tmp_path / "one" / "half.py").write_text(SCORE.format(0.5))
+    (tmp_path / "two" / "scores.py").write_text(SCORE.format(1.0))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert resolve("one/scores.py:score")([], []) == [0.5]
+    assert resolve(f"{tmp_path}/two/scores.py:score")([], []) == [1.0]
+    monkeypatch.setenv("SCORES", str(tmp_path / "two"))
+    assert locate("$SCORES/scores.py:score").file == str(tmp_path / "two" / "scores.py")
+
+
+def test_a_reward_next_to_the_config_is_found_from_everywhere(tmp_path, monkeypatch):
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    (folder / "scores_beside.py").write_text(SCORE.format(0.25))
+    config = Config("model", TasksConfig("a.jsonl"), "run", rewards=("scores_beside:score",))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = list(sys.path)
+    search_for_rewards(replace(config, rewards=("math",)), folder)
+    assert sys.path == before
+    search_for_rewards(config, folder)
+    with Pool([(name, name) for name in config.rewards], workers=1) as pool:
+        assert pool.grade(["q"], ["a"], {}).rewards == [[0.25]]
+    search_for_rewards(replace(config, rewards=("scores_beside.py:score",)), folder)
+    assert resolve("scores_beside.py:score")([], []) == [0.25]
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
+        ("nowhere/scores.py:score", "there is no file .*/nowhere/scores.py: correct the path"),
+        ("scores.py", "names a file only: give scores.py:FUNCTION"),
+        ("no_such_module:score", "put the file next to the config or .* folder/file.py:function"),
         ("maths", "no reward is named 'maths': did you mean math"),
         ("zzz", "exact, gsm8k, math or a path package.module:function"),
         ("no_such_module:score", "No module named 'no_such_module'"),

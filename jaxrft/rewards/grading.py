@@ -335,9 +335,15 @@ def check_candidates(config: Config, pool: pools.Pool) -> None:
     required = given[:1] if config.success_reward is None else [config.success_reward]
     for name in required:
         if not may_be_success(pool, name):
+            advice = "name another with success_reward"
+            if len(config.rewards) == 1:
+                advice = (
+                    "scale it to [0, 1], or add a reward that does lie there, such as --rewards "
+                    f"{name} exact --reward-weights 1 0 --success-reward exact"
+                )
             raise InputError(
                 f"the reward {name} gave {out_of_range(pool, name):g}, but a success must lie in "
-                "[0, 1]: name another with success_reward"
+                f"[0, 1]: {advice}"
             )
 
 

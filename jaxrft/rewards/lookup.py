@@ -8,12 +8,13 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.machinery import SourceFileLoader
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from jaxrft.errors import InputError
+from jaxrft.errors import InputError, Missing
+from jaxrft.fields import expand_path
 from jaxrft.host.terminal import escaped
 
 Reward = Callable[..., list[float | None]]
@@ -34,19 +35,23 @@ class Source(NamedTuple):
 
 
 def resolve(reward: str | Reward) -> Reward:
-    """Loads the function behind a name of `REWARDS` or a path `package.module:function`.
+    """Loads the function behind a name of `REWARDS`, a path `package.module:function` or a path
+    `folder/file.py:function`.
 
     Returns a function as it is. Modules are found as python finds them, then in the current
     directory. Raises InputError for a reward that does not load.
     """
     if not isinstance(reward, str):
         return reward
+    source = locate(reward)
     try:
-        if reward not in REWARDS and os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())
-        return load(locate(reward))
+        for folder in [*folders([source]), *([] if reward in REWARDS else [os.getcwd()])]:
+            if folder not in sys.path:
+                sys.path.append(folder)
+        return load(source)
     except (ImportError, LookupError) as error:
-        raise InputError(f"reward {reward}: {sentence(error)}") from error
+        failure = sentence(error)
+        raise InputError(f"reward {reward}: {failure}{remedy(failure, [source])}") from error
 
 
 def locate(reward: str | Reward) -> Source:
@@ -56,6 +61,11 @@ def locate(reward: str | Reward) -> Source:
     """
     if not isinstance(reward, str):
         return _locate_function(reward)
+    path, colon, attribute = reward.rpartition(":")
+    if path.endswith(".py") and attribute:
+        return Source(None, _file(reward, path), attribute)
+    if not colon and reward.endswith(".py"):
+        raise InputError(f"reward {reward} names a file only: give {reward}:FUNCTION")
     module, colon, attribute = REWARDS.get(reward, reward).partition(":")
     if colon and module and attribute:
         return Source(module, None, attribute)
@@ -63,9 +73,47 @@ def locate(reward: str | Reward) -> Source:
     hint = (
         f"did you mean {near[0]}?"
         if near
-        else (f"give one of {', '.join(REWARDS)} or a path package.module:function")
+        else (
+            f"give one of {', '.join(REWARDS)} or a path package.module:function or "
+            "folder/file.py:function"
+        )
     )
     raise InputError(f"no reward is named {reward!r}: {hint}")
+
+
+def _file(reward: str, path: str) -> str:
+    """Returns the absolute path of a reward's file; raises Missing if there is none.
+
+    A relative path begins in the current directory, or where modules are looked for.
+    """
+    path = expand_path(path, "the file of a reward")
+    candidates = [os.path.abspath(os.path.join(folder, path)) for folder in ["", *sys.path]]
+    file = next(filter(os.path.isfile, candidates), None)
+    if file is None:
+        raise Missing(
+            f"reward {reward}: there is no file {candidates[0]}: correct the path or bring the file"
+        )
+    return file
+
+
+def folders(sources: Iterable[Source]) -> list[str]:
+    """Lists the folders of the files that are named by their paths: they may import each other."""
+    files = [source.file for source in sources if source.module is None and source.file]
+    return list(dict.fromkeys(os.path.dirname(file) for file in files))
+
+
+def remedy(failure: str, sources: Iterable[Source]) -> str:
+    """Returns the end of the sentence `failure`: what to do if the module of a reward is not found.
+
+    It is empty for other failures, such as a module that the reward's own module lacks.
+    """
+    modules = [source.module for source in sources if source.module]
+    if not any(f"No module named {module.split('.')[0]!r}" in failure for module in modules):
+        return ""
+    return (
+        "; put the file next to the config or into the current directory, or name it by its path, "
+        "as in folder/file.py:function"
+    )
 
 
 def _locate_function(function: Reward) -> Source:
@@ -147,8 +195,10 @@ def _module(source: Source) -> ModuleType:
                 raise
     # A name that is not __main__ leaves out what a script does under `if __name__ == "__main__"`.
     name = source.module
-    if name is None or name in sys.modules:
-        name = f"__jaxrft_{name or 'main'}__"
+    if name is None:
+        name = f"__jaxrft_{source.file}__"  # two files may have the same name
+    elif name in sys.modules:
+        name = f"__jaxrft_{name}__"
     if name not in sys.modules:
         spec = importlib.util.spec_from_loader(name, SourceFileLoader(name, source.file or ""))
         assert spec is not None and spec.loader is not None

@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 from jaxrft.errors import InputError, Missing
 from jaxrft.host import launch
 from jaxrft.rewards.calls import GIVEN, Signature
-from jaxrft.rewards.lookup import Reward, locate
+from jaxrft.rewards.lookup import Reward, folders, locate, remedy
 from jaxrft.rewards.subreaper import END
 from jaxrft.rewards.wire import Answer, Garbled, Wire, parse_answer, parse_greeting
 
@@ -65,14 +65,14 @@ class _Question(NamedTuple):
 class Pool:
     """Worker processes that grade; a context manager, for one thread, with which they end.
 
-    `rewards` are (name, function | name of REWARDS | "package.module:function"). A completion whose
-    grading takes more than `timeout` seconds loses its reward and its worker is replaced; so does
-    one whose worker dies. Workers that are old or large are replaced between chunks, and what
-    graders start ends with their worker. Functions run in fresh processes, so they must be at the
-    top level of a module or script. Raises InputError for rewards that do not load. `workers` is
-    the number of cores, at most 8, by default. Where a prompt is a list of messages its completion
-    is handed over as TRL does, as a list with the assistant's message, or as text if
-    `completions_as` says so.
+    `rewards` are (name, function | name of REWARDS | "package.module:function" |
+    "folder/file.py:function"). A completion whose grading takes more than `timeout` seconds loses
+    its reward and its worker is replaced; so does one whose worker dies. Workers that are old or
+    large are replaced between chunks, and what graders start ends with their worker. Functions run
+    in fresh processes, so they must be at the top level of a module or script. Raises InputError
+    for rewards that do not load. `workers` is the number of cores, at most 8, by default. Where a
+    prompt is a list of messages its completion is handed over as TRL does, as a list with the
+    assistant's message, or as text if `completions_as` says so.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Pool:
         sources = [locate(reward) for _, reward in rewards]
         foreign = any(not f"{source.module}.".startswith("jaxrft.") for source in sources)
         self._greeting: dict[str, object] = {
-            "sys_path": _search_path(with_current_directory=foreign),
+            "sys_path": [*_search_path(with_current_directory=foreign), *folders(sources)],
             "sources": sources,
         }
         self._count = workers or min(8, os.cpu_count() or 1)
@@ -115,7 +115,9 @@ class Pool:
                     if failure:
                         absent = failure.startswith(("ImportError", "ModuleNotFoundError"))
                         kind = Missing if absent else InputError
-                        raise kind(f"rewards {', '.join(self._names)} do not load: {failure}")
+                        names = ", ".join(self._names)
+                        end = remedy(failure, sources)
+                        raise kind(f"rewards {names} do not load: {failure}{end}")
             self._signatures = self._workers[0].signatures
         except BaseException:
             self.close()
