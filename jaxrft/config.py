@@ -418,8 +418,13 @@ class Config(Checked):
     resume: Literal["auto", "never"] = "auto"
     """auto resumes the run in output_dir if there is one; never refuses a folder that holds a run.
     """
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Trackers that get the metrics too, each by its package: tensorboard (tensorboardX), wandb
+    (WANDB_MODE=offline needs no network), trackio. A resumed run continues its tracked run.
+    """
     log_completions_steps: int = 10
-    """Steps between tables of completions on the console; 0 = never."""
+    """Steps between tables of completions on the console, of which all are saved in
+    <output_dir>/completions; 0 = never."""
 
     def __post_init__(self) -> None:
         """Expands paths; raises InputError for a value of another type or out of its range."""
@@ -639,6 +644,7 @@ def _limits(config: Config) -> list[Requirement]:
             "not all 0, which leaves no reward",
         ),
         ("lora.targets", len(set(c.lora.targets)) == len(c.lora.targets), "different weights"),
+        ("report_to", len(set(c.report_to)) == len(c.report_to), "different trackers"),
         (
             max(SIZES, key=lambda name: getattr(c, name)),  # the one to lower
             rows * positions <= INT32,

@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,19 @@ class Reporter:
     WAITING of them, and are written later. A file that was removed is begun anew.
     """
 
-    def __init__(self, path: Path, display: Display, *, start: int = -1, write: bool = True):
+    def __init__(
+        self,
+        path: Path,
+        display: Display,
+        *,
+        start: int = -1,
+        write: bool = True,
+        track: Callable[[int, dict[str, JSON]], None] = lambda step, entry: None,
+    ):
         """Opens the log at `path`, if this process is the one that writes; raises InputError if it
         cannot be read.
+
+        `track` gets every entry that is written.
         """
         read = (
             on_host0(lambda: records.read(path, start))
@@ -57,6 +67,7 @@ class Reporter:
         self.path = path
         self.display = display
         self.write = write
+        self.track = track
         self.earlier: list[dict[str, JSON]] | None = read.entries if read else []
         self.damaged: list[bytes] = read.damaged if read else []
         self.step = start
@@ -124,6 +135,7 @@ class Reporter:
         if self.write:
             self.unwritten.append(entry)
             self._write()
+            self.track(self.step, entry)
         if "reward" in entry:
             self.display.step(self.step, entry)
             if skipped := entry.get("skipped_updates"):
@@ -164,7 +176,7 @@ class Reporter:
 
     def _append(self) -> None:
         before = self.path.lstat().st_size if os.path.lexists(self.path) else 0
-        size = _append(self.path, _lines(self.unwritten).encode())
+        size = append(self.path, _lines(self.unwritten).encode())
         if before < self.size:
             logger.warning(
                 "%s was removed, emptied or cut from outside: it continues with step %d, "
@@ -177,7 +189,7 @@ class Reporter:
     def _replace(self, earlier: list[dict[str, JSON]]) -> None:
         """Writes the earlier and the unwritten entries to a file that replaces the old one."""
         if self.damaged:
-            _append(_damaged(self.path), b"".join(line + b"\n" for line in self.damaged))
+            append(_damaged(self.path), b"".join(line + b"\n" for line in self.damaged))
             self.damaged = []
         first, *others = self.unwritten
         if earlier and earlier[-1]["step"] == first["step"]:  # an evaluation that a stop left out
@@ -209,7 +221,7 @@ def _damaged(path: Path) -> Path:
     return path.with_name(f"{path.name}.damaged")
 
 
-def _append(path: Path, data: bytes) -> int:
+def append(path: Path, data: bytes) -> int:
     """Appends lines to a file, which is made if need be, or leaves it as it is; returns its size.
 
     Raises OSError, also for a link and for what is no file. A last line without its end gets one.

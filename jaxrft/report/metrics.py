@@ -53,6 +53,7 @@ from jaxrft.learn import masked
 from jaxrft.types import Array, Choice, Feedback, Rollout, Tasks
 
 MOST_DOMAINS = 32  # more of them have no metrics of their own
+BINS = 20  # of a histogram of pass rates
 
 
 def rewards(
@@ -138,6 +139,13 @@ def by_domain(
     return {
         f"select/effective_group_ratio/{name}": ratio[index] for index, name in enumerate(names)
     }
+
+
+def histogram(pass_rate: Array) -> Array:
+    """Counts pass rates [N] in BINS equal bins from 0 to 1, [BINS] int32; NaN is not counted."""
+    bins = jnp.clip((pass_rate * BINS).astype(jnp.int32), 0, BINS - 1)
+    known = ~jnp.isnan(pass_rate)
+    return jnp.zeros(BINS, jnp.int32).at[bins].add(known.astype(jnp.int32))
 
 
 def pearson(x: Array, y: Array, mask: Array) -> Array:

@@ -22,11 +22,15 @@ from jaxrft.learn.replay import Groups
 from jaxrft.lm import model
 from jaxrft.lm.policy import LanguageModel, check_finite, export, export_merged
 from jaxrft.report.compilation import Compilations, counted_compilations
+from jaxrft.report.completions import CompletionsLog
 from jaxrft.report.console import Display
 from jaxrft.report.log import Reporter, Timer
+from jaxrft.report.selection import SelectionLog
+from jaxrft.report.tracking import Tracking
 from jaxrft.report.visits import Visits
 from jaxrft.rewards.grading import open_rewards, rewards_by_name
 from jaxrft.rewards.pool import Reward
+from jaxrft.train.collected import completion_rows, selection_entry
 from jaxrft.train.devices import computing_on, open_mesh
 from jaxrft.train.evaluate import Evaluate, compile_evaluation
 from jaxrft.train.resample import Batch, collect, learn
@@ -69,6 +73,7 @@ def advance(
         compilations = stack.enter_context(counted_compilations())
         folder = stack.enter_context(open_folder(config))
         config = with_template_date(config)
+        tracking = stack.enter_context(Tracking(config, folder))
         pool = stack.enter_context(open_rewards(config, functions))
         setup, table, constants, state = open_run(config, mesh)
         lm = setup.lm._replace(frozen=constants.frozen)
@@ -89,7 +94,9 @@ def advance(
         )
         stack.enter_context(display)
         start = -1 if restored is None else done
-        report = Reporter(folder / "metrics.jsonl", display, start=start, write=first_process)
+        tracking.open(start)
+        path = folder / "metrics.jsonl"
+        report = Reporter(path, display, start=start, write=first_process, track=tracking.log)
         if restored is not None:
             display.say(f"resuming after step {done} of the run in {folder}")
         elif config.select == SelectConfig():
@@ -147,6 +154,7 @@ class Hooks:
     def __post_init__(self) -> None:
         """Looks up the best policy so far."""
         self.config = self.step.setup.config
+        self.completions = CompletionsLog(self.folder)
         self.best_metric = f"eval/{self.config.keep_best}"
         found = broadcast_from_host0(lambda: json.dumps(self.report.best(self.best_metric)))
         self.best, self.best_step = json.loads(found)
@@ -154,6 +162,7 @@ class Hooks:
     def before_steps(self, state: TrainState) -> None:
         """Evaluates the first policy, or one whose evaluation a signal prevented or interrupted."""
         self.start = int(state.step)
+        self.selection = SelectionLog(self.folder, self.start)
         missed = self.report.write and not self.report.evaluated(self.start)
         if self._evaluation_due(self.start) and any_process(missed):
             self._evaluate(self.start, state)
@@ -167,12 +176,18 @@ class Hooks:
         """
         if not self.recorded and jax.process_index() == 0:
             write_records(self.folder, self.config)
+        if not self.recorded:
+            on_host0(lambda: self.completions.remove_after(self.start))
         self.recorded = True
 
     def show(self, number: int, batch: Batch) -> None:
-        """Shows completions every `log_completions_steps`, and names uninformative domains."""
+        """Shows and saves completions every `log_completions_steps`, and names uninformative
+        domains.
+        """
         if is_due(number, self.config.log_completions_steps):
             self.report.display.completions(number, sample_rows(self.step, batch))
+            rows = completion_rows(self.step, batch)
+            self.completions.write(number, rows, self.config.rewards, process=jax.process_index())
         for sentence in self.step.visits.news():
             self.report.display.say(sentence)
 
@@ -181,6 +196,9 @@ class Hooks:
 
         Raises InputError after `max_skipped_updates` skipped updates in a row.
         """
+        entry = selection_entry(self.step, number, state, batch)
+        if self.report.write:
+            self.selection.write(entry)
         if number == self.start + 1:
             self.report.display.say(
                 f"compiled until the end of the first step: {self.compilations}"

@@ -215,6 +215,10 @@ class Step:
         )
         return state._replace(selector=selector, counters=counters), measured
 
+    def belief(self, state: TrainState) -> Array:
+        """Counts the tasks by the pass rate that the selector believes, see `metrics.histogram`."""
+        return count_beliefs(self.setup, state.selector, self.constants.tasks)
+
     def learn(
         self,
         state: TrainState,
@@ -424,6 +428,12 @@ def update_selector_state(
     selector_state = _constrain(update(selector_state, tasks, feedback), setup.shardings.selector)
     counters = _constrain(counters, setup.shardings.counters)
     return selector_state, counters, _replicated(setup, measured)
+
+
+@partial(jax.jit, static_argnums=0)
+def count_beliefs(setup: Setup, selector_state: PyTree, tasks: Tasks) -> Array:
+    """Counts the tasks by believed pass rate."""
+    return _replicated(setup, metrics.histogram(setup.selector.pass_rate(selector_state, tasks)))
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
