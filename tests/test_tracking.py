@@ -124,7 +124,7 @@ def test_a_tracker_that_hangs_does_not_delay_the_run(
 
 def test_a_missing_package_is_one_sentence_before_the_run(configure, tmp_path, monkeypatch):
     monkeypatch.setattr(tracking, "PACKAGES", {"wandb": "wandb_is_missing"})
-    wanted = "^report_to names wandb, .* `pip install wandb_is_missing`, or leave it out"
+    wanted = r"^report_to names wandb, .*: pip install .*\[wandb\].*, or leave it out"
     with pytest.raises(InputError, match=wanted):
         train(configure(tmp_path / "run", report_to=("wandb",)))
     assert not [path for path in (tmp_path / "run").iterdir() if path.name != ".lock"]

@@ -21,6 +21,7 @@ from jaxrft import config as configs
 from jaxrft.config import Config
 from jaxrft.host import crash
 from jaxrft.host.files import JSON, UnreadableJSON, read_json, replace_file
+from jaxrft.host.installation import install_command
 from jaxrft.host.multihost import on_host0
 from jaxrft.report import records
 from jaxrft.types import InputError
@@ -270,7 +271,7 @@ def check_packages(names: tuple[str, ...]) -> None:
         if find_spec(PACKAGES[name]) is None:
             raise InputError(
                 f"report_to names {name}, but the package {PACKAGES[name]} is not installed: "
-                f"`pip install {PACKAGES[name]}`, or leave it out of report_to"
+                f"{install_command(name)}, or leave it out of report_to"
             )
 
 
