@@ -1,6 +1,10 @@
+import io
 import json
+import logging
 import math
 import os
+import re
+import sys
 
 import helpers
 import jax.numpy as jnp
@@ -8,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxrft.report import log, metrics, picture, records
-from jaxrft.report.console import Display
+from jaxrft.report.console import Display, Sample
 from jaxrft.types import Choice, Feedback, InputError, Rollout, Tasks
 
 NAN = math.nan
@@ -154,7 +158,7 @@ def lines(path):
 
 def reporter(tmp_path, *, write=True, visible=False, start=-1):
     return log.Reporter(
-        tmp_path / "metrics.jsonl", Display(9, visible=visible, every=1), start=start, write=write
+        tmp_path / "metrics.jsonl", Display(9, visible=visible), start=start, write=write
     )
 
 
@@ -439,38 +443,181 @@ def test_steps_without_signal_are_said_now_and_then(tmp_path, capsys):
     assert "11 such steps in a row" in said[-1]
 
 
+class Clock:
+    """A clock that stands still until it is set."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def printed(capsys):
+    return [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.strip()]
+
+
 def test_without_a_terminal_the_console_says_a_line_now_and_then(capsys):
-    with Display(30, every=10) as display:
-        for number in (1, 2, 10, 11):
+    clock = Clock()
+    with Display(30, clock=clock) as display:
+        for number, clock.now in ((1, 1.0), (2, 3.0), (3, 5.9), (4, 6.0), (10, 11.0), (11, 12.0)):
             display.step(number, {"reward": 0.123456, "entropy": None, "step_time": 2.0})
         display.evaluation(10, {"eval/held/greedy": 0.5})
-    assert [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.strip()] == [
-        "step 1  reward 0.123  s/step 2",
-        "step 10  reward 0.123  s/step 2",
+    assert printed(capsys) == [
+        "step 1/30  reward 0.123  s/step 2",
+        "step 4/30  left 0:00:43  reward 0.123  s/step 2",  # 26 steps of 5/3 seconds
+        "step 10/30  left 0:00:22  reward 0.123  s/step 2",
         "evaluation at step 10:  held/greedy 0.500",
+        "step 11/30  left 0:00:21  reward 0.123  s/step 2",
     ]
+
+
+def test_without_a_terminal_the_console_says_what_happens_and_what_took_long_to_compile(capsys):
+    clock = Clock()
+    with Display(30, clock=clock) as display:
+        display.status("loading the model")
+        for done, clock.now in ((0, 1.0), (10, 2.0), (20, 8.0), (30, 9.0)):
+            display.status("embedding", done, 30)
+        display.compiling("decode")
+        display.compiled("decode", 4.0)
+        display.compiled("update_policy", 61.2)
+        display.status("")
+    assert printed(capsys) == [
+        "loading the model ...",
+        "embedding ...",
+        "embedding 20/30",
+        "compiled update_policy in 61 s",
+    ]
+
+
+METRICS = {
+    "reward": 0.123456,
+    "select/effective_group_ratio": 0.5625,
+    "completions/mean_length": 212.3,
+    "entropy": 0.412,
+    "step_time": 61.5,
+}
+
+
+def line_of(display, width):
+    display.console.width = width
+    with display.console.capture() as capture:
+        display.console.print(display.line())
+    (line,) = capture.get().splitlines()
+    assert len(line) <= width
+    return line.rstrip()
+
+
+def test_a_narrow_line_keeps_step_bar_and_time_left_and_drops_the_last_metrics():
+    clock = Clock()
+    display = Display(160, stream=io.StringIO(), clock=clock)
+    for number, clock.now in ((1, 70.0), (2, 132.0), (120, 7448.0)):
+        display.step(number, METRICS)
+    clock.now += 20.0  # since then, of the 62 seconds of a step
+    assert line_of(display, 80) == (
+        f"step 120/160 {'━' * 12:16} left 0:41:00  reward 0.123  informative 0.562"
+    )
+    assert line_of(display, 40) == f"step 120/160 {'━' * 6:8} left 0:41:00"
+    assert line_of(display, 200).endswith(
+        "reward 0.123  informative 0.562  length 212  entropy 0.412  s/step 61.5  after 2:04:28"
+    )
+
+
+def test_what_happens_now_comes_before_the_metrics_and_is_cut_to_the_width():
+    clock = Clock()
+    display = Display(160, stream=io.StringIO(), clock=clock)
+    clock.now = 12.0
+    display.status("evaluating held-out tasks", 128, 1024)
+    assert line_of(display, 80).endswith(" 0:00:12  evaluating held-out tasks 128/1,024")
+    display.compiling("decode")
+    assert line_of(display, 80).endswith(" 0:00:12  evaluating held-out tasks: compiling decode")
+    assert line_of(display, 76).endswith(" 0:00:12  evaluating held-out tasks: compiling ...")
+    display.compiled("decode", 30.0)
+    display.status("")
+    display.step(1, METRICS)
+    assert line_of(display, 70).endswith(" 0:00:12  reward 0.123  informative 0.562")
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """(stream of a terminal of 80 columns, function that reads what it was given)."""
+    for name, value in (("TERM", "xterm"), ("COLUMNS", "80"), ("LINES", "24")):
+        monkeypatch.setenv(name, value)
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    master, slave = os.openpty()
+    with open(slave, "w", encoding="utf-8") as stream:
+        yield stream, lambda: os.read(master, 1_000_000).decode()
+    os.close(master)
+
+
+def test_on_a_terminal_messages_and_warnings_stand_above_the_line(terminal, monkeypatch):
+    stream, read = terminal
+    monkeypatch.setattr(sys, "stderr", stream)
+    handler = logging.StreamHandler()
+    logging.getLogger().addHandler(handler)
+    try:
+        with Display(30, stream=stream) as display:
+            display.step(1, METRICS)
+            display.say("above")
+            logging.getLogger().warning("also above")
+        assert handler.stream is stream
+    finally:
+        logging.getLogger().removeHandler(handler)
+    stream.flush()
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", read()).replace("\r", "\n").split("\n")
+    shown = [line.rstrip() for line in shown if line.strip()]
+    assert "above" in shown and "also above" in shown
+    assert shown[-1].startswith("step 1/30 ╸━") and shown[-1].endswith("length 212")
 
 
 def test_where_colours_are_forced_no_bar_moves(capsys, monkeypatch):
     """As in the cells of a notebook."""
     monkeypatch.setenv("FORCE_COLOR", "1")
-    with Display(30, every=10) as display:
+    with Display(30) as display:
         display.step(1, {"reward": 0.5})
-    assert capsys.readouterr().out.splitlines() == ["step 1  reward 0.5"]
+    assert capsys.readouterr().out.splitlines() == ["step 1/30  reward 0.5"]
 
 
 def test_completions_are_shown_as_they_are(capsys):
     """Brackets are no markup, and long ones lose their middle."""
     display = Display(3)
-    display.completions(1, [("say [bold]hi[/bold]", "a" * 200 + "middle" + "z" * 200, 0.5)])
+    long = "a" * 200 + "middle" + "z" * 200
+    display.completions(1, [Sample("say [bold]hi[/bold]", long, 0.5)])
     shown = capsys.readouterr().out
     assert "[bold]hi[/bold]" in shown and "0.5" in shown
     assert "middle" not in shown and "..." in shown
+
+
+def test_a_sample_is_a_block_with_the_end_of_its_prompt_its_answer_and_its_reward(capsys):
+    prompt = "Natalia sold clips. " * 40 + "How many in all?"
+    completion = "48 / 2 = 24.\n48 + 24 = 72.\n#### 72"
+    Display(3).completions(10, [Sample(prompt, completion, 1.0, "72"), Sample("b", "c", None)])
+    shown = printed(capsys)
+    assert max(map(len, shown)) <= 80
+    first, second = shown.index("step 10, sample 1 of 2"), shown.index("step 10, sample 2 of 2")
+    block = shown[first + 1 : second]
+    assert block[0].startswith("prompt      ... ")
+    assert [line[:12].strip() for line in block if line[:12].strip()] == [
+        "prompt",
+        "completion",
+        "answer",
+        "reward",
+    ]
+    assert " ".join(line[12:] for line in block).count("Natalia") < 16
+    assert block[-6].endswith("How many in all?")
+    assert block[-5:] == [
+        "completion  48 / 2 = 24.",
+        "            48 + 24 = 72.",
+        "            #### 72",
+        "answer      72",
+        "reward      1",
+    ]
+    assert shown[second + 1 :] == ["prompt      b", "completion  c", "reward      none"]
 
 
 def test_an_invisible_display_prints_nothing(capsys):
     with Display(3, visible=False) as display:
         display.say("hello")
         display.step(1, {"reward": 1.0})
-        display.completions(1, [("a", "b", 1.0)])
+        display.completions(1, [Sample("a", "b", 1.0)])
     assert capsys.readouterr().out == ""

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from jaxrft.dry_run.render import Page
 from jaxrft.host import terminal
-from jaxrft.report.console import Display
+from jaxrft.report.console import Display, Sample
 from jaxrft.rewards import lookup
 
 HOSTILE = {
@@ -71,11 +71,11 @@ def test_a_log_line_is_one_line_whatever_it_quotes():
 @pytest.mark.parametrize("text", HOSTILE, ids=map(ascii, HOSTILE))
 def test_the_console_shows_foreign_text_escaped(text, capsys):
     display = Display(3)
-    display.completions(1, [(text, text, 0.5)])
+    display.completions(1, [Sample(text, text, 0.5)])
     display.say(text)
     display.evaluation(1, {f"eval/{text}/greedy": 0.5})
     display.histogram({text: 3})
-    display.advance(1, text, line=text)
+    display.advance(1, text)
     page = Page(Console(file=sys.stdout, width=100))
     page.line(text)
     page.table((text,), [(text,)], numbers=())
@@ -128,7 +128,7 @@ def test_a_console_of_any_encoding_shows_all_characters(encoding, monkeypatch):
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
     display = Display(3)
-    display.completions(1, [("日本 \U0001f600", "half \ud83d of a pair", 1.0)])
+    display.completions(1, [Sample("日本 \U0001f600", "half \ud83d of a pair", 1.0)])
     display.histogram({"é日": 3, "b": 1})
     print("日", file=terminal.tolerant(sys.stdout))
     sys.stdout.flush()
@@ -141,13 +141,13 @@ SCRIPT = """
 import logging, sys
 from jaxrft.host import signals, terminal
 signals.open_descriptors()
-from jaxrft.report.console import Display
+from jaxrft.report.console import Display, Sample
 with terminal.guarded_streams():
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with Display(3, every=1) as display:
+    with Display(3) as display:
         for step in range(1, 4):
             display.step(step, {"reward": 0.5})
-            display.completions(step, [("p" * 300, "日" * 300, 1.0)] * 40)
+            display.completions(step, [Sample("p" * 300, "日" * 300, 1.0)] * 40)
             print("x" * 100_000)
             logging.warning("step %d", step)
 sys.exit(7)

@@ -42,7 +42,6 @@ from jaxrft.train.devices import computing_on, open_mesh
 from jaxrft.train.resume import with_template_date
 from jaxrft.types import InputError
 
-LINES = 20  # of progress, where there is no terminal
 # Fields of the config that the file depends on, apart from the model and the tasks.
 SETTINGS = ("max_prompt_length", "chat_template_date", "batch_size")
 
@@ -178,8 +177,7 @@ def embed(job: Job, journal: Journal | None, display: Display) -> bool:
             store(job, number, rows)
             journal.add(number, short_digest(rows.tobytes()))
             done = int(batches[number][-1]) + 1
-            prints = number % max(1, len(batches) // LINES) == 0
-            display.advance(done, "", f"prompt {done} of {len(job.digests)}" if prints else "")
+            display.advance(done)
     return True
 
 

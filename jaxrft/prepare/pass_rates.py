@@ -5,7 +5,6 @@ BOTS takes them as `tasks.pass_rate_columns`, the evidence of its reference poli
 """
 
 import dataclasses
-import datetime
 import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -46,7 +45,6 @@ from jaxrft.types import InputError
 SUFFIX = "_pass_rate"
 TRIALS = "_trials"
 EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # of the histogram
-LINES = 20  # of progress, where there is no terminal
 # Fields of the config that the pass rates depend on, apart from the model and the tasks.
 SETTINGS = (
     *(
@@ -345,7 +343,7 @@ def roll_out(job: Job, journal: Journal | None, display: Display) -> bool:
         )
         if journal is not None:
             journal.add(number, [entry.tolist() for entry in counts])
-            progress.add(tokens, len(missing) - count)
+            progress.add(tokens)
     return True
 
 
@@ -400,33 +398,21 @@ class Progress:
                 f"{journal.path}"
             )
 
-    def add(self, tokens: int, missing: int) -> None:
-        """Shows the progress after one more batch, for which `tokens` tokens were sampled.
-
-        `missing` batches are still to be done.
-        """
+    def add(self, tokens: int) -> None:
+        """Shows the progress after one more batch, for which `tokens` tokens were sampled."""
         assert self.journal is not None
         successes, trials = (
             sum(map(sum, entries)) for entries in zip(*self.journal.done.values(), strict=True)
         )
         done = sum(self.sizes[number] for number in self.journal.done)
-        numbers = f"mean {successes / max(1, trials):.3f}"
-        remaining = ""
+        numbers = [f"mean {successes / max(1, trials):.3f}"]
         if self.count == 0:  # its time includes compilation
             self.begin = time.monotonic()
         else:
             self.tokens += tokens
             seconds = time.monotonic() - self.begin
-            numbers += f"  {self.tokens / seconds:,.0f} tokens/s"
-            remaining = (
-                f"  left {datetime.timedelta(seconds=round(seconds / self.count * missing))}"
-            )
-        prints = self.count % max(1, len(self.sizes) // LINES) == 0
-        self.display.advance(
-            done,
-            numbers,
-            f"task {done} of {sum(self.sizes)}  {numbers}{remaining}" if prints else "",
-        )
+            numbers.append(f"{self.tokens / seconds:,.0f} tokens/s")
+        self.display.advance(done, *numbers)
         self.count += 1
 
 

@@ -279,7 +279,9 @@ def train_predictor(
 
     def report(epoch: int, loss: float) -> None:
         numbers = f"{title}: loss {loss:.4f}"
-        display.advance(after * fit.epochs + epoch, numbers, numbers if epoch == fit.epochs else "")
+        display.advance(after * fit.epochs + epoch, numbers)
+        if epoch == fit.epochs:
+            display.say(numbers)
 
     params, _ = training.fit(key, data.embeddings, data.pass_rates, report=report, **asdict(fit))  # pyright: ignore
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(params)):

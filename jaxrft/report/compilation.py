@@ -6,7 +6,11 @@ from dataclasses import dataclass
 
 import jax
 
-# Names of JAX's own events. With a cache the first is also the time to look a program up in it.
+from jaxrft.report.console import Display
+
+# Names of JAX's own events. The first comes right before a program is compiled.
+# With a cache the second is also the time to look a program up in it.
+LOWERED = "/jax/core/compile/jaxpr_to_mlir_module_duration"
 COMPILED = "/jax/core/compile/backend_compile_duration"
 CACHE_HIT = "/jax/compilation_cache/cache_hits"
 
@@ -26,14 +30,19 @@ class Compilations:
 
 
 @contextmanager
-def counted_compilations() -> Iterator[Compilations]:
-    """Counts the programs that are compiled within the block."""
+def counted_compilations(display: Display | None = None) -> Iterator[Compilations]:
+    """Counts the programs that are compiled within the block; the display shows their names."""
     counts = Compilations()
 
-    def note_duration(event: str, duration_secs: float, **_: str | int) -> None:
+    def note_duration(event: str, duration_secs: float, **metadata: str | int) -> None:
+        program = str(metadata.get("fun_name", "a program")).removeprefix("jit(").removesuffix(")")
+        if event == LOWERED and display is not None:
+            display.compiling(program)
         if event == COMPILED:
             counts.programs += 1
             counts.seconds += duration_secs
+            if display is not None:
+                display.compiled(program, duration_secs)
 
     def note_event(event: str, **_: str | int) -> None:
         if event == CACHE_HIT:

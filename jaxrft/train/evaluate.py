@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal, Protocol
 
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from jaxrft.lm import model
 from jaxrft.lm.model import Params
 from jaxrft.lm.policy import LanguageModel, open_model
 from jaxrft.lm.segments import compile_rollout
+from jaxrft.report.console import Status, no_status
 from jaxrft.rewards.grading import check_rewards, grade_rollout, open_rewards, trainer_state
 from jaxrft.rewards.pool import Pool
 from jaxrft.tasks import table
@@ -45,9 +47,16 @@ class Evaluate(Protocol):
     """Measures a policy on every held-out set: eval/<name>/greedy, /avg@k and /pass@k."""
 
     def __call__(
-        self, params: Params, step: int, stopped: Callable[[], bool] = lambda: False
+        self,
+        params: Params,
+        step: int,
+        stopped: Callable[[], bool] = lambda: False,
+        status: Status = no_status,
     ) -> dict[str, float]:
-        """Returns the metrics after `step` steps; raises Stopped when `stopped()` is true."""
+        """Returns the metrics after `step` steps; raises Stopped when `stopped()` is true.
+
+        `status` is told the set, and how many rollouts of tasks are done, of all sets.
+        """
         ...
 
 
@@ -55,9 +64,17 @@ class Trials(Protocol):
     """Rolls out tasks of a table in batches of one shape and grades them."""
 
     def __call__(
-        self, params: Params, step: int, tasks: TaskTable, stopped: Callable[[], bool]
+        self,
+        params: Params,
+        step: int,
+        tasks: TaskTable,
+        stopped: Callable[[], bool],
+        progress: Callable[[int], None],
     ) -> np.ndarray:
-        """Returns success [N, samples]; raises Stopped before a batch when `stopped()` is true."""
+        """Returns success [N, samples]; raises Stopped before a batch when `stopped()` is true.
+
+        `progress` is told the number of tasks of each batch that is done, first of all 0.
+        """
         ...
 
 
@@ -102,15 +119,29 @@ def compile_evaluation(
 
     greedy = compile_k(1, greedy=True)
     sample = compile_k(k) if k else None
+    num_tasks = sum(len(tasks.lengths) for tasks in sets.values())
+    total = num_tasks * (1 if sample is None else 2)
 
     def evaluate(
-        params: Params, step: int, stopped: Callable[[], bool] = lambda: False
+        params: Params,
+        step: int,
+        stopped: Callable[[], bool] = lambda: False,
+        status: Status = no_status,
     ) -> dict[str, float]:
         metrics = {}
+        done = 0  # tasks rolled out, of all trials
+
+        def progress(name: str, count: int) -> None:
+            nonlocal done
+            done += count
+            status(f"evaluating {name}", done, total)
+
         for name, tasks in sets.items():
-            metrics[f"eval/{name}/greedy"] = float(greedy(params, step, tasks, stopped).mean())
+            count = partial(progress, name)
+            solved = greedy(params, step, tasks, stopped, count)
+            metrics[f"eval/{name}/greedy"] = float(solved.mean())
             if sample is not None:
-                solved = sample(params, step, tasks, stopped)
+                solved = sample(params, step, tasks, stopped, count)
                 metrics[f"eval/{name}/avg@{k}"] = float(solved.mean())
                 metrics[f"eval/{name}/pass@{k}"] = float((solved.max(axis=1) >= 1.0).mean())
         return metrics
@@ -144,11 +175,16 @@ def compile_trials(
     )
 
     def run_trials(
-        params: Params, step: int, tasks: TaskTable, stopped: Callable[[], bool]
+        params: Params,
+        step: int,
+        tasks: TaskTable,
+        stopped: Callable[[], bool],
+        progress: Callable[[int], None],
     ) -> np.ndarray:
         ids = np.arange(len(tasks.lengths), dtype=np.int32)
         widths = table.buckets(tasks.lengths)[-1:]
         successes = []
+        progress(0)
         for start in range(0, len(ids), config.eval_batch_size):
             if any_process(stopped()):
                 raise Stopped
@@ -161,6 +197,7 @@ def compile_trials(
             first = start == step == 0
             rewards = check_rewards(config, rewards, pool, num_tasks=len(part), first=first)
             successes.append(rewards.success.reshape(len(part), -1))
+            progress(min(len(part), len(ids) - start))
         return np.concatenate(successes)[: len(ids)]
 
     return run_trials

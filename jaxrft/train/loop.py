@@ -23,7 +23,7 @@ from jaxrft.lm import model
 from jaxrft.lm.policy import LanguageModel, check_finite, export, export_merged
 from jaxrft.report.compilation import Compilations, counted_compilations
 from jaxrft.report.completions import CompletionsLog
-from jaxrft.report.console import Display
+from jaxrft.report.console import Display, Sample
 from jaxrft.report.log import Reporter, Timer
 from jaxrft.report.selection import SelectionLog
 from jaxrft.report.tracking import Tracking
@@ -38,6 +38,7 @@ from jaxrft.train.resume import open_folder, run_identity, with_template_date, w
 from jaxrft.train.setup import UNIFORM_HINT, open_run
 from jaxrft.train.state import TrainState, counter_metrics
 from jaxrft.train.step import Step, complete_batch
+from jaxrft.train.summary import run_summary
 from jaxrft.types import InputError
 
 logger = logging.getLogger(__name__)
@@ -70,12 +71,14 @@ def advance(
         config = replace(config, rewards=tuple(functions))
     mesh = open_mesh(config)
     with ExitStack() as stack:
-        compilations = stack.enter_context(counted_compilations())
         folder = stack.enter_context(open_folder(config))
+        first_process = jax.process_index() == 0
+        display = stack.enter_context(Display(config.steps, visible=first_process))
+        compilations = stack.enter_context(counted_compilations(display))
         config = with_template_date(config)
         tracking = stack.enter_context(Tracking(config, folder))
         pool = stack.enter_context(open_rewards(config, functions))
-        setup, table, constants, state = open_run(config, mesh)
+        setup, table, constants, state = open_run(config, mesh, status=display.status)
         lm = setup.lm._replace(frozen=constants.frozen)
         step = Step(setup, table, constants, pool, Visits(table.domain, table.domains))
         evaluate = compile_evaluation(config, setup.lm, mesh, pool, held=(state, constants))
@@ -88,11 +91,8 @@ def advance(
         restored = checkpoints.restore(state)
         state = restored or state
         done = int(state.step)
-        first_process = jax.process_index() == 0
-        display = Display(
-            config.steps, start=done, every=config.log_completions_steps, visible=first_process
-        )
-        stack.enter_context(display)
+        display.begin(done)
+        display.header(run_summary(setup, constants, state))
         start = -1 if restored is None else done
         tracking.open(start)
         path = folder / "metrics.jsonl"
@@ -106,6 +106,7 @@ def advance(
         hooks = Hooks(step, lm, folder, checkpoints, report, evaluate, stopped, compilations)
         state = loop(step, state, report, hooks)
         if not hooks.stopping:
+            display.status("exporting the policy")
             display.say(export(config, lm, state.params, folder))
             if hooks.best_step:
                 display.say(hooks.best_sentence())
@@ -168,6 +169,8 @@ class Hooks:
             self._evaluate(self.start, state)
         if any_process(self.stopped()):
             self._stop(self.start, state)
+        elif self.start < self.config.steps:
+            self.report.display.status("first step")
 
     def before_learning(self) -> None:
         """Writes the run's config into its folder, once the first batch was rolled out and graded.
@@ -200,6 +203,7 @@ class Hooks:
         if self.report.write:
             self.selection.write(entry)
         if number == self.start + 1:
+            self.report.display.status("")
             self.report.display.say(
                 f"compiled until the end of the first step: {self.compilations}"
             )
@@ -225,8 +229,9 @@ class Hooks:
         """Evaluates the policy, and exports it if it is the best so far; a signal interrupts it."""
         with suppress(Stopped):
             params = model.all_params(state.params, self.lm.frozen)
-            metrics = self.evaluate(params, number, self.stopped)
+            metrics = self.evaluate(params, number, self.stopped, self.report.display.status)
             self.report.add(number, metrics)
+            self.report.display.status("")
             self.report.display.evaluation(number, metrics)
             value = metrics.get(self.best_metric, -math.inf)
             if number > 0 and value > self.best and export_best(self.lm, state, self.folder):
@@ -318,21 +323,22 @@ def stop_diverged(
     )
 
 
-def sample_rows(step: Step, batch: Batch) -> list[tuple[str, str, float | None]]:
-    """Returns (prompt, completion, success) of the first sample of a few tasks.
-
-    A sample without a success has None.
-    """
+def sample_rows(step: Step, batch: Batch) -> list[Sample]:
+    """Returns the first sample of a few tasks, with its success as reward."""
     first = batch.rounds[0]
     success = first.rewards.success
     valid = first.rewards.success_valid
     num_generations = step.setup.config.num_generations
+    answers = step.table.columns.get("answer")
     rows = []
     for row, text in first.rewards.samples:
         if row % num_generations == 0 and len(rows) < SHOWN:
-            prompt = step.table.prompts[first.ids[row // num_generations]]
+            task = first.ids[row // num_generations]
+            prompt = step.table.prompts[task]
             shown = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-            rows.append((shown, text, float(success[row]) if valid[row] else None))
+            answer = None if answers is None else str(answers[task])
+            reward = float(success[row]) if valid[row] else None
+            rows.append(Sample(shown, text, reward, answer))
     return rows
 
 

@@ -23,7 +23,7 @@ from jaxrft.learn.update import Update
 from jaxrft.lm.model import Params, Policy
 from jaxrft.lm.policy import LanguageModel, learner_policy, open_model
 from jaxrft.lm.segments import CompiledRollout, compile_rollout
-from jaxrft.report.console import Display
+from jaxrft.report.console import Status, no_status
 from jaxrft.select import selectors
 from jaxrft.select.base import Selector
 from jaxrft.select.checks import check_batch, check_table
@@ -89,17 +89,20 @@ class Opened(NamedTuple):
     state: TrainState
 
 
-def open_run(config: Config, mesh: Mesh) -> Opened:
+def open_run(config: Config, mesh: Mesh, *, status: Status = no_status) -> Opened:
     """Reads and checks the policy, the tasks and the predictor of a run, and makes its first state.
 
-    Raises InputError for mistakes in config or data.
+    `status` is told what happens. Raises InputError for mistakes in config or data.
     """
     if config.select.name != "dots":  # which needs a predictor
         make_selector(config, None)  # raises errors before the policy is loaded
+    status("loading the model")
     lm = open_model(config, mesh)
+    status("reading the tasks")
     table = open_mixture(config, lm.tokenizer)
     if table.embeddings is None and uses_embeddings(config):
-        table = with_policy_embeddings(config, mesh, lm, table)
+        table = with_policy_embeddings(config, mesh, lm, table, status=status)
+    status("laying out the first state")
     predictor = open_predictor(config, table, mesh)
     check_table(task_arrays(table, predictor), len(table.lengths))
     setup, constants = lay_out(
@@ -352,7 +355,12 @@ def make_learner(config: Config, policy: Policy) -> Update:
 
 
 def with_policy_embeddings(
-    config: Config, mesh: Mesh, lm: LanguageModel, table: TaskTable
+    config: Config,
+    mesh: Mesh,
+    lm: LanguageModel,
+    table: TaskTable,
+    *,
+    status: Status = no_status,
 ) -> TaskTable:
     """Embeds the tasks by the first policy of the run, with the same bits whenever it is resumed on
     this mesh.
@@ -361,14 +369,10 @@ def with_policy_embeddings(
     embed = make_embedder(lm, config, mesh, table)
     embeddings = np.zeros((num_tasks, lm.config.hidden_size), np.float32)
     done = 0
-    visible = jax.process_index() == 0
-    with (
-        computing_on(mesh, config),
-        Display(num_tasks, visible=visible, unit="embedding of prompt") as display,
-    ):
+    status("embedding the prompts")
+    with computing_on(mesh, config):
         for ids in batches(table.lengths, config.batch_size):
             embeddings[ids] = embed(ids)
             done += len(ids)
-            display.advance(done, "")
-        display.say(f"the policy's embeddings of {num_tasks:,} prompts are made")
+            status("embedding the prompts", done, num_tasks)
         return table._replace(embeddings=embeddings, embedded_by=embedding_source(lm, config, mesh))
