@@ -397,6 +397,12 @@ class Config(Checked):
     """Peak learning rate of AdamW."""
     warmup_steps: int = 0
     """Optimiser updates of linear warm-up."""
+    learning_rate_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """What the learning rate does after the warm-up: stays, or falls linearly or along half a
+    cosine until the last update of `steps`. A run that resumes with other `steps` follows the
+    schedule of these from there on."""
+    min_learning_rate_ratio: float = 0.0
+    """Where a learning rate that falls ends, as a share of learning_rate."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
     max_grad_norm: float = 1.0
@@ -450,6 +456,16 @@ class Config(Checked):
     def tasks_per_update(self) -> int:
         """Counts the tasks of one optimizer mini-batch."""
         return self.batch_size if self.mini_batch_size is None else self.mini_batch_size
+
+    @property
+    def updates_per_step(self) -> int:
+        """Counts the optimizer updates of a step."""
+        return self.num_iterations * (self.batch_size // self.tasks_per_update)
+
+    @property
+    def num_updates(self) -> int:
+        """Counts the optimizer updates of the run."""
+        return self.steps * self.updates_per_step
 
     @property
     def fresh_batch_size(self) -> int:
@@ -588,6 +604,7 @@ def check(config: Config) -> None:
         ),
     ]
     _require(c, ranges)
+    _require(c, _schedule(c))
     _require(c, _limits(c))
     check_templates(c)
     check_sets(c)
@@ -616,6 +633,26 @@ def _each(
     for name in names:
         value = attrgetter(name)(config)
         yield name, value is None or fits(value), expected
+
+
+def _schedule(config: Config) -> list[Requirement]:
+    """Returns the requirements of the learning rate's schedule."""
+    c = config
+    decays = c.learning_rate_schedule != "constant"
+    return [
+        ("min_learning_rate_ratio", 0 <= c.min_learning_rate_ratio <= 1, "in [0, 1]"),
+        (
+            "min_learning_rate_ratio",
+            decays or c.min_learning_rate_ratio == 0,
+            "left as it is while learning_rate_schedule is constant: set that too",
+        ),
+        (
+            "warmup_steps",
+            not decays or c.warmup_steps < c.num_updates,
+            f"less than the {c.num_updates:,} updates of the run, over the rest of which the "
+            "learning rate falls",
+        ),
+    ]
 
 
 def _limits(config: Config) -> list[Requirement]:

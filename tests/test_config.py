@@ -315,6 +315,38 @@ def test_sets_that_make_no_mixture_are_refused(changes, wanted):
         make(**changes)
 
 
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        (
+            {"min_learning_rate_ratio": 0.1},
+            "it must be left as it is while learning_rate_schedule is constant: set that too",
+        ),
+        (
+            {"min_learning_rate_ratio": 1.5, "learning_rate_schedule": "linear"},
+            "min_learning_rate_ratio is 1.5: it must be in [0, 1]",
+        ),
+        (
+            {"warmup_steps": 100, "learning_rate_schedule": "cosine"},
+            "warmup_steps is 100: it must be less than the 100 updates of the run",
+        ),
+        (
+            {"learning_rate_schedule": "step"},
+            "learning_rate_schedule is 'step': it must be one of constant, linear, cosine",
+        ),
+    ],
+    ids=str,
+)
+def test_a_schedule_that_cannot_be_is_refused(changes, wanted):
+    with pytest.raises(InputError, match=re.escape(wanted)):
+        make(**changes)
+
+
+def test_updates_of_a_run_are_those_of_its_mini_batches():
+    config = make(steps=5, batch_size=8, mini_batch_size=2, num_iterations=3)
+    assert (config.updates_per_step, config.num_updates) == (12, 60)
+
+
 def test_one_set_or_several():
     a, b = TasksConfig("a.jsonl"), TasksConfig("b.jsonl")
     assert make(tasks=a).task_sets == (a,) and make(tasks=(a, b)).task_sets == (a, b)
@@ -479,7 +511,12 @@ NAMESAKES = [
     (Config, rollout.Sampling, {"temperature", "top_p", "top_k"}),
     (Config, sampling.truncate, {"top_p", "top_k"}),
     (Config, update.completion_logprobs, {"temperature"}),
-    (Config, update.adamw, {"warmup_steps", "weight_decay", "max_grad_norm"}),
+    (
+        Config,
+        update.adamw,
+        {"warmup_steps", "weight_decay", "max_grad_norm"}
+        | {"learning_rate_schedule", "min_learning_rate_ratio"},
+    ),
     (
         Config,
         update.make,
@@ -493,7 +530,8 @@ NAMESAKES = [
             "entropy_coef",
             "temperature",
         }
-        | {"learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "kl_estimator"},
+        | {"learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "kl_estimator"}
+        | {"learning_rate_schedule", "min_learning_rate_ratio"},
     ),
     (Config, grpo.advantages, {"scale_rewards"}),
     (Config, grpo.policy_loss, {"loss_type", "epsilon", "epsilon_high", "delta"}),

@@ -137,7 +137,7 @@ def is_tuple(field):
 
 
 def holds(field, kind):
-    return kind in set(fields._leaves(field.type))
+    return kind in set(fields.leaf_types(field.type))
 
 
 def title(value):

@@ -19,6 +19,8 @@ HARD = {  # every random stream, a reference policy, several updates a step
     "kl_coef": 0.05,
     "top_k": 9,
     "warmup_steps": 5,
+    "learning_rate_schedule": "cosine",
+    "min_learning_rate_ratio": 0.1,
     "eval_steps": 2,
 }
 

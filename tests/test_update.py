@@ -11,6 +11,7 @@ import pytest
 
 from jaxrft.learn import grpo, masked, packing, update
 from jaxrft.lm import model, rollout
+from jaxrft.types import InputError
 
 WIDTH, VOCABULARY = 8, 24
 
@@ -441,6 +442,30 @@ def test_learning_rate_warms_up():
     )
     _, schedule = update.adamw(learning_rate=0.3)
     assert [float(schedule(i)) for i in (0, 9)] == [0.3, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted"),
+    [
+        ("linear", [0.5, 1.0, 0.8, 0.6, 0.4, 0.2, 0.2]),
+        # 0.2 + 0.8 (1 + cos(pi i / 4)) / 2
+        ("cosine", [0.5, 1.0, 0.882843, 0.6, 0.317157, 0.2, 0.2]),
+    ],
+)
+def test_learning_rate_falls_after_the_warm_up_by_hand(kind, wanted):
+    options = {"learning_rate": 1.0, "num_updates": 5, "min_learning_rate_ratio": 0.2}
+    _, schedule = update.adamw(warmup_steps=1, learning_rate_schedule=kind, **options)
+    np.testing.assert_allclose([schedule(i) for i in range(7)], wanted, rtol=1e-5)
+    _, schedule = update.adamw(learning_rate_schedule=kind, learning_rate=1.0, num_updates=2)
+    np.testing.assert_allclose([schedule(i) for i in range(4)], [1.0, 0.5, 0.0, 0.0], atol=1e-7)
+
+
+def test_schedules_that_cannot_be_are_refused():
+    with pytest.raises(InputError, match="schedule is 'step': it must be constant, linear or co"):
+        update.adamw(learning_rate=1.0, learning_rate_schedule="step")
+    for updates in (None, 3):
+        with pytest.raises(InputError, match=f"num_updates is {updates}: it must be above .*, 3"):
+            update.rate_schedule("linear", learning_rate=1.0, warmup_steps=3, num_updates=updates)
 
 
 def test_adamw_by_hand():

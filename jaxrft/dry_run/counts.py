@@ -23,7 +23,6 @@ def run(config: Config, num_tasks: int | None) -> list[tuple[str, str]]:
     """
     c = config
     rows = c.batch_size * c.num_generations
-    updates = c.num_iterations * (c.batch_size // c.tasks_per_update)
     sampled = (1 + c.dynamic_sampling) * rows * c.max_completion_length
     passes = (
         ""
@@ -40,7 +39,7 @@ def run(config: Config, num_tasks: int | None) -> list[tuple[str, str]]:
         *resampling(config),
         *reference_sets(config),
         ("tokens", f"at most {sampled:,} sampled a step, {short(c.steps * sampled)} in all"),
-        ("updates", f"{updates:,} a step, each of {c.tasks_per_update:,} tasks"),
+        ("updates", f"{c.updates_per_step:,} a step, each of {c.tasks_per_update:,} tasks"),
     ]
 
 

@@ -103,22 +103,60 @@ def check_batch(batch: Batch) -> None:
     check_dtypes(REAL, mask=batch.mask, weights=batch.weights, replayed=batch.replayed)
 
 
+def rate_schedule(
+    kind: str,
+    *,
+    learning_rate: float,
+    warmup_steps: int = 0,
+    num_updates: int | None = None,
+    min_ratio: float = 0.0,
+) -> optax.Schedule:
+    """Creates the learning rate of each update, from 0 on.
+
+    It rises linearly over `warmup_steps` updates. From then on it is "constant", or falls to
+    `min_ratio` of `learning_rate` over the other ones of `num_updates`: "linear", or along half a
+    period of a "cosine". Raises InputError for another kind, and for a decay that has no updates.
+    """
+    if kind not in ("constant", "linear", "cosine"):
+        raise InputError(
+            f"learning_rate_schedule is {kind!r}: it must be constant, linear or cosine"
+        )
+    warmup = optax.linear_schedule(learning_rate / (warmup_steps + 1), learning_rate, warmup_steps)
+    if kind == "constant":
+        return warmup if warmup_steps else optax.constant_schedule(learning_rate)
+    decay_steps = (num_updates or 0) - warmup_steps
+    if decay_steps <= 0:
+        raise InputError(
+            f"num_updates is {num_updates}: it must be above warmup_steps, {warmup_steps}, since "
+            f"the learning rate decays over the rest"
+        )
+    if kind == "linear":
+        decay = optax.linear_schedule(learning_rate, min_ratio * learning_rate, decay_steps)
+    else:
+        decay = optax.cosine_decay_schedule(learning_rate, decay_steps, alpha=min_ratio)
+    return optax.join_schedules([warmup, decay], [warmup_steps]) if warmup_steps else decay
+
+
 def adamw(
     *,
     learning_rate: float,
     warmup_steps: int = 0,
     weight_decay: float = 0.0,
     max_grad_norm: float = 1.0,
+    learning_rate_schedule: str = "constant",
+    num_updates: int | None = None,
+    min_learning_rate_ratio: float = 0.0,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Creates AdamW behind clipping by global norm, and the schedule of its learning rate.
-
-    The learning rate rises linearly over `warmup_steps` updates and is constant from then on.
+    """Creates AdamW behind clipping by global norm, and the schedule of its learning rate, of
+    `rate_schedule`.
     """
-    schedule = optax.linear_schedule(
-        learning_rate / (warmup_steps + 1), learning_rate, warmup_steps
+    schedule = rate_schedule(
+        learning_rate_schedule,
+        learning_rate=learning_rate,
+        warmup_steps=warmup_steps,
+        num_updates=num_updates,
+        min_ratio=min_learning_rate_ratio,
     )
-    if warmup_steps == 0:
-        schedule = optax.constant_schedule(learning_rate)
     return (
         optax.chain(
             optax.clip_by_global_norm(max_grad_norm),
@@ -356,6 +394,9 @@ def make(
     warmup_steps: int = 0,
     weight_decay: float = 0.0,
     max_grad_norm: float = 1.0,
+    learning_rate_schedule: str = "constant",
+    num_updates: int | None = None,
+    min_learning_rate_ratio: float = 0.0,
 ) -> Update:
     """Builds the learning step: passes over a batch, with one AdamW update for each mini-batch.
 
@@ -370,13 +411,17 @@ def make(
     ("proximal"). An
     update whose loss or gradient is not finite is skipped: parameters and optimizer stay the same,
     bit for bit. Metrics are means over the other updates; the effective sample size is that of all
-    their replayed tokens.
+    their replayed tokens. For the learning rate see `rate_schedule`; an update that is skipped does
+    not count.
     """
     optimizer, schedule = adamw(
         learning_rate=learning_rate,
         warmup_steps=warmup_steps,
         weight_decay=weight_decay,
         max_grad_norm=max_grad_norm,
+        learning_rate_schedule=learning_rate_schedule,
+        num_updates=num_updates,
+        min_learning_rate_ratio=min_learning_rate_ratio,
     )
     objective = Objective(
         loss_type, epsilon, epsilon_high, delta, kl_coef, entropy_coef, temperature, kl_estimator

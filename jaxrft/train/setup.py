@@ -351,6 +351,9 @@ def make_learner(config: Config, policy: Policy) -> Update:
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
+        learning_rate_schedule=config.learning_rate_schedule,
+        num_updates=config.num_updates,
+        min_learning_rate_ratio=config.min_learning_rate_ratio,
     )
 
 
