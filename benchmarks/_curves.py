@@ -30,27 +30,29 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    saved = {name: _factor(row["log_saving"][name]) for name in COSTS}
+    saved = {name: factor(row["log_saving"][name]) for name in COSTS}
     return (
         row["selector"],
         f"{row['informative'].mean:.2f}",
         f"{row['rollouts_to_level']:,.0f}",
         f"{row['not_reached']} of {row['seeds']}",
         saved["rollouts"],
-        _factor(row["log_saving_with_references"]) if row["reference_rollouts"] else "",
+        factor(row["log_saving_with_references"]) if row["reference_rollouts"] else "",
         saved["tokens"],
         saved["seconds"],
-        _shown(row["share"]["rollouts"]),
-        _shown(row["final_minus_uniform"], "+"),
-        _shown(row["mean_minus_uniform"], "+"),
+        shown(row["share"]["rollouts"]),
+        shown(row["final_minus_uniform"], "+"),
+        shown(row["mean_minus_uniform"], "+"),
     )
 
 
-def _factor(log: Interval) -> str:
-    return _shown(Interval._make(np.exp(log)))
+def factor(log: Interval) -> str:
+    """Formats a factor from the interval of its log."""
+    return shown(Interval._make(np.exp(log)))
 
 
-def _shown(value: Interval, sign: str = "") -> str:
+def shown(value: Interval, sign: str = "") -> str:
+    """Formats an interval."""
     return f"{value.mean:{sign}.2f} ({value.low:{sign}.2f} to {value.high:{sign}.2f})"
 
 

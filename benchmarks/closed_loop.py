@@ -2,7 +2,7 @@
 
     python -m benchmarks.closed_loop --runs runs/closed_loop --jobs 2
 
-The tiny policy is trained on four families of built-in tasks (jaxrft.tasks.builtin), by every
+The tiny policy is trained on families of built-in tasks (jaxrft.tasks.builtin), by every
 selector with the same seeds, and evaluated often on held-out tasks. What the oracle saves is the
 headroom of a family. The expected winners:
 
@@ -15,6 +15,8 @@ headroom of a family. The expected winners:
   sets that predict nothing.
 * digits-references: `bots`. Tasks with wrong truths have reference pass rates of 0, and the prompt
   is uninformative; without references, each solvable task is found among four that are not.
+* digits-far: four of five tasks are out of reach at first, and the prompt tells which; references
+  too. It is measured by `benchmarks.experiment` only.
 * digits-easy: no selector by much. Three of four groups are informative with uniform already.
 
 A level is reached at the first of the evaluations whose mean with the two before is at least
@@ -80,6 +82,7 @@ SETTINGS = {
     "digits-kinds": Setting(2e-4),
     "digits-visits": Setting(2e-4),
     "digits-references": Setting(2e-4),
+    "digits-far": Setting(2e-4),
     "digits-easy": Setting(2e-4, steps=100, batch_size=4, num_generations=16, eval_steps=5),
 }
 

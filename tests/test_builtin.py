@@ -1,6 +1,7 @@
 import hashlib
 import json
 import random
+import re
 from functools import partial
 from pathlib import Path
 
@@ -59,6 +60,7 @@ ROWS = {
     "digits-kinds": "5e0db8649f83",
     "digits-visits": "984911b598d9",
     "digits-references": "1a4accd5e7be",
+    "digits-far": "9325b533dd42",
     "digits-easy": "ca4505727692",
 }
 
@@ -113,6 +115,7 @@ def test_informative_groups_of_the_policy_that_a_run_begins_with():
         ("digits-kinds", 0.03, 0.2),
         ("digits-visits", 0.03, 0.2),
         ("digits-references", 0.02, 0.2),
+        ("digits-far", 0.05, 0.25),
         ("digits-easy", 0.7, 1.0),
     ):
         tasks, truths = (column[:256] for column in builtin.split(name))
@@ -225,3 +228,29 @@ def test_quickstart_config_fits_its_tasks():
         )
     assert config.select.name == "bots"
     assert json.loads(Path(config.model, "config.json").read_text())["model_type"] == "qwen2"
+
+
+def test_problems_of_arithmetic_are_right_and_apart():
+    """Each question is worked out by its own digits; no held-out one is trained on."""
+    rows, held_out = builtin.load("arithmetic"), builtin.load("arithmetic-test")
+    assert len(rows.prompts) == 2400 and len(held_out.prompts) == 128
+    assert set(rows.domains) == {"add", "sub", "mul", "add3", "word"} == set(held_out.domains)
+    questions = [prompt[0]["content"] for prompt in (*rows.prompts, *held_out.prompts)]
+    assert len(set(questions)) == len(questions)
+    answers = [*rows.columns["answer"], *held_out.columns["answer"]]
+    for question, answer in zip(questions, answers, strict=True):
+        assert question.endswith("Reply with the number only.")
+        a, *others = map(int, re.findall(r"\d+", question))
+        if " * " in question:
+            (b,) = others
+            assert a * b == int(answer)
+        elif " - " in question:
+            (b,) = others
+            assert a - b == int(answer)
+        else:
+            assert a + sum(others) == int(answer)
+
+
+def test_a_wrong_name_of_a_built_in_set_is_told_the_right_one():
+    with pytest.raises(InputError, match="did you mean arithmetic-test"):
+        builtin.load("arithmetics-test")

@@ -25,6 +25,7 @@ from jaxrft.types import InputError, Rollout
 CONTRACT = {
     "exact": ((" 3 1 2\n", "3 1 2"), ("3 1 2.", "3 1 2"), None),
     "gsm8k": (("so #### 72", "72"), ("so #### 71", "72"), "none"),
+    "number": (("It is 72.", "72"), ("72 is 70 + 2", "72"), "none"),
     "math": ((r"so \boxed{72}", "72"), (r"so \boxed{71}", "72"), ""),
 }
 
@@ -307,6 +308,23 @@ def test_rewards_get_the_tokens_that_were_sampled_and_how_far_the_run_is():
             config, lm, rollout, pool, tasks, np.array([0]), trainer_state=state
         )
     assert rewards.rewards.tolist() == [[-314.25], [15.25]]
+
+
+@pytest.mark.parametrize(
+    ("completion", "reward"),
+    [
+        ("1,234", 1.0),
+        (" $1234.00\n", 1.0),
+        ("-1234", 0.0),
+        ("1200 + 34", 0.0),  # the question
+        ("1200 + 34 = 1234", 0.0),
+        ("1234 1234", 0.0),
+        ("", 0.0),
+        ("twelve", 0.0),
+    ],
+)
+def test_number_pays_for_one_number_alone(completion, reward):
+    assert resolve("number")(["q"], [completion], answer=["1234"]) == [reward]
 
 
 def test_groups_are_graded_as_they_end():

@@ -1,4 +1,5 @@
-"""Rewards without dependencies: `exact`, `gsm8k`, and the adapter for verl's `compute_score`.
+"""Rewards without dependencies: `exact`, `gsm8k`, `number`, and the adapter for verl's
+`compute_score`.
 
 A reward is any function that TRL's trainer can call: by keyword, with lists of one length n, a
 column of the tasks a keyword, and it returns n numbers, None for "does not apply". The pool calls
@@ -69,6 +70,29 @@ def gsm8k(
         None if gold is None else float(_final_number(text_of(completion)[-TAIL:]) == gold)
         for completion, gold in zip(completions, golds, strict=True)
     ]
+
+
+def number(
+    prompts: Sequence, completions: Sequence[Completion], *, answer: Sequence, **columns: object
+) -> list[float | None]:
+    """Returns 1 where the completion has one number alone, and it equals that of the column
+    `answer`, else 0.
+
+    So neither a question that is told again is paid for, nor a list of guesses. Words around the
+    number do not count. Numbers are read as `gsm8k` reads them.
+    """
+    golds = [None if gold is None else _final_number(gold) for gold in ground_truth.texts(answer)]
+    return [
+        None if gold is None else float(_only_number(text_of(completion)) == gold)
+        for completion, gold in zip(completions, golds, strict=True)
+    ]
+
+
+def _only_number(text: str) -> Decimal | None:
+    """Parses the number of a text; None if it has none, several, or is longer than TAIL."""
+    if len(text) > TAIL or sum(1 for _ in _NUMBER.finditer(text)) != 1:
+        return None
+    return _final_number(text)
 
 
 def _final_number(text: str) -> Decimal | None:

@@ -22,6 +22,7 @@ Reward = Callable[..., list[float | None]]
 REWARDS = {
     "exact": "jaxrft.rewards.functions:exact",
     "gsm8k": "jaxrft.rewards.functions:gsm8k",
+    "number": "jaxrft.rewards.functions:number",
     "math": "jaxrft.rewards.mathematics:math",
 }
 

@@ -1,4 +1,5 @@
-"""Tasks made from nothing but a seed: lists of digits to be rewritten by one of several operations.
+"""Tasks made from nothing but a seed: lists of digits to be rewritten by one of several operations,
+and `arithmetic` for a small instruction-tuned model (`jaxrft.tasks.arithmetic`).
 
 `turn 3141=` has the ground truth `1413`. In pools scraped from the web most tasks give a
 policy no training signal. Each family here has a share of such tasks, and one property, or none, by
@@ -10,6 +11,7 @@ which a selector can recognize them:
 | `digits-kinds` | operations that no policy was taught, lists too long | the prompt: its kind and length |
 | `digits-visits` | wrong ground truths | rolling a task out, in a pool small enough to come back to |
 | `digits-references` | wrong ground truths | pass rates of references; the pool is too large to come back to |
+| `digits-far` | four of five, which the policy solves less than once in twenty times | the prompt, and a few visits |
 | `digits-easy` | almost none | not needed: uniform selection does well |
 
 The held-out split of a family, `<family>-test`, holds solvable tasks only, of the kinds that can be
@@ -26,6 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxrft.tasks import arithmetic
 from jaxrft.tasks.sources import Rows
 from jaxrft.types import InputError
 
@@ -83,6 +86,7 @@ class Family(NamedTuple):
     references: References | None = None
 
 
+ARITHMETIC = "arithmetic"
 HELD_OUT = 128  # tasks in the held-out split of a family
 FAMILIES = {
     "digits": Family(2048, unsolvable=0.5, references=References("pass_rates.npz", samples=32)),
@@ -102,6 +106,15 @@ FAMILIES = {
         # there are no more lists of two digits
         kinds=(Kind(HARD, range(2, 3), 0.1), Kind(HARD, range(3, 5), 0.9)),
         references=References("pass_rates_references.npz", samples=8),
+    ),
+    "digits-far": Family(
+        4000,
+        kinds=(
+            Kind(HARD, range(2, 5), 0.2),
+            Kind(HARD, range(8, 9), 0.4, held_out=False),
+            Kind(tuple(UNTAUGHT), range(6, 9), 0.4, held_out=False),
+        ),
+        references=References("pass_rates_far.npz", samples=8),
     ),
     "digits-easy": Family(
         1024,
@@ -148,13 +161,14 @@ def find(name: str) -> tuple[Family, bool]:
     held_out = name.endswith("-test")
     if family in FAMILIES:
         return FAMILIES[family], held_out
+    names = (*FAMILIES, ARITHMETIC)
     near = difflib.get_close_matches(
-        name, [split for family in FAMILIES for split in (family, f"{family}-test")], n=1
+        name, [split for family in names for split in (family, f"{family}-test")], n=1
     )
     hint = (
         f"did you mean {near[0]}?"
         if near
-        else f"choose one of {', '.join(FAMILIES)}, with -test for the held-out split"
+        else f"choose one of {', '.join(names)}, with -test for the held-out split"
     )
     raise InputError(f"no built-in tasks {name!r}: {hint}")
 
@@ -212,10 +226,12 @@ def _with_wrong_answers(answers: list[str], rng: random.Random, share: float) ->
 def load(name: str) -> Rows:
     """Draws the tasks of a split, with the columns `answer` and `operation`.
 
-    A pool may also have reference pass rates. They were measured by rolling out two other policies,
-    a weak and a strong one (jaxrft.assets.make_quickstart). Raises InputError when there is no such
-    split.
+    `arithmetic` has the columns `answer` and `kind`, which is the domain. A pool may also have
+    reference pass rates. They were measured by rolling out two other policies, a weak and a strong
+    one (jaxrft.assets.make_quickstart). Raises InputError when there is no such split.
     """
+    if name.removesuffix("-test") == ARITHMETIC:
+        return _load_arithmetic(held_out=name.endswith("-test"))
     family, held_out = find(name)
     tasks, answers = split(name)
     rates = None
@@ -224,3 +240,10 @@ def load(name: str) -> Rows:
             rates = (file["successes"] / np.float32(file["trials"])).astype(np.float32)
     columns = {"answer": answers, "operation": [task.operation for task in tasks]}
     return Rows([task.prompt for task in tasks], columns, rates)
+
+
+def _load_arithmetic(*, held_out: bool) -> Rows:
+    problems = arithmetic.problems(held_out=held_out)
+    kinds = [problem.kind for problem in problems]
+    columns = {"answer": [str(problem.answer) for problem in problems], "kind": kinds}
+    return Rows([problem.messages for problem in problems], columns, domains=kinds)

@@ -1,0 +1,38 @@
+"""A real language model that two CPU cores can train: SmolLM2-135M-Instruct learns arithmetic.
+
+    hf download HuggingFaceTB/SmolLM2-135M-Instruct
+    jaxrft train configs/smollm2_arithmetic.py
+
+Hardware: any; two CPU cores make a step in about half a minute, and it takes 3 GB of memory.
+
+The built-in tasks are sums, differences and products of one to four digits, from easy to out of
+reach. The reward `number` pays for the right number alone, not for the question told again.
+
+Expected: see benchmarks/results/experiment.md.
+"""
+
+from jaxrft.config import Config, EvalConfig, LoRAConfig, MeshConfig, SelectConfig, TasksConfig
+
+config = Config(
+    model="HuggingFaceTB/SmolLM2-135M-Instruct",
+    tasks=TasksConfig(source="builtin:arithmetic"),
+    evaluation=EvalConfig(
+        tasks=(TasksConfig(source="builtin:arithmetic-test", name="test"),),
+        num_samples=2,
+        batch_size=128,
+    ),
+    select=SelectConfig(name="adaptive"),
+    lora=LoRAConfig(rank=16),
+    mesh=MeshConfig(data=1, fsdp=-1),
+    output_dir="runs/smollm2_arithmetic",
+    steps=60,
+    batch_size=8,
+    num_generations=8,
+    max_prompt_length=64,
+    max_completion_length=16,
+    rewards=("number",),
+    learning_rate=1e-4,
+    warmup_steps=5,
+    eval_steps=20,
+    save_steps=20,
+)
