@@ -5,6 +5,7 @@ simulate.
 import logging
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,30 +19,49 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-USAGE = """usage: jaxrft COMMAND CONFIG [flags]
+PREPARATIONS = """\
+  dataset     make a TFDS data set from the files of a published one; without
+              arguments, list the known ones
+  pass-rates  roll a policy out on the config's tasks; its pass rates become
+              a column of --out FILE.parquet
+  embeddings  write the policy's embeddings of the config's prompts to
+              --out FILE.safetensors, for tasks.embeddings
+  predictor   train a predictor of pass rates by similar tasks (dots), on
+              several policies' pass rates and embeddings, and score it; with
+              --responses FILE.npz in place of CONFIG, on a response matrix"""
+PREPARE_USAGE = f"""usage: jaxrft prepare WHAT [CONFIG] [flags]
+
+WHAT is one of
+{PREPARATIONS}
+
+  jaxrft prepare dataset gsm8k --file train.jsonl
+  jaxrft prepare pass-rates configs/quickstart.py --out rates.parquet
+  jaxrft prepare embeddings configs/quickstart.py --out embeddings.safetensors
+`jaxrft prepare WHAT --help` explains its flags.
+"""
+USAGE = f"""usage: jaxrft COMMAND [CONFIG] [flags]
 
 commands:
-  train  finetune a policy, or resume the run in the config's output_dir
-  eval   evaluate a policy, or a checkpoint of a run, on the config's held-out tasks
-  export  write the policy of a run's checkpoint as a Hugging Face folder: jaxrft export RUN [--step N] [--out FOLDER]
-  prepare dataset  make a TFDS data set from the files of a published one; without arguments, list the known ones
-  prepare pass-rates  roll a policy out on the config's tasks; its pass rates become a column of --out FILE.parquet
-  prepare embeddings  write the policy's embeddings of the config's prompts to --out FILE.safetensors, for tasks.embeddings
-  prepare predictor  train a predictor of pass rates by similar tasks (dots), on several policies' pass rates
-                     and embeddings, and score it; with --responses FILE.npz in place of CONFIG, on a response matrix
-  simulate  compare selectors without a language model, and without a CONFIG; `jaxrft simulate --help` explains its flags
+  train       finetune a policy, or resume the run in the config's output_dir
+  eval        evaluate a policy, or a checkpoint of a run, on the config's
+              held-out tasks
+  export      write the policy of a run's checkpoint as a Hugging Face folder:
+              jaxrft export RUN [--step N] [--out FOLDER]
+  simulate    compare selectors without a language model, and without CONFIG
+  prepare     make what selectors need: jaxrft prepare WHAT, one of
+{textwrap.indent(PREPARATIONS, "  ")}
 
-CONFIG is a .py file that defines `config = Config(...)`; every field of it is a flag:
-  jaxrft train configs/quickstart.py --steps 20 --output-dir runs/a --select.decay 0.2
-  jaxrft train configs/quickstart.py --dry-run
+CONFIG is a .py file that defines `config = Config(...)`, a .yaml or .json file
+of its fields, or the config.json of a run; every field is a flag, too:
+  jaxrft train configs/quickstart.py --steps 20 --output-dir runs/a
+  jaxrft train configs/quickstart.py --select.name adaptive --dry-run
+  jaxrft train runs/a/config.json --steps 40
   jaxrft eval configs/quickstart.py --model runs/quickstart
   jaxrft eval configs/quickstart.py --checkpoint 80
   jaxrft export runs/quickstart --step 80
-  jaxrft prepare dataset gsm8k --file train.jsonl
-  jaxrft prepare pass-rates configs/quickstart.py --model runs/quickstart/policy --out rates.parquet
-  jaxrft prepare embeddings configs/quickstart.py --out embeddings.safetensors
-`jaxrft train --help` explains every field.
-"""  # noqa: E501
+`jaxrft train --help` explains every field, `jaxrft COMMAND --help` the flags of
+a command.
+"""
 # 128 + SIGTERM, as schedulers expect of a job that saved and ended, after any signal
 STOPPED = 143
 GRACE = 3.0  # seconds for the other processes, when one of them ends by a mistake
@@ -82,7 +102,7 @@ def _run(arguments: list[str]) -> int:
     try:
         with crash.reported():
             if not arguments or arguments[0] in ("-h", "--help"):
-                print(USAGE)
+                terminal.print_page(USAGE)
                 return 0 if arguments else 2
             if arguments[0] == "bench":
                 raise InputError(_BENCH)
@@ -120,9 +140,8 @@ def _config(arguments: list[str], prog: str, options: Callable[["Config"], T]) -
     """Returns the `options` of the command line, which hold or are the Config of the file, changed
     by flags.
     """
-    import tyro
-
     from jaxrft import config as configs
+    from jaxrft import flags as parser
 
     path = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if path is not None:
@@ -139,16 +158,17 @@ def _config(arguments: list[str], prog: str, options: Callable[["Config"], T]) -
         f"Flags change the config file {path or 'CONFIG'}, whose values are the defaults below."
     )
     default = options(config)
-    result = tyro.cli(
+    result = parser.parse(
         type(default),
+        flags,
+        prog,
         default=default,
-        args=flags,
-        prog=prog,
         description=description,
-        config=(tyro.conf.AvoidSubcommands,),  # `tasks` is one set or several, as the default says
+        groups=configs.GROUPS,
     )
     if path is not None:  # flags may name other rewards than the file
         changed = getattr(result, "config", result)
+        assert isinstance(changed, configs.Config)
         configs.search_for_rewards(changed, Path(path).absolute().parent)
     return result
 
@@ -185,11 +205,10 @@ def with_newest(arguments: list[str]) -> list[str]:
 
 
 def _export(arguments: list[str], prog: str) -> int:
-    import tyro
-
+    from jaxrft import flags
     from jaxrft.train import export
 
-    options = tyro.cli(export.Options, args=arguments, prog=prog.removesuffix(" CONFIG"))
+    options = flags.parse(export.Options, arguments, prog.removesuffix(" CONFIG"))
     print(terminal.escaped(export.main(options)))
     return 0
 
@@ -201,11 +220,11 @@ def _prepare(arguments: list[str], prog: str) -> int:
         "embeddings": _prepare_embeddings,
         "predictor": _prepare_predictor,
     }
-    if not arguments or arguments[0] not in kinds:
-        raise InputError(
-            f"jaxrft prepare makes {', '.join(kinds)}, not "
-            f"{arguments[0] if arguments else 'nothing'!r}"
-        )
+    if not arguments or arguments[0] in ("-h", "--help"):
+        terminal.print_page(PREPARE_USAGE)
+        return 0 if arguments else 2
+    if arguments[0] not in kinds:
+        raise InputError(f"jaxrft prepare makes {', '.join(kinds)}, not {arguments[0]!r}")
     return kinds[arguments[0]](arguments[1:], prog.replace("prepare", f"prepare {arguments[0]}"))
 
 
@@ -236,12 +255,12 @@ def _prepare_embeddings(arguments: list[str], prog: str) -> int:
 def _prepare_predictor(arguments: list[str], prog: str) -> int:
     import tyro
 
+    from jaxrft import flags
     from jaxrft.prepare import predictor
 
     if arguments and arguments[0].startswith("--responses"):
-        options = tyro.cli(
-            predictor.ResponsesOptions, args=arguments, prog=prog.removesuffix(" CONFIG")
-        )
+        program = prog.removesuffix(" CONFIG")
+        options = flags.parse(predictor.ResponsesOptions, arguments, program)
     else:
         options = _config(
             arguments, prog, lambda config: predictor.Options(config=config, out=tyro.MISSING)

@@ -488,6 +488,52 @@ class Config(Checked):
         return rows if self.micro_batch_size is None else self.micro_batch_size
 
 
+# The groups of the help page. A field that no group names is in that of the field before it.
+GROUPS = {
+    "model and data": (
+        "model",
+        "lora",
+        "tasks",
+        "max_prompt_length",
+        "chat_template_kwargs",
+        "chat_template_date",
+        "seed",
+    ),
+    "rollouts": (
+        "steps",
+        "batch_size",
+        "num_generations",
+        "max_completion_length",
+        "max_concurrent_rows",
+        "temperature",
+        "top_p",
+        "top_k",
+        "gather_for_rollout",
+    ),
+    "rewards": (
+        "rewards",
+        "reward_weights",
+        "overlong_buffer",
+        "overlong_penalty",
+        "success_reward",
+        "skip_special_tokens",
+        "reward_timeout",
+        "reward_completions",
+        "reward_workers",
+    ),
+    "selection": ("select", "dynamic_sampling", "replay"),
+    "update": ("loss_type",),  # and all below it, up to max_skipped_updates
+    "evaluation": ("evaluation", "eval_steps", "keep_best"),
+    "checkpoints and logs": (
+        "output_dir",
+        "save_steps",
+        "keep_checkpoints",
+        "resume",
+        "log_completions_steps",
+    ),
+    "devices": ("mesh", "distributed", "dtype", "attention"),
+}
+
 # Fields by their range; those that may be None are not checked then.
 AT_LEAST_ONE = (
     *(

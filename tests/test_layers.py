@@ -18,7 +18,7 @@ LAYERS = (
         "host.lock",
         "host.compile_cache",
     },
-    {"types", "shapes", "fields", "config", "mesh", "stats", "streams"},
+    {"types", "shapes", "fields", "flags", "config", "mesh", "stats", "streams"},
     {"select", "learn", "lm"},
     {"tasks", "assets", "rewards", "host", "report"},
     {"train"},

@@ -66,6 +66,7 @@ class TolerantStream:
         self._stream = stream
         self._escape = escape
         self.trouble: OSError | ValueError | None = None  # of the first write that was not taken
+        self.reader_may_leave = False  # a pipe that its reader closes is then no reason to warn
 
     def __getattr__(self, name: str) -> Any:
         """Returns the stream's attribute."""
@@ -110,6 +111,8 @@ class TolerantStream:
     def _drop(self, error: OSError | ValueError) -> None:
         if self.trouble is None:
             self.trouble = error  # first, since the warning may come back here
+            if self.reader_may_leave and isinstance(error, BrokenPipeError):
+                return
             name = getattr(self._stream, "name", "output")
             reason = getattr(error, "strerror", None) or error
             logger.warning(
@@ -126,6 +129,15 @@ def tolerant(stream: TextIO | None, *, escape: bool = False) -> TextIO:
     return cast(
         TextIO, TolerantStream(open(os.devnull, "w") if stream is None else stream, escape=escape)
     )
+
+
+def print_page(text: str) -> None:
+    """Prints a page to the standard output, of which `head` or a pager may read the first lines
+    only.
+    """
+    if isinstance(sys.stdout, TolerantStream):
+        sys.stdout.reader_may_leave = True
+    print(text)
 
 
 def guard_streams(*, escape: bool = False) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 import tyro
 
+from jaxrft import flags
 from jaxrft.fields import Checked, FilePath
 from jaxrft.host.disk import writing
 from jaxrft.host.files import JSON
@@ -54,7 +55,7 @@ def main(arguments: list[str], prog: str) -> int:
     """Parses, prepares and prints; returns the exit code. Raises InputError for a mistake of the
     user's.
     """
-    options = tyro.cli(Options, args=arguments, prog=prog)
+    options = flags.parse(Options, arguments, prog)
     if options.name is None:
         sets = [
             f"{name}\n  {recipe.about}\n  files: {recipe.files}" for name, recipe in RECIPES.items()

@@ -88,9 +88,9 @@ def main(arguments: list[str], prog: str) -> int:
     """Parses, simulates and prints; returns the exit code. Raises InputError for a mistake of the
     user's.
     """
-    import tyro
+    from jaxrft import flags
 
-    config = tyro.cli(SimulateConfig, args=arguments, prog=prog)
+    config = flags.parse(SimulateConfig, arguments, prog)
     if config.plot:
         _check_picture(Path(config.plot))
     traces, rows = simulate(config)
