@@ -8,7 +8,9 @@ Hardware: any; two CPU cores make a step in about half a minute, and it takes 3 
 The built-in tasks are sums, differences and products of one to four digits, from easy to out of
 reach. The reward `number` pays for the right number alone, not for the question told again.
 
-Expected: see benchmarks/results/experiment.md.
+Expected: not stated anywhere for these settings.
+
+Not yet run.
 """
 
 from jaxrft.config import Config, EvalConfig, LoRAConfig, MeshConfig, SelectConfig, TasksConfig

@@ -43,7 +43,7 @@ def test_its_docstring_is_its_command_and_what_to_expect(file):
 
 
 def test_no_two_write_to_the_same_folder():
-    assert len({load(file).output_dir for file in FILES}) == len(FILES) == 15
+    assert len({load(file).output_dir for file in FILES}) == len(FILES) == 16
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -52,6 +52,8 @@ def test_its_mesh_divides_its_batches(file, devices):
     config = load(file)
     if config.mesh.model == -1 and devices > 8:
         pytest.skip("its eight heads of keys and values split no further")
+    if config.batch_size < devices:
+        pytest.skip("its batch is small, for one machine")
     sizes = [config.mesh.data, config.mesh.fsdp, config.mesh.model]
     assert sizes.count(-1) == 1 and sorted(sizes)[1:] == [1, 1]
     mesh = AbstractMesh(tuple(devices if size == -1 else size for size in sizes), meshes.AXES)

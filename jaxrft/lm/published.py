@@ -70,9 +70,11 @@ _LLAMA_3B = (
     | _long_context(32.0)
 )
 _LLAMA_8B = _LLAMA | _shape(32, 4096, 14336, 32, 8, 128256, tied=False) | _long_context(8.0)
+_SMOL = _shape(30, 576, 1536, 9, 3, 49152, tied=True) | {"head_dim": 64, "rope_theta": 1e5}
 _MATH = {"rope_theta": 1e4} | _context(4096)
 
 _MODELS = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": _LLAMA | _SMOL | _context(8192),
     "Qwen/Qwen2.5-0.5B": _QWEN2_05B | _context(32768),
     "Qwen/Qwen2.5-0.5B-Instruct": _QWEN2_05B | _context(32768),
     "Qwen/Qwen2.5-1.5B": _QWEN2_15B | _context(131072),

@@ -72,7 +72,7 @@ def record(step: int, chosen: Chosen, domains: Sequence[str]) -> dict[str, JSON]
 
 def _short(value: float) -> float | int:
     """Rounds to four digits; 8 is shorter than 8.0."""
-    return int(value) if value.is_integer() else round(value, 4)
+    return int(value) if float(value).is_integer() else round(value, 4)
 
 
 class SelectionLog:
