@@ -82,7 +82,7 @@ SETTINGS = {
     "digits-kinds": Setting(2e-4),
     "digits-visits": Setting(2e-4),
     "digits-references": Setting(2e-4),
-    "digits-far": Setting(2e-4),
+    "digits-far": Setting(4e-4),
     "digits-easy": Setting(2e-4, steps=100, batch_size=4, num_generations=16, eval_steps=5),
 }
 

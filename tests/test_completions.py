@@ -72,6 +72,14 @@ def test_completions_that_cannot_be_written_warn_once(tmp_path, caplog):
     assert message.startswith("the completions of step 1 are not saved, and the run goes on: ")
 
 
+def test_choices_without_beliefs_are_counted_as_unknown():
+    """As those of `uniform` are."""
+    unknown = np.full(3, np.nan, np.float32)
+    counts = np.ones(3, np.float32)
+    entry = selection.record(1, Chosen(unknown, counts, counts, np.zeros(3, np.int32)), ("sums",))
+    assert entry["unknown"] == 3 and sum(entry["groups"]) == 0
+
+
 def test_the_choices_of_a_step_by_hand():
     """Beliefs 0.52 and 0.54 share the bin from 0.5 to 0.55, 1 is in the last one."""
     chosen = Chosen(
