@@ -14,6 +14,7 @@ from jaxrft import mesh as meshes
 from jaxrft.config import Config
 from jaxrft.lm import compaction, rollout
 from jaxrft.lm.compaction import Grid
+from jaxrft.lm.model import Policy
 from jaxrft.lm.policy import LanguageModel
 from jaxrft.lm.rollout import Decoding, Entrants, Inputs, Left, Samples
 from jaxrft.mesh import constrain
@@ -109,59 +110,31 @@ class CompiledRollout:
         self._segments: list[tuple[int, int]] = []
         self._rows = 0
 
-        def key_of(step: Array, stream: Array | None) -> Array:
-            return stream_key(config.seed, step, use if stream is None else stream)
-
-        def start(batch: Batch) -> tuple[Inputs, Decoding]:
-            return rollout.start(
-                lm.policy,
-                batch.params,
-                key_of(batch.step, batch.stream),
-                batch.prompts,
-                batch.lengths,
-                batch.ids,
-                None,
-                settings=settings,
-            )
-
-        def admit(batch: Batch, number: Array, count: int) -> Entrants:
-            """Computes the prompts number * count to (number + 1) * count - 1 of each shard."""
-
-            def part(x: Array) -> Array:
-                return _part(x, number, count, self.shards)
-
-            return rollout.admit(
-                lm.policy,
-                batch.params,
-                key_of(batch.step, batch.stream),
-                part(batch.prompts),
-                part(batch.lengths),
-                part(batch.ids),
-                None,
-                settings=settings,
-            )
-
+        key = partial(_key, config.seed, use)
+        policy = lm.policy
         rows = meshes.sharding(mesh, "batch")
         cells = meshes.sharding(mesh, "batch", None)
-        self.start = jax.jit(start)
-        self.prepare_weights = jax.jit(lm.policy.prepare_weights)
-        self.admit = jax.jit(admit, static_argnames="count")
+        self.start = jax.jit(partial(_start, policy, key, settings))
+        self.prepare_weights = jax.jit(policy.prepare_weights)
+        self.admit = jax.jit(
+            partial(_admit, policy, key, settings, self.shards), static_argnames="count"
+        )
         self.empty = jax.jit(
-            partial(rollout.empty, lm.policy, settings=settings), static_argnames="full"
+            partial(rollout.empty, policy, settings=settings), static_argnames="full"
         )
         self.nothing_left = jax.jit(rollout.nothing_left, static_argnums=(0, 1, 2))
-        self.resize = jax.jit(lm.policy.resize_cache, static_argnums=(1, 2))
+        self.resize = jax.jit(policy.resize_cache, static_argnums=(1, 2))
         self.decode = jax.jit(
-            partial(rollout.decode, lm.policy, settings=settings),
+            partial(rollout.decode, policy, settings=settings),
             static_argnames=("length", "grids"),
             donate_argnums=1,
             out_shardings=(None, meshes.sharding(mesh)),
         )
         self.compact = jax.jit(
-            partial(rollout.compact, lm.policy), static_argnames=("now", "smaller", "length")
+            partial(rollout.compact, policy), static_argnames=("now", "smaller", "length")
         )
         self.enter = jax.jit(
-            partial(rollout.enter, lm.policy, settings=settings),
+            partial(rollout.enter, policy, settings=settings),
             static_argnames=("full", "half", "length"),
         )
         self.finish = jax.jit(
@@ -328,6 +301,55 @@ class CompiledRollout:
     def eval_shape(self, batch: Batch) -> Rollout:
         """Returns the shapes of a rollout."""
         return self.finish.eval_shape(self.start.eval_shape(batch)[1].samples)
+
+
+Key = Callable[[Array, Array | None], Array]
+"""(step, number of another random stream or None) -> the key of a rollout."""
+
+
+def _key(seed: int, use: str, step: Array, stream: Array | None) -> Array:
+    return stream_key(seed, step, use if stream is None else stream)
+
+
+def _start(
+    policy: Policy, key: Key, settings: rollout.Sampling, batch: Batch
+) -> tuple[Inputs, Decoding]:
+    """Starts a rollout whose prompts all enter at once."""
+    return rollout.start(
+        policy,
+        batch.params,
+        key(batch.step, batch.stream),
+        batch.prompts,
+        batch.lengths,
+        batch.ids,
+        None,
+        settings=settings,
+    )
+
+
+def _admit(
+    policy: Policy,
+    key: Key,
+    settings: rollout.Sampling,
+    shards: int,
+    batch: Batch,
+    number: Array,
+    count: int,
+) -> Entrants:
+    """Computes the prompts number * count to (number + 1) * count - 1 of each shard."""
+    prompts, lengths, ids = (
+        _part(x, number, count, shards) for x in (batch.prompts, batch.lengths, batch.ids)
+    )
+    return rollout.admit(
+        policy,
+        batch.params,
+        key(batch.step, batch.stream),
+        prompts,
+        lengths,
+        ids,
+        None,
+        settings=settings,
+    )
 
 
 def _part(x: Array, number: Array, count: int, shards: int) -> Array:
