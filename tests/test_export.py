@@ -60,10 +60,16 @@ def test_step_chooses_the_checkpoint_and_names_the_folder(evaluated, tmp_path):
     assert exported != (run / "policy/model.safetensors").read_bytes()
 
 
-def test_checkpoint_is_evaluated_to_the_figures_of_the_run(evaluated):
+def test_checkpoint_is_evaluated_to_the_figures_of_the_run(evaluated, capsys):
     own = figures(evaluated)
     assert own[1] != own[2]
     assert evaluate_policy(evaluated, 1) == pytest.approx(own[1])
+    shown = capsys.readouterr()
+    assert shown.out == ""  # progress is on the standard error
+    steps = ["loading the model ...", "reading the tasks ...", "evaluating held_out ..."]
+    lines = [line for line in shown.err.splitlines() if line]
+    assert [line for line in lines if line in steps] == steps
+    assert lines[-1].startswith("task ")
     assert evaluate_policy(evaluated, "newest") == pytest.approx(own[2])
 
 

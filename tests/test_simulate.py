@@ -232,8 +232,12 @@ def test_the_command_prints_a_row_a_selector(file, tmp_path, capsys):
         )
         == 0
     )
-    rows = json.loads(capsys.readouterr().out)
+    shown = capsys.readouterr()
+    rows = json.loads(shown.out)
     assert [row["selector"] for row in rows] == ["bots", "uniform"]
+    steps = [line for line in shown.err.splitlines() if "compiled" not in line]
+    assert steps[0] == "simulating bots ..." and "simulating uniform ..." in steps
+    assert steps[-1].startswith("selector 2/2")
     for row in rows:
         assert list(row) == ["selector", *command.FIGURES, "ci95"]
         assert all(

@@ -156,6 +156,13 @@ class Display:
             self._printed = self._clock()
             self.say(f"{what} ..." if begins else f"{what}{self._detail}")
 
+    def count(self, what: str, done: int = 0, total: int = 0) -> None:
+        """Shows what happens now, and counts on the bar how much of it is done."""
+        self.total = total
+        self.status(what)
+        if done:
+            self.advance(done)
+
     def compiling(self, program: str) -> None:
         """Shows that a program is being compiled."""
         self._program = program

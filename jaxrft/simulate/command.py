@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,10 +14,12 @@ from jaxrft.config import SelectConfig
 from jaxrft.errors import shown
 from jaxrft.fields import Checked, FilePath
 from jaxrft.host.files import JSON
+from jaxrft.report.compilation import counted_compilations
+from jaxrft.report.console import Display
 from jaxrft.report.picture import panels
 from jaxrft.select import selectors
 from jaxrft.select.base import Selector
-from jaxrft.select.checks import check_choice
+from jaxrft.select.checks import check_batch, check_choice
 from jaxrft.select.dots.predictor import Predictor, load_predictor, selector_options
 from jaxrft.simulate import worlds
 from jaxrft.simulate.oracle import oracle, reveal
@@ -116,7 +119,8 @@ def _check_picture(path: Path) -> None:
 def simulate(config: SimulateConfig) -> tuple[dict[str, Trace], list[dict[str, JSON]]]:
     """Runs every selector; returns the traces by selector, and a row of figures for each.
 
-    The figures are means over the seeds, `ci95` their 95 % intervals, None = unknown.
+    The figures are means over the seeds, `ci95` their 95 % intervals, None = unknown. Shows its
+    progress on the standard error.
     """
     names = _words("selectors", config.selectors, (*selectors.SELECTORS, ORACLE))
     if twice := [name for name in names if names.count(name) > 1]:
@@ -133,20 +137,25 @@ def simulate(config: SimulateConfig) -> tuple[dict[str, Trace], list[dict[str, J
                 f"select.{name} is an option of training, but here {why}: leave it out"
             )
     world = _world(config)
+    check_batch(config.batch_size, world.num_tasks)
     predictor = _predictor(config) if "dots" in names else None
     traces = {}
-    for name in names:
-        traces[name] = run(
-            world,
-            _selector(name, config, predictor),
-            config.seeds,
-            config.steps,
-            batch_size=config.batch_size,
-            first_seed=config.first_seed,
-            reveal=reveal if name == ORACLE else None,
-            predictor=predictor.params if predictor and name == "dots" else None,
-            target=config.select.target,
-        )
+    display = Display(len(names), unit="selector", stream=sys.stderr)
+    with display, counted_compilations(display):
+        for number, name in enumerate(names):
+            display.status(f"simulating {name}")
+            traces[name] = run(
+                world,
+                _selector(name, config, predictor),
+                config.seeds,
+                config.steps,
+                batch_size=config.batch_size,
+                first_seed=config.first_seed,
+                reveal=reveal if name == ORACLE else None,
+                predictor=predictor.params if predictor and name == "dots" else None,
+                target=config.select.target,
+            )
+            display.advance(number + 1)
     figures = (
         *FIGURES,
         *([ABILITY] if config.responses is None else []),

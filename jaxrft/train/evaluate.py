@@ -1,10 +1,12 @@
 """Evaluation on held-out tasks: greedy, avg@k and pass@k of success."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Literal, Protocol
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
@@ -18,7 +20,8 @@ from jaxrft.lm import model
 from jaxrft.lm.model import Params
 from jaxrft.lm.policy import LanguageModel, open_model
 from jaxrft.lm.segments import compile_rollout
-from jaxrft.report.console import Status, no_status
+from jaxrft.report.compilation import counted_compilations
+from jaxrft.report.console import Display, Status, no_status
 from jaxrft.rewards.grading import check_rewards, grade_rollout, open_rewards, trainer_state
 from jaxrft.rewards.pool import Pool
 from jaxrft.tasks import table
@@ -205,19 +208,24 @@ def compile_trials(
 
 def evaluate_policy(config: Config, checkpoint: Which = None) -> dict[str, float]:
     """Evaluates `config.model`, or a checkpoint of the run in `config.output_dir`, on the held-out
-    sets of the config, as `compile_evaluation` says.
+    sets of the config, as `compile_evaluation` says. Shows its progress on the standard error.
     """
     if not config.evaluation.tasks:
         raise InputError("the config has no held-out tasks: name some in evaluation.tasks")
     mesh = open_mesh(config)
     config = with_template_date(config)
-    with open_rewards(config) as pool:
+    # the standard output is for the results
+    display = Display(0, visible=jax.process_index() == 0, unit="task", stream=sys.stderr)
+    with display, counted_compilations(display), open_rewards(config) as pool:
+        display.status("loading the model")
         step = 0
         if checkpoint is None:
             lm = open_model(config, mesh, trained=False)
         else:
             wanted = None if checkpoint == "newest" else checkpoint
             lm, step = open_checkpoint(config, mesh, wanted, dtype=jnp.dtype(config.dtype))
+        display.status("reading the tasks")
         evaluate = compile_evaluation(config, lm, mesh, pool, held=(lm.params, lm.frozen))
         with computing_on(mesh, config):
-            return evaluate(model.all_params(lm.params, lm.frozen), step)
+            params = model.all_params(lm.params, lm.frozen)
+            return evaluate(params, step, status=display.count)
