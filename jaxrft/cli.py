@@ -152,7 +152,8 @@ def _config(arguments: list[str], prog: str, options: Callable[["Config"], T]) -
         config = configs.Config("model", configs.TasksConfig(), "run")
     else:
         raise InputError(
-            f"no config given: {prog} [flags], CONFIG a .py file such as configs/quickstart.py"
+            f"no config given: {prog} [flags], CONFIG a .py, .yaml or .json file such as "
+            "configs/quickstart.py"
         )
     description = (
         f"Flags change the config file {path or 'CONFIG'}, whose values are the defaults below."

@@ -15,9 +15,11 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, get_args
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from jaxrft.errors import InputError
 from jaxrft.fields import (
@@ -25,12 +27,13 @@ from jaxrft.fields import (
     Checked,
     FilePath,
     Seed,
+    bare,
     expand_path,
-    leaf_types,
     shown,
     type_mismatches,
 )
-from jaxrft.host.files import JSON, UnreadableJSON, parse_json
+from jaxrft.host.files import JSON, UnreadableJSON, parse_json, read_regular
+from jaxrft.host.yaml_files import parse_yaml
 
 MIN_TEMPERATURE = 1e-6  # logits below 1e30 stay float32
 MIN_TIMEOUT = 1e-3  # seconds, the unit of poll(), of which none is no time at all
@@ -924,19 +927,32 @@ def divides(divisor: int, number: int) -> bool:
     return divisor > 0 and number % divisor == 0
 
 
-def load(path: str) -> Config:
-    """Runs the Python file at `path` and returns the `config` it defines.
+TEXT_FILES = (".yaml", ".yml", ".json")
 
-    A config is the user's own program: never load one that you have not read.
+
+def load(path: str) -> Config:
+    """Returns the config that a file holds: a Python file that defines `config`, or a YAML or JSON
+    file of its fields, such as the config.json of a run.
+
+    A Python file is run. It is the user's own program: never load one that you have not read.
     """
     path = expand_path(path, "CONFIG")
     if not Path(path).is_file():
+        run = Path(path) / "config.json"
+        hint = f"; the config of that run is {run}" if run.is_file() else ""
         raise InputError(
             f"no config file {path}: give the path of a .py file that defines "
-            "`config = Config(...)`"
+            f"`config = Config(...)`, or of a .yaml or .json file of its fields{hint}"
         )
+    if Path(path).suffix in TEXT_FILES:
+        config = _load_text(Path(path))
+        search_for_rewards(config, Path(path).absolute().parent)
+        return config
     if Path(path).suffix != ".py":
-        raise InputError(f"config {path} is not a Python file: it must end in .py")
+        raise InputError(
+            f"config {path} is not a Python file, and no YAML or JSON: it must end in .py, "
+            f"{', '.join(TEXT_FILES[:-1])} or {TEXT_FILES[-1]}"
+        )
     file = str(Path(path).absolute())
     try:
         names = runpy.run_path(
@@ -951,6 +967,17 @@ def load(path: str) -> Config:
         raise InputError(f"config {path} defines no `config = Config(...)`")
     search_for_rewards(config, Path(file).parent)
     return config
+
+
+def _load_text(path: Path) -> Config:
+    """Reads a config from a YAML or JSON file."""
+    parse = partial(parse_json, kind=dict) if path.suffix == ".json" else parse_yaml
+    try:
+        tree = parse(read_regular(path))
+    except (OSError, UnreadableJSON) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"config {path} cannot be read: {reason}; correct the file") from error
+    return from_json(tree, f"config {path}")
 
 
 def search_for_rewards(config: Config, folder: Path) -> None:
@@ -1008,16 +1035,16 @@ def _nearest_field(message: str) -> str:
     was removed.
     """
     unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
-    if not unknown:
-        return ""
-    if (removed := REMOVED.get(f"{unknown[1]}.{unknown[2]}")) is not None:
+    return _remedy(unknown[1], unknown[2]) if unknown else ""
+
+
+def _remedy(section: str, name: str) -> str:
+    """Returns what to do about the unknown field `name` of a dataclass called `section`."""
+    if (removed := REMOVED.get(f"{section}.{name}")) is not None:
         return f"; {removed}"
-    kind = CONFIGS.get(unknown[1])
-    near = (
-        difflib.get_close_matches(unknown[2], [f.name for f in dataclasses.fields(kind)], n=1)
-        if kind
-        else []
-    )
+    kind = CONFIGS.get(section)
+    names = [each.name for each in dataclasses.fields(kind)] if kind else []
+    near = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
@@ -1031,34 +1058,65 @@ def from_json(tree: dict[str, JSON], source: str) -> Config:
 
     Raises InputError, with the `source`, for what is no config.
     """
-    renamed = {RENAMED.get(name, name): value for name, value in flat(tree).items()}
-    sections: dict[str, JSON] = {}
-    for name, value in renamed.items():
-        section, _, rest = name.rpartition(".")
-        parent = sections.setdefault(section, {}) if section else sections
-        assert isinstance(parent, dict)
-        parent[rest] = value
+    for old, new in RENAMED.items():
+        section, _, name = old.partition(".")
+        values = tree.get(section)
+        if isinstance(values, dict) and name in values:
+            others = {key: value for key, value in values.items() if key != name}
+            tree = tree | {section: others | {new.partition(".")[2]: values[name]}}
     try:
-        return Config(**_values(Config, sections))
-    except (TypeError, ValueError) as error:
-        reason = str(error)
-        raise InputError(f"{source} is no config: {reason}{_nearest_field(reason)}") from error
+        return _build(Config, tree)
+    except InputError as error:
+        raise InputError(f"{source} is no config: {error}") from error
 
 
-def _values(kind: type, tree: dict[str, JSON]) -> dict[str, Any]:
-    """Returns the values of a dataclass `kind` that the JSON `tree` has."""
-    kinds = {each.name: set(leaf_types(each.type)) for each in dataclasses.fields(kind)}
-    return {name: _value(kinds.get(name, set()), value) for name, value in tree.items()}
+Section = TypeVar("Section")
 
 
-def _value(kinds: set[object], value: JSON) -> Any:
-    """Returns the value of a field whose types have the leaves `kinds`."""
-    if isinstance(value, list):
-        return tuple(_value(kinds, item) for item in value)
-    if not isinstance(value, dict):
-        return value
-    section = next((each for each in CONFIGS.values() if each in kinds), None)
-    return value if section is None else section(**_values(section, value))
+def _build(kind: type[Section], tree: dict[str, JSON], name: str = "") -> Section:
+    """Builds a dataclass from the JSON of its fields; `name` is its own dotted one.
+
+    Raises InputError for an unknown field, and for one that is missing.
+    """
+    fields = {each.name: each for each in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
+    dotted = {key: f"{name}.{key}".lstrip(".") for key in [*fields, *tree]}
+    for key, value in tree.items():
+        if key not in fields:
+            remedy = _remedy(kind.__name__, str(key)) or f": it is one of {', '.join(fields)}"
+            raise InputError(f"{dotted[key]} is {shown(value)}, but no such field is known{remedy}")
+    for key, each in fields.items():
+        required = each.default is each.default_factory is dataclasses.MISSING
+        if required and key not in tree:
+            raise InputError(f"{dotted[key]} is missing: give it")
+    return kind(**{key: _value(dotted[key], x, fields[key].type) for key, x in tree.items()})
+
+
+def _value(name: str, value: JSON, kind: object) -> Any:
+    """Returns the value of a field of the type `kind`, in which a list is a tuple and an object a
+    dataclass.
+
+    What is of another type stays, for `Config` to refuse. Raises InputError for a single value in
+    place of a list.
+    """
+    kind = bare(kind)
+    choices = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    lists = [choice for choice in choices if get_origin(choice) is tuple]
+    section = next((each for each in CONFIGS.values() if each in choices), None)
+    if isinstance(value, dict):
+        return value if section is None else _build(section, value, name)
+    if isinstance(value, list) and lists:
+        kinds = get_args(lists[0])
+        items = [kinds[0]] * len(value) if kinds[-1] is ... else [*kinds, *kinds[-1:] * len(value)]
+        return tuple(
+            _value(f"{name}[{i}]", item, each)
+            for i, (item, each) in enumerate(zip(value, items, strict=False))
+        )
+    if section is not None:
+        first = dataclasses.fields(section)[0].name
+        raise InputError(f"{name} is {shown(value)}: it must have fields, such as {name}.{first}")
+    if lists and len(choices) == 1:
+        raise InputError(f"{name} is {shown(value)}: it must be a list, such as [{value}]")
+    return value
 
 
 def resume_rule(

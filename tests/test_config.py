@@ -474,8 +474,117 @@ def test_a_config_that_does_not_load_says_why(tmp_path, before, after, message):
 def test_other_files_than_configs_are_refused(tmp_path):
     with pytest.raises(InputError, match="no config file .*absent.py: give the path"):
         configs.load(str(tmp_path / "absent.py"))
-    with pytest.raises(InputError, match="experiment.yaml is not a Python file"):
-        configs.load(write(tmp_path, GOOD, "experiment.yaml"))
+    with pytest.raises(InputError, match="experiment.toml is not a Python file"):
+        configs.load(write(tmp_path, GOOD, "experiment.toml"))
+    (tmp_path / "run").mkdir()
+    write(tmp_path / "run", "{}", "config.json")
+    with pytest.raises(InputError, match="; the config of that run is .*/run/config.json"):
+        configs.load(str(tmp_path / "run"))
+
+
+YAML = """
+model: policy
+tasks: {source: tasks.jsonl, limit: 8}
+output_dir: run
+learning_rate: 1e-6          # no text, as YAML 1.1 has it
+chat_template_date: 2025-01-31
+seed: 3
+rewards: [math, exact]
+select:
+  name: adaptive
+  balance: none
+replay.capacity: 4
+evaluation:
+  tasks:
+    - source: a.jsonl
+    - {source: b.jsonl, name: "010"}
+"""
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "yml"])
+def test_a_yaml_file_is_a_config(tmp_path, suffix):
+    text = YAML.replace("replay.capacity: 4\n", "replay: {capacity: 64, fresh_fraction: 0.5}\n")
+    assert configs.load(write(tmp_path, text, f"run.{suffix}")) == make(
+        tasks=TasksConfig("tasks.jsonl", limit=8),
+        learning_rate=1e-6,
+        chat_template_date="2025-01-31",
+        seed=3,
+        rewards=("math", "exact"),
+        select=SelectConfig("adaptive"),
+        replay=ReplayConfig(capacity=64),
+        evaluation=EvalConfig((TasksConfig("a.jsonl"), TasksConfig("b.jsonl", name="010"))),
+    )
+
+
+@pytest.mark.parametrize("name", ["run.json", "run.yaml"])
+def test_the_config_json_of_a_run_is_a_config(tmp_path, name):
+    config = make(
+        tasks=(TasksConfig("a.jsonl", weight=0.5), TasksConfig("b.jsonl", weight=1.0)),
+        lora=LoRAConfig(rank=4, targets=("q", "v")),
+        select=SelectConfig(prior=(1.0, 2.0)),
+        reward_weights=(2.0,),
+        mesh=MeshConfig(model=2),
+        learning_rate=3e-7,
+    )
+    assert configs.load(write(tmp_path, configs.to_json(config), name)) == config
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("seed: 3", "sed: 3", "run.yaml is no config: sed is 3, but .* did you mean seed?"),
+        ("balance: none", "balanse: none", "select.balanse is 'none', but .* mean balance?"),
+        ("name: adaptive", "measured: 1", "select.measured is 1, .*benchmarks/_oracle.py: leave"),
+        ("source: a.jsonl", "sauce: a", r"evaluation.tasks\[0\].sauce is 'a', .* mean source?"),
+        ("replay.capacity: 4", "zzzzz: 4", "zzzzz is 4, .* known: it is one of model, tasks"),
+        ("model: policy", "# none", "run.yaml is no config: model is missing: give it"),
+        ("seed: 3", "seed: three", "seed is 'three': it must be of type int"),
+        ("seed: 3", "seed: 010", "seed is '010': it must be of type int"),
+        ("seed: 3", "seed: true", "seed is True: it must be of type int"),
+        ("seed: 3", "seed: -3", "seed is -3: it must be 0 or more"),
+        ("seed: 3", "steps:", "steps is None: it must be of type int"),
+        ("rewards: [math, exact]", "rewards: math", r"rewards is 'math': .* such as \[math\]"),
+        ("rewards: [math, exact]", "rewards: [1]", r"rewards\[0\] is 1: it must be of type str"),
+        ("{source: tasks.jsonl, limit: 8}", "a.jsonl", "tasks is 'a.jsonl': .* as tasks.source"),
+        ("limit: 8", "limit: x", "tasks.limit is 'x': it must be of type int | None"),
+        (
+            "model: policy",
+            "model: policy\nmodel: b",
+            "line 3, column 1: the key model stands twice",
+        ),
+        ("seed: 3", "seed: [3", "run.yaml cannot be read: it is not YAML .line "),
+        (YAML, "- 1\n", "run.yaml cannot be read: it is no mapping of fields"),
+        (YAML, "", "run.yaml cannot be read: it is no mapping of fields"),
+        (YAML, "!!python/name:os.system x", "run.yaml cannot be read: it is not YAML .line 1"),
+    ],
+)
+def test_a_mistake_in_a_yaml_file_is_one_sentence(tmp_path, before, after, message):
+    text = YAML.replace(before, after)
+    if after != "zzzzz: 4":
+        text = text.replace("replay.capacity: 4\n", "")
+    assert text != YAML
+    with pytest.raises(InputError, match=message) as raised:
+        configs.load(write(tmp_path, text, "run.yaml"))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"model": "m"', "run.json cannot be read: it is not JSON"),
+        ("[1]", "run.json cannot be read: it holds a list, not an object"),
+        ('{"replay": {"clip": "paper"}}', "run.json is no config: model is missing"),
+    ],
+)
+def test_a_mistake_in_a_json_file_is_one_sentence(tmp_path, text, message):
+    with pytest.raises(InputError, match=message):
+        configs.load(write(tmp_path, text, "run.json"))
+
+
+def test_a_field_of_an_earlier_version_has_its_name_of_today(tmp_path):
+    tree = json.loads(configs.to_json(make())) | {"select": {"probe_every": 3}}
+    loaded = configs.load(write(tmp_path, json.dumps(tree), "run.json"))
+    assert loaded.select.reference_every == 3
 
 
 def test_differences_lists_fields_that_differ():

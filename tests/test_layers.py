@@ -13,6 +13,7 @@ LAYERS = (
         "host.signals",
         "host.launch",
         "host.installation",
+        "host.yaml_files",
         "host.crash",
         "host.terminal",
         "host.lock",
