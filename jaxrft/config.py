@@ -424,6 +424,9 @@ class Config(Checked):
     """Metric of an evaluation, such as gsm8k_test/avg@4: the policy of the step at which it was
     highest is kept in <output_dir>/best, a Hugging Face folder. None = only the last policy is
     exported."""
+    early_stopping_patience: int = 0
+    """Evaluations without an improvement of keep_best after which the run ends, saved and exported;
+    0 = it takes all steps."""
     resume: Literal["auto", "never"] = "auto"
     """auto resumes the run in output_dir if there is one; never refuses a folder that holds a run.
     """
@@ -560,7 +563,14 @@ NOT_NEGATIVE = (
         "warmup_steps",
         "weight_decay",
     ),
-    *("eval_steps", "seed", "log_completions_steps", "dynamic_sampling", "evaluation.num_samples"),
+    *(
+        "early_stopping_patience",
+        "eval_steps",
+        "seed",
+        "log_completions_steps",
+        "dynamic_sampling",
+        "evaluation.num_samples",
+    ),
 )
 POSITIVE = ("epsilon_high", "importance_sampling_cap", "max_grad_norm", "lora.alpha")
 
@@ -770,6 +780,11 @@ def _unused(config: Config) -> list[Requirement]:
             "eval_steps",
             c.eval_steps == 0 or bool(c.evaluation.tasks),
             "0 while evaluation.tasks is (), nothing to evaluate on: give held-out tasks there too",
+        ),
+        (
+            "early_stopping_patience",
+            c.early_stopping_patience == 0 or c.keep_best is not None,
+            "0 while keep_best is None: name the metric that has to improve in keep_best",
         ),
         (
             "overlong_penalty",

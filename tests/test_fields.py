@@ -323,6 +323,7 @@ ANY_SIZE = {  # 10**9 means what it says
     ),
     *(
         "max_skipped_updates",
+        "early_stopping_patience",
         "dynamic_sampling",
         "max_concurrent_rows",
         "num_iterations",

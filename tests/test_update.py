@@ -482,11 +482,21 @@ def test_adamw_by_hand():
     np.testing.assert_allclose(gradient(state)["a"], [0.6, -0.8], rtol=1e-5)
 
 
-def test_steps_are_traced_once_and_keep_float32(batch):
+@pytest.mark.parametrize(
+    ("decay", "last"),
+    [
+        ({}, 4e-3),
+        ({"learning_rate_schedule": "linear", "num_updates": 7}, 3e-3),
+        ({"learning_rate_schedule": "cosine", "num_updates": 5}, 2e-3),
+    ],
+    ids=["constant", "linear", "cosine"],
+)
+def test_steps_are_traced_once_and_keep_float32(batch, decay, last):
     """The decoder, in bfloat16 arithmetic too; metrics give each step's own learning rate."""
+    chex.clear_trace_counter()  # of the steps of other parameters of this test
     params = {row.name: jnp.full(row.shape, 0.1, jnp.float32) for row in model.table(DECODER)}
     policy = model.decoder(DECODER, dtype=jnp.bfloat16, remat="none")
-    learner = make(policy, warmup_steps=3, learning_rate=4e-3)
+    learner = make(policy, warmup_steps=3, learning_rate=4e-3, **decay)
     step = jax.jit(chex.assert_max_traces(learner.step, n=1))
     state = learner.init(params)
     rates = []
@@ -498,7 +508,7 @@ def test_steps_are_traced_once_and_keep_float32(batch):
         jnp.dtype("float32"),
         jnp.dtype("int32"),
     }
-    np.testing.assert_allclose(rates, [1e-3, 2e-3, 3e-3, 4e-3, 4e-3], rtol=1e-5)
+    np.testing.assert_allclose(rates, [1e-3, 2e-3, 3e-3, 4e-3, last], rtol=1e-5)
 
 
 @pytest.mark.parametrize("loss_type", grpo.LOSS_TYPES)

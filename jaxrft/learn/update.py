@@ -613,7 +613,8 @@ def loss(
 def _learning_rate(schedule: optax.Schedule, state: OptimizerState) -> Array:
     """Computes the learning rate of the next update from the optimizer's own count of updates."""
     count = optax.tree_utils.tree_get(state, "ScaleByScheduleState").count
-    return jnp.asarray(schedule(count), jnp.float32)
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts and floats
+        return jnp.asarray(schedule(count), jnp.float32)
 
 
 def optimizer_shardings(learner: Update, params: PyTree, replicated: Sharding) -> PyTree:

@@ -124,10 +124,16 @@ class Reporter:
         self.step = step
         self.metrics |= metrics
 
-    def flush(self) -> None:
-        """Writes what is held."""
+    def evaluations_after(self, step: int, name: str) -> int:
+        """Counts the steps after `step` that have a metric, up to the one that the run resumes
+        from.
+        """
+        return sum(entry["step"] > step and name in entry for entry in self.earlier or ())
+
+    def flush(self) -> dict[str, JSON]:
+        """Writes what is held, and returns it."""
         if not self.metrics:
-            return
+            return {}
         entry = {"step": self.step} | {
             name: plain(value) for name, value in sorted(self.metrics.items())
         }
@@ -145,6 +151,7 @@ class Reporter:
             self._say_without_signal(
                 entry["frac_reward_zero_std"] == 1.0 and entry["grad_norm"] == 0.0
             )
+        return entry
 
     def check_written(self) -> None:
         """Raises InputError when metrics are not written, after one more try."""

@@ -16,6 +16,7 @@ from jaxrft.config import Config, SelectConfig
 from jaxrft.host import heartbeat
 from jaxrft.host.checkpoint import Checkpoints
 from jaxrft.host.disk import write_arrays
+from jaxrft.host.files import JSON
 from jaxrft.host.multihost import any_process, broadcast_from_host0, on_host0
 from jaxrft.host.stopping import Stopped, stop_signals
 from jaxrft.learn.replay import Groups
@@ -46,22 +47,44 @@ logger = logging.getLogger(__name__)
 SHOWN = 4  # completions of a step that the console shows
 
 
-def train(config: Config, *, reward: Reward | dict[str, Reward] | None = None) -> TrainState:
+# (step, its line of metrics.jsonl) -> ignored
+OnStep = Callable[[int, dict[str, JSON]], object]
+
+
+class StopTraining(Exception):
+    """Ends a run after the current step, as if it were the last: `on_step` raises it."""
+
+
+def train(
+    config: Config,
+    *,
+    reward: Reward | dict[str, Reward] | None = None,
+    on_step: OnStep | None = None,
+) -> TrainState:
     """Trains `config.model` on `config.tasks`, or resumes the run in `config.output_dir`.
 
     `reward` takes the place of `config.rewards`: a function of TRL's signature at the top level of
     a module or script, or a dict of several by name. Returns the final state; the policy is
-    exported to <output_dir>/policy, LoRA's adapters to <output_dir>/adapter as well. SIGTERM,
+    exported to <output_dir>/policy, LoRA's adapters to <output_dir>/adapter as well.
+
+    `on_step(step, metrics)` is called on the first process after each step and its evaluation, with
+    the step's line of metrics.jsonl. If it raises `StopTraining`, the run ends there: the state is
+    saved, and the policy exported. Anything else that it raises stops the run after saving the
+    state, as a signal does, and is raised by `train`.
+
+    SIGTERM,
     SIGHUP and Ctrl-C save and return early. While the disk is full, a run warns and goes on without
     checkpoints or metrics. Raises InputError for mistakes in config or data, before an existing run
     in the folder is changed; while another process uses the folder; and if the disk is still full
     at the end, or at a stop.
     """
-    return advance(config, reward)[0]
+    return advance(config, reward, on_step)[0]
 
 
 def advance(
-    config: Config, reward: Reward | dict[str, Reward] | None = None
+    config: Config,
+    reward: Reward | dict[str, Reward] | None = None,
+    on_step: OnStep | None = None,
 ) -> tuple[TrainState, bool]:
     """Trains as `train` does; also returns whether the run is complete, with its last evaluation
     and export.
@@ -103,7 +126,9 @@ def advance(
             display.say(UNIFORM_HINT)
         stopped = stack.enter_context(stop_signals())
         stack.enter_context(heartbeat.watched(folder))
-        hooks = Hooks(step, lm, folder, checkpoints, report, evaluate, stopped, compilations)
+        hooks = Hooks(
+            step, lm, folder, checkpoints, report, evaluate, stopped, compilations, on_step
+        )
         state = loop(step, state, report, hooks)
         if not hooks.stopping:
             display.status("exporting the policy")
@@ -111,14 +136,16 @@ def advance(
             if hooks.best_step:
                 display.say(hooks.best_sentence())
         on_host0(report.check_written)  # last, since nothing else depends on it
+        if hooks.raised is not None:
+            raise hooks.raised
         return state, not hooks.stopping
 
 
 def loop(step: Step, state: TrainState, report: Reporter, hooks: "Hooks") -> TrainState:
-    """Runs the steps from the state's on, until all are done or a signal stops the run."""
+    """Runs the steps from the state's on, until all are done or something ends the run."""
     hooks.before_steps(state)
     for number in range(int(state.step) + 1, step.setup.config.steps + 1):
-        if hooks.stopping:
+        if hooks.stopping or hooks.ended:
             break
         timer = Timer()
         # select, roll out, grade, score; once or in rounds
@@ -148,7 +175,10 @@ class Hooks:
     evaluate: Evaluate
     stopped: Callable[[], bool]
     compilations: Compilations
-    stopping: bool = False
+    on_step: OnStep | None = None
+    stopping: bool = False  # by a signal or an error, to be resumed
+    ended: bool = False  # before the last step of the config, and complete
+    raised: BaseException | None = None  # by `on_step`
     recorded: bool = False  # whether the run's config is in its folder
     start: int = 0  # steps done when the process began
 
@@ -157,8 +187,14 @@ class Hooks:
         self.config = self.step.setup.config
         self.completions = CompletionsLog(self.folder)
         self.best_metric = f"eval/{self.config.keep_best}"
-        found = broadcast_from_host0(lambda: json.dumps(self.report.best(self.best_metric)))
-        self.best, self.best_step = json.loads(found)
+        self.best, self.best_step, self.waited = json.loads(
+            broadcast_from_host0(lambda: json.dumps(self._evaluations_so_far()))
+        )
+
+    def _evaluations_so_far(self) -> tuple[float, int, int]:
+        """Returns the best value, its step, and the number of evaluations since then."""
+        best, step = self.report.best(self.best_metric)
+        return best, step, self.report.evaluations_after(step, self.best_metric)
 
     def before_steps(self, state: TrainState) -> None:
         """Evaluates the first policy, or one whose evaluation a signal prevented or interrupted."""
@@ -169,6 +205,8 @@ class Hooks:
             self._evaluate(self.start, state)
         if any_process(self.stopped()):
             self._stop(self.start, state)
+        elif self._out_of_patience():
+            self._end(self.start)
         elif self.start < self.config.steps:
             self.report.display.status("first step")
 
@@ -195,7 +233,7 @@ class Hooks:
             self.report.display.say(sentence)
 
     def after_step(self, number: int, state: TrainState, batch: Batch) -> None:
-        """Evaluates and saves what is due, and stops the run if a signal has come.
+        """Evaluates and saves what is due, and stops or ends the run if there is a reason.
 
         Raises InputError after `max_skipped_updates` skipped updates in a row.
         """
@@ -213,13 +251,47 @@ class Hooks:
             stop_diverged(self.step, state, batch.groups, self.folder, self.checkpoints.newest)
         if self._evaluation_due(number) and not any_process(self.stopped()):
             self._evaluate(number, state)
-        stopping = any_process(self.stopped())
-        last = number == self.config.steps or stopping
+        self._call(number)
+        if number < self.config.steps and self._out_of_patience():
+            self._end(number)
+        stopping = any_process(self.stopped() or self.raised is not None)
+        last = number == self.config.steps or stopping or self.ended
         # A state saved while updates are skipped would replace older, finite ones.
         if last or (is_due(number, self.config.save_steps) and not skipped):
             save_checkpoint(self.lm, self.checkpoints, self.report, state, must=last)
         if stopping:
             self._stop(number, state)
+
+    def _call(self, number: int) -> None:
+        """Calls `on_step` on the first process, and ends the run if it says so.
+
+        What else it raises is kept until the state is saved.
+        """
+        if self.on_step is None:
+            return
+        entry = self.report.flush()
+        ends = False
+        if jax.process_index() == 0:
+            try:
+                self.on_step(number, {k: value for k, value in entry.items() if k != "step"})
+            except StopTraining as reason:
+                ends = True
+                self.report.display.say(f"on_step ends the run after step {number}: {reason}")
+            except BaseException as error:
+                self.raised = error
+        self.ended = any_process(ends)
+
+    def _out_of_patience(self) -> bool:
+        patience = self.config.early_stopping_patience
+        return 0 < patience <= self.waited
+
+    def _end(self, number: int) -> None:
+        """Ends the run before its last step, and says why."""
+        self.ended = True
+        self.report.display.say(
+            f"{self.config.keep_best} has not improved in {self.waited} evaluations since step "
+            f"{self.best_step}: the run ends after step {number}"
+        )
 
     def _evaluation_due(self, number: int) -> bool:
         every = self.config.eval_steps
@@ -234,7 +306,10 @@ class Hooks:
             self.report.display.status("")
             self.report.display.evaluation(number, metrics)
             value = metrics.get(self.best_metric, -math.inf)
-            if number > 0 and value > self.best and export_best(self.lm, state, self.folder):
+            if number == 0 or self.config.keep_best is None:
+                return
+            self.waited = 0 if value > self.best else self.waited + 1
+            if value > self.best and export_best(self.lm, state, self.folder):
                 self.best = value
                 self.best_step = number
                 self.report.display.say(self.best_sentence("the best so far"))
@@ -253,9 +328,10 @@ class Hooks:
         if number > self.start and newest != number:
             save_checkpoint(self.lm, self.checkpoints, self.report, state, must=True)
             newest = number
+        reason = "a signal" if self.raised is None else f"on_step ({self.raised!r:.200})"
         checkpoint = "there is no checkpoint" if newest is None else f"checkpoint {newest} is saved"
         self.report.display.say(
-            f"stopped by a signal after step {number}; {checkpoint}. "
+            f"stopped by {reason} after step {number}; {checkpoint}. "
             "Run the same command to resume."
         )
 
