@@ -47,6 +47,8 @@ commands:
               held-out tasks
   export      write the policy of a run's checkpoint as a Hugging Face folder:
               jaxrft export RUN [--step N] [--out FOLDER]
+  report      write a page about runs, an HTML file:
+              jaxrft report RUN [RUN ...] [--out page.html]
   simulate    compare selectors without a language model, and without CONFIG
   prepare     make what selectors need: jaxrft prepare WHAT, one of
 {textwrap.indent(PREPARATIONS, "  ")}
@@ -70,7 +72,7 @@ _BENCH = (
     "`python -m benchmarks.NAME --help`; benchmarks/README.md lists the names"
 )
 # commands whose results are files; those of the others are what they print
-WRITING = ("train", "export", "prepare")
+WRITING = ("train", "export", "prepare", "report")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -97,6 +99,7 @@ def _run(arguments: list[str]) -> int:
         "eval": _eval,
         "export": _export,
         "prepare": _prepare,
+        "report": _report,
         "simulate": _simulate,
     }
     try:
@@ -268,6 +271,12 @@ def _prepare_predictor(arguments: list[str], prog: str) -> int:
         )
     predictor.main(options)
     return 0
+
+
+def _report(arguments: list[str], prog: str) -> int:
+    from jaxrft.report import page
+
+    return page.main(arguments, prog.removesuffix(" CONFIG"))
 
 
 def _simulate(arguments: list[str], prog: str) -> int:

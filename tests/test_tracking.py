@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 import threading
 import types
 
@@ -20,7 +21,7 @@ class Recorder:
 
     runs = {}
 
-    def __init__(self, folder, config, run_id):
+    def __init__(self, folder, config, run_id, start=-1):
         self.rows = self.runs.setdefault(run_id, [])
 
     def log(self, step, metrics):
@@ -49,6 +50,7 @@ def report(tracked, folder, start, entries):
 
 
 def tracked_run(configure, folder, start=-1, entries=(), **changes):
+    folder.mkdir(exist_ok=True)
     with Tracking(configure(folder, **{"report_to": ("trackio",)} | changes), folder) as tracked:
         report(tracked, folder, start, entries)
 
@@ -61,16 +63,34 @@ def test_trackers_get_the_numbers_of_metrics_jsonl_under_its_names(recorder, con
     assert end == (1, "")
 
 
+class FakeTrackio(types.ModuleType):
+    """Keeps rows by the name of a run, as trackio does."""
+
+    def __init__(self):
+        super().__init__("trackio")
+        self.rows = {}
+
+    def init(self, *, name, resume, **_):
+        assert resume == "allow"
+        rows = self.rows.setdefault(name, [])
+        return types.SimpleNamespace(
+            log=lambda metrics, step: rows.append(step),
+            finish=lambda: None,
+            _next_step=max(rows, default=-1) + 1,
+        )
+
+
 def test_a_resumed_run_continues_the_tracked_run_without_repeated_steps(
-    recorder, configure, tmp_path
+    configure, tmp_path, monkeypatch
 ):
+    trackio = FakeTrackio()
+    monkeypatch.setattr(tracking, "PACKAGES", dict.fromkeys(tracking.PACKAGES, "json"))
+    monkeypatch.setitem(sys.modules, "trackio", trackio)
     steps = [(step, {"x": float(step)}) for step in range(1, 7)]
-    tracked_run(configure, tmp_path, entries=steps[:5])
-    tracked_run(configure, tmp_path, start=3, entries=steps[3:])
-    (rows,) = recorder.runs.values()
-    assert [step for step, row in rows if row != ""] == [1, 2, 3, 4, 5, 6]
-    (name,) = recorder.runs
-    assert json.loads((tmp_path / "tracking.json").read_text()) == {"trackio": name}
+    tracked_run(configure, tmp_path / "run", entries=steps[:5])
+    tracked_run(configure, tmp_path / "run", start=3, entries=steps[2:])  # 3 is evaluated again
+    ids = json.loads((tmp_path / "run/tracking.json").read_text())
+    assert trackio.rows == {f"run-{ids['trackio']}": [1, 2, 3, 4, 5, 3, 6]}
 
 
 def test_a_run_that_starts_anew_is_another_tracked_run(recorder, configure, tmp_path):

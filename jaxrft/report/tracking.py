@@ -23,7 +23,6 @@ from jaxrft.host import crash
 from jaxrft.host.files import JSON, UnreadableJSON, read_json, replace_file
 from jaxrft.host.installation import install_command
 from jaxrft.host.multihost import on_host0
-from jaxrft.report import records
 from jaxrft.types import InputError
 
 logger = logging.getLogger(__name__)
@@ -86,7 +85,10 @@ class TensorBoard:
 
 
 class Wandb:
-    """Continues or begins a run of Weights & Biases, whose files are in the run's folder."""
+    """Continues or begins a run of Weights & Biases, whose files are in the run's folder.
+
+    wandb itself drops the steps of a resumed run that it has.
+    """
 
     def __init__(self, folder: Path, config: dict[str, JSON], run_id: str) -> None:
         """Opens the run `run_id`; WANDB_PROJECT and WANDB_MODE=offline do what wandb says."""
@@ -114,9 +116,13 @@ class Wandb:
 
 
 class Trackio:
-    """Continues or begins a run of trackio."""
+    """Continues or begins a run of trackio.
 
-    def __init__(self, folder: Path, config: dict[str, JSON], run_id: str) -> None:
+    Of the steps that a resumed run repeats, it leaves out those that trackio has: unlike
+    TensorBoard and wandb, trackio would show them twice.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, JSON], run_id: str, start: int) -> None:
         """Opens the run whose name ends in `run_id`, since trackio knows runs by their names."""
         self.trackio = import_module("trackio")
         self.run = self.trackio.init(
@@ -125,10 +131,12 @@ class Trackio:
             config=config,
             resume="allow",
         )
+        self.repeated = range(start + 1, getattr(self.run, "_next_step", 0))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Adds a row."""
-        self.run.log(dict(metrics), step=step)
+        """Adds a row, unless the run has it."""
+        if step not in self.repeated:
+            self.run.log(dict(metrics), step=step)
 
     def close(self, step: int, error: str) -> None:
         """Finishes the run, after an alert with the sentence if it has failed."""
@@ -206,7 +214,6 @@ class Tracking:
         self.config = config
         self.folder = folder
         self.threads: dict[str, Thread] = {}
-        self.skipped = range(0)  # steps that wandb and trackio have, and the run repeats
         self.step = 0
 
     def open(self, start: int) -> None:
@@ -215,16 +222,12 @@ class Tracking:
             return
         self.step = max(start, 0)
         ids = tracked_ids(self.folder) if start >= 0 else {}
-        if ids:
-            entries = records.read(self.folder / "metrics.jsonl").entries
-            last = max((entry["step"] for entry in entries), default=start)
-            self.skipped = range(start + 1, last + 1)
         ids = {name: ids.get(name) or secrets.token_hex(4) for name in self.config.report_to}
         config = json.loads(configs.to_json(self.config))
         open_tracker: dict[str, Callable[[], Tracker]] = {
             "tensorboard": lambda: TensorBoard(self.folder, start),
             "wandb": lambda: Wandb(self.folder, config, ids["wandb"]),
-            "trackio": lambda: Trackio(self.folder, config, ids["trackio"]),
+            "trackio": lambda: Trackio(self.folder, config, ids["trackio"], start),
         }
         try:
             replace_file(self.folder / "tracking.json", json.dumps(ids, indent=2) + "\n")
@@ -244,10 +247,8 @@ class Tracking:
             for name, value in entry.items()
             if isinstance(value, int | float) and name != "step"
         }
-        for name, thread in self.threads.items():
-            # TensorBoard hides what it had of repeated steps
-            if name == "tensorboard" or step not in self.skipped:
-                thread.tell(lambda tracker: tracker.log(step, numbers))
+        for thread in self.threads.values():
+            thread.tell(lambda tracker: tracker.log(step, numbers))
 
     def __enter__(self) -> Self:
         """Returns itself."""
