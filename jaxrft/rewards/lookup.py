@@ -20,11 +20,16 @@ from jaxrft.host.terminal import escaped
 Reward = Callable[..., list[float | None]]
 
 REWARDS = {
+    "code": "jaxrft.rewards.code:code",
+    "code_solved": "jaxrft.rewards.code:code_solved",
     "exact": "jaxrft.rewards.functions:exact",
     "gsm8k": "jaxrft.rewards.functions:gsm8k",
     "number": "jaxrft.rewards.functions:number",
     "math": "jaxrft.rewards.mathematics:math",
 }
+
+# those that read tests of programs, not ground truths as texts
+REWARDS_BY_TESTS = ("code", "code_solved")
 
 
 class Source(NamedTuple):

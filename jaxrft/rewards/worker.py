@@ -43,6 +43,8 @@ def main(descriptor: int, trainer: int) -> None:
     try:
         rewards = [as_reward(load(Source(*source))) for source in greeting["sources"]]
         signatures = [calls.signature_of(reward) for reward in rewards]
+        for reward in rewards:
+            getattr(reward, "start_in_worker", _nothing)()
     except BaseException as error:  # a user's module may do anything, sys.exit() included
         return _send(wire, {"token": token, "error": sentence(error)})
     _limit_memory()
@@ -52,6 +54,10 @@ def main(descriptor: int, trainer: int) -> None:
         k = chunk["reward"]
         for answer in _answers(rewards[k], signatures[k], chunk):
             _send(wire, answer)
+
+
+def _nothing() -> None:
+    """Stands for the start of a reward that needs none."""
 
 
 def _send(wire: socket.socket, message: object) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from jaxrft.config import Config, TasksConfig
 from jaxrft.rewards import REWARDS, ground_truth
+from jaxrft.rewards.lookup import REWARDS_BY_TESTS
 from jaxrft.select import selectors
 from jaxrft.tasks import embeddings, mixture, sources, table
 from jaxrft.types import InputError
@@ -91,7 +92,7 @@ def check_columns(config: Config, tasks: table.TaskTable, source: str) -> None:
     """Raises InputError when a built-in reward has no ground truths to compare with, or some
     without a meaning.
     """
-    built_in = [name for name in config.rewards if name in REWARDS]
+    built_in = [name for name in config.rewards if name in REWARDS and name not in REWARDS_BY_TESTS]
     if built_in and "answer" not in tasks.columns:
         raise InputError(
             f"the reward {built_in[0]} needs ground truths but {source} has only the columns "

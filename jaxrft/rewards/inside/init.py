@@ -1,0 +1,238 @@
+"""The first process of a sandbox: forks a process for each program, bounds and ends it.
+
+It answers requests, a JSON document a line, on its standard input and output:
+
+* {"mode": "programs", "source", "inputs", "limits"} runs the program once an input and answers
+  {"output"} each, null where it failed;
+* {"mode": "calls", "source", "function", "inputs", "limits"} calls a function once an input, which
+  is the encoded list of its arguments; the output is the encoded result;
+* {"mode": "serve", ...} and {"mode": "judge", ...} hand the standard streams to a child, which
+  speaks the protocol of `candidate.serve` or `judge.run`.
+
+Nothing here decides whether a test is passed: what should come out never enters a sandbox in which
+a model's program runs.
+"""
+
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable
+
+from . import candidate, judge
+
+POLL_SECONDS = 0.02  # between two counts of the processes
+
+
+def main(user: int) -> None:
+    """Answers requests until the input ends; `user` is whom programs run as, -1 for the same."""
+    _prepare(user)
+    _write(b'{"ready": true}\n')
+    while line := _read_line():
+        request = json.loads(line)
+        if request["mode"] == "programs":
+            _run_inputs(request, user, candidate.run_program)
+        elif request["mode"] == "calls":
+            _run_inputs(request, user, candidate.run_call)
+        elif request["mode"] == "serve":
+            _hand_over(request, user, candidate.serve)
+        else:
+            _hand_over(request, user, judge.run)
+
+
+def _prepare(user: int) -> None:
+    if user >= 0:
+        os.chmod("/tmp", 0o1777)
+    _import_what_programs_use()
+
+
+def _import_what_programs_use() -> None:
+    """Imports once, before any program, what most programs import, since forks share it."""
+    import bisect  # noqa: F401
+    import collections  # noqa: F401
+    import functools  # noqa: F401
+    import heapq  # noqa: F401
+    import io  # noqa: F401
+    import itertools  # noqa: F401
+    import math  # noqa: F401
+    import re  # noqa: F401
+    import typing  # noqa: F401
+
+
+def _read_line() -> bytes:
+    """Reads one line and nothing behind it, which may be for a child."""
+    parts = []
+    while True:
+        part = os.read(0, 1 << 20)
+        parts.append(part)
+        if not part or part.endswith(b"\n"):
+            return b"".join(parts)
+
+
+def _write(data: bytes) -> None:
+    while data:
+        data = data[os.write(1, data) :]
+
+
+def _run_inputs(request: dict, user: int, run: Callable[[dict, str], None]) -> None:
+    """Runs the program once for each input, each time in a process of its own."""
+    for text in request["inputs"]:
+        output = _run_one(request, text, user, run)
+        _write(json.dumps({"output": output}).encode() + b"\n")
+
+
+def _run_one(request: dict, text: str, user: int, run: Callable[[dict, str], None]) -> str | None:
+    """Returns what the program wrote for one input, or None where it failed or broke a limit."""
+    limits = request["limits"]
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        candidate.provide(text)
+        _become(limits, user)
+        os.dup2(writing, 1)
+        os.closerange(3, 64)
+        run(request, text)
+        os._exit(1)
+    os.close(writing)
+    try:
+        output = _collect(child, reading, limits)
+    finally:
+        os.close(reading)
+        _end_others(child)
+    return None if output is None else output.decode("utf-8", "surrogateescape")
+
+
+def _collect(child: int, reading: int, limits: dict) -> bytes | None:
+    """Reads what a child writes until it exits; returns None unless that is with status 0."""
+    end = time.monotonic() + limits["wall_seconds"]
+    os.set_blocking(reading, False)
+    output = bytearray()
+    pause = 0.0005
+    is_open = True
+    while True:
+        process, status = os.waitpid(child, os.WNOHANG)
+        closed = _drain(reading, output)
+        is_open = is_open and not closed
+        if len(output) > limits["output_bytes"]:
+            return None
+        if process:
+            return bytes(output) if status == 0 else None
+        if time.monotonic() > end or _breaks_limits(limits):
+            return None
+        if is_open:
+            select.select([reading], [], [], pause)
+        else:
+            time.sleep(pause)
+        pause = min(2 * pause, POLL_SECONDS)
+
+
+def _drain(reading: int, output: bytearray) -> bool:
+    """Appends what a pipe holds, at most 1 MB, to `output`; returns whether it is closed."""
+    for _ in range(16):
+        try:
+            data = os.read(reading, 1 << 16)
+        except BlockingIOError:
+            return False
+        if not data:
+            return True
+        output += data
+    return False
+
+
+def _breaks_limits(limits: dict) -> bool:
+    """Checks the number of all processes of this sandbox and the memory that they hold together.
+
+    Limits of the kernel count one process at a time, or all of a user, or do not hold for root.
+    """
+    if os.getpid() != 1:
+        return False
+    pages = 0
+    processes = [name for name in os.listdir("/proc") if name.isdigit()]
+    for name in processes:
+        try:
+            with open(f"/proc/{name}/statm", "rb") as file:
+                _, resident, shared, *_ = file.read().split()
+            pages += int(resident) - int(shared)
+        except (OSError, ValueError):
+            continue
+    if len(processes) > limits["processes"] + 1:
+        return True
+    return pages * resource.getpagesize() > limits["memory_bytes"]
+
+
+def _end_others(child: int) -> None:
+    """Kills the child and everything that it started, and waits until they are gone."""
+    while True:
+        _kill_others(child)
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return
+        time.sleep(0.0005)
+
+
+def _kill_others(child: int) -> None:
+    try:
+        if os.getpid() == 1:
+            os.kill(-1, signal.SIGKILL)  # all processes of the sandbox but this one
+        else:
+            os.killpg(child, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def _hand_over(request: dict, user: int, run: Callable[[dict], None]) -> None:
+    """Has a child speak on the standard streams; returns when it has ended."""
+    limits = request["limits"]
+    child = os.fork()
+    if child == 0:
+        _become(limits, user)
+        run(request)
+        os._exit(0)
+    end = time.monotonic() + limits["wall_seconds"]
+    pause = 0.0005
+    while not os.waitpid(child, os.WNOHANG)[0]:
+        if time.monotonic() > end or _breaks_limits(limits):
+            os._exit(1)  # ends all of the sandbox
+        time.sleep(pause)
+        pause = min(2 * pause, POLL_SECONDS)
+    _end_others(child)
+    _write(b'{"ended": true}\n')
+
+
+def _become(limits: dict, user: int) -> None:
+    """Makes this process one in which a program may run: a session, a user and limits of its own.
+
+    Limits that are set by the first user hold for the second, too.
+    """
+    os.setsid()
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 2)
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_CPU, limits["cpu_seconds"])
+    _limit(resource.RLIMIT_FSIZE, limits["file_bytes"])
+    _limit(resource.RLIMIT_NOFILE, 64)
+    _limit(resource.RLIMIT_MSGQUEUE, 0)
+    _limit(resource.RLIMIT_AS, limits["memory_bytes"] + (64 << 20))
+    if user >= 0:
+        os.setgroups([])
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)  # gives up all capabilities, too
+    if os.getppid() == 1:  # outside of a sandbox all processes of the user would count
+        _limit(resource.RLIMIT_NPROC, limits["processes"])
+    os.chdir("/tmp")
+
+
+def _limit(kind: int, value: int) -> None:
+    _, hard = resource.getrlimit(kind)
+    if hard != resource.RLIM_INFINITY:
+        value = min(value, hard)
+    resource.setrlimit(kind, (value, value))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,255 @@
+"""Sandboxes in which programs run that a model wrote: bubblewrap, limits, and an end for all.
+
+A sandbox has no network, sees the files of Python and of the system's libraries and can write none
+but those in a /tmp of its own, and has process ids, a host name and System V objects of its own. It
+serves one grading and is killed as a whole, with all that was started in it. `inside/` is what runs
+there, and what it answers is a program's output, never a verdict.
+
+Root runs programs as another user, one for each sandbox, so that the kernel counts their processes;
+where root cannot, and for everyone else, a sandbox has a user namespace of its own.
+"""
+
+import functools
+import importlib
+import itertools
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from jaxrft.errors import Missing
+
+Kind = Literal["bubblewrap", "none"]
+
+START_SECONDS = 60.0  # for a sandbox to be ready, on a machine that does much else
+LINE_BYTES = 1 << 24  # of one answer
+_INSIDE = Path(__file__).parent / "inside"
+_MAIN = "import sys; sys.path.insert(0, {!r}); from inside import init; init.main({})"
+_USERS = 1_000_000_000  # first of the numbers of users that nobody has
+_counter = itertools.count()
+
+
+class Limits(NamedTuple):
+    """What one run of a program may use."""
+
+    cpu_seconds: int  # of one process
+    wall_seconds: float
+    memory_bytes: int  # of each process, and of all together
+    file_bytes: int  # of each file; all of /tmp has four times as much
+    processes: int  # and threads
+    output_bytes: int
+
+
+class Ended(Exception):
+    """Reports a sandbox that has ended or did not answer in time."""
+
+
+class Sandbox:
+    """A sandbox that is ready, or getting so; one thread uses it and calls `close`."""
+
+    def __init__(self, kind: Kind, limits: Limits) -> None:
+        """Starts a sandbox and does not wait for it."""
+        command = _command(*_flavor(), limits) if kind == "bubblewrap" else _bare_command()
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={} if kind == "none" else None,
+            start_new_session=True,
+        )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._input = self._process.stdin.fileno()
+        self._output = self._process.stdout.fileno()
+        os.set_blocking(self._input, False)
+        os.set_blocking(self._output, False)
+        self._rest = bytearray()
+        self._is_ready = False
+
+    def wait_until_ready(self) -> None:
+        """Waits until programs can run; raises RuntimeError if that fails."""
+        if self._is_ready:
+            return
+        try:
+            self.receive(time.monotonic() + START_SECONDS)
+        except Ended:
+            raise RuntimeError("a sandbox did not start: is the machine out of memory?") from None
+        self._is_ready = True
+
+    def send(self, line: bytes, end: float) -> None:
+        """Writes a line; raises Ended if it is not read before the time `end`."""
+        rest = memoryview(line + b"\n")
+        while rest:
+            _, ready, _ = select.select([], [self._input], [], max(0.0, end - time.monotonic()))
+            if not ready:
+                raise Ended
+            try:
+                rest = rest[os.write(self._input, rest) :]
+            except BlockingIOError:
+                continue
+            except OSError:
+                raise Ended from None
+
+    def receive(self, end: float, most: int = LINE_BYTES) -> bytes:
+        """Returns the next line; raises Ended at the end, at the time `end`, or after `most` bytes
+        without an end of the line.
+        """
+        searched = 0
+        while True:
+            line, newline, rest = self._rest[searched:].partition(b"\n")
+            if newline:
+                line = bytes(self._rest[:searched] + line)
+                self._rest = rest
+                return line
+            searched = len(self._rest)
+            ready, _, _ = select.select([self._output], [], [], max(0.0, end - time.monotonic()))
+            if not ready or searched > most:
+                raise Ended
+            try:
+                data = os.read(self._output, 1 << 16)
+            except BlockingIOError:
+                continue
+            if not data:
+                raise Ended
+            self._rest += data
+
+    def close(self) -> None:
+        """Kills the sandbox and everything in it."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with suppress(OSError):
+                    stream.close()
+
+
+def check(kind: Kind, limits: Limits) -> None:
+    """Raises Missing, with the remedy, where no sandbox can be had."""
+    importlib.import_module("jaxrft.rewards.inside.init")  # writes the bytecode for the sandboxes
+    if kind == "bubblewrap":
+        _flavor()
+    sandbox = Sandbox(kind, limits)
+    try:
+        sandbox.wait_until_ready()
+    finally:
+        sandbox.close()
+
+
+class _Flavor(NamedTuple):
+    """How bubblewrap is called here."""
+
+    program: str
+    separate_user: bool  # root's, who runs programs as another user
+
+
+@functools.cache
+def _flavor() -> _Flavor:
+    """Finds out how bubblewrap works here; raises Missing if it does not."""
+    program = shutil.which("bwrap")
+    if program is None:
+        raise Missing(
+            "the reward code runs programs in bubblewrap, which is not installed: install it "
+            "(apt-get install bubblewrap), or trust the programs with "
+            'jaxrft.rewards.code.CodeReward(sandbox="none")'
+        )
+    flavors = [_Flavor(program, True)] if os.geteuid() == 0 else []
+    flavors.append(_Flavor(program, False))
+    errors = []
+    limits = Limits(1, 1.0, 1 << 28, 1 << 20, 8, 1 << 10)
+    for flavor in flavors:
+        command = _command(*flavor, limits)
+        tried = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=START_SECONDS
+        )
+        if tried.returncode == 0:
+            return flavor
+        errors.append(tried.stderr.decode(errors="replace").strip().rpartition("\n")[2])
+    raise Missing(
+        f"bubblewrap does not work here ({errors[-1]:.200}): allow user namespaces (sysctl "
+        "kernel.unprivileged_userns_clone=1 or kernel.apparmor_restrict_unprivileged_userns=0; in "
+        "docker --security-opt seccomp=unconfined), or trust the programs with "
+        'jaxrft.rewards.code.CodeReward(sandbox="none")'
+    )
+
+
+def _command(program: str, separate_user: bool, limits: Limits) -> list[str]:
+    """Returns the command line of a sandbox."""
+    user = _free_user() if separate_user else -1
+    rights: list[str] = []
+    if separate_user:
+        for capability in ("CAP_SETUID", "CAP_SETGID", "CAP_KILL"):
+            rights += ["--cap-add", capability]
+    else:
+        rights = ["--unshare-user"]
+    return [
+        program,
+        *("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"),
+        *("--unshare-cgroup-try", "--die-with-parent", "--new-session", "--as-pid-1"),
+        *("--cap-drop", "ALL"),
+        *rights,
+        *_mounts(),
+        *("--proc", "/proc", "--dev", "/dev"),
+        *("--size", str(4 * limits.file_bytes), "--tmpfs", "/tmp"),
+        *("--remount-ro", "/dev", "--remount-ro", "/"),
+        *("--chdir", "/tmp", "--hostname", "sandbox", "--clearenv"),
+        *_settings(),
+        *_python("/inside", user),
+    ]
+
+
+def _free_user() -> int:
+    """Returns the number of a user that no process on this machine should have."""
+    return _USERS + (os.getpid() << 6) % 1_000_000_000 + next(_counter) % 64
+
+
+@functools.cache
+def _mounts() -> tuple[str, ...]:
+    """Returns what a sandbox sees: Python, the system's libraries, and the folder `inside`."""
+    mounts: list[str] = ["--ro-bind", "/usr", "/usr"]
+    for path in ("/lib", "/lib32", "/lib64", "/bin"):
+        if os.path.islink(path):
+            mounts += ["--symlink", os.readlink(path), path]
+        elif os.path.isdir(path):
+            mounts += ["--ro-bind", path, path]
+    for path in _homes():
+        if not path.startswith("/usr/"):
+            mounts += [*_folders_above(path), "--ro-bind", path, path]
+    return (*mounts, "--ro-bind", str(_INSIDE), "/inside/inside")
+
+
+def _folders_above(path: str) -> list[str]:
+    """Returns what makes the folders above a path; bubblewrap alone would close them to others."""
+    parents = [*Path(path).parents][-2::-1]
+    return [word for parent in parents for word in ("--perms", "0755", "--dir", str(parent))]
+
+
+def _homes() -> Sequence[str]:
+    """Returns the folders of this Python's own files, those of a virtual environment aside."""
+    paths = [sys.base_prefix, sys.base_exec_prefix, os.path.realpath(sys.base_prefix)]
+    return [path for path in dict.fromkeys(paths) if path not in ("/", "/usr")]
+
+
+def _settings() -> list[str]:
+    settings = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
+    return [word for pair in settings.items() for word in ("--setenv", *pair)]
+
+
+def _python(folder: str, user: int) -> list[str]:
+    options = ["-P", "-S", "-s", "-B", "-X", "utf8"]
+    return [os.path.realpath(sys.executable), *options, "-c", _MAIN.format(folder, user)]
+
+
+def _bare_command() -> list[str]:
+    return _python(str(_INSIDE.parent), -1)
+
+
+def request(**fields: object) -> bytes:
+    """Returns a request to `inside.init` as one line."""
+    return json.dumps(fields).encode()
