@@ -38,6 +38,7 @@ MARGIN = 0.02  # by which a final level and pass@8 may be lower
 SAMPLES = 8  # of each held-out task
 FIRST_SEED = 6001
 TUNING_SEED = 7001
+RUNS_OF_A_PROCESS = 8  # compiled programs are never unloaded, and a process may map so many only
 
 
 class Part(NamedTuple):
@@ -134,7 +135,9 @@ def train_missing(runs: Sequence[Run], folder: Path, lines: Path, jobs: int) -> 
         closed_loop.fit_predictor(family, folder, jobs)
     # a process that starts executes no file of the current directory
     os.environ["PYTHONSAFEPATH"] = "1"
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        jobs, mp_context=get_context("spawn"), max_tasks_per_child=RUNS_OF_A_PROCESS
+    ) as pool:
         futures = [pool.submit(train, run, folder) for run in missing]
         for run, future in zip(missing, futures, strict=True):
             result = future.result()
