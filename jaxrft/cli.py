@@ -8,8 +8,9 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from dataclasses import Field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 from jaxrft.errors import InputError
 from jaxrft.host import compile_cache, crash, terminal, xla_options
@@ -17,7 +18,17 @@ from jaxrft.host import compile_cache, crash, terminal, xla_options
 if TYPE_CHECKING:
     from jaxrft.config import Config
 
-T = TypeVar("T")
+
+class _Options(Protocol):
+    """The options of a command that takes a CONFIG: a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, "Field"]]
+
+    @property
+    def config(self) -> "Config": ...
+
+
+Held = TypeVar("Held", bound=_Options)
 
 PREPARATIONS = """\
   dataset     make a TFDS data set from the files of a published one; without
@@ -139,9 +150,9 @@ def _set_up() -> None:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
-def _config(arguments: list[str], prog: str, options: Callable[["Config"], T]) -> T:
-    """Returns the `options` of the command line, which hold or are the Config of the file, changed
-    by flags.
+def _config(arguments: list[str], prog: str, options: Callable[["Config"], Held]) -> Held:
+    """Returns the `options` of the command line, which hold the Config of the file, changed by
+    flags.
     """
     from jaxrft import config as configs
     from jaxrft import flags as parser
@@ -171,9 +182,8 @@ def _config(arguments: list[str], prog: str, options: Callable[["Config"], T]) -
         groups=configs.GROUPS,
     )
     if path is not None:  # flags may name other rewards than the file
-        changed = getattr(result, "config", result)
-        assert isinstance(changed, configs.Config)
-        configs.search_for_rewards(changed, Path(path).absolute().parent)
+        changed = configs.search_for_rewards(result.config, Path(path).parent)
+        result = replace(result, config=changed)
     return result
 
 

@@ -11,7 +11,6 @@ import math
 import os
 import re
 import runpy
-import sys
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -320,6 +319,9 @@ class Config(Checked):
     rewards: tuple[str, ...] = ("math",)
     """Names (exact, gsm8k, math) or paths, package.module:function or folder/file.py:function; one
     reward each. Modules are also looked for next to the config, then in the current directory."""
+    reward_path: tuple[FilePath, ...] = ()
+    """Folders in which the files of rewards are looked for; that of the config is added if one of
+    them lies there."""
     reward_weights: tuple[float, ...] | None = None
     """Weights of the rewards in the sum that is trained on; 1 each by default. A reward that is
     None does not apply to the sample and is left out; a sample whose success is None, or on which a
@@ -518,6 +520,7 @@ GROUPS = {
     ),
     "rewards": (
         "rewards",
+        "reward_path",
         "reward_weights",
         "overlong_buffer",
         "overlong_penalty",
@@ -960,9 +963,7 @@ def load(path: str) -> Config:
             f"`config = Config(...)`, or of a .yaml or .json file of its fields{hint}"
         )
     if Path(path).suffix in TEXT_FILES:
-        config = _load_text(Path(path))
-        search_for_rewards(config, Path(path).absolute().parent)
-        return config
+        return search_for_rewards(_load_text(Path(path)), Path(path).parent)
     if Path(path).suffix != ".py":
         raise InputError(
             f"config {path} is not a Python file, and no YAML or JSON: it must end in .py, "
@@ -980,8 +981,7 @@ def load(path: str) -> Config:
     config = names.get("config")
     if not isinstance(config, Config):
         raise InputError(f"config {path} defines no `config = Config(...)`")
-    search_for_rewards(config, Path(file).parent)
-    return config
+    return search_for_rewards(config, Path(file).parent)
 
 
 def _load_text(path: Path) -> Config:
@@ -995,14 +995,16 @@ def _load_text(path: Path) -> Config:
     return from_json(tree, f"config {path}")
 
 
-def search_for_rewards(config: Config, folder: Path) -> None:
-    """Appends `folder`, that of a config, to the search path if the file of a reward lies in it."""
+def search_for_rewards(config: Config, folder: Path) -> Config:
+    """Adds `folder`, that of a config, to its reward_path if the file of a reward lies in it."""
+    path = str(folder.absolute())
     for reward in config.rewards:
         place, colon, _ = reward.rpartition(":")
         name = place if place.endswith(".py") else place.partition(".")[0]
-        paths = [os.path.join(folder, name + suffix) for suffix in ("", ".py")]
-        if colon and any(map(os.path.exists, paths)) and str(folder) not in sys.path:
-            sys.path.append(str(folder))
+        files = [os.path.join(path, name + suffix) for suffix in ("", ".py")]
+        if colon and any(map(os.path.exists, files)) and path not in config.reward_path:
+            return dataclasses.replace(config, reward_path=(*config.reward_path, path))
+    return config
 
 
 def _line_of(error: Exception, file: str) -> str:

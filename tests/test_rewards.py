@@ -6,6 +6,7 @@ import functools
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from jaxrft.config import Config, TasksConfig, search_for_rewards
 from jaxrft.lm import tokenizer
 from jaxrft.lm.rollout import Samples
 from jaxrft.rewards import REWARDS, Pool, exact, gsm8k, resolve, verl
-from jaxrft.rewards.grading import Grading, grade_rollout
+from jaxrft.rewards.grading import Grading, grade_rollout, open_rewards
 from jaxrft.rewards.lookup import load, locate
 from jaxrft.types import InputError, Rollout
 
@@ -245,17 +246,17 @@ def test_a_reward_next_to_the_config_is_found_from_everywhere(tmp_path, monkeypa
     folder = tmp_path / "configs"
     folder.mkdir()
     (folder / "scores_beside.py").write_text(SCORE.format(0.25))
-    config = Config("model", TasksConfig("a.jsonl"), "run", rewards=("scores_beside:score",))
+    config = Config("model", TasksConfig("a.jsonl"), "run", reward_workers=1)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    before = list(sys.path)
-    search_for_rewards(replace(config, rewards=("math",)), folder)
-    assert sys.path == before
-    search_for_rewards(config, folder)
-    with Pool([(name, name) for name in config.rewards], workers=1) as pool:
-        assert pool.grade(["q"], ["a"], {}).rewards == [[0.25]]
-    search_for_rewards(replace(config, rewards=("scores_beside.py:score",)), folder)
-    assert resolve("scores_beside.py:score")([], []) == [0.25]
+    assert search_for_rewards(config, folder) == config
+    for name in ("scores_beside:score", "scores_beside.py:score"):
+        found = search_for_rewards(replace(config, rewards=(name,)), Path("configs"))
+        assert found.reward_path == (str(folder),)
+        assert search_for_rewards(found, folder) == found
+        monkeypatch.chdir("/")
+        with open_rewards(found) as pool:
+            assert pool.grade(["q"], ["a"], {}).rewards == [[0.25]]
+        monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +266,7 @@ def test_a_reward_next_to_the_config_is_found_from_everywhere(tmp_path, monkeypa
         ("scores.py", "names a file only: give scores.py:FUNCTION"),
         ("no_such_module:score", "put the file next to the config or .* folder/file.py:function"),
         ("maths", "no reward is named 'maths': did you mean math"),
-        ("zzz", "exact, gsm8k, math or a path package.module:function"),
+        ("zzz", "exact, gsm8k, number, math or a path package.module:function"),
         ("no_such_module:score", "No module named 'no_such_module'"),
         ("jaxrft.rewards.functions:gsmk", "did you mean gsm8k"),
         ("jaxrft.rewards.functions:_NUMBER", "is not a function"),

@@ -49,6 +49,7 @@ def open_rewards(config: Config, reward: dict[str, Reward] | None = None) -> poo
         workers=config.reward_workers,
         timeout=config.reward_timeout,
         completions_as=config.reward_completions,
+        path=config.reward_path,
     )
 
 

@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.machinery import SourceFileLoader
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -60,16 +60,17 @@ def resolve(reward: str | Reward) -> Reward:
         raise InputError(f"reward {reward}: {failure}{remedy(failure, [source])}") from error
 
 
-def locate(reward: str | Reward) -> Source:
+def locate(reward: str | Reward, path: Sequence[str] = ()) -> Source:
     """Locates the definition of a reward without importing it.
 
-    Raises InputError for a reward that a fresh process cannot find.
+    Relative paths of files begin in the current directory, or in a folder of `path`. Raises
+    InputError for a reward that a fresh process cannot find.
     """
     if not isinstance(reward, str):
         return _locate_function(reward)
-    path, colon, attribute = reward.rpartition(":")
-    if path.endswith(".py") and attribute:
-        return Source(None, _file(reward, path), attribute)
+    file, colon, attribute = reward.rpartition(":")
+    if file.endswith(".py") and attribute:
+        return Source(None, _file(reward, file, path), attribute)
     if not colon and reward.endswith(".py"):
         raise InputError(f"reward {reward} names a file only: give {reward}:FUNCTION")
     module, colon, attribute = REWARDS.get(reward, reward).partition(":")
@@ -87,13 +88,10 @@ def locate(reward: str | Reward) -> Source:
     raise InputError(f"no reward is named {reward!r}: {hint}")
 
 
-def _file(reward: str, path: str) -> str:
-    """Returns the absolute path of a reward's file; raises Missing if there is none.
-
-    A relative path begins in the current directory, or where modules are looked for.
-    """
-    path = expand_path(path, "the file of a reward")
-    candidates = [os.path.abspath(os.path.join(folder, path)) for folder in ["", *sys.path]]
+def _file(reward: str, name: str, path: Sequence[str]) -> str:
+    """Returns the absolute path of a reward's file; raises Missing if there is none."""
+    name = expand_path(name, "the file of a reward")
+    candidates = [os.path.abspath(os.path.join(folder, name)) for folder in ["", *path]]
     file = next(filter(os.path.isfile, candidates), None)
     if file is None:
         raise Missing(

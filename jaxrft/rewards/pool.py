@@ -82,6 +82,7 @@ class Pool:
         workers: int | None = None,
         timeout: float = 10.0,
         completions_as: Literal["trl", "text"] = "trl",
+        path: Sequence[str] = (),
     ) -> None:
         """Starts the workers, all at once, and waits until each has loaded the rewards."""
         if os.environ.get(_IS_WORKER):
@@ -96,10 +97,10 @@ class Pool:
         self._queue = deque[_Question]()
         self._answers: list[tuple[int, int, Answer]] = []  # (reward, completion, answer)
         self._begun = 0  # completions since the last `finish`
-        sources = [locate(reward) for _, reward in rewards]
+        sources = [locate(reward, path) for _, reward in rewards]
         foreign = any(not f"{source.module}.".startswith("jaxrft.") for source in sources)
         self._greeting: dict[str, object] = {
-            "sys_path": [*_search_path(with_current_directory=foreign), *folders(sources)],
+            "sys_path": _search_path([*path, *folders(sources)], with_current_directory=foreign),
             "sources": sources,
         }
         self._count = workers or min(8, os.cpu_count() or 1)
@@ -483,9 +484,9 @@ def _wait_for(workers: Sequence[_Worker], end: float = math.inf) -> None:
     wait([worker.wire.fileno() for worker in workers], max(0.0, end - time.monotonic()))
 
 
-def _search_path(*, with_current_directory: bool) -> list[str]:
-    """Returns the module search path of workers: that of this process, with the current directory
-    last or not at all.
+def _search_path(added: Sequence[str], *, with_current_directory: bool) -> list[str]:
+    """Returns the module search path of workers: that of this process, the folders `added`, and the
+    current directory last or not at all.
 
     Last, so that no file of the current directory takes the place of a module that is installed.
     Built-in rewards need nothing of it, and what they import looks for modules that may be absent,
@@ -494,7 +495,7 @@ def _search_path(*, with_current_directory: bool) -> list[str]:
     current = os.getcwd()
     paths = dict.fromkeys(os.path.abspath(path) for path in sys.path)
     others = [path for path in paths if os.path.realpath(path) != current]
-    return [*others, current] if with_current_directory else others
+    return [*others, *added, current] if with_current_directory else [*others, *added]
 
 
 def _as_in_trl(prompt: object, completion: object) -> object:
