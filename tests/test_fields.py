@@ -73,6 +73,7 @@ COMMANDS = {
 
 
 HELD_OUT = {"evaluation": EvalConfig((TasksConfig("held.jsonl"),))}
+EVALUATED = HELD_OUT | {"eval_steps": 1, "keep_best": "held/greedy"}
 
 
 def make(kind=Config, **changes):
@@ -345,10 +346,10 @@ ANY_SIZE = {  # 10**9 means what it says
 def test_a_size_is_refused_where_it_is_negative_or_cannot_be(path, field):
     for value, fine in ((-1, {"data"}), (10**9, ANY_SIZE)):
         if path[-1] in fine:
-            through_the_door(changed(make(**HELD_OUT), path, value), path)
+            through_the_door(changed(make(**EVALUATED), path, value), path)
             continue
         with pytest.raises(InputError) as error:
-            through_the_door(changed(make(**HELD_OUT), path, value), path)
+            through_the_door(changed(make(**EVALUATED), path, value), path)
         assert re.search(rf"\b{path[-1]}(=| is )-?1", str(error.value))
 
 
