@@ -2,6 +2,9 @@
 foresaw.
 """
 
+import contextlib
+import importlib.util
+import os
 import re
 import signal
 import subprocess
@@ -14,7 +17,7 @@ import pytest
 
 from jaxrft import cli
 from jaxrft.errors import InputError
-from jaxrft.host import crash
+from jaxrft.host import crash, libtpu
 from jaxrft.train import loop
 
 SENTENCE = "jaxrft: stopped by SIG{} with nothing to save; run the same command again\n"
@@ -88,6 +91,84 @@ def test_a_second_ctrl_c_ends_a_process_that_compiles_and_would_save():
         "jaxrft: stopping after the current step; a second Ctrl-C ends"
     )
     assert second.startswith("jaxrft: stopped by SIGINT for the second time, without saving")
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.2])
+def test_a_second_ctrl_c_unwinds_nothing(pause):
+    """What is unwound might wait for, or be destroyed under, a program that runs."""
+    code = (
+        "import os, signal, sys, time\nfrom jaxrft.host import signals\n"
+        "from jaxrft.host.stopping import stop_signals\nsignals.leave_early()\n"
+        "try:\n    with stop_signals():\n        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        time.sleep(float(sys.argv[1]))\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n        time.sleep(20)\n"
+        "finally:\n    print('unwound')\n"
+    )
+    code, printed, said = run(code, str(pause))
+    assert (code, printed) == (130, "")
+    assert "stopped by SIGINT for the second time" in said
+
+
+def test_a_terminal_has_its_cursor_again_and_no_line_of_progress_before_the_sentence():
+    code = (
+        "import os, signal\nfrom jaxrft.host import signals\nsignals.leave_early()\n"
+        "os.write(1, b'\\x1b[?25lstep 1/9')\nos.kill(os.getpid(), signal.SIGTERM)\nsignal.pause()"
+    )
+    master, slave = os.openpty()
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, stdout=slave, stderr=slave, cwd=root, timeout=60)
+    os.close(slave)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end, as Linux has it
+        while part := os.read(master, 4096):
+            shown += part
+    os.close(master)
+    sentence = SENTENCE.format("TERM").strip().encode()
+    assert done.returncode == 143
+    assert shown == b"\x1b[?25lstep 1/9\x1b[?25h\r\x1b[2K" + sentence + b"\r\n"
+
+
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)),
+    reason="CUDA is installed",
+)
+def test_a_platform_without_its_plugin_is_one_sentence():
+    code = "import os; os.environ['JAX_PLATFORMS'] = 'cuda'\nfrom jaxrft import cli\n"
+    config = Path(__file__).parents[1] / "configs/quickstart.py"
+    done = run(code + f"cli.main(['eval', {str(config)!r}])")
+    (said,) = done[2].splitlines()
+    assert said.startswith("jaxrft: error: JAX_PLATFORMS is cuda, but JAX finds no such device: ")
+    assert "[cuda]" in said
+
+
+LIBTPU = """\
+Failed to find host bounds for accelerator type: WARNING: could not determine TPU accelerator type
+WARNING: Logging before InitGoogle() is written to STDERR
+E0000 00:00:1795934297.463424    5816 common_lib.cc:554] INVALID_ARGUMENT: Error: unexpected worker
+=== Source Location Trace: ===
+learning/45eac/tfrc/runtime/libtpu_init_utils.cc:327
+"""
+
+
+def test_what_libtpu_prints_without_a_tpu_is_dropped_and_nothing_else(monkeypatch, capfd):
+    for name in libtpu.ASKED:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(libtpu, "DEVICES", ())
+    monkeypatch.setenv("TPU_LIBRARY_PATH", "/somewhere/libtpu.so")
+    other = "E0000 00:00:1795934297.463424    5816 cuda_platform.cc:52] failed call to cuInit\n"
+
+    def printed():
+        with libtpu.quiet():
+            os.write(2, (LIBTPU + other).encode())
+        return capfd.readouterr().err
+
+    assert printed() == other
+    monkeypatch.setattr(libtpu, "DEVICES", ("null",))  # a TPU is attached
+    assert printed() == LIBTPU + other
+    monkeypatch.setattr(libtpu, "DEVICES", ())
+    monkeypatch.setenv("TPU_MIN_LOG_LEVEL", "0")  # the user asks for it
+    assert printed() == LIBTPU + other
 
 
 @pytest.mark.parametrize("name", ["HUP", "INT"])

@@ -11,6 +11,7 @@ LAYERS = (
     {
         "host.files",
         "host.signals",
+        "host.stderr",
         "host.launch",
         "host.installation",
         "host.yaml_files",

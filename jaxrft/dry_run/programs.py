@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxrft import mesh as meshes
 from jaxrft.dry_run import memory
 from jaxrft.dry_run.chips import CHIPS
-from jaxrft.host import xla_options
+from jaxrft.host import libtpu, xla_options
 from jaxrft.host.installation import install_command
 from jaxrft.lm import model
 from jaxrft.lm.model import Policy
@@ -69,9 +69,10 @@ def devices(topology: str) -> list[Any]:
     host = tuple(min(2, side) for side in sides[:2])
     options = {"chip_config_name": "megacore"} if match[1] == "v4" else {}
     try:
-        described = topologies.get_topology_desc(
-            topology, platform="tpu", chips_per_host_bounds=(*host, 1), **options
-        )
+        with libtpu.quiet():
+            described = topologies.get_topology_desc(
+                topology, platform="tpu", chips_per_host_bounds=(*host, 1), **options
+            )
     # RuntimeError without libtpu, XLA's error for a size that does not exist
     except Exception as error:
         reason = str(error).splitlines()[0]

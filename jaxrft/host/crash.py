@@ -13,8 +13,10 @@ from pathlib import Path
 
 from jaxrft import __version__
 from jaxrft.errors import InputError
+from jaxrft.host.installation import install_command
 
 OUT_OF_MEMORY = re.compile("RESOURCE_EXHAUSTED|out of memory", re.IGNORECASE)
+EXTRAS = {"cuda": "cuda", "gpu": "cuda", "tpu": "tpu"}  # platform of JAX -> extra of the package
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
 
 
@@ -61,6 +63,11 @@ def no_bug(error: Exception) -> str | None:
             f"JAX finds no device ({reason}): set JAX_PLATFORMS to cpu, or install jax for "
             "the accelerator"
         )
+    if platforms := _missing_platforms(error):
+        return (
+            f"JAX_PLATFORMS is {platforms}, but JAX finds no such device: set it to cpu, or "
+            f"install jax for the accelerator{_extra_of(platforms)}"
+        )
     if (
         isinstance(error, OSError)
         and error.errno is not None
@@ -76,6 +83,24 @@ def no_bug(error: Exception) -> str | None:
             "with its dependencies"
         )
     return None
+
+
+def _missing_platforms(error: Exception) -> str:
+    """Returns JAX_PLATFORMS if the error is JAX's for none of them being there, otherwise "".
+
+    For a platform whose plugin is not installed that is an assertion without a message.
+    """
+    if not isinstance(error, AssertionError):
+        return ""
+    frames = traceback.extract_tb(error.__traceback__)
+    raised_in = Path(frames[-1].filename).name if frames else ""
+    return os.environ.get("JAX_PLATFORMS", "") if raised_in == "xla_bridge.py" else ""
+
+
+def _extra_of(platforms: str) -> str:
+    """Returns the command that installs jax for the first of the platforms, in parentheses."""
+    extra = EXTRAS.get(platforms.split(",")[0])
+    return f" ({install_command(extra)})" if extra else ""
 
 
 def first_line(error: BaseException) -> str:

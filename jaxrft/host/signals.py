@@ -14,8 +14,12 @@ from types import FrameType
 ENDING = ("SIGINT", "SIGTERM", "SIGHUP")
 GRACE = 3.0  # seconds
 _patience = [0.0]  # seconds between the sentence and the end
-_leaving = _thread.allocate_lock()
+_leaving = _thread.RLock()  # held by the thread that ends the process
+_says_so: list[bool] = []  # not empty once that thread has said its sentence
+_watched: list[bool] = []  # not empty once a thread receives signals
 _standard_error = 2
+_CLEAR_LINE = b"\r\x1b[2K"
+_SHOW_CURSOR = b"\x1b[?25h"
 
 
 def open_descriptors() -> None:
@@ -55,6 +59,12 @@ def leave_early() -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, leave)
     _thread.start_new_thread(_watch, (reader,))
+    _watched.append(True)
+
+
+def are_watched() -> bool:
+    """Checks whether `leave_early` was called, so that a second Ctrl-C ends the process."""
+    return bool(_watched)
 
 
 def leave_to_kernel() -> None:
@@ -82,19 +92,47 @@ def leave(number: int, _: FrameType | None = None) -> None:
     _end(number, "with nothing to save; run the same command again")
 
 
+def leave_again(number: int) -> None:
+    """Ends the process at a second Ctrl-C; it is safe in any thread.
+
+    Nothing is unwound: XLA may still compute in other threads, which end with it.
+    """
+    _end(
+        number,
+        "for the second time, without saving; the same command resumes from what was saved last",
+    )
+
+
 def _end(number: int, what: str) -> None:
-    if not _leaving.acquire(blocking=False):
-        return  # another thread does it
+    while not _leaving.acquire(blocking=False):
+        time.sleep(1)  # another thread ends the process, and this one must not get in its way
+    if _says_so:
+        return  # a handler that interrupts the sleep below
+    _says_so.append(True)
+    _show_cursor()
     _say(f"stopped by {signal.Signals(number).name} {what}")
     time.sleep(_patience[0])
     os._exit(128 + number)
 
 
 def _say(sentence: str) -> None:
+    """Writes a sentence, on a terminal in place of the line that shows the progress."""
     try:
-        os.write(_standard_error, f"jaxrft: {sentence}\n".encode())
+        clear = _CLEAR_LINE if os.isatty(_standard_error) else b""
+        os.write(_standard_error, clear + f"jaxrft: {sentence}\n".encode())
     except OSError:
         pass  # the terminal is gone
+
+
+def _show_cursor() -> None:
+    """Shows the cursor of a terminal again, which the display of the progress hides."""
+    for descriptor in (1, _standard_error):
+        try:
+            if os.isatty(descriptor):
+                os.write(descriptor, _SHOW_CURSOR)
+                return
+        except OSError:
+            pass  # the terminal is gone
 
 
 def numbers() -> list[signal.Signals]:
@@ -113,6 +151,7 @@ def to_save() -> list[signal.Signals]:
 def _forget() -> None:
     """Keeps a forked child from telling its parent of signals; it has no thread that listens."""
     signal.set_wakeup_fd(-1)
+    _watched.clear()
 
 
 def _watch(reader: int) -> None:
@@ -120,14 +159,10 @@ def _watch(reader: int) -> None:
     interrupted = False
     while True:
         for number in os.read(reader, 64):
-            if signal.getsignal(number) is leave:
+            if number == signal.SIGINT and interrupted:
+                leave_again(number)
+            elif signal.getsignal(number) is leave:
                 leave(number)
-            elif number == signal.SIGINT and interrupted:
-                _end(
-                    number,
-                    "for the second time, without saving; the same command resumes "
-                    "from what was saved last",
-                )
             elif number == signal.SIGINT:
                 interrupted = True
                 _say(

@@ -15,12 +15,14 @@ class Stopped(Exception):
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
     """Yields a function that checks whether a signal of `signals.to_save` has come; a second Ctrl-C
-    interrupts at once.
+    ends a command at once, and raises KeyboardInterrupt in other programs.
     """
     received: list[int] = []
 
     def record(number: int, _: object) -> None:
         if number == signal.SIGINT and number in received:
+            if signals.are_watched():
+                signals.leave_again(number)
             raise KeyboardInterrupt
         received.append(number)
 

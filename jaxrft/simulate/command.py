@@ -7,12 +7,14 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from jaxrft import stats
 from jaxrft.config import SelectConfig
 from jaxrft.errors import shown
 from jaxrft.fields import Checked, FilePath
+from jaxrft.host import libtpu
 from jaxrft.host.files import JSON
 from jaxrft.report.compilation import counted_compilations
 from jaxrft.report.console import Display
@@ -96,6 +98,8 @@ def main(arguments: list[str], prog: str) -> int:
     config = flags.parse(SimulateConfig, arguments, prog)
     if config.plot:
         _check_picture(Path(config.plot))
+    with libtpu.quiet():
+        jax.devices()
     traces, rows = simulate(config)
     print("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]" if config.json else table(rows))
     if config.plot:

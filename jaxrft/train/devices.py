@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from jaxrft import mesh as meshes
 from jaxrft.config import Config
+from jaxrft.host import libtpu
 from jaxrft.host.multihost import join_processes
 from jaxrft.types import InputError
 
@@ -16,7 +17,8 @@ def open_mesh(config: Config) -> Mesh:
     """Joins the other processes if there are any, and lays out the mesh."""
     if config.distributed and not jax.distributed.is_initialized():
         join_processes()
-    mesh = meshes.make(config.mesh.data, config.mesh.fsdp, config.mesh.model)
+    with libtpu.quiet():
+        mesh = meshes.make(config.mesh.data, config.mesh.fsdp, config.mesh.model)
     check_mesh(config, mesh)
     return mesh
 
