@@ -131,7 +131,7 @@ MISTAKES = {
     "micro_batch_size": (lambda d: {"micro_batch_size": 12}, "micro_batch_size is 12"),
     "success outside [0, 1]": (
         lambda d: {"rewards": ("graders:three",)},
-        "graders:three gave 3.*success_reward",
+        "graders:three gave 3.*--success-reward exact",
     ),
     "broken grader": (
         lambda d: {"rewards": ("graders:broken",)},
