@@ -200,11 +200,11 @@ def _train(arguments: list[str], prog: str) -> int:
 
 
 def _eval(arguments: list[str], prog: str) -> int:
-    from jaxrft.train import evaluate
+    from jaxrft.train import results
 
-    options = _config(with_newest(arguments), prog, evaluate.Options)
-    for name, value in evaluate.evaluate_policy(options.config, options.checkpoint).items():
-        print(f"{terminal.escaped(name)} {value:.4f}")
+    options = _config(with_newest(arguments), prog, results.Options)
+    for line in results.run(options):
+        print(terminal.escaped(line))
     return 0
 
 

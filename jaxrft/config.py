@@ -105,13 +105,27 @@ class EvalConfig:
     """Evaluation on held-out tasks."""
 
     tasks: tuple[TasksConfig, ...] = ()
-    """Held-out sets; each gives eval/<name>/greedy, eval/<name>/avg@k and eval/<name>/pass@k."""
+    """Held-out sets; each gives eval/<name>/greedy, eval/<name>/avg@k, eval/<name>/pass@k for k =
+    1, 2, 4, ..., num_samples, and eval/<name>/mean_length."""
     num_samples: int = 8
-    """Samples a task (the k of avg@k and pass@k), at the temperature of training; 0 = greedy
-    only.
-    """
+    """Samples a task (the k of avg@k and the largest of pass@k); 0 = greedy only."""
+    temperature: float | None = None
+    """Temperature of the samples; that of training by default."""
+    top_p: float | None = None
+    """Nucleus of the samples; that of training by default."""
+    top_k: int | None = None
+    """Likeliest tokens that are sampled among; as in training by default, 0 = all."""
+    max_completion_length: int | None = None
+    """Tokens, of greedy completions too; as in training by default."""
     batch_size: int | None = None
     """Tasks rolled out at once; the training batch size by default."""
+
+    @property
+    def pass_at(self) -> tuple[int, ...]:
+        """Returns the k of pass@k: num_samples, and the powers of 2 below it."""
+        k = self.num_samples
+        powers = (1 << i for i in range(k.bit_length()))
+        return (k, *(power for power in powers if power < k)) if k else ()
 
 
 @dataclass(frozen=True)
@@ -554,6 +568,7 @@ AT_LEAST_ONE = (
         "reward_workers",
     ),
     *("max_skipped_updates", "keep_checkpoints", "save_steps", "evaluation.batch_size"),
+    "evaluation.max_completion_length",
 )
 NOT_NEGATIVE = (
     *(
@@ -568,6 +583,7 @@ NOT_NEGATIVE = (
     ),
     *(
         "early_stopping_patience",
+        "evaluation.top_k",
         "eval_steps",
         "seed",
         "log_completions_steps",
@@ -592,6 +608,13 @@ def check(config: Config) -> None:
         ),
         ("temperature", c.temperature > 0, "positive; evaluation is greedy by itself"),
         ("top_p", 0 < c.top_p <= 1, "in (0, 1]"),
+        *_each(c, ("evaluation.top_p",), lambda value: 0 < value <= 1, "in (0, 1]"),
+        *_each(
+            c,
+            ("evaluation.temperature",),
+            lambda value: value >= MIN_TEMPERATURE,
+            f"at least {MIN_TEMPERATURE:g}; evaluation is greedy by itself too",
+        ),
         ("epsilon", 0 < c.epsilon < 1, "in (0, 1)"),
         (
             "delta",
@@ -723,6 +746,8 @@ def _limits(config: Config) -> list[Requirement]:
     positions = c.max_prompt_length + c.max_completion_length
     rows = c.batch_size * c.num_generations
     evaluated = c.eval_batch_size * max(1, c.evaluation.num_samples)
+    eval_length = c.evaluation.max_completion_length or c.max_completion_length
+    eval_positions = c.max_prompt_length + eval_length
     return [
         (
             "temperature",
@@ -756,11 +781,11 @@ def _limits(config: Config) -> list[Requirement]:
             "evaluation.batch_size"
             if c.eval_batch_size > c.evaluation.num_samples
             else "evaluation.num_samples",
-            evaluated * positions <= INT32 or not c.evaluation.tasks,
+            evaluated * eval_positions <= INT32 or not c.evaluation.tasks,
             "such that evaluation.batch_size x evaluation.num_samples x (max_prompt_length + "
             "max_completion_length), "
-            f"{c.eval_batch_size:,} x {c.evaluation.num_samples:,} x {positions:,}, is at most "
-            f"{INT32:,} tokens",
+            f"{c.eval_batch_size:,} x {c.evaluation.num_samples:,} x {eval_positions:,}, is at "
+            f"most {INT32:,} tokens",
         ),
         (
             "replay.capacity",
@@ -880,7 +905,8 @@ def check_best(config: Config) -> None:
             f"keep_best is {config.keep_best!r} but eval_steps is 0, never: set eval_steps too"
         )
     k = config.evaluation.num_samples
-    kinds = ("greedy", f"avg@{k}", f"pass@{k}") if k else ("greedy",)
+    sampled = (f"avg@{k}", *(f"pass@{each}" for each in config.evaluation.pass_at)) if k else ()
+    kinds = ("greedy", *sampled)
     known = [f"{tasks.title}/{kind}" for tasks in config.evaluation.tasks for kind in kinds]
     if config.keep_best not in known:
         metrics = ", ".join(known) or "none without evaluation.tasks"

@@ -53,6 +53,24 @@ def ratio_interval(numerators: ArrayLike, denominators: ArrayLike) -> Interval:
     return Interval(float(ratio), float(low), float(high))
 
 
+def bootstrap_means(values: np.ndarray) -> list[Interval]:
+    """Returns the mean of each column of `values` [n, m] with a percentile bootstrap over rows.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3.
+    """
+    count = len(values)
+    random = np.random.default_rng(0)
+    chances = np.full(count, 1 / count)
+    means = [
+        random.multinomial(count, chances, size=100) @ values / count
+        for _ in range(RESAMPLES // 100)
+    ]
+    low, high = np.percentile(np.concatenate(means), [2.5, 97.5], axis=0)
+    return [
+        Interval(*map(float, column)) for column in zip(values.mean(axis=0), low, high, strict=True)
+    ]
+
+
 def known_mean(values: ArrayLike, axis: int | None = None) -> np.ndarray:
     """Returns the mean of the finite values; NaN where there is none."""
     count = np.isfinite(values).sum(axis=axis)

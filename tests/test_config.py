@@ -202,6 +202,9 @@ def test_an_int_is_a_float():
     [
         ({"num_samples": -1}, "evaluation.num_samples is -1: it must be 0 or more"),
         ({"batch_size": 0}, "evaluation.batch_size is 0: it must be at least 1"),
+        ({"temperature": 0.0}, "evaluation.temperature is 0.0: it must be at least 1e-06; eval"),
+        ({"top_p": 0.0}, "evaluation.top_p is 0.0: it must be in "),
+        ({"max_completion_length": 0}, "evaluation.max_completion_length is 0: it must be at"),
     ],
 )
 def test_an_evaluation_out_of_range_is_refused(changes, wanted):

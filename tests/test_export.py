@@ -1,17 +1,20 @@
 """The policies of checkpoints: exported as at the end of a run, evaluated as by the run."""
 
+import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import helpers
+import numpy as np
 import pytest
 
 from jaxrft import cli
 from jaxrft import config as configs
 from jaxrft.config import EvalConfig, TasksConfig
 from jaxrft.lm import hub
-from jaxrft.train import export
-from jaxrft.train.evaluate import evaluate_policy
+from jaxrft.train import export, results
+from jaxrft.train.evaluate import Measured, evaluate_policy, evaluation_config
 from jaxrft.train.loop import train
 from jaxrft.types import InputError
 
@@ -71,6 +74,71 @@ def test_checkpoint_is_evaluated_to_the_figures_of_the_run(evaluated, capsys):
     assert [line for line in lines if line in steps] == steps
     assert lines[-1].startswith("task ")
     assert evaluate_policy(evaluated, "newest") == pytest.approx(own[2])
+
+
+def test_evaluation_is_saved_and_equals_the_figures_of_the_run(evaluated, tmp_path, capsys):
+    out = tmp_path / "results.json"
+    *_, relation, saved = results.run(results.Options(evaluated, 1, str(out)))
+    run = evaluated.output_dir
+    assert relation == f"the run in {run} measured the same at step 1: the draws are the same"
+    assert saved == f"saved in {out}"
+    document = json.loads(out.read_text())
+    assert document["metrics"] == pytest.approx(figures(evaluated)[1])
+    assert document["run"]["metrics"] == figures(evaluated)[1]
+    assert (document["checkpoint"], document["step_of_draws"]) == (1, 1)
+    samples = np.array(document["tasks"]["held_out"]["samples"])
+    assert samples.mean() == pytest.approx(document["metrics"]["eval/held_out/avg@2"])
+    low, high = document["intervals"]["eval/held_out/avg@2"]
+    assert low <= document["metrics"]["eval/held_out/avg@2"] <= high
+
+
+def test_exported_policies_are_measured_by_the_draws_of_their_step(evaluated, tmp_path):
+    run = evaluated.output_dir
+    assert results.exported_step(Path(run) / "policy") == 2
+    assert results.exported_step(Path(evaluated.model)) is None
+    final = dataclasses.replace(evaluated, model=run)
+    options = results.Options(final, out=str(tmp_path / "results.json"))
+    *_, relation, _ = results.run(options)
+    assert relation == f"the run in {run} measured the same at step 2: the draws are the same"
+    first = results.Options(evaluated, out=str(tmp_path / "results.json"))
+    *_, relation, _ = results.run(first)
+    assert relation == f"the run in {run} measured the same at step 0: the draws are the same"
+
+
+def test_evaluation_says_which_settings_are_not_those_of_the_run(evaluated):
+    config = dataclasses.replace(
+        evaluated,
+        seed=1,
+        steps=9,
+        evaluation=dataclasses.replace(evaluated.evaluation, temperature=0.5),
+    )
+    folder = Path(evaluated.output_dir)
+    measured = Measured(config, folder / "policy", 1, 1, {}, {})
+    own = results.own_figures(config, measured)
+    assert own.differences == {"seed": (1, 0), "evaluation.temperature": (0.5, None)}
+    (said,) = results.comparison(own, {})
+    assert said.startswith(f"not comparable with the figures of the run in {folder}: ")
+    assert "seed is 1, there it was 0" in said
+
+
+def test_results_have_a_place_of_their_own(evaluated):
+    assert results.default_path(evaluated, Measured(evaluated, Path("x"), 40, 40, {}, {})) == Path(
+        evaluated.output_dir, "evaluations/step-40.json"
+    )
+    hub_model = dataclasses.replace(evaluated, model="Qwen/Qwen3-0.6B")
+    measured = Measured(hub_model, Path("cache"), None, 0, {}, {})
+    assert results.default_path(hub_model, measured).name == "Qwen-Qwen3-0.6B.json"
+
+
+def test_evaluation_samples_as_it_says(evaluated):
+    """Of one likeliest token all samples are greedy, whatever training samples."""
+    likeliest = dataclasses.replace(evaluated.evaluation, top_k=1, max_completion_length=2)
+    config = dataclasses.replace(evaluated, evaluation=likeliest, overlong_buffer=3)
+    metrics = evaluate_policy(config, 2)
+    assert metrics["eval/held_out/avg@2"] == metrics["eval/held_out/greedy"]
+    assert metrics["eval/held_out/mean_length"] <= 2
+    sampling = evaluation_config(config)
+    assert (sampling.top_k, sampling.max_completion_length, sampling.temperature) == (1, 2, 1.0)
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(evaluated, tmp_path, caplog):

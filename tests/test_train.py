@@ -245,7 +245,7 @@ def test_eval_in_bfloat16_scores_the_float32_parameters_without_having_them(
     with open_rewards(config) as pool, computing_on(mesh, config):
         lm = open_model(config, mesh)
         assert lm.params["gate"].dtype == np.float32
-        scores = compile_evaluation(config, lm, mesh, pool)(lm.params, 0)
+        scores = compile_evaluation(config, lm, mesh, pool, held=lm.params)(lm.params, 0)
     load, dtypes = weights.load, []
     monkeypatch.setattr(
         weights,

@@ -80,6 +80,13 @@ def join_processes() -> None:
         signals.leave_last()
 
 
+def all_rows(x: jax.Array) -> np.ndarray:
+    """Returns an array that processes share by rows, all of it on every process."""
+    if jax.process_count() == 1:
+        return np.asarray(x)
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
 def any_process(flag: bool) -> bool:
     """Checks whether `flag` is True on any process; all of them must call it."""
     return (

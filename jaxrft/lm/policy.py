@@ -177,12 +177,12 @@ def _checksum(x: Array) -> Array:
     return jnp.sum(bits * (2 * index + 1), dtype=jnp.uint32)
 
 
-def export(config: Config, lm: LanguageModel, params: PyTree, folder: Path) -> str:
-    """Writes the trained policy to <folder>/policy, adapters also to <folder>/adapter.
+def export(config: Config, lm: LanguageModel, params: PyTree, folder: Path, step: int) -> str:
+    """Writes the trained policy of a step to <folder>/policy, adapters also to <folder>/adapter.
 
     Returns a sentence that says where they are.
     """
-    export_merged(lm, params, folder / "policy")
+    export_merged(lm, params, folder / "policy", step)
     if lm.config.lora is None:
         return f"the trained policy is in {folder / 'policy'}"
     export_adapters(config, lm, params, folder / "adapter")
@@ -198,9 +198,10 @@ def export_adapters(config: Config, lm: LanguageModel, params: PyTree, folder: P
     weights.save_adapters(folder, params, lm.config, source=base)
 
 
-def export_merged(lm: LanguageModel, params: PyTree, folder: Path) -> None:
-    """Writes a policy, its adapters merged, and replaces the one in `folder`."""
-    weights.save(folder, model.all_params(params, lm.frozen), lm.config, source=lm.folder)
+def export_merged(lm: LanguageModel, params: PyTree, folder: Path, step: int) -> None:
+    """Writes the policy of a step, its adapters merged, and replaces the one in `folder`."""
+    whole = model.all_params(params, lm.frozen)
+    weights.save(folder, whole, lm.config, source=lm.folder, step=step)
 
 
 def check_finite(lm: LanguageModel, params: PyTree, *, step: int, newest: int | None) -> None:

@@ -53,6 +53,7 @@ TOKENIZER_FILES = (
         "generation_config.json",
     ),
 )
+STEP = "jaxrft_step"  # key in the config.json of an exported policy
 BLOCK = 1 << 24  # elements of two tensors that are compared at a time
 
 
@@ -199,18 +200,19 @@ def save(
     source: str | Path | Mapping[str, object],
     dtype: DTypeLike = jnp.float32,
     max_shard_size: int = 5 * 10**9,
+    step: int | None = None,
 ) -> None:
     """Writes a Hugging Face folder that transformers opens, in files of at most `max_shard_size`
     bytes.
 
-    Adapters in `params` are added to their weights. `source` is the folder the parameters came
-    from, whose config.json, tokenizer and generation_config.json go along, or the keys of a new
-    config.json (`hf_config`). Every process takes part in gathering, tensor by tensor; process 0
-    writes, and an existing checkpoint is replaced only after the new one is complete. What
-    config.json and the tokenizer's files say of other files is left out
-    (`config_json.export_keys`). Raises InputError when `folder` cannot be written or holds
-    something else, when `source` describes another model, and for values that are not finite in
-    `dtype`; then a checkpoint that is there stays.
+    Adapters in `params` are added to their weights. `step` is that of a run, which config.json
+    says. `source` is the folder the parameters came from, whose config.json, tokenizer and
+    generation_config.json go along, or the keys of a new config.json (`hf_config`). Every process
+    takes part in gathering, tensor by tensor; process 0 writes, and an existing checkpoint is
+    replaced only after the new one is complete. What config.json and the tokenizer's files say of
+    other files is left out (`config_json.export_keys`). Raises InputError when `folder` cannot be
+    written or holds something else, when `source` describes another model, and for values that are
+    not finite in `dtype`; then a checkpoint that is there stays.
     """
     dtype = np.dtype(dtype)
     keys = dict(source) if isinstance(source, Mapping) else config_json.read(Path(source))
@@ -228,7 +230,11 @@ def save(
         _write(new, files, params, config, dtype)
         if new is not None:
             _write_index(new, files, dtype.itemsize)
-            config_json.write(new / CONFIG, config_json.export_keys(keys, config, dtype.name))
+            exported = config_json.export_keys(keys, config, dtype.name)
+            exported.pop(STEP, None)  # of the policy that a run began with
+            if step is not None:
+                exported[STEP] = step
+            config_json.write(new / CONFIG, exported)
             if not isinstance(source, Mapping):
                 _copy_tokenizer(Path(source), new)
     multihost_utils.sync_global_devices(f"jaxrft: saved {folder}")

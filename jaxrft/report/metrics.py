@@ -38,7 +38,9 @@
 | `dynamic_sampling/informative` | groups whose successes are not all equal | groups learned from, but replayed ones |
 | `select/seconds`, `timing/*`, `step_time` | wall clock | seconds |
 | `timing/tokens_per_second` | tokens of the completions, by the seconds of their rollout | - |
-| `eval/<name>/greedy`, `/avg@k`, `/pass@k` | success on held-out tasks | tasks |
+| `eval/<name>/greedy`, `/avg@k` | success on held-out tasks | tasks |
+| `eval/<name>/pass@k` | tasks that one of k samples solves, estimated without bias from all samples (arXiv 2107.03374) | tasks |
+| `eval/<name>/mean_length` | tokens of the samples | samples |
 
 With dynamic sampling, `select/*` are of all tasks chosen in a step; rewards and completions are
 those of the tasks chosen first, a sample of what the selector chooses that no outcome has changed.

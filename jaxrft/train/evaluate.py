@@ -1,24 +1,23 @@
-"""Evaluation on held-out tasks: greedy, avg@k and pass@k of success."""
+"""Evaluation on held-out tasks: greedy, avg@k and pass@k of success, and lengths."""
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
-from typing import Annotated, Literal, Protocol
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from jax.sharding import Mesh
 
-from jaxrft.config import Config
-from jaxrft.fields import Checked
-from jaxrft.host.multihost import any_process
+from jaxrft.config import Config, ReplayConfig
+from jaxrft.host.multihost import all_rows, any_process, broadcast_from_host0
 from jaxrft.host.stopping import Stopped
-from jaxrft.lm import model
+from jaxrft.lm import model, weights
 from jaxrft.lm.model import Params
-from jaxrft.lm.policy import LanguageModel, open_model
+from jaxrft.lm.policy import LanguageModel, check_length, make_policy, open_model
 from jaxrft.lm.segments import compile_rollout
 from jaxrft.report.compilation import counted_compilations
 from jaxrft.report.console import Display, Status, no_status
@@ -27,6 +26,7 @@ from jaxrft.rewards.pool import Pool
 from jaxrft.tasks import table
 from jaxrft.tasks.open_sets import open_tasks
 from jaxrft.tasks.table import TaskTable, prompt_batch
+from jaxrft.train import estimates
 from jaxrft.train.devices import computing_on, open_mesh
 from jaxrft.train.export import open_checkpoint
 from jaxrft.train.memory import choose_concurrent_rows, memory_to_plan
@@ -36,14 +36,15 @@ from jaxrft.types import InputError, PyTree
 Which = int | Literal["newest"] | None  # checkpoint; None = `config.model` itself
 
 
-@dataclass(frozen=True)
-class Options(Checked):
-    """The command line of `jaxrft eval`."""
+class Measured(NamedTuple):
+    """The trials of a policy."""
 
-    config: Annotated[Config, tyro.conf.arg(name="")]
-    checkpoint: Annotated[Which, tyro.conf.arg(metavar="[N]")] = None
-    """Evaluate the checkpoint of step N of the run in output_dir, the newest without N; by default
-    the model itself, which may be a run's folder: --model RUN is RUN/policy."""
+    config: Config  # with the date of chat templates
+    folder: Path  # of the model
+    checkpoint: int | None  # None = the model itself
+    step: int  # of the draws
+    trials: dict[str, estimates.Trials]
+    metrics: dict[str, float]
 
 
 class Evaluate(Protocol):
@@ -63,7 +64,21 @@ class Evaluate(Protocol):
         ...
 
 
-class Trials(Protocol):
+class Measure(Protocol):
+    """Rolls out the tasks of every held-out set and grades them."""
+
+    def __call__(
+        self,
+        params: Params,
+        step: int,
+        stopped: Callable[[], bool] = lambda: False,
+        status: Status = no_status,
+    ) -> dict[str, estimates.Trials]:
+        """Returns the trials of each set; see `Evaluate`."""
+        ...
+
+
+class RunTrials(Protocol):
     """Rolls out tasks of a table in batches of one shape and grades them."""
 
     def __call__(
@@ -73,8 +88,9 @@ class Trials(Protocol):
         tasks: TaskTable,
         stopped: Callable[[], bool],
         progress: Callable[[int], None],
-    ) -> np.ndarray:
-        """Returns success [N, samples]; raises Stopped before a batch when `stopped()` is true.
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns success and lengths [N, samples]; raises Stopped before a batch when `stopped()`
+        is true.
 
         `progress` is told the number of tasks of each batch that is done, first of all 0.
         """
@@ -86,20 +102,57 @@ def compile_evaluation(
 ) -> Evaluate:
     """Opens the held-out sets of the config, and returns the function that evaluates on them.
 
-    `held` is everything that stays on the devices.
+    avg@k is the mean success of k samples a task, pass@k the estimated share of tasks that one of k
+    samples solves fully, see `estimates.pass_at`. The rest is as `compile_measure` says.
+    """
+    measure = compile_measure(config, lm, mesh, pool, held=held)
 
-    avg@k is the mean success of k samples a task, pass@k the share of tasks that one of k samples
-    solves fully; a sample without a reward counts as failed, but a first batch without any, at step
+    def evaluate(
+        params: Params,
+        step: int,
+        stopped: Callable[[], bool] = lambda: False,
+        status: Status = no_status,
+    ) -> dict[str, float]:
+        trials = measure(params, step, stopped, status)
+        return estimates.metrics(trials, config.evaluation.pass_at)
+
+    return evaluate
+
+
+def evaluation_config(config: Config) -> Config:
+    """Returns the config whose sampling is that of evaluations."""
+    names = ("temperature", "top_p", "top_k", "max_completion_length")
+    given = {name: getattr(config.evaluation, name) for name in names}
+    changes = {name: value for name, value in given.items() if value is not None}
+    if not changes:
+        return config
+    # what belongs to training, and may not fit another length
+    unused = {"overlong_buffer": 0, "overlong_penalty": Config.overlong_penalty}
+    return replace(config, replay=ReplayConfig(), **unused, **changes)
+
+
+def compile_measure(
+    config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool, *, held: PyTree
+) -> Measure:
+    """Opens the held-out sets of the config, and returns the function that rolls them out.
+
+    `held` is everything that stays on the devices. Sampling is that of `config.evaluation`, or else
+    of training. A sample without a reward counts as failed, but a first batch without any, at step
     0, is an InputError. Samples depend on the seed, the step and the task only. A signal ends it
     after the current batch. Raises InputError for sets that do not load.
     """
+    length = config.max_completion_length
+    config = evaluation_config(config)
+    if config.max_completion_length != length:
+        check_length(config, weights.max_positions(lm.folder))
+        lm = lm._replace(policy=make_policy(config, lm.config, mesh))
     sets = {
         tasks.title: open_tasks(tasks, config, lm.tokenizer) for tasks in config.evaluation.tasks
     }
     k = config.evaluation.num_samples
     longest = max(table.buckets(tasks.lengths)[-1] for tasks in sets.values()) if sets else 0
 
-    def compile_k(num_generations: int, *, greedy: bool = False) -> Trials:
+    def compile_k(num_generations: int, *, greedy: bool = False) -> RunTrials:
         max_rows = choose_concurrent_rows(
             config,
             lm,
@@ -125,13 +178,13 @@ def compile_evaluation(
     num_tasks = sum(len(tasks.lengths) for tasks in sets.values())
     total = num_tasks * (1 if sample is None else 2)
 
-    def evaluate(
+    def measure(
         params: Params,
         step: int,
         stopped: Callable[[], bool] = lambda: False,
         status: Status = no_status,
-    ) -> dict[str, float]:
-        metrics = {}
+    ) -> dict[str, estimates.Trials]:
+        trials = {}
         done = 0  # tasks rolled out, of all trials
 
         def progress(name: str, count: int) -> None:
@@ -141,15 +194,14 @@ def compile_evaluation(
 
         for name, tasks in sets.items():
             count = partial(progress, name)
-            solved = greedy(params, step, tasks, stopped, count)
-            metrics[f"eval/{name}/greedy"] = float(solved.mean())
+            best, _ = greedy(params, step, tasks, stopped, count)
+            samples = lengths = np.zeros((len(best), 0), np.float32)
             if sample is not None:
-                solved = sample(params, step, tasks, stopped, count)
-                metrics[f"eval/{name}/avg@{k}"] = float(solved.mean())
-                metrics[f"eval/{name}/pass@{k}"] = float((solved.max(axis=1) >= 1.0).mean())
-        return metrics
+                samples, lengths = sample(params, step, tasks, stopped, count)
+            trials[name] = estimates.Trials(best[:, 0], samples, lengths)
+        return trials
 
-    return evaluate
+    return measure
 
 
 def compile_trials(
@@ -161,7 +213,7 @@ def compile_trials(
     num_generations: int,
     greedy: bool = False,
     max_rows: int | None = None,
-) -> Trials:
+) -> RunTrials:
     """Compiles rollouts of all tasks of a table, and returns the function that grades them.
 
     The last batch is padded by tasks of the first. At most `max_rows` completions are decoded at
@@ -183,10 +235,11 @@ def compile_trials(
         tasks: TaskTable,
         stopped: Callable[[], bool],
         progress: Callable[[int], None],
-    ) -> np.ndarray:
+    ) -> tuple[np.ndarray, np.ndarray]:
         ids = np.arange(len(tasks.lengths), dtype=np.int32)
         widths = table.buckets(tasks.lengths)[-1:]
         successes = []
+        lengths = []
         progress(0)
         for start in range(0, len(ids), config.eval_batch_size):
             if any_process(stopped()):
@@ -200,15 +253,31 @@ def compile_trials(
             first = start == step == 0
             rewards = check_rewards(config, rewards, pool, num_tasks=len(part), first=first)
             successes.append(rewards.success.reshape(len(part), -1))
+            lengths.append(all_rows(rollouts.lengths).reshape(len(part), -1))
             progress(min(len(part), len(ids) - start))
-        return np.concatenate(successes)[: len(ids)]
+        return np.concatenate(successes)[: len(ids)], np.concatenate(lengths)[: len(ids)]
 
     return run_trials
 
 
 def evaluate_policy(config: Config, checkpoint: Which = None) -> dict[str, float]:
     """Evaluates `config.model`, or a checkpoint of the run in `config.output_dir`, on the held-out
-    sets of the config, as `compile_evaluation` says. Shows its progress on the standard error.
+    sets of the config, as `compile_evaluation` says.
+    """
+    return measure_policy(config, checkpoint).metrics
+
+
+def measure_policy(
+    config: Config,
+    checkpoint: Which = None,
+    *,
+    draws_of: Callable[[Config, Path], int] = lambda *_: 0,
+) -> Measured:
+    """Rolls out the held-out sets of the config under `config.model`, or a checkpoint of the run in
+    `config.output_dir`.
+
+    The draws are those of the checkpoint's step, else of `draws_of(config, folder)` of the model.
+    Shows its progress on the standard error.
     """
     if not config.evaluation.tasks:
         raise InputError("the config has no held-out tasks: name some in evaluation.tasks")
@@ -218,14 +287,19 @@ def evaluate_policy(config: Config, checkpoint: Which = None) -> dict[str, float
     display = Display(0, visible=jax.process_index() == 0, unit="task", stream=sys.stderr)
     with display, counted_compilations(display), open_rewards(config) as pool:
         display.status("loading the model")
-        step = 0
+        number = None
         if checkpoint is None:
             lm = open_model(config, mesh, trained=False)
+            folder = lm.folder
+            step = int(broadcast_from_host0(lambda: str(draws_of(config, folder))))
         else:
             wanted = None if checkpoint == "newest" else checkpoint
             lm, step = open_checkpoint(config, mesh, wanted, dtype=jnp.dtype(config.dtype))
+            number = step
         display.status("reading the tasks")
-        evaluate = compile_evaluation(config, lm, mesh, pool, held=(lm.params, lm.frozen))
+        measure = compile_measure(config, lm, mesh, pool, held=(lm.params, lm.frozen))
         with computing_on(mesh, config):
             params = model.all_params(lm.params, lm.frozen)
-            return evaluate(params, step, status=display.count)
+            trials = measure(params, step, status=display.count)
+    metrics = estimates.metrics(trials, config.evaluation.pass_at)
+    return Measured(config, lm.folder, number, step, trials, metrics)

@@ -58,7 +58,7 @@ def main(options: Options) -> str:
     with computing_on(mesh, config):
         lm, step = open_checkpoint(config, mesh, options.step)
         folder = Path(options.out or Path(options.run) / f"policy-{step}")
-        export_merged(lm, lm.params, folder)
+        export_merged(lm, lm.params, folder, step)
         where = f"the policy of step {step} is in {folder}"
         if lm.config.lora is None:
             return where

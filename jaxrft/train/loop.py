@@ -132,7 +132,7 @@ def advance(
         state = loop(step, state, report, hooks)
         if not hooks.stopping:
             display.status("exporting the policy")
-            display.say(export(config, lm, state.params, folder))
+            display.say(export(config, lm, state.params, folder, int(state.step)))
             if hooks.best_step:
                 display.say(hooks.best_sentence())
         on_host0(report.check_written)  # last, since nothing else depends on it
@@ -304,7 +304,10 @@ class Hooks:
             metrics = self.evaluate(params, number, self.stopped, self.report.display.status)
             self.report.add(number, metrics)
             self.report.display.status("")
-            self.report.display.evaluation(number, metrics)
+            shown = ("greedy", "mean_length", f"@{self.config.evaluation.num_samples}")
+            self.report.display.evaluation(
+                number, {name: value for name, value in metrics.items() if name.endswith(shown)}
+            )
             value = metrics.get(self.best_metric, -math.inf)
             if number == 0 or self.config.keep_best is None:
                 return
@@ -359,7 +362,7 @@ def save_checkpoint(
 def export_best(lm: LanguageModel, state: TrainState, folder: Path) -> bool:
     """Exports the policy to <folder>/best; warns and returns False if it cannot be written."""
     try:
-        export_merged(lm, state.params, folder / "best")
+        export_merged(lm, state.params, folder / "best", int(state.step))
     except InputError as error:
         if jax.process_index() == 0:
             logger.warning(

@@ -1,0 +1,198 @@
+"""`jaxrft eval`: measures a policy, saves the results, and compares them with the run's own."""
+
+import dataclasses
+import importlib.metadata
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import tyro
+
+from jaxrft import config as configs
+from jaxrft.config import Config
+from jaxrft.fields import Checked, FilePath
+from jaxrft.host.disk import writing
+from jaxrft.host.files import JSON, UnreadableJSON, read_json, replace_file
+from jaxrft.host.multihost import on_host0
+from jaxrft.lm import weights
+from jaxrft.report import records
+from jaxrft.stats import Interval
+from jaxrft.train import estimates
+from jaxrft.train.evaluate import Measured, Which, measure_policy
+
+# Fields that change the figures of an evaluation.
+SETTINGS = re.compile(
+    r"evaluation\.(?!batch_size)|(seed|dtype|temperature|top_[pk]|max_prompt_length|"
+    r"max_completion_length|rewards|success_reward|skip_special_tokens|reward_completions|"
+    r"chat_template_kwargs)$"
+)
+ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class Options(Checked):
+    """The command line of `jaxrft eval`."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    checkpoint: Annotated[Which, tyro.conf.arg(metavar="[N]")] = None
+    """Evaluate the checkpoint of step N of the run in output_dir, the newest without N; by default
+    the model itself, which may be a run's folder: --model RUN is RUN/policy."""
+    out: FilePath | None = None
+    """File of the results, as JSON; by default <output_dir>/evaluations/<policy>.json, in which
+    <policy> is step-<N> of a checkpoint, else the name of the model."""
+
+
+class OwnFigures(NamedTuple):
+    """What a run itself measured with the same draws."""
+
+    run: Path | None  # its folder; None = no run has measured this policy
+    step: int  # of the draws
+    metrics: dict[str, float]  # empty = the run had no evaluation at the step
+    differences: dict[str, tuple[JSON, JSON]]  # of settings: (now, the run's)
+
+
+def run(options: Options) -> list[str]:
+    """Evaluates and saves; returns the lines to print."""
+    config = options.config
+    measured = measure_policy(config, options.checkpoint, draws_of=step_of_draws)
+    own = own_figures(config, measured)
+    found = estimates.intervals(measured.trials, config.evaluation.pass_at)
+    path = Path(options.out or default_path(config, measured))
+    document = as_json(config, measured, own, found)
+    on_host0(lambda: _write(path, document))
+    lines = [
+        f"{name} {each.mean:.4f} ({each.low:.4f} to {each.high:.4f})"
+        for name, each in found.items()
+    ]
+    return [*lines, *comparison(own, measured.metrics), f"saved in {path}"]
+
+
+def step_of_draws(config: Config, folder: Path) -> int:
+    """Returns the step whose draws an evaluation of the model in `folder` uses: that of the run
+    which has measured it.
+
+    It is 0 for the model that the run in output_dir began with, else the step that an exported
+    policy is of, else 0.
+    """
+    if _began_with(config):
+        return 0
+    return exported_step(folder) or 0
+
+
+def exported_step(folder: Path) -> int | None:
+    """Returns the step that a policy was exported at; None for a folder that says none."""
+    step = _recorded(folder).get(weights.STEP)
+    return step if type(step) is int else None
+
+
+def _began_with(config: Config) -> bool:
+    """Checks whether the run in output_dir began with `config.model`."""
+    return _recorded(Path(config.output_dir)).get("model") == config.model
+
+
+def _recorded(folder: Path) -> dict[str, JSON]:
+    """Reads the config.json of the run or the policy in a folder; {} if there is none."""
+    try:
+        return read_json(folder / "config.json", dict)
+    except (OSError, UnreadableJSON):
+        return {}
+
+
+def own_figures(config: Config, measured: Measured) -> OwnFigures:
+    """Finds what the policy's run measured at the step of the draws, and with which settings."""
+    folder = Path(config.output_dir)
+    if measured.checkpoint is None and not _began_with(config):
+        folder = measured.folder.parent
+        if exported_step(measured.folder) is None or not (folder / "metrics.jsonl").is_file():
+            return OwnFigures(None, measured.step, {}, {})
+    if not (folder / "metrics.jsonl").is_file():
+        return OwnFigures(None, measured.step, {}, {})
+    metrics: dict[str, float] = {}
+    for entry in records.read(folder / "metrics.jsonl").entries:
+        if entry["step"] == measured.step:
+            metrics |= {
+                name: value
+                for name, value in entry.items()
+                if name.startswith("eval/") and isinstance(value, int | float)
+            }
+    differences = configs.differences(measured.config, _recorded(folder))
+    relevant = {name: pair for name, pair in differences.items() if SETTINGS.match(name)}
+    return OwnFigures(folder, measured.step, metrics, relevant)
+
+
+def comparison(own: OwnFigures, metrics: dict[str, float]) -> list[str]:
+    """Says how the figures relate to those of the run."""
+    if own.run is None:
+        return [
+            f"no run to compare with: the draws are those of step {own.step}; --checkpoint N "
+            "evaluates a policy of the run in output_dir with the draws of its own evaluation"
+        ]
+    if own.differences:
+        changed = ", ".join(
+            f"{name} is {now!r:.60}, there it was {before!r:.60}"
+            for name, (now, before) in own.differences.items()
+        )
+        return [f"not comparable with the figures of the run in {own.run}: {changed}"]
+    if not own.metrics:
+        return [
+            f"the run in {own.run} has no evaluation of step {own.step}; with the same settings "
+            "and the same draws, it would have measured this"
+        ]
+    differ = [
+        f"{name} {value:.4f}"
+        for name, value in own.metrics.items()
+        if name in metrics and abs(metrics[name] - value) > ROUNDING
+    ]
+    where = f"the run in {own.run} measured"
+    if not differ:
+        return [f"{where} the same at step {own.step}: the draws are the same"]
+    return [
+        f"{where} {', '.join(differ)} at step {own.step}, with the same draws: rounding on other "
+        "devices changes some samples"
+    ]
+
+
+def default_path(config: Config, measured: Measured) -> Path:
+    """Returns the file of the results of a policy."""
+    name = f"step-{measured.checkpoint}"
+    if measured.checkpoint is None:
+        is_folder = Path(config.model).is_dir()
+        name = "-".join(measured.folder.absolute().parts[-2:]) if is_folder else config.model
+    safe = re.sub(r"[^\w.@-]+", "-", name)
+    return Path(config.output_dir) / "evaluations" / f"{safe}.json"
+
+
+def as_json(
+    config: Config, measured: Measured, own: OwnFigures, found: dict[str, Interval]
+) -> dict[str, JSON]:
+    """Returns the results as a document."""
+    return {
+        "model": config.model,
+        "checkpoint": measured.checkpoint,
+        "step_of_draws": measured.step,
+        "metrics": measured.metrics,
+        "intervals": {name: [each.low, each.high] for name, each in found.items()},
+        "run": {
+            "folder": None if own.run is None else str(own.run),
+            "metrics": own.metrics,
+            "different_settings": {name: list(pair) for name, pair in own.differences.items()},
+        },
+        "tasks": {
+            name: {
+                "greedy": trials.greedy.tolist(),
+                "samples": trials.samples.tolist(),
+                "lengths": trials.lengths.tolist(),
+            }
+            for name, trials in measured.trials.items()
+        },
+        "jaxrft": importlib.metadata.version("jaxrft"),
+        "config": dataclasses.asdict(measured.config),
+    }
+
+
+def _write(path: Path, document: dict[str, JSON]) -> None:
+    with writing(path.parent, "give another file with --out"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, json.dumps(document) + "\n")
