@@ -451,7 +451,7 @@ class Config(Checked):
     (WANDB_MODE=offline needs no network), trackio. A resumed run continues its tracked run.
     """
     log_completions_steps: int = 10
-    """Steps between tables of completions on the console, of which all are saved in
+    """Steps between samples of completions on the console, of which all are saved in
     <output_dir>/completions; 0 = never."""
 
     def __post_init__(self) -> None:

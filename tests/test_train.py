@@ -107,6 +107,16 @@ def test_equal_rewards_leave_the_parameters_unchanged(unrewarded, world):
     )
 
 
+def test_a_run_says_what_it_opens_and_names_model_tasks_devices_and_folder(unrewarded, world):
+    folder, _, said = unrewarded
+    assert said.startswith("loading the model ...\nreading the tasks ...\n")
+    assert f"model       {world / 'policy'}, " in said and " parameters, computing in " in said
+    assert re.search(rf"^tasks       \d+ from {re.escape(str(world))}/tasks.jsonl$", said, re.M)
+    assert re.search(r"^devices     \d+ \w+, mesh data \d+ x fsdp \d+ x model \d+$", said, re.M)
+    assert f"folder      {folder}\n" in said and "\nfirst step ...\n" in said
+    assert "\nstep 1/3  reward 0  " in said and "\nstep 3/3  reward 0  " in said
+
+
 def test_failing_graders_lose_their_rewards_only(configure, tmp_path):
     config = configure(tmp_path, steps=3, reward_timeout=0.5, reward_workers=2)
     state = train(config, reward={"graders:starts": graders.troubles})

@@ -214,8 +214,9 @@ class Display:
         """Prints a name, and a text next to it that wraps in its column."""
         width = max(20, self.console.width - LABEL - len(GAP))
         for line in self._text(value).wrap(self.console, width, overflow="fold"):
-            line.rstrip()
-            self.console.print(Text(f"{name:<{LABEL}}{GAP}").append(line), soft_wrap=True)
+            row = Text(f"{name:<{LABEL}}{GAP}").append(line)
+            row.rstrip()
+            self.console.print(row, soft_wrap=True)
             name = ""
 
     def _print(self) -> None:
