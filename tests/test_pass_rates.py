@@ -473,7 +473,6 @@ def test_a_fingerprint_is_that_of_the_values_alone(mesh):
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        (["prepare"], "jaxrft prepare makes dataset, pass-rates, embeddings, predictor, not"),
         (
             ["prepare", "pass-rate"],
             "jaxrft prepare makes dataset, pass-rates, embeddings, predictor, not",
