@@ -79,6 +79,7 @@ ABLATIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "epsilon = 0": ({"epsilon": 0.0}, {}),
     "kappa = 0": ({"kappa": 0.0}, {}),
     "no tolerance": ({}, {"TOLERANCE": 0.0}),
+    "new tasks are not preferred": ({}, {"NEW_TOLERANCE": 0.0}),
 }
 
 
