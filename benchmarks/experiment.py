@@ -135,16 +135,20 @@ def train_missing(runs: Sequence[Run], folder: Path, lines: Path, jobs: int) -> 
         closed_loop.fit_predictor(family, folder, jobs)
     # a process that starts executes no file of the current directory
     os.environ["PYTHONSAFEPATH"] = "1"
-    with ProcessPoolExecutor(
-        jobs, mp_context=get_context("spawn"), max_tasks_per_child=RUNS_OF_A_PROCESS
-    ) as pool:
-        futures = [pool.submit(train, run, folder) for run in missing]
-        for run, future in zip(missing, futures, strict=True):
-            result = future.result()
-            entry = run._asdict() | {"curve": result.curve._asdict(), "pass@8": result.pass_at_8}
-            with lines.open("a") as file:
-                file.write(json.dumps(entry) + "\n")
-            print(*run, f"{_savings.final(result.curve):.3f}", flush=True)
+    size = jobs * RUNS_OF_A_PROCESS
+    for start in range(0, len(missing), size):
+        some = missing[start : start + size]
+        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+            futures = [pool.submit(train, run, folder) for run in some]
+            for run, future in zip(some, futures, strict=True):
+                result = future.result()
+                entry = run._asdict() | {
+                    "curve": result.curve._asdict(),
+                    "pass@8": result.pass_at_8,
+                }
+                with lines.open("a") as file:
+                    file.write(json.dumps(entry) + "\n")
+                print(*run, f"{_savings.final(result.curve):.3f}", flush=True)
 
 
 def train(run: Run, folder: Path, learning_rate: float | None = None) -> Result:
