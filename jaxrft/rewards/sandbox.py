@@ -12,7 +12,7 @@ where root cannot, and for everyone else, a sandbox has a user namespace of its 
 import functools
 import importlib
 import itertools
-import json
+import marshal
 import os
 import select
 import shutil
@@ -132,7 +132,8 @@ class Sandbox:
 
 def check(kind: Kind, limits: Limits) -> None:
     """Raises Missing, with the remedy, where no sandbox can be had."""
-    importlib.import_module("jaxrft.rewards.inside.init")  # writes the bytecode for the sandboxes
+    for module in ("init", "candidate", "judge"):  # writes their bytecode, for the sandboxes
+        importlib.import_module(f"jaxrft.rewards.inside.{module}")
     if kind == "bubblewrap":
         _flavor()
     sandbox = Sandbox(kind, limits)
@@ -252,4 +253,4 @@ def _bare_command() -> list[str]:
 
 def request(**fields: object) -> bytes:
     """Returns a request to `inside.init` as one line."""
-    return json.dumps(fields).encode()
+    return marshal.dumps(fields).hex().encode()

@@ -286,6 +286,12 @@ def tested_names(tree: ast.Module, defined: set[str]) -> list[str]:
     return names[:1]
 
 
+def import_common() -> None:
+    """Imports what `_provide_common_names` defines, before a fork that would do so each time."""
+    for name in (*_MODULES, *_NAMES):
+        importlib.import_module(name)
+
+
 def _provide_common_names(module: ModuleType) -> None:
     """Defines what tests commonly leave to the program to import."""
     for owner, names in _NAMES.items():

@@ -6,11 +6,14 @@ parts and cycles are therefore flat. What is read has builtin types alone, so th
 another process' class is ever called.
 """
 
+from __future__ import annotations
+
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from decimal import Decimal
-from fractions import Fraction
+
+TYPE_CHECKING = False  # what is imported at the start is paid for by every grading
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
 
 MAX_NODES = 1_000_000
 _SEQUENCES = {"list": list, "set": set, "deque": deque, "tuple": tuple, "frozenset": frozenset}
@@ -82,7 +85,7 @@ def _node(
         return ["complex", str(value.real), str(value.imag)]
     if isinstance(value, range):
         return ["range", hex(value.start), hex(value.stop), hex(value.step)]
-    if isinstance(value, Fraction | Decimal):
+    if type(value).__module__ in ("fractions", "decimal"):
         return [type(value).__name__, str(value)]
     if type(value).__name__ in classes and hasattr(value, "__dict__"):
         attributes = [number_of(part) for pair in vars(value).items() for part in pair]
@@ -141,9 +144,13 @@ def _empty(
         case ["range", str(start), str(stop), str(step)]:
             return range(int(start, 16), int(stop, 16), int(step, 16))
         case ["Fraction", str(digits)]:
+            from fractions import Fraction
+
             numerator, _, denominator = digits[:1000].partition("/")
             return Fraction(int(numerator), int(denominator or "1"))
         case ["Decimal", str(digits)]:
+            from decimal import Decimal
+
             return Decimal(digits[:1000])
         case ["object", str(name), list()]:
             return object.__new__(classes[name])
