@@ -171,6 +171,9 @@ def test_checkpoint_of_another_model_is_refused(evaluated, tmp_path):
 
 def test_a_runs_folder_as_model_is_its_policy(evaluated, tmp_path):
     assert hub.find(evaluated.output_dir).name == "policy"
+    model = shutil.copytree(evaluated.model, tmp_path / "model")
+    (model / "checkpoints").mkdir()  # whatever is in it
+    assert hub.find(str(model)) == model
     run = shutil.copytree(evaluated.output_dir, tmp_path / "run")
     shutil.rmtree(run / "policy")
     with pytest.raises(InputError, match=f"has no policy/ yet: run `jaxrft export {run}`"):

@@ -72,7 +72,8 @@ def _policy_of(folder: Path) -> Path:
 
     Raises InputError for a run without one.
     """
-    is_run = (folder / "metrics.jsonl").exists() or (folder / "checkpoints").is_dir()
+    records = (folder / "metrics.jsonl").exists() or (folder / "checkpoints").is_dir()
+    is_run = records and not any(folder.glob("model*.safetensors"))
     if not is_run or (folder / "policy").is_dir():
         return folder / "policy" if is_run else folder
     raise InputError(
