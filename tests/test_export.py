@@ -92,13 +92,14 @@ def test_evaluation_is_saved_and_equals_the_figures_of_the_run(evaluated, tmp_pa
     assert low <= document["metrics"]["eval/held_out/avg@2"] <= high
 
 
-def test_exported_policies_are_measured_by_the_draws_of_their_step(evaluated, tmp_path):
+def test_exported_policies_are_measured_by_the_draws_of_their_step(evaluated, tmp_path, caplog):
     run = evaluated.output_dir
     assert results.exported_step(Path(run) / "policy") == 2
     assert results.exported_step(Path(evaluated.model)) is None
     final = dataclasses.replace(evaluated, model=run)
     options = results.Options(final, out=str(tmp_path / "results.json"))
     *_, relation, _ = results.run(options)
+    assert "not read" not in caplog.text
     assert relation == f"the run in {run} measured the same at step 2: the draws are the same"
     first = results.Options(evaluated, out=str(tmp_path / "results.json"))
     *_, relation, _ = results.run(first)

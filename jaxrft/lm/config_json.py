@@ -14,6 +14,7 @@ from jaxrft.lm.model import ModelConfig, RopeScaling
 from jaxrft.types import InputError
 
 CONFIG = "config.json"
+STEP = "jaxrft_step"  # key of an exported policy: the step of its run
 ADAPTER_CONFIG = "adapter_config.json"
 MAX_SHOWN = 12  # keys that a warning names
 
@@ -138,6 +139,7 @@ HARMLESS = {
         "_model_name_or_path",
         "_commit_hash",
         "transformers_version",
+        STEP,
     ),
     *(
         "architectures",

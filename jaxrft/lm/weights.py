@@ -53,7 +53,6 @@ TOKENIZER_FILES = (
         "generation_config.json",
     ),
 )
-STEP = "jaxrft_step"  # key in the config.json of an exported policy
 BLOCK = 1 << 24  # elements of two tensors that are compared at a time
 
 
@@ -231,9 +230,9 @@ def save(
         if new is not None:
             _write_index(new, files, dtype.itemsize)
             exported = config_json.export_keys(keys, config, dtype.name)
-            exported.pop(STEP, None)  # of the policy that a run began with
+            exported.pop(config_json.STEP, None)  # of the policy that a run began with
             if step is not None:
-                exported[STEP] = step
+                exported[config_json.STEP] = step
             config_json.write(new / CONFIG, exported)
             if not isinstance(source, Mapping):
                 _copy_tokenizer(Path(source), new)

@@ -16,7 +16,7 @@ from jaxrft.fields import Checked, FilePath
 from jaxrft.host.disk import writing
 from jaxrft.host.files import JSON, UnreadableJSON, read_json, replace_file
 from jaxrft.host.multihost import on_host0
-from jaxrft.lm import weights
+from jaxrft.lm import config_json
 from jaxrft.report import records
 from jaxrft.stats import Interval
 from jaxrft.train import estimates
@@ -83,7 +83,7 @@ def step_of_draws(config: Config, folder: Path) -> int:
 
 def exported_step(folder: Path) -> int | None:
     """Returns the step that a policy was exported at; None for a folder that says none."""
-    step = _recorded(folder).get(weights.STEP)
+    step = _recorded(folder).get(config_json.STEP)
     return step if type(step) is int else None
 
 
@@ -131,7 +131,9 @@ def comparison(own: OwnFigures, metrics: dict[str, float]) -> list[str]:
         ]
     if own.differences:
         changed = ", ".join(
-            f"{name} is {now!r:.60}, there it was {before!r:.60}"
+            f"{name} differs"
+            if isinstance(now, list) or isinstance(before, list)
+            else f"{name} is {now!r}, there it was {before!r}"
             for name, (now, before) in own.differences.items()
         )
         return [f"not comparable with the figures of the run in {own.run}: {changed}"]
