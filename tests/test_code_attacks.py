@@ -15,13 +15,13 @@ from jaxrft.rewards.code import CodeReward
 from tests import attacks, sandboxes
 from tests.sandboxes import needs_bubblewrap
 
-pytestmark = needs_bubblewrap
+pytestmark = [needs_bubblewrap, pytest.mark.slow]
 SECONDS = 3.0  # of an attack
 PATIENCE = 30.0  # for a machine that does much else
 DOUBLE = {"inputs": ["1\n", "2\n"], "outputs": ["2\n", "4\n"]}
 HONEST = "print(2 * int(input()))"
 ADD = "assert add(1, 2) == 3\nassert add(2, 2) == 4"
-USER = pytest.param(False, id="user", marks=pytest.mark.slow if os.geteuid() == 0 else ())
+USER = pytest.param(False, id="user")
 FLAVORS = [pytest.param(True, id="root"), USER] if os.geteuid() == 0 else [USER]
 
 
@@ -74,7 +74,6 @@ def test_attacking_program_earns_nothing(grader, name):
         _check_attack(grader, program, answer)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", attacks.SLOW_PROGRAMS)
 def test_program_that_does_not_end_earns_nothing(grader, name):
     answer = {"inputs": ["3\n"], "outputs": [attacks.SECRET]}
@@ -92,7 +91,6 @@ def test_attacking_function_passes_no_call(grader, name):
     _check_attack(grader, attacks.FUNCTIONS[name], answer)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", attacks.SLOW_FUNCTIONS)
 def test_function_that_does_not_end_passes_nothing(grader, name):
     _check_attack(grader, attacks.SLOW_FUNCTIONS[name], attacks.TESTS)
@@ -132,7 +130,6 @@ def test_tests_of_one_grading_do_not_reach_each_other(grader):
     assert _grade(reward, program, answer) == 1.0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fork bomb", "thread bomb", "disk bomb", "endless output"])
 def test_attack_costs_another_grading_at_most_its_limit(grader, name):
     reward, _ = grader
