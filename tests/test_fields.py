@@ -149,13 +149,14 @@ CONFIG = [(path, field) for path, field in leaves(Config) if field.type is not b
 
 
 def test_all_commands_hold_their_options_to_the_rules():
-    """What `tyro` fills in is Checked, and what argparse does is a path by `path_argument`."""
+    """What `flags.parse` fills in is Checked, and what argparse does is a path by `path_argument`."""
     for path in ROOT.rglob("*.py"):
         tree = ast.parse(path.read_text())
         for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
             named = {key.arg: ast.unparse(key.value) for key in call.keywords}
             assert named.get("type") != "Path", f"{path}: type=path_argument"
-            if ast.unparse(call.func) == "tyro.cli" and path.name != "cli.py":
+            parsers = ("tyro.cli", "flags.parse")
+            if ast.unparse(call.func) in parsers and path.name != "cli.py":
                 module = importlib.import_module(
                     ".".join(("jaxrft", *path.relative_to(ROOT).with_suffix("").parts))
                 )
