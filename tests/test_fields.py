@@ -149,7 +149,7 @@ CONFIG = [(path, field) for path, field in leaves(Config) if field.type is not b
 
 
 def test_all_commands_hold_their_options_to_the_rules():
-    """What `flags.parse` fills in is Checked, and what argparse does is a path by `path_argument`."""
+    """What `flags.parse` fills in is Checked, what argparse does is a path by `path_argument`."""
     for path in ROOT.rglob("*.py"):
         tree = ast.parse(path.read_text())
         for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
