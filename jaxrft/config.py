@@ -595,6 +595,16 @@ NOT_NEGATIVE = (
 POSITIVE = ("epsilon_high", "importance_sampling_cap", "max_grad_norm", "lora.alpha")
 
 
+def _largest_of_evaluation(c: Config) -> str:
+    """Names the largest size of an evaluation, the one to lower."""
+    sizes = {
+        "evaluation.batch_size": c.eval_batch_size,
+        "evaluation.num_samples": c.evaluation.num_samples,
+        "evaluation.max_completion_length": c.evaluation.max_completion_length or 0,
+    }
+    return max(sizes, key=lambda name: sizes[name])
+
+
 def check(config: Config) -> None:
     """Raises InputError, one sentence, for the first value that cannot work."""
     c = config
@@ -779,9 +789,7 @@ def _limits(config: Config) -> list[Requirement]:
             "tokens",
         ),
         (
-            "evaluation.batch_size"
-            if c.eval_batch_size > c.evaluation.num_samples
-            else "evaluation.num_samples",
+            _largest_of_evaluation(c),
             evaluated * eval_positions <= INT32 or not c.evaluation.tasks,
             "such that evaluation.batch_size x evaluation.num_samples x (max_prompt_length + "
             "max_completion_length), "

@@ -254,6 +254,7 @@ OTHERS = {
     update.of_slots,
     update.optimizer_shardings,
     update.pack,
+    update.rate_schedule,
 }
 
 
