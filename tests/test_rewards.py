@@ -343,6 +343,7 @@ def test_groups_are_graded_as_they_end():
             grading.left(samples)
             grading.wait(lambda: False)
         graded = grading.result(rollout)
+        assert grading.result(rollout) is graded  # once
         at_once = grading_of(pool, names).result(rollout)
     assert graded.rewards.tolist() == [[-3], [-14], [-22], [-41], [-1], [-23]]
     assert graded.samples == at_once.samples

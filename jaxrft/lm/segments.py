@@ -114,10 +114,10 @@ class CompiledRollout:
         policy = lm.policy
         rows = meshes.sharding(mesh, "batch")
         cells = meshes.sharding(mesh, "batch", None)
-        self.start = jax.jit(partial(_start, policy, key, settings))
+        self.start = jax.jit(partial(start, policy, key, settings))
         self.prepare_weights = jax.jit(policy.prepare_weights)
         self.admit = jax.jit(
-            partial(_admit, policy, key, settings, self.shards), static_argnames="count"
+            partial(admit, policy, key, settings, self.shards), static_argnames="count"
         )
         self.empty = jax.jit(
             partial(rollout.empty, policy, settings=settings), static_argnames="full"
@@ -311,7 +311,7 @@ def _key(seed: int, use: str, step: Array, stream: Array | None) -> Array:
     return stream_key(seed, step, use if stream is None else stream)
 
 
-def _start(
+def start(
     policy: Policy, key: Key, settings: rollout.Sampling, batch: Batch
 ) -> tuple[Inputs, Decoding]:
     """Starts a rollout whose prompts all enter at once."""
@@ -327,7 +327,7 @@ def _start(
     )
 
 
-def _admit(
+def admit(
     policy: Policy,
     key: Key,
     settings: rollout.Sampling,

@@ -129,6 +129,7 @@ class Grading:
         self._rows: list[int] = []  # of which grading has begun
         self._completions: list[str] = []
         self._mistake: InputError | None = None
+        self._result: Rewards | None = None
 
     def left(self, samples: Samples) -> None:
         """Begins to grade groups that have ended, of a rollout that is decoded on.
@@ -148,7 +149,9 @@ class Grading:
             pass
 
     def result(self, rollouts: Rollout) -> Rewards:
-        """Grades the other rows; all processes get all rewards."""
+        """Grades the other rows, once; all processes get all rewards."""
+        if self._result is not None:
+            return self._result
         if self._mistake is None:
             self._begin(rollouts.tokens, rollouts.lengths, None)
         graded = self._pool.finish()
@@ -170,7 +173,8 @@ class Grading:
             rewards, valid, lost, counts = (x.sum(axis=0) for x in gathered)
         failures: dict[str, int] = dict(zip(pools.KINDS, counts.tolist(), strict=True))
         samples = sorted(zip(self._rows, self._completions, strict=True))
-        return Rewards(rewards, valid.astype(bool), lost.astype(bool), failures, samples)
+        self._result = Rewards(rewards, valid.astype(bool), lost.astype(bool), failures, samples)
+        return self._result
 
     def _begin(self, tokens: Array, lengths: Array, ended: Array | None) -> None:
         """Begins to grade the groups that have `ended` [R], None for all, but not yet been begun.
