@@ -203,9 +203,7 @@ def train(run: Run, folder: Path) -> Curve:
             state = loop.train(config)
     if int(state.step) < config.steps:
         raise KeyboardInterrupt  # a signal stopped it
-    curve = read(
-        records.read(home / "run/metrics.jsonl").entries, config.batch_size * config.num_generations
-    )
+    curve = read(records.read(home / "run/metrics.jsonl").entries, config)
     shutil.rmtree(home / "run/checkpoints")
     replace_file(finished, json.dumps(curve._asdict()))
     print(*run, f"{curve.held_out[0]:.3f} -> {_savings.final(curve):.3f}", flush=True)
@@ -284,13 +282,15 @@ def configure(run: Run, select: SelectConfig, output_dir: Path) -> Config:
     )
 
 
-def read(lines: list[dict[str, Any]], rollouts_a_step: int) -> Curve:
+def read(lines: list[dict[str, Any]], config: Config) -> Curve:
     """Reads the curve from the lines of metrics.jsonl, the first of which is of step 0."""
-    steps, evaluated = lines[1:], [line for line in lines if "eval/test/avg@4" in line]
+    accuracy = f"eval/test/avg@{config.evaluation.num_samples}"
+    rollouts_a_step = config.batch_size * config.num_generations
+    steps, evaluated = lines[1:], [line for line in lines if accuracy in line]
     times = np.array([line["step_time"] for line in steps])
     seconds = np.cumsum([0.0, *np.minimum(times, SLOWEST * np.median(times))])
     return Curve(
-        held_out=[line["eval/test/avg@4"] for line in evaluated],
+        held_out=[line[accuracy] for line in evaluated],
         rollouts=[line.get("rollouts", line["step"] * rollouts_a_step) for line in evaluated],
         tokens=[line.get("num_tokens", 0) for line in evaluated],
         seconds=[float(seconds[line["step"]]) for line in evaluated],

@@ -167,17 +167,9 @@ def train(run: Run, folder: Path, learning_rate: float | None = None) -> Result:
             raise KeyboardInterrupt  # a signal stopped it
         entries = records.read(home / "run/metrics.jsonl").entries
         shutil.rmtree(home / "run/checkpoints")
-    curve = closed_loop.read(
-        [renamed(entry) for entry in entries], config.batch_size * config.num_generations
-    )
+    curve = closed_loop.read(entries, config)
     name = f"eval/test/pass@{SAMPLES}"
     return Result(curve, [entry[name] for entry in entries if name in entry])
-
-
-def renamed(entry: dict[str, Any]) -> dict[str, Any]:
-    """Names the accuracy of held-out samples as `closed_loop.read` looks for it."""
-    name = f"eval/test/avg@{SAMPLES}"
-    return entry | {"eval/test/avg@4": entry[name]} if name in entry else entry
 
 
 def configure(run: Run, folder: Path, output_dir: Path, learning_rate: float | None) -> Config:

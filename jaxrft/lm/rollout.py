@@ -12,6 +12,7 @@ a token in the slot of its column. In one step all rows write the same column.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -442,9 +443,6 @@ def _move(
         (left.rows, inputs.keys, inputs.first, inputs.entered, samples), moves.rows
     )
 
-    def shifted(x: Array) -> Array:
-        return jnp.roll(x, -free, axis=1)
-
     filled = moves.filled.reshape(-1)
     behind = left.samples.lengths.shape[0]  # the end of any shard
     return (
@@ -456,12 +454,8 @@ def _move(
             first=first,
             entered=entered - free,
         ),
-        Samples(
-            lengths=samples.lengths,
-            ended=samples.ended | ~filled,
-            tokens=shifted(samples.tokens),
-            logprobs=shifted(samples.logprobs),
-            sampling_logprobs=shifted(samples.sampling_logprobs),
+        _with_columns(
+            samples._replace(ended=samples.ended | ~filled), lambda x: jnp.roll(x, -free, axis=1)
         ),
         Left(jnp.where(filled, numbers, behind), left.samples),
     )
@@ -469,14 +463,17 @@ def _move(
 
 def _merged(left: Left, samples: Samples, entered: Array, shards: int) -> Samples:
     """Returns the samples of all rows, those of the rows of the grid being `samples`."""
-    aligned = Samples(
-        lengths=samples.lengths,
-        ended=samples.ended,
-        tokens=_shift(samples.tokens, entered),
-        logprobs=_shift(samples.logprobs, entered),
-        sampling_logprobs=_shift(samples.sampling_logprobs, entered),
-    )
+    aligned = _with_columns(samples, lambda x: _shift(x, entered))
     return compaction.put(left.samples, left.rows.reshape(shards, -1), aligned)
+
+
+def _with_columns(samples: Samples, change: Callable[[Array], Array]) -> Samples:
+    """Changes the columns [R, T] of samples."""
+    return samples._replace(
+        tokens=change(samples.tokens),
+        logprobs=change(samples.logprobs),
+        sampling_logprobs=change(samples.sampling_logprobs),
+    )
 
 
 def _shift(columns: Array, count: Array) -> Array:

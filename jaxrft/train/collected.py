@@ -2,15 +2,14 @@
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from jaxrft.host.files import JSON
+from jaxrft.host.multihost import all_rows
 from jaxrft.report import selection
 from jaxrft.report.completions import Rows
 from jaxrft.train.resample import Batch, Round
 from jaxrft.train.state import TrainState
 from jaxrft.train.step import Step
-from jaxrft.types import Array
 
 
 def completion_rows(step: Step, batch: Batch) -> list[Rows]:
@@ -26,7 +25,7 @@ def _round_rows(step: Step, collected: Round) -> Rows:
     rows = np.array([row for row, _ in rewards.samples], int)
     ids = collected.ids[rows // step.setup.config.num_generations]
     success = np.where(rewards.success_valid, rewards.success, np.nan)
-    advantages = _on_host(collected.scored.groups.advantages).reshape(-1)
+    advantages = all_rows(collected.scored.groups.advantages).reshape(-1)
     return Rows(
         prompts=[step.table.prompts[i] for i in ids],
         completions=[text for _, text in rewards.samples],
@@ -37,13 +36,6 @@ def _round_rows(step: Step, collected: Round) -> Rows:
         success=success[rows],
         advantages=advantages[rows],
     )
-
-
-def _on_host(x: Array) -> np.ndarray:
-    """Returns all of an array that may be sharded over hosts."""
-    if jax.process_count() == 1:
-        return np.asarray(x)
-    return multihost_utils.process_allgather(x, tiled=True)
 
 
 def selection_entry(step: Step, number: int, state: TrainState, batch: Batch) -> dict[str, JSON]:
