@@ -784,24 +784,21 @@ def _limits(config: Config) -> list[Requirement]:
             max(SIZES, key=lambda name: getattr(c, name)),  # the one to lower
             rows * positions <= INT32,
             "such that batch_size x num_generations x (max_prompt_length + "
-            "max_completion_length), "
-            f"{c.batch_size:,} x {c.num_generations:,} x {positions:,}, is at most {INT32:,} "
-            "tokens",
+            f"max_completion_length), {c.batch_size:,} x {c.num_generations:,} x {positions:,}, "
+            f"is at most {INT32:,} tokens",
         ),
         (
             _largest_of_evaluation(c),
             evaluated * eval_positions <= INT32 or not c.evaluation.tasks,
             "such that evaluation.batch_size x evaluation.num_samples x (max_prompt_length + "
-            "max_completion_length), "
-            f"{c.eval_batch_size:,} x {c.evaluation.num_samples:,} x {eval_positions:,}, is at "
-            f"most {INT32:,} tokens",
+            f"max_completion_length), {c.eval_batch_size:,} x {c.evaluation.num_samples:,} x "
+            f"{eval_positions:,}, is at most {INT32:,} tokens",
         ),
         (
             "replay.capacity",
             c.replay.capacity * c.num_generations * positions <= MAX_REPLAYED,
             f"at most {MAX_REPLAYED // (c.num_generations * positions):,} groups of "
-            f"{c.num_generations:,} x "
-            f"{positions:,} tokens",
+            f"{c.num_generations:,} x {positions:,} tokens",
         ),
     ]
 
@@ -934,9 +931,8 @@ def check_dots(config: Config) -> None:
     bare = [tasks.title for tasks in config.task_sets if tasks.embeddings is None]
     if bare and config.select.embeddings == "none":
         raise InputError(
-            f"{bare[0]} has no embeddings, which select.name dots needs: name a file of "
-            "`jaxrft prepare embeddings` in "
-            "`embeddings` of the set, or choose select.embeddings policy"
+            f"{bare[0]} has no embeddings, which select.name dots needs: name a file of `jaxrft "
+            "prepare embeddings` in `embeddings` of the set, or choose select.embeddings policy"
         )
 
 

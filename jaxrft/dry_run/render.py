@@ -258,11 +258,9 @@ def bounds(page: Page, needs: Sequence[tuple[str, Need]], topology: str) -> None
         rows.append((name, counts.seconds(least.seconds), least.bound, *map(counts.seconds, least)))
     page.table(("", "at best", "bound by", *BOUNDS), rows, numbers=(1, 3, 4, 5))
     page.line(
-        "  lower bounds: peak rates, all parts of a chip at once, every completion as long as "
-        "it may be; a token reads "
-        "all weights and the written cache once; an update repeats its forward pass with remat "
-        "full; norms and softmax "
-        "cost nothing",
+        "  lower bounds: peak rates, all parts of a chip at once, every completion as long as it "
+        "may be; a token reads all weights and the written cache once; an update repeats its "
+        "forward pass with remat full; norms and softmax cost nothing",
         "dim",
     )
 

@@ -105,8 +105,7 @@ def _published_model(config: Config, mesh: meshes.AnyMesh) -> LanguageModel:
     if keys is None:
         raise Missing(
             f"{config.model} is not here, and its shape is not known: give the folder of a "
-            "Hugging Face checkpoint, or "
-            f"run {hub.download_command(config.model)}"
+            f"Hugging Face checkpoint, or run {hub.download_command(config.model)}"
         )
     limit = keys.get("max_position_embeddings")
     assert limit is None or isinstance(limit, int)

@@ -146,8 +146,7 @@ class Checkpoints:
         if skipped:
             raise InputError(
                 f"no checkpoint in {self.folder} can be used: {'; '.join(skipped)}: bring one "
-                "back from a copy, or "
-                "choose another output_dir to start afresh"
+                "back from a copy, or choose another output_dir to start afresh"
             )
         return None
 
@@ -275,9 +274,8 @@ def read_identity(folder: Path, step: int) -> dict[str, JSON]:
             f"jaxrft {LAST_OF_FORMAT_1}" if written == 1 else "the version of jaxrft that made them"
         )
         raise InputError(
-            f"the checkpoints in {folder} have format {_short(written)}, this version "
-            f"reads format {FORMAT}: "
-            f"finish the run with {version}, or choose another output_dir"
+            f"the checkpoints in {folder} have format {_short(written)}, this version reads "
+            f"format {FORMAT}: finish the run with {version}, or choose another output_dir"
         )
     return saved
 

@@ -71,10 +71,8 @@ def join_processes() -> None:
     except (ValueError, IndexError) as error:  # an address without a port is an IndexError
         raise InputError(
             f"distributed is True, but JAX_COORDINATOR_ADDRESS is {address}, JAX_NUM_PROCESSES "
-            f"{count} and "
-            f"JAX_PROCESS_ID {index} ({error}): set them to, for example, localhost:1234, 2 "
-            "and 0 to 1, outside of "
-            "TPU pods and SLURM jobs"
+            f"{count} and JAX_PROCESS_ID {index} ({error}): set them to, for example, "
+            "localhost:1234, 2 and 0 to 1, outside of TPU pods and SLURM jobs"
         ) from error
     if jax.process_index() == 0:
         signals.leave_last()

@@ -100,8 +100,7 @@ def ring(
     if not 0 < fresh < batch_size:
         raise InputError(
             f"fresh_fraction {fresh_fraction} of batch_size {batch_size} is {fresh} fresh "
-            "groups: choose it so that at "
-            "least one group is fresh and one replayed"
+            "groups: choose it so that at least one group is fresh and one replayed"
         )
     if capacity < batch_size - fresh:
         raise InputError(

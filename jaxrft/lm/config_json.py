@@ -403,9 +403,8 @@ def read(folder: Path) -> dict[str, JSON]:
     if not path.is_file():
         if quantized := sorted(folder.glob("*.gguf")):
             raise InputError(
-                f"{folder} has no {CONFIG}, only {quantized[0].name}, a quantized format that "
-                "is not read: give the "
-                "folder of the checkpoint that it was made from"
+                f"{folder} has no {CONFIG}, only {quantized[0].name}, a quantized format that is "
+                "not read: give the folder of the checkpoint that it was made from"
             )
         raise InputError(f"{folder} has no {CONFIG}: give the folder of a Hugging Face checkpoint")
     keys = read_object(path)
@@ -605,8 +604,7 @@ def _check_shape(keys: Mapping[str, JSON], config: ModelConfig, where: str | Pat
     if config.num_heads % config.num_kv_heads:
         raise InputError(
             f"{where}: num_attention_heads is {config.num_heads} and num_key_value_heads "
-            f"{config.num_kv_heads}: "
-            "the first must be a multiple of the second"
+            f"{config.num_kv_heads}: the first must be a multiple of the second"
         )
     layers = keys.get("layer_types")
     if layers is not None and len(layers) != config.num_layers:
@@ -705,8 +703,7 @@ def _scaling(rope: Mapping[str, JSON], where: str | Path) -> RopeScaling | None:
     if not scaling.low_freq_factor < scaling.high_freq_factor:
         raise InputError(
             f"{where}: low_freq_factor is {scaling.low_freq_factor} and high_freq_factor "
-            f"{scaling.high_freq_factor}: "
-            "the first must be the smaller one"
+            f"{scaling.high_freq_factor}: the first must be the smaller one"
         )
     return scaling
 

@@ -35,9 +35,8 @@ def find(model: str) -> Path:
         return folder
     if not ID.fullmatch(model):
         raise InputError(
-            f"no folder {model}{_nearest(model)}: give the folder of a Hugging Face "
-            "checkpoint, or the id of one on "
-            "the hub, such as Qwen/Qwen2.5-0.5B-Instruct"
+            f"no folder {model}{_nearest(model)}: give the folder of a Hugging Face checkpoint, "
+            "or the id of one on the hub, such as Qwen/Qwen2.5-0.5B-Instruct"
         )
     try:
         folder = snapshot(model, **PATTERNS)
@@ -50,10 +49,9 @@ def find(model: str) -> Path:
         reason = f"{type(error).__name__}: {' '.join(str(error).split()).split('. ')[0]}"
     raise Missing(
         f"{model} is neither a folder{_nearest(model)} nor complete in the cache "
-        f"{constants.HF_HUB_CACHE}, and cannot be "
-        f"downloaded ({reason}): check the name, or run {download_command(model)} where there "
-        "is a network, with "
-        "the same HF_HOME, and HF_TOKEN if the model is gated"
+        f"{constants.HF_HUB_CACHE}, and cannot be downloaded ({reason}): check the name, or run "
+        f"{download_command(model)} where there is a network, with the same HF_HOME, and "
+        "HF_TOKEN if the model is gated"
     )
 
 

@@ -60,8 +60,7 @@ def read_model(
     if len(loaded) > shape.vocab_size:
         raise InputError(
             f"the tokenizer of {config.model} has {len(loaded)} tokens but the model only "
-            f"{shape.vocab_size}: "
-            "they do not belong together"
+            f"{shape.vocab_size}: they do not belong together"
         )
     check_length(config, weights.max_positions(folder))
     return LanguageModel(
@@ -133,8 +132,7 @@ def check_rank(config: Config, shape: model.ModelConfig) -> None:
     if config.lora.rank > shape.hidden_size:
         raise InputError(
             f"lora.rank is {config.lora.rank:,}: it must be at most {shape.hidden_size:,}, the "
-            "hidden_size of "
-            f"{config.model}"
+            f"hidden_size of {config.model}"
         )
 
 

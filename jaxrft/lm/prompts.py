@@ -232,9 +232,8 @@ def _checked(answer: Answer, request: Request, messages: Any, folder: str, where
     if answer.failure:
         raise InputError(
             f"the chat template of {folder} fails at messages of the roles {roles} "
-            f"({answer.failure}), {where}: correct the template, or give it what it looks for "
-            "in the "
-            "messages or with chat_template_kwargs"
+            f"({answer.failure}), {where}: correct the template, or give it what it looks for in "
+            "the messages or with chat_template_kwargs"
         )
     text = answer.text
     if not request.generate:
@@ -327,9 +326,8 @@ def _tokenize(
 def _cannot_encode(tokenizer: PreTrainedTokenizerBase, error: Exception, what: str) -> InputError:
     reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
     return InputError(
-        f"the tokenizer of {tokenizer.name_or_path} cannot encode {what} ({reason}): correct "
-        "its tokenizer.json or "
-        "tokenizer_config.json, or leave that prompt out"
+        f"the tokenizer of {tokenizer.name_or_path} cannot encode {what} ({reason}): correct its "
+        "tokenizer.json or tokenizer_config.json, or leave that prompt out"
     )
 
 

@@ -138,8 +138,7 @@ def eos_ids(tokenizer: PreTrainedTokenizerBase, folder: str) -> tuple[int, ...]:
     if not ids:
         raise InputError(
             f"{folder} names no token that ends a completion: set eos_token in "
-            "tokenizer_config.json "
-            "or eos_token_id in generation_config.json"
+            "tokenizer_config.json or eos_token_id in generation_config.json"
         )
     return ids
 

@@ -160,9 +160,8 @@ def of_tasks(config: Config) -> Data:
         if data.policies != first.policies or data.origin != first.origin:
             raise InputError(
                 f"{tasks.title} has pass rates of {shown(data.policies)} and embeddings by "
-                f"{data.origin.model}, but "
-                f"{config.task_sets[0].title} of {shown(first.policies)} and by "
-                f"{first.origin.model}: give the same"
+                f"{data.origin.model}, but {config.task_sets[0].title} of "
+                f"{shown(first.policies)} and by {first.origin.model}: give the same"
             )
     once = np.sort(
         np.unique(np.concatenate([digests for _, digests in sets]), axis=0, return_index=True)[1]
@@ -179,9 +178,8 @@ def _of_set(tasks: TasksConfig) -> tuple[Data, np.ndarray]:
     """
     if tasks.embeddings is None:
         raise InputError(
-            f"{tasks.title} has no embeddings: make them with `jaxrft prepare embeddings "
-            "CONFIG --out FILE.safetensors`"
-            " and give --tasks.embeddings FILE.safetensors"
+            f"{tasks.title} has no embeddings: make them with `jaxrft prepare embeddings CONFIG "
+            "--out FILE.safetensors` and give --tasks.embeddings FILE.safetensors"
         )
     columns, references = sources.read(tasks)
     names = tasks.pass_rate_columns or tuple(name for name in columns if name.endswith(SUFFIX))
@@ -189,9 +187,8 @@ def _of_set(tasks: TasksConfig) -> tuple[Data, np.ndarray]:
     rates = rows.reference_pass_rates
     if rates is None:
         raise InputError(
-            f"{tasks.source} has no pass rates: add those of several policies with "
-            "`jaxrft prepare pass-rates CONFIG --out FILE.parquet`, and give --tasks.source "
-            "FILE.parquet"
+            f"{tasks.source} has no pass rates: add those of several policies with `jaxrft "
+            "prepare pass-rates CONFIG --out FILE.parquet`, and give --tasks.source FILE.parquet"
         )
     content = embeddings.read(tasks.embeddings)
     digests = embeddings.digests(rows.prompts)
@@ -243,8 +240,7 @@ def run(data: Data, options: Output, seed: int) -> list[Predictions]:
     with Display((options.splits + 1) * fit.epochs, unit="epoch") as display:
         display.say(
             f"{len(rates)} policies ({shown(data.policies)}) on {rates.shape[1]:,} tasks, "
-            "embeddings by "
-            f"{data.origin.model} of width {data.origin.width:,}"
+            f"embeddings by {data.origin.model} of width {data.origin.width:,}"
         )
         predictions = []
         for number, split in enumerate(splits, 1):
@@ -307,10 +303,8 @@ def check(data: Data, options: Output) -> None:
     if num_policies < 2:
         raise InputError(
             f"there are pass rates of {shown(data.policies) or 'no policy'} only: a predictor "
-            "learns what several "
-            "policies have in common, so give those of at least 2, in columns that end in "
-            f"{SUFFIX} or that "
-            "tasks.pass_rate_columns names"
+            "learns what several policies have in common, so give those of at least 2, in "
+            f"columns that end in {SUFFIX} or that tasks.pass_rate_columns names"
         )
     if not 0 <= options.splits <= MAX_SPLITS or not 0 < options.held_out < 1:
         raise InputError(

@@ -92,8 +92,7 @@ RECIPES = {
         about="GSM8K: grade school mathematics, 7,473 tasks and 1,319 to test with (arXiv "
         "2110.14168)",
         files="train.jsonl or test.jsonl of github.com/openai/grade-school-math, in "
-        "grade_school_math/data; or the "
-        "parquet files in main/ of the hub's data set openai/gsm8k",
+        "grade_school_math/data; or the parquet files in main/ of the hub's data set openai/gsm8k",
         reads=("question", "answer"),
         task=_gsm8k,
         columns={"solution": str},
@@ -134,9 +133,8 @@ RECIPES = {
         about="GURU: mathematics, code, logic and more, with the pass rates of two policies "
         "(arXiv 2506.14965)",
         files="train/*.parquet of the hub's data set LLM360/guru-RL-92k, all or some: "
-        "math__combined_54.4k.parquet, "
-        "codegen__*.parquet, logic__*.parquet; ground truths and extra_info that are no text "
-        "become JSON",
+        "math__combined_54.4k.parquet, codegen__*.parquet, logic__*.parquet; ground truths and "
+        "extra_info that are no text become JSON",
         reads=("prompt", "reward_model", "ability", "data_source", "extra_info", *RATES),
         task=_guru,
         columns={
@@ -150,9 +148,8 @@ RECIPES = {
         about="SCP-25K: science, on which the DOTS paper trains next to mathematics (arXiv "
         "2506.05316)",
         files="not published under that name; DOTS has it from ProRL (arXiv 2505.24864), which "
-        "filtered the hub's data "
-        "set EricLu/SCP-116K: a file of your own with the columns problem, answer (short) and, "
-        "if you like, domain",
+        "filtered the hub's data set EricLu/SCP-116K: a file of your own with the columns "
+        "problem, answer (short) and, if you like, domain",
         reads=("problem", "answer", "domain"),
         task=_scp25k,
         columns={"domain": str},

@@ -48,9 +48,8 @@ def matched(base: TaskFile, other: TaskFile) -> list[int]:
     if rows.keys() != set(base.keys):
         raise InputError(
             f"{base.source} holds other tasks than {other.source}: "
-            f"{len(rows.keys() & set(base.keys))} of its "
-            f"{len(base.keys)} are among the other's {len(rows)}; give the same tasks, or "
-            "another file with --out"
+            f"{len(rows.keys() & set(base.keys))} of its {len(base.keys)} are among the other's "
+            f"{len(rows)}; give the same tasks, or another file with --out"
         )
     return [rows[key] for key in base.keys]
 
@@ -73,8 +72,7 @@ def join(base: TaskFile, other: TaskFile, *, overwrite: bool = False) -> TaskFil
         elif repr(table.column(name).to_pylist()) != repr(column.to_pylist()):
             raise InputError(
                 f"{base.source} and {other.source} have different values in the column {name}: "
-                "rename one of them, or "
-                "give --overwrite to take the latter's"
+                "rename one of them, or give --overwrite to take the latter's"
             )
     return base._replace(table=table)
 

@@ -218,8 +218,7 @@ class Reporter:
         if self.without_signal % 10 == 1:
             self.display.say(
                 f"step {self.step}: the rewards of every group are all equal, so that its "
-                "gradient is exactly zero "
-                f"({self.without_signal} such steps in a row)"
+                f"gradient is exactly zero ({self.without_signal} such steps in a row)"
             )
 
 

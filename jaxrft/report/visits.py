@@ -62,9 +62,8 @@ class Visits:
         remedy = "add a reward that applies to such tasks, or leave them out"
         if groups >= SILENT_GROUPS and not self.rewarded[member].any():
             return (
-                f"no reward that counts as success applied to any of the {groups} groups "
-                "rolled out so far, which "
-                f"therefore give no training signal: {remedy}"
+                f"no reward that counts as success applied to any of the {groups} groups rolled "
+                f"out so far, which therefore give no training signal: {remedy}"
             )
         if unrewarded.any():
             return (
@@ -75,9 +74,7 @@ class Visits:
         if groups >= SILENT_GROUPS and not self.solved[member].any():
             return (
                 f"none of the {groups} groups rolled out so far has a success above 0, so that "
-                "fewer than "
-                f"{3 / groups:.0%} of its groups are likely to have one: check the reward with "
-                "--dry-run, or add "
-                "easier tasks"
+                f"fewer than {3 / groups:.0%} of its groups are likely to have one: check the "
+                "reward with --dry-run, or add easier tasks"
             )
         return None

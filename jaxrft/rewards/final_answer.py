@@ -68,8 +68,7 @@ _TOKENS = re.compile(
 )
 _MATH_WORDS = frozenset(
     "sqrt pi sin cos tan ln log exp gcd lcm max min mod plus minus times over divided "
-    "multiplied by squared cubed of"
-    " percent pct choose factorial and or".split()
+    "multiplied by squared cubed of percent pct choose factorial and or".split()
 )
 _CURRENCIES = "$€£¥₹"
 _IS_THE_ANSWER = re.compile(

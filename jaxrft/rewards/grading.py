@@ -270,8 +270,7 @@ def check_rewards(
         counts = ", ".join(f"{n} {kind}" for kind, n in rewards.failures.items() if n) or "all None"
         raise InputError(
             f"no completion of the first batch got a reward ({counts}): see the warning above, "
-            "and check the rewards "
-            f"{', '.join(config.rewards)} and the columns of the tasks"
+            f"and check the rewards {', '.join(config.rewards)} and the columns of the tasks"
         )
     outside = rewards.is_success & ((rewards.rewards < 0) | (rewards.rewards > 1))
     return rewards._replace(

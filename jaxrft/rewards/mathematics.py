@@ -89,11 +89,10 @@ _UNIT = re.compile(
 )
 # Words behind a number that change it.
 _MULTIPLES = frozenset(
-    "hundred thousand million billion trillion dozen percent pct percentage half halves third "
-    "thirds quarter quarters"
-    " fourth fourths fifth fifths sixth sixths squared cubed factorial over plus minus times "
-    "divided by multiplied of"
-    " mod modulo to sqrt root pi and or choose".split()
+    "hundred thousand million billion trillion dozen percent pct percentage half halves "
+    "third thirds quarter quarters fourth fourths fifth fifths sixth sixths squared "
+    "cubed factorial over plus minus times divided by multiplied of mod modulo to sqrt "
+    "root pi and or choose".split()
 )
 
 

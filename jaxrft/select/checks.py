@@ -202,9 +202,8 @@ def check_references(rates: Array, num_tasks: int, *, least: int = 1) -> None:
     if rates.ndim != 2 or rates.shape[0] != num_tasks or rates.shape[1] < least:
         raise InputError(
             f"reference pass rates have shape {rates.shape}: they must be [{num_tasks}, K], a "
-            "row a task and "
-            f"a column for each of at least {least} reference policies, weakest first "
-            "(tasks.pass_rate_columns)"
+            f"row a task and a column for each of at least {least} reference policies, weakest "
+            "first (tasks.pass_rate_columns)"
         )
     first_outside = _first_outside(rates)
     if first_outside is not None:
@@ -230,9 +229,8 @@ def check_embeddings(embeddings: Array, num_tasks: int) -> None:
     if wrong is not None:
         count, first = wrong
         raise InputError(
-            f"embeddings of {count} tasks are not finite, first of task {first}: "
-            f"leave those tasks out, or give no embeddings (a number above {LARGEST:g} is not "
-            "finite here)"
+            f"embeddings of {count} tasks are not finite, first of task {first}: leave those "
+            f"tasks out, or give no embeddings (a number above {LARGEST:g} is not finite here)"
         )
 
 

@@ -55,9 +55,8 @@ def make(name: str, num_generations: int, **hyper_parameters: object) -> Selecto
         )
     if name == "dots" and not isinstance(hyper_parameters.get("predictor"), Params):
         raise InputError(
-            "the selector dots needs `predictor`, the parameters of a similarity predictor "
-            "such as jaxrft prepare "
-            "predictor trains: give them, or choose another selector"
+            "the selector dots needs `predictor`, the parameters of a similarity predictor such "
+            "as jaxrft prepare predictor trains: give them, or choose another selector"
         )
     options = {field: value for field, value in hyper_parameters.items() if field in fields(name)}
     return SELECTORS[name](num_generations, **options)

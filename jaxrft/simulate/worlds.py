@@ -275,9 +275,8 @@ def replay(
     width = round(2 * HALF_WINDOW * policies)
     if width < num_generations:
         raise InputError(
-            f"num_generations is {num_generations} but a window holds {width} of the "
-            f"{policies} policies: "
-            "lower it, or give more rows"
+            f"num_generations is {num_generations} but a window holds {width} of the {policies} "
+            "policies: lower it, or give more rows"
         )
     schedule_index = _schedules(data, schedule)  # [N]
     right = _cumulative(table == 1)  # [P + 1, N]

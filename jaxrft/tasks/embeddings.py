@@ -62,8 +62,7 @@ def read(path: str | Path) -> Embeddings:
     except SafetensorError as error:
         raise InputError(
             f"{path} cannot be read as safetensors with the tensors {PROMPTS} and {ROWS} "
-            f"({error}): "
-            f"make it with {command(path)}"
+            f"({error}): make it with {command(path)}"
         ) from error
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(
@@ -76,9 +75,8 @@ def read(path: str | Path) -> Embeddings:
     ):
         raise InputError(
             f"{path} holds {ROWS} {content.rows.shape} of {content.rows.dtype} for {PROMPTS} "
-            f"{content.prompts.shape}, but "
-            f"they must be [M, E] of {' or '.join(DTYPES)} for [M, 16]: make it with "
-            f"{command(path)}"
+            f"{content.prompts.shape}, but they must be [M, E] of {' or '.join(DTYPES)} for [M, "
+            f"16]: make it with {command(path)}"
         )
     return content._replace(source=content.source | {"width": content.rows.shape[1]})
 
@@ -103,8 +101,7 @@ def of_prompts(
     if bad := int((~np.isfinite(rows)).any(axis=1).sum()):
         raise InputError(
             f"{path} has embeddings that are not finite for {bad} of the {len(at)} tasks of "
-            f"{name}: make them again "
-            f"with {command(path)} --overwrite"
+            f"{name}: make them again with {command(path)} --overwrite"
         )
     return rows
 

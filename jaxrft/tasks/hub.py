@@ -117,8 +117,7 @@ def _declared_splits(folder: Path, name: str) -> dict[str, Splits]:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(
             f"hub:{name}: its README.md does not declare subsets and splits as the hub's do "
-            f"({reason}): download its "
-            "files and name one of them as tasks.source"
+            f"({reason}): download its files and name one of them as tasks.source"
         ) from error
 
 

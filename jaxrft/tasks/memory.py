@@ -47,8 +47,7 @@ class Budget:
         if size > self.limit:
             raise InputError(
                 f"{self._path} unpacks to more than {self.limit / 2**30:.2f} GiB, half of the "
-                "memory that is "
-                f"available: {self._remedy}, or use a larger machine"
+                f"memory that is available: {self._remedy}, or use a larger machine"
             )
 
     def rows(self, size: int) -> int:

@@ -78,9 +78,8 @@ def prepare(
     keep = np.flatnonzero((lengths > 0) & (lengths <= max_prompt_length))
     if not len(keep) and longest > 0:
         raise InputError(
-            f"no prompt of {name} is short enough: the shortest has "
-            f"{lengths[lengths > 0].min()} tokens, raise "
-            f"max_prompt_length (now {max_prompt_length}) to at least that"
+            f"no prompt of {name} is short enough: the shortest has {lengths[lengths > 0].min()} "
+            f"tokens, raise max_prompt_length (now {max_prompt_length}) to at least that"
         )
     if not len(keep):
         raise InputError(f"no prompt of {name} has any token: give them text")

@@ -116,9 +116,8 @@ def _check_metadata(folder: Path) -> None:
     for name in _classes(described, folder):
         if name not in CLASSES:
             raise InputError(
-                f"the data set in {folder} has features of the class {shown(name)}, which is "
-                "not TFDS' own and would "
-                "be imported: prepare it again with features of tfds.features"
+                f"the data set in {folder} has features of the class {shown(name)}, which is not "
+                "TFDS' own and would be imported: prepare it again with features of tfds.features"
             )
     splits = info.get("splits", [])
     names = [info.get("name"), *(entry.get(key) for entry in splits for key in FILE_NAMES)]
@@ -224,10 +223,8 @@ def _version_folder(root: Path, name: str) -> Path:
     if not versions:
         raise Missing(
             f"tfds:{name} is not prepared in {root}: set tasks.data_dir to where it is, or "
-            "prepare it with `jaxrft "
-            f"prepare dataset {dataset} --file FILE`, and where jaxrft knows no such set with "
-            f"`tfds build {dataset} "
-            "--file_format=array_record`"
+            f"prepare it with `jaxrft prepare dataset {dataset} --file FILE`, and where jaxrft "
+            f"knows no such set with `tfds build {dataset} --file_format=array_record`"
         )
     if version and version not in versions:
         raise InputError(

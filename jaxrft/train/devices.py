@@ -46,9 +46,8 @@ def check_mesh(config: Config, mesh: meshes.AnyMesh) -> None:
         return
     raise InputError(
         f"micro_batch_size {rows} does not divide over data x fsdp = {count} devices: choose a "
-        "multiple of "
-        f"{count * config.num_generations} rows, or {count} times a divisor of num_generations "
-        f"{config.num_generations}"
+        f"multiple of {count * config.num_generations} rows, or {count} times a divisor of "
+        f"num_generations {config.num_generations}"
     )
 
 

@@ -282,8 +282,7 @@ def check_calibration(params: Params, calibration: Calibration) -> None:
     if missing:
         raise InputError(
             f"the predictor was trained without the calibration {calibration} (it has no "
-            f"{' and no '.join(missing)}): "
-            "choose the one it was trained with"
+            f"{' and no '.join(missing)}): choose the one it was trained with"
         )
     used = jax.tree.leaves([getattr(params, name) for name in NEEDS[calibration]])
     arrays = [np.asarray(x) for x in used if not isinstance(x, Tracer)]
