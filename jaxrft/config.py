@@ -331,9 +331,9 @@ class Config(Checked):
     """Sample among the k likeliest tokens; 0 = off."""
 
     rewards: tuple[str, ...] = ("math",)
-    """Names (exact, number, gsm8k, math, code, code_solved) or paths, package.module:function or
-    folder/file.py:function; one reward each. Modules are also looked for next to the config, then
-    in the current directory."""
+    """Names (exact, number, gsm8k, math, choice, code, code_solved) or paths,
+    package.module:function or folder/file.py:function; one reward each. Modules are also looked for
+    next to the config, then in the current directory."""
     reward_path: tuple[FilePath, ...] = ()
     """Folders in which the files of rewards are looked for; that of the config is added if one of
     them lies there."""

@@ -28,6 +28,7 @@ CONTRACT = {
     "gsm8k": (("so #### 72", "72"), ("so #### 71", "72"), "none"),
     "number": (("It is 72.", "72"), ("72 is 70 + 2", "72"), "none"),
     "math": ((r"so \boxed{72}", "72"), (r"so \boxed{71}", "72"), ""),
+    "choice": (("The answer is (B).", "B"), ("The answer is (A).", "B"), "none"),
 }
 
 
@@ -327,6 +328,55 @@ def test_rewards_get_the_tokens_that_were_sampled_and_how_far_the_run_is():
 )
 def test_number_pays_for_one_number_alone(completion, reward):
     assert resolve("number")(["q"], [completion], answer=["1234"]) == [reward]
+
+
+@pytest.mark.parametrize(
+    ("completion", "letter"),
+    [
+        ("The answer is (B).", "B"),
+        (r"Hence $\boxed{\text{B}}$", "B"),
+        (r"\boxed{\textbf{(B)}\ 12}", "B"),
+        ("Step 1: A is out.\n\nAnswer: B", "B"),
+        ("Answer: $B$", "B"),
+        ("**Answer:** B) 12 metres", "B"),
+        ("So the answer is **B**: copper.", "B"),
+        ("Answer: B (copper)", "B"),
+        ("Answer: B - copper", "B"),
+        ("answer: b", "B"),
+        ("Option B is correct.", "B"),
+        ("The correct answer is B because A is too small.", "B"),
+        ("Answer: A\nNo, wait.\nAnswer: B", "B"),
+        ("<think>A or B?</think>\nB", "B"),
+        ("The answer is B.\nA) 1\nB) 2", "B"),
+        ("A) 1\nB) 2\n\nAnswer: B", "B"),
+        # more than one letter, or none
+        ("A, B, C, D", None),
+        ("A. B. C. D.", None),
+        ("(A) (B) (C) (D)", None),
+        ("A\nB\nC\nD", None),
+        ("- **A**\n- **B**", None),
+        ("A) 1\nB) 2\nC) 3\nD) 4", None),
+        ("Answer:\nA) 1\nB) 2\nC) 3\nD) 4", None),
+        ("Answer: A or B", None),
+        ("Answer: ABCD", None),
+        ("Answer: A (B)", None),
+        (r"\boxed{A, B}", None),
+        ("Answer: not B", None),
+        ("None of A, B, C and D.", None),
+        ("The answer is a good one.", None),
+        ("Answer: " + "B " * 10_000, None),
+    ],
+)
+def test_choice_is_one_letter(completion, letter):
+    from jaxrft.rewards.choice import chosen_letter
+
+    assert chosen_letter(completion) == letter
+
+
+def test_choice_of_a_completion_that_was_cut_must_be_announced():
+    columns = {"answer": ["B", "B"], "truncated": [True, True]}
+    completions = ["Answer: B\nNow I check it", "It could be A, then\nB"]
+    assert resolve("choice")(["q"] * 2, completions, **columns) == [1.0, 0.0]
 
 
 def test_groups_are_graded_as_they_end():

@@ -20,6 +20,7 @@ from jaxrft.host.terminal import escaped
 Reward = Callable[..., list[float | None]]
 
 REWARDS = {
+    "choice": "jaxrft.rewards.choice:choice",
     "code": "jaxrft.rewards.code:code",
     "code_solved": "jaxrft.rewards.code:code_solved",
     "exact": "jaxrft.rewards.functions:exact",

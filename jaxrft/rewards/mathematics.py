@@ -16,6 +16,7 @@ from math_verify import LatexExtractionConfig, parse, verify
 from jaxrft.rewards import ground_truth
 from jaxrft.rewards.arithmetic import CHARACTERS, unfinished
 from jaxrft.rewards.boxes import joined_boxes, last_boxed
+from jaxrft.rewards.choice import LONGEST, parse_choice
 from jaxrft.rewards.constants import at, differ, values
 from jaxrft.rewards.final_answer import final_answer
 from jaxrft.rewards.functions import Completion, text_of
@@ -37,7 +38,7 @@ _PERCENT = sympy.UnevaluatedExpr(sympy.Rational(1, 100))
 _SEVERAL = sympy.FiniteSet | sympy.Tuple | sympy.And | sympy.Or
 _DECIMALS = 6  # as math-verify compares
 _KNOWN_BITS = 10  # of a number; fewer are what rounding leaves of a difference
-BOX = 1_000  # characters of an answer; the longest of DeepScaleR's truths has 145
+BOX = LONGEST  # characters of an answer; the longest of DeepScaleR's truths has 145
 
 _FRACTIONS = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
 _SIZES = re.compile(
@@ -77,12 +78,6 @@ _UNIT_BEHIND = re.compile(
 )
 _NO_THOUSANDS = re.compile(r"[-−]?0,[0-9]{3}")
 _DECIMAL_COMMA = re.compile(r"[-−]?[0-9]+,(?:[0-9]{1,2}|[0-9]{4,})")
-_CHOICE = re.compile(
-    r"(?:\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{\s*)*[(\[]?\s*(?P<letter>[A-Z])"
-    r"(?:\s*[)\].:}]+|$)(?P<text>.*)",
-    re.DOTALL,
-)
-_CHOICES = re.compile(r"(?:^|[\s({])[(\[]?[A-Z][)\].:]")
 _UNIT = re.compile(
     r"(?P<number>[^a-zA-Z]*[0-9][^a-zA-Z]*?)\s+(?P<words>[a-zA-Z][a-zA-Z' "
     r"/.-]{2,80})"
@@ -170,12 +165,12 @@ def _is_right(gold: str, answer: str) -> bool:
         return bool(_PLAIN_NUMBER.fullmatch(gold) and _PLAIN_NUMBER.fullmatch(answer)) and _equal(
             gold, answer
         )
-    choice = _choice(gold)
+    choice = parse_choice(gold)
+    chosen = parse_choice(answer)
     if choice is not None:
-        return choice == _choice(answer)
-    chosen = _CHOICE.fullmatch(answer) if len(answer) <= BOX else None
-    if chosen and not _CHOICES.search(chosen["text"]):
-        text = chosen["text"]
+        return chosen is not None and choice.letter == chosen.letter
+    if chosen is not None:
+        text = chosen.text
         text = text.removesuffix("}") if text.count("}") > text.count("{") else text
         return text != "" and _equal(gold, spelled(plain(text)))
     return any(_equal(gold, other) for other in _other_readings(gold, answer))
@@ -183,14 +178,6 @@ def _is_right(gold: str, answer: str) -> bool:
 
 def _without_percent(answer: str) -> str:
     return answer.removesuffix("%").removesuffix("\\").strip()
-
-
-def _choice(text: str) -> str | None:
-    """Returns the letter of a choice, with or without the choice's text; None for several, and for
-    other answers.
-    """
-    choice = _CHOICE.fullmatch(text) if len(text) <= BOX else None
-    return choice["letter"] if choice and not _CHOICES.search(choice["text"]) else None
 
 
 def _other_readings(gold: str, answer: str) -> list[str]:
