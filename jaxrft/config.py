@@ -12,7 +12,7 @@ import os
 import re
 import runpy
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
@@ -560,38 +560,15 @@ GROUPS = {
 
 # Fields by their range; those that may be None are not checked then.
 AT_LEAST_ONE = (
-    *(
-        "steps",
-        "batch_size",
-        "max_prompt_length",
-        "max_completion_length",
-        "num_iterations",
-        "reward_workers",
-    ),
-    *("max_skipped_updates", "keep_checkpoints", "save_steps", "evaluation.batch_size"),
-    "evaluation.max_completion_length",
-)
+    "steps batch_size max_prompt_length max_completion_length num_iterations reward_workers "
+    "max_skipped_updates keep_checkpoints save_steps evaluation.batch_size "
+    "evaluation.max_completion_length"
+).split()
 NOT_NEGATIVE = (
-    *(
-        "max_concurrent_rows",
-        "top_k",
-        "kl_coef",
-        "entropy_coef",
-        "overlong_penalty",
-        "learning_rate",
-        "warmup_steps",
-        "weight_decay",
-    ),
-    *(
-        "early_stopping_patience",
-        "evaluation.top_k",
-        "eval_steps",
-        "seed",
-        "log_completions_steps",
-        "dynamic_sampling",
-        "evaluation.num_samples",
-    ),
-)
+    "max_concurrent_rows top_k kl_coef entropy_coef overlong_penalty learning_rate "
+    "warmup_steps weight_decay early_stopping_patience evaluation.top_k eval_steps seed "
+    "log_completions_steps dynamic_sampling evaluation.num_samples"
+).split()
 POSITIVE = ("epsilon_high", "importance_sampling_cap", "max_grad_norm", "lora.alpha")
 
 
@@ -607,8 +584,41 @@ def _largest_of_evaluation(c: Config) -> str:
 
 def check(config: Config) -> None:
     """Raises InputError, one sentence, for the first value that cannot work."""
+    for requirements in (_ranges, _loss, _rewards, _replay, _update, _schedule, _limits):
+        _require(config, requirements(config))
+    check_templates(config)
+    check_sets(config)
+    if config.keep_best is not None:
+        check_best(config)
+    if config.select.name == "dots":
+        check_dots(config)
+    _require(config, _unused(config))
+
+
+Requirement = tuple[str, bool, str]  # a dotted field, whether it fits, and what it must be
+SIZES = ("batch_size", "num_generations", "max_prompt_length", "max_completion_length")
+
+
+def _require(config: Config, requirements: list[Requirement]) -> None:
+    """Raises InputError for the first field that does not fit."""
+    for name, fits, expected in requirements:
+        if not fits:
+            raise InputError(f"{name} is {shown(attrgetter(name)(config))}: it must be {expected}")
+
+
+def _each(
+    config: Config, names: Sequence[str], fits: Callable[[float], bool], expected: str
+) -> Iterator[Requirement]:
+    """Yields the requirement that each of the fields is None or fits."""
+    for name in names:
+        value = attrgetter(name)(config)
+        yield name, value is None or fits(value), expected
+
+
+def _ranges(config: Config) -> list[Requirement]:
+    """Returns the requirements that each field lies in its range, whatever the others are."""
     c = config
-    ranges = [
+    return [
         *_each(c, AT_LEAST_ONE, lambda value: value >= 1, "at least 1"),
         *_each(c, NOT_NEGATIVE, lambda value: value >= 0, "0 or more"),
         *_each(c, POSITIVE, lambda value: value > 0, "positive"),
@@ -626,6 +636,13 @@ def check(config: Config) -> None:
             lambda value: value >= MIN_TEMPERATURE,
             f"at least {MIN_TEMPERATURE:g}; evaluation is greedy by itself too",
         ),
+    ]
+
+
+def _loss(config: Config) -> list[Requirement]:
+    """Returns the requirements of the loss."""
+    c = config
+    return [
         ("epsilon", 0 < c.epsilon < 1, "in (0, 1)"),
         (
             "delta",
@@ -648,6 +665,13 @@ def check(config: Config) -> None:
             c.kl_estimator == "k3" or c.kl_coef > 0,
             "k3 while kl_coef is 0, which takes no KL: set kl_coef too",
         ),
+    ]
+
+
+def _rewards(config: Config) -> list[Requirement]:
+    """Returns the requirements of the rewards."""
+    c = config
+    return [
         (
             "overlong_buffer",
             0 <= c.overlong_buffer <= c.max_completion_length,
@@ -665,6 +689,13 @@ def check(config: Config) -> None:
             c.success_reward in (None, *c.rewards),
             f"one of the rewards {', '.join(c.rewards)}",
         ),
+    ]
+
+
+def _replay(config: Config) -> list[Requirement]:
+    """Returns the requirements of the replay of groups."""
+    c = config
+    return [
         ("replay.capacity", c.replay.capacity >= 0, "0 or more; 0 = no replay"),
         (
             "replay.fresh_fraction",
@@ -677,6 +708,13 @@ def check(config: Config) -> None:
             f"at least {c.batch_size - c.fresh_batch_size}, the groups that a step draws",
         ),
         ("replay.max_age", c.replay.max_age is None or c.replay.max_age >= 1, "at least 1 step"),
+    ]
+
+
+def _update(config: Config) -> list[Requirement]:
+    """Returns the requirements of the weights that an update trains, and of its batches."""
+    c = config
+    return [
         ("lora.rank", c.lora.rank >= 0, "0 or more; 0 finetunes every weight"),
         (
             "lora.targets",
@@ -699,36 +737,6 @@ def check(config: Config) -> None:
             f"and a divisor or a multiple of num_generations {c.num_generations}",
         ),
     ]
-    _require(c, ranges)
-    _require(c, _schedule(c))
-    _require(c, _limits(c))
-    check_templates(c)
-    check_sets(c)
-    if c.keep_best is not None:
-        check_best(c)
-    if c.select.name == "dots":
-        check_dots(c)
-    _require(c, _unused(c))
-
-
-Requirement = tuple[str, bool, str]  # a dotted field, whether it fits, and what it must be
-SIZES = ("batch_size", "num_generations", "max_prompt_length", "max_completion_length")
-
-
-def _require(config: Config, requirements: list[Requirement]) -> None:
-    """Raises InputError for the first field that does not fit."""
-    for name, fits, expected in requirements:
-        if not fits:
-            raise InputError(f"{name} is {shown(attrgetter(name)(config))}: it must be {expected}")
-
-
-def _each(
-    config: Config, names: tuple[str, ...], fits: Callable[[float], bool], expected: str
-) -> Iterator[Requirement]:
-    """Yields the requirement that each of the fields is None or fits."""
-    for name in names:
-        value = attrgetter(name)(config)
-        yield name, value is None or fits(value), expected
 
 
 def _schedule(config: Config) -> list[Requirement]:
@@ -845,24 +853,10 @@ def _unused(config: Config) -> list[Requirement]:
 # Options of transformers' apply_chat_template that this package sets itself.
 RESERVED_VARIABLES = frozenset(
     (
-        *(
-            "messages",
-            "conversation",
-            "chat_template",
-            "add_generation_prompt",
-            "continue_final_message",
-            "tokenize",
-        ),
-        *(
-            "padding",
-            "truncation",
-            "max_length",
-            "return_tensors",
-            "return_dict",
-            "return_assistant_tokens_mask",
-        ),
-        *("tokenizer_kwargs", "sanitize_control_tokens"),
-    )
+        "messages conversation chat_template add_generation_prompt continue_final_message "
+        "tokenize padding truncation max_length return_tensors return_dict "
+        "return_assistant_tokens_mask tokenizer_kwargs sanitize_control_tokens"
+    ).split()
 )
 
 

@@ -8,18 +8,16 @@ from jaxrft.types import Array
 # the numbers after it. None may be removed, since the numbers after it would change: "measure" is
 # used by benchmarks alone.
 STREAMS = (
-    *(
-        "select",
-        "rollout",
-        "learn",
-        "eval",
-        "init",
-        "prepare",
-        "replay",
-        "measure",
-        "reference set",
-        "rollout of references",
-    ),
+    "select",
+    "rollout",
+    "learn",
+    "eval",
+    "init",
+    "prepare",
+    "replay",
+    "measure",
+    "reference set",
+    "rollout of references",
     "resample",
 )
 

@@ -130,12 +130,20 @@ def shapes(
     i32 = partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
     group = (1, num_generations)
     cells = (1, num_generations, completion_length)
-    valid = jax.ShapeDtypeStruct(group, jnp.bool_)
-    leaves: PyTree = (
-        *(i32((1, prompt_length)), i32((1,)), i32(cells), f32(cells), f32(cells)),
-        *(f32(group), f32(group), valid, i32((1,)), i32((1,)), f32(cells) if weighted else None),
-    )
-    return Groups._make(leaves)
+    leaves: PyTree = {
+        "prompts": i32((1, prompt_length)),
+        "lengths": i32((1,)),
+        "tokens": i32(cells),
+        "mask": f32(cells),
+        "logprobs": f32(cells),
+        "advantages": f32(group),
+        "rewards": f32(group),
+        "valid": jax.ShapeDtypeStruct(group, jnp.bool_),
+        "task": i32((1,)),
+        "step": i32((1,)),
+        "weights": f32(cells) if weighted else None,
+    }
+    return Groups(**leaves)
 
 
 def _init(capacity: int, like: Groups) -> Buffer:

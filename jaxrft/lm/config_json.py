@@ -133,126 +133,45 @@ ROPE_KEYS = ("rope_scaling", "rope_parameters")
 # Keys that change no number of a forward pass: notes, tokens, sampling, and how transformers
 # computes or reports.
 HARMLESS = {
+    STEP,
     *(
-        "_name_or_path",
-        "name_or_path",
-        "_model_name_or_path",
-        "_commit_hash",
-        "transformers_version",
-        STEP,
-    ),
-    *(
-        "architectures",
-        "torch_dtype",
-        "dtype",
-        "initializer_range",
-        "use_cache",
-        "tokenizer_class",
-        "prefix",
-    ),
-    *(
-        "id2label",
-        "label2id",
-        "num_labels",
-        "problem_type",
-        "finetuning_task",
-        "task_specific_params",
-    ),
-    *(
-        "output_attentions",
-        "output_hidden_states",
-        "output_scores",
-        "return_dict",
-        "use_return_dict",
-    ),
-    *(
-        "torchscript",
-        "use_bfloat16",
-        "tf_legacy_loss",
-        "chunk_size_feed_forward",
-        "is_decoder",
-        "is_llama_config",
-    ),
-    *(
-        "_attn_implementation",
-        "attn_implementation",
-        "_attn_implementation_autoset",
-        "_flash_attn_2_enabled",
-    ),
-    *(
-        "_experts_implementation",
-        "use_flash_attn",
-        "use_flash_attention_2",
-        "gradient_checkpointing",
-    ),
-    *("transformers.js_config", "unsloth_version", "unsloth_fixed", "model_max_length"),
+        "_name_or_path name_or_path _model_name_or_path _commit_hash transformers_version "
+        "architectures torch_dtype dtype initializer_range use_cache tokenizer_class prefix "
+        "id2label label2id num_labels problem_type finetuning_task task_specific_params "
+        "output_attentions output_hidden_states output_scores return_dict use_return_dict "
+        "torchscript use_bfloat16 tf_legacy_loss chunk_size_feed_forward is_decoder "
+        "is_llama_config _attn_implementation attn_implementation _attn_implementation_autoset "
+        "_flash_attn_2_enabled _experts_implementation use_flash_attn use_flash_attention_2 "
+        "gradient_checkpointing transformers.js_config unsloth_version unsloth_fixed "
+        "model_max_length"
+    ).split(),
     # of the texts in training; nothing computes with them
-    *("max_sequence_length", "max_seq_len", "seq_length"),
+    "max_sequence_length",
+    "max_seq_len",
+    "seq_length",
     # Slices of products, whose sums are the products; transformers 5 no longer makes them.
     "pretraining_tp",
+    # of texts and of sampling
     *(
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "sep_token_id",
-        "unk_token_id",
-        "cls_token_id",
-    ),
-    *("mask_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id"),
-    *(
-        "max_length",
-        "max_new_tokens",
-        "min_length",
-        "do_sample",
-        "early_stopping",
-        "num_beams",
-        "num_beam_groups",
-    ),
-    *(
-        "diversity_penalty",
-        "temperature",
-        "top_k",
-        "top_p",
-        "min_p",
-        "typical_p",
-        "repetition_penalty",
-    ),
-    *("length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids"),
-    *(
-        "num_return_sequences",
-        "return_dict_in_generate",
-        "remove_invalid_values",
-        "suppress_tokens",
-    ),
-    *("begin_suppress_tokens", "exponential_decay_length_penalty", "epsilon_cutoff", "eta_cutoff"),
+        "bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id cls_token_id "
+        "mask_token_id decoder_start_token_id forced_bos_token_id forced_eos_token_id max_length "
+        "max_new_tokens min_length do_sample early_stopping num_beams num_beam_groups "
+        "diversity_penalty temperature top_k top_p min_p typical_p repetition_penalty "
+        "length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids "
+        "num_return_sequences return_dict_in_generate remove_invalid_values suppress_tokens "
+        "begin_suppress_tokens exponential_decay_length_penalty epsilon_cutoff eta_cutoff"
+    ).split(),
 }
 # Noise that transformers adds in training only, and that is never added here: silent where there is
 # none.
-DROPOUTS = {
-    *(
-        "attention_dropout",
-        "attn_pdrop",
-        "resid_pdrop",
-        "embd_pdrop",
-        "dropout",
-        "hidden_dropout",
-        "residual_dropout",
-    ),
-    *(
-        "attention_probs_dropout_prob",
-        "hidden_dropout_prob",
-        "activation_dropout",
-        "layerdrop",
-        "mlp_dropout",
-    ),
-    *(
-        "embedding_dropout",
-        "ffn_dropout",
-        "attn_dropout",
-        "classifier_dropout",
-        "summary_first_dropout",
-    ),
-}
+DROPOUTS = frozenset(
+    (
+        "attention_dropout attn_pdrop resid_pdrop embd_pdrop dropout hidden_dropout "
+        "residual_dropout attention_probs_dropout_prob hidden_dropout_prob activation_dropout "
+        "layerdrop mlp_dropout embedding_dropout ffn_dropout attn_dropout classifier_dropout "
+        "summary_first_dropout"
+    ).split()
+)
 
 
 # Mathematics
@@ -543,23 +462,13 @@ def hf_config(config: ModelConfig, **extra: JSON) -> dict[str, JSON]:
 
 # Keys that say where the files of a folder come from, how their numbers are stored, or which code
 # belongs to them.
-ORIGIN = {
-    *(
-        "_name_or_path",
-        "name_or_path",
-        "_model_name_or_path",
-        "_commit_hash",
-        "auto_map",
-        "transformers.js_config",
-    ),
-    *(
-        "quantization_config",
-        "quantization",
-        "compression_config",
-        "unsloth_version",
-        "unsloth_fixed",
-    ),
-}
+ORIGIN = frozenset(
+    (
+        "_name_or_path name_or_path _model_name_or_path _commit_hash auto_map "
+        "transformers.js_config quantization_config quantization compression_config "
+        "unsloth_version unsloth_fixed"
+    ).split()
+)
 
 
 def export_keys(keys: Mapping[str, JSON], config: ModelConfig, dtype: str) -> dict[str, JSON]:

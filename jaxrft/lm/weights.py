@@ -37,22 +37,10 @@ logger = logging.getLogger(__name__)
 
 # Other files of a checkpoint, which are copied when it is saved again.
 TOKENIZER_FILES = (
-    *(
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "tokenizer.model",
-        "special_tokens_map.json",
-        "added_tokens.json",
-    ),
-    *(
-        "vocab.json",
-        "vocab.txt",
-        "merges.txt",
-        "chat_template.jinja",
-        "chat_template.json",
-        "generation_config.json",
-    ),
-)
+    "tokenizer.json tokenizer_config.json tokenizer.model special_tokens_map.json "
+    "added_tokens.json vocab.json vocab.txt merges.txt chat_template.jinja chat_template.json "
+    "generation_config.json"
+).split()
 BLOCK = 1 << 24  # elements of two tensors that are compared at a time
 
 

@@ -82,38 +82,9 @@ _BINOMIALS = ("\\binom", "\\dbinom", "\\tbinom")
 _EQUALS = ("=", "\\equiv", "equals")
 _ABOUT = ("\\approx", "\\simeq", "\\sim", "\\doteq", "≈")
 _SEPARATORS = (
-    *(
-        ",",
-        ";",
-        "&",
-        "<",
-        ">",
-        "\\\\",
-        "\\&",
-        "and",
-        "or",
-        "\\lt",
-        "\\gt",
-        "\\le",
-        "\\ge",
-        "\\leq",
-        "\\geq",
-        "\\ne",
-    ),
-    *(
-        "\\neq",
-        "\\in",
-        "\\mid",
-        "\\cup",
-        "\\cap",
-        "\\to",
-        "\\implies",
-        "\\Rightarrow",
-        "\\land",
-        "\\lor",
-        "\\setminus",
-    ),
-)
+    r", ; & < > \\ \& and or \lt \gt \le \ge \leq \geq \ne \neq \in \mid \cup \cap \to \implies "
+    r"\Rightarrow \land \lor \setminus"
+).split()
 _ARGUMENTS = (*_FRACTIONS, *_BINOMIALS)  # take one digit each where there are no braces
 _BRACKETS = {"(": ")", "[": "]", "{": "}", "\\{": "\\}"}
 _MEASURES = {
@@ -142,23 +113,7 @@ _BETWEEN = {
 } - {"x"}
 _CONSTANTS = {"pi": sympy.pi, "e": sympy.E, "i": sympy.I}
 # Of rational numbers these always have a value that is simpler.
-_INTEGER_FUNCTIONS = (
-    *(
-        "gcd",
-        "lcm",
-        "max",
-        "min",
-        "floor",
-        "ceil",
-        "abs",
-        "det",
-        "sum",
-        "prod",
-        "lim",
-        "int",
-        "Gamma",
-    ),
-)
+_INTEGER_FUNCTIONS = "gcd lcm max min floor ceil abs det sum prod lim int Gamma".split()
 _INVERSES = {f"a{name}": f"arc{name}" for name in ("sin", "cos", "tan", "cot")}
 _FUNCTIONS: dict[str, Callable[..., sympy.Expr]] = {
     **{
