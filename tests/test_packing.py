@@ -126,6 +126,8 @@ def test_few_slots_are_free_at_geometric_lengths():
         # 4 would do, and does not divide 6
         ({"num_generations": 6, "prompt_length": 60}, 59 + 6 * 256, 1),
         ({"samples": 4096}, 31 + 2 * 256, 15),  # 8,192 slots
+        # 5 bins would do, but 8 are needed at most: two rounds of 4 leave none empty
+        ({"prompt_length": 64, "completion_length": 16, "samples": 64}, 63 + 8 * 16, 4),
     ],
 )
 def test_a_shape_by_hand(changes, length, bins_per_round):

@@ -99,7 +99,11 @@ def choose_shape(
     length = prompt_length - 1 + per_bin * completion_length
     share = device_samples // (per_bin * ROUND_SHARE)
     wanted = max(MIN_ROUND_SLOTS // length, min(MAX_ROUND_SLOTS // length, share), 1)
-    return Shape(length, min(wanted, max(1, device_rows // per_bin)) * shards)
+    most = min(wanted, max(1, device_rows // per_bin))
+    # as many rounds as completions of full length need, but equal ones: none is half empty
+    full = -(-device_samples // per_bin)
+    rounds = -(-full // most)
+    return Shape(length, -(-full // rounds) * shards)
 
 
 def choose_shapes(
