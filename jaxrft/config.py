@@ -35,6 +35,7 @@ from jaxrft.host.files import JSON, UnreadableJSON, parse_json, read_regular
 from jaxrft.host.yaml_files import parse_yaml
 
 MIN_TEMPERATURE = 1e-6  # logits below 1e30 stay float32
+MAX_PENALTY = 1e3  # as a factor or a divisor of logits, which thus stay finite
 MIN_TIMEOUT = 1e-3  # seconds, the unit of poll(), of which none is no time at all
 MAX_TIMEOUT = 2**31 // 1000  # seconds; poll() counts milliseconds in 32 bits
 MAX_WORKERS = 1024  # processes; the largest hosts have fewer cores
@@ -115,6 +116,10 @@ class EvalConfig:
     """Nucleus of the samples; that of training by default."""
     top_k: int | None = None
     """Likeliest tokens that are sampled among; as in training by default, 0 = all."""
+    min_p: float | None = None
+    """Least probability of a token, as a share of the likeliest's; as in training by default."""
+    repetition_penalty: float | None = None
+    """Repetition penalty, of greedy completions too; as in training by default."""
     max_completion_length: int | None = None
     """Tokens, of greedy completions too; as in training by default."""
     batch_size: int | None = None
@@ -329,6 +334,13 @@ class Config(Checked):
     """Nucleus sampling; 1 = off."""
     top_k: int = 0
     """Sample among the k likeliest tokens; 0 = off."""
+    min_p: float = 0.0
+    """Sample no token less likely than this share of the likeliest's probability; 0 = off. Applied
+    last, as in transformers: repetition_penalty, temperature, top_k, top_p, min_p."""
+    repetition_penalty: float = 1.0
+    """Divides the logits of tokens that stand in the prompt or the completion so far, or multiplies
+    them where they are below 0; 1 = off, and above 1 they become less likely. Ratios and
+    log-probabilities are those of the policy without it."""
 
     rewards: tuple[str, ...] = ("math",)
     """Names (exact, number, gsm8k, math, choice, code, code_solved) or paths,
@@ -391,8 +403,8 @@ class Config(Checked):
     importance_sampling_correction: Literal["none", "token", "sequence"] = field(
         default="none", metadata=FIXED_WITH_REPLAY
     )
-    """Weigh token losses by policy / what top_p and top_k really drew from, of each token or of the
-    whole sequence.
+    """Weigh token losses by policy / what top_p, top_k, min_p and repetition_penalty really drew
+    from, of each token or of the whole sequence.
     """
     importance_sampling_mode: Literal["truncate", "mask"] = "truncate"
     """truncate sets such a weight above importance_sampling_cap to the cap; mask sets it to 0,
@@ -531,6 +543,8 @@ GROUPS = {
         "temperature",
         "top_p",
         "top_k",
+        "min_p",
+        "repetition_penalty",
         "gather_for_rollout",
     ),
     "rewards": (
@@ -630,6 +644,13 @@ def _ranges(config: Config) -> list[Requirement]:
         ("temperature", c.temperature > 0, "positive; evaluation is greedy by itself"),
         ("top_p", 0 < c.top_p <= 1, "in (0, 1]"),
         *_each(c, ("evaluation.top_p",), lambda value: 0 < value <= 1, "in (0, 1]"),
+        *_each(c, ("min_p", "evaluation.min_p"), lambda value: 0 <= value <= 1, "in [0, 1]"),
+        *_each(
+            c,
+            ("repetition_penalty", "evaluation.repetition_penalty"),
+            lambda value: 1 / MAX_PENALTY <= value <= MAX_PENALTY,
+            f"in [{1 / MAX_PENALTY:g}, {MAX_PENALTY:g}]; 1 = off",
+        ),
         *_each(
             c,
             ("evaluation.temperature",),

@@ -70,5 +70,6 @@ class Rollout(NamedTuple):
     tokens: Array  # [R, T] int32, padding after the end
     lengths: Array  # [R] int32, tokens up to and including EOS
     mask: Array  # [R, T] float32, 1 up to and including EOS
-    logprobs: Array  # [R, T] float32, log pi of the untruncated policy at the sampling temperature
-    sampling_logprobs: Array  # [R, T] float32, of the truncated distribution (top-p, top-k)
+    logprobs: Array  # [R, T] float32, log pi of the policy at the sampling temperature
+    # [R, T] float32, of what was drawn from (top-k, top-p, min-p, repetition penalty)
+    sampling_logprobs: Array

@@ -52,6 +52,9 @@ OUT_OF_RANGE = [
     ("temperature", 0.0, "positive; evaluation is greedy by itself"),
     ("top_p", 0.0, "in (0, 1]"),
     ("top_p", 1.1, "in (0, 1]"),
+    ("min_p", -0.1, "in [0, 1]"),
+    ("min_p", 1.1, "in [0, 1]"),
+    ("repetition_penalty", 0.0, "in [0.001, 1000]; 1 = off"),
     ("epsilon", 0.0, "in (0, 1)"),
     ("epsilon", 1.0, "in (0, 1)"),
     ("epsilon_high", 0.0, "positive"),
@@ -204,6 +207,8 @@ def test_an_int_is_a_float():
         ({"batch_size": 0}, "evaluation.batch_size is 0: it must be at least 1"),
         ({"temperature": 0.0}, "evaluation.temperature is 0.0: it must be at least 1e-06; eval"),
         ({"top_p": 0.0}, "evaluation.top_p is 0.0: it must be in "),
+        ({"min_p": 2.0}, "evaluation.min_p is 2.0: it must be in "),
+        ({"repetition_penalty": -1.0}, "evaluation.repetition_penalty is -1.0: it must be in "),
         ({"max_completion_length": 0}, "evaluation.max_completion_length is 0: it must be at"),
     ],
 )
@@ -620,8 +625,13 @@ def defaults(kind):
 
 
 NAMESAKES = [
-    (Config, rollout.Sampling, {"temperature", "top_p", "top_k"}),
-    (Config, sampling.truncate, {"top_p", "top_k"}),
+    (
+        Config,
+        rollout.Sampling,
+        {"temperature", "top_p", "top_k", "min_p", "repetition_penalty"},
+    ),
+    (Config, sampling.truncate, {"top_p", "top_k", "min_p"}),
+    (Config, sampling.penalize, {"repetition_penalty"}),
     (Config, update.completion_logprobs, {"temperature"}),
     (
         Config,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jaxrft.lm import embed, model, weights
+from jaxrft.lm import embed, model, sampling, weights
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -302,3 +302,50 @@ def test_the_mean_of_the_last_hidden_states_is_that_of_transformers(changes, tok
     pooled = jax.jit(partial(embed.pooled, model.decoder(config)))
     ours = pooled(weights.load(tmp_path, config), jnp.asarray(tokens), jnp.asarray(lengths))
     np.testing.assert_allclose(ours, np.array(want), atol=1e-4)
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_the_distribution_drawn_from_is_that_of_the_logits_processors(greedy):
+    """In the order in which `generate` of transformers applies them."""
+    random = np.random.default_rng(0)
+    logits = random.normal(0, 4, (16, 96)).astype(np.float32)
+    prompts = random.integers(0, 96, (16, 12)).astype(np.int32)
+    options = {"top_k": 40, "top_p": 0.97, "min_p": 0.01, "temperature": 1.7}
+    shared = {"repetition_penalty": 1.3}
+    lm = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.for_model("qwen2", **SHAPE)
+    )
+    chain = lm._get_logits_processor(
+        transformers.GenerationConfig(
+            do_sample=not greedy, **({} if greedy else options), **shared
+        ),
+        input_ids_seq_length=12,
+        device="cpu",
+    )
+    want = torch.softmax(chain(torch.tensor(prompts), torch.tensor(logits)), dim=-1).numpy()
+    seen = sampling.tokens_seen(jnp.asarray(prompts), jnp.full(16, 12), 96)
+    found = sampling.penalize(jnp.asarray(logits), seen, **shared)
+    if not greedy:
+        temperature = options.pop("temperature")
+        found = sampling.truncate(found / temperature, **options)
+        assert 1 < np.isfinite(found).sum(axis=1).min() < 40
+    np.testing.assert_allclose(jax.nn.softmax(found), want, atol=1e-6)
+
+
+@pytest.mark.parametrize("min_p", [0.05, 0.3, 1.0])
+def test_min_p_is_that_of_transformers(min_p):
+    logits = np.random.default_rng(1).normal(0, 2, (64, 50)).astype(np.float32)
+    want = transformers.MinPLogitsWarper(min_p)(None, torch.tensor(logits)).numpy()
+    np.testing.assert_array_equal(sampling.truncate(jnp.asarray(logits), min_p=min_p), want)
+
+
+@pytest.mark.parametrize("penalty", [0.7, 1.0, 1.8])
+def test_the_repetition_penalty_is_that_of_transformers(penalty):
+    random = np.random.default_rng(2)
+    logits = random.normal(0, 2, (8, 50)).astype(np.float32)
+    tokens = random.integers(0, 50, (8, 20)).astype(np.int32)
+    processor = transformers.RepetitionPenaltyLogitsProcessor(penalty)
+    want = processor(torch.tensor(tokens, dtype=torch.int64), torch.tensor(logits)).numpy()
+    seen = sampling.tokens_seen(jnp.asarray(tokens), jnp.full(8, 20), 50)
+    found = sampling.penalize(jnp.asarray(logits), seen, repetition_penalty=penalty)
+    np.testing.assert_allclose(found, want, rtol=1e-6)

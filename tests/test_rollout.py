@@ -271,6 +271,8 @@ def test_decoding_stops_when_all_rows_have_ended(last_tokens, passes):
         ({"top_p": 0.41}, 1.0, [0.4, 0.3], [4 / 7, 3 / 7]),
         # At temperature 1/2 probabilities are squared: 16, 9, 4, 1 of 30.
         ({"top_k": 2}, 0.5, [16 / 30, 9 / 30], [16 / 25, 9 / 25]),
+        # More than 0.6 of the likeliest: tokens of the odds 4 and 3.
+        ({"min_p": 0.6}, 1.0, [0.4, 0.3], [4 / 7, 3 / 7]),
     ],
 )
 def test_both_logprobs_of_a_truncated_distribution_by_hand(cut, temperature, policy, drawn_from):
@@ -283,3 +285,35 @@ def test_both_logprobs_of_a_truncated_distribution_by_hand(cut, temperature, pol
     assert set(np.unique(got.tokens)) == {0, 1}
     np.testing.assert_allclose(got.logprobs, np.log(policy)[got.tokens], rtol=1e-5)
     np.testing.assert_allclose(got.sampling_logprobs, np.log(drawn_from)[got.tokens], rtol=1e-5)
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_a_repetition_penalty_counts_prompt_and_completion_by_hand(greedy):
+    """Logits log 8, log 4, log 2 and log 1, which a penalty of 2 makes their roots, before the
+    temperature 1/2 squares the odds.
+    """
+    params = jnp.log(jnp.tile(jnp.array([8.0, 4.0, 2.0, 1.0], jnp.float32), (4, 1)))
+    generate = partial(
+        rollout.generate,
+        BIGRAM,
+        num_generations=8,
+        max_completion_length=3,
+        eos_ids=(3,),
+        repetition_penalty=2.0,
+        temperature=0.5,
+        greedy=greedy,
+    )
+    prompts = jnp.array([[0, 2, 1]])  # 1 is padding
+    got = jax.jit(generate)(params, jax.random.key(0), prompts, jnp.array([2]), jnp.array([0]))
+    for row, length in enumerate(got.lengths):
+        odds = np.array([64.0, 16.0, 4.0, 1.0])
+        seen = {0, 2}
+        for time, token in enumerate(got.tokens[row, :length].tolist()):
+            drawn_from = np.array([x**0.5 if i in seen else x for i, x in enumerate(odds)])
+            assert not greedy or drawn_from[token] == drawn_from.max()
+            want = np.log(drawn_from[token] / drawn_from.sum()) if not greedy else 0.0
+            np.testing.assert_allclose(got.sampling_logprobs[row, time], want, rtol=1e-5)
+            np.testing.assert_allclose(got.logprobs[row, time], np.log(odds[token] / 85), rtol=1e-5)
+            seen.add(token)
+    # 16 is the largest odds, then the root of 64
+    assert not greedy or got.tokens.tolist() == [[1, 0, 0]] * 8

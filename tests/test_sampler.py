@@ -55,6 +55,8 @@ class Case:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
     mesh: tuple[int, int, int] = (1, 1, 1)
     kind: type[attention.LayerCache] = attention.LayerCache
 
@@ -76,6 +78,19 @@ CASES = {
         temperature=0.7,
     ),
     "top_k and top_p": Case(top_k=9, top_p=0.9, temperature=2.0),
+    "min_p and a repetition penalty, rows that leave": Case(
+        min_p=0.1, repetition_penalty=1.4, temperature=1.5, ends=MANY, leaves=True
+    ),
+    "a repetition penalty, rows that enter on a mesh": Case(
+        repetition_penalty=1.4,
+        slots=2,
+        ends=MANY,
+        leaves=True,
+        max_rows=64,
+        entries=5,
+        tasks=20,
+        mesh=(2, 2, 2),
+    ),
     "top_p on a mesh": Case(top_p=0.7, temperature=0.8, mesh=(2, 2, 2)),
     "rows that leave": Case(ends=MANY, leaves=True),
     "rows that leave on a mesh": Case(slots=2, ends=MANY, leaves=True, mesh=(2, 2, 2)),
@@ -140,6 +155,8 @@ def sampled_by_rollout(case, dtype, params, prompts, group):
         temperature=case.temperature,
         top_p=case.top_p,
         top_k=case.top_k,
+        min_p=case.min_p,
+        repetition_penalty=case.repetition_penalty,
     )
     devices = jax.devices()[: np.prod(case.mesh)]
     mesh = meshes.make(*case.mesh, devices=devices)
@@ -177,8 +194,11 @@ def sampled_token_by_token(case, dtype, params, prompts, group):
     def logits_and_noise(params, keys, tokens, time):
         hidden, _ = policy.apply(params, tokens, positions, all_valid)
         last = hidden[jnp.arange(count), starts + time - 1]
-        logits = policy.unembed(params, last) / case.temperature
-        allowed = sampling.truncate(logits, top_k=case.top_k, top_p=case.top_p)
+        seen = sampling.tokens_seen(tokens, starts + time, case.shape.vocab_size)
+        logits = policy.unembed(params, last)
+        penalty = case.repetition_penalty
+        logits = sampling.penalize(logits, seen, repetition_penalty=penalty) / case.temperature
+        allowed = sampling.truncate(logits, top_k=case.top_k, top_p=case.top_p, min_p=case.min_p)
         gumbel = partial(jax.random.gumbel, shape=logits.shape[1:], dtype=jnp.float32)
         noise = jax.vmap(lambda key: gumbel(jax.random.fold_in(key, time)))(keys)
         return allowed, noise.astype(logits.dtype)

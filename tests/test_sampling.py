@@ -37,6 +37,12 @@ def kept(probabilities, **options):
         (FALLING[::-1], {"top_p": 0.41}, [2, 3]),
         (FALLING, {"top_p": 0.55}, [0, 1]),
         (FALLING, {"top_p": 0.55, "top_k": 2}, [0]),  # 4/7 of what top-k leaves is enough
+        (FALLING, {"min_p": 0.6}, [0, 1]),  # 0.24 or more
+        (FALLING, {"min_p": 0.2}, [0, 1, 2, 3]),  # 0.08
+        (FALLING, {"min_p": 1.0}, [0]),
+        (TIED, {"min_p": 0.39}, [0, 1, 2]),  # 0.195
+        (FALLING, {"top_k": 3, "top_p": 0.8, "min_p": 0.4}, [0, 1, 2]),
+        (FALLING, {"top_p": 0.41, "min_p": 0.4}, [0, 1]),
     ],
 )
 def test_truncation_by_hand(probabilities, options, tokens):
@@ -65,6 +71,23 @@ def test_rows_are_truncated_apart():
         jnp.isfinite(sampling.truncate(logits, top_k=2)),
         [[True, True, False, False], [False, False, True, True]],
     )
+
+
+def test_a_repetition_penalty_divides_positive_logits_and_multiplies_negative_ones():
+    logits = jnp.array([[3.0, 3.0, -1.0, -1.0, 0.0]])
+    seen = jnp.array([[True, False, True, False, True]])
+    out = sampling.penalize(logits, seen, repetition_penalty=1.5)
+    np.testing.assert_array_equal(out, [[2.0, 3.0, -1.5, -1.0, 0.0]])
+    assert sampling.penalize(logits, None, repetition_penalty=1.5) is logits
+
+
+def test_tokens_of_the_prompt_are_seen_without_its_padding_and_drawn_ones_are_added():
+    prompts = jnp.array([[2, 2, 4], [1, 0, 0]])
+    seen = sampling.tokens_seen(prompts, jnp.array([3, 1]), 5)
+    np.testing.assert_array_equal(seen, [[0, 0, 1, 0, 1], [0, 1, 0, 0, 0]])
+    seen = sampling.see(seen, jnp.array([0, 4]))
+    np.testing.assert_array_equal(seen, [[1, 0, 1, 0, 1], [0, 1, 0, 0, 1]])
+    assert sampling.see(None, jnp.array([0])) is None
 
 
 def test_the_key_of_a_sample_depends_on_task_and_number_only():

@@ -81,13 +81,19 @@ def test_bytes_of_a_rollout_by_hand():
     """32 prompts of 8 rows; a position of 3 layers has 2 x 2 x 8 float32 of keys and values."""
     lm = lm_of(SHAPE)
     position = 3 * 2 * 2 * 8 * 4
-    found = memory.rollout_bytes(CONFIG, lm, ONE, 32, compaction.grids(32, 8, 256))
+    grids = compaction.grids(32, 8, 256)
+    found = memory.rollout_bytes(CONFIG, lm, ONE, 32, grids)
     assert found["prompts' keys and values"] == 32 * 32 * position
     assert found["completions' keys and values"] == 256 * 256 * position
     # half of the rows, each with a prompt of its own
     moved = 128 * (32 + 256) * position
     assert found["both, of the rows that move to a smaller grid"] == moved
     assert found["logits of a token"] == 4 * 4 * 256 * 64
+    penalized = memory.rollout_bytes(replace(CONFIG, repetition_penalty=1.1), lm, ONE, 32, grids)
+    assert penalized["tokens that rows have seen"] == 256 * 64
+    assert penalized["logits of a token"] == 5 * 4 * 256 * 64
+    moved = "both, of the rows that move to a smaller grid"
+    assert penalized[moved] - found[moved] == grids[1].rows * 64
     waiting = compaction.waiting_grids(64, 8, 256)
     found = memory.rollout_bytes(CONFIG, lm, ONE, 32, waiting, entering=4)
     # blocks of two rows, and the prompts that enter

@@ -5,8 +5,8 @@ arrays by rule.
 |---|---|
 | parameters, optimizer, KL reference, replay buffer, embeddings, task table, selector | exact: shards of the run's |
 | reference groups, resampled groups | exact: the shapes of groups, at the widest prompts |
-| policy for the rollout, key-value caches | exact: shapes and shardings of the rollout, at the widest prompts |
-| logits of a token | estimate: R rows of the vocabulary in float32, four times (raw, truncated, both normalized) |
+| policy for the rollout, key-value caches, tokens seen (repetition_penalty) | exact: shapes and shardings of the rollout, at the widest prompts |
+| logits of a token | estimate: R rows of the vocabulary in float32, four times (raw, truncated, both normalized), five with repetition_penalty |
 | gradients | estimate: float32, twice (the sum so far and that of a micro-batch) |
 | all-gathered embeddings | estimate: the unembedding and its gradient in float32, the embedding in the run's dtype |
 | activations | estimate: what each layer saves of a round of bins, see `train.memory`, and the inside of one layer |

@@ -335,8 +335,8 @@ def kl_corrected(logprobs: Array, ref_logprobs: Array, behavior_logprobs: Array)
     is 1. Source: DeepSeek-V3.2, arXiv 2512.02556, and TRL (`use_bias_correction_kl`, its default).
     Deviations: it is each token's own ratio with every loss type, where TRL takes the sequence's
     with its sequence-level loss; log-ratios are cut to +-20. The ratio is not clipped. Prefixes
-    stay those that mu drew. Sampling by top_p and top_k is not corrected for, see
-    `importance_weights`. Like `kl_k3` it takes no mask.
+    stay those that mu drew. Sampling by top_k, top_p, min_p and repetition_penalty is not corrected
+    for, see `importance_weights`. Like `kl_k3` it takes no mask.
     """
     check_shapes(logprobs=(logprobs, "RT"), behavior_logprobs=(behavior_logprobs, "RT"))
     check_dtypes(float, behavior_logprobs=behavior_logprobs)

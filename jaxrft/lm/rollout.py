@@ -42,6 +42,8 @@ class Sampling(NamedTuple):
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
     greedy: bool = False
 
 
@@ -72,6 +74,9 @@ class Decoding(NamedTuple):
     time: Array  # scalar int32, columns written
     samples: Samples
     cache: PyTree
+    # [R, V] bool, tokens of the prompt and of the completion but its last; None without a
+    # repetition penalty
+    seen: Array | None = None
 
 
 class Status(NamedTuple):
@@ -98,6 +103,7 @@ class Entrants(NamedTuple):
     keys: Array  # [R] keys of the samples
     first: Array  # [R] int32, the position of a completion's first token
     drawn: Drawn  # the first token
+    seen: Array | None = None  # [R, V] bool, see `Decoding`
 
 
 def prefill(policy: Policy, params: PyTree, prompts: Array, lengths: Array) -> tuple[Array, PyTree]:
@@ -185,12 +191,17 @@ def admit(
     last, prefix = prefill(policy, params, prompts, lengths)
     keys = sampling.row_keys(key, ids, settings.num_generations, first_sample)
     logits = jnp.repeat(policy.unembed(params, last), settings.num_generations, axis=0)
-    logits = constrain(logits, "batch", "vocab") / settings.temperature
+    logits = constrain(logits, "batch", "vocab")
+    seen = None
+    if settings.repetition_penalty != 1.0:
+        seen = sampling.tokens_seen(prompts, lengths, logits.shape[-1])
+        seen = constrain(jnp.repeat(seen, settings.num_generations, axis=0), "batch", "vocab")
     return Entrants(
         prompts=policy.prepare_prompts(prefix),
         keys=keys,
         first=constrain(jnp.repeat(lengths, settings.num_generations), "batch"),
-        drawn=_draw(keys, jnp.zeros(keys.shape, jnp.int32), logits, settings),
+        drawn=_draw(keys, jnp.zeros(keys.shape, jnp.int32), logits, seen, settings),
+        seen=seen,
     )
 
 
@@ -222,6 +233,7 @@ def start(
         time=time + 1,
         samples=_write(samples, time, entrants.drawn, settings),
         cache=policy.init_cache(rows, cache_lengths(settings.max_completion_length)[0]),
+        seen=entrants.seen,
     )
 
 
@@ -235,6 +247,10 @@ def empty(
 
     def zeros(x: Array) -> Array:
         return constrain(jnp.zeros((blocks, *x.shape[1:]), x.dtype), "batch")
+
+    seen = None
+    if entrants.seen is not None:
+        seen = constrain(jnp.zeros((rows, entrants.seen.shape[1]), bool), "batch", "vocab")
 
     samples = _no_samples(rows, settings.max_completion_length)
     no_rows = constrain(jnp.zeros(rows, jnp.int32), "batch")
@@ -250,6 +266,7 @@ def empty(
         time=jnp.ones((), jnp.int32),
         samples=samples._replace(ended=constrain(jnp.ones(rows, bool), "batch")),
         cache=policy.init_cache(rows, cache_lengths(settings.max_completion_length)[0]),
+        seen=seen,
     )
 
 
@@ -294,8 +311,10 @@ def decode(
             inputs.weights, inputs.prompts, tokens, positions, slot, state.cache
         )
         number = state.time - inputs.entered
-        drawn = _draw(inputs.keys, number, logits / settings.temperature, settings)
-        return Decoding(state.time + 1, _write(state.samples, state.time, drawn, settings), cache)
+        seen = _constrain_seen(sampling.see(state.seen, tokens))
+        drawn = _draw(inputs.keys, number, logits, seen, settings)
+        samples = _write(state.samples, state.time, drawn, settings)
+        return Decoding(state.time + 1, samples, cache, seen)
 
     state = jax.lax.while_loop(needed, advance, state)
     grid = jnp.zeros((), jnp.int32)
@@ -340,7 +359,8 @@ def compact(
     moves, left = _leave(inputs, state, left, now=now, smaller=smaller)
     moved, samples, left = _move(inputs, state.samples, left, moves, free)
     cache = policy.resize_cache(compaction.take(state.cache, moves.rows), length, free)
-    return moved, Decoding(state.time - free, samples, cache), left
+    seen = _constrain_seen(compaction.take(state.seen, moves.rows))
+    return moved, Decoding(state.time - free, samples, cache, seen), left
 
 
 def enter(
@@ -398,8 +418,9 @@ def enter(
         return jnp.where(is_new.reshape(-1, *(1,) * (x.ndim - 1)), zeros, x)
 
     cache = jax.tree.map(clear, taken, policy.init_cache(shards * full.rows, length))
+    seen = _constrain_seen(append(compaction.take(state.seen, moves.rows), entrants.seen))
     left = Left(append(left.rows, numbers), left.samples)
-    return joined, Decoding(time, append(samples, new), cache), left
+    return joined, Decoding(time, append(samples, new), cache, seen), left
 
 
 def finish(
@@ -484,17 +505,32 @@ def _shift(columns: Array, count: Array) -> Array:
     return jnp.take_along_axis(columns, index % columns.shape[1], axis=1)
 
 
-def _draw(keys: Array, number: Array, logits: Array, settings: Sampling) -> Drawn:
-    """Draws the tokens `number` [R] of the rows, from their keys [R] and logits [R, V] at the
-    sampling temperature.
+def _constrain_seen(seen: Array | None) -> Array | None:
+    """Shards the tokens that rows have seen [R, V] as their logits are."""
+    return None if seen is None else constrain(seen, "batch", "vocab")
+
+
+def _draw(
+    keys: Array, number: Array, logits: Array, seen: Array | None, settings: Sampling
+) -> Drawn:
+    """Draws the tokens `number` [R] of the rows, from their keys [R] and the policy's logits
+    [R, V].
+
+    `logprob` is of softmax(logits / temperature), which is what the learner computes, and
+    `sampling_logprob` of what was drawn from: penalized, divided by the temperature, and truncated.
     """
-    allowed = sampling.truncate(logits, top_k=settings.top_k, top_p=settings.top_p)
+    penalty = settings.repetition_penalty
+    penalized = sampling.penalize(logits, seen, repetition_penalty=penalty)
+    scaled = penalized / settings.temperature
+    allowed = sampling.truncate(
+        scaled, top_k=settings.top_k, top_p=settings.top_p, min_p=settings.min_p
+    )
     token = (
-        jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        jnp.argmax(scaled, axis=-1).astype(jnp.int32)
         if settings.greedy
         else sampling.draw(keys, number, allowed)
     )
-    logprob = sampling.log_probability(logits, token)
+    logprob = sampling.log_probability(logits / settings.temperature, token)
     drawn_from = (
         jnp.zeros_like(logprob) if settings.greedy else sampling.log_probability(allowed, token)
     )

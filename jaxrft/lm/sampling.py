@@ -1,4 +1,8 @@
-"""Which tokens may be drawn: temperature, top-k, top-p over logits."""
+"""Which tokens may be drawn, and how likely: repetition penalty, temperature, top-k, top-p and
+min-p over logits, in the order of transformers.
+"""
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -6,13 +10,13 @@ import jax.numpy as jnp
 from jaxrft.types import Array
 
 
-def truncate(logits: Array, *, top_k: int = 0, top_p: float = 1.0) -> Array:
-    """Sets to -inf the logits [..., V] outside the k likeliest tokens (0 = off) and outside the
-    nucleus (1 = off).
+def truncate(logits: Array, *, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Array:
+    """Sets to -inf the logits [..., V] outside the k likeliest tokens (0 = off), outside the
+    nucleus (1 = off), and of tokens less likely than `min_p` times the likeliest (0 = off).
 
     The nucleus is the smallest set of likeliest tokens whose probability reaches `top_p` (arXiv
-    1904.09751), taken of what top-k leaves. At least one token stays; tokens tied with the last one
-    stay too.
+    1904.09751), taken of what top-k leaves. `min_p` (arXiv 2407.01082) compares odds, which the two
+    leave as they are. At least one token stays; tokens tied with the last one stay too.
     """
     if top_k:
         kth = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][..., -1:]
@@ -23,7 +27,37 @@ def truncate(logits: Array, *, top_k: int = 0, top_p: float = 1.0) -> Array:
         before = jnp.cumsum(probability, axis=-1) - probability
         last = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
         logits = jnp.where(logits < last, -jnp.inf, logits)
+    if min_p:
+        least = jnp.max(logits, axis=-1, keepdims=True) + math.log(min_p)
+        logits = jnp.where(logits < least, -jnp.inf, logits)
     return logits
+
+
+def penalize(logits: Array, seen: Array | None, *, repetition_penalty: float = 1.0) -> Array:
+    """Divides the logits [..., V] of tokens that were `seen` [..., V] by `repetition_penalty`, and
+    multiplies them by it where they are below 0 (arXiv 1909.05858); None = no token was seen.
+    """
+    if seen is None:
+        return logits
+    penalized = jnp.where(logits < 0, logits * repetition_penalty, logits / repetition_penalty)
+    return jnp.where(seen, penalized, logits)
+
+
+def tokens_seen(prompts: Array, lengths: Array, vocab_size: int) -> Array:
+    """Marks the tokens of each right-padded prompt [B, P] of `lengths` [B]; returns [B, V] bool."""
+    rows = jnp.arange(prompts.shape[0], dtype=jnp.int32)[:, None]
+    is_token = jnp.arange(prompts.shape[1], dtype=jnp.int32)[None] < lengths[:, None]
+    tokens = jnp.where(is_token, prompts, vocab_size)  # padding is dropped
+    seen = jnp.zeros((prompts.shape[0], vocab_size), bool)
+    return seen.at[rows, tokens].set(True, mode="drop")
+
+
+def see(seen: Array | None, tokens: Array) -> Array | None:
+    """Marks one more token [R] of each row in `seen` [R, V]; None stays None."""
+    if seen is None:
+        return None
+    # a comparison, not a scatter: each shard of the vocabulary marks its own
+    return seen | (jnp.arange(seen.shape[1], dtype=tokens.dtype)[None] == tokens[:, None])
 
 
 def row_keys(

@@ -386,6 +386,8 @@ def compile_rollout(
         temperature=config.temperature,
         top_p=config.top_p,
         top_k=config.top_k,
+        min_p=config.min_p,
+        repetition_penalty=config.repetition_penalty,
         greedy=greedy,
     )
     return CompiledRollout(lm, config, mesh, use, settings, max_rows)

@@ -121,7 +121,10 @@ def compile_evaluation(
 
 def evaluation_config(config: Config) -> Config:
     """Returns the config whose sampling is that of evaluations."""
-    names = ("temperature", "top_p", "top_k", "max_completion_length")
+    names = (
+        *("temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
+        "max_completion_length",
+    )
     given = {name: getattr(config.evaluation, name) for name in names}
     changes = {name: value for name, value in given.items() if value is not None}
     if not changes:

@@ -151,10 +151,15 @@ def rollout_bytes(
     """
     shards = meshes.shards(mesh, "batch")
     longest = config.max_completion_length
+    vocabulary = lm.config.vocab_size // meshes.shards(mesh, "vocab")
+    is_penalized = config.repetition_penalty != 1.0
+
+    def seen(rows: int) -> int:
+        return rows * vocabulary if is_penalized else 0
 
     def both(blocks: int, rows: int) -> int:
         prompts = cache_bytes(lm, mesh, blocks * shards, prompt_length)
-        return prompts + cache_bytes(lm, mesh, rows * shards, longest)
+        return prompts + cache_bytes(lm, mesh, rows * shards, longest) + seen(rows)
 
     weights = [
         describe_array(
@@ -166,13 +171,14 @@ def rollout_bytes(
         for row in model.base(lm.config)
     ]
     full = grids[0]
-    vocabulary = lm.config.vocab_size // meshes.shards(mesh, "vocab")
     parts = {
         "policy for the rollout": on_device(weights),
         "prompts' keys and values": cache_bytes(lm, mesh, full.blocks * shards, prompt_length),
         "completions' keys and values": cache_bytes(lm, mesh, full.rows * shards, longest),
-        "logits of a token": 4 * 4 * full.rows * vocabulary,
+        "logits of a token": (5 if is_penalized else 4) * 4 * full.rows * vocabulary,
     }
+    if is_penalized:
+        parts["tokens that rows have seen"] = seen(full.rows)
     if entering:
         parts["both, of the rows that stay and those that enter"] = both(
             full.blocks + entering, full.rows

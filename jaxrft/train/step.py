@@ -383,8 +383,8 @@ def sum_rewards(
 def importance_weights(config: Config, rollout: Rollout, shape: tuple[int, ...]) -> Array | None:
     """Computes importance weights [B, G, T] of the tokens; None = no correction.
 
-    They correct for top-p and top-k, by which tokens are drawn from another distribution than the
-    policy's.
+    They correct for top-k, top-p, min-p and the repetition penalty, by which tokens are drawn from
+    another distribution than the policy's.
     """
     if config.importance_sampling_correction == "none":
         return None
