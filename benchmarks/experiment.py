@@ -1,6 +1,7 @@
 """Runs the experiment of protocol.md: what choosing tasks before the rollout saves.
 
     python -m benchmarks.experiment --part primary --jobs 2
+    python -m benchmarks.experiment --part model --model HuggingFaceTB/SmolLM2-135M-Instruct
     python -m benchmarks.experiment --report
 
 A finished run is a line of results/experiment.jsonl and is not run again: the work can stop
@@ -25,7 +26,7 @@ from scipy.special import stdtr
 
 from benchmarks import _curves, _savings, _script, closed_loop
 from benchmarks._savings import Curve
-from jaxrft.config import Config, ReplayConfig
+from jaxrft.config import Config, ReplayConfig, load
 from jaxrft.fields import path_argument, whole_number
 from jaxrft.report import records
 from jaxrft.stats import mean_interval
@@ -35,8 +36,9 @@ from jaxrft.train import loop
 RESULTS = Path(__file__).parent / "results"
 LEVEL = 0.05  # of the tests, over all primary claims
 MARGIN = 0.02  # by which a final level and pass@8 may be lower
-SAMPLES = 8  # of each held-out task
-FIRST_SEED = 6001
+SAMPLES = 8  # of each held-out task, by the tiny policy
+MODEL = "smollm2-arithmetic"  # the family of the language model
+MODEL_CONFIG = Path(__file__).parents[1] / "configs/smollm2_arithmetic.py"
 TUNING_SEED = 7001
 RUNS_OF_A_PROCESS = 8  # compiled programs are never unloaded, and a process may map so many only
 
@@ -47,6 +49,7 @@ class Part(NamedTuple):
     arms: tuple[str, ...]
     families: tuple[str, ...]
     seeds: int
+    first_seed: int = 6001
 
 
 PARTS = {
@@ -60,6 +63,7 @@ PARTS = {
         ("digits-kinds", "digits-far"),
         6,
     ),
+    "model": Part(("uniform", "adaptive"), (MODEL,), 3, first_seed=1),
 }
 
 
@@ -75,7 +79,8 @@ class Result(NamedTuple):
     """What is kept of a run, an entry an evaluation."""
 
     curve: Curve
-    pass_at_8: list[float]
+    pass_at_k: list[float]  # of as many samples as an evaluation draws
+    greedy: list[float]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -86,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     if not options.report:
         part = PARTS[options.part]
-        seeds = range(FIRST_SEED, FIRST_SEED + part.seeds)
+        seeds = range(part.first_seed, part.first_seed + part.seeds)
         runs = [
             Run(family, arm, seed)
             for seed in seeds
@@ -94,7 +99,8 @@ def main(arguments: list[str] | None = None) -> None:
             for arm in part.arms
             if arm != "bots" or builtin.FAMILIES[family].references
         ]
-        train_missing(runs, options.runs.absolute(), options.lines, options.jobs)
+        folder = options.runs.absolute()
+        train_missing(runs, folder, options.lines, options.jobs, model=options.model)
     report(read_results(options.lines), options.out)
 
 
@@ -110,6 +116,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--tune", action="store_true", help="compares learning rates of uniform on digits-far"
     )
+    parser.add_argument("--model", help="folder or hub id of the policy of the part model")
     parser.add_argument("--jobs", type=whole_number("jobs", 1, 1024), default=1, help="processes")
     parser.add_argument(
         "--runs",
@@ -126,7 +133,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def train_missing(runs: Sequence[Run], folder: Path, lines: Path, jobs: int) -> None:
+def train_missing(
+    runs: Sequence[Run], folder: Path, lines: Path, jobs: int, *, model: str | None = None
+) -> None:
     """Trains the runs that have no line yet, and writes a line as each ends."""
     done = read_results(lines)
     missing = [run for run in runs if run not in done]
@@ -139,24 +148,28 @@ def train_missing(runs: Sequence[Run], folder: Path, lines: Path, jobs: int) -> 
     for start in range(0, len(missing), size):
         some = missing[start : start + size]
         with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-            futures = [pool.submit(train, run, folder) for run in some]
+            futures = [pool.submit(train, run, folder, model=model) for run in some]
             for run, future in zip(some, futures, strict=True):
                 result = future.result()
-                entry = run._asdict() | {
-                    "curve": result.curve._asdict(),
-                    "pass@8": result.pass_at_8,
-                }
+                entry = run._asdict() | result._asdict() | {"curve": result.curve._asdict()}
                 with lines.open("a") as file:
                     file.write(json.dumps(entry) + "\n")
                 print(*run, f"{_savings.final(result.curve):.3f}", flush=True)
 
 
-def train(run: Run, folder: Path, learning_rate: float | None = None) -> Result:
-    """Trains a run in a folder of its own, which is removed."""
+def train(
+    run: Run, folder: Path, *, learning_rate: float | None = None, model: str | None = None
+) -> Result:
+    """Trains a run in a folder of its own, which is removed, but for the completions of a language
+    model.
+    """
     closed_loop.share_programs(folder / "compiled")
     with tempfile.TemporaryDirectory(dir=folder) as name:
         home = Path(name)
-        config = configure(run, folder, home / "run", learning_rate)
+        if run.family == MODEL:
+            config = configure_model(run, model, folder / f"{run.arm}-{run.seed}")
+        else:
+            config = configure(run, folder, home / "run", learning_rate)
         with (
             (home / "log.txt").open("w") as log,
             contextlib.redirect_stdout(log),
@@ -165,11 +178,15 @@ def train(run: Run, folder: Path, learning_rate: float | None = None) -> Result:
             state = loop.train(config)
         if int(state.step) < config.steps:
             raise KeyboardInterrupt  # a signal stopped it
-        entries = records.read(home / "run/metrics.jsonl").entries
-        shutil.rmtree(home / "run/checkpoints")
-    curve = closed_loop.read(entries, config)
-    name = f"eval/test/pass@{SAMPLES}"
-    return Result(curve, [entry[name] for entry in entries if name in entry])
+        entries = records.read(Path(config.output_dir) / "metrics.jsonl").entries
+        shutil.rmtree(Path(config.output_dir) / "checkpoints")
+    name = f"eval/test/pass@{config.evaluation.num_samples}"
+    evaluated = [entry for entry in entries if name in entry]
+    return Result(
+        closed_loop.read(entries, config),
+        pass_at_k=[entry[name] for entry in evaluated],
+        greedy=[entry["eval/test/greedy"] for entry in evaluated],
+    )
 
 
 def configure(run: Run, folder: Path, output_dir: Path, learning_rate: float | None) -> Config:
@@ -189,6 +206,18 @@ def configure(run: Run, folder: Path, output_dir: Path, learning_rate: float | N
     )
 
 
+def configure_model(run: Run, model: str | None, output_dir: Path) -> Config:
+    """Returns the configuration of a run of the language model."""
+    config = load(str(MODEL_CONFIG))
+    return replace(
+        config,
+        model=model or config.model,
+        select=replace(config.select, name=run.arm),
+        seed=run.seed,
+        output_dir=str(output_dir),
+    )
+
+
 def tune(options: argparse.Namespace) -> None:
     """Prints final levels of `uniform` on digits-far by learning rate."""
     folder = options.runs.absolute()
@@ -196,7 +225,8 @@ def tune(options: argparse.Namespace) -> None:
     for rate in (1e-4, 2e-4, 4e-4):
         finals = []
         for seed in range(TUNING_SEED, TUNING_SEED + 3):
-            result = train(Run("digits-far", "uniform", seed), folder, rate)
+            run = Run("digits-far", "uniform", seed)
+            result = train(run, folder, learning_rate=rate)
             finals.append(_savings.final(result.curve))
         print(f"{rate:g}", *(f"{level:.3f}" for level in finals), flush=True)
 
@@ -209,7 +239,7 @@ def read_results(lines: Path) -> dict[Run, Result]:
     for line in lines.read_text().splitlines():
         entry = json.loads(line)
         run = Run(entry["family"], entry["arm"], entry["seed"])
-        found[run] = Result(Curve(**entry["curve"]), entry["pass@8"])
+        found[run] = Result(Curve(**entry["curve"]), entry["pass_at_k"], entry.get("greedy", []))
     return found
 
 
@@ -254,8 +284,8 @@ def t_test(values: Sequence[float]) -> float:
 
 
 def last(result: Result) -> float:
-    """Computes pass@8 of the last evaluations."""
-    return float(np.mean(result.pass_at_8[-_savings.WINDOW :]))
+    """Computes pass@k of the last evaluations."""
+    return float(np.mean(result.pass_at_k[-_savings.WINDOW :]))
 
 
 def holm(p_values: Sequence[float], level: float = LEVEL) -> list[bool]:
@@ -273,7 +303,8 @@ def holm(p_values: Sequence[float], level: float = LEVEL) -> list[bool]:
 def report(results: dict[Run, Result], out: Path) -> None:
     """Writes the tables and the picture of the runs that are there."""
     parts = []
-    for name, part in PARTS.items():
+    for name in ("primary", "secondary"):
+        part = PARTS[name]
         arms = [arm for arm in part.arms if arm != "uniform"]
         rows = [
             row
@@ -298,10 +329,13 @@ def report(results: dict[Run, Result], out: Path) -> None:
     }
     shown = ", ".join(f"{family} {level.mean:.3f}" for family, level in levels.items())
     parts.append(f"Final levels of `uniform`: {shown}.\n")
+    of_model = {run: result for run, result in results.items() if run.family == MODEL}
+    if of_model:
+        parts.append(f"## The language model\n\n{model_table(of_model)}\n")
     out.with_suffix(".md").write_text("\n".join(parts))
     curves: dict[str, dict[str, list[Curve]]] = {}
     for run, result in results.items():
-        if run.arm in PARTS["primary"].arms:
+        if run.arm in PARTS["primary"].arms and run.family != MODEL:
             curves.setdefault(run.family, {}).setdefault(run.arm, []).append(result.curve)
     if curves:
         _curves.draw(curves, out.with_suffix(".png"))
@@ -354,6 +388,34 @@ def table(rows: Sequence[dict[str, Any]], stands: Sequence[str]) -> str:
                 _curves.shown(row["final_difference"], "+"),
                 _curves.shown(row["pass_difference"], "+"),
                 claim,
+            )
+        )
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def model_table(results: dict[Run, Result]) -> str:
+    """Formats the runs of the language model as Markdown, a row a run."""
+    steps = next(iter(results.values())).curve.rollouts
+    head = (
+        "seed",
+        "arm",
+        "informative",
+        *(f"accuracy at {rollouts:,} rollouts" for rollouts in steps),
+        "greedy, first and last",
+        "tokens",
+    )
+    lines = [head, ("---",) * len(head)]
+    for run in sorted(results, key=lambda run: (run.seed, run.arm != "uniform")):
+        curve = results[run].curve
+        greedy = results[run].greedy
+        lines.append(
+            (
+                str(run.seed),
+                run.arm,
+                f"{curve.informative:.2f}",
+                *(f"{level:.3f}" for level in curve.held_out),
+                f"{greedy[0]:.3f} {greedy[-1]:.3f}",
+                f"{curve.tokens[-1]:,}",
             )
         )
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -8,13 +8,14 @@ import pytest
 from benchmarks import experiment
 from benchmarks._savings import Curve
 from benchmarks.experiment import Result, Run
+from jaxrft.config import load
 
 
 def result(*held_out, step=10, pass_at_8=0.5):
     """A run that spends so many rollouts from one evaluation to the next."""
     rollouts = [step * i for i in range(len(held_out))]
     curve = Curve(list(held_out), rollouts, rollouts, [float(x) for x in rollouts], 0.5)
-    return Result(curve, [pass_at_8] * len(held_out))
+    return Result(curve, [pass_at_8] * len(held_out), list(held_out))
 
 
 @pytest.mark.parametrize(
@@ -77,6 +78,28 @@ def test_verdicts(p, saving, final, claim):
     assert experiment.verdicts([row]) == [claim]
 
 
+def test_the_table_of_the_language_model_has_a_row_a_run():
+    results = {
+        Run(experiment.MODEL, "uniform", 2): result(0.1, 0.25, step=640),
+        Run(experiment.MODEL, "adaptive", 1): result(0.1, 0.5, step=640),
+    }
+    assert experiment.model_table(results).splitlines() == [
+        "| seed | arm | informative | accuracy at 0 rollouts | accuracy at 640 rollouts "
+        "| greedy, first and last | tokens |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| 1 | adaptive | 0.50 | 0.100 | 0.500 | 0.100 0.500 | 640 |",
+        "| 2 | uniform | 0.50 | 0.100 | 0.250 | 0.100 0.250 | 640 |",
+    ]
+
+
+def test_the_run_of_a_language_model_differs_from_its_config_in_arm_seed_and_place(tmp_path):
+    given = load(str(experiment.MODEL_CONFIG))
+    config = experiment.configure_model(Run(experiment.MODEL, "uniform", 3), "here", tmp_path)
+    assert (config.model, config.seed, config.select.name) == ("here", 3, "uniform")
+    assert config.output_dir == str(tmp_path)
+    assert (config.steps, config.rewards) == (given.steps, given.rewards)
+
+
 @pytest.mark.slow
 def test_runs_that_have_a_line_are_not_run_again(tmp_path, monkeypatch, capsys):
     short = {name: value._replace(steps=6, eval_steps=2) for name, value in SETTINGS.items()}
@@ -85,12 +108,12 @@ def test_runs_that_have_a_line_are_not_run_again(tmp_path, monkeypatch, capsys):
     lines = tmp_path / "lines.jsonl"
     found = {run: experiment.train(run, tmp_path) for run in runs[:2]}
     for run, each in found.items():
-        entry = run._asdict() | {"curve": each.curve._asdict(), "pass@8": each.pass_at_8}
+        entry = run._asdict() | each._asdict() | {"curve": each.curve._asdict()}
         with lines.open("a") as file:
             file.write(json.dumps(entry) + "\n")
     assert experiment.read_results(lines) == found
     uniform, dynamic = found.values()
-    assert len(uniform.curve.held_out) == len(uniform.pass_at_8) == 4
+    assert len(uniform.curve.held_out) == len(uniform.pass_at_k) == 4
     # more tasks are rolled out in place of uninformative ones
     assert dynamic.curve.rollouts[-1] > uniform.curve.rollouts[-1] == 6 * 64
     before = lines.read_text()
