@@ -6,11 +6,13 @@
 Hardware: any; two CPU cores make a step in about half a minute, and it takes 3 GB of memory.
 
 The built-in tasks are sums, differences and products of one to four digits, from easy to out of
-reach. The reward `number` pays for the right number alone, not for the question told again.
+reach: the model solves one in a hundred at temperature 1. The reward `gsm8k` reads the last number
+of a completion, so that a question told again earns nothing.
 
 Expected: not stated anywhere for these settings.
 
-Not yet run.
+Run with weights of four bits, 60 steps of `uniform` and `adaptive`:
+benchmarks/results/experiment.md.
 """
 
 from jaxrft.config import Config, EvalConfig, LoRAConfig, MeshConfig, SelectConfig, TasksConfig
@@ -32,8 +34,8 @@ config = Config(
     num_generations=8,
     max_prompt_length=64,
     max_completion_length=16,
-    rewards=("number",),
-    learning_rate=1e-4,
+    rewards=("gsm8k",),
+    learning_rate=2e-4,
     warmup_steps=5,
     eval_steps=20,
     save_steps=20,
