@@ -12,19 +12,21 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxrft.errors import InputError, shown
 
-REAL = (bool, int, float)  # for `check_dtypes`: anything but complex numbers and keys
+Kinds = DTypeLike | tuple[DTypeLike, ...]  # see `check_dtypes`
+REAL = (bool, int, float)  # anything but complex numbers and keys
+Argument = tuple[ArrayLike | None, str] | tuple[ArrayLike | None, str, Kinds]
 
 
-def check_shapes(**arguments: tuple[ArrayLike | None, str]) -> dict[str, int]:
+def check_shapes(**arguments: Argument) -> dict[str, int]:
     """Returns the size of each letter; raises InputError for the first argument whose shape does
-    not fit.
+    not fit, or else for the first whose dtype does not.
 
-    `check_shapes(prompts=(prompts, "BP"), lengths=(lengths, "B"))`: a letter has one size in all
-    arguments of a call, that of the first argument that has it. A digit is a size. An argument that
-    is None is left out.
+    `check_shapes(prompts=(prompts, "BP", int), mask=(mask, "BP"))`: a letter has one size in all
+    arguments of a call, that of the first argument that has it. A digit is a size. The third entry
+    is as in `check_dtypes`, and may be left out. An argument that is None is left out.
     """
     sizes: dict[str, int] = {}
-    for name, (array, letters) in arguments.items():
+    for name, (array, letters, *_) in arguments.items():
         if array is None:
             continue
         shape = getattr(array, "shape", None)
@@ -40,6 +42,9 @@ def check_shapes(**arguments: tuple[ArrayLike | None, str]) -> dict[str, int]:
             sizes_of_call = f", here [{', '.join(known)}]" if known != list(letters) else ""
             raise InputError(f"{name} has shape {shape}: it must be {axes}{sizes_of_call}")
         sizes |= dict(zip(letters, shape, strict=True))
+    for name, (array, _, *kinds) in arguments.items():
+        if kinds:
+            check_dtypes(kinds[0], **{name: array})
     return sizes
 
 
@@ -64,7 +69,7 @@ def check_same_shape(**arguments: ArrayLike | None) -> None:
             )
 
 
-def check_dtypes(kinds: DTypeLike | tuple[DTypeLike, ...], **arguments: ArrayLike | None) -> None:
+def check_dtypes(kinds: Kinds, **arguments: ArrayLike | None) -> None:
     """Raises InputError for the first argument that is of none of the kinds.
 
     A kind is bool, int (of any width), float (of any width) or a dtype: `check_dtypes(int,

@@ -87,3 +87,12 @@ def test_kinds_of_dtypes(kinds, fits):
         else:
             with pytest.raises(InputError, match=f"^x is {dtype}: its dtype must be "):
                 check_dtypes(kinds, x=array)
+
+
+def test_dtype_of_an_argument_is_checked_after_the_shapes_of_all():
+    tokens = jnp.zeros((2, 5), jnp.int32)
+    assert check_shapes(tokens=(tokens, "BP", int), mask=(None, "BP", float)) == {"B": 2, "P": 5}
+    with pytest.raises(InputError, match="^tokens is int32: its dtype must be float$"):
+        check_shapes(tokens=(tokens, "BP", float), lengths=(jnp.zeros(2), "B"))
+    with pytest.raises(InputError, match=r"^lengths has shape \(3,\)"):
+        check_shapes(tokens=(tokens, "BP", float), lengths=(jnp.zeros(3), "B"))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxrft.learn import masked
 from jaxrft.learn.losses import LOSS_TYPES as LOSS_TYPES
 from jaxrft.learn.losses import Bounds, LossType
-from jaxrft.shapes import REAL, check_dtypes, check_same_shape, check_shapes
+from jaxrft.shapes import REAL, check_same_shape, check_shapes
 from jaxrft.types import Array, InputError
 
 # Differences of log-probabilities are cut here, exp(20) = 5e8, so that no ratio is inf and 0 * inf
@@ -107,8 +107,7 @@ def _rewards(rewards: Array, mask: Array | None) -> tuple[Array, Array]:
 
     Rewards are 0 where the mask is. The mask is all True by default.
     """
-    check_shapes(rewards=(rewards, "BG"), mask=(mask, "BG"))
-    check_dtypes(REAL, rewards=rewards, mask=mask)
+    check_shapes(rewards=(rewards, "BG", REAL), mask=(mask, "BG", REAL))
     mask = jnp.ones(rewards.shape, bool) if mask is None else mask.astype(bool)
     return masked.zero(rewards, mask), mask
 
@@ -122,8 +121,7 @@ def normalizer(mask: Array, loss_type: str, max_completion_length: int | None = 
     batch. Returns [] float32. Raises InputError for an unknown `loss_type`, or dr_grpo without
     `max_completion_length`.
     """
-    check_shapes(mask=(mask, "RT"))
-    check_dtypes(REAL, mask=mask)
+    check_shapes(mask=(mask, "RT", REAL))
     objective, length = _row_of(loss_type, max_completion_length)
     return objective.reduction.count(mask, length)
 
@@ -191,22 +189,14 @@ def policy_loss(
     meaning, with cispo.
     """
     check_shapes(
-        mask=(mask, "RT"),
-        logprobs=(logprobs, "RT"),
-        behavior_logprobs=(behavior_logprobs, "RT"),
-        proximal_logprobs=(proximal_logprobs, "RT"),
-        weights=(weights, "RT"),
-        sequences=(sequences, "RT"),
-        advantages=(advantages, "R1" if jnp.shape(advantages)[1:] == (1,) else "RT"),
+        mask=(mask, "RT", REAL),
+        logprobs=(logprobs, "RT", float),
+        behavior_logprobs=(behavior_logprobs, "RT", float),
+        proximal_logprobs=(proximal_logprobs, "RT", float),
+        weights=(weights, "RT", REAL),
+        sequences=(sequences, "RT", int),
+        advantages=(advantages, "R1" if jnp.shape(advantages)[1:] == (1,) else "RT", REAL),
     )
-    check_dtypes(
-        float,
-        logprobs=logprobs,
-        behavior_logprobs=behavior_logprobs,
-        proximal_logprobs=proximal_logprobs,
-    )
-    check_dtypes(REAL, mask=mask, weights=weights, advantages=advantages)
-    check_dtypes(int, sequences=sequences)
     proximal_logprobs = behavior_logprobs if proximal_logprobs is None else proximal_logprobs
     weights = jnp.ones(mask.shape, jnp.float32) if weights is None else weights
     objective, length = _row_of(loss_type, max_completion_length)
@@ -292,9 +282,10 @@ def importance_weights(
     to +-20. Raises InputError for another correction or mode.
     """
     check_shapes(
-        mask=(mask, "RT"), logprobs=(logprobs, "RT"), sampling_logprobs=(sampling_logprobs, "RT")
+        mask=(mask, "RT"),
+        logprobs=(logprobs, "RT", float),
+        sampling_logprobs=(sampling_logprobs, "RT", float),
     )
-    check_dtypes(float, logprobs=logprobs, sampling_logprobs=sampling_logprobs)
     if importance_sampling_correction not in CORRECTIONS:
         choices = ", ".join(CORRECTIONS)
         raise InputError(
@@ -321,8 +312,7 @@ def kl_k3(logprobs: Array, ref_logprobs: Array) -> Array:
     and the result are [R, T]. It takes no mask: where padding may hold NaN put both through
     `masked.zero` first, or the NaN enters the gradient.
     """
-    check_shapes(logprobs=(logprobs, "RT"), ref_logprobs=(ref_logprobs, "RT"))
-    check_dtypes(float, logprobs=logprobs, ref_logprobs=ref_logprobs)
+    check_shapes(logprobs=(logprobs, "RT", float), ref_logprobs=(ref_logprobs, "RT", float))
     difference = _cut(ref_logprobs.astype(jnp.float32) - logprobs.astype(jnp.float32))
     return jnp.expm1(difference) - difference
 
@@ -338,8 +328,7 @@ def kl_corrected(logprobs: Array, ref_logprobs: Array, behavior_logprobs: Array)
     stay those that mu drew. Sampling by top_k, top_p, min_p and repetition_penalty is not corrected
     for, see `importance_weights`. Like `kl_k3` it takes no mask.
     """
-    check_shapes(logprobs=(logprobs, "RT"), behavior_logprobs=(behavior_logprobs, "RT"))
-    check_dtypes(float, behavior_logprobs=behavior_logprobs)
+    check_shapes(logprobs=(logprobs, "RT"), behavior_logprobs=(behavior_logprobs, "RT", float))
     behavior = jax.lax.stop_gradient(behavior_logprobs.astype(jnp.float32))
     ratio = jnp.exp(_cut(logprobs.astype(jnp.float32) - behavior))
     return ratio * kl_k3(logprobs, ref_logprobs)

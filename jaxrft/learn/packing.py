@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrft.lm.attention import Segments
-from jaxrft.shapes import check_dtypes, check_shapes
+from jaxrft.shapes import check_shapes
 from jaxrft.types import Array
 
 # A bin holds enough completions of full length that the prompt is at most 1 / PROMPT_SHARE of them,
@@ -154,8 +154,7 @@ def pack(lengths: Array, mask: Array, shape: Shape) -> Packing:
     group's prompt already and room for it, else into the first that has room for both: a group's
     samples stay together, which first fit by length alone would scatter.
     """
-    check_shapes(mask=(mask, "BGT"), lengths=(lengths, "B"))
-    check_dtypes(int, lengths=lengths)
+    check_shapes(mask=(mask, "BGT"), lengths=(lengths, "B", int))
     groups, group_size, _ = mask.shape
     samples = groups * group_size
     size = sample_sizes(mask)

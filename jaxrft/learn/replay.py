@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from jaxrft import mesh as meshes
 from jaxrft.learn import grpo, masked
-from jaxrft.shapes import check_dtypes, check_shapes
+from jaxrft.shapes import check_shapes
 from jaxrft.types import Array, InputError, PyTree
 
 
@@ -272,8 +272,7 @@ def metrics(groups: Groups, replayed: Array, step: Array) -> dict[str, Array]:
     The fraction is the share of groups that are `replayed` [B] bool. The age is the mean of their
     steps since the rollout, NaN if no group is replayed.
     """
-    check_shapes(replayed=(replayed, "B"), step_of_groups=(groups.step, "B"))
-    check_dtypes(bool, replayed=replayed)
+    check_shapes(replayed=(replayed, "B", bool), step_of_groups=(groups.step, "B"))
     count = masked.count(replayed)
     ages = masked.zero(step - groups.step, replayed)
     return {"replay/fraction": count / replayed.shape[0], "replay/age": jnp.sum(ages) / count}
@@ -298,9 +297,10 @@ def weight_moments(logprobs: Array, behavior_logprobs: Array, mask: Array) -> Ar
     `grpo.policy_loss`.
     """
     check_shapes(
-        mask=(mask, "RT"), logprobs=(logprobs, "RT"), behavior_logprobs=(behavior_logprobs, "RT")
+        mask=(mask, "RT"),
+        logprobs=(logprobs, "RT", float),
+        behavior_logprobs=(behavior_logprobs, "RT", float),
     )
-    check_dtypes(float, logprobs=logprobs, behavior_logprobs=behavior_logprobs)
     log_ratio = masked.zero(logprobs, mask) - masked.zero(behavior_logprobs, mask)
     cut = jnp.clip(log_ratio, -grpo.MAX_LOG_RATIO, grpo.MAX_LOG_RATIO)
     weights = masked.zero(jnp.exp(cut), mask)

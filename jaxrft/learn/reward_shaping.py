@@ -36,9 +36,10 @@ def magnitude(rewards: Array, valid: Array, reward_weights: Array) -> Array:
 def _terms(rewards: Array, valid: Array, reward_weights: Array) -> Array:
     """Returns weight times reward [B, G, F], 0 where the reward is not valid."""
     check_shapes(
-        rewards=(rewards, "BGF"), valid=(valid, "BGF"), reward_weights=(reward_weights, "F")
+        rewards=(rewards, "BGF", REAL),
+        valid=(valid, "BGF", REAL),
+        reward_weights=(reward_weights, "F", REAL),
     )
-    check_dtypes(REAL, rewards=rewards, valid=valid, reward_weights=reward_weights)
     return masked.zero(rewards, valid) * reward_weights.reshape(1, 1, -1)
 
 

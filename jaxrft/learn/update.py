@@ -18,7 +18,7 @@ from jaxrft.lm import blocks, sampling
 from jaxrft.lm.model import Params, Policy, all_params
 from jaxrft.lm.rollout import prefill
 from jaxrft.mesh import constrain
-from jaxrft.shapes import REAL, check_dtypes, check_shapes
+from jaxrft.shapes import REAL, check_shapes
 from jaxrft.types import Array, InputError, PyTree
 
 # The number of logits that a device computes at a time, 256 MB in float32. A larger vocabulary
@@ -83,24 +83,16 @@ class Update(NamedTuple):
 def check_batch(batch: Batch) -> None:
     """Raises InputError for arrays of a batch whose shapes or kinds of numbers do not fit."""
     check_shapes(
-        tokens=(batch.tokens, "BGT"),
-        prompts=(batch.prompts, "BP"),
-        lengths=(batch.lengths, "B"),
-        mask=(batch.mask, "BGT"),
-        logprobs=(batch.logprobs, "BGT"),
-        advantages=(batch.advantages, "BG"),
-        replayed=(batch.replayed, "BG"),
-        proximal_logprobs=(batch.proximal_logprobs, "BGT"),
-        weights=(batch.weights, "BGT"),
+        tokens=(batch.tokens, "BGT", int),
+        prompts=(batch.prompts, "BP", int),
+        lengths=(batch.lengths, "B", int),
+        mask=(batch.mask, "BGT", REAL),
+        logprobs=(batch.logprobs, "BGT", float),
+        advantages=(batch.advantages, "BG", float),
+        replayed=(batch.replayed, "BG", REAL),
+        proximal_logprobs=(batch.proximal_logprobs, "BGT", float),
+        weights=(batch.weights, "BGT", REAL),
     )
-    check_dtypes(int, tokens=batch.tokens, prompts=batch.prompts, lengths=batch.lengths)
-    check_dtypes(
-        float,
-        logprobs=batch.logprobs,
-        advantages=batch.advantages,
-        proximal_logprobs=batch.proximal_logprobs,
-    )
-    check_dtypes(REAL, mask=batch.mask, weights=batch.weights, replayed=batch.replayed)
 
 
 def rate_schedule(
@@ -182,8 +174,9 @@ def completion_logprobs(
     Logits exist for a few positions at a time only. The entropy carries a gradient, which costs
     another pass over the logits, only with `entropy_gradient`.
     """
-    check_shapes(tokens=(tokens, "RT"), prompts=(prompts, "BP"), lengths=(lengths, "B"))
-    check_dtypes(int, tokens=tokens, prompts=prompts, lengths=lengths)
+    check_shapes(
+        tokens=(tokens, "RT", int), prompts=(prompts, "BP", int), lengths=(lengths, "B", int)
+    )
     rows, steps = tokens.shape
     if rows % prompts.shape[0]:
         raise InputError(

@@ -142,97 +142,70 @@ def table(config: ModelConfig) -> tuple[Weight, ...]:
 
 def base(config: ModelConfig) -> tuple[Weight, ...]:
     """Lists the weights of the decoder without adapters, those of a Hugging Face checkpoint."""
-    c = config
+    weight = partial(_weight, config)
+    norm = partial(weight, constant=1.0)
+    matrix = partial(weight, transpose=True)
     layer = "model.layers.{}."
-    d = c.hidden_size
-    f = c.intermediate_size
-    h = c.num_heads
-    kv = c.num_kv_heads
-    e = c.head_dim
-    n = c.num_layers
     attention = layer + "self_attn."
     mlp = layer + "mlp."
     rows = [
-        Weight("embed", (c.vocab_size, d), ("vocab", "embed"), d, "model.embed_tokens.weight"),
-        Weight(
-            "attention_norm",
-            (n, d),
-            ("layer", "embed"),
-            None,
-            layer + "input_layernorm.weight",
-            constant=1.0,
-        ),
-        Weight(
-            "q",
-            (n, d, h, e),
-            ("layer", "embed", "heads", "head"),
-            d,
-            attention + "q_proj.weight",
-            True,
-        ),
-        Weight(
-            "k",
-            (n, d, kv, e),
-            ("layer", "embed", "kv_heads", "head"),
-            d,
-            attention + "k_proj.weight",
-            True,
-        ),
-        Weight(
-            "v",
-            (n, d, kv, e),
-            ("layer", "embed", "kv_heads", "head"),
-            d,
-            attention + "v_proj.weight",
-            True,
-        ),
-        Weight(
-            "o",
-            (n, h, e, d),
-            ("layer", "heads", "head", "embed"),
-            h * e,
-            attention + "o_proj.weight",
-            True,
-        ),
-        Weight(
-            "mlp_norm",
-            (n, d),
-            ("layer", "embed"),
-            None,
-            layer + "post_attention_layernorm.weight",
-            constant=1.0,
-        ),
-        Weight("gate", (n, d, f), ("layer", "embed", "mlp"), d, mlp + "gate_proj.weight", True),
-        Weight("up", (n, d, f), ("layer", "embed", "mlp"), d, mlp + "up_proj.weight", True),
-        Weight("down", (n, f, d), ("layer", "mlp", "embed"), f, mlp + "down_proj.weight", True),
-        Weight("final_norm", (d,), ("embed",), None, "model.norm.weight", constant=1.0),
+        weight("embed", "vocab embed", "model.embed_tokens.weight", fan_in="embed"),
+        norm("attention_norm", "layer embed", layer + "input_layernorm.weight"),
+        matrix("q", "layer embed heads head", attention + "q_proj.weight", fan_in="embed"),
+        matrix("k", "layer embed kv_heads head", attention + "k_proj.weight", fan_in="embed"),
+        matrix("v", "layer embed kv_heads head", attention + "v_proj.weight", fan_in="embed"),
+        matrix("o", "layer heads head embed", attention + "o_proj.weight", fan_in="heads head"),
+        norm("mlp_norm", "layer embed", layer + "post_attention_layernorm.weight"),
+        matrix("gate", "layer embed mlp", mlp + "gate_proj.weight", fan_in="embed"),
+        matrix("up", "layer embed mlp", mlp + "up_proj.weight", fan_in="embed"),
+        matrix("down", "layer mlp embed", mlp + "down_proj.weight", fan_in="mlp"),
+        norm("final_norm", "embed", "model.norm.weight"),
     ]
-    if c.attention_bias:
+    if config.attention_bias:
         rows += [
-            Weight(
-                "q_bias", (n, h, e), ("layer", "heads", "head"), None, attention + "q_proj.bias"
-            ),
-            Weight(
-                "k_bias", (n, kv, e), ("layer", "kv_heads", "head"), None, attention + "k_proj.bias"
-            ),
-            Weight(
-                "v_bias", (n, kv, e), ("layer", "kv_heads", "head"), None, attention + "v_proj.bias"
-            ),
+            weight("q_bias", "layer heads head", attention + "q_proj.bias"),
+            weight("k_bias", "layer kv_heads head", attention + "k_proj.bias"),
+            weight("v_bias", "layer kv_heads head", attention + "v_proj.bias"),
         ]
-    if c.output_bias:
-        rows.append(Weight("o_bias", (n, d), ("layer", "embed"), None, attention + "o_proj.bias"))
-    if c.qk_norm:
+    if config.output_bias:
+        rows.append(weight("o_bias", "layer embed", attention + "o_proj.bias"))
+    if config.qk_norm:
         rows += [
-            Weight(
-                "q_norm", (n, e), ("layer", "head"), None, attention + "q_norm.weight", constant=1.0
-            ),
-            Weight(
-                "k_norm", (n, e), ("layer", "head"), None, attention + "k_norm.weight", constant=1.0
-            ),
+            norm("q_norm", "layer head", attention + "q_norm.weight"),
+            norm("k_norm", "layer head", attention + "k_norm.weight"),
         ]
-    if not c.tie_word_embeddings:
-        rows.append(Weight("unembed", (c.vocab_size, d), ("vocab", "embed"), d, "lm_head.weight"))
+    if not config.tie_word_embeddings:
+        rows.append(weight("unembed", "vocab embed", "lm_head.weight", fan_in="embed"))
     return tuple(rows)
+
+
+def _weight(
+    config: ModelConfig,
+    name: str,
+    axes: str,
+    hf: str,
+    *,
+    fan_in: str = "",
+    transpose: bool = False,
+    constant: float = 0.0,
+) -> Weight:
+    """Makes a row of the table, with the sizes that the config gives to its `axes`.
+
+    `fan_in` names those that a product sums over; without any the weight is `constant`.
+    """
+    sizes = {
+        "layer": config.num_layers,
+        "vocab": config.vocab_size,
+        "embed": config.hidden_size,
+        "mlp": config.intermediate_size,
+        "heads": config.num_heads,
+        "kv_heads": config.num_kv_heads,
+        "head": config.head_dim,
+    }
+    names = tuple(axes.split())
+    shape = tuple(sizes[axis] for axis in names)
+    inputs = math.prod(sizes[axis] for axis in fan_in.split()) if fan_in else None
+    return Weight(name, shape, names, inputs, hf, transpose, constant)
 
 
 def adapters(config: ModelConfig) -> tuple[Weight, ...]:

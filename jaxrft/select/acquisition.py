@@ -96,8 +96,7 @@ def informative_beta(state: posterior.BetaState, num_generations: int) -> Array:
         total = state.alpha + state.beta + k
         return products[0] * ((state.alpha + k) / total), products[1] * ((state.beta + k) / total)
 
-    check_shapes(alpha=(state.alpha, "N"), beta=(state.beta, "N"))
-    check_dtypes(float, alpha=state.alpha, beta=state.beta)
+    check_shapes(alpha=(state.alpha, "N", float), beta=(state.beta, "N", float))
     one = jnp.ones_like(state.alpha)
     right, wrong = jax.lax.fori_loop(0, num_generations, multiply, (one, one))
     return 1 - right - wrong
@@ -147,8 +146,7 @@ def cool_down(utility: Array, since: Array, *, steps: int) -> Array:
 
     These are the tasks chosen fewer than `steps` steps ago (`since` [N]). They keep their order.
     """
-    check_shapes(utility=(utility, "N"), since=(since, "N"))
-    check_dtypes(float, utility=utility)
+    check_shapes(utility=(utility, "N", float), since=(since, "N"))
     spread = jnp.nanmax(utility) - jnp.nanmin(utility)
     return jnp.where(since < steps, utility - spread - 1, utility)
 
@@ -168,8 +166,7 @@ def least_visits(
 
     Tasks of the mask `exclude` [N] are not counted. Without any other it is the largest integer.
     """
-    check_shapes(visits=(visits, "N"), exclude=(exclude, "N"))
-    check_dtypes(int, visits=visits)
+    check_shapes(visits=(visits, "N", int), exclude=(exclude, "N"))
     largest_visits = jnp.iinfo(visits.dtype).max
     counted = visits if exclude is None else jnp.where(exclude, largest_visits, visits)
     if quota is None:

@@ -113,6 +113,17 @@ class AdaptiveState(NamedTuple):
     step: Array  # [] int32, updates so far
 
 
+class Learned(NamedTuple):
+    """Beliefs after a batch [B], before they decay."""
+
+    shift: Array  # [1 + F], change of the shared parameters
+    information: Array  # [1 + F, 1 + F], of the shared parameters
+    offset_mean: Array  # [B]
+    offset_variance: Array  # [B]
+    log_walk: Array
+    walk_information: Array
+
+
 class Offsets(NamedTuple):
     """Beliefs about the offsets of tasks, now."""
 
@@ -178,14 +189,7 @@ def adaptive(
         keys = jax.random.split(key, 7)
         quota = topk.quota(keys[0], tasks, batch_size=batch_size, balance=balance, exclude=exclude)
         believed = logit.moments(*_predict(state, tasks), num_generations=num_generations)
-        rate = believed.pass_rate
-        gain = believed.informative
-        if utility == "signal":
-            gain = 4 * (rate * (1 - rate) - believed.variance)
-        deviation = jnp.sqrt(believed.variance)
-        if state.tokens is not None:
-            gain = acquisition.per_token(gain, state.tokens)
-            deviation = acquisition.per_token(deviation, state.tokens)
+        gain, deviation = _gain(believed, state.tokens, utility)
         score = gain + jnp.asarray(kappa, jnp.float32) * deviation
 
         def largest(key: Array, score: Array) -> Array:
@@ -207,14 +211,10 @@ def adaptive(
         least = bound[best].min()
         if quota is not None:
             least = acquisition.least_by_domain(quota, bound[best], best)
-        tolerance = jnp.full(bound.shape, TOLERANCE / num_generations)
-        tolerance = jnp.where(state.visited < 0, jnp.maximum(tolerance, NEW_TOLERANCE), tolerance)
-        is_equal = bound >= least * (1 - tolerance)
-        steps_ago = (state.step - state.visited).astype(jnp.float32)
-        ranked = jnp.where(is_equal, bound.max() + 1 + steps_ago, bound)
+        ranked = _stalest_first(bound, least, state, tolerance=TOLERANCE / num_generations)
         first = jnp.concatenate([review, explore])
         ids = largest(keys[6], ranked.at[first].set(jnp.inf, mode="drop"))
-        return Choice(ids, rate[ids]), state
+        return Choice(ids, believed.pass_rate[ids]), state
 
     def update(state: AdaptiveState, tasks: Tasks, feedback: Feedback) -> AdaptiveState:
         feedback = credible(feedback, state.visited.shape[0])
@@ -224,6 +224,32 @@ def adaptive(
         return logit.moments(*_predict(state, tasks), num_generations=num_generations).pass_rate
 
     return Selector(init, select, update, pass_rate)
+
+
+def _gain(believed: logit.Moments, tokens: Array | None, utility: Utility) -> tuple[Array, Array]:
+    """Computes the utility [N] of a group of each task, and the standard deviation [N] of its pass
+    rate; both per token where `tokens` [N] are given.
+    """
+    rate = believed.pass_rate
+    gain = believed.informative
+    if utility == "signal":
+        gain = 4 * (rate * (1 - rate) - believed.variance)
+    deviation = jnp.sqrt(believed.variance)
+    if tokens is None:
+        return gain, deviation
+    return acquisition.per_token(gain, tokens), acquisition.per_token(deviation, tokens)
+
+
+def _stalest_first(bound: Array, least: Array, state: AdaptiveState, *, tolerance: float) -> Array:
+    """Raises the bounds [N] that are equal to the `least` chosen, the stalest task's most.
+
+    Equal are those within a relative `tolerance`, of new tasks at least `NEW_TOLERANCE`.
+    """
+    tolerances = jnp.full(bound.shape, tolerance)
+    tolerances = jnp.where(state.visited < 0, jnp.maximum(tolerances, NEW_TOLERANCE), tolerances)
+    is_equal = bound >= least * (1 - tolerances)
+    steps_ago = (state.step - state.visited).astype(jnp.float32)
+    return jnp.where(is_equal, bound.max() + 1 + steps_ago, bound)
 
 
 def _coarse(score: Array) -> Array:
@@ -288,11 +314,56 @@ def _update(
     Rows without rollouts change nothing. A batch without any rollouts is no step of time.
     """
     valid = feedback.trials > 0
-    num_tasks = state.visited.shape[0]
-    rows = jnp.where(valid, feedback.ids, 0)
-    successes = jnp.where(valid, feedback.successes, 1.0)
-    trials = jnp.where(valid, feedback.trials, 2.0)
-    phi = state.features[rows]
+    rows = Feedback(
+        ids=jnp.where(valid, feedback.ids, 0),
+        successes=jnp.where(valid, feedback.successes, 1.0),
+        trials=jnp.where(valid, feedback.trials, 2.0),
+        tokens=feedback.tokens,
+    )
+    believed = _learn(state, tasks, rows, valid, num_generations=num_generations)
+    # padding points behind the table and is dropped
+    ids = jnp.where(valid, feedback.ids, state.visited.shape[0])
+
+    def put(table: Array, values: Array) -> Array:
+        return constrain(table.at[ids].set(values, mode="drop"), "task")
+
+    mean = put(state.mean, believed.offset_mean)
+    variance = put(state.variance, believed.offset_variance)
+    visited = put(state.visited, jnp.broadcast_to(state.step, ids.shape))
+    has_rollouts = valid.any()
+    decay = jnp.where(has_rollouts, DECAY, 0.0)
+    tokens = state.tokens
+    if tokens is not None:
+        tokens = put(tokens, feedback.tokens / rows.trials)
+    return AdaptiveState(
+        shared=state.shared + believed.shift,
+        information=_forget(believed.information, decay, is_component=_is_component(state, tasks)),
+        mean=mean,
+        variance=variance,
+        visited=visited,
+        spread=_spread(mean, variance, visited),
+        log_walk=believed.log_walk,
+        walk_information=(1 - decay) * believed.walk_information + decay,
+        features=state.features,
+        tokens=tokens,
+        step=state.step + has_rollouts.astype(jnp.int32),
+    )
+
+
+def _spread(mean: Array, variance: Array, visited: Array) -> Array:
+    """Estimates the variance [] of offsets between tasks from those of the visited ones: step 6."""
+    seen = visited >= 0
+    squares = jnp.where(seen, mean**2 + variance, 0).sum()
+    return (PRIOR_VARIANCE + squares) / (1 + seen.sum().astype(jnp.float32))
+
+
+def _learn(
+    state: AdaptiveState, tasks: Tasks, feedback: Feedback, valid: Array, *, num_generations: int
+) -> Learned:
+    """Computes what the `valid` rows of feedback [B] teach: steps 1 to 5 and 7."""
+    successes = feedback.successes
+    trials = feedback.trials
+    phi = state.features[feedback.ids]
     # h, [B, 1 + F]
     design = jnp.concatenate([jnp.ones((phi.shape[0], 1), jnp.float32), phi], axis=1)
     is_component = _is_component(state, tasks)
@@ -306,7 +377,7 @@ def _update(
 
     # 1 and 2.
     mean = design @ state.shared
-    offsets = _offsets(state, rows)
+    offsets = _offsets(state, feedback.ids)
     _, total = predict(offsets.variance)
     believed = logit.moments(mean + offsets.mean, total, num_generations=num_generations)
     squared_innovation = logit.squared_innovation(believed, successes, trials)  # z^2
@@ -328,40 +399,7 @@ def _update(
     shift = jnp.linalg.solve(information, scaled.T @ (score * share))  # d
     variance = prior_variance / (1 + known * prior_variance)
     mean = prior_mean + variance * (score - known * (design @ shift))
-
-    # padding points behind the table and is dropped
-    ids = jnp.where(valid, feedback.ids, num_tasks)
-
-    def put(table: Array, values: Array) -> Array:
-        return constrain(table.at[ids].set(values, mode="drop"), "task")
-
-    means = put(state.mean, mean)
-    variances = put(state.variance, variance)
-    visited = put(state.visited, jnp.broadcast_to(state.step, ids.shape))
-
-    # 6 and 8.
-    seen = visited >= 0
-    squares = jnp.where(seen, means**2 + variances, 0).sum()
-    count = seen.sum().astype(jnp.float32)
-    spread = (PRIOR_VARIANCE + squares) / (1 + count)
-    has_rollouts = valid.any()
-    decay = jnp.where(has_rollouts, DECAY, 0.0)
-    tokens = state.tokens
-    if tokens is not None:
-        tokens = put(tokens, feedback.tokens / trials)
-    return AdaptiveState(
-        shared=state.shared + shift,
-        information=_forget(information, decay, is_component=is_component),
-        mean=means,
-        variance=variances,
-        visited=visited,
-        spread=spread,
-        log_walk=log_walk,
-        walk_information=(1 - decay) * walk_information + decay,
-        features=state.features,
-        tokens=tokens,
-        step=state.step + has_rollouts.astype(jnp.int32),
-    )
+    return Learned(shift, information, mean, variance, log_walk, walk_information)
 
 
 def _linearize(mu: Array, variance: Array, successes: Array, trials: Array) -> tuple[Array, Array]:

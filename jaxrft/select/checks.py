@@ -140,12 +140,11 @@ def check_select(
     size = check_batch(batch_size, table.shape[0])
     check_shapes(
         state=(table, "N"),
-        exclude=(exclude, "N"),
+        exclude=(exclude, "N", bool),
         domain=(tasks.domain, "N"),
         reference_pass_rates=(tasks.reference_pass_rates, "NK"),
         embeddings=(tasks.embeddings, "NE"),
     )
-    check_dtypes(bool, exclude=exclude)
     return size
 
 

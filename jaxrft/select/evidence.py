@@ -122,18 +122,25 @@ def interpolation(
             capability = jnp.where(jnp.isnan(state.domains), state.capability, state.domains)[
                 tasks.domain
             ]
-        # [K - 1], each gone through from 0 to 1, the end ones beyond
-        segment = jnp.arange(references.shape[1] - 1)
-        low = jnp.where(segment == 0, -jnp.inf, 0)
-        high = jnp.where(segment == segment[-1], jnp.inf, 1)
-        low, high, segment = (x.astype(references.dtype)[None] for x in (low, high, segment))
-        along = jnp.clip(capability[:, None] - segment, low, high)  # [1 or N, K - 1]
-        pass_rate = jnp.clip(
-            references[:, 0] + (along * jnp.diff(references, axis=1)).sum(axis=1), 0, 1
-        )
+        pass_rate = _interpolate(references, capability)
         return constrain(jnp.where(jnp.isnan(references).any(axis=1), jnp.nan, pass_rate), "task")
 
     return Evidence(init, update, predict)
+
+
+def _interpolate(references: Array, capability: Array) -> Array:
+    """Computes the pass rates [N] at a capability [1 or N] on the lines through references [N, K].
+
+    A line extends beyond the first and the last reference, and is clipped to [0, 1].
+    """
+    # [K - 1], each gone through from 0 to 1, the end ones beyond
+    segment = jnp.arange(references.shape[1] - 1)
+    low = jnp.where(segment == 0, -jnp.inf, 0)
+    high = jnp.where(segment == segment[-1], jnp.inf, 1)
+    low, high, segment = (x.astype(references.dtype)[None] for x in (low, high, segment))
+    along = jnp.clip(capability[:, None] - segment, low, high)  # [1 or N, K - 1]
+    rise = (along * jnp.diff(references, axis=1)).sum(axis=1)
+    return jnp.clip(references[:, 0] + rise, 0, 1)
 
 
 def _capability(mean: Array) -> Array:

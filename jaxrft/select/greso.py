@@ -84,13 +84,7 @@ def greso(
         order = seen + jax.random.uniform(key_order, shape)
         score = jnp.where(explored, order, order + 2)
         ids = topk.smallest(key_tie, score, batch_size=batch_size, quota=quota, exclude=exclude)
-        reached = score if exclude is None else jnp.where(exclude, -jnp.inf, score)
-        last = reached[ids].max()
-        if quota is not None:
-            last = -acquisition.least_by_domain(quota, -reached[ids], ids)
-        passed = order <= last  # rolled out, or skipped on the way to the last that is
-        if exclude is not None:
-            passed = (passed & ~exclude).at[ids].set(True)
+        passed = _passed(order, score, ids, quota=quota, exclude=exclude)
         passes = constrain(state.passes + passed.astype(jnp.int32), "task")
         return Choice(ids, no_belief(ids)), state._replace(passes=passes)
 
@@ -114,3 +108,18 @@ def greso(
         return no_belief(state.streak)
 
     return Selector(init, select, update, pass_rate)
+
+
+def _passed(
+    order: Array, score: Array, ids: Array, *, quota: topk.Quota | None, exclude: Array | None
+) -> Array:
+    """Marks the tasks [N] that are chosen, `ids` [B], or skipped on the way to the last chosen one.
+
+    `order` [N] is the way through the epoch, `score` [N] that of the choice.
+    """
+    reached = score if exclude is None else jnp.where(exclude, -jnp.inf, score)
+    last = reached[ids].max()
+    if quota is not None:
+        last = -acquisition.least_by_domain(quota, -reached[ids], ids)
+    passed = order <= last
+    return passed if exclude is None else (passed & ~exclude).at[ids].set(True)

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxrft.mesh import constrain
 from jaxrft.select.checks import check_feedback
 from jaxrft.select.random_bits import beta_logit
-from jaxrft.shapes import check_dtypes, check_shapes
+from jaxrft.shapes import check_shapes
 from jaxrft.types import Array, Feedback, InputError
 
 Prior = tuple[ArrayLike, ArrayLike]  # (alpha0, beta0), scalars or [N], positive
@@ -63,9 +63,8 @@ def update(
     check_shapes(
         alpha=(state.alpha, "N"),
         beta=(state.beta, "N"),
-        implicit_pass_rate=(implicit_pass_rate, "N"),
+        implicit_pass_rate=(implicit_pass_rate, "N", float),
     )
-    check_dtypes(float, implicit_pass_rate=implicit_pass_rate)
     decay = jnp.asarray(decay, dtype)
     rho = jnp.asarray(rho, dtype)
     successes, trials = counts(feedback, num_tasks, dtype=dtype)
@@ -132,7 +131,6 @@ def sample(key: Array, state: BetaState) -> Array:
 
     The draws are exact, by `beta_logit`.
     """
-    check_shapes(alpha=(state.alpha, "N"), beta=(state.beta, "N"))
-    check_dtypes(float, alpha=state.alpha, beta=state.beta)
+    check_shapes(alpha=(state.alpha, "N", float), beta=(state.beta, "N", float))
     draw = jax.nn.sigmoid(beta_logit(key, state.alpha, state.beta))
     return constrain(draw.astype(state.alpha.dtype), "task")

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 
 from jaxrft.mesh import constrain, shards, spec
 from jaxrft.select.random_bits import random_bits
-from jaxrft.shapes import REAL, check_dtypes, check_shapes
+from jaxrft.shapes import REAL, check_shapes
 from jaxrft.types import Array, Tasks
 
 Balance = Literal["none", "proportional", "equal"]
@@ -122,9 +122,7 @@ def smallest(
     same on any mesh: each shard finds its own smallest, and the smallest of these are taken.
     """
     domain = None if quota is None else quota.domain
-    check_shapes(score=(score, "N"), exclude=(exclude, "N"), domain=(domain, "N"))
-    check_dtypes(REAL, score=score)
-    check_dtypes(bool, exclude=exclude)
+    check_shapes(score=(score, "N", REAL), exclude=(exclude, "N", bool), domain=(domain, "N"))
     num_tasks = score.shape[0]
     count = shards(jax.sharding.get_abstract_mesh(), "task")
     count = count if num_tasks % count == 0 else 1

@@ -197,12 +197,10 @@ def predict_projected(
     check_calibration(params, calibration)
     query, reference = projections
     check_shapes(
-        query=(query, "Qh"),
-        reference=(reference, "Rh"),
-        reference_pass_rates=(reference_pass_rates, "R"),
+        query=(query, "Qh", float),
+        reference=(reference, "Rh", float),
+        reference_pass_rates=(reference_pass_rates, "R", REAL),
     )
-    check_dtypes(float, query=query, reference=reference)
-    check_dtypes(REAL, reference_pass_rates=reference_pass_rates)
     known = ~jnp.isnan(reference_pass_rates)  # [R]
     rates = jnp.where(known, reference_pass_rates, 0).astype(jnp.float32)
     scores = jnp.einsum("qh,rh->qr", query, reference, precision=PRECISION)

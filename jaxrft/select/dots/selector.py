@@ -1,5 +1,6 @@
 """DOTS: measures the pass rates of a few reference tasks, and predicts all others by attention."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -71,6 +72,13 @@ def dots(
         top_k = check_count("top_k", top_k, wanted="a whole number, at least 1, or None")
     attention.check_calibration(predictor, calibration)
     check_balance(balance)
+    predict = partial(
+        attention.predict_projected,
+        predictor,
+        calibration=calibration,
+        temperature=attention_temperature,
+        top_k=top_k,
+    )
 
     def init(tasks: Tasks, num_tasks: int) -> DotsState:
         num_tasks = check_table(tasks, num_tasks, balance=balance)
@@ -109,26 +117,14 @@ def dots(
         )
         return Choice(ids, state.predicted[ids]), state
 
-    def predict(references: Array, pass_rates: Array, tasks: Tasks) -> Array:  # [K], [K] -> [N]
-        query, reference = _projections(tasks)
-        projections = Projections(
-            constrain(query, "task", None), constrain(reference[references], None, None)
-        )
-        return attention.predict_projected(
-            predictor,
-            projections,
-            pass_rates,
-            calibration=calibration,
-            temperature=attention_temperature,
-            top_k=top_k,
-        )
-
     def update_references(state: DotsState, tasks: Tasks, feedback: Feedback) -> DotsState:
         feedback = credible(feedback, state.predicted.shape[0])
         valid = feedback.trials > 0
         references, pass_rates = _latest(state, feedback, valid)
         predicted = jax.lax.cond(
-            valid.any(), lambda: predict(references, pass_rates, tasks), lambda: state.predicted
+            valid.any(),
+            lambda: predict(_of_references(tasks, references), pass_rates),
+            lambda: state.predicted,
         )
         return DotsState(references, pass_rates, constrain(predicted, "task"))
 
@@ -154,6 +150,12 @@ def _latest(state: DotsState, feedback: Feedback, valid: Array) -> tuple[Array, 
     latest = jnp.argsort(~known, stable=True)[: state.references.shape[0]]
     is_known = known[latest]
     return jnp.where(is_known, ids[latest], 0), jnp.where(is_known, rates[latest], jnp.nan)
+
+
+def _of_references(tasks: Tasks, references: Array) -> Projections:
+    """Returns the projected embeddings of all tasks and of the `references` [K]."""
+    query, reference = _projections(tasks)
+    return Projections(constrain(query, "task", None), constrain(reference[references], None, None))
 
 
 def _projections(tasks: Tasks) -> Projections:
