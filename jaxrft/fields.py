@@ -259,6 +259,11 @@ def leaf_types(kind: object) -> Iterator[object]:
         yield from leaf_types(argument)
 
 
+def is_path(kind: object) -> bool:
+    """Checks whether the values of a field of the type `kind` are paths."""
+    return _PATH in set(leaf_types(kind))
+
+
 def bare(kind: object) -> Any:
     """Returns a type without the marks of FilePath and Seed, which types of fields are compared
     without.

@@ -30,6 +30,8 @@ from jaxrft.train.resume import open_folder, saved_steps, write_records
 from jaxrft.train.state import Counters, TrainState
 from jaxrft.types import InputError
 
+COUNTS = {"num_tasks": 16, "held_out": {}}
+
 
 def settings(folder, **changes):
     return Config(model="policy", tasks=TasksConfig(), output_dir=str(folder), **changes)
@@ -166,14 +168,14 @@ def test_a_config_that_cannot_be_read_is_rewritten(text, good, tmp_path, caplog)
     shutil.copytree(good, tmp_path, dirs_exist_ok=True)
     (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
     with caplog.at_level(logging.INFO, "jaxrft"):
-        write_records(tmp_path, settings(tmp_path))
+        write_records(tmp_path, settings(tmp_path), **COUNTS)
     assert len(caplog.messages) == 1 and "unknown" in caplog.messages[0]
     assert (
         configs.differences(settings(tmp_path), json.loads((tmp_path / "config.json").read_text()))
         == {}
     )
     caplog.clear()
-    write_records(tmp_path, settings(tmp_path, seed=3))
+    write_records(tmp_path, settings(tmp_path, seed=3), **COUNTS)
     assert caplog.messages == ["this run resumes with another seed: 3, it was 0"]
     assert {path.name for path in tmp_path.iterdir()} == {
         "checkpoints",
@@ -194,7 +196,7 @@ def full_disk(size):
 
 
 def test_full_disk_keeps_running_and_reports_once(tmp_path, caplog, capfd):
-    write_records(tmp_path, settings(tmp_path))
+    write_records(tmp_path, settings(tmp_path), **COUNTS)
     before, metrics = (
         (tmp_path / "config.json").read_text(),
         {f"metric{i}": float(i) for i in range(100)},
@@ -211,7 +213,7 @@ def test_full_disk_keeps_running_and_reports_once(tmp_path, caplog, capfd):
             ):
                 checkpoints.save(state(2))
             with pytest.raises(InputError, match="cannot write to .*File too large"):
-                write_records(tmp_path, settings(tmp_path, seed=3))
+                write_records(tmp_path, settings(tmp_path, seed=3), **COUNTS)
             assert saved_steps(tmp_path) == [1]  # and nothing of step 2
             for step in (2, 3, 4):  # the second line fits in part
                 reporter.add(step, metrics)

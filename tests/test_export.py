@@ -13,7 +13,7 @@ from jaxrft import cli
 from jaxrft import config as configs
 from jaxrft.config import EvalConfig, TasksConfig
 from jaxrft.lm import hub
-from jaxrft.train import export, results
+from jaxrft.train import card, export, results
 from jaxrft.train.evaluate import Measured, evaluate_policy, evaluation_config
 from jaxrft.train.loop import train
 from jaxrft.types import InputError
@@ -54,6 +54,24 @@ def test_exported_checkpoint_is_the_folder_that_the_end_of_the_run_writes(
     files = {path.name: data for path, data in helpers.contents(tmp_path / "new").items()}
     policy = f"{evaluated.output_dir}/policy"
     assert files == {path.name: data for path, data in helpers.contents(policy).items()}
+
+
+def test_exported_policies_have_a_model_card_of_their_run(evaluated):
+    run = Path(evaluated.output_dir)
+    first, _, last = helpers.metrics(run)
+    for folder, kind in (("policy", "policy"), ("best", "best")):
+        text = (run / folder / "README.md").read_text()
+        step = results.exported_step(run / folder)
+        config = export.config_of_run(run)
+        assert text == card.model_card(config, step, Path(evaluated.model), kind)
+    text = (run / "policy/README.md").read_text()
+    figures = [f"{x['eval/held_out/avg@2']:.3f}" for x in (first, last)]
+    assert f"| `held_out` | 16 | avg@2 | {' | '.join(figures)} |" in text
+    assert f"| rollouts | {last['rollouts']:,} |" in text and last["rollouts"] == 64
+    assert f"| tokens sampled | {last['num_tokens']:,} |" in text
+    assert "| number of tasks | 16 |" in text
+    assert "not recorded" not in text and str(run.parent) not in text
+    assert not (Path(evaluated.model) / "README.md").exists()
 
 
 def test_step_chooses_the_checkpoint_and_names_the_folder(evaluated, tmp_path):

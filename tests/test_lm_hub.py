@@ -128,12 +128,12 @@ def test_only_what_is_read_is_downloaded():
         "merges.txt",
         "generation_config.json",
         "chat_template.jinja",
+        "README.md",
     ]
     others = [
         "pytorch_model.bin",
         "modeling.py",
         "original/model.safetensors",
-        "README.md",
         "model.gguf",
         "x.pkl",
     ]

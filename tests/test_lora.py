@@ -330,7 +330,8 @@ def test_exported_checkpoint_has_the_policy_and_the_adapters_of_the_end(trained,
     export.main(export.Options(str(folder), out=str(tmp_path / "new")))
     merged = (tmp_path / "new/model.safetensors").read_bytes()
     assert merged == (folder / "policy/model.safetensors").read_bytes()
-    for name in ("adapter_model.safetensors", "adapter_config.json"):
+    assert "library_name: peft\n" in (tmp_path / "new/adapter/README.md").read_text()
+    for name in ("adapter_model.safetensors", "adapter_config.json", "README.md"):
         assert (tmp_path / "new/adapter" / name).read_bytes() == (
             folder / "adapter" / name
         ).read_bytes()

@@ -472,6 +472,15 @@ def test_without_a_terminal_the_console_says_a_line_now_and_then(capsys):
     ]
 
 
+def test_in_a_notebook_the_console_prints_plain_lines(monkeypatch):
+    """Not HTML, of which rich shows a block a line, past the stream that it was given."""
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    stream = io.StringIO()
+    with Display(1, stream=stream) as display:
+        display.say("a sentence")
+    assert stream.getvalue() == "a sentence\n"
+
+
 def test_without_a_terminal_the_console_says_what_happens_and_what_took_long_to_compile(capsys):
     clock = Clock()
     with Display(30, clock=clock) as display:

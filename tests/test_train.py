@@ -21,7 +21,7 @@ from jaxrft.lm import weights
 from jaxrft.lm.policy import open_model
 from jaxrft.rewards.grading import Rewards, drop_failed_rows, open_rewards
 from jaxrft.train.devices import computing_on
-from jaxrft.train.evaluate import compile_evaluation, evaluate_policy
+from jaxrft.train.evaluate import compile_evaluation, evaluate_policy, open_held_out
 from jaxrft.train.loop import train
 from jaxrft.types import InputError
 
@@ -255,7 +255,8 @@ def test_eval_in_bfloat16_scores_the_float32_parameters_without_having_them(
     with open_rewards(config) as pool, computing_on(mesh, config):
         lm = open_model(config, mesh)
         assert lm.params["gate"].dtype == np.float32
-        scores = compile_evaluation(config, lm, mesh, pool, held=lm.params)(lm.params, 0)
+        sets = open_held_out(config, lm)
+        scores = compile_evaluation(config, lm, mesh, pool, sets=sets, held=lm.params)(lm.params, 0)
     load, dtypes = weights.load, []
     monkeypatch.setattr(
         weights,

@@ -6,12 +6,13 @@ of YAML 1.2's core schema.
 """
 
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import yaml
 
 from jaxrft.host.files import JSON, UnreadableJSON
+from jaxrft.host.terminal import escaped
 
 _TAG = "tag:yaml.org,2002:"
 _FLOAT = r"""[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?
@@ -45,10 +46,30 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes each text that YAML 1.1 or 1.2 would read as something else."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Writes a value that occurs twice a second time."""
+        return True
+
+
+_Dumper.add_multi_representer(str, yaml.SafeDumper.represent_str)  # of classes derived from it
 for _kind, _pattern, _first in _KINDS:
-    _Loader.add_implicit_resolver(
-        _TAG + _kind, re.compile(f"^(?:{_pattern})$", re.VERBOSE), list(_first)
-    )
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(
+            _TAG + _kind, re.compile(f"^(?:{_pattern})$", re.VERBOSE), list(_first)
+        )
+
+
+def format_yaml(tree: Mapping[str, JSON]) -> str:
+    """Formats a mapping as YAML that `parse_yaml` reads back, in the order of its keys.
+
+    Characters that a terminal obeys are written as escapes.
+    """
+    options = {"Dumper": _Dumper, "sort_keys": False, "width": 100}
+    text = yaml.dump(dict(tree), allow_unicode=True, **options)
+    return text if escaped(text) == text else yaml.dump(dict(tree), **options)
 
 
 def parse_yaml(text: bytes) -> dict[str, JSON]:

@@ -14,8 +14,9 @@ from jaxrft.types import InputError, Missing
 
 # owner/name[@revision]; no git name has a ".."
 ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(?!.*\.\.)(\w[\w./-]*))?")
-# The files that are read of a repository: no code, no pickles, no other formats of weights.
-FILES = ["config.json", "*.safetensors", tensors.INDEX, *weights.TOKENIZER_FILES]
+# The files that are read of a repository: no code, no pickles, no other formats of weights. Its
+# README.md says under which license it is.
+FILES = ["config.json", "*.safetensors", tensors.INDEX, *weights.TOKENIZER_FILES, "README.md"]
 FOLDERS = ["*/*"]
 PATTERNS = {"allow_patterns": FILES, "ignore_patterns": FOLDERS}
 

@@ -175,31 +175,20 @@ def _checksum(x: Array) -> Array:
     return jnp.sum(bits * (2 * index + 1), dtype=jnp.uint32)
 
 
-def export(config: Config, lm: LanguageModel, params: PyTree, folder: Path, step: int) -> str:
-    """Writes the trained policy of a step to <folder>/policy, adapters also to <folder>/adapter.
-
-    Returns a sentence that says where they are.
-    """
-    export_merged(lm, params, folder / "policy", step)
-    if lm.config.lora is None:
-        return f"the trained policy is in {folder / 'policy'}"
-    export_adapters(config, lm, params, folder / "adapter")
-    return (
-        f"the trained policy is in {folder / 'policy'}, its adapters alone are in "
-        f"{folder / 'adapter'}"
-    )
-
-
-def export_adapters(config: Config, lm: LanguageModel, params: PyTree, folder: Path) -> None:
+def export_adapters(
+    config: Config, lm: LanguageModel, params: PyTree, folder: Path, *, card: str | None
+) -> None:
     """Writes adapters alone, for peft; they name the folder or the id of their base."""
     base = str(lm.folder) if Path(config.model).is_dir() else config.model
-    weights.save_adapters(folder, params, lm.config, source=base)
+    weights.save_adapters(folder, params, lm.config, source=base, card=card)
 
 
-def export_merged(lm: LanguageModel, params: PyTree, folder: Path, step: int) -> None:
+def export_merged(
+    lm: LanguageModel, params: PyTree, folder: Path, step: int, *, card: str | None
+) -> None:
     """Writes the policy of a step, its adapters merged, and replaces the one in `folder`."""
     whole = model.all_params(params, lm.frozen)
-    weights.save(folder, whole, lm.config, source=lm.folder, step=step)
+    weights.save(folder, whole, lm.config, source=lm.folder, step=step, card=card)
 
 
 def check_finite(lm: LanguageModel, params: PyTree, *, step: int, newest: int | None) -> None:

@@ -188,18 +188,20 @@ def save(
     dtype: DTypeLike = jnp.float32,
     max_shard_size: int = 5 * 10**9,
     step: int | None = None,
+    card: str | None = None,
 ) -> None:
     """Writes a Hugging Face folder that transformers opens, in files of at most `max_shard_size`
     bytes.
 
     Adapters in `params` are added to their weights. `step` is that of a run, which config.json
-    says. `source` is the folder the parameters came from, whose config.json, tokenizer and
-    generation_config.json go along, or the keys of a new config.json (`hf_config`). Every process
-    takes part in gathering, tensor by tensor; process 0 writes, and an existing checkpoint is
-    replaced only after the new one is complete. What config.json and the tokenizer's files say of
-    other files is left out (`config_json.export_keys`). Raises InputError when `folder` cannot be
-    written or holds something else, when `source` describes another model, and for values that are
-    not finite in `dtype`; then a checkpoint that is there stays.
+    says. `card` is the text of README.md, if there is to be one. `source` is the folder the
+    parameters came from, whose config.json, tokenizer and generation_config.json go along, or the
+    keys of a new config.json (`hf_config`). Every process takes part in gathering, tensor by
+    tensor; process 0 writes, and an existing checkpoint is replaced only after the new one is
+    complete. What config.json and the tokenizer's files say of other files is left out
+    (`config_json.export_keys`). Raises InputError when `folder` cannot be written or holds
+    something else, when `source` describes another model, and for values that are not finite in
+    `dtype`; then a checkpoint that is there stays.
     """
     dtype = np.dtype(dtype)
     keys = dict(source) if isinstance(source, Mapping) else config_json.read(Path(source))
@@ -224,15 +226,24 @@ def save(
             config_json.write(new / CONFIG, exported)
             if not isinstance(source, Mapping):
                 _copy_tokenizer(Path(source), new)
+            _write_card(new, card)
     multihost_utils.sync_global_devices(f"jaxrft: saved {folder}")
 
 
-def save_adapters(folder: str | Path, params: Params, config: ModelConfig, *, source: str) -> None:
+def save_adapters(
+    folder: str | Path,
+    params: Params,
+    config: ModelConfig,
+    *,
+    source: str,
+    card: str | None = None,
+) -> None:
     """Writes the adapters in `params`, float32, as a folder that peft opens on top of the model
     `source`.
 
-    That is a folder or an id on the hub, owner/name[@revision]. Every process takes part; process 0
-    writes. Raises InputError when `folder` cannot be written or holds something else.
+    That is a folder or an id on the hub, owner/name[@revision]. `card` is the text of README.md, if
+    there is to be one. Every process takes part; process 0 writes. Raises InputError when `folder`
+    cannot be written or holds something else.
     """
     with _replacing(Path(folder)) as new:
         _write(
@@ -240,7 +251,13 @@ def save_adapters(folder: str | Path, params: Params, config: ModelConfig, *, so
         )
         if new is not None:
             config_json.write(new / ADAPTER_CONFIG, peft_config(config, source))
+            _write_card(new, card)
     multihost_utils.sync_global_devices(f"jaxrft: saved {folder}")
+
+
+def _write_card(folder: Path, card: str | None) -> None:
+    if card is not None:
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def peft_config(config: ModelConfig, source: str) -> dict[str, object]:

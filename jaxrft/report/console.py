@@ -80,7 +80,8 @@ class Display:
         `unit` is what is counted. It shows on `stream`, the standard output by default.
         """
         file = tolerant(sys.stdout if stream is None else stream)
-        self.console = Console(file=file, quiet=not visible, highlight=False)
+        # In a notebook rich shows each line as HTML of its own, and not in `file`.
+        self.console = Console(file=file, quiet=not visible, highlight=False, force_jupyter=False)
         self.unit = unit
         self.total = total
         self.done = start

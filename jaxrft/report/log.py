@@ -72,6 +72,7 @@ class Reporter:
         self.damaged: list[bytes] = read.damaged if read else []
         self.step = start
         self.metrics = {}
+        self.newest: dict[str, JSON] = {}  # what was written last
         self.unwritten: list[dict[str, JSON]] = []
         self.dropped: list[int] = []  # steps for which there was no more room in memory
         self.trouble = ""  # why they are
@@ -130,14 +131,15 @@ class Reporter:
         """
         return sum(entry["step"] > step and name in entry for entry in self.earlier or ())
 
-    def flush(self) -> dict[str, JSON]:
-        """Writes what is held, and returns it."""
+    def flush(self) -> None:
+        """Writes what is held."""
         if not self.metrics:
-            return {}
+            return
         entry = {"step": self.step} | {
             name: plain(value) for name, value in sorted(self.metrics.items())
         }
         self.metrics = {}
+        self.newest = entry
         if self.write:
             self.unwritten.append(entry)
             self._write()
@@ -151,7 +153,6 @@ class Reporter:
             self._say_without_signal(
                 entry["frac_reward_zero_std"] == 1.0 and entry["grad_norm"] == 0.0
             )
-        return entry
 
     def check_written(self) -> None:
         """Raises InputError when metrics are not written, after one more try."""

@@ -1,7 +1,7 @@
 """Evaluation on held-out tasks: greedy, avg@k and pass@k of success, and lengths."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -97,15 +97,31 @@ class RunTrials(Protocol):
         ...
 
 
+def open_held_out(config: Config, lm: LanguageModel) -> dict[str, TaskTable]:
+    """Opens the held-out sets of the config, by name; raises InputError for those that do not
+    load.
+    """
+    config = evaluation_config(config)
+    return {
+        tasks.title: open_tasks(tasks, config, lm.tokenizer) for tasks in config.evaluation.tasks
+    }
+
+
 def compile_evaluation(
-    config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool, *, held: PyTree
+    config: Config,
+    lm: LanguageModel,
+    mesh: Mesh,
+    pool: Pool,
+    *,
+    sets: Mapping[str, TaskTable],
+    held: PyTree,
 ) -> Evaluate:
-    """Opens the held-out sets of the config, and returns the function that evaluates on them.
+    """Returns the function that evaluates on the held-out `sets`.
 
     avg@k is the mean success of k samples a task, pass@k the estimated share of tasks that one of k
     samples solves fully, see `estimates.pass_at`. The rest is as `compile_measure` says.
     """
-    measure = compile_measure(config, lm, mesh, pool, held=held)
+    measure = compile_measure(config, lm, mesh, pool, sets=sets, held=held)
 
     def evaluate(
         params: Params,
@@ -135,23 +151,26 @@ def evaluation_config(config: Config) -> Config:
 
 
 def compile_measure(
-    config: Config, lm: LanguageModel, mesh: Mesh, pool: Pool, *, held: PyTree
+    config: Config,
+    lm: LanguageModel,
+    mesh: Mesh,
+    pool: Pool,
+    *,
+    sets: Mapping[str, TaskTable],
+    held: PyTree,
 ) -> Measure:
-    """Opens the held-out sets of the config, and returns the function that rolls them out.
+    """Returns the function that rolls out the held-out `sets`.
 
     `held` is everything that stays on the devices. Sampling is that of `config.evaluation`, or else
     of training. A sample without a reward counts as failed, but a first batch without any, at step
     0, is an InputError. Samples depend on the seed, the step and the task only. A signal ends it
-    after the current batch. Raises InputError for sets that do not load.
+    after the current batch.
     """
     length = config.max_completion_length
     config = evaluation_config(config)
     if config.max_completion_length != length:
         check_length(config, weights.max_positions(lm.folder))
         lm = lm._replace(policy=make_policy(config, lm.config, mesh))
-    sets = {
-        tasks.title: open_tasks(tasks, config, lm.tokenizer) for tasks in config.evaluation.tasks
-    }
     k = config.evaluation.num_samples
     longest = max(table.buckets(tasks.lengths)[-1] for tasks in sets.values()) if sets else 0
 
@@ -300,7 +319,8 @@ def measure_policy(
             lm, step = open_checkpoint(config, mesh, wanted, dtype=jnp.dtype(config.dtype))
             number = step
         display.status("reading the tasks")
-        measure = compile_measure(config, lm, mesh, pool, held=(lm.params, lm.frozen))
+        sets = open_held_out(config, lm)
+        measure = compile_measure(config, lm, mesh, pool, sets=sets, held=(lm.params, lm.frozen))
         with computing_on(mesh, config):
             params = model.all_params(lm.params, lm.frozen)
             trials = measure(params, step, status=display.count)

@@ -26,8 +26,9 @@ from jaxrft.lm.policy import (
     fingerprint,
     read_model,
 )
+from jaxrft.train.card import model_card
 from jaxrft.train.devices import computing_on
-from jaxrft.types import InputError
+from jaxrft.types import InputError, PyTree
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,23 @@ def main(options: Options) -> str:
     with computing_on(mesh, config):
         lm, step = open_checkpoint(config, mesh, options.step)
         folder = Path(options.out or Path(options.run) / f"policy-{step}")
-        export_merged(lm, lm.params, folder, step)
-        where = f"the policy of step {step} is in {folder}"
-        if lm.config.lora is None:
-            return where
-        export_adapters(config, lm, lm.params, folder / "adapter")
-        return f"{where}, its adapters alone are in {folder / 'adapter'}"
+        where = export(config, lm, lm.params, step, folder, adapter=folder / "adapter")
+        return f"the policy of step {step} is in {where}"
+
+
+def export(
+    config: Config, lm: LanguageModel, params: PyTree, step: int, folder: Path, *, adapter: Path
+) -> str:
+    """Writes the policy of a step, its adapters merged, to `folder`, and adapters alone to
+    `adapter`, each with a model card; returns the end of a sentence that says where they are.
+    """
+    card = model_card(config, step, lm.folder)
+    export_merged(lm, params, folder, step, card=card)
+    if lm.config.lora is None:
+        return f"{folder}"
+    card = model_card(config, step, lm.folder, "adapter")
+    export_adapters(config, lm, params, adapter, card=card)
+    return f"{folder}, its adapters alone are in {adapter}"
 
 
 def config_of_run(folder: Path) -> Config:

@@ -3,9 +3,9 @@
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,7 +21,7 @@ from jaxrft.host.multihost import any_process, broadcast_from_host0, on_host0
 from jaxrft.host.stopping import Stopped, stop_signals
 from jaxrft.learn.replay import Groups
 from jaxrft.lm import model
-from jaxrft.lm.policy import LanguageModel, check_finite, export, export_merged
+from jaxrft.lm.policy import LanguageModel, check_finite, export_merged
 from jaxrft.report.compilation import Compilations, counted_compilations
 from jaxrft.report.completions import CompletionsLog
 from jaxrft.report.console import Display, Sample
@@ -31,9 +31,11 @@ from jaxrft.report.tracking import Tracking
 from jaxrft.report.visits import Visits
 from jaxrft.rewards.grading import open_rewards, rewards_by_name
 from jaxrft.rewards.pool import Reward
+from jaxrft.train.card import model_card
 from jaxrft.train.collected import completion_rows, selection_entry
 from jaxrft.train.devices import computing_on, open_mesh
-from jaxrft.train.evaluate import Evaluate, compile_evaluation
+from jaxrft.train.evaluate import Evaluate, compile_evaluation, open_held_out
+from jaxrft.train.export import export
 from jaxrft.train.resample import Batch, collect, learn
 from jaxrft.train.resume import open_folder, run_identity, with_template_date, write_records
 from jaxrft.train.setup import UNIFORM_HINT, open_run
@@ -104,7 +106,10 @@ def advance(
         setup, table, constants, state = open_run(config, mesh, status=display.status)
         lm = setup.lm._replace(frozen=constants.frozen)
         step = Step(setup, table, constants, pool, Visits(table.domain, table.domains))
-        evaluate = compile_evaluation(config, setup.lm, mesh, pool, held=(state, constants))
+        held_out = open_held_out(config, setup.lm)
+        evaluate = compile_evaluation(
+            config, setup.lm, mesh, pool, sets=held_out, held=(state, constants)
+        )
         stack.enter_context(computing_on(mesh, config))
         identity = run_identity(setup, table, constants.frozen or state.params)
         checkpoints = Checkpoints(
@@ -127,12 +132,29 @@ def advance(
         stopped = stack.enter_context(stop_signals())
         stack.enter_context(heartbeat.watched(folder))
         hooks = Hooks(
-            step, lm, folder, checkpoints, report, evaluate, stopped, compilations, on_step
+            step,
+            lm,
+            folder,
+            checkpoints,
+            report,
+            evaluate,
+            stopped,
+            compilations,
+            on_step,
+            {name: len(tasks.lengths) for name, tasks in held_out.items()},
         )
         state = loop(step, state, report, hooks)
         if not hooks.stopping:
             display.status("exporting the policy")
-            display.say(export(config, lm, state.params, folder, int(state.step)))
+            where = export(
+                config,
+                lm,
+                state.params,
+                int(state.step),
+                folder / "policy",
+                adapter=folder / "adapter",
+            )
+            display.say(f"the trained policy is in {where}")
             if hooks.best_step:
                 display.say(hooks.best_sentence())
         on_host0(report.check_written)  # last, since nothing else depends on it
@@ -176,6 +198,7 @@ class Hooks:
     stopped: Callable[[], bool]
     compilations: Compilations
     on_step: OnStep | None = None
+    held_out: Mapping[str, int] = field(default_factory=dict)  # tasks of each held-out set
     stopping: bool = False  # by a signal or an error, to be resumed
     ended: bool = False  # before the last step of the config, and complete
     raised: BaseException | None = None  # by `on_step`
@@ -216,7 +239,12 @@ class Hooks:
         A config whose first batch fails must not change the records of an existing run.
         """
         if not self.recorded and jax.process_index() == 0:
-            write_records(self.folder, self.config)
+            write_records(
+                self.folder,
+                self.config,
+                num_tasks=self.step.setup.num_tasks,
+                held_out=self.held_out,
+            )
         if not self.recorded:
             on_host0(lambda: self.completions.remove_after(self.start))
         self.recorded = True
@@ -269,11 +297,12 @@ class Hooks:
         """
         if self.on_step is None:
             return
-        entry = self.report.flush()
+        self.report.flush()
+        metrics = {name: value for name, value in self.report.newest.items() if name != "step"}
         ends = False
         if jax.process_index() == 0:
             try:
-                self.on_step(number, {k: value for k, value in entry.items() if k != "step"})
+                self.on_step(number, metrics)
             except StopTraining as reason:
                 ends = True
                 self.report.display.say(f"on_step ends the run after step {number}: {reason}")
@@ -312,7 +341,8 @@ class Hooks:
             if number == 0 or self.config.keep_best is None:
                 return
             self.waited = 0 if value > self.best else self.waited + 1
-            if value > self.best and export_best(self.lm, state, self.folder):
+            self.report.flush()  # the model card reads the metrics
+            if value > self.best and export_best(self.config, self.lm, state, self.folder):
                 self.best = value
                 self.best_step = number
                 self.report.display.say(self.best_sentence("the best so far"))
@@ -359,15 +389,17 @@ def save_checkpoint(
             logger.warning("step %d is not saved, and the run goes on: %s", int(state.step), error)
 
 
-def export_best(lm: LanguageModel, state: TrainState, folder: Path) -> bool:
+def export_best(config: Config, lm: LanguageModel, state: TrainState, folder: Path) -> bool:
     """Exports the policy to <folder>/best; warns and returns False if it cannot be written."""
+    step = int(state.step)
     try:
-        export_merged(lm, state.params, folder / "best", int(state.step))
+        card = model_card(config, step, lm.folder, "best")
+        export_merged(lm, state.params, folder / "best", step, card=card)
     except InputError as error:
         if jax.process_index() == 0:
             logger.warning(
                 "the best policy, of step %d, is not exported, and the run goes on: %s",
-                int(state.step),
+                step,
                 error,
             )
         return False

@@ -8,7 +8,7 @@ import logging
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -157,8 +157,13 @@ def saved_steps(folder: Path) -> list[int]:
     return steps_in(folder / "checkpoints")
 
 
-def write_records(folder: Path, config: Config) -> None:
-    """Writes config.json and versions.json; logs the fields in which a resumed run differs."""
+def write_records(
+    folder: Path, config: Config, *, num_tasks: int, held_out: Mapping[str, int]
+) -> None:
+    """Writes config.json and versions.json; logs the fields in which a resumed run differs.
+
+    `num_tasks` are in the table, and `held_out` in each set that is evaluated on.
+    """
     if saved_steps(folder):
         _log_differences(folder / "config.json", config)
     packages = ("jaxrft", *crash.PACKAGES, "math-verify")
@@ -168,11 +173,10 @@ def write_records(folder: Path, config: Config) -> None:
     devices = (
         f"{jax.device_count()} x {jax.devices()[0].device_kind}, {jax.process_count()} processes"
     )
+    facts = {"devices": devices, "training tasks": num_tasks, "held-out tasks": dict(held_out)}
     with writing(folder):
         replace_file(folder / "config.json", configs.to_json(config) + "\n")
-        replace_file(
-            folder / "versions.json", json.dumps(versions | {"devices": devices}, indent=2) + "\n"
-        )
+        replace_file(folder / "versions.json", json.dumps(versions | facts, indent=2) + "\n")
 
 
 def _log_differences(path: Path, config: Config) -> None:
