@@ -22,6 +22,8 @@ HEAD = (
     "mean over the run - uniform's",
 )
 
+COLUMNS = 3  # panels side by side, whose text is still read where a page makes the picture smaller
+
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Formats the rows of a family as a table."""
@@ -64,22 +66,28 @@ def draw(curves: dict[str, dict[str, list[Curve]]], out: Path) -> None:
 
     matplotlib.use("agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
 
+    columns = min(COLUMNS, len(curves))
+    rows = -(-len(curves) // columns)
     figure, axes = pyplot.subplots(
-        1,
-        len(curves),
-        figsize=(3.6 * len(curves), 3.4),
-        constrained_layout=True,
+        rows,
+        columns,
+        figsize=(3.2 * columns, 2.7 * rows + 0.4),
+        layout="constrained",
         sharey=True,
         squeeze=False,
     )
+    for axis in axes.flat[len(curves) :]:
+        axis.remove()
     color = {
         name: f"C{i}"
         for i, name in enumerate(
             dict.fromkeys(name for by_selector in curves.values() for name in by_selector)
         )
     }
-    for axis, (family, by_selector) in zip(axes[0], curves.items(), strict=True):
+    panels = axes.flat[: len(curves)]
+    for axis, (family, by_selector) in zip(panels, curves.items(), strict=True):
         for selector, runs in by_selector.items():
             held_out = np.array([run.held_out for run in runs])  # [seeds, evaluations]
             rollouts = np.mean([run.rollouts for run in runs], axis=0)
@@ -87,11 +95,14 @@ def draw(curves: dict[str, dict[str, list[Curve]]], out: Path) -> None:
             axis.plot(rollouts, mean, label=selector, color=color[selector])
             axis.fill_between(rollouts, low, high, color=color[selector], alpha=0.15, linewidth=0)
         axis.set(title=family, xlabel="rollouts", ylim=(0, 1))
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+        axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.grid(alpha=0.3)
-    axes[0][0].set(ylabel="held-out accuracy, sampled")
+    for axis in axes[:, 0]:
+        axis.set(ylabel="held-out accuracy")
     handles = {
         label: h
-        for axis in axes[0]
+        for axis in panels
         for h, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }
     figure.legend(
