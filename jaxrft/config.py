@@ -69,7 +69,8 @@ class TasksConfig:
     prompt_column: str | None = None
     """Column of the prompts; found by itself for the columns of TRL, verl, GURU and GSM8K."""
     answer_column: str | None = None
-    """Column of the ground truths, handed to rewards as `answer`; found by itself likewise."""
+    """Column of the ground truths, handed to rewards as `answer`; found by itself for the columns
+    of TRL, verl, GURU and GSM8K."""
     pass_rate_columns: tuple[str, ...] = ()
     """Columns with the pass rates of reference policies, weakest policy first."""
     embeddings: FilePath | None = None
@@ -189,9 +190,9 @@ class SelectConfig:
     """dots: tasks are drawn with probability proportional to exp(-|pass rate - target| /
     temperature)."""
     utility: Literal["informative", "signal"] = "informative"
-    """adaptive: probability of an informative group (for scale_rewards group), or mean 4 p (1 - p)
-    (for none).
-    """
+    """adaptive: the value of rolling out a task: informative = the probability that the rewards of
+    its group differ (suits scale_rewards group); signal = the mean of 4 p (1 - p), p its pass rate
+    (suits scale_rewards none)."""
     kappa: float = 0.3
     """adaptive: exploration weight, of the standard deviation of a believed pass rate in its
     utility, 0 or more."""
@@ -355,7 +356,7 @@ class Config(Checked):
     grader failed, is not learned from."""
     overlong_buffer: int = 0
     """Tokens before max_completion_length over which a penalty grows from 0 to overlong_penalty; 0
-    = no penalty. It enters the sum that is trained on, never the success."""
+    = no penalty. It lowers the reward that is trained on, never the success."""
     overlong_penalty: float = 1.0
     """Penalty of a completion of max_completion_length tokens."""
     success_reward: str | None = None
@@ -411,7 +412,7 @@ class Config(Checked):
     which drops the token or sequence.
     """
     importance_sampling_cap: float = 2.0
-    """Largest such weight."""
+    """Largest importance weight, see importance_sampling_mode."""
     num_iterations: int = 1
     """Passes over the rollouts of a step."""
     mini_batch_size: int | None = None

@@ -175,7 +175,7 @@ def check_divides(mesh: AnyMesh, what: str, size: int, axis: str) -> None:
 
 
 def place(x: Any, where: NamedSharding) -> jax.Array:
-    """Places a host array, which every process holds, by the sharding `where`."""
+    """Puts a host array, which every process holds, onto devices by the sharding `where`."""
     return jax.make_array_from_callback(np.shape(x), where, lambda index: np.asarray(x)[index])
 
 
@@ -190,7 +190,7 @@ def describe(
 
 
 def from_host(mesh: AnyMesh, x: np.ndarray, *axes: str | None) -> jax.Array:
-    """Places a host array, which every process holds, on `mesh`, sharded by its logical axes."""
+    """Puts a host array, which every process holds, onto `mesh`, sharded by its logical axes."""
     return place(x, sharding(mesh, *axes))
 
 

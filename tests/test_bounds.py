@@ -84,7 +84,7 @@ def test_activations_that_are_kept_save_a_forward_pass():
         (Need(2000, 500, 60), (2, 5, 6), "interconnect"),
     ],
 )
-def test_what_takes_longest_bounds_a_stage(need, seconds, bound):
+def test_stage_is_bound_by_the_resource_that_takes_longest(need, seconds, bound):
     least = bounds.at_best(need, Chip(1, flops=1000, memory=100, interconnect=10))
     assert least == AtBest(*seconds)
     assert least.seconds == max(seconds) and least.bound == bound

@@ -151,7 +151,7 @@ learning/45eac/tfrc/runtime/libtpu_init_utils.cc:327
 """
 
 
-def test_what_libtpu_prints_without_a_tpu_is_dropped_and_nothing_else(monkeypatch, capfd):
+def test_only_the_messages_of_libtpu_without_a_tpu_are_dropped(monkeypatch, capfd):
     for name in libtpu.ASKED:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(libtpu, "DEVICES", ())

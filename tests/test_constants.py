@@ -84,7 +84,7 @@ def test_values(text, expected):
     ]
     + ["(" * 40 + "1" + ")" * 40, "\ud800", "٣"],
 )
-def test_what_could_be_read_in_another_way_has_no_value(text):
+def test_ambiguous_text_has_no_value(text):
     assert values(text) is None
 
 

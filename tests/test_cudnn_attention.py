@@ -11,7 +11,7 @@ from jaxrft.lm.attention import PADDED, Cache, Segments
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_it_attends_as_blocks_of_queries_do(kv_heads):
+def test_cudnn_attention_equals_blocked_attention(kv_heads):
     """Two rows of two sequences with one prompt each, and padding; JAX's own implementation of the
     same function.
     """

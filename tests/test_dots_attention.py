@@ -40,7 +40,7 @@ def test_the_vectors_have_these_cases():
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_it_matches_the_published_predictor(case):
+def test_predictions_match_the_published_predictor(case):
     calibration, _, top_k = case.rsplit("_", 2)
     options = dict(calibration=calibration, top_k=int(top_k.removeprefix("topk")) or None)
     params = attention.params_from_torch(

@@ -67,9 +67,7 @@ def test_a_described_run_has_the_shapes_and_shardings_of_the_real_one(changes, c
     ],
     ids=["all at once", "some wait"],
 )
-def test_it_compiles_the_programs_that_training_compiles(
-    configure, tmp_path, changes, of_the_rollout
-):
+def test_dry_run_compiles_the_programs_of_training(configure, tmp_path, changes, of_the_rollout):
     """They come out of the cache that a run has filled."""
     config = configure(tmp_path, steps=1, **changes)
     train(config)
@@ -221,7 +219,7 @@ def dry(configure, tmp_path, capsys):
     return run
 
 
-def test_it_shows_the_inputs_and_writes_nothing(dry, world, tmp_path):
+def test_dry_run_shows_the_inputs_and_writes_nothing(dry, world, tmp_path):
     rows = helpers.task_rows(20)
     rows[4]["prompt"] = "1" * 70
     first = TasksConfig(

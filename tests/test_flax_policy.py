@@ -179,7 +179,7 @@ def test_a_flax_module_is_rolled_out_and_trained(library):
     np.testing.assert_array_equal(wider.tokens, rollouts.tokens)
 
 
-def test_rows_of_a_flax_module_leave(monkeypatch):
+def test_finished_rows_of_a_flax_module_leave_the_grid(monkeypatch):
     """The samples are those of a rollout that computes all rows to the end."""
     policy, params = linen_with_cache()
     prompts = jnp.array([[2, 3, 4], [5, 0, 0], [6, 8, 0], [9, 10, 11]])
@@ -278,7 +278,7 @@ def test_the_mask_hides_padding_and_later_tokens():
         ),
     ],
 )
-def test_what_forward_returns_is_checked(returned, init_cache, message):
+def test_wrong_result_of_forward_is_an_error(returned, init_cache, message):
     policy = flax_policy(LinenTransformer(), lambda *arguments: returned, init_cache)
     with pytest.raises(InputError, match=message):
         policy.apply({}, TOKENS, POSITIONS, POSITIONS < 3)
@@ -292,5 +292,5 @@ def test_other_modules_are_refused():
         flax_policy(lambda x: x, forward)  # pyright: ignore
 
 
-def test_the_example_runs():
+def test_example_in_the_docstring_runs():
     assert doctest.testmod(module_under_test).failed == 0

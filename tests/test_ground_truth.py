@@ -64,7 +64,7 @@ def test_meaning_is_that_of_the_type(truth, text):
         (10**2000, "no number of at most 1,000 digits"),
     ],
 )
-def test_what_means_nothing_is_refused_in_one_sentence(truth, said):
+def test_meaningless_ground_truth_is_refused_in_one_sentence(truth, said):
     with pytest.raises(InputError, match=said) as error:
         ground_truth.text(truth)
     assert "\n" not in str(error.value) and len(str(error.value)) < 300

@@ -270,7 +270,7 @@ def test_a_mesh_that_does_not_divide_the_decoder_is_refused(mesh):
 
 
 @pytest.mark.parametrize("remat", model.REMATS)
-def test_what_is_computed_again_changes_no_gradient(params, remat):
+def test_rematerialization_changes_no_gradient(params, remat):
     """To the rounding of the order in which a compiler sums."""
     tokens = jnp.arange(24).reshape(2, 12) % CONFIG.vocab_size
     positions = jnp.broadcast_to(jnp.arange(12), (2, 12))

@@ -168,7 +168,7 @@ def test_on_a_mesh_each_device_reads_its_own_rows_and_heads(interpreted, mesh):
         ),
     ],
 )
-def test_what_the_kernel_cannot_do_is_a_reason(head_dim, slots, platform, reason):
+def test_unsupported_shapes_and_platforms_have_a_reason(head_dim, slots, platform, reason):
     found = pallas_attention.unsupported_reason(head_dim, slots, platform)
     assert found.startswith(reason) if platform == "cpu" else reason in found
     assert bool(found) == bool(reason)

@@ -398,7 +398,9 @@ def test_a_column_that_parquet_cannot_hold_is_refused(prepare, tmp_path):
 def test_no_file_is_written_outside_of_the_folder_of_a_mixture(prepare, tmp_path):
     sets = [TasksConfig(prepare().task_sets[0].source, name=name) for name in ("a", "../b")]
     said = refusal(prepare(tasks=tuple(sets)), tmp_path / "rates")
-    assert "the set '../b' cannot give a file its name: give it a `name` without / in it" in said
+    assert (
+        "the set '../b' gives its name to a file, which cannot contain /: give it another" in said
+    )
     assert not list(tmp_path.iterdir())
 
 

@@ -35,7 +35,7 @@ def quadrants(num_tasks=180, num_policies=8):
 
 
 @pytest.mark.slow
-def test_it_beats_ridge_where_difficulty_is_no_line_of_the_embedding(tmp_path, capsys):
+def test_predictor_beats_ridge_where_difficulty_is_not_linear(tmp_path, capsys):
     data, out, plot = quadrants(), tmp_path / "p.safetensors", tmp_path / "p.png"
     data.pass_rates[0, :30] = NAN  # 30 unknown
     options = Output(out=str(out), splits=1, plot=str(plot), fit=FitConfig(**SMALL, epochs=14))

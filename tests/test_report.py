@@ -532,7 +532,7 @@ def test_a_narrow_line_keeps_step_bar_and_time_left_and_drops_the_last_metrics()
     )
 
 
-def test_what_happens_now_comes_before_the_metrics_and_is_cut_to_the_width():
+def test_status_comes_before_the_metrics_and_is_cut_to_the_width():
     clock = Clock()
     display = Display(160, stream=io.StringIO(), clock=clock)
     clock.now = 12.0

@@ -118,7 +118,7 @@ def test_time_leaves_out_steps_that_compile(folders):
     assert "but 1 that took 10 times the median or more, 80 s in all" in chart.note
 
 
-def test_what_a_run_did_not_record_has_no_chart(folders):
+def test_metrics_that_a_run_did_not_record_have_no_chart(folders):
     (folders[2] / selection.FILE).unlink()
     made = charts.charts(runs.grouped(runs.open_runs(folders[2:])))
     assert [chart.key for chart in made] == ["accuracy", "informative", "seconds"]

@@ -411,7 +411,7 @@ def test_a_mistake_that_shows_while_others_are_decoded_is_raised_at_the_end():
             grading.result(rollout)
 
 
-def test_what_was_begun_of_a_rollout_that_is_given_up_is_dropped():
+def test_pending_rewards_of_an_abandoned_rollout_are_dropped():
     with Pool([("weighed", weighed)], workers=1) as pool:
         given_up = rollout_of([[3], [1]])
         samples = Samples(given_up.lengths, jnp.ones(2, bool), given_up.tokens, *given_up[3:])

@@ -113,7 +113,7 @@ def test_a_commit_is_installed(machine):
 
 
 @pytest.mark.parametrize("script", ALL)
-def test_help_is_the_header(machine, script):
+def test_help_of_a_script_prints_its_header_comment(machine, script):
     code, output, errors, calls = machine("", script, "--help")
     header = (SCRIPTS / script).read_text().split("\n\n")[0].splitlines()[1:]
     assert output.splitlines()[: len(header)] == [

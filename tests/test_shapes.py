@@ -46,7 +46,7 @@ def test_same_shape_is_that_of_the_first_array():
         check_same_shape(x=jnp.zeros(1), mask=[1])
 
 
-def test_what_is_no_array_is_named():
+def test_argument_that_is_no_array_is_an_error():
     with pytest.raises(
         InputError,
         match=r"^rewards is \[1.0, 0.0\]: it must be an array \[B, "

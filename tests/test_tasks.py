@@ -599,7 +599,7 @@ def test_variables_of_a_row_go_before_those_of_the_config(tmp_path):
     assert shown == ["fast 3 2031 ", "slow 3 2031 ", ""]
 
 
-def test_the_row_of_a_prompt_that_cannot_be_encoded_is_that_of_its_source(tokenizer):
+def test_error_of_an_unencodable_prompt_names_its_row_of_the_source(tokenizer):
     rows = tasks.Rows(["Z", "Z" * 99, [{"role": "tool", "content": "3"}]], {})
     with pytest.raises(InputError, match="refuses messages of the roles tool .* row 3 of sums"):
         tasks.prepare(rows, tokenizer, 40, name="sums")

@@ -442,6 +442,6 @@ def test_messages_that_json_cannot_hold_are_named(tokenizer):
 
 
 @pytest.mark.parametrize("messages", ["a \ud83d b", [{"role": "user", "content": "a \ud83d b"}]])
-def test_half_a_character_is_named(tokenizer, messages):
+def test_unpaired_surrogate_is_an_error_that_names_the_row(tokenizer, messages):
     with pytest.raises(InputError, match="row 2 of sums holds half a character"):
         encode(tokenizer(ECHO), "text", messages, name="sums")

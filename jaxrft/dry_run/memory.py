@@ -70,6 +70,9 @@ def number(tree: PyTree) -> int:
 
 
 def _always(run: Opened, tasks: bool) -> list[Part]:
+    """Lists what stays on the devices during all of a run; without `tasks`, nothing of the
+    selector.
+    """
     table = run.constants.tasks._replace(embeddings=None, projections=None)
     held = {
         "parameters that are trained": run.state.params,

@@ -100,15 +100,8 @@ def compiled(run: Opened, prompt_length: int, *, selects: bool = True) -> Iterat
     batch_size = config.batch_size
 
     array = partial(meshes.describe_array, mesh)
-
-    def feedback(count: int) -> tuple[Feedback, jax.ShapeDtypeStruct]:
-        ids = array((count,), jnp.int32)
-        numbers = array((count,), jnp.float32)
-        return Feedback(ids, numbers, numbers, numbers), array((count,), jnp.bool_)  # pyright: ignore[reportArgumentType]
-
-    def shard(tree: Tree, *axes: str) -> Tree:  # as the stages shard what they return
-        return jax.tree.map(lambda x: meshes.describe(x, meshes.sharding(mesh, *axes)), tree)
-
+    feedback = partial(_feedback, mesh)
+    shard = partial(_shard, mesh)
     with computing_on(mesh, config):
         stream = jax.ShapeDtypeStruct((), jnp.int32)
         prompts = (
@@ -153,6 +146,19 @@ def compiled(run: Opened, prompt_length: int, *, selects: bool = True) -> Iterat
                 resident,
             )
         yield _compile("learn", steps.update_policy, learn, (resident, groups))
+
+
+def _feedback(mesh: Mesh, count: int) -> tuple[Feedback, jax.ShapeDtypeStruct]:
+    """Describes the feedback of `count` tasks, and which groups are informative."""
+    ids = meshes.describe_array(mesh, (count,), jnp.int32)
+    numbers = meshes.describe_array(mesh, (count,), jnp.float32)
+    informative = meshes.describe_array(mesh, (count,), jnp.bool_)
+    return Feedback(ids, numbers, numbers, numbers), informative  # pyright: ignore[reportArgumentType]
+
+
+def _shard(mesh: Mesh, tree: Tree, *axes: str) -> Tree:
+    """Describes arrays sharded by logical axes, as the stages shard what they return."""
+    return jax.tree.map(lambda x: meshes.describe(x, meshes.sharding(mesh, *axes)), tree)
 
 
 def _rollout(setup: Setup, batch: Batch, held: PyTree) -> Iterator[Compiled]:

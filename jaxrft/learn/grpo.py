@@ -142,6 +142,14 @@ def _row_of(loss_type: str, max_completion_length: int | None) -> tuple[LossType
     return LOSS_TYPES[loss_type], max_completion_length or 1
 
 
+def _check_delta(delta: float | None, epsilon_high: float, loss_type: str) -> None:
+    if delta is not None and (loss_type == "cispo" or delta <= 1.0 + epsilon_high):
+        raise InputError(
+            f"delta is {delta} with loss_type {loss_type}: it must be above 1 + epsilon_high = "
+            f"{1.0 + epsilon_high}, and None with cispo"
+        )
+
+
 def policy_loss(
     logprobs: Array,
     behavior_logprobs: Array,
@@ -201,11 +209,7 @@ def policy_loss(
     weights = jnp.ones(mask.shape, jnp.float32) if weights is None else weights
     objective, length = _row_of(loss_type, max_completion_length)
     epsilon_high = epsilon if epsilon_high is None else epsilon_high
-    if delta is not None and (loss_type == "cispo" or delta <= 1.0 + epsilon_high):
-        raise InputError(
-            f"delta is {delta} with loss_type {loss_type}: it must be above 1 + epsilon_high = "
-            f"{1.0 + epsilon_high}, and None with cispo"
-        )
+    _check_delta(delta, epsilon_high, loss_type)
     if sequences is not None and normalizer is None:
         raise InputError(
             "sequences without normalizer: give grpo.normalizer of the mask with one sequence a row"

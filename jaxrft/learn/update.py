@@ -401,11 +401,10 @@ def make(
     reference policy is evaluated only if `kl_coef` > 0, the entropy differentiated only if
     `entropy_coef` > 0. `kl_estimator` is one of `grpo.KL_ESTIMATORS`. The ratios of replayed groups
     are clipped around 1 (`clip_center` "behavior") or pi / mu of the step's first policy
-    ("proximal"). An
-    update whose loss or gradient is not finite is skipped: parameters and optimizer stay the same,
-    bit for bit. Metrics are means over the other updates; the effective sample size is that of all
-    their replayed tokens. For the learning rate see `rate_schedule`; an update that is skipped does
-    not count.
+    ("proximal"). An update whose loss or gradient is not finite is skipped: parameters and
+    optimizer stay the same, bit for bit. Metrics are means over the other updates; the effective
+    sample size is that of all their replayed tokens. For the learning rate see `rate_schedule`; an
+    update that is skipped does not count.
     """
     optimizer, schedule = adamw(
         learning_rate=learning_rate,
@@ -416,6 +415,7 @@ def make(
         num_updates=num_updates,
         min_learning_rate_ratio=min_learning_rate_ratio,
     )
+    apply_update = partial(_apply_update, optimizer)
     objective = Objective(
         loss_type, epsilon, epsilon_high, delta, kl_coef, entropy_coef, temperature, kl_estimator
     )
@@ -439,17 +439,6 @@ def make(
             jax.random.split(key, num_iterations)
         )
 
-        def apply_update(
-            params: PyTree, state: OptimizerState, grads: PyTree
-        ) -> tuple[PyTree, OptimizerState]:
-            with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts and floats
-                updates, optax_state = optimizer.update(grads, state.optax, params)
-            state = OptimizerState(jnp.zeros_like(state.skipped), optax_state)
-            return optax.apply_updates(params, updates), state
-
-        def skip(params: PyTree, state: OptimizerState, _: PyTree) -> tuple[PyTree, OptimizerState]:
-            return params, state._replace(skipped=state.skipped + 1)
-
         def update(
             carry: tuple[PyTree, OptimizerState], rows: Array
         ) -> tuple[PyTree, tuple[Metrics, Array]]:
@@ -466,7 +455,7 @@ def make(
             }
             is_finite = jnp.isfinite(metrics["policy_loss"]) & jnp.isfinite(metrics["grad_norm"])
             # jnp.where would keep the old and the new parameters in memory
-            carry = jax.lax.cond(is_finite, apply_update, skip, params, state, grads)
+            carry = jax.lax.cond(is_finite, apply_update, _skip_update, params, state, grads)
             return carry, (metrics, is_finite)
 
         carry = params, optimizer_state
@@ -482,6 +471,23 @@ def make(
         return OptimizerState(jnp.zeros((), jnp.int32), optimizer.init(params))
 
     return Update(init=init, step=step)
+
+
+def _apply_update(
+    optimizer: optax.GradientTransformation, params: PyTree, state: OptimizerState, grads: PyTree
+) -> tuple[PyTree, OptimizerState]:
+    """Returns the parameters and the optimizer's state after an update."""
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts and floats
+        updates, optax_state = optimizer.update(grads, state.optax, params)
+    state = OptimizerState(jnp.zeros_like(state.skipped), optax_state)
+    return optax.apply_updates(params, updates), state
+
+
+def _skip_update(
+    params: PyTree, state: OptimizerState, grads: PyTree
+) -> tuple[PyTree, OptimizerState]:
+    """Returns the parameters and the optimizer's state as they are, and counts the update."""
+    return params, state._replace(skipped=state.skipped + 1)
 
 
 def _mean_of(x: Array, valid: Array) -> Array:
@@ -552,27 +558,25 @@ def loss(
 ) -> tuple[Array, Metrics]:
     """Computes the loss of some bins of a mini-batch, divided by the mini-batch's normalizer."""
     temperature = objective.temperature
+    needs_entropy = objective.entropy_coef > 0
     logprobs, entropy = bin_logprobs(
-        policy,
-        params,
-        batch,
-        bins,
-        temperature=temperature,
-        entropy_gradient=objective.entropy_coef > 0,
+        policy, params, batch, bins, temperature=temperature, entropy_gradient=needs_entropy
     )
     mask = jnp.where(bins.predicts, of_slots(batch.mask, bins).astype(jnp.float32), 0.0)
     behavior = of_slots(batch.logprobs, bins)
     sequences = bins.segments.ids
     length = batch.tokens.shape[2]
+
+    def optional(x: Array | None) -> Array | None:
+        return None if x is None else of_slots(x, bins)
+
     value, metrics = grpo.policy_loss(
         logprobs,
         behavior,
         of_slots(batch.advantages, bins),
         mask,
-        proximal_logprobs=None
-        if batch.proximal_logprobs is None
-        else of_slots(batch.proximal_logprobs, bins),
-        weights=None if batch.weights is None else of_slots(batch.weights, bins),
+        proximal_logprobs=optional(batch.proximal_logprobs),
+        weights=optional(batch.weights),
         sequences=sequences,
         loss_type=objective.loss_type,
         epsilon=objective.epsilon,
@@ -590,7 +594,7 @@ def loss(
     if batch.replayed is not None:
         replayed = mask * of_slots(batch.replayed, bins).astype(mask.dtype)
         metrics["replay/ess"] = replay.weight_moments(logprobs, behavior, replayed)
-    if objective.entropy_coef > 0:
+    if needs_entropy:
         value = value - objective.entropy_coef * jnp.sum(weights * entropy)
     if objective.kl_coef > 0:
         reference, _ = bin_logprobs(policy, ref_params, batch, bins, temperature=temperature)

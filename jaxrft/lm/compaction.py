@@ -145,12 +145,12 @@ def take(tree: PyTree, index: Array) -> PyTree:
     """Takes rows `index` [S, n] of each shard from leaves [S * m, ...]. Returns [S * n, ...]."""
     shards, count = index.shape
 
-    def of(x: Array) -> Array:
+    def take_leaf(x: Array) -> Array:
         by_shard = x.reshape(shards, -1, *x.shape[1:])
         taken = jax.vmap(lambda x, index: x[index])(by_shard, index)
         return taken.reshape(shards * count, *x.shape[1:])
 
-    return jax.tree.map(of, tree)
+    return jax.tree.map(take_leaf, tree)
 
 
 def put(tree: PyTree, index: Array, rows: PyTree) -> PyTree:
@@ -160,22 +160,22 @@ def put(tree: PyTree, index: Array, rows: PyTree) -> PyTree:
     """
     shards = index.shape[0]
 
-    def of(x: Array, rows: Array) -> Array:
+    def put_leaf(x: Array, rows: Array) -> Array:
         by_shard = x.reshape(shards, -1, *x.shape[1:])
         new = rows.reshape(shards, -1, *x.shape[1:])
         write = jax.vmap(lambda x, index, new: x.at[index].set(new, mode="drop"))
         written = write(by_shard, index, new).reshape(x.shape)
         return constrain(written, "batch", *(None,) * (x.ndim - 1))
 
-    return jax.tree.map(of, tree, rows)
+    return jax.tree.map(put_leaf, tree, rows)
 
 
 def append(first: PyTree, second: PyTree, shards: int) -> PyTree:
     """Appends the rows of each shard, leaves [S * n, ...], to those of `first` [S * m, ...]."""
 
-    def of(x: Array, y: Array) -> Array:
+    def append_leaf(x: Array, y: Array) -> Array:
         parts = (each.reshape(shards, -1, *each.shape[1:]) for each in (x, y))
         joined = jnp.concatenate(tuple(parts), axis=1)
         return constrain(joined.reshape(-1, *x.shape[1:]), "batch", *(None,) * (x.ndim - 1))
 
-    return jax.tree.map(of, first, second)
+    return jax.tree.map(append_leaf, first, second)

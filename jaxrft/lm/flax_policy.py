@@ -86,18 +86,13 @@ def flax_policy(
 
         There are no earlier ones where the tokens are of several `segments`.
         """
-        steps = tokens.shape[1]
         key_positions = jnp.where(valid, positions, PADDED)
         all_positions = jnp.concatenate([earlier.positions, key_positions], axis=1)
         if init_cache is None:
             new = tokens
             all_tokens = jnp.concatenate([earlier.entries, tokens], axis=1)
-            clipped = jnp.where(all_positions < PADDED, all_positions, 0)
-            mask = _mask(all_positions, all_positions, segments)
-            logits = _checked_logits(
-                call(params, all_tokens, clipped, mask, None), all_tokens.shape
-            )
-            logits = logits[:, -steps:]
+            logits = _all_logits(call, params, all_tokens, all_positions, segments)
+            logits = logits[:, -tokens.shape[1] :]
         else:
             mask = _mask(positions, all_positions, segments)
             logits, new = _checked_pair(call(params, tokens, positions, mask, earlier.entries))
@@ -132,12 +127,7 @@ def flax_policy(
         entries = (
             jnp.zeros((rows, length), jnp.int32) if init_cache is None else init_cache(rows, length)
         )
-        for leaf in jax.tree.leaves(entries):
-            if leaf.shape[:2] != (rows, length):
-                raise InputError(
-                    f"init_cache({rows}, {length}) returned a leaf of shape {leaf.shape}: "
-                    f"it must be [{rows}, {length}, ...]"
-                )
+        _check_leaves(entries, rows, length)
         return Cache(entries, jnp.full((rows, length), FREE, jnp.int32))
 
     def resize_cache(cache: Cache, length: int, first: Array | int) -> Cache:
@@ -174,6 +164,28 @@ def _bind(
     raise InputError(
         f"module is a {type(module).__name__}: it must be a flax.linen.Module or a flax.nnx.Module"
     )
+
+
+def _all_logits(
+    call: Callable[..., Array | tuple[Array, PyTree]],
+    params: PyTree,
+    tokens: Array,
+    positions: Array,
+    segments: Segments | None,
+) -> Array:
+    """Computes the logits [rows, T, V] of all tokens [rows, T] in one pass, without a cache."""
+    inputs = jnp.where(positions < PADDED, positions, 0)
+    mask = _mask(positions, positions, segments)
+    return _checked_logits(call(params, tokens, inputs, mask, None), tokens.shape)
+
+
+def _check_leaves(entries: PyTree, rows: int, length: int) -> None:
+    for leaf in jax.tree.leaves(entries):
+        if leaf.shape[:2] != (rows, length):
+            raise InputError(
+                f"init_cache({rows}, {length}) returned a leaf of shape {leaf.shape}: "
+                f"it must be [{rows}, {length}, ...]"
+            )
 
 
 def _mask(queries: Array, keys: Array, segments: Segments | None) -> Array:

@@ -315,8 +315,8 @@ def _tokenize(
                 _tokens(tokenizer, [content])
             except UnicodeEncodeError as lone:
                 raise InputError(
-                    f"row {row} of {name} holds half a character ({lone.reason}): write the "
-                    "prompt in UTF-8"
+                    f"row {row} of {name} holds half a character, an unpaired surrogate "
+                    f"({lone.reason}): write the prompt in UTF-8"
                 ) from lone
             except Exception as row_error:
                 raise _cannot_encode(tokenizer, row_error, f"row {row} of {name}") from row_error
@@ -347,10 +347,10 @@ def _tokens(
 
 @functools.lru_cache(maxsize=8)
 def _beginning(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Returns the tokens that the tokenizer puts before a text, and warns, once, of those that it
-    would put behind.
+    """Returns the special tokens, such as BOS, that the tokenizer puts before a text.
 
-    It finds the tokens of a sample among those with special tokens.
+    Warns, once, of those that it would put behind. Both are what surrounds the tokens of a sample
+    text when it is encoded with special tokens.
     """
     for sample in SAMPLES:
         try:

@@ -94,6 +94,28 @@ def render(template: Template, request: dict[str, Any], most: int) -> str:
     return "".join(pieces)
 
 
+class _Dictionaries:
+    """Makes dictionaries, and has nothing else of the type."""
+
+    def __call__(self, *args: Any, **entries: object) -> dict:
+        return dict(*args, **entries)
+
+    def fromkeys(self, keys: Iterable[object], value: object = None) -> dict:
+        return dict.fromkeys(keys, value)
+
+
+def _to_json(
+    value: object, ensure_ascii=False, indent=None, separators=None, sort_keys=False
+) -> str:
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
 def make_environment(today: date) -> Environment:
     """Returns the sandbox that transformers renders in, with `today` for the date of the clock."""
     import jinja2
@@ -130,31 +152,11 @@ def make_environment(today: date) -> Environment:
             check_public((name,))
             super().__setitem__(name, value)
 
-    class Dictionaries:
-        """Makes dictionaries, and has nothing else of the type."""
-
-        def __call__(self, *args: Any, **entries: object) -> dict:
-            return dict(*args, **entries)
-
-        def fromkeys(self, keys: Iterable[object], value: object = None) -> dict:
-            return dict.fromkeys(keys, value)
-
     def check_public(names: Iterable[object]) -> None:
         if hidden := [name for name in names if isinstance(name, str) and name.startswith("_")]:
             raise jinja2.exceptions.SecurityError(
                 f"a namespace cannot hold {hidden[0]!r}, which begins with _"
             )
-
-    def tojson(
-        value: object, ensure_ascii=False, indent=None, separators=None, sort_keys=False
-    ) -> str:
-        return json.dumps(
-            value,
-            ensure_ascii=ensure_ascii,
-            indent=indent,
-            separators=separators,
-            sort_keys=sort_keys,
-        )
 
     def strftime_now(pattern: str) -> str:
         return datetime.combine(today, time()).strftime(pattern)
@@ -165,9 +167,9 @@ def make_environment(today: date) -> Environment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
-    environment.filters["tojson"] = tojson
+    environment.filters["tojson"] = _to_json
     environment.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
-    environment.globals |= {"dict": Dictionaries(), "namespace": PublicNamespace}
+    environment.globals |= {"dict": _Dictionaries(), "namespace": PublicNamespace}
     return environment
 
 

@@ -59,9 +59,9 @@ class Options(Checked):
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     out: FilePath
-    """Parquet file for the tasks, with all columns of their source, and the new column. The columns
-    of a file that is there already, of the same tasks in any order, stay. Of a mixture, a folder,
-    in which each set gets a file."""
+    """Parquet file to write: the tasks with all columns of their source, and the new column. If it
+    exists and has the same tasks, in any order, its other columns are kept. For a mixture, a folder
+    for one file a set."""
     name: str | None = None
     """Name of the new column; <model>_pass_rate by default. <model>_trials next to it counts
     its samples.
@@ -247,8 +247,8 @@ def files_of(config: Config, out: Path) -> dict[Path, TasksConfig]:
     for tasks in () if one else config.task_sets:
         if tasks.title != Path(tasks.title).name:
             raise InputError(
-                f"the set {tasks.title!r} cannot give a file its name: give it a "
-                "`name` without / in it"
+                f"the set {tasks.title!r} gives its name to a file, which cannot contain /: give "
+                "it another `name`"
             )
     sets = [dataclasses.replace(tasks, pass_rate_columns=()) for tasks in config.task_sets]
     return {out if one else out / f"{tasks.title}.parquet": tasks for tasks in sets}

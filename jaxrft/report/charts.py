@@ -141,7 +141,7 @@ def informative(groups: Sequence[Group]) -> Chart:
 
 
 def _sums(runs: Sequence[Run]) -> dict[str, np.ndarray]:
-    """Sums the lists [BINS] of all steps of the runs."""
+    """Sums each list [BINS] of selection.jsonl over the steps of all runs."""
     entries = [entry for run in runs for entry in run.choices]
     zeros = {name: [0.0] * BINS for name in LISTS}
     return {name: np.sum([each[name] for each in (zeros, *entries)], axis=0) for name in LISTS}

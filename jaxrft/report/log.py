@@ -119,7 +119,7 @@ class Reporter:
         return max(known, key=lambda pair: pair[0], default=(-math.inf, 0))
 
     def add(self, step: int, metrics: Mapping[str, object]) -> None:
-        """Holds metrics of `step`, device scalars among them; more of the same step join them."""
+        """Collects metrics of `step`, which may be device scalars; another step flushes them."""
         if step != self.step:
             self.flush()
         self.step = step
@@ -132,7 +132,7 @@ class Reporter:
         return sum(entry["step"] > step and name in entry for entry in self.earlier or ())
 
     def flush(self) -> None:
-        """Writes what is held."""
+        """Writes the metrics that `add` has collected of a step."""
         if not self.metrics:
             return
         entry = {"step": self.step} | {

@@ -81,7 +81,7 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
 
 
 def _name(runs: list[Run]) -> str:
-    """Returns what the names of the runs begin with, and their number, if there are several."""
+    """Names a group of runs by the common beginning of their names and their number."""
     if len(runs) == 1:
         return runs[0].name
     common = os.path.commonprefix([run.name for run in runs]).rstrip("-_. ")

@@ -113,7 +113,7 @@ def _lines(entries: list[dict[str, JSON]]) -> str:
 
 
 def read(path: Path) -> list[dict[str, JSON]]:
-    """Reads the lines of a file that are as described above; a file that is not there has none."""
+    """Reads the valid lines of a selection.jsonl, one object a step; none if there is no file."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError:

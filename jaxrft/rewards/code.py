@@ -68,7 +68,7 @@ class CodeReward:
         self._spare = Sandbox(self._kind, self._limits)
 
     def close(self) -> None:
-        """Ends the sandboxes that wait."""
+        """Closes the sandboxes that are kept for later programs."""
         for sandbox in (self._spare, self._judge):
             if sandbox is not None:
                 sandbox.close()

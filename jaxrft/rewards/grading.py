@@ -186,8 +186,12 @@ class Grading:
         begun = set(self._rows)
         rows_now: list[int] = []
         tokens_now: list[np.ndarray] = []
-        held = zip(*(_held(x) for x in (tokens, lengths)), strict=True)
-        ready = [None] * len(_held(lengths)) if ended is None else [x for _, x in _held(ended)]
+        held = zip(*(_local_rows(x) for x in (tokens, lengths)), strict=True)
+        ready = (
+            [None] * len(_local_rows(lengths))
+            if ended is None
+            else [x for _, x in _local_rows(ended)]
+        )
         for ((first, block), (_, counts)), mask in zip(held, ready, strict=True):
             numbers = np.arange(len(counts))
             if mask is not None:
@@ -231,9 +235,9 @@ def grade_rollout(
     return grading.result(rollouts)
 
 
-def _held(x: Array) -> list[tuple[int, np.ndarray]]:
-    """Returns the shards of `x` [R, ...] that this process grades: (number of the first row,
-    rows).
+def _local_rows(x: Array) -> list[tuple[int, np.ndarray]]:
+    """Returns the shards of `x` [R, ...] whose rows this process grades, as (number of the first
+    row, rows).
     """
     return [
         (shard.index[0].start or 0, np.asarray(shard.data))

@@ -52,7 +52,7 @@ class Ended(Exception):
 
 
 class Sandbox:
-    """A sandbox that is ready, or getting so; one thread uses it and calls `close`."""
+    """Runs programs in a sandboxed process that is starting or ready; one thread uses it."""
 
     def __init__(self, kind: Kind, limits: Limits) -> None:
         """Starts a sandbox and does not wait for it."""

@@ -49,7 +49,7 @@ def guard(trainer: int, wire: int) -> None:
         die_with(subreaper, signal.SIGKILL)
         # multiprocessing ends its processes with SIGTERM; one that comes in between is held
         os.register_at_fork(
-            before=_hold_signals, after_in_child=_obey_signals, after_in_parent=_take_signals
+            before=_block_signals, after_in_child=_obey_signals, after_in_parent=_unblock_signals
         )
         return
     os.close(wire)
@@ -80,14 +80,14 @@ def _obey_signals() -> None:
     for number in signals.numbers():
         if signal.getsignal(number) is _pass:
             signal.signal(number, signal.SIG_DFL)
-    _take_signals()
+    _unblock_signals()
 
 
-def _hold_signals() -> None:
+def _block_signals() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, signals.numbers())
 
 
-def _take_signals() -> None:
+def _unblock_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.numbers())
 
 

@@ -67,19 +67,12 @@ def run(
     trained on as in `select.reference_groups`. Raises InputError for a predictor in a world without
     embeddings, or with embeddings of another width.
     """
-    choose = partial(selector.select, batch_size=batch_size)
 
     def trial(seed: Array) -> Trace:
         key_world, key_run = jax.random.split(jax.random.key(seed))
         tasks, state = world.init(key_world)
         if predictor is not None:
-            if tasks.embeddings is None:
-                raise InputError(
-                    "the selector dots needs embeddings, but this world has none: give it some, or "
-                    "leave out dots"
-                )
-            tasks = tasks._replace(projections=attention.project_table(predictor, tasks.embeddings))
-
+            tasks = _projected(tasks, predictor)
         selector_state = selector.init(tasks, world.num_tasks)
 
         def step(carry, index):
@@ -94,13 +87,8 @@ def run(
 
             if selector.reference_set is None:
                 expected = selector.pass_rate(selector_state, tasks)
-                choice, selector_state = choose(keys[0], selector_state, tasks)
-                feedback = roll_out(keys[1], choice.ids)
-                selector_state = selector.update(selector_state, tasks, feedback)
-                rolled = Rolled(
-                    feedback,
-                    jnp.ones(choice.ids.shape, bool),
-                    jax.tree.map(lambda x: x[:0], feedback),
+                selector_state, rolled = _choose(
+                    keys, selector, selector_state, tasks, roll_out, batch_size=batch_size
                 )
             else:
                 selector_state, references = _references(
@@ -123,6 +111,33 @@ def run(
         return jax.lax.scan(step, (state, selector_state), jnp.arange(steps))[1]
 
     return jax.device_get(jax.jit(jax.vmap(trial))(first_seed + jnp.arange(seeds)))
+
+
+def _choose(
+    keys: Array,
+    selector: Selector,
+    selector_state: PyTree,
+    tasks: Tasks,
+    roll_out: Callable[..., Feedback],
+    *,
+    batch_size: int,
+) -> tuple[PyTree, Rolled]:
+    """Rolls out a batch of chosen tasks, and updates the selector's state by them."""
+    choice, chosen = selector.select(keys[0], selector_state, tasks, batch_size=batch_size)
+    feedback = roll_out(keys[1], choice.ids)
+    no_references = jax.tree.map(lambda x: x[:0], feedback)
+    rolled = Rolled(feedback, jnp.ones(choice.ids.shape, bool), no_references)
+    return selector.update(chosen, tasks, feedback), rolled
+
+
+def _projected(tasks: Tasks, predictor: attention.Params) -> Tasks:
+    """Adds the projections of the tasks that the selector dots needs."""
+    if tasks.embeddings is None:
+        raise InputError(
+            "the selector dots needs embeddings, but this world has none: give it some, or leave "
+            "out dots"
+        )
+    return tasks._replace(projections=attention.project_table(predictor, tasks.embeddings))
 
 
 def _references(

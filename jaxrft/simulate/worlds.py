@@ -281,15 +281,7 @@ def replay(
     schedule_index = _schedules(data, schedule)  # [N]
     right = _cumulative(table == 1)  # [P + 1, N]
     answered = _cumulative(table >= 0)  # [P + 1, N]
-    tasks = Tasks(
-        reference_pass_rates=jnp.stack(
-            [_around(table, quantile) for quantile in REFERENCE_QUANTILES], axis=1
-        ),
-        embeddings=None if data.embeddings is None else jnp.asarray(data.embeddings, jnp.float32),
-        domain=None
-        if data.domain is None
-        else jnp.asarray(np.unique(data.domain, return_inverse=True)[1], jnp.int32),
-    )
+    tasks = _tasks(data, table)
     answers = jnp.asarray(table)
 
     def first_rows(step: Array) -> Array:  # [N], where each task's window begins
@@ -317,6 +309,17 @@ def replay(
     return World(
         num_tasks, lambda key: (tasks, ()), pass_rates, roll_out, lambda key, state, feedback: state
     )
+
+
+def _tasks(data: Responses, table: np.ndarray) -> Tasks:
+    """Describes the tasks of a response matrix, `table`, as selectors see them."""
+    tasks = Tasks(jnp.stack([_around(table, quantile) for quantile in REFERENCE_QUANTILES], axis=1))
+    if data.embeddings is not None:
+        tasks = tasks._replace(embeddings=jnp.asarray(data.embeddings, jnp.float32))
+    if data.domain is not None:
+        number = np.unique(data.domain, return_inverse=True)[1]
+        tasks = tasks._replace(domain=jnp.asarray(number, jnp.int32))
+    return tasks
 
 
 def _schedules(data: Responses, schedule: tuple[str, ...]) -> np.ndarray:

@@ -225,7 +225,7 @@ def _parquet(path: Path) -> Iterator["ParquetFile"]:
     try:
         with ParquetFile(path) as file:
             texts = [column.path for column in _leaves(file) if _is_text(column)]
-            texts = [text for text in texts if not _by_differences(file, text)]
+            texts = [text for text in texts if not _largest_delta_chunk(file, text)]
         with ParquetFile(path, read_dictionary=texts) as file:
             names = file.schema_arrow.names
             if twice := {name for name in names if names.count(name) > 1}:
@@ -252,10 +252,11 @@ def _batches(
 ) -> Iterator["RecordBatch"]:
     """Yields the rows of a file, a few at a time, and no more than `limit`.
 
-    Texts that are stored by their differences cannot stay dictionaries, and each may be as large as
-    all that is stored of its column. So only as many rows as surely fit are unpacked together then.
+    Texts in a DELTA encoding, each stored as the difference to the one before, cannot stay
+    dictionaries, and each may be as large as its whole chunk. Of these only as many rows are
+    unpacked together as fit into memory in any case.
     """
-    largest = max((_by_differences(file, column.path) for column in _leaves(file)), default=0)
+    largest = max((_largest_delta_chunk(file, column.path) for column in _leaves(file)), default=0)
     rows = min(BATCH, budget.rows(largest))
     remaining = file.metadata.num_rows if limit is None else limit
     for batch in file.iter_batches(batch_size=rows, columns=columns):
@@ -282,10 +283,8 @@ def _is_text(column: "ColumnSchema") -> bool:
     return column.physical_type == "BYTE_ARRAY" and column.logical_type.type != "DECIMAL"
 
 
-def _by_differences(file: "ParquetFile", column: str) -> int:
-    """Returns the bytes of the largest chunk of a column that is stored by differences; 0 for
-    none.
-    """
+def _largest_delta_chunk(file: "ParquetFile", column: str) -> int:
+    """Returns the bytes of a column's largest chunk in a DELTA encoding; 0 without any."""
     chunks = (chunk for chunk in _chunks(file) if chunk.path_in_schema == column)
     stored = [
         chunk

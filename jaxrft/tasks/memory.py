@@ -58,7 +58,7 @@ class Budget:
 
 
 def size_of(value: object) -> int:
-    """Returns about how many bytes a value of text, numbers, lists and dicts takes."""
+    """Estimates the bytes that a value of text, numbers, lists and dicts takes."""
     if isinstance(value, dict):
         return DICT + sum(OBJECT + size_of(entry) for entry in value.values())
     if isinstance(value, list | tuple):

@@ -237,7 +237,10 @@ def _with_system(prompt: Prompt, system_prompt: str) -> Prompt:
 
 
 def _with_answer(columns: Columns, config: TasksConfig) -> Columns:
-    """Adds the column `answer` if the source has a ground truth under any of its names."""
+    """Adds the column `answer` if the source has a ground truth under any of its names.
+
+    Of answers in the layout of GSM8K it is the number behind ####, and `solution` the whole.
+    """
     name = config.answer_column or next(
         (name for name in ANSWERS if _find(columns, name) is not None), None
     )

@@ -88,9 +88,10 @@ def logits_bytes(
 
 
 def memory_to_plan(mesh: meshes.AnyMesh) -> int | None:
-    """Returns the bytes of a device that saved activations may use; None if unknown, and on CPUs.
+    """Returns the memory of a device in bytes; None if it is unknown, and on CPUs.
 
-    A CPU's memory is slow relative to its arithmetic: full rematerialization is a tenth faster.
+    On a CPU memory is slow relative to arithmetic: recomputing all activations is a tenth faster
+    than saving them, so that there is nothing to plan.
     """
     if meshes.platform(mesh) == "cpu":
         return None

@@ -293,9 +293,11 @@ def take_groups(setup: Setup, groups: Groups, others: tuple[Groups, ...], rows: 
 
 
 def all_feedback(setup: Setup, rounds: tuple[Round, ...]) -> tuple[Choice, tuple[Feedback, Array]]:
-    """Joins the choices of the rounds of a step, and their (feedback, informative).
+    """Joins all rounds of a step: which tasks were chosen, their feedback, and whether each group
+    is informative.
 
-    Several rounds are padded to one size by tasks N, which the selector ignores.
+    Where there are several rounds, the arrays are padded to one size, whatever their number. The
+    padding has the id N, behind the table, which the selector ignores.
     """
     parts = [(each.choice, (each.scored.feedback, each.scored.informative)) for each in rounds]
     if len(parts) == 1:

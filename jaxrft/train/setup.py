@@ -175,9 +175,8 @@ def lay_out(
     tasks = put_rows(task_arrays(table, predictor))
     if predictor is not None:
         program = compile_projection(predictor, mesh, num_tasks)
-        tasks = tasks._replace(
-            projections=call(program, predictor.params, put_rows(table.embeddings))
-        )
+        projections = call(program, predictor.params, put_rows(table.embeddings))
+        tasks = tasks._replace(projections=projections)
     setup = Setup(
         config=config,
         mesh=mesh,
@@ -197,7 +196,14 @@ def lay_out(
         reference_params=(lm.frozen or lm.params) if config.kl_coef > 0 else None,
         nothing_excluded=put_rows(np.zeros(num_tasks, bool)),
     )
-    state = describe_state(setup, lm.params, tasks)
+    return _fit_memory(setup, constants, lm, memory), constants
+
+
+def _fit_memory(setup: Setup, constants: Constants, lm: LanguageModel, memory: int | None) -> Setup:
+    """Chooses what a run recomputes and how many rows it decodes at once, by a device's memory."""
+    config = setup.config
+    mesh = setup.mesh
+    state = describe_state(setup, lm.params, constants.tasks)
     held = (state, constants)
     remat = choose_remat(
         config,
@@ -218,16 +224,13 @@ def lay_out(
         held=held,
         memory=memory,
     )
-    learner = make_learner(config, learner_policy(config, lm, mesh, remat=remat))
-    shardings = jax.tree.map(lambda x: x.sharding, state)
-    setup = dataclasses.replace(
+    return dataclasses.replace(
         setup,
-        learner=learner,
+        learner=make_learner(config, learner_policy(config, lm, mesh, remat=remat)),
         remat=remat,
-        shardings=shardings,
+        shardings=jax.tree.map(lambda x: x.sharding, state),
         generate=compile_rollout(lm, config, mesh, max_rows=max_rows),
     )
-    return setup, constants
 
 
 def init(setup: Setup, params: Params, tasks: Tasks) -> TrainState:
