@@ -36,6 +36,7 @@ from jaxrft.host.yaml_files import parse_yaml
 
 MIN_TEMPERATURE = 1e-6  # logits below 1e30 stay float32
 MAX_PENALTY = 1e3  # as a factor or a divisor of logits, which thus stay finite
+MAX_STOP = 1024  # bytes of stop strings, each a state that every token moves
 MIN_TIMEOUT = 1e-3  # seconds, the unit of poll(), of which none is no time at all
 MAX_TIMEOUT = 2**31 // 1000  # seconds; poll() counts milliseconds in 32 bits
 MAX_WORKERS = 1024  # processes; the largest hosts have fewer cores
@@ -121,6 +122,8 @@ class EvalConfig:
     """Least probability of a token, as a share of the likeliest's; as in training by default."""
     repetition_penalty: float | None = None
     """Repetition penalty, of greedy completions too; as in training by default."""
+    stop: tuple[str, ...] | None = None
+    """Stop strings, of greedy completions too; as in training by default."""
     max_completion_length: int | None = None
     """Tokens, of greedy completions too; as in training by default."""
     batch_size: int | None = None
@@ -342,6 +345,9 @@ class Config(Checked):
     """Divides the logits of tokens that stand in the prompt or the completion so far, or multiplies
     them where they are below 0; 1 = off, and above 1 they become less likely. Ratios and
     log-probabilities are those of the policy without it."""
+    stop: tuple[str, ...] = ()
+    """Stop strings: a completion is finished by the token in which one of them ends, wherever in a
+    token it begins or ends, as in transformers. In a shell $'\\n\\n' is two ends of lines."""
 
     rewards: tuple[str, ...] = ("math",)
     """Names (exact, number, gsm8k, math, choice, code, code_solved) or paths,
@@ -546,6 +552,7 @@ GROUPS = {
         "top_k",
         "min_p",
         "repetition_penalty",
+        "stop",
         "gather_for_rollout",
     ),
     "rewards": (
@@ -652,6 +659,8 @@ def _ranges(config: Config) -> list[Requirement]:
             lambda value: 1 / MAX_PENALTY <= value <= MAX_PENALTY,
             f"in [{1 / MAX_PENALTY:g}, {MAX_PENALTY:g}]; 1 = off",
         ),
+        *_stop_strings("stop", c.stop),
+        *_stop_strings("evaluation.stop", c.evaluation.stop or ()),
         *_each(
             c,
             ("evaluation.temperature",),
@@ -758,6 +767,15 @@ def _update(config: Config) -> list[Requirement]:
             f"in rows, a divisor of a mini-batch's {c.tasks_per_update * c.num_generations} "
             f"and a divisor or a multiple of num_generations {c.num_generations}",
         ),
+    ]
+
+
+def _stop_strings(name: str, stop: tuple[str, ...]) -> list[Requirement]:
+    """Returns the requirements of stop strings."""
+    size = sum(len(text.encode()) for text in stop)
+    return [
+        (name, all(stop), "texts of at least one character; leave the empty one out"),
+        (name, size <= MAX_STOP, f"at most {MAX_STOP:,} bytes of UTF-8 in all, not {size:,}"),
     ]
 
 

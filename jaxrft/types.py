@@ -68,8 +68,11 @@ class Rollout(NamedTuple):
     """Sampled completions, and their log-probabilities."""
 
     tokens: Array  # [R, T] int32, padding after the end
-    lengths: Array  # [R] int32, tokens up to and including EOS
-    mask: Array  # [R, T] float32, 1 up to and including EOS
+    lengths: (
+        Array  # [R] int32, tokens up to and including the last, EOS or the end of a stop string
+    )
+    mask: Array  # [R, T] float32, 1 for these
     logprobs: Array  # [R, T] float32, log pi of the policy at the sampling temperature
     # [R, T] float32, of what was drawn from (top-k, top-p, min-p, repetition penalty)
     sampling_logprobs: Array
+    finished: Array  # [R] bool, by EOS or a stop string; False = cut at the longest length

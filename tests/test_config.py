@@ -54,6 +54,7 @@ OUT_OF_RANGE = [
     ("top_p", 1.1, "in (0, 1]"),
     ("min_p", -0.1, "in [0, 1]"),
     ("min_p", 1.1, "in [0, 1]"),
+    ("stop", ("Question:", ""), "texts of at least one character; leave the empty one out"),
     ("repetition_penalty", 0.0, "in [0.001, 1000]; 1 = off"),
     ("epsilon", 0.0, "in (0, 1)"),
     ("epsilon", 1.0, "in (0, 1)"),
@@ -96,6 +97,11 @@ def test_a_value_out_of_range_is_refused(name, value, wanted):
     assert str(error.value).startswith(f"{name} is {value!r}: it must be ") and wanted in str(
         error.value
     )
+
+
+def test_stop_strings_are_few():
+    with pytest.raises(InputError, match="at most 1,024 bytes of UTF-8 in all, not 1,200"):
+        make(stop=("é" * 300, "ä" * 300))
 
 
 @pytest.mark.parametrize(
@@ -207,6 +213,7 @@ def test_an_int_is_a_float():
         ({"batch_size": 0}, "evaluation.batch_size is 0: it must be at least 1"),
         ({"temperature": 0.0}, "evaluation.temperature is 0.0: it must be at least 1e-06; eval"),
         ({"top_p": 0.0}, "evaluation.top_p is 0.0: it must be in "),
+        ({"stop": ("",)}, "evaluation.stop is .'',.: it must be texts of at least one character"),
         ({"min_p": 2.0}, "evaluation.min_p is 2.0: it must be in "),
         ({"repetition_penalty": -1.0}, "evaluation.repetition_penalty is -1.0: it must be in "),
         ({"max_completion_length": 0}, "evaluation.max_completion_length is 0: it must be at"),

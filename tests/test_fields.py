@@ -50,6 +50,7 @@ NAMES = {
         "domain_column",
     ),
     *(
+        "stop",
         "system_prompt",
         "rewards",
         "success_reward",

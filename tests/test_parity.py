@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jaxrft.lm import embed, model, sampling, weights
+from jaxrft.lm import embed, model, sampling, stop_strings, weights
 
+tokenizers = pytest.importorskip("tokenizers")
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
@@ -349,3 +350,28 @@ def test_the_repetition_penalty_is_that_of_transformers(penalty):
     seen = sampling.tokens_seen(jnp.asarray(tokens), jnp.full(8, 20), 50)
     found = sampling.penalize(jnp.asarray(logits), seen, repetition_penalty=penalty)
     np.testing.assert_allclose(found, want, rtol=1e-6)
+
+
+def test_stop_strings_end_where_those_of_transformers_do():
+    """Of random tokens, one after another."""
+    tokens = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokens.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokens.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=60, show_progress=False)
+    tokens.train_from_iterator(["abab baab\n\nabba é", "b\nab a\nbab"], trainer)
+    text = transformers.PreTrainedTokenizerFast(tokenizer_object=tokens)
+    stop = ("ab\n", "baab", "é", "a b")
+    matcher = stop_strings.of_tokenizer(text, len(text), stop)
+    criteria = transformers.StopStringCriteria(text, list(stop))
+    rows = np.random.default_rng(3).integers(0, len(text), (200, 8))
+    states = np.zeros(200, np.int32)
+    running = np.ones(200, bool)
+    count = 0
+    for time in range(8):
+        states = np.asarray(stop_strings.advance(matcher, states, rows[:, time]))
+        ended = states == matcher.moves.shape[1] - 1
+        want = criteria(torch.tensor(rows[:, : time + 1]), None).numpy()
+        np.testing.assert_array_equal(ended[running], want[running])
+        count += ended[running].sum()
+        running &= ~ended
+    assert 20 < count < 200

@@ -129,8 +129,10 @@ def test_completions_by_hand():
     mask = jnp.array([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
     drawn_from = jnp.log(jnp.array([[0.5, 0.5, 0.01], [0.8, 0.01, 0.01]]))
     logprobs = jnp.log(jnp.array([[0.25, 0.5, 0.9], [0.2, 0.9, 0.9]]))
-    rollout = Rollout(jnp.zeros((2, 3), jnp.int32), jnp.array([2, 1]), mask, logprobs, drawn_from)
-    found = metrics.completions(rollout, jnp.array([True, False]))
+    cut = jnp.array([True, False])
+    tokens = jnp.zeros((2, 3), jnp.int32)
+    rollout = Rollout(tokens, jnp.array([2, 1]), mask, logprobs, drawn_from, ~cut)
+    found = metrics.completions(rollout)
     want = {"mean_length": 1.5, "min_length": 1.0, "max_length": 2.0, "clipped_ratio": 0.5}
     want = {f"completions/{name}": value for name, value in want.items()}
     ratios = {"mean": (0.5 + 1.0 + 0.25) / 3, "min": 0.25, "max": 1.0}

@@ -301,7 +301,8 @@ def sampled(completion_ids, truncated, trainer_state, **kwargs):
 def test_rewards_get_the_tokens_that_were_sampled_and_how_far_the_run_is():
     tokens = jnp.array([[3, 1, 4], [1, 5, 0]], jnp.int32)  # the last is padding
     mask = jnp.array([[1, 1, 1], [1, 1, 0]], jnp.float32)
-    rollout = Rollout(tokens, jnp.array([3, 2], jnp.int32), mask, mask, mask)
+    finished = jnp.array([False, True])
+    rollout = Rollout(tokens, jnp.array([3, 2], jnp.int32), mask, mask, mask, finished)
     tasks = SimpleNamespace(prompts=["q"], columns={})
     config = SimpleNamespace(skip_special_tokens=False)
     lm = SimpleNamespace(tokenizer=tokenizer.load(str(TINY)), eos_ids=(5,))
@@ -389,8 +390,7 @@ def test_groups_are_graded_as_they_end():
         grading = grading_of(pool, names)
         early = [[1, 0, 0, 0, 1, 1], [1, 0, 1, 1, 1, 1]]
         for ended in early:
-            samples = Samples(rollout.lengths, jnp.array(ended, bool), rollout.tokens, *rollout[3:])
-            grading.left(samples)
+            grading.left(samples_of(rollout, ended))
             grading.wait(lambda: False)
         graded = grading.result(rollout)
         assert grading.result(rollout) is graded  # once
@@ -405,8 +405,7 @@ def test_a_mistake_that_shows_while_others_are_decoded_is_raised_at_the_end():
     rollout = rollout_of([[3], [1]])
     with Pool([("weighed", weighed)], workers=1) as pool:
         grading = grading_of(pool, {"q": ["x"], "prompts": ["y"]})
-        samples = Samples(rollout.lengths, jnp.ones(2, bool), rollout.tokens, *rollout[3:])
-        grading.left(samples)
+        grading.left(samples_of(rollout, [1, 1]))
         with pytest.raises(InputError, match="column prompts has the name of another argument"):
             grading.result(rollout)
 
@@ -414,8 +413,7 @@ def test_a_mistake_that_shows_while_others_are_decoded_is_raised_at_the_end():
 def test_pending_rewards_of_an_abandoned_rollout_are_dropped():
     with Pool([("weighed", weighed)], workers=1) as pool:
         given_up = rollout_of([[3], [1]])
-        samples = Samples(given_up.lengths, jnp.ones(2, bool), given_up.tokens, *given_up[3:])
-        grading_of(pool, {"q": ["x"]}).left(samples)
+        grading_of(pool, {"q": ["x"]}).left(samples_of(given_up, [1, 1]))
         graded = grading_of(pool, {"q": ["x"]}).result(rollout_of([[2], [4]]))
     assert graded.rewards.tolist() == [[-2], [-4]]
 
@@ -431,7 +429,20 @@ def rollout_of(rows):
         tokens[number, : len(row)] = row
     lengths = np.array([len(row) for row in rows], np.int32)
     mask = (np.arange(2) < lengths[:, None]).astype(np.float32)
-    return Rollout(*(jnp.asarray(x) for x in (tokens, lengths, mask, mask, mask)))
+    finished = np.ones(len(rows), bool)
+    return Rollout(*(jnp.asarray(x) for x in (tokens, lengths, mask, mask, mask, finished)))
+
+
+def samples_of(rollout, ended):
+    return Samples(
+        lengths=rollout.lengths,
+        ended=jnp.array(ended, bool),
+        finished=rollout.finished,
+        stop_state=jnp.zeros_like(rollout.lengths),
+        tokens=rollout.tokens,
+        logprobs=rollout.logprobs,
+        sampling_logprobs=rollout.sampling_logprobs,
+    )
 
 
 def grading_of(pool, columns):

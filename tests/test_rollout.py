@@ -12,7 +12,7 @@ from scipy.special import log_softmax
 from jaxrft import mesh as meshes
 from jaxrft.config import Config, TasksConfig
 from jaxrft.learn import update
-from jaxrft.lm import model, rollout
+from jaxrft.lm import model, rollout, stop_strings
 from jaxrft.lm.policy import LanguageModel
 from jaxrft.lm.segments import compile_rollout
 from jaxrft.streams import stream_key
@@ -317,3 +317,42 @@ def test_a_repetition_penalty_counts_prompt_and_completion_by_hand(greedy):
             seen.add(token)
     # 16 is the largest odds, then the root of 64
     assert not greedy or got.tokens.tolist() == [[1, 0, 0]] * 8
+
+
+@pytest.mark.parametrize(
+    ("stop", "completion", "finished"),
+    [
+        # the tokens 9, 8, 9, ... spell xy, z, xy, ...
+        ((), [9, 8, 9, 8, 9], False),
+        (("x",), [9], True),  # in the first token, which has more
+        (("yz", "unheard"), [9, 8], True),
+        (("zxyzxy",), [9, 8, 9, 8, 9], True),  # in the last token that there is room for
+        (("Qy",), [9, 8, 9, 8, 9], False),  # the Q is the prompt's
+    ],
+)
+def test_a_completion_ends_with_the_token_in_which_a_stop_string_ends(stop, completion, finished):
+    pieces = [b"-"] * 8 + [b"z", b"xy"]
+    pieces[7] = b"Q"
+    follower = [*FOLLOWER[:7], 9, *FOLLOWER[8:]]
+    matcher = stop_strings.build(pieces, stop) if stop else None
+    got = jax.jit(followed)(chain(follower), jnp.array([[8, 7]]), matcher)
+    for row in range(2):
+        assert got.tokens[row].tolist() == completion + [0] * (5 - len(completion))
+        assert got.lengths[row] == len(completion) == got.mask[row].sum()
+        assert not np.any(got.logprobs[row, len(completion) :])
+        assert bool(got.finished[row]) == finished
+
+
+def followed(params, prompts, stop):
+    return rollout.generate(
+        BIGRAM,
+        params,
+        jax.random.key(0),
+        prompts,
+        jnp.full(len(prompts), 2),
+        jnp.arange(len(prompts)),
+        stop=stop,
+        num_generations=2,
+        max_completion_length=5,
+        eos_ids=(1, 2),
+    )

@@ -18,7 +18,7 @@ import pytest
 
 from jaxrft import mesh as meshes
 from jaxrft.config import Config, TasksConfig
-from jaxrft.lm import attention, compaction, model, rollout, sampling
+from jaxrft.lm import attention, compaction, model, rollout, sampling, stop_strings
 from jaxrft.lm.policy import LanguageModel
 from jaxrft.lm.segments import compile_rollout
 from jaxrft.streams import stream_key
@@ -38,6 +38,10 @@ EOS = (0, 1)
 MANY = tuple(range(10))  # of the 40 tokens, so that most rows end early
 LONGEST, TIME = 7, 8  # tokens of a prompt, of a completion
 SEED, STEP = 3, 5
+# What the tokens spell, of one letter or two, and strings that end most completions early.
+PIECES = [bytes(b"abc"[i // 3**j % 3] for j in range(1 + i % 2)) for i in range(SHAPE.vocab_size)]
+STOP = ("cab", "bb", "acac")
+SLOW = "a repetition penalty and stop strings, rows that enter on a mesh"
 CLOSE = 1e-4  # of perturbed logits that rounding to float32 may swap
 
 
@@ -57,6 +61,7 @@ class Case:
     top_k: int = 0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
     mesh: tuple[int, int, int] = (1, 1, 1)
     kind: type[attention.LayerCache] = attention.LayerCache
 
@@ -78,13 +83,13 @@ CASES = {
         temperature=0.7,
     ),
     "top_k and top_p": Case(top_k=9, top_p=0.9, temperature=2.0),
-    "min_p and a repetition penalty, rows that leave": Case(
-        min_p=0.1, repetition_penalty=1.4, temperature=1.5, ends=MANY, leaves=True
+    "min_p, a repetition penalty and stop strings, rows that leave": Case(
+        min_p=0.1, repetition_penalty=1.4, temperature=1.5, stop=STOP, leaves=True
     ),
-    "a repetition penalty, rows that enter on a mesh": Case(
+    SLOW: Case(
         repetition_penalty=1.4,
         slots=2,
-        ends=MANY,
+        stop=STOP,
         leaves=True,
         max_rows=64,
         entries=5,
@@ -166,6 +171,8 @@ def sampled_by_rollout(case, dtype, params, prompts, group):
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, model.shardings(case.shape, mesh))
         generate = compile_rollout(lm, config, mesh, max_rows=case.max_rows)
+        if case.stop:  # as if of a tokenizer
+            generate.stop = stop_strings.build(PIECES, case.stop)
         compact, enter = generate.compact, generate.enter
         moves = []
         entries = []
@@ -212,9 +219,15 @@ def sampled_token_by_token(case, dtype, params, prompts, group):
         drawn = np.argmax(logits + noise, axis=1).astype(np.int32)
         completions[:, time] = np.where(done, 0, drawn)
         tokens[np.arange(count), starts + time] = drawn
-        done |= np.isin(drawn, case.ends)
+        done |= [is_finished(case, row[: time + 1]) for row in completions]
     logits, noise = (np.stack(part, axis=1) for part in zip(*parts, strict=True))
     return completions, logits, noise
+
+
+def is_finished(case, tokens):
+    """Whether a completion has come to an end, of its own or by a stop string."""
+    text = b"".join(PIECES[token] for token in tokens).decode()
+    return tokens[-1] in case.ends or any(each in text for each in case.stop)
 
 
 def keys_of_samples(ids, group):
@@ -248,12 +261,19 @@ def sample_both(case, dtype, monkeypatch, *, tasks, group):
         return sampled_by_rollout(*arguments), *sampled_token_by_token(*arguments)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == SLOW)) for name in CASES]
+)
 def test_in_float64_every_token_is_that_of_the_whole_prefix(monkeypatch, name):
     got, want, logits, _ = sample_both(
         CASES[name], np.float64, monkeypatch, tasks=CASES[name].tasks, group=8
     )
     np.testing.assert_array_equal(np.where(got.mask, got.tokens, 0), want)
+    ends = [
+        is_finished(CASES[name], row[:length])
+        for row, length in zip(want, got.lengths, strict=True)
+    ]
+    np.testing.assert_array_equal(got.finished, ends)
     assert logits.dtype == np.float64
     probability = np.take_along_axis(softmax(logits), want[..., None], axis=-1)[..., 0]
     logprobs = np.log(np.where(got.mask, probability, 1.0))

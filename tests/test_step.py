@@ -29,7 +29,10 @@ def judged(rewards, success_index, **changes):
     )
     setup = helpers.bare_setup(config)
     cells = jnp.ones((B * G, T))
-    rollouts = Rollout(jnp.ones((B * G, T), jnp.int32), jnp.full(B * G, T), cells, cells, cells)
+    finished = jnp.arange(B * G) % G != 0  # the first of each group was cut
+    rollouts = Rollout(
+        jnp.ones((B * G, T), jnp.int32), jnp.full(B * G, T), cells, cells, cells, finished
+    )
     prompts = jnp.ones((B, 8), jnp.int32), jnp.ones(B, jnp.int32)
     success_index = jnp.array(success_index, jnp.int32)
     return setup, score_groups(
@@ -108,3 +111,13 @@ def test_store_groups_adds_masked_rows_only():
     buffer = setup.replay.init(found.groups)
     buffer = _stored(setup, buffer, (found.groups,), jnp.array([False, True, False]))
     assert buffer.groups.task.tolist()[:1] == [1] and (buffer.groups.step >= 0).sum() == 1
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_completions_that_did_not_finish_are_truncated(masked):
+    """The first of each group."""
+    rewards = [[[1], [0], [0], [0]]] * 3
+    _, found = judged(rewards, [0, 0, 0], mask_truncated_completions=masked)
+    assert float(found.metrics["completions/clipped_ratio"]) == 1 / G
+    assert found.groups.mask[:, 0].max() == (0.0 if masked else 1.0)
+    assert found.groups.mask[:, 1:].min() == 1.0

@@ -117,7 +117,7 @@ def compiled(run: Opened, prompt_length: int, *, selects: bool = True) -> Iterat
         select = (*draw, constants.nothing_excluded, stream)
         choice = shard(steps.select_tasks.eval_shape(*select, batch_size=batch_size)[0])
         params = model.all_params(state.params, constants.frozen)
-        start = Batch(params, state.step, *prompts, choice.ids, stream)
+        start = Batch(params, state.step, *prompts, choice.ids, stream, setup.generate.stop)
         rollout = setup.generate.eval_shape(start)
         score = (setup, state.step, choice.ids, prompts, rollout, rewards, valid, success_index)
         groups = shard(steps.score_groups.eval_shape(*score).groups, "batch")
@@ -210,7 +210,8 @@ def _rollout_that_waits(setup: Setup, batch: Batch, held: PyTree) -> Iterator[Co
         generate.settings.max_completion_length,
     )
     left = _compile("nothing left", generate.nothing_left, sizes, held).outputs
-    rows = decode_arguments(setup.lm.policy, empty.outputs, length)
+    inputs, state = decode_arguments(setup.lm.policy, empty.outputs, length)
+    rows = (inputs._replace(stop=batch.stop), state)
     enter = _compile(
         "enter",
         generate.enter,

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
-from jaxrft.lm import compaction, sampling
+from jaxrft.lm import compaction, sampling, stop_strings
 from jaxrft.lm.compaction import Grid, Moves
 from jaxrft.lm.model import Policy
+from jaxrft.lm.stop_strings import StopMatcher
 from jaxrft.mesh import constrain
 from jaxrft.types import Array, PyTree, Rollout
 
@@ -56,13 +57,16 @@ class Inputs(NamedTuple):
     keys: Array  # [R] keys of the samples
     first: Array  # [R] int32, the position of a completion's first token
     entered: Array  # [R] int32, the column of a completion's first token
+    stop: StopMatcher | None = None  # of stop strings
 
 
 class Samples(NamedTuple):
     """What was drawn, 0 before a row's first token and behind its last."""
 
-    lengths: Array  # [R] int32, tokens up to and including EOS
-    ended: Array  # [R] bool, by EOS or at the limit
+    lengths: Array  # [R] int32, tokens up to and including the last
+    ended: Array  # [R] bool, finished or at the limit
+    finished: Array  # [R] bool, by EOS or a stop string
+    stop_state: Array  # [R] int32, of the matcher of stop strings; 0 without
     tokens: Array  # [R, T] int32
     logprobs: Array  # [R, T] float32
     sampling_logprobs: Array  # [R, T] float32
@@ -124,19 +128,21 @@ def generate(
     lengths: Array,
     ids: Array,
     first_sample: Array | None = None,
+    stop: StopMatcher | None = None,
     **options: Any,
 ) -> Rollout:
     """Samples G completions of each prompt; those of a prompt are next to each other.
 
     prompts [B, P] right-padded, lengths [B], ids [B] the tasks' ids, first_sample [B] int32 the
-    number of a group's first sample, None for 0. `options` are the fields of `Sampling`. A sample
+    number of a group's first sample, None for 0. `stop` ends a completion with the token in which
+    one of its strings ends, see `stop_strings`. `options` are the fields of `Sampling`. A sample
     depends on `key`, its task's id and its number only: it is the same in another batch, in another
     bucket of prompts and on another mesh, up to the rounding of matrix products. Greedy decoding
     takes the likeliest token and ignores the key.
     """
     settings = Sampling(**options)
     inputs, state = start(
-        policy, params, key, prompts, lengths, ids, first_sample, settings=settings
+        policy, params, key, prompts, lengths, ids, first_sample, stop, settings=settings
     )
     for length in cache_lengths(settings.max_completion_length):
         state = state._replace(cache=policy.resize_cache(state.cache, length, 0))
@@ -213,6 +219,7 @@ def start(
     lengths: Array,
     ids: Array,
     first_sample: Array | None,
+    stop: StopMatcher | None = None,
     *,
     settings: Sampling,
 ) -> tuple[Inputs, Decoding]:
@@ -226,12 +233,13 @@ def start(
         keys=entrants.keys,
         first=entrants.first,
         entered=constrain(jnp.zeros(rows, jnp.int32), "batch"),
+        stop=jax.tree.map(lambda x: constrain(x, *(None,) * x.ndim), stop),
     )
     samples = _no_samples(rows, settings.max_completion_length)
     time = jnp.zeros((), jnp.int32)
     return inputs, Decoding(
         time=time + 1,
-        samples=_write(samples, time, entrants.drawn, settings),
+        samples=_write(samples, time, entrants.drawn, inputs.stop, settings),
         cache=policy.init_cache(rows, cache_lengths(settings.max_completion_length)[0]),
         seen=entrants.seen,
     )
@@ -240,7 +248,10 @@ def start(
 def empty(
     policy: Policy, weights: PyTree, entrants: Entrants, *, full: Grid, settings: Sampling
 ) -> tuple[Inputs, Decoding]:
-    """Returns the state of a grid without live rows, which can take rows like the `entrants`."""
+    """Returns the state of a grid without live rows, which can take rows like the `entrants`.
+
+    Its inputs have no matcher of stop strings.
+    """
     shards = 2 * entrants.first.shape[0] // full.rows
     blocks = shards * full.blocks
     rows = shards * full.rows
@@ -276,6 +287,8 @@ def _no_samples(rows: int, max_completion_length: int) -> Samples:
     return Samples(
         lengths=constrain(jnp.zeros(rows, jnp.int32), "batch"),
         ended=constrain(jnp.zeros(rows, bool), "batch"),
+        finished=constrain(jnp.zeros(rows, bool), "batch"),
+        stop_state=constrain(jnp.zeros(rows, jnp.int32), "batch"),
         tokens=constrain(jnp.zeros(cells, jnp.int32), "batch", None),
         logprobs=constrain(jnp.zeros(cells, jnp.float32), "batch", None),
         sampling_logprobs=constrain(jnp.zeros(cells, jnp.float32), "batch", None),
@@ -313,7 +326,7 @@ def decode(
         number = state.time - inputs.entered
         seen = _constrain_seen(sampling.see(state.seen, tokens))
         drawn = _draw(inputs.keys, number, logits, seen, settings)
-        samples = _write(state.samples, state.time, drawn, settings)
+        samples = _write(state.samples, state.time, drawn, inputs.stop, settings)
         return Decoding(state.time + 1, samples, cache, seen)
 
     state = jax.lax.while_loop(needed, advance, state)
@@ -391,7 +404,8 @@ def enter(
     numbers = jnp.tile(first_row + jnp.arange(half.rows, dtype=jnp.int32), shards)
     is_padding = numbers >= left.samples.lengths.shape[0] // shards
     new = _no_samples(shards * half.rows, settings.max_completion_length)
-    new = _write(new._replace(ended=is_padding), time - 1, entrants.drawn, settings)
+    new = new._replace(ended=is_padding)
+    new = _write(new, time - 1, entrants.drawn, inputs.stop, settings)
     blocks_of_prompt = settings.num_generations // half.width
     block = jnp.arange(shards * half.blocks) % blocks_of_prompt
 
@@ -408,6 +422,7 @@ def enter(
         keys=append(moved.keys, entrants.keys),
         first=append(moved.first, entrants.first),
         entered=append(moved.entered, jnp.full(numbers.shape, time - 1)),
+        stop=inputs.stop,
     )
     # the second half of a shard's places is taken from anywhere, and then empty: one copy
     index = jnp.pad(moves.rows, ((0, 0), (0, half.rows)))
@@ -440,6 +455,7 @@ def finish(
         mask.astype(jnp.float32),
         samples.logprobs,
         samples.sampling_logprobs,
+        samples.finished,
     )
 
 
@@ -474,6 +490,7 @@ def _move(
             keys=keys,
             first=first,
             entered=entered - free,
+            stop=inputs.stop,
         ),
         _with_columns(
             samples._replace(ended=samples.ended | ~filled), lambda x: jnp.roll(x, -free, axis=1)
@@ -537,7 +554,9 @@ def _draw(
     return Drawn(token, logprob.astype(jnp.float32), drawn_from.astype(jnp.float32))
 
 
-def _write(samples: Samples, column: Array, drawn: Drawn, settings: Sampling) -> Samples:
+def _write(
+    samples: Samples, column: Array, drawn: Drawn, stop: StopMatcher | None, settings: Sampling
+) -> Samples:
     """Writes a token of each row to a column; rows that have ended stay as they are."""
     live = ~samples.ended
     ends = jnp.asarray(settings.eos_ids, jnp.int32)
@@ -548,9 +567,15 @@ def _write(samples: Samples, column: Array, drawn: Drawn, settings: Sampling) ->
 
     lengths = samples.lengths + live.astype(jnp.int32)
     is_end = jnp.any(drawn.token[:, None] == ends[None], axis=-1)
+    stop_state = samples.stop_state
+    if stop is not None:
+        stop_state = stop_strings.advance(stop, stop_state, drawn.token)
+        is_end |= stop_strings.has_ended(stop, stop_state)
     return Samples(
         lengths=lengths,
         ended=samples.ended | is_end | (lengths >= settings.max_completion_length),
+        finished=samples.finished | (live & is_end),
+        stop_state=stop_state,
         tokens=put(samples.tokens, drawn.token),
         logprobs=put(samples.logprobs, drawn.logprob),
         sampling_logprobs=put(samples.sampling_logprobs, drawn.sampling_logprob),

@@ -12,11 +12,12 @@ import numpy as np
 
 from jaxrft import mesh as meshes
 from jaxrft.config import Config
-from jaxrft.lm import compaction, rollout
+from jaxrft.lm import compaction, rollout, stop_strings
 from jaxrft.lm.compaction import Grid
 from jaxrft.lm.model import Policy
 from jaxrft.lm.policy import LanguageModel
 from jaxrft.lm.rollout import Decoding, Entrants, Inputs, Left, Samples
+from jaxrft.lm.stop_strings import StopMatcher
 from jaxrft.mesh import constrain
 from jaxrft.streams import stream_key
 from jaxrft.types import Array, InputError, PyTree, Rollout
@@ -50,6 +51,7 @@ class Batch(NamedTuple):
     lengths: PyTree  # [B]
     ids: PyTree  # [B], of the tasks
     stream: PyTree = None  # the number of another random stream
+    stop: PyTree = None  # the matcher of stop strings, host arrays too; None = there are none
 
 
 class _Stop(NamedTuple):
@@ -109,6 +111,13 @@ class CompiledRollout:
         # rows of each segment, and tokens that it drew of each
         self._segments: list[tuple[int, int]] = []
         self._rows = 0
+        # on the host
+        self.stop: StopMatcher | None = (
+            stop_strings.of_tokenizer(lm.tokenizer, lm.config.vocab_size, config.stop)
+            if config.stop
+            else None
+        )
+        self._on_devices = partial(meshes.place, where=meshes.sharding(mesh))
 
         key = partial(_key, config.seed, use)
         policy = lm.policy
@@ -139,7 +148,7 @@ class CompiledRollout:
         )
         self.finish = jax.jit(
             partial(rollout.finish, shards=self.shards),
-            out_shardings=Rollout._make((cells, rows, cells, cells, cells)),
+            out_shardings=Rollout._make((cells, rows, cells, cells, cells, rows)),
         )
 
     def waits(self, prompts: int) -> bool:
@@ -180,7 +189,8 @@ class CompiledRollout:
         `params` are all parameters, frozen ones and adapters; `stream` the number of another random
         stream. The `watcher` is told when rows have moved, and works while the device decodes.
         """
-        batch = Batch(params, step, prompts, lengths, ids, stream)
+        stop = jax.tree.map(self._on_devices, self.stop)
+        batch = Batch(params, step, prompts, lengths, ids, stream, stop)
         count = prompts.shape[0]
         grids = self.grids(count)
         self._segments = []
@@ -237,7 +247,7 @@ class CompiledRollout:
         left = self.nothing_left(
             self._rows, full.rows * self.shards, self.settings.max_completion_length
         )
-        inputs = inputs._replace(weights=self.prepare_weights(batch.params))
+        inputs = inputs._replace(weights=self.prepare_weights(batch.params), stop=batch.stop)
         place = _Place(inputs, state, left, 0, self.cache_lengths[0], 1)
         nothing = _Stop(ended=True, time=1, grid=1, free=0)
         return self._enter(batch, place, nothing, number, entrants)
@@ -323,6 +333,7 @@ def start(
         batch.lengths,
         batch.ids,
         None,
+        batch.stop,
         settings=settings,
     )
 

@@ -48,7 +48,7 @@ EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # of the histogram
 # Fields of the config that the pass rates depend on, apart from the model and the tasks.
 SETTINGS = (
     "seed num_generations max_prompt_length max_completion_length temperature top_p top_k "
-    "min_p repetition_penalty chat_template_date rewards reward_timeout reward_completions "
+    "min_p repetition_penalty stop chat_template_date rewards reward_timeout reward_completions "
     "skip_special_tokens dtype batch_size"
 ).split()
 

@@ -7,8 +7,8 @@
 | `frac_reward_zero_std` | groups whose sums are all equal, to rounding | tasks |
 | `rewards/<name>/mean`, `/std` | one reward function | samples to which it applies and on which no grader failed |
 | `rewards/<kind>` | rewards lost to timeout, crash, wrong_length, error, invalid | count |
-| `completions/{mean,min,max}_length` | tokens up to and including EOS | samples |
-| `completions/clipped_ratio` | completions without an end | samples |
+| `completions/{mean,min,max}_length` | tokens up to and including the end, EOS or a stop string's | samples |
+| `completions/clipped_ratio` | completions cut at the longest length | samples |
 | `completions/overlong_penalty` | what their lengths add to the rewards, 0 or less; with overlong_buffer | samples |
 | `sampling/importance_sampling_ratio/{min,mean,max}` | policy / truncated sampling distribution, before any cap | tokens |
 | `num_tokens`, `rollouts` | tokens and completions sampled since the start of the run, of reference sets too | count |
@@ -83,11 +83,8 @@ def rewards(
     return metrics
 
 
-def completions(rollout: Rollout, truncated: Array) -> dict[str, Array]:
-    """Computes the metrics of the completions of a rollout, and of their importance ratios.
-
-    `truncated` [R]: the rows without an end.
-    """
+def completions(rollout: Rollout) -> dict[str, Array]:
+    """Computes the metrics of the completions of a rollout, and of their importance ratios."""
     lengths = rollout.lengths.astype(jnp.float32)
     log_ratio = masked.zero(rollout.logprobs - rollout.sampling_logprobs, rollout.mask)
     ratio = jnp.exp(log_ratio)
@@ -96,7 +93,7 @@ def completions(rollout: Rollout, truncated: Array) -> dict[str, Array]:
         "completions/mean_length": jnp.mean(lengths),
         "completions/min_length": jnp.min(lengths),
         "completions/max_length": jnp.max(lengths),
-        "completions/clipped_ratio": jnp.mean(truncated.astype(jnp.float32)),
+        "completions/clipped_ratio": 1.0 - jnp.mean(rollout.finished.astype(jnp.float32)),
         "sampling/importance_sampling_ratio/mean": masked.mean(ratio, rollout.mask),
         "sampling/importance_sampling_ratio/min": jnp.min(jnp.where(inside, ratio, jnp.inf)),
         "sampling/importance_sampling_ratio/max": jnp.max(jnp.where(inside, ratio, 0.0)),

@@ -139,7 +139,7 @@ class Grading:
         if self._mistake is not None:
             return
         try:
-            self._begin(samples.tokens, samples.lengths, samples.ended)
+            self._begin(samples.tokens, samples.lengths, samples.finished, samples.ended)
         except InputError as mistake:
             self._mistake = mistake
 
@@ -153,7 +153,7 @@ class Grading:
         if self._result is not None:
             return self._result
         if self._mistake is None:
-            self._begin(rollouts.tokens, rollouts.lengths, None)
+            self._begin(rollouts.tokens, rollouts.lengths, rollouts.finished, None)
         graded = self._pool.finish()
         if self._mistake is not None:
             raise self._mistake
@@ -176,23 +176,24 @@ class Grading:
         self._result = Rewards(rewards, valid.astype(bool), lost.astype(bool), failures, samples)
         return self._result
 
-    def _begin(self, tokens: Array, lengths: Array, ended: Array | None) -> None:
+    def _begin(self, tokens: Array, lengths: Array, finished: Array, ended: Array | None) -> None:
         """Begins to grade the groups that have `ended` [R], None for all, but not yet been begun.
 
-        tokens [R, T] int32, lengths [R] int32.
+        tokens [R, T] int32, lengths [R] int32, finished [R] bool.
         """
         rows = lengths.shape[0]
         group = rows // len(self._ids)
         begun = set(self._rows)
         rows_now: list[int] = []
         tokens_now: list[np.ndarray] = []
-        held = zip(*(_local_rows(x) for x in (tokens, lengths)), strict=True)
+        truncated: list[bool] = []  # no end within max_completion_length
+        held = zip(*(_local_rows(x) for x in (tokens, lengths, finished)), strict=True)
         ready = (
             [None] * len(_local_rows(lengths))
             if ended is None
             else [x for _, x in _local_rows(ended)]
         )
-        for ((first, block), (_, counts)), mask in zip(held, ready, strict=True):
+        for ((first, block), (_, counts), (_, ends)), mask in zip(held, ready, strict=True):
             numbers = np.arange(len(counts))
             if mask is not None:
                 numbers = numbers[np.repeat(mask.reshape(-1, group).all(axis=1), group)]
@@ -200,6 +201,7 @@ class Grading:
                 if first + i not in begun:
                     rows_now.append(int(first + i))
                     tokens_now.append(block[i, : counts[i]])
+                    truncated.append(not ends[i])
         if not rows_now:
             return
         completions = [self._decode(row) for row in tokens_now]
@@ -212,8 +214,7 @@ class Grading:
             completions,
             columns,
             completion_ids=[row.tolist() for row in tokens_now],
-            # no end within max_completion_length
-            truncated=[int(row[-1]) not in self._lm.eos_ids for row in tokens_now],
+            truncated=truncated,
             trainer_state=self._state,
         )
         self._rows += rows_now

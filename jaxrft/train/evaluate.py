@@ -138,7 +138,7 @@ def compile_evaluation(
 def evaluation_config(config: Config) -> Config:
     """Returns the config whose sampling is that of evaluations."""
     names = (
-        *("temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
+        *("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop"),
         "max_completion_length",
     )
     given = {name: getattr(config.evaluation, name) for name in names}

@@ -25,7 +25,8 @@ from jaxrft.train.evaluate import Measured, Which, measure_policy
 # Fields that change the figures of an evaluation.
 SETTINGS = re.compile(
     r"evaluation\.(?!batch_size)|(seed|dtype|temperature|top_[pk]|min_p|"
-    r"repetition_penalty|max_prompt_length|max_completion_length|rewards|success_reward|skip_special_tokens|reward_completions|"
+    r"repetition_penalty|stop|max_prompt_length|max_completion_length|rewards|success_reward|"
+    r"skip_special_tokens|reward_completions|"
     r"chat_template_kwargs)$"
 )
 ROUNDING = 1e-6

@@ -323,11 +323,8 @@ def score_groups(
     trials = jnp.sum(total_valid, axis=1, dtype=jnp.float32)
     pass_rate = successes / jnp.maximum(trials, 1.0)
     informative = grpo.informative(success, total_valid)
-    last = jnp.take_along_axis(rollout.tokens, rollout.lengths[:, None] - 1, axis=1)
-    truncated = ~jnp.any(last == jnp.asarray(setup.lm.eos_ids, jnp.int32)[None], axis=1)
-    masked = (
-        truncated.reshape(shape) if config.mask_truncated_completions else jnp.zeros(shape, bool)
-    )
+    is_cut = ~rollout.finished.reshape(shape)
+    masked = is_cut if config.mask_truncated_completions else jnp.zeros(shape, bool)
     groups = Groups(
         *prompts,
         tokens=rollout.tokens.reshape(*shape, -1),
@@ -342,7 +339,7 @@ def score_groups(
     )
     differ = grpo.informative(total, total_valid)
     measured |= metrics.rewards(rewards, valid, config.rewards, total, total_valid, differ)
-    measured |= metrics.completions(rollout, truncated)
+    measured |= metrics.completions(rollout)
     feedback = Feedback(ids, successes, trials, jnp.sum(lengths, axis=1).astype(jnp.float32))
     distance = jnp.where(informative, jnp.abs(pass_rate - config.select.target), jnp.inf)
     return ScoredGroups(
