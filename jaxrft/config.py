@@ -81,7 +81,8 @@ class TasksConfig:
     """Column of the tasks' domains; `domain` if there is such a column, else the name of the set is
     the domain of all its tasks."""
     system_prompt: str | None = None
-    """System message put before prompts that have none."""
+    """System message put before prompts that have none. A column of this name has those of single
+    tasks, and goes before the field."""
     limit: int | None = None
     """Use only the first `limit` tasks."""
     weight: float | None = None

@@ -140,6 +140,30 @@ def test_a_system_prompt_is_put_before_prompts_without_one(tmp_path):
     ]
 
 
+def test_system_prompts_may_differ_by_row(tmp_path):
+    """Its own message, that of its column, that of the config, and by empty text none."""
+    rows = [
+        {"prompt": [SYSTEM, *USER], "system_prompt": "Never seen."},
+        {"prompt": USER, "system_prompt": "Be long."},
+        {"prompt": "1 + 2", "system_prompt": "Be long."},
+        {"prompt": USER, "system_prompt": None},
+        {"prompt": "1 + 2", "system_prompt": ""},
+    ]
+    own, brief = ({"role": "system", "content": f"Be {word}."} for word in ("long", "brief"))
+    text = {"role": "user", "content": "1 + 2"}
+    got = load(tmp_path / "a.jsonl", rows, system_prompt="Be brief.")
+    assert got.prompts == [[SYSTEM, *USER], [own, *USER], [own, text], [brief, *USER], "1 + 2"]
+    assert got.columns["system_prompt"][1] == "Be long."  # rewards are given it, as all columns
+    without = load(tmp_path / "b.jsonl", rows)
+    assert without.prompts == [[SYSTEM, *USER], [own, *USER], [own, text], USER, "1 + 2"]
+
+
+def test_a_system_prompt_that_is_no_text_is_refused(tmp_path):
+    rows = [{"prompt": USER, "system_prompt": "Add."}, {"prompt": USER, "system_prompt": ["Add."]}]
+    with pytest.raises(InputError, match=r"row 2, column system_prompt is \['Add.'\]: a system pr"):
+        load(tmp_path / "a.jsonl", rows)
+
+
 SPELLED = {
     "messages": (json.dumps([SYSTEM, *USER]), [SYSTEM, *USER]),
     "white space": (" \n" + json.dumps(USER, indent=2), USER),

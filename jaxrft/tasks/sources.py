@@ -27,6 +27,7 @@ from jaxrft.types import InputError
 logger = logging.getLogger(__name__)
 
 VARIABLES = "chat_template_kwargs"
+SYSTEM_PROMPT = "system_prompt"
 # verl and GURU; TRL and GSM8K
 ANSWERS = ("reward_model.ground_truth", "answer", "solution", "ground_truth")
 
@@ -54,7 +55,8 @@ def load(config: TasksConfig) -> Rows:
     `prompt_column` and `answer_column` name other columns, taken as they are (`a.b` is the field b
     of column a). A prompt is text or messages; text that is a JSON list of objects with a role and
     a content is messages. A column `chat_template_kwargs` of objects, or JSON text of such, goes to
-    the chat template of its row. A column `domain` of names, or the one that `domain_column` names,
+    the chat template of its row. A column `system_prompt` has the system messages of prompts that
+    have none, in place of the config's. A column `domain` of names, or the one that `domain_column` names,
     has the tasks' domains. Raises InputError for a source that cannot be read and for the first
     value that cannot be used.
     """  # noqa: E501
@@ -143,7 +145,7 @@ def _need(columns: Columns, name: str, option: str, source: str) -> Entries:
 def _prompts(columns: Columns, config: TasksConfig) -> tuple[str, list[Prompt]]:
     """Finds the prompt column, and returns its name and its prompts.
 
-    A configured system message is added to prompts that have none.
+    A system message of the row, or else of the config, is put before prompts that have none.
     """
     if config.prompt_column is None and "prompt" not in columns and "question" in columns:
         name = "question"
@@ -155,9 +157,28 @@ def _prompts(columns: Columns, config: TasksConfig) -> tuple[str, list[Prompt]]:
         _prompt(entry, f"{config.source} row {row}, column {name}")
         for row, entry in enumerate(entries, 1)
     ]
-    if config.system_prompt is not None:
-        prompts = [_with_system(prompt, config.system_prompt) for prompt in prompts]
+    system_prompts = _system_prompts(columns, config)
+    if system_prompts is not None:
+        prompts = list(map(_with_system, prompts, system_prompts))
     return name, prompts
+
+
+def _system_prompts(columns: Columns, config: TasksConfig) -> Entries | None:
+    """Returns the system message of each task, empty for none; None if no task has one.
+
+    An entry of the column `system_prompt` goes before that of the config.
+    """
+    default = config.system_prompt
+    if SYSTEM_PROMPT not in columns:
+        return None if default is None else [default] * len(next(iter(columns.values())))
+    entries = columns[SYSTEM_PROMPT]
+    for row, entry in enumerate(entries, 1):
+        if not isinstance(entry, str | None):
+            raise InputError(
+                f"{config.source} row {row}, column {SYSTEM_PROMPT} is {shown(entry)}: a system "
+                "prompt is text, or null for that of tasks.system_prompt"
+            )
+    return [(default or "") if entry is None else entry for entry in entries]
 
 
 def _as_messages(text: JSON) -> JSON:
@@ -230,6 +251,9 @@ def _variables(columns: Columns, source: str) -> list[dict[str, JSON]] | None:
 
 
 def _with_system(prompt: Prompt, system_prompt: str) -> Prompt:
+    """Puts a system message, unless it is empty, before a prompt that has none."""
+    if not system_prompt:
+        return prompt
     messages: list[dict] = _as_messages(prompt)
     if any(message["role"] == "system" for message in messages):
         return messages
