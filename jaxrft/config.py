@@ -57,8 +57,8 @@ class TasksConfig:
 
     source: FilePath = ""
     """A .parquet, .jsonl or .json file, `builtin:NAME` for a generated family,
-    `tfds:NAME[/CONFIG][:VERSION]` for a prepared TFDS data set, or `hub:OWNER/NAME[@REVISION]` for
-    one of the Hugging Face hub."""
+    `gym:FAMILY[?OPTION=VALUE&...]` for one of reasoning_gym, `tfds:NAME[/CONFIG][:VERSION]` for a
+    prepared TFDS data set, or `hub:OWNER/NAME[@REVISION]` for one of the Hugging Face hub."""
     split: str = "train"
     """Which split of a TFDS or hub data set."""
     subset: str | None = None
@@ -99,8 +99,8 @@ class TasksConfig:
         if self.name:
             return self.name
         kind, _, rest = self.source.partition(":")
-        if kind == "tfds":  # NAME/CONFIG:VERSION
-            return re.split("[/:]", rest)[0]
+        if kind in ("tfds", "gym"):  # NAME/CONFIG:VERSION, NAME?OPTION=VALUE
+            return re.split("[/:?]", rest)[0]
         return rest.rsplit("/", 1)[-1] if kind in ("builtin", "hub") else Path(self.source).stem
 
 
@@ -351,9 +351,9 @@ class Config(Checked):
     token it begins or ends, as in transformers. In a shell $'\\n\\n' is two ends of lines."""
 
     rewards: tuple[str, ...] = ("math",)
-    """Names (exact, number, gsm8k, math, choice, code, code_solved) or paths,
-    package.module:function or folder/file.py:function; one reward each. Modules are also looked for
-    next to the config, then in the current directory."""
+    """Names (exact, number, gsm8k, math, choice, code, code_solved, gym, gym_solved, logic,
+    logic_solved) or paths, package.module:function or folder/file.py:function; one reward each.
+    Modules are also looked for next to the config, then in the current directory."""
     reward_path: tuple[FilePath, ...] = ()
     """Folders in which the files of rewards are looked for; that of the config is added if one of
     them lies there."""

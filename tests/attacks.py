@@ -1,7 +1,9 @@
-"""Programs that attack the reward `code`: by name, what a model could write instead of a solution.
+"""Programs that attack the reward `code`, and answers that attack `gym` and `logic`: by name, what
+a model could write instead of a solution.
 
 Each of PROGRAMS should print what is not in its sandbox, each of FUNCTIONS defines an `f` that
-should return it, and each of FORGERIES attacks the tests that stand with it.
+should return it, and each of FORGERIES attacks the tests that stand with it. ANSWERS attack those
+who read, parse or evaluate them.
 """
 
 SECRET = "7391823"  # what is expected; nothing in a program's sandbox may contain it
@@ -355,4 +357,55 @@ FORGERIES = {
         "def f(x): return []",
         "for a, b in zip(f(1), [1, 2]):\n    assert a == b",
     ),
+}
+
+# what stands between <answer> and </answer>
+ANSWERS = {
+    "nothing": "",
+    "import": "__import__('os').system('id')",
+    "exit": "__import__('os')._exit(0)",
+    "attribute": "(1).__class__.__base__.__subclasses__()",
+    "attribute of a symbol": "x.__class__.__mro__",
+    "call of a builtin": "exit(0)",
+    "call of sympy's parser": "sympify('1+1')",
+    "call of a call": "Symbol('x')(1)",
+    "text for sympy": "1 + '__import__(\"os\")'",
+    "lambda": "(lambda: 1)()",
+    "walrus": "[x := 1, x]",
+    "comprehension": "[x for x in (1, 2)]",
+    "format": "f'{oracle_answer}'",
+    "name of the solution": "oracle_answer",
+    "parts of the solution": "[oracle_answer]",
+    "solutions of the entry": "valid_solutions[0]",
+    "entry": "entry['answer']",
+    "import of the parser": "from sympy import *",
+    "towers of exponents": "9**9**9**9",
+    "exponential": "exp(9**9**9)",
+    "factorial": "factorial(10**9)",
+    "shift": "1 << (1 << 40)",
+    "repeated text": "'a' * 10**12",
+    "repeated list": "[0] * 10**12",
+    "brackets": "(" * 50_000,
+    "square brackets": "[" * 50_000,
+    "closed brackets": "[" * 30_000 + "]" * 30_000,
+    "minus signs": "-" * 50_000 + "1",
+    "long sum": "1+" * 30_000 + "1",
+    "digits": "1" * 60_000,
+    "a megabyte": "1 " * (1 << 19),
+    "a megabyte of a list": "[" + "1," * (1 << 19) + "]",
+    "digits of other scripts": "\u0661\u0662 + \uff11\uff12",
+    "not a number": "nan",
+    "infinity": "inf - inf",
+    "infinities in a list": "[[NaN, Infinity], [1e999, -1e999]]",
+    "booleans": "True",
+    "null": "null",
+    "null characters": "\0" * 100,
+    "surrogates": "\ud800",
+    "regular expression": "a" * 40_000 + "!",
+    "open quote": "['a",
+    "escape at the end": '["a\\',
+    "tags in the answer": "<answer>1",
+    "keys twice": '{"rows": [], "rows": [["1"]], "header": []}',
+    "rows of other lengths": '{"header": [], "rows": [[], [], [], []]}',
+    "rows that are objects": '{"header": {}, "rows": {"0": {"0": "1"}}}',
 }

@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 
 from jaxrft.errors import Missing
-from jaxrft.rewards import code, sandbox
+from jaxrft.rewards import code, gym, sandbox
 
 
 def _reason_without():
@@ -23,7 +23,7 @@ needs_bubblewrap = pytest.mark.skipif(bool(REASON), reason=REASON)
 
 
 def record_namespaces(monkeypatch):
-    """Returns a list to which each sandbox of `code` adds its namespace of processes."""
+    """Returns a list to which each sandbox of `code` and `gym` adds its namespace of processes."""
     namespaces = []
 
     class Recorded(sandbox.Sandbox):
@@ -35,6 +35,7 @@ def record_namespaces(monkeypatch):
                 namespaces.append(os.readlink(f"/proc/{child}/ns/pid"))
 
     monkeypatch.setattr(code, "Sandbox", Recorded)
+    monkeypatch.setattr(gym, "Sandbox", Recorded)
     return namespaces
 
 

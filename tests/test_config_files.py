@@ -17,7 +17,6 @@ from jaxrft import mesh as meshes
 from jaxrft.lm import published
 from jaxrft.rewards.lookup import resolve
 from jaxrft.train.devices import check_mesh
-from jaxrft.types import InputError
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(
@@ -157,13 +156,3 @@ def test_gsm8k_in_tags_is_written(monkeypatch, tmp_path):
         "Problem: What is {1} + 1?\n<reasoning>\n"
     )
     assert "<answer>\\boxed{}</answer>" in task["prompt"]
-
-
-def test_graders_that_are_not_installed_say_where_to_look(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    with pytest.raises(
-        InputError,
-        match=r"Reasoning360 cannot be imported .*: see "
-        r"configs/graders/reasoning360\.py",
-    ):
-        resolve("configs.graders.reasoning360:score")

@@ -29,11 +29,13 @@ CONTRACT = {
     "number": (("It is 72.", "72"), ("72 is 70 + 2", "72"), "none"),
     "math": ((r"so \boxed{72}", "72"), (r"so \boxed{71}", "72"), ""),
     "choice": (("The answer is (B).", "B"), ("The answer is (A).", "B"), "none"),
+    "logic": (("<answer>[[1]]</answer>", [[1]]), ("<answer>[[2]]</answer>", [[1]]), "none"),
+    "logic_solved": (("<answer>[[1]]</answer>", [[1]]), ("<answer>[[]]</answer>", [[1]]), "none"),
 }
 
 
-# programs have a contract of their own, in test_code
-@pytest.mark.parametrize("name", [name for name in REWARDS if not name.startswith("code")])
+# what runs in sandboxes has a contract of its own, in test_code and test_gym
+@pytest.mark.parametrize("name", [name for name in REWARDS if name[:3] not in ("cod", "gym")])
 def test_contract(name):
     """One reward each, in order, ignoring other columns; 0 for a completion, None for a gold that
     says nothing.
@@ -268,7 +270,7 @@ def test_a_reward_next_to_the_config_is_found_from_everywhere(tmp_path, monkeypa
         ("scores.py", "names a file only: give scores.py:FUNCTION"),
         ("no_such_module:score", "put the file next to the config or .* folder/file.py:function"),
         ("maths", "no reward is named 'maths': did you mean math"),
-        ("zzz", "exact, gsm8k, number, math or a path package.module:function"),
+        ("zzz", "exact, gsm8k, .*, number, math or a path package.module:function"),
         ("no_such_module:score", "No module named 'no_such_module'"),
         ("jaxrft.rewards.functions:gsmk", "did you mean gsm8k"),
         ("jaxrft.rewards.functions:_NUMBER", "is not a function"),

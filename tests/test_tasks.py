@@ -288,7 +288,7 @@ ERRORS = {
         "",
         {"source": "tasks.csv"},
         r"give a .parquet, .jsonl or .json file, "
-        r"builtin:NAME, tfds:",
+        r"builtin:NAME, gym:NAME, tfds:",
     ),
     "not parquet": (
         "PAR1",

@@ -3,9 +3,9 @@
     hf download Qwen/Qwen2.5-1.5B-Instruct
     jaxrft train configs/bots/qwen2.5-1.5b-instruct_code.py
 
-Data, settings and what differs are in qwen2.5-1.5b-instruct_math.py beside this file. Answers are
-graded by GURU's own graders, which configs/graders/reasoning360.py tells how to install. Start in
-the folder that configs/ is in.
+Data, settings and what differs are in qwen2.5-1.5b-instruct_math.py beside this file. Different,
+too: programs are graded by the reward `code_solved` (docs/rewards.md), which needs bubblewrap, and
+not by GURU's grader.
 
 Hardware: 8 devices of 40 GB (8 x A100, v5p-16). Each holds 3 GB of parameters, gradients and
 moments, and during a rollout 3 GB of parameters in bfloat16 and 16 GB of key-value cache. The
@@ -40,8 +40,7 @@ config = replace(
     evaluation=replace(
         base.evaluation, tasks=tuple(TasksConfig(source=source) for source in HELD_OUT)
     ),
-    rewards=("configs.graders.reasoning360:score",),
-    reward_timeout=60.0,
+    rewards=("code_solved",),
     steps=564,  # one pass over some 18,000 tasks
     output_dir="runs/bots/qwen2.5-1.5b-instruct_code",
 )

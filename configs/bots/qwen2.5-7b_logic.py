@@ -4,7 +4,7 @@
     jaxrft train configs/bots/qwen2.5-7b_logic.py
 
 Data, graders, settings and what differs are in qwen2.5-1.5b-instruct_math.py and
-qwen2.5-1.5b-instruct_logic.py beside this file. Start in the folder that configs/ is in.
+qwen2.5-1.5b-instruct_logic.py beside this file.
 
 Hardware: 8 devices of 95 GB (v5p-16) or 16 of 80 GB (16 x H100). Each of 8 holds 15 GB of
 parameters, gradients and moments, and during a rollout 15 GB of parameters in bfloat16 and 31 GB of

@@ -2,8 +2,10 @@
 rewards share.
 """
 
+import json
 import logging
 import math
+import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from numbers import Integral
@@ -15,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 DIGITS = 1_000  # of a number; longer ones are no ground truths
 _SCALES = 400  # decimal exponents up to which a number is written out
+_OBJECT = re.compile(r"\s*(?:\{\s*\"|\[\s*\{)")  # how a JSON object, or a list of some, begins
 
 
 def text(truth: object) -> str | None:
@@ -23,7 +26,7 @@ def text(truth: object) -> str | None:
 
     | type | meaning |
     |---|---|
-    | str | itself |
+    | str | itself; the JSON text of an object, or of a list of objects, is an object |
     | int; numpy's, too | its digits |
     | float, Decimal; numpy's, too | its shortest decimal digits, without exponent and without a fraction of zero |
     | None, NaN, NaT | no ground truth: the reward is None |
@@ -37,7 +40,7 @@ def text(truth: object) -> str | None:
     >>> text(1e16), text(1e-05), text(5.0), text(float("nan")), text([2, 0.5])
     ('10000000000000000', '0.00001', '5', None, '2, 0.5')
     """  # noqa: E501
-    truth = _plain(truth)
+    truth = _parsed(_plain(truth))
     if truth is None or isinstance(truth, str):
         return truth
     if isinstance(truth, list | tuple):
@@ -53,7 +56,7 @@ def one_text(truth: object) -> str | None:
     """Returns what `text` does for a reward that compares one answer; raises InputError for a list
     of several.
     """
-    truth = _plain(truth)
+    truth = _parsed(_plain(truth))
     if isinstance(truth, list | tuple) and len(truth) > 1:
         raise InputError(
             f"the ground truth {_shown(truth)} is a list of {len(truth)} answers, but this "
@@ -79,13 +82,20 @@ def _or_none(read: Callable[[object], str | None], truth: object) -> str | None:
 
 
 def check(
-    truths: Sequence[object], rows: Sequence[int], source: str, *, several: bool, only: bool
+    truths: Sequence[object],
+    rows: Sequence[int],
+    source: str,
+    *,
+    several: bool,
+    only: bool,
+    may_lack_all: bool = False,
 ) -> None:
     """Raises InputError for the first ground truth that has no meaning to built-in rewards, if
     there are `only` those.
 
     `rows` are those of the source, from 0; `several` says whether a list of answers has a meaning.
-    Logs the number of tasks without a reward.
+    Logs the number of tasks without a reward, unless it is all of a set that `may_lack_all`, since
+    other rewards read its ground truths.
     """
     read = text if several else one_text
     missing = 0
@@ -96,7 +106,7 @@ def check(
             if only:
                 raise InputError(f"{source} row {row + 1}: {error}") from error
             missing += 1
-    if missing:
+    if missing and not (may_lack_all and missing == len(rows)):
         logger.warning(
             "%d of %d tasks of %s have no ground truth that built-in rewards can use",
             missing,
@@ -121,6 +131,16 @@ def _plain(truth: object) -> object:
     if isinstance(truth, float | Decimal) and math.isnan(truth):
         return None
     return None if type(truth).__name__ in ("NaTType", "NAType") else truth
+
+
+def _parsed(truth: object) -> object:
+    """Returns the objects that a JSON text holds, such as the tests of a program, else itself."""
+    if not isinstance(truth, str) or not _OBJECT.match(truth):
+        return truth
+    try:
+        return json.loads(truth)
+    except (ValueError, RecursionError):
+        return truth
 
 
 def _from_numpy(truth: Any) -> object:

@@ -25,12 +25,16 @@ REWARDS = {
     "code_solved": "jaxrft.rewards.code:code_solved",
     "exact": "jaxrft.rewards.functions:exact",
     "gsm8k": "jaxrft.rewards.functions:gsm8k",
+    "gym": "jaxrft.rewards.gym:gym",
+    "gym_solved": "jaxrft.rewards.gym:gym_solved",
+    "logic": "jaxrft.rewards.logic:logic",
+    "logic_solved": "jaxrft.rewards.logic:logic_solved",
     "number": "jaxrft.rewards.functions:number",
     "math": "jaxrft.rewards.mathematics:math",
 }
 
-# those that read tests of programs, not ground truths as texts
-REWARDS_BY_TESTS = ("code", "code_solved")
+# those that read tests or solutions of puzzles, not ground truths as texts
+STRUCTURED_REWARDS = ("code", "code_solved", "gym", "gym_solved", "logic", "logic_solved")
 
 
 class Source(NamedTuple):

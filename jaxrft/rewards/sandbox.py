@@ -33,6 +33,10 @@ LINE_BYTES = 1 << 24  # of one answer
 _INSIDE = Path(__file__).parent / "inside"
 _MAIN = "import sys; sys.path.insert(0, {!r}); from inside import init; init.main({})"
 _USERS = 1_000_000_000  # first of the numbers of users that nobody has
+_TRUST = (
+    'or trust what models write with jaxrft.rewards.code.CodeReward(sandbox="none") or '
+    'jaxrft.rewards.gym.GymReward(sandbox="none")'
+)
 _counter = itertools.count()
 
 
@@ -54,9 +58,14 @@ class Ended(Exception):
 class Sandbox:
     """Runs programs in a sandboxed process that is starting or ready; one thread uses it."""
 
-    def __init__(self, kind: Kind, limits: Limits) -> None:
-        """Starts a sandbox and does not wait for it."""
-        command = _command(*_flavor(), limits) if kind == "bubblewrap" else _bare_command()
+    def __init__(self, kind: Kind, limits: Limits, packages: Sequence[str] = ()) -> None:
+        """Starts a sandbox and does not wait for it.
+
+        `packages` are folders of Python packages that it may read; `path` says where they are.
+        """
+        command = (
+            _command(*_flavor(), limits, packages) if kind == "bubblewrap" else _bare_command()
+        )
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -132,7 +141,7 @@ class Sandbox:
 
 def check(kind: Kind, limits: Limits) -> None:
     """Raises Missing, with the remedy, where no sandbox can be had."""
-    for module in ("init", "candidate", "judge"):  # writes their bytecode, for the sandboxes
+    for module in ("init", "candidate", "judge", "gym"):  # writes their bytecode, for the sandboxes
         importlib.import_module(f"jaxrft.rewards.inside.{module}")
     if kind == "bubblewrap":
         _flavor()
@@ -156,9 +165,8 @@ def _flavor() -> _Flavor:
     program = shutil.which("bwrap")
     if program is None:
         raise Missing(
-            "the reward code runs programs in bubblewrap, which is not installed: install it "
-            "(apt-get install bubblewrap), or trust the programs with "
-            'jaxrft.rewards.code.CodeReward(sandbox="none")'
+            "the rewards code and gym run what a model wrote in bubblewrap, which is not "
+            f"installed: install it (apt-get install bubblewrap), {_TRUST}"
         )
     flavors = [_Flavor(program, True)] if os.geteuid() == 0 else []
     flavors.append(_Flavor(program, False))
@@ -175,12 +183,20 @@ def _flavor() -> _Flavor:
     raise Missing(
         f"bubblewrap does not work here ({errors[-1]:.200}): allow user namespaces (sysctl "
         "kernel.unprivileged_userns_clone=1 or kernel.apparmor_restrict_unprivileged_userns=0; in "
-        "docker --security-opt seccomp=unconfined), or trust the programs with "
-        'jaxrft.rewards.code.CodeReward(sandbox="none")'
+        f"docker --security-opt seccomp=unconfined), {_TRUST}"
     )
 
 
-def _command(program: str, separate_user: bool, limits: Limits) -> list[str]:
+def path(kind: Kind, packages: Sequence[str]) -> list[str]:
+    """Returns where a sandbox finds each folder of packages that it was started with."""
+    if kind == "none":
+        return list(packages)
+    return [f"/packages/{number}" for number in range(len(packages))]
+
+
+def _command(
+    program: str, separate_user: bool, limits: Limits, packages: Sequence[str] = ()
+) -> list[str]:
     """Returns the command line of a sandbox."""
     user = _free_user() if separate_user else -1
     rights: list[str] = []
@@ -196,6 +212,7 @@ def _command(program: str, separate_user: bool, limits: Limits) -> list[str]:
         *("--cap-drop", "ALL"),
         *rights,
         *_mounts(),
+        *_package_mounts(packages),
         *("--proc", "/proc", "--dev", "/dev"),
         *("--size", str(4 * limits.file_bytes), "--tmpfs", "/tmp"),
         *("--remount-ro", "/dev", "--remount-ro", "/"),
@@ -223,6 +240,13 @@ def _mounts() -> tuple[str, ...]:
         if not path.startswith("/usr/"):
             mounts += [*_folders_above(path), "--ro-bind", path, path]
     return (*mounts, "--ro-bind", str(_INSIDE), "/inside/inside")
+
+
+def _package_mounts(packages: Sequence[str]) -> list[str]:
+    """Returns what shows the folders of packages, below a folder that is open to all users."""
+    places = zip(packages, path("bubblewrap", packages), strict=True)
+    mounts = [word for folder, place in places for word in ("--ro-bind", folder, place)]
+    return ["--perms", "0755", "--dir", "/packages", *mounts] if mounts else []
 
 
 def _folders_above(path: str) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from jaxrft.config import Config, TasksConfig
 from jaxrft.rewards import REWARDS, ground_truth
-from jaxrft.rewards.lookup import REWARDS_BY_TESTS
+from jaxrft.rewards.lookup import STRUCTURED_REWARDS
 from jaxrft.select import selectors
 from jaxrft.tasks import embeddings, mixture, sources, table
 from jaxrft.types import InputError
@@ -92,15 +92,24 @@ def check_columns(config: Config, tasks: table.TaskTable, source: str) -> None:
     """Raises InputError when a built-in reward has no ground truths to compare with, or some
     without a meaning.
     """
-    built_in = [name for name in config.rewards if name in REWARDS and name not in REWARDS_BY_TESTS]
-    if built_in and "answer" not in tasks.columns:
+    built_in = [
+        name for name in config.rewards if name in REWARDS and name not in STRUCTURED_REWARDS
+    ]
+    if not built_in:
+        return
+    structured = [name for name in config.rewards if name in STRUCTURED_REWARDS]
+    if "answer" not in tasks.columns:
+        if structured:  # which find tests in columns of other names
+            return
         raise InputError(
             f"the reward {built_in[0]} needs ground truths but {source} has only the columns "
             f"{', '.join(tasks.columns) or '(none)'}: name theirs with tasks.answer_column"
         )
-    if built_in:
-        rows = [int(row) for row in tasks.rows]
-        only = len(built_in) == len(config.rewards)
-        ground_truth.check(
-            tasks.columns["answer"], rows, source, several=set(built_in) <= {"math"}, only=only
-        )
+    ground_truth.check(
+        tasks.columns["answer"],
+        [int(row) for row in tasks.rows],
+        source,
+        several=set(built_in) <= {"math"},
+        only=len(built_in) == len(config.rewards),
+        may_lack_all=bool(structured),
+    )

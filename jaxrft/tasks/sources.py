@@ -1,5 +1,5 @@
-"""Tasks from files, TFDS, the hub or the built-in generator, with the columns of TRL, verl, GURU
-and GSM8K.
+"""Tasks from files, TFDS, the hub, reasoning_gym or the built-in generator, with the columns of
+TRL, verl, GURU and GSM8K.
 
 Rows in messages count from 1.
 """
@@ -107,6 +107,10 @@ def _read(config: TasksConfig) -> tuple[Columns, np.ndarray | None]:
 
         rows = builtin.load(name)
         return {"prompt": rows.prompts, **rows.columns}, rows.reference_pass_rates
+    if kind == "gym":
+        from jaxrft.tasks import gym
+
+        return gym.load(name), None
     if kind == "tfds":
         return tfds.read(
             name, split=config.split, data_dir=config.data_dir, limit=config.limit
@@ -114,7 +118,7 @@ def _read(config: TasksConfig) -> tuple[Columns, np.ndarray | None]:
     if kind == "hub":
         return hub.read(name, split=config.split, subset=config.subset, limit=config.limit), None
     if Path(config.source).suffix not in files.ENDINGS:
-        kinds = f"{files.KINDS}, builtin:NAME, tfds:NAME or hub:OWNER/NAME"
+        kinds = f"{files.KINDS}, builtin:NAME, gym:NAME, tfds:NAME or hub:OWNER/NAME"
         raise InputError(f"tasks.source is {config.source!r}: give {kinds}")
     return files.read(Path(config.source), config.limit), None
 

@@ -8,10 +8,13 @@ marshalled object; JSON takes longer to import than most programs to run:
 * {"mode": "calls", "source", "function", "inputs", "limits"} calls a function once an input, which
   is the encoded list of its arguments; the output is the encoded result;
 * {"mode": "serve", ...} and {"mode": "judge", ...} hand the standard streams to a child, which
-  speaks the protocol of `candidate.serve` or `judge.run`.
+  speaks the protocol of `candidate.serve` or `judge.run`;
+* {"mode": "gym", "path", "dataset", "config", "entry", "inputs", "limits"} scores answers by
+  reasoning_gym, whose data set is made first: "ready" or what failed in hexadecimal digits, then a
+  line each, a score in hexadecimal digits or "-".
 
-Nothing here decides whether a test is passed: what should come out never enters a sandbox in which
-a model's program runs.
+Of programs nothing here decides whether a test is passed: what should come out never enters a
+sandbox in which a model's program runs.
 """
 
 from __future__ import annotations
@@ -47,6 +50,16 @@ def main(user: int) -> None:
 
             judge.import_common()  # once: this sandbox is kept
             _hand_over(request, user, judge.run)
+            continue
+        if request["mode"] == "gym":
+            from . import gym
+
+            failure = gym.prepare(request)
+            _write(
+                failure.encode("utf-8", "replace").hex().encode() + b"\n" if failure else b"ready\n"
+            )
+            if not failure:
+                _run_inputs(request, user, gym.run_score)
             continue
         from . import candidate
 
@@ -228,7 +241,7 @@ def _become(limits: dict, user: int) -> None:
     _limit(resource.RLIMIT_FSIZE, limits["file_bytes"])
     _limit(resource.RLIMIT_NOFILE, 64)
     _limit(resource.RLIMIT_MSGQUEUE, 0)
-    _limit(resource.RLIMIT_AS, limits["memory_bytes"] + (64 << 20))
+    _limit(resource.RLIMIT_AS, limits["memory_bytes"] + _address_space())
     if user >= 0:
         os.setgroups([])
         os.setresgid(user, user, user)
@@ -236,6 +249,15 @@ def _become(limits: dict, user: int) -> None:
     if os.getppid() == 1:  # outside of a sandbox all processes of the user would count
         _limit(resource.RLIMIT_NPROC, limits["processes"])
     os.chdir("/tmp")
+
+
+def _address_space() -> int:
+    """Returns the bytes of address space that this process has before a program runs in it."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return max(64 << 20, int(file.read().split()[0]) * resource.getpagesize())
+    except OSError:
+        return 64 << 20
 
 
 def _limit(kind: int, value: int) -> None:
