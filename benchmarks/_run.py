@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import make_quickstart
 from benchmarks._serve import Measured, Request, Subject
 from benchmarks._shape import Shape
-from jaxrft.assets import make_quickstart
 from jaxrft.config import Config, SelectConfig, TasksConfig
 from jaxrft.lm import model, weights
 from jaxrft.lm.model import ModelConfig, Policy

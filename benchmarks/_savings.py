@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from jaxrft.stats import mean_interval, ratio_interval
+from jaxrft.stats import RESAMPLES, Interval, mean_interval
 
 WINDOW = 3  # evaluations in a row whose mean counts
 COSTS = ("rollouts", "tokens", "seconds")
@@ -91,3 +92,19 @@ def row(
             [float(np.mean(a.held_out) - np.mean(b.held_out)) for a, b in pairs]
         ),
     }
+
+
+def ratio_interval(numerators: ArrayLike, denominators: ArrayLike) -> Interval:
+    """Returns mean(numerators) / mean(denominators) with a percentile bootstrap over pairs [n].
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3. Resamples
+    without a ratio (0 / 0) are left out.
+    """
+    pairs = np.array([numerators, denominators])  # [2, n]
+    count = pairs.shape[1]
+    drawn = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
+    numerator, denominator = pairs[:, drawn].mean(axis=2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        low, high = np.nanpercentile(numerator / denominator, [2.5, 97.5])
+        ratio = pairs[0].mean() / pairs[1].mean()
+    return Interval(float(ratio), float(low), float(high))

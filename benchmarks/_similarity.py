@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrft.assets import TINY, make_quickstart
+from benchmarks import make_quickstart
+from jaxrft.assets import TINY
 from jaxrft.lm import embed, model, weights
 from jaxrft.select.dots import training
 from jaxrft.select.dots.predictor import Origin, Predictor, save_predictor

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import _shape
+from benchmarks._script import whole_number
 from benchmarks._serve import Measured
 from benchmarks._shape import Shape
 from benchmarks.compare_commits import git, worktree
 from benchmarks.select import machine
 from jaxrft.errors import InputError
-from jaxrft.fields import path_argument, whole_number
+from jaxrft.fields import path_argument
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS, BASE, RATES = "jaxrft", "base", "rates"

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import _script
+from benchmarks._script import whole_number
 from jaxrft import simulate
-from jaxrft.fields import whole_number
 from jaxrft.select import adaptive, selectors
 from jaxrft.simulate.command import believing
 from jaxrft.simulate.trials import run, scores

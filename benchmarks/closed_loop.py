@@ -49,9 +49,10 @@ import numpy as np
 from benchmarks import _curves, _savings, _script, _similarity
 from benchmarks._oracle import known_pass_rates
 from benchmarks._savings import Curve
+from benchmarks._script import whole_number
 from jaxrft.assets import TINY
 from jaxrft.config import Config, EvalConfig, ReplayConfig, SelectConfig, TasksConfig
-from jaxrft.fields import path_argument, whole_number
+from jaxrft.fields import path_argument
 from jaxrft.host.files import UnreadableJSON, read_json, replace_file
 from jaxrft.report import records
 from jaxrft.tasks import builtin

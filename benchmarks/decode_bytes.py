@@ -29,12 +29,13 @@ import jax.numpy as jnp
 
 from benchmarks import _script
 from benchmarks._hlo import Block, Exchange, Program, Traffic, pallas_bytes
+from benchmarks._script import whole_number
 from jaxrft import mesh as meshes
 from jaxrft.config import Config, TasksConfig
 from jaxrft.dry_run.bounds import Decode
 from jaxrft.dry_run.programs import decode_arguments, devices
 from jaxrft.errors import InputError
-from jaxrft.fields import path_argument, whole_number
+from jaxrft.fields import path_argument
 from jaxrft.lm import model, pallas_attention, published, weights
 from jaxrft.lm.attention import attend_slots, cache_of
 from jaxrft.lm.policy import LanguageModel

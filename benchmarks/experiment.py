@@ -26,8 +26,9 @@ from scipy.special import stdtr
 
 from benchmarks import _curves, _savings, _script, closed_loop
 from benchmarks._savings import Curve
+from benchmarks._script import whole_number
 from jaxrft.config import Config, ReplayConfig, load
-from jaxrft.fields import path_argument, whole_number
+from jaxrft.fields import path_argument
 from jaxrft.report import records
 from jaxrft.stats import mean_interval
 from jaxrft.tasks import builtin

@@ -22,8 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import _script
+from benchmarks._script import whole_number
 from jaxrft.assets import TINY
-from jaxrft.fields import UINT32, path_argument, whole_number
+from jaxrft.fields import UINT32, path_argument
 from jaxrft.learn import grpo, masked
 from jaxrft.learn.update import completion_logprobs
 from jaxrft.lm import model, rollout, tokenizer, weights

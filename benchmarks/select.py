@@ -24,10 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import _script
+from benchmarks._script import whole_number
 from jaxrft import mesh as meshes
 from jaxrft.assets import TINY
 from jaxrft.config import Config, SelectConfig, TasksConfig
-from jaxrft.fields import path_argument, whole_number
+from jaxrft.fields import path_argument
 from jaxrft.host.files import UnreadableJSON, read_json
 from jaxrft.report import records
 from jaxrft.select import selectors

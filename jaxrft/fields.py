@@ -16,7 +16,7 @@ import math
 import numbers
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -110,27 +110,6 @@ def path_argument(text: str) -> Path:
         return Path(expand_path(text))
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def whole_number(name: str, least: int, most: int = INT32) -> Callable[[str], int]:
-    """Returns the `type` of an argument of argparse, called `name`, that is a whole number in
-    [least, most].
-    """
-
-    def parse(text: str) -> int:
-        number = int(text)
-        if number < least:
-            raise argparse.ArgumentTypeError(
-                f"{name} is {shown(number)}: it must be at least {least:,}"
-            )
-        if number > most:
-            raise argparse.ArgumentTypeError(
-                f"{name} is {shown(number)}: it must be at most {most:,}"
-            )
-        return number
-
-    parse.__name__ = "whole number"  # which argparse puts into its message for a text that is none
-    return parse
 
 
 def check_text(text: str, name: str) -> None:

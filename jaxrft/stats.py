@@ -37,22 +37,6 @@ def mean_interval(values: ArrayLike) -> Interval:
     return Interval(float(mean), float(mean - half), float(mean + half))
 
 
-def ratio_interval(numerators: ArrayLike, denominators: ArrayLike) -> Interval:
-    """Returns mean(numerators) / mean(denominators) with a percentile bootstrap over pairs [n].
-
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3. Resamples
-    without a ratio (0 / 0) are left out.
-    """
-    pairs = np.array([numerators, denominators])  # [2, n]
-    count = pairs.shape[1]
-    drawn = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
-    numerator, denominator = pairs[:, drawn].mean(axis=2)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        low, high = np.nanpercentile(numerator / denominator, [2.5, 97.5])
-        ratio = pairs[0].mean() / pairs[1].mean()
-    return Interval(float(ratio), float(low), float(high))
-
-
 def bootstrap_means(values: np.ndarray) -> list[Interval]:
     """Returns the mean of each column of `values` [n, m] with a percentile bootstrap over rows.
 

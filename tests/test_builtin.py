@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks import make_quickstart
 from jaxrft import assets
-from jaxrft.assets import make_quickstart
 from jaxrft.config import TasksConfig, load
 from jaxrft.lm import model, tokenizer, weights
 from jaxrft.lm.rollout import generate

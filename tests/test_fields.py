@@ -24,6 +24,7 @@ import pytest
 
 import jaxrft
 from benchmarks import graders
+from benchmarks._script import whole_number
 from jaxrft import fields
 from jaxrft import mesh as meshes
 from jaxrft.config import Config, EvalConfig, LoRAConfig, ReplayConfig, SelectConfig, TasksConfig
@@ -489,7 +490,7 @@ def test_simulate_refuses_negative_sizes(path):
 @pytest.mark.parametrize("text", ["0", "-1", "1e400", "10000000000", "9" * 5000, "nan", ""])
 def test_an_argument_that_is_no_count_is_refused(text, capsys):
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seeds", type=fields.whole_number("seeds", 1))
+    parser.add_argument("--seeds", type=whole_number("seeds", 1))
     with pytest.raises(SystemExit):
         parser.parse_args(["--seeds", text])
     assert "argument --seeds: " in capsys.readouterr().err

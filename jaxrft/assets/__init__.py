@@ -1,4 +1,4 @@
-"""The tiny policy of the quickstart, a Hugging Face folder, and the program that made it."""
+"""Holds the tiny policy of the quickstart, a folder that benchmarks/make_quickstart.py makes."""
 
 from pathlib import Path
 

@@ -71,7 +71,7 @@ ANY = Kind()
 
 
 class References(NamedTuple):
-    """Pass rates of a weak and a strong policy, written by jaxrft.assets.make_quickstart."""
+    """Pass rates of a weak and a strong policy, written by benchmarks.make_quickstart."""
 
     file: str  # in jaxrft/assets
     samples: int  # rollouts a task and policy
@@ -228,7 +228,7 @@ def load(name: str) -> Rows:
 
     `arithmetic` has the columns `answer` and `kind`, which is the domain. A pool may also have
     reference pass rates. They were measured by rolling out two other policies, a weak and a strong
-    one (jaxrft.assets.make_quickstart). Raises InputError when there is no such split.
+    one (benchmarks.make_quickstart). Raises InputError when there is no such split.
     """
     if name.removesuffix("-test") == ARITHMETIC:
         return _load_arithmetic(held_out=name.endswith("-test"))

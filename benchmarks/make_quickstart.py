@@ -1,7 +1,7 @@
 """Makes the tiny policy of the quickstart and the reference pass rates of built-in tasks, from
 nothing but seeds.
 
-    python -m jaxrft.assets.make_quickstart
+    python -m benchmarks.make_quickstart
 
 Each policy first learns the operations of `jaxrft.tasks.builtin` from flawless demonstrations and
 then picks up the habits of sloppy ones: digit by digit, the demonstrator forgets the operation and
