@@ -61,7 +61,12 @@ def test_a_described_run_has_the_shapes_and_shardings_of_the_real_one(changes, c
     [
         ({}, ["prefill", "decode"]),
         (
-            {"max_concurrent_rows": 32, "batch_size": 16},
+            {
+                "max_concurrent_rows": 32,
+                "batch_size": 16,
+                "stop": ("+ 1",),
+                "repetition_penalty": 1.1,
+            },
             ["lay out weights", "prefill", "enter", "decode"],
         ),
     ],
