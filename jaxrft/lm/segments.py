@@ -100,13 +100,7 @@ class CompiledRollout:
         self._waiting = ThreadPoolExecutor(max_workers=1)  # for the device
         self.shards = meshes.shards(mesh, "batch")
         self.max_rows = max_rows
-        least = 2 * settings.num_generations * self.shards
-        if max_rows is not None and max_rows < least:
-            raise InputError(
-                f"max_concurrent_rows is {max_rows:,}: it must be at least {least:,}, two groups "
-                f"of {settings.num_generations:,} completions on each of {self.shards:,} shards, "
-                "or 0"
-            )
+        _check_max_rows(max_rows, settings.num_generations, self.shards)
         self.cache_lengths = rollout.cache_lengths(settings.max_completion_length)
         # rows of each segment, and tokens that it drew of each
         self._segments: list[tuple[int, int]] = []
@@ -150,6 +144,14 @@ class CompiledRollout:
             partial(rollout.finish, shards=self.shards),
             out_shardings=Rollout._make((cells, rows, cells, cells, cells, rows)),
         )
+
+    def _wait_for(self, status: rollout.Status, watcher: Watcher | None) -> "_Stop":
+        """Waits until the device has a status, while the `watcher` works."""
+        if watcher is not None:
+            arrived = self._waiting.submit(jax.device_get, status)
+            watcher.wait(arrived.done)
+            status = arrived.result()
+        return _Stop(*(x.item() for x in jax.device_get(status)))
 
     def waits(self, prompts: int) -> bool:
         """Decides whether some of the `prompts` wait until others have ended."""
@@ -209,15 +211,9 @@ class CompiledRollout:
                 place.inputs, place.state, length=place.length, grids=grids[place.grid :]
             )
             place = place._replace(state=state)
-            if watcher is None:
-                status = jax.device_get(status)
-            else:
-                if moved and place.left is not None:
-                    watcher.left(place.left.samples)
-                arrived = self._waiting.submit(jax.device_get, status)
-                watcher.wait(arrived.done)
-                status = arrived.result()
-            now = _Stop(*(x.item() for x in status))
+            if watcher is not None and moved and place.left is not None:
+                watcher.left(place.left.samples)
+            now = self._wait_for(status, watcher)
             self._segments.append((rows, now.time - place.time))
             if now.ended and not waiting:
                 break
@@ -315,6 +311,16 @@ class CompiledRollout:
 
 Key = Callable[[Array, Array | None], Array]
 """(step, number of another random stream or None) -> the key of a rollout."""
+
+
+def _check_max_rows(max_rows: int | None, num_generations: int, shards: int) -> None:
+    """Raises InputError if two groups on each shard are more than `max_rows`."""
+    least = 2 * num_generations * shards
+    if max_rows is not None and max_rows < least:
+        raise InputError(
+            f"max_concurrent_rows is {max_rows:,}: it must be at least {least:,}, two groups of "
+            f"{num_generations:,} completions on each of {shards:,} shards, or 0"
+        )
 
 
 def _key(seed: int, use: str, step: Array, stream: Array | None) -> Array:

@@ -74,11 +74,10 @@ def train(
     saved, and the policy exported. Anything else that it raises stops the run after saving the
     state, as a signal does, and is raised by `train`.
 
-    SIGTERM,
-    SIGHUP and Ctrl-C save and return early. While the disk is full, a run warns and goes on without
-    checkpoints or metrics. Raises InputError for mistakes in config or data, before an existing run
-    in the folder is changed; while another process uses the folder; and if the disk is still full
-    at the end, or at a stop.
+    SIGTERM, SIGHUP and Ctrl-C save and return early. While the disk is full, a run warns and goes
+    on without checkpoints or metrics. Raises InputError for mistakes in config or data, before an
+    existing run in the folder is changed; while another process uses the folder; and if the disk is
+    still full at the end, or at a stop.
     """
     return advance(config, reward, on_step)[0]
 
@@ -145,22 +144,29 @@ def advance(
         )
         state = loop(step, state, report, hooks)
         if not hooks.stopping:
-            display.status("exporting the policy")
-            where = export(
-                config,
-                lm,
-                state.params,
-                int(state.step),
-                folder / "policy",
-                adapter=folder / "adapter",
-            )
-            display.say(f"the trained policy is in {where}")
-            if hooks.best_step:
-                display.say(hooks.best_sentence())
+            _export(hooks, state)
         on_host0(report.check_written)  # last, since nothing else depends on it
         if hooks.raised is not None:
             raise hooks.raised
         return state, not hooks.stopping
+
+
+def _export(hooks: "Hooks", state: TrainState) -> None:
+    """Exports the trained policy into the folder of the run, and says where it is."""
+    display = hooks.report.display
+    display.status("exporting the policy")
+    folder = hooks.folder
+    where = export(
+        hooks.config,
+        hooks.lm,
+        state.params,
+        int(state.step),
+        folder / "policy",
+        adapter=folder / "adapter",
+    )
+    display.say(f"the trained policy is in {where}")
+    if hooks.best_step:
+        display.say(hooks.best_sentence())
 
 
 def loop(step: Step, state: TrainState, report: Reporter, hooks: "Hooks") -> TrainState:
