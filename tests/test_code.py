@@ -169,6 +169,23 @@ def test_code_and_code_solved_are_rewards_of_the_pool():
     assert not graded.lost
 
 
+@needs_bubblewrap
+def test_rewards_of_a_mixture_apply_to_their_own_tasks():
+    """A task of mathematics, two of code, a zebra puzzle and one of reasoning_gym."""
+    zebra = {"header": ["a"], "rows": [["2"]]}
+    gym = {"gym": "chain_sum", "config": {}, "entry": ["2"]}
+    answers = ["2", json.dumps(DOUBLE), [{"input": "2", "output": "2"}], zebra, gym]
+    names = ("code", "logic", "gsm8k", "number")
+    with Pool([(name, name) for name in names], workers=1, timeout=60.0) as pool:
+        graded = pool.grade([""] * 5, ["2"] * 5, {"answer": answers})
+    assert graded.rewards == [
+        [None, 0.0, 0.0, None, None],
+        [None, None, None, 0.0, None],
+        [1.0, None, None, None, None],
+        [1.0, None, None, None, None],
+    ]
+
+
 def test_without_bubblewrap_the_run_does_not_start_and_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError, match="bubblewrap, which is not installed: install it") as error:

@@ -154,6 +154,9 @@ def test_a_mixture_is_trained_on_with_metrics_by_domain(configure, tmp_path):
     shares = [line[f"select/effective_group_ratio/{name}"] for name in ("first", "second")]
     known = [share for share in shares if share is not None]
     assert known and min(known) <= line["select/effective_group_ratio"] <= max(known)
+    successes = [line[f"success/{name}"] for name in ("first", "second")]
+    assert all(0 <= success <= 1 for success in successes if success is not None)
+    assert [success is None for success in successes] == [share is None for share in shares]
     renamed = (*config.tasks[:1], TasksConfig(**vars(config.tasks[1]) | {"name": "other"}))
     with pytest.raises(
         InputError, match="checkpoint .* is of another run: its digest of the domains is"

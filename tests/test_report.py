@@ -94,13 +94,14 @@ def test_domains_by_hand():
     """Of tasks 3, 0 and 1, and padding; domain z has none in the batch."""
     tasks = Tasks(domain=jnp.array([0, 1, 2, 0], jnp.int32))
     choice = Choice(jnp.array([3, 0, 1, 4]), jnp.zeros(4))
-    found = metrics.by_domain(jnp.array([True, False, True, False]), choice, tasks, ("x", "y", "z"))
-    values = {
-        name.removeprefix("select/effective_group_ratio/"): float(value)
-        for name, value in found.items()
-    }
-    assert (values["x"], values["y"]) == (0.5, 1.0) and math.isnan(values["z"])
-    assert metrics.by_domain(jnp.array([True]), choice, tasks, ("x",)) == {}
+    trials = jnp.array([4.0, 2.0, 4.0, 0.0])
+    feedback = Feedback(choice.ids, jnp.array([1.0, 2.0, 3.0, 0.0]), trials, jnp.zeros(4))
+    informative = jnp.array([True, False, True, False])
+    found = metrics.by_domain(feedback, informative, choice, tasks, ("x", "y", "z"))
+    for name, x, y in (("select/effective_group_ratio", 0.5, 1.0), ("success", 0.5, 0.75)):
+        values = [float(found[f"{name}/{domain}"]) for domain in ("x", "y", "z")]
+        assert values[:2] == [x, y] and math.isnan(values[2])
+    assert metrics.by_domain(feedback, informative, choice, tasks, ("x",)) == {}
 
 
 def test_rewards_by_hand():

@@ -191,8 +191,8 @@ def examples(
     for i in ids:
         length = int(table.lengths[i])
         prompt = decode(tokenizer, table.tokens[i, :length])
-        answer = table.columns.get("answer", {i: None})[i]
-        truth = "" if answer is None else f", ground truth {shortened(str(answer), 60)}"
+        answer = tables.reference(table, i)
+        truth = "" if answer is None else f", ground truth {shortened(answer, 60)}"
         page.line(
             f"  task {i:,} of {table.domains[table.domain[i]]}, {length} tokens{truth}", "dim"
         )

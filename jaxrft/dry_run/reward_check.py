@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from jaxrft.rewards import ground_truth
 from jaxrft.rewards.pool import Pool
-from jaxrft.tasks.table import TaskTable, take_rows
+from jaxrft.tasks.table import TaskTable, reference, take_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -17,6 +17,7 @@ SPELLINGS = {
     "after ####": "#### {}",
     "in <answer>": "<answer>{}</answer>",
 }
+REWARDS_BY_TESTS = ("code", "code_solved")
 
 
 class RewardCheck(NamedTuple):
@@ -36,7 +37,12 @@ class RewardCheck(NamedTuple):
 
     @property
     def fails(self) -> bool:
-        """Checks whether the reward applies, but prefers no right answer to an empty one."""
+        """Checks whether the reward applies, but prefers no right answer to an empty one.
+
+        Returns False for rewards whose ground truths are tests, which are no answers.
+        """
+        if self.name in REWARDS_BY_TESTS:
+            return False
         better = [
             (right or 0.0) > (empty or 0.0)
             for right, empty in zip(self.right, self.empty, strict=True)
@@ -67,8 +73,8 @@ def check_rewards(
     if "answer" not in table.columns:
         return []
     truths = [table.columns["answer"][i] for i in ids]
-    pairs = zip(truths, ground_truth.texts(truths, several=True), strict=True)
-    answers = [str(truth) if answer is None else answer for truth, answer in pairs]
+    texts = zip(ids, ground_truth.texts(truths, several=True), strict=True)
+    answers = [str(reference(table, i)) if text is None else text for i, text in texts]
     spelled = [spelling.format(answer) for spelling in SPELLINGS.values() for answer in answers]
     completions = [*spelled, *([""] * len(ids))]
     rows = ids * (len(SPELLINGS) + 1)

@@ -26,6 +26,7 @@
 | `skipped_updates` | updates with a loss or gradient that is not finite; means over updates leave them out | count |
 | `select/effective_group_ratio` | groups whose successes are not all equal | tasks |
 | `select/effective_group_ratio/<domain>` | the same of a domain, where there are 2 to 32 | its tasks in the batch |
+| `success/<domain>` | success of a domain, where there are 2 to 32 | its samples with a success |
 | `select/brier` | (believed pass rate - success)^2 | samples |
 | `select/pearson` | of believed and observed pass rates | tasks of the batch |
 | `select/auc` | of believed 4 p (1 - p) for "the group is informative" | pairs of tasks |
@@ -123,11 +124,16 @@ def selection(
 
 
 def by_domain(
-    informative: Array, choice: Choice, tasks: Tasks, names: tuple[str, ...]
+    feedback: Feedback,
+    informative: Array,
+    choice: Choice,
+    tasks: Tasks,
+    names: tuple[str, ...],
 ) -> dict[str, Array]:
-    """Computes the share of `informative` groups [B] in each of the domains `names`.
+    """Computes the share of `informative` groups [B] in each of the domains `names`, and the
+    success.
 
-    It is NaN for a domain without a task in the batch. Returns {} for a single domain, or for
+    They are NaN for a domain without a task in the batch. Returns {} for a single domain, or for
     more than MOST_DOMAINS.
     """
     if tasks.domain is None or not 1 < len(names) <= MOST_DOMAINS:
@@ -135,9 +141,11 @@ def by_domain(
     domain = tasks.domain.at[choice.ids].get(mode="fill", fill_value=-1)  # of padding, none
     member = jax.nn.one_hot(domain, len(names), axis=0)  # [domains, B]
     ratio = member @ informative.astype(jnp.float32) / jnp.sum(member, axis=1)
-    return {
+    success = member @ feedback.successes / (member @ feedback.trials)
+    shares = {
         f"select/effective_group_ratio/{name}": ratio[index] for index, name in enumerate(names)
     }
+    return shares | {f"success/{name}": success[index] for index, name in enumerate(names)}
 
 
 def histogram(pass_rate: Array) -> Array:

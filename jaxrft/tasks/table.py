@@ -151,6 +151,20 @@ def take_rows(columns: Columns, ids: Iterable[int]) -> Columns:
     return {name: [entries[i] for i in ids] for name, entries in columns.items()}
 
 
+def reference(table: TaskTable, task: int) -> str | None:
+    """Returns a right answer as the column `reference` has it, else the ground truth as text.
+
+    Returns None without ground truths. A ground truth that is an object says how answers are
+    graded, and need not be an answer itself.
+    """
+    truth = table.columns["answer"][task] if "answer" in table.columns else None
+    if isinstance(truth, dict) and "reference" in table.columns:
+        text = table.columns["reference"][task]
+        if isinstance(text, str):
+            return text
+    return None if truth is None else str(truth)
+
+
 def identity(table: TaskTable) -> dict[str, JSON]:
     """Identifies the tasks, by their number and digests of their prompts and ground truths."""
     answers = table.columns.get("answer")

@@ -31,6 +31,7 @@ from jaxrft.report.tracking import Tracking
 from jaxrft.report.visits import Visits
 from jaxrft.rewards.grading import open_rewards, rewards_by_name
 from jaxrft.rewards.pool import Reward
+from jaxrft.tasks.table import reference
 from jaxrft.train.card import model_card
 from jaxrft.train.collected import completion_rows, selection_entry
 from jaxrft.train.devices import computing_on, open_mesh
@@ -446,16 +447,14 @@ def sample_rows(step: Step, batch: Batch) -> list[Sample]:
     success = first.rewards.success
     valid = first.rewards.success_valid
     num_generations = step.setup.config.num_generations
-    answers = step.table.columns.get("answer")
     rows = []
     for row, text in first.rewards.samples:
         if row % num_generations == 0 and len(rows) < SHOWN:
             task = first.ids[row // num_generations]
             prompt = step.table.prompts[task]
             shown = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-            answer = None if answers is None else str(answers[task])
             reward = float(success[row]) if valid[row] else None
-            rows.append(Sample(shown, text, reward, answer))
+            rows.append(Sample(shown, text, reward, reference(step.table, task)))
     return rows
 
 

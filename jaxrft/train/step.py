@@ -419,7 +419,7 @@ def update_selector_state(
         counters, feedback, step + 1, num_generations=setup.config.num_generations
     )
     measured = metrics.selection(choice, feedback, informative, counters.last_seen)
-    measured |= metrics.by_domain(informative, choice, tasks, setup.domains)
+    measured |= metrics.by_domain(feedback, informative, choice, tasks, setup.domains)
     update = selector.update_references if is_reference_set else selector.update
     assert update is not None and setup.shardings is not None
     selector_state = _constrain(update(selector_state, tasks, feedback), setup.shardings.selector)
