@@ -28,7 +28,7 @@ class Scores(NamedTuple):
     """What answers to tasks of one family are worth."""
 
     own: float  # least
-    different: int  # tasks whose neighbour has another answer
+    different: int  # tasks whose neighbor has another answer
     other: float  # highest
     others_solved: int
     together: float  # highest
@@ -69,10 +69,10 @@ def measure(family: str, count: int, reward: GymReward, maker: Maker) -> Scores 
         completions = [f"<answer>{text}</answer>" for text in texts]
         return [value or 0.0 for value in reward(completions, completions, answer=solutions)]
 
-    neighbours = answers[1:] + answers[:1]
+    neighbors = answers[1:] + answers[:1]
     pairs = [
         (other, truth)
-        for other, own, truth in zip(neighbours, answers, truths, strict=True)
+        for other, own, truth in zip(neighbors, answers, truths, strict=True)
         if other != own
     ]
     others = score([other for other, _ in pairs], [truth for _, truth in pairs])

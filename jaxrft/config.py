@@ -81,8 +81,8 @@ class TasksConfig:
     """Column of the tasks' domains; `domain` if there is such a column, else the name of the set is
     the domain of all its tasks."""
     system_prompt: str | None = None
-    """System message put before prompts that have none. A column of this name has those of single
-    tasks, and goes before the field."""
+    """System message put before prompts that have none. If the tasks have a column of this name,
+    its text takes precedence for the tasks that have one."""
     limit: int | None = None
     """Use only the first `limit` tasks."""
     weight: float | None = None
@@ -163,7 +163,7 @@ class SelectConfig:
     """Slots of a batch by domain: none = not balanced, proportional to the tasks of each, or equal.
     """
     target: float = 0.5
-    """bots, mopps, dots: pass rate whose neighbours are chosen, in (0, 1)."""
+    """bots, mopps, dots: pass rate whose neighbors are chosen, in (0, 1)."""
     prior: tuple[float, float] = (1.0, 1.0)
     """bots, mopps: pseudo-successes and pseudo-failures of a task not seen yet."""
     discount: float = 0.5
@@ -423,7 +423,7 @@ class Config(Checked):
     num_iterations: int = 1
     """Passes over the rollouts of a step."""
     mini_batch_size: int | None = None
-    """Tasks an optimiser update; batch_size by default."""
+    """Tasks per optimizer update; batch_size by default."""
     micro_batch_size: int | None = None
     """Completions of full length for which a forward and backward pass has memory; changes no
     number. A pass computes as many tokens, or fewer where more would be no faster."""
@@ -436,7 +436,7 @@ class Config(Checked):
     learning_rate: float = 1e-6
     """Peak learning rate of AdamW."""
     warmup_steps: int = 0
-    """Optimiser updates of linear warm-up."""
+    """Optimizer updates of linear warm-up."""
     learning_rate_schedule: Literal["constant", "linear", "cosine"] = "constant"
     """What the learning rate does after the warm-up: stays, or falls linearly or along half a
     cosine until the last update of `steps`. A run that resumes with other `steps` follows the

@@ -424,7 +424,7 @@ def test_other_tasks_than_those_of_the_file_are_refused(prepare, rates, tmp_path
         ),
     ],
 )
-def test_the_beginning_of_other_work_is_refused_by_the_name_of_the_difference(
+def test_journal_of_another_job_is_refused_and_the_difference_named(
     changes, wanted, prepare, stronger, monkeypatch, tmp_path
 ):
     out = tmp_path / "rates.parquet"

@@ -42,7 +42,7 @@ def test_auc_by_hand(score, positive, want):
 @pytest.mark.parametrize(
     ("x", "y", "mask", "want"),
     [
-        # centred -1, 0, 1 and -1, 1, 0: 1 / sqrt(2 * 2)
+        # centered -1, 0, 1 and -1, 1, 0: 1 / sqrt(2 * 2)
         ([1.0, 2.0, 3.0], [0.0, 2.0, 1.0], [1, 1, 1], 0.5),
         ([1.0, 2.0, NAN, 3.0], [6.0, 4.0, 9.0, 2.0], [1, 1, 0, 1], -1.0),
         ([1.0, 1.0], [0.0, 1.0], [1, 1], NAN),
@@ -592,7 +592,7 @@ def test_on_a_terminal_messages_and_warnings_stand_above_the_line(terminal, monk
     assert shown[-1].startswith("step 1/30 ╸━") and shown[-1].endswith("length 212")
 
 
-def test_where_colours_are_forced_no_bar_moves(capsys, monkeypatch):
+def test_no_bar_moves_where_colors_are_forced(capsys, monkeypatch):
     """As in the cells of a notebook."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     with Display(30) as display:

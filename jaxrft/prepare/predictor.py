@@ -58,7 +58,7 @@ class FitConfig:
     batch_size: int = 256
     """Tasks predicted in a step."""
     learning_rate: float = 1e-3
-    """Of Adam at the beginning; it falls linearly to 0."""
+    """Adam's learning rate at the beginning; it falls linearly to 0."""
     dropout: float = 0.1
     """Share of hidden units that drop out, in [0, 1)."""
     temperature: float = 1.0
@@ -104,7 +104,7 @@ class ResponsesOptions(Output):
     """Number of policies that the rows are cut into, each of adjacent rows; a pass rate is their
     mean."""
     seed: Seed = 0
-    """Of splits, initial weights and batches."""
+    """Seed of the splits, the initial weights and the batches."""
 
 
 class Data(NamedTuple):

@@ -273,7 +273,7 @@ def draw(predictions: list[Predictions], pass_rates: np.ndarray, out: str) -> No
     """Draws mean pass rates over predictions to the file `out`, a panel for each of `GROUPS`."""
     with panels(len(GROUPS), out, height=3.8) as axes:
         for axis, group in zip(axes, GROUPS, strict=True):
-            axis.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
+            axis.plot([0, 1], [0, 1], color="gray", linewidth=0.8, linestyle=":")
             for index, method in enumerate(
                 METHODS[:-1]
             ):  # the last predicts one number for all tasks

@@ -153,7 +153,7 @@ def check(kind: Kind, limits: Limits) -> None:
 
 
 class _Flavor(NamedTuple):
-    """How bubblewrap is called here."""
+    """How bubblewrap is called on this machine."""
 
     program: str
     separate_user: bool  # root's, who runs programs as another user
@@ -161,7 +161,7 @@ class _Flavor(NamedTuple):
 
 @functools.cache
 def _flavor() -> _Flavor:
-    """Finds out how bubblewrap works here; raises Missing if it does not."""
+    """Finds a way to call bubblewrap that works on this machine; raises Missing without one."""
     program = shutil.which("bwrap")
     if program is None:
         raise Missing(
