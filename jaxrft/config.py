@@ -174,7 +174,7 @@ class SelectConfig:
     """greso: initial base b of the probability b^z with which a task is rolled out again after z
     zero-variance visits in a row, in [0.05, 0.95]."""
     explore_step: float = 0.01
-    """greso: change of that base a step, in [0, 1)."""
+    """greso: change of the base b per step, in [0, 1)."""
     zero_variance: float = 0.25
     """greso: target fraction of zero-variance groups, in [0, 1]."""
     retire_above: float = 0.9
@@ -198,8 +198,8 @@ class SelectConfig:
     its group differ (suits scale_rewards group); signal = the mean of 4 p (1 - p), p its pass rate
     (suits scale_rewards none)."""
     kappa: float = 0.3
-    """adaptive: exploration weight, of the standard deviation of a believed pass rate in its
-    utility, 0 or more."""
+    """adaptive: exploration weight: how much the standard deviation of a task's believed pass rate
+    adds to its utility, 0 or more."""
     epsilon: float = 0.02
     """adaptive: share of the slots for the tasks rolled out longest ago, in [0, 1]."""
     per_token: bool = field(default=False, metadata=FIXED)
@@ -223,7 +223,7 @@ class LoRAConfig:
     learning_rate.
     """
     alpha: float = 16.0
-    """Scale of the adapters, over the rank."""
+    """Adapters are scaled by alpha / rank."""
     targets: tuple[Adapted, ...] = get_args(Adapted)
     """Weights of each layer that have adapters: of attention (q, k, v, o) and of the MLP (gate, up,
     down).
@@ -290,14 +290,13 @@ class Config(Checked):
     elsewhere set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."""
 
     steps: int = 100
-    """Selections, rollouts and updates; one step rolls out batch_size tasks."""
+    """Training steps; each selects batch_size tasks, rolls them out and updates the policy."""
     seed: Seed = field(default=0, metadata=FIXED)
-    """Every random stream derives from it."""
+    """Seed of every random stream."""
     dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata=CONTENT)
-    """Arithmetic of the policy; trained parameters, optimizer state and the exported policy are
-    always float32. In bfloat16 the rounding of rollout and learner differs, so that first ratios
-    are 1 to a few per cent only.
-    """
+    """Number type of the policy's arithmetic; trained parameters, optimizer state and the exported
+    policy are always float32. In bfloat16 rollout and learner round differently, so that the first
+    ratios are 1 only to within a few per cent."""
     gather_for_rollout: bool = True
     """Gather the policy over `fsdp` once a rollout. False gathers a layer at a time for every
     token, much slower, for when a copy in `dtype` (split over `model` only) does not fit next to
@@ -310,9 +309,9 @@ class Config(Checked):
     """
 
     batch_size: int = field(default=32, metadata=FIXED)
-    """Tasks a step."""
+    """Tasks per step."""
     num_generations: int = field(default=8, metadata=FIXED)
-    """Rollouts a task; at least 2, since advantages compare them."""
+    """Rollouts per task; at least 2, since advantages compare them."""
     dynamic_sampling: int = 0
     """Rounds a step in which more tasks may be chosen and rolled out, at most batch_size at a time,
     in place of those whose successes are all equal (DAPO); 0 = none. All rollouts are counted, and
@@ -325,9 +324,9 @@ class Config(Checked):
     """Today's date for chat templates that write it, such as 2025-01-31; by default
     the first day of the run in output_dir, so that its prompts do not change."""
     max_prompt_length: int = field(default=1024, metadata=CONTENT)
-    """Tokens; tasks with longer prompts are dropped and counted, never cut."""
+    """Longest prompt, in tokens; tasks with longer ones are dropped and counted, never cut."""
     max_completion_length: int = field(default=1024, metadata=FIXED_WITH_REPLAY)
-    """Tokens."""
+    """Longest completion, in tokens; sampling stops there."""
     max_concurrent_rows: int = 0
     """Completions decoded at once; the other prompts wait, and enter when half of the completions
     have ended. 0 = as many as the devices have memory for, by estimate. An evaluation decodes at
@@ -384,10 +383,10 @@ class Config(Checked):
     """Grading processes a host; the number of cores, at most 8, by default."""
 
     loss_type: Literal["grpo", "dapo", "dr_grpo", "gspo", "cispo"] = "dapo"
-    """The clipped objective, its token losses reduced by a mean of sequence means, a mean over
-    tokens, or a sum over a constant length; gspo: as grpo with the ratio of the whole sequence (it
-    wants an epsilon of about 3e-4); cispo: the gradient of every token, weighted by its ratio up to
-    1 + epsilon_high, mean over tokens."""
+    """Clipped objective. grpo: mean over sequences of the mean over their tokens; dapo: mean over
+    all tokens; dr_grpo: sum over tokens, divided by rows x max_completion_length; gspo: as grpo,
+    with the ratio of the whole sequence (it wants an epsilon of about 3e-4); cispo: mean over all
+    tokens, each with a gradient, weighted by its ratio up to 1 + epsilon_high."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
     """Divisor of advantages: the standard deviation of the group, that of the batch, or none."""
     epsilon: float = 0.2
@@ -399,29 +398,29 @@ class Config(Checked):
     clipping).
     """
     kl_coef: float = 0.0
-    """Weight of the KL to the starting policy; 0 needs no reference forward."""
+    """Weight of the KL divergence between the policy and the starting policy; 0 = none, and no
+    forward pass of the latter."""
     kl_estimator: Literal["k3", "k3_corrected"] = "k3"
     """k3, whose gradient is on average that of KL(reference || policy), or, with a factor policy /
     what sampled the token, k3_corrected, whose gradient is that of KL(policy || reference)
     (DeepSeek-V3.2, TRL's default)."""
     entropy_coef: float = 0.0
-    """Weight of the policy's entropy, a bonus."""
+    """Weight of the entropy bonus; 0 = none."""
     mask_truncated_completions: bool = False
     """Leave completions without an end out of the loss."""
     importance_sampling_correction: Literal["none", "token", "sequence"] = field(
         default="none", metadata=FIXED_WITH_REPLAY
     )
-    """Weigh token losses by policy / what top_p, top_k, min_p and repetition_penalty really drew
-    from, of each token or of the whole sequence.
-    """
+    """Multiplies token losses by an importance weight: the probability under the policy, over that
+    under what top_p, top_k, min_p and repetition_penalty really sampled from; of each token or of
+    the whole sequence."""
     importance_sampling_mode: Literal["truncate", "mask"] = "truncate"
-    """truncate sets such a weight above importance_sampling_cap to the cap; mask sets it to 0,
-    which drops the token or sequence.
-    """
+    """truncate sets an importance weight above importance_sampling_cap to the cap; mask sets it to
+    0, which drops the token or sequence."""
     importance_sampling_cap: float = 2.0
-    """Largest importance weight, see importance_sampling_mode."""
+    """Largest importance weight; see importance_sampling_mode."""
     num_iterations: int = 1
-    """Passes over the rollouts of a step."""
+    """Passes over the rollouts of each step."""
     mini_batch_size: int | None = None
     """Tasks per optimizer update; batch_size by default."""
     micro_batch_size: int | None = None
@@ -442,11 +441,11 @@ class Config(Checked):
     cosine until the last update of `steps`. A run that resumes with other `steps` follows the
     schedule of these from there on."""
     min_learning_rate_ratio: float = 0.0
-    """Where a learning rate that falls ends, as a share of learning_rate."""
+    """Final learning rate of a schedule that falls, as a share of learning_rate."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
     max_grad_norm: float = 1.0
-    """Gradients are scaled down to this global norm."""
+    """Largest global norm of a gradient; a larger gradient is scaled down to it."""
     max_skipped_updates: int = 10
     """An update whose loss or gradient is not finite is skipped. After this number in a row the
     run stops, with the batch of the last in <output_dir>/not-finite-<step>.safetensors."""

@@ -42,11 +42,11 @@ class Options(Checked):
     """
 
     name: Annotated[str | None, tyro.conf.Positional] = None
-    """Data set."""
+    """Name of the data set."""
     file: tuple[FilePath, ...] = ()
-    """Its files, one or several."""
+    """Downloaded files of the data set, one or several."""
     split: str = "train"
-    """Split that the files are; splits of other names stay as they are."""
+    """Name of the split that the files become; splits of other names stay as they are."""
     data_dir: FilePath | None = None
     """Folder for prepared data sets; TFDS' default otherwise."""
 

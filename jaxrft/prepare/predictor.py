@@ -50,19 +50,19 @@ class FitConfig:
     width: int = 896
     """Width of the space in which tasks are compared."""
     layers: int = 3
-    """Linear layers of a tower."""
+    """Number of linear layers that map an embedding into that space."""
     num_references: int = 256
     """Tasks whose pass rates are given, in training and scoring; a run may use another number."""
     epochs: int = 20
-    """Passes over all pass rates, in number."""
+    """Passes over all pass rates."""
     batch_size: int = 256
     """Tasks predicted in a step."""
     learning_rate: float = 1e-3
     """Adam's learning rate at the beginning; it falls linearly to 0."""
     dropout: float = 0.1
-    """Share of hidden units that drop out, in [0, 1)."""
+    """Dropout rate of hidden units, in [0, 1)."""
     temperature: float = 1.0
-    """Divides the attention's scores."""
+    """Temperature of the attention: its scores are divided by it."""
     top_k: int | None = None
     """Attend to the top_k most similar references only."""
 

@@ -65,9 +65,9 @@ class SimulateConfig(Checked):
     steps: int = 200
     """Steps of a run."""
     batch_size: int = 16
-    """Tasks a step."""
+    """Tasks per step."""
     num_generations: int = 16
-    """Rollouts a task."""
+    """Rollouts per task."""
     seeds: int = 5
     """Runs of each selector; all selectors run in the same world for a seed."""
     first_seed: int = 0
