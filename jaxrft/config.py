@@ -1228,11 +1228,16 @@ def flat(tree: JSON, prefix: str = "") -> dict[str, JSON]:
 
 
 def differences(config: Config, other: dict[str, JSON]) -> dict[str, tuple[JSON, JSON]]:
-    """Compares two configs, the other given as JSON.
+    """Compares two configs, the other given as JSON, perhaps of an earlier version.
+
+    Fields that its version did not have count as their defaults. What is no config now, such as one
+    with a removed field, is compared as it is.
 
     Returns {differing dotted field: (value of `config`, value of `other`)}.
     """
     here = flat(json.loads(to_json(config)))
+    with contextlib.suppress(InputError):
+        other = json.loads(to_json(from_json(other, "the other")))
     there = {RENAMED.get(name, name): value for name, value in flat(other).items()}
     return {
         key: (here.get(key), there.get(key))

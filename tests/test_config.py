@@ -618,6 +618,16 @@ def test_differences_lists_fields_that_differ():
     assert configs.differences(config, saved) == {"seed": (0, None), "mesh.expert": (None, 2)}
 
 
+def test_differences_compare_fields_that_an_earlier_version_lacked_with_their_defaults():
+    held_out = EvalConfig((TasksConfig("held.jsonl"),))
+    config = make(evaluation=held_out)
+    saved = json.loads(configs.to_json(config))
+    del saved["seed"], saved["rewards"], saved["evaluation"]["tasks"][0]["limit"]
+    assert configs.differences(config, saved) == {}
+    changed = dataclasses.replace(config, seed=4)
+    assert configs.differences(changed, saved) == {"seed": (4, 0)}
+
+
 def test_differences_compare_renamed_fields_under_their_new_names():
     saved = json.loads(configs.to_json(make()))
     saved["select"]["probe_every"] = saved["select"].pop("reference_every")
