@@ -141,7 +141,9 @@ def adaptive(
     per_token: bool = False,
     balance: topk.Balance = "none",
 ) -> Selector:
-    """Chooses tasks by a dynamic Rasch model, which this module's docstring derives.
+    """Chooses tasks by a dynamic Rasch model, an ability of the policy and an offset of each task.
+
+    This module's docstring derives it.
 
     `utility`: "informative", the chance of an informative group (for advantages divided by the
     group's deviation), or "signal", the mean of 4 p (1 - p) (for undivided ones). `kappa` >= 0:
