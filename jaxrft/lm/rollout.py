@@ -141,9 +141,8 @@ def generate(
     takes the likeliest token and ignores the key.
     """
     settings = Sampling(**options)
-    inputs, state = start(
-        policy, params, key, prompts, lengths, ids, first_sample, stop, settings=settings
-    )
+    entrants = admit(policy, params, key, prompts, lengths, ids, first_sample, settings=settings)
+    inputs, state = start(policy, params, entrants, stop, settings=settings)
     for length in cache_lengths(settings.max_completion_length):
         state = state._replace(cache=policy.resize_cache(state.cache, length, 0))
         state, _ = decode(policy, inputs, state, settings=settings, length=length)
@@ -189,7 +188,7 @@ def admit(
     prompts: Array,
     lengths: Array,
     ids: Array,
-    first_sample: Array | None,
+    first_sample: Array | None = None,
     *,
     settings: Sampling,
 ) -> Entrants:
@@ -214,22 +213,17 @@ def admit(
 def start(
     policy: Policy,
     params: PyTree,
-    key: Array,
-    prompts: Array,
-    lengths: Array,
-    ids: Array,
-    first_sample: Array | None,
+    entrants: Entrants,
     stop: StopMatcher | None = None,
     *,
     settings: Sampling,
 ) -> tuple[Inputs, Decoding]:
-    """Returns the state of a rollout whose prompts all enter at once; see `admit`."""
-    entrants = admit(policy, params, key, prompts, lengths, ids, first_sample, settings=settings)
+    """Returns the state of a rollout whose prompts all enter at once."""
     rows = entrants.first.shape[0]
     inputs = Inputs(
         weights=policy.prepare_weights(params),
         prompts=entrants.prompts,
-        starts=constrain(jnp.ones(prompts.shape[0], bool), "batch"),
+        starts=constrain(jnp.ones(rows // settings.num_generations, bool), "batch"),
         keys=entrants.keys,
         first=entrants.first,
         entered=constrain(jnp.zeros(rows, jnp.int32), "batch"),

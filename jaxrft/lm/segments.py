@@ -331,17 +331,8 @@ def start(
     policy: Policy, key: Key, settings: rollout.Sampling, batch: Batch
 ) -> tuple[Inputs, Decoding]:
     """Starts a rollout whose prompts all enter at once."""
-    return rollout.start(
-        policy,
-        batch.params,
-        key(batch.step, batch.stream),
-        batch.prompts,
-        batch.lengths,
-        batch.ids,
-        None,
-        batch.stop,
-        settings=settings,
-    )
+    entrants = _admit(policy, key, settings, batch)
+    return rollout.start(policy, batch.params, entrants, batch.stop, settings=settings)
 
 
 def admit(
@@ -354,17 +345,22 @@ def admit(
     count: int,
 ) -> Entrants:
     """Computes the prompts number * count to (number + 1) * count - 1 of each shard."""
-    prompts, lengths, ids = (
-        _part(x, number, count, shards) for x in (batch.prompts, batch.lengths, batch.ids)
+    part = partial(_part, number=number, count=count, shards=shards)
+    batch = batch._replace(
+        prompts=part(batch.prompts), lengths=part(batch.lengths), ids=part(batch.ids)
     )
+    return _admit(policy, key, settings, batch)
+
+
+def _admit(policy: Policy, key: Key, settings: rollout.Sampling, batch: Batch) -> Entrants:
+    """Computes the prompts of a batch, and the first token of each sample."""
     return rollout.admit(
         policy,
         batch.params,
         key(batch.step, batch.stream),
-        prompts,
-        lengths,
-        ids,
-        None,
+        batch.prompts,
+        batch.lengths,
+        batch.ids,
         settings=settings,
     )
 
