@@ -42,6 +42,12 @@ MAX_TIMEOUT = 2**31 // 1000  # seconds; poll() counts milliseconds in 32 bits
 MAX_WORKERS = 1024  # processes; the largest hosts have fewer cores
 MAX_REPLAYED = 2**40  # tokens of a replay buffer, 12 TB: more than the devices of any host hold
 
+# Fields that say how completions are sampled, which evaluations may have for themselves.
+SAMPLING = (
+    *("temperature", "top_k", "top_p", "min_p", "repetition_penalty"),
+    *("stop", "max_completion_length"),
+)
+
 # Resume compatibility: whether a resumed run may have another value of a field. Without a rule it
 # may.
 FIXED = {

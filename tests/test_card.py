@@ -125,7 +125,17 @@ def test_evaluation_is_before_and_after_with_tasks_and_samples(recorded):
     assert "| `test` | 100 | avg@4 | 0.125 | 0.625 |" in card
     assert "| `test` | 100 | pass@4 | 0.500 | 1.000 |" in card
     assert "the mean success of 4 samples a task" in card
-    assert "Samples are drawn at temperature 0.5" in card
+    assert "Samples are drawn at temperature 0.5; completions have at most 1,024 tokens." in card
+
+
+def test_evaluation_says_how_it_sampled(recorded):
+    """By its own settings, else by those of training, stop strings being foreign text."""
+    own = EvalConfig((TasksConfig("held.jsonl", name="test"),), 4, min_p=0.1, stop=("\n\n", "`Q`"))
+    card = card_of(recorded(evaluation=own, repetition_penalty=1.2, top_k=7, min_p=0.3))
+    assert (
+        "Samples are drawn at temperature 1, top_k 7, min_p 0.1; completions have at most 1,024 "
+        r"tokens, a repetition penalty of 1.2, and end with any of `\n\n`, `` `Q` ``."
+    ) in card
     # 1.96 sqrt(0.25 / 100)
     assert "Over 100 tasks, chance alone moves a figure by up to 0.098 (95 %)" in card
 

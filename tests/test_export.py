@@ -11,7 +11,7 @@ import pytest
 
 from jaxrft import cli
 from jaxrft import config as configs
-from jaxrft.config import EvalConfig, TasksConfig
+from jaxrft.config import Config, EvalConfig, TasksConfig
 from jaxrft.lm import hub
 from jaxrft.train import card, export, results
 from jaxrft.train.evaluate import Measured, evaluate_policy, evaluation_config
@@ -158,6 +158,17 @@ def test_evaluation_samples_as_it_says(evaluated):
     assert metrics["eval/held_out/mean_length"] <= 2
     sampling = evaluation_config(config)
     assert (sampling.top_k, sampling.max_completion_length, sampling.temperature) == (1, 2, 1.0)
+
+
+def test_evaluation_may_have_each_setting_of_sampling_for_itself():
+    """Those of training otherwise; no stop strings are a setting, too."""
+    training = Config("m", TasksConfig("a.jsonl"), "run", stop=("Q:",), min_p=0.1, top_k=5)
+    assert evaluation_config(training) is training
+    settings = {"min_p": 0.0, "repetition_penalty": 1.2, "stop": (), "temperature": 0.5}
+    own = dataclasses.replace(training, evaluation=EvalConfig(**settings))
+    sampling = evaluation_config(own)
+    assert {name: getattr(sampling, name) for name in settings} == settings
+    assert sampling.top_k == 5
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(evaluated, tmp_path, caplog):

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from huggingface_hub import metadata_load
 from yaml import YAMLError
 
-from jaxrft.config import Config, SelectConfig, TasksConfig
+from jaxrft.config import SAMPLING, Config, SelectConfig, TasksConfig
 from jaxrft.fields import is_path
 from jaxrft.host.files import JSON, UnreadableJSON, read_json
 from jaxrft.host.multihost import on_host0
@@ -260,13 +260,18 @@ def _sampling(config: Config) -> str:
     """Says how the samples of evaluations are drawn."""
     given = {
         name: getattr(config if value is None else config.evaluation, name)
-        for name in ("temperature", "top_p", "top_k", "max_completion_length")
+        for name in SAMPLING
         for value in [getattr(config.evaluation, name)]
     }
     drawn = f"Samples are drawn at temperature {given['temperature']:g}"
     drawn += f", top_p {given['top_p']:g}" if given["top_p"] < 1 else ""
     drawn += f", top_k {given['top_k']}" if given["top_k"] else ""
-    return f"{drawn}; completions have at most {given['max_completion_length']:,} tokens"
+    drawn += f", min_p {given['min_p']:g}" if given["min_p"] else ""
+    drawn += f"; completions have at most {given['max_completion_length']:,} tokens"
+    penalty = given["repetition_penalty"]
+    drawn += f", a repetition penalty of {penalty:g}" if penalty != 1 else ""
+    stop = ", ".join(_code(text) for text in given["stop"])
+    return f"{drawn}, and end with any of {stop}" if stop else drawn
 
 
 def _repeat(config: Config) -> Iterator[str]:

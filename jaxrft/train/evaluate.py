@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxrft.config import Config, ReplayConfig
+from jaxrft.config import SAMPLING, Config, ReplayConfig
 from jaxrft.host.multihost import all_rows, any_process, broadcast_from_host0
 from jaxrft.host.stopping import Stopped
 from jaxrft.lm import model, weights
@@ -137,11 +137,7 @@ def compile_evaluation(
 
 def evaluation_config(config: Config) -> Config:
     """Returns the config whose sampling is that of evaluations."""
-    names = (
-        *("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop"),
-        "max_completion_length",
-    )
-    given = {name: getattr(config.evaluation, name) for name in names}
+    given = {name: getattr(config.evaluation, name) for name in SAMPLING}
     changes = {name: value for name, value in given.items() if value is not None}
     if not changes:
         return config
