@@ -10,6 +10,7 @@ from datetime import timedelta
 from importlib import import_module, resources
 from pathlib import Path
 
+from jaxrft.config import flat
 from jaxrft.errors import InputError
 from jaxrft.fields import path_argument
 from jaxrft.host.disk import writing
@@ -211,9 +212,9 @@ def config_card(runs: Sequence[Run]) -> str:
         body += "<h3>Differences</h3>" + table(["field", *(run.name for run in runs)], rows)
     for run in runs:
         fields = [[name, str(value)] for name, value in run.config.items()]
-        versions = [[name, str(value)] for name, value in run.versions.items()]
+        versions = [[name, str(value)] for name, value in flat(run.versions).items()]
         body += f"<details><summary>Config of {html.escape(run.name)}</summary>"
         body += f"{table(['field', 'value'], fields)}</details>\n"
         body += f"<details><summary>Versions of {html.escape(run.name)}</summary>"
-        body += f"{table(['package', 'version'], versions)}</details>\n"
+        body += f"{table(['name', 'value'], versions)}</details>\n"
     return section("config", "Config and versions", body)
