@@ -17,6 +17,7 @@ from jaxrft.host import compile_cache, crash, terminal, xla_options
 
 if TYPE_CHECKING:
     from jaxrft.config import Config
+    from jaxrft.train import results
 
 
 class _Options(Protocol):
@@ -55,7 +56,8 @@ USAGE = f"""usage: jaxrft COMMAND [CONFIG] [flags]
 commands:
   train       finetune a policy, or resume the run in the config's output_dir
   eval        evaluate a policy, or a checkpoint of a run, on the config's
-              held-out tasks
+              held-out tasks, or on files of benchmarks:
+              jaxrft eval --suite math500=FILE --model MODEL
   export      write the policy of a run's checkpoint as a Hugging Face folder:
               jaxrft export RUN [--step N] [--out FOLDER]
   report      write a page about runs, an HTML file:
@@ -202,10 +204,39 @@ def _train(arguments: list[str], prog: str) -> int:
 def _eval(arguments: list[str], prog: str) -> int:
     from jaxrft.train import results
 
-    options = _config(with_newest(arguments), prog, results.Options)
+    arguments = with_newest(arguments)
+    if arguments and arguments[0].startswith("-") and _has_flag(arguments, "suite"):
+        options = _suites(arguments, prog.removesuffix(" CONFIG"))
+    else:
+        options = _config(arguments, prog, results.Options)
     for line in results.run(options):
         print(terminal.escaped(line))
     return 0
+
+
+def _has_flag(arguments: list[str], name: str) -> bool:
+    return any(each.partition("=")[0] == f"--{name}" for each in arguments)
+
+
+def _suites(arguments: list[str], prog: str) -> "results.Options":
+    """Returns the options of an evaluation on suites without a CONFIG."""
+    from jaxrft import config as configs
+    from jaxrft import flags
+    from jaxrft.train import results
+
+    if not ({"-h", "--help"} & set(arguments) or _has_flag(arguments, "model")):
+        raise InputError(
+            "no model given: add --model MODEL, a folder of a Hugging Face checkpoint, its id on "
+            "the hub, or the folder of a run"
+        )
+    return flags.parse(
+        results.Options,
+        arguments,
+        prog,
+        default=results.Options(results.suite_defaults()),
+        description="Without a CONFIG, the defaults below are those of evaluations on suites.",
+        groups=configs.GROUPS,
+    )
 
 
 def with_newest(arguments: list[str]) -> list[str]:

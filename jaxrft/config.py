@@ -33,6 +33,7 @@ from jaxrft.fields import (
 )
 from jaxrft.host.files import JSON, UnreadableJSON, parse_json, read_regular
 from jaxrft.host.yaml_files import parse_yaml
+from jaxrft.suites import SUITES
 
 MIN_TEMPERATURE = 1e-6  # logits below 1e30 stay float32
 MAX_PENALTY = 1e3  # as a factor or a divisor of logits, which thus stay finite
@@ -62,7 +63,7 @@ class TasksConfig:
     """Where tasks come from."""
 
     source: FilePath = ""
-    """A .parquet, .jsonl or .json file, `builtin:NAME` for a generated family,
+    """A .parquet, .jsonl, .json or .csv file, `builtin:NAME` for a generated family,
     `gym:FAMILY[?OPTION=VALUE&...]` for one of reasoning_gym, `tfds:NAME[/CONFIG][:VERSION]` for a
     prepared TFDS data set, or `hub:OWNER/NAME[@REVISION]` for one of the Hugging Face hub."""
     split: str = "train"
@@ -72,7 +73,11 @@ class TasksConfig:
     data_dir: FilePath | None = None
     """Folder of the prepared TFDS data sets; TFDS' own default otherwise."""
     name: str = ""
-    """Name of the set in metrics; that of the file, family or data set by default."""
+    """Name of the set in metrics; that of the suite, file, family or data set by default."""
+    suite: str | None = None
+    """The benchmark that the source holds, whose columns, prompt and, of held-out sets, reward and
+    domains are used: gsm8k, math500, aime24, aime25, amc23, minerva_math, olympiadbench or
+    gpqa_diamond."""
     prompt_column: str | None = None
     """Column of the prompts; found by itself for the columns of TRL, verl, GURU and GSM8K."""
     answer_column: str | None = None
@@ -91,6 +96,11 @@ class TasksConfig:
     its text takes precedence for the tasks that have one."""
     limit: int | None = None
     """Use only the first `limit` tasks."""
+    reward: str | None = None
+    """Of a held-out set, the reward that grades it; that of its suite, else `rewards` by
+    default."""
+    num_samples: int | None = None
+    """Of a held-out set, samples a task; evaluation.num_samples by default."""
     weight: float | None = None
     """In a mixture, the set's share of the pool relative to the other weights. Sets are thinned at
     random, by the seed, to the largest pool in which all shares hold; no task is repeated. Without
@@ -100,14 +110,22 @@ class TasksConfig:
     def title(self) -> str:
         """Returns the name of the set.
 
-        This is `name` if given, else that of the file, the built-in family or the data set.
+        This is `name` if given, else that of the suite, the file, the built-in family or the data
+        set.
         """
-        if self.name:
-            return self.name
+        if self.name or self.suite:
+            return self.name or str(self.suite)
         kind, _, rest = self.source.partition(":")
         if kind in ("tfds", "gym"):  # NAME/CONFIG:VERSION, NAME?OPTION=VALUE
             return re.split("[/:?]", rest)[0]
         return rest.rsplit("/", 1)[-1] if kind in ("builtin", "hub") else Path(self.source).stem
+
+    @property
+    def graded_by(self) -> str | None:
+        """Returns the reward that grades a held-out set; None for those of the config."""
+        if self.reward is not None or self.suite is None:
+            return self.reward
+        return SUITES[self.suite].reward
 
 
 @dataclass(frozen=True)
@@ -116,7 +134,8 @@ class EvalConfig:
 
     tasks: tuple[TasksConfig, ...] = ()
     """Held-out sets; each gives eval/<name>/greedy, eval/<name>/avg@k, eval/<name>/pass@k for k =
-    1, 2, 4, ..., num_samples, and eval/<name>/mean_length."""
+    1, 2, 4, ..., num_samples, eval/<name>/maj@k where rewards extract answers, lengths, and avg@k
+    by domain."""
     num_samples: int = 8
     """Samples a task (the k of avg@k and the largest of pass@k); 0 = greedy only."""
     temperature: float | None = None
@@ -135,13 +154,6 @@ class EvalConfig:
     """Tokens, of greedy completions too; as in training by default."""
     batch_size: int | None = None
     """Tasks rolled out at once; the training batch size by default."""
-
-    @property
-    def pass_at(self) -> tuple[int, ...]:
-        """Returns the k of pass@k: num_samples, and the powers of 2 below it."""
-        k = self.num_samples
-        powers = (1 << i for i in range(k.bit_length()))
-        return (k, *(power for power in powers if power < k)) if k else ()
 
 
 @dataclass(frozen=True)
@@ -529,11 +541,24 @@ class Config(Checked):
         """Counts the tasks that an evaluation rolls out at once."""
         return self.batch_size if self.evaluation.batch_size is None else self.evaluation.batch_size
 
+    def samples_of(self, tasks: TasksConfig) -> int:
+        """Returns the number of samples a task of a held-out set."""
+        return self.evaluation.num_samples if tasks.num_samples is None else tasks.num_samples
+
     @property
     def rows_per_micro_batch(self) -> int:
         """Counts the completions of one forward and backward pass."""
         rows = self.tasks_per_update * self.num_generations
         return rows if self.micro_batch_size is None else self.micro_batch_size
+
+
+def graded_by(config: Config, tasks: TasksConfig) -> Config:
+    """Returns the config whose rewards are those that grade a held-out set."""
+    if tasks.graded_by is None:
+        return config
+    return dataclasses.replace(
+        config, rewards=(tasks.graded_by,), reward_weights=None, success_reward=None
+    )
 
 
 # The groups of the help page. A field that no group names is in that of the field before it.
@@ -616,6 +641,7 @@ def check(config: Config) -> None:
         _require(config, requirements(config))
     check_templates(config)
     check_sets(config)
+    check_held_out(config)
     if config.keep_best is not None:
         check_best(config)
     if config.select.name == "dots":
@@ -950,15 +976,67 @@ def check_best(config: Config) -> None:
         raise InputError(
             f"keep_best is {config.keep_best!r} but eval_steps is 0, never: set eval_steps too"
         )
-    k = config.evaluation.num_samples
-    sampled = (f"avg@{k}", *(f"pass@{each}" for each in config.evaluation.pass_at)) if k else ()
-    kinds = ("greedy", *sampled)
-    known = [f"{tasks.title}/{kind}" for tasks in config.evaluation.tasks for kind in kinds]
+    known = []
+    for tasks in config.evaluation.tasks:
+        k = config.samples_of(tasks)
+        sampled = (f"avg@{k}", *(f"pass@{each}" for each in pass_at(k))) if k else ()
+        rewards = (tasks.graded_by,) if tasks.graded_by else success_rewards(config)
+        majority = (f"maj@{k}",) if k > 1 and has_majority(rewards) else ()
+        known += [f"{tasks.title}/{kind}" for kind in ("greedy", *sampled, *majority)]
     if config.keep_best not in known:
         metrics = ", ".join(known) or "none without evaluation.tasks"
         raise InputError(
             f"keep_best is {config.keep_best!r}: it must be a metric of the evaluations, {metrics}"
         )
+
+
+def pass_at(k: int) -> tuple[int, ...]:
+    """Returns the k of pass@k for `k` samples: their number, and the powers of 2 below it."""
+    powers = (1 << i for i in range(k.bit_length()))
+    return (k, *(power for power in powers if power < k)) if k else ()
+
+
+# rewards that extract an answer, on which samples can vote
+VOTING = ("choice", "exact", "gsm8k", "number", "math")
+
+
+def success_rewards(config: Config) -> tuple[str, ...]:
+    """Returns the rewards that may be success, as far as the config says."""
+    return config.rewards if config.success_reward is None else (config.success_reward,)
+
+
+def has_majority(rewards: tuple[str, ...]) -> bool:
+    """Checks whether each of the rewards that may be success extracts answers to vote on."""
+    return all(name in VOTING for name in rewards)
+
+
+def nearest_suite(name: str) -> str:
+    """Returns the remedy for an unknown suite: one with a name like it, or all."""
+    near = difflib.get_close_matches(name, SUITES, n=1)
+    return f"did you mean {near[0]}?" if near else f"it must be one of {', '.join(SUITES)}"
+
+
+def check_held_out(config: Config) -> None:
+    """Raises InputError for an unknown suite, and for fields that only held-out sets have."""
+    for tasks in (*config.task_sets, *config.evaluation.tasks):
+        if tasks.suite is not None and tasks.suite not in SUITES:
+            hint = nearest_suite(tasks.suite)
+            raise InputError(f"the suite of {tasks.source} is {shown(tasks.suite)}: {hint}")
+    for tasks in config.task_sets:
+        for name in ("reward", "num_samples"):
+            if (value := getattr(tasks, name)) is not None:
+                raise InputError(
+                    f"{name} is {shown(value)} for the set {tasks.title}, but only held-out sets "
+                    f"have one: set {'rewards' if name == 'reward' else 'num_generations'}"
+                )
+    length = config.evaluation.max_completion_length or config.max_completion_length
+    most = INT32 // (config.eval_batch_size * (config.max_prompt_length + length))
+    for tasks in config.evaluation.tasks:
+        if tasks.num_samples is not None and not 0 <= tasks.num_samples <= most:
+            raise InputError(
+                f"num_samples is {tasks.num_samples} for the held-out set {tasks.title}: it must "
+                f"be from 0 to {most:,}, so that a batch has at most {INT32:,} tokens"
+            )
 
 
 def check_dots(config: Config) -> None:
@@ -1069,7 +1147,8 @@ def _load_text(path: Path) -> Config:
 def search_for_rewards(config: Config, folder: Path) -> Config:
     """Adds `folder`, that of a config, to its reward_path if the file of a reward lies in it."""
     path = str(folder.absolute())
-    for reward in config.rewards:
+    held_out = [tasks.reward for tasks in config.evaluation.tasks if tasks.reward is not None]
+    for reward in (*config.rewards, *held_out):
         place, colon, _ = reward.rpartition(":")
         name = place if place.endswith(".py") else place.partition(".")[0]
         files = [os.path.join(path, name + suffix) for suffix in ("", ".py")]

@@ -49,6 +49,8 @@ NAMES = {
         "answer_column",
         "pass_rate_columns",
         "domain_column",
+        "suite",
+        "reward",
     ),
     *(
         "stop",

@@ -20,7 +20,7 @@ LAYERS = (
         "host.lock",
         "host.compile_cache",
     },
-    {"types", "shapes", "fields", "flags", "config", "mesh", "stats", "streams"},
+    {"types", "shapes", "fields", "flags", "config", "mesh", "stats", "streams", "suites"},
     {"select", "learn", "lm"},
     {"tasks", "assets", "rewards", "host", "report"},
     {"train"},

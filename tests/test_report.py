@@ -383,6 +383,8 @@ def test_a_picture_skips_damaged_lines(damage, tmp_path, capsys):
         b'{"step": 1, "eval/a/greedy": 0.5}\n' + damage + b"\n"
     )
     assert picture.series(picture.read(tmp_path), "eval/", "/greedy") == ([1], [0.5])
+    domains = [{"step": 2, "eval/a/B/greedy": 0.25, "eval/a/greedy": 0.75}]
+    assert picture.series(domains, "eval/", "/greedy") == ([2], [0.75])
     assert "that are no records" in capsys.readouterr().err
     (tmp_path / "metrics.jsonl").write_bytes(damage + b"\n")
     with pytest.raises(InputError, match="holds no records of steps"):

@@ -306,7 +306,7 @@ def test_rewards_get_the_tokens_that_were_sampled_and_how_far_the_run_is():
     finished = jnp.array([False, True])
     rollout = Rollout(tokens, jnp.array([3, 2], jnp.int32), mask, mask, mask, finished)
     tasks = SimpleNamespace(prompts=["q"], columns={})
-    config = SimpleNamespace(skip_special_tokens=False)
+    config = SimpleNamespace(skip_special_tokens=False, rewards=("sampled",))
     lm = SimpleNamespace(tokenizer=tokenizer.load(str(TINY)), eos_ids=(5,))
     with Pool([("sampled", sampled)], workers=1) as pool:
         state = {"global_step": 1, "max_steps": 4}
@@ -450,7 +450,7 @@ def samples_of(rollout, ended):
 def grading_of(pool, columns):
     count = len(next(iter(columns.values())))
     return Grading(
-        SimpleNamespace(skip_special_tokens=False),
+        SimpleNamespace(skip_special_tokens=False, rewards=("weighed",)),
         SimpleNamespace(tokenizer=tokenizer.load(str(TINY)), eos_ids=(5,)),
         pool,
         SimpleNamespace(prompts=["?"] * count, columns=columns),

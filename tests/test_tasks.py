@@ -275,7 +275,7 @@ ERRORS = {
     "unknown ending": (
         "",
         {"source": "tasks.jsonI"},
-        r"tasks.source is .*jsonI': give a .parquet, .jsonl or .json file",
+        r"tasks.source is .*jsonI': give a .parquet, .jsonl, .json or .csv file",
     ),
     "no such file": (
         "",
@@ -286,8 +286,8 @@ ERRORS = {
     "no folder": ("", {"source": "nowhere/t.jsonl"}, r"no file .*nowhere/t.jsonl: give the path"),
     "extension": (
         "",
-        {"source": "tasks.csv"},
-        r"give a .parquet, .jsonl or .json file, "
+        {"source": "tasks.tsv"},
+        r"give a .parquet, .jsonl, .json or .csv file, "
         r"builtin:NAME, gym:NAME, tfds:",
     ),
     "not parquet": (
@@ -577,9 +577,36 @@ def test_parquet_that_is_damaged_empty_or_ambiguous_is_one_sentence(tmp_path):
             assert "\n" not in str(error)
 
 
+def test_comma_separated_texts_are_read_with_their_quotes(tmp_path):
+    source = tmp_path / "tasks.csv"
+    source.write_text('\ufeffprompt,answer\n"one, or\n""1""?",1\n\ntwo?,2\n', encoding="utf-8")
+    rows = tasks.load(TasksConfig(source=str(source)))
+    assert rows.prompts == ['one, or\n"1"?', "two?"]
+    assert rows.columns == {"answer": ["1", "2"]}
+    assert tasks.load(TasksConfig(source=str(source), limit=1)).columns == {"answer": ["1"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"prompt,answer\na,b\na,b,c\n", "row 2 has 3 entries for 2 columns: quote texts"),
+        (b"prompt,prompt\na,b\n", "has several columns of one name: rename all but one"),
+        (b"prompt,answer\n\xff,b\n", "cannot be read as CSV .not UTF-8 text.: write"),
+        (b'prompt,answer\n"a,b\n', "cannot be read as CSV .unexpected end of data."),
+        (b"prompt,answer\n", "holds no tasks"),
+        (b"", "holds no tasks"),
+    ],
+)
+def test_mistakes_of_comma_separated_texts(content, said, tmp_path):
+    (tmp_path / "tasks.csv").write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        tasks.load(TasksConfig(source=str(tmp_path / "tasks.csv")))
+
+
 def test_no_source_and_an_unknown_family_are_errors():
     with pytest.raises(
-        InputError, match="tasks.source is '': give a .parquet, .jsonl or .json file, builtin:NAME"
+        InputError,
+        match="tasks.source is '': give a .parquet, .jsonl, .json or .csv file, builtin:NAME",
     ):
         tasks.load(TasksConfig())
     pytest.importorskip("jaxrft.tasks.builtin")

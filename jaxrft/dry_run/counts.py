@@ -110,16 +110,17 @@ def evaluations(config: Config, num_tasks: Sequence[int | None]) -> list[tuple[s
     if not config.eval_steps or not num_tasks:
         return [("evaluations", "none")]
     times = 1 + due(config.steps, config.eval_steps)
-    samples = 1 + config.evaluation.num_samples
-    known = [count for count in num_tasks if count is not None]
+    samples = [1 + config.samples_of(tasks) for tasks in config.evaluation.tasks]
+    known = [
+        count * each for count, each in zip(num_tasks, samples, strict=True) if count is not None
+    ]
     rollouts = (
-        (f"{times * samples * sum(known):,} rollouts")
+        (f"{times * sum(known):,} rollouts")
         if len(known) == len(num_tasks)
         else "some sets are missing"
     )
-    return [
-        ("evaluations", f"{times}, with {samples} completions of every held-out task: {rollouts}")
-    ]
+    each = " or ".join(map(str, dict.fromkeys(samples)))
+    return [("evaluations", f"{times}, with {each} completions of every held-out task: {rollouts}")]
 
 
 def checkpoints(config: Config, state: int, policy: int) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jaxrft import mesh as meshes
-from jaxrft.config import Config, TasksConfig
+from jaxrft.config import Config, TasksConfig, graded_by
 from jaxrft.lm import hub, model, published, weights
 from jaxrft.lm.policy import (
     LanguageModel,
@@ -82,7 +82,9 @@ def resolve_inputs(config: Config, mesh: meshes.AnyMesh) -> Inputs:
     else:
         weights.check(folder, lm.config)
     pool = open_pool(config, lm.tokenizer, lm.config.hidden_size)
-    held_out = tuple(open_set(tasks, config, lm.tokenizer) for tasks in config.evaluation.tasks)
+    held_out = tuple(
+        open_set(tasks, graded_by(config, tasks), lm.tokenizer) for tasks in config.evaluation.tasks
+    )
     missing += [task_set.missing for task_set in (*pool.sets, *held_out) if task_set.missing]
     predictor, remedy = open_predictor(config, pool, mesh)
     missing += [remedy] * bool(remedy)

@@ -86,6 +86,7 @@ def check_rewards(
         completion_ids=[_token_ids(completion, tokenizer) for completion in completions],
         truncated=[False] * len(completions),
         trainer_state=trainer_state,
+        rewards=names,
     )
     checks = []
     for name, rewards in zip(names, graded.rewards, strict=True):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from jaxrft.host.files import JSON
-from jaxrft.tasks.sources import gsm8k_number
+from jaxrft.rewards.ground_truth import gsm8k_number
 
 # `prompt`, text or messages; `answer`, None or "" = unknown; the recipe's further columns
 Task = dict[str, JSON]

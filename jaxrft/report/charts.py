@@ -110,7 +110,7 @@ def accuracy(groups: Sequence[Group]) -> Chart:
     """Draws the evaluations, and the reward in training, against what they cost."""
     runs = [run for group in groups for run in group.runs]
     metrics = metric_names(runs, "eval/")
-    metrics = sorted(metrics, key=lambda name: "/avg@" not in name)
+    metrics = sorted(metrics, key=lambda name: ("/avg@" not in name, name.count("/")))
     options = tuple(name.removeprefix("eval/") for name in metrics)
     plots = {}
     for option, axis in product((*options, "reward in training"), AXES):

@@ -41,7 +41,9 @@
 | `timing/tokens_per_second` | tokens of the completions, by the seconds of their rollout | - |
 | `eval/<name>/greedy`, `/avg@k` | success on held-out tasks | tasks |
 | `eval/<name>/pass@k` | tasks that one of k samples solves, estimated without bias from all samples (arXiv 2107.03374) | tasks |
-| `eval/<name>/mean_length` | tokens of the samples | samples |
+| `eval/<name>/maj@k` | success of the answer that most of the k samples of a task give, where the rewards extract answers (arXiv 2203.11171) | tasks |
+| `eval/<name>/{mean,median}_length`, `/clipped_ratio` | tokens of the samples; those without an end | samples |
+| `eval/<name>/<domain>/greedy`, `/avg@k` | the same of a domain, where a set has several | its tasks |
 
 With dynamic sampling, `select/*` are of all tasks chosen in a step; rewards and completions are
 those of the tasks chosen first, a sample of what the selector chooses that no outcome has changed.

@@ -41,10 +41,11 @@ def read(run: Path) -> list[dict]:
 def series(lines: list[dict], begin: str, end: str) -> tuple[list[int], list[float]]:
     """Collects the steps and the values of a metric.
 
-    It is the first, by alphabet, whose name begins with `begin` and contains `end`.
+    It is the first, by alphabet, whose name begins with `begin` and contains `end`. Those of whole
+    sets come before those of domains.
     """
     names = {name for line in lines for name in line if name.startswith(begin) and end in name}
-    name = min(names, default="")
+    name = min(names, key=lambda name: (name.count("/"), name), default="")
     points = [
         (line["step"], line[name]) for line in lines if isinstance(line.get(name), int | float)
     ]

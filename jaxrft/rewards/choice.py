@@ -1,4 +1,4 @@
-r"""The reward `choice` compares the letter that a completion answers with the ground truth."""
+"""The reward `choice` compares the letter that a completion answers with the ground truth."""
 
 import re
 from collections.abc import Sequence

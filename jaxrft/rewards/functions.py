@@ -65,9 +65,9 @@ def gsm8k(
     `ground_truth.DIGITS` digits is none. `answer` is a number, GSM8K's "... #### 72", or what else
     `ground_truth.text` says; one without a number gives None.
     """
-    golds = [None if gold is None else _final_number(gold) for gold in ground_truth.texts(answer)]
+    golds = [None if gold is None else final_number(gold) for gold in ground_truth.texts(answer)]
     return [
-        None if gold is None else float(_final_number(text_of(completion)[-TAIL:]) == gold)
+        None if gold is None else float(final_number(text_of(completion)) == gold)
         for completion, gold in zip(completions, golds, strict=True)
     ]
 
@@ -81,22 +81,25 @@ def number(
     So neither a question that is told again is paid for, nor a list of guesses. Words around the
     number do not count. Numbers are read as `gsm8k` reads them.
     """
-    golds = [None if gold is None else _final_number(gold) for gold in ground_truth.texts(answer)]
+    golds = [None if gold is None else final_number(gold) for gold in ground_truth.texts(answer)]
     return [
-        None if gold is None else float(_only_number(text_of(completion)) == gold)
+        None if gold is None else float(only_number(text_of(completion)) == gold)
         for completion, gold in zip(completions, golds, strict=True)
     ]
 
 
-def _only_number(text: str) -> Decimal | None:
+def only_number(text: str) -> Decimal | None:
     """Parses the number of a text; None if it has none, several, or is longer than TAIL."""
     if len(text) > TAIL or sum(1 for _ in _NUMBER.finditer(text)) != 1:
         return None
-    return _final_number(text)
+    return final_number(text)
 
 
-def _final_number(text: str) -> Decimal | None:
-    """Parses the first number after the last `####`, else the last number of the text."""
+def final_number(text: str) -> Decimal | None:
+    """Parses the first number after the last `####`, else the last number, of the last TAIL
+    characters.
+    """
+    text = text[-TAIL:]
     _, marker, tail = text.rpartition("####")
     number = _NUMBER.search(tail) if marker else None
     if number is None:

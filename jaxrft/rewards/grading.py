@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxrft.config import Config
+from jaxrft.config import Config, graded_by, has_majority, success_rewards
 from jaxrft.lm import tokenizer
 from jaxrft.lm.policy import LanguageModel
 from jaxrft.lm.rollout import Samples
@@ -42,8 +42,18 @@ def rewards_by_name(reward: object) -> dict[str, Reward]:
 
 
 def open_rewards(config: Config, reward: dict[str, Reward] | None = None) -> pools.Pool:
-    """Starts the workers that grade by the functions `reward`, or else the configured rewards."""
-    named = dict(reward or zip(config.rewards, config.rewards, strict=True))
+    """Starts the workers that grade by the functions `reward`, or else the configured rewards.
+
+    They load what the held-out sets need, too.
+    """
+    named: dict[str, str | Reward] = dict(
+        reward or zip(config.rewards, config.rewards, strict=True)
+    )
+    for tasks in config.evaluation.tasks:
+        graded = graded_by(config, tasks)
+        named |= {name: name for name in graded.rewards if name not in named}
+        if has_majority(success_rewards(graded)):
+            named |= {majority_name(name): votes_by(name) for name in success_rewards(graded)}
     return pools.Pool(
         list(named.items()),
         workers=config.reward_workers,
@@ -51,6 +61,16 @@ def open_rewards(config: Config, reward: dict[str, Reward] | None = None) -> poo
         completions_as=config.reward_completions,
         path=config.reward_path,
     )
+
+
+def votes_by(reward: str) -> str:
+    """Returns the path of the majority vote that belongs to a reward of `config.VOTING`."""
+    return f"jaxrft.rewards.majority:{reward}"
+
+
+def majority_name(reward: str) -> str:
+    """Returns the name in a pool of the majority vote that belongs to a reward."""
+    return f"majority of {reward}"
 
 
 def trainer_state(config: Config, done: int) -> dict[str, int]:
@@ -69,6 +89,8 @@ class Rewards(NamedTuple):
     lost: np.ndarray  # [R, F] bool, rewards lost to failures of graders
     failures: dict[str, int]  # the number of failures, by kind
     samples: list[tuple[int, str]]  # (row, text) of the completions that this process graded
+    # [R] bool, rows without an end within max_completion_length
+    truncated: np.ndarray = np.zeros(0, bool)
     # [B] int32, the reward that is success of each task
     success_index: np.ndarray = np.zeros(0, np.int32)
 
@@ -114,6 +136,7 @@ class Grading:
     ) -> None:
         """Grades nothing yet; for `trainer_state` see the function of that name."""
         pool.finish()  # what was begun of a rollout that was given up
+        self._names = config.rewards
         self._lm = lm
         self._pool = pool
         self._tasks = tasks
@@ -128,6 +151,7 @@ class Grading:
         )
         self._rows: list[int] = []  # of which grading has begun
         self._completions: list[str] = []
+        self._truncated: list[bool] = []
         self._mistake: InputError | None = None
         self._result: Rewards | None = None
 
@@ -166,14 +190,17 @@ class Grading:
         lost = np.zeros(rewards.shape, bool)
         for reward, i in graded.lost:
             lost[self._rows[i], reward] = True
+        truncated = np.zeros(rows, bool)
+        truncated[self._rows] = self._truncated
         counts = np.array([graded.failures[kind] for kind in pools.KINDS])
         if jax.process_count() > 1:  # rows of other processes are 0 here, so that the sum has all
-            local = (rewards, valid.astype(np.int32), lost.astype(np.int32), counts)
-            gathered = multihost_utils.process_allgather(local)
-            rewards, valid, lost, counts = (x.sum(axis=0) for x in gathered)
+            flags = (x.astype(np.int32) for x in (valid, lost, truncated))
+            gathered = multihost_utils.process_allgather((rewards, *flags, counts))
+            rewards, valid, lost, truncated, counts = (x.sum(axis=0) for x in gathered)
         failures: dict[str, int] = dict(zip(pools.KINDS, counts.tolist(), strict=True))
         samples = sorted(zip(self._rows, self._completions, strict=True))
-        self._result = Rewards(rewards, valid.astype(bool), lost.astype(bool), failures, samples)
+        valid, lost, truncated = (x.astype(bool) for x in (valid, lost, truncated))
+        self._result = Rewards(rewards, valid, lost, failures, samples, truncated)
         return self._result
 
     def _begin(self, tokens: Array, lengths: Array, finished: Array, ended: Array | None) -> None:
@@ -216,9 +243,11 @@ class Grading:
             completion_ids=[row.tolist() for row in tokens_now],
             truncated=truncated,
             trainer_state=self._state,
+            rewards=self._names,
         )
         self._rows += rows_now
         self._completions += completions
+        self._truncated += truncated
 
 
 def grade_rollout(
@@ -234,6 +263,36 @@ def grade_rollout(
     """Grades a rollout of tasks `ids` [B]; see `Grading`."""
     grading = Grading(config, lm, pool, tasks, ids, trainer_state=trainer_state)
     return grading.result(rollouts)
+
+
+def majority_success(config: Config, rewards: Rewards, pool: pools.Pool) -> np.ndarray:
+    """Computes the success of the majority's answer of each task, [B] float32; see
+    `majority.majority`.
+
+    Each process counts the votes of the tasks that it graded. A vote that is lost to a failure is
+    0.
+    """
+    num_tasks = len(rewards.success_index)
+    group = len(rewards.rewards) // num_tasks
+    successes = rewards.success.reshape(num_tasks, group)
+    truncated = rewards.truncated.reshape(num_tasks, group)
+    texts = [text for _, text in rewards.samples]  # of whole groups, one after the other
+    ids = np.array([row // group for row, _ in rewards.samples[::group]], np.int32)
+    found = np.zeros(num_tasks, np.float32)
+    for number in np.unique(rewards.success_index[ids]).tolist():
+        places = np.flatnonzero(rewards.success_index[ids] == number)
+        tasks = ids[places]
+        graded = pool.grade(
+            [""] * len(tasks),
+            [texts[place * group : (place + 1) * group] for place in places],
+            {"successes": successes[tasks].tolist()},
+            truncated=truncated[tasks].tolist(),
+            rewards=(majority_name(config.rewards[number]),),
+        )
+        found[tasks] = [value or 0.0 for value in graded.rewards[0]]
+    if jax.process_count() > 1:
+        found = multihost_utils.process_allgather(found).sum(axis=0)
+    return found
 
 
 def _local_rows(x: Array) -> list[tuple[int, np.ndarray]]:

@@ -124,6 +124,15 @@ def sendable(truth: object) -> object:
     return text(truth)
 
 
+def gsm8k_number(answer: object) -> str | None:
+    """Extracts the number after #### at the end of an answer; None if there is none.
+
+    Commas between thousands are removed.
+    """
+    match = re.search(r"####\s*\$?(-?[\d,.]*\d)\s*$", answer) if isinstance(answer, str) else None
+    return match[1].replace(",", "") if match else None
+
+
 def _plain(truth: object) -> object:
     """Returns a value of numpy's as Python's own, and None for those that stand for no value."""
     if type(truth).__module__.split(".")[0] == "numpy":

@@ -176,6 +176,18 @@ def _is_right(gold: str, answer: str) -> bool:
     return any(_equal(gold, other) for other in _other_readings(gold, answer))
 
 
+def same_answer(one: str, other: str) -> bool:
+    """Checks whether two answers are the same: each is right where the other is the ground
+    truth.
+    """
+    return one == other or (_would_be_right(one, other) and _would_be_right(other, one))
+
+
+def _would_be_right(answer: str, gold: str) -> bool:
+    gold = _spelled_gold(gold)
+    return bool(_parse_gold(gold)) and _right(gold, answer)
+
+
 def _without_percent(answer: str) -> str:
     return answer.removesuffix("%").removesuffix("\\").strip()
 

@@ -40,7 +40,7 @@ _IS_WORKER = "JAXRFT_REWARD_WORKER"
 class Graded(NamedTuple):
     """The rewards of a batch of n completions."""
 
-    # [rewards][n], in the order given; None = does not apply, or lost
+    # [rewards][n], of those asked for, in their order; None = does not apply, or lost
     rewards: list[list[float | None]]
     failures: dict[str, int]  # a kind of KINDS -> the number of rewards lost to it
     lost: set[tuple[int, int]]  # (reward, completion) lost to failures
@@ -97,6 +97,7 @@ class Pool:
         self._queue = deque[_Question]()
         self._answers: list[tuple[int, int, Answer]] = []  # (reward, completion, answer)
         self._begun = 0  # completions since the last `finish`
+        self._asked = tuple(self._names)  # rewards of these completions
         sources = [locate(reward, path) for _, reward in rewards]
         foreign = any(not f"{source.module}.".startswith("jaxrft.") for source in sources)
         self._greeting: dict[str, object] = {
@@ -145,8 +146,10 @@ class Pool:
         completions: Sequence[object],
         columns: Mapping[str, Sequence[object]],
         completion_ids: Sequence[Sequence[int]] | None = None,
-        truncated: Sequence[bool] | None = None,
+        truncated: Sequence[object] | None = None,
         trainer_state: Mapping[str, int] | None = None,
+        *,
+        rewards: Sequence[str] | None = None,
     ) -> Graded:
         """Computes the rewards of n completions; failures are logged, once a kind, and counted.
 
@@ -157,12 +160,21 @@ class Pool:
           completion_ids: the sampled tokens of each completion.
           truncated: whether each completion was cut at the longest length.
           trainer_state: fields of the object `trainer_state`, numbers.
+          rewards: the names of those to compute, None for all.
 
         A reward is given, by keyword, all of these that it takes. Raises InputError for values that
         JSON has not, for columns of another length or with a name of `calls.GIVEN`, and for a
         reward that needs more than it is given.
         """
-        self.begin(prompts, completions, columns, completion_ids, truncated, trainer_state)
+        self.begin(
+            prompts,
+            completions,
+            columns,
+            completion_ids,
+            truncated,
+            trainer_state,
+            rewards=rewards,
+        )
         return self.finish()
 
     def begin(
@@ -171,10 +183,16 @@ class Pool:
         completions: Sequence[object],
         columns: Mapping[str, Sequence[object]],
         completion_ids: Sequence[Sequence[int]] | None = None,
-        truncated: Sequence[bool] | None = None,
+        truncated: Sequence[object] | None = None,
         trainer_state: Mapping[str, int] | None = None,
+        *,
+        rewards: Sequence[str] | None = None,
     ) -> None:
-        """Puts completions behind those that are being graded; see `grade`."""
+        """Puts completions behind those that are being graded, by the same rewards; see `grade`."""
+        asked = tuple(self._names if rewards is None else rewards)
+        if self._begun and asked != self._asked:
+            raise ValueError("finish what was begun by other rewards first")
+        self._asked = asked
         if reserved := [name for name in GIVEN if name in columns]:
             raise InputError(
                 f"column {reserved[0]} has the name of another argument of rewards: rename it"
@@ -188,16 +206,17 @@ class Pool:
             given["truncated"] = truncated
         given |= columns
         _check(given)
-        self._check_signatures(given, trainer_state)
-        arguments = [signature.accepted(given) for signature in self._signatures]
+        numbers_of_rewards = [self._names.index(name) for name in asked]
+        self._check_signatures(given, trainer_state, numbers_of_rewards)
         n = len(completions)
         size = max(1, min(CHUNK, n // (2 * self._count)))
         first = self._begun
         self._begun += n
-        for reward in range(len(self._names)):
+        for reward in numbers_of_rewards:
+            arguments = self._signatures[reward].accepted(given)
             for start in range(0, n, size):
                 numbers = range(n)[start : start + size]
-                question = _Question(reward, numbers, first, arguments[reward], trainer_state)
+                question = _Question(reward, numbers, first, arguments, trainer_state)
                 self._queue.append(question)
 
     def work(self, seconds: float) -> bool:
@@ -212,13 +231,14 @@ class Pool:
         while self._is_grading:
             self._round()
         n = self._begun
-        rewards: list[list[float | None]] = [[None] * n for _ in self._names]
+        rewards: list[list[float | None]] = [[None] * n for _ in self._asked]
         failures = []
         lost = set()
-        for reward, i, (value, *failure) in self._answers:
+        for number, i, (value, *failure) in self._answers:
+            reward = self._asked.index(self._names[number])
             rewards[reward][i] = value
             if failure:
-                failures.append((failure[0], self._names[reward], failure[1]))
+                failures.append((failure[0], self._names[number], failure[1]))
                 lost.add((reward, i))
         self._begun = 0
         self._answers = []
@@ -232,18 +252,22 @@ class Pool:
         return Graded(rewards, {kind: counts[kind] for kind in KINDS}, lost, causes)
 
     def _check_signatures(
-        self, given: Mapping[str, object], trainer_state: Mapping[str, int] | None
+        self,
+        given: Mapping[str, object],
+        trainer_state: Mapping[str, int] | None,
+        numbers: Sequence[int],
     ) -> None:
-        """Raises InputError for a reward with a parameter that nothing is given for."""
+        """Raises InputError for one of the rewards with a parameter that nothing is given for."""
         names = [*given, "log_extra", "log_metric"]
         if trainer_state is not None:
             names.append("trainer_state")
-        for reward, signature in zip(self._names, self._signatures, strict=True):
-            if missing := [name for name in signature.required if name not in names]:
+        for number in numbers:
+            required = self._signatures[number].required
+            if missing := [name for name in required if name not in names]:
                 raise InputError(
-                    f"the reward {reward} needs {missing[0]}, but the tasks have no such column "
-                    f"and rewards get only {', '.join(names)}: add the column, or give the "
-                    "parameter a default"
+                    f"the reward {self._names[number]} needs {missing[0]}, but the tasks have no "
+                    f"such column and rewards get only {', '.join(names)}: add the column, or give "
+                    "the parameter a default"
                 )
 
     @property

@@ -1,6 +1,7 @@
-"""Rows of .jsonl, .json and .parquet files. Rows and lines in messages count from 1."""
+"""Rows of .jsonl, .json, .csv and .parquet files. Rows and lines in messages count from 1."""
 
 import codecs
+import csv
 import difflib
 import json
 from collections.abc import Collection, Iterator
@@ -24,6 +25,7 @@ Columns = dict[str, Entries]  # by their names
 
 ENDINGS = (".parquet", ".jsonl", ".json")
 KINDS = "a .parquet, .jsonl or .json file"
+CSV = ".csv"  # for tasks only: what is written for training has types
 BATCH = 1024  # rows of parquet that are unpacked together
 
 
@@ -34,8 +36,11 @@ def read(path: Path, limit: int | None = None) -> Columns:
     Raises InputError for a file that is not there or cannot be read, for a row that is no object,
     and for rows that take more than half of the memory that is available.
     """
-    if _ending(path) == ".parquet":
+    ending = _ending(path, (*ENDINGS, CSV))
+    if ending == ".parquet":
         return _parquet_columns(path, limit)
+    if ending == CSV:
+        return _csv_columns(path, limit)
     rows = list(islice(_rows(path, keep=True), limit))
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
@@ -78,9 +83,9 @@ def concatenate(tables: Collection[tuple[Columns, int]]) -> Columns:
     }
 
 
-def _ending(path: Path) -> str:
+def _ending(path: Path, endings: Collection[str] = ENDINGS) -> str:
     """Checks that a file exists and is of a kind that can be read; returns its ending."""
-    if path.suffix not in ENDINGS:
+    if path.suffix not in endings:
         raise InputError(f"{path} is of no kind that can be read: give {KINDS}")
     if not path.is_file():
         siblings = (
@@ -113,6 +118,34 @@ def _jsonl(path: Path, budget: Budget, keep: bool) -> Iterator[dict[str, JSON]]:
                     f"{path} line {number} is {shown(row)}: write one JSON object a line"
                 )
             yield row
+
+
+def _csv_columns(path: Path, limit: int | None) -> Columns:
+    """Returns the columns of a file of comma-separated texts, whose first line names them."""
+    budget = Budget(path)
+    columns: Columns = {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = (row for row in csv.reader(file, strict=True) if row)
+            names = next(rows, [])
+            columns = {name: [] for name in names}
+            if len(columns) < len(names):
+                raise InputError(f"{path} has several columns of one name: rename all but one")
+            for number, row in enumerate(islice(rows, limit), 1):
+                if len(row) != len(names):
+                    raise InputError(
+                        f"{path} row {number} has {len(row)} entries for {len(names)} columns: "
+                        "quote texts that have commas"
+                    )
+                budget.take(sum(OBJECT + len(entry) for entry in row))
+                for name, entry in zip(names, row, strict=True):
+                    columns[name].append(entry)
+    except (csv.Error, UnicodeError) as error:
+        reason = "not UTF-8 text" if isinstance(error, UnicodeError) else error
+        raise InputError(
+            f"{path} cannot be read as CSV ({reason}): write the file again"
+        ) from error
+    return columns
 
 
 def _lines(file: BinaryIO, budget: Budget) -> Iterator[bytes]:

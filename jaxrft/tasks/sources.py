@@ -8,7 +8,7 @@ import difflib
 import json
 import logging
 import math
-import re
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from jaxrft.host.files import JSON, UnreadableJSON, parse_json
 from jaxrft.lm.prompts import Prompt
 from jaxrft.rewards import ground_truth
 from jaxrft.rewards.calls import GIVEN
-from jaxrft.tasks import files, hub, tfds
+from jaxrft.tasks import files, hub, suite_files, tfds
 from jaxrft.tasks.files import Columns, Entries, shown
 from jaxrft.types import InputError
 
@@ -54,9 +54,10 @@ def load(config: TasksConfig) -> Rows:
 
     `prompt_column` and `answer_column` name other columns, taken as they are (`a.b` is the field b
     of column a). A prompt is text or messages; text that is a JSON list of objects with a role and
-    a content is messages. A column `chat_template_kwargs` of objects, or JSON text of such, goes to
-    the chat template of its row. A column `system_prompt` has the system messages of prompts that
-    have none, in place of the config's. A column `domain` of names, or the one that `domain_column` names,
+    a content is messages. A `suite` has its own columns, see `suite_files.read`. A column
+    `chat_template_kwargs` of objects, or JSON text of such, goes to the chat template of its row. A
+    column `system_prompt` has the system messages of prompts that have none, in place of the
+    config's. A column `domain` of names, or the one that `domain_column` names,
     has the tasks' domains. Raises InputError for a source that cannot be read and for the first
     value that cannot be used.
     """  # noqa: E501
@@ -85,6 +86,12 @@ def interpret(columns: Columns, references: np.ndarray | None, config: TasksConf
 
     The pass rates in `pass_rate_columns`, if any are named, replace `references`.
     """
+    if config.suite is not None:
+        rows = suite_files.read(columns, config)
+        columns = rows.columns
+        config = replace(
+            config, prompt_column="prompt", answer_column="answer", domain_column=rows.domain
+        )
     name, prompts = _prompts(columns, config)
     if config.pass_rate_columns:
         references = _pass_rates(columns, config)
@@ -117,8 +124,11 @@ def _read(config: TasksConfig) -> tuple[Columns, np.ndarray | None]:
         ), None
     if kind == "hub":
         return hub.read(name, split=config.split, subset=config.subset, limit=config.limit), None
-    if Path(config.source).suffix not in files.ENDINGS:
-        kinds = f"{files.KINDS}, builtin:NAME, gym:NAME, tfds:NAME or hub:OWNER/NAME"
+    if Path(config.source).suffix not in (*files.ENDINGS, files.CSV):
+        kinds = (
+            "a .parquet, .jsonl, .json or .csv file, builtin:NAME, gym:NAME, tfds:NAME or "
+            "hub:OWNER/NAME"
+        )
         raise InputError(f"tasks.source is {config.source!r}: give {kinds}")
     return files.read(Path(config.source), config.limit), None
 
@@ -278,21 +288,12 @@ def _with_answer(columns: Columns, config: TasksConfig) -> Columns:
     verbatim = config.answer_column is not None or "prompt" in columns or "question" not in columns
     if verbatim or not any("####" in str(answer) for answer in answers):
         return {**columns, "answer": answers}
-    numbers = [gsm8k_number(answer) for answer in answers]
+    numbers = [ground_truth.gsm8k_number(answer) for answer in answers]
     if None in numbers:
         row = numbers.index(None)
         where = f"{config.source} row {row + 1} has the answer {shown(answers[row])}"
         raise InputError(f"{where}: an answer of GSM8K ends in #### and a number")
     return {"solution": answers, **columns, "answer": numbers}
-
-
-def gsm8k_number(answer: object) -> str | None:
-    """Extracts the number after #### at the end of an answer; None if there is none.
-
-    Commas between thousands are removed.
-    """
-    match = re.search(r"####\s*\$?(-?[\d,.]*\d)\s*$", answer) if isinstance(answer, str) else None
-    return match[1].replace(",", "") if match else None
 
 
 def _pass_rates(columns: Columns, config: TasksConfig) -> np.ndarray:

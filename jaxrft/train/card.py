@@ -218,10 +218,8 @@ def _selector(select: SelectConfig) -> str:
 def _evaluation(facts: Facts) -> Iterator[str]:
     """Yields paragraphs: the figures before and after, and how they were measured."""
     sampling = facts.config.evaluation
-    k = sampling.num_samples
     before = facts.entries.get(0, {})
     after = facts.entries.get(facts.step, {})
-    kinds = ["greedy", *([f"avg@{k}", f"pass@{k}"] if k else [])]
     numbers = facts.versions.get("held-out tasks")
     rows = [
         (
@@ -232,7 +230,7 @@ def _evaluation(facts: Facts) -> Iterator[str]:
             _figure(after.get(f"eval/{tasks.title}/{kind}")),
         )
         for tasks in sampling.tasks
-        for kind in kinds
+        for kind in _kinds(facts.config.samples_of(tasks))
     ]
     if not rows or not (_has_evaluation(before) or _has_evaluation(after)):
         yield f"There is none of step {facts.step}."
@@ -244,12 +242,19 @@ def _evaluation(facts: Facts) -> Iterator[str]:
         f"{_code(each.title)} is {_code(shown_path(each.source))}" for each in sampling.tasks
     )
     sentence = f"Sets: {sets}. greedy is the success of one completion a task of likeliest tokens"
-    if k:
+    counts = {facts.config.samples_of(tasks) for tasks in sampling.tasks} - {0}
+    if counts:
+        k = counts.pop() if len(counts) == 1 else "k"
         sentence += (
             f"; avg@{k} the mean success of {k} samples a task, and pass@{k} the share of tasks "
             f"that at least one of them solves. {_sampling(facts.config)}"
         )
     yield sentence.removesuffix(".") + "."
+
+
+def _kinds(k: int) -> list[str]:
+    """Returns the figures of a held-out set with `k` samples a task."""
+    return ["greedy", *([f"avg@{k}", f"pass@{k}"] if k else [])]
 
 
 def _has_evaluation(entry: Mapping[str, JSON]) -> bool:

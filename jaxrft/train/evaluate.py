@@ -1,4 +1,4 @@
-"""Evaluation on held-out tasks: greedy, avg@k and pass@k of success, and lengths."""
+"""Evaluation on held-out tasks: greedy, avg@k, pass@k and maj@k of success, and lengths."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -12,7 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxrft.config import SAMPLING, Config, ReplayConfig
+from jaxrft.config import (
+    SAMPLING,
+    Config,
+    ReplayConfig,
+    graded_by,
+    has_majority,
+    success_rewards,
+)
 from jaxrft.host.multihost import all_rows, any_process, broadcast_from_host0
 from jaxrft.host.stopping import Stopped
 from jaxrft.lm import model, weights
@@ -21,7 +28,13 @@ from jaxrft.lm.policy import LanguageModel, check_length, make_policy, open_mode
 from jaxrft.lm.segments import compile_rollout
 from jaxrft.report.compilation import counted_compilations
 from jaxrft.report.console import Display, Status, no_status
-from jaxrft.rewards.grading import check_rewards, grade_rollout, open_rewards, trainer_state
+from jaxrft.rewards.grading import (
+    check_rewards,
+    grade_rollout,
+    majority_success,
+    open_rewards,
+    trainer_state,
+)
 from jaxrft.rewards.pool import Pool
 from jaxrft.tasks import table
 from jaxrft.tasks.open_sets import open_tasks
@@ -48,7 +61,7 @@ class Measured(NamedTuple):
 
 
 class Evaluate(Protocol):
-    """Measures a policy on every held-out set: eval/<name>/greedy, /avg@k and /pass@k."""
+    """Measures a policy on every held-out set, as `estimates.metrics` says."""
 
     def __call__(
         self,
@@ -86,11 +99,11 @@ class RunTrials(Protocol):
         params: Params,
         step: int,
         tasks: TaskTable,
+        graded_by: Config,
         stopped: Callable[[], bool],
         progress: Callable[[int], None],
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns success and lengths [N, samples]; raises Stopped before a batch when `stopped()`
-        is true.
+    ) -> estimates.Samples:
+        """Returns the samples of all tasks; raises Stopped before a batch when `stopped()` is true.
 
         `progress` is told the number of tasks of each batch that is done, first of all 0.
         """
@@ -103,7 +116,8 @@ def open_held_out(config: Config, lm: LanguageModel) -> dict[str, TaskTable]:
     """
     config = evaluation_config(config)
     return {
-        tasks.title: open_tasks(tasks, config, lm.tokenizer) for tasks in config.evaluation.tasks
+        tasks.title: open_tasks(tasks, graded_by(config, tasks), lm.tokenizer)
+        for tasks in config.evaluation.tasks
     }
 
 
@@ -119,7 +133,8 @@ def compile_evaluation(
     """Returns the function that evaluates on the held-out `sets`.
 
     avg@k is the mean success of k samples a task, pass@k the estimated share of tasks that one of k
-    samples solves fully, see `estimates.pass_at`. The rest is as `compile_measure` says.
+    samples solves fully, see `estimates.pass_at`, and maj@k the success of their majority, see
+    `rewards.majority.majority`. The rest is as `compile_measure` says.
     """
     measure = compile_measure(config, lm, mesh, pool, sets=sets, held=held)
 
@@ -129,8 +144,7 @@ def compile_evaluation(
         stopped: Callable[[], bool] = lambda: False,
         status: Status = no_status,
     ) -> dict[str, float]:
-        trials = measure(params, step, stopped, status)
-        return estimates.metrics(trials, config.evaluation.pass_at)
+        return estimates.metrics(measure(params, step, stopped, status))
 
     return evaluate
 
@@ -158,17 +172,20 @@ def compile_measure(
     """Returns the function that rolls out the held-out `sets`.
 
     `held` is everything that stays on the devices. Sampling is that of `config.evaluation`, or else
-    of training. A sample without a reward counts as failed, but a first batch without any, at step
-    0, is an InputError. Samples depend on the seed, the step and the task only. A signal ends it
-    after the current batch.
+    of training. A set is graded by its own reward, if it has one. A sample without a reward counts
+    as failed, but a first batch without any, at step 0, is an InputError. Samples depend on the
+    seed, the step and the task only. A signal ends it after the current batch.
     """
     length = config.max_completion_length
     config = evaluation_config(config)
     if config.max_completion_length != length:
         check_length(config, weights.max_positions(lm.folder))
         lm = lm._replace(policy=make_policy(config, lm.config, mesh))
-    k = config.evaluation.num_samples
-    longest = max(table.buckets(tasks.lengths)[-1] for tasks in sets.values()) if sets else 0
+    held_out = [
+        _HeldOut(each.title, sets[each.title], graded_by(config, each), config.samples_of(each))
+        for each in config.evaluation.tasks
+    ]
+    longest = max((table.buckets(each.tasks.lengths)[-1] for each in held_out), default=0)
 
     def compile_k(num_generations: int, *, greedy: bool = False) -> RunTrials:
         max_rows = choose_concurrent_rows(
@@ -192,9 +209,8 @@ def compile_measure(
         )
 
     greedy = compile_k(1, greedy=True)
-    sample = compile_k(k) if k else None
-    num_tasks = sum(len(tasks.lengths) for tasks in sets.values())
-    total = num_tasks * (1 if sample is None else 2)
+    sampled = {k: compile_k(k) for k in {each.num_samples for each in held_out} - {0}}
+    total = sum(len(each.tasks.lengths) * (1 if each.num_samples == 0 else 2) for each in held_out)
 
     def measure(
         params: Params,
@@ -210,16 +226,33 @@ def compile_measure(
             done += count
             status(f"evaluating {name}", done, total)
 
-        for name, tasks in sets.items():
-            count = partial(progress, name)
-            best, _ = greedy(params, step, tasks, stopped, count)
-            samples = lengths = np.zeros((len(best), 0), np.float32)
-            if sample is not None:
-                samples, lengths = sample(params, step, tasks, stopped, count)
-            trials[name] = estimates.Trials(best[:, 0], samples, lengths)
+        for each in held_out:
+            arguments = (params, step, each.tasks, each.graded_by, stopped)
+            count = partial(progress, each.name)
+            best = greedy(*arguments, count).success[:, 0]
+            samples = estimates.no_samples(len(best))
+            if each.num_samples:
+                samples = sampled[each.num_samples](*arguments, count)
+            trials[each.name] = estimates.Trials(
+                best,
+                samples,
+                each.tasks.domain,
+                each.tasks.domains,
+                each.tasks.rows,
+                sum(dropped.count for dropped in each.tasks.dropped),
+            )
         return trials
 
     return measure
+
+
+class _HeldOut(NamedTuple):
+    """A held-out set."""
+
+    name: str
+    tasks: TaskTable
+    graded_by: Config  # the config with the rewards of the set
+    num_samples: int
 
 
 def compile_trials(
@@ -251,13 +284,14 @@ def compile_trials(
         params: Params,
         step: int,
         tasks: TaskTable,
+        graded_by: Config,
         stopped: Callable[[], bool],
         progress: Callable[[int], None],
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> estimates.Samples:
         ids = np.arange(len(tasks.lengths), dtype=np.int32)
         widths = table.buckets(tasks.lengths)[-1:]
-        successes = []
-        lengths = []
+        votes = num_generations > 1 and has_majority(success_rewards(graded_by))
+        batches = []
         progress(0)
         for start in range(0, len(ids), config.eval_batch_size):
             if any_process(stopped()):
@@ -267,13 +301,15 @@ def compile_trials(
                 params, np.int32(step), *prompt_batch(tasks, part, widths, mesh), part
             )
             state = trainer_state(config, step)
-            rewards = grade_rollout(config, lm, rollouts, pool, tasks, part, trainer_state=state)
+            rewards = grade_rollout(graded_by, lm, rollouts, pool, tasks, part, trainer_state=state)
             first = start == step == 0
-            rewards = check_rewards(config, rewards, pool, num_tasks=len(part), first=first)
-            successes.append(rewards.success.reshape(len(part), -1))
-            lengths.append(all_rows(rollouts.lengths).reshape(len(part), -1))
+            rewards = check_rewards(graded_by, rewards, pool, num_tasks=len(part), first=first)
+            samples = (rewards.success, all_rows(rollouts.lengths), rewards.truncated)
+            majority = majority_success(graded_by, rewards, pool) if votes else np.zeros(0)
+            batches.append([each.reshape(len(part), -1) for each in (*samples, majority)])
             progress(min(len(part), len(ids) - start))
-        return np.concatenate(successes)[: len(ids)], np.concatenate(lengths)[: len(ids)]
+        joined = (np.concatenate(values)[: len(ids)] for values in zip(*batches, strict=True))
+        return estimates.Samples(*joined)
 
     return run_trials
 
@@ -320,5 +356,5 @@ def measure_policy(
         with computing_on(mesh, config):
             params = model.all_params(lm.params, lm.frozen)
             trials = measure(params, step, status=display.count)
-    metrics = estimates.metrics(trials, config.evaluation.pass_at)
+    metrics = estimates.metrics(trials)
     return Measured(config, lm.folder, number, step, trials, metrics)

@@ -340,10 +340,7 @@ class Hooks:
             metrics = self.evaluate(params, number, self.stopped, self.report.display.status)
             self.report.add(number, metrics)
             self.report.display.status("")
-            shown = ("greedy", "mean_length", f"@{self.config.evaluation.num_samples}")
-            self.report.display.evaluation(
-                number, {name: value for name, value in metrics.items() if name.endswith(shown)}
-            )
+            self.report.display.evaluation(number, _main_figures(self.config, metrics))
             value = metrics.get(self.best_metric, -math.inf)
             if number == 0 or self.config.keep_best is None:
                 return
@@ -461,3 +458,14 @@ def sample_rows(step: Step, batch: Batch) -> list[Sample]:
 def is_due(number: int, every: int) -> bool:
     """Decides whether step `number` is a multiple of `every`; 0 = never."""
     return every > 0 and number % every == 0
+
+
+def _main_figures(config: Config, metrics: dict[str, float]) -> dict[str, float]:
+    """Selects the figures of an evaluation that the console shows: of whole sets, at their k."""
+    shown = {
+        f"eval/{tasks.title}/{kind}"
+        for tasks in config.evaluation.tasks
+        for k in [config.samples_of(tasks)]
+        for kind in ("greedy", f"avg@{k}", f"pass@{k}", f"maj@{k}", "mean_length")
+    }
+    return {name: value for name, value in metrics.items() if name in shown}

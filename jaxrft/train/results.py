@@ -11,7 +11,9 @@ from typing import Annotated, NamedTuple
 import tyro
 
 from jaxrft import config as configs
-from jaxrft.config import Config
+from jaxrft import suites
+from jaxrft.config import Config, TasksConfig
+from jaxrft.errors import InputError
 from jaxrft.fields import Checked, FilePath
 from jaxrft.host.disk import writing
 from jaxrft.host.files import JSON, UnreadableJSON, read_json, replace_file
@@ -19,8 +21,8 @@ from jaxrft.host.multihost import on_host0
 from jaxrft.lm import config_json
 from jaxrft.report import records
 from jaxrft.stats import Interval
-from jaxrft.train import estimates
-from jaxrft.train.evaluate import Measured, Which, measure_policy
+from jaxrft.train import estimates, figures
+from jaxrft.train.evaluate import Measured, Which, evaluation_config, measure_policy
 
 # Fields that change the figures of an evaluation.
 SETTINGS = re.compile(
@@ -42,7 +44,19 @@ class Options(Checked):
     the model itself, which may be a run's folder: --model RUN is RUN/policy."""
     out: FilePath | None = None
     """File of the results, as JSON; by default <output_dir>/evaluations/<policy>.json, in which
-    <policy> is step-<N> of a checkpoint, else the name of the model."""
+    <policy> is step-<N> of a checkpoint, else the name of the model, with the names of suites."""
+    suite: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME=SOURCE")
+    ] = ()
+    """Evaluate on a benchmark in place of the config's held-out sets, asked and graded as is usual
+    for it: gsm8k, math500, aime24, aime25, amc23, minerva_math, olympiadbench or gpqa_diamond.
+    SOURCE is a file in the columns of the published one, or hub:OWNER/NAME. May be given several
+    times. CONFIG may be left out then, with --model instead."""
+    num_samples: int | None = None
+    """Samples a task, of all sets; by default as the config says, and of a --suite 32 for aime24,
+    aime25 and amc23, 4 for the others."""
+    limit: int | None = None
+    """Use only the first tasks of each set."""
 
 
 class OwnFigures(NamedTuple):
@@ -56,18 +70,69 @@ class OwnFigures(NamedTuple):
 
 def run(options: Options) -> list[str]:
     """Evaluates and saves; returns the lines to print."""
-    config = options.config
+    config = evaluated_config(options)
     measured = measure_policy(config, options.checkpoint, draws_of=step_of_draws)
     own = own_figures(config, measured)
-    found = estimates.intervals(measured.trials, config.evaluation.pass_at)
-    path = Path(options.out or default_path(config, measured))
+    found = estimates.intervals(measured.trials)
+    path = Path(options.out or default_path(config, measured, bool(options.suite)))
     document = as_json(config, measured, own, found)
     on_host0(lambda: _write(path, document))
-    lines = [
-        f"{name} {each.mean:.4f} ({each.low:.4f} to {each.high:.4f})"
-        for name, each in found.items()
-    ]
-    return [*lines, *comparison(own, measured.metrics), f"saved in {path}"]
+    lines = figures.table(measured.trials, found, evaluation_config(config))
+    relation = [] if options.suite else comparison(own, measured.metrics)
+    return [*lines, *relation, f"saved in {path}"]
+
+
+def suite_defaults() -> Config:
+    """Returns the config of an evaluation on suites that is given no other: it lacks the model."""
+    return Config(
+        "model",
+        TasksConfig(),
+        ".",
+        temperature=suites.TEMPERATURE,
+        top_p=suites.TOP_P,
+        max_prompt_length=suites.MAX_PROMPT_LENGTH,
+        max_completion_length=suites.MAX_COMPLETION_LENGTH,
+    )
+
+
+def evaluated_config(options: Options) -> Config:
+    """Returns the config whose held-out sets are those to evaluate on, as the options say.
+
+    Raises InputError for a suite that is not known or is given twice.
+    """
+    config = options.config
+    sets = tuple(map(suite_tasks, options.suite)) or config.evaluation.tasks
+    names = [tasks.title for tasks in sets]
+    if options.suite and (twice := {name for name in names if names.count(name) > 1}):
+        raise InputError(f"--suite {min(twice)} is given twice: evaluate on one file at a time")
+    changes = {"num_samples": options.num_samples, "limit": options.limit}
+    given = {name: value for name, value in changes.items() if value is not None}
+    if not (given or options.suite):
+        return config
+    sets = tuple(dataclasses.replace(tasks, **given) for tasks in sets)
+    return dataclasses.replace(
+        config,
+        keep_best=None,
+        early_stopping_patience=0,
+        evaluation=dataclasses.replace(config.evaluation, tasks=sets),
+    )
+
+
+def suite_tasks(text: str) -> TasksConfig:
+    """Returns the held-out set of an argument NAME=SOURCE, with the usual number of samples.
+
+    Of the hub it is the split of the benchmark's data set.
+    """
+    name, separator, source = text.partition("=")
+    if not (separator and source):
+        raise InputError(f"--suite is {text!r}: give NAME=FILE, such as math500=test.jsonl")
+    suite = suites.SUITES.get(name)
+    if suite is None:
+        raise InputError(f"--suite is {text!r}: {configs.nearest_suite(name)}")
+    tasks = TasksConfig(source, suite=name, num_samples=suite.num_samples)
+    if source.startswith("hub:"):
+        return dataclasses.replace(tasks, split=suite.split, subset=suite.subset)
+    return tasks
 
 
 def step_of_draws(config: Config, folder: Path) -> int:
@@ -157,12 +222,14 @@ def comparison(own: OwnFigures, metrics: dict[str, float]) -> list[str]:
     ]
 
 
-def default_path(config: Config, measured: Measured) -> Path:
-    """Returns the file of the results of a policy."""
+def default_path(config: Config, measured: Measured, on_suites: bool = False) -> Path:
+    """Returns the file of the results of a policy, whose name has those of suites."""
     name = f"step-{measured.checkpoint}"
     if measured.checkpoint is None:
         is_folder = Path(config.model).is_dir()
         name = "-".join(measured.folder.absolute().parts[-2:]) if is_folder else config.model
+    if on_suites:
+        name = "-".join([name, *measured.trials])
     safe = re.sub(r"[^\w.@-]+", "-", name)
     return Path(config.output_dir) / "evaluations" / f"{safe}.json"
 
@@ -175,7 +242,7 @@ def as_json(
         "model": config.model,
         "checkpoint": measured.checkpoint,
         "step_of_draws": measured.step,
-        "metrics": measured.metrics,
+        "metrics": measured.metrics | {name: each.mean for name, each in found.items()},
         "intervals": {name: [each.low, each.high] for name, each in found.items()},
         "run": {
             "folder": None if own.run is None else str(own.run),
@@ -184,9 +251,13 @@ def as_json(
         },
         "tasks": {
             name: {
+                "row": (trials.rows + 1).tolist(),
+                "domain": [trials.domains[number] for number in trials.domain],
                 "greedy": trials.greedy.tolist(),
-                "samples": trials.samples.tolist(),
-                "lengths": trials.lengths.tolist(),
+                "samples": trials.samples.success.tolist(),
+                "lengths": trials.samples.lengths.tolist(),
+                "truncated": trials.samples.truncated.tolist(),
+                "majority": trials.samples.majority.ravel().tolist(),
             }
             for name, trials in measured.trials.items()
         },
