@@ -123,7 +123,8 @@ def compiled(run: Opened, prompt_length: int, *, selects: bool = True) -> Iterat
         score = (setup, state.step, choice.ids, prompts, rollout, rewards, valid, success_index)
         groups = shard(steps.score_groups.eval_shape(*score).groups, "batch")
         update = (setup, state.selector, state.counters, state.step, tasks)
-        learn = (setup, state, groups, constants.reference_params, constants.frozen)
+        learned = steps.without_tasks(state)
+        learn = (setup, learned, groups, constants.reference_params, constants.frozen)
         if selects and setup.selector.reference_set is not None:
             references = shard(steps.draw_reference_set.eval_shape(*draw))
             full, rest = divmod(references.ids.size, batch_size)

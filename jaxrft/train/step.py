@@ -232,7 +232,8 @@ class Step:
         """
         constants = self.constants
         params = (constants.reference_params, constants.frozen)
-        state, measured = update_policy(self.setup, state, groups, *params)
+        learned, measured = update_policy(self.setup, without_tasks(state), groups, *params)
+        state = learned._replace(selector=state.selector, counters=state.counters)
         if self.setup.replay is not None:  # after the update, which draws from the buffer
             for parts, rows in surplus:
                 buffer = store_groups(self.setup, state.replay, parts, rows)
@@ -440,8 +441,8 @@ def update_policy(
     """Completes the batch from the replay, updates the policy, stores the fresh groups in the
     replay, counts the step.
 
-    If an update was skipped because its loss or gradient is not finite, no group of the batch is
-    stored: they may be the reason.
+    `state` is that of `without_tasks`. If an update was skipped because its loss or gradient is not
+    finite, no group of the batch is stored: they may be the reason.
     """
     drawn, replayed = complete_batch(setup, state.replay, groups, state.step)
     batch = update.Batch(
@@ -465,7 +466,18 @@ def update_policy(
         none_skipped = jnp.broadcast_to(measured["skipped_updates"] == 0, groups.task.shape)
         state = state._replace(replay=_stored(setup, state.replay, (groups,), none_skipped))
     state = state._replace(step=state.step + 1, params=params, optimizer=optimizer)
-    return _constrain(state, setup.shardings), _replicated(setup, measured | replay_metrics)
+    assert setup.shardings is not None
+    state = _constrain(state, without_tasks(setup.shardings))
+    return state, _replicated(setup, measured | replay_metrics)
+
+
+def without_tasks(state: TrainState) -> TrainState:
+    """Leaves out the arrays of the selector and the counters, whose shapes depend on the selector
+    and on the number of tasks.
+
+    So `update_policy`, which compiles the longest, is the same program for all of them.
+    """
+    return state._replace(selector=None, counters=None)
 
 
 def complete_batch(
