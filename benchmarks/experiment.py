@@ -314,9 +314,8 @@ def report(results: dict[Run, Result], out: Path) -> None:
             if (row := compare(results, family, arm)) is not None
         ]
         if rows:
-            is_primary = name == "primary"
-            stands = verdicts(rows) if is_primary else [""] * len(rows)
-            parts.append(f"## {name.capitalize()}\n\n{table(rows, stands)}\n")
+            claims = verdicts(rows) if name == "primary" else None
+            parts.append(f"## {name.capitalize()}\n\n{table(rows, claims)}\n")
     levels = {
         family: mean_interval(
             [
@@ -358,68 +357,58 @@ def verdicts(rows: Sequence[dict[str, Any]]) -> list[str]:
     return found
 
 
-def table(rows: Sequence[dict[str, Any]], stands: Sequence[str]) -> str:
-    """Formats comparisons with `uniform` as Markdown."""
-    head = (
-        "family",
-        "arm",
-        "seeds",
-        "informative",
-        "reached",
-        "rollouts saved, factor",
-        "tokens",
-        "seconds",
-        "p",
-        "final - uniform's",
-        "pass@8 - uniform's",
-        "claim",
-    )
-    lines = [head, ("---",) * len(head)]
-    for row, claim in zip(rows, stands, strict=True):
-        saved = [_curves.factor(row["log"][name]) for name in _savings.COSTS]
-        lines.append(
-            (
-                row["family"],
-                row["arm"],
-                str(row["seeds"]),
-                f"{row['informative']:.2f}",
-                f"{row['reached']} of {row['seeds']}",
-                *saved,
-                f"{row['p']:.4f}",
-                _curves.shown(row["final_difference"], "+"),
-                _curves.shown(row["pass_difference"], "+"),
-                claim,
-            )
+def table(rows: Sequence[dict[str, Any]], claims: Sequence[str] | None) -> str:
+    """Formats comparisons with `uniform` as Markdown.
+
+    Without `claims` there are neither tests nor seconds: runs of another part than uniform's were
+    not made side by side with it.
+    """
+    columns: list[dict[str, str]] = []
+    for index, row in enumerate(rows):
+        saved = {name: _curves.factor(row["log"][name]) for name in _savings.COSTS}
+        tested = claims is not None
+        columns.append(
+            {
+                "family": row["family"],
+                "arm": row["arm"],
+                "seeds": str(row["seeds"]),
+                "informative": f"{row['informative']:.2f}",
+                "reached": f"{row['reached']} of {row['seeds']}",
+                "rollouts saved, factor": saved["rollouts"],
+                "tokens": saved["tokens"],
+                **({"seconds": saved["seconds"], "p": f"{row['p']:.4f}"} if tested else {}),
+                "final - uniform's": _curves.shown(row["final_difference"], "+"),
+                "pass@8 - uniform's": _curves.shown(row["pass_difference"], "+"),
+                **({"claim": claims[index]} if tested else {}),
+            }
         )
+    return _markdown(columns)
+
+
+def _markdown(rows: Sequence[dict[str, str]]) -> str:
+    """Formats rows with the same columns as a Markdown table."""
+    lines = [tuple(rows[0]), ("---",) * len(rows[0]), *(tuple(row.values()) for row in rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def model_table(results: dict[Run, Result]) -> str:
     """Formats the runs of the language model as Markdown, a row a run."""
-    steps = next(iter(results.values())).curve.rollouts
-    head = (
-        "seed",
-        "arm",
-        "informative",
-        *(f"accuracy at {rollouts:,} rollouts" for rollouts in steps),
-        "greedy, first and last",
-        "tokens",
-    )
-    lines = [head, ("---",) * len(head)]
+    rows = []
     for run in sorted(results, key=lambda run: (run.seed, run.arm != "uniform")):
         curve = results[run].curve
         greedy = results[run].greedy
-        lines.append(
-            (
-                str(run.seed),
-                run.arm,
-                f"{curve.informative:.2f}",
-                *(f"{level:.3f}" for level in curve.held_out),
-                f"{greedy[0]:.3f} {greedy[-1]:.3f}",
-                f"{curve.tokens[-1]:,}",
-            )
+        levels = zip(curve.rollouts, curve.held_out, strict=True)
+        rows.append(
+            {
+                "seed": str(run.seed),
+                "arm": run.arm,
+                "informative": f"{curve.informative:.2f}",
+                **{f"accuracy at {at:,} rollouts": f"{level:.3f}" for at, level in levels},
+                "greedy, first and last": f"{greedy[0]:.3f} {greedy[-1]:.3f}",
+                "tokens": f"{curve.tokens[-1]:,}",
+            }
         )
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return _markdown(rows)
 
 
 if __name__ == "__main__":
