@@ -90,7 +90,7 @@ def test_checkpoint_is_evaluated_to_the_figures_of_the_run(evaluated, capsys):
     steps = ["loading the model ...", "reading the tasks ...", "evaluating held_out ..."]
     lines = [line for line in shown.err.splitlines() if line]
     assert [line for line in lines if line in steps] == steps
-    assert lines[-1].startswith("task ")
+    assert lines[-1].startswith("completion 48/48")  # of 16 tasks, one greedy and two sampled
     assert evaluate_policy(evaluated, "newest") == pytest.approx(own[2])
 
 

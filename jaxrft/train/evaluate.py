@@ -210,7 +210,7 @@ def compile_measure(
 
     greedy = compile_k(1, greedy=True)
     sampled = {k: compile_k(k) for k in {each.num_samples for each in held_out} - {0}}
-    total = sum(len(each.tasks.lengths) * (1 if each.num_samples == 0 else 2) for each in held_out)
+    total = sum(len(each.tasks.lengths) * (1 + each.num_samples) for each in held_out)
 
     def measure(
         params: Params,
@@ -219,19 +219,19 @@ def compile_measure(
         status: Status = no_status,
     ) -> dict[str, estimates.Trials]:
         trials = {}
-        done = 0  # tasks rolled out, of all trials
+        done = 0  # completions of all trials
 
-        def progress(name: str, count: int) -> None:
+        def progress(name: str, samples: int, count: int) -> None:
             nonlocal done
-            done += count
+            done += samples * count
             status(f"evaluating {name}", done, total)
 
         for each in held_out:
             arguments = (params, step, each.tasks, each.graded_by, stopped)
-            count = partial(progress, each.name)
-            best = greedy(*arguments, count).success[:, 0]
+            best = greedy(*arguments, partial(progress, each.name, 1)).success[:, 0]
             samples = estimates.no_samples(len(best))
             if each.num_samples:
+                count = partial(progress, each.name, each.num_samples)
                 samples = sampled[each.num_samples](*arguments, count)
             trials[each.name] = estimates.Trials(
                 best,
@@ -338,7 +338,7 @@ def measure_policy(
     mesh = open_mesh(config)
     config = with_template_date(config)
     # the standard output is for the results
-    display = Display(0, visible=jax.process_index() == 0, unit="task", stream=sys.stderr)
+    display = Display(0, visible=jax.process_index() == 0, unit="completion", stream=sys.stderr)
     with display, counted_compilations(display), open_rewards(config) as pool:
         display.status("loading the model")
         number = None
