@@ -1,5 +1,4 @@
-"""Makes the tiny policy of the quickstart and the reference pass rates of built-in tasks, from
-nothing but seeds.
+"""Makes the quickstart's tiny policy and the pass rates of the built-in tasks, from seeds alone.
 
     python -m benchmarks.make_quickstart
 
@@ -24,6 +23,7 @@ import optax
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
+from benchmarks import _script
 from jaxrft.assets import TINY
 from jaxrft.learn.update import completion_logprobs
 from jaxrft.lm import model, weights
@@ -68,16 +68,18 @@ class Examples(NamedTuple):
     answers: Array  # [n, T] int32, END after each
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Writes the policy's folder and the files of pass rates."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.make_quickstart",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--output-dir", default=TINY, help="folder of the policy")
     parser.add_argument(
         "--pass-rates", default=str(builtin.ASSETS), help="folder of the reference pass rates"
     )
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     params = pretrain(POLICY)
     report("policy", shape(POLICY), params)
     save(options.output_dir, params, shape(POLICY))
@@ -293,4 +295,4 @@ def save(folder: str, params: Params, config: ModelConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    _script.run(main)

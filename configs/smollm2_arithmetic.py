@@ -11,8 +11,7 @@ of a completion, so that a question told again earns nothing.
 
 Expected: not stated anywhere for these settings.
 
-Run with weights of four bits, 60 steps of `uniform` and `adaptive`:
-benchmarks/results/experiment.md.
+Not yet run. 14 steps of a trial with weights of four bits raised the reward from 0.01 to 0.14.
 """
 
 from jaxrft.config import Config, EvalConfig, LoRAConfig, MeshConfig, SelectConfig, TasksConfig
