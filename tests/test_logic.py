@@ -166,6 +166,8 @@ def test_countdown_of_reasoning_gym_is_read_from_its_entry():
         ([[]], None),
         ([], None),
         ({"numbers": ["a"], "target": 1}, None),
+        ({"numbers": [1, 2], "target": float("inf")}, None),
+        ({"numbers": [1, 2.5], "target": 3}, None),
         ({"header": [], "rows": []}, None),
         ("[" * 100_000, None),
     ],

@@ -145,8 +145,9 @@ def _read_object(truth: Mapping) -> Solution | None:
 
 def _read_countdown(numbers: Sequence, target: object) -> Countdown | None:
     values = [*numbers, target]
-    if not all(isinstance(value, int | float) and value == int(value) for value in values):
-        return None
+    for value in values:
+        if not (isinstance(value, int) or (isinstance(value, float) and value.is_integer())):
+            return None
     *whole, goal = map(int, values)
     return Countdown(whole, goal)
 
