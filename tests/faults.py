@@ -122,7 +122,7 @@ class Stage:
         self.options, self.scratch, self.mounted = options, scratch, mounted
         self.disk, self.whole, self.mishap = (
             scratch / "disk",
-            scratch / "undisturbed",
+            scratch / "undisturbed/run",  # of the same name: the model card has it
             scratch / "mishap",
         )
         self.chance, self.until = random.Random(options.seed), time.monotonic() + options.seconds

@@ -301,7 +301,7 @@ def test_two_suites_at_once_by_the_command_line(tmp_path, monkeypatch, capsys):
     choices = [GPQA | {"Question": f"Q{i}", "High-level domain": "PB"[i % 2]} for i in range(2)]
     files = write(tmp_path, "gsm", *rows), write(tmp_path, "gpqa", *choices)
     suites = [f"gsm8k={files[0]}", f"gpqa_diamond={files[1]}"]
-    flags = "--max-prompt-length 400 --max-completion-length 4 --batch-size 2 --num-samples 2"
+    flags = "--max-prompt-length 400 --max-completion-length 4 --batch-size 8 --num-samples 2"
     arguments = ["eval", "--suite", suites[0], f"--suite={suites[1]}", "--model", TINY]
     assert cli.main([*arguments, *flags.split()]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -311,8 +311,8 @@ def test_two_suites_at_once_by_the_command_line(tmp_path, monkeypatch, capsys):
     assert [line.split()[0] for line in lines if line.startswith(("all", "P ", "B "))] == [
         "all",
         "all",
-        "B",
         "P",
+        "B",
     ]
     (path,) = (tmp_path / "evaluations").iterdir()
     assert path.name == "assets-tiny-gsm8k-gpqa_diamond.json"

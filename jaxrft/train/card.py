@@ -1,5 +1,6 @@
 """The README.md of an exported policy: a model card with the facts of its run."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -12,6 +13,7 @@ from huggingface_hub import metadata_load
 from yaml import YAMLError
 
 from jaxrft.config import SAMPLING, Config, SelectConfig, TasksConfig
+from jaxrft.errors import InputError
 from jaxrft.fields import is_path
 from jaxrft.host.files import JSON, UnreadableJSON, read_json
 from jaxrft.host.multihost import on_host0
@@ -57,8 +59,9 @@ def model_card(config: Config, step: int, base: Path, kind: Kind = "policy") -> 
 def _facts(config: Config, step: int, base: Path, kind: Kind) -> Facts:
     folder = Path(config.output_dir)
     entries: dict[int, dict[str, JSON]] = {}
-    for entry in records.read(folder / "metrics.jsonl", step).entries:
-        entries[entry["step"]] = entries.get(entry["step"], {}) | entry
+    with contextlib.suppress(InputError):  # a policy is written whatever became of its metrics
+        for entry in records.read(folder / "metrics.jsonl", step).entries:
+            entries[entry["step"]] = entries.get(entry["step"], {}) | entry
     try:
         versions = read_json(folder / "versions.json", dict)
     except (OSError, UnreadableJSON):
