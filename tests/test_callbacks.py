@@ -33,6 +33,7 @@ def test_callback_gets_each_step_with_its_line_of_metrics(configure, world, tmp_
     assert "eval/held_out/greedy" in calls[1][1] and "eval/held_out/greedy" not in calls[0][1]
 
 
+@pytest.mark.slow
 def test_error_of_a_callback_is_raised_after_the_state_is_saved_and_the_run_resumes(
     configure, whole, tmp_path, capsys
 ):
@@ -77,6 +78,7 @@ def stagnating(monkeypatch):
     monkeypatch.setattr(loop, "compile_evaluation", compile_evaluation)
 
 
+@pytest.mark.slow
 def test_run_ends_when_its_evaluations_stagnate(configure, world, tmp_path, capsys, stagnating):
     changes = held_out(world, keep_best="held_out/greedy", early_stopping_patience=2)
     config = configure(tmp_path / "run", **changes)

@@ -131,6 +131,7 @@ def test_the_belief_over_the_table_is_kept_in_a_limited_number_of_steps(steps, d
     assert sum(selection.is_drawn(step, steps) for step in range(1, steps + 1)) == drawn
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_each_completion_and_choice_once(configure, tmp_path):
     config = configure(tmp_path, steps=3, save_steps=2, log_completions_steps=1)
     train(config, reward={"graders:starts": graders.starts})

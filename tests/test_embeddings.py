@@ -126,6 +126,7 @@ def test_messages_and_texts_have_different_digests():
     assert found[0].tobytes() != found[1].tobytes() == found[2].tobytes()
 
 
+@pytest.mark.slow
 def test_killed_it_writes_the_same_file(prepare, file, tmp_path):
     out, path = tmp_path / "e.safetensors", helpers.write_config(tmp_path / "config.py", prepare())
     started = helpers.start("-c", KILLED, "prepare", "embeddings", path, "--out", out)

@@ -179,6 +179,7 @@ def test_a_flax_module_is_rolled_out_and_trained(library):
     np.testing.assert_array_equal(wider.tokens, rollouts.tokens)
 
 
+@pytest.mark.slow
 def test_finished_rows_of_a_flax_module_leave_the_grid(monkeypatch):
     """The samples are those of a rollout that computes all rows to the end."""
     policy, params = linen_with_cache()

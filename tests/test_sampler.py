@@ -44,7 +44,15 @@ STOP = ("cab", "bb", "acac")
 PENALTY_ON_A_MESH = "a repetition penalty and stop strings, rows that enter on a mesh"
 LEAVE_ON_A_TPU_MESH = "rows that leave, a TPU's cache on a mesh"
 ENTER_ON_A_TPU_MESH = "rows that enter, a TPU's cache on a mesh"
-SLOW = (PENALTY_ON_A_MESH, LEAVE_ON_A_TPU_MESH, ENTER_ON_A_TPU_MESH)
+ENTER_ON_A_MESH = "rows that enter on a mesh"
+LEAVE_ON_A_MESH = "rows that leave on a mesh"
+SLOW = (
+    PENALTY_ON_A_MESH,
+    LEAVE_ON_A_TPU_MESH,
+    ENTER_ON_A_TPU_MESH,
+    ENTER_ON_A_MESH,
+    LEAVE_ON_A_MESH,
+)
 CLOSE = 1e-4  # of perturbed logits that rounding to float32 may swap
 
 
@@ -101,11 +109,11 @@ CASES = {
     ),
     "top_p on a mesh": Case(top_p=0.7, temperature=0.8, mesh=(2, 2, 2)),
     "rows that leave": Case(ends=MANY, leaves=True),
-    "rows that leave on a mesh": Case(slots=2, ends=MANY, leaves=True, mesh=(2, 2, 2)),
+    LEAVE_ON_A_MESH: Case(slots=2, ends=MANY, leaves=True, mesh=(2, 2, 2)),
     LEAVE_ON_A_TPU_MESH: Case(ends=MANY, leaves=True, mesh=(4, 2, 1), kind=attention.TpuLayerCache),
     "rows that enter": Case(ends=MANY, leaves=True, max_rows=32, entries=6, tasks=11),
     "rows that enter, one group at a time": Case(slots=2, max_rows=16, entries=8),
-    "rows that enter on a mesh": Case(
+    ENTER_ON_A_MESH: Case(
         slots=2, ends=MANY, leaves=True, max_rows=64, entries=5, tasks=20, mesh=(2, 2, 2)
     ),
     ENTER_ON_A_TPU_MESH: Case(

@@ -164,6 +164,7 @@ def test_beliefs_are_scored_before_the_update():
     assert not trace.informative.any() and trace.ids.shape == (2, 3, 2)
 
 
+@pytest.mark.slow
 def test_reference_groups_are_counted_and_informative_ones_trained_on():
     params = training.initial(KEY, 6, width=8, layers=1)
     world = simulate.students(

@@ -117,6 +117,7 @@ def test_a_run_says_what_it_opens_and_names_model_tasks_devices_and_folder(unrew
     assert "\nstep 1/3  reward 0  " in said and "\nstep 3/3  reward 0  " in said
 
 
+@pytest.mark.slow
 def test_failing_graders_lose_their_rewards_only(configure, tmp_path):
     config = configure(tmp_path, steps=3, reward_timeout=0.5, reward_workers=2)
     state = train(config, reward={"graders:starts": graders.troubles})
