@@ -41,18 +41,6 @@ SEED, STEP = 3, 5
 # What the tokens spell, of one letter or two, and strings that end most completions early.
 PIECES = [bytes(b"abc"[i // 3**j % 3] for j in range(1 + i % 2)) for i in range(SHAPE.vocab_size)]
 STOP = ("cab", "bb", "acac")
-PENALTY_ON_A_MESH = "a repetition penalty and stop strings, rows that enter on a mesh"
-LEAVE_ON_A_TPU_MESH = "rows that leave, a TPU's cache on a mesh"
-ENTER_ON_A_TPU_MESH = "rows that enter, a TPU's cache on a mesh"
-ENTER_ON_A_MESH = "rows that enter on a mesh"
-LEAVE_ON_A_MESH = "rows that leave on a mesh"
-SLOW = (
-    PENALTY_ON_A_MESH,
-    LEAVE_ON_A_TPU_MESH,
-    ENTER_ON_A_TPU_MESH,
-    ENTER_ON_A_MESH,
-    LEAVE_ON_A_MESH,
-)
 CLOSE = 1e-4  # of perturbed logits that rounding to float32 may swap
 
 
@@ -67,6 +55,7 @@ class Case:
     max_rows: int | None = None  # of all, more prompts wait
     entries: int = 0  # how often prompts enter
     tasks: int = 8
+    slow: bool = False  # whether it is a slow test
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -97,7 +86,8 @@ CASES = {
     "min_p, a repetition penalty and stop strings, rows that leave": Case(
         min_p=0.1, repetition_penalty=1.4, temperature=1.5, stop=STOP, leaves=True
     ),
-    PENALTY_ON_A_MESH: Case(
+    "a repetition penalty and stop strings, rows that enter on a mesh": Case(
+        slow=True,
         repetition_penalty=1.4,
         slots=2,
         stop=STOP,
@@ -109,14 +99,17 @@ CASES = {
     ),
     "top_p on a mesh": Case(top_p=0.7, temperature=0.8, mesh=(2, 2, 2)),
     "rows that leave": Case(ends=MANY, leaves=True),
-    LEAVE_ON_A_MESH: Case(slots=2, ends=MANY, leaves=True, mesh=(2, 2, 2)),
-    LEAVE_ON_A_TPU_MESH: Case(ends=MANY, leaves=True, mesh=(4, 2, 1), kind=attention.TpuLayerCache),
+    "rows that leave on a mesh": Case(slow=True, slots=2, ends=MANY, leaves=True, mesh=(2, 2, 2)),
+    "rows that leave, a TPU's cache on a mesh": Case(
+        slow=True, ends=MANY, leaves=True, mesh=(4, 2, 1), kind=attention.TpuLayerCache
+    ),
     "rows that enter": Case(ends=MANY, leaves=True, max_rows=32, entries=6, tasks=11),
     "rows that enter, one group at a time": Case(slots=2, max_rows=16, entries=8),
-    ENTER_ON_A_MESH: Case(
-        slots=2, ends=MANY, leaves=True, max_rows=64, entries=5, tasks=20, mesh=(2, 2, 2)
+    "rows that enter on a mesh": Case(
+        slow=True, slots=2, ends=MANY, leaves=True, max_rows=64, entries=5, tasks=20, mesh=(2, 2, 2)
     ),
-    ENTER_ON_A_TPU_MESH: Case(
+    "rows that enter, a TPU's cache on a mesh": Case(
+        slow=True,
         ends=MANY,
         leaves=True,
         max_rows=32,
@@ -271,7 +264,8 @@ def sample_both(case, dtype, monkeypatch, *, tasks, group):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CASES]
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * case.slow) for name, case in CASES.items()],
 )
 def test_in_float64_every_token_is_that_of_the_whole_prefix(monkeypatch, name):
     got, want, logits, _ = sample_both(
