@@ -14,12 +14,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxrft.errors import InputError
 from jaxrft.rewards import code_tests
 from jaxrft.rewards.code_tests import Asserts, Calls, Programs
 from jaxrft.rewards.functions import Completion, text_of
 from jaxrft.rewards.inside import plain
-from jaxrft.rewards.sandbox import Ended, Kind, Limits, Sandbox, check, request
+from jaxrft.rewards.sandbox import Ended, Kind, Limits, Sandbox, check, check_kind, request
 
 _LANGUAGES = ("python", "python3", "py", "")
 _DEAD = json.dumps({"error": ["TimeoutError", "the program has ended"]}).encode()
@@ -46,8 +45,7 @@ class CodeReward:
         all_or_nothing: bool = False,
     ) -> None:
         """Starts nothing yet."""
-        if sandbox not in ("bubblewrap", "none"):
-            raise InputError(f'sandbox is {sandbox!r}: it must be "bubblewrap" or "none"')
+        check_kind(sandbox)
         self._kind: Kind = sandbox
         self._seconds = seconds
         self._limits = Limits(

@@ -13,12 +13,21 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxrft.errors import InputError, Missing
+from jaxrft.errors import Missing
 from jaxrft.host.installation import install_command
 from jaxrft.rewards import sandbox as sandboxes
 from jaxrft.rewards.answers import last_answer
 from jaxrft.rewards.functions import Completion, text_of
-from jaxrft.rewards.sandbox import START_SECONDS, Ended, Kind, Limits, Sandbox, check, request
+from jaxrft.rewards.sandbox import (
+    START_SECONDS,
+    Ended,
+    Kind,
+    Limits,
+    Sandbox,
+    check,
+    check_kind,
+    request,
+)
 
 
 class GymReward:
@@ -39,8 +48,7 @@ class GymReward:
         all_or_nothing: bool = False,
     ) -> None:
         """Starts nothing yet."""
-        if sandbox not in ("bubblewrap", "none"):
-            raise InputError(f'sandbox is {sandbox!r}: it must be "bubblewrap" or "none"')
+        check_kind(sandbox)
         self._kind: Kind = sandbox
         self._limits = Limits(
             cpu_seconds=cpu_seconds,

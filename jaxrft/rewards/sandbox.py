@@ -22,9 +22,9 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
-from jaxrft.errors import Missing
+from jaxrft.errors import InputError, Missing
 
 Kind = Literal["bubblewrap", "none"]
 
@@ -137,6 +137,12 @@ class Sandbox:
             if stream is not None:
                 with suppress(OSError):
                     stream.close()
+
+
+def check_kind(kind: str) -> None:
+    """Raises InputError for a kind of sandbox that there is not."""
+    if kind not in get_args(Kind):
+        raise InputError(f'sandbox is {kind!r}: it must be "bubblewrap" or "none"')
 
 
 def check(kind: Kind, limits: Limits) -> None:
