@@ -20,6 +20,9 @@ def _reason_without():
 
 REASON = _reason_without()
 needs_bubblewrap = pytest.mark.skipif(bool(REASON), reason=REASON)
+needs_compiler = pytest.mark.skipif(
+    sandbox.compiler("bubblewrap") is None, reason="C++ needs g++, which is not installed"
+)
 
 
 def record_namespaces(monkeypatch):

@@ -226,6 +226,7 @@ def test_no_sandbox_is_used_only_if_it_is_asked_for(monkeypatch, tmp_path):
         ("```python\na\n```\nprints\n```\n7\n```", "a"),
         ("```\na\n```", "a"),
         ("```cpp\na\n```", None),
+        ("```python\na\n```\n```cpp\nb\n```", "a"),
         ("<think>```python\na\n```</think>\n```python\nb\n```", "b"),
         ("<think>```python\na\n```</think> done", None),
         ("```python\na", None),
@@ -235,7 +236,8 @@ def test_no_sandbox_is_used_only_if_it_is_asked_for(monkeypatch, tmp_path):
     ],
 )
 def test_last_fenced_block_of_python_is_the_program(completion, program):
-    assert last_program(completion) == program
+    found = last_program(completion)
+    assert (found and found.source) == program
 
 
 def test_fences_are_read_in_linear_time():

@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,11 @@ import pytest
 from jaxrft.rewards import sandbox
 from jaxrft.rewards.code import CodeReward
 from tests import attacks, sandboxes
-from tests.sandboxes import needs_bubblewrap
+from tests.sandboxes import needs_bubblewrap, needs_compiler
 
 pytestmark = [needs_bubblewrap, pytest.mark.slow]
 SECONDS = 3.0  # of an attack
+IDLE_SECONDS = 1.0  # of one that waits, or computes, until it is ended
 PATIENCE = 30.0  # for a machine that does much else
 DOUBLE = {"inputs": ["1\n", "2\n"], "outputs": ["2\n", "4\n"]}
 HONEST = "print(2 * int(input()))"
@@ -42,28 +44,37 @@ def grader(request):
         assert sandboxes.wait_until_empty(namespaces) == []
 
 
-def _grade(reward, program, answer):
-    return reward([""], [f"```python\n{program}\n```"], answer=[answer])[0]
+def _grade(reward, program, answer, language="python"):
+    return reward([""], [f"```{language}\n{program}\n```"], answer=[answer])[0]
 
 
-def _check_attack(grader, program, answer):
+@contextmanager
+def _limited(reward, seconds):
+    """Lets gradings, and each of their tests, take so many seconds."""
+    kept = reward._seconds, reward._limits
+    reward._seconds = seconds
+    reward._limits = reward._limits._replace(wall_seconds=seconds)
+    yield
+    reward._seconds, reward._limits = kept
+
+
+def _check_attack(grader, program, answer, language="python", seconds=SECONDS):
     """Grades an attack, which earns nothing, ends in time and leaves nothing, and an honest one."""
     reward, namespaces = grader
     namespaces.clear()
     start = time.monotonic()
-    assert _grade(reward, program, answer) == 0.0
-    assert time.monotonic() - start < SECONDS + PATIENCE
+    with _limited(reward, seconds):
+        assert _grade(reward, program, answer, language) == 0.0
+    assert time.monotonic() - start < seconds + PATIENCE
     used = namespaces[:1]  # the second may be the judge's, which is kept
     assert used and sandboxes.wait_until_empty(used) == []
     _check_honest(reward)
 
 
 def _check_honest(reward):
-    for _ in range(3):  # a machine that does much else
-        results = _grade(reward, HONEST, DOUBLE), _grade(reward, "from operator import add", ADD)
-        if results == (1.0, 1.0):
-            return
-    raise AssertionError("an honest program is not graded any more")
+    with _limited(reward, PATIENCE):
+        assert _grade(reward, HONEST, DOUBLE) == 1.0
+        assert _grade(reward, "from operator import add", ADD) == 1.0
 
 
 @pytest.mark.parametrize("name", attacks.PROGRAMS)
@@ -77,7 +88,17 @@ def test_attacking_program_earns_nothing(grader, name):
 @pytest.mark.parametrize("name", attacks.SLOW_PROGRAMS)
 def test_program_that_does_not_end_earns_nothing(grader, name):
     answer = {"inputs": ["3\n"], "outputs": [attacks.SECRET]}
-    _check_attack(grader, attacks.SLOW_PROGRAMS[name], answer)
+    _check_attack(grader, attacks.SLOW_PROGRAMS[name], answer, seconds=IDLE_SECONDS)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", attacks.CPP_PROGRAMS)
+def test_attacking_program_in_cpp_earns_nothing(grader, name, tmp_path):
+    answer = {"inputs": ["3\n"], "outputs": [attacks.SECRET]}
+    with _Listeners() as port:
+        program = attacks.cpp_program(name, tmp_path, port)
+        _check_attack(grader, program, answer, "cpp")
+    assert os.listdir(tmp_path) == ["secret"]
 
 
 @pytest.mark.parametrize("name", attacks.FUNCTIONS)
@@ -93,9 +114,10 @@ def test_attacking_function_passes_no_call(grader, name):
 
 @pytest.mark.parametrize("name", attacks.SLOW_FUNCTIONS)
 def test_function_that_does_not_end_passes_nothing(grader, name):
-    _check_attack(grader, attacks.SLOW_FUNCTIONS[name], attacks.TESTS)
+    program = attacks.SLOW_FUNCTIONS[name]
     answer = {"fn_name": "f", "inputs": [[3]], "outputs": [int(attacks.SECRET)]}
-    _check_attack(grader, attacks.SLOW_FUNCTIONS[name], answer)
+    _check_attack(grader, program, attacks.TESTS, seconds=IDLE_SECONDS)
+    _check_attack(grader, program, answer, seconds=IDLE_SECONDS)
 
 
 @pytest.mark.parametrize("name", attacks.FORGERIES)

@@ -8,20 +8,50 @@ What a program writes, patches, kills or exits with can be a wrong answer, but n
 """
 
 import ast
+import functools
 import json
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from jaxrft.rewards import code_tests
 from jaxrft.rewards.code_tests import Asserts, Calls, Programs
 from jaxrft.rewards.functions import Completion, text_of
 from jaxrft.rewards.inside import plain
-from jaxrft.rewards.sandbox import Ended, Kind, Limits, Sandbox, check, check_kind, request
+from jaxrft.rewards.sandbox import (
+    Ended,
+    Kind,
+    Limits,
+    Sandbox,
+    check,
+    check_kind,
+    compiler,
+    request,
+)
 
-_LANGUAGES = ("python", "python3", "py", "")
+logger = logging.getLogger(__name__)
+
+Language = Literal["python", "cpp"]
+
+# words behind a fence, or in a task's column `language`
+_LANGUAGES: Mapping[str, Language] = {
+    "python": "python",
+    "python3": "python",
+    "py": "python",
+    "cpp": "cpp",
+    "c++": "cpp",
+    "cc": "cpp",
+}
 _DEAD = json.dumps({"error": ["TimeoutError", "the program has ended"]}).encode()
+
+
+class Program(NamedTuple):
+    """Holds a program that a model wrote."""
+
+    source: str
+    language: Language
 
 
 class CodeReward:
@@ -81,7 +111,7 @@ class CodeReward:
         answer: Sequence | None = None,
         **columns: Any,
     ) -> list[float | None]:
-        """Returns the fraction of tests that the last fenced block of each completion passes.
+        """Returns the fraction of tests that the last program of each completion passes.
 
         It is None where a task has no tests, see `code_tests.read`, and 0 without a program.
         """
@@ -96,8 +126,11 @@ class CodeReward:
         tests = code_tests.read(answer, row)
         if tests is None:
             return None
-        program = last_program(completion)
+        program = last_program(completion, _languages(tests, row))
         if program is None:
+            return 0.0
+        if program.language == "cpp" and compiler(self._kind) is None:
+            _warn_without_compiler()
             return 0.0
         sandbox = self._take()
         try:
@@ -106,9 +139,9 @@ class CodeReward:
                 case Programs():
                     passed, total = self._run_programs(sandbox, program, tests, end)
                 case Calls():
-                    passed, total = self._run_calls(sandbox, program, tests, end)
+                    passed, total = self._run_calls(sandbox, program.source, tests, end)
                 case Asserts():
-                    passed, total = self._run_asserts(sandbox, program, tests, end)
+                    passed, total = self._run_asserts(sandbox, program.source, tests, end)
         finally:
             sandbox.close()
         if self._all_or_nothing:
@@ -128,11 +161,19 @@ class CodeReward:
         return sandbox
 
     def _run_programs(
-        self, sandbox: Sandbox, program: str, tests: Programs, end: float
+        self, sandbox: Sandbox, program: Program, tests: Programs, end: float
     ) -> tuple[int, int]:
         longest = max(len(output.encode(errors="replace")) for output in tests.outputs)
+        fields: dict[str, Any] = {"mode": "programs"}
+        if program.language == "cpp":
+            compile_limits = self._limits._replace(cpu_seconds=math.ceil(self._seconds))
+            fields = {
+                "mode": "cpp",
+                "compiler": compiler(self._kind),
+                "compile_limits": compile_limits._asdict(),
+            }
         outputs = self._outputs(
-            sandbox, end, longest, mode="programs", source=program, inputs=tests.inputs
+            sandbox, end, longest, source=program.source, inputs=tests.inputs, **fields
         )
         pairs = zip(outputs, tests.outputs, strict=False)
         passed = sum(
@@ -252,15 +293,34 @@ def _classes(prefix: str) -> list[str]:
     return [node.name for node in body if isinstance(node, ast.ClassDef)]
 
 
-def last_program(completion: str) -> str | None:
-    """Returns the last closed block of Python between fences, without those in thoughts.
+def _languages(tests: code_tests.Tests, row: Mapping[str, object]) -> tuple[Language, ...]:
+    """Returns the languages in which a task takes programs, that of blocks without one first.
 
-    A block of no language counts where there is none of Python.
+    C++ can be run on inputs alone. A column `language`, as Codeforces' tasks have it, names one.
+    """
+    if not isinstance(tests, Programs):
+        return ("python",)
+    language = _LANGUAGES.get(str(row.get("language")).lower())
+    return ("python", "cpp") if language is None else (language,)
+
+
+@functools.cache
+def _warn_without_compiler() -> None:
+    """Says once why programs in C++ earn nothing."""
+    logger.warning(
+        "programs in C++ earn 0, because g++ is not installed: install it (apt-get install g++)"
+    )
+
+
+def last_program(completion: str, languages: Sequence[Language] = ("python",)) -> Program | None:
+    """Returns the last closed block between fences of one of these languages, not of thoughts.
+
+    A block of no language counts, as one of the first, where no other does.
     """
     text = completion.rpartition("</think>")[2]
-    programs: dict[bool, str] = {}
+    programs: dict[bool, Program] = {}
     fence = ""
-    language = ""
+    word = ""
     block: list[str] = []
     for line in text.split("\n"):
         stripped = line.strip()
@@ -268,11 +328,12 @@ def last_program(completion: str) -> str | None:
         if not fence and marks:
             fence = marks
             words = stripped[len(marks) :].split()
-            language = words[0].lower() if words else ""
+            word = words[0].lower() if words else ""
             block = []
         elif fence and marks and stripped == marks and marks.startswith(fence):
-            if language in _LANGUAGES:
-                programs[language != ""] = "\n".join(block)
+            language = _LANGUAGES.get(word) if word else languages[0]
+            if language is not None and language in languages:
+                programs[word != ""] = Program("\n".join(block), language)
             fence = ""
         elif fence:
             block.append(line)

@@ -37,6 +37,8 @@ _TRUST = (
     'or trust what models write with jaxrft.rewards.code.CodeReward(sandbox="none") or '
     'jaxrft.rewards.gym.GymReward(sandbox="none")'
 )
+_PROGRAMS = "/usr/local/bin:/usr/bin:/bin"  # folders of programs that a sandbox sees
+_ALTERNATIVES = "/etc/alternatives"  # where the linker is a link to on some systems
 _counter = itertools.count()
 
 
@@ -147,7 +149,7 @@ def check_kind(kind: str) -> None:
 
 def check(kind: Kind, limits: Limits) -> None:
     """Raises Missing, with the remedy, where no sandbox can be had."""
-    for module in ("init", "candidate", "judge", "gym"):  # writes their bytecode, for the sandboxes
+    for module in ("init", "candidate", "cpp", "judge", "gym"):  # writes bytecode for sandboxes
         importlib.import_module(f"jaxrft.rewards.inside.{module}")
     if kind == "bubblewrap":
         _flavor()
@@ -200,6 +202,12 @@ def path(kind: Kind, packages: Sequence[str]) -> list[str]:
     return [f"/packages/{number}" for number in range(len(packages))]
 
 
+@functools.cache
+def compiler(kind: Kind) -> str | None:
+    """Returns the path of a C++ compiler that a sandbox can run, None where there is none."""
+    return shutil.which("g++", path=_PROGRAMS if kind == "bubblewrap" else None)
+
+
 def _command(
     program: str, separate_user: bool, limits: Limits, packages: Sequence[str] = ()
 ) -> list[str]:
@@ -242,8 +250,8 @@ def _mounts() -> tuple[str, ...]:
             mounts += ["--symlink", os.readlink(path), path]
         elif os.path.isdir(path):
             mounts += ["--ro-bind", path, path]
-    for path in _homes():
-        if not path.startswith("/usr/"):
+    for path in (*_homes(), _ALTERNATIVES):
+        if os.path.isdir(path) and not path.startswith("/usr/"):
             mounts += [*_folders_above(path), "--ro-bind", path, path]
     return (*mounts, "--ro-bind", str(_INSIDE), "/inside/inside")
 

@@ -5,6 +5,8 @@ marshalled object; JSON takes longer to import than most programs to run:
 
 * {"mode": "programs", "source", "inputs", "limits"} runs the program once an input and answers
   with a line each, its output in hexadecimal digits, or "-" where it failed;
+* {"mode": "cpp", "source", "compiler", "compile_limits", "inputs", "limits"} does so with a
+  program in C++, which is compiled first; where that fails, every answer is "-";
 * {"mode": "calls", "source", "function", "inputs", "limits"} calls a function once an input, which
   is the encoded list of its arguments; the output is the encoded result;
 * {"mode": "serve", ...} and {"mode": "judge", ...} hand the standard streams to a child, which
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 POLL_SECONDS = 0.02  # between two counts of the processes
+FIRST_KEPT = 64  # descriptors from here on stay open in programs
 _KILL = 9
 # modules that are imported once, before a program is run on several inputs, if it names them
 _COMMON = (
@@ -50,6 +53,9 @@ def main(user: int) -> None:
 
             judge.import_common()  # once: this sandbox is kept
             _hand_over(request, user, judge.run)
+            continue
+        if request["mode"] == "cpp":
+            _run_cpp(request, user)
             continue
         if request["mode"] == "gym":
             from . import gym
@@ -106,6 +112,26 @@ def _run_inputs(request: dict, user: int, run: Callable[[dict, str], None]) -> N
         _write(line.encode() + b"\n")
 
 
+def _run_cpp(request: dict, user: int) -> None:
+    """Compiles the program once and runs it for each input, when its file is gone already."""
+    import tempfile
+
+    from . import cpp
+
+    with tempfile.TemporaryDirectory(
+        prefix="jaxrft-program-", dir="/tmp", ignore_cleanup_errors=True
+    ) as folder:
+        os.chmod(folder, 0o777)  # the compiler runs as the user of programs
+        compilation = {**request, "folder": folder, "limits": request["compile_limits"]}
+        failed = _run_one(compilation, request["source"], user, cpp.run_compiler) is None
+        if not failed:
+            cpp.keep_program(folder)
+    if failed:
+        _write(b"-\n" * len(request["inputs"]))
+    else:
+        _run_inputs(request, user, cpp.run_program)
+
+
 def _run_one(request: dict, text: str, user: int, run: Callable[[dict, str], None]) -> bytes | None:
     """Returns what the program wrote for one input, or None where it failed or broke a limit."""
     limits = request["limits"]
@@ -117,7 +143,7 @@ def _run_one(request: dict, text: str, user: int, run: Callable[[dict, str], Non
         candidate.provide(text)
         _become(limits, user)
         os.dup2(writing, 1)
-        os.closerange(3, 64)
+        os.closerange(3, FIRST_KEPT)
         run(request, text)
         os._exit(1)
     os.close(writing)
@@ -239,7 +265,7 @@ def _become(limits: dict, user: int) -> None:
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_CPU, limits["cpu_seconds"])
     _limit(resource.RLIMIT_FSIZE, limits["file_bytes"])
-    _limit(resource.RLIMIT_NOFILE, 64)
+    _limit(resource.RLIMIT_NOFILE, FIRST_KEPT)
     _limit(resource.RLIMIT_MSGQUEUE, 0)
     _limit(resource.RLIMIT_AS, limits["memory_bytes"] + _address_space())
     if user >= 0:
