@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import stdtrit
-from scipy.stats import rankdata
 
 RESAMPLES = 10_000  # of a bootstrap: 250 beyond each end, which are then known to 6 %
 
@@ -83,5 +82,13 @@ def auc(score: np.ndarray, positive: np.ndarray) -> float:
     zeros = len(positive) - ones
     if not ones or not zeros or np.isnan(score).any():
         return float("nan")
-    ranks = rankdata(score)[positive].sum()
+    ranks = rank(score)[positive].sum()
     return float((ranks - ones * (ones + 1) / 2) / (ones * zeros))
+
+
+def rank(values: np.ndarray) -> np.ndarray:
+    """Returns the rank of each of the values [n], from 1; equal ones share the mean of theirs."""
+    # imported here: scipy.stats takes a fifth of the time that importing jaxrft.train takes
+    from scipy.stats import rankdata
+
+    return rankdata(values)

@@ -10,7 +10,6 @@ from typing import NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.stats import rankdata
 
 from jaxrft import stats
 from jaxrft.report.picture import panels
@@ -203,7 +202,7 @@ def figures(predicted: np.ndarray, pass_rates: np.ndarray, chosen: np.ndarray) -
             rows.append(
                 (
                     correlation(p, r),
-                    correlation(rankdata(p), rankdata(r)),
+                    correlation(stats.rank(p), stats.rank(r)),
                     brier.mean(),
                     ((p - r) ** 2).mean(),
                 )
