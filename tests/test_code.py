@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from jaxrft.errors import InputError
+from jaxrft.errors import InputError, Missing
 from jaxrft.rewards import Pool, code_tests
 from jaxrft.rewards.code import CodeReward, last_program
 from jaxrft.rewards.code_tests import Asserts, Calls, Programs
@@ -188,8 +188,9 @@ def test_rewards_of_a_mixture_apply_to_their_own_tasks():
 
 def test_without_bubblewrap_the_run_does_not_start_and_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(InputError, match="bubblewrap, which is not installed: install it") as error:
+    with pytest.raises(Missing, match="bubblewrap, which is not installed: install it") as error:
         Pool([("code", "code")], workers=1)
+    assert str(error.value).startswith("rewards code do not load: the rewards code and gym run")
     assert "\n" not in str(error.value)
     assert 'CodeReward(sandbox="none")' in str(error.value)
 
@@ -201,8 +202,10 @@ def test_bubblewrap_that_may_not_work_is_named_with_its_error(tmp_path, monkeypa
     )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    with pytest.raises(InputError, match="No permissions to create new namespace.: allow user"):
+    message = "No permissions to create new namespace.: allow user"
+    with pytest.raises(Missing, match=message) as error:
         Pool([("code", "code")], workers=1)
+    assert str(error.value).endswith('GymReward(sandbox="none")')
 
 
 def test_no_sandbox_is_used_only_if_it_is_asked_for(monkeypatch, tmp_path):

@@ -221,11 +221,13 @@ def _same_file(path: str | None, other: str) -> bool:
 
 
 def sentence(error: BaseException) -> str:
-    """Returns an error on one line of bounded length: its kind and its message, if it can be
-    read.
+    """Returns an error on one line of bounded length: its kind and its message, if it can be read.
+
+    An InputError is a sentence already, and has room for its remedy.
     """
     try:
         message = str(error)
     except Exception:  # `__str__` of a user's own error
         message = "its message cannot be read"
-    return escaped(f"{type(error).__name__}: {message}".replace("\n", " ")[:300], keep="")
+    length = 1000 if isinstance(error, InputError) else 300
+    return escaped(f"{type(error).__name__}: {message}".replace("\n", " ")[:length], keep="")

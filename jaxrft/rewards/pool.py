@@ -62,6 +62,16 @@ class _Question(NamedTuple):
     state: Mapping[str, int] | None
 
 
+def _load_error(names: Sequence[str], failure: str, end: str) -> InputError:
+    """Returns what to raise where a worker could not load the rewards, as it says itself."""
+    kind, _, message = failure.partition(": ")
+    is_missing = kind in ("ImportError", "ModuleNotFoundError", Missing.__name__)
+    if kind in (InputError.__name__, Missing.__name__):
+        failure = message
+    error = Missing if is_missing else InputError
+    return error(f"rewards {', '.join(names)} do not load: {failure}{end}")
+
+
 class Pool:
     """Worker processes that grade; a context manager, for one thread, with which they end.
 
@@ -115,11 +125,7 @@ class Pool:
                 for worker in starting:
                     _, failure = worker.receive()
                     if failure:
-                        absent = failure.startswith(("ImportError", "ModuleNotFoundError"))
-                        kind = Missing if absent else InputError
-                        names = ", ".join(self._names)
-                        end = remedy(failure, sources)
-                        raise kind(f"rewards {names} do not load: {failure}{end}")
+                        raise _load_error(self._names, failure, remedy(failure, sources))
             self._signatures = self._workers[0].signatures
         except BaseException:
             self.close()
