@@ -1,6 +1,8 @@
 """Measures the speed of the reward `code`: gradings a second of short programs in a pool.
 
 Half of the programs are right, a quarter is wrong and a quarter raises; a task has three tests.
+With `--verl PYTHON`, of an environment as in `peers/verl_code.txt`, verl's prime_code takes turns
+with ours on the same completions. It has no sandbox and knows no asserts.
 """
 
 import json
@@ -8,13 +10,17 @@ import os
 import platform
 import resource
 import statistics
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
 from benchmarks import _script
+from benchmarks._turns import ROOT, Worker, environment_of
 from jaxrft.errors import InputError
 from jaxrft.fields import Checked, FilePath
 from jaxrft.rewards import Pool
@@ -50,6 +56,8 @@ class Options(Checked):
     """Grading processes."""
     repeats: int = 3
     """Batches whose median counts."""
+    verl: FilePath | None = None
+    """Python that has verl's prime_code, which then takes turns."""
     output: FilePath | None = None
     """JSON file for the figures."""
 
@@ -65,6 +73,7 @@ def measure(
     gradings: int = 400,
     workers: int = 2,
     repeats: int = 3,
+    verl: str | Path | None = None,
     output: str | Path | None = None,
 ) -> dict[str, object]:
     """Measures, prints, and writes what it printed as JSON to `output`."""
@@ -75,7 +84,8 @@ def measure(
         "workers": workers,
     }
     for kind in ("programs", "calls", "asserts"):
-        figures[kind] = speed(kind, gradings, workers, repeats)
+        peer = None if kind == "asserts" else verl
+        figures[kind] = speed(kind, gradings, workers, repeats, peer)
     text = json.dumps(figures, indent=2)
     print(text)
     if output:
@@ -83,22 +93,37 @@ def measure(
     return figures
 
 
-def speed(kind: str, gradings: int, workers: int, repeats: int) -> dict[str, object]:
-    """Measures gradings a second of one kind of tests."""
+def speed(
+    kind: str, gradings: int, workers: int, repeats: int, verl: str | Path | None = None
+) -> dict[str, object]:
+    """Measures gradings a second of one kind of tests, by turns with verl's if it is given."""
     completions, answers = tasks(kind, gradings)
     prompts = [""] * gradings
-    rates = []
-    loads = []
-    before = _processor_seconds()
-    with Pool([("code", "code")], workers=workers, timeout=60.0) as pool:
+    rates: list[float] = []
+    verl_rates: list[float] = []
+    loads: list[float] = []
+    verl_solved = 0.0
+    verl_processor: list[float] = []
+    with ExitStack() as stack:
+        before = _processor_seconds()
+        pool = stack.enter_context(Pool([("code", "code")], workers=workers, timeout=60.0))
         graded = pool.grade(prompts[:8], completions[:8], {"answer": answers[:8]})
+        peer = None
+        if verl is not None:
+            peer = stack.enter_context(_open_verl(verl, completions, answers, workers))
         for _ in range(repeats):
             loads.append(round(os.getloadavg()[0], 1))
             start = time.perf_counter()
             graded = pool.grade(prompts, completions, {"answer": answers})
             rates.append(round(gradings / (time.perf_counter() - start), 1))
-    used = _processor_seconds() - before
-    return {
+            if peer is not None:
+                measured = peer.measure()
+                verl_rates.append(round(gradings / measured["seconds"], 1))
+                verl_processor.append(measured["processor_seconds"])
+                verl_solved = measured["solved_share"]
+        pool.close()
+        used = _processor_seconds() - before
+    figures: dict[str, object] = {
         "gradings_per_second": statistics.median(rates),
         "repeats": rates,
         "load_of_the_machine": loads,  # other programs share its cores
@@ -106,6 +131,33 @@ def speed(kind: str, gradings: int, workers: int, repeats: int) -> dict[str, obj
         "solved_share": round(graded.rewards[0].count(1.0) / gradings, 3),
         "failed": len(graded.lost),
     }
+    if verl_rates:
+        ratios = [ours / theirs for ours, theirs in zip(rates, verl_rates, strict=True)]
+        figures["verl"] = {
+            "gradings_per_second": statistics.median(verl_rates),
+            "repeats": verl_rates,
+            "processor_ms_a_grading": round(1000 * statistics.mean(verl_processor) / gradings, 1),
+            "solved_share": round(verl_solved, 3),
+        }
+        figures["ratio_to_verl"] = round(statistics.median(ratios), 2)
+    return figures
+
+
+@contextmanager
+def _open_verl(
+    python: str | Path, completions: list[str], answers: list[str], workers: int
+) -> Iterator[Worker]:
+    """Starts a process that grades the same with verl's prime_code."""
+    request = {"workers": workers, "completions": completions, "answers": answers}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "request.json"
+        path.write_text(json.dumps(request))
+        command = [str(python), "-P", "-m", "benchmarks.peers.verl_code", str(path)]
+        worker = Worker("verl", command, environment_of(ROOT), Path(folder))
+        try:
+            yield worker
+        finally:
+            worker.close()
 
 
 def tasks(kind: str, gradings: int) -> tuple[list[str], list[str]]:
@@ -115,7 +167,9 @@ def tasks(kind: str, gradings: int) -> tuple[list[str], list[str]]:
     if kind == "asserts":
         answer["functional"] = "\n".join(f"assert add({a}, {b}) == {a + b}" for a, b in pairs)
     elif kind == "calls":
-        answer |= {"fn_name": "add", "inputs": pairs, "outputs": [a + b for a, b in pairs]}
+        answer["fn_name"] = "add"
+        answer["inputs"] = [f"{a}\n{b}" for a, b in pairs]
+        answer["outputs"] = [str(a + b) for a, b in pairs]
     else:
         answer["inputs"] = [f"{a} {b}\n" for a, b in pairs]
         answer["outputs"] = [f"{a + b}\n" for a, b in pairs]
