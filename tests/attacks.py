@@ -448,6 +448,10 @@ FORGERIES = {
         "def f(x): raise AssertionError",
         "try:\n    assert f(1) == 7\nexcept BaseException:\n    pass",
     ),
+    "constants of the tests": (
+        "true = false = 'yes'\ndef f(x): return 'yes'",
+        "assert f(1) == true\nassert f(2) == false",
+    ),
     "tests that are not reached": (
         "def f(x): return []",
         "for a, b in zip(f(1), [1, 2]):\n    assert a == b",

@@ -282,6 +282,8 @@ def test_fences_are_read_in_linear_time():
             Asserts("def check(c):\n    assert c(1)\n\ncheck(f)", ""),
         ),
         ({"functional": "self.assertEqual(1, 1)"}, None),
+        ({"functional": "import numpy as np\nassert f(1)"}, None),
+        ({"functional": "def g():\n    from scipy.stats import norm\nassert f(1)"}, None),
     ],
 )
 def test_tests_are_found_in_the_columns_of_data_sets(answer, tests):

@@ -15,6 +15,7 @@ Each may be a column of that name, an object in the column `answer`, or the JSON
 import ast
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -164,15 +165,27 @@ def _literal(value: object) -> object:
 
 
 def _asserts(statements: str, prefix: str) -> Asserts | None:
-    """Returns statements as tests if they are Python and can fail."""
+    """Returns statements as tests if they are Python, can fail, and import what a sandbox has."""
     if "assert" not in statements:
         return None
     try:
         tree = ast.parse(statements)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
-    can_fail = any(isinstance(node, ast.Assert) for node in ast.walk(tree))
-    return Asserts(statements, prefix) if can_fail else None
+    nodes = [*ast.walk(tree)]
+    can_fail = any(isinstance(node, ast.Assert) for node in nodes)
+    can_run = all(_imported(node) <= sys.stdlib_module_names for node in nodes)
+    return Asserts(statements, prefix) if can_fail and can_run else None
+
+
+def _imported(node: ast.AST) -> set[str]:
+    """Returns the packages that a statement imports."""
+    match node:
+        case ast.Import(names):
+            return {alias.name.partition(".")[0] for alias in names}
+        case ast.ImportFrom(str(module)):
+            return {module.partition(".")[0]}
+    return set()
 
 
 def _prefix(row: Mapping[str, object]) -> str:

@@ -29,6 +29,9 @@ _NAMES = {
     "collections": "Counter OrderedDict defaultdict deque",
     "math": "inf nan",
 }
+# Constants of JSON, as tests of LiveCodeBench spell what a function should return; the program must
+# not say what they are.
+_CONSTANTS = {"true": True, "false": False, "null": None}
 # names of functions in the tests' namespace, called by what `_Recorder` writes
 _RECORD = "__record_of_tests__"
 _BEGIN = "__begin_of_test__"
@@ -277,6 +280,7 @@ def tested_names(tree: ast.Module, defined: set[str]) -> list[str]:
                 bound.add(other or name.partition(".")[0])
     common = {name for names in _NAMES.values() for name in names.split()}
     common |= {name for name in _MODULES if not used.get(name, True)}
+    common |= set(_CONSTANTS)
     free = [name for name in used if name not in bound and name not in common]
     remote = [name for name in free if not hasattr(builtins, name)]
     if remote:
@@ -299,3 +303,5 @@ def _provide_common_names(module: ModuleType) -> None:
             module.__dict__.setdefault(name, getattr(importlib.import_module(owner), name))
     for name in _MODULES:
         module.__dict__.setdefault(name, importlib.import_module(name))
+    for name, value in _CONSTANTS.items():
+        module.__dict__.setdefault(name, value)
