@@ -362,7 +362,9 @@ def parse_rows(text: str) -> list[str]:
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """Returns the command line's options."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.compare_commits",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("base", help="commit that the current tree is compared with")
     parser.add_argument(

@@ -131,7 +131,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=path_argument, default=RESULTS / "experiment", help="tables .md, picture .png"
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    trains_model = options.part == "model" and not options.tune and not options.report
+    if options.model is not None and not trains_model:
+        parser.error(
+            f"--model is {options.model}, but only the part model trains one: give --part model, "
+            "or leave --model out"
+        )
+    return options
 
 
 def train_missing(

@@ -171,6 +171,7 @@ def _config(arguments: list[str], prog: str, options: Callable[["Config"], Held]
             f"no config given: {prog} [flags], CONFIG a .py, .yaml or .json file such as "
             "configs/quickstart.py"
         )
+    configs.check_flags(flags)
     description = (
         f"Flags change the config file {path or 'CONFIG'}, whose values are the defaults below."
     )

@@ -1196,6 +1196,55 @@ REMOVED: dict[str, str] = dict.fromkeys(
 # Dotted fields of earlier configs -> their names now.
 RENAMED = {"replay.clip": "replay.clip_center", "select.probe_every": "select.reference_every"}
 
+# Names of TRL, transformers and verl, and usual ones -> fields here.
+OTHER_NAMES = {
+    "beta": "kl_coef",
+    "checkpoint_every": "save_steps",
+    "checkpoint_interval": "save_steps",
+    "checkpoint_steps": "save_steps",
+    "clip_ratio": "epsilon",
+    "clip_ratio_high": "epsilon_high",
+    "clip_ratio_low": "epsilon",
+    "default_local_dir": "output_dir",
+    "entropy_coeff": "entropy_coef",
+    "eval_every": "eval_steps",
+    "eval_interval": "eval_steps",
+    "grad_clip": "max_grad_norm",
+    "gradient_checkpointing": "remat",
+    "group_size": "num_generations",
+    "kl_loss_coef": "kl_coef",
+    "log_completions": "log_completions_steps",
+    "logger": "report_to",
+    "lr": "learning_rate",
+    "lr_scheduler_type": "learning_rate_schedule",
+    "max_new_tokens": "max_completion_length",
+    "max_response_length": "max_completion_length",
+    "max_steps": "steps",
+    "model_name_or_path": "model",
+    "num_steps": "steps",
+    "ppo_epochs": "num_iterations",
+    "ppo_mini_batch_size": "mini_batch_size",
+    "resume_from_checkpoint": "resume",
+    "reward_funcs": "rewards",
+    "save_freq": "save_steps",
+    "save_interval": "save_steps",
+    "save_total_limit": "keep_checkpoints",
+    "stop_strings": "stop",
+    "test_freq": "eval_steps",
+    "total_training_steps": "steps",
+    "train_batch_size": "batch_size",
+}
+
+
+def check_flags(arguments: Sequence[str]) -> None:
+    """Raises InputError for a flag that has another name here."""
+    for argument in arguments:
+        flag = argument.partition("=")[0]
+        name = flag.removeprefix("--").replace("-", "_")
+        if flag.startswith("--") and name in OTHER_NAMES:
+            near = OTHER_NAMES[name].replace("_", "-")
+            raise InputError(f"there is no flag {flag}: did you mean --{near}?")
+
 
 def _nearest_field(message: str) -> str:
     """Returns the end of the message of a call with an unknown field: a field like it, or why it
@@ -1212,6 +1261,8 @@ def _remedy(section: str, name: str) -> str:
     kind = CONFIGS.get(section)
     names = [each.name for each in dataclasses.fields(kind)] if kind else []
     near = difflib.get_close_matches(name, names, n=1)
+    if section == "Config" and name in OTHER_NAMES:
+        near = [OTHER_NAMES[name]]
     return f"; did you mean {near[0]}?" if near else ""
 
 

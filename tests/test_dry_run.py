@@ -8,6 +8,7 @@ import helpers
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from jaxrft import cli, dry_run
 from jaxrft import mesh as meshes
@@ -367,9 +368,31 @@ def test_a_missing_tpu_compiler_is_reported_with_the_remedy():
         programs.devices("v5e:4x4")
 
 
+def test_programs_of_a_topology_are_neither_read_from_a_cache_nor_written_to_it(tmp_path):
+    names = (
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_enable_compilation_cache",
+    )
+    before = {name: getattr(jax.config, name) for name in names}
+    try:
+        for name, value in zip(names, (str(tmp_path), 0.0, True), strict=True):
+            jax.config.update(name, value)
+        with programs.without_cache():
+            jax.jit(lambda x: x + 3).lower(1.0).compile()
+            assert not list(tmp_path.iterdir())
+        jax.jit(lambda x: x + 4).lower(1.0).compile()
+        assert list(tmp_path.iterdir())
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
-def test_programs_are_compiled_for_a_topology(dry):
+def test_programs_are_compiled_for_a_topology(dry, recwarn):
     code, said, _ = dry("--topology", "v5e:4x2")
+    assert not [each for each in recwarn if "compilation cache" in str(each.message)]
     assert (
         code == 0
         and said.endswith("\nready\n")

@@ -101,6 +101,14 @@ def test_the_run_of_a_language_model_differs_from_its_config_in_arm_seed_and_pla
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("flags", [[], ["--part", "secondary"], ["--part", "model", "--tune"]])
+def test_only_the_part_model_takes_a_model(flags, capsys):
+    with pytest.raises(SystemExit):
+        experiment.parse([*flags, "--model", "policy"])
+    assert "--model is policy, but only the part model trains one" in capsys.readouterr().err
+    assert experiment.parse(["--part", "model", "--model", "policy"]).model == "policy"
+
+
 def test_runs_that_have_a_line_are_not_run_again(tmp_path, monkeypatch, capsys):
     short = {name: value._replace(steps=6, eval_steps=2) for name, value in SETTINGS.items()}
     monkeypatch.setattr(experiment.closed_loop, "SETTINGS", short)

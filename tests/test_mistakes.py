@@ -2,6 +2,7 @@
 run touched.
 """
 
+import dataclasses
 import functools
 import re
 import shutil
@@ -10,8 +11,8 @@ import graders
 import helpers
 import pytest
 
-from jaxrft import cli
-from jaxrft.config import LoRAConfig, MeshConfig, ReplayConfig, SelectConfig, TasksConfig
+from jaxrft import cli, config
+from jaxrft.config import Config, LoRAConfig, MeshConfig, ReplayConfig, SelectConfig, TasksConfig
 from jaxrft.lm.policy import check_length
 from jaxrft.train.devices import open_mesh
 from jaxrft.train.loop import train
@@ -166,7 +167,7 @@ def attempt(configure, tmp_path, capsys):
 def test_a_mistake_is_one_sentence(mistake, attempt, tmp_path):
     make_changes, wanted = MISTAKES[mistake]
     assert re.search(wanted, attempt(**make_changes(tmp_path)))
-    assert not list((tmp_path / "run").glob("*"))
+    assert not (tmp_path / "run").exists()
     assert not (tmp_path / "file").exists() or (tmp_path / "file").read_text() == "kept"
 
 
@@ -249,6 +250,25 @@ def test_a_mistake_in_a_flag_is_answered_by_the_parser(flags, wanted, configure,
     said = " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert exit.value.code == 2 and re.search(wanted, said) and "Traceback" not in said
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "field"),
+    [
+        ("--checkpoint-steps", "--save-steps"),
+        ("--lr=1e-5", "--learning-rate"),
+        ("--kl_loss_coef", "--kl-coef"),
+    ],
+)
+def test_a_flag_by_the_name_of_another_trainer_is_answered_with_its_name_here(flag, field, attempt):
+    said = attempt(flag, "4")
+    assert f"there is no flag {flag.partition('=')[0]}: did you mean {field}?" in said
+
+
+def test_names_of_other_trainers_stand_for_fields():
+    fields = {field.name for field in dataclasses.fields(Config)}
+    assert set(config.OTHER_NAMES.values()) <= fields
+    assert not config.OTHER_NAMES.keys() & fields
 
 
 def test_a_mistake_in_the_value_of_a_flag_is_one_sentence(attempt):

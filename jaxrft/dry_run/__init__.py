@@ -72,8 +72,9 @@ def show(config: Config, topology: str | None = None) -> bool:
     fits = True
     if topology:
         render.bounds(page, bounds.stages(run, width), topology)
-        compiled = programs.compiled(run, width, selects=pool.complete)
-        fits = render.programs(page, compiled, topology)
+        with programs.without_cache():
+            compiled = programs.compiled(run, width, selects=pool.complete)
+            fits = render.programs(page, compiled, topology)
     missing_devices = _missing_devices(config, mesh, topology)
     missing = [*inputs.missing, *missing_rewards, *missing_devices]
     render.missing(page, missing, fits=fits)

@@ -6,11 +6,13 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from jaxrft import mesh as meshes
@@ -84,6 +86,21 @@ def devices(topology: str) -> list[Any]:
             f"there is no topology {topology} ({reason}): give a size such as v5e:4x4"
         ) from error
     return list(described.devices)
+
+
+@contextmanager
+def without_cache() -> Iterator[None]:
+    """Compiles without JAX's cache of programs, from which a compiler that has no device cannot
+    read.
+    """
+    enabled = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # JAX decides once whether it uses one
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", enabled)
+        compilation_cache.reset_cache()
 
 
 def compiled(run: Opened, prompt_length: int, *, selects: bool = True) -> Iterator[Compiled]:

@@ -88,6 +88,15 @@ _EXPLAINED = re.compile(r"\W*([A-Z])\W{1,3}\s?(?:because|since|as|for|not|which)
 _CHOSEN = re.compile(
     r"\W*(?:.{0,60}\b(?i:option|choice|answer)\s+)?\(?([A-Z])\)?\W{1,3}is\s+(?:the\s+)?(?:correct|right|best|answer)\b"
 )
+# I choose option C; not: I would not choose C, or: if I choose C
+_PICKED = re.compile(
+    r"\W*(?:(?:so|thus|therefore|hence|then|finally)\W{1,3}"
+    r"|(?!(?:if|unless|when|were|should)\b)[^\n]{1,80},\s+)?"
+    r"I(?:'ll|’ll|'d|’d|\s+(?:will|would|must|have\s+to))?\s+"
+    r"(?:choose|pick|select|(?:go|going)\s+with)\s+(?:(?:option|choice|answer|letter)\s+)?"
+    r"[*_(\[]*(?-i:([A-Z]))(?:[*_)\].]*$|[*_]*[)\].:]|[*_\W]{1,5}(?:because|since|as|for)\b)",
+    re.IGNORECASE,
+)
 _HEADING = re.compile(r"\b[A-Z][a-z]*\s+[0-9]+$")  # Step 2: 96
 _LETTER = re.compile(r"\(?[A-Za-z]\)?")
 _NAMED = re.compile(r".{0,80}(?P<by>\bis|\bare|=|[:：])\W{0,3}\s(?=\S)(?P<held>.{1,80})", re.DOTALL)
@@ -119,7 +128,7 @@ def final_answer(completion: str, *, joined: bool = False, truncated: bool = Fal
     | 2 | `<answer>42</answer>` in any case, `<final_answer>` | that of the text within, by this table |
     | 3 | `... answer ... is 42`, `Answer: 42`, `#### 42`, a heading "Final answer" | what follows the last of these |
     | 4 | `C`, `C) 42 metres`, `Evelyn` | all of a text that is only a word or a choice |
-    | 5 | `**C**`, `\pi`, `It is **even**.`, `Result: B`, `C is correct.` | the last sentence or its end, no digit |
+    | 5 | `**C**`, `\pi`, `It is **even**.`, `Result: B`, `C is correct.`, `I choose C.` | the last sentence or its end, no digit |
     | 6 | `... = 42.`, `... is $42$.`, `There are 42 ways.` | the end of the last sentence with a number or formula |
 
     Behind the spellings of rows 3 to 6, and around the answer in all rows, do not count: spaces,
@@ -296,7 +305,7 @@ def _short_answer(sentence: str) -> str | None:
     One with a digit is left to row 6. A word must be emphasized or behind a colon, for "Done." is
     none. A letter behind "is" must be a capital one or emphasized, for "a" is none.
     """
-    if chosen := _CHOSEN.match(sentence):
+    if chosen := _CHOSEN.match(sentence) or _PICKED.match(sentence):
         return chosen[1]
     named = _NAMED.fullmatch(sentence)
     held = named["held"] if named else sentence

@@ -26,6 +26,7 @@ Columns = dict[str, Entries]  # by their names
 ENDINGS = (".parquet", ".jsonl", ".json")
 KINDS = "a .parquet, .jsonl or .json file"
 CSV = ".csv"  # for tasks only: what is written for training has types
+KINDS_OF_TASKS = "a .parquet, .jsonl, .json or .csv file"
 BATCH = 1024  # rows of parquet that are unpacked together
 
 
@@ -85,8 +86,9 @@ def concatenate(tables: Collection[tuple[Columns, int]]) -> Columns:
 
 def _ending(path: Path, endings: Collection[str] = ENDINGS) -> str:
     """Checks that a file exists and is of a kind that can be read; returns its ending."""
+    kinds = KINDS_OF_TASKS if CSV in endings else KINDS
     if path.suffix not in endings:
-        raise InputError(f"{path} is of no kind that can be read: give {KINDS}")
+        raise InputError(f"{path} is of no kind that can be read: give {kinds}")
     if not path.is_file():
         siblings = (
             [file.name for file in path.parent.iterdir() if file.is_file()]
@@ -94,7 +96,7 @@ def _ending(path: Path, endings: Collection[str] = ENDINGS) -> str:
             else []
         )
         near = difflib.get_close_matches(path.name, siblings, n=3)
-        hint = f"did you mean {' or '.join(near)} there?" if near else f"give the path of {KINDS}"
+        hint = f"did you mean {' or '.join(near)} there?" if near else f"give the path of {kinds}"
         raise Missing(f"no file {path}: {hint}")
     return path.suffix
 

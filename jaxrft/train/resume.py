@@ -9,7 +9,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,8 @@ def open_folder(config: Config) -> Iterator[Path]:
 
     Process 0 decides and holds the lock; all processes raise the same error. Raises InputError when
     the folder cannot be written to, is not the same one for all processes, is in use, or holds a
-    run that is not to be resumed or would be lost.
+    run that is not to be resumed or would be lost. After an InputError, also of the block, folders
+    that were created here and are empty are removed.
     """
     folder = Path(config.output_dir)
     if "://" in config.output_dir:
@@ -96,7 +97,8 @@ def open_folder(config: Config) -> Iterator[Path]:
             f"output_dir {config.output_dir} is a URL, but runs are written to folders only: "
             "give the path where that storage is mounted"
         )
-    with ExitStack() as locked:
+    created: list[Path] = []
+    with _removed_if_refused(created), ExitStack() as locked:
         with ExitStack() as stack:
 
             def make_test_file() -> str:
@@ -106,6 +108,9 @@ def open_folder(config: Config) -> Iterator[Path]:
                         locked.enter_context(_lock(folder))
                     check_contents(folder, config.resume)
                     if not folder.is_dir():
+                        created.extend(
+                            each for each in (folder, *folder.parents) if not each.exists()
+                        )
                         folder.mkdir(parents=True)
                         locked.enter_context(_lock(folder))
                     return stack.enter_context(
@@ -127,6 +132,20 @@ def open_folder(config: Config) -> Iterator[Path]:
                     "output_dir must be on storage that all hosts share and may write to"
                 )
         yield folder
+
+
+@contextmanager
+def _removed_if_refused(folders: list[Path]) -> Iterator[None]:
+    """Removes the folders, the deepest first, when the block raises InputError and they are
+    empty.
+    """
+    try:
+        yield
+    except InputError:
+        with suppress(OSError):
+            for folder in folders:
+                folder.rmdir()
+        raise
 
 
 def _lock(folder: Path) -> AbstractContextManager[None]:
