@@ -56,9 +56,15 @@ def _children(process):
 
 
 def _processes_in(namespaces):
+    """Returns the processes that have not ended; some inits wait seconds before they reap one."""
     processes = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError):
-            if os.readlink(f"/proc/{name}/ns/pid") in namespaces:
+            if os.readlink(f"/proc/{name}/ns/pid") in namespaces and not _is_zombie(name):
                 processes.append(int(name))
     return processes
+
+
+def _is_zombie(name):
+    with open(f"/proc/{name}/stat") as file:
+        return file.read().rpartition(") ")[2].startswith("Z")
