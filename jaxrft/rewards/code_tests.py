@@ -199,7 +199,8 @@ def _prefix(row: Mapping[str, object]) -> str:
 def same_output(output: str, expected: str) -> bool:
     """Compares what a program printed: its words, line by line, without empty lines.
 
-    Where a number with a fraction is expected, another one may differ by RELATIVE.
+    Where a number with a fraction is expected, another one may differ by RELATIVE. Yes and no may
+    be in any case, as in GURU's comparison and in many tasks of Codeforces.
     """
     lines = _words(output)
     expected_lines = _words(expected)
@@ -209,7 +210,7 @@ def same_output(output: str, expected: str) -> bool:
         return False
     pairs = zip(lines, expected_lines, strict=True)
     return all(
-        word == other or _same_number(word, other)
+        word == other or _same_number(word, other) or _same_choice(word, other)
         for words, others in pairs
         for word, other in zip(words, others, strict=True)
     )
@@ -217,6 +218,10 @@ def same_output(output: str, expected: str) -> bool:
 
 def _words(text: str) -> list[list[str]]:
     return [words for line in text.split("\n") if (words := line.split())]
+
+
+def _same_choice(word: str, expected: str) -> bool:
+    return expected.lower() in ("yes", "no") and word.lower() == expected.lower()
 
 
 def _same_number(word: str, expected: str) -> bool:
