@@ -1,7 +1,7 @@
 """verl's v1 trainer with prompts that jaxrft chooses: a data set that asks a session, a replay
 buffer that tells it.
 
-    pip install . verl==0.9.1 'TransferQueue>=0.1.10'
+    pip install . 'verl[verl-core]==0.9.1'
     PYTHONPATH=notebooks python -m verl.trainer.main_ppo YOUR_OPTIONS \\
         data.custom_cls.path=pkg://verl_sampler data.custom_cls.name=ChosenDataset data.dataloader_num_workers=0 \\
         trainer.v1.sampler.custom_sampler.path=pkg://verl_sampler \\
