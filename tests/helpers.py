@@ -4,6 +4,7 @@ to compare runs.
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -163,6 +164,17 @@ def metrics(folder):
 def checkpoints(folder):
     """The steps that have a checkpoint."""
     return sorted(int(path.name) for path in (Path(folder) / "checkpoints").iterdir())
+
+
+def stopped_after(step, run, copy):
+    """A copy of a finished run's folder, as it was when the checkpoint of `step` was its last."""
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "policy")
+    for saved in checkpoints(copy):
+        if saved > step:
+            shutil.rmtree(copy / f"checkpoints/{saved}")
+    assert checkpoints(copy)[-1:] == [step]
+    return copy
 
 
 def contents(folder):

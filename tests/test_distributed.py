@@ -190,9 +190,9 @@ def test_a_process_has_named_a_dead_one_and_ended_before_jax_aborts_it():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dying", [0, 1], ids=["first", "second"])
-def test_a_process_that_dies_is_named_by_the_other_and_both_go_on(configure, tmp_path, dying):
-    """While they grade the second step; the same commands then make the steps that were left.
+def test_a_process_that_dies_is_named_by_the_other_and_both_go_on(configure, tmp_path):
+    """The first while they grade the second step, the second while they grade the third; the same
+    commands then make the steps that were left.
 
     Without the first one, which coordinates them, JAX ends the other.
     """
@@ -200,18 +200,19 @@ def test_a_process_that_dies_is_named_by_the_other_and_both_go_on(configure, tmp
         tmp_path / "run", mesh=MeshConfig(), steps=3, save_steps=1, rewards=("graders:starts",)
     )
     path = helpers.write_config(tmp_path / "config.py", config)
-    pair = start_pair(tmp_path, path, devices=1)
-    while not (tmp_path / "run/checkpoints/1").exists() and pair[0].poll() is None:
-        time.sleep(0.05)
-    pair[dying].kill()
-    begin = time.monotonic()
-    ends = helpers.finish(*pair)
-    assert time.monotonic() - begin < 60
-    code, _, errors = ends[1 - dying]
-    assert code == (2 if dying else -signal.SIGABRT), ends
-    assert f"jaxrft: error: process {dying} of 2 gives no sign of life any more" in errors, ends
-    assert "Traceback" not in errors
-    assert "sign of life" not in ends[dying][2]
+    for dying, saved in ((0, 1), (1, 2)):
+        pair = start_pair(tmp_path, path, devices=1)
+        while not (tmp_path / f"run/checkpoints/{saved}").exists() and pair[0].poll() is None:
+            time.sleep(0.05)
+        pair[dying].kill()
+        begin = time.monotonic()
+        ends = helpers.finish(*pair)
+        assert time.monotonic() - begin < 60
+        code, _, errors = ends[1 - dying]
+        assert code == (2 if dying else -signal.SIGABRT), ends
+        assert f"jaxrft: error: process {dying} of 2 gives no sign of life any more" in errors, ends
+        assert "Traceback" not in errors
+        assert "sign of life" not in ends[dying][2]
     for code, _, errors in helpers.finish(*start_pair(tmp_path, path, devices=1)):
         assert code == 0, errors
     assert [line["step"] for line in helpers.metrics(tmp_path / "run")] == [1, 2, 3]

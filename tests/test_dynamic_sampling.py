@@ -229,9 +229,9 @@ def test_surplus_groups_enter_the_replay(resampled):
 @pytest.mark.slow
 def test_resume_is_bit_for_bit(dynamic, resampled, tmp_path):
     folder, state, _ = resampled
-    train(dynamic(tmp_path, steps=2, **REPLAY))
-    helpers.assert_same_bits(train(dynamic(tmp_path, **REPLAY)), state)
-    assert helpers.metrics(tmp_path) == helpers.metrics(folder)
+    run = helpers.stopped_after(2, folder, tmp_path / "run")
+    helpers.assert_same_bits(train(dynamic(run, **REPLAY)), state)
+    assert helpers.metrics(run) == helpers.metrics(folder)
 
 
 @pytest.mark.slow

@@ -123,9 +123,9 @@ def test_informative_groups_nearest_the_target_join_the_batch_once(learned):
 @pytest.mark.slow
 def test_resume_with_reference_sets_is_bit_for_bit(dots, learned, tmp_path):
     folder, state, _ = learned
-    train(dots(tmp_path, steps=3))
-    helpers.assert_same_bits(train(dots(tmp_path)), state)
-    assert helpers.metrics(tmp_path) == helpers.metrics(folder)
+    run = helpers.stopped_after(3, folder, tmp_path / "run")
+    helpers.assert_same_bits(train(dots(run)), state)
+    assert helpers.metrics(run) == helpers.metrics(folder)
 
 
 @pytest.mark.slow

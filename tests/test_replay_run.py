@@ -54,9 +54,9 @@ def test_half_of_a_batch_is_replayed_as_soon_as_the_buffer_can_give_it(replayed)
 @pytest.mark.slow
 def test_resume_with_replay_is_bit_for_bit(configure, replayed, tmp_path):
     folder, state = replayed
-    train(configure(tmp_path, steps=4, **HARD))
-    helpers.assert_same_bits(train(configure(tmp_path, **HARD)), state)
-    assert helpers.metrics(tmp_path) == helpers.metrics(folder)
+    run = helpers.stopped_after(3, folder, tmp_path / "run")
+    helpers.assert_same_bits(train(configure(run, **HARD)), state)
+    assert helpers.metrics(run) == helpers.metrics(folder)
 
 
 @pytest.mark.slow

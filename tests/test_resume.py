@@ -22,6 +22,10 @@ HARD = {  # every random stream, a reference policy, several updates a step
     "learning_rate_schedule": "cosine",
     "min_learning_rate_ratio": 0.1,
     "eval_steps": 2,
+    # half of the prompts wait, and rows move while others are decoded
+    "batch_size": 16,
+    "max_completion_length": 80,
+    "max_concurrent_rows": 32,
 }
 
 
@@ -30,26 +34,13 @@ def stop(config, folder, **environment):
     return helpers.jaxrft("train", path, LOG=f"{config.output_dir}/metrics.jsonl", **environment)
 
 
-# half of the prompts wait, and rows move while others are decoded
-WAITING = {
-    "batch_size": 16,
-    "max_completion_length": 80,
-    "max_concurrent_rows": 32,
-}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("rollout", [{}, WAITING], ids=["all at once", "some wait"])
-def test_killed_run_resumes_bit_for_bit(configure, world, tmp_path, rollout):
+def test_killed_run_resumes_bit_for_bit(configure, world, tmp_path):
     held_out = TasksConfig(str(world / "tasks.jsonl"), name="held_out", limit=8)
-    hard = (
-        HARD
-        | rollout
-        | {
-            "evaluation": EvalConfig((held_out,), num_samples=0),
-            "keep_best": "held_out/greedy",
-        }
-    )
+    hard = HARD | {
+        "evaluation": EvalConfig((held_out,), num_samples=0),
+        "keep_best": "held_out/greedy",
+    }
     whole, killed = configure(tmp_path / "whole", **hard), configure(tmp_path / "killed", **hard)
     state = train(whole)
     # evaluation and four steps: it is in step 6
