@@ -145,18 +145,19 @@ def test_the_file_is_a_source_of_tasks_with_reference_pass_rates(rates):
 @pytest.mark.slow
 def test_killed_then_told_to_stop_it_writes_the_same_file(prepare, rates, tmp_path):
     out, record = tmp_path / "rates.parquet", tmp_path / "graded.txt"
-    journal = tmp_path / "rates.parquet.partial"
+    journal, sent = tmp_path / "rates.parquet.partial", tmp_path / "rates.parquet.partial.sent"
     # one batch is in the journal when the grader, in the next one, kills the process
     code, _, errors = command(tmp_path, prepare(), out, SEND="SIGKILL", LINES=2, RECORD=record)
     assert code == -9, errors
     assert len(journal.read_text().splitlines()) == 2 and not out.exists()
-    (tmp_path / "rates.parquet.partial.sent").unlink()
+    sent.unlink()
     with journal.open("a") as file:
         file.write("[3, [[1.0, 2")  # as a kill in the middle of a write leaves it
     # the batch in hand is the fourth
     code, said, errors = command(tmp_path, prepare(), out, SEND="SIGTERM", LINES=4, RECORD=record)
     assert code == 143 and "stopped by a signal" in said, errors
     assert len(journal.read_text().splitlines()) == 5 and not out.exists()
+    sent.unlink()
     code, said, errors = command(tmp_path, prepare(), out, RECORD=record)
     assert code == 0 and "resuming after 4 of 5 batches" in said, errors
     assert digest(out) == digest(rates[0])
