@@ -1,6 +1,7 @@
 """The experiment of benchmarks/protocol.md: its tests by hand, and its lines."""
 
 import json
+from dataclasses import replace
 from math import log
 
 import pytest
@@ -100,7 +101,6 @@ def test_the_run_of_a_language_model_differs_from_its_config_in_arm_seed_and_pla
     assert (config.steps, config.rewards) == (given.steps, given.rewards)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("flags", [[], ["--part", "secondary"], ["--part", "model", "--tune"]])
 def test_only_the_part_model_takes_a_model(flags, capsys):
     with pytest.raises(SystemExit):
@@ -109,23 +109,30 @@ def test_only_the_part_model_takes_a_model(flags, capsys):
     assert experiment.parse(["--part", "model", "--model", "policy"]).model == "policy"
 
 
-def test_runs_that_have_a_line_are_not_run_again(tmp_path, monkeypatch, capsys):
+def test_variants_of_an_arm_differ_in_what_their_name_says(tmp_path):
+    uniform, dynamic, replay = (
+        experiment.configure(Run("digits-far", arm, 7), tmp_path, tmp_path / "run", None)
+        for arm in ("uniform", "uniform+dynamic", "adaptive+replay")
+    )
+    assert replace(dynamic, dynamic_sampling=0) == uniform and dynamic.dynamic_sampling == 2
+    assert replay.replay.capacity == 256 and uniform.replay.capacity == 0
+    assert (replay.select.name, uniform.select.name) == ("adaptive", "uniform")
+
+
+@pytest.mark.slow
+def test_a_run_that_has_a_line_is_not_run_again(tmp_path, monkeypatch, capsys):
     short = {name: value._replace(steps=6, eval_steps=2) for name, value in SETTINGS.items()}
     monkeypatch.setattr(experiment.closed_loop, "SETTINGS", short)
-    runs = [Run("digits-far", arm, 7) for arm in ("uniform", "uniform+dynamic", "adaptive")]
+    run = Run("digits-far", "uniform", 7)
     lines = tmp_path / "lines.jsonl"
-    found = {run: experiment.train(run, tmp_path) for run in runs[:2]}
-    for run, each in found.items():
-        entry = run._asdict() | each._asdict() | {"curve": each.curve._asdict()}
-        with lines.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
-    assert experiment.read_results(lines) == found
-    uniform, dynamic = found.values()
-    assert len(uniform.curve.held_out) == len(uniform.pass_at_k) == 4
-    # more tasks are rolled out in place of uninformative ones
-    assert dynamic.curve.rollouts[-1] > uniform.curve.rollouts[-1] == 6 * 64
+    found = experiment.train(run, tmp_path)
+    entry = run._asdict() | found._asdict() | {"curve": found.curve._asdict()}
+    lines.write_text(json.dumps(entry) + "\n")
+    assert experiment.read_results(lines) == {run: found}
+    assert len(found.curve.held_out) == len(found.pass_at_k) == 4
+    assert found.curve.rollouts[-1] == 6 * 64
     before = lines.read_text()
-    experiment.train_missing(runs[:2], tmp_path, lines, 1)
+    experiment.train_missing([run], tmp_path, lines, 1)
     assert lines.read_text() == before
     experiment.report(experiment.read_results(lines), tmp_path / "found")
     assert "Final levels of `uniform`: digits-far" in capsys.readouterr().out
