@@ -23,6 +23,7 @@ PATIENCE = 30.0  # for a machine that does much else
 DOUBLE = {"inputs": ["1\n", "2\n"], "outputs": ["2\n", "4\n"]}
 HONEST = "print(2 * int(input()))"
 ADD = "assert add(1, 2) == 3\nassert add(2, 2) == 4"
+LANGUAGES = ("python",) if sandbox.compiler("bubblewrap") is None else ("python", "cpp")
 USER = pytest.param(False, id="user")
 FLAVORS = [pytest.param(True, id="root"), USER] if os.geteuid() == 0 else [USER]
 
@@ -37,7 +38,9 @@ def grader(request):
         flavor = flavor._replace(separate_user=request.param)
         monkeypatch.setattr(sandbox, "_flavor", lambda: flavor)
         namespaces = sandboxes.record_namespaces(monkeypatch)
-        reward = CodeReward(seconds=SECONDS, test_seconds=1, memory_bytes=1 << 29)
+        reward = CodeReward(
+            seconds=SECONDS, test_seconds=1, memory_bytes=1 << 29, languages=LANGUAGES
+        )
         reward.start_in_worker()
         yield reward, namespaces
         reward.close()

@@ -7,6 +7,7 @@ import logging
 
 import pytest
 
+from jaxrft.errors import InputError, Missing
 from jaxrft.rewards import code
 from jaxrft.rewards.code import CodeReward, Program, last_program
 from tests import attacks
@@ -24,7 +25,7 @@ def _grade(reward, program, answer, fence="cpp", **columns):
 @pytest.fixture(scope="module")
 def grade():
     """Grades one program in C++ with the fraction as its reward."""
-    reward = CodeReward(seconds=60.0, test_seconds=1)
+    reward = CodeReward(seconds=60.0, test_seconds=1, languages=("cpp",))
     reward.start_in_worker()
     yield lambda *arguments, **options: _grade(reward, *arguments, **options)
     reward.close()
@@ -69,7 +70,7 @@ def test_time_of_a_test_is_limited(grade):
 
 @needs_compiler
 def test_program_without_a_sandbox_leaves_no_file():
-    reward = CodeReward(sandbox="none", seconds=60.0)
+    reward = CodeReward(sandbox="none", seconds=60.0, languages=("cpp",))
     reward.start_in_worker()
     try:
         assert _grade(reward, RIGHT, DOUBLE) == 1.0
@@ -82,7 +83,7 @@ def test_program_without_a_sandbox_leaves_no_file():
 @pytest.mark.parametrize("name", ["included file", "assembled file"])
 def test_attack_that_reads_a_file_earns_where_there_is_no_sandbox(name, tmp_path):
     """Shows that these attacks, which earn nothing in a sandbox, would earn outside of one."""
-    reward = CodeReward(sandbox="none", seconds=60.0)
+    reward = CodeReward(sandbox="none", seconds=60.0, languages=("cpp",))
     program = attacks.cpp_program(name, tmp_path, 0)
     try:
         assert _grade(reward, program, {"inputs": [""], "outputs": [attacks.SECRET]}) == 1.0
@@ -90,22 +91,51 @@ def test_attack_that_reads_a_file_earns_where_there_is_no_sandbox(name, tmp_path
         reward.close()
 
 
-def test_without_a_compiler_programs_earn_0_and_one_sentence_says_why(monkeypatch, caplog):
+def test_without_a_compiler_tasks_of_cpp_have_no_reward_and_one_sentence_says_why(
+    monkeypatch, caplog
+):
     monkeypatch.setattr(code, "compiler", lambda kind: None)
     code._warn_without_compiler.cache_clear()
     with caplog.at_level(logging.WARNING):
-        assert [_grade(CodeReward(), RIGHT, DOUBLE) for _ in range(2)] == [0.0, 0.0]
+        rewards = [_grade(CodeReward(), RIGHT, DOUBLE, language="cpp") for _ in range(2)]
+    assert rewards == [None, None]
     assert [record.getMessage() for record in caplog.records] == [
-        "programs in C++ earn 0, because g++ is not installed: install it (apt-get install g++)"
+        "tasks of C++ have no reward: g++ is not installed, so install it (apt-get install g++)"
     ]
+    assert _grade(CodeReward(), RIGHT, DOUBLE) == 0.0  # a task of Python
+
+
+@needs_bubblewrap
+def test_a_reward_for_cpp_does_not_start_without_a_compiler(monkeypatch):
+    monkeypatch.setattr(code, "compiler", lambda kind: None)
+    with pytest.raises(Missing, match="need g.., which is not installed: install it"):
+        CodeReward(languages=("python", "cpp")).start_in_worker()
+
+
+@pytest.mark.parametrize("languages", [(), ("java",), ("python", "c++")])
+def test_an_unknown_language_is_one_sentence(languages):
+    with pytest.raises(InputError, match=r"languages is .*: give \(\"python\",\), "):
+        CodeReward(languages=languages)
+
+
+@needs_bubblewrap
+@needs_compiler
+def test_language_of_a_task_goes_before_those_of_the_reward():
+    reward = CodeReward(seconds=60.0)
+    reward.start_in_worker()
+    try:
+        assert _grade(reward, RIGHT, DOUBLE, language="C++") == 1.0
+        assert _grade(reward, RIGHT, DOUBLE, language="en") == 0.0
+    finally:
+        reward.close()
 
 
 def test_task_that_takes_no_cpp_gives_0_for_it():
-    reward = CodeReward()
+    reward = CodeReward(languages=("python", "cpp"))
     assert _grade(reward, RIGHT, "assert f(1) == 2") == 0.0
     assert _grade(reward, RIGHT, {"fn_name": "f", "inputs": [[1]], "outputs": [2]}) == 0.0
     assert _grade(reward, RIGHT, DOUBLE, language="python") == 0.0
-    assert _grade(reward, "print(2)", DOUBLE, fence="python", language="cpp") == 0.0
+    assert _grade(CodeReward(), RIGHT, DOUBLE) == 0.0
 
 
 @pytest.mark.parametrize(

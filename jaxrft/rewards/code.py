@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from jaxrft.errors import InputError, Missing
 from jaxrft.rewards import code_tests
 from jaxrft.rewards.code_tests import Asserts, Calls, Programs
 from jaxrft.rewards.functions import Completion, text_of
@@ -60,7 +61,8 @@ class CodeReward:
     `seconds` bound a completion, and should stay 2 below the config's `reward_timeout`, since what
     is lost there is no reward of 0; `test_seconds` bound the processor time of one test.
     `sandbox="none"` runs what a model wrote as this user, with its files and its network.
-    `all_or_nothing` gives 1 where all tests are passed, else 0.
+    `all_or_nothing` gives 1 where all tests are passed, else 0. `languages` are those of programs
+    for tasks whose column `language` names none. Raises InputError for others.
     """
 
     def __init__(
@@ -73,9 +75,14 @@ class CodeReward:
         file_bytes: int = 16 << 20,
         processes: int = 32,
         all_or_nothing: bool = False,
+        languages: Sequence[Language] = ("python",),
     ) -> None:
         """Starts nothing yet."""
         check_kind(sandbox)
+        if not languages or not set(languages) <= set(_LANGUAGES.values()):
+            raise InputError(
+                f'languages is {languages!r}: give ("python",), ("cpp",) or ("python", "cpp")'
+            )
         self._kind: Kind = sandbox
         self._seconds = seconds
         self._limits = Limits(
@@ -87,12 +94,18 @@ class CodeReward:
             output_bytes=0,
         )
         self._all_or_nothing = all_or_nothing
+        self._languages = tuple(languages)
         self._spare: Sandbox | None = None  # one that starts while another is used
         self._judge: Sandbox | None = None  # kept, for no model's program runs in it
 
     def start_in_worker(self) -> None:
-        """Raises Missing, with the remedy, where no sandbox can be had."""
+        """Raises Missing, with the remedy, where no sandbox or no compiler can be had."""
         check(self._kind, self._limits)
+        if "cpp" in self._languages and compiler(self._kind) is None:
+            raise Missing(
+                "programs in C++ need g++, which is not installed: install it (apt-get install "
+                'g++), or leave "cpp" out of the languages of CodeReward'
+            )
         self._spare = Sandbox(self._kind, self._limits)
 
     def close(self) -> None:
@@ -113,7 +126,8 @@ class CodeReward:
     ) -> list[float | None]:
         """Returns the fraction of tests that the last program of each completion passes.
 
-        It is None where a task has no tests, see `code_tests.read`, and 0 without a program.
+        It is None where a task has no tests, see `code_tests.read`, or is one of C++ and there is
+        no compiler; it is 0 without a program.
         """
         rewards = []
         for i, completion in enumerate(completions):
@@ -126,11 +140,12 @@ class CodeReward:
         tests = code_tests.read(answer, row)
         if tests is None:
             return None
-        program = last_program(completion, _languages(tests, row))
-        if program is None:
-            return 0.0
-        if program.language == "cpp" and compiler(self._kind) is None:
+        languages = self._languages_of(tests, row)
+        if "cpp" in languages and compiler(self._kind) is None:
             _warn_without_compiler()
+            return None
+        program = last_program(completion, languages)
+        if program is None:
             return 0.0
         sandbox = self._take()
         try:
@@ -147,6 +162,18 @@ class CodeReward:
         if self._all_or_nothing:
             return float(0 < total == passed)
         return passed / total if total else 0.0
+
+    def _languages_of(
+        self, tests: code_tests.Tests, row: Mapping[str, object]
+    ) -> tuple[Language, ...]:
+        """Returns the languages in which a task takes programs, that of blocks without one first.
+
+        C++ can be run on inputs alone.
+        """
+        if not isinstance(tests, Programs):
+            return ("python",)
+        language = _LANGUAGES.get(str(row.get("language")).lower())
+        return self._languages if language is None else (language,)
 
     def _take(self) -> Sandbox:
         """Returns a sandbox that is ready, and starts the next one."""
@@ -293,22 +320,11 @@ def _classes(prefix: str) -> list[str]:
     return [node.name for node in body if isinstance(node, ast.ClassDef)]
 
 
-def _languages(tests: code_tests.Tests, row: Mapping[str, object]) -> tuple[Language, ...]:
-    """Returns the languages in which a task takes programs, that of blocks without one first.
-
-    C++ can be run on inputs alone. A column `language`, as Codeforces' tasks have it, names one.
-    """
-    if not isinstance(tests, Programs):
-        return ("python",)
-    language = _LANGUAGES.get(str(row.get("language")).lower())
-    return ("python", "cpp") if language is None else (language,)
-
-
 @functools.cache
 def _warn_without_compiler() -> None:
-    """Says once why programs in C++ earn nothing."""
+    """Says once why tasks of C++ have no reward."""
     logger.warning(
-        "programs in C++ earn 0, because g++ is not installed: install it (apt-get install g++)"
+        "tasks of C++ have no reward: g++ is not installed, so install it (apt-get install g++)"
     )
 
 
