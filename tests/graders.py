@@ -22,12 +22,6 @@ def note(prompts, completions):
             )
 
 
-def noted(prompts, completions, *, answer, **columns):
-    """The built-in reward `exact`, which notes what it was asked in the file RECORD."""
-    note(prompts, completions)
-    return exact(prompts, completions, answer=answer)
-
-
 def starts(prompts, completions, *, answer, **columns):
     """1 for a completion whose first character is one of the answer's.
 

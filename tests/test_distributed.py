@@ -17,7 +17,6 @@ from jaxrft.lm import weights
 from jaxrft.train.loop import train
 
 MEMBER = Path(__file__).with_name("member.py")
-QUICKSTART = Path(__file__).parents[1] / "configs/quickstart.py"
 
 
 def start_pair(folder, *flags, devices, only_second=()):
@@ -61,44 +60,44 @@ def assert_same_metrics(lines, others):
 
 
 @pytest.fixture(scope="module")
-def quickstart(tmp_path_factory):
-    """The folder of three steps of the quickstart: by two processes of four devices, and `alone` by
-    one of eight.
+def shards(tmp_path_factory, configure):
+    """The folder of two steps by two processes of four devices, which hold a shard of the rows
+    each, and `alone` by one of eight.
+
+    Half of the prompts wait, and a shard waits for the fuller one.
     """
-    folder = tmp_path_factory.mktemp("quickstart")
-    flags = (
-        QUICKSTART,
-        "--steps",
-        "3",
-        "--rewards",
-        "graders:noted",
-        "--evaluation.num-samples",
-        "0",
-        "--output-dir",
-    )
-    alone = helpers.start(
-        "-m", "jaxrft", "train", *flags, folder / "alone", RECORD=folder / "graded.txt"
-    )
-    for code, _, errors in helpers.finish(
-        alone, *start_pair(folder, *flags, folder / "pair", devices=4)
-    ):
+    folder = tmp_path_factory.mktemp("shards")
+    changes = {
+        "steps": 2,
+        "mesh": MeshConfig(data=2, fsdp=2, model=2),
+        "max_completion_length": 80,
+        "max_concurrent_rows": 32,
+        "batch_size": 16,
+    }
+    paths = [
+        helpers.write_config(folder / f"{name}.py", configure(folder / name, **changes))
+        for name in ("alone", "pair")
+    ]
+    alone = helpers.start("-m", "jaxrft", "train", paths[0], RECORD=folder / "graded.txt")
+    for code, _, errors in helpers.finish(alone, *start_pair(folder, paths[1], devices=4)):
         assert code == 0, errors
     return folder
 
 
 @pytest.mark.slow
-def test_each_process_grades_its_own_half_of_the_quickstart(quickstart):
-    first, second = graded(quickstart, 0), graded(quickstart, 1)
-    assert first.total() == second.total() > 3 * 16 * 8 // 2 and first != second
-    assert first + second == graded(quickstart, "")
+def test_each_process_grades_its_own_half(shards):
+    first, second = graded(shards, 0), graded(shards, 1)
+    assert first.total() == second.total() == 2 * 16 * 4 // 2 and first != second
+    assert first + second == graded(shards, "")
 
 
 @pytest.mark.slow
-def test_the_quickstart_of_two_processes_is_that_of_one(quickstart):
-    first, second = (np.load(quickstart / f"params{index}.npz") for index in range(2))
+def test_the_steps_of_two_processes_are_those_of_one(shards):
+    first, second = (np.load(shards / f"params{index}.npz") for index in range(2))
     for name in first:
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
-    assert_same_metrics(helpers.metrics(quickstart / "pair"), helpers.metrics(quickstart / "alone"))
+    assert_same_metrics(helpers.metrics(shards / "pair"), helpers.metrics(shards / "alone"))
+    assert all(line["rollout/segments"] > 3 for line in helpers.metrics(shards / "pair"))
 
 
 @pytest.fixture(scope="module")
@@ -146,28 +145,6 @@ def test_their_checkpoint_goes_on_in_one_process(halves, configure, whole):
     state = train(configure(halves / "run"))
     helpers.assert_close(state, whole[1], atol=1e-3)
     assert [line["step"] for line in helpers.metrics(halves / "run")] == [1, 2, 3, 4, 5, 6]
-
-
-@pytest.mark.slow
-def test_processes_whose_rows_end_at_different_times_make_the_steps_of_one(configure, tmp_path):
-    """Each holds a shard; half of the prompts wait, and a shard waits for the fuller one."""
-    changes = {
-        "steps": 2,
-        "mesh": MeshConfig(data=2, fsdp=1, model=1),
-        "max_completion_length": 80,
-        "max_concurrent_rows": 16,
-    }
-    paths = [
-        helpers.write_config(tmp_path / f"{name}.py", configure(tmp_path / name, **changes))
-        for name in ("alone", "pair")
-    ]
-    alone = helpers.start("-m", "jaxrft", "train", paths[0], devices=2)
-    for code, _, errors in helpers.finish(alone, *start_pair(tmp_path, paths[1], devices=1)):
-        assert code == 0, errors
-    assert_same_metrics(helpers.metrics(tmp_path / "pair"), helpers.metrics(tmp_path / "alone"))
-    first, second = (graded(tmp_path, index).total() for index in range(2))
-    assert first == second == 2 * 8 * 4 // 2
-    assert all(line["rollout/segments"] > 3 for line in helpers.metrics(tmp_path / "pair"))
 
 
 @pytest.mark.slow
