@@ -3,15 +3,16 @@
     hf download HuggingFaceTB/SmolLM2-135M-Instruct
     jaxrft train configs/smollm2_arithmetic.py
 
-Hardware: any; two CPU cores make a step in about half a minute, and it takes 3 GB of memory.
+Hardware: any; two CPU cores make a step in 17 s, and it takes 5 GB of memory.
 
 The built-in tasks are sums, differences and products of one to four digits, from easy to out of
 reach: the model solves one in a hundred at temperature 1. The reward `gsm8k` reads the last number
 of a completion, so that a question told again earns nothing.
 
-Expected: not stated anywhere for these settings.
+Expected: from weights of four bits, 60 steps raise the held-out success of a sample from 0.01 to
+0.11. The model learns to end an equation within 16 tokens, not to calculate.
 
-Not yet run. 14 steps of a trial with weights of four bits raised the reward from 0.01 to 0.14.
+Run with `uniform` and `adaptive`, seeds 1 to 3: benchmarks/results/experiment_notes.md.
 """
 
 from jaxrft.config import Config, EvalConfig, LoRAConfig, MeshConfig, SelectConfig, TasksConfig
