@@ -592,9 +592,12 @@ def test_several_processes_resume_from_the_checkpoint_of_one(configure, whole, t
         ),
     ],
 )
-def test_checkpoints_of_another_format_are_refused_and_left_as_they_are(tmp_path, written, said):
+def test_checkpoints_of_another_format_are_refused_and_left_as_they_are(
+    good, tmp_path, written, said
+):
     identity = {} if written is None else {"format": written}
-    change(saved(tmp_path, 1) / "checkpoints/1", "identity.json", json.dumps(identity).encode())
+    shutil.copytree(good, tmp_path, dirs_exist_ok=True)
+    change(tmp_path / "checkpoints/1", "identity.json", json.dumps(identity).encode())
     before = helpers.contents(tmp_path)
     with Checkpoints(tmp_path / "checkpoints", keep=3, identity={}) as checkpoints:
         with pytest.raises(InputError, match=said):

@@ -97,14 +97,14 @@ CASES = {
         tasks=20,
         mesh=(2, 2, 2),
     ),
-    "top_p on a mesh": Case(top_p=0.7, temperature=0.8, mesh=(2, 2, 2)),
+    "top_p on a mesh": Case(slow=True, top_p=0.7, temperature=0.8, mesh=(2, 2, 2)),
     "rows that leave": Case(ends=MANY, leaves=True),
     "rows that leave on a mesh": Case(slow=True, slots=2, ends=MANY, leaves=True, mesh=(2, 2, 2)),
     "rows that leave, a TPU's cache on a mesh": Case(
         slow=True, ends=MANY, leaves=True, mesh=(4, 2, 1), kind=attention.TpuLayerCache
     ),
     "rows that enter": Case(ends=MANY, leaves=True, max_rows=32, entries=6, tasks=11),
-    "rows that enter, one group at a time": Case(slots=2, max_rows=16, entries=8),
+    "rows that enter, one group at a time": Case(slow=True, slots=2, max_rows=16, entries=8),
     "rows that enter on a mesh": Case(
         slow=True, slots=2, ends=MANY, leaves=True, max_rows=64, entries=5, tasks=20, mesh=(2, 2, 2)
     ),
@@ -118,7 +118,7 @@ CASES = {
         mesh=(2, 1, 2),
         kind=attention.TpuLayerCache,
     ),
-    "a TPU's cache": Case(kind=attention.TpuLayerCache),
+    "a TPU's cache": Case(slow=True, kind=attention.TpuLayerCache),
     "a TPU's cache on a mesh": Case(slots=3, mesh=(2, 2, 2), kind=attention.TpuLayerCache),
 }
 

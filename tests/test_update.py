@@ -161,7 +161,13 @@ plain_gradient = jax.jit(
 )
 
 
-@pytest.mark.parametrize("loss_type", grpo.LOSS_TYPES)
+@pytest.mark.parametrize(
+    "loss_type",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in ("grpo", "gspo")))
+        for name in grpo.LOSS_TYPES
+    ],
+)
 @pytest.mark.parametrize(  # half a group, two groups
     "micro_batch_size", [2, pytest.param(8, marks=pytest.mark.slow)]
 )
@@ -486,7 +492,9 @@ def test_adamw_by_hand():
     ("decay", "last"),
     [
         ({}, 4e-3),
-        ({"learning_rate_schedule": "linear", "num_updates": 7}, 3e-3),
+        pytest.param(
+            {"learning_rate_schedule": "linear", "num_updates": 7}, 3e-3, marks=pytest.mark.slow
+        ),
         ({"learning_rate_schedule": "cosine", "num_updates": 5}, 2e-3),
     ],
     ids=["constant", "linear", "cosine"],
