@@ -18,11 +18,11 @@ from pathlib import Path
 import forgers
 import pytest
 
+from jaxrft.errors import InputError
 from jaxrft.host import launch
 from jaxrft.rewards import Pool, verl
 from jaxrft.rewards import pool as pools
 from jaxrft.rewards.functions import text_of
-from jaxrft.types import InputError
 
 
 def hostile(prompts, completions, **columns):

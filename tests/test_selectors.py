@@ -78,8 +78,9 @@ CONTRACT = {
         G, retire_above=0.5 * x, review=0.3, balance="equal"
     ),
     "adaptive": lambda x: selectors.adaptive(G, kappa=0.3 * x, epsilon=0.1 * x),
-    "adaptive-signal": lambda x: selectors.adaptive(G, utility="signal", balance="equal"),
-    "adaptive-per-token": lambda x: selectors.adaptive(G, kappa=0.3 * x, per_token=True),
+    "adaptive-signal": lambda x: selectors.adaptive(
+        G, kappa=0.3 * x, utility="signal", per_token=True, balance="equal"
+    ),
     "dots": lambda x: dots(G, target=0.5 * x, temperature=1e-3 * x, attention_temperature=x),
     "dots-top-k": lambda x: dots(G, calibration="plain", top_k=3, balance="equal"),
     "oracle": lambda x: knowing(oracle(G, target=0.5 * x, tolerance=0.4 * x)),

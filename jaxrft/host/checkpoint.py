@@ -100,7 +100,7 @@ class Checkpoints:
             self._write(path / "state", state)
             on_host0(lambda: self._commit(path, step))
         except InputError as error:
-            _clear_frames(error)
+            _drop_objects(error)
             if jax.process_index() == 0:
                 self._clear()
             newest = (
@@ -178,6 +178,7 @@ class Checkpoints:
             raise
         # whatever a library makes of bytes that are no checkpoint of its own
         except Exception as error:
+            _drop_objects(error)
             return None, f"orbax cannot read it: {str(error).partition(chr(10))[0]}"
 
     def _check_identity(self, step: int) -> None:
@@ -300,6 +301,7 @@ def read_params(folder: Path, step: int, like: dict[str, jax.ShapeDtypeStruct]) 
             raise
         # whatever a library makes of bytes that are no checkpoint of its own
         except Exception as error:
+            _drop_objects(error)
             reason = str(error).partition("\n")[0]
             raise InputError(
                 f"the checkpoint of step {step} in {folder} cannot be read ({reason}): choose "
@@ -399,14 +401,17 @@ def _without_stacks(*libraries: logging.Logger) -> Iterator[None]:
     try:
         yield
     finally:
-        gc.collect()  # objects that are dropped later are reported
         sys.unraisablehook = before
         for library in libraries:
             library.removeFilter(stackless)
 
 
-def _clear_frames(error: BaseException | None) -> None:
-    """Clears the frames of an error, since asyncio reports failed writes when they are dropped."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
+def _drop_objects(error: BaseException) -> None:
+    """Drops what only the frames of an error hold, and what is left in cycles: asyncio reports
+    writes that failed when they are dropped.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__cause__ or cause.__context__
+    gc.collect()
