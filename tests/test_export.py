@@ -227,9 +227,7 @@ def test_checkpoint_without_a_number_is_the_newest():
 def test_best_policy_is_announced_when_written_and_at_the_end(run, capsys):
     config, said = run
     first, second = (line["eval/held_out/avg@2"] for line in figures(config)[1:])
-    sentence = (
-        f"of held_out/avg@2, {{:.3f}} at step {{}}, is in {Path(config.output_dir) / 'best'}"
-    )
+    sentence = f"of held_out/avg@2, {{:.3f}} at step {{}}, is in {Path(config.output_dir) / 'best'}"
     assert f"the best so far {sentence.format(first, 1)}" in said
     assert (f"the best so far {sentence.format(second, 2)}" in said) == (second > first)
     best = sentence.format(*((second, 2) if second > first else (first, 1)))

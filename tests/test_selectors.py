@@ -622,8 +622,9 @@ def test_every_update_is_one_step_of_decay():
     greso = selectors.greso(G, explore_step=0.01)
     for selector in (bots, greso):
         state = selector.init(TASKS, N)
+        update = jax.jit(selector.update)
         for part in halves(feedback):
-            state = selector.update(state, TASKS, part)
+            state = update(state, TASKS, part)
         if selector is bots:
             assert state.posterior.alpha[:3].tolist() == pytest.approx([0.9 * 9 + 0.1, 9, 1])
             assert state.posterior.beta[:3].tolist() == pytest.approx([1, 1, 1])

@@ -58,7 +58,8 @@ def test_rollouts_are_drawn_without_replacement_and_missing_answers_left_out():
     # 10 of 40 rows: hypergeometric, narrower than binomial
     few = world_of(matrix(1000, 6), num_generations=10)
     keys = jax.random.split(KEY, 4000)
-    counts = jax.vmap(lambda key: few.roll_out(key, (), 5, jnp.array([3])).successes[0])(keys)
+    draw = jax.jit(jax.vmap(lambda key: few.roll_out(key, (), 5, jnp.array([3])).successes[0]))
+    counts = draw(keys)
     rate = float(few.pass_rates((), 5)[3])
     assert float(counts.mean()) == pytest.approx(10 * rate, abs=0.1)
     assert float(counts.var()) == pytest.approx(10 * rate * (1 - rate) * 30 / 39, rel=0.1)
