@@ -48,7 +48,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 # of the 65,530 memory maps that Linux gives a process; a compiled program takes three
-MAPS = 20_000
+MAPS = 40_000
 
 
 @pytest.fixture(scope="module", autouse=True)

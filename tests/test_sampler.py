@@ -284,7 +284,10 @@ def test_in_float64_every_token_is_that_of_the_whole_prefix(monkeypatch, name):
     assert got.lengths.max() == TIME and got.lengths.min() < 4  # some end and some do not
 
 
-@pytest.mark.parametrize("name", ["biases", "top_k and top_p", "rows that leave"])
+@pytest.mark.parametrize(
+    "name",
+    ["biases", "top_k and top_p", pytest.param("rows that leave", marks=pytest.mark.slow)],
+)
 def test_in_float32_only_tokens_that_are_nearly_equal_are_swapped(monkeypatch, name):
     got, want, logits, noise = sample_both(CASES[name], np.float32, monkeypatch, tasks=128, group=8)
     tokens = np.where(got.mask, got.tokens, 0)
