@@ -6,6 +6,7 @@ import signal
 import sys
 import tempfile
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -18,7 +19,8 @@ os.environ.setdefault("PJRT_NPROC", "64")
 # The second as jaxrft.cli sets it: flags are a part of the key of a compiled program, which must
 # not depend on whether a test has called the command line before.
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_gpu_deterministic_ops=true"
-if metadata.version("jaxlib").startswith("0.10."):  # another may not know the flag, and would abort
+# another jaxlib may not know the flag and would abort, as libtpu does
+if metadata.version("jaxlib").startswith("0.10.") and find_spec("libtpu") is None:
     FLAGS += " --xla_cpu_use_fusion_emitters=false"  # which take two thirds of the time to compile
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 

@@ -175,10 +175,17 @@ def test_the_histogram_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(12, "12 "), (1500, "1.5 k"), (494e6, "494 M"), (1.27e13, "12.7 T")]
+    ("value", "text", "with_unit"),
+    [
+        (12, "12", "12 FLOP"),
+        (1500, "1.5 k", "1.5 kFLOP"),
+        (494e6, "494 M", "494 MFLOP"),
+        (1.27e13, "12.7 T", "12.7 TFLOP"),
+    ],
 )
-def test_large_numbers_are_short(value, text):
+def test_large_numbers_are_short(value, text, with_unit):
     assert counts.short(value) == text
+    assert counts.short(value, "FLOP") == with_unit
 
 
 def test_rewards_grade_ground_truths(configure, tmp_path):
@@ -399,8 +406,7 @@ def test_programs_are_compiled_for_a_topology(dry, recwarn):
         and ("Compiled for v5e:4x2, chips of 16 GiB") in said
     )
     assert re.search(
-        r"At best on v5e:4x2, seconds a step\n.*\n +rollout +[\d.e-]+ +memory "
-        r"bandwidth ",
+        r"At best on v5e:4x2, seconds a step\n.*\n +rollout +[\d.e-]+ +interconnect ",
         said,
     )
     assert re.search(

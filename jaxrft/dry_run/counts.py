@@ -161,19 +161,19 @@ def number(count: int, thing: str) -> str:
     return f"{count:,} {thing}{ending}"
 
 
-def short(value: float) -> str:
-    """Formats a large number in three figures and a letter: 1.57 M."""
-    for unit, letter in (
-        (1e18, " E"),
-        (1e15, " P"),
-        (1e12, " T"),
-        (1e9, " G"),
-        (1e6, " M"),
-        (1e3, " k"),
+def short(value: float, unit: str = "") -> str:
+    """Formats a large number in three figures and a letter before its unit: 1.57 M."""
+    for scale, letter in (
+        (1e18, "E"),
+        (1e15, "P"),
+        (1e12, "T"),
+        (1e9, "G"),
+        (1e6, "M"),
+        (1e3, "k"),
     ):
-        if value >= unit:
-            return f"{value / unit:.3g}{letter}"
-    return f"{value:.3g} "
+        if value >= scale:
+            return f"{value / scale:.3g} {letter}{unit}"
+    return f"{value:.3g} {unit}".rstrip()
 
 
 def size(count: int) -> str:

@@ -285,7 +285,7 @@ def programs(page: Page, compiled: Iterable[Compiled], topology: str) -> bool:
         page.line(
             f"  {program.name:<15} {fits}: {counts.size(program.peak)} with the state that "
             f"stays on the chip, {counts.size(program.temporaries)} of it temporary; "
-            f"{counts.short(program.flops)}FLOP ({took})"
+            f"{counts.short(program.flops, 'FLOP')} ({took})"
         )
     page.line("  FLOP a chip, as the compiler counts: the bodies of loops once", "dim")
     return all_fit
