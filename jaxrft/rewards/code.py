@@ -14,7 +14,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from jaxrft.errors import InputError, Missing
 from jaxrft.rewards import code_tests
@@ -79,7 +79,7 @@ class CodeReward:
     ) -> None:
         """Starts nothing yet."""
         check_kind(sandbox)
-        if not languages or not set(languages) <= set(_LANGUAGES.values()):
+        if not languages or not set(languages) <= set(get_args(Language)):
             raise InputError(
                 f'languages is {languages!r}: give ("python",), ("cpp",) or ("python", "cpp")'
             )
