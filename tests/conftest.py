@@ -49,8 +49,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
-# of the 65,530 memory maps that Linux gives a process; a compiled program takes three
-MAPS = 40_000
+# of the 65,530 memory maps that Linux gives a process; a compiled program takes three, and those of
+# test_selectors.py take 33,000
+MAPS = 20_000
 
 
 @pytest.fixture(scope="module", autouse=True)
