@@ -330,6 +330,16 @@ def test_a_mistake_is_reported_in_one_sentence(changes, wanted, dry):
     )
 
 
+def test_a_run_whose_rewards_all_fail_is_not_ready(dry):
+    code, said, _ = dry(rewards=("graders:broken",))
+    assert code == 2 and said.endswith("\n1 thing is missing\n")
+    assert "a reward for any of the tasks that were tried; graders:broken: " in " ".join(
+        said.split()
+    )
+    code, said, _ = dry(rewards=("graders:broken", "graders:starts"))
+    assert code == 0 and said.endswith("\nready\n")
+
+
 def test_a_run_in_the_folder_is_resumed_or_refused(whole, configure, capsys):
     before = helpers.contents(whole[0])
     dry_run.show(configure(whole[0], steps=9))
@@ -338,6 +348,8 @@ def test_a_run_in_the_folder_is_resumed_or_refused(whole, configure, capsys):
     )
     with pytest.raises(InputError, match="holds a run already"):
         dry_run.show(configure(whole[0], resume="never"))
+    with pytest.raises(InputError, match="of another run: its seed is 0, this run's is 1"):
+        dry_run.show(configure(whole[0], seed=1))
     assert helpers.contents(whole[0]) == before
 
 

@@ -22,7 +22,7 @@ from jaxrft.select import selectors
 from jaxrft.tasks import mixture, table
 from jaxrft.train.devices import check_mesh
 from jaxrft.train.memory import bin_shapes, memory_to_plan
-from jaxrft.train.resume import check_contents, with_template_date
+from jaxrft.train.resume import check_contents, check_settings, with_template_date
 from jaxrft.train.setup import UNIFORM_HINT, Opened, describe_run
 from jaxrft.types import Missing
 
@@ -52,6 +52,7 @@ def show(config: Config, topology: str | None = None) -> bool:
     """
     check_contents(Path(config.output_dir), config.resume)
     config = with_template_date(config)
+    check_settings(config)
     sizes = (config.mesh.data, config.mesh.fsdp, config.mesh.model)
     mesh = (
         meshes.make(*sizes, devices=programs.devices(topology))
@@ -117,6 +118,9 @@ def _show_inputs(page: Page, config: Config, inputs: resolve.Inputs) -> list[str
         return [str(missing)]
     lack = "have no ground truths" if has_tasks else "are missing"
     render.rewards(page, checks, "" if checks else f"{names} loaded, but the tasks {lack}")
+    failures = [f"{check.name}: {check.failure}" for check in checks if check.failure]
+    if failures and not any(check.applies for check in checks):
+        return [f"a reward for any of the tasks that were tried; {'; '.join(failures)}"]
     return []
 
 

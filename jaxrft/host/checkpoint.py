@@ -184,15 +184,8 @@ class Checkpoints:
     def _check_identity(self, step: int) -> None:
         """Raises InputError when the checkpoint is of another run."""
         saved = read_identity(self.folder, step)  # `flaw_of` has read it before
-        for name in self.identity | saved:
-            wanted = self.identity.get(name)
-            actual = saved.get(name)
-            if wanted != actual:
-                raise InputError(
-                    f"the checkpoint in {self.folder} is of another run: its {name} is "
-                    f"{_short(actual)}, this run's is "
-                    f"{_short(wanted)}; choose another output_dir, or the config it was made with"
-                )
+        others = dict.fromkeys(saved.keys() - self.identity.keys())
+        check_identity(self.folder, saved, self.identity | others)
 
     def _commit(self, path: Path, step: int) -> None:
         """Renames `path` to the checkpoint of `step`, and then removes older ones but for `keep`.
@@ -279,6 +272,19 @@ def read_identity(folder: Path, step: int) -> dict[str, JSON]:
             f"format {FORMAT}: finish the run with {version}, or choose another output_dir"
         )
     return saved
+
+
+def check_identity(folder: Path, saved: dict[str, JSON], wanted: dict[str, JSON]) -> None:
+    """Raises InputError when `saved`, of a checkpoint in `folder`, lacks or contradicts what is
+    `wanted`.
+    """
+    for name, value in wanted.items():
+        if saved.get(name) != value:
+            raise InputError(
+                f"the checkpoint in {folder} is of another run: its {name} is "
+                f"{_short(saved.get(name))}, this run's is {_short(value)}; choose another "
+                "output_dir, or the config it was made with"
+            )
 
 
 def read_params(folder: Path, step: int, like: dict[str, jax.ShapeDtypeStruct]) -> PyTree:

@@ -170,7 +170,8 @@ def _references(tasks: Tasks, dtype: DTypeLike) -> Array:
 
 _NO_REFERENCES = (
     "no task has the pass rates of reference policies that this selector needs: "
-    "name their columns in tasks.pass_rate_columns, or choose select.name uniform"
+    "name their columns in tasks.pass_rate_columns, or choose select.name uniform (from Python: "
+    "Tasks(reference_pass_rates), or another selector)"
 )
 
 

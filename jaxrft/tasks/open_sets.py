@@ -101,9 +101,14 @@ def check_columns(config: Config, tasks: table.TaskTable, source: str) -> None:
     if "answer" not in tasks.columns:
         if structured:  # which find tests in columns of other names
             return
+        others = ", ".join(tasks.columns)
         raise InputError(
-            f"the reward {built_in[0]} needs ground truths but {source} has only the columns "
-            f"{', '.join(tasks.columns) or '(none)'}: name theirs with tasks.answer_column"
+            f"the reward {built_in[0]} needs ground truths but {source} has "
+            + (
+                f"only the columns {others}: name theirs with tasks.answer_column"
+                if others
+                else "prompts only: add a column of them, and name it with tasks.answer_column"
+            )
         )
     ground_truth.check(
         tasks.columns["answer"],

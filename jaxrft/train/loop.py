@@ -126,7 +126,8 @@ def advance(
         path = folder / "metrics.jsonl"
         report = Reporter(path, display, start=start, write=first_process, track=tracking.log)
         if restored is not None:
-            display.say(f"resuming after step {done} of the run in {folder}")
+            all_done = ", whose steps are all done" if done >= config.steps else ""
+            display.say(f"resuming after step {done} of the run in {folder}{all_done}")
         elif config.select == SelectConfig():
             display.say(UNIFORM_HINT)
         stopped = stack.enter_context(stop_signals())

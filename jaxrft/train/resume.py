@@ -20,9 +20,9 @@ from jax.experimental import multihost_utils
 from jaxrft import config as configs
 from jaxrft.config import Config
 from jaxrft.host import crash, lock
-from jaxrft.host.checkpoint import steps_in
+from jaxrft.host.checkpoint import check_identity, read_identity, steps_in
 from jaxrft.host.disk import writing
-from jaxrft.host.files import UnreadableJSON, read_json, replace_file, short_digest
+from jaxrft.host.files import JSON, UnreadableJSON, read_json, replace_file, short_digest
 from jaxrft.host.multihost import broadcast_from_host0, broadcast_text, on_host0
 from jaxrft.lm.model import Params
 from jaxrft.lm.policy import fingerprint
@@ -171,6 +171,20 @@ def check_contents(folder: Path, resume: str) -> None:
         logger.warning("the run in %s ended before its first checkpoint: it starts anew", folder)
 
 
+def check_settings(config: Config) -> None:
+    """Raises InputError when the newest checkpoint in `output_dir` is of a run with other fixed
+    fields of the config.
+
+    One that cannot be read counts as none: resuming tells why.
+    """
+    folder = Path(config.output_dir).absolute() / "checkpoints"
+    saved: dict[str, JSON] = {}
+    with suppress(OSError, UnreadableJSON):
+        saved = read_identity(folder, max(steps_in(folder), default=0))
+    if saved:
+        check_identity(folder, saved, fixed_fields(config))
+
+
 def saved_steps(folder: Path) -> list[int]:
     """Lists the steps whose checkpoints are in a run's folder, without checking that they load."""
     return steps_in(folder / "checkpoints")
@@ -209,7 +223,7 @@ def _log_differences(path: Path, config: Config) -> None:
         )
         return
     for name, (now, before) in configs.differences(config, earlier).items():
-        logger.warning("this run resumes with another %s: %s, it was %s", name, now, before)
+        logger.warning("this run resumes with %s %s, it was %s", name, now, before)
 
 
 def with_template_date(config: Config, begun: Callable[[], str | None] = lambda: None) -> Config:
