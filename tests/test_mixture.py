@@ -169,5 +169,7 @@ def test_a_set_of_a_mixture_without_ground_truths_is_named(configure, tokenizer,
     config: Config = configure(
         tmp_path / "run", tasks=(two_sets(tmp_path)[0], bare), rewards=("exact",)
     )
-    with pytest.raises(InputError, match="exact needs ground truths but .*bare.jsonl has prompts only"):
+    with pytest.raises(
+        InputError, match="exact needs ground truths but .*bare.jsonl has prompts only"
+    ):
         open_mixture(config, tokenizer)

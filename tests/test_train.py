@@ -272,7 +272,9 @@ def test_evaluation_refuses_what_it_cannot_grade(configure, tmp_path):
     """Instead of a score of 0."""
     helpers.write_rows(tmp_path / "bare.jsonl", [{"prompt": "1"}] * 8)
     held_out = EvalConfig((TasksConfig(str(tmp_path / "bare.jsonl")),), num_samples=0)
-    with pytest.raises(InputError, match="exact needs ground truths but .*bare.jsonl has prompts only"):
+    with pytest.raises(
+        InputError, match="exact needs ground truths but .*bare.jsonl has prompts only"
+    ):
         evaluate_policy(configure(tmp_path / "run", rewards=("exact",), evaluation=held_out))
     with pytest.raises(
         InputError,
