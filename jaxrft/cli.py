@@ -12,6 +12,7 @@ from dataclasses import Field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
+from jaxrft import __version__
 from jaxrft.errors import InputError
 from jaxrft.host import compile_cache, crash, terminal, xla_options
 
@@ -75,7 +76,7 @@ of its fields, or the config.json of a run; every field is a flag, too:
   jaxrft eval configs/quickstart.py --checkpoint 80
   jaxrft export runs/quickstart --step 80
 `jaxrft train --help` explains every field, `jaxrft COMMAND --help` the flags of
-a command.
+a command, `jaxrft --version` says which version this is.
 """
 # 128 + SIGTERM, as schedulers expect of a job that saved and ended, after any signal
 STOPPED = 143
@@ -120,6 +121,9 @@ def _run(arguments: list[str]) -> int:
             if not arguments or arguments[0] in ("-h", "--help"):
                 terminal.print_page(USAGE)
                 return 0 if arguments else 2
+            if arguments[0] == "--version":
+                terminal.print_page(f"jaxrft {__version__}")
+                return 0
             if arguments[0] == "bench":
                 raise InputError(_BENCH)
             if arguments[0] not in commands:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import pytest
 import tyro
 
+import jaxrft
 from jaxrft import cli, flags
 from jaxrft.config import GROUPS, Config, EvalConfig, TasksConfig
 from jaxrft.dry_run import Options
@@ -132,6 +133,11 @@ def test_commands_without_arguments_say_what_they_take(arguments, code, capsys, 
     for kind in ("dataset", "pass-rates", "embeddings", "predictor"):
         assert re.search(rf"^ +{kind} ", page, re.MULTILINE)
     assert all(len(line) <= 80 for line in page.splitlines())
+
+
+def test_the_version_is_said(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"jaxrft {jaxrft.__version__}\n"
 
 
 @pytest.mark.parametrize(
