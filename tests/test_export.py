@@ -148,6 +148,24 @@ def test_evaluation_says_which_settings_are_not_those_of_the_run(evaluated):
     assert "seed is 1, there it was 0" in said
 
 
+@pytest.mark.parametrize(
+    ("sets", "wanted"),
+    [
+        (lambda tasks: (dataclasses.replace(tasks, num_samples=3),), "differs in num_samples"),
+        (lambda tasks: (tasks, dataclasses.replace(tasks, name="b")), "differs"),
+    ],
+    ids=["another number of samples", "another number of sets"],
+)
+def test_evaluation_says_in_what_held_out_sets_differ_from_those_of_the_run(
+    evaluated, sets, wanted
+):
+    changed = dataclasses.replace(evaluated.evaluation, tasks=sets(evaluated.evaluation.tasks[0]))
+    config = dataclasses.replace(evaluated, evaluation=changed, keep_best=None)
+    measured = Measured(config, Path(evaluated.output_dir) / "policy", 1, 1, {}, {})
+    (said,) = results.comparison(results.own_figures(config, measured), {})
+    assert said.endswith(f": evaluation.tasks {wanted}")
+
+
 def test_results_have_a_place_of_their_own(evaluated):
     assert results.default_path(evaluated, Measured(evaluated, Path("x"), 40, 40, {}, {})) == Path(
         evaluated.output_dir, "evaluations/step-40.json"

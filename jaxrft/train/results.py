@@ -196,12 +196,7 @@ def comparison(own: OwnFigures, metrics: dict[str, float]) -> list[str]:
             "evaluates a policy of the run in output_dir with the draws of its own evaluation"
         ]
     if own.differences:
-        changed = ", ".join(
-            f"{name} differs"
-            if isinstance(now, list) or isinstance(before, list)
-            else f"{name} is {now!r}, there it was {before!r}"
-            for name, (now, before) in own.differences.items()
-        )
+        changed = ", ".join(_change(name, *pair) for name, pair in own.differences.items())
         return [f"not comparable with the figures of the run in {own.run}: {changed}"]
     if not own.metrics:
         return [
@@ -220,6 +215,18 @@ def comparison(own: OwnFigures, metrics: dict[str, float]) -> list[str]:
         f"{where} {', '.join(differ)} at step {own.step}, with the same draws: rounding on other "
         "devices changes some samples"
     ]
+
+
+def _change(name: str, now: JSON, before: JSON) -> str:
+    """Says how a setting differs from that of the run; of sets of tasks, in which fields."""
+    if not (isinstance(now, list) or isinstance(before, list)):
+        return f"{name} is {now!r}, there it was {before!r}"
+    fields: set[str] = set()
+    if isinstance(now, list) and isinstance(before, list) and len(now) == len(before):
+        for one, other in zip(now, before, strict=True):
+            if isinstance(one, dict) and isinstance(other, dict):
+                fields |= {key for key in one | other if one.get(key) != other.get(key)}
+    return f"{name} differs" + (f" in {', '.join(sorted(fields))}" if fields else "")
 
 
 def default_path(config: Config, measured: Measured, on_suites: bool = False) -> Path:
