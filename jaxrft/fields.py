@@ -299,7 +299,10 @@ def type_mismatches(name: str, value: object, kind: Any) -> Iterator[tuple[str, 
     elif origin is tuple:
         example = tuple(value) if isinstance(value, list | set) else (value,)
         fits = not isinstance(value, tuple) and not any(type_mismatches(name, example, kind))
-        yield name, value, f"{expected}, such as {example!r}" if fits else expected
+        spelled = repr(example)
+        if len(spelled) > SHOWN:
+            spelled = f"({type(example[0]).__name__}(...),)"
+        yield name, value, f"{expected}, such as {spelled}" if fits else expected
     elif not isinstance(value, int | float if kind is float else kind) or isinstance(
         value, bool
     ) != (kind is bool):
