@@ -74,7 +74,7 @@ class Visits:
         if groups >= SILENT_GROUPS and not self.solved[member].any():
             return (
                 f"none of the {groups} groups rolled out so far has a success above 0, and most "
-                f"likely fewer than {3 / groups:.0%} of its groups can have one: check the reward with "
-                "--dry-run, or add easier tasks"
+                f"likely fewer than {3 / groups:.0%} of its groups can have one: check the "
+                "reward with --dry-run, or add easier tasks"
             )
         return None
