@@ -184,7 +184,7 @@ class Checkpoints:
     def _check_identity(self, step: int) -> None:
         """Raises InputError when the checkpoint is of another run."""
         saved = read_identity(self.folder, step)  # `flaw_of` has read it before
-        others = dict.fromkeys(saved.keys() - self.identity.keys())
+        others = {name: None for name in saved if name not in self.identity}
         check_identity(self.folder, saved, self.identity | others)
 
     def _commit(self, path: Path, step: int) -> None:
