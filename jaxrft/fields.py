@@ -149,6 +149,12 @@ def shown(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text)} characters)"
 
 
+def _spelled(example: tuple) -> str:
+    """Spells a tuple out, or only the type of its first element where it is long."""
+    text = shown(example)
+    return text if len(text) <= SHOWN else f"({type(example[0]).__name__}(...),)"
+
+
 class Checked:
     """The root of a config, or of a command's options: a frozen dataclass, and dataclasses in its
     fields.
@@ -299,10 +305,7 @@ def type_mismatches(name: str, value: object, kind: Any) -> Iterator[tuple[str, 
     elif origin is tuple:
         example = tuple(value) if isinstance(value, list | set) else (value,)
         fits = not isinstance(value, tuple) and not any(type_mismatches(name, example, kind))
-        spelled = repr(example)
-        if len(spelled) > SHOWN:
-            spelled = f"({type(example[0]).__name__}(...),)"
-        yield name, value, f"{expected}, such as {spelled}" if fits else expected
+        yield name, value, f"{expected}, such as {_spelled(example)}" if fits else expected
     elif not isinstance(value, int | float if kind is float else kind) or isinstance(
         value, bool
     ) != (kind is bool):

@@ -142,7 +142,6 @@ def test_their_export_opens(halves):
 @pytest.mark.slow
 def test_their_checkpoint_goes_on_in_one_process(halves, configure, whole):
     assert json.loads((halves / "run/versions.json").read_text())["devices"].endswith("2 processes")
-    assert not (halves / "run/.alive").exists()
     state = train(configure(halves / "run"))
     helpers.assert_close(state, whole[1], atol=1e-3)
     assert [line["step"] for line in helpers.metrics(halves / "run")] == [1, 2, 3, 4, 5, 6]
@@ -169,8 +168,8 @@ def test_a_process_has_named_a_dead_one_and_ended_before_jax_aborts_it():
 
 @pytest.mark.slow
 def test_a_process_that_dies_is_named_by_the_other_and_both_go_on(configure, tmp_path):
-    """The first while they grade the second step. The same commands then make that step, and the
-    second dies while they grade the third.
+    """The first while they grade the second step, the second while they grade the third; the same
+    commands then make the steps that were left.
 
     Without the first one, which coordinates them, JAX ends the other.
     """
@@ -191,5 +190,7 @@ def test_a_process_that_dies_is_named_by_the_other_and_both_go_on(configure, tmp
         assert f"jaxrft: error: process {dying} of 2 gives no sign of life any more" in errors, ends
         assert "Traceback" not in errors
         assert "sign of life" not in ends[dying][2]
-    assert helpers.checkpoints(tmp_path / "run") == [1, 2]
-    assert [line["step"] for line in helpers.metrics(tmp_path / "run")] == [1, 2]
+    for code, _, errors in helpers.finish(*start_pair(tmp_path, path, devices=1)):
+        assert code == 0, errors
+    assert [line["step"] for line in helpers.metrics(tmp_path / "run")] == [1, 2, 3]
+    assert not (tmp_path / "run/.alive").exists()

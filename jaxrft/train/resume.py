@@ -22,7 +22,7 @@ from jaxrft.config import Config
 from jaxrft.host import crash, lock
 from jaxrft.host.checkpoint import check_identity, read_identity, steps_in
 from jaxrft.host.disk import writing
-from jaxrft.host.files import JSON, UnreadableJSON, read_json, replace_file, short_digest
+from jaxrft.host.files import UnreadableJSON, read_json, replace_file, short_digest
 from jaxrft.host.multihost import broadcast_from_host0, broadcast_text, on_host0
 from jaxrft.lm.model import Params
 from jaxrft.lm.policy import fingerprint
@@ -177,12 +177,12 @@ def check_settings(config: Config) -> None:
 
     One that cannot be read counts as none: resuming tells why.
     """
+    steps = saved_steps(Path(config.output_dir))
+    if not steps:
+        return
     folder = Path(config.output_dir).absolute() / "checkpoints"
-    saved: dict[str, JSON] = {}
     with suppress(OSError, UnreadableJSON):
-        saved = read_identity(folder, max(steps_in(folder), default=0))
-    if saved:
-        check_identity(folder, saved, fixed_fields(config))
+        check_identity(folder, read_identity(folder, steps[-1]), fixed_fields(config))
 
 
 def saved_steps(folder: Path) -> list[int]:
